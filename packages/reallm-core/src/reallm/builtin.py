@@ -1,0 +1,31 @@
+"""What the core itself offers, through the same hooks as any plugin."""
+
+from __future__ import annotations
+
+from reallm.algorithms.spec import Algorithm, ModelFunctionCall
+from reallm.hookspecs import hookimpl
+from reallm.loggers.spec import LoggerSpec
+
+
+@hookimpl
+def reallm_algorithms() -> dict[str, Algorithm]:
+    return {
+        "sft": Algorithm(
+            config="reallm.experiments.sft:SFTConfig",
+            graph=(ModelFunctionCall("train", "model", "train_step", inputs=("input_ids", "loss_mask")),),
+            interfaces={"model": "reallm.algorithms.sft:SFTInterface"},
+            description="supervised fine-tuning on prompt/answer pairs or conversations",
+        )
+    }
+
+
+@hookimpl
+def reallm_loggers() -> dict[str, LoggerSpec]:
+    return {
+        "jsonl": LoggerSpec("reallm.loggers.jsonl:JsonlLogger", "one JSON object a line in metrics.jsonl"),
+        "tensorboard": LoggerSpec(
+            "reallm.loggers.tensorboard:TensorBoardLogger",
+            "TensorBoard event files",
+            requires=("tensorboard",),
+        ),
+    }

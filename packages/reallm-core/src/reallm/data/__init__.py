@@ -1,0 +1,1 @@
+"""Rows, datasets, named arrays, packing: everything between a file and a packed batch."""

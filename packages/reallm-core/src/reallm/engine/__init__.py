@@ -1,0 +1,1 @@
+"""`ReaLModel`, the class users hold, and the training engine around it."""

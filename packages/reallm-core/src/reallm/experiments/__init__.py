@@ -1,0 +1,1 @@
+"""Experiments: configuration, the runner, run folders, progress."""

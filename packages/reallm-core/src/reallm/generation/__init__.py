@@ -1,0 +1,1 @@
+"""Sampling and the decoding loop over a KV cache."""

@@ -1,0 +1,1 @@
+"""HuggingFace model families: their tables, and safetensors checkpoints."""

@@ -1,0 +1,25 @@
+"""`HFFamily`: everything the core must know of a HuggingFace model family, as tables. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reallm.hf.tables import ConfigTable, WeightTable
+
+
+@dataclass(frozen=True)
+class HFFamily:
+    """A family of HuggingFace checkpoints that `ReaLModel` reads and writes.
+
+    `names` are what users say (`ReaLModel.from_<name>`); the first is also the `model_type` in `config.json`.
+    `architectures` are class names found in `config.json`; the first is written.
+    `critic_architectures` are those of a scalar head (`LlamaForSequenceClassification`), or empty.
+    """
+
+    names: tuple[str, ...]
+    model_type: str
+    architectures: tuple[str, ...]
+    config: ConfigTable
+    weights: WeightTable
+    critic_architectures: tuple[str, ...] = ()
+    description: str = ""

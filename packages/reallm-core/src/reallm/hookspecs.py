@@ -1,0 +1,48 @@
+"""The whole extension API. A plugin is a module with some of these functions, marked `@reallm.hookimpl`,
+and entry points in the group `reallm` named `<kind>.<name>` for what it offers:
+
+    [project.entry-points.reallm]
+    "dataset.my-dataset" = "my_package.plugin"
+
+Hooks take no arguments and return values. They are called once, at the first look-up, and must import
+neither torch nor transformers: refer to classes lazily, as `"my_package.dataset:MyDataset"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from reallm.algorithms.spec import Algorithm
+    from reallm.data.spec import DatasetSpec
+    from reallm.hf.family import HFFamily
+    from reallm.loggers.spec import LoggerSpec
+
+HOOK_API = (1, 0)
+"""Version (major, minor) of this page. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.0"`."""
+
+hookspec = pluggy.HookspecMarker("reallm")
+hookimpl = pluggy.HookimplMarker("reallm")
+
+
+@hookspec
+def reallm_datasets() -> Mapping[str, DatasetSpec]:  # type: ignore[empty-body]
+    """Datasets by name: `{"my-data": DatasetSpec("my_package.data:MyDataset", "my_package.config:MyDataConfig")}`."""
+
+
+@hookspec
+def reallm_hf_families() -> Iterable[HFFamily]:  # type: ignore[empty-body]
+    """HuggingFace model families: `[HFFamily(names=("llama",), architectures=("LlamaForCausalLM",), ...)]`."""
+
+
+@hookspec
+def reallm_algorithms() -> Mapping[str, Algorithm]:  # type: ignore[empty-body]
+    """Algorithms by name, each a command too: `{"sft": Algorithm("reallm.experiments.sft:SFTConfig", ...)}`."""
+
+
+@hookspec
+def reallm_loggers() -> Mapping[str, LoggerSpec]:  # type: ignore[empty-body]
+    """Metric loggers by name: `{"jsonl": LoggerSpec("reallm.loggers.jsonl:JsonlLogger")}`."""

@@ -1,0 +1,1 @@
+"""Metric loggers that come with the core."""

@@ -1,0 +1,16 @@
+"""Fields of configuration dataclasses that explain themselves in `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+REQUIRED: Any = "???"
+"""Default of a field that the user must give (the value OmegaConf knows as missing)."""
+
+
+def option(default: Any, help: str) -> Any:  # noqa: A002 - the word users type
+    """A dataclass field with a default and the line that `--help` prints; lists and dicts are copied for each instance."""
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
