@@ -10,7 +10,7 @@ REQUIRED: Any = "???"
 
 
 def option(default: Any, help: str) -> Any:  # noqa: A002 - the word users type
-    """A dataclass field with a default and the line that `--help` prints; lists and dicts are copied for each instance."""
+    """A dataclass field with a default (lists and dicts are copied for each instance) and its line in `--help`."""
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata={"help": help})
     return field(default=default, metadata={"help": help})

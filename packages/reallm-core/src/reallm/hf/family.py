@@ -11,7 +11,7 @@ from reallm.hf.tables import ConfigTable, WeightTable
 class HFFamily:
     """A family of HuggingFace checkpoints that `ReaLModel` reads and writes.
 
-    `names` are what users say (`ReaLModel.from_<name>`); the first is also the `model_type` in `config.json`.
+    `names` are what users say (`ReaLModel.from_<name>`); `model_type` is that of `config.json`.
     `architectures` are class names found in `config.json`; the first is written.
     `critic_architectures` are those of a scalar head (`LlamaForSequenceClassification`), or empty.
     """

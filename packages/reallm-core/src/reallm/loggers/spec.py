@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from reallm.plugins.lazy import resolve, TypeOrPath
+from reallm.plugins.lazy import TypeOrPath, resolve
 
 
 class Logger(Protocol):

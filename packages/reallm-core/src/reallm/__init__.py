@@ -1,0 +1,127 @@
+"""reallm: LLM post-training with packed sequences, parameter reallocation and plugins.
+
+Public names are imported when first used, so that `import reallm` costs nothing. Names that plugins offer, such as
+`reallm.PromptAnswerDatasetConfig`, resolve through the plugin that is installed for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from reallm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PluginError,
+    ReallmError,
+    UnknownNameError,
+    did_you_mean,
+)
+from reallm.hookspecs import HOOK_API, hookimpl
+
+if TYPE_CHECKING:
+    from reallm.algorithms.spec import Algorithm, ModelFunctionCall
+    from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
+    from reallm.data.namedarray import (
+        NamedArray,
+        flatten,
+        from_dict,
+        from_flattened,
+        merge,
+        recursive_aggregate,
+        recursive_apply,
+        split,
+    )
+    from reallm.data.spec import DatasetSpec
+    from reallm.engine.optimizer_config import OptimizerConfig
+    from reallm.engine.real_model import ReaLModel
+    from reallm.experiments.config import ModelArgs
+    from reallm.experiments.sft import SFTConfig
+    from reallm.generation.decode import Completion
+    from reallm.hf.family import HFFamily
+    from reallm.loggers.spec import LoggerSpec
+    from reallm.model.config import ReaLModelConfig, RopeConfig
+    from reallm.options import REQUIRED, option
+
+_HOMES = {
+    "Algorithm": "reallm.algorithms.spec",
+    "Completion": "reallm.generation.decode",
+    "Dataset": "reallm.data.datasets",
+    "DatasetSpec": "reallm.data.spec",
+    "DatasetUtility": "reallm.data.datasets",
+    "HFFamily": "reallm.hf.family",
+    "LoggerSpec": "reallm.loggers.spec",
+    "ModelArgs": "reallm.experiments.config",
+    "ModelFunctionCall": "reallm.algorithms.spec",
+    "NamedArray": "reallm.data.namedarray",
+    "OptimizerConfig": "reallm.engine.optimizer_config",
+    "REQUIRED": "reallm.options",
+    "ReaLModel": "reallm.engine.real_model",
+    "ReaLModelConfig": "reallm.model.config",
+    "RopeConfig": "reallm.model.config",
+    "SFTConfig": "reallm.experiments.sft",
+    "flatten": "reallm.data.namedarray",
+    "from_dict": "reallm.data.namedarray",
+    "from_flattened": "reallm.data.namedarray",
+    "make_dataset": "reallm.data.datasets",
+    "merge": "reallm.data.namedarray",
+    "option": "reallm.options",
+    "recursive_aggregate": "reallm.data.namedarray",
+    "recursive_apply": "reallm.data.namedarray",
+    "split": "reallm.data.namedarray",
+}
+
+__all__ = [
+    "HOOK_API",
+    "REQUIRED",
+    "Algorithm",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "DatasetSpec",
+    "DatasetUtility",
+    "HFFamily",
+    "LoggerSpec",
+    "ModelArgs",
+    "ModelFunctionCall",
+    "NamedArray",
+    "OptimizerConfig",
+    "PluginError",
+    "ReaLModel",
+    "ReaLModelConfig",
+    "ReallmError",
+    "RopeConfig",
+    "SFTConfig",
+    "UnknownNameError",
+    "flatten",
+    "from_dict",
+    "from_flattened",
+    "hookimpl",
+    "make_dataset",
+    "merge",
+    "option",
+    "recursive_aggregate",
+    "recursive_apply",
+    "split",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value  # found once
+        return value
+    if name.startswith("_"):
+        raise AttributeError(f"module 'reallm' has no attribute '{name}'")
+    if name.endswith("Config"):
+        from reallm.plugins import configs
+
+        return configs.offered_config(name)
+    raise AttributeError(f"module 'reallm' has no attribute '{name}'{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

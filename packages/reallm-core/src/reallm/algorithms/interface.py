@@ -1,0 +1,34 @@
+"""What an algorithm's interface offers: one method for each kind of call that the graph makes to its role."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from reallm.data.namedarray import NamedArray
+from reallm.engine.objective import Objective
+from reallm.engine.train import TrainEngine
+from reallm.model.transformer import Transformer
+
+
+class TrainInterface(Objective, Protocol):
+    """A role that is trained: it says how its loss is computed, and makes a step of it."""
+
+    def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
+        """Train on `batch`, which holds the call's input keys; usually `engine.train_batch(batch, self)`."""
+
+
+class InferenceInterface(Protocol):
+    """A role that computes something of a batch without being changed."""
+
+    def inference(self, model: Transformer, batch: NamedArray) -> NamedArray:
+        """The call's output keys for the samples of `batch`, in the same order."""
+
+
+class GenerateInterface(Protocol):
+    """A role that continues prompts."""
+
+    def generate(self, model: Transformer, batch: NamedArray) -> NamedArray:
+        """The call's output keys for the samples of `batch`, in the same order."""
+
+
+Interface = TrainInterface | InferenceInterface | GenerateInterface

@@ -1,0 +1,57 @@
+"""The command of an algorithm, such as `reallm sft`: configuration from files and `key=value`, checks, run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reallm.cli.keys import help_text
+from reallm.plugins import registry
+
+BUILT_IN = {"sft": "Fine-tune a model on prompt/answer pairs or conversations."}
+"""Short descriptions for `reallm --help`, which imports no plugin to ask for them."""
+
+
+def algorithm_command(name: str) -> Any:
+    """The command that runs the algorithm `name`. The algorithm is looked up when the command is run, not before."""
+
+    def command(
+        arguments: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+        config: Annotated[list[Path] | None, typer.Option("--config")] = None,
+        print_config: Annotated[bool, typer.Option("--print-config")] = False,
+        show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
+    ) -> None:
+        if show_help:
+            typer.echo(help_text(name, registry.get("algorithm", name), arguments or [], config or []))
+        else:
+            _run(name, config or [], arguments or [], print_config)
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(
+        name,
+        help=BUILT_IN.get(name, f"An algorithm of an installed plugin; see reallm {name} --help."),
+        add_help_option=False,  # ours knows the keys, and those of the dataset that was named
+        context_settings={"ignore_unknown_options": True},  # `--lr 1e-4` reaches us, who can say what to write
+    )(command)
+    return typer.main.get_command(app)
+
+
+def _run(name: str, files: list[Path], arguments: list[str], print_config: bool) -> None:
+    from reallm.experiments.config_load import load
+
+    algorithm = registry.get("algorithm", name)
+    configuration = load(algorithm.config_class(), files, arguments)
+    if print_config:
+        typer.echo(configuration.to_yaml(), nl=False)
+        return
+    config = configuration.build()
+
+    from reallm.experiments.checks import check
+
+    check(config)
+
+    from reallm.experiments.runner import run
+
+    run(config, algorithm)

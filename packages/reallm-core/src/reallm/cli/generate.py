@@ -1,0 +1,141 @@
+"""`reallm generate`: continue prompts with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, TYPE_CHECKING
+
+import typer
+
+from reallm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from reallm.generation.decode import Completion
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Texts to continue.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Checkpoint to use: a folder or a hub id. Required.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="More prompts: .txt, one a line, or .jsonl, key 'prompt'."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Most tokens to add to a prompt.")] = 128,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0 takes the likeliest token; 1 samples.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End where TEXT appears; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Continue prompts with a checkpoint, for instance one that `reallm sft` wrote.
+
+    \b
+      reallm generate --model PATH "Once upon a time"
+      reallm generate --model PATH --chat --temperature 0.7 "Who wrote Faust?"
+    """
+    if model is None:
+        raise ConfigError("--model PATH is required: a checkpoint's folder or a hub id")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
+    wanted = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
+    if not wanted:
+        raise ConfigError('nothing to continue; give prompts ("Once upon a time") or a file of them (--prompts FILE)')
+    if not all(wanted):
+        raise ConfigError("a prompt is empty")
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
+                                "top_p": top_p, "stop": tuple(stop or ()), "seed": seed}  # fmt: skip
+
+    completions = _complete(model, wanted, sampling, chat=chat, device=device)
+    for place, (prompt, completion) in enumerate(zip(wanted, completions, strict=True)):
+        if as_json:
+            typer.echo(_as_json(prompt, completion))
+        else:
+            typer.echo(("\n" if place else "") + _as_text(prompt, completion))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: the lines of a .txt, or the values of `prompt` in a .jsonl; blank lines do not count.
+
+    Raises:
+        DataError: no such file, another kind of file, or a line without a prompt; names file and line.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise DataError(f"--prompts {path}: the name must end in .txt or .jsonl")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompts {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix == ".txt":
+        return [line for _, line in numbered]
+    return [_prompt_of(line, f"{path}:{number}") for number, line in numbered]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise DataError(f'{where}: expected an object with a text "prompt", such as {{"prompt": "Once upon a time"}}')
+    return row["prompt"]
+
+
+def _complete(
+    path: str, prompts: list[str], sampling: dict[str, Any], *, chat: bool, device: str
+) -> list[Completion]:
+    from reallm.generation.sampling import SamplingConfig
+
+    SamplingConfig(**sampling)  # refuses wrong values before a model is loaded
+
+    import torch
+
+    from reallm.engine.real_model import ReaLModel
+    from reallm.hf import config_io
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("--device cuda: PyTorch sees no GPU here; use cpu or auto")
+    device = ("cuda" if has_gpu else "cpu") if device == "auto" else device
+
+    folder = config_io.resolve_path(path)
+    tokenizer = config_io.load_tokenizer(folder)
+    if chat and not tokenizer.chat_template:
+        raise ConfigError(f"--chat: the tokenizer in '{folder}' has no chat template; leave --chat out")
+    ids = [_chat_ids(tokenizer, prompt) if chat else tokenizer.encode(prompt) for prompt in prompts]
+    # A CPU is fastest in float32; a GPU takes what the checkpoint holds.
+    model = ReaLModel.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else None, device=device)
+    return model.generate(ids, tokenizer=tokenizer, **sampling)
+
+
+def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)  # the template wrote them already
+
+
+def _as_json(prompt: str, completion: Completion) -> str:
+    return json.dumps(
+        {
+            "prompt": prompt,
+            "completion": completion.text,
+            "n_tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _as_text(prompt: str, completion: Completion) -> str:
+    asked = "\n".join(f"> {line}" for line in prompt.splitlines())
+    end = ""
+    if completion.finish_reason == "length":
+        n_tokens = len(completion.token_ids)
+        end = typer.style(f"\n[cut after {n_tokens} tokens; --max-new-tokens N for more]", dim=True)
+    return f"{typer.style(asked, bold=True)}\n{(completion.text or '').strip()}{end}"

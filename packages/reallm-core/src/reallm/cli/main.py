@@ -1,0 +1,119 @@
+"""The command `reallm`: its subcommands, and how errors are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from reallm.cli import demo, generate, plugins
+from reallm.cli.algorithm import algorithm_command
+from reallm.errors import did_you_mean, ReallmError
+from reallm.plugins import registry
+
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""What typer raises of a wrong option or argument; its public names hold only this subclass of it."""
+
+HELP = """\
+Post-training of large language models: fine-tune, generate, and see what is installed.
+
+\b
+  reallm demo                      train a tiny model and see what comes out
+  reallm sft --help                fine-tuning: all keys, their types and defaults
+  reallm plugins                   installed datasets, model families, algorithms
+"""
+
+
+class Commands(TyperGroup):
+    """The commands written here, and each algorithm that a plugin offers as a command of its name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names; reads what entry points promise and imports no plugin."""
+        return [*registry.declared("algorithm"), *(name for name in super().list_commands(ctx))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name; None if there is none."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and (cmd_name in registry.declared("algorithm") or cmd_name in registry.names("algorithm")):
+            return algorithm_command(cmd_name)
+        return found
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that `args` begin with; an unknown one names the nearest."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            names = list(dict.fromkeys([*self.list_commands(ctx), *registry.names("algorithm")]))
+            hint = did_you_mean(args[0], names)
+            raise CommandError(f"no command '{args[0]}'{hint + ' C' if hint else '; c'}ommands: {', '.join(names)}")
+        return super().resolve_command(ctx, args)
+
+
+class CommandError(ReallmError):
+    """A command that does not exist."""
+
+
+app = typer.Typer(
+    cls=Commands,
+    help=HELP,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.generate)
+app.add_typer(plugins.app, name="plugins")
+app.command("demo")(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"reallm-core {version('reallm-core')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C.
+
+    Other exceptions are ours and keep their traceback.
+    """
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="reallm", standalone_mode=False)
+        sys.stdout.flush()
+    except ReallmError as error:
+        return _fail(str(error))
+    except UsageError as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _fail(message[:1].lower() + message[1:].rstrip("."))
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) left. What is still buffered goes nowhere, or flushing at exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:  # typer turns Ctrl-C into this code
+        sys.stderr.write("\ninterrupted\n")
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2
+
+
+def main() -> None:
+    """Entry point of the command `reallm`."""
+    sys.exit(run(sys.argv[1:]))

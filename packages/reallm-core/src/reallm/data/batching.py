@@ -1,0 +1,141 @@
+"""Samples into a packed batch and back, by nothing but the batch's `seqlens`: no field is known by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+
+from reallm.data.array import Array, concatenate
+from reallm.data.metadata import PER_SAMPLE, sample_count
+from reallm.data.namedarray import FieldError, NamedArray, Value, flatten, from_flattened, recursive_aggregate
+from reallm.data.packing import balanced_partition
+from reallm.errors import DataError, did_you_mean
+
+
+def n_samples(batch: NamedArray) -> int:
+    """How many samples the batch holds.
+
+    Raises:
+        DataError: if it has neither `seqlens` nor `ids`.
+    """
+    count = sample_count(batch.metadata)
+    if count is None:
+        raise DataError(f"cannot tell samples apart without seqlens in {batch}; see with_metadata")
+    return count
+
+
+def lengths(batch: NamedArray, key: str) -> list[int]:
+    """How many elements along dim 0 of field `key` each sample owns, over all its sequences.
+
+    Raises:
+        FieldError: if the field has no `seqlens`.
+    """
+    return [sum(sample) for sample in _seqlens(batch, key)]
+
+
+def cu_seqlens(batch: NamedArray, key: str) -> torch.Tensor:
+    """Offsets of all sequences of field `key`, int32 [S+1] on the CPU: `((5,), (3, 2))` gives 0 5 8 10.
+
+    Raises:
+        FieldError: if the field has no `seqlens`.
+    """
+    return torch.tensor([0, *accumulate(chain.from_iterable(_seqlens(batch, key)))], dtype=torch.int32)
+
+
+def gather(samples: Sequence[NamedArray]) -> NamedArray:
+    """One batch of all samples, packed along dim 0; each may also be a batch of several.
+
+    `seqlens` and `ids` are joined, other metadata must be the same everywhere. Inverse of `split_samples`.
+
+    Raises:
+        DataError: if there is no sample, or if samples differ in fields, dtypes, sizes other than that of dim 0, or
+            in what their metadata holds; names the field.
+    """
+    if not samples:
+        raise DataError("cannot gather a batch of no samples")
+    for sample in samples:
+        n_samples(sample)
+        _check_fields(sample)
+    batch = recursive_aggregate(samples, concatenate)
+    first = samples[0].metadata
+    seqlens = first.get("seqlens", {})
+    for i, sample in enumerate(samples):
+        for name in sorted(first.keys() | sample.metadata.keys()):
+            kept, found = first.get(name), sample.metadata.get(name)
+            if (kept is None) != (found is None) or (name not in PER_SAMPLE and kept != found):
+                raise DataError(f"cannot gather: metadata '{name}' differs between samples 0 and {i}")
+        for key in sorted(seqlens.keys() ^ sample.metadata.get("seqlens", {}).keys()):
+            raise DataError(f"cannot gather: only one of samples 0 and {i} has seqlens of '{key}'")
+    joined: dict[str, Any] = {
+        "seqlens": {key: [s for sample in samples for s in sample.metadata["seqlens"][key]] for key in seqlens}
+    }
+    if "ids" in first:
+        joined["ids"] = [name for sample in samples for name in sample.metadata["ids"]]
+    return batch.with_metadata(**{**first, **joined})
+
+
+def select(batch: NamedArray, indices: Sequence[int]) -> NamedArray:
+    """The batch of these samples, in this order; a sample may be taken several times.
+
+    Raises:
+        DataError: if there is no such sample, or if a field has no `seqlens`; names it.
+    """
+    count = n_samples(batch)
+    _check_fields(batch)
+    for i in indices:
+        if not 0 <= i < count:
+            raise DataError(f"no sample {i} in a batch of {count}")
+    offsets = {key: [0, *accumulate(lengths(batch, key))] for key in batch.metadata.get("seqlens", {})}
+
+    def cut(name: str, value: Value) -> Value:
+        if not isinstance(value, Array):
+            return value
+        starts = offsets[name.partition(".")[0]]
+        return concatenate([value[starts[i] : starts[i + 1]] for i in indices] or [value[:0]])
+
+    metadata: dict[str, Any] = dict(batch.metadata)
+    if "seqlens" in metadata:
+        metadata["seqlens"] = {key: [rows[i] for i in indices] for key, rows in metadata["seqlens"].items()}
+    if "ids" in metadata:
+        metadata["ids"] = [metadata["ids"][i] for i in indices]
+    return from_flattened([(name, cut(name, value)) for name, value in flatten(batch)], metadata)
+
+
+def split_samples(batch: NamedArray) -> list[NamedArray]:
+    """Its samples one by one, as views of the batch. Inverse of `gather`.
+
+    Raises:
+        DataError: if a field has no `seqlens`; names it.
+    """
+    return [select(batch, [i]) for i in range(n_samples(batch))]
+
+
+def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:
+    """`k` batches (one for each data-parallel rank) with nearly equal numbers of elements of field `key`.
+
+    Each sample is in one of them, none is empty if there are `k` samples; see `packing.balanced_partition`.
+
+    Raises:
+        DataError: if `k` is below 1 or a field has no `seqlens`; names it.
+    """
+    return [select(batch, part) for part in balanced_partition(lengths(batch, key), k)]
+
+
+def _seqlens(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:
+    seqlens = batch.metadata.get("seqlens", {})
+    if key not in seqlens:
+        known = ", ".join(seqlens) or "no field"
+        raise FieldError(f"no seqlens of '{key}'{did_you_mean(key, seqlens)}; there are seqlens of {known}")
+    return seqlens[key]
+
+
+def _check_fields(batch: NamedArray) -> None:
+    """Every array must say which of its elements belong to which sample."""
+    seqlens = batch.metadata.get("seqlens", {})
+    for name, value in flatten(batch):
+        key = name.partition(".")[0]
+        if isinstance(value, Array) and key not in seqlens:
+            raise DataError(f"field '{key}' has no seqlens, so its samples cannot be told apart; see with_metadata")

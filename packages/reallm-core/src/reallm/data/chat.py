@@ -1,0 +1,156 @@
+"""Conversations as a tokenizer's chat template writes them, and which characters of that text are the assistant's.
+
+    user: hi  ->  <|user|>hi<|end|><|assistant|>Hello!<|end|>
+    assistant: Hello!                           ^^^^^^^^^^^^^ the turn: what the model is to write after its prompt
+
+A template is a program, so a turn is found by running it: the text before the turn is what the template writes of
+the messages so far as a prompt for generation, and the turn ends where the template's text of the messages up to
+and including it ends. Both must be prefixes of the whole; then the model is trained on what it will see in use.
+A template that marks the turns itself (`{% generation %}`) is taken at its word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TYPE_CHECKING
+
+from reallm.data.rows import Row
+from reallm.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]
+
+_MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as text, and the spans of characters (start, end) in it that the assistant wrote, in order.
+
+    A span includes the token that ends the turn. The text ends with the last span.
+    """
+
+    text: str
+    turns: tuple[tuple[int, int], ...]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Raises:
+        DataError: if the tokenizer has none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise DataError(
+                "the tokenizer has no chat template, which rows with 'messages' need; "
+                "use the tokenizer of a chat model, or rows with 'prompt' and 'answer'"
+            ) from error
+        self._tokenizer = tokenizer
+        self._marks_turns = bool(_MARKS_TURNS.search(template))
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special.update(tokenizer.all_special_tokens)
+        any_special = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)"
+        self._ends_turn = re.compile(rf"(?:{any_special})(?=\s*\Z)")
+        self._closes_turn = re.compile(rf"\s*(?:{any_special})")
+
+    def prompt(self, messages: Sequence[Message], row: Row) -> str:
+        """The text after which the assistant is to write.
+
+        Raises:
+            DataError: if the last message is the assistant's, or the template refuses the messages; names the row.
+        """
+        if messages[-1]["role"] == "assistant":
+            raise row.error("the last message is the assistant's, wanted one to be answered")
+        return self._render(messages, row, add_generation_prompt=True)
+
+    def conversation(self, messages: Sequence[Message], row: Row) -> Conversation:
+        """The text of a conversation up to the assistant's last turn, with all of the assistant's turns.
+
+        A turn includes the special token that ends it, and not the whitespace that the template writes after that.
+        If the template ends turns with no special token, the end-of-sequence token is added to the last one.
+
+        Raises:
+            DataError: if the conversation has no turn of the assistant or begins with one, the template refuses it,
+                or the text of its beginning changes with what follows; names the row.
+        """
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not turns:
+            raise row.error("no message is the assistant's, so there is nothing to train")
+        if turns[0] == 0:
+            raise row.error("the first message is the assistant's, wanted one of the system or the user before it")
+        messages = messages[: turns[-1] + 1]  # what comes later has no influence on what is trained
+        text = self._render(messages, row)
+        spans = self._marked(messages, text, row) if self._marks_turns else self._derived(messages, turns, text, row)
+        return self._closed(text, spans)
+
+    def _derived(self, messages: Sequence[Message], turns: Sequence[int], text: str, row: Row) -> list[tuple[int, int]]:
+        spans = []
+        for i in turns:
+            before = self._render(messages[:i], row, add_generation_prompt=True)
+            after = text if i == turns[-1] else self._render(messages[: i + 1], row)
+            if not (text.startswith(after) and after.startswith(before)):
+                raise row.error(
+                    f"the chat template writes what comes before the end of messages[{i}] in another way when more "
+                    "follows, so the turn cannot be told from its prompt; keep one turn of the assistant in a row, or "
+                    "give the template {% generation %} marks"
+                )
+            spans.append((len(before), len(after)))
+        return spans
+
+    def _marked(self, messages: Sequence[Message], text: str, row: Row) -> list[tuple[int, int]]:
+        encoded: Any = self._apply(
+            messages,
+            row,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
+        )
+        spans: list[tuple[int, int]] = []
+        end, inside = 0, False
+        for (_, token_end), trained in zip(encoded["offset_mapping"], encoded["assistant_masks"], strict=True):
+            if trained and inside:
+                spans[-1] = (spans[-1][0], token_end)
+            elif trained:  # from the end of the token before: offsets may leave out whitespace that a token begins with
+                spans.append((end, token_end))
+            end, inside = token_end, bool(trained)
+        if not spans:
+            raise row.error("the chat template marks nothing of it with {% generation %}, so there is nothing to train")
+        return spans
+
+    def _closed(self, text: str, spans: list[tuple[int, int]]) -> Conversation:
+        """The spans with the special token that ends a turn, and nothing after it."""
+        last = spans[-1][1]
+        closing = self._closes_turn.match(text, last)
+        if closing:  # what the template leaves out of its marks at the last turn, it leaves out at all of them
+            spans = [
+                (start, end + len(closing[0]) if text.startswith(closing[0], end) else end) for start, end in spans
+            ]
+        closed = []
+        for start, end in spans:
+            token = self._ends_turn.search(text[start:end])
+            closed.append((start, start + token.end() if token else end))
+        start, end = closed[-1]
+        text = text[:end]
+        if not self._ends_turn.search(text, start):
+            if self._tokenizer.eos_token is None:
+                raise DataError("neither the tokenizer nor its chat template has a token that ends a turn")
+            text += str(self._tokenizer.eos_token)
+        return Conversation(text, (*closed[:-1], (start, len(text))))
+
+    def _render(self, messages: Sequence[Message], row: Row, **options: Any) -> str:
+        return self._apply(messages, row, tokenize=False, **options)
+
+    def _apply(self, messages: Sequence[Message], row: Row, **options: Any) -> Any:
+        try:
+            return self._tokenizer.apply_chat_template(list(messages), **options)
+        except Exception as error:  # the template is a program that came with the tokenizer and may raise anything
+            raise row.error(f"the tokenizer's chat template refuses it: {' '.join(str(error).split())}") from error

@@ -1,0 +1,103 @@
+"""From a dataset's name and arguments to the dataset: what a dataset is given, and how it is found and made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from reallm.errors import ConfigError, DataError, did_you_mean, PluginError
+from reallm.plugins import registry
+from reallm.seeding import derive_seed
+
+if TYPE_CHECKING:
+    import torch.utils.data
+    from transformers import PreTrainedTokenizerBase
+
+    from reallm.data.namedarray import NamedArray
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DatasetUtility:
+    """What every dataset is given beside its own arguments.
+
+    `dp_rank` of `dp_size` data-parallel ranks holds a slice of the samples of its own: see `shard`.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    seed: int
+    dp_rank: int
+    dp_size: int
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        if self.dp_size < 1 or not 0 <= self.dp_rank < self.dp_size:
+            raise ConfigError(f"dp_rank={self.dp_rank} is not a rank of dp_size={self.dp_size}")
+
+    def shard(self, rows: Sequence[T]) -> list[T]:
+        """This rank's rows, shuffled. The same seed gives the same slices; together the ranks hold each row once.
+
+        Raises:
+            DataError: if there are fewer rows than ranks.
+        """
+        if len(rows) < self.dp_size:
+            raise DataError(f"{len(rows)} rows are too few for {self.dp_size} data-parallel ranks")
+        order = np.random.default_rng(derive_seed(self.seed, "dataset rows")).permutation(len(rows))
+        return [rows[i] for i in order[self.dp_rank :: self.dp_size]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as a configuration describes it: the name a plugin offers it under, and its arguments."""
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_dataset(
+    dataset: Dataset, *, seed: int, tokenizer: PreTrainedTokenizerBase, dp_rank: int = 0, dp_size: int = 1
+) -> torch.utils.data.Dataset[NamedArray]:
+    """Find the dataset's class through the plugin that offers its name, and construct it.
+
+    Raises:
+        UnknownNameError: if no installed plugin offers the name.
+        ConfigError: if the class does not take the arguments; names the dataset, its distribution and the argument.
+        DataError: if its data is bad.
+    """
+    util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
+    cls = registry.get("dataset", dataset.name).dataset_class()
+    _check_args(dataset, cls)
+    made = cls(util=util, **dataset.args)
+    missing = [method for method in ("__len__", "__getitem__") if not hasattr(made, method)]
+    if missing:
+        raise PluginError(f"{_title(dataset.name)} is not a map-style dataset: it has no {' and no '.join(missing)}")
+    return made
+
+
+def _check_args(dataset: Dataset, cls: Any) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    names = [name for name in parameters if name != "util"]
+    for name in dataset.args:
+        if name not in names:
+            raise ConfigError(
+                f"{_title(dataset.name)} has no argument '{name}'"
+                f"{did_you_mean(name, names) or '; it has: ' + ', '.join(names)}"
+            )
+    for name in names:
+        if parameters[name].default is inspect.Parameter.empty and name not in dataset.args:
+            raise ConfigError(f"{_title(dataset.name)} needs the argument '{name}'")
+    if "util" not in parameters:
+        raise PluginError(f"{_title(dataset.name)} does not take 'util': its constructor is {cls.__qualname__}")
+
+
+def _title(name: str) -> str:
+    return f"dataset '{name}'"

@@ -1,0 +1,269 @@
+"""Files and folders that are replaced as a whole: killed at any moment, the path holds the old content or the new.
+
+New content is built under a hidden name beside the path, flushed to disk and renamed. A folder that exists is
+exchanged with the new one in one step where the system can (Linux `renameat2`). Elsewhere the old one is first
+renamed, and for an instant the path is absent: a process killed right then leaves what `recover_folder` puts back.
+
+A write to `name` uses three siblings, `.name.<16 hex digits>.reallm-{new,old,lock}`. It holds a lock on the last,
+which the system releases when the process ends, however it ends. So siblings whose lock is free are leftovers, and
+the next write to the same path removes them. POSIX systems only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from reallm.errors import DataError
+
+AnyPath = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_write(path: AnyPath) -> Iterator[Path]:
+    """Yield the path of an empty temporary file, which becomes `path` when the block ends without an exception.
+
+        with atomic_write("run/metrics.json") as temporary:
+            temporary.write_text(text)
+
+    Missing parent folders are made. After an exception `path` is as it was. A symbolic link is replaced.
+
+    Raises:
+        DataError: if the file cannot be written (no space, no permission, a folder); one line that names `path`.
+    """
+    final = Path(path)
+    if final.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder")
+    with _workspace(final) as work:
+        with _named(final):
+            work.new.touch()
+        with _named(final, only_full_disk=True):
+            yield work.new
+        with _named(final):
+            _flush(work.new)
+            work.new.replace(final)
+            _flush(final.parent)
+
+
+@contextmanager
+def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -> Iterator[Path]:
+    """Yield the path of an empty temporary folder, which becomes `path` when the block ends without an exception.
+
+        with atomic_folder("run/checkpoints/last") as temporary:
+            save_file(tensors, temporary / "model.safetensors")
+
+    The old folder and all it held are gone afterwards, but for what `keep` saves. Missing parent folders are made;
+    a symbolic link is followed. After an exception `path` is as it was. Of two processes that write to one path at
+    the same time, the last one wins.
+
+    Args:
+        path: the folder to make or replace; not the working folder nor one that holds it.
+        keep: says for a name at the top of the old folder whether it is carried over, unless it was written anew.
+
+    Raises:
+        DataError: if the folder cannot be written (no space, no permission, a file); one line that names `path`.
+    """
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_dir():
+        raise DataError(f"cannot write {path}: it is a file, not a folder")
+    if Path.cwd().is_relative_to(final):
+        raise DataError(f"cannot replace {final}: it is the working folder or holds it; choose a folder of its own")
+    with _workspace(final) as work:
+        with _named(final):
+            work.new.mkdir()
+        with _named(final, only_full_disk=True):
+            yield work.new
+        with _named(final):
+            if keep is not None and final.is_dir():
+                _carry_over(final, work.new, keep)
+            _flush_tree(work.new)
+            _install(work, final)
+            _flush(final.parent)
+
+
+def recover_folder(path: AnyPath) -> None:
+    """Put back the old folder if a process was killed while `path` was absent; else do nothing.
+
+    Call it before reading what `atomic_folder` writes. Where folders are exchanged in one step there is never
+    anything to put back.
+    """
+    final = Path(os.path.realpath(path))
+    if final.exists():
+        return
+    for work in _workspaces(final):
+        if work.old.exists():
+            lock = _lock(work.lock)
+            if lock is not None:  # else its writer lives, and is about to put the new folder in place
+                with suppress(FileNotFoundError):
+                    work.old.rename(final)
+                os.close(lock)
+
+
+class _Work(NamedTuple):
+    """The siblings of a path that one write uses."""
+
+    new: Path
+    old: Path
+    lock: Path
+
+
+def _siblings(final: Path, token: str) -> _Work:
+    return _Work(*(final.with_name(f".{final.name}.{token}.reallm-{kind}") for kind in _Work._fields))
+
+
+def _workspaces(final: Path) -> list[_Work]:
+    """Those of all writes to `final` that run, or were killed."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.([0-9a-f]{{16}})\.reallm-(?:{'|'.join(_Work._fields)})")
+    siblings = final.parent.iterdir() if final.parent.is_dir() else ()
+    matches = [pattern.fullmatch(path.name) for path in siblings]
+    return [_siblings(final, token) for token in sorted({match[1] for match in matches if match})]
+
+
+@contextmanager
+def _workspace(final: Path) -> Iterator[_Work]:
+    """Siblings of `final` for one write, locked, after removing those of killed processes; gone in the end."""
+    with _named(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(final)
+        for leftover in _workspaces(final):
+            held = _lock(leftover.lock)
+            if held is not None:
+                _remove(leftover, held)
+        work, lock = _claim(final)
+    try:
+        yield work
+    finally:
+        _remove(work, lock)
+
+
+def _claim(final: Path) -> tuple[_Work, int]:
+    """New siblings, of which only the locked lock exists, and its descriptor."""
+    while True:
+        work = _siblings(final, secrets.token_hex(8))
+        work.lock.touch(exist_ok=False)
+        lock = _lock(work.lock)
+        if lock is not None and os.fstat(lock).st_nlink:
+            return work, lock
+        if lock is not None:  # another process took it for a leftover before it was locked
+            os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock until it is closed; None if another process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove(work: _Work, lock: int) -> None:
+    for path in work:
+        with suppress(OSError):  # what cannot be removed now is a leftover for the next write
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    os.close(lock)
+
+
+def _install(work: _Work, final: Path) -> None:
+    try:
+        work.new.rename(final)  # there is nothing yet, or an empty folder
+        return
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    if _exchange(work.new, final):
+        return
+    final.rename(work.old)
+    try:
+        work.new.rename(final)
+    except OSError:
+        work.old.rename(final)
+        raise
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; False where the system or the file system has no such step."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    at_cwd, rename_exchange = -100, 2  # <fcntl.h>, <linux/fs.h>
+    if renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def _carry_over(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
+    """Have what is kept in both folders: linked, so it costs no space, or copied where links cannot be made."""
+    for source in old.iterdir():
+        target = new / source.name
+        if not keep(source.name) or target.exists():
+            continue
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, target, symlinks=True, copy_function=_link)
+        else:
+            _link(source, target)
+
+
+def _link(source: AnyPath, target: AnyPath) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _flush_tree(top: Path) -> None:
+    for folder, _, files in os.walk(top, topdown=False):
+        for name in files:
+            if not Path(folder, name).is_symlink():
+                _flush(Path(folder, name))
+        _flush(Path(folder))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _named(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
+    """Say which path could not be written.
+
+    In the block of the caller, an error other than that of a full disk may well be about another file, and passes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_full_disk(error) or (isinstance(error, OSError) and not only_full_disk):
+            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+            raise DataError(f"cannot write {final}: {reason}") from error
+        raise
+
+
+def _is_full_disk(error: Exception) -> bool:
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return any(f"(os error {code})" in str(error) for code in codes)  # as libraries in Rust say it: safetensors

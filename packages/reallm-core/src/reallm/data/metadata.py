@@ -1,0 +1,104 @@
+"""What a `NamedArray` knows beside its arrays: immutable, made of JSON's types, checked. Imports no torch.
+
+`seqlens` says for each field how many elements along dim 0 each sample owns, sequence by sequence.
+Two samples, of which the second owns two sequences of `input_ids`, and one score for each sequence:
+
+    {"input_ids": ((5,), (3, 2)), "scores": ((1,), (1, 1))}
+
+`ids` names the samples. Any other item belongs to the batch as a whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from reallm.errors import DataError
+
+Metadata = Mapping[str, Any]
+SeqLens = Mapping[str, tuple[tuple[int, ...], ...]]
+
+PER_SAMPLE = ("seqlens", "ids")
+"""Items with one entry for each sample. They follow the samples when these are gathered, selected or split."""
+
+
+def freeze_metadata(metadata: Metadata) -> Metadata:
+    """An immutable copy: mappings become read-only, sequences tuples, numpy's scalars Python's; items of None go.
+
+    Raises:
+        DataError: if a value is not made of JSON's types, or `seqlens` or `ids` has not its form; names the item.
+    """
+    frozen: dict[str, Any] = {}
+    for name, value in metadata.items():
+        if value is None:
+            continue
+        if name == "seqlens":
+            value = _freeze_seqlens(value)
+            if not value:  # no field has any: the same as not being there
+                continue
+        frozen[name] = _freeze(value, f"metadata '{name}'")
+    if not all(isinstance(item, str) for item in frozen.get("ids", ())):
+        raise DataError(f"metadata 'ids' must be one string for each sample, not {frozen['ids']!r}")
+    return MappingProxyType(frozen)
+
+
+def thaw(value: Any) -> Any:
+    """The same in plain dicts and lists, as `json.dumps` and `pickle` take it."""
+    if isinstance(value, Mapping):
+        return {key: thaw(item) for key, item in value.items()}
+    return [thaw(item) for item in value] if isinstance(value, tuple) else value
+
+
+def sample_count(metadata: Metadata) -> int | None:
+    """How many samples the metadata speaks of; None if it has neither `seqlens` nor `ids`.
+
+    Raises:
+        DataError: if two fields, or a field and `ids`, disagree; names both.
+    """
+    counts = {f"seqlens of '{key}'": len(samples) for key, samples in metadata.get("seqlens", {}).items()}
+    if "ids" in metadata:
+        counts["ids"] = len(metadata["ids"])
+    for name, count in counts.items():
+        first, expected = next(iter(counts.items()))
+        if count != expected:
+            raise DataError(f"{name}: {count} samples, but {first}: {expected}")
+    return next(iter(counts.values()), None)
+
+
+def _freeze(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise DataError(f"{where}: key {key!r} is a {type(key).__name__}, not a str")
+        return MappingProxyType({key: _freeze(item, f"{where}['{key}']") for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item, where) for item in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise DataError(
+        f"{where} holds a {type(value).__name__}; metadata is made of str, int, float, bool, None, list and dict"
+        " (an array belongs in a field)"
+    )
+
+
+def _freeze_seqlens(seqlens: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
+    if not isinstance(seqlens, Mapping):
+        raise DataError(f"seqlens must be a mapping from field to lengths, not a {type(seqlens).__name__}")
+    frozen = {}
+    for key, samples in seqlens.items():
+        try:
+            frozen[key] = tuple(tuple(map(operator.index, sample)) for sample in samples)
+        except TypeError:
+            raise DataError(
+                f"seqlens of '{key}' must hold, for each sample, the lengths of its sequences,"
+                f" as in ((5,), (3, 2)); found {samples!r}"
+            ) from None
+        if any(length < 0 for sample in frozen[key] for length in sample):
+            raise DataError(f"seqlens of '{key}' holds a negative length")
+    return frozen

@@ -1,0 +1,432 @@
+"""`NamedArray`: named tensors that belong together, the one value that data travels in.
+
+    batch = NamedArray(input_ids=torch.arange(5), loss_mask=torch.ones(5, dtype=torch.bool))
+    batch = batch.with_metadata(seqlens={"input_ids": [[3], [2]], "loss_mask": [[3], [2]]}, ids=["a", "b"])
+    batch.input_ids is batch["input_ids"]
+
+Its fields are torch tensors, numpy arrays, further `NamedArray`s, or None. How samples are packed into it, and
+taken out again, is in `reallm.data.batching`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, TypeAlias, overload
+
+import numpy as np
+import torch
+
+from reallm.data.array import Array, Index, describe, equal, index, is_array, move
+from reallm.data.metadata import PER_SAMPLE, Metadata, freeze_metadata, sample_count, thaw
+from reallm.errors import DataError, did_you_mean
+
+Value: TypeAlias = "Array | NamedArray | None"
+Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
+
+
+class FieldError(DataError, KeyError, AttributeError):
+    """A field that is not there. Also a `KeyError` and an `AttributeError`, as Python expects of `x[...]` and `x.y`."""
+
+    __str__ = Exception.__str__  # a KeyError would print its message in quotes
+
+
+def _arithmetic(op: Callable[[Any, Any], Any]) -> tuple[Method, Method]:
+    """The methods for `batch op other` and `other op batch`."""
+    return lambda self, other: _combined(op, self, other), lambda self, other: _combined(op, other, self)
+
+
+class NamedArray:
+    """An immutable ordered mapping from names to arrays, with attribute and key access.
+
+    Iteration, `len`, `in`, `keys` and `items` are those of a mapping from field names; the number of samples is
+    `batching.n_samples(batch)`. Fields can neither be set nor removed (their elements, as those of any tensor,
+    can): `with_fields` and `with_metadata` return changed copies that share the arrays.
+
+    Indexing with a name gives the field. Indexing with anything else (a number, a slice, a list, a mask) indexes
+    dim 0 of every array, for arrays that are aligned there. A batch with `seqlens` or `ids` refuses that, because
+    it would cut through the samples: use `batching.select`.
+
+    Arithmetic (`+ - * / // % **` and unary `-`) works field by field between two `NamedArray`s of the same
+    structure, or with a number or an array on all fields. Fields of None stay None.
+
+    `==` compares names, kinds, dtypes, shapes, values (NaN equals NaN) and metadata, and gives one bool; like
+    that of a dict, it does not look at the order of fields.
+
+    Args:
+        **fields: torch tensors, numpy arrays, `NamedArray`s without metadata, or None.
+
+    Raises:
+        DataError: if a name cannot be one (empty, with a dot, with a leading underscore, or that of a method) or
+            a value is of another type; names the field.
+    """
+
+    __slots__ = ("_fields", "_metadata")
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    __array_ufunc__ = None  # `numpy_array + batch` asks the batch, instead of looping over it
+
+    _fields: Mapping[str, Value]
+    _metadata: Metadata
+
+    def __init__(self, /, **fields: Value) -> None:
+        _initialize(self, fields, {})
+
+    @property
+    def metadata(self) -> Metadata:
+        """What is known beside the arrays, read-only: `seqlens`, `ids` and whatever was given to `with_metadata`."""
+        return self._metadata
+
+    def with_metadata(self, **items: Any) -> NamedArray:
+        """A copy with these items of metadata added or replaced; an item of None is removed.
+
+        Args:
+            **items: values made of JSON's types. `seqlens` maps names of fields to the lengths of the sequences
+                of each sample, `((5,), (3, 2))`, which must sum to the field's size on dim 0. `ids` holds one
+                string for each sample.
+
+        Raises:
+            DataError: if `seqlens` or `ids` contradicts the fields or each other; names the field.
+        """
+        return _new(self._fields, {**self._metadata, **items})
+
+    def with_fields(self, **fields: Value) -> NamedArray:
+        """A copy with these fields added or replaced, and the same metadata, which must still be true."""
+        return _new({**self._fields, **fields}, self._metadata)
+
+    def to(self, *targets: torch.device | str | torch.dtype, non_blocking: bool = False) -> NamedArray:
+        """A copy on another device, or with its floating-point fields in another dtype: `to("cuda")`, `to(torch.half)`.
+
+        Integers and masks keep their dtype, as in `torch.nn.Module.to`. Numpy arrays stay in host memory.
+
+        Raises:
+            DataError: if a numpy array is to take a dtype that numpy lacks; names the field.
+        """
+        dtypes = [target for target in targets if isinstance(target, torch.dtype)]
+        devices = [target for target in targets if not isinstance(target, torch.dtype)]
+        return recursive_apply(self, lambda array: move(array, devices, dtypes, non_blocking))
+
+    def keys(self) -> KeysView[str]:
+        """The names of the fields, in order."""
+        return self._fields.keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names and values of the fields, in order; nested ones as `NamedArray`s (`flatten` for all arrays)."""
+        return self._fields.items()
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    @overload
+    def __getitem__(self, at: str) -> Any: ...
+    @overload
+    def __getitem__(self, at: Index) -> NamedArray: ...
+    def __getitem__(self, at: str | Index) -> Any:
+        if not isinstance(at, str):
+            return _sliced(self, at)
+        if at not in self._fields:
+            raise FieldError(f"no field '{at}'{did_you_mean(at, self)}; fields: {', '.join(self) or 'none'}")
+        return self._fields[at]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # never a field; `copy` and `pickle` ask for such names on unfinished objects
+            raise AttributeError(f"'NamedArray' object has no attribute '{name}'")
+        return self[name]
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(_immutable(name))
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(_immutable(name))
+
+    def __setitem__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(_immutable(name))
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._fields]
+
+    def __repr__(self) -> str:
+        count = sample_count(self._metadata)
+        samples = [] if count is None else [f"{count} sample{'' if count == 1 else 's'}"]
+        return f"NamedArray({', '.join([*samples, *(f'{k}={_described(v)}' for k, v in self._fields.items())])})"
+
+    def __reduce__(self) -> tuple[Callable[..., NamedArray], tuple[Any, ...]]:
+        # How a data-loader's worker sends it. Read-only mappings cannot be pickled, so plain ones travel.
+        return _new, (dict(self._fields), thaw(self._metadata))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NamedArray):
+            return NotImplemented
+        if self.keys() != other.keys() or self._metadata != other._metadata:
+            return False
+        return all(equal(a, b) if is_array(a) else a == b for a, b in ((a, other[name]) for name, a in self.items()))
+
+    def __neg__(self) -> NamedArray:
+        return recursive_apply(self, operator.neg)
+
+    __add__, __radd__ = _arithmetic(operator.add)
+    __sub__, __rsub__ = _arithmetic(operator.sub)
+    __mul__, __rmul__ = _arithmetic(operator.mul)
+    __truediv__, __rtruediv__ = _arithmetic(operator.truediv)
+    __floordiv__, __rfloordiv__ = _arithmetic(operator.floordiv)
+    __mod__, __rmod__ = _arithmetic(operator.mod)
+    __pow__, __rpow__ = _arithmetic(operator.pow)
+
+
+def from_dict(values: Mapping[str, Any], metadata: Metadata | None = None) -> NamedArray:
+    """A `NamedArray` of these fields, nested where a value is a mapping."""
+    return _nested(values, metadata or {})
+
+
+def flatten(x: NamedArray) -> list[tuple[str, Value]]:
+    """All fields as (dotted name, value) in order: `[("input_ids", ...), ("critic.values", ...)]`.
+
+    Values are arrays and None; a nested `NamedArray` without fields stands for itself, so that none is lost.
+    """
+    items: list[tuple[str, Value]] = []
+    for name, value in x.items():
+        if isinstance(value, NamedArray) and len(value):
+            items += [(f"{name}.{inner}", leaf) for inner, leaf in flatten(value)]
+        else:
+            items.append((name, value))
+    return items
+
+
+def from_flattened(items: Iterable[tuple[str, Value]], metadata: Metadata | None = None) -> NamedArray:
+    """The inverse of `flatten`: `from_flattened(flatten(x), x.metadata) == x`.
+
+    Raises:
+        DataError: if a name is given twice, or both as an array and as a group of fields; names it.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in items:
+        *groups, last = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+            if not isinstance(node, dict):
+                raise DataError(f"field '{name}': '{group}' is a field already and cannot hold others")
+        if last in node:
+            raise DataError(f"field '{name}' is given twice")
+        if isinstance(value, Mapping):
+            raise DataError(f"field '{name}' is a mapping; give each of its fields by its dotted name")
+        node[last] = value
+    return from_dict(tree, metadata)
+
+
+def aligned(xs: Sequence[NamedArray]) -> list[tuple[str, list[Any]]]:
+    """For each dotted name, in the order of the first, the values that `NamedArray`s of one structure have there.
+
+    Raises:
+        DataError: if one lacks a field, or has one more, or if a field is None in some only; names the field.
+    """
+    columns: dict[str, list[Any]] = {name: [value] for name, value in flatten(xs[0])} if xs else {}
+    for i, x in enumerate(xs[1:], start=1):
+        values = dict(flatten(x))
+        for name in [*columns.keys() - values.keys(), *values.keys() - columns.keys()]:
+            having, lacking = (0, i) if name in columns else (i, 0)
+            raise DataError(f"field '{name}' is in NamedArray {having} but not in {lacking}")
+        for name, column in columns.items():
+            first, value = column[0], values[name]
+            if is_array(first) != is_array(value) or (first is None) != (value is None):
+                raise DataError(f"field '{name}' is {_described(first)} in NamedArray 0, {_described(value)} in {i}")
+            column.append(value)
+    return list(columns.items())
+
+
+def recursive_apply(x: NamedArray, fn: Callable[[Any], Value]) -> NamedArray:
+    """`fn(array)` for every array, nested ones too. None stays None; metadata stays, and must still be true.
+
+    An exception of `fn` passes through with a note that names the field.
+    """
+    return from_flattened(
+        [(name, _noted(name, fn, value) if is_array(value) else value) for name, value in flatten(x)], x.metadata
+    )
+
+
+def recursive_aggregate(xs: Sequence[NamedArray], aggregate_fn: Callable[[list[Any]], Value]) -> NamedArray:
+    """`aggregate_fn([x.field for x in xs])` for every array, nested ones too: `recursive_aggregate(xs, torch.stack)`.
+
+    What is None in all stays None. The result has no metadata, since `aggregate_fn` may have changed the sizes
+    that it speaks of (`batching.gather` joins samples with theirs). An exception of `aggregate_fn` passes through
+    with a note that names the field.
+
+    Raises:
+        DataError: if the structures differ; names the field.
+    """
+    return from_flattened(
+        [
+            (name, _noted(name, aggregate_fn, values) if is_array(values[0]) else values[0])
+            for name, values in aligned(xs)
+        ]
+    )
+
+
+def merge(parts: Iterable[NamedArray]) -> NamedArray:
+    """One `NamedArray` with the fields of all parts, which speak of the same samples.
+
+    Raises:
+        DataError: if two parts have a field of the same name, or metadata that contradict; names it.
+    """
+    fields: dict[str, Value] = {}
+    metadata: dict[str, Any] = {}
+    seqlens: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in fields:
+                raise DataError(f"cannot merge: field '{name}' is in more than one part")
+            fields[name] = value
+        seqlens |= part.metadata.get("seqlens", {})
+        metadata = _joined(metadata, {k: v for k, v in part.metadata.items() if k != "seqlens"}, "parts")
+    return _new(fields, {**metadata, "seqlens": seqlens})
+
+
+def split(x: NamedArray, groups: Iterable[Iterable[str]] | None = None) -> list[NamedArray]:
+    """One `NamedArray` for each group of field names, with their metadata, and a last one with all other fields.
+
+    Without groups, each field on its own. Always `merge(split(x, groups)) == x`. To cut a batch into its samples
+    instead, see `batching.split_samples`.
+
+    Raises:
+        DataError: if a name is no field, or is in two groups; names it.
+    """
+    if groups is None:
+        return [_part(x, [name]) for name in x] or [x]
+    named = [list(group) for group in groups]
+    taken: set[str] = set()
+    for name in (name for group in named for name in group):
+        if name in taken:
+            raise DataError(f"cannot split: field '{name}' is named twice")
+        taken.add(name)
+    return [_part(x, group) for group in [*named, [name for name in x if name not in taken]]]
+
+
+def _nested(values: Mapping[str, Any], metadata: Metadata, prefix: str = "") -> NamedArray:
+    fields = {
+        name: _nested(value, {}, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in values.items()
+    }
+    return _new(fields, metadata, prefix)
+
+
+def _new(fields: Mapping[str, Value], metadata: Metadata, prefix: str = "") -> NamedArray:
+    array = NamedArray.__new__(NamedArray)
+    _initialize(array, fields, metadata, prefix)
+    return array
+
+
+def _initialize(array: NamedArray, fields: Mapping[str, Value], metadata: Metadata, prefix: str = "") -> None:
+    """Set the slots of a new `array`; `prefix` is the dotted name it will have, for messages."""
+    checked = {name: _checked(name, value, prefix) for name, value in fields.items()}
+    frozen = freeze_metadata(metadata)
+    for key, samples in frozen.get("seqlens", {}).items():
+        if key not in checked:
+            raise DataError(f"seqlens of '{key}': no such field{did_you_mean(key, checked)}")
+        total = sum(map(sum, samples))
+        value = checked[key]
+        for name, leaf in flatten(value) if isinstance(value, NamedArray) else [("", value)]:
+            if isinstance(leaf, Array) and tuple(leaf.shape[:1]) != (total,):
+                full = f"{key}.{name}" if name else key
+                raise DataError(f"field '{full}' is {describe(leaf)}, but the seqlens of '{key}' sum to {total}")
+    sample_count(frozen)
+    object.__setattr__(array, "_fields", checked)
+    object.__setattr__(array, "_metadata", frozen)
+
+
+def _checked(name: Any, value: Any, prefix: str) -> Value:
+    full = f"{prefix}{name}"
+    if not isinstance(name, str) or not name or "." in name or name.startswith("_"):
+        raise DataError(f"field {full!r}: a name is a string without dots and without a leading underscore")
+    if hasattr(NamedArray, name):
+        raise DataError(f"field '{full}': NamedArray has a method of that name; choose another")
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        raise DataError(f"field '{full}' is a numpy array of {value.dtype}; only numbers and booleans can be held")
+    if isinstance(value, NamedArray) and value.metadata:
+        items = ", ".join(f"{item}=None" for item in value.metadata)
+        raise DataError(f"field '{full}': only the outermost NamedArray has metadata; nest x.with_metadata({items})")
+    if value is None or isinstance(value, Array | NamedArray):
+        return value
+    hint = "; from_dict nests dicts" if isinstance(value, Mapping) else ""
+    raise DataError(
+        f"field '{full}' is a {type(value).__name__}; wanted: torch tensor, numpy array, NamedArray or None{hint}"
+    )
+
+
+def _described(value: Value) -> str:
+    return describe(value) if isinstance(value, Array) else repr(value)
+
+
+def _immutable(name: object) -> str:
+    return f"a NamedArray cannot be changed (field {name!r}): use batch.with_fields(...), merge or split"
+
+
+def _noted(name: str, fn: Callable[[Any], Value], value: Any) -> Value:
+    try:
+        return fn(value)
+    except DataError as error:
+        raise DataError(f"field '{name}': {error}") from error
+    except Exception as error:  # of the caller's function: keep its type
+        error.add_note(f"in field '{name}' of a NamedArray")
+        raise
+
+
+def _part(x: NamedArray, names: Iterable[str]) -> NamedArray:
+    fields = {name: x[name] for name in names}
+    seqlens = {key: value for key, value in x.metadata.get("seqlens", {}).items() if key in fields}
+    return _new(fields, {**x.metadata, "seqlens": seqlens})
+
+
+def _joined(left: Metadata, right: Metadata, what: str) -> dict[str, Any]:
+    for name in left.keys() & right.keys():
+        if left[name] != right[name]:
+            raise DataError(f"metadata '{name}' differs between the {what}; drop it with with_metadata({name}=None)")
+    return {**left, **right}
+
+
+def _sliced(x: NamedArray, at: Index) -> NamedArray:
+    for item in PER_SAMPLE:
+        if item in x.metadata:
+            raise DataError(f"a batch with {item} is not indexed by elements: use batching.select(batch, samples)")
+    items: list[tuple[str, Value]] = []
+    for name, value in flatten(x):
+        try:
+            items.append((name, index(value, at) if isinstance(value, Array) else value))
+        except (IndexError, TypeError, ValueError) as error:
+            raise DataError(f"field '{name}' ({_described(value)}) cannot be indexed with {at!r}: {error}") from error
+    return from_flattened(items, x.metadata)
+
+
+def _combined(op: Callable[[Any, Any], Any], left: object, right: object) -> NamedArray:
+    """`left op right`, of which at least one is a `NamedArray`; NotImplemented if the other is no number or array."""
+    plain = (torch.Tensor, np.ndarray, np.generic, float, int)
+    if isinstance(left, NamedArray) and isinstance(right, NamedArray):
+        metadata = _joined(left.metadata, right.metadata, "operands")
+        pairs = [(name, values[0], values[1]) for name, values in aligned([left, right])]
+    elif isinstance(left, NamedArray) and isinstance(right, plain):
+        metadata = dict(left.metadata)
+        pairs = [(name, value, right) for name, value in flatten(left)]
+    elif isinstance(right, NamedArray) and isinstance(left, plain):
+        metadata = dict(right.metadata)
+        pairs = [(name, left, value) for name, value in flatten(right)]
+    else:
+        return NotImplemented
+    return from_flattened([(name, _reckoned(name, op, a, b)) for name, a, b in pairs], metadata)
+
+
+def _reckoned(name: str, op: Callable[[Any, Any], Any], a: Any, b: Any) -> Value:
+    for value in (a, b):
+        if value is None or isinstance(value, NamedArray):  # None, or nested without fields, stays what it is
+            return value
+    if is_array(a) and is_array(b) and isinstance(a, np.ndarray) != isinstance(b, np.ndarray):
+        raise DataError(f"field '{name}': cannot reckon with {describe(a)} and {describe(b)}")
+    try:
+        return op(a, b)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"field '{name}': {' '.join(str(error).split())}") from error

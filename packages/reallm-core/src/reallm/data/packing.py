@@ -1,0 +1,149 @@
+"""Which samples go together: plans on plain lengths, deterministic, without any data.
+
+>>> balanced_partition([8, 7, 6, 5, 4], 2)  # 15 and 15 tokens
+[[0, 1], [2, 3, 4]]
+>>> micro_batches([6, 5, 5, 4, 30], 16)  # 10, 10, and the one that is too long for any
+[[0, 3], [1, 2], [4]]
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections.abc import Sequence
+
+from reallm.errors import DataError
+
+
+def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
+    """Indices of `lengths` in `k` parts of nearly equal sums, each index once.
+
+    Longest-first greedy assignment (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969), then moves
+    and swaps between the fullest part and another for as long as they bring the two closer together.
+
+    Returns:
+        `k` parts in order of their first index, each ascending. No part is empty if there are `k` samples.
+
+    Raises:
+        DataError: if `k` is below 1 or a length negative.
+    """
+    _check(lengths, "k", k)
+    # (sum, count, part): a part without any sample comes before one whose samples are empty.
+    heap = [(0, 0, part) for part in range(k)]
+    parts: list[list[int]] = [[] for _ in range(k)]
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        total, count, part = heap[0]
+        parts[part].append(i)
+        heapq.heapreplace(heap, (total + lengths[i], count + 1, part))
+    _refine(lengths, parts)
+    return _ordered(parts)
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` in micro-batches of at most `max_tokens`, each index once.
+
+    As few micro-batches as the heuristics find, then as equal as possible. A sample longer than `max_tokens` has a
+    micro-batch to itself.
+
+    Returns:
+        Micro-batches in order of their first index, each ascending; none for no samples.
+
+    Raises:
+        DataError: if `max_tokens` is below 1 or a length negative.
+    """
+    _check(lengths, "max_tokens", max_tokens)
+    alone = [[i] for i, length in enumerate(lengths) if length > max_tokens]
+    rest = [i for i, length in enumerate(lengths) if length <= max_tokens]
+    return _ordered(alone + [[rest[j] for j in part] for part in _fitted([lengths[i] for i in rest], max_tokens)])
+
+
+def _fitted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """The fewest parts within the budget: equal ones if they fit, else as best-fit-decreasing packs them.
+
+    Budget 10, lengths 6 6 4 4: the sum asks for 2 parts, and 6+4, 6+4 are equal and fit.
+    Budget 10, lengths 6 6 6: the sum asks for 2, but only 3 fit.
+    """
+    if not lengths:
+        return []
+    packed = _best_fit(lengths, max_tokens)
+    for k in range(max(1, -(-sum(lengths) // max_tokens)), len(packed) + 1):
+        parts = balanced_partition(lengths, k)
+        if max(sum(lengths[i] for i in part) for part in parts) <= max_tokens:
+            return parts
+    # The smallest tighter budget that still makes do with as many parts evens out what best fit fills up first.
+    low, high = max(lengths), max_tokens
+    while low < high:
+        middle = (low + high) // 2
+        tighter = _best_fit(lengths, middle)
+        if len(tighter) <= len(packed):
+            packed, high = tighter, middle
+        else:
+            low = middle + 1
+    return packed
+
+
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Longest first, each into the part with the least room that is enough; every length is within `capacity`."""
+    parts: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, part), ascending
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = bisect.bisect_left(rooms, (lengths[i], -1))
+        if place < len(rooms):
+            room, part = rooms.pop(place)
+        else:
+            room, part = capacity, len(parts)
+            parts.append([])
+        parts[part].append(i)
+        bisect.insort(rooms, (room - lengths[i], part))
+    return parts
+
+
+def _refine(lengths: Sequence[int], parts: list[list[int]]) -> None:
+    """Even out `parts` in place.
+
+    Fullest 8 5 4 = 17, other 7 6 = 13: swapping 8 for 6 carries over 2, half of the gap, and leaves 15 and 15.
+    """
+    sums = [sum(lengths[i] for i in part) for part in parts]
+    while True:
+        full = max(range(len(parts)), key=sums.__getitem__)
+        for other in sorted(range(len(parts)), key=sums.__getitem__):
+            exchange = _best_exchange(lengths, parts[full], parts[other], sums[full] - sums[other])
+            if exchange:
+                break
+        else:
+            return
+        for i, source, target in zip(exchange, (full, other), (other, full), strict=True):
+            if i is not None:
+                parts[source].remove(i)
+                parts[target].append(i)
+                sums[source] -= lengths[i]
+                sums[target] += lengths[i]
+
+
+def _best_exchange(
+    lengths: Sequence[int], full: list[int], other: list[int], gap: int
+) -> tuple[int, int | None] | None:
+    """What `full` gives and what it takes back (None: nothing) so that nearest to half of `gap` is carried over."""
+    candidates: list[tuple[int, int | None]] = [(0, None), *sorted((lengths[i], i) for i in other)]
+    sizes = [size for size, _ in candidates]
+    best = gap  # distance of the gap from twice what is carried over: where it is smaller, the two come closer
+    chosen: tuple[int, int | None] | None = None
+    for i in full:
+        place = bisect.bisect_left(sizes, lengths[i] - gap / 2)
+        for size, j in candidates[max(0, place - 1) : place + 1]:
+            distance = abs(gap - 2 * (lengths[i] - size))
+            if distance < best:
+                best, chosen = distance, (i, j)
+    return chosen
+
+
+def _ordered(parts: list[list[int]]) -> list[list[int]]:
+    """Each part ascending, parts by their first index, empty ones last."""
+    return sorted((sorted(part) for part in parts), key=lambda part: part or [2**63])
+
+
+def _check(lengths: Sequence[int], name: str, value: int) -> None:
+    if value < 1:
+        raise DataError(f"{name}={value} must be at least 1")
+    if min(lengths, default=0) < 0:
+        raise DataError(f"sample {lengths.index(min(lengths))} has a negative length, {min(lengths)}")

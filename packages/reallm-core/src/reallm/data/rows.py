@@ -1,0 +1,184 @@
+"""Rows of training data: from a file or a function to checked values that know their place. Imports no torch.
+
+    rows = read_rows("train.jsonl", required={"prompt": str})
+    rows[0].text("prompt")
+
+What is wrong with a row is told as `train.jsonl:12: key 'prompt': found a number (3), wanted text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reallm.data.row_sources import Record, records, Source
+from reallm.errors import DataError, did_you_mean
+
+Kind = type | tuple[type, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One object of a data file: its values, its id, and its place (`train.jsonl:12`) for messages.
+
+    A value of null counts as not there, because that is how tables export a key that a row does not have.
+    """
+
+    id: str
+    place: str
+    values: Mapping[str, Any] = field(repr=False)
+
+    def __contains__(self, key: object) -> bool:
+        return self.values.get(key) is not None  # type: ignore[call-overload]
+
+    def error(self, problem: str) -> DataError:
+        """The error that says what is wrong with this row, to be raised: `raise row.error("prompt is ...")`."""
+        return DataError(f"{self.place}: {problem}")
+
+    def get(self, key: str, kind: Kind, wanted: str = "") -> Any:
+        """The value of `key`, of type `kind`.
+
+        Raises:
+            DataError: if it is missing or of another type; says the place, what was found and what is `wanted`.
+        """
+        value = self.values.get(key)
+        if value is None:
+            found = "null" if key in self.values else f"no such key{self._keys(key)}"
+        elif _is(value, kind):
+            return value
+        else:
+            found = describe(value)
+        raise self.error(f"key '{key}': found {found}, wanted {wanted or _kind_text(kind)}")
+
+    def text(self, key: str) -> str:
+        """The text of `key`; it may be empty. Raises DataError as `get` does, also for text that is broken Unicode."""
+        return self._text(self.get(key, str), f"key '{key}'")
+
+    def texts(self, key: str) -> list[str]:
+        """The list of texts of `key`, at least one. Raises DataError as `get` does."""
+        wanted = "a list of texts"
+        texts = self.get(key, list, wanted)
+        if not texts:
+            raise self.error(f"key '{key}': found an empty list, wanted {wanted}")
+        for i, value in enumerate(texts):
+            if not isinstance(value, str):
+                raise self.error(f"key '{key}[{i}]': found {describe(value)}, wanted text")
+        return [self._text(value, f"key '{key}[{i}]'") for i, value in enumerate(texts)]
+
+    def messages(self, key: str) -> list[dict[str, Any]]:
+        """The conversation of `key`, at least one message; each has the texts `role` and `content`, and maybe more.
+
+        Raises DataError as `get` does.
+        """
+        wanted = 'a list of messages such as {"role": "user", "content": "..."}'
+        messages = self.get(key, list, wanted)
+        if not messages:
+            raise self.error(f"key '{key}': found an empty list, wanted {wanted}")
+        for i, message in enumerate(messages):
+            if not isinstance(message, dict):
+                raise self.error(f"key '{key}[{i}]': found {describe(message)}, wanted a message with role and content")
+            for part in ("role", "content"):
+                name = f"key '{key}[{i}].{part}'"
+                value = message.get(part)
+                if not isinstance(value, str):
+                    found = describe(value) if part in message else f"no such key{_listed(message, part)}"
+                    raise self.error(f"{name}: found {found}, wanted text")
+                self._text(value, name)
+        return messages
+
+    def _text(self, value: str, name: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a character, as in "\ud83d"; no tokenizer takes it
+            broken = ascii(value[error.start])
+            raise self.error(f"{name}: found half of a surrogate pair ({broken}), wanted valid Unicode text") from None
+        return value
+
+    def _keys(self, key: str) -> str:
+        return _listed({name: None for name, value in self.values.items() if value is not None}, key)
+
+
+def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> list[Row]:
+    """All rows of a file or a function, in order.
+
+    A row's id is its value of `id` (text or a whole number), or else its position: `train.jsonl:12`.
+
+    Args:
+        source: a path to `.json` (a list of objects), `.jsonl`, `.jsonl.gz` or `.parquet`; a function that takes
+            nothing and returns an iterable of mappings; or where to find one: `"package.module:function"` or
+            `"file.py:function"`.
+        required: keys that every row must have, and the types of their values.
+
+    Raises:
+        DataError: if the source cannot be read, has no rows, or has a bad one; one line that says where.
+    """
+    rows: list[Row] = []
+    places: dict[str, str] = {}
+    for record in records(source):
+        row = _row(record)
+        if row.id in places:
+            raise row.error(f"key 'id': '{row.id}' is already the id of {places[row.id]}; ids must be unique")
+        places[row.id] = row.place
+        for key, kind in (required or {}).items():
+            row.get(key, kind)
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{getattr(source, '__qualname__', source)}: has no rows")
+    return rows
+
+
+def describe(value: Any) -> str:
+    """A value as a message shows it, in JSON's words and cut short: `a number (3)`, `text ('abc')`, `null`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, Mapping):
+        return f"an object{_listed(value)}"
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
+    if isinstance(value, str):
+        return f"text ({shown})"
+    return f"a number ({shown})" if isinstance(value, int | float) else f"a {type(value).__name__} ({shown})"
+
+
+def _row(record: Record) -> Row:
+    if not isinstance(record.value, Mapping):
+        raise DataError(f"{record.place}: found {describe(record.value)}, wanted an object such as {{...}}")
+    given = record.value.get("id")
+    if given is not None and not _is(given, (str, int)):
+        raise DataError(f"{record.place}: key 'id': found {describe(given)}, wanted text or a whole number")
+    return Row(record.position if given is None else str(given), record.place, record.value)
+
+
+def _is(value: Any, kind: Kind) -> bool:
+    if isinstance(value, bool):  # Python counts it among the numbers, JSON does not
+        return kind is bool or (isinstance(kind, tuple) and bool in kind)
+    return isinstance(value, kind)
+
+
+_KIND_TEXTS = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _kind_text(kind: Kind) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(_KIND_TEXTS.get(one, one.__name__) for one in kinds)
+
+
+def _listed(keys: Mapping[str, Any], wanted: str = "") -> str:
+    """`" (keys: 'a', 'b'; did you mean 'a'?)"`, of the first few keys."""
+    names = [str(key) for key in keys]
+    if not names:
+        return " (it has none)" if wanted else " without keys"
+    shown = ", ".join(f"'{name}'" for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    return f" (keys: {shown}{did_you_mean(wanted, names) if wanted else ''})"

@@ -1,0 +1,102 @@
+"""A `NamedArray` in one safetensors file. Nothing in such a file is ever executed.
+
+Arrays lie under their dotted names. The header's metadata holds one JSON text under `reallm.namedarray`: the format's
+version, the kind of every field in order (torch, numpy, none, empty: nested without fields), and the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
+
+from reallm.data.array import Array, describe
+from reallm.data.files import atomic_write
+from reallm.data.metadata import thaw
+from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
+from reallm.errors import DataError
+
+HEADER = "reallm.namedarray"
+VERSION = 1
+
+
+def save(batch: NamedArray, path: str | os.PathLike[str]) -> None:
+    """Write `batch` to `path`, whole or not at all.
+
+    Nesting, None fields, the kinds (torch, numpy), dtypes and metadata survive; devices and gradients do not.
+
+    Raises:
+        DataError: if a dtype has no place in the format, or the file cannot be written; names the field or path.
+    """
+    fields = [[name, _kind(value)] for name, value in flatten(batch)]
+    tensors = {name: _tensor(name, value) for name, value in flatten(batch) if isinstance(value, Array)}
+    header = json.dumps({"version": VERSION, "fields": fields, "metadata": thaw(batch.metadata)})
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, {HEADER: header})
+
+
+def load(path: str | os.PathLike[str]) -> NamedArray:
+    """The `NamedArray` that `save` wrote to `path`, on the CPU.
+
+    Raises:
+        DataError: if the file is missing, damaged, or something else; one line that names the path.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from error
+    if header is None:
+        raise DataError(f"{path}: a safetensors file, but not of a NamedArray (no '{HEADER}' in its metadata)")
+    try:
+        return _restored(json.loads(header), tensors)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
+        raise DataError(f"{path}: damaged header: {' '.join(str(error).split())}") from error
+
+
+def _restored(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NamedArray:
+    if header["version"] != VERSION:
+        raise DataError(f"format version {header['version']!r}; this reallm reads version {VERSION}")
+    items: list[tuple[str, Value]] = []
+    for name, kind in header["fields"]:
+        if kind in ("torch", "numpy") and name not in tensors:
+            raise DataError(f"field '{name}' has no array")
+        if kind in ("torch", "numpy"):
+            tensor = tensors.pop(name)
+            items.append((name, tensor.numpy() if kind == "numpy" else tensor))
+        elif kind in ("none", "empty"):
+            items.append((name, None if kind == "none" else NamedArray()))
+        else:
+            raise DataError(f"field '{name}' is of unknown kind {kind!r}")
+    if tensors:
+        raise DataError(f"field '{next(iter(tensors))}' is not listed")
+    return from_flattened(items, header["metadata"])
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, NamedArray):
+        return "empty"
+    return "none" if value is None else "torch" if isinstance(value, torch.Tensor) else "numpy"
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    """A contiguous copy of its own in host memory: views of one memory are refused by the format."""
+    try:
+        if isinstance(array, np.ndarray):
+            tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+        else:
+            tensor = array.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
+        to_bytes({name: tensor[:0] if tensor.shape else tensor})
+    except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise DataError(f"field '{name}': {describe(array)} cannot be saved") from error
+    return tensor

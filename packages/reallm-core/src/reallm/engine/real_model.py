@@ -1,0 +1,277 @@
+"""`ReaLModel`: the network together with where it came from, how it is saved, and how it generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
+from reallm.errors import CheckpointError, ConfigError, DataError
+from reallm.generation.decode import Completion, decode
+from reallm.generation.sampling import SamplingConfig
+from reallm.hf import checkpoint, config_io, families, transformers_io, weights, writing
+from reallm.hf.family import HFFamily
+from reallm.model.config import ReaLModelConfig
+from reallm.model.transformer import Transformer, fresh_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PathLike = str | Path
+
+
+class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
+    """A decoder-only language model on packed sequences, for training, inference and generation alike.
+
+        model = ReaLModel.from_pretrained("path/to/checkpoint")
+        logits = model(tokens, cu_seqlens)  # [T], [S+1] -> [T, V]
+        model.save_pretrained("path/to/new/checkpoint")
+
+    Made from a configuration, weights are drawn from `seed`; as a critic (`config.is_critic`) it gives scores [T].
+    """
+
+    def __init__(
+        self,
+        config: ReaLModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        with torch.device(device):
+            super().__init__(config)
+        self.to(dtype)
+        self.family: HFFamily | None = None
+        self.source: Path | None = None
+        self._raw_hf_config: Mapping[str, Any] | None = None
+        if torch.device(device).type != "meta":
+            self.init_weights(seed)
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: PathLike,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        is_critic: bool | None = None,
+        seed: int = 0,
+    ) -> ReaLModel:
+        """A model from a HuggingFace checkpoint: a folder, or an id on the hub; its config tells the family.
+
+        Args:
+            path: folder with `config.json` and safetensors files.
+            dtype: of the parameters; None keeps the checkpoint's. On CPU the tensors are then used where they lie in
+                the file, without a copy.
+            is_critic: True puts a scalar head on, drawn from `seed` if the checkpoint has none; None follows the
+                checkpoint.
+
+        Raises:
+            CheckpointError: what is wrong with the folder, and how to put it right.
+            PluginError: no installed plugin offers the family; says what to install.
+        """
+        folder = config_io.resolve_path(path)
+        raw = config_io.read_config(folder)
+        family = families.family_for(raw, folder)
+        config = config_io.from_hf(family, raw, is_critic=is_critic)
+        model = cls(config, device="meta")
+        model._remember(family, raw, folder)
+        model._load(folder, dtype, torch.device(device), seed)
+        return model
+
+    def save_pretrained(
+        self,
+        path: PathLike,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | str = "5GB",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Write a HuggingFace checkpoint folder that transformers loads.
+
+        The tokenizer, chat template and generation config of the checkpoint the model came from are carried over, or
+        `tokenizer` is saved. The folder is replaced in one step: killed at any moment, it holds the old or the new.
+
+        Args:
+            path: the folder; made if missing.
+            dtype: convert to this on the way; None keeps the parameters' own.
+            max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
+        """
+        if self.family is None:
+            raise CheckpointError(
+                "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
+            )
+        tensors = {name: tensor.detach() for name, tensor in self.named_parameters()}
+        writing.write_checkpoint(
+            Path(path),
+            self._to_raw(self.family, dtype),
+            weights.state_dict_to_hf(self.family, tensors, self.config),
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            carry_from=self.source,
+            tokenizer=tokenizer,
+        )
+
+    @property
+    def hf_config(self) -> PreTrainedConfig:
+        """The transformers config of this model: the one it came with, or one made from its `config`."""
+        if self.family is None:
+            raise ConfigError(
+                "this model belongs to no HuggingFace family; use ReaLModel.config_to_<family>(model.config)"
+            )
+        return transformers_io.transformers_config(self._to_raw(self.family, None))
+
+    # ------------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Completion]:
+        """Continue prompts, given as text or as token ids, all of them as one batch.
+
+        Args:
+            prompts: texts, or lists of token ids.
+            tokenizer: for texts and stop strings; None takes the one in the checkpoint's folder.
+            temperature: 0 is greedy.
+            stop_token_ids: None takes the end-of-sequence tokens of the checkpoint.
+            stop: strings that end a completion.
+            seed: same seed, same completions; each prompt has a random stream of its own.
+
+        Returns:
+            A `Completion` for each prompt, in order.
+        """
+        if isinstance(prompts, str):
+            raise DataError('prompts must be a list; write generate(["..."]) for a single text')
+        if self.config.is_critic:
+            raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
+        if isinstance(stop, str):
+            raise ConfigError(f"stop must be a list of strings; write stop=[{stop!r}]")
+        as_text = any(isinstance(prompt, str) for prompt in prompts)
+        if tokenizer is None and (as_text or stop):
+            tokenizer = self._tokenizer()
+        if stop_token_ids is None:
+            stop_token_ids = self._end_tokens(tokenizer)
+        sampling = SamplingConfig(
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            tuple(stop_token_ids),
+            tuple(stop),
+            seed,
+        )
+
+        def encode(prompt: str | Sequence[int]) -> Sequence[int]:
+            return tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else prompt  # type: ignore[return-value]
+
+        def to_text(ids: list[int]) -> str:
+            assert tokenizer is not None
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            assert isinstance(text, str)
+            return text
+
+        was_training = self.training
+        self.eval()
+        try:
+            completions = decode(self, [encode(prompt) for prompt in prompts], sampling, to_text=to_text)
+        finally:
+            self.train(was_training)
+        if tokenizer is not None:
+            for completion in completions:
+                completion.text = to_text(completion.token_ids)
+        return completions
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.source is None:
+            raise DataError(
+                "text needs a tokenizer; this model came from no checkpoint folder: give generate(tokenizer=...)"
+            )
+        return transformers_io.load_tokenizer(self.source)
+
+    def _end_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
+        if self._raw_hf_config is not None:
+            ids = transformers_io.end_of_sequence_ids(self._raw_hf_config, self.source)
+            if ids:
+                return ids
+        own = getattr(tokenizer, "eos_token_id", None)
+        return () if own is None else (own,)
+
+    # ------------------------------------------------------------------ HuggingFace families
+
+    @classmethod
+    def _from_family(
+        cls, family: HFFamily, source: PathLike | PreTrainedConfig | PreTrainedModel, **options: Any
+    ) -> ReaLModel:
+        """A model from a checkpoint, from a HF config (fresh weights) or from a HF model (its weights, copied)."""
+        if isinstance(source, str | Path):
+            model = cls.from_pretrained(source, **options)
+            if model.family is not family:
+                names = ", ".join(model.family.names if model.family else ())
+                raise CheckpointError(f"{source} is not a checkpoint of '{family.names[0]}' but of '{names}'")
+            return model
+        raw = config_io.as_raw(source.config if isinstance(source, nn.Module) else source)
+        config = config_io.from_hf(family, raw, is_critic=options.pop("is_critic", None))
+        model = cls(config, **options)
+        model._remember(family, raw, None)
+        if isinstance(source, nn.Module):
+            state = weights.state_dict_from_hf(family, source.state_dict(), config)
+            model.load_state_dict(state)
+        return model
+
+    def _to_family(self, family: HFFamily) -> PreTrainedModel:
+        """The transformers model with a copy of these weights."""
+        state = weights.state_dict_to_hf(family, self.state_dict(), self.config)
+        return transformers_io.transformers_model(self._to_raw(family, None), state)
+
+    @classmethod
+    def _config_from_family(cls, family: HFFamily, source: PathLike | PreTrainedConfig) -> ReaLModelConfig:
+        """The `ReaLModelConfig` of a checkpoint folder or a HF config."""
+        raw = (
+            config_io.read_config(config_io.resolve_path(source))
+            if isinstance(source, str | Path)
+            else config_io.as_raw(source)
+        )
+        return config_io.from_hf(family, raw)
+
+    @classmethod
+    def _config_to_family(cls, family: HFFamily, config: ReaLModelConfig) -> PreTrainedConfig:
+        """The transformers config that says the same as `config`."""
+        return transformers_io.transformers_config(config_io.to_hf(family, config))
+
+    # ------------------------------------------------------------------ inside
+
+    def _remember(self, family: HFFamily, raw: Mapping[str, Any], source: Path | None) -> None:
+        self.family, self._raw_hf_config, self.source = family, raw, source
+
+    def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:
+        """The content of this model's `config.json` in a family, for tensors of `dtype` (None: the parameters' own)."""
+        base = self._raw_hf_config if self.family is family else None
+        stored = dtype or next(self.parameters()).dtype
+        return config_io.to_hf(family, self.config, base, str(stored).removeprefix("torch."))
+
+    def _load(self, folder: Path, dtype: torch.dtype | None, device: torch.device, seed: int) -> None:
+        """Put the checkpoint's tensors in place of the meta parameters."""
+        assert self.family is not None
+        wanted = {name: parameter.shape for name, parameter in self.named_parameters()}
+        state: dict[str, Tensor] = checkpoint.read_checkpoint(folder, self.family, self.config, wanted)
+        dtype = dtype or next(iter(state.values())).dtype
+        for name in wanted.keys() - state.keys():  # at most the scalar head of a new critic
+            state[name] = fresh_weight(name, wanted[name], self.config.init_std, seed)
+        self.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)

@@ -1,0 +1,82 @@
+"""The dataset part of a configuration: which dataclass a dataset's name stands for, and the splits it describes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TYPE_CHECKING
+
+from reallm.errors import ConfigError, PluginError
+from reallm.options import option
+from reallm.plugins import registry
+
+if TYPE_CHECKING:
+    from reallm.data.datasets import Dataset
+
+PATHS = {"train": "train_path", "valid": "valid_path"}
+"""Split -> the field with its file. A dataset class receives the one of its split as `path`."""
+BATCH_SIZES = {"train": "train_bs_n_seqs", "valid": "valid_bs_n_seqs"}
+"""Split -> the field with its batch size in sequences, which is the experiment's affair and not the dataset's."""
+DEFAULT_BATCH_SIZE = 16
+
+
+def config_class(name: str) -> type:
+    """The configuration dataclass of dataset `name`, with a field `name` added whose default is that name.
+
+    Raises:
+        PluginError: no installed plugin offers the dataset, or what it offers is not a usable dataclass.
+    """
+    cls = registry.get("dataset", name).config_class()
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise PluginError(f"dataset '{name}': its configuration {cls!r} is not a dataclass")
+    for item in dataclasses.fields(cls):
+        if item.name == "name":
+            if item.default != name:
+                raise PluginError(
+                    f"dataset '{name}': its configuration {cls.__qualname__} has a field 'name', "
+                    "but dataset.name chooses the dataset; rename the field"
+                )
+            return cls
+    frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]  # a frozen class has only frozen subclasses
+    choice = option(name, f"which dataset; installed: {', '.join(registry.declared('dataset'))}")
+    named = dataclasses.make_dataclass(cls.__name__, [("name", str, choice)], bases=(cls,), frozen=frozen, kw_only=True)
+    named.__module__, named.__qualname__, named.__doc__ = cls.__module__, cls.__qualname__, cls.__doc__
+    return named
+
+
+def dataset_name(config: Any) -> str:
+    """The name of the dataset that a configuration belongs to.
+
+    Raises:
+        ConfigError: no installed plugin offers a dataset with this class of configuration.
+    """
+    name = getattr(config, "name", None)
+    if isinstance(name, str):
+        return name
+    cls = type(config)
+    for name, spec in registry.offers("dataset").items():
+        # A reference is compared as text, so that nobody else's module is imported.
+        if spec.config is cls or spec.config == f"{cls.__module__}:{cls.__qualname__}":
+            return name
+    raise ConfigError(f"dataset: {cls.__qualname__} is not the configuration of an installed dataset")
+
+
+def splits(config: Any) -> dict[str, Dataset]:
+    """`{"train": Dataset(name, args)}`, and `"valid"` too if its file is given.
+
+    `args` are the fields of `config` without those for the experiment (paths, batch sizes, name), with `path` for
+    the split's file. A configuration without `train_path` describes one split, of which it gets all other fields.
+    """
+    from reallm.data.datasets import Dataset
+
+    consumed = {"name", *PATHS.values(), *BATCH_SIZES.values()}
+    args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in consumed}
+    name = dataset_name(config)
+    if not hasattr(config, PATHS["train"]):
+        return {"train": Dataset(name, args)}
+    paths = {split: getattr(config, field, None) for split, field in PATHS.items()}
+    return {split: Dataset(name, {"path": path, **args}) for split, path in paths.items() if path is not None}
+
+
+def batch_size(config: Any, split: str) -> int:
+    """Sequences in a batch of `split` ("train" or "valid"), from the dataset's configuration where it says so."""
+    return getattr(config, BATCH_SIZES[split], DEFAULT_BATCH_SIZE)

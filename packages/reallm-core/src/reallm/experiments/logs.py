@@ -1,0 +1,65 @@
+"""Sends metrics to every logger of a run. A logger that fails is reported once and switched off."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from reallm.loggers.spec import Logger, LoggerSpec
+from reallm.plugins import registry
+
+ALWAYS = "jsonl"
+"""The logger that every run has: plots and summaries are made from it."""
+
+
+class Loggers:
+    """The loggers named in the configuration, and `jsonl`.
+
+    Args:
+        names: as in `loggers=[...]`.
+        run_dir: handed to each logger, as is `config`.
+        say: prints a line for the user.
+
+    Raises:
+        PluginError: no installed plugin offers a logger of that name.
+    """
+
+    def __init__(
+        self, names: Iterable[str], run_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
+        self._say = say
+        self._active: dict[str, Logger] = {}
+        specs: dict[str, LoggerSpec] = {name: registry.get("logger", name) for name in dict.fromkeys([ALWAYS, *names])}
+        for name, spec in specs.items():
+            missing = [module for module in spec.requires if find_spec(module) is None]
+            if missing:
+                say(f"logger '{name}' is off: pip install {' '.join(missing)}")
+                continue
+            self._try(name, self._start, name, spec, run_dir, config)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hand `metrics` of optimizer step `step` to each logger."""
+        for name, logger in list(self._active.items()):
+            self._try(name, logger.log, step, metrics)
+
+    def close(self) -> None:
+        """Close all loggers."""
+        while self._active:
+            name, logger = self._active.popitem()
+            self._try(name, logger.close)
+
+    def _start(self, name: str, spec: LoggerSpec, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self._active[name] = spec.logger_class()(run_dir, config)
+
+    def _try(self, name: str, action: Callable[..., None], *args: Any) -> None:
+        try:
+            action(*args)
+        except Exception as error:  # a plugin's code may raise anything, and a run must not end for its log
+            self._say(f"logger '{name}' failed and is off from here on: {type(error).__name__}: {error}")
+            failed = self._active.pop(name, None)
+            if failed is not None:
+                with contextlib.suppress(Exception):  # its first failure is reported; a second helps nobody
+                    failed.close()

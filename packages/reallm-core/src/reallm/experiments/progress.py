@@ -1,0 +1,90 @@
+"""How a run shows where it is: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingProgress:
+    """Loss, learning rate, tokens a second and remaining time of a run of `total_steps`.
+
+    Args:
+        console: a bar is drawn if it is a terminal, lines are printed if not.
+        total_steps: of the whole run.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, console: Console, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._total = total_steps
+        self._clock = clock
+        self._started = self._last_line = clock()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task("training", total=total_steps, numbers="")
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar:
+            self._bar.start()
+        self._started = self._last_line = self._clock()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show that `step` is done; `metrics` are those of a train call: `loss`, `lr`, `tokens_per_s`."""
+        now = self._clock()
+        remaining = (now - self._started) / step * (self._total - step)
+        numbers = "  ".join([*_numbers(metrics), f"{duration(remaining)} left"])
+        if self._bar:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        elif step in (1, self._total) or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Name at the bar what is going on instead of training, such as `saving`."""
+        if self._bar:
+            self._bar.update(self._task, description=what)
+        try:
+            yield
+        finally:
+            if self._bar:
+                self._bar.update(self._task, description="training")
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _numbers(metrics: Mapping[str, float]) -> list[str]:
+    formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "tokens_per_s": "{:,.0f} tokens/s"}
+    return [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them: `0:05`, `12:34`, `1:02:03`."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

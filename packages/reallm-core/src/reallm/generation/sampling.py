@@ -1,0 +1,85 @@
+"""From logits to the next token.
+
+Shapes: S sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reallm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn, and when a sequence ends.
+
+    Raises:
+        ConfigError: a value that is not allowed, by name.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int | None = None
+    """Draw from the `top_k` most likely tokens."""
+    top_p: float | None = None
+    """Draw from the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """A sequence ends with any of these; it is part of the result."""
+    stop: tuple[str, ...] = ()
+    """A sequence ends when its text contains any of these; needs a tokenizer."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 1; leave it out to draw from all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} must be more than 0 and at most 1")
+        if "" in self.stop:
+            raise ConfigError("stop has an empty string, which every text contains")
+
+
+def draw(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Tokens [S] int64 drawn from logits [S, V], each sequence with its own generator, and their log-probabilities [S].
+
+    The log-probabilities are those of the model at this temperature (at 1 if greedy), before top-k and top-p.
+    """
+    greedy = sampling.temperature == 0
+    logp = torch.log_softmax(logits.float() if greedy else logits.float() / sampling.temperature, dim=-1)
+    if greedy:
+        tokens = logp.argmax(dim=-1)
+    else:
+        # one uniform number a sequence: what it draws does not depend on its neighbours in the batch
+        uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(logits.device)
+        tokens = _draw(logp, uniform, sampling)
+    return tokens, logp.gather(1, tokens[:, None])[:, 0]
+
+
+def _draw(logp: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Inverse-transform sampling over the tokens from most to least likely: `logp` [S, V], `uniform` [S] in [0, 1)."""
+    if sampling.top_k is not None and sampling.top_k < logp.shape[-1]:
+        ordered, order = logp.topk(sampling.top_k, dim=-1)
+    else:
+        ordered, order = logp.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.exp()
+    if sampling.top_k is not None:
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    cumulative = probabilities.cumsum(dim=-1)
+    if sampling.top_p is not None:
+        # a token stays if those before it have not yet reached top_p; the first always stays
+        probabilities = probabilities.masked_fill(cumulative - probabilities >= sampling.top_p, 0.0)
+        cumulative = probabilities.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    ranks = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    # rounding may push a draw past the last kept token
+    last_kept = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(ranks, last_kept))[:, 0]

@@ -1,0 +1,71 @@
+"""To and from objects of transformers, which is imported when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reallm.errors import CheckpointError
+from reallm.hf.config_io import GENERATION_CONFIG_NAME, TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
+    """The transformers config that a `config.json` gives."""
+    from transformers import AutoConfig
+
+    content = dict(raw)
+    return AutoConfig.for_model(content.pop("model_type"), **content)
+
+
+def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The transformers model of a `config.json` with a copy of the given tensors, in evaluation mode."""
+    import transformers
+
+    config = transformers_config(raw)
+    model_class = getattr(transformers, raw["architectures"][0])
+    copies = {name: tensor.detach().clone() for name, tensor in state.items()}
+    dtype = next(iter(copies.values())).dtype
+    model: PreTrainedModel = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype)
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: the folder has none, or transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
+        raise CheckpointError(f"{folder} holds no tokenizer; copy the tokenizer's files into it, or give one")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def end_of_sequence_ids(raw: Mapping[str, Any], folder: Path | None = None) -> list[int]:
+    """Token ids that end a sequence: those of the folder's generation config, else of `config.json`; may be none.
+
+    Raises:
+        CheckpointError: the generation config cannot be read.
+    """
+    ids = None
+    if folder is not None and (folder / GENERATION_CONFIG_NAME).exists():
+        try:
+            ids = json.loads((folder / GENERATION_CONFIG_NAME).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{folder / GENERATION_CONFIG_NAME} cannot be read ({error})") from error
+    if ids is None:
+        ids = raw.get("eos_token_id")
+    if ids is None:
+        return []
+    return list(ids) if isinstance(ids, (list, tuple)) else [int(ids)]

@@ -1,0 +1,20 @@
+"""How a parameter may be split under tensor parallelism: stated once, on the layer that owns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Split along `dim` into whole multiples of `unit` elements; a missing `Shard` (None) means replicated.
+
+    Queries are split between heads, never inside one: `Shard(0, unit=head_dim)`.
+    """
+
+    dim: int
+    unit: int = 1
+
+
+Shards = dict[str, Shard | None]
+"""Shard of each parameter of a module, by its name there."""

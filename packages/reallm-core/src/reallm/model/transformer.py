@@ -1,0 +1,161 @@
+"""The network: embedding, blocks and head over packed tokens.
+
+Shapes: T packed tokens, S sequences, N chosen tokens, E hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from reallm.model.attention import Step
+from reallm.model.block import Block
+from reallm.model.cache import KVCache
+from reallm.model.config import ReaLModelConfig
+from reallm.model.layers import Linear, TokenTable, make_norm
+from reallm.model.losses import CrossEntropy, head_cross_entropy
+from reallm.model.rope import rotation
+from reallm.model.sequences import Sequences
+from reallm.model.shard import Shard
+from reallm.seeding import derive_seed
+
+
+class Embedding(nn.Module):
+    """Layer 0: tokens [T] -> [T, E]."""
+
+    def __init__(self, config: ReaLModelConfig) -> None:
+        super().__init__()
+        self.tokens = TokenTable(config)
+        self.multiplier = config.embedding_multiplier
+        self.dropout = config.embedding_dropout
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        if self.multiplier != 1.0:
+            x = x * self.multiplier
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Head(nn.Module):
+    """Layer n+1: the final norm and, unless it is tied to the embedding, the output projection."""
+
+    def __init__(self, config: ReaLModelConfig) -> None:
+        super().__init__()
+        self.norm = make_norm(config)
+        if not config.head_is_tied:
+            n_out = 1 if config.is_critic else config.vocab_size
+            self.out = Linear(config.hidden_size, n_out, split="in" if config.is_critic else "out")
+            if config.is_critic:
+                self.out.shards = {"weight": None}  # one row; too small to split
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer on packed sequences, as actor (logits) or critic (scores).
+
+    Layers are numbered 0 (embedding), 1..n (blocks), n+1 (head), and parameters are named after them:
+    `layers.0.tokens.weight`, `layers.3.attn.q.weight`, `layers.9.out.weight`.
+    """
+
+    def __init__(self, config: ReaLModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        blocks = [Block(config, window) for window in config.windows]
+        layers: list[nn.Module] = [Embedding(config), *blocks, Head(config)]
+        self.layers = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers)})
+
+    def forward(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Logits [T, V] of packed sequences, or scores [T] if this is a critic.
+
+        Args:
+            tokens: [T] integers, the sequences one after another.
+            cu_seqlens: [S+1] integers; sequence `i` owns the tokens `cu_seqlens[i]:cu_seqlens[i+1]`.
+
+        Raises:
+            DataError: if `cu_seqlens` does not bound the tokens.
+        """
+        return self.head(self.hidden(tokens, cu_seqlens))
+
+    def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Hidden states [T, E] after the final norm; arguments as in `forward`."""
+        return self.run(tokens, Sequences.from_cu_seqlens(cu_seqlens, tokens.numel()))
+
+    def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
+        """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
+        x = self.layers["0"](tokens)
+        step = Step(seqs, rotation(self.config, seqs, x.dtype))
+        for number in range(1, self.config.n_layers + 1):
+            block = self.layers[str(number)]
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(block, x, step, use_reentrant=False))
+            else:
+                x = block(x, step, cache.blocks[number - 1] if cache else None)
+        if cache:
+            cache.advance(seqs.lengths)
+        return self.layers[str(self.config.n_layers + 1)](x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
+        out = hidden @ self.head_weight.t()
+        if self.config.is_critic:
+            return out[:, 0]
+        if self.config.logit_multiplier != 1.0:
+            out = out * self.config.logit_multiplier
+        cap = self.config.logit_softcap
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> CrossEntropy:
+        """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N], without holding logits `[N, V]`."""
+        assert not self.config.is_critic, "a critic has no logits"
+        return head_cross_entropy(
+            hidden,
+            self.head_weight,
+            targets,
+            multiplier=self.config.logit_multiplier,
+            softcap=self.config.logit_softcap,
+        )
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The output projection [V, E] ([1, E] for a critic); the embedding's own table if the head is tied."""
+        if self.config.head_is_tied:
+            return self.get_parameter("layers.0.tokens.weight")
+        return self.get_parameter(f"layers.{self.config.n_layers + 1}.out.weight")
+
+    def parameter_shards(self) -> dict[str, Shard | None]:
+        """How each parameter may be split under tensor parallelism, as its layer declares it."""
+        declared = {
+            f"{path}.{name}": shard
+            for path, module in self.named_modules()
+            for name, shard in getattr(module, "shards", {}).items()
+        }
+        assert declared.keys() == dict(self.named_parameters()).keys(), "every parameter declares its shard"
+        return declared
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> None:
+        """Draw fresh weights: normal with `config.init_std`; norms one, biases zero."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(fresh_weight(name, parameter.shape, self.config.init_std, seed))
+
+
+def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
+    """The initial value of a parameter, float32 on the CPU.
+
+    Each parameter has its own random stream from the seed and its name, so that values depend neither on the order of
+    layers nor on which of them are present.
+    """
+    owner, kind = name.rsplit(".", 2)[-2:]
+    if kind == "bias":
+        return torch.zeros(shape)
+    if "norm" in owner:
+        return torch.ones(shape)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+    return torch.empty(shape).normal_(0.0, std, generator=generator)

@@ -1,0 +1,1 @@
+"""Datasets for reallm: prompt/answer pairs and conversations, paired comparisons, prompts."""

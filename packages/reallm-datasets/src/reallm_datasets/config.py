@@ -1,0 +1,80 @@
+"""Configurations of the three datasets. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from reallm.errors import ConfigError
+from reallm.options import option, REQUIRED
+
+Overlong = Literal["truncate", "drop"]
+
+_SOURCE = ".json, .jsonl, .jsonl.gz, .parquet, or module:function"
+
+
+@dataclass
+class PromptAnswerDatasetConfig:
+    """Prompts with their answers, or conversations; the loss is on the answers."""
+
+    train_path: str = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    valid_path: str | None = option(None, "rows to evaluate on; null: no evaluation")
+    max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
+    overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop it")
+    train_bs_n_seqs: int = option(32, "sequences in a training batch")
+    valid_bs_n_seqs: int = option(32, "sequences in an evaluation batch")
+    pad_to_max_length: bool = option(False, "pad all sequences to max_seqlen; only of use for benchmarks")
+
+    def __post_init__(self) -> None:
+        check_at_least("max_seqlen", self.max_seqlen, 2)
+        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
+        check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
+        check_overlong(self.overlong)
+
+
+@dataclass
+class PairedComparisonDatasetConfig:
+    """Prompts, each with answers of which one is better than the other."""
+
+    train_path: str = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    valid_path: str | None = option(None, "rows to evaluate on; null: no evaluation")
+    max_pairs_per_prompt: int = option(2, "use at most so many pairs of a row, chosen at random by the seed")
+    max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
+    overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop the pair")
+    train_bs_n_seqs: int = option(32, "rows in a training batch")
+    valid_bs_n_seqs: int = option(32, "rows in an evaluation batch")
+
+    def __post_init__(self) -> None:
+        check_at_least("max_pairs_per_prompt", self.max_pairs_per_prompt, 1)
+        check_at_least("max_seqlen", self.max_seqlen, 2)
+        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
+        check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
+        check_overlong(self.overlong)
+
+
+@dataclass
+class PromptOnlyDatasetConfig:
+    """Prompts alone, for a model to answer."""
+
+    path: str = option(REQUIRED, f"prompts: {_SOURCE}")
+    max_prompt_len: int = option(256, "longest prompt, in tokens")
+    overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
+    train_bs_n_seqs: int = option(32, "prompts in a batch")
+    pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; only of use for benchmarks")
+
+    def __post_init__(self) -> None:
+        check_at_least("max_prompt_len", self.max_prompt_len, 1)
+        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
+        check_overlong(self.overlong)
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raises ConfigError unless `value` is a whole number of `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
+def check_overlong(value: str) -> None:
+    """Raises ConfigError unless `value` is "truncate" or "drop"."""
+    if value not in ("truncate", "drop"):
+        raise ConfigError(f"overlong={value!r} must be 'truncate' or 'drop'")

@@ -1,0 +1,27 @@
+"""What this distribution offers to reallm."""
+
+from __future__ import annotations
+
+from reallm.data.spec import DatasetSpec
+from reallm.hookspecs import hookimpl
+
+
+@hookimpl
+def reallm_datasets() -> dict[str, DatasetSpec]:
+    return {
+        "prompt_answer": DatasetSpec(
+            dataset="reallm_datasets.prompt_answer:PromptAnswerDataset",
+            config="reallm_datasets.config:PromptAnswerDatasetConfig",
+            description="prompts with their answers, or conversations: for supervised fine-tuning",
+        ),
+        "rw_pair": DatasetSpec(
+            dataset="reallm_datasets.rw_pair:PairedComparisonDataset",
+            config="reallm_datasets.config:PairedComparisonDatasetConfig",
+            description="better and worse answers to a prompt: for reward models and preference optimization",
+        ),
+        "prompt": DatasetSpec(
+            dataset="reallm_datasets.prompt:PromptOnlyDataset",
+            config="reallm_datasets.config:PromptOnlyDatasetConfig",
+            description="prompts alone: for generation and reinforcement learning",
+        ),
+    }

@@ -1,0 +1,1 @@
+"""Llama-architecture model families for reallm."""

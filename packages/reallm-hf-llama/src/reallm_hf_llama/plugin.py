@@ -1,0 +1,31 @@
+"""The Llama architecture, as tables."""
+
+from __future__ import annotations
+
+from reallm.hf.family import HFFamily
+from reallm.hf.standard import GATED_DECODER, decoder_rows, same_as
+from reallm.hf.tables import ConfigTable, Key
+from reallm.hookspecs import hookimpl
+
+LLAMA = HFFamily(
+    names=("llama", "codellama", "deepseek"),
+    model_type="llama",
+    architectures=("LlamaForCausalLM",),
+    critic_architectures=("LlamaForSequenceClassification",),
+    config=ConfigTable(
+        rows=(
+            *decoder_rows(n_kv_heads=same_as("n_q_heads"), max_positions=2048),
+            Key("attention_bias", bool, ("qkv_bias", "o_bias"), default=False),
+            Key("mlp_bias", bool, "mlp_bias", default=False),
+        ),
+        constants={"norm": "rms", "mlp": "gated"},
+    ),
+    weights=GATED_DECODER,
+    description="Llama architecture: Llama 1-3.2, Code Llama, DeepSeek LLM and Coder, TinyLlama, SmolLM2",
+)
+
+
+@hookimpl
+def reallm_hf_families() -> list[HFFamily]:
+    """The one family of this package."""
+    return [LLAMA]

@@ -1,0 +1,1 @@
+"""Mistral model families for reallm."""

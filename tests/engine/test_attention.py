@@ -1,0 +1,59 @@
+"""Packed attention equals the formula written out, for each sequence alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reallm.model import attention
+from reallm.model.attention import AttentionSpec, attend_packed
+from reallm.model.sequences import Sequences
+
+
+def written_out(q, k, v, window, softcap, scale):
+    """[L, H, D] queries, [L, K, D] keys and values: softmax over the scores a token may see."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    i, j = torch.arange(len(q))[:, None], torch.arange(len(q))[None]
+    seen = (j <= i) & ((i - j < window) if window else torch.ones((), dtype=torch.bool))
+    return torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_packed_sequences_attend_only_to_themselves(monkeypatch, n_kv_heads, window, softcap):
+    monkeypatch.setattr(attention, "WINDOW_CHUNK", 4)
+    torch.manual_seed(1)
+    lengths = [5, 1, 0, 13, 8]
+    q = torch.randn(sum(lengths), 4, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(sum(lengths), n_kv_heads, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    spec = AttentionSpec(scale=0.3, window=window, softcap=softcap)
+
+    out = attend_packed(q, k, v, Sequences.from_lengths(lengths), spec)
+    expected = torch.cat(
+        [written_out(*part, window, softcap, 0.3) for part in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)]
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+    cotangent = torch.randn_like(out)
+    got = torch.autograd.grad(out, (q, k, v), cotangent)
+    want = torch.autograd.grad(expected, (q, k, v), cotangent)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_dropout_is_for_training_only():
+    from reallm.model.config import ReaLModelConfig
+    from reallm.model.transformer import Transformer
+
+    config = ReaLModelConfig(1, 16, 2, 2, 8, 16, 20, 32, attn_dropout=0.5, residual_dropout=0.5, embedding_dropout=0.5)
+    model = Transformer(config)
+    model.init_weights(0)
+    tokens, bounds = torch.arange(10), torch.tensor([0, 10])
+    model.eval()
+    assert torch.equal(model(tokens, bounds), model(tokens, bounds))
+    model.train()
+    assert not torch.equal(model(tokens, bounds), model(tokens, bounds))

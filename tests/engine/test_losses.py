@@ -1,0 +1,81 @@
+"""The fused head and cross-entropy equal the plain computation, in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reallm.model import losses
+
+
+def plain(hidden, weight, targets, multiplier, softcap):
+    logits = hidden @ weight.t() * multiplier
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("multiplier", [1.0, 0.25])
+@pytest.mark.parametrize("n_tokens", [1, 7, 16])
+def test_value_and_gradients_equal_the_plain_computation(monkeypatch, n_tokens, multiplier, softcap):
+    monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)  # five tokens a chunk
+    torch.manual_seed(0)
+    hidden = torch.randn(n_tokens, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 11, (n_tokens,))
+
+    expected = plain(hidden, weight, targets, multiplier, softcap)
+    (expected.sum() * 0.37).backward()
+    want_hidden, want_weight = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+
+    result = losses.head_cross_entropy(hidden, weight, targets, multiplier=multiplier, softcap=softcap)
+    (result.loss_sum * 0.37).backward()
+
+    torch.testing.assert_close(result.loss_sum, expected.sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.nll, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(hidden.grad, want_hidden, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(weight.grad, want_weight, rtol=1e-11, atol=1e-12)
+
+
+def test_bf16_gradients_are_summed_in_float32(monkeypatch):
+    monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 3)
+    torch.manual_seed(0)
+    hidden = torch.randn(64, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(11, 8, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(0, 11, (64,))
+    losses.head_cross_entropy(hidden, weight, targets).loss_sum.backward()
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    plain(exact_hidden, exact_weight, targets, 1.0, None).sum().backward()
+    # bf16 keeps 8 bits, 2^-8 = 0.4 %, of each of the two factors of a product
+    assert torch.linalg.norm(weight.grad.double() - exact_weight.grad) < 0.02 * torch.linalg.norm(exact_weight.grad)
+    assert torch.linalg.norm(hidden.grad.double() - exact_hidden.grad) < 0.02 * torch.linalg.norm(exact_hidden.grad)
+
+
+def test_no_gradient_is_computed_for_what_needs_none():
+    hidden, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
+    losses.head_cross_entropy(hidden, weight, torch.tensor([0, 1, 2, 3])).loss_sum.backward()
+    assert hidden.grad is None
+    assert weight.grad is not None
+
+
+def test_correct_says_where_the_target_is_most_likely():
+    weight = torch.eye(4)
+    result = losses.head_cross_entropy(torch.eye(4)[[0, 1, 2]] * 5, weight, torch.tensor([0, 3, 2]))
+    assert result.correct.tolist() == [True, False, True]
+
+
+def test_a_sequence_is_never_trained_to_predict_the_first_token_of_the_next():
+    tokens = torch.tensor([10, 11, 12, 13, 20, 21, 22])
+    mask = torch.tensor([False, False, True, True, True, True, True])  # the mask covers b's first token, 20
+    positions, targets = losses.next_token_targets(tokens, torch.tensor([0, 4, 7]), mask)
+    assert positions.tolist() == [1, 2, 4, 5]
+    assert targets.tolist() == [12, 13, 21, 22]
+
+
+def test_targets_of_an_untrained_batch_are_empty():
+    positions, targets = losses.next_token_targets(
+        torch.tensor([1, 2, 3]), torch.tensor([0, 3, 3]), torch.zeros(3, dtype=torch.bool)
+    )
+    assert positions.numel() == targets.numel() == 0

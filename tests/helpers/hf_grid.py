@@ -1,0 +1,116 @@
+"""Tiny architectures that differ in one thing each, as the `config.json` that transformers would write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.1,  # larger than usual, so that every part has a visible effect
+}
+LLAMA3 = {
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+
+
+def _old(kind: str, key: str = "rope_type", theta: float = 500.0, **parameters: Any) -> dict[str, Any]:
+    """RoPE as files before transformers 5 spell it."""
+    return {"rope_theta": theta, "rope_scaling": {key: kind, **parameters}}
+
+
+def _new(kind: str, theta: float = 500.0, **parameters: Any) -> dict[str, Any]:
+    """RoPE as transformers 5 spells it."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **parameters}}
+
+
+GRID: dict[str, tuple[str, dict[str, Any]]] = {
+    "gqa": ("llama", {}),
+    "mqa": ("llama", {"num_key_value_heads": 1}),
+    "mha": ("llama", {"num_key_value_heads": 4}),
+    "kv-heads-absent": ("llama", {"num_key_value_heads": None}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "attention-bias": ("llama", {"attention_bias": True}),
+    "mlp-bias": ("llama", {"mlp_bias": True}),
+    "all-biases-tied": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "wide-heads": ("llama", {"head_dim": 16}),
+    "narrow-heads": ("llama", {"head_dim": 4}),
+    "eps": ("llama", {"rms_norm_eps": 1e-3}),
+    "one-layer": ("llama", {"num_hidden_layers": 1}),
+    **{
+        f"act-{name}": ("llama", {"hidden_act": name})
+        for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "swish")
+    },
+    "rope-theta-old": ("llama", {"rope_theta": 500}),
+    "rope-default-new": ("llama", _new("default")),
+    "rope-linear-oldest": ("llama", _old("linear", key="type", factor=2.0)),
+    "rope-linear-old": ("llama", _old("linear", factor=2)),
+    "rope-linear-new": ("llama", _new("linear", factor=2.0)),
+    "rope-dynamic-old": ("llama", {**_old("dynamic", factor=2.0), "max_position_embeddings": 16}),
+    "rope-dynamic-new": ("llama", {**_new("dynamic", factor=3.0), "max_position_embeddings": 16}),
+    "rope-llama3-old": ("llama", _old("llama3", **LLAMA3)),
+    "rope-llama3-new": ("llama", _new("llama3", **LLAMA3)),
+    "rope-yarn-old": ("llama", _old("yarn", **YARN)),
+    "rope-yarn-new": ("llama", _new("yarn", **YARN)),
+    "rope-yarn-no-original": ("llama", _old("yarn", key="type", factor=2.0)),
+    "rope-yarn-betas": ("llama", _new("yarn", beta_fast=16.0, beta_slow=2.0, **YARN)),
+    "rope-yarn-attention-factor": ("llama", _new("yarn", attention_factor=1.25, **YARN)),
+    "rope-yarn-mscale": ("llama", _new("yarn", mscale=0.7, mscale_all_dim=1.1, **YARN)),
+    "rope-yarn-mscale-alone": ("llama", _new("yarn", mscale=0.7, **YARN)),
+    "rope-yarn-untruncated": ("llama", _new("yarn", truncate=False, **YARN)),
+    "mistral-window": ("mistral", {"sliding_window": 5}),
+    "mistral-no-window": ("mistral", {"sliding_window": None}),
+    "mistral-wide-window": ("mistral", {"sliding_window": 4096}),
+    "mistral-wide-heads-tied": ("mistral", {"head_dim": 16, "tie_word_embeddings": True, "sliding_window": 3}),
+    "mistral-yarn": ("mistral", {**_old("yarn", **YARN), "sliding_window": 7}),
+}
+"""Name -> (model type, what differs from `SIZES`)."""
+
+
+def raw_config(name: str) -> dict[str, Any]:
+    """The `config.json` of an entry of the grid."""
+    model_type, changes = GRID[name]
+    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[model_type]
+    return {"model_type": model_type, "architectures": [architecture], **SIZES, **changes}
+
+
+def read_by_transformers(raw: dict[str, Any]) -> transformers.PreTrainedConfig:
+    """What transformers makes of a `config.json`."""
+    content = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    return transformers.AutoConfig.for_model(content.pop("model_type"), **content)
+
+
+def hf_model(
+    raw: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> transformers.PreTrainedModel:
+    """A model of transformers with random weights, norms and biases included, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, raw["architectures"][0])(read_by_transformers(raw))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.to(dtype).eval()
+
+
+def save_hf(raw: dict[str, Any], folder: Any, **options: Any) -> transformers.PreTrainedModel:
+    """Write a tiny random model as transformers does, and return it; `options` go to its `save_pretrained`."""
+    dtype = options.pop("dtype", torch.float32)
+    model = hf_model(raw, seed=options.pop("seed", 0), dtype=dtype)
+    model.save_pretrained(folder, **options)
+    return model

@@ -1,0 +1,290 @@
+"""`config.json` becomes our configuration and comes back; nothing in it is silently ignored."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reallm.errors import CheckpointError, ConfigError
+from reallm.hf import config_io
+from reallm.hf.standard import ACTIVATIONS
+from reallm.hf.tables import ConfigTable, Key
+from reallm.model.config import ACTIVATIONS as OURS
+from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm_hf_llama.plugin import LLAMA
+from reallm_hf_mistral.plugin import MISTRAL
+from tests.helpers.hf_grid import GRID, raw_config, read_by_transformers
+
+FAMILIES = {"llama": LLAMA, "mistral": MISTRAL}
+
+
+def family_of(raw):
+    return FAMILIES[raw["model_type"]]
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_reading_and_writing_back_changes_nothing(name):
+    raw = raw_config(name)
+    config = config_io.from_hf(family_of(raw), raw)
+    assert config_io.to_hf(family_of(raw), config, raw) == raw
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_what_transformers_makes_of_a_file_reads_as_the_file_itself(name):
+    """Old spellings, absent keys and their defaults mean to us what they mean to transformers."""
+    raw = raw_config(name)
+    theirs = read_by_transformers(raw).to_dict()
+    assert config_io.from_hf(family_of(raw), config_io.as_raw(theirs)) == config_io.from_hf(family_of(raw), raw)
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_a_config_written_from_scratch_reads_as_the_original_in_transformers(name):
+    raw = raw_config(name)
+    fresh = config_io.to_hf(family_of(raw), config_io.from_hf(family_of(raw), raw))
+    assert config_io.from_hf(family_of(raw), fresh) == config_io.from_hf(family_of(raw), raw)
+    theirs, original = read_by_transformers(fresh).to_dict(), read_by_transformers(raw).to_dict()
+    rope, rope_original = theirs.pop("rope_parameters"), original.pop("rope_parameters")
+    if theirs["hidden_act"] != original["hidden_act"]:
+        assert ACTIVATIONS[theirs.pop("hidden_act")] == ACTIVATIONS[original.pop("hidden_act")]
+    assert theirs == original
+    assert {key: rope_original[key] for key in rope} == rope
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_absent_keys_have_the_defaults_of_transformers(family):
+    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    defaults = read_by_transformers({"model_type": family.model_type}).to_dict()
+    sparse = {"model_type": family.model_type, **{key: defaults[key] for key in required}}
+    assert config_io.from_hf(family, sparse) == config_io.from_hf(family, defaults)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_missing_size_is_named(key):
+    raw = raw_config("gqa")
+    del raw[key]
+    with pytest.raises(CheckpointError, match=f"some/config.json: '{key}' is missing"):
+        config_io.from_hf(LLAMA, raw, source="some/config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "unsupported quantization_config=.*dequantize"),
+        ({"pretraining_tp": 2}, "unsupported pretraining_tp=2; set it to 1"),
+        ({"my_new_field": 3}, "unsupported field my_new_field=3; .*remove it"),
+        ({"sliding_window": 16}, "unsupported field sliding_window=16"),
+        ({"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported are silu"),
+        ({"hidden_size": "32"}, "hidden_size='32' must be of type int"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' must be of type float"),
+        ({"attention_bias": 1}, "attention_bias=1 must be of type bool"),
+        ({"num_key_value_heads": 3}, "n_q_heads=4 must be a multiple of n_kv_heads=3"),
+        ({"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor=0.5"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling has rope_type='longrope'; supported are default"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope.factor is required"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "rope_parameters.factor='2' must be a number"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "rope.factor=2.0 has no meaning"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "unsupported parameter full_attention"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_by_name(changes, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        config_io.from_hf(LLAMA, raw_config("gqa") | changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"my_new_field": None, "quantization_config": None, "layer_types": None},
+        {"pretraining_tp": 1, "use_cache": False, "torch_dtype": "bfloat16", "_name_or_path": "x", "pad_token_id": 7},
+        {"rope_interleaved": False, "is_llama_config": True, "transformers.js_config": {"dtype": "q4"}},
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "finetuned": True}},
+    ],
+)
+def test_keys_without_effect_are_accepted_and_carried_over(changes):
+    raw = raw_config("gqa") | changes
+    assert config_io.to_hf(LLAMA, config_io.from_hf(LLAMA, raw), raw) == raw
+
+
+def test_only_what_changed_is_rewritten():
+    raw = raw_config("rope-linear-oldest") | {"hidden_act": "swish", "extra": None}
+    config = config_io.from_hf(LLAMA, raw)
+    longer = config.replace(rope=RopeConfig("dynamic", 500.0, factor=3.0), max_positions=128)
+    assert config_io.to_hf(LLAMA, longer, raw) == raw | {
+        "max_position_embeddings": 128,
+        "rope_scaling": {"type": "dynamic", "factor": 3.0},
+    }
+
+
+def test_a_default_that_follows_from_a_changed_size_is_written_out():
+    raw = raw_config("gqa")
+    wider = config_io.from_hf(LLAMA, raw).replace(hidden_size=64)
+    written = config_io.to_hf(LLAMA, wider, raw)
+    assert (written["hidden_size"], written["head_dim"]) == (64, 8)
+    assert config_io.from_hf(LLAMA, written) == wider
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        (MISTRAL, {"qkv_bias": True}, "family 'mistral': qkv_bias=True cannot be stated"),
+        (LLAMA, {"qkv_bias": True}, "family 'llama': qkv_bias=True, o_bias=False differ, but 'attention_bias'"),
+        (LLAMA, {"sliding_window": 8}, "family 'llama': sliding_window=8 cannot be stated"),
+        (LLAMA, {"qk_norm": "head"}, "family 'llama': qk_norm='head' cannot be stated"),
+        (LLAMA, {"norm": "layer"}, "family 'llama': norm='layer' cannot be stated in config.json; it must be 'rms'"),
+        (MISTRAL, {"logit_softcap": 30.0}, "family 'mistral': logit_softcap=30.0 cannot be stated"),
+    ],
+)
+def test_what_a_family_cannot_state_is_refused_by_name(family, changes, message):
+    config = config_io.from_hf(LLAMA, raw_config("gqa")).replace(**changes)
+    with pytest.raises(ConfigError, match=message):
+        config_io.to_hf(family, config)
+
+
+def test_dtype_is_written_in_the_spelling_of_the_file():
+    raw = raw_config("gqa")
+    config = config_io.from_hf(LLAMA, raw)
+    assert config_io.to_hf(LLAMA, config, raw | {"torch_dtype": "float16"}, "bfloat16")["torch_dtype"] == "bfloat16"
+    assert config_io.to_hf(LLAMA, config, raw | {"dtype": "float16"})["dtype"] == "float16"
+    assert "dtype" not in config_io.to_hf(LLAMA, config, raw, "bfloat16")
+    assert config_io.to_hf(LLAMA, config, dtype="bfloat16")["dtype"] == "bfloat16"
+
+
+class TestCritic:
+    raw = raw_config("tied") | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+
+    def test_follows_the_architecture(self):
+        assert config_io.from_hf(LLAMA, self.raw).is_critic
+        assert not config_io.from_hf(LLAMA, raw_config("tied")).is_critic
+
+    def test_can_be_asked_for_and_is_written_so_that_transformers_has_one_label(self):
+        raw = raw_config("tied")
+        critic = config_io.from_hf(LLAMA, raw, is_critic=True)
+        for base in (raw, None):
+            written = config_io.to_hf(LLAMA, critic, base)
+            assert written["architectures"] == ["LlamaForSequenceClassification"]
+            assert read_by_transformers(written).num_labels == 1
+            assert config_io.from_hf(LLAMA, written) == critic
+
+    def test_round_trip(self):
+        assert config_io.to_hf(LLAMA, config_io.from_hf(LLAMA, self.raw), self.raw) == self.raw
+
+    def test_is_no_language_model(self):
+        with pytest.raises(CheckpointError, match="scalar head; load it with is_critic=True"):
+            config_io.from_hf(LLAMA, self.raw, is_critic=False)
+
+    @pytest.mark.parametrize("labels", [{"num_labels": 3}, {"id2label": {"0": "a", "1": "b"}}, {"num_labels": None}])
+    def test_with_several_labels_is_refused(self, labels):
+        with pytest.raises(CheckpointError, match=r"gives \d numbers a token \(num_labels\); a critic needs one"):
+            config_io.from_hf(LLAMA, self.raw | {"num_labels": None} | labels)
+
+
+class TestActivationNames:
+    def test_every_activation_has_a_name(self):
+        assert set(ACTIVATIONS.values()) == set(OURS)
+
+    def test_names_exist_in_transformers(self):
+        from transformers.activations import ACT2FN
+
+        assert ACTIVATIONS.keys() <= ACT2FN.keys()
+
+
+SMALL = st.integers(1, 8)
+RAW = st.fixed_dictionaries(
+    {
+        "vocab_size": st.integers(1, 1000),
+        "hidden_size": SMALL.map(lambda n: 8 * n),
+        "intermediate_size": SMALL,
+        "num_hidden_layers": SMALL,
+        "num_attention_heads": st.just(4),
+        "head_dim": SMALL.map(lambda n: 2 * n),
+        "num_key_value_heads": st.sampled_from([1, 2, 4]),
+        "hidden_act": st.sampled_from(list(ACTIVATIONS)),
+        "rms_norm_eps": st.floats(1e-8, 1e-2),
+    },
+    optional={
+        "tie_word_embeddings": st.booleans(),
+        "attention_bias": st.booleans(),
+        "mlp_bias": st.booleans(),
+        "attention_dropout": st.sampled_from([0, 0.0, 0.1]),
+        "max_position_embeddings": st.integers(16, 4096),
+        "rope_theta": st.sampled_from([10000, 5e5]),
+        "torch_dtype": st.sampled_from(["float32", "bfloat16"]),
+        "eos_token_id": st.one_of(st.none(), st.integers(0, 9), st.lists(st.integers(0, 9))),
+    },
+)
+
+
+@given(RAW, RAW)
+def test_any_config_is_stated_on_top_of_any_file(raw, base):
+    config = config_io.from_hf(LLAMA, raw)
+    assert config_io.to_hf(LLAMA, config, raw) == raw
+    assert config_io.from_hf(LLAMA, config_io.to_hf(LLAMA, config)) == config
+    assert config_io.from_hf(LLAMA, config_io.to_hf(LLAMA, config, base)) == config
+
+
+class TestConfigTableIsChecked:
+    rows = LLAMA.config.rows
+
+    def test_a_field_that_does_not_exist(self):
+        with pytest.raises(ConfigError, match="no field 'n_heads'"):
+            ConfigTable(rows=(*self.rows, Key("x", int, "n_heads")))
+
+    def test_a_field_stated_twice(self):
+        with pytest.raises(ConfigError, match="field 'vocab_size' is stated twice"):
+            ConfigTable(rows=self.rows, constants={"vocab_size": 3})
+
+    def test_a_size_without_a_row(self):
+        with pytest.raises(ConfigError, match="field 'vocab_size' has no default and no row"):
+            ConfigTable(rows=self.rows[1:])
+
+
+class TestFolder:
+    def test_config_that_is_missing_or_broken(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"holds no config.json: it is not a checkpoint's folder"):
+            config_io.read_config(tmp_path)
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+            config_io.read_config(tmp_path)
+        (tmp_path / "config.json").write_text("[]")
+        with pytest.raises(CheckpointError, match="holds list, not an object"):
+            config_io.read_config(tmp_path)
+
+    def test_a_path_that_is_no_folder(self, tmp_path):
+        assert config_io.resolve_path(str(tmp_path)) == tmp_path
+        with pytest.raises(CheckpointError, match="does not exist; give a checkpoint's folder or a hub id"):
+            config_io.resolve_path(tmp_path / "missing")
+        (tmp_path / "file").touch()
+        with pytest.raises(CheckpointError, match="is a file; give the folder"):
+            config_io.resolve_path(tmp_path / "file")
+
+    def test_a_hub_id_without_a_connection(self, monkeypatch):
+        import huggingface_hub
+
+        def offline(*_, **__):
+            raise ConnectionError("no route\nto host")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+        with pytest.raises(CheckpointError, match=r"'org/name' is no folder here and cannot be downloaded .*no route\)"):
+            config_io.resolve_path("org/name")
+
+    def test_a_hub_id_is_downloaded_without_pickles(self, monkeypatch, tmp_path):
+        import huggingface_hub
+
+        asked = {}
+
+        def download(model_id, allow_patterns):
+            asked[model_id] = allow_patterns
+            return str(tmp_path)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert config_io.resolve_path("org/name") == tmp_path
+        assert not [pattern for pattern in asked["org/name"] if pattern.endswith((".bin", ".pth", "*"))]
+
+
+def test_only_configurations_are_taken_as_raw():
+    config = ReaLModelConfig(1, 8, 2, 2, 4, 8, 10, 16)
+    with pytest.raises(ConfigError, match="a HuggingFace configuration or its dict is needed, not ReaLModelConfig"):
+        config_io.as_raw(config)

@@ -1,0 +1,147 @@
+"""Names of parameters and tensors: one table, read in both directions, for any subset."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reallm.errors import CheckpointError, ConfigError
+from reallm.hf import config_io, weights
+from reallm.hf.standard import GATED_DECODER
+from reallm.hf.tables import WeightTable
+from reallm_hf_llama.plugin import LLAMA
+from reallm_hf_mistral.plugin import MISTRAL
+from tests.helpers.hf_grid import GRID, hf_model, raw_config
+
+FAMILIES = {"llama": LLAMA, "mistral": MISTRAL}
+
+
+def family_and_config(name, **options):
+    raw = raw_config(name)
+    family = FAMILIES[raw["model_type"]]
+    return family, config_io.from_hf(family, raw, **options)
+
+
+ALL_BIASES = family_and_config("attention-bias")[1].replace(mlp_bias=True)
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_names_shapes_and_order_are_those_of_transformers(name):
+    family, config = family_and_config(name)
+    theirs = {key: tuple(tensor.shape) for key, tensor in hf_model(raw_config(name)).state_dict().items()}
+    if config.tied_embeddings:
+        del theirs["lm_head.weight"]
+    shapes = weights.parameter_shapes(config)
+    ours = {theirs: shapes[ours] for ours, theirs in weights.hf_names(family, config).items()}
+    assert list(ours.items()) == list(theirs.items())
+
+
+def test_names_of_a_critic_are_those_of_transformers():
+    family, config = family_and_config("gqa", is_critic=True)
+    model = hf_model(config_io.to_hf(family, config))
+    assert list(weights.hf_names(family, config).values()) == list(model.state_dict())
+    assert weights.head_names(family, config) == ["model.norm.weight", "score.weight"]
+
+
+def test_names_per_layer():
+    family, config = family_and_config("attention-bias")
+    assert weights.embedding_names(family, config) == ["model.embed_tokens.weight"]
+    assert weights.head_names(family, config) == ["model.norm.weight", "lm_head.weight"]
+    assert weights.block_names(family, config, 1)[:3] == [
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.1.self_attn.k_proj.weight",
+    ]
+    parts = [weights.layer_names(family, config, layer) for layer in range(config.n_layers + 2)]
+    assert [name for part in parts for name in part] == list(weights.hf_names(family, config).values())
+
+
+def test_a_tied_head_has_only_its_norm():
+    assert weights.head_names(*family_and_config("tied")) == ["model.norm.weight"]
+
+
+@given(st.data(), st.booleans(), st.booleans())
+def test_converting_any_subset_there_and_back_is_the_identity(data, tied, is_critic):
+    config = ALL_BIASES.replace(tied_embeddings=tied, is_critic=is_critic)
+    shapes = weights.parameter_shapes(config)
+    chosen = data.draw(st.lists(st.sampled_from(list(shapes)), unique=True))
+    state = {name: torch.empty(shapes[name]) for name in chosen}
+    there = weights.state_dict_to_hf(LLAMA, state, config)
+    back = weights.state_dict_from_hf(LLAMA, there, config)
+    assert back.keys() == state.keys()
+    assert all(back[name] is state[name] for name in state)
+    assert list(there) == [name for name in weights.hf_names(LLAMA, config).values() if name in there]
+
+
+@given(st.integers(1, 30), st.booleans())
+def test_the_table_is_its_own_inverse(n_layers, is_critic):
+    for layer, part in ((0, GATED_DECODER.embedding), (1, GATED_DECODER.block), (n_layers, GATED_DECODER.block),
+                        (n_layers + 1, GATED_DECODER.head)):  # fmt: skip
+        for module in part:
+            for kind in ("weight", "bias"):
+                ours = f"layers.{layer}.{module}.{kind}"
+                theirs = GATED_DECODER.hf_name(ours, n_layers, is_critic=is_critic)
+                assert GATED_DECODER.our_name(theirs, n_layers, is_critic=is_critic) == ours
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.2.mlp.up_proj.weight",  # there are two blocks
+        "model.layers.01.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj.scales",
+        "model.layers.x.mlp.up_proj.weight",
+        "layers.1.mlp.up_proj.weight",
+        "score.weight",
+        "lm_head",
+    ],
+)
+def test_foreign_tensors_have_no_name_of_ours(name):
+    assert GATED_DECODER.our_name(name, 2) is None
+    _, config = family_and_config("gqa")
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' is no parameter of family 'llama'"):
+        weights.state_dict_from_hf(LLAMA, {name: torch.empty(1)}, config)
+
+
+@pytest.mark.parametrize("name", ["layers.1.attn.q_norm.weight", "layers.5.attn.q.weight", "layers.4.norm.weight"])
+def test_parameters_that_the_family_lacks_are_refused(name):
+    with pytest.raises(ConfigError, match=f"parameter '{name}' has no counterpart"):
+        GATED_DECODER.hf_name(name, 2)
+
+
+def test_what_is_no_name_of_a_parameter_is_refused():
+    with pytest.raises(ConfigError, match="'attn.q.weight' is not the name of a parameter"):
+        GATED_DECODER.hf_name("attn.q.weight", 2)
+
+
+class TestTiedHead:
+    family, config = family_and_config("tied")
+
+    def test_duplicate_is_dropped(self):
+        state = hf_model(raw_config("tied")).state_dict()
+        assert "lm_head.weight" in state
+        ours = weights.state_dict_from_hf(self.family, state, self.config)
+        assert ours.keys() == weights.parameter_shapes(self.config).keys()
+
+    def test_different_head_is_refused_with_a_remedy(self):
+        state = {"model.embed_tokens.weight": torch.zeros(2), "lm_head.weight": torch.ones(2)}
+        with pytest.raises(CheckpointError, match="tie_word_embeddings is true, but 'lm_head.weight' differs .*false"):
+            weights.state_dict_from_hf(self.family, state, self.config)
+
+
+def test_tensors_without_effect_are_dropped():
+    family, config = family_and_config("gqa")
+    state = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.norm.weight": torch.ones(32)}
+    assert list(weights.state_dict_from_hf(family, state, config)) == ["layers.3.norm.weight"]
+
+
+class TestWeightTableIsChecked:
+    def test_a_block_without_a_number(self):
+        with pytest.raises(ConfigError, match="'up': 'mlp.up' must have {} 1 times"):
+            WeightTable(embedding={}, block={"up": "mlp.up"}, head={})
+
+    def test_two_modules_of_one_name(self):
+        with pytest.raises(ConfigError, match="'h.{}.x' stands for two modules; the table has no inverse"):
+            WeightTable(embedding={}, block={"up": "h.{}.x", "down": "h.{}.x"}, head={})
