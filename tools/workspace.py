@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _STAMP = ".complete"
-_GENERATED = ("__pycache__", "*.egg-info", "build", "dist")
+_GENERATED = ("__pycache__", "*.egg-info", "build", "dist", ".*_cache")
 
 
 def packages() -> list[Path]:

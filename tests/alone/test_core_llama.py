@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import reallm as package
-from reallm.errors import UnknownNameError
+from reallm.errors import ReallmError
 from reallm.plugins import registry
 
 
@@ -55,12 +55,12 @@ def test_a_checkpoint_of_another_family_says_what_to_install(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
     )
-    with pytest.raises(UnknownNameError, match="pip install reallm-hf-mistral"):
+    with pytest.raises(ReallmError, match="pip install reallm-hf-mistral"):
         package.ReaLModel.from_pretrained(tmp_path)
 
 
 def test_asking_for_the_other_family_says_what_to_install():
-    with pytest.raises(UnknownNameError, match="pip install reallm-hf-mistral"):
+    with pytest.raises(AttributeError, match="pip install reallm-hf-mistral"):
         package.ReaLModel.from_mistral
 
 

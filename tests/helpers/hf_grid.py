@@ -25,7 +25,7 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
-YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def _old(kind: str, key: str = "rope_type", theta: float = 500.0, **parameters: Any) -> dict[str, Any]:
@@ -36,6 +36,11 @@ def _old(kind: str, key: str = "rope_type", theta: float = 500.0, **parameters: 
 def _new(kind: str, theta: float = 500.0, **parameters: Any) -> dict[str, Any]:
     """RoPE as transformers 5 spells it."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **parameters}}
+
+
+def _yarn(spelling: Any, **parameters: Any) -> dict[str, Any]:
+    """YaRN with sizes for which each of its parameters changes some frequency."""
+    return {**spelling("yarn", theta=50.0, **{**YARN, **parameters}), "max_position_embeddings": 128}
 
 
 GRID: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,19 +69,20 @@ GRID: dict[str, tuple[str, dict[str, Any]]] = {
     "rope-dynamic-new": ("llama", {**_new("dynamic", factor=3.0), "max_position_embeddings": 16}),
     "rope-llama3-old": ("llama", _old("llama3", **LLAMA3)),
     "rope-llama3-new": ("llama", _new("llama3", **LLAMA3)),
-    "rope-yarn-old": ("llama", _old("yarn", **YARN)),
-    "rope-yarn-new": ("llama", _new("yarn", **YARN)),
+    "rope-yarn-old": ("llama", _yarn(_old)),
+    "rope-yarn-new": ("llama", _yarn(_new)),
     "rope-yarn-no-original": ("llama", _old("yarn", key="type", factor=2.0)),
-    "rope-yarn-betas": ("llama", _new("yarn", beta_fast=16.0, beta_slow=2.0, **YARN)),
-    "rope-yarn-attention-factor": ("llama", _new("yarn", attention_factor=1.25, **YARN)),
-    "rope-yarn-mscale": ("llama", _new("yarn", mscale=0.7, mscale_all_dim=1.1, **YARN)),
-    "rope-yarn-mscale-alone": ("llama", _new("yarn", mscale=0.7, **YARN)),
-    "rope-yarn-untruncated": ("llama", _new("yarn", truncate=False, **YARN)),
+    "rope-yarn-no-factor": ("llama", _old("yarn", original_max_position_embeddings=16, factor=None)),
+    "rope-yarn-betas": ("llama", _yarn(_new, beta_fast=4.0, beta_slow=0.5)),
+    "rope-yarn-attention-factor": ("llama", _yarn(_new, attention_factor=1.25)),
+    "rope-yarn-mscale": ("llama", _yarn(_new, mscale=0.7, mscale_all_dim=1.1)),
+    "rope-yarn-mscale-alone": ("llama", _yarn(_new, mscale=0.7)),
+    "rope-yarn-untruncated": ("llama", _yarn(_new, truncate=False)),
     "mistral-window": ("mistral", {"sliding_window": 5}),
     "mistral-no-window": ("mistral", {"sliding_window": None}),
     "mistral-wide-window": ("mistral", {"sliding_window": 4096}),
     "mistral-wide-heads-tied": ("mistral", {"head_dim": 16, "tie_word_embeddings": True, "sliding_window": 3}),
-    "mistral-yarn": ("mistral", {**_old("yarn", **YARN), "sliding_window": 7}),
+    "mistral-yarn": ("mistral", {**_yarn(_old), "sliding_window": 7}),
 }
 """Name -> (model type, what differs from `SIZES`)."""
 
@@ -94,17 +100,20 @@ def read_by_transformers(raw: dict[str, Any]) -> transformers.PreTrainedConfig:
     return transformers.AutoConfig.for_model(content.pop("model_type"), **content)
 
 
-def hf_model(
-    raw: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> transformers.PreTrainedModel:
-    """A model of transformers with random weights, norms and biases included, in evaluation mode."""
+def hf_model(raw: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
+    """A model of transformers with random weights, norms and biases included, in evaluation mode.
+
+    Queries and keys are large, so that attention is far from uniform and positions matter.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, raw["architectures"][0])(read_by_transformers(raw))
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 if parameter.dim() == 1:
                     parameter.add_(torch.randn_like(parameter) * 0.2)
+                elif "q_proj" in name or "k_proj" in name:
+                    parameter.mul_(4)
     return model.to(dtype).eval()
 
 

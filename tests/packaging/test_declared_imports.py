@@ -17,6 +17,7 @@ USED_WITHOUT_IMPORT = {
     "tensorboard": "torch.utils.tensorboard writes its files",
     "pyarrow": "an extra",
 }
+SPELT_OTHERWISE = {"reallm": "reallm-core", "yaml": "pyyaml"}
 PACKAGES = {package.name: package for package in packages()}
 OWN = {name.replace("-", "_") for name in PACKAGES if name != "reallm-core"} | {"reallm"}
 
@@ -40,8 +41,7 @@ def imported_distributions(package: Path) -> set[str]:
     """Third-party and own top-level modules that a package imports, spelt as distributions are."""
     tops = {module.partition(".")[0] for file in source_files(package) for module, _ in imported_modules(file)}
     own = {path.name for path in (package / "src").iterdir()}
-    spelt = {"reallm": "reallm-core"}
-    return {spelt.get(top, top.replace("_", "-")) for top in tops - own - sys.stdlib_module_names}
+    return {SPELT_OTHERWISE.get(top, top.replace("_", "-")) for top in tops - own - sys.stdlib_module_names}
 
 
 def declared_distributions(package: Path) -> tuple[set[str], set[str]]:

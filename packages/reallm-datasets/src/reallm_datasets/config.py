@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from reallm.errors import ConfigError
-from reallm.options import option, REQUIRED
+from reallm.data.row_sources import records
+from reallm.errors import ConfigError, DataError
+from reallm.options import REQUIRED, option
 
 Overlong = Literal["truncate", "drop"]
 
@@ -31,6 +32,10 @@ class PromptAnswerDatasetConfig:
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_overlong(self.overlong)
 
+    def check(self) -> None:
+        """Raises ConfigError unless the files are there and of a kind that can be read."""
+        check_sources(train_path=self.train_path, valid_path=self.valid_path)
+
 
 @dataclass
 class PairedComparisonDatasetConfig:
@@ -51,6 +56,10 @@ class PairedComparisonDatasetConfig:
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_overlong(self.overlong)
 
+    def check(self) -> None:
+        """Raises ConfigError unless the files are there and of a kind that can be read."""
+        check_sources(train_path=self.train_path, valid_path=self.valid_path)
+
 
 @dataclass
 class PromptOnlyDatasetConfig:
@@ -67,6 +76,10 @@ class PromptOnlyDatasetConfig:
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_overlong(self.overlong)
 
+    def check(self) -> None:
+        """Raises ConfigError unless the files are there and of a kind that can be read."""
+        check_sources(path=self.path)
+
 
 def check_at_least(name: str, value: int, least: int) -> None:
     """Raises ConfigError unless `value` is a whole number of `least` or more."""
@@ -78,3 +91,14 @@ def check_overlong(value: str) -> None:
     """Raises ConfigError unless `value` is "truncate" or "drop"."""
     if value not in ("truncate", "drop"):
         raise ConfigError(f"overlong={value!r} must be 'truncate' or 'drop'")
+
+
+def check_sources(**sources: str | None) -> None:
+    """Raises ConfigError unless each is a file that can be read or a function that can be called; names the field."""
+    for name, source in sources.items():
+        if source is None:
+            continue
+        try:
+            records(source)  # looks the source up; no row is read
+        except DataError as error:
+            raise ConfigError(f"{name}: {error}") from error

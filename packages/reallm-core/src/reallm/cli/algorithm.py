@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from reallm.cli.keys import help_text
 from reallm.plugins import registry
 
 BUILT_IN = {"sft": "Fine-tune a model on prompt/answer pairs or conversations."}
@@ -24,6 +23,8 @@ def algorithm_command(name: str) -> Any:
         show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
     ) -> None:
         if show_help:
+            from reallm.cli.keys import help_text
+
             typer.echo(help_text(name, registry.get("algorithm", name), arguments or [], config or []))
         else:
             _run(name, config or [], arguments or [], print_config)

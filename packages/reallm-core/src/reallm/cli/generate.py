@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ def generate(
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Continue prompts with a checkpoint, for instance one that `reallm sft` wrote.
+    """Continue prompts with a checkpoint.
 
     \b
       reallm generate --model PATH "Once upon a time"
@@ -87,25 +87,26 @@ def _prompt_of(line: str, where: str) -> str:
     return row["prompt"]
 
 
-def _complete(
-    path: str, prompts: list[str], sampling: dict[str, Any], *, chat: bool, device: str
-) -> list[Completion]:
-    from reallm.generation.sampling import SamplingConfig
+def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: bool, device: str) -> list[Completion]:
+    from reallm.experiments.checks import check_checkpoint
 
-    SamplingConfig(**sampling)  # refuses wrong values before a model is loaded
+    check_checkpoint("--model", path)
 
     import torch
 
     from reallm.engine.real_model import ReaLModel
-    from reallm.hf import config_io
+    from reallm.generation.sampling import SamplingConfig
+    from reallm.hf.config_io import resolve_path
+    from reallm.hf.transformers_io import load_tokenizer
 
+    SamplingConfig(**sampling)  # refuses wrong values before a model is loaded
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise ConfigError("--device cuda: PyTorch sees no GPU here; use cpu or auto")
     device = ("cuda" if has_gpu else "cpu") if device == "auto" else device
 
-    folder = config_io.resolve_path(path)
-    tokenizer = config_io.load_tokenizer(folder)
+    folder = resolve_path(path)
+    tokenizer = load_tokenizer(folder)
     if chat and not tokenizer.chat_template:
         raise ConfigError(f"--chat: the tokenizer in '{folder}' has no chat template; leave --chat out")
     ids = [_chat_ids(tokenizer, prompt) if chat else tokenizer.encode(prompt) for prompt in prompts]

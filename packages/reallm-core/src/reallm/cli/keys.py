@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from reallm.algorithms.spec import Algorithm
-from reallm.experiments.schema import Group, groups, Key, type_text, value_text
+from reallm.experiments.schema import Group, Key, groups, type_text, value_text
 
 WIDTH = 80
 

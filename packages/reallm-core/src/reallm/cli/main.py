@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reallm.cli import demo, generate, plugins
 from reallm.cli.algorithm import algorithm_command
-from reallm.errors import did_you_mean, ReallmError
+from reallm.cli.demo import demo
+from reallm.cli.generate import generate
+from reallm.cli.plugins import app as plugins
+from reallm.errors import ReallmError, did_you_mean
 from reallm.plugins import registry
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -22,9 +24,9 @@ HELP = """\
 Post-training of large language models: fine-tune, generate, and see what is installed.
 
 \b
-  reallm demo                      train a tiny model and see what comes out
-  reallm sft --help                fine-tuning: all keys, their types and defaults
-  reallm plugins                   installed datasets, model families, algorithms
+  reallm demo           train a tiny model and see what comes out
+  reallm sft --help     fine-tuning: all keys, with types and defaults
+  reallm plugins        installed datasets, model families, algorithms
 """
 
 
@@ -63,9 +65,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate")(generate.generate)
-app.add_typer(plugins.app, name="plugins")
-app.command("demo")(demo.demo)
+app.command()(demo)
+app.command()(generate)
+app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")
 
 
 def _show_version(wanted: bool) -> None:

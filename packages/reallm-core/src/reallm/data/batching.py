@@ -83,25 +83,7 @@ def select(batch: NamedArray, indices: Sequence[int]) -> NamedArray:
     Raises:
         DataError: if there is no such sample, or if a field has no `seqlens`; names it.
     """
-    count = n_samples(batch)
-    _check_fields(batch)
-    for i in indices:
-        if not 0 <= i < count:
-            raise DataError(f"no sample {i} in a batch of {count}")
-    offsets = {key: [0, *accumulate(lengths(batch, key))] for key in batch.metadata.get("seqlens", {})}
-
-    def cut(name: str, value: Value) -> Value:
-        if not isinstance(value, Array):
-            return value
-        starts = offsets[name.partition(".")[0]]
-        return concatenate([value[starts[i] : starts[i + 1]] for i in indices] or [value[:0]])
-
-    metadata: dict[str, Any] = dict(batch.metadata)
-    if "seqlens" in metadata:
-        metadata["seqlens"] = {key: [rows[i] for i in indices] for key, rows in metadata["seqlens"].items()}
-    if "ids" in metadata:
-        metadata["ids"] = [metadata["ids"][i] for i in indices]
-    return from_flattened([(name, cut(name, value)) for name, value in flatten(batch)], metadata)
+    return _selections(batch, [indices])[0]
 
 
 def split_samples(batch: NamedArray) -> list[NamedArray]:
@@ -110,7 +92,7 @@ def split_samples(batch: NamedArray) -> list[NamedArray]:
     Raises:
         DataError: if a field has no `seqlens`; names it.
     """
-    return [select(batch, [i]) for i in range(n_samples(batch))]
+    return _selections(batch, [[i] for i in range(n_samples(batch))])
 
 
 def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:
@@ -121,7 +103,32 @@ def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:
     Raises:
         DataError: if `k` is below 1 or a field has no `seqlens`; names it.
     """
-    return [select(batch, part) for part in balanced_partition(lengths(batch, key), k)]
+    return _selections(batch, balanced_partition(lengths(batch, key), k))
+
+
+def _selections(batch: NamedArray, groups: Sequence[Sequence[int]]) -> list[NamedArray]:
+    count = n_samples(batch)
+    _check_fields(batch)
+    for i in chain.from_iterable(groups):
+        if not 0 <= i < count:
+            raise DataError(f"no sample {i} in a batch of {count}")
+    fields = flatten(batch)
+    seqlens = batch.metadata.get("seqlens", {})
+    offsets = {key: [0, *accumulate(lengths(batch, key))] for key in seqlens}
+
+    def cut(name: str, value: Value, indices: Sequence[int]) -> Value:
+        if not isinstance(value, Array):
+            return value
+        starts = offsets[name.partition(".")[0]]
+        return concatenate([value[starts[i] : starts[i + 1]] for i in indices] or [value[:0]])
+
+    def selection(indices: Sequence[int]) -> NamedArray:
+        metadata = {**batch.metadata, "seqlens": {key: [rows[i] for i in indices] for key, rows in seqlens.items()}}
+        if "ids" in metadata:
+            metadata["ids"] = [metadata["ids"][i] for i in indices]
+        return from_flattened([(name, cut(name, value, indices)) for name, value in fields], metadata)
+
+    return [selection(indices) for indices in groups]
 
 
 def _seqlens(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:

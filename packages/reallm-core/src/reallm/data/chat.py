@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reallm.data.rows import Row
 from reallm.errors import DataError
@@ -71,8 +71,8 @@ class ChatTemplate:
             raise row.error("the last message is the assistant's, wanted one to be answered")
         return self._render(messages, row, add_generation_prompt=True)
 
-    def conversation(self, messages: Sequence[Message], row: Row) -> Conversation:
-        """The text of a conversation up to the assistant's last turn, with all of the assistant's turns.
+    def conversation(self, messages: Sequence[Message], row: Row, *, only_last: bool = False) -> Conversation:
+        """The text of a conversation up to the assistant's last turn, with all of its turns or `only_last` that one.
 
         A turn includes the special token that ends it, and not the whitespace that the template writes after that.
         If the template ends turns with no special token, the end-of-sequence token is added to the last one.
@@ -86,10 +86,11 @@ class ChatTemplate:
             raise row.error("no message is the assistant's, so there is nothing to train")
         if turns[0] == 0:
             raise row.error("the first message is the assistant's, wanted one of the system or the user before it")
+        turns = turns[-1:] if only_last else turns
         messages = messages[: turns[-1] + 1]  # what comes later has no influence on what is trained
         text = self._render(messages, row)
         spans = self._marked(messages, text, row) if self._marks_turns else self._derived(messages, turns, text, row)
-        return self._closed(text, spans)
+        return self._closed(text, spans[-1:] if only_last else spans)
 
     def _derived(self, messages: Sequence[Message], turns: Sequence[int], text: str, row: Row) -> list[tuple[int, int]]:
         spans = []
@@ -150,7 +151,8 @@ class ChatTemplate:
         return self._apply(messages, row, tokenize=False, **options)
 
     def _apply(self, messages: Sequence[Message], row: Row, **options: Any) -> Any:
+        conversation: Any = list(messages)
         try:
-            return self._tokenizer.apply_chat_template(list(messages), **options)
+            return self._tokenizer.apply_chat_template(conversation, **options)
         except Exception as error:  # the template is a program that came with the tokenizer and may raise anything
             raise row.error(f"the tokenizer's chat template refuses it: {' '.join(str(error).split())}") from error

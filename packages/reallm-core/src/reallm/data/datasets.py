@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from reallm.errors import ConfigError, DataError, did_you_mean, PluginError
+from reallm.errors import ConfigError, DataError, PluginError, did_you_mean
 from reallm.plugins import registry
 from reallm.seeding import derive_seed
 
@@ -72,32 +72,28 @@ def make_dataset(
         DataError: if its data is bad.
     """
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
-    cls = registry.get("dataset", dataset.name).dataset_class()
-    _check_args(dataset, cls)
+    offer = registry.registry().offer("dataset", dataset.name)
+    title = f"dataset '{dataset.name}' of {offer.plugin.release}"
+    cls = offer.value.dataset_class()
+    _check_args(title, cls, dataset.args)
     made = cls(util=util, **dataset.args)
     missing = [method for method in ("__len__", "__getitem__") if not hasattr(made, method)]
     if missing:
-        raise PluginError(f"{_title(dataset.name)} is not a map-style dataset: it has no {' and no '.join(missing)}")
+        raise PluginError(f"{title} is not a map-style dataset: {cls.__qualname__} has no {' and no '.join(missing)}")
     return made
 
 
-def _check_args(dataset: Dataset, cls: Any) -> None:
+def _check_args(title: str, cls: Any, args: Mapping[str, Any]) -> None:
     parameters = inspect.signature(cls).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    names = [name for name in parameters if name != "util"]
-    for name in dataset.args:
-        if name not in names:
-            raise ConfigError(
-                f"{_title(dataset.name)} has no argument '{name}'"
-                f"{did_you_mean(name, names) or '; it has: ' + ', '.join(names)}"
-            )
-    for name in names:
-        if parameters[name].default is inspect.Parameter.empty and name not in dataset.args:
-            raise ConfigError(f"{_title(dataset.name)} needs the argument '{name}'")
     if "util" not in parameters:
-        raise PluginError(f"{_title(dataset.name)} does not take 'util': its constructor is {cls.__qualname__}")
-
-
-def _title(name: str) -> str:
-    return f"dataset '{name}'"
+        raise PluginError(f"{title}: the constructor of {cls.__qualname__} does not take 'util'")
+    names = [name for name in parameters if name != "util"]
+    for name in args:
+        if name not in names:
+            hint = did_you_mean(name, names) or f"; it has: {', '.join(names) or 'none'}"
+            raise ConfigError(f"{title} has no argument '{name}'{hint}")
+    for name in names:
+        if parameters[name].default is inspect.Parameter.empty and name not in args:
+            raise ConfigError(f"{title} needs the argument '{name}'")

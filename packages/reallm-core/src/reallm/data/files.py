@@ -6,7 +6,8 @@ renamed, and for an instant the path is absent: a process killed right then leav
 
 A write to `name` uses three siblings, `.name.<16 hex digits>.reallm-{new,old,lock}`. It holds a lock on the last,
 which the system releases when the process ends, however it ends. So siblings whose lock is free are leftovers, and
-the next write to the same path removes them. POSIX systems only.
+the next write to the same path removes them. On a file system without locks that holds for one process at a time.
+POSIX systems only.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         with atomic_write("run/metrics.json") as temporary:
             temporary.write_text(text)
 
+    The temporary name has another suffix than `path`, so tell a writer that goes by suffixes which format it is.
     Missing parent folders are made. After an exception `path` is as it was. A symbolic link is replaced.
 
     Raises:
@@ -103,9 +105,7 @@ def recover_folder(path: AnyPath) -> None:
         if work.old.exists():
             lock = _lock(work.lock)
             if lock is not None:  # else its writer lives, and is about to put the new folder in place
-                with suppress(FileNotFoundError):
-                    work.old.rename(final)
-                os.close(lock)
+                _settle(work, final, lock)
 
 
 class _Work(NamedTuple):
@@ -133,16 +133,15 @@ def _workspace(final: Path) -> Iterator[_Work]:
     """Siblings of `final` for one write, locked, after removing those of killed processes; gone in the end."""
     with _named(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        recover_folder(final)
         for leftover in _workspaces(final):
             held = _lock(leftover.lock)
             if held is not None:
-                _remove(leftover, held)
+                _settle(leftover, final, held)
         work, lock = _claim(final)
     try:
         yield work
     finally:
-        _remove(work, lock)
+        _settle(work, final, lock)
 
 
 def _claim(final: Path) -> tuple[_Work, int]:
@@ -165,15 +164,19 @@ def _lock(path: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    except OSError:
-        os.close(descriptor)
-        raise
+    except OSError as error:  # this file system has no locks: see above
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF):
+            os.close(descriptor)
+            raise
     return descriptor
 
 
-def _remove(work: _Work, lock: int) -> None:
-    for path in work:
-        with suppress(OSError):  # what cannot be removed now is a leftover for the next write
+def _settle(work: _Work, final: Path, lock: int) -> None:
+    """End a write that is done, failed or was killed: no siblings are left, and if it had an old folder, `final` is."""
+    with suppress(OSError):  # what cannot be settled now is a leftover for the next write
+        if work.old.exists() and not final.exists():
+            work.old.rename(final)
+        for path in work:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -191,11 +194,7 @@ def _install(work: _Work, final: Path) -> None:
     if _exchange(work.new, final):
         return
     final.rename(work.old)
-    try:
-        work.new.rename(final)
-    except OSError:
-        work.old.rename(final)
-        raise
+    work.new.rename(final)  # if this fails, `_settle` puts the old folder back
 
 
 def _exchange(a: Path, b: Path) -> bool:

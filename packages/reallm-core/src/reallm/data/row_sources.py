@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gzip
 import importlib
-import importlib.util
 import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from reallm.errors import DataError, did_you_mean
 
 Builder: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
+Records: TypeAlias = "Generator[Record, None, None]"
 Source: TypeAlias = "str | Path | Builder"
 
 _REFERENCE = re.compile(r"(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)")
@@ -32,28 +34,44 @@ class Record(NamedTuple):
     position: str
 
 
-def records(source: Source) -> Iterator[Record]:
+def records(source: Source) -> Records:
     """The records of a file, of a function, or of the function that `"module:function"` names.
 
     Raises:
         DataError: if the source cannot be found or read.
     """
+    return _opener(source)()
+
+
+def check_source(source: Source) -> None:
+    """Whether there can be rows at all: the file is there and of a known format. Reads nothing and runs nothing.
+
+    Raises:
+        DataError: if not.
+    """
+    _opener(source)
+
+
+def _opener(source: Source) -> Callable[[], Records]:
+    """What reads the source, when it is called."""
     if callable(source):
-        name = getattr(source, "__qualname__", type(source).__name__)
-        return _numbered(_built(source, name), name)
+        return partial(_built, source, getattr(source, "__qualname__", type(source).__name__))
     if not str(source):
         raise DataError("no data file is given: the path is empty")
     path = Path(source).expanduser()
     reference = _REFERENCE.fullmatch(str(source))
     if reference and not path.exists():
-        return _numbered(_built(_load(reference["module"], reference["name"]), str(source)), str(source))
+        if reference["module"].endswith(".py"):
+            _check_file(Path(reference["module"]).expanduser())
+        return partial(_referenced, reference["module"], reference["name"])
+    _check_file(path)
     for extension, read in _READERS.items():
         if path.name.lower().endswith(extension):
-            _check_file(path)
-            return _read(path, read)
-    _check_file(path)
+            if read is _parquet and find_spec("pyarrow") is None:
+                raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'reallm-core[parquet]'")
+            return partial(_read, path, read)
     wanted = f"{', '.join(_READERS)}, or a function as module:function"
-    raise DataError(f"{source}: unknown extension '{path.suffix}', wanted {wanted}")
+    raise DataError(f"{path}: unknown extension '{path.suffix}', wanted {wanted}")
 
 
 def _check_file(path: Path) -> None:
@@ -66,7 +84,7 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: no such file{hint or f' (looked in {path.parent.resolve()})'}")
 
 
-def _read(path: Path, read: Callable[[Path], Iterator[Record]]) -> Iterator[Record]:
+def _read(path: Path, read: Callable[[Path], Records]) -> Records:
     try:
         yield from read(path)
     except OSError as error:
@@ -77,9 +95,10 @@ def _record(path: Path, line: int, value: Any) -> Record:
     return Record(value, f"{path}:{line}", f"{path.name}:{line}")
 
 
-def _json(path: Path) -> Iterator[Record]:
+def _json(path: Path) -> Records:
     """The elements of a list, each with the line it starts on."""
-    text = "".join(_text(raw, path, number) for number, raw in enumerate(_lines(path.open("rb")), 1))
+    with path.open("rb") as file:
+        text = "".join(_text(raw, path, number) for number, raw in _lines(file))
     if not text.strip():
         return
     try:
@@ -99,11 +118,12 @@ def _json(path: Path) -> Iterator[Record]:
         yield _record(path, line, value)
 
 
-def _jsonl(path: Path) -> Iterator[Record]:
-    return _json_lines(path, path.open("rb"))
+def _jsonl(path: Path) -> Records:
+    with path.open("rb") as file:
+        yield from _json_lines(path, file)
 
 
-def _jsonl_gz(path: Path) -> Iterator[Record]:
+def _jsonl_gz(path: Path) -> Records:
     try:
         with gzip.open(path, "rb") as file:
             yield from _json_lines(path, file)
@@ -111,8 +131,8 @@ def _jsonl_gz(path: Path) -> Iterator[Record]:
         raise DataError(f"{path}: not a whole gzip file: {error}") from error
 
 
-def _json_lines(path: Path, file: Any) -> Iterator[Record]:
-    for number, raw in enumerate(_lines(file), 1):
+def _json_lines(path: Path, file: Iterable[bytes]) -> Records:
+    for number, raw in _lines(file):
         text = _text(raw, path, number).strip()
         if not text:
             continue
@@ -123,11 +143,10 @@ def _json_lines(path: Path, file: Any) -> Iterator[Record]:
         yield _record(path, number, value)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     # Cut as bytes, at \n alone: text may hold other characters that Python counts as ends of lines (U+2028).
-    with file:
-        for number, line in enumerate(file):
-            yield line.removeprefix(_BOM) if number == 0 else line
+    for number, line in enumerate(file, 1):
+        yield number, line.removeprefix(_BOM) if number == 1 else line
 
 
 def _text(raw: bytes, path: Path, line: int) -> str:
@@ -153,12 +172,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _parquet(path: Path) -> Iterator[Record]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'reallm-core[parquet]'") from None
+def _parquet(path: Path) -> Records:
+    import pyarrow.parquet
+
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -170,7 +186,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         raise DataError(f"{path}: not a whole parquet file: {_one_line(error)}") from error
 
 
-_READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
+_READERS: Mapping[str, Callable[[Path], Records]] = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl_gz,
     ".json": _json,
@@ -192,19 +208,20 @@ def _load(module: str, name: str) -> Builder:
         raise DataError(
             f"{source}: cannot import '{module}': {type(error).__name__}: {_one_line(error)}{hint}"
         ) from error
-    function = getattr(loaded, name, None)
+    if not hasattr(loaded, name):
+        raise DataError(f"{source}: '{module}' has no function '{name}'{did_you_mean(name, vars(loaded))}")
+    function = getattr(loaded, name)
     if not callable(function):
-        problem = f"has no function '{name}'{did_you_mean(name, vars(loaded))}" if function is None else "no function"
-        raise DataError(f"{source}: '{module}' {problem}")
+        raise DataError(f"{source}: '{name}' of '{module}' is no function")
     return function
 
 
 def _load_file(path: Path) -> ModuleType:
     name = f"reallm_rows_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     sys.modules[name] = module  # as an import does: dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
@@ -214,18 +231,18 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _built(build: Builder, name: str) -> Iterator[Any]:
+def _referenced(module: str, name: str) -> Records:
+    return _built(_load(module, name), f"{module}:{name}")
+
+
+def _built(build: Builder, name: str) -> Records:
     try:
         built = build()
         if isinstance(built, str | bytes | Mapping) or not isinstance(built, Iterable):
             raise DataError(f"{name}: returned a {type(built).__name__}, wanted an iterable of mappings, one a row")
-        yield from built
+        for number, value in enumerate(built, 1):
+            yield Record(value, f"{name}, row {number}", f"{name}:{number}")
     except DataError:
         raise
     except Exception as error:  # the user's own code may raise anything; say whose it is
         raise DataError(f"{name}: raised {type(error).__name__}: {_one_line(error)}") from error
-
-
-def _numbered(values: Iterator[Any], name: str) -> Iterator[Record]:
-    for number, value in enumerate(values, 1):
-        yield Record(value, f"{name}, row {number}", f"{name}:{number}")

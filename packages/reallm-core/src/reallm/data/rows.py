@@ -9,10 +9,11 @@ What is wrong with a row is told as `train.jsonl:12: key 'prompt': found a numbe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from reallm.data.row_sources import Record, records, Source
+from reallm.data.row_sources import Record, Source, records
 from reallm.errors import DataError, did_you_mean
 
 Kind = type | tuple[type, ...]
@@ -35,6 +36,12 @@ class Row:
     def error(self, problem: str) -> DataError:
         """The error that says what is wrong with this row, to be raised: `raise row.error("prompt is ...")`."""
         return DataError(f"{self.place}: {problem}")
+
+    def need_one_of(self, *keys: str) -> None:
+        """Raises DataError unless one of the keys is there."""
+        if not any(key in self for key in keys):
+            wanted = " or ".join(f"'{key}'" for key in keys)
+            raise self.error(f"found no such key{self._keys(keys[0])}, wanted {wanted}")
 
     def get(self, key: str, kind: Kind, wanted: str = "") -> Any:
         """The value of `key`, of type `kind`.
@@ -115,14 +122,15 @@ def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> 
     """
     rows: list[Row] = []
     places: dict[str, str] = {}
-    for record in records(source):
-        row = _row(record)
-        if row.id in places:
-            raise row.error(f"key 'id': '{row.id}' is already the id of {places[row.id]}; ids must be unique")
-        places[row.id] = row.place
-        for key, kind in (required or {}).items():
-            row.get(key, kind)
-        rows.append(row)
+    with closing(records(source)) as found:
+        for record in found:
+            row = _row(record)
+            if row.id in places:
+                raise row.error(f"key 'id': '{row.id}' is already the id of {places[row.id]}; ids must be unique")
+            places[row.id] = row.place
+            for key, kind in (required or {}).items():
+                row.get(key, kind)
+            rows.append(row)
     if not rows:
         raise DataError(f"{getattr(source, '__qualname__', source)}: has no rows")
     return rows

@@ -79,7 +79,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         folder = config_io.resolve_path(path)
         raw = config_io.read_config(folder)
         family = families.family_for(raw, folder)
-        config = config_io.from_hf(family, raw, is_critic=is_critic)
+        config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / config_io.CONFIG_NAME)
         model = cls(config, device="meta")
         model._remember(family, raw, folder)
         model._load(folder, dtype, torch.device(device), seed)
@@ -219,18 +219,17 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     ) -> ReaLModel:
         """A model from a checkpoint, from a HF config (fresh weights) or from a HF model (its weights, copied)."""
         if isinstance(source, str | Path):
-            model = cls.from_pretrained(source, **options)
-            if model.family is not family:
-                names = ", ".join(model.family.names if model.family else ())
-                raise CheckpointError(f"{source} is not a checkpoint of '{family.names[0]}' but of '{names}'")
-            return model
+            folder = config_io.resolve_path(source)
+            families.require(family, config_io.read_config(folder), folder)
+            return cls.from_pretrained(folder, **options)
         raw = config_io.as_raw(source.config if isinstance(source, nn.Module) else source)
+        families.require(family, raw, "the config")
         config = config_io.from_hf(family, raw, is_critic=options.pop("is_critic", None))
         model = cls(config, **options)
         model._remember(family, raw, None)
         if isinstance(source, nn.Module):
             state = weights.state_dict_from_hf(family, source.state_dict(), config)
-            model.load_state_dict(state)
+            model.load_state_dict(model.state_dict() | state)  # a new critic's head stays as drawn
         return model
 
     def _to_family(self, family: HFFamily) -> PreTrainedModel:
@@ -246,6 +245,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
             if isinstance(source, str | Path)
             else config_io.as_raw(source)
         )
+        families.require(family, raw, source if isinstance(source, str | Path) else "the config")
         return config_io.from_hf(family, raw)
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from reallm.options import option, REQUIRED
+from reallm.options import REQUIRED, option
 
 DATASET_KEY = "dataset"
 """Metadata key of a field that holds a dataset's configuration; its value is the name of the default dataset."""

@@ -1,4 +1,4 @@
-"""What the user set, in order: the leaves of YAML files and the `key=value` arguments, not yet checked against a schema."""
+"""What the user set, in order: the leaves of YAML files and the `key=value` arguments. Keys are not checked here."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def from_yaml(path: Path) -> list[Assignment]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path}: not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+        where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
-    written = dict(_written(root, ""))
+    written: dict[str, tuple[int | None, str | None]] = dict(_written(root, ""))
     found = []
     for key, value in _leaves(values, ""):
-        line, text = written.get(key, (None, None))
-        found.append(Assignment(key, value, text, f"{path}:{line}: " if line else f"{path}: "))
+        line, raw = written.get(key, (None, None))  # not there for what a YAML merge (`<<`) brings in
+        found.append(Assignment(key, value, raw, f"{path}:{line}: " if line else f"{path}: "))
     return found
 
 
@@ -84,7 +84,7 @@ def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _written(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, tuple[int, str | None]]]:
+def _written(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, tuple[int | None, str | None]]]:
     """Dotted key -> its line and, for a single value, its text."""
     for name, value in node.value:
         key = f"{prefix}{name.value}"

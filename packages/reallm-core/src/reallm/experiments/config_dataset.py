@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 from reallm.errors import ConfigError, PluginError
 from reallm.options import option
@@ -36,9 +37,14 @@ def config_class(name: str) -> type:
                     "but dataset.name chooses the dataset; rename the field"
                 )
             return cls
+    return _with_name(cls, name, f"which dataset; installed: {', '.join(registry.declared('dataset'))}")
+
+
+@functools.cache  # the same class each time, so that configurations compare equal
+def _with_name(cls: type, name: str, about: str) -> type:
     frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]  # a frozen class has only frozen subclasses
-    choice = option(name, f"which dataset; installed: {', '.join(registry.declared('dataset'))}")
-    named = dataclasses.make_dataclass(cls.__name__, [("name", str, choice)], bases=(cls,), frozen=frozen, kw_only=True)
+    fields = [("name", str, option(name, about))]
+    named = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=frozen, kw_only=True)
     named.__module__, named.__qualname__, named.__doc__ = cls.__module__, cls.__qualname__, cls.__doc__
     return named
 

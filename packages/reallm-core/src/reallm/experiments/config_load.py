@@ -10,20 +10,21 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from reallm.errors import ConfigError, did_you_mean
+from reallm.errors import ConfigError, ReallmError, did_you_mean
 from reallm.experiments import config_mistakes as mistakes
 from reallm.experiments.config_assignments import Assignment, from_arguments, from_yaml
 from reallm.experiments.config_dataset import dataset_name
 from reallm.experiments.schema import (
+    Group,
+    Key,
     allowed_text,
     dataset_fields,
-    Group,
     groups,
+    in_group,
     is_list,
     is_mapping,
     is_optional,
     is_text,
-    Key,
     literals,
     missing_text,
 )
@@ -37,8 +38,8 @@ class Configuration:
     groups: tuple[Group, ...]
     values: Mapping[str, Any]
 
-    def to_yaml(self) -> str:
-        """All values as YAML that `load` reads again, with `???` for a required one that is missing."""
+    def tree(self) -> dict[str, Any]:
+        """The values as nested mappings, the chosen dataset's name included."""
         tree: dict[str, Any] = {}
         for name, value in self.values.items():
             *parents, leaf = name.split(".")
@@ -46,7 +47,11 @@ class Configuration:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = str(value) if isinstance(value, Path) else value
-        return OmegaConf.to_yaml(OmegaConf.create(tree))
+        return tree
+
+    def to_yaml(self) -> str:
+        """All values as YAML that `load` reads again, with `???` for a required one that is missing."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.tree()))
 
     def build(self) -> Any:
         """The configuration object, an instance of the dataclass that `load` was given.
@@ -67,8 +72,8 @@ class Configuration:
         fields.update({part.rpartition(".")[2]: self._instance(part) for part in parts})
         try:
             return group.cls(**fields)
-        except (TypeError, ValueError) as error:  # what a plugin's own dataclass may raise of a bad value
-            raise ConfigError(f"{name or group.cls.__name__}: {error}") from error
+        except (ReallmError, TypeError, ValueError) as error:  # the latter two from a plugin's own dataclass
+            raise ConfigError(in_group(name, group.cls, error)) from error
 
 
 def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str] = ()) -> Configuration:
@@ -97,8 +102,9 @@ def describe(config: Any) -> Configuration:
         for name in filter(None, group.name.split(".")):
             part = getattr(part, name)
         for key in group.keys:
-            # A dataset configuration made in Python may be of the class without `name`.
-            values[key.name] = getattr(part, key.leaf, group.dataset)
+            # A dataset's configuration that was made in Python has no `name`.
+            unnamed = group.dataset is not None and key.leaf == "name" and not hasattr(part, "name")
+            values[key.name] = group.dataset if unnamed else getattr(part, key.leaf)
     return Configuration(found, values)
 
 
@@ -137,7 +143,7 @@ def _thaw(node: DictConfig) -> None:
 
 
 def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: Sequence[Group]) -> None:
-    if item.value is None and any(group.name == item.key for group in found):
+    if item.value in (None, {}) and any(group.name == item.key for group in found):
         return  # `optimizer:` with nothing below it in a YAML file
     key = keys.get(item.key) or _mapping_above(item.key, keys)
     if key is None:
@@ -149,7 +155,7 @@ def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: 
     try:
         OmegaConf.update(tree, item.key, value)
     except GrammarParseError as error:
-        raise ConfigError(f"{item.origin}{item.key}={shown}: '${{' begins a reference to a key and needs '}}'") from error
+        raise ConfigError(f"{item.origin}{item.key}={shown}: a reference to a key is written ${{key}}") from error
     except OmegaConfBaseException as error:
         hint = did_you_mean(str(shown), literals(key.type))
         if is_list(key.type) and item.text is not None:

@@ -40,11 +40,7 @@ def suggestion(name: str, groups: Sequence[Group]) -> str | None:
     siblings = [key for group in groups if parent and group.name == parent for key in group.keys]
     if name in (key.name for key in keys):
         return name
-    return (
-        _alike(leaf, siblings)
-        or _first(key for key in keys if key.leaf == leaf)
-        or _alike(leaf, keys)
-    )
+    return _alike(leaf, siblings) or _first(key for key in keys if key.leaf == leaf) or _alike(leaf, keys)
 
 
 def _alike(leaf: str, keys: Sequence[Key]) -> str | None:
@@ -73,8 +69,10 @@ def not_an_assignment(arguments: Sequence[str], place: int, groups: Sequence[Gro
     following = arguments[place + 1] if place + 1 < len(arguments) else ""
     if argument.startswith("="):
         return f"'{argument}' has no key; write key=value without spaces"
-    if following.startswith("=") or "=" in argument and not argument.startswith("-"):
-        written = " ".join(arguments[place : place + (3 if following == "=" else 2 if following[:1] == "=" else 1)])
+    spaced = " " in argument.partition("=")[0] or following.startswith("=")
+    if spaced:  # `lr =1`, `lr = 1`, or the same in quotes
+        n_parts = 3 if following == "=" else 2 if following.startswith("=") else 1
+        written = " ".join(arguments[place : place + n_parts])
         return f"'{written}': write {written.replace(' ', '')} without spaces"
     if argument.startswith("-"):
         return _option(argument, following, groups)
@@ -84,7 +82,9 @@ def not_an_assignment(arguments: Sequence[str], place: int, groups: Sequence[Gro
     if argument in names:
         return f"'{argument}' has no value; write {argument}=VALUE"
     near = suggestion(argument, groups)
-    return f"'{argument}' is not key=value" + (f"; did you mean {near}=VALUE?" if near else ", such as optimizer.lr=1e-5")
+    return f"'{argument}' is not key=value" + (
+        f"; did you mean {near}=VALUE?" if near else ", such as optimizer.lr=1e-5"
+    )
 
 
 def _option(argument: str, following: str, groups: Sequence[Group]) -> str:
@@ -96,7 +96,8 @@ def _option(argument: str, following: str, groups: Sequence[Group]) -> str:
         return f"unknown option '{argument}'; did you mean '--{option}'?"
     key = suggestion(name, groups)
     if key is None:
-        return f"unknown option '{argument}'; options are {', '.join(f'--{item}' for item in OPTIONS)}; everything else is key=value"
+        options = ", ".join(f"--{item}" for item in OPTIONS)
+        return f"unknown option '{argument}'; options are {options}, everything else is written key=value"
     if not value and following and "=" not in following and not following.startswith("-"):
         value, argument = following, f"{argument} {following}"
     return f"'{argument}': keys are written without dashes and with '=': {key}={value or 'VALUE'}"

@@ -15,8 +15,9 @@ from reallm.algorithms.graph import execution_order
 from reallm.algorithms.spec import Algorithm
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
+from reallm.experiments.config_load import describe
 from reallm.experiments.dataflow import Dataflow
-from reallm.experiments.interrupt import StopRequest, stop_requests
+from reallm.experiments.interrupt import stop_requests
 from reallm.experiments.logs import Loggers
 from reallm.experiments.plots import read_curves, save_plot
 from reallm.experiments.progress import TrainingProgress, duration
@@ -66,7 +67,7 @@ def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None
     except BaseException:
         folder.remove_if_empty()
         raise
-    settings = plain(config)
+    settings = plain(describe(config).tree())
     folder.write_config(settings)
     for line in overview(config, data, models, folder.path):
         say(line)

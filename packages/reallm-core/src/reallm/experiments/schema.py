@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, Literal, Union
+from typing import Any, Literal, Union, get_args, get_origin
 
-from reallm.errors import ConfigError, did_you_mean, PluginError
+from reallm.errors import ConfigError, PluginError, did_you_mean
 from reallm.experiments.config import DATASET_KEY
 from reallm.experiments.config_dataset import config_class as dataset_config_class
 from reallm.options import REQUIRED
@@ -62,7 +63,7 @@ def groups(config_class: type, chosen: Mapping[str, str] | None = None, tolerate
 
 
 def _walk(
-    cls: type, name: str, help: str, chosen: Mapping[str, str], tolerate: bool, dataset: str | None = None
+    cls: type, name: str, about: str, chosen: Mapping[str, str], tolerate: bool, dataset: str | None = None
 ) -> Iterator[Group]:
     prefix = f"{name}." if name else ""
     hints = typing.get_type_hints(cls)
@@ -84,7 +85,7 @@ def _walk(
         else:
             keys.append(Key(key, hint, _default(item), text))
     keys.sort(key=lambda key: dataset is None or key.leaf != "name")  # a dataset's name comes first
-    yield Group(name, help, cls, tuple(keys), dataset)
+    yield Group(name, about, cls, tuple(keys), dataset)
 
 
 def _default(item: dataclasses.Field) -> Any:
@@ -191,6 +192,17 @@ def check_values(config: Any, name: str = "") -> None:
             raise ConfigError(
                 f"{key}={value_text(value)} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
             )
+
+
+def in_group(name: str, cls: type, error: Exception) -> str:
+    """The message of an error that a part of the configuration raised: `lr=0 ...` -> `optimizer.lr=0 ...`."""
+    message = str(error)
+    if not name or message.startswith(f"{name}."):
+        return message
+    first = re.match(r"\w*", message)
+    assert first is not None
+    known = first[0] in (item.name for item in dataclasses.fields(cls))
+    return f"{name}.{message}" if known else f"{name}: {message}"
 
 
 def missing_text(key: Key) -> str:

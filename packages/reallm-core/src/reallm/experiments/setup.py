@@ -101,7 +101,7 @@ def load_data(config: TrainingConfig, order: Sequence[ModelFunctionCall]) -> Dat
     built = {split: _build(split, dataset, config.seed, tokenizer) for split, dataset in splits.items()}
     train, valid = built["train"], built.get("valid")
     if not len(train):
-        raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on{_report(train)}")
+        raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on ({_described(train)})")
     if valid is not None and not len(valid):
         valid = None
     _check_keys(train[0], order, splits["train"].name)
@@ -143,9 +143,9 @@ def overview(config: TrainingConfig, data: Data, models: Mapping[str, LoadedMode
         count = sum(parameter.numel() for parameter in parameters)
         where = f"{_dtype_name(parameters[0].dtype)} on {parameters[0].device}"
         lines.append(f"{name}: {loaded.args.path}, {count:,} parameters, {where}")
-    lines.append(f"train: {len(data.train):,} samples{_report(data.train)}")
+    lines.append(f"train: {_described(data.train)}")
     if data.valid is not None:
-        lines.append(f"valid: {len(data.valid):,} samples{_report(data.valid)}")
+        lines.append(f"valid: {_described(data.valid)}")
     plan, optimizer = data.plan, config.optimizer
     lines.append(
         f"plan: {plan.total_steps:,} steps of {plan.batch_size} samples, {plan.steps_per_epoch:,} an epoch; "
@@ -202,9 +202,9 @@ def _check_keys(sample: NamedArray, order: Sequence[ModelFunctionCall], dataset:
         known |= set(call.outputs)
 
 
-def _report(dataset: Samples) -> str:
+def _described(dataset: Samples) -> str:
     report: Callable[[], str] | None = getattr(dataset, "report", None)
-    return f" ({report()})" if callable(report) else ""
+    return report() if callable(report) else f"{len(dataset):,} samples"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.errors import ConfigError
-from reallm.experiments.config import dataset_option, ModelArgs
+from reallm.experiments.config import ModelArgs, dataset_option
 from reallm.experiments.config_dataset import batch_size, splits
 from reallm.experiments.schema import check_values
 from reallm.options import option

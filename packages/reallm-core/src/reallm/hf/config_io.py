@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reallm.data.files import recover_folder
 from reallm.errors import CheckpointError, ConfigError
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig
@@ -42,6 +43,7 @@ def resolve_path(path_or_id: str | Path) -> Path:
         CheckpointError: neither a folder nor a model that can be had.
     """
     path = Path(path_or_id).expanduser()
+    recover_folder(path)
     if path.is_dir():
         return path
     if path.exists():
@@ -132,8 +134,8 @@ def to_hf(
     """The `config.json` of an architecture.
 
     With `base`, the content of an original file, only what differs from it is changed: the rest, also its spelling,
-    is carried over. Without, a complete one is made, with token ids null. `dtype` ("bfloat16", or
-    torch's object) is that of the tensors; None keeps what `base` says.
+    is carried over; `architectures` are added if it has none. Without `base` a complete one is made, with token ids
+    null. `dtype` ("bfloat16", or torch's object) is that of the tensors; None keeps what `base` says.
 
     Raises:
         ConfigError: the family cannot state a field's value.
@@ -144,7 +146,7 @@ def to_hf(
         raw: dict[str, Any] = {"model_type": family.model_type, "bos_token_id": None, "eos_token_id": None}
     else:
         raw = dict(base)
-    if base is None or saved_as_critic(family, base) != config.is_critic:
+    if not raw.get("architectures") or saved_as_critic(family, raw) != config.is_critic:
         raw["architectures"] = [(family.critic_architectures if config.is_critic else family.architectures)[0]]
         for key in ("id2label", "label2id", "num_labels"):
             raw.pop(key, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
         PluginError: the plugin that offers the family is broken.
     """
     model_type, architectures = raw.get("model_type"), tuple(raw.get("architectures") or ())
+    if model_type is None and not architectures:
+        raise CheckpointError(
+            f"{path} states neither model_type nor architectures; add them, so that its family can be found"
+        )
     family = _by_name(model_type) or _by_search(model_type, architectures)
     if family is None:
-        what = f"model_type '{model_type}'" if model_type else f"architecture {_listed(architectures)}"
-        hint = f"; {registry.install_hint(KIND, model_type)}" if isinstance(model_type, str) else ""
-        raise CheckpointError(
-            f"{path}: no installed family reads {what}; installed are {_listed(registry.names(KIND))}{hint}"
-        )
+        raise CheckpointError(f"{path}: {_unread(model_type, architectures)}")
     known = family.architectures + family.critic_architectures
     if architectures and not any(name in known for name in architectures):
         raise CheckpointError(
@@ -50,11 +50,17 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
 
 
 def require(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config.json") -> None:
-    """Raise CheckpointError if a `config.json` is not of this family; `path` is named."""
+    """Check that a `config.json` is one of this family; one that says nothing of its family passes.
+
+    Raises:
+        CheckpointError: it is of another family, or of none that is installed; names `path`.
+    """
+    if raw.get("model_type") is None and not raw.get("architectures"):
+        return
     found = family_for(raw, path)
     if found is not family:
         raise CheckpointError(
-            f"{path} is of family '{found.names[0]}', not '{family.names[0]}'; use from_{found.names[0]}"
+            f"{path} is not a checkpoint of '{family.names[0]}' but of '{found.names[0]}'; load it as that"
         )
 
 
@@ -72,14 +78,23 @@ def _by_name(model_type: Any) -> HFFamily | None:
 
 def _by_search(model_type: Any, architectures: tuple[str, ...]) -> HFFamily | None:
     """Any installed family with that model type, or, if the file has none, with one of the architectures."""
-    for family in registry.offers(KIND).values():
-        if family.model_type == model_type:
-            return family  # type: ignore[no-any-return]
-        if model_type is None and any(name in family.architectures + family.critic_architectures
-                                      for name in architectures):  # fmt: skip
-            return family  # type: ignore[no-any-return]
+    families: list[HFFamily] = list(registry.offers(KIND).values())
+    for family in families:
+        classes = family.architectures + family.critic_architectures
+        if family.model_type == model_type or (model_type is None and any(name in classes for name in architectures)):
+            return family
     return None
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(names) or "none"
+def _unread(model_type: Any, architectures: tuple[str, ...]) -> str:
+    """That no installed family reads this, those that are installed, and what to install if that is known."""
+    installed = registry.names(KIND)
+    what = f"architecture {_listed(architectures)}" if model_type is None else f"model_type '{model_type}'"
+    text = f"no installed family reads {what}; installed: {', '.join(installed) or 'none'}"
+    # A name that is installed means something else there.
+    hint = registry.install_hint(KIND, str(model_type)) if model_type and model_type not in installed else ""
+    return f"{text}; try {hint}" if hint else text
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig, RopeConfig, RopeKind
@@ -73,7 +73,7 @@ class RopeRow:
             fields["factor"] = known["max_positions"] / fields["original_max_positions"]
         if theta is None:
             theta = self.default_theta
-        return {"rope": RopeConfig(kind=kind, theta=_number("rope_theta", theta), **fields)}
+        return {"rope": RopeConfig(kind=cast(RopeKind, kind), theta=_number("rope_theta", theta), **fields)}
 
     def write(self, config: ReaLModelConfig, base: Mapping[str, Any]) -> dict[str, Any]:
         """RoPE in the spelling of `base`, or the newer one; see `Row.write`."""

@@ -89,7 +89,7 @@ class Key:
             found = [theirs for theirs, ours in self.spellings.items() if ours == value]
             if not found:
                 raise ConfigError(f"{self.fields[0]}={value!r} is not one of {', '.join(self.spellings.values())}")
-            value = found[0]
+            return {self.key: found[0]}
         return {self.key: value}
 
     def _checked(self, value: Any) -> Any:
@@ -101,7 +101,7 @@ class Key:
             return value
         if value not in self.spellings:
             raise ConfigError(f"{self.key}={value!r} is not supported; supported are {', '.join(self.spellings)}")
-        return self.spellings[value]
+        return self.spellings[str(value)]
 
 
 @dataclass(frozen=True)

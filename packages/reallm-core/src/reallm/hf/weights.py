@@ -59,22 +59,31 @@ def state_dict_to_hf(family: HFFamily, state: Mapping[str, Tensor], config: ReaL
 def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> dict[str, Tensor]:
     """Any subset of a checkpoint's tensors under our names; tensors are not copied.
 
-    Tensors without effect are dropped, as is the duplicate of a tied embedding.
+    Tensors without effect are dropped, as are the duplicate of a tied embedding and, for a critic, the head of a
+    language model.
 
     Raises:
         CheckpointError: a tensor that is no parameter of ours; a head that should be tied but differs.
     """
     refuse_untied_head(family, hf_state, config)
-    tied = tied_names(family, config)
+    dropped = unused_names(family, config)
     state: dict[str, Tensor] = {}
     for theirs, tensor in hf_state.items():
-        if family.weights.is_ignored(theirs) or (tied is not None and theirs == tied[1]):
+        if family.weights.is_ignored(theirs) or theirs in dropped:
             continue
         ours = family.weights.our_name(theirs, config.n_layers, is_critic=config.is_critic)
         if ours is None:
             raise CheckpointError(f"tensor '{theirs}' is no parameter of family '{family.names[0]}'; remove it")
         state[ours] = tensor
     return state
+
+
+def unused_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
+    """Checkpoint names of parameters that a language model has and this one has not: the head, if tied or a critic's."""
+    out = f"layers.{config.n_layers + 1}.out.weight"
+    lm_head = family.weights.hf_name(out, config.n_layers)
+    own_head = family.weights.hf_name(out, config.n_layers, is_critic=config.is_critic)
+    return {lm_head} if config.head_is_tied or lm_head != own_head else set()
 
 
 def tied_names(family: HFFamily, config: ReaLModelConfig) -> tuple[str, str] | None:

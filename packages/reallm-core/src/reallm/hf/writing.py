@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reallm.data.files import atomic_folder
-from reallm.errors import CheckpointError, ConfigError
+from reallm.errors import ConfigError
 from reallm.hf.checkpoint import INDEX_NAME
 from reallm.hf.config_io import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
@@ -51,26 +50,21 @@ def write_checkpoint(
         tokenizer: saved instead of the tokenizer in `carry_from`.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        DataError: the folder cannot be written.
         ConfigError: `max_shard_size` is no size.
     """
-    folder = Path(folder)
     shards = _plan_shards(tensors, dtype, max_shard_size)
-    try:
-        with atomic_folder(folder) as new:
-            _keep_other_files(folder, new)
-            _write_json(new / CONFIG_NAME, hf_config)
-            for file_name, names in shards.items():
-                shard = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
-                save_file(shard, new / file_name, metadata={"format": "pt"})
-            if len(shards) > 1:
-                _write_json(new / INDEX_NAME, _index(tensors, dtype, shards))
-            if tokenizer is not None:
-                tokenizer.save_pretrained(str(new))
-            if carry_from is not None:
-                _carry(Path(carry_from), new, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
-    except OSError as error:
-        raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
+    with atomic_folder(folder, keep=_is_no_part) as new:
+        _write_json(new / CONFIG_NAME, hf_config)
+        for file_name, names in shards.items():
+            shard = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
+            save_file(shard, new / file_name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            _write_json(new / INDEX_NAME, _index(tensors, dtype, shards))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(new))
+        if carry_from is not None:
+            _carry(Path(carry_from), new, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
 
 
 def _plan_shards(
@@ -116,19 +110,6 @@ def _carry(source: Path, new: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(file, target)
 
 
-def _keep_other_files(old: Path, new: Path) -> None:
-    """Put what lies in `old` and is no part of a checkpoint into `new`, without copying where the file system can."""
-    for entry in old.iterdir() if old.is_dir() else ():
-        if any(fnmatchcase(entry.name, pattern) for pattern in _REPLACED):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link_or_copy)
-        else:
-            _link_or_copy(entry, new / entry.name)
-
-
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target, follow_symlinks=False)
+def _is_no_part(name: str) -> bool:
+    """Whether a file of the old folder has nothing to do with its checkpoint."""
+    return not any(fnmatchcase(name, pattern) for pattern in _REPLACED)

@@ -1,0 +1,23 @@
+"""`reallm demo`: the whole way in three minutes, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", metavar="FOLDER", help="Where to put the run folder.")
+    ] = Path("runs"),
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Optimizer steps; enough to learn the tasks if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of data, weights and order.")] = 1,
+) -> None:
+    """Train a tiny model in three minutes and see what comes out."""
+    from reallm.demo.run import run_demo
+
+    run_demo(output_dir, steps, seed)

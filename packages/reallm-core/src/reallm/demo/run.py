@@ -1,0 +1,151 @@
+"""`reallm demo`: a tiny model from random weights to right answers, by the way that every training takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from reallm.data.files import atomic_write
+from reallm.demo.rows import demo_rows, Row
+from reallm.demo.tokenizer import byte_tokenizer
+from reallm.engine.optimizer_config import OptimizerConfig
+from reallm.engine.real_model import ReaLModel
+from reallm.errors import PluginError, UnknownNameError
+from reallm.experiments.config import ModelArgs
+from reallm.experiments.plots import read_curves, smoothed, terminal_plot
+from reallm.experiments.run_folder import RunFolder
+from reallm.experiments.runner import run, RunResult
+from reallm.experiments.sft import SFTConfig
+from reallm.plugins import registry
+
+DATASET = "prompt_answer"
+STEPS = 600
+BATCH_SIZE = 64
+
+
+def run_demo(
+    output_dir: str | Path = "runs", steps: int | None = None, seed: int = 1, *, console: Console | None = None
+) -> RunResult:
+    """Write data and an untrained model, train it with `run`, and show what it says before and after.
+
+    Args:
+        output_dir: where the folder `demo-<date>` is made.
+        steps: optimizer steps; None is enough to learn the tasks, in a minute or two on two cores.
+        seed: of the data, the weights and the order of rows.
+        console: where to print; None is the standard output.
+
+    Raises:
+        PluginError: a package that the demo needs is not installed; says what to install.
+    """
+    console = console or Console()
+    hf_config: dict[str, Any] = json.loads(files("reallm.demo").joinpath("model.json").read_text(encoding="utf-8"))
+    _require_plugins(family=hf_config["model_type"])
+
+    folder = RunFolder.create(output_dir, None, default_prefix="demo").path
+    rows = demo_rows(seed)
+    tokenizer = byte_tokenizer()
+    _write_rows(folder / "data" / "train.jsonl", rows.train)
+    _write_rows(folder / "data" / "valid.jsonl", rows.valid)
+    model = _untrained_model(hf_config, tokenizer, seed)
+    model.save_pretrained(folder / "untrained", tokenizer=tokenizer)
+    console.print(
+        "A tiny model with random weights learns to spell, to shout, to count and to add.\n"
+        f"data: {folder / 'data'}   untrained model: {folder / 'untrained'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    before = _answers(model, tokenizer, rows.shown)
+
+    n_steps = steps or STEPS
+    config = SFTConfig(
+        model=ModelArgs(path=str(folder / "untrained"), dtype="float32"),
+        dataset=_dataset_config(folder / "data"),
+        optimizer=OptimizerConfig(lr=3e-3, beta2=0.98, weight_decay=0.05, warmup_ratio=0.05),
+        epochs=n_steps,
+        max_steps=n_steps,
+        eval_every=max(1, n_steps // 6),
+        output_dir=str(folder),
+        name="run",
+        seed=seed,
+    )
+    result = run(config, registry.get("algorithm", "sft"), console=console)
+    if result.checkpoint is not None:
+        trained = ReaLModel.from_pretrained(result.checkpoint)
+        _show(console, result, rows.shown, before, _answers(trained, tokenizer, rows.shown))
+        held_out = _answers(trained, tokenizer, rows.valid)
+        right = sum(answer == row["answer"].strip() for answer, row in zip(held_out, rows.valid, strict=True))
+        console.print(
+            f"{right} of {len(rows.valid)} answers to questions it has never seen are right to the letter.\n"
+            f'ask it yourself: reallm generate --model {result.checkpoint} "Spell reallm."',
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    return result
+
+
+def _require_plugins(family: str) -> None:
+    missing = []
+    for kind, name in (("dataset", DATASET), ("family", family)):
+        try:
+            registry.get(kind, name)
+        except UnknownNameError:
+            missing.append(registry.install_hint(kind, name).removeprefix("pip install "))
+    if missing:
+        raise PluginError(f"the demo needs more than the core: pip install {' '.join(missing)}")
+
+
+def _untrained_model(hf_config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> ReaLModel:
+    end = tokenizer.eos_token_id
+    raw = {**hf_config, "vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+    from_family = getattr(ReaLModel, f"from_{hf_config['model_type']}")
+    model: ReaLModel = from_family(raw, dtype=torch.float32, seed=seed)
+    return model
+
+
+def _dataset_config(data: Path) -> Any:
+    config_class = registry.get("dataset", DATASET).config_class()
+    return config_class(
+        train_path=str(data / "train.jsonl"),
+        valid_path=str(data / "valid.jsonl"),
+        max_seqlen=256,
+        train_bs_n_seqs=BATCH_SIZE,
+    )
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _answers(model: ReaLModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[str]:
+    completions = model.generate(
+        [row["prompt"] for row in rows], tokenizer=tokenizer, max_new_tokens=64, temperature=0.0
+    )
+    return [(completion.text or "").strip() for completion in completions]
+
+
+def _show(console: Console, result: RunResult, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> None:
+    curves = read_curves(result.run_dir / "metrics.jsonl")
+    loss = smoothed(curves["train/loss"], window=max(1, result.steps // 120))
+    console.print("\ntrain/loss", highlight=False)
+    console.print(terminal_plot(loss), highlight=False, markup=False, soft_wrap=True)
+    table = Table("prompt", "before", "after", "", title="What it says", title_justify="left")
+    for row, old, new in zip(rows, before, after, strict=True):
+        table.add_row(row["prompt"], _one_line(old), _one_line(new), "✓" if new == row["answer"].strip() else "✗")
+    console.print()
+    console.print(table, highlight=False, markup=False)
+
+
+def _one_line(text: str, width: int = 24) -> str:
+    """Text of an untrained model, made fit for a table: control characters are dots."""
+    shown = "".join(char if char.isprintable() else "·" for char in text)
+    return shown if len(shown) <= width else shown[: width - 1] + "…"

@@ -1,0 +1,173 @@
+"""What is installed, from the metadata of distributions alone: nothing is imported.
+
+    installed()  ->  entries  ->  plan(entries, disabled)  ->  plugins
+
+An entry point named `<kind>.<name>` is a promise to offer exactly that. It lets a look-up import only the plugins
+that matter. An entry point with a name of another form promises nothing, so its plugin has to be asked every time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import Distribution, entry_points
+
+from reallm.plugins.kinds import KINDS
+
+GROUP = "reallm"
+"""The entry-point group of plugins."""
+
+CORE = "reallm-core"
+"""The distribution of the core, whose own plugin is listed first."""
+
+DISABLE = "REALLM_DISABLE_PLUGINS"
+"""The environment variable with a comma-separated list of distributions, entry points or `distribution[entry]`."""
+
+Promise = tuple[str, str]
+"""A kind and a name: `("family", "llama")`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry point of an installed distribution."""
+
+    distribution: str
+    version: str
+    name: str
+    value: str
+    editable: bool = False
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A module (or an object in one) that one distribution exposes, and the names of all its entry points for it.
+
+    `blocked` are those of `entries` that the user disabled.
+    """
+
+    distribution: str
+    version: str
+    value: str
+    entries: tuple[str, ...]
+    blocked: tuple[str, ...] = ()
+    editable: bool = False
+
+    @property
+    def label(self) -> str:
+        """A name that no other plugin has: `reallm-hf-llama[family.codellama,family.llama]`."""
+        return f"{self.distribution}[{','.join(self.entries)}]"
+
+    @property
+    def release(self) -> str:
+        """Distribution and version: `reallm-hf-llama 0.1.0`."""
+        return f"{self.distribution} {self.version}"
+
+    @property
+    def module(self) -> str:
+        """The module of `value`, which may also name an object in it."""
+        return self.value.partition(":")[0].strip()
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The entry points that the user did not disable."""
+        return tuple(name for name in self.entries if name not in self.blocked)
+
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """What the active entry points promise."""
+        return _promises(self.active)
+
+    @property
+    def withheld(self) -> tuple[Promise, ...]:
+        """What the disabled entry points promise."""
+        return _promises(self.blocked)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may offer more than it promises: an active entry point has a name that is no promise."""
+        return any(promise_of(name) is None for name in self.active)
+
+    def __str__(self) -> str:
+        """As errors name it: `reallm-hf-llama 0.1.0 (reallm_hf_llama.plugin)`."""
+        return f"{self.release} ({self.value})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All plugins there are, and the names in `REALLM_DISABLE_PLUGINS` that fit none of them."""
+
+    plugins: tuple[Plugin, ...]
+    unknown_disabled: tuple[str, ...] = ()
+
+
+def find() -> Plan:
+    """The plugins of this environment: what is on `sys.path`, less what `REALLM_DISABLE_PLUGINS` blocks."""
+    return plan(installed(), os.environ.get(DISABLE, ""))
+
+
+def installed() -> list[Entry]:
+    """The entry points of the group `reallm`. Of a distribution that is on `sys.path` twice, the first counts."""
+    return [
+        Entry(point.dist.name, point.dist.version, point.name, point.value, _is_editable(point.dist))
+        for point in entry_points(group=GROUP)
+        if point.dist is not None
+    ]
+
+
+def plan(entries: Iterable[Entry], disabled: str = "") -> Plan:
+    """Group the entry points of one distribution with the same value into plugins, and mark the disabled ones.
+
+    Plugins come in the order of their distributions' names, those of the core first.
+    """
+    names = [name.strip() for name in disabled.split(",") if name.strip()]
+    entries = list(entries)
+    groups: dict[tuple[str, str, str, bool], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.distribution, entry.version, entry.value, entry.editable), []).append(entry)
+    plugins = [
+        Plugin(
+            distribution,
+            version,
+            value,
+            entries=tuple(sorted({entry.name for entry in group})),
+            blocked=tuple(sorted({entry.name for entry in group if any(_is_named(entry, name) for name in names)})),
+            editable=editable,
+        )
+        for (distribution, version, value, editable), group in groups.items()
+    ]
+    plugins.sort(
+        key=lambda plugin: (plugin.distribution != "reallm-core", canonical(plugin.distribution), plugin.value)
+    )
+    unknown = tuple(name for name in names if not any(_is_named(entry, name) for entry in entries))
+    return Plan(tuple(plugins), unknown)
+
+
+def promise_of(entry_name: str) -> Promise | None:
+    """`"family.llama"` -> `("family", "llama")`; None if it has not that form."""
+    kind, _, name = entry_name.partition(".")
+    return (kind, name) if kind in KINDS and name else None
+
+
+def canonical(distribution: str) -> str:
+    """The spelling under which distribution names are compared: `My_Data` -> `my-data`."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _promises(entry_names: Iterable[str]) -> tuple[Promise, ...]:
+    return tuple(promise for name in entry_names if (promise := promise_of(name)))
+
+
+def _is_named(entry: Entry, name: str) -> bool:
+    """Whether `name` means this entry point: `reallm-x`, `family.x` or `reallm-x[family.x]`."""
+    distribution, bracket, rest = name.partition("[")
+    if bracket:
+        return canonical(distribution) == canonical(entry.distribution) and rest == f"{entry.name}]"
+    return name == entry.name or canonical(name) == canonical(entry.distribution)
+
+
+def _is_editable(distribution: Distribution) -> bool:
+    origin = distribution.read_text("direct_url.json")
+    return bool(origin) and bool(json.loads(origin or "{}").get("dir_info", {}).get("editable"))

@@ -1,0 +1,40 @@
+"""The kinds of things that plugins offer, as a table: which hook returns them, and what it must return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row: entry points of the kind are named `<name>.<what is offered>`.
+
+    `value_type` is a lazy reference, for this layer lies below the ones that define the types.
+    A hook returns a mapping from names to values or, if values know their names (`own_names`), an iterable of values.
+    """
+
+    name: str
+    plural: str
+    hook: str
+    value_type: str
+    own_names: bool = False
+
+    @property
+    def type_name(self) -> str:
+        """The value type as users read it: `HFFamily`."""
+        return self.value_type.partition(":")[2]
+
+
+KINDS = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            Kind("dataset", "datasets", "reallm_datasets", "reallm.data.spec:DatasetSpec"),
+            Kind("family", "families", "reallm_hf_families", "reallm.hf.family:HFFamily", own_names=True),
+            Kind("algorithm", "algorithms", "reallm_algorithms", "reallm.algorithms.spec:Algorithm"),
+            Kind("logger", "loggers", "reallm_loggers", "reallm.loggers.spec:LoggerSpec"),
+        )
+    }
+)
+"""All kinds by name."""

@@ -1,0 +1,73 @@
+"""What to say when a look-up finds nothing, or too much: one line with the culprit and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from reallm.errors import PluginError, UnknownNameError, nearest
+from reallm.plugins.finder import DISABLE, Plan, Plugin
+from reallm.plugins.kinds import KINDS
+from reallm.plugins.known import install_hint, known_names, providers
+from reallm.plugins.loader import Loaded
+
+
+def conflict(kind: str, name: str, plugins: Sequence[Plugin], plan: Plan) -> PluginError:
+    """Two plugins offer the name; either can be disabled alone."""
+    last = plugins[-1]
+    entry = f"{kind}.{name}"
+    disable = f"{last.distribution}[{entry}]" if entry in last.entries else last.distribution
+    note = f" (nothing installed is called {_listed(plan.unknown_disabled)})" if plan.unknown_disabled else ""
+    return PluginError(
+        f"the {kind} '{name}' is offered by {' and by '.join(map(str, plugins))}; "
+        f"uninstall one, or set {DISABLE}='{disable}'{note}"
+    )
+
+
+def failed(kind: str, name: str, loaded: Loaded) -> PluginError:
+    """The plugin that should offer the name is broken."""
+    return PluginError(f"the {kind} '{name}' is in {loaded.plugin}, which failed: {'; '.join(loaded.failures)}")
+
+
+def blocked(kind: str, name: str, plugin: Plugin) -> PluginError:
+    """The plugin that offers the name is disabled."""
+    return PluginError(f"the {kind} '{name}' is in {plugin}, which {DISABLE} blocks; remove it from there")
+
+
+def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iterable[Loaded]) -> UnknownNameError:
+    """Nothing offers the name: what is near, what to install, what is installed, and what failed or is blocked.
+
+    Args:
+        kind: None if the name could have been of any kind.
+        installed: the names of that kind that can be used.
+        listing: all plugins.
+    """
+    installed = list(installed)
+    what = f"a {kind}" if kind else "anything"
+    plural = KINDS[kind].plural if kind else "names"
+    facts = [f"installed {plural}: {_listed(installed) or 'none'}"]
+    if not installed:
+        facts += [f"pip install {distribution} has {plural}" for distribution in providers(kind)]
+    for loaded in listing:
+        if loaded.failures:
+            facts.append(f"failed: {loaded.plugin}: {'; '.join(loaded.failures)}")
+        if loaded.plugin.blocked:
+            facts.append(f"blocked by {DISABLE}: {loaded.plugin.distribution}[{','.join(loaded.plugin.blocked)}]")
+    return UnknownNameError(f"no installed plugin offers {what} named '{name}'{_advice(kind, name, installed)} "
+                            f"({'; '.join(facts)})")  # fmt: skip
+
+
+def _advice(kind: str | None, name: str, installed: Sequence[str]) -> str:
+    """What to install if it is known; else the nearest name; else a guess by the naming convention."""
+    provided = providers(kind, name)
+    if provided:
+        return f"; pip install {provided[0]}"
+    near = nearest(name, [*installed, *known_names(kind)]) or nearest(name.lower(), [*installed, *known_names(kind)])
+    if near is None:
+        hint = install_hint(kind, name) if kind else ""
+        return f"; {hint}" if hint else ""
+    lacking = [] if near in installed else providers(kind, near)
+    return f"; did you mean '{near}'?" + (f" pip install {lacking[0]}" if lacking else "")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,50 @@
+"""Somebody else's exception as one line: what, where in the plugin, and a remedy where one is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from reallm.plugins.finder import Plugin
+
+LENGTH = 300
+"""Characters of a foreign message that are kept."""
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks, cut to `LENGTH`."""
+    return shorten(message, LENGTH, placeholder=" ...")
+
+
+def described(error: BaseException, plugin: Plugin) -> str:
+    """`ValueError: no such thing (my_plugin/plugin.py:12)`: the last line in the plugin's own code."""
+    message = one_line(str(error))
+    return f"{type(error).__name__}{': ' if message else ''}{message}{_place(error, plugin)}"
+
+
+def missing_module(error: ModuleNotFoundError, plugin: Plugin) -> str:
+    """What to install or reinstall when an import of the plugin finds nothing."""
+    missing, own = error.name or str(error), plugin.module
+    if own == missing or own.startswith(f"{missing}."):
+        return f"its module '{own}' does not exist; pip install --force-reinstall {plugin.distribution}"
+    package = missing.partition(".")[0]
+    if package != missing and importlib.util.find_spec(package):
+        return f"needs the module '{missing}', which the installed '{package}' lacks; pip install --upgrade {package}"
+    return f"needs the module '{missing}', which is not installed; pip install {package}"
+
+
+def type_name(value: Any) -> str:
+    """`a list`, `the class MyDataset`."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+
+
+def _place(error: BaseException, plugin: Plugin) -> str:
+    package = plugin.module.partition(".")[0]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if package in path.with_suffix("").parts:
+            return f" ({'/'.join(path.parts[-2:])}:{frame.lineno})"
+    return ""

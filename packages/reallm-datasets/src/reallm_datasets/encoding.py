@@ -1,0 +1,180 @@
+"""From text to tokens, keeping apart what a model is given and what it is to write.
+
+In use, a model is given the tokens of the prompt alone and goes on from there. A tokenizer that sees prompt and
+answer as one text may merge the end of the one with the beginning of the other, and the model would be trained on
+a prompt it never meets. So the whole is tokenized, which gives the answer the tokens it has in running text, and
+it is used if the prompt's own tokens are a prefix of it; if not, prompt and answer are tokenized each for itself.
+The same holds for each turn of a conversation, with all that comes before it as its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from reallm.data.chat import ChatTemplate, Conversation
+from reallm.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANCHOR = "\n"
+
+
+class PromptAnswer(NamedTuple):
+    """A prompt and what a model is to write after it."""
+
+    prompt: str
+    answer: str
+
+
+class Encoded(NamedTuple):
+    """Tokens of a sequence: `ids` int32 [L], and `written` bool [L], True for those that the model is to write."""
+
+    ids: np.ndarray
+    written: np.ndarray
+
+
+class _Located(NamedTuple):
+    """Tokens of a text, and for each the end of its characters there: int64 [L], never falling."""
+
+    ids: list[int]
+    ends: np.ndarray
+
+
+class Encoder:
+    """A tokenizer, and the rules for the tokens at the ends.
+
+    The beginning-of-sequence token is put before a prompt once, if the tokenizer does so by itself; the
+    end-of-sequence token is put after an answer once, and is to be written. Where the text spells special tokens,
+    they are taken as such. What a chat template writes gets no further tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        with_special = self._tokenize(["a"], add_special_tokens=True)["input_ids"][0]
+        adds_bos = tokenizer.bos_token_id is not None and with_special[:1] == [tokenizer.bos_token_id]
+        self._bos: list[int] = [tokenizer.bos_token_id] if adds_bos else []
+        self._headers: dict[str, list[int]] = {}
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The tokenizer's chat template. Raises DataError if it has none."""
+        return ChatTemplate(self._tokenizer)
+
+    @property
+    def padding(self) -> int:
+        """The padding token, or else the end-of-sequence token."""
+        pad = self._tokenizer.pad_token_id
+        return self._eos if pad is None else int(pad)
+
+    def prompts(self, texts: Sequence[str], rendered: Sequence[bool]) -> list[np.ndarray]:
+        """Tokens int32 [L] of each prompt; `rendered` says which were written by the chat template."""
+        return [
+            np.array(ids if by_template else self._with_bos(ids), np.int32)
+            for ids, by_template in zip(self._ids(texts), rendered, strict=True)
+        ]
+
+    def sequences(self, texts: Sequence[PromptAnswer | Conversation]) -> list[Encoded]:
+        """Tokens of each text, in order, and which of them are to be written."""
+        pairs = iter(self._pairs([text for text in texts if isinstance(text, PromptAnswer)]))
+        chats = iter(self._chats([text for text in texts if isinstance(text, Conversation)]))
+        return [next(pairs if isinstance(text, PromptAnswer) else chats) for text in texts]
+
+    def _pairs(self, pairs: Sequence[PromptAnswer]) -> list[Encoded]:
+        prompts = self._ids([pair.prompt for pair in pairs])
+        wholes = self._ids([pair.prompt + pair.answer for pair in pairs])
+        return [self._joined(*one) for one in zip(prompts, wholes, pairs, strict=True)]
+
+    def _joined(self, prompt: list[int], whole: list[int], pair: PromptAnswer) -> Encoded:
+        is_prefix = whole[: len(prompt)] == prompt
+        answer = whole[len(prompt) :] if is_prefix else self._continuation(pair.answer)
+        if answer[-1:] != [self._eos]:
+            answer = [*answer, self._eos]
+        prompt = self._with_bos(prompt)
+        written = np.arange(len(prompt) + len(answer)) >= len(prompt)
+        return Encoded(np.array(prompt + answer, np.int32), written)
+
+    def _chats(self, chats: Sequence[Conversation]) -> list[Encoded]:
+        return [self._chat(*one) for one in zip(chats, self._located([chat.text for chat in chats]), strict=True)]
+
+    def _chat(self, chat: Conversation, whole: _Located) -> Encoded:
+        written = np.zeros(len(whole.ids), np.bool_)
+        for start, end in chat.turns:
+            n_before = self._prompt_length(chat.text, start, whole)
+            if n_before is None:
+                return self._chat_in_pieces(chat)
+            written[n_before:] |= whole.ends[n_before:] <= end
+        return Encoded(np.array(whole.ids, np.int32), written)
+
+    def _prompt_length(self, text: str, start: int, whole: _Located) -> int | None:
+        """How many tokens of the whole `text[:start]` has, or None if its own tokens are not a prefix of the whole."""
+        # Tokenizers cut a text at added tokens first, so only what stands after the last one need be tokenized: the
+        # header of the turn, which is always the same.
+        n = int(np.searchsorted(whole.ends, start, side="right"))
+        while n and whole.ids[n - 1] not in self._added:
+            n -= 1
+        header = text[whole.ends[n - 1] if n else 0 : start]
+        if header not in self._headers:
+            self._headers[header] = self._ids([header])[0]
+        ids = self._headers[header]
+        if whole.ids[n : n + len(ids)] == ids:
+            return n + len(ids)
+        prompt = self._ids([text[:start]])[0]
+        return len(prompt) if whole.ids[: len(prompt)] == prompt else None
+
+    def _chat_in_pieces(self, chat: Conversation) -> Encoded:
+        """The conversation cut where the turns begin, each piece tokenized for itself."""
+        starts = [start for start, _ in chat.turns]
+        ids = self._ids([chat.text[: starts[0]]])[0]
+        written = [False] * len(ids)
+        for (start, end), stop in zip(chat.turns, [*starts[1:], len(chat.text)], strict=True):
+            turn, rest = self._continuation(chat.text[start:end]), self._ids([chat.text[end:stop]])[0]
+            ids = [*ids, *turn, *rest]
+            written += [True] * len(turn) + [False] * len(rest)
+        return Encoded(np.array(ids, np.int32), np.array(written, np.bool_))
+
+    def _continuation(self, text: str) -> list[int]:
+        """Tokens of a text that follows another: without the space that some tokenizers put before the first word."""
+        anchor, whole = self._ids([_ANCHOR, _ANCHOR + text])
+        return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._ids([text])[0]
+
+    @cached_property
+    def _eos(self) -> int:
+        eos = self._tokenizer.eos_token_id
+        if eos is None:
+            raise DataError("the tokenizer has no end-of-sequence token, which answers end with; set its eos_token")
+        return int(eos)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.added_tokens_decoder)
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+
+    def _located(self, texts: Sequence[str]) -> list[_Located]:
+        if not texts:
+            return []
+        if not self._tokenizer.is_fast:
+            raise DataError(
+                f"{type(self._tokenizer).__name__} cannot tell where in the text a token comes from, which rows with "
+                "'messages' need; use the tokenizer in its fast form (tokenizer.json)"
+            )
+        tokens = self._tokenize(texts, return_offsets_mapping=True)
+        return [
+            _Located(ids, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
+            for ids, offsets in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        ]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenize(texts)["input_ids"] if texts else []
+
+    def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
+        options = {"add_special_tokens": False, **options}
+        return self._tokenizer(
+            list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
+        )

@@ -1,0 +1,47 @@
+"""Many sequences of unequal length in one flat array."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FlatSequences:
+    """Sequences one after the other in memory; `sequences[i]` is a view of the i-th.
+
+    Args:
+        values: [T] the elements of all sequences.
+        offsets: int64 [n + 1]; the i-th sequence lies at `offsets[i]` to `offsets[i + 1]`.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+class SequenceBuilder:
+    """Collects sequences of a numpy dtype without ever holding them twice."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._dtype = np.dtype(dtype)
+        self._values = bytearray()
+        self._offsets = array("q", [0])
+
+    def append(self, sequence: np.ndarray) -> None:
+        """Add one sequence of numbers, [L]."""
+        self._values += sequence.astype(self._dtype, copy=False).tobytes()
+        self._offsets.append(len(self._values) // self._dtype.itemsize)
+
+    def build(self) -> FlatSequences:
+        """All sequences that were added, sharing the memory they were collected in; nothing can be added afterwards."""
+        return FlatSequences(np.frombuffer(self._values, self._dtype), np.frombuffer(self._offsets, np.int64))

@@ -1,0 +1,120 @@
+"""What is found out before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from reallm.errors import ConfigError
+from reallm.experiments import checks
+from reallm.experiments.config import ModelArgs
+from reallm.experiments.sft import SFTConfig
+from reallm.hf import config_io, families
+from tests.helpers import fake_plugins
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_plugins.install(monkeypatch)
+
+
+@pytest.fixture
+def known_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any config.json is one that an installed family reads."""
+    monkeypatch.setattr(families, "family_for", lambda raw, path: None)
+    monkeypatch.setattr(config_io, "from_hf", lambda family, raw, source: None)
+
+
+def config(tmp_path: Path, **changes) -> SFTConfig:
+    values = {
+        "model": ModelArgs(path=str(tmp_path)),
+        "dataset": fake_plugins.RowsConfig(train_path="t.jsonl"),
+        "output_dir": str(tmp_path / "runs"),
+        **changes,
+    }
+    return SFTConfig(**values)
+
+
+def refused(config: SFTConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        checks.check(config)
+    assert "\n" not in str(caught.value)
+
+
+def checkpoint(folder: Path, *, tokenizer: bool = True) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    (folder / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer:
+        (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_a_configuration_that_is_right_passes(tmp_path, known_family):
+    checkpoint(tmp_path)
+    checks.check(config(tmp_path))
+
+
+def test_an_unknown_logger(tmp_path):
+    refused(config(tmp_path, loggers=["jsonl", "wandb"]), r"^loggers=\[jsonl,wandb\]: no logger 'wandb'")
+
+
+def test_a_run_folder_that_is_taken(tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"^model\.path"):  # an empty folder may be used
+        checks.check(config(tmp_path, name="mine"))
+    (tmp_path / "runs" / "mine" / "config.yaml").write_text("")
+    refused(config(tmp_path, name="mine"), "^name=mine: the run folder .* exists; choose another name or remove it")
+
+
+def test_what_the_dataset_checks_itself(tmp_path):
+    dataset = fake_plugins.RowsConfig(train_path="t.csv")
+    refused(config(tmp_path, dataset=dataset), r"^dataset\.train_path: t\.csv: unknown extension")
+
+
+def test_a_warm_up_longer_than_the_training(tmp_path):
+    from reallm.engine.optimizer_config import OptimizerConfig
+
+    longer = config(tmp_path, optimizer=OptimizerConfig(warmup_steps=10), max_steps=10)
+    refused(longer, r"^optimizer\.warmup_steps=10 must be less than max_steps=10")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{tmp}/nope", r"^model\.path: .*nope does not exist"),
+        ("{tmp}/a.txt", r"^model\.path: .*a\.txt is a file"),
+        ("{tmp}", r"^model\.path: .* no config\.json"),
+    ],
+)
+def test_a_path_without_a_checkpoint(path, message, tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    refused(config(tmp_path, model=ModelArgs(path=path.format(tmp=tmp_path))), message)
+
+
+def test_a_family_that_is_not_installed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    refused(config(tmp_path), r"^model\.path: .*no installed family reads model_type 'llama'.*reallm-hf-llama")
+
+
+def test_a_checkpoint_without_weights(tmp_path, known_family):
+    (tmp_path / "config.json").write_text("{}")
+    refused(config(tmp_path), rf"^model\.path: .*{re.escape(str(tmp_path))}.*safetensors")
+
+
+def test_a_checkpoint_without_tokenizer(tmp_path, known_family):
+    checkpoint(tmp_path, tokenizer=False)
+    refused(config(tmp_path), r"^model\.path: no tokenizer in .*tokenizer\.json")
+
+
+def test_a_gpu_that_is_not_there(tmp_path, known_family, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoint(tmp_path)
+    refused(config(tmp_path, model=ModelArgs(path=str(tmp_path), device="cuda")), r"^model\.device=cuda")

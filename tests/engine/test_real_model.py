@@ -1,0 +1,162 @@
+"""`ReaLModel` as users hold it: made, loaded, saved, and with methods for every installed family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+import reallm
+from reallm import CheckpointError, ConfigError, DataError, ReaLModel, ReaLModelConfig
+
+TOKENS, BOUNDS = torch.tensor([5, 6, 7, 8, 9, 3, 4]), torch.tensor([0, 4, 7])
+
+
+def tiny_config(**changes):
+    settings = {
+        "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 32, "eos_token_id": 2,
+    }  # fmt: skip
+    return transformers.LlamaConfig(**settings | changes)
+
+
+@pytest.fixture
+def model():
+    return ReaLModel.from_llama(tiny_config(), seed=1)
+
+
+def test_dir_lists_the_methods_of_every_installed_family(model):
+    for name in reallm.plugins.registry.names("family"):
+        for method in (f"from_{name}", f"to_{name}", f"config_from_{name}", f"config_to_{name}"):
+            assert method in dir(ReaLModel)
+            assert method in dir(model)
+            assert callable(getattr(ReaLModel, method))
+    assert "from_codellama" in dir(ReaLModel)
+
+
+def test_a_family_that_is_not_there(model):
+    with pytest.raises(AttributeError, match="llama"):
+        ReaLModel.from_lama
+    with pytest.raises(AttributeError, match="llama"):
+        model.to_lama
+    assert not hasattr(ReaLModel, "from_nothing_like_it")
+    with pytest.raises(AttributeError, match="no attribute 'hiden'"):
+        model.hiden
+    with pytest.raises(AttributeError, match="from_pretrained"):
+        ReaLModel.from_pretraind
+
+
+def test_there_and_back_through_transformers(model):
+    theirs = model.to_llama()
+    assert isinstance(theirs, transformers.LlamaForCausalLM)
+    with torch.no_grad():
+        expected = torch.cat([theirs(part[None]).logits[0] for part in TOKENS.split([4, 3])])
+        torch.testing.assert_close(model(TOKENS, BOUNDS), expected, rtol=1e-4, atol=1e-5)
+    back = ReaLModel.from_llama(theirs)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, back.get_parameter(name))
+        assert parameter.data_ptr() != back.get_parameter(name).data_ptr()
+
+
+def test_to_family_may_be_called_on_the_class(model):
+    assert isinstance(ReaLModel.to_llama(model), transformers.LlamaForCausalLM)
+
+
+def test_configs_there_and_back(model, tmp_path):
+    config = ReaLModel.config_from_llama(tiny_config())
+    assert config == model.config
+    assert ReaLModel.config_from_llama(ReaLModel.config_to_llama(config)) == config
+    model.save_pretrained(tmp_path / "model")
+    assert ReaLModel.config_from_llama(str(tmp_path / "model")) == config
+    assert model.hf_config.hidden_size == 16
+    assert model.hf_config.eos_token_id == 2
+
+
+@pytest.mark.parametrize("is_critic", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_saved_and_loaded_it_is_the_same(tmp_path, is_critic, tied):
+    model = ReaLModel.from_llama(tiny_config(tie_word_embeddings=tied), is_critic=is_critic, seed=2)
+    model.save_pretrained(tmp_path / "model")
+    again = ReaLModel.from_pretrained(tmp_path / "model")
+    assert again.config == model.config
+    assert all(torch.equal(one, two) for one, two in zip(again.parameters(), model.parameters(), strict=True))
+    # the last bit may differ: tensors of a file are aligned differently in memory, and vector units round accordingly
+    torch.testing.assert_close(again(TOKENS, BOUNDS), model(TOKENS, BOUNDS), rtol=1e-5, atol=1e-7)
+    assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_critic_is_a_sequence_classifier_to_transformers(tmp_path):
+    critic = ReaLModel.from_llama(tiny_config(pad_token_id=0), is_critic=True, seed=2)
+    critic.save_pretrained(tmp_path / "critic")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "critic")
+    with torch.no_grad():
+        score = theirs(TOKENS[None, :4]).logits[0, 0]
+        torch.testing.assert_close(critic(TOKENS[:4], torch.tensor([0, 4]))[-1], score, rtol=1e-4, atol=1e-6)
+
+
+def test_the_new_head_of_a_critic_is_drawn_from_the_seed(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    one, same, other = (ReaLModel.from_pretrained(tmp_path / "model", is_critic=True, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.head_weight, same.head_weight)
+    assert not torch.equal(one.head_weight, other.head_weight)
+    assert one.head_weight.shape == (1, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters(model, tmp_path, dtype):
+    model.save_pretrained(tmp_path / "half", dtype=dtype)
+    half = ReaLModel.from_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    whole = ReaLModel.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    # 8 (11) bits of mantissa through two blocks
+    torch.testing.assert_close(half(TOKENS, BOUNDS).float(), whole(TOKENS, BOUNDS), rtol=0.05, atol=0.005)
+
+
+def test_training_a_loaded_model_leaves_its_file_alone(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    loaded = ReaLModel.from_pretrained(tmp_path / "model")
+    loaded(TOKENS, BOUNDS).sum().backward()
+    torch.optim.SGD(loaded.parameters(), lr=1.0).step()
+    assert not torch.equal(loaded(TOKENS, BOUNDS), model(TOKENS, BOUNDS))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_without_a_family_says_how_to_get_one(tmp_path):
+    model = ReaLModel(ReaLModelConfig(1, 8, 2, 2, 4, 8, 10, 16))
+    assert model(torch.tensor([1, 2]), torch.tensor([0, 2])).shape == (2, 10)
+    with pytest.raises(CheckpointError, match="from_<family>"):
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="config_to_<family>"):
+        _ = model.hf_config
+
+
+def test_a_family_must_fit_the_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="not a checkpoint of 'mistral' but of 'llama"):
+        ReaLModel.from_mistral(tmp_path / "model")
+
+
+def test_generate_takes_token_ids_and_ends_at_the_checkpoints_end_token(model):
+    free = model.generate([[1, 5], [7]], max_new_tokens=5, temperature=0, stop_token_ids=())
+    assert [len(completion.token_ids) for completion in free] == [5, 5]
+    assert free[0].text is None
+    ended = ReaLModel.from_llama(tiny_config(eos_token_id=free[0].token_ids[0]), seed=1)
+    assert ended.generate([[1, 5]], max_new_tokens=5, temperature=0)[0].finish_reason == "stop"
+
+
+def test_generating_keeps_the_training_mode(model):
+    model.train()
+    model.generate([[1]], max_new_tokens=1)
+    assert model.training
+
+
+def test_mistakes_in_generate_are_named(model):
+    with pytest.raises(DataError, match="must be a list"):
+        model.generate("one text")
+    with pytest.raises(DataError, match="text needs a tokenizer"):
+        model.generate(["one text"])
+    with pytest.raises(ConfigError, match=r"stop=\['END'\]"):
+        model.generate([[1]], stop="END")
+    with pytest.raises(ConfigError, match="critic"):
+        ReaLModel.from_llama(tiny_config(), is_critic=True).generate([[1]])

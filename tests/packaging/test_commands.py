@@ -1,0 +1,69 @@
+"""What the README and the contributor's page say is what there is, and no folder of tests is forgotten."""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import re
+import tomllib
+
+import pytest
+
+from workspace import ROOT, packages, pyproject
+
+
+@pytest.fixture(scope="module")
+def tox() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "tox.ini", encoding="utf-8")
+    return parser
+
+
+def environments(tox: configparser.ConfigParser) -> set[str]:
+    return {section.partition(":")[2] for section in tox.sections() if section.startswith("testenv:")}
+
+
+def test_tox_runs_every_environment(tox):
+    assert set(re.split(r"[,\s]+", tox["tox"]["env_list"].strip())) == environments(tox)
+
+
+def test_every_environment_is_described_to_contributors(tox):
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`tox run -e ([a-z-]+)` \|", page)) == environments(tox)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    command = "python -m pip install tox && python -m tox"
+    assert f"```sh\n{command}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == command
+
+
+def test_every_test_file_is_run_by_an_environment(tox):
+    commands = "\n".join(tox[section].get("commands", "") for section in tox.sections())
+    named = [ROOT / path for path in re.findall(r"tests/[\w/.]+", commands)]
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if "plugins" not in file.parts]
+    assert [file for file in files if not any(file.is_relative_to(path) for path in named)] == []
+
+
+def test_every_direct_dependency_is_pinned():
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    for package in packages():
+        project = pyproject(package)["project"]
+        groups = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+        for one in itertools.chain.from_iterable(groups):
+            name = re.match(r"[\w.-]+", one).group()
+            assert name in pins or name.startswith("reallm-"), f"{package.name} needs {name}: pin it in constraints.txt"
+
+
+def test_the_version_stands_in_one_file():
+    version = (ROOT / "VERSION").read_text(encoding="utf-8").strip()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    for package in packages():
+        assert (package / "VERSION").resolve() == ROOT / "VERSION"
+        assert (package / "LICENSE").resolve() == ROOT / "LICENSE"
+        assert "version" not in tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_changelog_has_an_entry_for_the_version():
+    version = (ROOT / "VERSION").read_text(encoding="utf-8").strip()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

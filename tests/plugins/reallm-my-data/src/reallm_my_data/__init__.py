@@ -1,0 +1,1 @@
+"""A dataset for reallm: the lines of a text file."""

@@ -1,0 +1,14 @@
+"""One hook raises, the other works."""
+
+from reallm.hookspecs import hookimpl
+from reallm.loggers.spec import LoggerSpec
+
+
+@hookimpl
+def reallm_datasets():
+    raise ValueError("no data today")
+
+
+@hookimpl
+def reallm_loggers():
+    return {"still-good": LoggerSpec("somewhere:Logger")}

@@ -1,0 +1,10 @@
+"""Offers `shared`, as does the other one, and `only-b`."""
+
+from reallm.data.spec import DatasetSpec
+from reallm.hookspecs import hookimpl
+
+
+@hookimpl
+def reallm_datasets():
+    spec = DatasetSpec("somewhere:Dataset", "somewhere:Config")
+    return {"only-b": spec, "shared": spec}
