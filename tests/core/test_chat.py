@@ -47,8 +47,9 @@ def test_each_turn_of_the_assistant_with_the_token_that_ends_it() -> None:
     text, found = turns(talk("hi", "Hello!", "and?", "Bye ", system="Be brief."))
     assert found == ["Hello!<|im_end|>", "Bye <|im_end|>"]
     assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
-        "<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\nBye <|im_end|>"
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
+        "\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\nBye <|im_end|>"
     )
 
 
@@ -72,13 +73,17 @@ def test_a_template_that_marks_the_turns_is_taken_at_its_word() -> None:
     assert text.endswith("assistant\nthreeEND<|im_end|>")
 
 
-@pytest.mark.parametrize("trim", [False, True])
-def test_marks_that_leave_out_the_end_of_the_turn_are_extended_by_it(trim: bool) -> None:
+def test_marks_that_leave_out_the_end_of_the_turn_are_extended_by_it() -> None:
     template = MARKED.replace("END", "").replace("{{ '\n' }}", "{{ '\n<|im_end|>\n' }}")
-    assert turns(talk("hi", " one", "?", "two "), template, trim_offsets=trim)[1] == [
+    assert turns(talk("hi", " one", "?", "two "), template)[1] == [
         " one\n<|im_end|>",
         "two \n<|im_end|>",
     ]
+
+
+def test_marks_trim_whitespace_around_them_as_the_template_says() -> None:
+    template = "{% for m in messages %}  {%- generation -%}\n {{ m.content }} \n{%- endgeneration %}\n| {% endfor %}"
+    assert turns(talk("hi", "one"), template) == ("hi| one<|im_end|>", ["hi", "one<|im_end|>"])
 
 
 def test_marks_of_nothing() -> None:

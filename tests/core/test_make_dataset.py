@@ -52,7 +52,12 @@ class Stream:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = Plugin("my-dist", "1.2", "my_dist.plugin", ("dataset.mine",))
+    plugin = Plugin(
+        "my-dist",
+        "1.2",
+        "my_dist.plugin",
+        tuple(f"dataset.{name}" for name in ("mine", "anything", "no-util", "stream")),
+    )
     classes = {"mine": Mine, "anything": TakesAnything, "no-util": WithoutUtil, "stream": Stream}
     offers = tuple(Offer("dataset", name, DatasetSpec(cls, Config), plugin) for name, cls in classes.items())
     made = registry.Registry(Plan((plugin,)), load=lambda plugin: Loaded(plugin, offers))

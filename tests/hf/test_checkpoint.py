@@ -248,6 +248,14 @@ class TestBadIndex:
         with pytest.raises(CheckpointError, match="tensor 'more' is not in 'model-"):
             read(shards)
 
+    def test_decides_where_two_files_hold_a_tensor(self, shards):
+        first, second = sorted(shards.glob("*.safetensors"))[:2]
+        name = next(iter(load_file(first)))
+        save_file({**load_file(second), name: torch.zeros(1)}, second, metadata={"format": "pt"})
+        assert open_checkpoint(shards).infos[name].file == first
+        set_index(shards, lambda weight_map: weight_map.update({name: second.name}))
+        assert open_checkpoint(shards).infos[name].file == second
+
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}'])
     def test_that_is_none(self, shards, text):
         (shards / "model.safetensors.index.json").write_text(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,8 +75,6 @@ def test_a_missing_size_is_named(key):
     [
         ({"quantization_config": {"bits": 4}}, "unsupported quantization_config=.*dequantize"),
         ({"pretraining_tp": 2}, "unsupported pretraining_tp=2; set it to 1"),
-        ({"my_new_field": 3}, "unsupported field my_new_field=3; .*remove it"),
-        ({"sliding_window": 16}, "unsupported field sliding_window=16"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported are silu"),
         ({"hidden_size": "32"}, "hidden_size='32' must be of type int"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' must be of type float"),
@@ -99,7 +99,13 @@ def test_what_cannot_be_honoured_is_refused_by_name(changes, message):
     "changes",
     [
         {"my_new_field": None, "quantization_config": None, "layer_types": None},
-        {"pretraining_tp": 1, "use_cache": False, "torch_dtype": "bfloat16", "_name_or_path": "x", "pad_token_id": 7},
+        {
+            "pretraining_tp": 1,
+            "use_cache": False,
+            "torch_dtype": "bfloat16",
+            "_model_name_or_path": "x",
+            "pad_token_id": 7,
+        },
         {"rope_interleaved": False, "is_llama_config": True, "transformers.js_config": {"dtype": "q4"}},
         {"rope_scaling": {"type": "yarn", "factor": 2.0, "finetuned": True}},
     ],
@@ -223,6 +229,20 @@ RAW = st.fixed_dictionaries(
         "eos_token_id": st.one_of(st.none(), st.integers(0, 9), st.lists(st.integers(0, 9))),
     },
 )
+
+
+def test_a_field_of_the_transformers_class_that_the_table_does_not_know_is_refused():
+    table = replace(LLAMA.config, rows=tuple(row for row in LLAMA.config.rows if "mlp_bias" not in row.keys))
+    family = replace(LLAMA, config=table)
+    with pytest.raises(CheckpointError, match="unsupported field mlp_bias=True; the tables of family 'llama'"):
+        config_io.from_hf(family, raw_config("gqa") | {"mlp_bias": True})
+
+
+def test_notes_of_other_tools_are_carried_over():
+    raw = raw_config("gqa") | {"unsloth_version": "2024.9", "neftune_noise_alpha": 5}
+    config = config_io.from_hf(LLAMA, raw)
+    assert config == config_io.from_hf(LLAMA, raw_config("gqa"))
+    assert config_io.to_hf(LLAMA, config, raw)["unsloth_version"] == "2024.9"
 
 
 @given(RAW, RAW)

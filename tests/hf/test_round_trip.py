@@ -128,7 +128,6 @@ def test_bad_checkpoints_are_refused_in_one_line(tmp_path):
         (config(architectures=["LlamaForTokenClassification"]),
          "'?LlamaForTokenClassification'? is not one that family 'llama' reads"),
         (config(quantization_config={"quant_method": "gptq"}), "unsupported quantization_config"),
-        (config(no_rope_layers=[0, 1]), "unsupported field no_rope_layers"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     ]  # fmt: skip
     for number, (spoil, message) in enumerate(cases):

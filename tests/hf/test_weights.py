@@ -131,6 +131,12 @@ class TestTiedHead:
             weights.state_dict_from_hf(self.family, state, self.config)
 
 
+def test_the_head_of_a_language_model_is_dropped_for_a_critic():
+    family, config = family_and_config("gqa", is_critic=True)
+    ours = weights.state_dict_from_hf(family, hf_model(raw_config("gqa")).state_dict(), config)
+    assert weights.parameter_shapes(config).keys() - ours.keys() == {"layers.3.out.weight"}
+
+
 def test_tensors_without_effect_are_dropped():
     family, config = family_and_config("gqa")
     state = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.norm.weight": torch.ones(32)}

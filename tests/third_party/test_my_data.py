@@ -1,4 +1,4 @@
-"""The plugin of the tutorial, `tests/plugins/reallm-my-data`: installed, listed, used, in this and in other processes."""
+"""The plugin of the tutorial, `reallm-my-data`: installed, listed, and used in this and in other processes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ if __name__ == "__main__":
     for process, names, sample in loader:
         print(process != os.getpid(), names == registry.names("dataset"), "my-dataset" in names)
         print(sample.input_ids.tolist(), sample.loss_mask.tolist(), sample.metadata["ids"])
+"""
+
+TINY_MODEL = """
+import tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+words = tokenizers.models.WordLevel({word: i for i, word in enumerate(["?", "</s>", *"abcd"])}, unk_token="?")
+tokenizer = tokenizers.Tokenizer(words)
+tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", eos_token="</s>").save_pretrained("model")
+sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+LlamaForCausalLM(LlamaConfig(vocab_size=6, bos_token_id=None, eos_token_id=1, **sizes)).save_pretrained("model")
 """
 
 
@@ -108,3 +120,39 @@ def test_showing_one_thing_does_not_import_the_slow_plugin_of_another(environmen
     code = "from reallm.cli.main import run; run(['plugins', 'show', 'my-dataset']); import sys"
     here = environment("reallm-slow", "reallm-my-data")
     assert here.evaluate(f"{code}; print('reallm_slow' in sys.modules)").endswith("False")
+
+
+def test_naming_it_on_the_command_line_documents_and_checks_its_options(environment):
+    here = environment("reallm-my-data")
+    page = here.reallm("sft", "dataset.name=my-dataset", "--help").stdout
+    assert "dataset.my_arg  int, default 0" in page
+    assert "dataset.max_seqlen" not in page
+    shown = here.reallm(
+        "sft", "--print-config", "model.path=m", "dataset.name=my-dataset", "dataset.train_path=t", "dataset.my_arg=3"
+    )
+    assert "my_arg: 3" in shown.stdout
+    wrong = here.reallm("sft", "model.path=m", "dataset.name=my-dataset", "dataset.train_path=t", "dataset.my_ar=3")
+    assert wrong.returncode == 2
+    assert "dataset.my_arg" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_model_is_fine_tuned_on_it(environment):
+    here = environment("reallm-my-data")
+    here.evaluate(TINY_MODEL)
+    (here.folder / "lines.txt").write_text("a b c d\nb c d a\n\nc d a b\nd a b c\n", encoding="utf-8")
+    done = here.reallm(
+        "sft",
+        "model.path=model",
+        "dataset.name=my-dataset",
+        "dataset.train_path=lines.txt",
+        "dataset.valid_path=lines.txt",
+        "dataset.my_arg=1",
+        "epochs=2",
+        "name=run",
+        "loggers=[jsonl]",
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = [json.loads(line) for line in (here.folder / "runs" / "run" / "metrics.jsonl").read_text().splitlines()]
+    # Four lines of four words and an end each, of which the first word is only read.
+    assert [row["train/loss_tokens"] for row in metrics if "train/loss_tokens" in row] == [16, 16]

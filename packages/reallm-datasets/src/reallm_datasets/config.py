@@ -22,7 +22,7 @@ class PromptAnswerDatasetConfig:
     valid_path: str | None = option(None, "rows to evaluate on; null: no evaluation")
     max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop it")
-    train_bs_n_seqs: int = option(32, "sequences in a training batch")
+    train_bs_n_seqs: int = option(32, "batch size: sequences in an optimizer step")
     valid_bs_n_seqs: int = option(32, "sequences in an evaluation batch")
     pad_to_max_length: bool = option(False, "pad all sequences to max_seqlen; only of use for benchmarks")
 
@@ -46,7 +46,7 @@ class PairedComparisonDatasetConfig:
     max_pairs_per_prompt: int = option(2, "use at most so many pairs of a row, chosen at random by the seed")
     max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop the pair")
-    train_bs_n_seqs: int = option(32, "rows in a training batch")
+    train_bs_n_seqs: int = option(32, "batch size: rows in an optimizer step")
     valid_bs_n_seqs: int = option(32, "rows in an evaluation batch")
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class PromptOnlyDatasetConfig:
     path: str = option(REQUIRED, f"prompts: {_SOURCE}")
     max_prompt_len: int = option(256, "longest prompt, in tokens")
     overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
-    train_bs_n_seqs: int = option(32, "prompts in a batch")
+    train_bs_n_seqs: int = option(32, "batch size: prompts in a step")
     pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; only of use for benchmarks")
 
     def __post_init__(self) -> None:

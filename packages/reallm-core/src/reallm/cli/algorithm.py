@@ -55,4 +55,5 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
 
     from reallm.experiments.runner import run
 
-    run(config, algorithm)
+    if run(config, algorithm).interrupted:
+        raise typer.Exit(130)

@@ -20,4 +20,5 @@ def demo(
     """Train a tiny model in three minutes and see what comes out."""
     from reallm.demo.run import run_demo
 
-    run_demo(output_dir, steps, seed)
+    if run_demo(output_dir, steps, seed).interrupted:
+        raise typer.Exit(130)

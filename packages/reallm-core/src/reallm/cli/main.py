@@ -35,7 +35,7 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names; reads what entry points promise and imports no plugin."""
-        return [*registry.declared("algorithm"), *(name for name in super().list_commands(ctx))]
+        return list(dict.fromkeys([*registry.declared("algorithm"), *super().list_commands(ctx)]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name; None if there is none."""

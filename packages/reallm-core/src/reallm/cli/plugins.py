@@ -10,7 +10,6 @@ import typer
 from reallm.plugins.registry import registry
 
 app = typer.Typer(
-    help="List what is installed: datasets, model families, algorithms, loggers.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

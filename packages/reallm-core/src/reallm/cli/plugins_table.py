@@ -76,7 +76,7 @@ def show(registry: Registry) -> None:
     rows = [_row(loaded, conflicts) for loaded in listing]
     # Names are long words: where they fit they are not broken, and what is offered is wrapped instead.
     widths = {
-        title: min(limit, max(_width(text) for text in (title, *(row[title] for row in rows))))
+        title: min(limit, max(_width(text) for text in (Text(title), *(row[title] for row in rows))))
         for title, limit in {"Distribution": 20, "Version": 10, "Entry point": 24, "State": 8}.items()
     }
     widths["Offers"] = max(12, console.width - sum(widths.values()) - 2 * len(widths))
@@ -101,8 +101,8 @@ def _row(loaded: Loaded, conflicts: Iterable[Promise]) -> dict[str, Text]:
     }
 
 
-def _width(text: Text | str) -> int:
-    return max(map(len, str(text).split("\n")))
+def _width(text: Text) -> int:
+    return max(map(len, text.plain.split("\n")))
 
 
 def _offers_text(loaded: Loaded, conflicts: Iterable[Promise]) -> Text:

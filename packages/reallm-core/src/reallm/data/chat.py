@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from reallm.data.rows import Row
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
+Span = tuple[int, int]
 
-_MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARK = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+_EDGE = "\ufdd0"  # not a character, and never will be: no text has it
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Conversation:
     """
 
     text: str
-    turns: tuple[tuple[int, int], ...]
+    turns: tuple[Span, ...]
 
 
 class ChatTemplate:
@@ -54,7 +57,8 @@ class ChatTemplate:
                 "use the tokenizer of a chat model, or rows with 'prompt' and 'answer'"
             ) from error
         self._tokenizer = tokenizer
-        self._marks_turns = bool(_MARKS_TURNS.search(template))
+        # transformers tells in tokens what is marked, and loses it where offsets leave out whitespace: print the edges.
+        self._with_edges = _MARK.sub(rf"{{%\1 print '{_EDGE}' \2%}}", template) if _MARK.search(template) else None
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special.update(tokenizer.all_special_tokens)
         any_special = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)"
@@ -88,11 +92,11 @@ class ChatTemplate:
             raise row.error("the first message is the assistant's, wanted one of the system or the user before it")
         turns = turns[-1:] if only_last else turns
         messages = messages[: turns[-1] + 1]  # what comes later has no influence on what is trained
-        text = self._render(messages, row)
-        spans = self._marked(messages, text, row) if self._marks_turns else self._derived(messages, turns, text, row)
+        text, spans = self._derived(messages, turns, row) if self._with_edges is None else self._marked(messages, row)
         return self._closed(text, spans[-1:] if only_last else spans)
 
-    def _derived(self, messages: Sequence[Message], turns: Sequence[int], text: str, row: Row) -> list[tuple[int, int]]:
+    def _derived(self, messages: Sequence[Message], turns: Sequence[int], row: Row) -> tuple[str, list[Span]]:
+        text = self._render(messages, row)
         spans = []
         for i in turns:
             before = self._render(messages[:i], row, add_generation_prompt=True)
@@ -104,30 +108,16 @@ class ChatTemplate:
                     "give the template {% generation %} marks"
                 )
             spans.append((len(before), len(after)))
-        return spans
+        return text, spans
 
-    def _marked(self, messages: Sequence[Message], text: str, row: Row) -> list[tuple[int, int]]:
-        encoded: Any = self._apply(
-            messages,
-            row,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
-        )
-        spans: list[tuple[int, int]] = []
-        end, inside = 0, False
-        for (_, token_end), trained in zip(encoded["offset_mapping"], encoded["assistant_masks"], strict=True):
-            if trained and inside:
-                spans[-1] = (spans[-1][0], token_end)
-            elif trained:  # from the end of the token before: offsets may leave out whitespace that a token begins with
-                spans.append((end, token_end))
-            end, inside = token_end, bool(trained)
-        if not spans:
+    def _marked(self, messages: Sequence[Message], row: Row) -> tuple[str, list[Span]]:
+        parts = self._render(messages, row, chat_template=self._with_edges).split(_EDGE)
+        if len(parts) == 1:
             raise row.error("the chat template marks nothing of it with {% generation %}, so there is nothing to train")
-        return spans
+        edges = [0, *accumulate(map(len, parts))]
+        return "".join(parts), list(zip(edges[1::2], edges[2::2], strict=False))
 
-    def _closed(self, text: str, spans: list[tuple[int, int]]) -> Conversation:
+    def _closed(self, text: str, spans: list[Span]) -> Conversation:
         """The spans with the special token that ends a turn, and nothing after it."""
         last = spans[-1][1]
         closing = self._closes_turn.match(text, last)
@@ -148,11 +138,8 @@ class ChatTemplate:
         return Conversation(text, (*closed[:-1], (start, len(text))))
 
     def _render(self, messages: Sequence[Message], row: Row, **options: Any) -> str:
-        return self._apply(messages, row, tokenize=False, **options)
-
-    def _apply(self, messages: Sequence[Message], row: Row, **options: Any) -> Any:
         conversation: Any = list(messages)
         try:
-            return self._tokenizer.apply_chat_template(conversation, **options)
+            return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, **options))
         except Exception as error:  # the template is a program that came with the tokenizer and may raise anything
             raise row.error(f"the tokenizer's chat template refuses it: {' '.join(str(error).split())}") from error

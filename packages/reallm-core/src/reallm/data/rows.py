@@ -8,13 +8,13 @@ What is wrong with a row is told as `train.jsonl:12: key 'prompt': found a numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from reallm.data.row_sources import Record, Source, records
-from reallm.errors import DataError, did_you_mean
+from reallm.errors import DataError
 
 Kind = type | tuple[type, ...]
 
@@ -41,7 +41,7 @@ class Row:
         """Raises DataError unless one of the keys is there."""
         if not any(key in self for key in keys):
             wanted = " or ".join(f"'{key}'" for key in keys)
-            raise self.error(f"found no such key{self._keys(keys[0])}, wanted {wanted}")
+            raise self.error(f"found no such key{self._keys()}, wanted {wanted}")
 
     def get(self, key: str, kind: Kind, wanted: str = "") -> Any:
         """The value of `key`, of type `kind`.
@@ -51,7 +51,7 @@ class Row:
         """
         value = self.values.get(key)
         if value is None:
-            found = "null" if key in self.values else f"no such key{self._keys(key)}"
+            found = "null" if key in self.values else f"no such key{self._keys()}"
         elif _is(value, kind):
             return value
         else:
@@ -89,7 +89,7 @@ class Row:
                 name = f"key '{key}[{i}].{part}'"
                 value = message.get(part)
                 if not isinstance(value, str):
-                    found = describe(value) if part in message else f"no such key{_listed(message, part)}"
+                    found = describe(value) if part in message else f"no such key{_listed(message)}"
                     raise self.error(f"{name}: found {found}, wanted text")
                 self._text(value, name)
         return messages
@@ -102,8 +102,8 @@ class Row:
             raise self.error(f"{name}: found half of a surrogate pair ({broken}), wanted valid Unicode text") from None
         return value
 
-    def _keys(self, key: str) -> str:
-        return _listed({name: None for name, value in self.values.items() if value is not None}, key)
+    def _keys(self) -> str:
+        return _listed([key for key, value in self.values.items() if value is not None])
 
 
 def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> list[Row]:
@@ -145,7 +145,7 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, Mapping):
-        return f"an object{_listed(value)}"
+        return f"an object{_listed(value)}" if value else "an empty object"
     shown = repr(value)
     shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
     if isinstance(value, str):
@@ -183,10 +183,7 @@ def _kind_text(kind: Kind) -> str:
     return " or ".join(_KIND_TEXTS.get(one, one.__name__) for one in kinds)
 
 
-def _listed(keys: Mapping[str, Any], wanted: str = "") -> str:
-    """`" (keys: 'a', 'b'; did you mean 'a'?)"`, of the first few keys."""
-    names = [str(key) for key in keys]
-    if not names:
-        return " (it has none)" if wanted else " without keys"
-    shown = ", ".join(f"'{name}'" for name in names[:8]) + (", ..." if len(names) > 8 else "")
-    return f" (keys: {shown}{did_you_mean(wanted, names) if wanted else ''})"
+def _listed(keys: Iterable[Any]) -> str:
+    """`" (keys: 'a', 'b')"`, of the first few keys."""
+    names = [f"'{key}'" for key in keys]
+    return f" (keys: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else " (it has none)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.plugins.lazy import resolve, TypeOrPath
+from reallm.plugins.lazy import TypeOrPath, resolve
 
 
 @dataclass(frozen=True)

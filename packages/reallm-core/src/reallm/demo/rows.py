@@ -1,9 +1,9 @@
 """The demo's data: small tasks whose rules can be learned, so that rows never seen in training show whether they were.
 
-    {"prompt": "Spell river.", "answer": " r-i-v-e-r"}
-    {"prompt": "Shout lamp.", "answer": " LAMP!"}
-    {"prompt": "What comes after 41?", "answer": " 42"}
-    {"prompt": "What is 7 + 5?", "answer": " 12"}
+{"prompt": "Spell river.", "answer": " r-i-v-e-r"}
+{"prompt": "Shout lamp.", "answer": " LAMP!"}
+{"prompt": "What comes after 41?", "answer": " 42"}
+{"prompt": "What is 7 + 5?", "answer": " 12"}
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from reallm.data.files import atomic_write
-from reallm.demo.rows import demo_rows, Row
+from reallm.demo.rows import Row, demo_rows
 from reallm.demo.tokenizer import byte_tokenizer
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
@@ -22,12 +22,12 @@ from reallm.errors import PluginError, UnknownNameError
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.plots import read_curves, smoothed, terminal_plot
 from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.runner import run, RunResult
+from reallm.experiments.runner import RunResult, run
 from reallm.experiments.sft import SFTConfig
 from reallm.plugins import registry
 
 DATASET = "prompt_answer"
-STEPS = 600
+STEPS = 700
 BATCH_SIZE = 64
 
 
@@ -133,7 +133,9 @@ def _answers(model: ReaLModel, tokenizer: PreTrainedTokenizerBase, rows: Sequenc
     return [(completion.text or "").strip() for completion in completions]
 
 
-def _show(console: Console, result: RunResult, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> None:
+def _show(
+    console: Console, result: RunResult, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]
+) -> None:
     curves = read_curves(result.run_dir / "metrics.jsonl")
     loss = smoothed(curves["train/loss"], window=max(1, result.steps // 120))
     console.print("\ntrain/loss", highlight=False)
@@ -146,6 +148,6 @@ def _show(console: Console, result: RunResult, rows: Sequence[Row], before: Sequ
 
 
 def _one_line(text: str, width: int = 24) -> str:
-    """Text of an untrained model, made fit for a table: control characters are dots."""
-    shown = "".join(char if char.isprintable() else "·" for char in text)
+    """Text of an untrained model, made fit for a table: what cannot be printed is a dot."""
+    shown = "".join(char if char.isprintable() and char != "\ufffd" else "·" for char in text)
     return shown if len(shown) <= width else shown[: width - 1] + "…"

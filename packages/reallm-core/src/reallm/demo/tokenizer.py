@@ -12,7 +12,7 @@ END = "<|end|>"
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     """A tokenizer of 257 tokens: the end of a sequence, and the 256 bytes of UTF-8 text."""
-    from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()

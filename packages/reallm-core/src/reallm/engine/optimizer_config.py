@@ -25,7 +25,9 @@ class OptimizerConfig:
     beta2: float = option(0.95, "AdamW: decay of the running mean of squared gradients")
     eps: float = option(1e-8, "AdamW: added to the denominator")
     weight_decay: float = option(0.0, "AdamW: decoupled weight decay; norms and biases are never decayed")
-    schedule: Literal["cosine", "linear", "constant"] = option("cosine", "how the learning rate falls after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = option(
+        "cosine", "how the learning rate falls after the warm-up"
+    )
     warmup_steps: int | None = option(None, "steps of linear warm-up; instead of warmup_ratio")
     warmup_ratio: float = option(0.03, "warm-up as a share of all steps, if warmup_steps is not given")
     min_lr_ratio: float = option(0.0, "where the learning rate falls to, as a share of lr")

@@ -15,6 +15,7 @@ from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.schema import dataset_fields, in_group
 from reallm.hf import config_io, families
+from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
 from reallm.plugins import registry
 
 
@@ -74,14 +75,14 @@ def check_checkpoint(key: str, path: str) -> None:
     try:
         folder = config_io.resolve_path(path)
         raw = config_io.read_config(folder)
-        config_io.from_hf(families.family_for(raw, folder), raw, source=folder / config_io.CONFIG_NAME)
+        config_io.from_hf(families.family_for(raw, folder), raw, source=folder / CONFIG_NAME)
 
         from reallm.hf.checkpoint import open_checkpoint  # brings torch, so only when all else is well
 
         open_checkpoint(folder)
     except ReallmError as error:
         raise ConfigError(f"{key}: {error}") from error
-    if not any(True for pattern in config_io.TOKENIZER_FILES for _ in folder.glob(pattern)):
+    if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
 
 

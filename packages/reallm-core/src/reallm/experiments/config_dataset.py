@@ -17,7 +17,7 @@ PATHS = {"train": "train_path", "valid": "valid_path"}
 """Split -> the field with its file. A dataset class receives the one of its split as `path`."""
 BATCH_SIZES = {"train": "train_bs_n_seqs", "valid": "valid_bs_n_seqs"}
 """Split -> the field with its batch size in sequences, which is the experiment's affair and not the dataset's."""
-DEFAULT_BATCH_SIZE = 16
+DEFAULT_BATCH_SIZE = 32
 
 
 def config_class(name: str) -> type:

@@ -72,7 +72,7 @@ class Configuration:
         fields.update({part.rpartition(".")[2]: self._instance(part) for part in parts})
         try:
             return group.cls(**fields)
-        except (ReallmError, TypeError, ValueError) as error:  # the latter two from a plugin's own dataclass
+        except (ReallmError, ValueError) as error:  # the latter from a plugin's own dataclass
             raise ConfigError(in_group(name, group.cls, error)) from error
 
 

@@ -36,11 +36,15 @@ def suggestion(name: str, groups: Sequence[Group]) -> str | None:
     (its help says "learning rate").
     """
     keys = [key for group in groups for key in group.keys]
-    parent, _, leaf = name.lower().replace("-", "_").rpartition(".")
+    name = name.lower().replace("-", "_")
+    parent, _, leaf = name.rpartition(".")
     siblings = [key for group in groups if parent and group.name == parent for key in group.keys]
-    if name in (key.name for key in keys):
-        return name
-    return _alike(leaf, siblings) or _first(key for key in keys if key.leaf == leaf) or _alike(leaf, keys)
+    return (
+        _first(key for key in keys if key.name.replace(".", "_") == name.replace(".", "_"))
+        or _alike(leaf, siblings)
+        or _first(key for key in keys if key.leaf == leaf)
+        or _alike(leaf, keys)
+    )
 
 
 def _alike(leaf: str, keys: Sequence[Key]) -> str | None:

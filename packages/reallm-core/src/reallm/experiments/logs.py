@@ -15,24 +15,29 @@ ALWAYS = "jsonl"
 """The logger that every run has: plots and summaries are made from it."""
 
 
-class Loggers:
-    """The loggers named in the configuration, and `jsonl`.
-
-    Args:
-        names: as in `loggers=[...]`.
-        run_dir: handed to each logger, as is `config`.
-        say: prints a line for the user.
+def logger_specs(names: Iterable[str]) -> dict[str, LoggerSpec]:
+    """The loggers named in a configuration, and `jsonl`, which comes first.
 
     Raises:
         PluginError: no installed plugin offers a logger of that name.
     """
+    return {name: registry.get("logger", name) for name in dict.fromkeys([ALWAYS, *names])}
+
+
+class Loggers:
+    """The loggers of a run, started.
+
+    Args:
+        specs: as `logger_specs` gives them; one whose packages are not installed is left out with a note.
+        run_dir: handed to each logger, as is `config`.
+        say: prints a line for the user.
+    """
 
     def __init__(
-        self, names: Iterable[str], run_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]
+        self, specs: Mapping[str, LoggerSpec], run_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
         self._say = say
         self._active: dict[str, Logger] = {}
-        specs: dict[str, LoggerSpec] = {name: registry.get("logger", name) for name in dict.fromkeys([ALWAYS, *names])}
         for name, spec in specs.items():
             missing = [module for module in spec.requires if find_spec(module) is None]
             if missing:

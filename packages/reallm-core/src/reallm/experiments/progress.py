@@ -26,7 +26,8 @@ class TrainingProgress:
         self._console = console
         self._total = total_steps
         self._clock = clock
-        self._started = self._last_line = clock()
+        self._first: tuple[int, float] | None = None
+        self._last_line = clock()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -42,7 +43,6 @@ class TrainingProgress:
     def __enter__(self) -> TrainingProgress:
         if self._bar:
             self._bar.start()
-        self._started = self._last_line = self._clock()
         return self
 
     def __exit__(
@@ -54,13 +54,20 @@ class TrainingProgress:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` is done; `metrics` are those of a train call: `loss`, `lr`, `tokens_per_s`."""
         now = self._clock()
-        remaining = (now - self._started) / step * (self._total - step)
-        numbers = "  ".join([*_numbers(metrics), f"{duration(remaining)} left"])
+        numbers = "  ".join([*_numbers(metrics), *self._remaining(step, now)])
         if self._bar:
             self._bar.update(self._task, completed=step, numbers=numbers)
         elif step in (1, self._total) or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False, soft_wrap=True)
+
+    def _remaining(self, step: int, now: float) -> list[str]:
+        """The first step says nothing of the others: before it there is an evaluation, and everything is cold."""
+        if self._first is None:
+            self._first = step, now
+            return []
+        first, since = self._first
+        return [f"{duration((now - since) / (step - first) * (self._total - step))} left"]
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:

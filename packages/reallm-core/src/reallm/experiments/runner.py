@@ -18,7 +18,7 @@ from reallm.data.namedarray import NamedArray
 from reallm.experiments.config_load import describe
 from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.interrupt import stop_requests
-from reallm.experiments.logs import Loggers
+from reallm.experiments.logs import Loggers, logger_specs
 from reallm.experiments.plots import read_curves, save_plot
 from reallm.experiments.progress import TrainingProgress, duration
 from reallm.experiments.run_folder import RunFolder, plain
@@ -59,6 +59,7 @@ def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     order = execution_order(algorithm.graph)
+    specs = logger_specs(config.loggers)
     kind = type(config).__name__.removesuffix("Config").lower()
     folder = RunFolder.create(config.output_dir, config.name, default_prefix=kind)
     try:
@@ -74,7 +75,7 @@ def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None
 
     dataflow = Dataflow(order, {name: loaded.role for name, loaded in models.items()})
     progress = TrainingProgress(console, data.plan.total_steps)
-    loggers = Loggers(config.loggers, folder.path, settings, say)
+    loggers = Loggers(specs, folder.path, settings, say)
     loop = _Loop(config, data, models, dataflow, folder, loggers, progress)
     started = time.monotonic()
     try:
@@ -188,7 +189,9 @@ def _summary(result: RunResult, data: Data, models: Mapping[str, LoadedModel], s
 
 def _plot(folder: RunFolder, say: Callable[[str], None]) -> None:
     try:
-        save_plot(read_curves(folder.metrics), folder.plot)
+        curves = read_curves(folder.metrics)
+        if any(name.endswith("/loss") for name in curves):
+            save_plot(curves, folder.plot)
     except (OSError, ValueError) as error:  # a full disk must not hide where the checkpoint is
         say(f"no plot of the losses: {error}")
 
@@ -206,9 +209,9 @@ def _closing_lines(result: RunResult, folder: RunFolder, seconds: float) -> list
         "    from transformers import AutoModelForCausalLM, AutoTokenizer",
         f'    tokenizer = AutoTokenizer.from_pretrained("{result.checkpoint}")',
         f'    model = AutoModelForCausalLM.from_pretrained("{result.checkpoint}")',
-        f"or: reallm generate --model {result.checkpoint}",
+        f'or: reallm generate --model {result.checkpoint} "Once upon a time"',
     ]
 
 
 def _listed(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items())
+    return "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items() if not name.endswith("_tokens"))

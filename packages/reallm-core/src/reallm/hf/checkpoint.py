@@ -19,11 +19,10 @@ from torch import Tensor
 from reallm.errors import CheckpointError
 from reallm.hf.config_io import read_config, saved_as_critic
 from reallm.hf.family import HFFamily
-from reallm.hf.weights import hf_names, parameter_shapes, refuse_untied_head, tied_names
+from reallm.hf.file_names import INDEX_NAME, WEIGHTS_NAME
+from reallm.hf.weights import hf_names, parameter_shapes, refuse_untied_head, unused_names
 from reallm.model.config import ReaLModelConfig
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of tensors that are read, by their names in safetensors files."""
 
@@ -83,10 +82,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     else:
         raise CheckpointError(_why_no_weights(folder))
     files = {folder / name: _open(folder / name) for name in file_names}
-    infos = {name: info for path, file in files.items() for name, info in _infos(path, file).items()}
+    headers = {path: _infos(path, file) for path, file in files.items()}
+    infos = {name: info for header in headers.values() for name, info in header.items()}
     for name, file_name in indexed.items():
-        if name not in infos:
+        if name not in headers[folder / file_name]:
             raise CheckpointError(f"{folder / INDEX_NAME}: tensor '{name}' is not in '{file_name}'; copy both again")
+        infos[name] = headers[folder / file_name][name]
     return Checkpoint(folder, infos, files)
 
 
@@ -99,14 +100,9 @@ def plan_reading(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConf
         CheckpointError: missing or unexpected tensors, or wrong shapes or types; names them.
     """
     shapes, names = parameter_shapes(config), hf_names(family, config)
-    ignored = set()
     if config.is_critic and not saved_as_critic(family, read_config(checkpoint.folder)):
-        out = f"layers.{config.n_layers + 1}.out.weight"
-        del names[out]
-        ignored.add(family.weights.hf_name(out, config.n_layers))
-    if (tied := tied_names(family, config)) is not None:
-        ignored.add(tied[1])
-    _check_names(checkpoint, family, set(names.values()), ignored)
+        del names[f"layers.{config.n_layers + 1}.out.weight"]
+    _check_names(checkpoint, family, set(names.values()), unused_names(family, config))
     for ours, theirs in names.items():
         info = checkpoint.infos[theirs]
         if info.dtype not in DTYPES:
@@ -190,12 +186,10 @@ def _infos(path: Path, file: Any) -> dict[str, TensorInfo]:
     return {name: TensorInfo(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def _check_names(checkpoint: Checkpoint, family: HFFamily, wanted: set[str], ignored: set[str]) -> None:
+def _check_names(checkpoint: Checkpoint, family: HFFamily, wanted: set[str], unused: set[str]) -> None:
     missing = [name for name in wanted if name not in checkpoint]
     extra = [
-        name
-        for name in checkpoint
-        if name not in wanted and name not in ignored and not family.weights.is_ignored(name)
+        name for name in checkpoint if name not in wanted and name not in unused and not family.weights.is_ignored(name)
     ]
     faults = []
     if missing:

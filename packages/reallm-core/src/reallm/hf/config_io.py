@@ -11,27 +11,14 @@ from typing import TYPE_CHECKING, Any
 from reallm.data.files import recover_folder
 from reallm.errors import CheckpointError, ConfigError
 from reallm.hf.family import HFFamily
+from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES
+from reallm.hf.transformers_io import transformers_keys
 from reallm.model.config import ReaLModelConfig
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG_NAME = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "chat_templates/*.jinja",
-)
-GENERATION_CONFIG_NAME = "generation_config.json"
-
-_DOWNLOADED = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", "model.safetensors.index.json",
+_DOWNLOADED = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_NAME,
                *TOKENIZER_FILES)  # fmt: skip
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
@@ -118,11 +105,30 @@ def from_hf(
         raise CheckpointError(f"{source}: {raw['architectures'][0]} has a scalar head; load it with is_critic=True")
     if has_scalar_head and (labels := _n_labels(raw)) != 1:
         raise CheckpointError(f"{source}: the head gives {labels} numbers a token (num_labels); a critic needs one")
+    _refuse_unknown(family, raw, source)
     try:
         fields = family.config.read(raw)
         return ReaLModelConfig(**fields, is_critic=has_scalar_head if is_critic is None else is_critic)
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
+
+
+def _refuse_unknown(family: HFFamily, raw: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse keys that the table does not know but transformers does.
+
+    Checkpoints carry notes of all sorts of tools; transformers ignores what its class does not declare, and so do we.
+    transformers is imported only where there is such a key.
+    """
+    unknown = family.config.unknown_keys(raw)
+    if not unknown:
+        return
+    declared = transformers_keys(family.model_type)
+    for key in unknown:
+        if key in declared:
+            raise CheckpointError(
+                f"{source}: unsupported field {key}={raw[key]!r}; the tables of family '{family.names[0]}' do not "
+                "know what it does"
+            )
 
 
 def to_hf(

@@ -21,18 +21,17 @@ class Allowed:
 IRRELEVANT = frozenset(
     {
         # who wrote the file, and for which classes
-        "_name_or_path", "architectures", "auto_map", "model_type", "name_or_path", "tokenizer_class",
-        "transformers_version", "transformers.js_config", "_commit_hash", "is_llama_config",
+        "architectures", "auto_map", "model_type", "name_or_path", "tokenizer_class",
+        "transformers_version", "transformers.js_config", "is_llama_config",
         # the type of the tensors is read from the tensors
         "dtype", "torch_dtype", "use_bfloat16",
         # token ids matter to tokenizers and generation, not to the network
         "bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id",
         "pad_token_id", "sep_token_id", "unk_token_id",
         # what a forward call returns and how transformers executes it
-        "_attn_implementation", "_attn_implementation_autoset", "_output_attentions", "attn_implementation",
-        "experts_implementation", "is_decoder", "keys_to_ignore_at_inference", "output_attentions",
-        "output_hidden_states", "return_dict", "return_dict_in_generate", "tie_last_hidden_states", "torchscript",
-        "use_cache", "use_return_dict",
+        "attn_implementation", "experts_implementation", "is_decoder", "keys_to_ignore_at_inference",
+        "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
+        "tie_last_hidden_states", "torchscript", "use_cache", "use_return_dict",
         # classification heads; `config_io` checks that a critic has one label
         "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "prefix",
         # defaults of generation, which belong into generation_config.json
@@ -44,6 +43,12 @@ IRRELEVANT = frozenset(
     }
 )  # fmt: skip
 """Keys that do not change what the network computes."""
+
+
+def is_irrelevant(key: str) -> bool:
+    """Whether a key does not change what the network computes; those with an underscore are notes of who wrote it."""
+    return key in IRRELEVANT or key.startswith("_")
+
 
 _DECODER_ONLY = "only decoder-only language models are supported"
 

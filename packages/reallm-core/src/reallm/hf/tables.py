@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from reallm.errors import ConfigError
-from reallm.hf.keys import IRRELEVANT, RESTRICTED, Allowed
+from reallm.hf.keys import RESTRICTED, Allowed, is_irrelevant
 from reallm.model.config import ReaLModelConfig
 
 REQUIRED = object()
@@ -106,7 +106,10 @@ class Key:
 
 @dataclass(frozen=True)
 class ConfigTable:
-    """What every key of a family's `config.json` means: used by a row, without effect, restricted, or else refused.
+    """What every key of a family's `config.json` means: used by a row, without effect, or restricted.
+
+    Of keys that the table does not know, those that the family's transformers class has are refused; others have no
+    effect in transformers, nor here.
 
     `constants` are fields of `ReaLModelConfig` that no key states because they are the same for the whole family;
     a field in neither `rows` nor `constants` has its default value. `irrelevant` and `restricted` add to the lists
@@ -134,10 +137,12 @@ class ConfigTable:
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of `ReaLModelConfig` (all but `is_critic`) that a `config.json` states.
 
+        Keys that the table does not know (`unknown_keys`) are passed over.
+
         Raises:
-            ConfigError: a key with an effect that we do not have, or a value that is not allowed; names both.
+            ConfigError: a value that is not allowed; names the key too.
         """
-        self._refuse_unknown(raw)
+        self._refuse_restricted(raw)
         values = dict(self.constants)
         for row in self.rows:
             values.update(row.read(raw, values))
@@ -162,18 +167,21 @@ class ConfigTable:
             raw.update(row.write(config, base))
         return raw
 
-    def _refuse_unknown(self, raw: Mapping[str, Any]) -> None:
-        used = {key for row in self.rows for key in row.keys}
-        restricted = {**RESTRICTED, **self.restricted}
-        for key, value in raw.items():
-            if value is None or key in used or key in IRRELEVANT or key in self.irrelevant:
-                continue
-            if key not in restricted:
-                raise ConfigError(
-                    f"unsupported field {key}={_short(value)}; if it does not change what the model computes, remove it"
-                )
-            if value not in restricted[key].values:
-                raise ConfigError(f"unsupported {key}={_short(value)}; {restricted[key].remedy}")
+    def unknown_keys(self, raw: Mapping[str, Any]) -> list[str]:
+        """Keys with a value that are neither used, nor restricted, nor known to have no effect."""
+        told = {key for row in self.rows for key in row.keys} | self.irrelevant | self._restricted.keys()
+        return [key for key, value in raw.items() if value is not None and key not in told and not is_irrelevant(key)]
+
+    @property
+    def _restricted(self) -> Mapping[str, Allowed]:
+        return {**RESTRICTED, **self.restricted}
+
+    def _refuse_restricted(self, raw: Mapping[str, Any]) -> None:
+        used = {key for row in self.rows for key in row.keys} | self.irrelevant
+        for key, allowed in self._restricted.items():
+            value = raw.get(key)
+            if value is not None and key not in used and value not in allowed.values:
+                raise ConfigError(f"unsupported {key}={_short(value)}; {allowed.remedy}")
 
     def _refuse_inexpressible(self, config: ReaLModelConfig) -> None:
         stated = {name for row in self.rows for name in row.fields}

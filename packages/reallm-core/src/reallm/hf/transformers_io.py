@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reallm.errors import CheckpointError
-from reallm.hf.config_io import GENERATION_CONFIG_NAME, TOKENIZER_FILES
+from reallm.hf.file_names import GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,13 @@ def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
     content = dict(raw)
     return AutoConfig.for_model(content.pop("model_type"), **content)
+
+
+def transformers_keys(model_type: str) -> frozenset[str]:
+    """The keys of `config.json` that transformers knows for a model type."""
+    from transformers import CONFIG_MAPPING
+
+    return frozenset(CONFIG_MAPPING[model_type]().to_dict())
 
 
 def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:

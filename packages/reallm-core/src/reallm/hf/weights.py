@@ -79,32 +79,23 @@ def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config:
 
 
 def unused_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
-    """Checkpoint names of parameters that a language model has and this one has not: the head, if tied or a critic's."""
+    """Checkpoint names of what a language model has and this model has not: the head, if it is tied or a critic's."""
     out = f"layers.{config.n_layers + 1}.out.weight"
     lm_head = family.weights.hf_name(out, config.n_layers)
     own_head = family.weights.hf_name(out, config.n_layers, is_critic=config.is_critic)
     return {lm_head} if config.head_is_tied or lm_head != own_head else set()
 
 
-def tied_names(family: HFFamily, config: ReaLModelConfig) -> tuple[str, str] | None:
-    """Checkpoint names of the embedding and of the head that repeats it; None if the head is not tied."""
-    if not config.head_is_tied:
-        return None
-    names = (f"layers.0.{next(iter(family.weights.embedding))}.weight", f"layers.{config.n_layers + 1}.out.weight")
-    embedding, head = (family.weights.hf_name(name, config.n_layers) for name in names)
-    return embedding, head
-
-
 def refuse_untied_head(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> None:
     """Raise CheckpointError if a head that should repeat the embedding is there and differs from it."""
-    tied = tied_names(family, config)
-    if tied is None or not all(name in hf_state for name in tied):
+    if not config.head_is_tied:
         return
-    embedding, head = (hf_state[name] for name in tied)
-    if not torch.equal(embedding, head):
+    names = ("layers.0.tokens.weight", f"layers.{config.n_layers + 1}.out.weight")
+    embedding, head = (family.weights.hf_name(name, config.n_layers) for name in names)
+    if embedding in hf_state and head in hf_state and not torch.equal(hf_state[embedding], hf_state[head]):
         raise CheckpointError(
-            f"tie_word_embeddings is true, but '{tied[1]}' differs from '{tied[0]}'; set it to false to keep both, "
-            f"or remove '{tied[1]}'"
+            f"tie_word_embeddings is true, but '{head}' differs from '{embedding}'; set it to false to keep both, "
+            f"or remove '{head}'"
         )
 
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from reallm.data.files import atomic_folder
 from reallm.errors import ConfigError
-from reallm.hf.checkpoint import INDEX_NAME
-from reallm.hf.config_io import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
+from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES, WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REPLACED = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, "model.safetensors", "model-*-of-*.safetensors",
+_REPLACED = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, "model-*-of-*.safetensors",
              *(pattern.partition("/")[0] for pattern in TOKENIZER_FILES))  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) ->
         loss_mask: [T] bool, True on tokens that are trained.
     """
     trained = loss_mask.clone()
-    starts = cu_seqlens[:-1].long()
+    starts = cu_seqlens[:-1].to(tokens.device, torch.int64)
     trained[starts[starts < trained.numel()]] = False  # nothing predicts the first token of a sequence
     targets_at = trained.nonzero()[:, 0]
     return targets_at - 1, tokens[targets_at]

@@ -35,8 +35,10 @@ class Sequences:
         return cls(tuple(lengths), bounds, tuple(past) if past is not None else (0,) * len(lengths))
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Tensor, n_tokens: int) -> Sequences:
-        """Sequences bounded by `cu_seqlens` [S+1] integers.
+    def from_cu_seqlens(cls, cu_seqlens: Tensor, tokens: Tensor) -> Sequences:
+        """Sequences of `tokens` [T], bounded by `cu_seqlens` [S+1] integers; the result lies where the tokens lie.
+
+        Bounds on the CPU are better: from a GPU they must be fetched.
 
         Raises:
             DataError: unless the bounds start at 0, never fall and end at `n_tokens`.
@@ -45,7 +47,7 @@ class Sequences:
             raise DataError(
                 f"cu_seqlens must be a vector of integers [S+1]; it is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
             )
-        bounds = cu_seqlens.tolist()
+        n_tokens, bounds = tokens.numel(), cu_seqlens.tolist()
         lengths = tuple(end - start for start, end in pairwise(bounds))
         if bounds[0] != 0 or bounds[-1] != n_tokens or min(lengths, default=0) < 0:
             raise DataError(
@@ -53,7 +55,7 @@ class Sequences:
                 f"it goes from {bounds[0]} to {bounds[-1]}"
                 + (" and falls between" if min(lengths, default=0) < 0 else "")
             )
-        return cls(lengths, cu_seqlens.to(torch.int32), (0,) * len(lengths))
+        return cls(lengths, cu_seqlens.to(tokens.device, torch.int32), (0,) * len(lengths))
 
     @property
     def n_tokens(self) -> int:

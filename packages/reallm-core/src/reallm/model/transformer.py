@@ -76,7 +76,8 @@ class Transformer(nn.Module):
 
         Args:
             tokens: [T] integers, the sequences one after another.
-            cu_seqlens: [S+1] integers; sequence `i` owns the tokens `cu_seqlens[i]:cu_seqlens[i+1]`.
+            cu_seqlens: [S+1] integers, on the CPU or with the tokens; sequence `i` owns the tokens
+                `cu_seqlens[i]:cu_seqlens[i+1]`.
 
         Raises:
             DataError: if `cu_seqlens` does not bound the tokens.
@@ -85,7 +86,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Hidden states [T, E] after the final norm; arguments as in `forward`."""
-        return self.run(tokens, Sequences.from_cu_seqlens(cu_seqlens, tokens.numel()))
+        return self.run(tokens, Sequences.from_cu_seqlens(cu_seqlens, tokens))
 
     def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""

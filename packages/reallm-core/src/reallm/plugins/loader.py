@@ -49,6 +49,8 @@ def load(plugin: Plugin) -> Loaded:
         hooks = _register(module, plugin)
     except _LoadError as failure:
         return Loaded(plugin, failures=(str(failure),))
+    except Exception as error:  # looking at attributes may run somebody else's code as well
+        return Loaded(plugin, failures=(f"cannot be loaded: {described(error, plugin)}",))
 
     offers: list[Offer] = []
     failures: list[str] = []

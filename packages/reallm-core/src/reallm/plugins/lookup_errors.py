@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from reallm.errors import PluginError, UnknownNameError, nearest
-from reallm.plugins.finder import DISABLE, Plan, Plugin
+from reallm.plugins.finder import DISABLE, Plan, Plugin, canonical
 from reallm.plugins.kinds import KINDS
 from reallm.plugins.known import install_hint, known_names, providers
 from reallm.plugins.loader import Loaded
@@ -41,27 +41,27 @@ def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iter
         installed: the names of that kind that can be used.
         listing: all plugins.
     """
-    installed = list(installed)
-    what = f"a {kind}" if kind else "anything"
+    installed, listing = list(installed), list(listing)
     plural = KINDS[kind].plural if kind else "names"
     facts = [f"installed {plural}: {_listed(installed) or 'none'}"]
-    if not installed:
+    if not installed and not providers(kind, name):
         facts += [f"pip install {distribution} has {plural}" for distribution in providers(kind)]
     for loaded in listing:
         if loaded.failures:
             facts.append(f"failed: {loaded.plugin}: {'; '.join(loaded.failures)}")
         if loaded.plugin.blocked:
             facts.append(f"blocked by {DISABLE}: {loaded.plugin.distribution}[{','.join(loaded.plugin.blocked)}]")
-    return UnknownNameError(f"no installed plugin offers {what} named '{name}'{_advice(kind, name, installed)} "
-                            f"({'; '.join(facts)})")  # fmt: skip
+    what = f"the {kind} '{name}'" if kind else f"anything named '{name}'"
+    advice = _advice(kind, name, installed, {canonical(loaded.plugin.distribution) for loaded in listing})
+    return UnknownNameError(f"no installed plugin offers {what}{advice} ({'; '.join(facts)})")
 
 
-def _advice(kind: str | None, name: str, installed: Sequence[str]) -> str:
+def _advice(kind: str | None, name: str, installed: Sequence[str], distributions: Container[str]) -> str:
     """What to install if it is known; else the nearest name; else a guess by the naming convention."""
-    provided = providers(kind, name)
-    if provided:
-        return f"; pip install {provided[0]}"
-    near = nearest(name, [*installed, *known_names(kind)]) or nearest(name.lower(), [*installed, *known_names(kind)])
+    for distribution in providers(kind, name):
+        return f"; pip install {'--upgrade ' if distribution in distributions else ''}{distribution}"
+    names = [*installed, *known_names(kind)]
+    near = nearest(name, names) or nearest(name.lower(), names)
     if near is None:
         hint = install_hint(kind, name) if kind else ""
         return f"; {hint}" if hint else ""

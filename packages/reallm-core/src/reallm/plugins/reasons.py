@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
 from pathlib import Path
 from textwrap import shorten
@@ -27,13 +28,14 @@ def described(error: BaseException, plugin: Plugin) -> str:
 
 def missing_module(error: ModuleNotFoundError, plugin: Plugin) -> str:
     """What to install or reinstall when an import of the plugin finds nothing."""
-    missing, own = error.name or str(error), plugin.module
-    if own == missing or own.startswith(f"{missing}."):
-        return f"its module '{own}' does not exist; pip install --force-reinstall {plugin.distribution}"
-    package = missing.partition(".")[0]
-    if package != missing and importlib.util.find_spec(package):
-        return f"needs the module '{missing}', which the installed '{package}' lacks; pip install --upgrade {package}"
-    return f"needs the module '{missing}', which is not installed; pip install {package}"
+    if error.name is None:  # raised by hand
+        return f"cannot be imported: {described(error, plugin)}"
+    package = error.name.partition(".")[0]
+    if package == _package(plugin):
+        return f"its module '{error.name}' does not exist; pip install --force-reinstall {plugin.distribution}"
+    if package in sys.modules or importlib.util.find_spec(package):
+        return f"needs the module '{error.name}', which '{package}' here lacks; pip install --upgrade {package}"
+    return f"needs the module '{error.name}', which is not installed; pip install {package}"
 
 
 def type_name(value: Any) -> str:
@@ -42,9 +44,13 @@ def type_name(value: Any) -> str:
 
 
 def _place(error: BaseException, plugin: Plugin) -> str:
-    package = plugin.module.partition(".")[0]
+    package = _package(plugin)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if package in path.with_suffix("").parts:
             return f" ({'/'.join(path.parts[-2:])}:{frame.lineno})"
     return ""
+
+
+def _package(plugin: Plugin) -> str:
+    return plugin.module.partition(".")[0]

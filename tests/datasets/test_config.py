@@ -1,0 +1,64 @@
+"""The configurations: what they offer, what they refuse, and that they fit the datasets and cost no import."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reallm.errors import ConfigError
+from reallm.options import REQUIRED
+from reallm.plugins import registry
+
+NAMES = ("prompt", "prompt_answer", "rw_pair")
+ROUTED = {"train_path", "valid_path", "train_bs_n_seqs", "valid_bs_n_seqs"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_is_explained_and_has_the_default_of_the_dataset(name: str) -> None:
+    spec = registry.get("dataset", name)
+    parameters = inspect.signature(spec.dataset_class()).parameters
+    fields = {field.name: field for field in dataclasses.fields(spec.config_class())}
+    assert all(field.metadata["help"] for field in fields.values())
+    assert set(fields) - ROUTED | {"path"} == set(parameters) - {"util"}
+    for key in set(fields) - ROUTED - {"path"}:
+        assert parameters[key].default == fields[key].default
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_is_documented_with_its_default(name: str) -> None:
+    config_class = registry.get("dataset", name).config_class()
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.partition(f"| Field of `{config_class.__name__}` |")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    written = {REQUIRED: "required", None: "null", False: "false"}
+    expected = [[f.name, str(written.get(f.default, f.default))] for f in dataclasses.fields(config_class)]
+    assert rows == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_are_looked_at_and_not_read(name: str, tmp_path: Path) -> None:
+    config_class: Any = registry.get("dataset", name).config_class()
+    key = "path" if name == "prompt" else "train_path"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("no JSON")
+    config_class(**{key: str(bad)}).check()
+    with pytest.raises(ConfigError, match=rf"^{key}: .*worse.jsonl: no such file"):
+        config_class(**{key: str(tmp_path / "worse.jsonl")}).check()
+    if name != "prompt":
+        with pytest.raises(ConfigError, match=r"^valid_path: .*: is a folder"):
+            config_class(train_path=str(bad), valid_path=str(tmp_path)).check()
+
+
+def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:
+    code = (
+        "import sys, reallm_datasets.plugin, reallm_datasets.config\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'rich', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
