@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from reallm.model import attention
 from reallm.model.attention import AttentionSpec, attend_packed
 from reallm.model.sequences import Sequences

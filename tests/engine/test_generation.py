@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from reallm.errors import ConfigError, DataError
 from reallm.generation.decode import decode
 from reallm.generation.sampling import SamplingConfig, draw

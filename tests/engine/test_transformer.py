@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from reallm.errors import ConfigError, DataError
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer

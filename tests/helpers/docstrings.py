@@ -11,19 +11,21 @@ MODULES = (
     "hashlib", "html", "imaplib", "inspect", "ipaddress", "itertools", "json", "linecache", "locale", "logging", "math",
     "mimetypes", "operator", "os", "os.path", "pathlib", "pickle", "pkgutil", "platform", "posixpath", "pprint",
     "random", "re", "shlex", "shutil", "socket", "sqlite3", "statistics", "string", "struct", "subprocess", "sys",
-    "tarfile", "tempfile", "textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unittest.mock",
+    "tarfile", "tempfile", "textwrap", "threading", "time", "tokenize", "traceback", "types", "unittest.mock",
     "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib",
 )  # fmt: skip
 
 
 def docstring_rows() -> list[dict[str, str]]:
-    """Some 900 rows, sorted: the signature of a function or class as prompt, the first paragraph of its docstring."""
+    """Some 750 rows, sorted: the signature of a function or class as prompt, the first paragraph of its docstring."""
     rows: dict[str, dict[str, str]] = {}
     for module_name in MODULES:
         module = importlib.import_module(module_name)
         for name, member in inspect.getmembers(module, callable):
+            if name.startswith("_") or getattr(member, "__module__", None) != module_name:
+                continue
             text = (inspect.getdoc(member) or "").split("\n\n")[0].strip()
-            if name.startswith("_") or getattr(member, "__module__", None) != module_name or not 20 < len(text) < 300:
+            if not 20 < len(text) < 300:
                 continue
             try:
                 signature = str(inspect.signature(member))

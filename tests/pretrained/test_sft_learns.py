@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -23,12 +24,12 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 def test_the_loss_on_held_out_docstrings_falls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = docstring_rows()
     random.Random(0).shuffle(rows)
-    train, valid = write(tmp_path / "train.jsonl", rows[40:]), write(tmp_path / "valid.jsonl", rows[:40])
+    train, valid = write(tmp_path / "train.jsonl", rows[24:]), write(tmp_path / "valid.jsonl", rows[:24])
 
     code = run(
         [
             "sft", f"model.path={smollm2_folder()}", f"dataset.train_path={train}", f"dataset.valid_path={valid}",
-            "dataset.max_seqlen=128", "dataset.train_bs_n_seqs=16", "optimizer.lr=1e-4", "max_steps=8",
+            "dataset.max_seqlen=96", "dataset.train_bs_n_seqs=16", "optimizer.lr=1e-4", "max_steps=6",
             f"output_dir={tmp_path}", "name=docstrings", "loggers=[jsonl]",
         ]
     )  # fmt: skip
@@ -37,14 +38,13 @@ def test_the_loss_on_held_out_docstrings_falls(tmp_path: Path, capsys: pytest.Ca
     folder = tmp_path / "docstrings"
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [record["eval/loss"] for record in records if "eval/loss" in record]
-    print(f"held-out loss {losses}, training {[record.get('train/loss') for record in records]}")  # noqa: T201
     assert len(losses) == 2
-    assert losses[1] < 0.9 * losses[0]
+    assert losses[1] < 0.9 * losses[0], losses
 
     checkpoint = folder / "checkpoints" / "last"
-    assert "checkpoint: " in capsys.readouterr().out
+    assert f"checkpoint: {checkpoint.resolve()}" in capsys.readouterr().out
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     prompt = tokenizer(rows[0]["prompt"], return_tensors="pt")
     theirs = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     ours = ReaLModel.from_pretrained(checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from reallm.plugins import registry
 from reallm.seeding import derive_seed
 
 if TYPE_CHECKING:
-    import torch.utils.data
     from transformers import PreTrainedTokenizerBase
 
     from reallm.data.namedarray import NamedArray
@@ -61,9 +60,19 @@ class Dataset:
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Samples(Protocol):
+    """A made dataset: map-style, as `torch.utils.data.Dataset`, each item one sample with its `seqlens`.
+
+    One that also has `report() -> str` is asked, in one line, what became of its rows.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NamedArray: ...
+
+
 def make_dataset(
     dataset: Dataset, *, seed: int, tokenizer: PreTrainedTokenizerBase, dp_rank: int = 0, dp_size: int = 1
-) -> torch.utils.data.Dataset[NamedArray]:
+) -> Samples:
     """Find the dataset's class through the plugin that offers its name, and construct it.
 
     Raises:
@@ -80,7 +89,8 @@ def make_dataset(
     missing = [method for method in ("__len__", "__getitem__") if not hasattr(made, method)]
     if missing:
         raise PluginError(f"{title} is not a map-style dataset: {cls.__qualname__} has no {' and no '.join(missing)}")
-    return made
+    samples: Samples = made
+    return samples
 
 
 def _check_args(title: str, cls: Any, args: Mapping[str, Any]) -> None:

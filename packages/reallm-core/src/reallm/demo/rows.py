@@ -21,6 +21,8 @@ N_MADE_UP_WORDS = 500
 LARGEST_SUMMAND = 15
 LARGEST_SUCCESSOR = 199
 HELD_OUT_SHARE = 0.1
+NUMBER_REPEATS = 3
+"""How often a row with numbers is trained on in an epoch: there are few of them, and carrying is hard."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,21 @@ def demo_rows(seed: int) -> DemoRows:
     words: list[str] = json.loads(_resource("words.json"))
     facts: list[Row] = [json.loads(line) for line in _resource("facts.jsonl").splitlines()]
     real = [[_spell(word), _shout(word)] for word in words]
-    sums = [[_sum(a, b)] for a in range(LARGEST_SUMMAND + 1) for b in range(LARGEST_SUMMAND + 1)]
+    summands = range(LARGEST_SUMMAND + 1)
+    sums = [[_sum(a, b)] for a in summands for b in summands if a < b]
+    other_sums = [_sum(a, b) for a in summands for b in summands if a >= b]  # what 5 + 7 is can be learned from 7 + 5
     successors = [[_successor(number)] for number in range(LARGEST_SUCCESSOR + 1)]
 
     train = [row for word in _made_up_words(generator, set(words)) for row in (_spell(word), _shout(word))]
     valid, shown = [], [facts[0]]
-    for groups, repeats in ((real, 1), (sums, 3), (successors, 2)):  # there are few numbers and carrying is hard
+    for groups, repeats in ((real, 1), (sums, NUMBER_REPEATS), (successors, NUMBER_REPEATS)):
         generator.shuffle(groups)
         n_held_out = int(len(groups) * HELD_OUT_SHARE)
         held_out = [row for group in groups[:n_held_out] for row in group]
         valid += held_out
         shown += held_out[:2]
         train += [row for group in groups[n_held_out:] for row in group] * repeats
+    train += other_sums * NUMBER_REPEATS
     train += facts * 10  # a fact has no rule: it is learned by heart
     generator.shuffle(train)
     return DemoRows(train, valid, shown)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def run_demo(
         name="run",
         seed=seed,
     )
-    result = run(config, registry.get("algorithm", "sft"), console=console)
+    with _one_thread():
+        result = run(config, registry.get("algorithm", "sft"), console=console)
     if result.checkpoint is not None:
         trained = ReaLModel.from_pretrained(result.checkpoint)
         _show(console, result, rows.shown, before, _answers(trained, tokenizer, rows.shown))
@@ -121,6 +123,17 @@ def _dataset_config(data: Path) -> Any:
     )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: work this small is slower with more on a machine that has other things to do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -142,12 +155,14 @@ def _show(
     console.print(terminal_plot(loss), highlight=False, markup=False, soft_wrap=True)
     table = Table("prompt", "before", "after", "", title="What it says", title_justify="left")
     for row, old, new in zip(rows, before, after, strict=True):
-        table.add_row(row["prompt"], _one_line(old), _one_line(new), "✓" if new == row["answer"].strip() else "✗")
+        table.add_row(
+            row["prompt"], _one_line(old, 16), _one_line(new, 56), "✓" if new == row["answer"].strip() else "✗"
+        )
     console.print()
     console.print(table, highlight=False, markup=False)
 
 
-def _one_line(text: str, width: int = 24) -> str:
+def _one_line(text: str, width: int) -> str:
     """Text of an untrained model, made fit for a table: what cannot be printed is a dot."""
     shown = "".join(char if char.isprintable() and char != "\ufffd" else "·" for char in text)
     return shown if len(shown) <= width else shown[: width - 1] + "…"

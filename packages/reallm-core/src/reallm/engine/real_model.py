@@ -15,6 +15,7 @@ from reallm.generation.decode import Completion, decode
 from reallm.generation.sampling import SamplingConfig
 from reallm.hf import checkpoint, config_io, families, transformers_io, weights, writing
 from reallm.hf.family import HFFamily
+from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer, fresh_weight
 
@@ -79,7 +80,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         folder = config_io.resolve_path(path)
         raw = config_io.read_config(folder)
         family = families.family_for(raw, folder)
-        config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / config_io.CONFIG_NAME)
+        config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
         model = cls(config, device="meta")
         model._remember(family, raw, folder)
         model._load(folder, dtype, torch.device(device), seed)
@@ -269,7 +270,12 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         assert self.family is not None
         wanted = {name: parameter.shape for name, parameter in self.named_parameters()}
         state: dict[str, Tensor] = checkpoint.read_checkpoint(folder, self.family, self.config, wanted)
-        dtype = dtype or next(iter(state.values())).dtype
+        stored = {tensor.dtype for tensor in state.values()}
+        if dtype is None and len(stored) > 1:
+            raise CheckpointError(
+                f"{folder} has tensors of {' and '.join(sorted(map(str, stored)))}; say which to use, dtype=..."
+            )
+        dtype = dtype or stored.pop()
         for name in wanted.keys() - state.keys():  # at most the scalar head of a new critic
             state[name] = fresh_weight(name, wanted[name], self.config.init_std, seed)
         self.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,19 +93,12 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration object as mappings, lists and values that YAML and JSON know."""
-    values: dict[str, Any] = _plain(config)
-    return values
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+def plain(value: Any) -> Any:
+    """Settings as mappings, lists and values that YAML and JSON know; anything else, such as a function, as text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)

@@ -22,7 +22,7 @@ from reallm.experiments.logs import Loggers, logger_specs
 from reallm.experiments.plots import read_curves, save_plot
 from reallm.experiments.progress import TrainingProgress, duration
 from reallm.experiments.run_folder import RunFolder, plain
-from reallm.experiments.setup import Data, LoadedModel, TrainingConfig, load_data, load_models, overview
+from reallm.experiments.setup import Data, LoadedModel, TrainingConfig, counted, load_data, load_models, overview
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _plot(folder: RunFolder, say: Callable[[str], None]) -> None:
 
 def _closing_lines(result: RunResult, folder: RunFolder, seconds: float) -> list[str]:
     what = "stopped" if result.interrupted else "done"
-    lines = [f"{what} after {result.steps:,} steps in {duration(seconds)}"]
+    lines = [f"{what} after {counted(result.steps, 'step')} in {duration(seconds)}"]
     if result.checkpoint is None:
         return [*lines, "nothing is saved: there was no step to save"]
     return [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from reallm.algorithms.spec import Algorithm, ModelFunctionCall
-from reallm.data.datasets import make_dataset
+from reallm.data.datasets import Samples, make_dataset
 from reallm.data.namedarray import NamedArray
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
@@ -61,13 +61,6 @@ class TrainingConfig(Protocol):
 
     def datasets(self) -> dict[str, Dataset]:
         """The data sets by split: `train`, and `valid` if there is one."""
-
-
-class Samples(Protocol):
-    """A map-style dataset of samples; one that also has `report() -> str` is asked what became of its rows."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> NamedArray: ...
 
 
 @dataclass(frozen=True)
@@ -148,11 +141,17 @@ def overview(config: TrainingConfig, data: Data, models: Mapping[str, LoadedMode
         lines.append(f"valid: {_described(data.valid)}")
     plan, optimizer = data.plan, config.optimizer
     lines.append(
-        f"plan: {plan.total_steps:,} steps of {plan.batch_size} samples, {plan.steps_per_epoch:,} an epoch; "
+        f"plan: {counted(plan.total_steps, 'step')} of {counted(plan.batch_size, 'sample')}, "
+        f"{plan.steps_per_epoch:,} an epoch; "
         f"lr {optimizer.lr:g} {optimizer.schedule}, at most {config.max_tokens_per_microbatch:,} tokens at once"
     )
     lines.append(f"run folder: {folder}")
     return lines
+
+
+def counted(n: int, noun: str) -> str:
+    """`"1 step"`, `"2,000 steps"`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -186,8 +185,7 @@ def _model_args(config: TrainingConfig, role: str) -> ModelArgs:
 
 
 def _build(split: str, dataset: Dataset, seed: int, tokenizer: PreTrainedTokenizerBase) -> Samples:
-    samples: Samples = make_dataset(dataset, seed=seed, dp_rank=0, dp_size=1, tokenizer=tokenizer)
-    return samples
+    return make_dataset(dataset, seed=seed, dp_rank=0, dp_size=1, tokenizer=tokenizer)
 
 
 def _check_keys(sample: NamedArray, order: Sequence[ModelFunctionCall], dataset: str) -> None:
@@ -204,7 +202,7 @@ def _check_keys(sample: NamedArray, order: Sequence[ModelFunctionCall], dataset:
 
 def _described(dataset: Samples) -> str:
     report: Callable[[], str] | None = getattr(dataset, "report", None)
-    return report() if callable(report) else f"{len(dataset):,} samples"
+    return report() if callable(report) else counted(len(dataset), "sample")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from reallm.plugins.lazy import TypeOrPath, resolve
 
 
 class Logger(Protocol):
-    """Receives the metrics of a run. Constructed as `LoggerClass(run_dir, config)`; a failing logger never ends a run."""
+    """Receives the metrics of a run; made as `LoggerClass(run_dir, config)`. One that fails never ends a run."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None: ...
 
