@@ -25,8 +25,6 @@ from reallm.hf.config_io import resolve_path
 from reallm.hf.transformers_io import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from reallm.data.datasets import Dataset
 
 
@@ -91,7 +89,7 @@ def load_data(config: TrainingConfig, order: Sequence[ModelFunctionCall]) -> Dat
     trained = next(call.role for call in order if call.kind == "train_step")
     tokenizer = load_tokenizer(resolve_path(_model_args(config, trained).path))
     splits = config.datasets()
-    built = {split: _build(split, dataset, config.seed, tokenizer) for split, dataset in splits.items()}
+    built = {split: make_dataset(dataset, seed=config.seed, tokenizer=tokenizer) for split, dataset in splits.items()}
     train, valid = built["train"], built.get("valid")
     if not len(train):
         raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on ({_described(train)})")
@@ -182,10 +180,6 @@ def _model_args(config: TrainingConfig, role: str) -> ModelArgs:
     if not isinstance(args, ModelArgs):
         raise ConfigError(f"{type(config).__name__} has no field '{role}' with the ModelArgs of the role '{role}'")
     return args
-
-
-def _build(split: str, dataset: Dataset, seed: int, tokenizer: PreTrainedTokenizerBase) -> Samples:
-    return make_dataset(dataset, seed=seed, dp_rank=0, dp_size=1, tokenizer=tokenizer)
 
 
 def _check_keys(sample: NamedArray, order: Sequence[ModelFunctionCall], dataset: str) -> None:
