@@ -112,6 +112,11 @@ def test_a_checkpoint_without_tokenizer(tmp_path, known_family):
     refused(config(tmp_path), r"^model\.path: no tokenizer in .*tokenizer\.json")
 
 
+def test_a_number_format_that_cannot_be_trained(tmp_path, known_family):
+    checkpoint(tmp_path)
+    refused(config(tmp_path, model=ModelArgs(path=str(tmp_path), dtype="float16")), r"^model\.dtype=float16 .*bfloat16")
+
+
 def test_a_gpu_that_is_not_there(tmp_path, known_family, monkeypatch):
     import torch
 

@@ -38,6 +38,7 @@ def check(config: Any) -> None:
         if isinstance(value, ModelArgs):
             check_checkpoint(f"{name}.path", value.path)
             check_device(value.device)
+            check_trainable(f"{name}.dtype", value.dtype)
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -84,6 +85,12 @@ def check_checkpoint(key: str, path: str) -> None:
         raise ConfigError(f"{key}: {error}") from error
     if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
+
+
+def check_trainable(key: str, dtype: str) -> None:
+    """The number format is one that can be trained."""
+    if dtype == "float16":
+        raise ConfigError(f"{key}=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
 
 
 def check_device(name: str) -> None:
