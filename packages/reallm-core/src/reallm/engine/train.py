@@ -64,7 +64,7 @@ class TrainEngine:
             ReallmError: the gradients are not finite; the parameters are as they were.
         """
         parts = self._cut(batch, objective)
-        weight = sum(objective.weight(part) for part in parts)
+        weight = sum(part_weight for _, part_weight in parts)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
         with self._random_stream():
@@ -83,16 +83,17 @@ class TrainEngine:
         finally:
             self.model.train(was_training)
 
-    def _cut(self, batch: NamedArray, objective: Objective) -> list[NamedArray]:
-        return [select(batch, rows) for rows in micro_batches(objective.sizes(batch), self._max_tokens)]
+    def _cut(self, batch: NamedArray, objective: Objective) -> list[tuple[NamedArray, float]]:
+        """Micro-batches within the budget, each with its weight."""
+        parts = [select(batch, rows) for rows in micro_batches(objective.sizes(batch), self._max_tokens)]
+        return [(part, objective.weight(part)) for part in parts]
 
     def _forward(
-        self, parts: Iterable[NamedArray], objective: Objective, divide_by: float | None = None
+        self, parts: Iterable[tuple[NamedArray, float]], objective: Objective, divide_by: float | None = None
     ) -> Iterator[tuple[float, int, dict[str, Tensor]]]:
         """Weight, tokens and sums of each part; with `divide_by`, also the gradients of its share of the loss."""
         device = next(self.model.parameters()).device
-        for part in parts:
-            weight = objective.weight(part)
+        for part, weight in parts:
             if not weight:
                 continue
             output = objective.loss(self.model, part.to(device))
