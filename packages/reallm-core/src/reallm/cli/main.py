@@ -11,9 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from reallm.cli.algorithm import algorithm_command
+from reallm.cli.compare import compare
 from reallm.cli.demo import demo
 from reallm.cli.generate import generate
 from reallm.cli.plugins import app as plugins
+from reallm.cli.runs import runs
 from reallm.errors import ReallmError, did_you_mean
 from reallm.plugins import registry
 
@@ -26,6 +28,8 @@ Post-training of large language models: fine-tune, generate, and see what is ins
 \b
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
+  reallm runs           your runs: state, steps, losses
+  reallm compare A B    the curves, results and settings of runs side by side
   reallm plugins        installed datasets, model families, algorithms
 """
 
@@ -67,6 +71,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(runs)
+app.command()(compare)
 app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")
 
 

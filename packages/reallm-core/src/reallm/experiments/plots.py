@@ -1,106 +1,95 @@
-"""Loss curves of a run: as a PNG, and as text for a terminal. Both read `metrics.jsonl`."""
+"""Curves as PNG files: the losses of a run, and those of several runs side by side."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reallm.data.files import atomic_write
+from reallm.experiments.curves import Curve, Points, is_evaluation, is_loss, read_curves, smoothed, thinned, trend
+from reallm.experiments.figures import short
+from reallm.experiments.text_plot import terminal_plot
 
-Curve = list[tuple[int, float]]
-"""(step, value) in the order of steps."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bit of each dot of a braille character, by row and column."""
+__all__ = ["Panel", "read_curves", "save_panels", "save_plot", "smoothed", "terminal_plot"]
 
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Of Okabe and Ito: told apart by people who see colours differently."""
 
-def read_curves(metrics_file: Path) -> dict[str, Curve]:
-    """The curve of every metric in a `metrics.jsonl`, by name."""
-    curves: dict[str, Curve] = {}
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        step = record.pop("step")
-        for name, value in record.items():
-            if value is not None:
-                curves.setdefault(name, []).append((step, value))
-    return curves
+MANY = 50
+"""Points from which a curve is drawn faint, with its mean over it."""
+
+LOSS = "loss (nats per token)"
 
 
-def save_plot(curves: dict[str, Curve], path: Path) -> None:
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes, by the labels of the legend."""
+
+    title: str
+    curves: Mapping[str, Points]
+    marked: bool = False
+    """Whether each point is to be seen, as of evaluations."""
+
+
+def save_plot(curves: Mapping[str, Curve], path: Path) -> None:
     """Draw the losses, those measured while training and those of evaluations, into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for name, curve in curves.items():
-        if not name.endswith("/loss"):
-            continue
-        steps, values = zip(*curve, strict=True)
-        if name.startswith("eval"):
-            axes.plot(steps, values, marker="o", label=name)
-        else:
-            axes.plot(steps, values, linewidth=0.8, alpha=0.35 if len(curve) > 50 else 1.0, label=name)
-            if len(curve) > 50:
-                smooth = smoothed(curve, window=len(curve) // 25)
-                axes.plot(*zip(*smooth, strict=True), color=axes.lines[-1].get_color(), label=f"{name}, smoothed")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
+    losses = {name: curve for name, curve in curves.items() if is_loss(name)}
+    for number, (name, curve) in enumerate(losses.items()):
+        _draw(axes, name, curve, PALETTE[number % len(PALETTE)], marked=is_evaluation(name))
+    _finish(axes, "optimizer step", LOSS)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _save(figure, path)
+
+
+def save_panels(panels: Sequence[Panel], path: Path, *, x_label: str) -> None:
+    """Draw panels one below the other into a PNG file. The same label has the same colour in each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 3.4 * len(panels)), dpi=120, layout="constrained")
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False).flat, panels, strict=True):
+        for label, points in panel.curves.items():
+            _draw(axes, label, points, PALETTE[labels.index(label) % len(PALETTE)], marked=panel.marked)
+        axes.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
+        _finish(axes, x_label, LOSS)
+    _save(figure, path)
+
+
+def _draw(axes: Axes, label: str, points: Points, color: str, *, marked: bool) -> None:
+    many = len(points) > MANY and not marked
+    shown = thinned(points, 2000)
+    axes.plot(
+        *zip(*shown, strict=True),
+        color=color,
+        alpha=0.3 if many else 1.0,
+        linewidth=0.8 if many else 1.6,
+        marker="o" if marked or len(points) == 1 else "",
+        markersize=4,
+        label=None if many else label,
+    )
+    if many:
+        axes.plot(*zip(*trend(points), strict=True), color=color, linewidth=1.8, label=label)
+
+
+def _finish(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.xaxis.set_major_formatter(lambda x, _: short(x))
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def smoothed(curve: Curve, window: int) -> Curve:
-    """The mean of each `window` values, at their last step."""
-    window = max(1, window)
-    result: Curve = []
-    for start in range(0, len(curve), window):
-        part = curve[start : start + window]
-        result.append((part[-1][0], sum(value for _, value in part) / len(part)))
-    return result
-
-
-def terminal_plot(curve: Curve, width: int = 60, height: int = 10) -> str:
-    """A curve in braille dots, with its highest and lowest value and its steps at the axes.
-
-    Args:
-        curve: at least one point.
-        width: characters across, without the axis.
-        height: lines.
-    """
-    columns = _resample([value for _, value in curve], width * 2)
-    low, high = min(columns), max(columns)
-    span = (high - low) or 1.0
-    cells = [[0] * width for _ in range(height)]
-    rows = [round((high - value) / span * (height * 4 - 1)) for value in columns]
-    for x, row in enumerate(rows):
-        previous = rows[x - 1] if x else row
-        for y in range(min(previous, row), max(previous, row) + 1):  # a steep part is a line, not a gap
-            cells[y // 4][x // 2] |= _BRAILLE_BITS[y % 4][x % 2]
-    labels = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"] if height > 1 else [f"{high:.3g}"]
-    margin = max(map(len, labels))
-    lines = [
-        f"{label:>{margin}} │{''.join(chr(0x2800 + bits) for bits in line)}"
-        for label, line in zip(labels, cells, strict=True)
-    ]
-    first, last = str(curve[0][0]), f"step {curve[-1][0]}"
-    axis = f"{'':>{margin}} └{'─' * width}"
-    return "\n".join([*lines, axis, f"{'':>{margin}}  {first}{last:>{width - len(first)}}"])
-
-
-def _resample(values: Sequence[float], n: int) -> list[float]:
-    """`n` values along the curve: means where it has more points, straight lines between them where it has fewer."""
-    if len(values) >= n:
-        bounds = [len(values) * i // n for i in range(n + 1)]
-        return [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
-    result = []
-    for i in range(n):
-        place = i * (len(values) - 1) / (n - 1)
-        left = min(int(place), max(0, len(values) - 2))
-        right = min(left + 1, len(values) - 1)
-        result.append(values[left] + (values[right] - values[left]) * (place - left))
-    return result

@@ -1,0 +1,103 @@
+"""`reallm runs`: the runs in a folder, what became of them, and how to go on with those that ended early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reallm.experiments.run_info import RunInfo
+
+COLORS = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "red", "killed": "red"}
+SHOWN_HINTS = 5
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that holds run folders.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the runs in a folder: state, steps, losses.
+
+    \b
+      reallm runs                   those in runs/, newest first
+      reallm runs experiments/may   those of another folder
+    """
+    from reallm.experiments.run_files import is_run
+    from reallm.experiments.run_info import RunError, list_runs, read_run
+
+    if is_run(folder):
+        found = [read_run(folder)]
+    elif folder.is_dir() or folder == Path("runs"):
+        found = list_runs(folder)
+    else:
+        raise RunError(f"no folder {folder}")
+    if as_json:
+        typer.echo(json.dumps([run.as_json() for run in found], indent=2))
+    elif found:
+        _show(found)
+    else:
+        typer.echo(f"no runs in {folder} yet; `reallm demo` makes one, `reallm sft --help` says how to make your own")
+
+
+def _show(found: list[RunInfo]) -> None:
+    """The table; as wide as the terminal, a pipe being 80 columns."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("Run", overflow="fold")
+    for title in ("State", "Steps", "Loss", "Eval loss", "Started", "Time"):
+        right = title not in ("State", "Started")
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    for run in found:
+        name, state, *rest = row(run)
+        table.add_row(Text(name), Text(state, style=COLORS[state]), *map(Text, rest))
+    console.print(table)
+    _show_hints(console, found)
+
+
+def row(run: RunInfo) -> list[str]:
+    """Name, state, steps, loss, validation loss, start and duration as texts; empty where nothing is known."""
+    from reallm.experiments.figures import number
+    from reallm.experiments.progress import duration
+
+    return [
+        run.name,
+        run.status,
+        str(run.steps) if run.total_steps is None else f"{run.steps}/{run.total_steps}",
+        "" if run.loss is None else number(run.loss),
+        "" if run.eval_loss is None else number(run.eval_loss),
+        "" if run.started is None else _day(run),
+        "" if run.seconds is None else duration(run.seconds),
+    ]
+
+
+def _day(run: RunInfo) -> str:
+    """`11-24 14:00`, or the date alone if that was in another year."""
+    from datetime import datetime
+
+    assert run.started is not None
+    this_year = run.started.year == datetime.now().year
+    return f"{run.started:%m-%d %H:%M}" if this_year else f"{run.started:%Y-%m-%d}"
+
+
+def _show_hints(console: Console, found: list[RunInfo]) -> None:
+    """Why runs failed and how to continue what ended early: a line each, unbroken, which can be copied."""
+    from rich.text import Text
+
+    failed = [Text(f"{run.name} failed: {run.error}") for run in found if run.status == "failed" and run.error]
+    early = [Text(f"continue with: {run.resume_command}") for run in found if run.resume_command]
+    for lines in (failed, early):
+        if lines:
+            console.print()
+        for line in lines[:SHOWN_HINTS]:
+            console.print(line, soft_wrap=True)
+        if len(lines) > SHOWN_HINTS:
+            console.print(f"and {len(lines) - SHOWN_HINTS} more")
