@@ -64,7 +64,7 @@ def test_the_last_of_two_arguments_counts():
         ("optimizer.lr=1", "optimizer.lr", 1.0),
         ("optimizer.warmup_steps=10", "optimizer.warmup_steps", 10),
         ("optimizer.warmup_steps=null", "optimizer.warmup_steps", None),
-        ("model.gradient_checkpointing=true", "model.gradient_checkpointing", True),
+        ("model.compile=true", "model.compile", True),
         ("loggers=[jsonl]", "loggers", ["jsonl"]),
         ("loggers=[]", "loggers", []),
         ("name=007", "name", "007"),

@@ -68,7 +68,7 @@ def test_an_unknown_key_tells_what_is_allowed():
         ("epochs=3.5", "epochs=3.5: must be a whole number"),
         ("epochs=null", "epochs must not be null; it must be a whole number"),
         ("eval_every=often", "eval_every=often: must be a whole number or null"),
-        ("model.gradient_checkpointing=maybe", "model.gradient_checkpointing=maybe: must be true or false"),
+        ("model.compile=maybe", "model.compile=maybe: must be true or false"),
         ("optimizer.schedule=cosinus", "must be one of cosine, linear, constant; did you mean 'cosine'?"),
         ("model.dtype=fp16", "model.dtype=fp16: must be one of auto, float32, bfloat16, float16"),
         ("model.device=gpu", "model.device=gpu: must be one of auto, cpu, cuda"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from reallm.errors import CheckpointError, ConfigError
 from reallm.hf import config_io, weights
 from reallm.hf.checkpoint import open_checkpoint, read_checkpoint
-from reallm.hf.writing import write_checkpoint
+from reallm.hf.writing import Export, write_checkpoint
 from reallm_hf_llama.plugin import LLAMA
 from tests.helpers.hf_grid import raw_config, save_hf
 
@@ -65,7 +65,7 @@ def same_bits(left, right):
 
 
 def write(folder, state, config=CONFIG, raw=RAW, **options):
-    write_checkpoint(folder, raw, weights.state_dict_to_hf(LLAMA, state, config), **options)
+    write_checkpoint(folder, Export(raw, weights.state_dict_to_hf(LLAMA, state, config), **options))
 
 
 def change_tensors(folder, change):

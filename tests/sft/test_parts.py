@@ -153,5 +153,5 @@ def test_the_link_to_the_last_checkpoint_moves_on(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "run", "sft")
     for step in (1, 2):
         folder.checkpoint(step).mkdir(parents=True)
-        folder.point_last_at(folder.checkpoint(step))
+        folder.point(folder.last_checkpoint, folder.checkpoint(step))
         assert folder.last_checkpoint.resolve() == folder.checkpoint(step).resolve()

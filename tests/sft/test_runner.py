@@ -36,13 +36,14 @@ def steps_with(result: Any, metric: str) -> list[float]:
 
 
 def test_a_run_leaves_a_folder_with_everything(trainer: Trainer) -> None:
-    config = trainer.config(n_valid=5, epochs=2, save_every=2, name="mine", loggers=["tensorboard"])
+    config = trainer.config(n_valid=5, epochs=2, save_every=2, keep_last=None, name="mine", loggers=["tensorboard"])
     result = trainer.run(config)
 
     folder = trainer.folder / "runs" / "mine"
     assert result.run_dir == folder
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png", "summary.json",
+        "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png", "summary.json", "summary.html",
+        "samples.jsonl", "data.json", ".lock",
     }  # fmt: skip
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "tensorboard").glob("events.*"))
@@ -60,7 +61,7 @@ def test_a_run_leaves_a_folder_with_everything(trainer: Trainer) -> None:
 
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == summary["total_steps"] == 6
-    assert summary["interrupted"] is False
+    assert summary["status"] == "done"
     assert summary["checkpoint"] == "checkpoints/step-000006"
     assert summary["metrics"]["eval/loss"] == records(result)[-1]["eval/loss"]
 
@@ -82,7 +83,7 @@ def test_metrics_are_complete_and_count_every_token_once_an_epoch(trainer: Train
     for record in steps:
         assert record.keys() == {
             "step", "epoch", "train/loss", "train/perplexity", "train/accuracy", "train/loss_tokens", "train/lr",
-            "train/grad_norm", "train/tokens", "train/tokens_per_s",
+            "train/grad_norm", "train/tokens", "train/tokens_per_s", "train/memory_gib",
         }  # fmt: skip
     assert [record["epoch"] for record in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
     # 10 rows in steps of 4, 4 and 2: both epochs see the same tokens
@@ -94,7 +95,7 @@ def test_metrics_are_complete_and_count_every_token_once_an_epoch(trainer: Train
 def test_the_same_run_twice_gives_the_same_numbers_and_another_seed_others(trainer: Trainer) -> None:
     def numbers(**changes: Any) -> list[dict[str, float]]:
         result = trainer.run(trainer.config(n_valid=3, epochs=2, **changes))
-        return [{k: v for k, v in record.items() if not k.endswith("tokens_per_s")} for record in records(result)]
+        return [{k: v for k, v in record.items() if not k.endswith(("tokens_per_s", "memory_gib"))} for record in records(result)]
 
     first = numbers(name="a")
     assert numbers(name="b") == first
@@ -159,7 +160,7 @@ def test_it_learns_32_rows_by_heart(trainer: Trainer) -> None:
 
 
 def test_a_bfloat16_run_saves_in_the_format_of_the_checkpoint(trainer: Trainer) -> None:
-    args = ModelArgs(path=str(trainer.checkpoint), device="cpu", dtype="bfloat16", gradient_checkpointing=True)
+    args = ModelArgs(path=str(trainer.checkpoint), device="cpu", dtype="bfloat16", gradient_checkpointing="full")
     result = trainer.run(trainer.config(model=args))
     assert "bfloat16 on cpu" in trainer.output
     assert result.checkpoint is not None
@@ -183,7 +184,7 @@ def test_ctrl_c_saves_and_says_where(trainer: Trainer, monkeypatch: pytest.Monke
     assert "stopped after 2 steps" in trainer.output
     assert str(result.checkpoint) in trainer.output
     assert ReaLModel.from_pretrained(result.checkpoint).config.n_layers == 2
-    assert json.loads((result.run_dir / "summary.json").read_text())["interrupted"] is True
+    assert json.loads((result.run_dir / "summary.json").read_text())["status"] == "stopped"
     assert signal.getsignal(signal.SIGINT) is before
 
 

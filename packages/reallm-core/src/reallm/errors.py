@@ -23,6 +23,10 @@ class DataError(ReallmError):
     """A data file, a row of it, or a `NamedArray` that does not fit."""
 
 
+class NonFiniteError(ReallmError):
+    """A loss or gradients that are NaN or infinite. The parameters are as they were before the step."""
+
+
 class CheckpointError(ReallmError):
     """A checkpoint folder or a file in it."""
 

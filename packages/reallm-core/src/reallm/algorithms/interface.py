@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from reallm.data.namedarray import NamedArray
@@ -10,8 +11,20 @@ from reallm.engine.train import TrainEngine
 from reallm.model.transformer import Transformer
 
 
+@dataclass(frozen=True)
+class Example:
+    """A prompt, as token ids, and what is expected to follow it, if that is known."""
+
+    prompt_ids: list[int]
+    expected_ids: list[int] | None = None
+
+
 class TrainInterface(Objective, Protocol):
-    """A role that is trained: it says how its loss is computed, and makes a step of it."""
+    """A role that is trained: it says how its loss is computed, and makes a step of it.
+
+    One that also has `example(sample: NamedArray) -> Example | None` has its model continue a few prompts of the
+    validation data at each evaluation, for people to read.
+    """
 
     def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
         """Train on `batch`, which holds the call's input keys; usually `engine.train_batch(batch, self)`."""

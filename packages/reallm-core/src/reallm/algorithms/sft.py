@@ -9,6 +9,7 @@ import math
 
 from torch import Tensor
 
+from reallm.algorithms.interface import Example
 from reallm.data.batching import cu_seqlens, lengths
 from reallm.data.namedarray import NamedArray
 from reallm.engine.objective import LossOutput, Totals
@@ -54,6 +55,13 @@ class SFTInterface:
         hidden = model.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))
         result = model.cross_entropy(hidden[positions], targets)
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
+
+    def example(self, sample: NamedArray) -> Example | None:
+        """What comes before the first learned token, and what is learned; None where nothing comes before."""
+        ids, mask = sample["input_ids"].tolist(), sample["loss_mask"].tolist()
+        start = mask.index(True) if True in mask else 0
+        learned = [token for token, is_learned in zip(ids[start:], mask[start:], strict=True) if is_learned]
+        return Example(ids[:start], learned) if start else None
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Mean loss in nats a token, perplexity, accuracy of the most likely token; the last is a count."""

@@ -43,7 +43,8 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
     from reallm.experiments.config_load import load
 
     algorithm = registry.get("algorithm", name)
-    configuration = load(algorithm.config_class(), files, arguments)
+    own_files, own_arguments = _of_resumed_run(arguments)
+    configuration = load(algorithm.config_class(), [*own_files, *files], [*own_arguments, *arguments])
     if print_config:
         typer.echo(configuration.to_yaml(), nl=False)
         return
@@ -57,3 +58,13 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
 
     if run(config, algorithm).interrupted:
         raise typer.Exit(130)
+
+
+def _of_resumed_run(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The settings that come first where `resume=<run folder>` is given: those of the run, and where it is."""
+    from reallm.experiments.resume import AUTO, named_run, resume_arguments
+
+    wanted = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not wanted or wanted[-1] in (AUTO, "null", ""):
+        return [], []
+    return resume_arguments(named_run(Path(wanted[-1])))

@@ -4,10 +4,10 @@ New content is built under a hidden name beside the path, flushed to disk and re
 exchanged with the new one in one step where the system can (Linux `renameat2`). Elsewhere the old one is first
 renamed, and for an instant the path is absent: a process killed right then leaves what `recover_folder` puts back.
 
-A write to `name` uses three siblings, `.name.<16 hex digits>.reallm-{new,old,lock}`. It holds a lock on the last,
-which the system releases when the process ends, however it ends. So siblings whose lock is free are leftovers, and
-the next write to the same path removes them. On a file system without locks that holds for one process at a time.
-POSIX systems only.
+A write to `name` uses siblings, `.name.<16 hex digits>.reallm-{new,old,lock}`, and a removal `...-gone`. A write holds
+a lock on the `lock`, which the system releases when the process ends, however it ends. So siblings whose lock is free
+are leftovers: the next write to the same path removes them, and `sweep` removes those of all paths in a folder. On a
+file system without locks that holds for one process at a time. POSIX systems only.
 """
 
 from __future__ import annotations
@@ -108,11 +108,30 @@ def recover_folder(path: AnyPath) -> None:
                 _settle(work, final, lock)
 
 
+def remove_folder(path: AnyPath) -> None:
+    """Remove a folder so that, killed at any moment, `path` is whole or gone. Nothing happens if it is not there."""
+    final = Path(path)
+    doomed = _siblings(final, secrets.token_hex(8)).gone
+    with _named(final), suppress(FileNotFoundError):
+        final.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def sweep(folder: AnyPath) -> None:
+    """Clear away what killed writes and removals have left in a folder, whatever paths they were about."""
+    pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}\.reallm-(?:{'|'.join(_Work._fields)})")
+    siblings = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    matches = [pattern.fullmatch(path.name) for path in siblings]
+    for name in sorted({match[1] for match in matches if match}):
+        _settle_leftovers(Path(folder, name))
+
+
 class _Work(NamedTuple):
     """The siblings of a path that one write uses."""
 
     new: Path
     old: Path
+    gone: Path
     lock: Path
 
 
@@ -133,15 +152,19 @@ def _workspace(final: Path) -> Iterator[_Work]:
     """Siblings of `final` for one write, locked, after removing those of killed processes; gone in the end."""
     with _named(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in _workspaces(final):
-            held = _lock(leftover.lock)
-            if held is not None:
-                _settle(leftover, final, held)
+        _settle_leftovers(final)
         work, lock = _claim(final)
     try:
         yield work
     finally:
         _settle(work, final, lock)
+
+
+def _settle_leftovers(final: Path) -> None:
+    for leftover in _workspaces(final):
+        held = _lock(leftover.lock)
+        if held is not None:
+            _settle(leftover, final, held)
 
 
 def _claim(final: Path) -> tuple[_Work, int]:

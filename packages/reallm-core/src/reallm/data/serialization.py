@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 
 from reallm.data.array import Array, describe
@@ -35,11 +35,18 @@ def save(batch: NamedArray, path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: if a dtype has no place in the format, or the file cannot be written; names the field or path.
     """
-    fields = [[name, _kind(value)] for name, value in flatten(batch)]
-    tensors = {name: _tensor(name, value) for name, value in flatten(batch) if isinstance(value, Array)}
-    header = json.dumps({"version": VERSION, "fields": fields, "metadata": thaw(batch.metadata)})
+    tensors, header = _parts(batch)
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {HEADER: header})
+        save_file(tensors, temporary, header)
+
+
+def to_bytes(batch: NamedArray) -> bytes:
+    """The content of the file that `save` writes; the same for equal batches.
+
+    Raises:
+        DataError: if a dtype has no place in the format; names the field.
+    """
+    return safetensors_bytes(*_parts(batch))
 
 
 def load(path: str | os.PathLike[str]) -> NamedArray:
@@ -62,6 +69,12 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
         return _restored(json.loads(header), tensors)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
         raise DataError(f"{path}: damaged header: {' '.join(str(error).split())}") from error
+
+
+def _parts(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    fields = [[name, _kind(value)] for name, value in flatten(batch)]
+    tensors = {name: _tensor(name, value) for name, value in flatten(batch) if isinstance(value, Array)}
+    return tensors, {HEADER: json.dumps({"version": VERSION, "fields": fields, "metadata": thaw(batch.metadata)})}
 
 
 def _restored(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NamedArray:
@@ -96,7 +109,7 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
             tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         else:
             tensor = array.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
-        to_bytes({name: tensor[:0] if tensor.shape else tensor})
+        safetensors_bytes({name: tensor[:0] if tensor.shape else tensor})
     except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise DataError(f"field '{name}': {describe(array)} cannot be saved") from error
     return tensor

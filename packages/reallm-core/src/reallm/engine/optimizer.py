@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reallm.engine.optimizer_config import OptimizerConfig
-from reallm.errors import ConfigError, ReallmError
+from reallm.errors import ConfigError
 
 
 class Optimizer:
@@ -22,12 +21,13 @@ class Optimizer:
         ConfigError: for float16 parameters, whose gradients underflow.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
         self._config = config
-        self._pairs = [(parameter, _master(parameter)) for parameter in parameters if parameter.requires_grad]
+        self._parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
+        self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
         # norms and biases are vectors, and every other weight is a matrix
-        decayed = [master for parameter, master in self._pairs if parameter.dim() >= 2]
-        others = [master for parameter, master in self._pairs if parameter.dim() < 2]
+        decayed = [master for master in self._masters.values() if master.dim() >= 2]
+        others = [master for master in self._masters.values() if master.dim() < 2]
         self._adamw = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": config.weight_decay},
@@ -42,7 +42,8 @@ class Optimizer:
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Add the gradients of half-precision parameters to those of their masters; call after each backward pass."""
-        for parameter, master in self._pairs:
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
             if master is parameter or parameter.grad is None:
                 continue
             if master.grad is None:
@@ -51,35 +52,61 @@ class Optimizer:
                 master.grad.add_(parameter.grad)
             parameter.grad = None
 
+    def forget_gradients(self) -> None:
+        """Drop what has been collected since the last step."""
+        for owner in (*self._parameters.values(), *self._masters.values()):
+            owner.grad = None
+
     @torch.no_grad()
-    def step(self, lr: float) -> float:
-        """Clip the gradients, step with learning rate `lr`, and forget them.
+    def grad_norm(self) -> Tensor:
+        """The global L2 norm of the collected gradients, 0-dim."""
+        return nn.utils.get_total_norm([master.grad for master in self._masters.values() if master.grad is not None])
 
-        Returns:
-            The global L2 norm of the gradients before clipping.
-
-        Raises:
-            ReallmError: the gradients are not finite; the parameters are as they were.
-        """
-        gradients = [master.grad for _, master in self._pairs if master.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        grad_norm = float(norm)
-        if not math.isfinite(grad_norm):
-            self._adamw.zero_grad(set_to_none=True)
-            raise ReallmError(
-                f"the gradients are not finite (norm {grad_norm}): lower optimizer.lr, give it a longer warm-up, "
-                "or train with model.dtype=float32"
-            )
+    @torch.no_grad()
+    def step(self, lr: float, grad_norm: Tensor) -> None:
+        """Clip the gradients, whose norm is `grad_norm`, step with learning rate `lr`, and forget them."""
         if self._config.max_grad_norm > 0:
-            nn.utils.clip_grads_with_norm_([master for _, master in self._pairs], self._config.max_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(self._masters.values(), self._config.max_grad_norm, grad_norm)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
-        for parameter, master in self._pairs:
-            if master is not parameter:
-                parameter.copy_(master)
-        return grad_norm
+        self.forget_gradients()
+        for name, parameter in self._parameters.items():
+            if self._masters[name] is not parameter:
+                parameter.copy_(self._masters[name])
+
+    @property
+    def has_masters(self) -> bool:
+        """Whether the parameters are rounded copies of what is stepped."""
+        return any(self._masters[name] is not parameter for name, parameter in self._parameters.items())
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is stepped, by parameter name: the parameters, or their float32 masters. Not copies."""
+        return {name: master.detach() for name, master in self._masters.items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """What AdamW remembers, as `<parameter>/exp_avg` and so on; empty before the first step. Not copies."""
+        return {
+            f"{name}/{key}": value
+            for name, master in self._masters.items()
+            for key, value in self._adamw.state.get(master, {}).items()
+        }
+
+    @torch.no_grad()
+    def load(self, moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Put back what `moments` and `weights` gave; `weights` may be empty where the parameters are in place.
+
+        Raises:
+            KeyError: a parameter of that name is not trained here.
+        """
+        for name, value in weights.items():
+            self._masters[name].copy_(value)
+            self._parameters[name].copy_(value)
+        for key, value in moments.items():
+            name, _, kind = key.rpartition("/")
+            master = self._masters[name]
+            # memory of our own: tensors in a mapped file lie otherwise aligned, which can change the last bit of a sum
+            self._adamw.state[master][kind] = torch.empty_like(value, device=master.device).copy_(value)
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

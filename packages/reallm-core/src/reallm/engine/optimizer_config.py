@@ -10,6 +10,7 @@ from reallm.errors import ConfigError, did_you_mean
 from reallm.options import option
 
 SCHEDULES = ("cosine", "linear", "constant")
+NONFINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,22 @@ class OptimizerConfig:
     warmup_ratio: float = option(0.03, "warm-up as a share of all steps, if warmup_steps is not given")
     min_lr_ratio: float = option(0.0, "where the learning rate falls to, as a share of lr")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this global L2 norm; 0 turns clipping off")
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop",
+        "what happens when the loss or the gradients are NaN or infinite: save, stop and name the samples, or skip the "
+        "step and count it; the parameters stay as they were either way",
+    )
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"optimizer.schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}"
                 f"{did_you_mean(str(self.schedule), SCHEDULES)}"
+            )
+        if self.on_nonfinite not in NONFINITE:
+            raise ConfigError(
+                f"optimizer.on_nonfinite={self.on_nonfinite!r} is not one of {', '.join(NONFINITE)}"
+                f"{did_you_mean(str(self.on_nonfinite), NONFINITE)}"
             )
         for name in ("lr", "eps"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")

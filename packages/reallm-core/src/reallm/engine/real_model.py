@@ -104,19 +104,28 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
             dtype: convert to this on the way; None keeps the parameters' own.
             max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
         """
+        writing.write_checkpoint(path, self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer))
+
+    def export(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | str = "5GB",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> writing.Export:
+        """What `save_pretrained` writes, as a value that says so; its tensors are the parameters themselves."""
         if self.family is None:
             raise CheckpointError(
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
             )
         tensors = {name: tensor.detach() for name, tensor in self.named_parameters()}
-        writing.write_checkpoint(
-            Path(path),
+        return writing.Export(
             self._to_raw(self.family, dtype),
             weights.state_dict_to_hf(self.family, tensors, self.config),
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            carry_from=self.source,
-            tokenizer=tokenizer,
+            dtype,
+            max_shard_size,
+            self.source,
+            tokenizer,
         )
 
     @property

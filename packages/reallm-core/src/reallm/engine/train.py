@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from reallm.data.batching import select
+from reallm.data.batching import n_samples, select
 from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
 from reallm.engine.objective import Objective, Totals
 from reallm.engine.optimizer import Optimizer
 from reallm.engine.optimizer_config import OptimizerConfig, lr_at
+from reallm.errors import NonFiniteError
 from reallm.model.transformer import Transformer
 from reallm.seeding import derive_seed
+
+Part = tuple[NamedArray, float]
+"""A micro-batch and its weight."""
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """All that training changes. The tensors are those of the engine, not copies, and hold until the next update."""
+
+    step: int
+    skipped_steps: int
+    moments: Mapping[str, Tensor]
+    """What the optimizer remembers, as `<parameter>/exp_avg` and so on."""
+    weights: Mapping[str, Tensor]
+    """What the optimizer steps, by parameter name: the parameters, or their float32 masters."""
 
 
 class TrainEngine:
     """Trains a model on batches of any size within a memory budget.
 
-    All that changes from step to step is the model's parameters, the optimizer's moments and `step`.
+    All that changes from step to step is the model's parameters and what `state` gives.
 
     Args:
         model: trained in place, on the device its parameters lie on.
@@ -44,11 +62,16 @@ class TrainEngine:
         *,
         seed: int = 0,
     ) -> None:
+        _own_memory(model)
         self.model = model
         self.step = 0
-        """Optimizer steps done."""
+        """Optimizer steps done, those that were skipped included."""
+        self.skipped_steps = 0
+        """Steps that changed nothing, because the loss or the gradients were not finite."""
+        self.before_update: Callable[[], None] | None = None
+        """Called before the parameters change in a step: whoever still reads them can have it wait."""
         self._optimizer_config = optimizer_config
-        self._optimizer = Optimizer(model.parameters(), optimizer_config)
+        self._optimizer = Optimizer(model.named_parameters(), optimizer_config)
         self._total_steps = total_steps
         self._max_tokens = max_tokens_per_microbatch
         self._seed = seed
@@ -57,39 +80,64 @@ class TrainEngine:
         """One optimizer step on `batch`; its loss is the loss sum of the whole batch over its total weight.
 
         Returns:
-            The objective's metrics before the step, and `lr`, `grad_norm`, `tokens`. A batch without any weight
-            (no token carries loss) changes no parameter.
+            The objective's metrics before the step, and `lr`, `grad_norm`, `tokens`; with `on_nonfinite="skip"` also
+            `skipped_steps`, how many there have been. A batch without any weight (no token carries loss) changes no
+            parameter.
 
         Raises:
-            ReallmError: the gradients are not finite; the parameters are as they were.
+            NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples.
+                The parameters, the optimizer and `step` are as they were.
         """
         parts = self._cut(batch, objective)
         weight = sum(part_weight for _, part_weight in parts)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
-        with self._random_stream():
-            totals = _sum(self._forward(parts, objective, divide_by=weight))
-        grad_norm = self._optimizer.step(lr) if weight else 0.0
+        try:
+            with self._random_stream():
+                totals = _sum(self._forward(parts, objective, divide_by=weight))
+            grad_norm = self._update(lr, totals, parts, objective) if weight else 0.0
+        except BaseException:
+            self._optimizer.forget_gradients()  # or what was collected so far would join the next step
+            raise
         self.step += 1
-        return {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.tokens}
+        metrics = {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.tokens}
+        if self._optimizer_config.on_nonfinite == "skip":
+            metrics["skipped_steps"] = self.skipped_steps
+        return metrics
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[NamedArray], objective: Objective) -> Totals:
         """Sums over all batches, without dropout and without gradients."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with self._evaluating():
             return sum((_sum(self._forward(self._cut(batch, objective), objective)) for batch in batches), Totals())
-        finally:
-            self.model.train(was_training)
 
-    def _cut(self, batch: NamedArray, objective: Objective) -> list[tuple[NamedArray, float]]:
+    def state(self, *, weights: bool = True) -> EngineState:
+        """What a resumed engine needs; without `weights` where the model's own parameters are kept elsewhere, whole."""
+        return EngineState(
+            self.step, self.skipped_steps, self._optimizer.moments(), self._optimizer.weights() if weights else {}
+        )
+
+    def load_state(self, state: EngineState) -> None:
+        """Go on where `state` was taken. Its tensors are copied; without weights, the model must hold them already.
+
+        Raises:
+            KeyError: it has a tensor of a parameter that is not trained here.
+        """
+        self._optimizer.load(state.moments, state.weights)
+        self.step, self.skipped_steps = state.step, state.skipped_steps
+
+    @property
+    def has_masters(self) -> bool:
+        """Whether the model's parameters are rounded copies of float32 masters, which only `state` gives."""
+        return self._optimizer.has_masters
+
+    def _cut(self, batch: NamedArray, objective: Objective) -> list[Part]:
         """Micro-batches within the budget, each with its weight."""
         parts = [select(batch, rows) for rows in micro_batches(objective.sizes(batch), self._max_tokens)]
         return [(part, objective.weight(part)) for part in parts]
 
     def _forward(
-        self, parts: Iterable[tuple[NamedArray, float]], objective: Objective, divide_by: float | None = None
+        self, parts: Iterable[Part], objective: Objective, divide_by: float | None = None
     ) -> Iterator[tuple[float, int, dict[str, Tensor]]]:
         """Weight, tokens and sums of each part; with `divide_by`, also the gradients of its share of the loss."""
         device = next(self.model.parameters()).device
@@ -102,6 +150,57 @@ class TrainEngine:
                 self._optimizer.collect_gradients()
             yield weight, sum(objective.sizes(part)), {"loss_sum": output.loss_sum.detach(), **output.stats}
 
+    def _update(self, lr: float, totals: Totals, parts: Sequence[Part], objective: Objective) -> float:
+        """Step with the collected gradients, or not if something is not finite; the norm of the gradients."""
+        norm = self._optimizer.grad_norm()
+        grad_norm = float(norm)
+        if math.isfinite(totals.loss_sum) and math.isfinite(grad_norm):
+            if self.before_update is not None:
+                self.before_update()
+            self._optimizer.step(lr, norm)
+            return grad_norm
+        if self._optimizer_config.on_nonfinite == "stop":
+            raise self._nonfinite(totals, grad_norm, parts, objective)
+        self._optimizer.forget_gradients()
+        self.skipped_steps += 1
+        return grad_norm
+
+    def _nonfinite(
+        self, totals: Totals, grad_norm: float, parts: Sequence[Part], objective: Objective
+    ) -> NonFiniteError:
+        names = [name for part, _ in parts for name in _names(part)]
+        if math.isfinite(totals.loss_sum):
+            what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {_some(names)}"
+        else:
+            with torch.no_grad(), self._evaluating():
+                culprits = [name for part, _ in parts for name in self._bad_samples(part, objective)]
+            what = f"the loss is not finite ({totals.loss_sum}); " + (
+                f"that of {_some(culprits)} alone is not" if culprits else f"samples of the step: {_some(names)}"
+            )
+        return NonFiniteError(
+            f"step {self.step + 1}: {what}. The parameters are as before the step: look at these samples, lower "
+            "optimizer.lr or give it a longer warm-up, train with model.dtype=float32, or set "
+            "optimizer.on_nonfinite=skip"
+        )
+
+    def _bad_samples(self, part: NamedArray, objective: Objective) -> list[str]:
+        """Names of the samples whose own loss is not finite."""
+        alone = [(select(part, [row]), name) for row, name in enumerate(_names(part))]
+        return [
+            name
+            for sample, name in alone
+            if not math.isfinite(_sum(self._forward([(sample, objective.weight(sample))], objective)).loss_sum)
+        ]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
     @contextmanager
     def _random_stream(self) -> Iterator[None]:
         """Dropout draws from the global generator: give it the seed of this step, and put it back afterwards."""
@@ -109,6 +208,27 @@ class TrainEngine:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self._seed, "dropout", self.step))
             yield
+
+
+def _own_memory(model: nn.Module) -> None:
+    """Copy parameters that lie in a mapped file at odd addresses.
+
+    The same numbers otherwise aligned can give sums that differ in the last bit, and a resumed run would not be the
+    uninterrupted one. All of them change in the first step, so that the copy costs no memory in the end.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:  # torch allocates at multiples of 64 bytes
+            parameter.data = parameter.data.clone()
+
+
+def _names(batch: NamedArray) -> Sequence[str]:
+    ids: Sequence[str] | None = batch.metadata.get("ids")
+    return ids if ids is not None else [f"sample {row} of a micro-batch" for row in range(n_samples(batch))]
+
+
+def _some(names: Sequence[str], n: int = 8) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:n])
+    return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
 
 
 def _sum(results: Iterable[tuple[float, int, dict[str, Tensor]]]) -> Totals:

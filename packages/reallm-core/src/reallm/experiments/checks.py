@@ -13,6 +13,7 @@ from typing import Any
 
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.config import ModelArgs
+from reallm.experiments.resume import AUTO, named_run
 from reallm.experiments.schema import dataset_fields, in_group
 from reallm.hf import config_io, families
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
@@ -27,7 +28,9 @@ def check(config: Any) -> None:
     """
     if hasattr(config, "loggers"):
         check_loggers(config.loggers)
-    if getattr(config, "name", None) is not None and hasattr(config, "output_dir"):
+    if getattr(config, "resume", None) not in (None, AUTO):
+        named_run(Path(config.resume))
+    elif getattr(config, "name", None) is not None and hasattr(config, "output_dir") and config.resume is None:
         check_run_folder(Path(config.output_dir) / config.name)
     for name in dataset_fields(type(config)):
         check_dataset(name, getattr(config, name))
@@ -96,6 +99,6 @@ def check_trainable(key: str, dtype: str) -> None:
 def check_device(name: str) -> None:
     """The device is there."""
     if name == "cuda":
-        from reallm.experiments.setup import choose_device  # brings torch, so only where it can tell something
+        from reallm.experiments.devices import choose_device  # brings torch, so only where it can tell something
 
         choose_device(name)

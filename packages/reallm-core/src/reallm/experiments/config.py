@@ -27,4 +27,9 @@ class ModelArgs:
         "Checkpoints are written in the format they were read in",
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto takes a GPU if there is one")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    gradient_checkpointing: Literal["none", "selective", "full"] = option(
+        "none",
+        "what the backward pass computes again instead of keeping it in memory: selective keeps the results of matrix "
+        "products and attention, full keeps only what goes from block to block",
+    )
+    compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")

@@ -9,6 +9,7 @@ from typing import Any
 
 from reallm.algorithms.spec import ModelFunctionCall
 from reallm.data.namedarray import NamedArray, merge
+from reallm.engine.memory import GIB, peak_memory
 from reallm.engine.objective import Totals
 from reallm.engine.real_model import ReaLModel
 from reallm.engine.train import TrainEngine
@@ -41,6 +42,7 @@ class Dataflow:
             started = time.perf_counter()
             numbers = role.interface.train_step(role.engine, batch)
             numbers["tokens_per_s"] = numbers["tokens"] / (time.perf_counter() - started)
+            numbers["memory_gib"] = peak_memory(next(role.model.parameters()).device) / GIB
             metrics |= {f"{call.name}/{name}": value for name, value in numbers.items()}
         return metrics
 

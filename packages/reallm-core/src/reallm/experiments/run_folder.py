@@ -1,10 +1,13 @@
-"""Where a run writes: `config.yaml`, `metrics.jsonl`, `checkpoints/step-000100/`, `loss.png`, `summary.json`."""
+"""Where a run writes: settings, metrics, checkpoints, pages for people, and the lock of the process that does."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +17,8 @@ import yaml
 
 from reallm.data.files import atomic_write
 from reallm.errors import ConfigError
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,43 @@ class RunFolder:
     def remove_if_empty(self) -> None:
         """Leave nothing behind if nothing was written."""
         with contextlib.suppress(OSError):
-            self.path.rmdir()
+            if [item.name for item in self.path.iterdir()] in ([], [LOCK]):
+                self.lock_file.unlink(missing_ok=True)
+                self.path.rmdir()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. The system lets go of the lock when the process ends, however it ends.
+
+        Raises:
+            ConfigError: another process is at it.
+        """
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
+            except OSError:
+                pass  # a file system without locks: what is said of two processes there cannot be held
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked while a process trains here."""
+        return self.path / LOCK
+
+    @property
+    def config(self) -> Path:
+        """All settings, as `--config` reads them."""
+        return self.path / "config.yaml"
+
+    @property
+    def samples(self) -> Path:
+        """What the model said at each evaluation, one JSON object a line."""
+        return self.path / "samples.jsonl"
 
     @property
     def metrics(self) -> Path:
@@ -57,34 +98,76 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def page(self) -> Path:
+        """The summary to look at."""
+        return self.path / "summary.html"
+
+    @property
     def plot(self) -> Path:
         """The loss curves."""
         return self.path / "loss.png"
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
     def last_checkpoint(self) -> Path:
         """A link to the newest checkpoint."""
-        return self.path / "checkpoints" / "last"
+        return self.checkpoints / "last"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """A link to the best checkpoint."""
+        return self.checkpoints / "best"
 
     def checkpoint(self, step: int) -> Path:
         """The HuggingFace folder of the model after `step`."""
-        return self.path / "checkpoints" / f"step-{step:06d}"
+        return self.checkpoints / f"step-{step:06d}"
+
+    def saved_steps(self) -> dict[int, Path]:
+        """Step -> checkpoint of all that are there, in the order of steps."""
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in found]
+        return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+    def status(self) -> str | None:
+        """What `summary.json` says of the run: running, done, stopped or failed; None where it says nothing."""
+        return self._said("status")
+
+    def started(self) -> str | None:
+        """When the run was begun, as `summary.json` has it."""
+        return self._said("started")
+
+    def _said(self, name: str) -> str | None:
+        try:
+            value = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))[name]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return str(value)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration; `--config` reads it back."""
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        with atomic_write(self.path / "config.yaml") as temporary:
+        with atomic_write(self.config) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write what came out of the run."""
-        with atomic_write(self.path / "summary.json") as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        """Write where the run is, or what came out of it."""
+        self._write_json("summary.json", summary)
 
-    def point_last_at(self, checkpoint: Path) -> None:
-        """Let `checkpoints/last` lead to `checkpoint`; left out where the file system has no links."""
-        link = self.last_checkpoint
-        temporary = link.with_name(".last")
+    def write_data(self, data: Mapping[str, Any]) -> None:
+        """Write what the data sets hold."""
+        self._write_json("data.json", data)
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def point(self, link: Path, checkpoint: Path) -> None:
+        """Let `link` (`last_checkpoint`, `best_checkpoint`) lead to `checkpoint`; nothing where there are no links."""
+        temporary = link.with_name(f".{link.name}")
         try:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(checkpoint.name, target_is_directory=True)

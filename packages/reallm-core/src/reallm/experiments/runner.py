@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from rich.console import Console
 
 from reallm.algorithms.graph import execution_order
-from reallm.algorithms.spec import Algorithm
-from reallm.data.batching import gather
-from reallm.data.namedarray import NamedArray
+from reallm.algorithms.spec import Algorithm, ModelFunctionCall
+from reallm.errors import ReallmError
+from reallm.experiments import resume
+from reallm.experiments.closing import closing_lines, write_pages
 from reallm.experiments.config_load import describe
 from reallm.experiments.dataflow import Dataflow
+from reallm.experiments.determinism import deterministic_kernels
+from reallm.experiments.examples import Examples, choose, forget_after
 from reallm.experiments.interrupt import stop_requests
 from reallm.experiments.logs import Loggers, logger_specs
-from reallm.experiments.plots import read_curves, save_plot
-from reallm.experiments.progress import TrainingProgress, duration
+from reallm.experiments.loop import Loop, Parts
+from reallm.experiments.memory_check import memory_lines
+from reallm.experiments.progress import TrainingProgress
+from reallm.experiments.resume_point import ResumePoint, resume_point
 from reallm.experiments.run_folder import RunFolder, plain
-from reallm.experiments.setup import Data, LoadedModel, TrainingConfig, counted, load_data, load_models, overview
+from reallm.experiments.saved_state import load_engine
+from reallm.experiments.saving import Saver
+from reallm.experiments.setup import (
+    Data,
+    LoadedModel,
+    described,
+    load_data,
+    load_models,
+    make_interfaces,
+    overview,
+    trained_roles,
+)
+from reallm.experiments.survey import histogram
+from reallm.experiments.training_config import TrainingConfig
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,8 +61,8 @@ class RunResult:
 def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None = None) -> RunResult:
     """Train, evaluate, log and save as `config` says, walking the graph of `algorithm` once a step.
 
-    The run folder holds `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/step-000100/` and a link `last` to
-    the newest, `loss.png` and `summary.json`. Ctrl-C or SIGTERM ends the run after the step in progress, and saves.
+    What the run folder holds is listed in docs/training.md. Ctrl-C or SIGTERM ends the run after the step in progress,
+    and saves; `config.resume` goes on from the last save, however the run ended.
 
     Args:
         config: of the algorithm's configuration class, such as `SFTConfig`.
@@ -59,159 +79,152 @@ def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     order = execution_order(algorithm.graph)
-    specs = logger_specs(config.loggers)
+    logger_specs(config.loggers)  # an unknown one is named before a folder is made
     kind = type(config).__name__.removesuffix("Config").lower()
-    folder = RunFolder.create(config.output_dir, config.name, default_prefix=kind)
-    try:
-        data = load_data(config, order)
-        models = load_models(config, algorithm, order, data.plan.total_steps)
-    except BaseException:
-        folder.remove_if_empty()
-        raise
     settings = plain(describe(config).tree())
+    found = resume.find(config.resume, config.output_dir, config.name, settings)
+    folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=kind)
+    with folder.locked(), deterministic_kernels(config.deterministic):
+        try:
+            changed = {} if found is None else resume.changes(resume.read_settings(found), settings)
+            if found is not None and found.status() == "done" and not changed:
+                say(f"{folder.path} is complete; raise epochs or max_steps to train on")
+                return _earlier_result(folder)
+            point = None if found is None else resume_point(folder, changed, auto=config.resume == resume.AUTO, say=say)
+            started = _start(config, algorithm, order, kind, folder, point, say)
+        except BaseException:
+            if found is None:
+                folder.remove_if_empty()
+            raise
+        return _train(started, settings, console, say)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """Everything loaded and checked; nothing written yet."""
+
+    config: TrainingConfig
+    kind: str
+    order: list[ModelFunctionCall]
+    folder: RunFolder
+    point: ResumePoint | None
+    data: Data
+    models: Mapping[str, LoadedModel]
+    lines: list[str]
+
+
+def _start(
+    config: TrainingConfig,
+    algorithm: Algorithm,
+    order: list[ModelFunctionCall],
+    kind: str,
+    folder: RunFolder,
+    point: ResumePoint | None,
+    say: Say,
+) -> _Started:
+    state = None if point is None else point.state
+    interfaces = make_interfaces(algorithm, order)
+    data = load_data(config, order, interfaces)
+    if state is not None:
+        resume.refuse_other_data(state.data, data.fingerprint)
+    about_memory = memory_lines(config, trained_roles(order), data.survey.largest)
+    models = load_models(config, interfaces, order, data.plan.total_steps, None if point is None else point.checkpoint)
+    if point is not None and state is not None and point.checkpoint is not None:
+        for role, loaded in models.items():
+            if loaded.role.engine is not None:
+                load_engine(role, loaded.role.engine, state, point.checkpoint)
+    lines = [*overview(config, data, models, folder.path), *about_memory]
+    return _Started(config, kind, order, folder, point, data, models, lines)
+
+
+def _train(started: _Started, settings: Mapping[str, Any], console: Console, say: Say) -> RunResult:
+    config, folder, data, models = started.config, started.folder, started.data, started.models
+    state = None if started.point is None else started.point.state
     folder.write_config(settings)
-    for line in overview(config, data, models, folder.path):
+    folder.write_data(_data_page(data))
+    for line in started.lines:
         say(line)
 
-    dataflow = Dataflow(order, {name: loaded.role for name, loaded in models.items()})
     progress = TrainingProgress(console, data.plan.total_steps)
-    loggers = Loggers(specs, folder.path, settings, say)
-    loop = _Loop(config, data, models, dataflow, folder, loggers, progress)
-    started = time.monotonic()
+    logged_until = None if started.point is None else started.point.logged_until
+    if logged_until is not None:
+        forget_after(folder.samples, logged_until)
+    loggers = Loggers(logger_specs(config.loggers), folder.path, settings, say, resume_step=logged_until)
+    newest = None if started.point is None else started.point.checkpoint
+    loop = Loop(
+        Parts(
+            algorithm=started.kind,
+            started=folder.started() or datetime.now().isoformat(timespec="seconds"),
+            config=config,
+            data=data,
+            models=models,
+            dataflow=Dataflow(started.order, {name: loaded.role for name, loaded in models.items()}),
+            folder=folder,
+            loggers=loggers,
+            progress=progress,
+            saver=Saver(folder, keep_last=config.keep_last, in_background=config.async_save, newest=newest),
+            examples=_examples(started),
+        ),
+        state,
+    )
+    loop.write_summary("running")
+    if state is not None:
+        state.generators.restore()
     try:
         with stop_requests() as stop, progress:
             loop.run(stop)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
+        if isinstance(error, ReallmError) and loop.newest is not None:
+            say(f"saved after step {loop.saved_step}; to go on: reallm {started.kind} resume={folder.path}")
+        raise
     finally:
         loggers.close()
 
-    result = RunResult(folder.path, loop.saved, loop.step, loop.step < data.plan.total_steps, loop.metrics)
-    folder.write_summary(_summary(result, data, models, time.monotonic() - started))
-    _plot(folder, say)
-    for line in _closing_lines(result, folder, time.monotonic() - started):
+    loop.write_summary("done" if loop.is_done else "stopped")
+    write_pages(folder, say)
+    result = RunResult(folder.path, loop.newest, loop.step, not loop.is_done, loop.metrics)
+    for line in closing_lines(result.checkpoint, loop, folder, started.kind):
         say(line)
     return result
 
 
-class _Loop:
-    """The steps of a run. From step to step change the models, `step`, and what is remembered for the summary."""
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        data: Data,
-        models: Mapping[str, LoadedModel],
-        dataflow: Dataflow,
-        folder: RunFolder,
-        loggers: Loggers,
-        progress: TrainingProgress,
-    ) -> None:
-        self._config, self._data, self._models = config, data, models
-        self._dataflow, self._folder = dataflow, folder
-        self._loggers, self._progress = loggers, progress
-        self.step = 0
-        """Optimizer steps done."""
-        self.saved: Path | None = None
-        self.metrics: dict[str, float] = {}
-
-    def run(self, stop: Event) -> None:
-        """Train to the last step, or until asked to stop; then save."""
-        plan = self._data.plan
-        self._evaluate(stop)  # where training starts from
-        while self.step < plan.total_steps and not stop.is_set():
-            self._train(self.step + 1)
-            if plan.is_due(self.step, self._config.eval_every):
-                self._evaluate(stop)
-            if self._config.save_every and plan.is_due(self.step, self._config.save_every):
-                self._save()
-        if self.step:
-            self._save()
-
-    def _train(self, step: int) -> None:
-        rows = self._data.plan.rows(step)
-        metrics = self._dataflow.train(gather([self._data.train[row] for row in rows]))
-        self.step = step
-        self._log({**metrics, "epoch": self._data.plan.epoch_after(step)})
-        self._progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
-
-    def _evaluate(self, stop: Event) -> None:
-        """Metrics over the whole validation data; given up without a result when asked to stop."""
-        if self._data.valid is None or stop.is_set():
-            return
-        with self._progress.doing("evaluating"):
-            metrics = self._dataflow.evaluate(self._valid_batches(stop))
-        if stop.is_set():
-            return
-        self._log(metrics)
-        self._progress.say(f"step {self.step}: {_listed(metrics)}")
-
-    def _valid_batches(self, stop: Event) -> Iterator[NamedArray]:
-        valid, size = self._data.valid, self._data.valid_batch_size
-        assert valid is not None
-        for start in range(0, len(valid), size):
-            if stop.is_set():
-                return
-            yield gather([valid[row] for row in range(start, min(start + size, len(valid)))])
-
-    def _save(self) -> None:
-        path = self._folder.checkpoint(self.step)
-        if self.saved == path:
-            return
-        trained = {name: loaded for name, loaded in self._models.items() if loaded.role.engine is not None}
-        with self._progress.doing("saving"):
-            for name, loaded in trained.items():
-                target = path if len(trained) == 1 else path / name
-                loaded.role.model.save_pretrained(target, dtype=loaded.stored_dtype)
-        self._folder.point_last_at(path)
-        self.saved = path
-
-    def _log(self, metrics: Mapping[str, float]) -> None:
-        self.metrics |= metrics
-        self._loggers.log(self.step, metrics)
+def _examples(started: _Started) -> Examples | None:
+    """What is generated at evaluations, by the model that is trained first."""
+    config, data = started.config, started.data
+    trained = started.models[trained_roles(started.order)[0]].role
+    if data.valid is None or trained.model.config.is_critic:
+        return None
+    chosen = choose(data.valid, trained.interface, config.eval_generations)
+    if not chosen:
+        return None
+    return Examples(trained.model, data.tokenizer, chosen, started.folder.samples, config.eval_max_new_tokens)
 
 
-def _summary(result: RunResult, data: Data, models: Mapping[str, LoadedModel], seconds: float) -> dict[str, Any]:
-    return {
-        "steps": result.steps,
-        "total_steps": data.plan.total_steps,
-        "interrupted": result.interrupted,
-        "epochs": data.plan.epoch_after(result.steps),
-        "train_samples": len(data.train),
-        "valid_samples": 0 if data.valid is None else len(data.valid),
-        "parameters": {
-            name: sum(parameter.numel() for parameter in loaded.role.model.parameters())
-            for name, loaded in models.items()
-        },
-        "seconds": round(seconds, 3),
-        "checkpoint": None if result.checkpoint is None else str(result.checkpoint.relative_to(result.run_dir)),
-        "metrics": dict(result.metrics),
+def _data_page(data: Data) -> dict[str, Any]:
+    lengths = data.survey.lengths
+    page: dict[str, Any] = {
+        "train": {
+            "report": described(data.train),
+            "n_samples": len(data.train),
+            "lengths": histogram(lengths),
+            "counted": len(lengths),
+        }
     }
+    if data.valid is not None:
+        page["valid"] = {"report": described(data.valid), "n_samples": len(data.valid)}
+    return page
 
 
-def _plot(folder: RunFolder, say: Callable[[str], None]) -> None:
-    try:
-        curves = read_curves(folder.metrics)
-        if any(name.endswith("/loss") for name in curves):
-            save_plot(curves, folder.plot)
-    except (OSError, ValueError) as error:  # a full disk must not hide where the checkpoint is
-        say(f"no plot of the losses: {error}")
+def _earlier_result(folder: RunFolder) -> RunResult:
+    summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    checkpoint = summary["checkpoint"]
+    metrics = {name: float("nan") if value is None else value for name, value in summary["metrics"].items()}
+    return RunResult(
+        folder.path, None if checkpoint is None else folder.path / checkpoint, summary["steps"], False, metrics
+    )
 
 
-def _closing_lines(result: RunResult, folder: RunFolder, seconds: float) -> list[str]:
-    what = "stopped" if result.interrupted else "done"
-    lines = [f"{what} after {counted(result.steps, 'step')} in {duration(seconds)}"]
-    if result.checkpoint is None:
-        return [*lines, "nothing is saved: there was no step to save"]
-    return [
-        *lines,
-        f"curves: {folder.plot}   numbers: {folder.metrics}",
-        f"checkpoint: {result.checkpoint}",
-        "with transformers:",
-        "    from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'    tokenizer = AutoTokenizer.from_pretrained("{result.checkpoint}")',
-        f'    model = AutoModelForCausalLM.from_pretrained("{result.checkpoint}")',
-        f'or: reallm generate --model {result.checkpoint} "Once upon a time"',
-    ]
-
-
-def _listed(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items() if not name.endswith("_tokens"))
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import types
 import typing
@@ -68,7 +69,9 @@ def _walk(
     prefix = f"{name}." if name else ""
     hints = typing.get_type_hints(cls)
     keys: list[Key] = []
-    for item in dataclasses.fields(cls):
+    own = inspect.get_annotations(cls)
+    # what a class adds is more telling than what it inherits: the model of an algorithm comes first
+    for item in sorted(dataclasses.fields(cls), key=lambda item: item.name not in own):
         if not item.init:
             continue
         key, text, hint = prefix + item.name, item.metadata.get("help", ""), hints[item.name]

@@ -1,19 +1,17 @@
 """From a configuration to the parts of a run: tokenizer, datasets, models, and the plan of its steps."""
 
-# ruff: noqa: D102 - a configuration's fields are explained where they are declared
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reallm.algorithms.spec import Algorithm, ModelFunctionCall
 from reallm.data.datasets import Samples, make_dataset
 from reallm.data.namedarray import NamedArray
-from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.engine.train import TrainEngine
 from reallm.errors import ConfigError, DataError
@@ -21,54 +19,28 @@ from reallm.experiments.batches import BatchPlan
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.config_dataset import batch_size
 from reallm.experiments.dataflow import Role
+from reallm.experiments.devices import choose_device, choose_dtype
+from reallm.experiments.survey import Survey, fingerprint, survey
+from reallm.experiments.training_config import TrainingConfig, model_args
 from reallm.hf.config_io import resolve_path
 from reallm.hf.transformers_io import load_tokenizer
 
 if TYPE_CHECKING:
-    from reallm.data.datasets import Dataset
-
-
-class TrainingConfig(Protocol):
-    """What the runner reads of an experiment's configuration; `SFTConfig` says what each field means.
-
-    For each role of the algorithm there is also a field of that name with its `ModelArgs`.
-    """
-
-    @property
-    def dataset(self) -> Any: ...
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def max_steps(self) -> int | None: ...
-    @property
-    def max_tokens_per_microbatch(self) -> int: ...
-    @property
-    def eval_every(self) -> int | None: ...
-    @property
-    def save_every(self) -> int | None: ...
-    @property
-    def loggers(self) -> list[str]: ...
-    @property
-    def output_dir(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def seed(self) -> int: ...
-
-    def datasets(self) -> dict[str, Dataset]:
-        """The data sets by split: `train`, and `valid` if there is one."""
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Data:
-    """The tokenized data sets and the plan of steps over the first."""
+    """The tokenized data sets, the plan of steps over the first, and what those steps are made of."""
 
     train: Samples
     valid: Samples | None
     valid_batch_size: int
     plan: BatchPlan
+    survey: Survey
+    fingerprint: str
+    """Of the training data."""
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -79,50 +51,84 @@ class LoadedModel:
     args: ModelArgs
     stored_dtype: torch.dtype
 
+    @property
+    def n_parameters(self) -> int:
+        """Numbers in the model."""
+        return sum(parameter.numel() for parameter in self.role.model.parameters())
 
-def load_data(config: TrainingConfig, order: Sequence[ModelFunctionCall]) -> Data:
+
+def make_interfaces(algorithm: Algorithm, order: Sequence[ModelFunctionCall]) -> dict[str, Any]:
+    """The interface of each role, in the order in which the roles are first called."""
+    return {role: algorithm.interface_class(role)() for role in dict.fromkeys(call.role for call in order)}
+
+
+def trained_roles(order: Sequence[ModelFunctionCall]) -> list[str]:
+    """The roles that the graph trains."""
+    return list(dict.fromkeys(call.role for call in order if call.kind == "train_step"))
+
+
+def load_data(config: TrainingConfig, order: Sequence[ModelFunctionCall], interfaces: Mapping[str, Any]) -> Data:
     """Tokenize the data sets with the tokenizer of the model that is trained first.
 
     Raises:
-        ReallmError: a tokenizer or a data set that cannot be read, is empty, or lacks keys the algorithm needs.
+        ReallmError: a tokenizer or a data set that cannot be read, is empty, or lacks keys the algorithm needs;
+            settings that do not fit the data.
     """
-    trained = next(call.role for call in order if call.kind == "train_step")
-    tokenizer = load_tokenizer(resolve_path(_model_args(config, trained).path))
+    trained = trained_roles(order)[0]
+    tokenizer = load_tokenizer(resolve_path(model_args(config, trained).path))
     splits = config.datasets()
     built = {split: make_dataset(dataset, seed=config.seed, tokenizer=tokenizer) for split, dataset in splits.items()}
     train, valid = built["train"], built.get("valid")
     if not len(train):
-        raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on ({_described(train)})")
+        raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on ({described(train)})")
     if valid is not None and not len(valid):
         valid = None
     _check_keys(train[0], order, splits["train"].name)
     plan = BatchPlan(len(train), batch_size(config.dataset, "train"), config.epochs, config.max_steps, config.seed)
-    return Data(train, valid, batch_size(config.dataset, "valid"), plan)
+    _check_plan(config, plan, has_valid=valid is not None)
+    seen = survey(train, interfaces[trained].sizes, plan, config.max_tokens_per_microbatch)
+    return Data(train, valid, batch_size(config.dataset, "valid"), plan, seen, fingerprint(train), tokenizer)
 
 
 def load_models(
-    config: TrainingConfig, algorithm: Algorithm, order: Sequence[ModelFunctionCall], total_steps: int
+    config: TrainingConfig,
+    interfaces: Mapping[str, Any],
+    order: Sequence[ModelFunctionCall],
+    total_steps: int,
+    resumed_from: Path | None = None,
 ) -> dict[str, LoadedModel]:
     """The model of each role, with a training engine where the graph trains it.
+
+    Args:
+        config: of the experiment.
+        interfaces: by role.
+        order: the calls.
+        total_steps: of the whole run.
+        resumed_from: a checkpoint of this run that holds the trained models, in place of where they came from.
 
     Raises:
         ReallmError: a checkpoint that cannot be loaded, or a device that is not there.
     """
-    trained = {call.role for call in order if call.kind == "train_step"}
+    trained = trained_roles(order)
     loaded: dict[str, LoadedModel] = {}
-    for role in dict.fromkeys(call.role for call in order):
-        args = _model_args(config, role)
+    for role, interface in interfaces.items():
+        args = model_args(config, role)
         device = choose_device(args.device)
-        model = ReaLModel.from_pretrained(args.path, device=device, seed=config.seed)
+        path = Path(args.path)
+        if resumed_from is not None and role in trained:
+            path = resumed_from if len(trained) == 1 else resumed_from / role
+        model = ReaLModel.from_pretrained(path, device=device, seed=config.seed)
         stored_dtype = next(model.parameters()).dtype
         model.to(choose_dtype(args.dtype, device))
-        model.gradient_checkpointing = args.gradient_checkpointing
         engine = None
         if role in trained:
+            model.gradient_checkpointing = args.gradient_checkpointing
+            if args.compile:
+                model.compile_blocks()
             engine = TrainEngine(
                 model, config.optimizer, total_steps, config.max_tokens_per_microbatch, seed=config.seed
             )
-        loaded[role] = LoadedModel(Role(algorithm.interface_class(role)(), model, engine), args, stored_dtype)
+        loaded[role] = LoadedModel(Role(interface, model, engine), args, stored_dtype)
     return loaded
 
 
@@ -130,18 +136,21 @@ def overview(config: TrainingConfig, data: Data, models: Mapping[str, LoadedMode
     """What is going to happen, one line for each subject."""
     lines = []
     for name, loaded in models.items():
-        parameters = list(loaded.role.model.parameters())
-        count = sum(parameter.numel() for parameter in parameters)
-        where = f"{_dtype_name(parameters[0].dtype)} on {parameters[0].device}"
-        lines.append(f"{name}: {loaded.args.path}, {count:,} parameters, {where}")
-    lines.append(f"train: {_described(data.train)}")
+        parameter = next(loaded.role.model.parameters())
+        where = f"{_dtype_name(parameter.dtype)} on {parameter.device}"
+        lines.append(f"{name}: {loaded.args.path}, {loaded.n_parameters:,} parameters, {where}")
+    lines.append(f"train: {described(data.train)}")
     if data.valid is not None:
-        lines.append(f"valid: {_described(data.valid)}")
-    plan, optimizer = data.plan, config.optimizer
+        lines.append(f"valid: {described(data.valid)}")
+    plan, seen, optimizer = data.plan, data.survey, config.optimizer
+    about = "" if seen.is_whole else "about "
     lines.append(
-        f"plan: {counted(plan.total_steps, 'step')} of {counted(plan.batch_size, 'sample')}, "
-        f"{plan.steps_per_epoch:,} an epoch; "
-        f"lr {optimizer.lr:g} {optimizer.schedule}, at most {config.max_tokens_per_microbatch:,} tokens at once"
+        f"plan: {counted(plan.total_steps, 'step')} of {counted(min(plan.batch_size, plan.n_rows), 'sample')}, "
+        f"{plan.steps_per_epoch:,} an epoch; lr {optimizer.lr:g} {optimizer.schedule}"
+    )
+    lines.append(
+        f"step: {about}{seen.tokens_per_step:,.0f} tokens on average, in {about}{seen.micro_batches_per_step:.3g} "
+        f"micro-batches of at most {max(config.max_tokens_per_microbatch, sum(seen.largest)):,}"
     )
     lines.append(f"run folder: {folder}")
     return lines
@@ -152,34 +161,18 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `model.device` names; `auto` is a GPU if there is one.
-
-    Raises:
-        ConfigError: `cuda` is asked for where there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device=cuda, but torch sees no GPU here; use model.device=cpu or auto")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `model.dtype` names; `auto` is bfloat16 on a GPU that has it, else float32."""
-    if name == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
-
-
-def _model_args(config: TrainingConfig, role: str) -> ModelArgs:
-    args = getattr(config, role, None)
-    if not isinstance(args, ModelArgs):
-        raise ConfigError(f"{type(config).__name__} has no field '{role}' with the ModelArgs of the role '{role}'")
-    return args
+def _check_plan(config: TrainingConfig, plan: BatchPlan, *, has_valid: bool) -> None:
+    """Settings that ask for what cannot be."""
+    warmup = config.optimizer.warmup_steps
+    if warmup is not None and warmup >= plan.total_steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps={warmup} must be less than all the steps there are, {plan.total_steps}"
+        )
+    if has_valid:
+        return
+    for key, value in {"eval_every": config.eval_every, "best_metric": config.best_metric}.items():
+        if value is not None:
+            raise ConfigError(f"{key}={value} needs validation data; give dataset.valid_path, or leave {key} out")
 
 
 def _check_keys(sample: NamedArray, order: Sequence[ModelFunctionCall], dataset: str) -> None:
@@ -194,7 +187,8 @@ def _check_keys(sample: NamedArray, order: Sequence[ModelFunctionCall], dataset:
         known |= set(call.outputs)
 
 
-def _described(dataset: Samples) -> str:
+def described(dataset: Samples) -> str:
+    """What a data set says of itself in one line, or how many samples it has."""
     report: Callable[[], str] | None = getattr(dataset, "report", None)
     return report() if callable(report) else counted(len(dataset), "sample")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,45 +26,66 @@ _REPLACED = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, "mod
              *(pattern.partition("/")[0] for pattern in TOKENIZER_FILES))  # fmt: skip
 
 
-def write_checkpoint(
-    folder: str | Path,
-    hf_config: Mapping[str, Any],
+@dataclass(frozen=True)
+class Export:
+    """What a checkpoint folder is to hold. The tensors are those of the model, not copies.
+
+    Raises:
+        ConfigError: `max_shard_size` is no size.
+    """
+
+    hf_config: Mapping[str, Any]
+    """Content of `config.json`."""
+    tensors: Mapping[str, Tensor]
+    """By their names in the checkpoint, in the order of the files. Moved to the CPU one shard at a time."""
+    dtype: torch.dtype | None = None
+    """Convert to this on the way; None keeps each tensor's own."""
+    max_shard_size: int | str = "5GB"
+    """Bytes, or a size such as "5GB"; more are split over several files."""
+    carry_from: Path | None = None
+    """Folder whose tokenizer and generation config are copied."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Saved instead of the tokenizer in `carry_from`."""
+
+    def __post_init__(self) -> None:
+        _plan_shards({}, None, self.max_shard_size)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the files into an existing folder, which may be half written if this is interrupted."""
+        _write_json(folder / CONFIG_NAME, self.hf_config)
+        write_tensors(folder, self.tensors, dtype=self.dtype, max_shard_size=self.max_shard_size)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder))
+        if self.carry_from is not None:
+            _carry(self.carry_from, folder, (GENERATION_CONFIG_NAME, *(() if self.tokenizer else TOKENIZER_FILES)))
+
+
+def write_checkpoint(folder: str | Path, export: Export) -> None:
+    """Write a checkpoint; killed at any moment, `folder` holds what it held before or the whole new checkpoint.
+
+    The folder is made if missing. Files in it that belong to no checkpoint (a README, say) stay.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    with atomic_folder(folder, keep=_is_no_part) as new:
+        export.write_into(new)
+
+
+def write_tensors(
+    folder: Path,
     tensors: Mapping[str, Tensor],
     *,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
-    carry_from: str | Path | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Write a checkpoint; killed at any moment, `folder` holds what it held before or the whole new checkpoint.
-
-    Files in `folder` that belong to no checkpoint (a README, say) stay.
-
-    Args:
-        folder: made if missing.
-        hf_config: content of `config.json`.
-        tensors: by their names in the checkpoint, in the order of the files. Moved to the CPU one shard at a time.
-        dtype: convert to this on the way; None keeps each tensor's own.
-        max_shard_size: bytes, or a size such as "5GB"; more are split over several files.
-        carry_from: folder whose tokenizer and generation config are copied.
-        tokenizer: saved instead of the tokenizer in `carry_from`.
-
-    Raises:
-        DataError: the folder cannot be written.
-        ConfigError: `max_shard_size` is no size.
-    """
+    """Write tensors as `model.safetensors`, or as several files with an index; see `Export` for the arguments."""
     shards = _plan_shards(tensors, dtype, max_shard_size)
-    with atomic_folder(folder, keep=_is_no_part) as new:
-        _write_json(new / CONFIG_NAME, hf_config)
-        for file_name, names in shards.items():
-            shard = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
-            save_file(shard, new / file_name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            _write_json(new / INDEX_NAME, _index(tensors, dtype, shards))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(new))
-        if carry_from is not None:
-            _carry(Path(carry_from), new, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
+    for file_name, names in shards.items():
+        shard = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(shard, folder / file_name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        _write_json(folder / INDEX_NAME, _index(tensors, dtype, shards))
 
 
 def _plan_shards(

@@ -1,0 +1,219 @@
+"""How much memory training takes, told before anything is allocated, and what there is.
+
+Parameters, gradients and optimizer follow from the shapes. Activations are found by walking the network itself, forward
+and backward, with fake tensors that have shapes and no memory, and counting what is alive: whatever a plugin's block
+does, and whatever is recomputed, is in the number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from reallm.model.config import ReaLModelConfig
+from reallm.model.sequences import Sequences
+from reallm.model.transformer import Transformer
+
+GIB = 2**30
+WALKED_BLOCKS = (2, 4)
+"""Deeper networks are walked at these depths and continued along the line through both."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that training one model takes at its peak, by what they are for."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """Moments, and float32 masters of half-precision parameters."""
+    activations: int | None
+    """What a micro-batch of `n_tokens` adds, with the gradients in passing; None if the network could not be walked."""
+    n_tokens: int
+
+    @property
+    def kept(self) -> int:
+        """What is there all the time, without any activations."""
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.kept + (self.activations or 0)
+
+    def __str__(self) -> str:
+        parts = {
+            "parameters": self.parameters,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            f"activations at {self.n_tokens:,} tokens": self.activations,
+        }
+        listed = ", ".join(f"{name} {'unknown' if n is None else gib(n)}" for name, n in parts.items())
+        return f"about {gib(self.total)} GiB ({listed})"
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes as GiB, with as many digits as one reads: `0.04`, `1.3`, `24`."""
+    size = n_bytes / GIB
+    return f"{size:.2f}" if size < 1 else f"{size:.1f}" if size < 10 else f"{size:,.0f}"
+
+
+def estimate(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    *,
+    gradient_checkpointing: Any = "none",
+) -> MemoryEstimate:
+    """What training a model with `TrainEngine` takes when `lengths` are the sequences of the largest micro-batch."""
+    with torch.device("meta"):
+        numels = [parameter.numel() for parameter in Transformer(config).parameters()]
+    n, size = sum(numels), dtype.itemsize
+    is_half = size < 4
+    try:
+        activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
+    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is worth telling all the same
+        activations = None
+    if activations is not None and is_half:
+        activations += n * size  # gradients in half precision, before they join those of the masters
+    return MemoryEstimate(
+        parameters=n * size,
+        gradients=n * max(size, 4),
+        optimizer=n * (2 * max(size, 4) + (4 if is_half else 0)),
+        activations=activations,
+        n_tokens=sum(lengths),
+    )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a device; None where that cannot be found out."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    free = _meminfo("MemAvailable")
+    limits = [limit for limit in (_cgroup_room(), free) if limit is not None]
+    return min(limits, default=None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held so far: tensors on a GPU, resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX only, like the rest of what looks at the machine
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _activations(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    gradient_checkpointing: Any,
+) -> int:
+    def walk(n_layers: int) -> int:
+        windows = config.sliding_window
+        part = windows[:n_layers] if isinstance(windows, tuple) else windows
+        shallow = dataclasses.replace(config, n_layers=n_layers, sliding_window=part)
+        return _walk(shallow, dtype, device, lengths, gradient_checkpointing)
+
+    few, more = WALKED_BLOCKS
+    if config.n_layers <= more:
+        return walk(config.n_layers)
+    low, high = walk(few), walk(more)
+    return high + (high - low) * (config.n_layers - more) // (more - few)
+
+
+def _walk(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    gradient_checkpointing: Any,
+) -> int:
+    """The most bytes alive at once beyond parameters and gradients, in a forward and a backward pass."""
+    seqs = Sequences.from_lengths(lengths)
+    positions = seqs.positions  # needs real numbers, so it is made before the tensors are fake
+    with torch.device("meta"):
+        model = Transformer(config).train()
+    model.gradient_checkpointing = gradient_checkpointing
+    fake, alive = FakeTensorMode(), _Alive()
+    with fake:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+                value.grad = torch.empty_like(value)  # there from an earlier micro-batch
+                setattr(module, name, value)
+        tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
+        on_device = Sequences(seqs.lengths, fake.from_tensor(seqs.cu_seqlens).to(device), seqs.past)
+        vars(on_device)["positions"] = fake.from_tensor(positions).to(device)
+        with alive:
+            hidden = model.run(tokens, on_device)
+            loss = model.head(hidden).sum() if config.is_critic else model.cross_entropy(hidden, tokens).loss_sum
+            loss.backward()
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of storages that operations make and that are still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._seen:
+            size = storage.nbytes()
+            self._seen.add(key)
+            self._now += size
+            weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def _cgroup_room() -> int | None:
+    """What a container's limit leaves, cgroup version 2 or 1; None without a limit."""
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = Path(limit).read_text(encoding="ascii").strip()
+            used = int(Path(usage).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        if most != "max" and int(most) < 2**60:  # version 1 says "no limit" with a huge number
+            return max(0, int(most) - used)
+    return None

@@ -1,0 +1,119 @@
+"""Whether the memory that training takes is there, before it begins; and where it went, when it was not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from reallm.engine.memory import MemoryEstimate, available_memory, estimate, gib
+from reallm.errors import ConfigError, ReallmError
+from reallm.experiments.config import ModelArgs
+from reallm.experiments.devices import choose_device, choose_dtype
+from reallm.experiments.training_config import TrainingConfig, model_args
+from reallm.hf import config_io, families
+from reallm.hf.file_names import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from reallm.experiments.setup import LoadedModel
+
+TOLERANCE = 0.85
+"""An estimate is held to 15 % of what is measured: what is there must be less than this share of it to be refused."""
+
+
+def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, largest: Sequence[int]) -> MemoryEstimate:
+    """What training the model of a checkpoint takes, by its config alone.
+
+    Args:
+        args: of the model.
+        dtype: it is trained in.
+        device: it is trained on.
+        largest: lengths of the sequences in the largest micro-batch.
+    """
+    folder = config_io.resolve_path(args.path)
+    raw = config_io.read_config(folder)
+    config = config_io.from_hf(families.family_for(raw, folder), raw, source=folder / CONFIG_NAME)
+    return estimate(config, dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing)
+
+
+def memory_lines(config: TrainingConfig, trained: Sequence[str], largest: Sequence[int]) -> list[str]:
+    """What training the models of these roles takes and what is there, to be told before anything is loaded.
+
+    Args:
+        config: of the experiment.
+        trained: the roles.
+        largest: lengths of the sequences in the largest micro-batch.
+
+    Raises:
+        ConfigError: it cannot fit, also if the estimate is too high by as much as it can be.
+    """
+    needed: dict[torch.device, list[MemoryEstimate]] = {}
+    lines = []
+    for role in trained:
+        args = model_args(config, role)
+        device = choose_device(args.device)
+        one = estimate_model(args, choose_dtype(args.dtype, device), device, largest)
+        needed.setdefault(device, []).append(one)
+        lines.append(f"memory{'' if len(trained) == 1 else f' of {role}'}: {one}")
+    for device, estimates in needed.items():
+        lines += _judged(estimates, device)
+    return lines
+
+
+def _judged(estimates: Sequence[MemoryEstimate], device: torch.device) -> list[str]:
+    available = available_memory(device)
+    if available is None:
+        return []
+    total, kept = sum(one.total for one in estimates), sum(one.kept for one in estimates)
+    if total <= available:
+        return [f"        {gib(available)} GiB are free on {device}"]
+    remedy = (
+        "lower max_tokens_per_microbatch or set model.gradient_checkpointing=full"
+        if kept < available
+        else "parameters, gradients and optimizer alone do not fit: train a smaller model, or use more memory"
+    )
+    text = f"training takes about {gib(total)} GiB, and {gib(available)} GiB are free on {device}"
+    if total * TOLERANCE > available:
+        raise ConfigError(f"{text}: {remedy}")
+    return [f"memory is tight: {text}; if it runs out, {remedy}"]
+
+
+@contextmanager
+def explained_shortage(what: str, models: Mapping[str, LoadedModel], config: TrainingConfig) -> Iterator[None]:
+    """Say of an allocation that failed in the block what memory was used for, and which settings would help.
+
+    Raises:
+        ReallmError: in place of torch's error.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        held = "; ".join(f"{name} {_held(loaded)}" for name, loaded in models.items())
+        raise ReallmError(
+            f"out of memory in {what}{f', which asked for {asked[1]} more' if asked else ''}. Allocated were: {held}; "
+            f"the rest is activations. Lower max_tokens_per_microbatch={config.max_tokens_per_microbatch}"
+            f"{_checkpointing_hint(models)}; results stay the same"
+        ) from error
+
+
+def _held(loaded: LoadedModel) -> str:
+    """`parameters 0.5 GiB, gradients 0.5 GiB, optimizer 1.0 GiB` of one model."""
+    parameters = list(loaded.role.model.parameters())
+    parts = {"parameters": sum(parameter.nbytes for parameter in parameters)}
+    if loaded.role.engine is not None:
+        state = loaded.role.engine.state(weights=loaded.role.engine.has_masters)
+        parts["gradients"] = sum(parameter.numel() * max(4, parameter.itemsize) for parameter in parameters)
+        parts["optimizer"] = sum(tensor.nbytes for tensor in (*state.moments.values(), *state.weights.values()))
+    return ", ".join(f"{name} {gib(size)} GiB" for name, size in parts.items())
+
+
+def _checkpointing_hint(models: Mapping[str, LoadedModel]) -> str:
+    roles = [name for name, loaded in models.items() if loaded.args.gradient_checkpointing != "full"]
+    keys = [f"{name}.gradient_checkpointing=full" for name in roles]
+    return f", or set {' and '.join(keys)}" if keys else ""

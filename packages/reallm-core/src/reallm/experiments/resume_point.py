@@ -1,0 +1,61 @@
+"""Where exactly a run goes on: the newest checkpoint with its training state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reallm.errors import ConfigError
+from reallm.experiments.resume import refuse_changes
+from reallm.experiments.run_folder import RunFolder
+from reallm.experiments.saved_state import SavedState, has_state, read_state, versions
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A saved state and its checkpoint; neither if the run was killed before its first save."""
+
+    checkpoint: Path | None
+    state: SavedState | None
+
+    @property
+    def logged_until(self) -> int:
+        """The last step whose metrics still count; -1: none do."""
+        return -1 if self.state is None else self.state.step
+
+
+def resume_point(
+    folder: RunFolder, changed: Mapping[str, tuple[Any, Any]], *, auto: bool, say: Callable[[str], None]
+) -> ResumePoint:
+    """Find where a run goes on, and say so.
+
+    Args:
+        folder: of the run.
+        changed: settings that are not those it was begun with.
+        auto: begin anew where nothing is saved yet.
+        say: prints a line.
+
+    Raises:
+        ConfigError: nothing is saved, or a setting cannot change.
+        CheckpointError: the saved state is damaged.
+    """
+    refuse_changes(changed)
+    saved = [path for path in folder.saved_steps().values() if has_state(path)]
+    if not saved and not auto:
+        raise ConfigError(
+            f"resume={folder.path}: nothing is saved there yet; begin again in the same folder with resume=auto "
+            f"name={folder.path.name} output_dir={folder.path.parent}"
+        )
+    if not saved:
+        say(f"{folder.path}: nothing is saved there yet, beginning anew")
+        return ResumePoint(None, None)
+    state, written_with = read_state(saved[-1])
+    say(f"resuming {folder.path} after step {state.step}")
+    for key, (before, now) in changed.items():
+        say(f"changed: {key} {before} -> {now}")
+    for name, now in versions().items():
+        if written_with.get(name) != now:
+            say(f"note: saved with {name} {written_with.get(name)}, this is {now}; last digits may differ")
+    return ResumePoint(saved[-1], state)

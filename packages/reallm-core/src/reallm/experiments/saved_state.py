@@ -1,0 +1,194 @@
+"""What a run needs beside its model to go on as if it had never stopped, and how it lies in a folder.
+
+    checkpoints/step-000100/                     the model, as transformers loads it
+    checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
+                                      <role>/    the optimizer's tensors, in safetensors files
+
+Nothing in it is pickled. The order of data needs no place: it follows from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reallm.engine.train import EngineState
+from reallm.errors import CheckpointError, did_you_mean
+from reallm.hf.checkpoint import open_checkpoint
+from reallm.hf.writing import write_tensors
+
+FOLDER = "training_state"
+FORMAT = 1
+"""Of the files; raised when an older reader would misread them."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far by `best_metric`, and its checkpoint, relative to the run folder."""
+
+    metric: str
+    value: float
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of the global random generators of Python, numpy and torch, for code that draws from them."""
+
+    python: Any
+    numpy: Any
+    torch: Mapping[str, list[int]]
+    """By device: `cpu`, `cuda:0`."""
+
+    @classmethod
+    def capture(cls) -> Generators:
+        """Of this process, now."""
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        return cls(
+            random.getstate(), [kind, np.asarray(keys).tolist(), *rest], {k: v.tolist() for k, v in states.items()}
+        )
+
+    def restore(self) -> None:
+        """Let this process draw what the other would have drawn."""
+        number, keys, gauss = self.python
+        random.setstate((number, tuple(keys), gauss))
+        kind, keys, *rest = self.numpy
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        for device, state in self.torch.items():
+            tensor = torch.tensor(state, dtype=torch.uint8)
+            if device == "cpu":
+                torch.set_rng_state(tensor)
+            elif torch.cuda.is_available() and int(device.partition(":")[2]) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(tensor, device)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A run after a step."""
+
+    step: int
+    evaluated_step: int | None
+    """The step of the last evaluation."""
+    engines: Mapping[str, EngineState]
+    """By role."""
+    metrics: Mapping[str, float]
+    """The last value of each."""
+    best: Best | None
+    seconds: float
+    """Spent on the run so far."""
+    data: str
+    """Fingerprint of the training data."""
+    generators: Generators
+
+
+def write_state(folder: Path, state: SavedState) -> None:
+    """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is."""
+    top = folder / FOLDER
+    top.mkdir()
+    for role, engine in state.engines.items():
+        tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
+        tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
+        (top / role).mkdir()
+        if tensors:
+            write_tensors(top / role, tensors)
+    content = {
+        "format": FORMAT,
+        "step": state.step,
+        "evaluated_step": state.evaluated_step,
+        "engines": {
+            role: {"step": engine.step, "skipped_steps": engine.skipped_steps} for role, engine in state.engines.items()
+        },
+        "metrics": finite(state.metrics),
+        "best": None if state.best is None else asdict(state.best),
+        "seconds": state.seconds,
+        "data": state.data,
+        "generators": asdict(state.generators),
+        "versions": versions(),
+    }
+    (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def has_state(checkpoint: Path) -> bool:
+    """Whether training can go on from a checkpoint."""
+    return (checkpoint / FOLDER / "state.json").is_file()
+
+
+def read_state(checkpoint: Path) -> tuple[SavedState, dict[str, str]]:
+    """The state in a checkpoint's folder, its tensors as views of the files, and the versions it was written with.
+
+    Raises:
+        CheckpointError: it is damaged, or written by a later reallm; names the file.
+    """
+    path = checkpoint / FOLDER / "state.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise CheckpointError(f"{path} was written by a later reallm-core; pip install --upgrade reallm-core")
+        engines = {}
+        for role, numbers in content["engines"].items():
+            tensors = _read_tensors(checkpoint / FOLDER / role)
+            moments, weights = (
+                {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+                for kind in ("moments/", "weights/")
+            )
+            engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
+        state = SavedState(
+            content["step"],
+            content["evaluated_step"],
+            engines,
+            {name: math.nan if value is None else value for name, value in content["metrics"].items()},
+            None if content["best"] is None else Best(**content["best"]),
+            content["seconds"],
+            content["data"],
+            Generators(**content["generators"]),
+        )
+        return state, content["versions"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); the optimizer's state is lost: start a new run from "
+            f"the weights, model.path={checkpoint}"
+        ) from error
+
+
+def load_engine(role: str, engine: Any, state: SavedState, source: Path) -> None:
+    """Put a role's part of `state` into its `TrainEngine`.
+
+    Raises:
+        CheckpointError: the state is not that of this model.
+    """
+    try:
+        engine.load_state(state.engines[role])
+    except (KeyError, RuntimeError) as error:
+        hint = did_you_mean(role, state.engines) if role not in state.engines else ""
+        raise CheckpointError(
+            f"{source / FOLDER}: the saved state does not fit the role '{role}' ({error}){hint}; "
+            "is the run that of another model or algorithm?"
+        ) from error
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics with None for NaN and infinity, which JSON lacks."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def versions() -> dict[str, str]:
+    """What may change the last bits of a result."""
+    return {"reallm-core": version("reallm-core"), "torch": torch.__version__}
+
+
+def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
+    return open_checkpoint(folder) if any(folder.iterdir()) else {}

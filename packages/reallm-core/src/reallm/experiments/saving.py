@@ -1,0 +1,132 @@
+"""Saves a run while it goes on: the writing thread reads the parameters while the next step computes with them.
+
+Nothing is copied. A step only reads the parameters until its gradients are there; before it changes them, it waits
+until the writer has read them all (`TrainEngine.before_update`). Making the written files durable and giving the folder
+its name, the longer half, is done meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reallm.data.files import atomic_folder, remove_folder, sweep
+from reallm.errors import DataError
+from reallm.experiments.run_folder import RunFolder
+from reallm.experiments.saved_state import FOLDER, SavedState, has_state, write_state
+from reallm.hf.writing import Export
+
+
+@dataclass
+class _Job:
+    path: Path
+    read: threading.Event = field(default_factory=threading.Event)
+    """Set when nothing more is read from the model."""
+    error: Exception | None = None
+
+
+class Saver:
+    """Writes checkpoints with training state into a run folder, one at a time, and removes those not to be kept.
+
+    Args:
+        folder: of the run.
+        keep_last: how many of the newest checkpoints are kept, beside the best; None: all.
+        in_background: write in a thread. Whoever changes what is saved must call `wait_until_read` before.
+        newest: the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self, folder: RunFolder, *, keep_last: int | None, in_background: bool, newest: Path | None = None
+    ) -> None:
+        self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
+        self.newest = newest
+        """The newest whole checkpoint."""
+        self._job: _Job | None = None
+        self._thread: threading.Thread | None = None
+        sweep(folder.checkpoints)
+
+    def save(self, exports: Mapping[str, Export], state: SavedState) -> None:
+        """Begin to save, after an earlier save is done. An error is raised here or by `finish`.
+
+        Args:
+            exports: by role; a single one makes the checkpoint itself, several make folders in it.
+            state: what a resumed run needs.
+        """
+        self.finish()
+        job = _Job(self._folder.checkpoint(state.step))
+        if not self._in_background:
+            self._write(job, exports, state)
+            self._conclude(job)
+            return
+        self._job = job
+        # not a daemon: a process that ends in good order ends with a whole checkpoint
+        self._thread = threading.Thread(target=self._write, args=(job, exports, state), name="saving")
+        self._thread.start()
+
+    def wait_until_read(self) -> None:
+        """Return when parameters and optimizer may change."""
+        if self._job is not None:
+            self._job.read.wait()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the save in the background has ended with an error, which `finish` raises."""
+        return self._job is not None and self._job.error is not None
+
+    def finish(self) -> None:
+        """Wait for the save in the background.
+
+        Raises:
+            DataError: the checkpoint could not be written; what was saved before is still there.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        job, self._job, self._thread = self._job, None, None
+        if job is not None:
+            self._conclude(job)
+
+    def _conclude(self, job: _Job) -> None:
+        if job.error is not None:
+            raise job.error
+        self.newest = job.path
+
+    def _write(self, job: _Job, exports: Mapping[str, Export], state: SavedState) -> None:
+        try:
+            with atomic_folder(job.path) as new:
+                for role, export in exports.items():
+                    target = new if len(exports) == 1 else new / role
+                    target.mkdir(exist_ok=True)
+                    # the checkpoint that the model came from may be gone by now; the tokenizer goes from save to save
+                    source = export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
+                    dataclasses.replace(export, carry_from=source).write_into(target)
+                write_state(new, state)
+                job.read.set()
+            self._folder.point(self._folder.last_checkpoint, job.path)
+            best = None if state.best is None else self._folder.path / state.best.checkpoint
+            if best is not None:
+                self._folder.point(self._folder.best_checkpoint, best)
+            self._prune(job.path, best)
+        except Exception as error:  # also what a thread may not raise: it is handed to `finish`
+            job.error = error
+        finally:
+            job.read.set()
+
+    def _prune(self, newest: Path, best: Path | None) -> None:
+        """Only the newest keeps its training state; of the others, those are removed that are not to be kept."""
+        older = [path for path in self._folder.saved_steps().values() if path != newest]
+        kept = older if self._keep_last is None else older[len(older) - (self._keep_last - 1) :]
+        for path in older:
+            with suppress(DataError):  # what cannot be removed now is removed after the next save
+                if path in kept or path == best:
+                    if has_state(path):
+                        remove_folder(path / FOLDER)
+                else:
+                    remove_folder(path)
+
+
+def _within(checkpoint: Path, role: str, n_roles: int) -> Path:
+    return checkpoint if n_roles == 1 else checkpoint / role
