@@ -17,16 +17,19 @@ from workspace import ROOT, built_once, digest, packages, pyproject
 
 CONSTRAINTS = ROOT / "constraints.txt"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+APART = frozenset({"trackio", "wandb"})
+"""Extras that are left out, since they bring many distributions: the tox environment `loggers` installs them."""
 
 
 def requirements() -> list[str]:
-    """What our packages declare of others' distributions, extras included."""
+    """What our packages declare of others' distributions, extras included but for those `APART`."""
     projects = [pyproject(package)["project"] for package in packages()]
     own = {project["name"] for project in projects}
     declared: set[str] = set()
     for project in projects:
         declared.update(project["dependencies"])
-        declared.update(*project.get("optional-dependencies", {}).values())
+        extras = project.get("optional-dependencies", {})
+        declared.update(*(needed for extra, needed in extras.items() if extra not in APART))
     return sorted(one for one in declared if not any(one.startswith(name) for name in own))
 
 

@@ -61,7 +61,7 @@ def test_a_configuration_that_is_right_passes(tmp_path, known_family):
 
 
 def test_an_unknown_logger(tmp_path):
-    refused(config(tmp_path, loggers=["jsonl", "wandb"]), r"^loggers=\[jsonl,wandb\]: no logger 'wandb'")
+    refused(config(tmp_path, loggers=["jsonl", "mlflow"]), r"^loggers=\[jsonl,mlflow\]: no logger 'mlflow'")
 
 
 def test_a_run_folder_that_is_taken(tmp_path):

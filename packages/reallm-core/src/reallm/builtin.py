@@ -27,5 +27,18 @@ def reallm_loggers() -> dict[str, LoggerSpec]:
             "reallm.loggers.tensorboard:TensorBoardLogger",
             "TensorBoard event files",
             requires=("tensorboard",),
+            install="reallm-core[tensorboard]",
+        ),
+        "trackio": LoggerSpec(
+            "reallm.loggers.trackio:TrackioLogger",
+            "trackio: dashboards on this machine",
+            requires=("trackio",),
+            install="reallm-core[trackio]",
+        ),
+        "wandb": LoggerSpec(
+            "reallm.loggers.wandb:WandbLogger",
+            "Weights & Biases",
+            requires=("wandb",),
+            install="reallm-core[wandb]",
         ),
     }

@@ -105,7 +105,7 @@ def _algorithm(name: str, algorithm: Any) -> list[Fact]:
 def _logger(name: str, spec: Any) -> list[Fact]:
     return [
         ("class", _reference(spec.logger)),
-        ("needs", ", ".join(spec.requires)),
+        ("needs", f"{', '.join(spec.requires)} ({spec.install_command})" if spec.requires else ""),
         ("use", f"loggers=[{name}]"),
     ]
 

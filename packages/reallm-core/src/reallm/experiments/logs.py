@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from reallm.loggers.spec import Logger, LoggerSpec
+from reallm.loggers.spec import Logger, LoggerSpec, ResumableLogger
 from reallm.plugins import registry
 
 ALWAYS = "jsonl"
@@ -31,19 +31,25 @@ class Loggers:
         specs: as `logger_specs` gives them; one whose packages are not installed is left out with a note.
         run_dir: handed to each logger, as is `config`.
         say: prints a line for the user.
+        resume_step: the optimizer step after which a run continues; None for one that begins. Loggers then forget
+            what they were told of later steps.
     """
 
     def __init__(
-        self, specs: Mapping[str, LoggerSpec], run_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]
+        self,
+        specs: Mapping[str, LoggerSpec],
+        run_dir: Path,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
+        resume_step: int | None = None,
     ) -> None:
         self._say = say
         self._active: dict[str, Logger] = {}
         for name, spec in specs.items():
-            missing = [module for module in spec.requires if find_spec(module) is None]
-            if missing:
-                say(f"logger '{name}' is off: pip install {' '.join(missing)}")
-                continue
-            self._try(name, self._start, name, spec, run_dir, config)
+            if all(map(_is_installed, spec.requires)):
+                self._try(name, self._start, name, spec, run_dir, config, resume_step)
+            else:
+                say(f"logger '{name}' is off: {spec.install_command}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Hand `metrics` of optimizer step `step` to each logger."""
@@ -56,15 +62,29 @@ class Loggers:
             name, logger = self._active.popitem()
             self._try(name, logger.close)
 
-    def _start(self, name: str, spec: LoggerSpec, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._active[name] = spec.logger_class()(run_dir, config)
+    def _start(
+        self, name: str, spec: LoggerSpec, run_dir: Path, config: Mapping[str, Any], resume_step: int | None
+    ) -> None:
+        logger = self._active[name] = spec.logger_class()(run_dir, config)
+        if resume_step is not None and isinstance(logger, ResumableLogger):
+            logger.resume(resume_step)
 
     def _try(self, name: str, action: Callable[..., None], *args: Any) -> None:
         try:
             action(*args)
         except Exception as error:  # a plugin's code may raise anything, and a run must not end for its log
-            self._say(f"logger '{name}' failed and is off from here on: {type(error).__name__}: {error}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._say(f"logger '{name}' failed and is off from here on: {reason}")
             failed = self._active.pop(name, None)
             if failed is not None:
                 with contextlib.suppress(Exception):  # its first failure is reported; a second helps nobody
                     failed.close()
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module can be imported. A folder of its name in the working directory, such as `wandb/`, is none."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # the package that should hold it is not there, or is no real package
+        return False
+    return spec is not None and spec.origin is not None

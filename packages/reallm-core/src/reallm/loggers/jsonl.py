@@ -8,12 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reallm.data.files import atomic_write
+
 
 class JsonlLogger:
     """Appends to `metrics.jsonl` in the run folder. Numbers that JSON lacks (NaN, infinity) become null."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._path = run_dir / "metrics.jsonl"
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def resume(self, step: int) -> None:
+        """Drop the lines of steps after `step`, and a last line that was cut off while it was written.
+
+        All other lines stay as they are, byte for byte. Killed at any moment, the file is the old one or the new.
+        """
+        self._file.close()
+        old = self._path.read_bytes()
+        new = lines_up_to(step, old)
+        if new != old:
+            with atomic_write(self._path) as temporary:
+                temporary.write_bytes(new)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line."""
@@ -24,3 +40,20 @@ class JsonlLogger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def lines_up_to(step: int, content: bytes) -> bytes:
+    """`content` without the lines of later steps, and without what follows the last line break.
+
+    A line that is not a JSON object with a step is none of ours, and stays.
+    """
+    *lines, _torn = content.split(b"\n")
+    return b"".join(line + b"\n" for line in lines if not _is_later(line, step))
+
+
+def _is_later(line: bytes, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] > step

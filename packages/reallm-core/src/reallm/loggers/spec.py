@@ -5,31 +5,70 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from reallm.plugins.lazy import TypeOrPath, resolve
 
 
 class Logger(Protocol):
-    """Receives the metrics of a run; made as `LoggerClass(run_dir, config)`. One that fails never ends a run."""
+    """Receives the metrics of a run; made as `LoggerClass(run_dir, config)`.
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None: ...
+    One that raises, wherever it does, is reported in one line and switched off: it never ends a run.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Start logging.
+
+        Args:
+            run_dir: the folder of the run, which exists. One that has been started before is continued in it.
+            config: all settings of the run: nested mappings, lists and plain values, as in `config.yaml`.
+        """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record `metrics` of optimizer step `step`; keys such as `train/loss`, `eval/loss`."""
+        """Record `metrics`, such as `train/loss` and `eval/loss`, after optimizer step `step`.
+
+        Steps never decrease; one step may be logged several times, with other names: after training, after evaluating.
+        Step 0 is before training.
+        """
 
     def close(self) -> None:
         """Flush and release; called once, also after a failure."""
 
 
+@runtime_checkable
+class ResumableLogger(Logger, Protocol):
+    """A logger that has to know when a run continues. Those without this method simply go on."""
+
+    def resume(self, step: int) -> None:
+        """Go on after optimizer step `step`: called once, before the first `log`, if the run is a continued one.
+
+        What was logged of later steps is to be forgotten, for a killed run may have got further than the state it
+        saved. What was logged of `step` itself stays.
+        """
+
+
 @dataclass(frozen=True)
 class LoggerSpec:
-    """A logger class, or a lazy `"module:Class"`, and the extra that installs what it needs, if any."""
+    """A logger class, or a lazy `"module:Class"`, and what it needs beyond its own distribution's dependencies.
+
+    `requires` are modules, without which the logger is off. `install` is what pip installs them by, such as
+    `reallm-core[wandb]`; without it, distributions are taken to be called like the modules.
+    """
 
     logger: TypeOrPath
     description: str = ""
     requires: tuple[str, ...] = ()
+    install: str = ""
 
     def logger_class(self) -> Any:
         """The logger class, imported now."""
         return resolve(self.logger)
+
+    @property
+    def install_command(self) -> str:
+        """How to get what it needs: `pip install "reallm-core[wandb]"`; empty if it needs nothing."""
+        if not self.requires:
+            return ""
+        wanted = [self.install] if self.install else self.requires
+        quoted = (f'"{one}"' if "[" in one else one for one in wanted)  # some shells expand brackets
+        return f"pip install {' '.join(quoted)}"

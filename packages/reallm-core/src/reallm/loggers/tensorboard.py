@@ -13,17 +13,32 @@ class TensorBoardLogger:
     """Writes scalars, and the configuration as text, into `tensorboard/` in the run folder."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
-        self._writer.add_text("config", "\n".join(f"    {line}" for line in _lines(config)))
+        self._folder = run_dir / "tensorboard"
+        self._config = "\n".join(f"    {line}" for line in _lines(config))
+        self._resumed_after: int | None = None
+        self._writer: SummaryWriter | None = None
+
+    def resume(self, step: int) -> None:
+        """Have TensorBoard hide what earlier event files say of later steps. They are not rewritten."""
+        self._resumed_after = step
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one point to the curve of each metric."""
+        writer = self._writer or self._open()
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is buffered."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self) -> SummaryWriter:
+        # Opened by the first point: until then it is open whether this file supersedes a part of earlier ones.
+        after = self._resumed_after
+        self._writer = SummaryWriter(str(self._folder), purge_step=None if after is None else after + 1)
+        self._writer.add_text("config", self._config, after or 0)
+        return self._writer
 
 
 def _lines(config: Mapping[str, Any], prefix: str = "") -> list[str]:
