@@ -17,35 +17,24 @@ Curve = list[tuple[int, float]]
 Points = Sequence[tuple[float, float]]
 """(x, y) in the order of x, which may be steps, tokens or epochs."""
 
+INFINITE = 1e100
+"""From here on a value, such as the perplexity of a diverged model, is beyond what can be added up and drawn."""
+
 
 def read_curves(metrics_file: Path) -> dict[str, Curve]:
     """The curve of every metric in a `metrics.jsonl`, by name; empty if there is no such file.
 
-    NaN and infinity are left out. A run that was continued from a checkpoint has written some steps twice: of those
-    the later count.
+    NaN and what is or as good as is infinite are left out, as are lines that a killed process did not finish.
     """
     curves: dict[str, Curve] = {}
-    last = 0
     for record in json_lines(metrics_file):
         step = record.pop("step", None)
         if not isinstance(step, int):
             continue
-        if step < last:
-            for curve in curves.values():
-                _cut(curve, step + 1)
-        last = step
         for name, value in record.items():
-            if is_number(value) and math.isfinite(value):
-                curve = curves.setdefault(name, [])
-                _cut(curve, step)
-                curve.append((step, value))
-    return {name: curve for name, curve in curves.items() if curve}
-
-
-def _cut(curve: Curve, step: int) -> None:
-    """Take off what is at `step` and beyond."""
-    while curve and curve[-1][0] >= step:
-        curve.pop()
+            if is_number(value) and abs(value) < INFINITE:
+                curves.setdefault(name, []).append((step, value))
+    return curves
 
 
 def is_number(value: Any) -> bool:

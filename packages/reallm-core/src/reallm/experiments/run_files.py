@@ -10,8 +10,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-METRICS, SUMMARY, SAMPLES, DATA, CONFIG = "metrics.jsonl", "summary.json", "samples.jsonl", "data.json", "config.yaml"
-"""Names in a run folder."""
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+SAMPLES = "samples.jsonl"
+DATA = "data.json"
+CONFIG = "config.yaml"
+LOCK = ".lock"
+TRAINING_STATE = "training_state"
+"""In the checkpoint that a run can go on from."""
 
 
 def is_run(folder: Path) -> bool:
@@ -31,7 +37,7 @@ def json_object(path: Path) -> dict[str, Any]:
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file with one JSON object a line; none if there is no such file.
 
-    A line that a killed process left unfinished is passed over, wherever it is: a run that went on has more below it.
+    A line that a killed process did not finish is passed over.
     """
     with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         yield from _objects(file)

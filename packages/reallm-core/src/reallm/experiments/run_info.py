@@ -14,7 +14,17 @@ from typing import Any, Literal
 
 from reallm.errors import ReallmError, nearest
 from reallm.experiments.curves import is_evaluation, is_loss, is_number
-from reallm.experiments.run_files import METRICS, SUMMARY, is_held, is_run, json_object, last_json_lines
+from reallm.experiments.run_files import (
+    CONFIG,
+    LOCK,
+    METRICS,
+    SUMMARY,
+    TRAINING_STATE,
+    is_held,
+    is_run,
+    json_object,
+    last_json_lines,
+)
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -74,6 +84,8 @@ class RunInfo:
     def resume_command(self) -> str | None:
         """What continues the run; None if it is done, still going on, or has saved nothing to continue from."""
         if self.status in ("done", "running") or self.checkpoint is None or self.algorithm is None:
+            return None
+        if not (self.checkpoint / TRAINING_STATE).is_dir():
             return None
         return f"reallm {self.algorithm} {shlex.quote(f'resume={self.path}')}"
 
@@ -152,6 +164,8 @@ def _no_run(path: Path) -> RunError:
         if inner:
             return RunError(f"{path} is not a run, but holds {len(inner)}; write {path / next(iter(inner))}")
         return RunError(f"{path} is not a run: it has neither {SUMMARY} nor {METRICS}")
+    if not path.parent.is_dir():
+        return RunError(f"no run {path}: there is no folder {path.parent}")
     near = nearest(path.name, names := run_folders(path.parent))
     if near:
         return RunError(f"no run {path}; did you mean {names[near]}?")
@@ -168,10 +182,10 @@ def _folders(folder: Path) -> list[Path]:
 def _status(path: Path, summary: Mapping[str, Any]) -> Status:
     written = summary.get("status")
     if written in ("done", "stopped", "failed"):
-        return written  # type: ignore[no-any-return]
+        return written
     if written is None and "interrupted" in summary:  # of a version that wrote it at the end only
         return "stopped" if summary["interrupted"] else "done"
-    held = is_held(path / ".lock")
+    held = is_held(path / LOCK)
     if held is None:
         held = written == "running"
     return "running" if held else "killed"
@@ -213,7 +227,7 @@ def _started(path: Path, written: Any) -> datetime | None:
         return datetime.fromisoformat(written).astimezone().replace(tzinfo=None)
     except (TypeError, ValueError):
         pass
-    first = _changed(path / "config.yaml") or _changed(path / METRICS)  # the former is written once, as a run starts
+    first = _changed(path / CONFIG) or _changed(path / METRICS)  # the former is written once, as a run starts
     return datetime.fromtimestamp(first) if first else None
 
 

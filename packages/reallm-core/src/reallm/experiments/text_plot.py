@@ -117,10 +117,13 @@ def _letters(
     for number, (curve, trace) in enumerate(zip(curves, traces, strict=True)):
         if not curve.letter:
             continue
-        offset = period * (2 * number + 1) // (2 * len(curves))
-        end = max(x for _, x in trace)
-        for x in {*range(offset, end - period // 2, period), max(0, end - number)}:
-            ys = sorted(y for y, place in trace if place == x)
-            if ys:
-                letters.setdefault((ys[len(ys) // 2], x), (curve.letter, f"bold {curve.style}".strip()))
+        by_column: dict[int, list[int]] = {}
+        for y, x in sorted(trace):
+            by_column.setdefault(x, []).append(y)
+        places = {x: (ys[len(ys) // 2], x) for x, ys in by_column.items()}
+        end = max(places)
+        at_end = next((x for x in range(end, -1, -1) if x in places and places[x] not in letters), end)
+        for x in (at_end, *range(period * (2 * number + 1) // (2 * len(curves)), end - period // 2, period)):
+            if x in places:
+                letters.setdefault(places[x], (curve.letter, f"bold {curve.style}".strip()))
     return letters
