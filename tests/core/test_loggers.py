@@ -159,7 +159,7 @@ def test_the_logger_of_the_documentation_works_and_continues(tmp_path: Path) -> 
     exec(example.removeprefix("python\n"), names)
     spec = LoggerSpec(names["CsvLogger"])
     said: list[str] = []
-    part_of_a_run(Loggers({"csv": spec}, tmp_path, CONFIG, said.append), 1, 2, 3)
+    part_of_a_run(Loggers({"csv": spec}, tmp_path, CONFIG, said.append, resume_step=-1), 1, 2, 3)
     part_of_a_run(Loggers({"csv": spec}, tmp_path, CONFIG, said.append, resume_step=2), 3, 4)
     assert said == []
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
@@ -191,7 +191,7 @@ def test_a_continued_log_is_that_of_a_run_that_was_never_killed(tmp_path: Path) 
     assert [path.name for path in killed.iterdir()] == ["metrics.jsonl"]
 
 
-@given(st.lists(st.integers(0, 20), max_size=30).map(sorted), st.integers(0, 20), st.data())
+@given(st.lists(st.integers(0, 20), max_size=30).map(sorted), st.integers(-1, 20), st.data())
 def test_wherever_a_log_was_cut_off_what_stays_is_whole_and_of_steps_up_to_the_one_resumed(
     steps: list[int], step: int, data: st.DataObject
 ) -> None:
@@ -232,6 +232,19 @@ def test_tensorboard_shows_one_curve_of_a_continued_run(tmp_path: Path) -> None:
     assert [point.step for point in shown.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [point.step for point in shown.Scalars("eval/loss")] == [2, 4, 6]
     assert [point.step for point in shown.Tensors("config/text_summary")] == [0, 2]
+
+
+def test_tensorboard_shows_only_the_second_try_of_a_run_that_begins_anew(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from reallm.loggers.tensorboard import TensorBoardLogger
+
+    part_of_a_run(TensorBoardLogger(tmp_path, CONFIG), 1, 2, 3)
+    again = TensorBoardLogger(tmp_path, CONFIG)
+    again.resume(-1)
+    part_of_a_run(again, 1, 2)
+
+    shown = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in shown.Scalars("train/loss")] == [1, 2]
 
 
 def test_a_tensorboard_logger_that_logs_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ class Loggers:
         specs: as `logger_specs` gives them; one whose packages are not installed is left out with a note.
         run_dir: handed to each logger, as is `config`.
         say: prints a line for the user.
-        resume_step: the optimizer step after which a run continues; None for one that begins. Loggers then forget
-            what they were told of later steps.
+        resume_step: the optimizer step after which a run continues, -1 if it does from the beginning; None if the
+            folder is new. Loggers forget what they were told of later steps.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class ResumableLogger(Logger, Protocol):
         """Go on after optimizer step `step`: called once, before the first `log`, if the run is a continued one.
 
         What was logged of later steps is to be forgotten, for a killed run may have got further than the state it
-        saved. What was logged of `step` itself stays.
+        saved. What was logged of `step` itself stays. It is -1 if nothing was saved: the run then begins anew.
         """
 
 

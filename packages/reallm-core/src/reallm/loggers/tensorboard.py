@@ -37,7 +37,7 @@ class TensorBoardLogger:
         # Opened by the first point: until then it is open whether this file supersedes a part of earlier ones.
         after = self._resumed_after
         self._writer = SummaryWriter(str(self._folder), purge_step=None if after is None else after + 1)
-        self._writer.add_text("config", self._config, after or 0)
+        self._writer.add_text("config", self._config, max(after or 0, 0))
         return self._writer
 
 
