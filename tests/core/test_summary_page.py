@@ -86,7 +86,7 @@ def test_the_headline_says_what_came_out(tmp_path):
     assert "Training loss 1.500 from 3.000" in text
     assert "Validation loss 2.250 lowest 2.000 at step 2" in text
     assert "Steps 3 of 500, 0.3 epochs" in text
-    assert "Time 1:01 20.33 s a step" in text
+    assert "Time 1:01 20.3 s a step" in text
     assert "Tokens 300 40 samples" in text
     assert "Parameters 476K" in text
     assert "begun 2026-01-02 03:04" in text

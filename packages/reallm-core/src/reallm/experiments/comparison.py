@@ -13,7 +13,7 @@ import yaml
 
 from reallm.errors import nearest
 from reallm.experiments.curves import Curve, Points, along, is_evaluation, is_loss, read_curves, tokens_trained
-from reallm.experiments.run_files import CONFIG, METRICS
+from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.run_info import RunError, RunInfo
 
 By = Literal["steps", "tokens", "epochs"]
@@ -83,11 +83,12 @@ def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
 
 
 def _read(info: RunInfo, letter: str) -> ComparedRun:
-    curves = read_curves(info.path / METRICS)
+    folder = RunFolder(info.path)
+    curves = read_curves(folder.metrics)
     if not curves:
         why = f": {info.error}" if info.error else ""
         raise RunError(f"the run {info.path} has no metrics to compare; it is {info.status}{why}")
-    return ComparedRun(info, letter, curves, read_settings(info.path / CONFIG))
+    return ComparedRun(info, letter, curves, read_settings(folder.config))
 
 
 def read_settings(file: Path) -> dict[str, Any] | None:

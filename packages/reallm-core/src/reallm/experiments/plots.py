@@ -43,7 +43,7 @@ def save_plot(curves: Mapping[str, Curve], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    losses = {name: curve for name, curve in curves.items() if is_loss(name)}
+    losses = {name: curves[name] for name in sorted(filter(is_loss, curves), key=is_evaluation)}
     for number, (name, curve) in enumerate(losses.items()):
         _draw(axes, name, curve, PALETTE[number % len(PALETTE)], marked=is_evaluation(name))
     _finish(axes, "optimizer step", LOSS)

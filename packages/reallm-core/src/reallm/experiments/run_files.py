@@ -10,19 +10,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+from reallm.experiments.run_folder import RunFolder
+
 SUMMARY = "summary.json"
-SAMPLES = "samples.jsonl"
 DATA = "data.json"
-CONFIG = "config.yaml"
-LOCK = ".lock"
 TRAINING_STATE = "training_state"
 """In the checkpoint that a run can go on from."""
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run has written into `folder`."""
-    return (folder / SUMMARY).is_file() or (folder / METRICS).is_file()
+    return (folder / SUMMARY).is_file() or RunFolder(folder).metrics.is_file()
 
 
 def json_object(path: Path) -> dict[str, Any]:

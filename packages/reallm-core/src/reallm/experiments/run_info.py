@@ -14,17 +14,8 @@ from typing import Any, Literal
 
 from reallm.errors import ReallmError, nearest
 from reallm.experiments.curves import is_evaluation, is_loss, is_number
-from reallm.experiments.run_files import (
-    CONFIG,
-    LOCK,
-    METRICS,
-    SUMMARY,
-    TRAINING_STATE,
-    is_held,
-    is_run,
-    json_object,
-    last_json_lines,
-)
+from reallm.experiments.run_files import SUMMARY, TRAINING_STATE, is_held, is_run, json_object, last_json_lines
+from reallm.experiments.run_folder import RunFolder
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -107,7 +98,7 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
     summary = json_object(path / SUMMARY)
     status = _status(path, summary)
     # The summary of a run that goes on, or was killed, is as old as its last evaluation or save.
-    recent = last_json_lines(path / METRICS) if status in ("running", "killed") else []
+    recent = last_json_lines(RunFolder(path).metrics) if status in ("running", "killed") else []
     return RunInfo(
         path=path,
         name=name or path.resolve().name,
@@ -163,7 +154,7 @@ def _no_run(path: Path) -> RunError:
         inner = run_folders(path)
         if inner:
             return RunError(f"{path} is not a run, but holds {len(inner)}; write {path / next(iter(inner))}")
-        return RunError(f"{path} is not a run: it has neither {SUMMARY} nor {METRICS}")
+        return RunError(f"{path} is not a run: it has neither {SUMMARY} nor {RunFolder(path).metrics.name}")
     if not path.parent.is_dir():
         return RunError(f"no run {path}: there is no folder {path.parent}")
     near = nearest(path.name, names := run_folders(path.parent))
@@ -185,7 +176,7 @@ def _status(path: Path, summary: Mapping[str, Any]) -> Status:
         return written
     if written is None and "interrupted" in summary:  # of a version that wrote it at the end only
         return "stopped" if summary["interrupted"] else "done"
-    held = is_held(path / LOCK)
+    held = is_held(RunFolder(path).lock_file)
     if held is None:
         held = written == "running"
     return "running" if held else "killed"
@@ -227,7 +218,9 @@ def _started(path: Path, written: Any) -> datetime | None:
         return datetime.fromisoformat(written).astimezone().replace(tzinfo=None)
     except (TypeError, ValueError):
         pass
-    first = _changed(path / CONFIG) or _changed(path / METRICS)  # the former is written once, as a run starts
+    first = _changed(RunFolder(path).config) or _changed(
+        RunFolder(path).metrics
+    )  # the former is written once, as a run starts
     return datetime.fromtimestamp(first) if first else None
 
 
@@ -237,7 +230,7 @@ def _seconds(path: Path, written: Any, status: Status) -> float | None:
         return None
     if status not in ("running", "killed"):
         return float(written)
-    until = time.time() if status == "running" else _changed(path / METRICS)
+    until = time.time() if status == "running" else _changed(RunFolder(path).metrics)
     return float(written + max(0.0, until - _changed(path / SUMMARY)))
 
 

@@ -17,9 +17,10 @@ from reallm.data.files import atomic_write
 from reallm.experiments.charts import BarChart, LineChart, bar_chart, line_chart
 from reallm.experiments.curves import Curve, is_evaluation, is_loss, is_number, read_curves, tokens_trained
 from reallm.experiments.figures import number, short
-from reallm.experiments.page_samples import PromptHistory, prompt_histories
+from reallm.experiments.page_samples import prompt_histories
 from reallm.experiments.progress import duration
-from reallm.experiments.run_files import CONFIG, DATA, METRICS, SAMPLES, json_lines, json_object
+from reallm.experiments.run_files import DATA, json_lines, json_object
+from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.run_info import RunInfo, read_run
 
 TITLES = {
@@ -75,7 +76,7 @@ def write_summary_page(folder: Path) -> Path:
         DataError: the page cannot be written.
     """
     html = render(folder, now=datetime.now())
-    path = folder / "summary.html"
+    path = RunFolder(folder).page
     with atomic_write(path) as temporary:
         temporary.write_bytes(html.encode(errors="replace"))  # JSON can hold half a character, which UTF-8 cannot
     return path
@@ -92,7 +93,8 @@ def render(folder: Path, *, now: datetime) -> str:
         RunError: there is no run in the folder.
     """
     run = read_run(folder)
-    curves = read_curves(folder / METRICS)
+    files = RunFolder(folder)
+    curves = read_curves(files.metrics)
     return _template().render(
         run=run,
         written=f"{now:%Y-%m-%d %H:%M:%S}",
@@ -102,8 +104,8 @@ def render(folder: Path, *, now: datetime) -> str:
         losses=loss_charts(curves),
         charts=other_charts(curves),
         lengths=[_lengths(split, about) for split, about in json_object(folder / DATA).items()],
-        prompts=_prompts(folder),
-        config=_text(folder / CONFIG),
+        prompts=prompt_histories(json_lines(files.samples)),
+        config=_text(files.config),
     )
 
 
@@ -133,7 +135,7 @@ def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:
     epochs = [] if run.epochs is None else [f"{run.epochs:.3g} epochs"]
     found.append(Tile("Steps", f"{run.steps:,}", ", ".join(of + epochs)))
     if run.seconds is not None:
-        each = f"{number(run.seconds / run.steps)} s a step" if run.steps else ""
+        each = f"{run.seconds / run.steps:.3g} s a step" if run.steps else ""
         found.append(Tile("Time", duration(run.seconds), each))
     tokens = tokens_trained(curves)
     if tokens:
@@ -144,7 +146,7 @@ def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:
         found.append(Tile("Speed", f"{sum(speeds) / len(speeds):,.0f}", "tokens/s on average"))
     memory = _values(curves, "memory_gib")
     if memory:
-        found.append(Tile("Memory", f"{max(memory):.3g} GiB", "at its highest"))
+        found.append(Tile("Memory", f"{max(memory):.3g}", "GiB at its highest"))
     if run.parameters:
         roles = (
             "" if len(run.parameters) == 1 else ", ".join(f"{short(n)} {role}" for role, n in run.parameters.items())
@@ -173,8 +175,9 @@ def next_steps(run: RunInfo) -> list[Step]:
         )
         steps.append(Step(f"Load it with transformers ({which})", code))
         steps.append(Step("Ask it something", f'reallm generate --model {shlex.quote(model)} "Once upon a time"'))
-    if run.algorithm and (run.path / CONFIG).is_file():
-        again = f"--config {shlex.quote(str(run.path / CONFIG))} name=again"
+    config = RunFolder(run.path).config
+    if run.algorithm and config.is_file():
+        again = f"--config {shlex.quote(str(config))} name=again"
         steps.append(Step("Run it again, with changes", f"reallm {run.algorithm} {again} optimizer.lr=1e-5"))
     return steps
 
@@ -246,10 +249,6 @@ def _is_histogram(edges: Any, counts: Any) -> bool:
     if not isinstance(edges, list) or not isinstance(counts, list):
         return False
     return len(counts) > 0 and len(edges) == len(counts) + 1 and all(map(is_number, [*edges, *counts]))
-
-
-def _prompts(folder: Path) -> list[PromptHistory]:
-    return prompt_histories(json_lines(folder / SAMPLES))
 
 
 def _text(path: Path) -> str:
