@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from reallm.cli.main import run
-from reallm.experiments import run_files
+from reallm.experiments import run_files, run_folder
 from reallm.experiments.run_info import RunError, find_run, list_runs, read_run
 from tests.helpers.run_folders import write_run
 
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_was_removed_is_not_offered(tmp_path):
 def test_a_checkpoint_without_training_state_is_shown_but_cannot_be_continued(tmp_path):
     path = write_run(tmp_path / "a", status="stopped", resumable=True)
     assert read_run(path).resume_command == f"reallm sft resume={path}"
-    (path / "checkpoints" / "step-000003" / run_files.TRAINING_STATE).rmdir()
+    (path / "checkpoints" / "step-000003" / run_folder.TRAINING_STATE).rmdir()
     assert read_run(path).checkpoint == path / "checkpoints" / "step-000003"
     assert read_run(path).resume_command is None
 

@@ -13,7 +13,6 @@ import pytest
 from workspace import packages, pyproject
 
 USED_WITHOUT_IMPORT = {
-    "jinja2": "transformers renders chat templates with it",
     "tensorboard": "torch.utils.tensorboard writes its files",
     "pyarrow": "an extra",
 }

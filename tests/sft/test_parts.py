@@ -15,9 +15,11 @@ from reallm.algorithms.graph import execution_order
 from reallm.algorithms.spec import ModelFunctionCall
 from reallm.errors import PluginError
 from reallm.experiments.batches import BatchPlan
-from reallm.experiments.plots import read_curves, save_plot, smoothed, terminal_plot
+from reallm.experiments.curves import read_curves, smoothed
+from reallm.experiments.plots import save_plot
 from reallm.experiments.progress import TrainingProgress, duration
 from reallm.experiments.run_folder import RunFolder
+from reallm.experiments.text_plot import terminal_plot
 from reallm.loggers.jsonl import JsonlLogger
 
 

@@ -95,7 +95,10 @@ def test_metrics_are_complete_and_count_every_token_once_an_epoch(trainer: Train
 def test_the_same_run_twice_gives_the_same_numbers_and_another_seed_others(trainer: Trainer) -> None:
     def numbers(**changes: Any) -> list[dict[str, float]]:
         result = trainer.run(trainer.config(n_valid=3, epochs=2, **changes))
-        return [{k: v for k, v in record.items() if not k.endswith(("tokens_per_s", "memory_gib"))} for record in records(result)]
+        return [
+            {k: v for k, v in record.items() if not k.endswith(("tokens_per_s", "memory_gib"))}
+            for record in records(result)
+        ]
 
     first = numbers(name="a")
     assert numbers(name="b") == first
@@ -237,7 +240,7 @@ def test_a_failing_jsonl_costs_the_curves_and_not_the_checkpoint(
 def test_a_logger_without_its_package_is_a_note(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "find_spec", lambda name: None)
     result = trainer.run(trainer.config(loggers=["jsonl", "tensorboard"]))
-    assert "logger 'tensorboard' is off: pip install tensorboard" in trainer.output
+    assert "logger 'tensorboard' is off: pip install \"reallm-core[tensorboard]\"" in trainer.output
     assert not (result.run_dir / "tensorboard").exists()
 
 

@@ -21,10 +21,11 @@ from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import PluginError, UnknownNameError
 from reallm.experiments.config import ModelArgs
-from reallm.experiments.plots import read_curves, smoothed, terminal_plot
+from reallm.experiments.curves import read_curves, smoothed
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.runner import RunResult, run
 from reallm.experiments.sft import SFTConfig
+from reallm.experiments.text_plot import terminal_plot
 from reallm.plugins import registry
 
 DATASET = "prompt_answer"

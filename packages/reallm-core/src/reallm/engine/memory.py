@@ -58,14 +58,14 @@ class MemoryEstimate:
             "optimizer": self.optimizer,
             f"activations at {self.n_tokens:,} tokens": self.activations,
         }
-        listed = ", ".join(f"{name} {'unknown' if n is None else gib(n)}" for name, n in parts.items())
-        return f"about {gib(self.total)} GiB ({listed})"
+        listed = ", ".join(f"{name} {'unknown' if n is None else size_text(n)}" for name, n in parts.items())
+        return f"about {size_text(self.total)}: {listed}"
 
 
-def gib(n_bytes: float) -> str:
-    """Bytes as GiB, with as many digits as one reads: `0.04`, `1.3`, `24`."""
-    size = n_bytes / GIB
-    return f"{size:.2f}" if size < 1 else f"{size:.1f}" if size < 10 else f"{size:,.0f}"
+def size_text(n_bytes: float) -> str:
+    """Bytes as people read them: `0.7 MiB`, `42 MiB`, `1.3 GiB`, `24 GiB`."""
+    size, unit = (n_bytes / GIB, "GiB") if n_bytes >= GIB else (n_bytes / 2**20, "MiB")
+    return f"{size:.1f} {unit}" if size < 10 else f"{size:,.0f} {unit}"
 
 
 def estimate(

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,6 +18,7 @@ from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.examples import Examples
 from reallm.experiments.logs import Loggers
 from reallm.experiments.memory_check import explained_shortage
+from reallm.experiments.pages import write_page
 from reallm.experiments.progress import TrainingProgress
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.saved_state import Best, Generators, SavedState, finite
@@ -31,8 +33,8 @@ class Parts:
 
     algorithm: str
     """Its name."""
-    started: str
-    """When the run was begun, in ISO 8601."""
+    began: datetime
+    """When the run was begun; local time."""
     config: TrainingConfig
     data: Data
     models: Mapping[str, LoadedModel]
@@ -145,6 +147,7 @@ class Loop:
         if self._improves(metrics):
             self._save()
         self.write_summary("running")
+        write_page(self._folder, progress.say)
 
     def _valid_batches(self, stop: Event) -> Iterator[NamedArray]:
         valid, size = self._parts.data.valid, self._parts.data.valid_batch_size
@@ -237,7 +240,7 @@ class Loop:
             "status": status,
             "error": error,
             "algorithm": self._parts.algorithm,
-            "started": self._parts.started,
+            "started": self._parts.began.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "steps": self.step,
             "total_steps": self._plan.total_steps,

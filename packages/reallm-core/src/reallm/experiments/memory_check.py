@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reallm.engine.memory import MemoryEstimate, available_memory, estimate, gib
+from reallm.engine.memory import MemoryEstimate, available_memory, estimate, size_text
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.devices import choose_device, choose_dtype
@@ -69,13 +69,13 @@ def _judged(estimates: Sequence[MemoryEstimate], device: torch.device) -> list[s
         return []
     total, kept = sum(one.total for one in estimates), sum(one.kept for one in estimates)
     if total <= available:
-        return [f"        {gib(available)} GiB are free on {device}"]
+        return [f"        {size_text(available)} is free on {device}"]
     remedy = (
         "lower max_tokens_per_microbatch or set model.gradient_checkpointing=full"
         if kept < available
         else "parameters, gradients and optimizer alone do not fit: train a smaller model, or use more memory"
     )
-    text = f"training takes about {gib(total)} GiB, and {gib(available)} GiB are free on {device}"
+    text = f"training takes about {size_text(total)}, and {size_text(available)} is free on {device}"
     if total * TOLERANCE > available:
         raise ConfigError(f"{text}: {remedy}")
     return [f"memory is tight: {text}; if it runs out, {remedy}"]
@@ -110,7 +110,7 @@ def _held(loaded: LoadedModel) -> str:
         state = loaded.role.engine.state(weights=loaded.role.engine.has_masters)
         parts["gradients"] = sum(parameter.numel() * max(4, parameter.itemsize) for parameter in parameters)
         parts["optimizer"] = sum(tensor.nbytes for tensor in (*state.moments.values(), *state.weights.values()))
-    return ", ".join(f"{name} {gib(size)} GiB" for name, size in parts.items())
+    return ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
 
 
 def _checkpointing_hint(models: Mapping[str, LoadedModel]) -> str:

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reallm.data.files import atomic_write
-from reallm.experiments.curves import Curve, Points, is_evaluation, is_loss, read_curves, smoothed, thinned, trend
+from reallm.experiments.curves import Curve, Points, is_evaluation, is_loss, thinned, trend
 from reallm.experiments.figures import short
-from reallm.experiments.text_plot import terminal_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["Panel", "read_curves", "save_panels", "save_plot", "smoothed", "terminal_plot"]
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Of Okabe and Ito: told apart by people who see colours differently."""

@@ -14,6 +14,7 @@ import yaml
 
 from reallm.errors import ConfigError, did_you_mean
 from reallm.experiments.run_folder import RunFolder
+from reallm.experiments.run_info import read_run
 
 AUTO = "auto"
 
@@ -47,7 +48,7 @@ def find(resume: str | None, output_dir: str, name: str | None, settings: Mappin
     runs = [RunFolder(path.parent) for path in parent.glob("*/config.yaml")]
     runs.sort(key=lambda run: run.config.stat().st_mtime, reverse=True)
     for run in runs:
-        if run.status() != "done" and not changes(read_settings(run), settings):
+        if read_run(run.path).status not in ("done", "running") and not changes(read_settings(run), settings):
             return run
     return None
 

@@ -12,15 +12,10 @@ from typing import Any
 
 from reallm.experiments.run_folder import RunFolder
 
-SUMMARY = "summary.json"
-DATA = "data.json"
-TRAINING_STATE = "training_state"
-"""In the checkpoint that a run can go on from."""
-
 
 def is_run(folder: Path) -> bool:
     """Whether a run has written into `folder`."""
-    return (folder / SUMMARY).is_file() or RunFolder(folder).metrics.is_file()
+    return RunFolder(folder).summary.is_file() or RunFolder(folder).metrics.is_file()
 
 
 def json_object(path: Path) -> dict[str, Any]:

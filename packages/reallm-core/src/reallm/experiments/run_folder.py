@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,8 @@ from reallm.data.files import atomic_write
 from reallm.errors import ConfigError
 
 LOCK = ".lock"
+TRAINING_STATE = "training_state"
+"""In the checkpoint that a run can go on from."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,8 @@ class RunFolder:
         """
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
-            except OSError:
-                pass  # a file system without locks: what is said of two processes there cannot be held
+            if not _lock(descriptor):
+                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it")
             yield
         finally:
             os.close(descriptor)
@@ -86,6 +85,16 @@ class RunFolder:
     def config(self) -> Path:
         """All settings, as `--config` reads them."""
         return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """Where the run is, or what came out of it."""
+        return self.path / "summary.json"
+
+    @property
+    def data(self) -> Path:
+        """What the data sets hold."""
+        return self.path / "data.json"
 
     @property
     def samples(self) -> Path:
@@ -132,21 +141,6 @@ class RunFolder:
         matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in found]
         return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
-    def status(self) -> str | None:
-        """What `summary.json` says of the run: running, done, stopped or failed; None where it says nothing."""
-        return self._said("status")
-
-    def started(self) -> str | None:
-        """When the run was begun, as `summary.json` has it."""
-        return self._said("started")
-
-    def _said(self, name: str) -> str | None:
-        try:
-            value = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))[name]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return str(value)
-
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration; `--config` reads it back."""
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
@@ -155,15 +149,11 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write where the run is, or what came out of it."""
-        self._write_json("summary.json", summary)
+        _write_json(self.summary, summary)
 
     def write_data(self, data: Mapping[str, Any]) -> None:
         """Write what the data sets hold."""
-        self._write_json("data.json", data)
-
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        with atomic_write(self.path / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _write_json(self.data, data)
 
     def point(self, link: Path, checkpoint: Path) -> None:
         """Let `link` (`last_checkpoint`, `best_checkpoint`) lead to `checkpoint`; nothing where there are no links."""
@@ -174,6 +164,26 @@ class RunFolder:
             temporary.replace(link)
         except OSError:
             temporary.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
+    """Whether the lock could be had; those who only look whether a run goes on hold it for an instant."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        except OSError:
+            return True  # a file system without locks: that of two processes one waits cannot be held there
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from reallm.errors import ReallmError, nearest
 from reallm.experiments.curves import is_evaluation, is_loss, is_number
-from reallm.experiments.run_files import SUMMARY, TRAINING_STATE, is_held, is_run, json_object, last_json_lines
-from reallm.experiments.run_folder import RunFolder
+from reallm.experiments.run_files import is_held, is_run, json_object, last_json_lines
+from reallm.experiments.run_folder import TRAINING_STATE, RunFolder
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -95,7 +95,7 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
     """
     if not is_run(path):
         raise _no_run(path)
-    summary = json_object(path / SUMMARY)
+    summary = json_object(RunFolder(path).summary)
     status = _status(path, summary)
     # The summary of a run that goes on, or was killed, is as old as its last evaluation or save.
     recent = last_json_lines(RunFolder(path).metrics) if status in ("running", "killed") else []
@@ -154,7 +154,9 @@ def _no_run(path: Path) -> RunError:
         inner = run_folders(path)
         if inner:
             return RunError(f"{path} is not a run, but holds {len(inner)}; write {path / next(iter(inner))}")
-        return RunError(f"{path} is not a run: it has neither {SUMMARY} nor {RunFolder(path).metrics.name}")
+        return RunError(
+            f"{path} is not a run: it has neither {RunFolder(path).summary.name} nor {RunFolder(path).metrics.name}"
+        )
     if not path.parent.is_dir():
         return RunError(f"no run {path}: there is no folder {path.parent}")
     near = nearest(path.name, names := run_folders(path.parent))
@@ -231,7 +233,7 @@ def _seconds(path: Path, written: Any, status: Status) -> float | None:
     if status not in ("running", "killed"):
         return float(written)
     until = time.time() if status == "running" else _changed(RunFolder(path).metrics)
-    return float(written + max(0.0, until - _changed(path / SUMMARY)))
+    return float(written + max(0.0, until - _changed(RunFolder(path).summary)))
 
 
 def _changed(path: Path) -> float:

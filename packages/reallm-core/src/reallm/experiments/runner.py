@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ from reallm.algorithms.graph import execution_order
 from reallm.algorithms.spec import Algorithm, ModelFunctionCall
 from reallm.errors import ReallmError
 from reallm.experiments import resume
-from reallm.experiments.closing import closing_lines, write_pages
+from reallm.experiments.closing import closing_lines
 from reallm.experiments.config_load import describe
 from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.determinism import deterministic_kernels
@@ -24,9 +23,12 @@ from reallm.experiments.interrupt import stop_requests
 from reallm.experiments.logs import Loggers, logger_specs
 from reallm.experiments.loop import Loop, Parts
 from reallm.experiments.memory_check import memory_lines
+from reallm.experiments.pages import write_page, write_plot
 from reallm.experiments.progress import TrainingProgress
 from reallm.experiments.resume_point import ResumePoint, resume_point
+from reallm.experiments.run_files import is_run
 from reallm.experiments.run_folder import RunFolder, plain
+from reallm.experiments.run_info import read_run
 from reallm.experiments.saved_state import load_engine
 from reallm.experiments.saving import Saver
 from reallm.experiments.setup import (
@@ -41,8 +43,6 @@ from reallm.experiments.setup import (
 )
 from reallm.experiments.survey import histogram
 from reallm.experiments.training_config import TrainingConfig
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -85,85 +85,91 @@ def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None
     found = resume.find(config.resume, config.output_dir, config.name, settings)
     folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=kind)
     with folder.locked(), deterministic_kernels(config.deterministic):
-        try:
-            changed = {} if found is None else resume.changes(resume.read_settings(found), settings)
-            if found is not None and found.status() == "done" and not changed:
+        point, began = None, datetime.now()
+        if found is not None:
+            changed = resume.changes(resume.read_settings(found), settings)
+            earlier = read_run(found.path) if is_run(found.path) else None
+            if earlier is not None and earlier.status == "done" and not changed:
                 say(f"{folder.path} is complete; raise epochs or max_steps to train on")
-                return _earlier_result(folder)
-            point = None if found is None else resume_point(folder, changed, auto=config.resume == resume.AUTO, say=say)
-            started = _start(config, algorithm, order, kind, folder, point, say)
+                return RunResult(earlier.path, earlier.checkpoint, earlier.steps, False, earlier.metrics)
+            point = resume_point(folder, changed, auto=config.resume == resume.AUTO, say=say)
+            began = (earlier and earlier.started) or began
+        try:
+            prepared = _prepare(config, algorithm, order, point)
         except BaseException:
             if found is None:
                 folder.remove_if_empty()
             raise
-        return _train(started, settings, console, say)
+        folder.write_config(settings)
+        folder.write_data(_data_page(prepared.data))
+        for line in [*overview(config, prepared.data, prepared.models, folder.path), *prepared.about_memory]:
+            say(line)
+        return _train(_Run(config, kind, settings, order, folder, began, point, prepared, console, say))
 
 
 @dataclass(frozen=True)
-class _Started:
+class _Prepared:
     """Everything loaded and checked; nothing written yet."""
 
-    config: TrainingConfig
-    kind: str
-    order: list[ModelFunctionCall]
-    folder: RunFolder
-    point: ResumePoint | None
     data: Data
     models: Mapping[str, LoadedModel]
-    lines: list[str]
+    about_memory: list[str]
 
 
-def _start(
-    config: TrainingConfig,
-    algorithm: Algorithm,
-    order: list[ModelFunctionCall],
-    kind: str,
-    folder: RunFolder,
-    point: ResumePoint | None,
-    say: Say,
-) -> _Started:
-    state = None if point is None else point.state
+def _prepare(
+    config: TrainingConfig, algorithm: Algorithm, order: list[ModelFunctionCall], point: ResumePoint | None
+) -> _Prepared:
     interfaces = make_interfaces(algorithm, order)
     data = load_data(config, order, interfaces)
-    if state is not None:
-        resume.refuse_other_data(state.data, data.fingerprint)
+    if point is not None and point.state is not None:
+        resume.refuse_other_data(point.state.data, data.fingerprint)
     about_memory = memory_lines(config, trained_roles(order), data.survey.largest)
-    models = load_models(config, interfaces, order, data.plan.total_steps, None if point is None else point.checkpoint)
-    if point is not None and state is not None and point.checkpoint is not None:
+    checkpoint = None if point is None else point.checkpoint
+    models = load_models(config, interfaces, order, data.plan.total_steps, checkpoint)
+    if point is not None and point.state is not None and checkpoint is not None:
         for role, loaded in models.items():
             if loaded.role.engine is not None:
-                load_engine(role, loaded.role.engine, state, point.checkpoint)
-    lines = [*overview(config, data, models, folder.path), *about_memory]
-    return _Started(config, kind, order, folder, point, data, models, lines)
+                load_engine(role, loaded.role.engine, point.state, checkpoint)
+    return _Prepared(data, models, about_memory)
 
 
-def _train(started: _Started, settings: Mapping[str, Any], console: Console, say: Say) -> RunResult:
-    config, folder, data, models = started.config, started.folder, started.data, started.models
-    state = None if started.point is None else started.point.state
-    folder.write_config(settings)
-    folder.write_data(_data_page(data))
-    for line in started.lines:
-        say(line)
+@dataclass(frozen=True)
+class _Run:
+    config: TrainingConfig
+    kind: str
+    settings: Mapping[str, Any]
+    order: list[ModelFunctionCall]
+    folder: RunFolder
+    began: datetime
+    point: ResumePoint | None
+    prepared: _Prepared
+    console: Console
+    say: Callable[[str], None]
 
-    progress = TrainingProgress(console, data.plan.total_steps)
-    logged_until = None if started.point is None else started.point.logged_until
+
+def _train(run: _Run) -> RunResult:
+    config, folder, say = run.config, run.folder, run.say
+    data, models = run.prepared.data, run.prepared.models
+    state = None if run.point is None else run.point.state
+    logged_until = None if run.point is None else run.point.logged_until
     if logged_until is not None:
         forget_after(folder.samples, logged_until)
-    loggers = Loggers(logger_specs(config.loggers), folder.path, settings, say, resume_step=logged_until)
-    newest = None if started.point is None else started.point.checkpoint
+    progress = TrainingProgress(run.console, data.plan.total_steps)
+    loggers = Loggers(logger_specs(config.loggers), folder.path, run.settings, say, resume_step=logged_until)
+    newest = None if run.point is None else run.point.checkpoint
     loop = Loop(
         Parts(
-            algorithm=started.kind,
-            started=folder.started() or datetime.now().isoformat(timespec="seconds"),
+            algorithm=run.kind,
+            began=run.began,
             config=config,
             data=data,
             models=models,
-            dataflow=Dataflow(started.order, {name: loaded.role for name, loaded in models.items()}),
+            dataflow=Dataflow(run.order, {name: loaded.role for name, loaded in models.items()}),
             folder=folder,
             loggers=loggers,
             progress=progress,
             saver=Saver(folder, keep_last=config.keep_last, in_background=config.async_save, newest=newest),
-            examples=_examples(started),
+            examples=_examples(run),
         ),
         state,
     )
@@ -176,30 +182,30 @@ def _train(started: _Started, settings: Mapping[str, Any], console: Console, say
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
+        write_page(folder, say)
         if isinstance(error, ReallmError) and loop.newest is not None:
-            say(f"saved after step {loop.saved_step}; to go on: reallm {started.kind} resume={folder.path}")
+            say(f"saved after step {loop.saved_step}; to go on: reallm {run.kind} resume={folder.path}")
         raise
     finally:
         loggers.close()
-
     loop.write_summary("done" if loop.is_done else "stopped")
-    write_pages(folder, say)
-    result = RunResult(folder.path, loop.newest, loop.step, not loop.is_done, loop.metrics)
-    for line in closing_lines(result.checkpoint, loop, folder, started.kind):
+    write_page(folder, say)
+    write_plot(folder, say)
+    for line in closing_lines(loop, folder, run.kind):
         say(line)
-    return result
+    return RunResult(folder.path, loop.newest, loop.step, not loop.is_done, loop.metrics)
 
 
-def _examples(started: _Started) -> Examples | None:
+def _examples(run: _Run) -> Examples | None:
     """What is generated at evaluations, by the model that is trained first."""
-    config, data = started.config, started.data
-    trained = started.models[trained_roles(started.order)[0]].role
-    if data.valid is None or trained.model.config.is_critic:
+    valid, trained = run.prepared.data.valid, run.prepared.models[trained_roles(run.order)[0]].role
+    if valid is None or trained.model.config.is_critic:
         return None
-    chosen = choose(data.valid, trained.interface, config.eval_generations)
+    chosen = choose(valid, trained.interface, run.config.eval_generations)
     if not chosen:
         return None
-    return Examples(trained.model, data.tokenizer, chosen, started.folder.samples, config.eval_max_new_tokens)
+    tokenizer, longest = run.prepared.data.tokenizer, run.config.eval_max_new_tokens
+    return Examples(trained.model, tokenizer, chosen, run.folder.samples, longest)
 
 
 def _data_page(data: Data) -> dict[str, Any]:
@@ -215,15 +221,6 @@ def _data_page(data: Data) -> dict[str, Any]:
     if data.valid is not None:
         page["valid"] = {"report": described(data.valid), "n_samples": len(data.valid)}
     return page
-
-
-def _earlier_result(folder: RunFolder) -> RunResult:
-    summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
-    checkpoint = summary["checkpoint"]
-    metrics = {name: float("nan") if value is None else value for name, value in summary["metrics"].items()}
-    return RunResult(
-        folder.path, None if checkpoint is None else folder.path / checkpoint, summary["steps"], False, metrics
-    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from reallm.engine.train import EngineState
 from reallm.errors import CheckpointError, did_you_mean
+from reallm.experiments.run_folder import TRAINING_STATE
 from reallm.hf.checkpoint import open_checkpoint
 from reallm.hf.writing import write_tensors
 
-FOLDER = "training_state"
 FORMAT = 1
 """Of the files; raised when an older reader would misread them."""
 
@@ -97,7 +97,7 @@ class SavedState:
 
 def write_state(folder: Path, state: SavedState) -> None:
     """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is."""
-    top = folder / FOLDER
+    top = folder / TRAINING_STATE
     top.mkdir()
     for role, engine in state.engines.items():
         tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
@@ -124,7 +124,7 @@ def write_state(folder: Path, state: SavedState) -> None:
 
 def has_state(checkpoint: Path) -> bool:
     """Whether training can go on from a checkpoint."""
-    return (checkpoint / FOLDER / "state.json").is_file()
+    return (checkpoint / TRAINING_STATE / "state.json").is_file()
 
 
 def read_state(checkpoint: Path) -> tuple[SavedState, dict[str, str]]:
@@ -133,14 +133,14 @@ def read_state(checkpoint: Path) -> tuple[SavedState, dict[str, str]]:
     Raises:
         CheckpointError: it is damaged, or written by a later reallm; names the file.
     """
-    path = checkpoint / FOLDER / "state.json"
+    path = checkpoint / TRAINING_STATE / "state.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise CheckpointError(f"{path} was written by a later reallm-core; pip install --upgrade reallm-core")
         engines = {}
         for role, numbers in content["engines"].items():
-            tensors = _read_tensors(checkpoint / FOLDER / role)
+            tensors = _read_tensors(checkpoint / TRAINING_STATE / role)
             moments, weights = (
                 {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
                 for kind in ("moments/", "weights/")
@@ -175,7 +175,7 @@ def load_engine(role: str, engine: Any, state: SavedState, source: Path) -> None
     except (KeyError, RuntimeError) as error:
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
         raise CheckpointError(
-            f"{source / FOLDER}: the saved state does not fit the role '{role}' ({error}){hint}; "
+            f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
             "is the run that of another model or algorithm?"
         ) from error
 

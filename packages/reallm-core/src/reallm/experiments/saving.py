@@ -16,8 +16,8 @@ from pathlib import Path
 
 from reallm.data.files import atomic_folder, remove_folder, sweep
 from reallm.errors import DataError
-from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.saved_state import FOLDER, SavedState, has_state, write_state
+from reallm.experiments.run_folder import TRAINING_STATE, RunFolder
+from reallm.experiments.saved_state import SavedState, has_state, write_state
 from reallm.hf.writing import Export
 
 
@@ -123,7 +123,7 @@ class Saver:
             with suppress(DataError):  # what cannot be removed now is removed after the next save
                 if path in kept or path == best:
                     if has_state(path):
-                        remove_folder(path / FOLDER)
+                        remove_folder(path / TRAINING_STATE)
                 else:
                     remove_folder(path)
 

@@ -148,9 +148,11 @@ def overview(config: TrainingConfig, data: Data, models: Mapping[str, LoadedMode
         f"plan: {counted(plan.total_steps, 'step')} of {counted(min(plan.batch_size, plan.n_rows), 'sample')}, "
         f"{plan.steps_per_epoch:,} an epoch; lr {optimizer.lr:g} {optimizer.schedule}"
     )
+    n_parts = seen.micro_batches_per_step
     lines.append(
-        f"step: {about}{seen.tokens_per_step:,.0f} tokens on average, in {about}{seen.micro_batches_per_step:.3g} "
-        f"micro-batches of at most {max(config.max_tokens_per_microbatch, sum(seen.largest)):,}"
+        f"step: {about}{seen.tokens_per_step:,.0f} tokens on average, in "
+        f"{'one micro-batch' if n_parts == 1 else f'{about}{n_parts:.3g} micro-batches'} of at most "
+        f"{max(config.max_tokens_per_microbatch, sum(seen.largest)):,}"
     )
     lines.append(f"run folder: {folder}")
     return lines

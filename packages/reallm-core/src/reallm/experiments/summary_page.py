@@ -19,7 +19,7 @@ from reallm.experiments.curves import Curve, is_evaluation, is_loss, is_number, 
 from reallm.experiments.figures import number, short
 from reallm.experiments.page_samples import prompt_histories
 from reallm.experiments.progress import duration
-from reallm.experiments.run_files import DATA, json_lines, json_object
+from reallm.experiments.run_files import json_lines, json_object
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.run_info import RunInfo, read_run
 
@@ -103,7 +103,7 @@ def render(folder: Path, *, now: datetime) -> str:
         next_steps=next_steps(run),
         losses=loss_charts(curves),
         charts=other_charts(curves),
-        lengths=[_lengths(split, about) for split, about in json_object(folder / DATA).items()],
+        lengths=[_lengths(split, about) for split, about in json_object(RunFolder(folder).data).items()],
         prompts=prompt_histories(json_lines(files.samples)),
         config=_text(files.config),
     )
