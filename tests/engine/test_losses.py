@@ -67,6 +67,38 @@ def test_correct_says_where_the_target_is_most_likely():
     assert result.correct.tolist() == [True, False, True]
 
 
+def test_a_target_as_likely_as_another_counts_as_correct():
+    weight = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    result = losses.head_cross_entropy(torch.tensor([[2.0, 0.0]] * 3), weight, torch.tensor([0, 1, 2]))
+    assert result.correct.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_logits_of_any_size_give_exact_likelihoods(scale):
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(9, 4) * scale, torch.randn(50, 4, requires_grad=True), torch.arange(9)
+    result = losses.head_cross_entropy(hidden, weight, targets)
+    exact = plain(hidden.double(), weight.double(), targets, 1.0, None)
+    torch.testing.assert_close(result.nll.double(), exact, rtol=2e-6, atol=1e-6)
+    result.loss_sum.backward()
+    assert weight.grad.isfinite().all()
+
+
+def test_no_position_carries_loss():
+    hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    result = losses.head_cross_entropy(hidden, weight, torch.empty(0, dtype=torch.int64))
+    result.loss_sum.backward()
+    assert result.loss_sum == 0
+    assert result.nll.numel() == 0
+    assert torch.equal(weight.grad, torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize(("n_tokens", "size"), [(1, 1), (5, 5), (6, 3), (7, 4), (11, 4), (0, 1)])
+def test_chunks_are_about_equal(monkeypatch, n_tokens, size):
+    monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)  # five tokens at most
+    assert losses._chunk_size(n_tokens, 11, torch.device("cpu")) == size
+
+
 def test_a_sequence_is_never_trained_to_predict_the_first_token_of_the_next():
     tokens = torch.tensor([10, 11, 12, 13, 20, 21, 22])
     mask = torch.tensor([False, False, True, True, True, True, True])  # the mask covers b's first token, 20

@@ -5,16 +5,15 @@ Shapes: T packed tokens, E hidden, F intermediate, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.model.config import ReaLModelConfig
+from reallm.model.ops import Activation, gated, rms_norm
 from reallm.model.shard import Shard, Shards
 
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[str, Activation] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -52,7 +51,7 @@ class RMSNorm(nn.Module):
         self.shards: Shards = {"weight": shard}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -87,7 +86,7 @@ class GatedMLP(nn.Module):
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(gated(self.gate(x), self.up(x), self.activation))
 
 
 class PlainMLP(nn.Module):

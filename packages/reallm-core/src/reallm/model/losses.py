@@ -63,6 +63,13 @@ def head_cross_entropy(
     return CrossEntropy(loss_sum, nll, correct)
 
 
+def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
+    """Tokens that go through the head at once: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
+    most = max(1, LOGIT_CHUNK_BYTES.get(device.type, 64 << 20) // (4 * n_vocab))
+    n_chunks = max(1, -(-n_tokens // most))
+    return max(1, -(-n_tokens // n_chunks))
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -76,25 +83,31 @@ class _HeadCrossEntropy(torch.autograd.Function):
         nll = torch.empty(n_tokens, dtype=exact, device=hidden.device)
         correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
 
-        chunk = max(1, LOGIT_CHUNK_BYTES.get(hidden.device.type, 64 << 20) // (4 * n_vocab))
+        chunk = _chunk_size(n_tokens, n_vocab, hidden.device)
+        space = torch.empty(chunk, n_vocab, dtype=exact, device=hidden.device)  # fresh memory for each chunk costs time
         for start in range(0, n_tokens, chunk):
             rows = slice(start, start + chunk)
             part, wanted = hidden[rows], targets[rows, None]
-            logits = (part @ weight.t()).to(exact)
+            logits = space[: len(part)]
+            if part.dtype == exact:
+                torch.mm(part, weight.t(), out=logits)
+            else:
+                logits.copy_(part @ weight.t())
             if multiplier != 1.0:
                 logits.mul_(multiplier)
             if softcap is not None:
                 logits.div_(softcap).tanh_().mul_(softcap)
             slope = 1 - (logits / softcap) ** 2 if softcap is not None and (need_hidden or need_weight) else None
-            logp = torch.log_softmax(logits, dim=-1)
-            of_target = logp.gather(1, wanted)
-            nll[rows] = -of_target[:, 0]
-            correct[rows] = (of_target >= logp.amax(dim=-1, keepdim=True))[:, 0]
+            highest, of_target = logits.amax(dim=-1, keepdim=True), logits.gather(1, wanted)
+            exponentials = logits.sub_(highest).exp_()
+            total = exponentials.sum(dim=-1, keepdim=True)
+            nll[rows] = (highest - of_target + total.log())[:, 0]
+            correct[rows] = (of_target >= highest)[:, 0]
             if not (need_hidden or need_weight):
                 continue
             # d nll / d logits = softmax - one_hot(target)
-            grad_logits = logp.exp_()
-            grad_logits.scatter_add_(1, wanted, torch.full_like(of_target, -1.0))
+            grad_logits = exponentials.div_(total)
+            grad_logits[torch.arange(len(part), device=hidden.device), wanted[:, 0]] -= 1.0
             if slope is not None:
                 grad_logits.mul_(slope)
             if multiplier != 1.0:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.model.ops import rotate
 from reallm.model.sequences import Sequences
 
 
@@ -26,8 +27,7 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate `x` [T, H, D]; dims `d` and `d + D/2` form a pair."""
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return rotate(x, self.cos, self.sin)
 
 
 def rotation(config: ReaLModelConfig, seqs: Sequences, dtype: torch.dtype) -> Rotation:

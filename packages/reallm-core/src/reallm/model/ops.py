@@ -1,0 +1,112 @@
+"""Formulas with a derivative written out, where autograd would make more passes over memory and keep more of it.
+
+Each equals its plain formula up to rounding, and is differentiable once. `torch.compile` fuses plain formulas by itself
+and is given those.
+
+Shapes: T packed tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dim, computed in at least float32 (Zhang and Sennrich, 2019).
+
+    On CUDA torch has a kernel for it; on CPU it is nine operations, whose backward pass takes three times as long.
+    """
+    on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if not on_cpu or torch.compiler.is_compiling():
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return cast(Tensor, _RMSNorm.apply(x, weight, eps)) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normed `x`, and the factor that normed it: one for each vector."""
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    scale = mean_square.add_(eps).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed, scale = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        scaled = grad * scale
+        product = scaled * x
+        # d x = scale * (grad * weight) - x * scale^3 * mean(x * grad * weight)
+        pull = (product @ weight).unsqueeze(-1).mul_(scale.square()).div_(-x.shape[-1])
+        return scaled.mul_(weight).addcmul_(x, pull), product.flatten(0, -2).sum(0), None
+
+
+def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """`activation(gate) * up`, keeping only `gate` and `up` for the backward pass."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return activation(gate) * up
+    return cast(Tensor, _Gated.apply(gate, up, activation))
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activation(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated = ctx.activation(gate)
+        (grad_gate,) = torch.autograd.grad(activated, gate, grad * up)
+        return grad_gate, activated.detach().mul_(grad), None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair of dims `d` and `d + D/2` of `x` [T, H, D] by the angle of `cos` and `sin` [T, 1, D]."""
+    if torch.compiler.is_compiling():
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return cast(Tensor, _Rotate.apply(x, cos, sin)) if torch.is_grad_enabled() else _rotated(x, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """The same, or with `back` by the negative angle."""
+    half = x.shape[-1] // 2
+    rotated = x * cos
+    first, second = rotated[..., :half], rotated[..., half:]
+    # not one fused multiply-add: products are rounded as they are in transformers, bit for bit
+    (first.add_ if back else first.sub_)(x[..., half:] * sin[..., :half])
+    (second.sub_ if back else second.add_)(x[..., :half] * sin[..., half:])
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, back=True), None, None
