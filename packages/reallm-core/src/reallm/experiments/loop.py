@@ -18,7 +18,7 @@ from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.examples import Examples
 from reallm.experiments.logs import Loggers
 from reallm.experiments.memory_check import explained_shortage
-from reallm.experiments.pages import write_page
+from reallm.experiments.pages import or_say, write_page
 from reallm.experiments.progress import TrainingProgress
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.saved_state import Best, Generators, SavedState, finite
@@ -59,7 +59,7 @@ class Loop:
         self._config, self._plan, self._folder = parts.config, parts.data.plan, parts.folder
         self.step = 0
         """Optimizer steps done."""
-        self.saved_step = 0
+        self._saved_step = 0
         """The step of the newest save, begun or done."""
         self.metrics: dict[str, float] = {}
         self.best: Best | None = None
@@ -67,7 +67,7 @@ class Loop:
         self._began, self._seconds_before = time.monotonic(), 0.0
         self._last_save = time.monotonic()
         if resumed is not None:
-            self.step = self.saved_step = resumed.step
+            self.step = self._saved_step = resumed.step
             self.metrics, self.best = dict(resumed.metrics), resumed.best
             self._evaluated_step = resumed.evaluated_step
             self._seconds_before = resumed.seconds
@@ -138,7 +138,8 @@ class Loop:
             with explained_shortage("evaluation", self._parts.models, self._config):
                 metrics = self._parts.dataflow.evaluate(self._valid_batches(stop))
             if self._parts.examples is not None and not stop.is_set():
-                self._parts.examples.write(self.step)
+                with or_say(progress.say, "no samples"):
+                    self._parts.examples.write(self.step)
         if stop.is_set():
             return
         self._evaluated_step = self.step
@@ -186,14 +187,14 @@ class Loop:
 
     def _save(self) -> None:
         """Begin to save what the last step has left, if that is not saved yet."""
-        if self.step == self.saved_step:
+        if self.step == self._saved_step:
             return
         trained = {name: loaded for name, loaded in self._parts.models.items() if loaded.role.engine is not None}
         with self._parts.progress.doing("saving"):
             self._finish_save()
             exports = {name: loaded.role.model.export(dtype=loaded.stored_dtype) for name, loaded in trained.items()}
             self._parts.saver.save(exports, self._state(trained))
-        self.saved_step, self._last_save = self.step, time.monotonic()
+        self._saved_step, self._last_save = self.step, time.monotonic()
         self.write_summary("running")
 
     def _finish_save(self) -> None:
@@ -201,11 +202,10 @@ class Loop:
         try:
             self._parts.saver.finish()
         except DataError as error:
-            newest = self._parts.saver.newest
-            self._parts.progress.say(
-                f"saving failed: {error}. Training goes on; "
-                + (f"{newest} is still there" if newest else "nothing is saved yet")
-            )
+            there = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
+            self._parts.progress.say(f"saving failed: {error}. Training goes on; {there}")
+            if self.best is not None and not (self._folder.path / self.best.checkpoint).is_dir():
+                self.best = None
 
     def _state(self, trained: Mapping[str, LoadedModel]) -> SavedState:
         engines = {}
@@ -232,7 +232,8 @@ class Loop:
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write where the run is into `summary.json`: `running`, `done`, `stopped` or `failed`."""
-        self._folder.write_summary(self._summary(status, error))
+        with or_say(self._parts.progress.say, "no summary"):
+            self._folder.write_summary(self._summary(status, error))
 
     def _summary(self, status: str, error: str | None) -> dict[str, Any]:
         data, newest = self._parts.data, self._parts.saver.newest

@@ -14,7 +14,7 @@ from reallm.experiments.summary_page import write_summary_page
 
 def write_plot(folder: RunFolder, say: Callable[[str], None]) -> None:
     """Draw the loss curves, if there are any; where that fails, say why."""
-    with _or_say(say, "no plot of the losses"):
+    with or_say(say, "no plot of the losses"):
         curves = read_curves(folder.metrics)
         if any(name.endswith("/loss") for name in curves):
             save_plot(curves, folder.plot)
@@ -24,13 +24,13 @@ def write_plot(folder: RunFolder, say: Callable[[str], None]) -> None:
 
 def write_page(folder: RunFolder, say: Callable[[str], None]) -> None:
     """Write the summary page; where that fails, say why."""
-    with _or_say(say, "no summary page"):
+    with or_say(say, "no summary page"):
         write_summary_page(folder.path)
 
 
 @contextmanager
-def _or_say(say: Callable[[str], None], what: str) -> Iterator[None]:
-    """A full disk must neither end a run nor hide where its checkpoint is."""
+def or_say(say: Callable[[str], None], what: str) -> Iterator[None]:
+    """Say why `what` is not there: a full disk must neither end a run nor hide where its checkpoint is."""
     try:
         yield
     except (OSError, ValueError, DataError) as error:

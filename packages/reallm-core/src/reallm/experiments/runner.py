@@ -184,7 +184,7 @@ def _train(run: _Run) -> RunResult:
         loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
         write_page(folder, say)
         if isinstance(error, ReallmError) and loop.newest is not None:
-            say(f"saved after step {loop.saved_step}; to go on: reallm {run.kind} resume={folder.path}")
+            say(f"the last save is {loop.newest}; to go on: reallm {run.kind} resume={folder.path}")
         raise
     finally:
         loggers.close()

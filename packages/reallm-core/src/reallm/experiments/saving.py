@@ -50,19 +50,17 @@ class Saver:
         sweep(folder.checkpoints)
 
     def save(self, exports: Mapping[str, Export], state: SavedState) -> None:
-        """Begin to save, after an earlier save is done. An error is raised here or by `finish`.
+        """Begin to save, or save where that is not done in the background. `finish` must have ended the save before.
 
         Args:
             exports: by role; a single one makes the checkpoint itself, several make folders in it.
             state: what a resumed run needs.
         """
-        self.finish()
-        job = _Job(self._folder.checkpoint(state.step))
+        assert self._job is None, "an earlier save has not been finished"
+        self._job = job = _Job(self._folder.checkpoint(state.step))
         if not self._in_background:
             self._write(job, exports, state)
-            self._conclude(job)
             return
-        self._job = job
         # not a daemon: a process that ends in good order ends with a whole checkpoint
         self._thread = threading.Thread(target=self._write, args=(job, exports, state), name="saving")
         self._thread.start()
@@ -74,11 +72,11 @@ class Saver:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the save in the background has ended with an error, which `finish` raises."""
+        """Whether the save has ended with an error, which `finish` raises."""
         return self._job is not None and self._job.error is not None
 
     def finish(self) -> None:
-        """Wait for the save in the background.
+        """Wait for the end of the save, if there is one.
 
         Raises:
             DataError: the checkpoint could not be written; what was saved before is still there.
@@ -86,10 +84,8 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
         job, self._job, self._thread = self._job, None, None
-        if job is not None:
-            self._conclude(job)
-
-    def _conclude(self, job: _Job) -> None:
+        if job is None:
+            return
         if job.error is not None:
             raise job.error
         self.newest = job.path
