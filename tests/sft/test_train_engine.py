@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 from reallm.algorithms.sft import SFTInterface
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
+from reallm.engine.objective import LossOutput
 from reallm.engine.optimizer_config import OptimizerConfig, lr_at
 from reallm.engine.train import TrainEngine
-from reallm.errors import ConfigError, DataError, ReallmError
+from reallm.errors import ConfigError, DataError, NonFiniteError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 
@@ -185,14 +188,71 @@ def test_float16_is_refused() -> None:
         engine_for(tiny_model(torch.float16))
 
 
-def test_gradients_that_are_not_finite_leave_the_parameters_alone() -> None:
+class Poisoned(SFTInterface):
+    """The loss of samples with an even token at their start is not finite, or only its gradient."""
+
+    def __init__(self, factor: float, *, only_gradient: bool = False) -> None:
+        self.factor, self.only_gradient = factor, only_gradient
+
+    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
+        output = super().loss(model, batch)
+        if int(batch["input_ids"][0]) % 2:
+            return output
+        loss = output.loss_sum * (1.0 if self.only_gradient else self.factor)
+        if self.only_gradient and loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * self.factor)
+        return LossOutput(loss, output.stats)
+
+
+EVEN = {f"row-{row}" for row in range(6) if int(sample(row, 2, 0).input_ids[0]) % 2 == 0}
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_anything_changes_and_names_the_samples(factor: float) -> None:
     model = tiny_model()
-    model.head_weight.data[0, 0] = float("inf")
-    before = copy.deepcopy(model.state_dict())
-    engine = engine_for(model)
-    with pytest.raises(ReallmError, match=r"step 1: the loss is not finite.*lower optimizer\.lr"):
-        engine.train_batch(UNEVEN, SFTInterface())
+    engine = engine_for(model, max_tokens=20)
+    engine.train_batch(UNEVEN, SFTInterface())
+    before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(engine.state())
+    assert 0 < len(EVEN) < 6
+    with pytest.raises(NonFiniteError, match=r"step 2: the loss of .* is not finite \((nan|inf)\)") as e:
+        engine.train_batch(UNEVEN, Poisoned(factor))
+    carries_loss = {"row-0", "row-1", "row-2", "row-4", "row-5"}
+    named = set(re.findall(r"'(row-\d)'", str(e.value)))
+    assert named == EVEN & carries_loss
+    assert "lower optimizer.lr" in str(e.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert engine.step == 1
+    for name, value in engine.state().moments.items():
+        assert torch.equal(value, state.moments[name])
+    # nothing of the bad step is left: the next one is what it would have been
+    clean = tiny_model()
+    other = engine_for(clean, max_tokens=20)
+    other.train_batch(UNEVEN, SFTInterface())
+    assert engine.train_batch(UNEVEN, SFTInterface()) == other.train_batch(UNEVEN, SFTInterface())
+
+
+def test_gradients_that_are_not_finite_name_the_samples_of_the_step() -> None:
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NonFiniteError, match=r"the gradients are not finite \(norm nan\); samples of the step: 'row-"):
+        engine_for(model).train_batch(UNEVEN, Poisoned(math.nan, only_gradient=True))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("only_gradient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(dtype: torch.dtype, only_gradient: bool) -> None:
+    model = tiny_model(dtype)
+    engine = engine_for(model, config=dataclasses.replace(FLAT, on_nonfinite="skip"))
+    assert engine.train_batch(UNEVEN, SFTInterface())["skipped_steps"] == 0
+    before = copy.deepcopy(model.state_dict())
+    metrics = engine.train_batch(UNEVEN, Poisoned(math.nan, only_gradient=only_gradient))
+    assert metrics["skipped_steps"] == 1
+    assert not math.isfinite(metrics["grad_norm"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert engine.train_batch(UNEVEN, SFTInterface())["skipped_steps"] == 1
+    assert engine.step == 3
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
 def test_a_token_outside_the_vocabulary_is_named() -> None:
@@ -260,6 +320,7 @@ def test_the_learning_rate_stays_above_its_floor_and_the_ratio_sets_the_warm_up(
         ("warmup_ratio", 1.5, r"optimizer\.warmup_ratio=1\.5 must be between 0 and 1"),
         ("warmup_steps", -1, r"optimizer\.warmup_steps=-1 must be at least 0"),
         ("max_grad_norm", -1.0, r"optimizer\.max_grad_norm=-1\.0 must be at least 0"),
+        ("on_nonfinite", "skp", r"optimizer\.on_nonfinite='skp' is not one of stop, skip; did you mean 'skip'"),
     ],
 )
 def test_a_wrong_value_is_named(field: str, value: Any, message: str) -> None:

@@ -174,8 +174,10 @@ class TrainEngine:
         else:
             with torch.no_grad(), self._evaluating():
                 culprits = [name for part, _ in parts for name in self._bad_samples(part, objective)]
-            what = f"the loss is not finite ({totals.loss_sum}); " + (
-                f"that of {_some(culprits)} alone is not" if culprits else f"samples of the step: {_some(names)}"
+            what = (
+                f"the loss of {_some(culprits)} is not finite ({totals.loss_sum})"
+                if culprits
+                else f"the loss is not finite ({totals.loss_sum}); samples of the step: {_some(names)}"
             )
         return NonFiniteError(
             f"step {self.step + 1}: {what}. The parameters are as before the step: look at these samples, lower "

@@ -87,7 +87,9 @@ class TrainingProgress:
 
 def _numbers(metrics: Mapping[str, float]) -> list[str]:
     formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "tokens_per_s": "{:,.0f} tokens/s"}
-    return [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
+    numbers = [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
+    skipped = metrics.get("skipped_steps", 0)
+    return [*numbers, f"skipped {skipped:.0f}"] if skipped else numbers
 
 
 def duration(seconds: float) -> str:
