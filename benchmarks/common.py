@@ -51,7 +51,7 @@ class Ratio:
     def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
         """Of two series, round by round."""
         each = sorted(a / b for a, b in zip(above, below, strict=True))
-        low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else (each[0],) * 3
+        low, _, high = statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else (each[0],) * 3
         return cls(statistics.median(each), low, high)
 
     def __str__(self) -> str:

@@ -1,220 +1,207 @@
-"""Training speed: one optimizer step of reallm against transformers, on the same sequences, weights and optimizer.
+"""Training speed and memory: optimizer steps of reallm against transformers and TRL, on the same data and weights.
 
-The work: 16 sequences of lognormal lengths (about 2,000 tokens), 40 % of the tokens carry loss, a Llama of 40M
-parameters, float32, AdamW. The peers are transformers with
+The main work: 16 sequences of lognormal lengths (about 2,300 tokens, the longest about 730), 40 % of the tokens carry
+loss, a Llama of 40M parameters, float32, AdamW, clipping. Without `--quick` there are also other lengths, and
+SmolLM2-135M; `workloads.py` has them all. The peers:
 
-- `padded`: all sequences padded to the longest, as its Trainer does;
-- `sorted`: sorted by length and padded in four groups;
-- `packed`: one row with `position_ids` that start anew for each sequence.
+- `transformers_padded`: all sequences padded to the longest, as its Trainer does;
+- `transformers_sorted`: sorted by length and padded in four groups;
+- `transformers_packed`: one row with `position_ids` that start anew for each sequence;
+- `trl_default`: TRL's SFTTrainer as it comes (padding, gradient checkpointing);
+- `trl_padding_free`: with `padding_free=True`, as its documentation recommends;
+- `trl_padding_free_no_checkpointing`: the fastest that it can be set to; only without `--quick`, and of the 40M model.
 
-Each round runs every side once; figures are ratios of tokens a second within a round. Before any speed is printed, the
-losses of the first steps are compared.
+Each side is a process of its own, and they make their steps in turns; figures are ratios within a round. Before any
+speed is printed, the loss curves of all sides are compared. Memory is the most that a process held during its first
+two steps, above what it held before the model was built.
 
     python benchmarks/sft.py --quick --json figures.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
 
-from common import Ratio, interleave, machine, parser, write_json
-from reallm import NamedArray, OptimizerConfig, ReaLModel
-from reallm.algorithms.sft import SFTInterface
-from reallm.data.batching import gather
-from reallm.engine.train import TrainEngine
+from common import Ratio, machine, parser, write_json
+from rounds import Pace, Steps, take_turns, timed
+from sides import operations
+from workers import Step, Worker
+from workloads import ALL, MAIN, TINY, Job, Work, model_folder, samples, why_not
 
-LEARNING_RATE = 1e-4
-IGNORED = -100
+SIDES = {
+    "reallm": "sides:reallm",
+    "gemm": "sides:gemm",
+    "transformers_packed": "sides:transformers_packed",
+    "transformers_sorted": "sides:transformers_sorted",
+    "transformers_padded": "sides:transformers_padded",
+    "trl_padding_free": "trl_side:trl_padding_free",
+    "trl_padding_free_no_checkpointing": "trl_side:trl_padding_free_no_checkpointing",
+    "trl_default": "trl_side:trl_default",
+}
+EXTRA = ("trl_padding_free_no_checkpointing",)
+"""Sides that are left out with `--quick`, and with SmolLM2, whose sides are large."""
 
+SPEED_BARS = {
+    "trl_default": 8.0,
+    "trl_padding_free": 3.0,
+    "transformers_padded": 6.0,
+    "transformers_packed": 2.3,
+    "transformers_sorted": 1.7,
+}
+MEMORY_BARS = {"transformers_padded": 1.667}
+GEMM_BAR = 0.6
 
-@dataclass(frozen=True)
-class Sequence:
-    tokens: Tensor
-    """[L] int64."""
-    loss_mask: Tensor
-    """[L] bool, True on the last 40 %."""
-
-    @property
-    def labels(self) -> Tensor:
-        return self.tokens.masked_fill(~self.loss_mask, IGNORED)
-
-
-def make_sequences(n: int, vocab_size: int, seed: int) -> list[Sequence]:
-    """Lengths are lognormal with a median of 110 and a long tail, cut at 1,024."""
-    random = np.random.default_rng(seed)
-    lengths = np.clip(random.lognormal(np.log(110), 0.8, n), 8, 1024).astype(int)
-    sequences = []
-    for length in lengths:
-        mask = torch.zeros(int(length), dtype=torch.bool)
-        mask[-max(1, round(0.4 * length)) :] = True
-        sequences.append(Sequence(torch.from_numpy(random.integers(0, vocab_size, length)), mask))
-    return sequences
-
-
-class TransformersTrainer:
-    """Steps of a transformers model, with the loss averaged over the whole batch as its Trainer does."""
-
-    def __init__(self, model: nn.Module, batches: Callable[[list[Sequence]], list[dict[str, Tensor]]]) -> None:
-        self.model = model.train()
-        self.batches = batches
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
-
-    def step(self, sequences: list[Sequence]) -> float:
-        n_targets = sum(int(sequence.loss_mask[1:].sum()) for sequence in sequences)
-        total = 0.0
-        for inputs in self.batches(sequences):
-            loss = self.model(**inputs, num_items_in_batch=n_targets, use_cache=False).loss
-            loss.backward()
-            total += loss.item()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
-
-
-def padded(sequences: list[Sequence]) -> list[dict[str, Tensor]]:
-    longest = max(len(sequence.tokens) for sequence in sequences)
-    shape = (len(sequences), longest)
-    inputs = {
-        "input_ids": torch.zeros(shape, dtype=torch.int64),
-        "attention_mask": torch.zeros(shape, dtype=torch.int64),
-        "labels": torch.full(shape, IGNORED),
-    }
-    for row, sequence in enumerate(sequences):
-        n = len(sequence.tokens)
-        inputs["input_ids"][row, :n] = sequence.tokens
-        inputs["attention_mask"][row, :n] = 1
-        inputs["labels"][row, :n] = sequence.labels
-    return [inputs]
-
-
-def sorted_by_length(sequences: list[Sequence]) -> list[dict[str, Tensor]]:
-    ordered = sorted(sequences, key=lambda sequence: len(sequence.tokens))
-    size = -(-len(ordered) // 4)
-    return [padded(ordered[start : start + size])[0] for start in range(0, len(ordered), size)]
-
-
-def packed(sequences: list[Sequence]) -> list[dict[str, Tensor]]:
-    labels = [sequence.labels.clone() for sequence in sequences]
-    for label in labels:
-        label[0] = IGNORED  # nothing predicts the first token of a sequence
-    return [
-        {
-            "input_ids": torch.cat([sequence.tokens for sequence in sequences])[None],
-            "position_ids": torch.cat([torch.arange(len(sequence.tokens)) for sequence in sequences])[None],
-            "labels": torch.cat(labels)[None],
-        }
-    ]
-
-
-def reallm_batch(sequences: list[Sequence]) -> NamedArray:
-    return gather(
-        [
-            NamedArray(input_ids=sequence.tokens, loss_mask=sequence.loss_mask).with_metadata(
-                seqlens={key: ((len(sequence.tokens),),) for key in ("input_ids", "loss_mask")}
-            )
-            for sequence in sequences
-        ]
-    )
-
-
-def gemm_seconds_per_flop(n_tokens: int, hidden: int, inner: int) -> Callable[[], None]:
-    """A chain of the model's own matrix products, of `4 * n_tokens * hidden * inner` operations."""
-    x, up, down = torch.randn(n_tokens, hidden), torch.randn(hidden, inner), torch.randn(inner, hidden)
-    first, second = torch.empty(n_tokens, inner), torch.empty(n_tokens, hidden)
-
-    def run() -> None:
-        torch.mm(x, up, out=first)
-        torch.mm(first, down, out=second)
-
-    return run
-
-
-def step_flops(model: ReaLModel, sequences: list[Sequence]) -> float:
-    """Operations that a step cannot do without: 6 a weight and token, and attention over half of each square."""
-    config = model.config
-    n_tokens = sum(len(sequence.tokens) for sequence in sequences)
-    n_targets = sum(int(sequence.loss_mask[1:].sum()) for sequence in sequences)
-    in_blocks = sum(
-        parameter.numel() for name, parameter in model.named_parameters() if ".attn." in name or ".mlp." in name
-    )
-    squares = sum(len(sequence.tokens) ** 2 for sequence in sequences)
-    # forward: q @ k and p @ v, 2 operations each for half of L x L scores of every head; backward twice that
-    attention = 3 * 2 * 2 * 0.5 * squares * config.n_q_heads * config.head_dim * config.n_layers
-    return 6.0 * in_blocks * n_tokens + 6.0 * config.vocab_size * config.hidden_size * n_targets + attention
+QUICK_SECONDS = 400.0
+"""When `--quick` begins no more rounds."""
+COMPARED_STEPS = 3
+TOLERANCE = {"cpu": 2e-4, "cuda": 2e-2}
+"""Of the mean loss in nats. float32: sums in another order, amplified by three steps of Adam. bfloat16: rounding."""
 
 
 def main() -> None:
-    arguments = parser(str(__doc__).splitlines()[0]).parse_args()
-    rounds = 3 if arguments.quick else 11
-    hf_config = transformers.LlamaConfig(
-        vocab_size=32000,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-        use_cache=False,
+    """Measure, print a table for each work, and write the figures if asked to."""
+    started = time.monotonic()
+    arguments_of = parser(str(__doc__).splitlines()[0])
+    arguments_of.add_argument("--tiny", action="store_true", help="a tiny model, one round: does it all still run?")
+    arguments_of.add_argument(
+        "--peak-tflops", type=float, default=989.4, help="on a GPU: its nominal bfloat16 speed, for MFU (H100: 989.4)"
     )
-    torch.manual_seed(0)
-    origin = transformers.LlamaForCausalLM(hf_config)
-    sequences = make_sequences(16, hf_config.vocab_size, seed=0)
-    n_tokens = sum(len(sequence.tokens) for sequence in sequences)
+    arguments = arguments_of.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-    def peer(batches: Callable[[list[Sequence]], list[dict[str, Tensor]]]) -> TransformersTrainer:
-        model = transformers.LlamaForCausalLM(hf_config)
-        model.load_state_dict(origin.state_dict())
-        return TransformersTrainer(model, batches)
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {text}", flush=True)
 
-    peers = {"padded": peer(padded), "sorted": peer(sorted_by_length), "packed": peer(packed)}
-    model = ReaLModel.from_llama(origin)
-    optimizer = OptimizerConfig(lr=LEARNING_RATE, schedule="constant", warmup_steps=0)
-    engine = TrainEngine(model, optimizer, total_steps=1000, max_tokens_per_microbatch=16384)
-    batch, objective = reallm_batch(sequences), SFTInterface()
-
+    works = (TINY,) if arguments.tiny else (MAIN,) if arguments.quick else ALL
+    pace = Pace(1) if arguments.tiny else Pace(4, started + QUICK_SECONDS) if arguments.quick else Pace(7)
+    has_trl = find_spec("trl") is not None
+    if not has_trl:
+        say("TRL is not installed (pip install trl): its sides are left out")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{machine()}; torch {torch.__version__}, transformers {transformers.__version__}")
-    print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, {len(sequences)} sequences, "
-        f"{n_tokens} tokens, the longest {max(len(s.tokens) for s in sequences)}"
-    )
-    for step in range(2):
-        ours = engine.train_batch(batch, objective)["loss"]
-        theirs = {name: trainer.step(sequences) for name, trainer in peers.items()}
-        worst = max(abs(ours - loss) for loss in theirs.values())
-        print(f"step {step + 1}: loss {ours:.6f}, largest difference to a peer {worst:.1e}")
-        assert worst < 2e-4, f"the sides do not compute the same: {ours} against {theirs}"
 
-    gemm = gemm_seconds_per_flop(n_tokens, hf_config.hidden_size, hf_config.intermediate_size)
-    seconds = interleave(
-        {
-            "reallm": lambda: engine.train_batch(batch, objective),
-            **{name: (lambda trainer=trainer: trainer.step(sequences)) for name, trainer in peers.items()},
-            "gemm": lambda: [gemm() for _ in range(20)],
-        },
-        rounds,
-        warm_up=0,  # the compared steps were it
-    )
     figures: dict[str, float] = {}
-    print(f"\ntokens/s of reallm over transformers, median of {rounds} rounds (quartiles)")
-    for name in peers:
-        ratio = Ratio.of(seconds[name], seconds["reallm"])
-        figures[f"sft_over_transformers_{name}"] = ratio.median
-        print(f"  {name:8s} {ratio}")
-    gemm_rate = 20 * 4.0 * n_tokens * hf_config.hidden_size * hf_config.intermediate_size
-    flops = step_flops(model, sequences)
-    share = Ratio.of([flops / s for s in seconds["reallm"]], [gemm_rate / s for s in seconds["gemm"]])
-    figures["sft_share_of_gemm_ceiling"] = share.median
-    print(f"share of the matrix product's speed measured in the same rounds: {share}")
-    write_json(arguments.json, figures)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, work in enumerate(works, 1):
+            say(f"work {number} of {len(works)}: {work.title}")
+            missing = why_not(work)
+            if missing:
+                say(f"left out: {missing}")
+                continue
+            job = _job(work, Path(scratch), device)
+            with_extra = not arguments.quick and work.model != "smollm2"
+            sides = {
+                name: run
+                for name, run in SIDES.items()
+                if (has_trl or not name.startswith("trl")) and (with_extra or name not in EXTRA)
+            }
+            steps = _run(job, sides, pace, say)
+            figures |= _report(work, job, steps, arguments.peak_tflops)
+            write_json(arguments.json, figures)  # after each work: a long run that is stopped leaves what it has
+    say("done")
+
+
+def _job(work: Work, scratch: Path, device: str) -> Job:
+    folder = model_folder(work.model, scratch)
+    vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    return Job(folder, samples(work, vocab_size), device)
+
+
+def _run(job: Job, sides: Mapping[str, str], pace: Pace, say: Callable[[str], None]) -> Steps:
+    """Start all sides, check that they compute the same, and time them."""
+    say(
+        f"{job.n_tokens:,} tokens, the longest sequence {max(len(sample.tokens) for sample in job.samples)}, "
+        f"{job.n_targets:,} carry loss; starting {len(sides)} processes"
+    )
+    workers: list[Worker] = []
+    try:
+        workers += [Worker(name, run, job) for name, run in sides.items()]
+        for worker in workers:
+            worker.ready()
+        return take_turns(workers, pace, lambda steps: _check_losses(steps, TOLERANCE[job.device], say), say)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _check_losses(steps: Steps, tolerance: float, say: Callable[[str], None]) -> None:
+    """Stop if the first losses of any side are not those of reallm: its speed would mean nothing."""
+    curves = {
+        name: [step.loss for step in by_round.values()][:COMPARED_STEPS]
+        for name, by_round in steps.items()
+        if name != "gemm"
+    }
+    ours = curves["reallm"]
+    differences = {name: max(abs(a - b) for a, b in zip(ours, losses, strict=False)) for name, losses in curves.items()}
+    worst = max(differences, key=lambda name: differences[name])
+    if differences[worst] > tolerance:
+        raise SystemExit(f"the sides do not compute the same: reallm {ours}, {worst} {curves[worst]}")
+    say(
+        f"losses of the first steps {', '.join(f'{loss:.4f}' for loss in ours)}: all sides agree to "
+        f"{differences[worst]:.1e} (tolerance {tolerance:g})"
+    )
+
+
+def _report(work: Work, job: Job, steps: Steps, peak_tflops: float) -> dict[str, float]:
+    """Print the table of a work and return its figures."""
+    suffix = f"_{work.name}" if work.name else ""
+    is_main = work == MAIN
+    figures: dict[str, float] = {}
+
+    def figure(name: str, value: float, bar: float | None) -> str:
+        figures[name + suffix] = value
+        if bar is None or not is_main:
+            return ""
+        figures[f"{name}_bar"] = bar
+        return f"{bar:g}"
+
+    ours = steps["reallm"]
+    memory = {name: max(step.peak_mb for turn, step in mine.items() if turn <= 1) for name, mine in steps.items()}
+    print(f"\n{work.title}; ratios are theirs over ours, medians of the rounds (quartiles)")
+    print(f"  {'':34s}{'s/step':>7s}  {'time':22s}{'bar':>4s}{'MB':>8s}  {'memory':7s}{'bar':>5s}")
+    print(f"  {'reallm':34s}{_median(ours):7.2f}  {'':22s}{'':4s}{memory['reallm']:8.0f}")
+    for name, theirs in steps.items():
+        if name in ("reallm", "gemm"):
+            continue
+        speed = Ratio.of(*timed(theirs, ours))
+        speed_bar = figure(f"sft_over_{name}", speed.median, SPEED_BARS.get(name))
+        less = memory[name] / memory["reallm"]
+        short_name = name.removeprefix("transformers_")
+        memory_bar = figure(f"sft_memory_{short_name}_over_reallm", less, MEMORY_BARS.get(name))
+        print(
+            f"  {name:34s}{_median(theirs):7.2f}  {speed!s:22s}{speed_bar:>4s}"
+            f"{memory[name]:8.0f}  {less:<7.2f}{memory_bar:>5s}"
+        )
+
+    products, needed = operations(job)
+    bare, whole = timed(steps["gemm"], ours)
+    share = Ratio.of([needed / seconds for seconds in whole], [products / seconds for seconds in bare])
+    bar = figure("sft_share_of_gemm_ceiling", share.median, GEMM_BAR)
+    print(
+        f"  reallm reaches {share} of the speed of its matrix products alone, "
+        f"{products / _median(steps['gemm']) / 1e9:.0f} GFLOP/s{f'; bar {bar}' if bar else ''}"
+    )
+    if job.device == "cuda":
+        mfu = needed / _median(ours) / (peak_tflops * 1e12)
+        figure("sft_mfu", mfu, None)
+        print(f"  MFU {mfu:.1%} of {peak_tflops:g} TFLOP/s")
+    print(flush=True)
+    return figures
+
+
+def _median(steps: Mapping[int, Step]) -> float:
+    """Seconds, the warm-up left out."""
+    return statistics.median(step.seconds for turn, step in steps.items() if turn)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""Interleaved steps of several workers: in a round each makes one, in turn; slow ones sit out every second round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from workers import Step, Worker
+
+SLOW = 4.0
+"""A worker that needs this many times as long as the first one is slow."""
+
+Steps = dict[str, dict[int, Step]]
+"""For each worker its steps by round. Round 0 is the warm-up."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much is measured: `rounds` after the warm-up, or those that end before `until` (monotonic), at least one."""
+
+    rounds: int
+    until: float = float("inf")
+
+
+def take_turns(
+    workers: Sequence[Worker], pace: Pace, check: Callable[[Steps], None], say: Callable[[str], None]
+) -> Steps:
+    """Run all rounds; `check` is called after each and stops the benchmark when something is wrong."""
+    steps: Steps = {worker.name: {} for worker in workers}
+    for turn in range(pace.rounds + 1):
+        present = _present(turn, steps, [worker.name for worker in workers])
+        if turn > 1 and time.monotonic() + _seconds(steps, present) > pace.until:
+            say(f"no time for more rounds; {turn - 1} of {pace.rounds} were run")
+            break
+        shift = turn % len(workers)  # no worker always follows the same one
+        for worker in [*workers[shift:], *workers[:shift]]:
+            if worker.name in present:
+                steps[worker.name][turn] = step = worker.step()
+                what = f"round {turn} of {pace.rounds}" if turn else "warm-up"
+                left = f"; about {_left(turn, steps, workers, pace):.0f} s left" if turn else ""
+                say(f"{what}: {worker.name}, {step.seconds:.1f} s{left}")
+        check(steps)
+    return steps
+
+
+def timed(steps: Mapping[int, Step], others: Mapping[int, Step]) -> tuple[list[float], list[float]]:
+    """Seconds of two workers in the rounds that both took part in, the warm-up left out."""
+    both = [turn for turn in steps if turn and turn in others]
+    return [steps[turn].seconds for turn in both], [others[turn].seconds for turn in both]
+
+
+def _present(turn: int, steps: Steps, names: Sequence[str]) -> list[str]:
+    """Who takes part in a round: all, or in every second round only those that are not slow."""
+    if turn == 0 or turn % 2:
+        return list(names)
+    first = steps[names[0]][0].seconds
+    return [name for name in names if steps[name][0].seconds <= SLOW * first]
+
+
+def _seconds(steps: Steps, names: Sequence[str]) -> float:
+    """What a round of these workers takes, by the last step of each."""
+    return sum(list(steps[name].values())[-1].seconds for name in names)
+
+
+def _left(turn: int, steps: Steps, workers: Sequence[Worker], pace: Pace) -> float:
+    names = [worker.name for worker in workers]
+    to_do = [name for name in _present(turn, steps, names) if turn not in steps[name]]
+    later = sum(_seconds(steps, _present(other, steps, names)) for other in range(turn + 1, pace.rounds + 1))
+    this = _seconds(steps, to_do)  # a round that was begun is run to its end
+    return max(this, min(this + later, pace.until - time.monotonic()))
