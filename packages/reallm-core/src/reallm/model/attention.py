@@ -9,6 +9,7 @@ On CUDA in half precision the whole pack goes through one `varlen_attn` call. Ev
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache as memoize
 from functools import partial
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reallm.model.cache import store
+from reallm.model.checkpointing import run_again
 from reallm.model.rope import Rotation
 from reallm.model.sequences import Sequences
 
@@ -34,13 +36,10 @@ class AttentionSpec:
     softcap: float | None = None
     dropout: float = 0.0
 
-
-@dataclass(frozen=True)
-class Step:
-    """What all blocks of one forward pass share: the sequences, and the rotation of their tokens."""
-
-    seqs: Sequences
-    rotation: Rotation
+    @property
+    def has_kernel(self) -> bool:
+        """Whether torch has a kernel for it that never holds all scores."""
+        return self.softcap is None and self.dropout == 0.0
 
 
 def attend(
@@ -56,11 +55,19 @@ def attend(
     Returns:
         [T, H, D], dtype of `q`.
     """
+    return step.attention(step.rotation(q), step.rotation(k), v, step, spec, cache)
+
+
+def attend_rotated(
+    q: Tensor, k: Tensor, v: Tensor, step: Step, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The same without the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
     seqs = step.seqs
-    q, k = step.rotation(q), step.rotation(k)
     if cache is not None:
         store(cache, k, v, seqs.past, seqs.lengths)
     if cache is None or not any(seqs.past):
+        if step.run_again and not spec.has_kernel:
+            return run_again(attend_packed, q, k, v, seqs, spec)
         return attend_packed(q, k, v, seqs, spec)
     keys, values = cache
     if seqs.max_length == 1 == min(seqs.lengths):
@@ -71,6 +78,17 @@ def attend(
             for row, (new, total) in enumerate(zip(q.split(list(seqs.lengths)), seqs.totals, strict=True))
         ]
     )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all blocks of one forward pass share: the sequences, the rotation of their tokens, how attention is run."""
+
+    seqs: Sequences
+    rotation: Rotation
+    run_again: bool = False
+    """Whether the backward pass computes the [L, L] scores of attention without a kernel again, or they are kept."""
+    attention: Callable[..., Tensor] = attend_rotated
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, seqs: Sequences, spec: AttentionSpec) -> Tensor:
@@ -165,8 +183,7 @@ def _varlen_kernel_fits(q: Tensor, spec: AttentionSpec) -> bool:
     return (
         q.is_cuda
         and q.dtype in (torch.bfloat16, torch.float16)
-        and spec.softcap is None
-        and spec.dropout == 0.0
+        and spec.has_kernel
         and head_dim % 8 == 0
         and head_dim <= 256
     )

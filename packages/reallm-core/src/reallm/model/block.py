@@ -5,6 +5,8 @@ Shapes: T packed tokens, E hidden, H query heads, K KV heads, D head dim.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,3 +90,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> Tensor:
         x = self.add(x, self.attn(self.attn_norm(x), step, cache))
         return self.add(x, self.mlp(self.mlp_norm(x)))
+
+
+def call_block(block: nn.Module, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
+    """`block(x, step, cache)` as a function, which can be compiled once for all blocks."""
+    return cast(Tensor, block(x, step, cache))

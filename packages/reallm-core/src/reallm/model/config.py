@@ -16,6 +16,8 @@ NormKind = Literal["rms", "layer"]
 MLPKind = Literal["gated", "plain"]
 QKNormKind = Literal["head", "whole"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+GradientCheckpointing = Literal["none", "selective", "full"]
+"""What a block computes again in the backward pass instead of keeping it; see `model.checkpointing`."""
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
 """Names of activations the network has; `hf.tables` maps transformers' names to them."""

@@ -1,4 +1,6 @@
-"""The small layers: linear, norms, activations, MLPs, embedding. Each says how its parameters may be split.
+"""The small layers: linear, norms, activations, MLPs, embedding.
+
+Each says how its parameters may be split, and with `recompute` that selective checkpointing computes it again.
 
 Shapes: T packed tokens, E hidden, F intermediate, V vocabulary.
 """
@@ -10,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.model.config import ReaLModelConfig
-from reallm.model.ops import Activation, gated, rms_norm
+from reallm.model.ops import ActivationFunction, gated, rms_norm
 from reallm.model.shard import Shard, Shards
 
-ACTIVATION_FUNCTIONS: dict[str, Activation] = {
+ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -44,6 +46,8 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dim (Zhang and Sennrich, 2019), computed in at least float32."""
 
+    recompute = True
+
     def __init__(self, size: int, eps: float, shard: Shard | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
@@ -56,6 +60,8 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.Module):
     """Layer norm with bias over the last dim (Ba et al., 2016)."""
+
+    recompute = True
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -74,6 +80,19 @@ def make_norm(config: ReaLModelConfig) -> nn.Module:
     return kinds[config.norm](config.hidden_size, config.norm_eps)
 
 
+class Activation(nn.Module):
+    """`act(x)`, or `act(gate) * up`."""
+
+    recompute = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.function = ACTIVATION_FUNCTIONS[name]
+
+    def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
+        return self.function(x) if up is None else gated(x, up, self.function)
+
+
 class GatedMLP(nn.Module):
     """`down(act(gate(x)) * up(x))` (Shazeer, 2020: GLU variants)."""
 
@@ -83,10 +102,10 @@ class GatedMLP(nn.Module):
         self.gate = Linear(size, inner, bias=bias, split="out")
         self.up = Linear(size, inner, bias=bias, split="out")
         self.down = Linear(inner, size, bias=bias, split="in")
-        self.activation = ACTIVATION_FUNCTIONS[config.activation]
+        self.act = Activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(gated(self.gate(x), self.up(x), self.activation))
+        return self.down(self.act(self.gate(x), self.up(x)))
 
 
 class PlainMLP(nn.Module):
@@ -97,10 +116,10 @@ class PlainMLP(nn.Module):
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.up = Linear(size, inner, bias=bias, split="out")
         self.down = Linear(inner, size, bias=bias, split="in")
-        self.activation = ACTIVATION_FUNCTIONS[config.activation]
+        self.act = Activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+        return self.down(self.act(self.up(x)))
 
 
 def make_mlp(config: ReaLModelConfig) -> nn.Module:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Activation = Callable[[Tensor], Tensor]
+ActivationFunction = Callable[[Tensor], Tensor]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
         return scaled.mul_(weight).addcmul_(x, pull), product.flatten(0, -2).sum(0), None
 
 
-def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+def gated(gate: Tensor, up: Tensor, activation: ActivationFunction) -> Tensor:
     """`activation(gate) * up`, keeping only `gate` and `up` for the backward pass."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return activation(gate) * up
@@ -64,7 +64,7 @@ def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: ActivationFunction) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
         return activation(gate).mul_(up)

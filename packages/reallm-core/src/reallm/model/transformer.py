@@ -5,17 +5,19 @@ Shapes: T packed tokens, S sequences, N chosen tokens, E hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from reallm.model.attention import Step
-from reallm.model.block import Block
+from reallm.model.attention import Step, attend_rotated
+from reallm.model.block import Block, call_block
 from reallm.model.cache import KVCache
-from reallm.model.config import ReaLModelConfig
+from reallm.model.checkpointing import run_again, run_selectively
+from reallm.model.compilation import CompiledBlocks, check_compiler, compile_blocks
+from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.layers import Linear, TokenTable, make_norm
 from reallm.model.losses import CrossEntropy, head_cross_entropy
 from reallm.model.rope import rotation
@@ -66,7 +68,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: GradientCheckpointing = "none"
+        """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
+        self._compiled: CompiledBlocks | None = None
         blocks = [Block(config, window) for window in config.windows]
         layers: list[nn.Module] = [Embedding(config), *blocks, Head(config)]
         self.layers = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers)})
@@ -91,16 +95,31 @@ class Transformer(nn.Module):
     def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
         x = self.layers["0"](tokens)
-        step = Step(seqs, rotation(self.config, seqs, x.dtype))
+        mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
+        compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
+        step = Step(
+            seqs,
+            rotation(self.config, seqs, x.dtype),
+            run_again=mode == "selective",
+            attention=compiled.attention if compiled else attend_rotated,
+        )
+        if compiled:
+            compiled.prepare(x, step)
+        run_block = _block_runner(mode, compiled)
         for number in range(1, self.config.n_layers + 1):
-            block = self.layers[str(number)]
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, step, use_reentrant=False))
-            else:
-                x = block(x, step, cache.blocks[number - 1] if cache else None)
+            x = run_block(self.layers[str(number)], x, step, cache.blocks[number - 1] if cache else None)
         if cache:
             cache.advance(seqs.lengths)
         return self.layers[str(self.config.n_layers + 1)](x)
+
+    def compile_blocks(self) -> None:
+        """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding stays as it is.
+
+        Raises:
+            ConfigError: what `torch.compile` needs is not installed.
+        """
+        check_compiler(next(self.parameters()).device)
+        self._compiled = compile_blocks()
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
@@ -145,6 +164,16 @@ class Transformer(nn.Module):
         """Draw fresh weights: normal with `config.init_std`; norms one, biases zero."""
         for name, parameter in self.named_parameters():
             parameter.copy_(fresh_weight(name, parameter.shape, self.config.init_std, seed))
+
+
+def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:
+    """What gives `block(x, step, cache)` when called as `runner(block, x, step, cache)`."""
+    call = compiled.call if compiled else call_block
+    if mode == "full":
+        return partial(run_again, call)
+    if mode == "selective" and not compiled:  # a compiled block computes again what is cheap, by itself
+        return run_selectively
+    return call
 
 
 def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:

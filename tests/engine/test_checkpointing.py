@@ -1,0 +1,104 @@
+"""Gradient checkpointing: less is kept for the backward pass, and no gradient changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from reallm.model import checkpointing
+from reallm.model.config import ReaLModelConfig
+from reallm.model.transformer import Transformer
+
+BASE = ReaLModelConfig(
+    n_layers=3,
+    hidden_size=32,
+    n_q_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    vocab_size=50,
+    max_positions=64,
+    init_std=0.2,
+)
+BOUNDS = torch.tensor([0, 4, 5, 22, 30])
+TOKENS = torch.randint(0, 50, (30,), generator=torch.Generator().manual_seed(0))
+MODES = ("none", "selective", "full")
+
+CHANGES = {
+    "llama": {},
+    "layer norm, plain MLP with biases": {"norm": "layer", "mlp": "plain", "activation": "gelu", "mlp_bias": True},
+    "window": {"sliding_window": 4},
+    "q and k normed by head": {"qk_norm": "head"},
+    "q and k normed as a whole": {"qk_norm": "whole"},
+    "soft cap": {"attn_softcap": 0.5},
+    "dropout of branches": {"residual_dropout": 0.3, "embedding_dropout": 0.1},
+    "dropout of attention": {"attn_dropout": 0.3},
+    "all dropout, soft cap and window": {
+        "attn_dropout": 0.3,
+        "residual_dropout": 0.3,
+        "attn_softcap": 0.5,
+        "sliding_window": 3,
+    },
+    "multipliers": {"residual_multiplier": 0.3, "embedding_multiplier": 3.0},
+    "critic": {"is_critic": True},
+}
+
+
+def build(changes, mode, dtype=torch.float32):
+    model = Transformer(BASE.replace(**changes))
+    model.init_weights(0)
+    model.gradient_checkpointing = mode
+    return model.to(dtype).train()
+
+
+def gradients(model):
+    torch.manual_seed(7)  # of dropout
+    out = model(TOKENS, BOUNDS)
+    torch.manual_seed(8)  # the backward pass must replay the masks of the forward pass, whatever came between
+    out.float().square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_no_gradient_changes_by_a_bit(changes, dtype, mode):
+    plain, saving = gradients(build(changes, "none", dtype)), gradients(build(changes, mode, dtype))
+    for name, gradient in plain.items():
+        assert torch.equal(saving[name], gradient), name
+
+
+def kept_bytes(changes, mode, monkeypatch):
+    """Bytes of distinct storages that one block keeps, parameters left out: those of two blocks less those of one."""
+    totals = []
+    for n_layers in (1, 2):
+        model = build({**changes, "n_layers": n_layers}, mode)
+        storages = {}
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+        def keep(tensor, storages=storages, parameters=parameters):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = storage
+            return tensor
+
+        pack = checkpointing._Recipes.pack
+
+        def keep_unless_recipe(recipes, tensor, pack=pack, keep=keep):
+            kept = pack(recipes, tensor)
+            return keep(kept) if isinstance(kept, torch.Tensor) else kept
+
+        # the innermost hooks count: those of selective checkpointing are looked at from inside
+        with monkeypatch.context() as patch, saved_tensors_hooks(keep, lambda tensor: tensor):
+            patch.setattr(checkpointing._Recipes, "pack", keep_unless_recipe)
+            out = model(TOKENS, BOUNDS)
+        totals.append(sum(storage.nbytes() for storage in storages.values()))
+        del out
+    return totals[1] - totals[0]
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_each_mode_keeps_less_than_the_one_before(changes, monkeypatch):
+    none, selective, full = (kept_bytes(changes, mode, monkeypatch) for mode in MODES)
+    assert none > selective > full
