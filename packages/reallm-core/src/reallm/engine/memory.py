@@ -143,7 +143,7 @@ def _walk(
     gradient_checkpointing: Any,
 ) -> int:
     """The most bytes alive at once beyond parameters and gradients, in a forward and a backward pass."""
-    seqs = Sequences.from_lengths(lengths)
+    seqs = Sequences.from_lengths(_alike(config, lengths))
     positions = seqs.positions  # needs real numbers, so it is made before the tensors are fake
     with torch.device("meta"):
         model = Transformer(config).train()
@@ -163,6 +163,19 @@ def _walk(
             loss = model.head(hidden).sum() if config.is_critic else model.cross_entropy(hidden, tokens).loss_sum
             loss.backward()
     return alive.peak
+
+
+def _alike(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
+    """Fewer sequences that take the same memory, since each costs time to walk.
+
+    Where scores are not kept, only the number of tokens counts. Where they are, or masks, a sequence's length does:
+    then all are as long as the longest, which takes no less.
+    """
+    total = sum(lengths)
+    if config.attn_softcap is None and not any(config.windows):
+        return [total]
+    longest = max(lengths)
+    return [*[longest] * (total // longest), *([total % longest] if total % longest else [])]
 
 
 class _Alive(TorchDispatchMode):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -13,11 +15,12 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 
 
-def parameter_shapes(config: ReaLModelConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=16)
+def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, tuple[int, ...]]:
     """The shape of every parameter of ours, in the network's order; nothing is allocated."""
     with torch.device("meta"):
         model = Transformer(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
 
 
 def hf_names(family: HFFamily, config: ReaLModelConfig) -> dict[str, str]:

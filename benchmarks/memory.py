@@ -1,0 +1,138 @@
+"""Memory: what `reallm sft` says before training that it will take, against what the process then took.
+
+Each case is a process of its own: two optimizer steps of two micro-batches each, of random tokens that all carry loss.
+Measured is the peak of resident memory (on a GPU: of allocated memory) above what the process held before the model was
+there. A figure is the smaller of estimate and measurement over the larger; the bar is 0.85, within 15 %.
+
+    python benchmarks/memory.py --quick --json figures.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import parser, write_json
+from workloads import LLAMA_40M, SMOLLM2_135M
+
+BAR = 0.85
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    lengths: tuple[int, ...]
+    gradient_checkpointing: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}_{sum(self.lengths)}_{self.gradient_checkpointing}"
+
+
+MODELS = {"llama_40m": LLAMA_40M, "smollm2_135m": SMOLLM2_135M}
+QUICK = (
+    Case("llama_40m", (1024, 512, 256, 256), "none"),
+    Case("llama_40m", (1024, 512, 256, 256), "full"),
+    Case("smollm2_135m", (512, 256, 256), "none"),
+)
+FULL = (
+    *QUICK,
+    Case("llama_40m", (1024, 512, 256, 256), "selective"),
+    Case("llama_40m", (2048,) * 4, "none"),
+    Case("llama_40m", (2048,) * 4, "full"),
+    Case("smollm2_135m", (512, 256, 256), "selective"),
+    Case("smollm2_135m", (2048, 2048), "full"),
+    Case("smollm2_135m", (2048, 2048), "none"),
+)
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Bytes estimated and taken, in this process."""
+    import torch
+
+    import reallm
+    from reallm.algorithms.sft import SFTInterface
+    from reallm.data.batching import gather
+    from reallm.engine.memory import estimate
+    from reallm.engine.train import TrainEngine
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = reallm.ReaLModel.config_from_llama(_hf_config(case))
+    told = estimate(config, dtype, device, case.lengths, gradient_checkpointing=case.gradient_checkpointing)
+
+    before = _start_counting(device)
+    model = reallm.ReaLModel(config, dtype=dtype, device=device)
+    model.gradient_checkpointing = case.gradient_checkpointing
+    settings = reallm.OptimizerConfig(lr=1e-5, schedule="constant", warmup_steps=0)
+    engine = TrainEngine(model, settings, total_steps=10, max_tokens_per_microbatch=sum(case.lengths))
+    batch = gather([_sample(length, config.vocab_size) for length in case.lengths * 2])
+    for _ in range(2):
+        engine.train_batch(batch, SFTInterface())
+    return {"estimated": told.total, "measured": _peak(device) - before}
+
+
+def _hf_config(case: Case) -> dict[str, Any]:
+    return {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, **MODELS[case.model]}
+
+
+def _sample(length: int, vocab_size: int) -> Any:
+    import torch
+
+    import reallm
+
+    tokens = torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(length))
+    sample = reallm.NamedArray(input_ids=tokens, loss_mask=torch.ones(length, dtype=torch.bool))
+    return sample.with_metadata(seqlens={key: ((length,),) for key in ("input_ids", "loss_mask")})
+
+
+def _start_counting(device: Any) -> int:
+    """Bytes held now; the peak counts from here."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of resident memory begins anew
+    return _status("VmRSS")
+
+
+def _peak(device: Any) -> int:
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def main() -> None:
+    arguments = parser(__doc__.partition("\n")[0])
+    arguments.add_argument("--case", help="measure one case in this process and print it as JSON")
+    options = arguments.parse_args()
+    if options.case:
+        print(json.dumps(measure(next(case for case in FULL if case.name == options.case))))
+        return
+    figures: dict[str, float] = {}
+    print("GiB: estimated, measured, the smaller over the larger")
+    for case in QUICK if options.quick else FULL:
+        command = [sys.executable, __file__, "--case", case.name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        sizes = json.loads(done.stdout)
+        share = min(sizes.values()) / max(sizes.values())
+        print(
+            f"  {case.name:32s} {sizes['estimated'] / 2**30:6.2f} {sizes['measured'] / 2**30:6.2f}   {share:.3f}",
+            flush=True,
+        )
+        figures |= {f"memory_{case.name}": share, f"memory_{case.name}_bar": BAR}
+    write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()
