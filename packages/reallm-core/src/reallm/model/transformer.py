@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reallm.errors import ConfigError
 from reallm.model.attention import Step, attend_rotated
 from reallm.model.block import Block, call_block
 from reallm.model.cache import KVCache
@@ -116,10 +117,12 @@ class Transformer(nn.Module):
         """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding stays as it is.
 
         Raises:
-            ConfigError: what `torch.compile` needs is not installed.
+            ConfigError: what `torch.compile` needs is not installed, or gradient checkpointing is selective.
         """
         check_compiler(next(self.parameters()).device)
-        self._compiled = compile_blocks()
+        compiled = compile_blocks()
+        _block_runner(self.gradient_checkpointing, compiled)
+        self._compiled = compiled
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
@@ -171,9 +174,10 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
     call = compiled.call if compiled else call_block
     if mode == "full":
         return partial(run_again, call)
-    if mode == "selective" and not compiled:  # a compiled block computes again what is cheap, by itself
-        return run_selectively
-    return call
+    if mode == "selective" and compiled:
+        # layers are not separate in compiled code, and there torch keeps what goes into matrix products
+        raise ConfigError("model.compile=true goes with gradient_checkpointing none or full, not with selective")
+    return run_selectively if mode == "selective" else call
 
 
 def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
