@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import parser, write_json
-from workloads import LLAMA_40M, SMOLLM2_135M
+from workloads import LLAMA_40M, SMOLLM2_135M, all_trained
 
 BAR = 0.85
 
@@ -70,7 +70,7 @@ def measure(case: Case) -> dict[str, float]:
     model.gradient_checkpointing = case.gradient_checkpointing
     settings = reallm.OptimizerConfig(lr=1e-5, schedule="constant", warmup_steps=0)
     engine = TrainEngine(model, settings, total_steps=10, max_tokens_per_microbatch=sum(case.lengths))
-    batch = gather([_sample(length, config.vocab_size) for length in case.lengths * 2])
+    batch = gather([sample.for_reallm() for sample in all_trained(case.lengths * 2, config.vocab_size)])
     for _ in range(2):
         engine.train_batch(batch, SFTInterface())
     return {"estimated": told.total, "measured": _peak(device) - before}
@@ -78,16 +78,6 @@ def measure(case: Case) -> dict[str, float]:
 
 def _hf_config(case: Case) -> dict[str, Any]:
     return {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, **MODELS[case.model]}
-
-
-def _sample(length: int, vocab_size: int) -> Any:
-    import torch
-
-    import reallm
-
-    tokens = torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(length))
-    sample = reallm.NamedArray(input_ids=tokens, loss_mask=torch.ones(length, dtype=torch.bool))
-    return sample.with_metadata(seqlens={key: ((length,),) for key in ("input_ids", "loss_mask")})
 
 
 def _start_counting(device: Any) -> int:

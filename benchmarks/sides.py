@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from reallm import NamedArray, OptimizerConfig, ReaLModel, ReaLModelConfig
+from reallm import OptimizerConfig, ReaLModel, ReaLModelConfig
 from reallm.algorithms.sft import SFTInterface
 from reallm.data.batching import gather
 from reallm.engine.train import TrainEngine
@@ -46,17 +46,9 @@ def reallm(job: Job, turns: Turns) -> None:
     )
     engine = TrainEngine(model, optimizer, total_steps=1000, max_tokens_per_microbatch=MICROBATCH_TOKENS)
     objective = SFTInterface()
-    samples = [_reallm_sample(sample) for sample in job.samples]
+    samples = [sample.for_reallm() for sample in job.samples]
     while turns.wait():
         turns.done(engine.train_batch(gather(samples), objective)["loss"])
-
-
-def _reallm_sample(sample: Sample) -> NamedArray:
-    n = len(sample.tokens)
-    mask = torch.zeros(n, dtype=torch.bool)
-    mask[-sample.n_answer :] = True
-    array = NamedArray(input_ids=torch.from_numpy(sample.tokens), loss_mask=mask)
-    return array.with_metadata(seqlens={"input_ids": ((n,),), "loss_mask": ((n,),)})
 
 
 # ---------------------------------------------------------------------- transformers

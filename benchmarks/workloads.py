@@ -52,6 +52,24 @@ class Sample:
     """[L] int64."""
     n_answer: int
 
+    def for_reallm(self) -> Any:
+        """The same as a `NamedArray`."""
+        import torch
+
+        from reallm import NamedArray
+
+        n = len(self.tokens)
+        mask = torch.zeros(n, dtype=torch.bool)
+        mask[-self.n_answer :] = True
+        array = NamedArray(input_ids=torch.from_numpy(self.tokens), loss_mask=mask)
+        return array.with_metadata(seqlens={"input_ids": ((n,),), "loss_mask": ((n,),)})
+
+
+def all_trained(lengths: Sequence[int], vocab_size: int) -> list[Sample]:
+    """Sequences of these lengths, of random tokens that all carry loss."""
+    random = np.random.default_rng(0)
+    return [Sample(random.integers(0, vocab_size, n), n) for n in lengths]
+
 
 @dataclass(frozen=True)
 class Lengths:
