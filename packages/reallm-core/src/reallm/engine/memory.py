@@ -148,7 +148,7 @@ def _walk(
     with torch.device("meta"):
         model = Transformer(config).train()
     model.gradient_checkpointing = gradient_checkpointing
-    fake, alive = FakeTensorMode(), _Alive()
+    fake, alive = FakeTensorMode(), AliveBytes()
     with fake:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -178,7 +178,7 @@ def _alike(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
     return [*[longest] * (total // longest), *([total % longest] if total % longest else [])]
 
 
-class _Alive(TorchDispatchMode):
+class AliveBytes(TorchDispatchMode):
     """Counts the bytes of storages that operations make and that are still referred to."""
 
     def __init__(self) -> None:

@@ -1,0 +1,106 @@
+"""The memory estimate against what a real step has alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from reallm.algorithms.sft import SFTInterface
+from reallm.data.batching import gather
+from reallm.data.namedarray import NamedArray
+from reallm.engine import memory
+from reallm.engine.memory import AliveBytes, estimate, size_text
+from reallm.model.config import ReaLModelConfig
+from reallm.model.transformer import Transformer
+
+CONFIG = ReaLModelConfig(
+    n_layers=7, hidden_size=128, n_q_heads=4, n_kv_heads=2, head_dim=32, intermediate_size=256, vocab_size=500,
+    max_positions=512,
+)  # fmt: skip
+LENGTHS = (300, 300, 100, 12)
+CPU = torch.device("cpu")
+
+
+def alive_in_a_step(config: ReaLModelConfig, gradient_checkpointing: Any) -> int:
+    """The most bytes alive beside parameters and gradients, with real tensors through the real loss."""
+    model = Transformer(config).train()
+    model.init_weights(0)
+    model.gradient_checkpointing = gradient_checkpointing
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    samples = [
+        NamedArray(
+            input_ids=torch.arange(n) % config.vocab_size, loss_mask=torch.ones(n, dtype=torch.bool)
+        ).with_metadata(seqlens={"input_ids": ((n,),), "loss_mask": ((n,),)})
+        for n in LENGTHS
+    ]
+    alive = AliveBytes()
+    with alive:
+        SFTInterface().loss(model, gather(samples)).loss_sum.backward()
+    return alive.peak
+
+
+@pytest.mark.parametrize("gradient_checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sliding_window": 50}, {"attn_softcap": 20.0}, {"tied_embeddings": True, "qk_norm": "head"}, {"n_layers": 3}],
+)
+def test_activations_are_those_of_a_real_step(changes: dict[str, Any], gradient_checkpointing: str) -> None:
+    config = CONFIG.replace(**changes)
+    told = estimate(config, torch.float32, CPU, LENGTHS, gradient_checkpointing=gradient_checkpointing)
+    assert told.activations is not None
+    # never much too low; with scores or masks all sequences count as the longest, which may be too high
+    assert alive_in_a_step(config, gradient_checkpointing) == pytest.approx(told.activations, rel=0.1) or (
+        alive_in_a_step(config, gradient_checkpointing) < told.activations
+        and ("attn_softcap" in changes or "sliding_window" in changes)
+    )
+
+
+def test_the_rest_follows_from_the_sizes() -> None:
+    n = sum(parameter.numel() for parameter in Transformer(CONFIG).parameters())
+    single = estimate(CONFIG, torch.float32, CPU, LENGTHS)
+    assert (single.parameters, single.gradients, single.optimizer) == (4 * n, 4 * n, 8 * n)
+    half = estimate(CONFIG, torch.bfloat16, CPU, LENGTHS)
+    # gradients are summed in float32, and the optimizer has a float32 copy of each parameter
+    assert (half.parameters, half.gradients, half.optimizer) == (2 * n, 4 * n, 12 * n)
+    assert single.total == 16 * n + (single.activations or 0)
+    assert f"activations at {sum(LENGTHS)} tokens" in str(single)
+
+
+def test_checkpointing_saves_memory() -> None:
+    none, selective, full = (
+        estimate(CONFIG, torch.float32, CPU, LENGTHS, gradient_checkpointing=kind).activations or 0
+        for kind in ("none", "selective", "full")
+    )
+    assert none > selective > full > 0
+
+
+def test_a_critic_and_dropout_can_be_walked() -> None:
+    config = CONFIG.replace(is_critic=True, residual_dropout=0.1, attn_dropout=0.1)
+    for kind in ("none", "selective", "full"):
+        assert estimate(config, torch.float32, CPU, LENGTHS, gradient_checkpointing=kind).activations
+
+
+def test_a_network_that_cannot_be_walked_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> int:
+        raise RuntimeError("an operation without a fake implementation")
+
+    monkeypatch.setattr(memory, "_walk", fail)
+    told = estimate(CONFIG, torch.float32, CPU, LENGTHS)
+    assert told.activations is None
+    assert told.total == told.kept > 0
+    assert "activations at 712 tokens unknown" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"), [(300_000, "0.3 MiB"), (42 << 20, "42 MiB"), (3 << 29, "1.5 GiB"), (24 << 30, "24 GiB")]
+)
+def test_sizes_read_well(n_bytes: int, text: str) -> None:
+    assert size_text(n_bytes) == text
+
+
+def test_what_is_there_is_known() -> None:
+    assert (memory.available_memory(CPU) or 0) > 1 << 20
+    assert memory.peak_memory(CPU) > 1 << 20
