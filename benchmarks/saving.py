@@ -1,9 +1,9 @@
 """Saving: how much of the time that a save takes is hidden behind training.
 
 A 40M-parameter Llama is trained on packs of 2,048 tokens and saved with its training state, into a folder in `--dir`.
-In each round, in turn: two steps without a save, two steps with a save in the background that begins before them, and two
-steps after a save that is waited for. The figure is the share of the waited save's time that the one in the background
-does not take: 1 if saving costs nothing, 0 if it costs as much as waiting.
+In each round, in turn: two steps without a save, two steps with a save in the background that begins before them, and
+two steps after a save that is waited for. The figure is the share of the waited save's time that the one in the
+background does not take: 1 if saving costs nothing, 0 if it costs as much as waiting.
 
     python benchmarks/saving.py --quick --json figures.json
 """

@@ -68,7 +68,10 @@ class OutOfMemory(SFTInterface):
     ("error", "asked"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."), "2.50 GiB"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "99"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+            "99",
+        ),
     ],
 )
 def test_memory_that_runs_out_is_told_with_what_it_went_to_and_what_helps(

@@ -99,10 +99,8 @@ def estimate(
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process can still have on a device; None where that cannot be found out."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    free = _meminfo("MemAvailable")
-    limits = [limit for limit in (_cgroup_room(), free) if limit is not None]
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [limit for limit in (_cgroup_room(), _meminfo("MemAvailable")) if limit is not None]
     return min(limits, default=None)
 
 
