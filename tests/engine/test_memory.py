@@ -65,7 +65,8 @@ def test_the_rest_follows_from_the_sizes() -> None:
     half = estimate(CONFIG, torch.bfloat16, CPU, LENGTHS)
     # gradients are summed in float32, and the optimizer has a float32 copy of each parameter
     assert (half.parameters, half.gradients, half.optimizer) == (2 * n, 4 * n, 12 * n)
-    assert single.total == 16 * n + (single.activations or 0)
+    assert single.total == 16 * n + (single.activations or 0) + single.holes
+    assert estimate(CONFIG, torch.float32, torch.device("meta"), LENGTHS).holes == 0
     assert f"activations at {sum(LENGTHS)} tokens" in str(single)
 
 
