@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -202,6 +203,29 @@ def test_auto_begins_a_run_that_is_not_there_and_finds_one_without_a_name_by_its
     assert again.run_dir == first.run_dir
     assert (again.steps, again.interrupted) == (3, False)
     assert trainer.run(trainer.config(resume="auto")).run_dir not in (first.run_dir, other.run_dir)
+
+
+def test_a_process_killed_while_it_begins_is_no_obstacle(trainer: Trainer) -> None:
+    folder = trainer.folder / "runs" / "begun"
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".config.yaml.0123456789abcdef.reallm-new").touch()
+    assert trainer.run(trainer.config(name="begun", resume="auto")).steps == 3
+    (folder / "config.yaml").rename(folder.parent / "config.yaml")
+    other = folder.parent / "other"
+    other.mkdir()
+    (folder.parent / "config.yaml").rename(other / "config.yaml")  # killed before it wrote anything else
+    assert trainer.run(trainer.config(resume="auto")).run_dir == other
+    assert "nothing is saved there yet, beginning anew" in trainer.output
+
+
+def test_the_checkpoint_that_training_began_with_may_be_gone(trainer: Trainer, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trainer.checkpoint, copy)
+    trainer.checkpoint = copy
+    folder = finished(trainer)
+    shutil.rmtree(copy)
+    assert trainer.run(trainer.config(name="run", epochs=2, max_steps=None, resume=str(folder))).steps == 6
 
 
 def test_what_decides_the_order_of_data_cannot_change(trainer: Trainer) -> None:

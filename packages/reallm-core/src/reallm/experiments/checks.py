@@ -14,6 +14,7 @@ from typing import Any
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.resume import AUTO, named_run
+from reallm.experiments.run_folder import holds_something
 from reallm.experiments.schema import dataset_fields, in_group
 from reallm.hf import config_io, families
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
@@ -28,10 +29,13 @@ def check(config: Any) -> None:
     """
     if hasattr(config, "loggers"):
         check_loggers(config.loggers)
-    if getattr(config, "resume", None) not in (None, AUTO):
-        named_run(Path(config.resume))
-    elif getattr(config, "name", None) is not None and hasattr(config, "output_dir") and config.resume is None:
-        check_run_folder(Path(config.output_dir) / config.name)
+    resume: Any = getattr(config, "resume", None)
+    name: Any = getattr(config, "name", None)
+    goes_on = resume not in (None, AUTO)
+    if goes_on:
+        named_run(Path(resume))
+    elif resume is None and name is not None and hasattr(config, "output_dir"):
+        check_run_folder(Path(config.output_dir) / name)
     for name in dataset_fields(type(config)):
         check_dataset(name, getattr(config, name))
     if hasattr(config, "optimizer"):
@@ -39,7 +43,8 @@ def check(config: Any) -> None:
     models = [(item.name, getattr(config, item.name)) for item in dataclasses.fields(config)]
     for name, value in models:
         if isinstance(value, ModelArgs):
-            check_checkpoint(f"{name}.path", value.path)
+            if not goes_on:  # else the models are in the run's own checkpoint
+                check_checkpoint(f"{name}.path", value.path)
             check_device(value.device)
             check_trainable(f"{name}.dtype", value.dtype)
 
@@ -55,7 +60,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 def check_run_folder(folder: Path) -> None:
     """No earlier run lies there."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and holds_something(folder)):
         raise ConfigError(f"name={folder.name}: the run folder '{folder}' exists; choose another name or remove it")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from reallm.errors import ConfigError, did_you_mean
+from reallm.experiments.run_files import is_run
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.run_info import read_run
 
@@ -48,7 +49,8 @@ def find(resume: str | None, output_dir: str, name: str | None, settings: Mappin
     runs = [RunFolder(path.parent) for path in parent.glob("*/config.yaml")]
     runs.sort(key=lambda run: run.config.stat().st_mtime, reverse=True)
     for run in runs:
-        if read_run(run.path).status not in ("done", "running") and not changes(read_settings(run), settings):
+        over = is_run(run.path) and read_run(run.path).status in ("done", "running")
+        if not over and not changes(read_settings(run), settings):
             return run
     return None
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reallm.errors import ConfigError
 from reallm.experiments.resume import refuse_changes
 from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.saved_state import SavedState, has_state, read_state, versions
+from reallm.experiments.saved_state import SavedState, has_state, load_engine, read_state, versions
+from reallm.experiments.training_config import TrainingConfig, model_args
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,26 @@ class ResumePoint:
     def logged_until(self) -> int:
         """The last step whose metrics still count; -1: none do."""
         return -1 if self.state is None else self.state.step
+
+    def models_in_place(self, config: TrainingConfig, trained: Sequence[str]) -> TrainingConfig:
+        """The configuration with the saved models in place of where they once came from, which may be gone by now."""
+        if self.checkpoint is None:
+            return config
+        saved = {role: self.checkpoint if len(trained) == 1 else self.checkpoint / role for role in trained}
+        models: dict[str, Any] = {
+            role: replace(model_args(config, role), path=str(path)) for role, path in saved.items()
+        }
+        return replace(config, **models)
+
+    def load_into(self, engines: Mapping[str, Any]) -> None:
+        """Put the saved state into the engines of the trained roles.
+
+        Raises:
+            CheckpointError: the state is not that of these models.
+        """
+        if self.state is not None and self.checkpoint is not None:
+            for role, engine in engines.items():
+                load_engine(role, engine, self.state, self.checkpoint)
 
 
 def resume_point(

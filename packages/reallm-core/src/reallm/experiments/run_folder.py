@@ -45,7 +45,7 @@ class RunFolder:
             while name is None and path.exists():  # two runs in one second
                 path = parent / f"{stem}_{number}"
                 number += 1
-            if path.exists() and any(path.iterdir()):
+            if path.exists() and holds_something(path):
                 raise ConfigError(f"run folder {path} exists and is not empty; give another name=, or remove it")
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -179,6 +179,11 @@ def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
             time.sleep(0.01)
         except OSError:
             return True  # a file system without locks: that of two processes one waits cannot be held there
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether there is anything in a folder but what a process leaves that was killed while it began."""
+    return any(not item.name.startswith(".") for item in folder.iterdir())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

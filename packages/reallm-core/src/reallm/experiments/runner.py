@@ -29,7 +29,6 @@ from reallm.experiments.resume_point import ResumePoint, resume_point
 from reallm.experiments.run_files import is_run
 from reallm.experiments.run_folder import RunFolder, plain
 from reallm.experiments.run_info import read_run
-from reallm.experiments.saved_state import load_engine
 from reallm.experiments.saving import Saver
 from reallm.experiments.setup import (
     Data,
@@ -119,17 +118,16 @@ class _Prepared:
 def _prepare(
     config: TrainingConfig, algorithm: Algorithm, order: list[ModelFunctionCall], point: ResumePoint | None
 ) -> _Prepared:
-    interfaces = make_interfaces(algorithm, order)
+    interfaces, trained = make_interfaces(algorithm, order), trained_roles(order)
+    if point is not None:
+        config = point.models_in_place(config, trained)
     data = load_data(config, order, interfaces)
     if point is not None and point.state is not None:
         resume.refuse_other_data(point.state.data, data.fingerprint)
-    about_memory = memory_lines(config, trained_roles(order), data.survey.largest)
-    checkpoint = None if point is None else point.checkpoint
-    models = load_models(config, interfaces, order, data.plan.total_steps, checkpoint)
-    if point is not None and point.state is not None and checkpoint is not None:
-        for role, loaded in models.items():
-            if loaded.role.engine is not None:
-                load_engine(role, loaded.role.engine, point.state, checkpoint)
+    about_memory = memory_lines(config, trained, data.survey.largest)
+    models = load_models(config, interfaces, order, data.plan.total_steps)
+    if point is not None:
+        point.load_into({role: models[role].role.engine for role in trained})
     return _Prepared(data, models, about_memory)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,7 +94,6 @@ def load_models(
     interfaces: Mapping[str, Any],
     order: Sequence[ModelFunctionCall],
     total_steps: int,
-    resumed_from: Path | None = None,
 ) -> dict[str, LoadedModel]:
     """The model of each role, with a training engine where the graph trains it.
 
@@ -104,7 +102,6 @@ def load_models(
         interfaces: by role.
         order: the calls.
         total_steps: of the whole run.
-        resumed_from: a checkpoint of this run that holds the trained models, in place of where they came from.
 
     Raises:
         ReallmError: a checkpoint that cannot be loaded, or a device that is not there.
@@ -114,10 +111,7 @@ def load_models(
     for role, interface in interfaces.items():
         args = model_args(config, role)
         device = choose_device(args.device)
-        path = Path(args.path)
-        if resumed_from is not None and role in trained:
-            path = resumed_from if len(trained) == 1 else resumed_from / role
-        model = ReaLModel.from_pretrained(path, device=device, seed=config.seed)
+        model = ReaLModel.from_pretrained(args.path, device=device, seed=config.seed)
         stored_dtype = next(model.parameters()).dtype
         model.to(choose_dtype(args.dtype, device))
         engine = None
