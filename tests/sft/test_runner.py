@@ -170,6 +170,22 @@ def test_a_bfloat16_run_saves_in_the_format_of_the_checkpoint(trainer: Trainer) 
     assert next(ReaLModel.from_pretrained(result.checkpoint).parameters()).dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::UserWarning:torch.*")
+def test_compiled_blocks_and_recomputed_activations_train_the_same(trainer: Trainer) -> None:
+    losses = {}
+    for name, changes in {
+        "plain": {},
+        "compiled": {"compile": True},
+        "selective": {"gradient_checkpointing": "selective"},
+        "full": {"gradient_checkpointing": "full"},
+    }.items():
+        args = ModelArgs(path=str(trainer.checkpoint), device="cpu", **changes)
+        result = trainer.run(trainer.config(model=args, name=name))
+        losses[name] = [line["train/loss"] for line in records(result)]
+    assert losses["selective"] == losses["full"] == losses["plain"]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-5)  # float32, other order of sums
+
+
 def test_ctrl_c_saves_and_says_where(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     log = JsonlLogger.log
 
