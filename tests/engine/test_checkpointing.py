@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from reallm.errors import ConfigError
 from reallm.model import checkpointing
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
@@ -67,6 +68,43 @@ def test_no_gradient_changes_by_a_bit(changes, dtype, mode):
     plain, saving = gradients(build(changes, "none", dtype)), gradients(build(changes, mode, dtype))
     for name, gradient in plain.items():
         assert torch.equal(saving[name], gradient), name
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_a_graph_that_is_kept_serves_two_backward_passes(mode):
+    model = build({"n_layers": 1}, mode)
+    loss = model.hidden(TOKENS, BOUNDS).square().sum()
+    loss.backward(retain_graph=True)
+    once = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    loss.backward()
+    assert once
+    assert all(torch.equal(model.get_parameter(name).grad, gradient) for name, gradient in once.items())
+
+
+@pytest.mark.parametrize("frozen", ["attn.q", "attn_norm", "mlp.down", "mlp.gate"])
+def test_frozen_layers_change_no_other_gradient(frozen):
+    models = build({}, "none"), build({}, "selective")
+    for model in models:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(frozen not in name)
+    plain, saving = map(gradients, models)
+    for name, gradient in plain.items():
+        assert (gradient is None) == (frozen in name)
+        assert gradient is None or torch.equal(saving[name], gradient)
+
+
+def test_evaluation_and_inference_are_as_without():
+    tokens_and_bounds = TOKENS, BOUNDS
+    plain, saving = build({}, "none").eval(), build({}, "selective").eval()
+    with torch.no_grad():
+        assert torch.equal(plain(*tokens_and_bounds), saving(*tokens_and_bounds))
+    assert not any(module._forward_hooks for module in saving.modules())
+
+
+def test_an_unknown_kind_is_refused_by_name():
+    with pytest.raises(ConfigError, match="'ful' is not one of none, selective, full; did you mean 'full'"):
+        gradients(build({}, "ful"))
 
 
 def kept_bytes(changes, mode, monkeypatch):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, did_you_mean
 from reallm.model.attention import Step, attend_rotated
 from reallm.model.block import Block, call_block
 from reallm.model.cache import KVCache
@@ -177,7 +178,12 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
     if mode == "selective" and compiled:
         # layers are not separate in compiled code, and there torch keeps what goes into matrix products
         raise ConfigError("model.compile=true goes with gradient_checkpointing none or full, not with selective")
-    return run_selectively if mode == "selective" else call
+    if mode == "selective":
+        return run_selectively
+    if mode == "none":
+        return call
+    known = get_args(GradientCheckpointing)
+    raise ConfigError(f"gradient_checkpointing={mode!r} is not one of {', '.join(known)}{did_you_mean(mode, known)}")
 
 
 def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
