@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -173,17 +172,18 @@ class Transformer(nn.Module):
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:
     """What gives `block(x, step, cache)` when called as `runner(block, x, step, cache)`."""
     call = compiled.call if compiled else call_block
-    if mode == "full":
-        return partial(run_again, call)
+    runners: dict[str, Callable[..., Tensor]] = {
+        "none": call,
+        "selective": run_selectively,
+        "full": partial(run_again, call),
+    }
+    if mode not in runners:
+        known = ", ".join(runners)
+        raise ConfigError(f"gradient_checkpointing={mode!r} is not one of {known}{did_you_mean(mode, runners)}")
     if mode == "selective" and compiled:
         # layers are not separate in compiled code, and there torch keeps what goes into matrix products
         raise ConfigError("model.compile=true goes with gradient_checkpointing none or full, not with selective")
-    if mode == "selective":
-        return run_selectively
-    if mode == "none":
-        return call
-    known = get_args(GradientCheckpointing)
-    raise ConfigError(f"gradient_checkpointing={mode!r} is not one of {', '.join(known)}{did_you_mean(mode, known)}")
+    return runners[mode]
 
 
 def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
