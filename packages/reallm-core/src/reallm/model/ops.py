@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ActivationFunction = Callable[[Tensor], Tensor]
+FEW_TOKENS = 64
+"""Up to here, as in decoding, fewer calls count for more than fewer passes."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,9 +34,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normed `x`, and the factor that normed it: one for each vector."""
-    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-    scale = mean_square.add_(eps).rsqrt_()
-    return (x * scale).mul_(weight), scale
+    normed = x * x
+    scale = normed.mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    return torch.mul(x, scale, out=normed).mul_(weight), scale
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -82,7 +84,8 @@ class _Gated(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of dims `d` and `d + D/2` of `x` [T, H, D] by the angle of `cos` and `sin` [T, 1, D]."""
-    if torch.compiler.is_compiling():
+    is_small = x.shape[0] <= FEW_TOKENS and not torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or is_small:
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
     return cast(Tensor, _Rotate.apply(x, cos, sin)) if torch.is_grad_enabled() else _rotated(x, cos, sin)
@@ -90,12 +93,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """The same, or with `back` by the negative angle."""
-    half = x.shape[-1] // 2
     rotated = x * cos
-    first, second = rotated[..., :half], rotated[..., half:]
+    (first, second), (x_first, x_second) = rotated.chunk(2, dim=-1), x.chunk(2, dim=-1)
+    sin_first, sin_second = sin.chunk(2, dim=-1)
     # not one fused multiply-add: products are rounded as they are in transformers, bit for bit
-    (first.add_ if back else first.sub_)(x[..., half:] * sin[..., :half])
-    (second.sub_ if back else second.add_)(x[..., :half] * sin[..., half:])
+    (first.add_ if back else first.sub_)(x_second * sin_first)
+    (second.sub_ if back else second.add_)(x_first * sin_second)
     return rotated
 
 
