@@ -45,7 +45,15 @@ def alive_in_a_step(config: ReaLModelConfig, gradient_checkpointing: Any) -> int
 @pytest.mark.parametrize("gradient_checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sliding_window": 50}, {"attn_softcap": 20.0}, {"tied_embeddings": True, "qk_norm": "head"}, {"n_layers": 3}],
+    [
+        {},
+        {"sliding_window": 50},
+        {"attn_softcap": 20.0},
+        {"tied_embeddings": True, "qk_norm": "head"},
+        {"n_layers": 3},
+        {"vocab_size": 40_000},  # of few blocks the head's gradients are the peak, of many the activations
+        {"vocab_size": 40_000, "n_layers": 14, "tied_embeddings": True},
+    ],
 )
 def test_activations_are_those_of_a_real_step(changes: dict[str, Any], gradient_checkpointing: str) -> None:
     config = CONFIG.replace(**changes)
@@ -91,7 +99,7 @@ def test_a_network_that_cannot_be_walked_is_no_reason_to_stop(monkeypatch: pytes
     monkeypatch.setattr(memory, "_walk", fail)
     told = estimate(CONFIG, torch.float32, CPU, LENGTHS)
     assert told.activations is None
-    assert told.total == told.kept > 0
+    assert told.total == told.kept + told.holes > 0
     assert "activations at 712 tokens unknown" in str(told)
 
 
