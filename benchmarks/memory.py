@@ -2,8 +2,8 @@
 
 Each case is a process of its own: two optimizer steps of two micro-batches each, of random tokens that all carry loss.
 Measured is the peak of resident memory (on a GPU: of allocated memory) above what the process held before the model was
-there, after steps of a tiny model have brought all code into memory. A figure is the smaller of estimate and measurement
-over the larger; the bar is 0.85, within 15 %.
+there, after steps of a tiny model have brought all code into memory. A figure is the smaller of estimate and
+measurement over the larger; the bar is 0.85, within 15 %.
 
     python benchmarks/memory.py --quick --json figures.json
 """

@@ -26,8 +26,8 @@ from reallm.model.transformer import Transformer
 
 GIB = 2**30
 HOLES = 0.2
-"""What the C library's allocator loses to holes on a CPU, as a share of what is alive: 0.20 to 0.29 were seen with glibc
-2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
+"""What the C library's allocator loses to holes on a CPU, as a share of what is alive: 0.20 to 0.29 were seen with
+glibc 2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
 WALKED_BLOCKS = (2, 4)
 """Deeper networks are walked at these depths and continued along the line through both."""
 
