@@ -8,6 +8,7 @@ does, and whatever is recomputed, is in the number.
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reallm.hf.weights import parameter_shapes
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
@@ -84,9 +86,7 @@ def estimate(
     gradient_checkpointing: Any = "none",
 ) -> MemoryEstimate:
     """What training a model with `TrainEngine` takes when `lengths` are the sequences of the largest micro-batch."""
-    with torch.device("meta"):
-        numels = [parameter.numel() for parameter in Transformer(config).parameters()]
-    n, size = sum(numels), dtype.itemsize
+    n, size = sum(math.prod(shape) for shape in parameter_shapes(config).values()), dtype.itemsize
     is_half = size < 4
     try:
         activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)

@@ -21,10 +21,11 @@ from reallm.experiments.memory_check import explained_shortage
 from reallm.experiments.pages import or_say, write_page
 from reallm.experiments.progress import TrainingProgress
 from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.saved_state import Best, Generators, SavedState, finite
+from reallm.experiments.saved_state import Best, Generators, SavedState
 from reallm.experiments.saving import Saver
 from reallm.experiments.setup import Data, LoadedModel
 from reallm.experiments.training_config import TrainingConfig
+from reallm.loggers.jsonl import finite
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from reallm.errors import CheckpointError, did_you_mean
 from reallm.experiments.run_folder import TRAINING_STATE
 from reallm.hf.checkpoint import open_checkpoint
 from reallm.hf.writing import write_tensors
+from reallm.loggers.jsonl import finite
 
 FORMAT = 1
 """Of the files; raised when an older reader would misread them."""
@@ -178,11 +179,6 @@ def load_engine(role: str, engine: Any, state: SavedState, source: Path) -> None
             f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
             "is the run that of another model or algorithm?"
         ) from error
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics with None for NaN and infinity, which JSON lacks."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def versions() -> dict[str, str]:

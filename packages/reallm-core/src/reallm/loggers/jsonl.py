@@ -33,13 +33,17 @@ class JsonlLogger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line."""
-        record = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.write(json.dumps({"step": step, **finite(metrics)}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics with None for NaN and infinity, which JSON lacks."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def lines_up_to(step: int, content: bytes) -> bytes:
