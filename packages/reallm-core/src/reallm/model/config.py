@@ -6,21 +6,74 @@ Every field is honoured by the network or refused here, by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from reallm.errors import ConfigError, did_you_mean
 
-NormKind = Literal["rms", "layer"]
-MLPKind = Literal["gated", "plain"]
-QKNormKind = Literal["head", "whole"]
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+NORMS = ("rms", "layer")
+ATTENTIONS = ("standard",)
+MLPS = ("gated", "plain")
+BLOCKS = ("standard",)
+NormPlacement = Literal["pre", "branch", "sandwich", "post"]
+QKNormKind = Literal["head", "per_head", "whole"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 GradientCheckpointing = Literal["none", "selective", "full"]
 """What a block computes again in the backward pass instead of keeping it; see `model.checkpointing`."""
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
-"""Names of activations the network has; `hf.tables` maps transformers' names to them."""
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "tanh")
+"""Names of activations the network has; `hf.standard` maps transformers' names to them."""
+
+
+class Extra(Mapping[str, Any]):
+    """Hyperparameters of a family's own classes, by name; immutable, and hashable as a configuration must be."""
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = dict(values or {})
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Extra({self._values!r})"
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts in place of the MLP: each token goes through the `top_k` experts that a router chooses."""
+
+    n_experts: int
+    top_k: int
+    intermediate_size: int
+    """Of each expert."""
+    normalize_top_k: bool = True
+    """The weights of the chosen experts are scaled so that they sum to 1."""
+    aux_loss_coef: float = 0.0
+    """What the load-balancing loss is multiplied by before training adds it; 0 leaves it out."""
+    jitter: float = 0.0
+    """In training, what enters is multiplied by uniform noise in `[1 - jitter, 1 + jitter]`."""
+    layers: tuple[int, ...] | None = None
+    """The blocks, from 0, that have experts; None: all of them."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_experts", "top_k", "intermediate_size"):
+            _whole_number(f"moe.{name}", getattr(self, name))
+        if self.top_k > self.n_experts:
+            raise ConfigError(f"moe.top_k={self.top_k} must be at most moe.n_experts={self.n_experts}")
+        if self.aux_loss_coef < 0:
+            raise ConfigError(f"moe.aux_loss_coef={self.aux_loss_coef} must be at least 0")
+        if not 0.0 <= self.jitter < 1.0:
+            raise ConfigError(f"moe.jitter={self.jitter} must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -33,9 +86,9 @@ class RopeConfig:
     kind: RopeKind = "default"
     theta: float = 10000.0
     factor: float | None = None
-    """linear, dynamic, llama3, yarn: how many times longer the context becomes."""
+    """linear, dynamic, llama3, yarn, longrope: how many times longer the context becomes."""
     original_max_positions: int | None = None
-    """llama3, yarn: context length of pretraining. Elsewhere the model's `max_positions` counts."""
+    """llama3, yarn, longrope: context length of pretraining. Elsewhere the model's `max_positions` counts."""
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
     beta_fast: float | None = None
@@ -44,12 +97,25 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     attention_factor: float | None = None
     truncate: bool | None = None
+    short_factor: tuple[float, ...] | None = None
+    """longrope: what each wavelength is multiplied by in sequences of at most `original_max_positions` tokens."""
+    long_factor: tuple[float, ...] | None = None
+    """longrope: the same in longer sequences."""
+
+    rotary_dim: int | None = None
+    """How many dims of each head are rotated, the first ones; None: all."""
+    interleaved: bool = False
+    """Dims `2d` and `2d + 1` form a pair, not `d` and `d + rotary_dim / 2`."""
 
     def __post_init__(self) -> None:
         _one_of("rope.kind", self.kind, get_args(RopeKind))
         _positive("rope.theta", self.theta)
-        allowed = ROPE_FIELDS[self.kind]
-        for item in dataclasses.fields(self)[2:]:
+        if self.rotary_dim is not None:
+            _whole_number("rope.rotary_dim", self.rotary_dim)
+            if self.rotary_dim % 2:
+                raise ConfigError(f"rope.rotary_dim={self.rotary_dim} must be even: RoPE rotates pairs")
+        allowed = ROPE_FIELDS[self.kind] | {"kind", "theta", "rotary_dim", "interleaved"}
+        for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value is not None and item.name not in allowed:
                 raise ConfigError(f"rope.{item.name}={value} has no meaning for rope.kind='{self.kind}'; leave it out")
@@ -77,6 +143,7 @@ ROPE_FIELDS: Mapping[str, frozenset[str]] = {
             "truncate",
         }
     ),
+    "longrope": frozenset({"factor", "original_max_positions", "short_factor", "long_factor", "attention_factor"}),
 }
 ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "default": (),
@@ -84,6 +151,7 @@ ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "llama3": ("factor", "original_max_positions", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
+    "longrope": ("original_max_positions", "short_factor", "long_factor"),
 }
 
 
@@ -105,22 +173,60 @@ class ReaLModelConfig:
     max_positions: int
     """Longest sequence of pretraining; longer ones run, but `dynamic` RoPE changes beyond it."""
 
-    norm: NormKind = "rms"
+    norm: str = "rms"
+    """`rms`, `layer`, or a class of the family's own, `"package.module:Class"`; likewise the three below."""
+    attention: str = "standard"
+    mlp: str = "gated"
+    block: str = "standard"
+    extra: Extra = field(default_factory=Extra)
+    """Hyperparameters of the family's own classes."""
+
     norm_eps: float = 1e-6
-    mlp: MLPKind = "gated"
+    norm_weight: bool = True
+    norm_bias: bool = False
+    norm_offset: float = 0.0
+    """Norms multiply by `weight + norm_offset`."""
+    norm_placement: NormPlacement = "pre"
+    """What each half of a block does to the stream. `pre`: `x + f(norm(x))`; `branch`: `x + norm(f(x))`;
+    `sandwich`: `x + norm(f(norm(x)))`; `post`: `norm(x + f(x))`."""
+    final_norm: bool = True
+    """A norm before the output head."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same stream: `x + attention(norm(x)) + mlp(norm(x))`."""
+    shared_norm: bool = False
+    """With `parallel_residual`: one norm serves both."""
+
     activation: str = "silu"
-    qkv_bias: bool = False
+    moe: MoEConfig | None = None
+    """Experts in place of the MLP, in all blocks or some."""
+    q_bias: bool = False
+    k_bias: bool = False
+    v_bias: bool = False
     o_bias: bool = False
-    mlp_bias: bool = False
-    rope: RopeConfig = field(default_factory=RopeConfig)
+    gate_bias: bool = False
+    up_bias: bool = False
+    down_bias: bool = False
+    head_bias: bool = False
+    """Of the output head; a critic's scalar head has none."""
+
+    rope: RopeConfig | tuple[RopeConfig | None, ...] | None = field(default_factory=RopeConfig)
+    """One for all blocks, or one a block; None: no rotation."""
+    learned_positions: bool = False
+    """A table of `max_positions` vectors is added to the embeddings of the tokens."""
+    position_offset: int = 0
+    """Rows at the start of that table that no position uses."""
 
     sliding_window: int | tuple[int | None, ...] | None = None
     """Each token sees itself and the `sliding_window - 1` before it; one number for all blocks, or one a block."""
     tied_embeddings: bool = False
     qk_norm: QKNormKind | None = None
-    """RMS norm of queries and keys before RoPE: over each head, or over all heads together."""
-    attn_scale: float | None = None
-    """Factor on attention scores; None means `head_dim ** -0.5`."""
+    """Norm of queries and keys before RoPE: over each head with one weight for all of them (`head`), over each head
+    with weights of its own (`per_head`), or over all heads together (`whole`)."""
+    qk_norm_bias: bool = False
+    qkv_clip: float | None = None
+    """Queries, keys and values are clamped to `[-qkv_clip, qkv_clip]`."""
+    attn_scale: float | tuple[float, ...] | None = None
+    """Factor on attention scores, one for all blocks or one a block; None means `head_dim ** -0.5`."""
     attn_softcap: float | None = None
     """Scores become `cap * tanh(score / cap)` before masking."""
     logit_softcap: float | None = None
@@ -140,40 +246,84 @@ class ReaLModelConfig:
     def __post_init__(self) -> None:
         for name in ("n_layers", "hidden_size", "n_q_heads", "n_kv_heads", "head_dim", "intermediate_size",
                      "vocab_size", "max_positions"):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+            _whole_number(name, getattr(self, name))
         if self.n_q_heads % self.n_kv_heads:
             raise ConfigError(f"n_q_heads={self.n_q_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
-        _one_of("norm", self.norm, get_args(NormKind))
-        _one_of("mlp", self.mlp, get_args(MLPKind))
+        for name, kinds in (("norm", NORMS), ("attention", ATTENTIONS), ("mlp", MLPS), ("block", BLOCKS)):
+            _one_of_or_own(name, getattr(self, name), kinds)
+        _one_of("norm_placement", self.norm_placement, get_args(NormPlacement))
         _one_of("activation", self.activation, ACTIVATIONS)
         if self.qk_norm is not None:
             _one_of("qk_norm", self.qk_norm, get_args(QKNormKind))
-        for name in ("norm_eps", "attn_scale", "attn_softcap", "logit_softcap", "init_std"):
+        for name in ("norm_eps", "attn_softcap", "logit_softcap", "init_std", "qkv_clip"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         for name in ("embedding_dropout", "attn_dropout", "residual_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
-        if isinstance(self.sliding_window, tuple) and len(self.sliding_window) != self.n_layers:
-            raise ConfigError(
-                f"sliding_window has {len(self.sliding_window)} entries for n_layers={self.n_layers}; give one a block"
-            )
+        for name in PER_BLOCK:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.n_layers:
+                raise ConfigError(f"{name} has {len(value)} entries for n_layers={self.n_layers}; give one a block")
         for window in self.windows:
             if window is not None and window < 1:
                 raise ConfigError(f"sliding_window={window} must be at least 1")
-        if self.is_critic and self.logit_softcap is not None:
-            raise ConfigError("logit_softcap has no meaning for a critic; leave it out")
+        for scale in self.attn_scales:
+            _positive("attn_scale", scale)
+        for rope in self.distinct_ropes:
+            self._check_rope(rope)
+        for name, needed, wanted in NEEDS:
+            value = getattr(self, name)
+            if value and getattr(self, needed) != wanted:
+                raise ConfigError(f"{name}={value!r} has no meaning without {needed}={wanted!r}; leave it out")
+        if self.gate_bias and self.mlp == "plain":
+            raise ConfigError("gate_bias has no meaning for mlp='plain', which has no gate; leave it out")
+        if self.moe and self.moe.layers and max(self.moe.layers) >= self.n_layers:
+            raise ConfigError(f"moe.layers={self.moe.layers} names a block beyond n_layers={self.n_layers}")
+
+    def _check_rope(self, rope: RopeConfig) -> None:
+        n_dims = rope.rotary_dim or self.head_dim
+        if n_dims > self.head_dim:
+            raise ConfigError(f"rope.rotary_dim={n_dims} must be at most head_dim={self.head_dim}")
+        if n_dims % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(rope, name)
+            if factors is not None and len(factors) != n_dims // 2:
+                raise ConfigError(f"rope.{name} has {len(factors)} entries; it needs {n_dims // 2}, one a rotated pair")
 
     @property
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each block."""
-        if isinstance(self.sliding_window, tuple):
-            return self.sliding_window
-        return (self.sliding_window,) * self.n_layers
+        return self._each_block(self.sliding_window)
+
+    @property
+    def ropes(self) -> tuple[RopeConfig | None, ...]:
+        """The RoPE of each block."""
+        return self._each_block(self.rope)
+
+    @property
+    def distinct_ropes(self) -> tuple[RopeConfig, ...]:
+        """Every RoPE that some block has, once, in the order of the blocks."""
+        return tuple(dict.fromkeys(rope for rope in self.ropes if rope is not None))
+
+    @property
+    def attn_scales(self) -> tuple[float, ...]:
+        """The factor on attention scores of each block."""
+        scale = self.head_dim**-0.5 if self.attn_scale is None else self.attn_scale
+        return self._each_block(scale)
+
+    @property
+    def expert_blocks(self) -> tuple[int, ...]:
+        """The blocks, from 0, that have experts in place of the MLP."""
+        if self.moe is None:
+            return ()
+        return tuple(range(self.n_layers)) if self.moe.layers is None else self.moe.layers
+
+    @property
+    def head_has_bias(self) -> bool:
+        """Whether the output head has a bias; a critic's scalar head never has."""
+        return self.head_bias and not self.is_critic
 
     @property
     def head_is_tied(self) -> bool:
@@ -188,10 +338,55 @@ class ReaLModelConfig:
                 raise ConfigError(f"ReaLModelConfig has no field '{name}'{did_you_mean(name, names)}")
         return dataclasses.replace(self, **changes)
 
+    def with_blocks(self, *blocks: int) -> ReaLModelConfig:
+        """The same architecture with some of its blocks (from 0) only, in the given order."""
+        changes: dict[str, Any] = {"n_layers": len(blocks)}
+        for name in PER_BLOCK:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                changes[name] = tuple(value[block] for block in blocks)
+        if self.moe and self.moe.layers is not None:
+            kept = tuple(place for place, block in enumerate(blocks) if block in self.moe.layers)
+            changes["moe"] = dataclasses.replace(self.moe, layers=kept)
+        return dataclasses.replace(self, **changes)
+
+    def _each_block(self, value: Any) -> tuple[Any, ...]:
+        return value if isinstance(value, tuple) else (value,) * self.n_layers
+
+
+PER_BLOCK = ("sliding_window", "rope", "attn_scale")
+"""Fields with one value for all blocks, or a tuple with one a block."""
+
+NEEDS: tuple[tuple[str, str, Any], ...] = (
+    ("shared_norm", "parallel_residual", True),
+    ("parallel_residual", "norm_placement", "pre"),
+    ("position_offset", "learned_positions", True),
+    ("norm_offset", "norm_weight", True),
+)
+"""A field that is set, and the value that another field must then have."""
+
+
+def is_own_class(value: str) -> bool:
+    """Whether a kind of layer is a class of the family's own, `"package.module:Class"`."""
+    return ":" in value
+
+
+def _one_of_or_own(name: str, value: str, kinds: tuple[str, ...]) -> None:
+    if not is_own_class(value) and value not in kinds:
+        raise ConfigError(
+            f"{name}={value!r} is not one of {', '.join(kinds)}{did_you_mean(value, kinds)}; "
+            "a class of your own is written 'package.module:Class'"
+        )
+
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}")
+
+
+def _whole_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
 
 
 def _positive(name: str, value: float) -> None:
