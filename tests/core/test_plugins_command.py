@@ -15,12 +15,15 @@ from reallm.plugins.registry import Registry
 
 REASON = "needs the module 'a_module_with_a_long_name', which is not installed; pip install a_module_with_a_long_name"
 
+NOTE = "the field 'a' is deprecated since hook API 1.1 and goes with 2.0; use 'b' (reallm_old/plugin.py:3)"
+
 
 def loader(plugin):
     if plugin.distribution == "reallm-broken":
         return Loaded(plugin, failures=(REASON,))
     spec = DatasetSpec("somewhere:Dataset", "somewhere_else_entirely:Config", "for this test")
-    return Loaded(plugin, tuple(Offer(kind, name, spec, plugin) for kind, name in plugin.promises))
+    notes = (NOTE,) if plugin.distribution == "reallm-old" else ()
+    return Loaded(plugin, tuple(Offer(kind, name, spec, plugin) for kind, name in plugin.promises), notes=notes)
 
 
 @pytest.fixture
@@ -56,6 +59,19 @@ def test_a_failure_is_one_line_with_its_reason_and_gives_exit_code_1(installed, 
     installed(core=["dataset.a"], broken=["dataset.b"])
     assert run(["plugins"]) == 1
     assert f"failed reallm-broken 1.0.0 (reallm_broken.plugin): {REASON}" in capsys.readouterr().out.splitlines()
+
+
+def test_what_a_plugin_should_not_do_any_more_is_a_note_and_no_failure(installed, capsys):
+    installed(core=["dataset.a"], old=["dataset.b"])
+    assert run(["plugins"]) == 0
+    out = capsys.readouterr().out
+    assert f"note: reallm-old 1.0.0 (reallm_old.plugin): {NOTE}" in out.splitlines()
+    assert "failed" not in out
+    assert run(["plugins", "show", "reallm-old"]) == 0
+    assert "the field 'a' is deprecated" in " ".join(capsys.readouterr().out.split())
+    assert run(["plugins", "--json"]) == 0
+    rows = {row["distribution"]: row for row in json.loads(capsys.readouterr().out)["plugins"]}
+    assert (rows["reallm-old"]["state"], rows["reallm-old"]["notes"]) == ("ok", [NOTE])
 
 
 def test_a_conflict_is_shown_with_its_remedy(installed, capsys):
@@ -116,6 +132,7 @@ def test_json_has_everything_under_stable_keys(installed, capsys):
         "offers": [{"kind": "dataset", "name": "a"}],
         "state": "ok",
         "failures": [],
+        "notes": [],
     }
     assert (rows["reallm-broken"]["state"], rows["reallm-broken"]["failures"]) == ("failed", [REASON])
     assert rows["reallm-off"]["state"] == "blocked"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from reallm.hf.family import HFFamily
     from reallm.loggers.spec import LoggerSpec
 
-HOOK_API = (1, 0)
-"""Version (major, minor) of this page. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.0"`."""
+HOOK_API = (1, 1)
+"""Version (major, minor) of this page. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.1"`."""
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")

@@ -49,6 +49,7 @@ def _distribution_page(loaded: Loaded) -> tuple[str, list[Fact]]:
         ("version", plugin.version + (" (editable)" if plugin.editable else "")),
         ("state", plugins_table.state(loaded)),
         ("why", "\n".join(loaded.failures)),
+        ("notes", "\n".join(loaded.notes)),
         ("entry points", "\n".join(f"{entry} = {plugin.value}" for entry in plugin.entries)),
         ("blocked", ", ".join(plugin.blocked)),
         ("offers", "\n".join(plugins_table.by_kind((offer.kind, offer.name) for offer in loaded.offers))),

@@ -48,6 +48,7 @@ def as_json(registry: Registry) -> dict[str, Any]:
                 ],
                 "state": state(loaded),
                 "failures": list(loaded.failures),
+                "notes": list(loaded.notes),
             }
             for loaded in registry.listing()
         ],
@@ -132,12 +133,14 @@ def _show_problems(console: Console, registry: Registry) -> None:
             lines.append(("blocked", f"by {DISABLE}: {loaded.plugin.distribution}[{','.join(loaded.plugin.blocked)}]"))
     for (kind, name), plugins in registry.conflicts().items():
         lines.append(("conflict", str(lookup_errors.conflict(kind, name, plugins, registry.plan))))
-    if lines:
+    notes = [f"{loaded.plugin}: {note}" for loaded in registry.listing() for note in loaded.notes]
+    unknown = [f"{DISABLE} has '{name}', which nothing installed is called" for name in registry.plan.unknown_disabled]
+    if lines or notes or unknown:
         console.print()
     for word, text in lines:
         console.print(Text.assemble((word, COLORS[word]), " ", text), soft_wrap=True)
-    for name in registry.plan.unknown_disabled:
-        console.print(Text(f"note: {DISABLE} has '{name}', which nothing installed is called"), soft_wrap=True)
+    for note in (*notes, *unknown):
+        console.print(Text(f"note: {note}"), soft_wrap=True)
 
 
 def _show_installable(console: Console, registry: Registry) -> None:

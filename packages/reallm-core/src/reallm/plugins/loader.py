@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
 
 from reallm import hookspecs
+from reallm.deprecation import HookDeprecationWarning, give, listening
 from reallm.errors import did_you_mean
 from reallm.plugins.finder import GROUP, Plugin
 from reallm.plugins.kinds import KINDS, Kind
@@ -30,11 +31,15 @@ class Offer:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading a plugin gave. A plugin with `failures` may still have offers: those of its other hooks."""
+    """What loading a plugin gave. A plugin with `failures` may still have offers: those of its other hooks.
+
+    `notes` are what it should not do any more, which works all the same.
+    """
 
     plugin: Plugin
     offers: tuple[Offer, ...] = ()
     failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _LoadError(Exception):
@@ -43,6 +48,17 @@ class _LoadError(Exception):
 
 def load(plugin: Plugin) -> Loaded:
     """Import a plugin, check it, and call its hooks. Raises nothing: what is wrong is in `failures`."""
+    with listening() as heard:
+        loaded = _load(plugin)
+    try:
+        for warning in heard:
+            give(HookDeprecationWarning(f"{plugin}: {warning.message}", warning.filename, warning.lineno))
+    except HookDeprecationWarning as error:  # whoever makes warnings errors wants no such plugin
+        return Loaded(plugin, failures=(str(error),))
+    return replace(loaded, notes=tuple(map(str, heard)))
+
+
+def _load(plugin: Plugin) -> Loaded:
     try:
         module = _import(plugin)
         _check_api(module, plugin)
