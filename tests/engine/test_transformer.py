@@ -41,15 +41,35 @@ def build(config: ReaLModelConfig, seed: int = 0) -> Transformer:
 CHANGES = {
     "norm": {"norm": "layer"},
     "norm_eps": {"norm_eps": 0.1},
+    "norm_weight": {"norm_weight": False},
+    "norm_bias": {"norm_bias": True},
+    "norm_offset": {"norm_offset": 1.0},
+    "norm_placement": {"norm_placement": "branch"},
+    "sandwich norms": {"norm_placement": "sandwich"},
+    "norms after the sum": {"norm_placement": "post"},
+    "final_norm": {"final_norm": False},
+    "parallel_residual": {"parallel_residual": True},
+    "shared_norm": {"parallel_residual": True, "shared_norm": True},
+    "attention": {"attention": f"{__name__}:AttentionOfOnes"},
     "mlp": {"mlp": "plain"},
+    "block": {"block": f"{__name__}:BlockOfNothing"},
+    "extra": {"mlp": f"{__name__}:ScaledMLP", "extra": Extra({"scale": 3.0})},
     "activation": {"activation": "gelu_tanh"},
-    "qkv_bias": {"qkv_bias": True},
-    "o_bias": {"o_bias": True},
-    "mlp_bias": {"mlp_bias": True},
+    "moe": {"moe": MoEConfig(4, 2, 24)},
+    **{name: {name: True} for name in BIASES},
     "rope": {"rope": RopeConfig(theta=100.0)},
+    "rope of some blocks": {"rope": (RopeConfig(), None)},
+    "rotary_dim": {"rope": RopeConfig(rotary_dim=4)},
+    "interleaved": {"rope": RopeConfig(interleaved=True)},
+    "learned_positions": {"learned_positions": True},
+    "position_offset": {"learned_positions": True, "position_offset": 2},
     "sliding_window": {"sliding_window": 4},
     "tied_embeddings": {"tied_embeddings": True},
     "qk_norm": {"qk_norm": "head"},
+    "qk_norm per head": {"qk_norm": "per_head"},
+    "qk_norm over all heads": {"qk_norm": "whole"},
+    "qk_norm_bias": {"qk_norm": "head", "qk_norm_bias": True},
+    "qkv_clip": {"qkv_clip": 0.01},
     "attn_scale": {"attn_scale": 0.05},
     "attn_softcap": {"attn_softcap": 0.5},
     "logit_softcap": {"logit_softcap": 0.05},
@@ -67,7 +87,8 @@ SIZES = {"n_layers", "hidden_size", "n_q_heads", "intermediate_size", "vocab_siz
 
 
 def test_every_field_of_the_configuration_is_exercised_here():
-    assert CHANGES.keys() | IN_TRAINING | SIZES == {field.name for field in dataclasses.fields(ReaLModelConfig)}
+    changed = {name for changes in CHANGES.values() for name in changes}
+    assert changed | IN_TRAINING | SIZES == {field.name for field in dataclasses.fields(ReaLModelConfig)}
 
 
 @pytest.mark.parametrize("field", CHANGES)

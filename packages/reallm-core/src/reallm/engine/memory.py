@@ -129,10 +129,7 @@ def _activations(
     gradient_checkpointing: Any,
 ) -> int:
     def walk(n_layers: int) -> _Peaks:
-        windows = config.sliding_window
-        part = windows[:n_layers] if isinstance(windows, tuple) else windows
-        shallow = dataclasses.replace(config, n_layers=n_layers, sliding_window=part)
-        return _walk(shallow, dtype, device, lengths, gradient_checkpointing)
+        return _walk(config.with_blocks(*range(n_layers)), dtype, device, lengths, gradient_checkpointing)
 
     few, more = WALKED_BLOCKS
     if config.n_layers <= more:

@@ -15,7 +15,7 @@ from torch import Tensor
 from reallm.errors import DataError
 from reallm.generation.sampling import SamplingConfig, draw
 from reallm.model.cache import KVCache
-from reallm.model.rope import outgrows_cache
+from reallm.model.rope import keys_are_stale
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
 from reallm.seeding import derive_seed
@@ -100,14 +100,14 @@ def _last_hidden(model: Transformer, texts: Sequence[Sequence[int]], cache: KVCa
     """Hidden states [A, E] of the last token of each text, computing only what the cache does not hold."""
     device = next(model.parameters()).device
     totals = [len(text) for text in texts]
-    # frequencies that follow the length (dynamic RoPE past the trained context) make every held key stale
-    stale = outgrows_cache(model.config, totals)
-    past = [0] * len(texts) if stale else list(cache.lengths)
+    if keys_are_stale(model.config, cache.lengths, totals):  # where frequencies follow the length, as in dynamic RoPE
+        cache.lengths = [0] * len(texts)
+    past = list(cache.lengths)
     seqs = Sequences.from_lengths(
         [total - held for total, held in zip(totals, past, strict=True)], past=past, device=device
     )
     fresh = [token for text, held in zip(texts, past, strict=True) for token in text[held:]]
-    hidden = model.run(torch.tensor(fresh, device=device), seqs, None if stale else cache)
+    hidden = model.run(torch.tensor(fresh, device=device), seqs, cache)
     return hidden[seqs.cu_seqlens[1:].long() - 1]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as memoize
 from functools import partial
 
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from reallm.model.cache import store
 from reallm.model.checkpointing import run_again
+from reallm.model.config import ReaLModelConfig
 from reallm.model.rope import Rotation
+from reallm.model.routing import Routing
 from reallm.model.sequences import Sequences
 
 WINDOW_CHUNK = 256
@@ -29,12 +31,32 @@ WINDOW_CHUNK = 256
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What a block's attention does to scores: scale, window (tokens seen, itself included), soft cap, dropout."""
+    """What a block's attention does: scale, window (tokens seen, itself included), soft cap and dropout of scores.
+
+    `rotation` is the place of its RoPE among `config.distinct_ropes`; None: positions have no effect.
+    """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
     dropout: float = 0.0
+    rotation: int | None = None
+
+    @classmethod
+    def of_block(cls, config: ReaLModelConfig, block: int) -> AttentionSpec:
+        """What the configuration says of a block, numbered from 0."""
+        rope = config.ropes[block]
+        return cls(
+            scale=config.attn_scales[block],
+            window=config.windows[block],
+            softcap=config.attn_softcap,
+            dropout=config.attn_dropout,
+            rotation=None if rope is None else config.distinct_ropes.index(rope),
+        )
+
+    def without_dropout(self) -> AttentionSpec:
+        """The same for inference."""
+        return replace(self, dropout=0.0)
 
     @property
     def has_kernel(self) -> bool:
@@ -55,7 +77,10 @@ def attend(
     Returns:
         [T, H, D], dtype of `q`.
     """
-    return step.attention(step.rotation(q), step.rotation(k), v, step, spec, cache)
+    if spec.rotation is not None:
+        rotation = step.rotations[spec.rotation]
+        q, k = rotation(q), rotation(k)
+    return step.attention(q, k, v, step, spec, cache)
 
 
 def attend_rotated(
@@ -82,13 +107,16 @@ def attend_rotated(
 
 @dataclass(frozen=True)
 class Step:
-    """What all blocks of one forward pass share: the sequences, the rotation of their tokens, how attention is run."""
+    """What all blocks of one forward pass share: the sequences, the rotations of their tokens, how attention is run."""
 
     seqs: Sequences
-    rotation: Rotation
+    rotations: tuple[Rotation, ...]
+    """One for each of `config.distinct_ropes`."""
     run_again: bool = False
     """Whether the backward pass computes the [L, L] scores of attention without a kernel again, or they are kept."""
     attention: Callable[..., Tensor] = attend_rotated
+    routing: list[Routing] | None = None
+    """Where layers of experts note what their routers did; None where nobody asks."""
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, seqs: Sequences, spec: AttentionSpec) -> Tensor:

@@ -34,7 +34,7 @@ class CompiledBlocks:
 
     def prepare(self, x: Tensor, step: Step) -> None:
         """Say which dim changes from call to call, so that the first lengths are not compiled for themselves alone."""
-        for tensor in (x, step.rotation.cos, step.rotation.sin):
+        for tensor in (x, *(part for rotation in step.rotations for part in (rotation.cos, rotation.sin))):
             _changes_length(tensor)
 
 

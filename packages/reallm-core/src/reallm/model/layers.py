@@ -2,7 +2,7 @@
 
 Each says how its parameters may be split, and with `recompute` that selective checkpointing computes it again.
 
-Shapes: T packed tokens, E hidden, F intermediate, V vocabulary.
+Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reallm.model.config import ReaLModelConfig
+from reallm.errors import DataError
+from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.model.ops import ActivationFunction, gated, rms_norm
-from reallm.model.shard import Shard, Shards
+from reallm.model.sequences import Sequences
+from reallm.model.shard import Shard, Shards, Split
+from reallm.plugins.lazy import resolve
 
 ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "silu": F.silu,
@@ -22,6 +25,7 @@ ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
+    "tanh": torch.tanh,
 }
 
 
@@ -29,11 +33,13 @@ class Linear(nn.Linear):
     """`x @ weight.T + bias`, with `weight` [out, in].
 
     `split` is what tensor parallelism may divide: outputs (`"out"`: rows of the weight, and the bias) or
-    inputs (`"in"`: columns of the weight; the bias is added once). `unit` outputs or inputs stay together.
+    inputs (`"in"`: columns of the weight; results are added up over the parts, the bias is added once). `unit` outputs
+    or inputs stay together.
     """
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: str, unit: int = 1) -> None:
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: Split, unit: int = 1) -> None:
         super().__init__(n_in, n_out, bias=bias)
+        self.split = split
         rows = split == "out"
         self.shards: Shards = {"weight": Shard(0 if rows else 1, unit)}
         if bias:
@@ -43,41 +49,104 @@ class Linear(nn.Linear):
         """Nothing: `Transformer.init_weights` or a checkpoint gives the values."""
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dim (Zhang and Sennrich, 2019), computed in at least float32."""
+class Norm(nn.Module):
+    """What norms over the last dim have in common: `weight + offset` and a bias, each of which may be missing.
+
+    A norm over a dim that is split says so with `shard`; it is then computed over all parts together.
+    """
 
     recompute = True
 
-    def __init__(self, size: int, eps: float, shard: Shard | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        *,
+        weight: bool = True,
+        bias: bool = False,
+        offset: float = 0.0,
+        shard: Shard | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
+        self.weight = nn.Parameter(torch.empty(size)) if weight else None
+        self.bias = nn.Parameter(torch.empty(size)) if bias else None
         self.eps = eps
-        self.shards: Shards = {"weight": shard}
+        self.offset = offset
+        self.shards: Shards = {name: shard for name, _ in self.named_parameters()}
+        self.over_shards = shard is not None
+
+
+class RMSNorm(Norm):
+    """Root-mean-square norm (Zhang and Sennrich, 2019), computed in at least float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        out = rms_norm(x, self.weight, self.eps, self.offset)
+        return out if self.bias is None else out + self.bias
 
 
-class LayerNorm(nn.Module):
-    """Layer norm with bias over the last dim (Ba et al., 2016)."""
+class LayerNorm(Norm):
+    """Layer norm (Ba et al., 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset
+        return F.layer_norm(x, (x.shape[-1],), weight, self.bias, self.eps)
+
+
+class PerHeadNorm(nn.Module):
+    """A norm of each head by itself, with weights [H, D] of its own for each: `x` [T, H, D]."""
 
     recompute = True
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, config: ReaLModelConfig, n_heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.bias = nn.Parameter(torch.empty(size))
-        self.eps = eps
-        self.shards: Shards = {"weight": None, "bias": None}
+        self.weight = nn.Parameter(torch.empty(n_heads, config.head_dim))
+        self.bias = nn.Parameter(torch.empty(n_heads, config.head_dim)) if config.qk_norm_bias else None
+        self.eps = config.norm_eps
+        self.offset = config.norm_offset
+        self.norm = F.rms_norm if config.norm == "rms" else F.layer_norm
+        self.shards: Shards = {name: Shard(0) for name, _ in self.named_parameters()}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+        out = self.norm(x, (x.shape[-1],), eps=self.eps) * (self.weight + self.offset)
+        return out if self.bias is None else out + self.bias
 
 
 def make_norm(config: ReaLModelConfig) -> nn.Module:
     """The norm that `config.norm` names, over the hidden dim."""
+    if is_own_class(config.norm):
+        return own_layer(config.norm, config, config.hidden_size)
+    return _norm(config, config.hidden_size, bias=config.norm_bias)
+
+
+def make_qk_norm(config: ReaLModelConfig, n_heads: int) -> nn.Module:
+    """The norm of queries or keys: over [T, H, D], or over [T, H * D] if it is over all heads together."""
+    whole = config.qk_norm == "whole"
+    if config.qk_norm is None:
+        return nn.Identity()
+    if config.qk_norm == "per_head":
+        return PerHeadNorm(config, n_heads)
+    size = n_heads * config.head_dim if whole else config.head_dim
+    if is_own_class(config.norm):
+        return own_layer(config.norm, config, size)
+    return _norm(config, size, bias=config.qk_norm_bias, shard=Shard(0, config.head_dim) if whole else None)
+
+
+def _norm(config: ReaLModelConfig, size: int, *, bias: bool, shard: Shard | None = None) -> Norm:
     kinds = {"rms": RMSNorm, "layer": LayerNorm}
-    return kinds[config.norm](config.hidden_size, config.norm_eps)
+    return kinds[config.norm](
+        size, config.norm_eps, weight=config.norm_weight, bias=bias, offset=config.norm_offset, shard=shard
+    )
+
+
+def own_layer(path: str, *arguments: object) -> nn.Module:
+    """An object of a family's own class, `"package.module:Class"`.
+
+    Raises:
+        PluginError: the class cannot be imported.
+    """
+    layer = resolve(path)(*arguments)
+    assert isinstance(layer, nn.Module), f"{path} is not a torch.nn.Module"
+    return layer
 
 
 class Activation(nn.Module):
@@ -96,40 +165,34 @@ class Activation(nn.Module):
 class GatedMLP(nn.Module):
     """`down(act(gate(x)) * up(x))` (Shazeer, 2020: GLU variants)."""
 
-    def __init__(self, config: ReaLModelConfig) -> None:
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
-        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate = Linear(size, inner, bias=bias, split="out")
-        self.up = Linear(size, inner, bias=bias, split="out")
-        self.down = Linear(inner, size, bias=bias, split="in")
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate = Linear(size, inner, bias=config.gate_bias, split="out")
+        self.up = Linear(size, inner, bias=config.up_bias, split="out")
+        self.down = Linear(inner, size, bias=config.down_bias, split="in")
         self.act = Activation(config.activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: object) -> Tensor:
         return self.down(self.act(self.gate(x), self.up(x)))
 
 
 class PlainMLP(nn.Module):
     """`down(act(up(x)))`."""
 
-    def __init__(self, config: ReaLModelConfig) -> None:
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
-        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.up = Linear(size, inner, bias=bias, split="out")
-        self.down = Linear(inner, size, bias=bias, split="in")
+        size, inner = config.hidden_size, config.intermediate_size
+        self.up = Linear(size, inner, bias=config.up_bias, split="out")
+        self.down = Linear(inner, size, bias=config.down_bias, split="in")
         self.act = Activation(config.activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: object) -> Tensor:
         return self.down(self.act(self.up(x)))
 
 
-def make_mlp(config: ReaLModelConfig) -> nn.Module:
-    """The MLP that `config.mlp` names."""
-    kinds = {"gated": GatedMLP, "plain": PlainMLP}
-    return kinds[config.mlp](config)
-
-
 class TokenTable(nn.Module):
-    """A [V, E] table: token embeddings, looked up by `F.embedding`."""
+    """Token embeddings [V, E]."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
@@ -138,3 +201,21 @@ class TokenTable(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.weight)
+
+
+class PositionTable(nn.Module):
+    """Learned position embeddings [P, E]; position `p` has row `p + offset`."""
+
+    def __init__(self, config: ReaLModelConfig) -> None:
+        super().__init__()
+        self.offset = config.position_offset
+        self.weight = nn.Parameter(torch.empty(config.max_positions + self.offset, config.hidden_size))
+        self.shards: Shards = {"weight": None}
+
+    def forward(self, seqs: Sequences) -> Tensor:
+        longest, n_positions = max(seqs.totals, default=0), len(self.weight) - self.offset
+        if longest > n_positions:
+            raise DataError(
+                f"a sequence has {longest} tokens, but the model has learned {n_positions} positions; shorten it"
+            )
+        return F.embedding(seqs.positions + self.offset, self.weight)

@@ -47,9 +47,15 @@ def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) ->
 
 
 def head_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, multiplier: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    multiplier: float = 1.0,
+    softcap: float | None = None,
 ) -> CrossEntropy:
-    """Cross-entropy of `softcap(multiplier * hidden @ weight.T)` against `targets`, chunk by chunk.
+    """Cross-entropy of `softcap(multiplier * (hidden @ weight.T + bias))` against `targets`, chunk by chunk.
 
     Gradients are computed in the forward pass while a chunk of logits is there, so that the backward pass only scales
     them; the logits are never kept or computed twice.
@@ -58,8 +64,9 @@ def head_cross_entropy(
         hidden: [N, E].
         weight: [V, E] of the output head.
         targets: [N] int64.
+        bias: [V] of the output head.
     """
-    loss_sum, nll, correct = _HeadCrossEntropy.apply(hidden, weight, targets, multiplier, softcap)
+    loss_sum, nll, correct = _HeadCrossEntropy.apply(hidden, weight, bias, targets, multiplier, softcap)
     return CrossEntropy(loss_sum, nll, correct)
 
 
@@ -73,13 +80,21 @@ def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, multiplier: float, softcap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        multiplier: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_tokens, n_vocab = hidden.shape[0], weight.shape[0]
         exact = torch.promote_types(hidden.dtype, torch.float32)  # half precision is summed in float32
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if need_weight else None
+        grad_bias = torch.zeros(weight.shape[0], dtype=exact, device=weight.device) if need_bias else None
+        need_any = need_hidden or need_weight or need_bias
         nll = torch.empty(n_tokens, dtype=exact, device=hidden.device)
         correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
 
@@ -93,17 +108,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 torch.mm(part, weight.t(), out=logits)
             else:
                 logits.copy_(part @ weight.t())
+            if bias is not None:
+                logits.add_(bias)
             if multiplier != 1.0:
                 logits.mul_(multiplier)
             if softcap is not None:
                 logits.div_(softcap).tanh_().mul_(softcap)
-            slope = 1 - (logits / softcap) ** 2 if softcap is not None and (need_hidden or need_weight) else None
+            slope = 1 - (logits / softcap) ** 2 if softcap is not None and need_any else None
             highest, of_target = logits.amax(dim=-1, keepdim=True), logits.gather(1, wanted)
             exponentials = logits.sub_(highest).exp_()
             total = exponentials.sum(dim=-1, keepdim=True)
             nll[rows] = (highest - of_target + total.log())[:, 0]
             correct[rows] = (of_target >= highest)[:, 0]
-            if not (need_hidden or need_weight):
+            if not need_any:
                 continue
             # d nll / d logits = softmax - one_hot(target)
             grad_logits = exponentials.div_(total)
@@ -112,6 +129,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 grad_logits.mul_(slope)
             if multiplier != 1.0:
                 grad_logits.mul_(multiplier)
+            if grad_bias is not None:
+                grad_bias.add_(grad_logits.sum(dim=0))
             low = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(low, weight, out=grad_hidden[rows])
@@ -121,16 +140,22 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight.add_(low.t() @ part)
 
-        ctx.gradients = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.gradients = (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
+        )
         ctx.mark_non_differentiable(nll, correct)
         return nll.sum(), nll, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        grad_hidden, grad_weight = ctx.gradients
+    def backward(
+        ctx: Any, grad_loss: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        gradients = ctx.gradients
         del ctx.gradients  # scaled in place below, so they serve one backward pass only
-        for gradient in (grad_hidden, grad_weight):
+        for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(grad_loss)
-        return grad_hidden, grad_weight, None, None, None
+        return *gradients, None, None, None

@@ -21,14 +21,23 @@ FEW_TOKENS = 64
 """Up to here, as in decoding, fewer calls count for more than fewer passes."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last dim, computed in at least float32 (Zhang and Sennrich, 2019).
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * (weight + offset)` over the last dim (Zhang and Sennrich, 2019).
 
-    On CUDA torch has a kernel for it; on CPU it is nine operations, whose backward pass takes three times as long.
+    It is computed in at least float32; without `weight` nothing is multiplied. On CUDA torch has a kernel for it; on
+    CPU it is nine operations, whose backward pass takes three times as long.
     """
+    shape = (x.shape[-1],)
+    if weight is None:
+        return F.rms_norm(x, shape, None, eps)
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     if not on_cpu or torch.compiler.is_compiling():
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        if not offset:
+            return F.rms_norm(x, shape, weight, eps)
+        normed = F.rms_norm(x, shape, None, eps)
+        return torch.addcmul(normed * offset, normed, weight)  # the sum itself would be rounded in half precision
+    if offset:
+        weight = weight + offset
     return cast(Tensor, _RMSNorm.apply(x, weight, eps)) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 
 
@@ -82,20 +91,34 @@ class _Gated(torch.autograd.Function):
         return grad_gate, activated.detach().mul_(grad), None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair of dims `d` and `d + D/2` of `x` [T, H, D] by the angle of `cos` and `sin` [T, 1, D]."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Rotate each pair of dims of `x` [T, H, D] by the angle of `cos` and `sin` [T, 1, D].
+
+    Dims `d` and `d + D/2` form a pair, or with `interleaved` dims `2d` and `2d + 1`.
+    """
     is_small = x.shape[0] <= FEW_TOKENS and not torch.is_grad_enabled()
     if torch.compiler.is_compiling() or is_small:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-second, first), dim=-1) * sin
-    return cast(Tensor, _Rotate.apply(x, cos, sin)) if torch.is_grad_enabled() else _rotated(x, cos, sin)
+        first, second = _pairs(x, interleaved)
+        turned = torch.stack((-second, first), dim=-1).flatten(-2) if interleaved else torch.cat((-second, first), -1)
+        return x * cos + turned * sin
+    if torch.is_grad_enabled():
+        return cast(Tensor, _Rotate.apply(x, cos, sin, interleaved))
+    return _rotated(x, cos, sin, interleaved)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Views of the first and the second dims of all pairs."""
+    if interleaved:
+        return x[..., 0::2], x[..., 1::2]
+    first, second = x.chunk(2, dim=-1)
+    return first, second
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: bool = False) -> Tensor:
     """The same, or with `back` by the negative angle."""
     rotated = x * cos
-    (first, second), (x_first, x_second) = rotated.chunk(2, dim=-1), x.chunk(2, dim=-1)
-    sin_first, sin_second = sin.chunk(2, dim=-1)
+    (first, second), (x_first, x_second) = _pairs(rotated, interleaved), _pairs(x, interleaved)
+    sin_first, sin_second = _pairs(sin, interleaved)
     # not one fused multiply-add: products are rounded as they are in transformers, bit for bit
     (first.add_ if back else first.sub_)(x_second * sin_first)
     (second.sub_ if back else second.add_)(x_first * sin_second)
@@ -104,12 +127,13 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tens
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+        ctx.interleaved = interleaved
+        return _rotated(x, cos, sin, interleaved)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, sin, back=True), None, None
+        return _rotated(grad, cos, sin, ctx.interleaved, back=True), None, None, None

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al., 2021), and the ways to stretch it to longer contexts.
 
-Shapes: T packed tokens, H heads, D head dim. Frequencies are computed in float32 as transformers does, so that both
-give the same numbers.
+Shapes: T packed tokens, H heads, D head dim, R rotated dims of each head. Frequencies are computed in float32 as
+transformers does, so that both give the same numbers.
 """
 
 from __future__ import annotations
@@ -20,47 +20,77 @@ from reallm.model.sequences import Sequences
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines [T, 1, D] that rotate the vectors of T tokens."""
+    """Cosines and sines [T, 1, R] that rotate the first R dims of the vectors of T tokens."""
 
     cos: Tensor
     sin: Tensor
+    interleaved: bool = False
+    """Which dims form a pair: `2d` and `2d + 1`, or `d` and `d + R/2`."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotate `x` [T, H, D]; dims `d` and `d + D/2` form a pair."""
-        return rotate(x, self.cos, self.sin)
+        """Rotate `x` [T, H, D]."""
+        n_rotated = self.cos.shape[-1]
+        if n_rotated == x.shape[-1]:
+            return rotate(x, self.cos, self.sin, interleaved=self.interleaved)
+        first, rest = x.split([n_rotated, x.shape[-1] - n_rotated], dim=-1)
+        return torch.cat((rotate(first, self.cos, self.sin, interleaved=self.interleaved), rest), dim=-1)
 
 
-def rotation(config: ReaLModelConfig, seqs: Sequences, dtype: torch.dtype) -> Rotation:
-    """The rotation of the tokens of `seqs`, in `dtype`."""
-    rope, device = config.rope, seqs.cu_seqlens.device
-    if outgrows_cache(config, seqs.totals):
-        assert not any(seqs.past), "keys rotated for a shorter sequence cannot be reused"
-        per_sequence = [inverse_frequencies(config, length=total, device=device) for total in seqs.totals]
+def rotations(config: ReaLModelConfig, seqs: Sequences, dtype: torch.dtype) -> tuple[Rotation, ...]:
+    """The rotation of the tokens of `seqs`, in `dtype`, for each of `config.distinct_ropes`."""
+    return tuple(_rotation(config, rope, seqs, dtype) for rope in config.distinct_ropes)
+
+
+def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: Sequences, dtype: torch.dtype) -> Rotation:
+    device = seqs.cu_seqlens.device
+    lengths = [_decisive_length(config, rope, total) for total in seqs.totals]
+    if any(length != 0 for length in lengths):
+        per_sequence = [inverse_frequencies(config, rope, length=length, device=device) for length in lengths]
         repeats = torch.tensor(seqs.lengths, device=device)
         inverse = torch.repeat_interleave(torch.stack(per_sequence), repeats, dim=0)
     else:
-        inverse = inverse_frequencies(config, device=device)
-    return _rotation(seqs.positions, inverse, attention_factor(rope), dtype)
+        inverse = inverse_frequencies(config, rope, device=device)
+    # `inverse` is [R/2], or [T, R/2] where each token has its own
+    angles = seqs.positions[:, None].float() * inverse
+    angles = angles.repeat_interleave(2, dim=-1) if rope.interleaved else torch.cat((angles, angles), dim=-1)
+    scale, angles = attention_factor(config, rope), angles[:, None, :]
+    return Rotation((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype), rope.interleaved)
 
 
-def outgrows_cache(config: ReaLModelConfig, totals: Sequence[int]) -> bool:
-    """Whether sequences of these lengths need frequencies of their own, so that each new token changes all keys."""
-    return config.rope.kind == "dynamic" and max(totals, default=0) > config.max_positions
+def keys_are_stale(config: ReaLModelConfig, past: Sequence[int], totals: Sequence[int]) -> bool:
+    """Whether keys of a cache were rotated by other frequencies than sequences that have grown to `totals` need.
+
+    Args:
+        past: tokens of each sequence that the cache holds.
+        totals: tokens of each sequence with the new ones.
+    """
+    return any(
+        held > 0 and _decisive_length(config, rope, held) != _decisive_length(config, rope, total)
+        for rope in config.distinct_ropes
+        for held, total in zip(past, totals, strict=True)
+    )
 
 
-def _rotation(positions: Tensor, inverse: Tensor, scale: float, dtype: torch.dtype) -> Rotation:
-    """`positions` [T]; `inverse` [D/2], or [T, D/2] where each token has its own."""
-    angles = positions[:, None].float() * inverse
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return Rotation((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype))
+def _decisive_length(config: ReaLModelConfig, rope: RopeConfig, length: int) -> int:
+    """What of a sequence's length its frequencies depend on: 0 as long as they are those of pretraining."""
+    if rope.kind == "dynamic":
+        return length if length > config.max_positions else 0
+    if rope.kind == "longrope":
+        assert rope.original_max_positions is not None
+        return rope.original_max_positions + 1 if length > rope.original_max_positions else 0
+    return 0
 
 
-def attention_factor(rope: RopeConfig) -> float:
-    """Factor on cosines and sines: 1, except for YaRN (Peng et al., 2023, section 3.4)."""
-    if rope.kind != "yarn":
-        return 1.0
+def attention_factor(config: ReaLModelConfig, rope: RopeConfig) -> float:
+    """Factor on cosines and sines: 1, except for YaRN (Peng et al., 2023, section 3.4) and LongRoPE."""
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if rope.kind == "longrope":
+        assert rope.original_max_positions is not None
+        factor = rope.factor or config.max_positions / rope.original_max_positions
+        return math.sqrt(1 + math.log(factor) / math.log(rope.original_max_positions)) if factor > 1 else 1.0
+    if rope.kind != "yarn":
+        return 1.0
     assert rope.factor is not None
     if rope.mscale and rope.mscale_all_dim:
         return _yarn_mscale(rope.factor, rope.mscale) / _yarn_mscale(rope.factor, rope.mscale_all_dim)
@@ -68,18 +98,22 @@ def attention_factor(rope: RopeConfig) -> float:
 
 
 def inverse_frequencies(
-    config: ReaLModelConfig, *, length: int | None = None, device: torch.device | str = "cpu"
+    config: ReaLModelConfig, rope: RopeConfig, *, length: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Inverse frequencies [D/2] float32; `length` is that of the sequence, for the kind that depends on it."""
-    rope, dim = config.rope, config.head_dim
+    """Inverse frequencies [R/2] float32; `length` is that of the sequence, for kinds that depend on it."""
+    dim = rope.rotary_dim or config.head_dim
     exponents = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
     if rope.kind == "default":
         return 1.0 / rope.theta**exponents
+    if rope.kind == "longrope":
+        factors = rope.long_factor if length else rope.short_factor
+        assert factors is not None
+        return 1.0 / (torch.tensor(factors, dtype=torch.float32, device=device) * rope.theta**exponents)
     assert rope.factor is not None
     if rope.kind == "linear":
         return 1.0 / rope.theta**exponents / rope.factor
     if rope.kind == "dynamic":
-        stretch = rope.factor * max(length or 0, config.max_positions) / config.max_positions - (rope.factor - 1)
+        stretch = rope.factor * max(length, config.max_positions) / config.max_positions - (rope.factor - 1)
         return 1.0 / (rope.theta * stretch ** (dim / (dim - 2))) ** exponents
     original = rope.original_max_positions or config.max_positions
     if rope.kind == "llama3":

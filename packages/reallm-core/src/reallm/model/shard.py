@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,7 @@ class Shard:
 
 Shards = dict[str, Shard | None]
 """Shard of each parameter of a module, by its name there."""
+
+Split = Literal["out", "in"]
+"""The `split` of a module whose parameters are split: its outputs are parts of the whole (`"out"`), or it takes a part
+of the inputs and its outputs are to be added up over the parts (`"in"`)."""

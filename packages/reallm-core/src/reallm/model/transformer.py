@@ -12,18 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reallm.errors import ConfigError, did_you_mean
+from reallm.errors import ConfigError, PluginError, did_you_mean
 from reallm.model.attention import Step, attend_rotated
-from reallm.model.block import Block, call_block
+from reallm.model.block import call_block, make_block
 from reallm.model.cache import KVCache
 from reallm.model.checkpointing import run_again, run_selectively
 from reallm.model.compilation import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
-from reallm.model.layers import Linear, TokenTable, make_norm
+from reallm.model.layers import Linear, PositionTable, TokenTable, make_norm
 from reallm.model.losses import CrossEntropy, head_cross_entropy
-from reallm.model.rope import rotation
+from reallm.model.rope import rotations
+from reallm.model.routing import Routing
 from reallm.model.sequences import Sequences
-from reallm.model.shard import Shard
+from reallm.model.shard import Shard, Split
 from reallm.seeding import derive_seed
 
 
@@ -33,13 +34,16 @@ class Embedding(nn.Module):
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         self.tokens = TokenTable(config)
+        self.positions = PositionTable(config) if config.learned_positions else None
         self.multiplier = config.embedding_multiplier
         self.dropout = config.embedding_dropout
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, seqs: Sequences) -> Tensor:
         x = self.tokens(tokens)
         if self.multiplier != 1.0:
-            x = x * self.multiplier
+            x = x * torch.tensor(self.multiplier, dtype=x.dtype)  # rounded to the type of the weights, as they are
+        if self.positions is not None:
+            x = x + self.positions(seqs)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
@@ -48,10 +52,11 @@ class Head(nn.Module):
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
-        self.norm = make_norm(config)
+        self.norm = make_norm(config) if config.final_norm else nn.Identity()
         if not config.head_is_tied:
             n_out = 1 if config.is_critic else config.vocab_size
-            self.out = Linear(config.hidden_size, n_out, split="in" if config.is_critic else "out")
+            split: Split = "in" if config.is_critic else "out"
+            self.out = Linear(config.hidden_size, n_out, bias=config.head_has_bias, split=split)
             if config.is_critic:
                 self.out.shards = {"weight": None}  # one row; too small to split
 
@@ -72,7 +77,9 @@ class Transformer(nn.Module):
         self.gradient_checkpointing: GradientCheckpointing = "none"
         """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
         self._compiled: CompiledBlocks | None = None
-        blocks = [Block(config, window) for window in config.windows]
+        self.routing: list[Routing] | None = None
+        """Where forward passes in training note what routers of experts did; None where nobody asks."""
+        blocks = [make_block(config, block) for block in range(config.n_layers)]
         layers: list[nn.Module] = [Embedding(config), *blocks, Head(config)]
         self.layers = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers)})
 
@@ -95,14 +102,15 @@ class Transformer(nn.Module):
 
     def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
-        x = self.layers["0"](tokens)
+        x = self.layers["0"](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
         step = Step(
             seqs,
-            rotation(self.config, seqs, x.dtype),
+            rotations(self.config, seqs, x.dtype),
             run_again=mode == "selective",
             attention=compiled.attention if compiled else attend_rotated,
+            routing=self.routing if self.training and torch.is_grad_enabled() else None,
         )
         if compiled:
             compiled.prepare(x, step)
@@ -126,7 +134,7 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
-        out = hidden @ self.head_weight.t()
+        out = F.linear(hidden, self.head_weight, self.head_bias)
         if self.config.is_critic:
             return out[:, 0]
         if self.config.logit_multiplier != 1.0:
@@ -141,6 +149,7 @@ class Transformer(nn.Module):
             hidden,
             self.head_weight,
             targets,
+            bias=self.head_bias,
             multiplier=self.config.logit_multiplier,
             softcap=self.config.logit_softcap,
         )
@@ -152,6 +161,13 @@ class Transformer(nn.Module):
             return self.get_parameter("layers.0.tokens.weight")
         return self.get_parameter(f"layers.{self.config.n_layers + 1}.out.weight")
 
+    @property
+    def head_bias(self) -> nn.Parameter | None:
+        """The bias [V] of the output projection, if it has one."""
+        if not self.config.head_has_bias:
+            return None
+        return self.get_parameter(f"layers.{self.config.n_layers + 1}.out.bias")
+
     def parameter_shards(self) -> dict[str, Shard | None]:
         """How each parameter may be split under tensor parallelism, as its layer declares it."""
         declared = {
@@ -159,14 +175,20 @@ class Transformer(nn.Module):
             for path, module in self.named_modules()
             for name, shard in getattr(module, "shards", {}).items()
         }
-        assert declared.keys() == dict(self.named_parameters()).keys(), "every parameter declares its shard"
+        parameters = dict(self.named_parameters()).keys()
+        for name in parameters ^ declared.keys():
+            owner, _, own_name = name.rpartition(".")
+            cls = type(self.get_submodule(owner)).__qualname__
+            if name in parameters:
+                raise PluginError(f"{cls} has the parameter '{own_name}', which its `shards` do not have; add it")
+            raise PluginError(f"{cls}.shards has '{own_name}', which is none of its parameters; remove it")
         return declared
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Draw fresh weights: normal with `config.init_std`; norms one, biases zero."""
+        """Draw fresh weights: normal with `config.init_std`; norms do nothing, biases are zero."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(fresh_weight(name, parameter.shape, self.config.init_std, seed))
+            parameter.copy_(fresh_weight(name, parameter.shape, self.config, seed))
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:
@@ -186,7 +208,7 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
     return runners[mode]
 
 
-def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
+def fresh_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: int) -> Tensor:
     """The initial value of a parameter, float32 on the CPU.
 
     Each parameter has its own random stream from the seed and its name, so that values depend neither on the order of
@@ -196,6 +218,6 @@ def fresh_weight(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
     if kind == "bias":
         return torch.zeros(shape)
     if "norm" in owner:
-        return torch.ones(shape)
+        return torch.full(shape, 1.0 - config.norm_offset)
     generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    return torch.empty(shape).normal_(0.0, config.init_std, generator=generator)
