@@ -26,6 +26,7 @@ HOOK_API = (1, 1)
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")
+"""Marks a plugin's function as a hook. `@hookimpl(optionalhook=True)` is for one that an older reallm-core lacks."""
 
 
 @hookspec
