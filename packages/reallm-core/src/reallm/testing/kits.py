@@ -1,0 +1,37 @@
+"""The kit of each kind of plugin, by reference, so that none is imported before it is used."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from reallm.errors import ConfigError
+from reallm.plugins.kinds import KINDS
+from reallm.plugins.lazy import resolve
+from reallm.testing.kit import Kit
+
+KITS = MappingProxyType(
+    {
+        "dataset": "reallm.testing.datasets.kit:DatasetKit",
+        "logger": "reallm.testing.loggers.kit:LoggerKit",
+    }
+)
+"""Kind of plugin -> `"module:class"` of its kit. Other kinds have none yet."""
+
+
+def kit_class(kind: str) -> type[Kit[Any]]:
+    """The kit for plugins of a kind.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    assert kind in KINDS, kind
+    if kind not in KITS:
+        raise ConfigError(f"there is no conformance kit for {KINDS[kind].plural} yet; there is one for {listed()}")
+    found: type[Kit[Any]] = resolve(KITS[kind])
+    return found
+
+
+def listed() -> str:
+    """The kinds that have a kit, to be read: `datasets, loggers`."""
+    return ", ".join(KINDS[kind].plural for kind in KITS)
