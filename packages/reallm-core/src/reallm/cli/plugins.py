@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from reallm.cli.plugins_new import new_plugin
 from reallm.plugins.registry import registry
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ def list_plugins(
     \b
       reallm plugins                 everything
       reallm plugins show llama      all that is known of one thing
+      reallm plugins new KIND NAME   a plugin package to begin with
       REALLM_DISABLE_PLUGINS=reallm-hf-mistral,dataset.prompt reallm plugins
     """
     if context.invoked_subcommand is not None:
@@ -52,3 +54,6 @@ def show_plugin(
     from reallm.cli import plugins_page
 
     plugins_page.show(registry(), name)
+
+
+app.command("new")(new_plugin)

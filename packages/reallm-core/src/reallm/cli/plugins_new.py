@@ -1,0 +1,86 @@
+"""`reallm plugins new`: a plugin package to begin with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reallm.errors import ConfigError, did_you_mean
+from reallm.hookspecs import HOOK_API
+from reallm.plugins import registry
+from reallm.plugins.known import providers
+
+ARGUMENTS = {"dataset": " dataset.train_path=tests/rows.jsonl"}
+"""What `reallm plugins check` needs beside the name."""
+
+
+def new_plugin(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="dataset, family or logger.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it offers: my-data.")],
+    folder: Annotated[
+        Path, typer.Option("--dir", metavar="PATH", help="Where to put the package's folder.", show_default="here")
+    ] = Path(),
+    model_type: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Of a family: model_type of its config.json.", show_default="llama"),
+    ] = None,
+) -> None:
+    """Write a small package with a plugin that works, and with tests that pass.
+
+    \b
+      reallm plugins new dataset my-data
+      reallm plugins new logger my-log --dir ~/plugins
+      reallm plugins new family my-model --model-type qwen3
+    """
+    from reallm.scaffold.project import planned
+    from reallm.scaffold.writing import rendered, write
+
+    if model_type is not None and kind != "family":
+        raise ConfigError(f"--model-type is for families, and this is to be a {kind}; leave it out")
+    core = ".".join(version("reallm-core").split(".")[:2])
+    project = planned(kind, name, core=core, hook_api="{}.{}".format(*HOOK_API))
+    if project.name in registry.declared(kind):
+        raise ConfigError(f"the {kind} '{project.name}' is installed already; choose another name")
+    for distribution in providers(kind, project.name):
+        raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
+    if kind == "family":
+        model_type = model_type or "llama"
+        project = replace(project, model_type=model_type, architecture=architecture_of(model_type))
+    files = rendered(project)
+    target = folder.expanduser() / project.distribution
+    write(files, target)
+    typer.echo(f"{target}/")
+    for path in files:
+        typer.echo(f"  {path}")
+    typer.echo(
+        f"\nIt works as it is. Next:\n\n"
+        f"  cd {target}\n"
+        f'  pip install -e ".[test]"\n'
+        f"  pytest\n"
+        f"  reallm plugins check {project.name}{ARGUMENTS.get(kind, '')}\n\n"
+        f"and then change {files_to_change(kind, project.package)}."
+    )
+
+
+def architecture_of(model_type: str) -> str:
+    """The causal language model that transformers has for a model type: `llama` -> `LlamaForCausalLM`.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    if model_type not in NAMES:
+        hint = did_you_mean(model_type, NAMES)
+        raise ConfigError(f"--model-type {model_type}: transformers has no causal language model of that type{hint}")
+    return str(NAMES[model_type])
+
+
+def files_to_change(kind: str, package: str) -> str:
+    """Where a plugin of a kind does its work."""
+    names = {"dataset": ("config", "dataset"), "family": ("plugin",), "logger": ("logger",)}[kind]
+    return " and ".join(f"src/{package}/{name}.py" for name in names)
