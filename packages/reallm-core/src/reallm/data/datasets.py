@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from reallm.data.namedarray import NamedArray
+    from reallm.data.spec import DatasetSpec
 
 T = TypeVar("T")
 
@@ -82,10 +83,26 @@ def make_dataset(
     """
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
     offer = registry.registry().offer("dataset", dataset.name)
-    title = f"dataset '{dataset.name}' of {offer.plugin.release}"
-    cls = offer.value.dataset_class()
-    _check_args(title, cls, dataset.args)
-    made = cls(util=util, **dataset.args)
+    return construct(f"dataset '{dataset.name}' of {offer.plugin.release}", offer.value, util, dataset.args)
+
+
+def construct(title: str, spec: DatasetSpec, util: DatasetUtility, args: Mapping[str, Any]) -> Samples:
+    """Construct the dataset that a plugin describes.
+
+    Args:
+        title: what errors call it.
+        spec: names its class.
+        util: what every dataset is given.
+        args: the dataset's own.
+
+    Raises:
+        PluginError: if the class cannot be imported, or is not that of a map-style dataset.
+        ConfigError: if the class does not take the arguments; names the argument.
+        DataError: if its data is bad.
+    """
+    cls = spec.dataset_class()
+    _check_args(title, cls, args)
+    made = cls(util=util, **args)
     missing = [method for method in ("__len__", "__getitem__") if not hasattr(made, method)]
     if missing:
         raise PluginError(f"{title} is not a map-style dataset: {cls.__qualname__} has no {' and no '.join(missing)}")

@@ -67,20 +67,25 @@ def dataset_name(config: Any) -> str:
 
 
 def splits(config: Any) -> dict[str, Dataset]:
-    """`{"train": Dataset(name, args)}`, and `"valid"` too if its file is given.
-
-    `args` are the fields of `config` without those for the experiment (paths, batch sizes, name), with `path` for
-    the split's file. A configuration without `train_path` describes one split, of which it gets all other fields.
-    """
+    """`{"train": Dataset(name, args)}`, and `"valid"` too if its file is given; see `split_args`."""
     from reallm.data.datasets import Dataset
 
+    name = dataset_name(config)
+    return {split: Dataset(name, args) for split, args in split_args(config).items()}
+
+
+def split_args(config: Any) -> dict[str, dict[str, Any]]:
+    """Split -> the arguments that a dataset class is constructed with: `{"train": {"path": "a.jsonl", ...}}`.
+
+    They are the fields of `config` without those for the experiment (paths, batch sizes, name), with `path` for
+    the split's file. A configuration without `train_path` describes one split, of which it gets all other fields.
+    """
     consumed = {"name", *PATHS.values(), *BATCH_SIZES.values()}
     args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in consumed}
-    name = dataset_name(config)
     if not hasattr(config, PATHS["train"]):
-        return {"train": Dataset(name, args)}
+        return {"train": args}
     paths = {split: getattr(config, field, None) for split, field in PATHS.items()}
-    return {split: Dataset(name, {"path": path, **args}) for split, path in paths.items() if path is not None}
+    return {split: {"path": path, **args} for split, path in paths.items() if path is not None}
 
 
 def batch_size(config: Any, split: str) -> int:

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reallm.testing.checks import Check, CheckFailed, Failure, Skipped, check
+    from reallm.testing.datasets.kit import DATASET_CHECKS, DatasetKit, check_dataset
     from reallm.testing.kit import Kit
     from reallm.testing.report import Report, Result
     from reallm.testing.running import run
@@ -47,24 +48,30 @@ if TYPE_CHECKING:
 _HOMES = {
     "Check": "reallm.testing.checks",
     "CheckFailed": "reallm.testing.checks",
+    "DATASET_CHECKS": "reallm.testing.datasets.kit",
+    "DatasetKit": "reallm.testing.datasets.kit",
     "Failure": "reallm.testing.checks",
     "Kit": "reallm.testing.kit",
     "Report": "reallm.testing.report",
     "Result": "reallm.testing.report",
     "Skipped": "reallm.testing.checks",
     "check": "reallm.testing.checks",
+    "check_dataset": "reallm.testing.datasets.kit",
     "run": "reallm.testing.running",
 }
 
 __all__ = [
+    "DATASET_CHECKS",
     "Check",
     "CheckFailed",
+    "DatasetKit",
     "Failure",
     "Kit",
     "Report",
     "Result",
     "Skipped",
     "check",
+    "check_dataset",
     "run",
 ]
 

@@ -1,0 +1,104 @@
+"""Checks of a dataset in other processes, and of what it leaves behind in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reallm.testing.checks import CheckFailed, Skipped, check
+from reallm.testing.datasets.items import construction, same_twice
+from reallm.testing.datasets.order import seed
+from reallm.testing.datasets.subject import DatasetSubject, digest, first_difference, read, sample_name
+from reallm.testing.folders import scratch
+from reallm.testing.offers import same_path
+
+TIMEOUT_S = 300
+
+
+@check(needs=[same_twice])
+def pickling(subject: DatasetSubject) -> str:
+    """the dataset can be pickled, as the worker processes of a data loader need it"""
+    look_at = subject.at("__init__")
+    try:
+        content = pickle.dumps(subject.samples)
+        again = read(pickle.loads(content))  # ours, from a moment ago
+    except Exception as error:  # pickle and what is pickled raise whatever they like
+        raise CheckFailed(pickling.promise, f"{type(error).__name__}: {error}", look_at=look_at) from error
+    different = first_difference(subject.items, again)
+    if different:
+        raise CheckFailed(*different, look_at)
+    return f"{len(content):,} bytes"
+
+
+@check(needs=[pickling, seed])
+def another_process(subject: DatasetSubject) -> str:
+    """another process reads the same samples, from the pickled dataset and from one it constructs itself"""
+    if subject.cls.__module__ == "__main__":
+        raise Skipped("put the class in a module, so that another process can import it")
+    with scratch() as folder:
+        made = (subject.title, subject.spec, subject.util(), dict(subject.args))
+        try:
+            content = pickle.dumps((subject.samples, made))
+        except Exception as error:  # the samples could be pickled, so that it is an argument which cannot
+            raise Skipped(f"an argument cannot be pickled ({type(error).__name__}); give the file's path") from error
+        (folder / "dataset").write_bytes(content)
+        found = _read_in_child(folder / "dataset", folder / "digests")
+    here = [digest(item) for item in subject.items]
+    for how, look_at in (("pickled", subject.at("__getitem__")), ("constructed", subject.at("__init__"))):
+        if found[how] != here:
+            pairs = zip(here, found[how], strict=False)
+            number = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+            where = "" if number is None else sample_name(number, subject.items[number])
+            seen = f"{len(found[how])} samples" if number is None else "another sample"
+            expected = f"the {len(here)} samples of this process from the dataset {how} there"
+            hint = "; does it depend on the order of a set?" if how == "constructed" else ""
+            raise CheckFailed(expected, seen + hint, where, look_at)
+    return f"{len(here)} samples, with another hash seed"
+
+
+@check(needs=[construction])
+def side_effects(subject: DatasetSubject) -> str:
+    """neither making nor reading it changes random generators, environment, working directory or default dtype"""
+    before = _state()
+    samples = subject.make()
+    between = _state()
+    read(samples)
+    for found, doing, look_at in ((between, "constructing it", "__init__"), (_state(), "reading it", "__getitem__")):
+        for name, value in found.items():
+            if value != before[name]:
+                raise CheckFailed(f"{name} as before", "it has changed", f"after {doing}", subject.at(look_at))
+    return f"{len(before)} things as they were, among them {', '.join(list(before)[:3])}"
+
+
+def _read_in_child(content: Path, answer: Path) -> dict[str, list[str]]:
+    variables = {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "reallm.testing.datasets.child", str(content), str(answer)]
+    done = subprocess.run(
+        command, env=same_path(**variables), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise CheckFailed(another_process.promise, f"it ended with {lines[-1]}")
+    digests: dict[str, list[str]] = json.loads(answer.read_text(encoding="utf-8"))
+    return digests
+
+
+def _state() -> dict[str, Any]:
+    """What belongs to the process, by the words for it."""
+    return {
+        "random": random.getstate(),
+        "numpy.random": pickle.dumps(np.random.get_state()),
+        "torch's generator": torch.get_rng_state().tolist(),
+        "os.environ": dict(os.environ),
+        "the working directory": str(Path.cwd()),
+        "torch's default dtype": torch.get_default_dtype(),
+    }
