@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from reallm.cli.plugins_check import check_plugin
 from reallm.cli.plugins_new import new_plugin
 from reallm.plugins.registry import registry
 
@@ -30,6 +31,7 @@ def list_plugins(
     \b
       reallm plugins                 everything
       reallm plugins show llama      all that is known of one thing
+      reallm plugins check NAME      whether it keeps the promises that reallm relies on
       reallm plugins new KIND NAME   a plugin package to begin with
       REALLM_DISABLE_PLUGINS=reallm-hf-mistral,dataset.prompt reallm plugins
     """
@@ -56,4 +58,5 @@ def show_plugin(
     plugins_page.show(registry(), name)
 
 
+app.command("check")(check_plugin)
 app.command("new")(new_plugin)

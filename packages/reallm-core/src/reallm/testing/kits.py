@@ -33,5 +33,5 @@ def kit_class(kind: str) -> type[Kit[Any]]:
 
 
 def listed() -> str:
-    """The kinds that have a kit, to be read: `datasets, loggers`."""
-    return ", ".join(KINDS[kind].plural for kind in KITS)
+    """The kinds that have a kit, to be read: `datasets and loggers`."""
+    return " and ".join(KINDS[kind].plural for kind in KITS)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from omegaconf.errors import OmegaConfBaseException
 
 from reallm.data.spec import DatasetSpec
-from reallm.errors import ConfigError, PluginError, did_you_mean
+from reallm.errors import CheckpointError, ConfigError, PluginError, did_you_mean
 from reallm.experiments import checks as experiment_checks
 from reallm.experiments.config import dataset_option
 from reallm.experiments.config_dataset import split_args
@@ -171,7 +171,10 @@ class DatasetKit(Kit[DatasetSubject]):
 
             return byte_tokenizer()
         if isinstance(self.tokenizer, str | Path):
-            return load_tokenizer(resolve_path(self.tokenizer))
+            try:
+                return load_tokenizer(resolve_path(self.tokenizer))
+            except CheckpointError as error:
+                raise ConfigError(f"tokenizer={self.tokenizer}: {error}") from error
         return self.tokenizer
 
     def _light_modules(self, spec: DatasetSpec) -> tuple[str, ...]:
