@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
 from reallm.hf import config_io, weights
-from reallm.hf.standard import GATED_DECODER
+from reallm.hf.holdings import holdings, parameter_shapes
 from reallm.hf.tables import WeightTable
 from reallm_hf_llama.plugin import LLAMA
 from reallm_hf_mistral.plugin import MISTRAL
@@ -24,7 +24,7 @@ def family_and_config(name, **options):
     return family, config_io.from_hf(family, raw, **options)
 
 
-ALL_BIASES = family_and_config("attention-bias")[1].replace(mlp_bias=True)
+ALL_BIASES = family_and_config("attention-bias")[1].replace(gate_bias=True, up_bias=True, down_bias=True)
 
 
 @pytest.mark.parametrize("name", GRID)
@@ -33,15 +33,15 @@ def test_names_shapes_and_order_are_those_of_transformers(name):
     theirs = {key: tuple(tensor.shape) for key, tensor in hf_model(raw_config(name)).state_dict().items()}
     if config.tied_embeddings:
         del theirs["lm_head.weight"]
-    shapes = weights.parameter_shapes(config)
-    ours = {theirs: shapes[ours] for ours, theirs in weights.hf_names(family, config).items()}
+    shapes = parameter_shapes(config)
+    ours = {holding.theirs[0]: shapes[holding.ours[0]] for holding in holdings(family, config)}
     assert list(ours.items()) == list(theirs.items())
 
 
 def test_names_of_a_critic_are_those_of_transformers():
     family, config = family_and_config("gqa", is_critic=True)
     model = hf_model(config_io.to_hf(family, config))
-    assert list(weights.hf_names(family, config).values()) == list(model.state_dict())
+    assert list(weights.hf_names(family, config)) == list(model.state_dict())
     assert weights.head_names(family, config) == ["model.norm.weight", "score.weight"]
 
 
@@ -55,7 +55,7 @@ def test_names_per_layer():
         "model.layers.1.self_attn.k_proj.weight",
     ]
     parts = [weights.layer_names(family, config, layer) for layer in range(config.n_layers + 2)]
-    assert [name for part in parts for name in part] == list(weights.hf_names(family, config).values())
+    assert [name for part in parts for name in part] == list(weights.hf_names(family, config))
 
 
 def test_a_tied_head_has_only_its_norm():
@@ -65,25 +65,14 @@ def test_a_tied_head_has_only_its_norm():
 @given(st.data(), st.booleans(), st.booleans())
 def test_converting_any_subset_there_and_back_is_the_identity(data, tied, is_critic):
     config = ALL_BIASES.replace(tied_embeddings=tied, is_critic=is_critic)
-    shapes = weights.parameter_shapes(config)
+    shapes = parameter_shapes(config)
     chosen = data.draw(st.lists(st.sampled_from(list(shapes)), unique=True))
     state = {name: torch.empty(shapes[name]) for name in chosen}
     there = weights.state_dict_to_hf(LLAMA, state, config)
     back = weights.state_dict_from_hf(LLAMA, there, config)
     assert back.keys() == state.keys()
     assert all(back[name] is state[name] for name in state)
-    assert list(there) == [name for name in weights.hf_names(LLAMA, config).values() if name in there]
-
-
-@given(st.integers(1, 30), st.booleans())
-def test_the_table_is_its_own_inverse(n_layers, is_critic):
-    for layer, part in ((0, GATED_DECODER.embedding), (1, GATED_DECODER.block), (n_layers, GATED_DECODER.block),
-                        (n_layers + 1, GATED_DECODER.head)):  # fmt: skip
-        for module in part:
-            for kind in ("weight", "bias"):
-                ours = f"layers.{layer}.{module}.{kind}"
-                theirs = GATED_DECODER.hf_name(ours, n_layers, is_critic=is_critic)
-                assert GATED_DECODER.our_name(theirs, n_layers, is_critic=is_critic) == ours
+    assert list(there) == [name for name in weights.hf_names(LLAMA, config) if name in there]
 
 
 @pytest.mark.parametrize(
@@ -99,21 +88,17 @@ def test_the_table_is_its_own_inverse(n_layers, is_critic):
     ],
 )
 def test_foreign_tensors_have_no_name_of_ours(name):
-    assert GATED_DECODER.our_name(name, 2) is None
     _, config = family_and_config("gqa")
     with pytest.raises(CheckpointError, match=f"tensor '{name}' is no parameter of family 'llama'"):
         weights.state_dict_from_hf(LLAMA, {name: torch.empty(1)}, config)
 
 
-@pytest.mark.parametrize("name", ["layers.1.attn.q_norm.weight", "layers.5.attn.q.weight", "layers.4.norm.weight"])
-def test_parameters_that_the_family_lacks_are_refused(name):
-    with pytest.raises(ConfigError, match=f"parameter '{name}' has no counterpart"):
-        GATED_DECODER.hf_name(name, 2)
-
-
-def test_what_is_no_name_of_a_parameter_is_refused():
-    with pytest.raises(ConfigError, match="'attn.q.weight' is not the name of a parameter"):
-        GATED_DECODER.hf_name("attn.q.weight", 2)
+@pytest.mark.parametrize(
+    "name", ["layers.1.attn.q_norm.weight", "layers.5.attn.q.weight", "layers.4.norm.weight", "attn.q.weight"]
+)
+def test_parameters_that_the_model_lacks_are_refused(name):
+    with pytest.raises(ConfigError, match=f"'{name}' is no parameter of this model"):
+        weights.state_dict_to_hf(LLAMA, {name: torch.empty(1)}, family_and_config("gqa")[1])
 
 
 class TestTiedHead:
@@ -123,7 +108,7 @@ class TestTiedHead:
         state = hf_model(raw_config("tied")).state_dict()
         assert "lm_head.weight" in state
         ours = weights.state_dict_from_hf(self.family, state, self.config)
-        assert ours.keys() == weights.parameter_shapes(self.config).keys()
+        assert ours.keys() == parameter_shapes(self.config).keys()
 
     def test_different_head_is_refused_with_a_remedy(self):
         state = {"model.embed_tokens.weight": torch.zeros(2), "lm_head.weight": torch.ones(2)}
@@ -134,7 +119,7 @@ class TestTiedHead:
 def test_the_head_of_a_language_model_is_dropped_for_a_critic():
     family, config = family_and_config("gqa", is_critic=True)
     ours = weights.state_dict_from_hf(family, hf_model(raw_config("gqa")).state_dict(), config)
-    assert weights.parameter_shapes(config).keys() - ours.keys() == {"layers.3.out.weight"}
+    assert parameter_shapes(config).keys() - ours.keys() == {"layers.3.out.weight"}
 
 
 def test_tensors_without_effect_are_dropped():

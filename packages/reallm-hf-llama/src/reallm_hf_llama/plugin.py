@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reallm.hf.family import HFFamily
-from reallm.hf.standard import GATED_DECODER, decoder_rows, same_as
+from reallm.hf.standard import ATTENTION_BIAS, GATED_DECODER, MLP_BIAS, decoder_rows, same_as
 from reallm.hf.tables import ConfigTable, Key
 from reallm.hookspecs import hookimpl
 
@@ -15,8 +15,8 @@ LLAMA = HFFamily(
     config=ConfigTable(
         rows=(
             *decoder_rows(n_kv_heads=same_as("n_q_heads"), max_positions=2048),
-            Key("attention_bias", bool, ("qkv_bias", "o_bias"), default=False),
-            Key("mlp_bias", bool, "mlp_bias", default=False),
+            Key("attention_bias", bool, ATTENTION_BIAS, default=False),
+            Key("mlp_bias", bool, MLP_BIAS, default=False),
         ),
         constants={"norm": "rms", "mlp": "gated"},
     ),

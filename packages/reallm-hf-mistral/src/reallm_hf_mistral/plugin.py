@@ -18,7 +18,7 @@ MISTRAL = HFFamily(
             # An absent key means a window of 4096 tokens, null means none.
             Key("sliding_window", int, "sliding_window", default=4096, nullable=True),
         ),
-        constants={"norm": "rms", "mlp": "gated", "qkv_bias": False, "o_bias": False, "mlp_bias": False},
+        constants={"norm": "rms", "mlp": "gated"},
     ),
     weights=GATED_DECODER,
     description="Mistral architecture: Mistral 7B, Mistral Nemo and models derived from them",

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reallm.hf.weights import parameter_shapes
+from reallm.hf.holdings import parameter_shapes
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer

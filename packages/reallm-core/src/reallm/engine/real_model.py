@@ -238,7 +238,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         model = cls(config, **options)
         model._remember(family, raw, None)
         if isinstance(source, nn.Module):
-            state = weights.state_dict_from_hf(family, source.state_dict(), config)
+            state = weights.state_dict_from_hf(family, transformers_io.checkpoint_state(source), config)
             model.load_state_dict(model.state_dict() | state)  # a new critic's head stays as drawn
         return model
 

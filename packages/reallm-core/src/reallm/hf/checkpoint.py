@@ -20,7 +20,9 @@ from reallm.errors import CheckpointError
 from reallm.hf.config_io import read_config, saved_as_critic
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import INDEX_NAME, WEIGHTS_NAME
-from reallm.hf.weights import hf_names, parameter_shapes, refuse_untied_head, unused_names
+from reallm.hf.holdings import Holding, holdings
+from reallm.hf.weight_table import stored
+from reallm.hf.weights import refuse_untied_head, unused_names
 from reallm.model.config import ReaLModelConfig
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -49,9 +51,11 @@ class Checkpoint(Mapping[str, Tensor]):
     folder: Path
     infos: Mapping[str, TensorInfo]
     _files: Mapping[Path, Any] = field(repr=False)
+    _spellings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Names that are others in the files."""
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._files[self.infos[name].file].get_tensor(name)
+        tensor = self._files[self.infos[name].file].get_tensor(self._spellings.get(name, name))
         assert isinstance(tensor, Tensor)
         return tensor
 
@@ -91,41 +95,47 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(folder, infos, files)
 
 
-def plan_reading(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> dict[str, str]:
-    """Our name -> checkpoint's name of every parameter to read, after checking that the checkpoint fits `config`.
+def plan_reading(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> list[Holding]:
+    """What to read of a checkpoint, after checking that it fits `config`.
 
-    The head of a critic is not among them if the checkpoint is that of a language model.
+    The head of a critic is not among it if the checkpoint is that of a language model.
 
     Raises:
         CheckpointError: missing or unexpected tensors, or wrong shapes or types; names them.
+        PluginError: the family's table is wrong.
     """
-    shapes, names = parameter_shapes(config), hf_names(family, config)
+    found = list(holdings(family, config))
     if config.is_critic and not saved_as_critic(family, read_config(checkpoint.folder)):
-        del names[f"layers.{config.n_layers + 1}.out.weight"]
-    _check_names(checkpoint, family, set(names.values()), unused_names(family, config))
-    for ours, theirs in names.items():
-        info = checkpoint.infos[theirs]
-        if info.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{info.file}: tensor '{theirs}' has dtype {info.dtype}; supported are {', '.join(DTYPES)}: "
-                "dequantize or convert the checkpoint"
-            )
-        if info.shape != shapes[ours]:
-            raise CheckpointError(
-                f"{info.file}: tensor '{theirs}' has shape {list(info.shape)}, but config.json asks for "
-                f"{list(shapes[ours])}; they belong to different models"
-            )
+        head = f"layers.{config.n_layers + 1}.out.weight"
+        found = [holding for holding in found if head not in holding.ours]
+    _check_names(checkpoint, family, {name for item in found for name in item.theirs}, unused_names(family, config))
+    for holding in found:
+        for theirs in holding.theirs:
+            info = checkpoint.infos[theirs]
+            if info.dtype not in DTYPES:
+                raise CheckpointError(
+                    f"{info.file}: tensor '{theirs}' has dtype {info.dtype}; supported are {', '.join(DTYPES)}: "
+                    "dequantize or convert the checkpoint"
+                )
+            if info.shape != holding.shape:
+                raise CheckpointError(
+                    f"{info.file}: tensor '{theirs}' has shape {list(info.shape)}, but config.json asks for "
+                    f"{list(holding.shape)}; they belong to different models"
+                )
     try:
         refuse_untied_head(family, checkpoint, config)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
-    return names
+    return found
 
 
 def read_checkpoint(
     folder: str | Path, family: HFFamily, config: ReaLModelConfig, wanted: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Parameters by our names, as views of the files (see the top of this module), in the types they are stored in.
+    """Parameters by our names, in the types they are stored in.
+
+    Those that are stored as they are, or as a part of a tensor that lies together, are views of the files (see the top
+    of this module).
 
     Args:
         folder: with `config.json` and safetensors files.
@@ -136,11 +146,32 @@ def read_checkpoint(
 
     Raises:
         CheckpointError: what is wrong with the folder, and what to do about it.
+        PluginError: the family's table is wrong.
     """
-    checkpoint = open_checkpoint(folder)
-    names = plan_reading(checkpoint, family, config)
-    chosen = names if wanted is None else [name for name in wanted if name in names]
-    return {ours: checkpoint[names[ours]] for ours in chosen}
+    checkpoint = with_prefix(open_checkpoint(folder), family)
+    chosen = None if wanted is None else set(wanted)
+    return {
+        name: tensor
+        for holding in plan_reading(checkpoint, family, config)
+        if chosen is None or chosen & set(holding.ours)
+        for name, tensor in holding.from_hf([checkpoint[theirs] for theirs in holding.theirs]).items()
+        if chosen is None or name in chosen
+    }
+
+
+def with_prefix(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
+    """The checkpoint with the beginning of names that some of the family lack."""
+    prefix = family.weights.optional_prefix
+    if not prefix or any(name.startswith(prefix) for name in checkpoint):
+        return checkpoint
+    # the head stands beside what the prefix is the name of
+    own = {
+        stored(theirs).name for part in (family.weights.head, family.weights.critic_head) for theirs in part.values()
+    }
+    beside = tuple(name for name in own if not name.startswith(prefix))
+    names = {name if name.startswith(beside) else prefix + name: name for name in checkpoint}
+    infos = {long: checkpoint.infos[name] for long, name in names.items()}
+    return Checkpoint(checkpoint.folder, infos, checkpoint._files, names)
 
 
 def _read_index(folder: Path) -> dict[str, str]:

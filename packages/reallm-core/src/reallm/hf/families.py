@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reallm.errors import CheckpointError, UnknownNameError
+from reallm.errors import CheckpointError, PluginError, UnknownNameError
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 
@@ -62,6 +62,18 @@ def require(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config
         raise CheckpointError(
             f"{path} is not a checkpoint of '{family.names[0]}' but of '{found.names[0]}'; load it as that"
         )
+
+
+def described(family: HFFamily) -> str:
+    """A family as errors name it: `family 'llama' of reallm-hf-llama 0.1.0`."""
+    for name in family.names:
+        try:
+            offer = registry.registry().offer(KIND, name)
+        except PluginError:
+            continue
+        if offer.value is family:
+            return f"family '{family.names[0]}' of {offer.plugin.release}"
+    return f"family '{family.names[0]}'"
 
 
 def _by_name(model_type: Any) -> HFFamily | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reallm.hf.tables import ConfigTable, WeightTable
+from reallm.hf.config_table import ConfigTable
+from reallm.hf.weight_table import WeightTable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HFFamily:
     """A family of HuggingFace checkpoints that `ReaLModel` reads and writes.
 

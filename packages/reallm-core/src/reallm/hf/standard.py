@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from reallm.hf.rope_io import RopeRow
-from reallm.hf.tables import Key, Row, WeightTable
+from reallm.hf.rows import Key, Known, Row
+from reallm.hf.weight_table import WeightTable
 
 ACTIVATIONS: Mapping[str, str] = {
     "silu": "silu",
@@ -24,8 +25,14 @@ ACTIVATIONS: Mapping[str, str] = {
     "quick_gelu": "gelu_quick",
     "relu": "relu",
     "relu2": "relu2",
+    "tanh": "tanh",
 }
 """transformers' names of activations -> ours."""
+
+QKV_BIAS = ("q_bias", "k_bias", "v_bias")
+ATTENTION_BIAS = (*QKV_BIAS, "o_bias")
+MLP_BIAS = ("gate_bias", "up_bias", "down_bias")
+"""Fields that one key sets together, `Key("attention_bias", bool, ATTENTION_BIAS, default=False)`."""
 
 GATED_DECODER = WeightTable(
     embedding={"tokens": "model.embed_tokens"},
@@ -46,19 +53,36 @@ GATED_DECODER = WeightTable(
 )
 """Names of a decoder with pre-norms, grouped-query attention and a gated MLP."""
 
+QK_NORMS = {"attn.q_norm": "model.layers.{}.self_attn.q_norm", "attn.k_norm": "model.layers.{}.self_attn.k_norm"}
+"""Names of the norms of queries and keys, for `GATED_DECODER.updated(block=QK_NORMS)`."""
+
 
 def same_as(name: str) -> Any:
     """A default: the value of another field, `same_as("n_q_heads")`."""
     return lambda known: known[name]
 
 
-def head_dim_from_hidden_size(known: Mapping[str, Any]) -> int:
+def head_dim_from_hidden_size(known: Known) -> int:
     """A default: the hidden size divided among the heads."""
     return int(known["hidden_size"] // known["n_q_heads"])
 
 
-def decoder_rows(*, n_kv_heads: Any, max_positions: int, norm_eps: float = 1e-6) -> tuple[Row, ...]:
-    """Rows that nearly all families share; arguments are what their transformers class assumes for absent keys."""
+def decoder_rows(
+    *,
+    n_kv_heads: Any,
+    max_positions: int,
+    norm_eps: float = 1e-6,
+    norm_eps_key: str = "rms_norm_eps",
+    head_dim: Any = head_dim_from_hidden_size,
+    activation: str = "silu",
+    activation_key: str = "hidden_act",
+    tied: bool = False,
+    rope: Row | None = None,
+) -> tuple[Row, ...]:
+    """Rows that nearly all families share; arguments are what their transformers class assumes for absent keys.
+
+    `rope` is the last row, `RopeRow()` if it is None.
+    """
     return (
         Key("vocab_size", int, "vocab_size"),
         Key("hidden_size", int, "hidden_size"),
@@ -66,12 +90,24 @@ def decoder_rows(*, n_kv_heads: Any, max_positions: int, norm_eps: float = 1e-6)
         Key("num_hidden_layers", int, "n_layers"),
         Key("num_attention_heads", int, "n_q_heads"),
         Key("num_key_value_heads", int, "n_kv_heads", default=n_kv_heads),
-        Key("head_dim", int, "head_dim", default=head_dim_from_hidden_size),
+        Key("head_dim", int, "head_dim", default=head_dim),
         Key("max_position_embeddings", int, "max_positions", default=max_positions),
-        Key("hidden_act", str, "activation", default="silu", spellings=ACTIVATIONS),
-        Key("rms_norm_eps", float, "norm_eps", default=norm_eps),
+        Key(activation_key, str, "activation", default=ACTIVATIONS[activation], spellings=ACTIVATIONS),
+        Key(norm_eps_key, float, "norm_eps", default=norm_eps),
         Key("initializer_range", float, "init_std", default=0.02),
-        Key("tie_word_embeddings", bool, "tied_embeddings", default=False),
+        Key("tie_word_embeddings", bool, "tied_embeddings", default=tied),
         Key("attention_dropout", float, "attn_dropout", default=0.0),
-        RopeRow(),
+        rope or RopeRow(),
     )
+
+
+def without(rows: tuple[Row, ...], *keys: str) -> tuple[Row, ...]:
+    """`rows` less those of some keys, for a family that has another row in their place.
+
+    Raises:
+        ValueError: no row has one of the keys.
+    """
+    for key in keys:
+        if not any(key in row.keys for row in rows):
+            raise ValueError(f"no row has the key '{key}'")
+    return tuple(row for row in rows if not set(keys) & set(row.keys))

@@ -42,6 +42,15 @@ def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> P
     return model
 
 
+def checkpoint_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a transformers model as its checkpoints have them, which in memory may be fused or stacked."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # an older transformers 5 holds them as checkpoints do
+        return model.state_dict()
+    return dict(revert_weight_conversion(model, model.state_dict()))
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint's folder.
 

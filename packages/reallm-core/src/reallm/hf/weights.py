@@ -1,31 +1,22 @@
-"""Parameters of ours <-> tensors of a family's checkpoints: names, state dicts, shapes."""
+"""Parameters of ours <-> tensors of a family's checkpoints: names and state dicts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from reallm.errors import CheckpointError
+from reallm.errors import CheckpointError, ConfigError, did_you_mean
 from reallm.hf.family import HFFamily
+from reallm.hf.holdings import Holding, holdings, listed, parameter_shapes
+from reallm.hf.weight_table import names_in, stored
 from reallm.model.config import ReaLModelConfig
-from reallm.model.transformer import Transformer
 
 
-@lru_cache(maxsize=16)
-def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every parameter of ours, in the network's order; nothing is allocated."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-
-
-def hf_names(family: HFFamily, config: ReaLModelConfig) -> dict[str, str]:
-    """The checkpoint's name of every parameter, in the order in which checkpoints hold them."""
-    return _named(family, config, list(parameter_shapes(config)))
+def hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
+    """The names of all tensors of a checkpoint, in the order in which checkpoints have them."""
+    return [name for holding in holdings(family, config) for name in holding.theirs]
 
 
 def embedding_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
@@ -46,63 +37,103 @@ def head_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
 
 def layer_names(family: HFFamily, config: ReaLModelConfig, layer: int) -> list[str]:
     """Checkpoint names of the parameters of a layer: 0 is the embedding, n+1 the head."""
-    prefix = f"layers.{layer}."
-    return [theirs for ours, theirs in hf_names(family, config).items() if ours.startswith(prefix)]
+    return [name for holding in holdings(family, config) if holding.layer == layer for name in holding.theirs]
 
 
-def state_dict_to_hf(family: HFFamily, state: Mapping[str, Tensor], config: ReaLModelConfig) -> dict[str, Tensor]:
-    """Any subset of our parameters under the checkpoint's names and in its order; tensors are not copied.
+class HFState(Mapping[str, Tensor]):
+    """Tensors under the checkpoint's names, made from ours when they are asked for.
+
+    `like(name)` tells shape and dtype without making anything.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], found: Sequence[Holding]) -> None:
+        self._state = state
+        self._places = {name: (holding, item) for holding in found for item, name in enumerate(holding.theirs)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        holding, item = self._places[name]
+        return holding.to_hf(self._state, item)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def like(self, name: str) -> Tensor:
+        """A tensor on the meta device with the shape and dtype of that one."""
+        holding, _ = self._places[name]
+        return torch.empty(holding.shape, dtype=self._state[holding.ours[0]].dtype, device="meta")
+
+
+def state_dict_to_hf(family: HFFamily, state: Mapping[str, Tensor], config: ReaLModelConfig) -> HFState:
+    """Any subset of our parameters under the checkpoint's names and in its order; those renamed only are not copied.
 
     Raises:
-        ConfigError: a name that is no parameter of ours.
+        ConfigError: a name that is no parameter of ours, or one without those that share a tensor with it.
     """
-    return {theirs: state[ours] for ours, theirs in _named(family, config, list(state)).items()}
+    found = [holding for holding in holdings(family, config) if any(name in state for name in holding.ours)]
+    known = {name for holding in found for name in holding.ours}
+    for name in state:
+        if name not in known:
+            raise ConfigError(f"'{name}' is no parameter of this model{did_you_mean(name, parameter_shapes(config))}")
+    for holding in found:
+        missing = [name for name in holding.ours if name not in state]
+        if missing:
+            raise ConfigError(
+                f"'{holding.theirs[0]}' holds {listed(holding.ours)} together; give {listed(missing)} as well"
+            )
+    return HFState(state, found)
 
 
 def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> dict[str, Tensor]:
-    """Any subset of a checkpoint's tensors under our names; tensors are not copied.
+    """Any subset of a checkpoint's tensors under our names; those renamed only are not copied.
 
     Tensors without effect are dropped, as are the duplicate of a tied embedding and, for a critic, the head of a
     language model.
 
     Raises:
-        CheckpointError: a tensor that is no parameter of ours; a head that should be tied but differs.
+        CheckpointError: a tensor that is no parameter of ours; one of several that belong together, without the others;
+            a head that should be tied but differs.
     """
     refuse_untied_head(family, hf_state, config)
-    dropped = unused_names(family, config)
+    found = holdings(family, config)
+    known = {name for holding in found for name in holding.theirs} | unused_names(family, config)
+    for name in hf_state:
+        if name not in known and not family.weights.is_ignored(name):
+            raise CheckpointError(f"tensor '{name}' is no parameter of family '{family.names[0]}'; remove it")
     state: dict[str, Tensor] = {}
-    for theirs, tensor in hf_state.items():
-        if family.weights.is_ignored(theirs) or theirs in dropped:
-            continue
-        ours = family.weights.our_name(theirs, config.n_layers, is_critic=config.is_critic)
-        if ours is None:
-            raise CheckpointError(f"tensor '{theirs}' is no parameter of family '{family.names[0]}'; remove it")
-        state[ours] = tensor
+    for holding in found:
+        present = [name for name in holding.theirs if name in hf_state]
+        if present and len(present) < len(holding.theirs):
+            missing = next(name for name in holding.theirs if name not in hf_state)
+            raise CheckpointError(f"'{present[0]}' is there without '{missing}', and both are one parameter of ours")
+        if present:
+            state.update(holding.from_hf([hf_state[name] for name in present]))
     return state
 
 
 def unused_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
     """Checkpoint names of what a language model has and this model has not: the head, if it is tied or a critic's."""
-    out = f"layers.{config.n_layers + 1}.out.weight"
-    lm_head = family.weights.hf_name(out, config.n_layers)
-    own_head = family.weights.hf_name(out, config.n_layers, is_critic=config.is_critic)
-    return {lm_head} if config.head_is_tied or lm_head != own_head else set()
+    table = family.weights
+    of_model = {stored(theirs).name for key, theirs in table.head.items() if "out" in names_in(key)}
+    own = {
+        stored(theirs).name
+        for key, theirs in table.head_part(is_critic=config.is_critic).items()
+        if "out" in names_in(key)
+    }
+    unused = of_model if config.head_is_tied else of_model - own
+    return {f"{name}.{kind}" for name in unused for kind in ("weight", "bias")}
 
 
 def refuse_untied_head(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> None:
     """Raise CheckpointError if a head that should repeat the embedding is there and differs from it."""
     if not config.head_is_tied:
         return
-    names = ("layers.0.tokens.weight", f"layers.{config.n_layers + 1}.out.weight")
-    embedding, head = (family.weights.hf_name(name, config.n_layers) for name in names)
-    if embedding in hf_state and head in hf_state and not torch.equal(hf_state[embedding], hf_state[head]):
-        raise CheckpointError(
-            f"tie_word_embeddings is true, but '{head}' differs from '{embedding}'; set it to false to keep both, "
-            f"or remove '{head}'"
-        )
-
-
-def _named(family: HFFamily, config: ReaLModelConfig, names: list[str]) -> dict[str, str]:
-    table, n_layers, is_critic = family.weights, config.n_layers, config.is_critic
-    names.sort(key=lambda name: table.position(name, n_layers, is_critic=is_critic))
-    return {name: table.hf_name(name, n_layers, is_critic=is_critic) for name in names}
+    (embedding,) = next(item.theirs for item in holdings(family, config) if "layers.0.tokens.weight" in item.ours)
+    for head in unused_names(family, config):
+        if embedding in hf_state and head in hf_state and not torch.equal(hf_state[embedding], hf_state[head]):
+            raise CheckpointError(
+                f"tie_word_embeddings is true, but '{head}' differs from '{embedding}'; set it to false to keep both, "
+                f"or remove '{head}'"
+            )

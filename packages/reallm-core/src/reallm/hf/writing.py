@@ -18,6 +18,7 @@ from torch import Tensor
 from reallm.data.files import atomic_folder
 from reallm.errors import ConfigError
 from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES, WEIGHTS_NAME
+from reallm.hf.weights import HFState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ class Export:
     hf_config: Mapping[str, Any]
     """Content of `config.json`."""
     tensors: Mapping[str, Tensor]
-    """By their names in the checkpoint, in the order of the files. Moved to the CPU one shard at a time."""
+    """By their names in the checkpoint, in the order of the files. Made and moved to the CPU one shard at a time."""
     dtype: torch.dtype | None = None
     """Convert to this on the way; None keeps each tensor's own."""
     max_shard_size: int | str = "5GB"
@@ -85,7 +86,7 @@ def write_tensors(
         shard = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
         save_file(shard, folder / file_name, metadata={"format": "pt"})
     if len(shards) > 1:
-        _write_json(folder / INDEX_NAME, _index(tensors, dtype, shards))
+        _write_json(folder / INDEX_NAME, _index(_like(tensors), dtype, shards))
 
 
 def _plan_shards(
@@ -94,7 +95,7 @@ def _plan_shards(
     """File -> names of the tensors in it, as transformers divides them."""
     try:
         split = split_state_dict_into_shards_factory(
-            dict(tensors),
+            _like(tensors),
             get_storage_size=lambda tensor: _n_bytes(tensor, dtype),
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_size,
@@ -113,6 +114,11 @@ def _index(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, shards: Map
         },
         "weight_map": {name: file_name for file_name, names in shards.items() for name in names},
     }
+
+
+def _like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the same shapes and dtypes, for which nothing is made."""
+    return {name: tensors.like(name) for name in tensors} if isinstance(tensors, HFState) else dict(tensors)
 
 
 def _n_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:

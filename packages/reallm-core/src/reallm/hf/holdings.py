@@ -1,0 +1,235 @@
+"""What each tensor of a checkpoint holds: a family's table applied to one configuration, and checked.
+
+holdings(family, config)  ->  for each tensor: our parameters in it, and how
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from reallm.errors import ConfigError, PluginError, did_you_mean
+from reallm.hf import families
+from reallm.hf.arrangements import Arrangement, Fused, Same, Shape, Transposed
+from reallm.hf.family import HFFamily
+from reallm.hf.weight_table import Ours, Part, names_in, stored
+from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.transformer import Transformer
+
+EACH = "{each}"
+STANDARD_MODULES = frozenset(
+    {
+        "tokens", "positions", "norm", "out",
+        "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm",
+        "attn.q", "attn.k", "attn.v", "attn.o", "attn.q_norm", "attn.k_norm",
+        "mlp.gate", "mlp.up", "mlp.down", "mlp.router", "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down",
+    }
+)  # fmt: skip
+"""Modules with parameters that the core's own layers have, in one configuration or another."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Tensors of a checkpoint and the parameters of ours that they hold, which are read and written together.
+
+    It is one tensor, or one for each item along the first dim of ours.
+    """
+
+    layer: int
+    """0 is the embedding, n+1 the head."""
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    """Of ours."""
+    arrangement: Arrangement
+    config: ReaLModelConfig
+    is_stack: bool = False
+    """Whether each of their tensors is one item along the first dim of ours."""
+
+    @property
+    def is_renaming(self) -> bool:
+        """Whether their tensor is our parameter under another name."""
+        return len(self.theirs) == 1 and not self.is_stack and isinstance(self.arrangement, Same)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of each of their tensors."""
+        return self.arrangement.shape(self._item_shapes, self._kind, self.config)
+
+    def to_hf(self, state: Mapping[str, Tensor], item: int) -> Tensor:
+        """Their tensor number `item`, made from ours; not a copy if it is a renaming."""
+        if self.is_renaming:
+            return state[self.ours[0]]
+        parts = [state[name][item] if self.is_stack else state[name] for name in self.ours]
+        if isinstance(self.arrangement, Same):
+            return parts[0]
+        theirs = parts[0].new_empty(self.shape)
+        for view, part in zip(self._views(theirs), parts, strict=True):
+            view.copy_(part.reshape(view.shape))
+        return theirs
+
+    def from_hf(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Ours, made from all of their tensors; views of theirs where the numbers lie together."""
+        if self.is_renaming:
+            return {self.ours[0]: tensors[0]}
+        parts = [
+            [view.reshape(shape) for view, shape in zip(self._views(tensor), self._item_shapes, strict=True)]
+            for tensor in tensors
+        ]
+        if self.is_stack:
+            return {name: torch.stack(items) for name, items in zip(self.ours, zip(*parts, strict=True), strict=True)}
+        return {name: part.contiguous() for name, part in zip(self.ours, parts[0], strict=True)}
+
+    def fault(self) -> str | None:
+        """What is wrong with the arrangement: numbers of theirs that are no parameter's, or several parameters'."""
+        if isinstance(self.arrangement, Same):
+            return None if len(self.ours) == 1 else "holds one parameter, but the key names several"
+        try:
+            n_theirs, n_ours = math.prod(self.shape), sum(map(math.prod, self._item_shapes))
+            if n_theirs != n_ours:
+                return f"has the shape {list(self.shape)}, {n_theirs:,} numbers, for parameters of {n_ours:,}"
+            if isinstance(self.arrangement, Fused | Transposed):
+                return None
+            uses = torch.zeros(self.shape, dtype=torch.uint8)
+            for view, shape in zip(self._views(uses), self._item_shapes, strict=True):
+                if view.numel() != math.prod(shape):
+                    return f"has a part of the shape {list(view.shape)} for a parameter of the shape {list(shape)}"
+                view.add_(1)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            return f"cannot be taken apart: {' '.join(str(error).split())}"
+        wrong = int((uses != 1).sum())
+        return f"has {wrong:,} of its {n_theirs:,} numbers in no parameter or in several" if wrong else None
+
+    @property
+    def _item_shapes(self) -> list[Shape]:
+        return [shape[1:] if self.is_stack else shape for shape in self.shapes]
+
+    @property
+    def _kind(self) -> str:
+        return self.ours[0].rpartition(".")[2]
+
+    def _views(self, theirs: Tensor) -> Sequence[Tensor]:
+        return self.arrangement.views(theirs, self._item_shapes, self._kind, self.config)
+
+
+@lru_cache(maxsize=16)
+def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, Shape]:
+    """The shape of every parameter of ours, in the network's order; nothing is allocated."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+
+
+@lru_cache(maxsize=16)
+def holdings(family: HFFamily, config: ReaLModelConfig) -> tuple[Holding, ...]:
+    """What every tensor of a checkpoint holds, in the order in which checkpoints have them.
+
+    Raises:
+        PluginError: the family's table misses a parameter, names one that does not exist, or has an arrangement without
+            an inverse; names the plugin and the key.
+    """
+    try:
+        found = list(_holdings(family, config))
+        _check_first_blocks(found)
+    except ConfigError as error:
+        raise PluginError(f"{families.described(family)}: weight table: {error}") from error
+    return tuple(found)
+
+
+def _holdings(family: HFFamily, config: ReaLModelConfig) -> Iterator[Holding]:
+    """Those of all layers; each parameter is in one of them.
+
+    Raises:
+        ConfigError: a parameter without an entry, or an entry without a parameter.
+    """
+    shapes = parameter_shapes(config)
+    used: set[str] = set()
+    for layer, names in groupby(shapes, key=lambda name: int(name.split(".")[1])):
+        part = family.weights.part(layer, config.n_layers, is_critic=config.is_critic)
+        by_kind = _by_entry(part, layer, list(names))
+        for key, theirs in part.items():
+            for kind, ours in sorted(by_kind.pop(key, {}).items(), key=lambda item: item[0] == "bias"):
+                used.update(names_in(key))
+                name, arrangement = stored(theirs).name, stored(theirs).arrangement
+                their_name = name.replace("{}", str(layer - 1)) + (f".{kind}" if kind else "")
+                is_stack = EACH in name
+                n_items = shapes[ours[0]][0] if is_stack else 1
+                yield Holding(
+                    layer,
+                    tuple(ours),
+                    tuple(their_name.replace(EACH, str(item)) for item in range(n_items)),
+                    tuple(shapes[name] for name in ours),
+                    arrangement,
+                    config,
+                    is_stack,
+                )
+    if not any(map(is_own_class, (config.norm, config.attention, config.mlp, config.block))):
+        _refuse_unknown(family, used)
+
+
+def _by_entry(part: Part, layer: int, names: Sequence[str]) -> dict[Ours, dict[str, list[str]]]:
+    """Key of the table -> kind -> our parameters in the key's order.
+
+    The kind is `weight` or `bias`, or empty where the key is a whole parameter.
+
+    Raises:
+        ConfigError: a parameter that has no entry, or whose partners in a shared tensor do not exist.
+    """
+    homes = {name: key for key in part for name in names_in(key)}
+    found: dict[Ours, dict[str, dict[str, str]]] = {}
+    for name in names:
+        path = name.split(".", 2)[2]
+        module, _, kind = path.rpartition(".")
+        here, kind = (path, "") if path in homes else (module, kind)
+        if here not in homes:
+            near = did_you_mean(here, homes)
+            raise ConfigError(f"has no entry '{here}' for the parameter '{name}'{near}")
+        found.setdefault(homes[here], {}).setdefault(kind, {})[here] = name
+    for key, kinds in found.items():
+        for kind, ours in kinds.items():
+            missing = [name for name in names_in(key) if name not in ours]
+            if missing:
+                what = f"{missing[0]}.{kind}" if kind else missing[0]
+                raise ConfigError(f"{listed(names_in(key))} share a tensor, but layer {layer} has no '{what}'")
+    return {
+        key: {kind: [ours[name] for name in names_in(key)] for kind, ours in kinds.items()}
+        for key, kinds in found.items()
+    }
+
+
+def _refuse_unknown(family: HFFamily, used: set[str]) -> None:
+    """Raise ConfigError for an entry of the table that no network of the core's own layers has."""
+    table = family.weights
+    for part in (table.embedding, table.block, table.head, table.critic_head):
+        for key in part:
+            for name in names_in(key):
+                module = name.removesuffix(".weight").removesuffix(".bias")
+                if name not in used and module not in STANDARD_MODULES:
+                    near = did_you_mean(name, STANDARD_MODULES)
+                    raise ConfigError(f"'{name}' is no parameter of the model{near}")
+
+
+def _check_first_blocks(found: Sequence[Holding]) -> None:
+    """Raise ConfigError for an arrangement without an inverse; what is the same in many blocks is looked at once."""
+    seen: set[tuple[Arrangement, tuple[Shape, ...]]] = set()
+    for holding in found:
+        what = (holding.arrangement, holding.shapes)
+        if what in seen:
+            continue
+        seen.add(what)
+        fault = holding.fault()
+        if fault:
+            keys = listed([name.split(".", 2)[2] for name in holding.ours])
+            raise ConfigError(f"{keys}: the tensor '{holding.theirs[0]}' {fault}; the arrangement has no inverse")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as errors show them: `'a', 'b'`."""
+    return ", ".join(f"'{name}'" for name in names)

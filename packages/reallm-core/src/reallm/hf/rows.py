@@ -1,0 +1,198 @@
+"""Rows of a family's config table: keys of `config.json` and the fields of `ReaLModelConfig` that they state.
+
+Each row is read in both directions, so that loading and saving cannot drift apart. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from reallm.errors import ConfigError
+
+REQUIRED = object()
+"""Default of a key that `config.json` must have."""
+
+Known = Mapping[str, Any]
+"""Fields of `ReaLModelConfig` that the rows above gave."""
+
+Default = Any | Callable[[Known], Any]
+"""A value, or a function of the fields that the rows above gave."""
+
+
+class Row(Protocol):
+    """One fact of an architecture: the keys of `config.json` that state it and the fields of `ReaLModelConfig`."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of `ReaLModelConfig`."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of `config.json`."""
+
+    def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
+        """Values of `fields`; `known` are the fields that the rows above gave. Raises ConfigError."""
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of (some of) `keys`, spelled as in `base` where that has a spelling. Raises ConfigError.
+
+        `config` has the fields as attributes: a `ReaLModelConfig`, or in a `Nested` row a part of one.
+        """
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A value in `config.json` to ours and back: `Conversion(lambda theirs: 1 / theirs, lambda ours: 1 / ours)`."""
+
+    to_ours: Callable[[Any], Any]
+    to_theirs: Callable[[Any], Any]
+
+
+RECIPROCAL = Conversion(lambda theirs: 1 / theirs, lambda ours: _tidy(1 / ours))
+"""What they divide by, we multiply with."""
+
+INVERSE_SQUARE_ROOT = Conversion(lambda theirs: theirs**-0.5, lambda ours: _tidy(ours**-2))
+"""Their size, our scale: attention scores are divided by the root of it."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row with one key: `Key("rms_norm_eps", float, "norm_eps", default=1e-6)`.
+
+    `default` stands in where the key is absent (as in the family's transformers class), and for null unless `nullable`.
+    `spellings` maps the values in `config.json` to ours; of several that mean the same the first is written.
+    `conversion` computes ours from theirs. `aliases` are other keys for the same, which older files may have.
+    """
+
+    key: str
+    kind: type
+    field: str | tuple[str, ...]
+    default: Default = REQUIRED
+    nullable: bool = False
+    spellings: Mapping[Any, Any] | None = None
+    conversion: Conversion | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of `ReaLModelConfig`; several get the same value."""
+        return (self.field,) if isinstance(self.field, str) else self.field
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key and its aliases."""
+        return (self.key, *self.aliases)
+
+    def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
+        """See `Row.read`."""
+        key = self._spelling(raw)
+        value = raw.get(key)
+        if value is not None:
+            value = self._to_ours(key, value)
+        elif not (self.nullable and key in raw):
+            if self.default is REQUIRED:
+                raise ConfigError(f"'{self.key}' is missing; add it")
+            value = self.default(known) if callable(self.default) else self.default
+        return dict.fromkeys(self.fields, value)
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Row.write`."""
+        values = {name: getattr(config, name) for name in self.fields}
+        value = values[self.fields[0]]
+        if any(other != value for other in values.values()):
+            said = ", ".join(f"{name}={other!r}" for name, other in values.items())
+            raise ConfigError(f"{said} differ, but '{self.key}' sets them all; give them one value")
+        return {self._spelling(base): self._to_theirs(value)}
+
+    def _spelling(self, raw: Mapping[str, Any]) -> str:
+        return next((key for key in self.keys if key in raw), self.key)
+
+    def _to_ours(self, key: str, value: Any) -> Any:
+        """`value` as ours, if its type and spelling are right."""
+        wanted = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
+            raise ConfigError(f"{key}={value!r} must be of type {self.kind.__name__}")
+        if self.conversion is not None:
+            return self.conversion.to_ours(value)
+        if self.spellings is None:
+            return value
+        if value not in self.spellings:
+            raise ConfigError(f"{key}={value!r} is not supported; supported are {', '.join(map(str, self.spellings))}")
+        return self.spellings[value]
+
+    def _to_theirs(self, value: Any) -> Any:
+        if value is None:
+            return None
+        if self.conversion is not None:
+            return self.conversion.to_theirs(value)
+        if self.spellings is None:
+            return value
+        found = [theirs for theirs, ours in self.spellings.items() if ours == value]
+        if not found:
+            raise ConfigError(
+                f"{self.fields[0]}={value!r} is not one of {', '.join(map(str, self.spellings.values()))}"
+            )
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Rows for the fields of a value that is itself one field: `Nested("moe", MoEConfig, (Key(...), ...))`.
+
+    `make` is called with what the rows read, by name. Where the field is None, nothing is written.
+    """
+
+    field: str
+    make: Callable[..., Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The one field."""
+        return (self.field,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those of all rows."""
+        return tuple(key for row in self.rows for key in row.keys)
+
+    def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
+        """See `Row.read`; the rows know the fields of the rows above, too."""
+        values: dict[str, Any] = {}
+        for row in self.rows:
+            values.update(row.read(raw, {**known, **values}))
+        return {self.field: self.make(**values)}
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Row.write`."""
+        part, written = getattr(config, self.field), dict[str, Any]()
+        if part is not None:
+            for row in self.rows:
+                written.update(row.write(part, base))
+        return written
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A row whose meaning is a pair of functions, for what no other row can say; see `Row` for their arguments."""
+
+    keys: tuple[str, ...]
+    fields: tuple[str, ...]
+    reading: Callable[[Mapping[str, Any], Known], dict[str, Any]]
+    writing: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+
+    def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
+        """See `Row.read`."""
+        return self.reading(raw, known)
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Row.write`."""
+        return self.writing(config, base)
+
+
+def _tidy(value: float) -> float:
+    """Without the last digits, which the way there and back has made: 256.00000000000006 -> 256."""
+    rounded = float(f"{value:.12g}")
+    return int(rounded) if rounded.is_integer() else rounded
