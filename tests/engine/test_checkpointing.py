@@ -28,7 +28,13 @@ MODES = ("none", "selective", "full")
 
 CHANGES = {
     "llama": {},
-    "layer norm, plain MLP with biases": {"norm": "layer", "norm_bias": True, "mlp": "plain", "activation": "gelu", "up_bias": True},
+    "layer norm, plain MLP with biases": {
+        "norm": "layer",
+        "norm_bias": True,
+        "mlp": "plain",
+        "activation": "gelu",
+        "up_bias": True,
+    },
     "window": {"sliding_window": 4},
     "q and k normed by head": {"qk_norm": "head"},
     "q and k normed as a whole": {"qk_norm": "whole"},

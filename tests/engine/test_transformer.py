@@ -6,9 +6,16 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
-from reallm.errors import ConfigError, DataError
-from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.errors import ConfigError, DataError, PluginError
+from reallm.model.attention import Step
+from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.layers import Linear
+from reallm.model.rope import rotations
+from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
 
 BASE = ReaLModelConfig(
@@ -32,14 +39,93 @@ def build(config: ReaLModelConfig, seed: int = 0) -> Transformer:
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                parameter.copy_(0.7 + torch.randn(parameter.shape, generator=generator) * 0.3)
             elif "attn" in name:
                 parameter.mul_(10)
     return model.eval()
 
 
+def randn(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def step_of(config):
+    seqs = Sequences.from_lengths(BOUNDS.diff().tolist())
+    return Step(seqs, rotations(config, seqs, torch.float32))
+
+
+class AttentionOfOnes(nn.Module):
+    """A family's own attention: each token sees the mean of the values so far."""
+
+    def __init__(self, config, block):
+        super().__init__()
+        self.v = Linear(config.hidden_size, config.hidden_size, split="out")
+        self.o = Linear(config.hidden_size, config.hidden_size, split="in")
+
+    def forward(self, x, step, cache=None):
+        assert cache is None, "this example keeps nothing"
+        sums = torch.cat([values.cumsum(0) for values in self.v(x).split(list(step.seqs.lengths))])
+        return self.o(sums / (step.seqs.positions[:, None] + 1))
+
+
+class BlockOfNothing(nn.Module):
+    """A family's own block."""
+
+    def __init__(self, config, block):
+        super().__init__()
+
+    def forward(self, x, step, cache=None):
+        return x
+
+
+class ScaledMLP(nn.Module):
+    """A family's own MLP, with a hyperparameter of its own."""
+
+    def __init__(self, config, block):
+        super().__init__()
+        self.out = Linear(config.hidden_size, config.hidden_size, bias=True, split="out")
+        self.scale = config.extra["scale"]
+
+    def forward(self, x, step):
+        return torch.tanh(self.out(x)) * self.scale
+
+
+class SquareNorm(nn.Module):
+    """A family's own norm: over the hidden dim, or that of a head."""
+
+    def __init__(self, config, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.shards = {"weight": None}
+
+    def forward(self, x):
+        return x.square() * self.weight
+
+
+class ForgetfulMLP(ScaledMLP):
+    """Does not say how one of its parameters may be split."""
+
+    def __init__(self, config, block):
+        super().__init__(config, block)
+        self.gain = nn.Parameter(torch.empty(config.hidden_size))
+
+
+class BoastfulMLP(ScaledMLP):
+    """Says how a parameter may be split that it does not have."""
+
+    def __init__(self, config, block):
+        super().__init__(config, block)
+        self.shards = {"gain": None}
+
+
+def own(cls):
+    return f"{__name__}:{cls.__name__}"
+
+
+BIASES = ("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias", "head_bias")
 CHANGES = {
     "norm": {"norm": "layer"},
+    "norm of one's own": {"norm": own(SquareNorm)},
     "norm_eps": {"norm_eps": 0.1},
     "norm_weight": {"norm_weight": False},
     "norm_bias": {"norm_bias": True},
@@ -50,15 +136,15 @@ CHANGES = {
     "final_norm": {"final_norm": False},
     "parallel_residual": {"parallel_residual": True},
     "shared_norm": {"parallel_residual": True, "shared_norm": True},
-    "attention": {"attention": f"{__name__}:AttentionOfOnes"},
+    "attention": {"attention": own(AttentionOfOnes)},
     "mlp": {"mlp": "plain"},
-    "block": {"block": f"{__name__}:BlockOfNothing"},
-    "extra": {"mlp": f"{__name__}:ScaledMLP", "extra": Extra({"scale": 3.0})},
+    "block": {"block": own(BlockOfNothing)},
+    "extra": {"mlp": own(ScaledMLP), "extra": Extra({"scale": 3.0})},
     "activation": {"activation": "gelu_tanh"},
     "moe": {"moe": MoEConfig(4, 2, 24)},
     **{name: {name: True} for name in BIASES},
     "rope": {"rope": RopeConfig(theta=100.0)},
-    "rope of some blocks": {"rope": (RopeConfig(), None)},
+    "rope of some blocks": {"rope": (RopeConfig(), None, RopeConfig(theta=100.0))},
     "rotary_dim": {"rope": RopeConfig(rotary_dim=4)},
     "interleaved": {"rope": RopeConfig(interleaved=True)},
     "learned_positions": {"learned_positions": True},
@@ -113,6 +199,87 @@ def test_a_window_for_each_block():
     assert not torch.allclose(one(TOKENS, BOUNDS), mixed(TOKENS, BOUNDS), atol=1e-5)
 
 
+def test_a_rope_and_a_scale_for_each_block():
+    one, each = build(BASE), build(BASE.replace(rope=(RopeConfig(),) * 3, attn_scale=(8**-0.5,) * 3))
+    assert torch.equal(one(TOKENS, BOUNDS), each(TOKENS, BOUNDS))
+    for place in range(3):
+        theta = [10000.0] * 3
+        theta[place] = 50.0
+        mixed = build(BASE.replace(rope=tuple(RopeConfig(theta=base) for base in theta)))
+        assert not torch.allclose(one(TOKENS, BOUNDS), mixed(TOKENS, BOUNDS), atol=1e-5)
+        scales = [8**-0.5] * 3
+        scales[place] = 0.9
+        scaled = build(BASE.replace(attn_scale=tuple(scales)))
+        assert not torch.allclose(one(TOKENS, BOUNDS), scaled(TOKENS, BOUNDS), atol=1e-5)
+
+
+def test_some_blocks_of_a_model_are_a_model():
+    changes = {
+        "rope": (RopeConfig(), None, RopeConfig(theta=50.0)),
+        "sliding_window": (None, 3, 4),
+        "attn_scale": (0.3, 0.4, 0.5),
+        "moe": MoEConfig(4, 2, 24, layers=(1, 2)),
+    }
+    whole = build(BASE.replace(**changes))
+    part = Transformer(whole.config.with_blocks(2, 0)).eval()
+    places = {"layers.0.": "layers.0.", "layers.1.": "layers.3.", "layers.2.": "layers.1.", "layers.3.": "layers.4."}
+    part.load_state_dict(
+        {name: whole.get_parameter(places[name[:9]] + name[9:]) for name, _ in part.named_parameters()}
+    )
+    assert part.config.moe == MoEConfig(4, 2, 24, layers=(0,))
+    whole.layers = nn.ModuleDict({str(n): whole.layers[str(old)] for n, old in enumerate((0, 3, 1, 4))})
+    whole.config = part.config  # which says how many there are and how positions are rotated; blocks keep their own
+    blocks = whole.layers["1"].attn, whole.layers["2"].attn
+    for ours, theirs in zip(blocks, (part.layers["1"].attn, part.layers["2"].attn), strict=True):
+        assert dataclasses.replace(ours.spec, rotation=None) == dataclasses.replace(theirs.spec, rotation=None)
+        ours.inference_spec = theirs.inference_spec
+    assert torch.equal(whole(TOKENS, BOUNDS), part(TOKENS, BOUNDS))
+
+
+PLACEMENTS = {
+    "pre": lambda x, f, before, after: x + f(before(x)),
+    "branch": lambda x, f, before, after: x + after(f(x)),
+    "sandwich": lambda x, f, before, after: x + after(f(before(x))),
+    "post": lambda x, f, before, after: after(x + f(x)),
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_block_is_its_equation(placement):
+    block = build(BASE.replace(norm_placement=placement)).layers["1"]
+    x, step = randn(30, 32), step_of(BASE)
+    half = PLACEMENTS[placement]
+    middle = half(x, lambda x: block.attn(x, step), block.attn_norm, block.attn_post_norm)
+    expected = half(middle, lambda x: block.mlp(x, step), block.mlp_norm, block.mlp_post_norm)
+    assert torch.equal(block(x, step), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_parallel_block_is_its_equation(shared):
+    block = build(BASE.replace(parallel_residual=True, shared_norm=shared, residual_multiplier=0.5)).layers["1"]
+    x, step = randn(30, 32), step_of(BASE)
+    mlp_norm = block.attn_norm if shared else block.mlp_norm
+    expected = x + 0.5 * block.attn(block.attn_norm(x), step) + 0.5 * block.mlp(mlp_norm(x), step)
+    torch.testing.assert_close(block(x, step), expected)
+
+
+def test_positions_that_are_learned_begin_behind_the_offset():
+    model = build(BASE.replace(rope=None, learned_positions=True, position_offset=2, max_positions=17))
+    table = model.get_parameter("layers.0.positions.weight")
+    assert table.shape == (19, 32)
+    embedded = model.layers["0"](TOKENS, Sequences.from_lengths(BOUNDS.diff().tolist()))
+    expected = model.get_parameter("layers.0.tokens.weight")[TOKENS] + torch.cat(
+        [table[2 : 2 + n] for n in (4, 1, 17, 8)]
+    )
+    torch.testing.assert_close(embedded, expected)
+
+
+def test_a_sequence_longer_than_the_learned_positions_is_refused():
+    model = build(BASE.replace(learned_positions=True, max_positions=16))
+    with pytest.raises(DataError, match="a sequence has 17 tokens, but the model has learned 16 positions; shorten it"):
+        model(TOKENS, BOUNDS)
+
+
 def test_shapes_of_actor_and_critic():
     assert build(BASE)(TOKENS, BOUNDS).shape == (30, 50)
     assert build(BASE.replace(is_critic=True))(TOKENS, BOUNDS).shape == (30,)
@@ -126,11 +293,62 @@ def test_a_tied_head_is_the_embedding_and_a_critic_never_ties():
     assert build(BASE.replace(tied_embeddings=True, is_critic=True)).head_weight.shape == (1, 32)
 
 
-def test_cross_entropy_is_that_of_the_logits():
-    model = build(BASE.replace(logit_softcap=0.2, logit_multiplier=3.0))
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_may_have_a_bias_and_a_critic_never_has(tied):
+    config = BASE.replace(tied_embeddings=tied, head_bias=True)
+    model = build(config)
+    expected = model.hidden(TOKENS, BOUNDS) @ model.head_weight.t() + model.get_parameter("layers.4.out.bias")
+    torch.testing.assert_close(model(TOKENS, BOUNDS), expected)
+    assert "layers.4.out.bias" not in dict(Transformer(config.replace(is_critic=True)).named_parameters())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_cross_entropy_is_that_of_the_logits(bias, tied):
+    model = build(BASE.replace(logit_softcap=0.2, logit_multiplier=3.0, head_bias=bias, tied_embeddings=tied))
     targets = TOKENS.roll(-1)
     expected = torch.nn.functional.cross_entropy(model(TOKENS, BOUNDS), targets, reduction="none")
     torch.testing.assert_close(model.cross_entropy(model.hidden(TOKENS, BOUNDS), targets).nll, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from(sorted(CHANGES)), min_size=2, max_size=6))
+def test_fields_go_together_or_are_refused_by_name(names):
+    changes = {}
+    for name in names:
+        changes |= CHANGES[name]
+    if "learned_positions" in changes:
+        changes.pop("max_positions", None)  # of which the sequences here have more
+    try:
+        config = BASE.replace(**changes)
+    except ConfigError as error:
+        refusal = str(error)
+        assert any(name in refusal for name in changes)
+        return
+    model = build(config)
+    assert model.parameter_shards().keys() == dict(model.named_parameters()).keys()
+    packed = model(TOKENS, BOUNDS)
+    alone = torch.cat([model(part, torch.tensor([0, len(part)])) for part in TOKENS.split(BOUNDS.diff().tolist())])
+    # their rounding depends on how many tokens there are, and norms of one's own square it
+    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (ForgetfulMLP, "ForgetfulMLP has the parameter 'gain', which its `shards` do not have; add it"),
+        (BoastfulMLP, "BoastfulMLP.shards has 'gain', which is none of its parameters; remove it"),
+    ],
+)
+def test_a_class_that_declares_its_parameters_wrongly_is_named(cls, message):
+    model = Transformer(BASE.replace(mlp=own(cls), extra=Extra({"scale": 1.0})))
+    with pytest.raises(PluginError, match=message):
+        model.parameter_shards()
+
+
+def test_a_class_that_is_not_there_is_named():
+    with pytest.raises(PluginError, match=f"cannot import '{__name__}:Missing'"):
+        Transformer(BASE.replace(block=f"{__name__}:Missing"))
 
 
 def test_every_parameter_declares_how_it_may_be_split():
@@ -153,6 +371,51 @@ def test_fresh_weights_depend_on_the_seed_and_the_name_alone():
     assert not torch.equal(few.get_parameter(name), many.get_parameter(name))
 
 
+def test_fresh_weights_are_normal_and_norms_and_biases_do_nothing():
+    changes = {
+        **dict.fromkeys(BIASES, True),
+        "norm_bias": True,
+        "norm_offset": 1.0,
+        "qk_norm": "per_head",
+        "qk_norm_bias": True,
+    }
+    model = Transformer(BASE.replace(**changes, init_std=0.3))
+    model.init_weights(3)
+    norms = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert not parameter.any(), name  # 1 is added to them
+            norms += 1
+        else:
+            assert parameter.std().item() == pytest.approx(0.3, rel=0.15), name
+    assert norms == 3 * 4 + 1
+
+
+class SelfMadeMLP(ForgetfulMLP):
+    """Says how one of its parameters starts."""
+
+    def __init__(self, config, block):
+        super().__init__(config, block)
+        self.decay = nn.Parameter(torch.empty(3, 4))
+        self.shards = {"gain": None, "decay": None}
+
+    def fresh_parameter(self, name, generator):
+        return torch.rand(3, 4, generator=generator) + 5.0 if name == "decay" else None
+
+
+def test_a_class_may_say_how_its_parameters_start():
+    model = Transformer(BASE.replace(mlp=own(SelfMadeMLP), extra=Extra({"scale": 1.0})))
+    model.init_weights(3)
+    first, second = model.layers["1"].mlp, model.layers["2"].mlp
+    assert 5.0 <= first.decay.min() < first.decay.max() <= 6.0
+    assert not torch.equal(first.decay, second.decay)
+    assert torch.equal(first.gain, torch.ones(32))
+    assert not first.out.bias.any()
+    assert first.out.weight.std().item() == pytest.approx(0.02, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
@@ -166,31 +429,3 @@ def test_fresh_weights_depend_on_the_seed_and_the_name_alone():
 def test_bounds_that_do_not_fit_the_tokens(bounds, message):
     with pytest.raises(DataError, match=message):
         build(BASE)(TOKENS, bounds)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"n_layers": 0}, "n_layers=0 must be a whole number of at least 1"),
-        ({"n_kv_heads": 3}, "n_q_heads=4 must be a multiple of n_kv_heads=3"),
-        ({"head_dim": 7}, "head_dim=7 must be even"),
-        ({"norm": "rsm"}, "norm='rsm' is not one of rms, layer; did you mean 'rms'"),
-        ({"mlp": "moe"}, "mlp='moe' is not one of gated, plain"),
-        ({"activation": "swiglu"}, "activation='swiglu' is not one of silu"),
-        ({"sliding_window": (1, 2)}, "sliding_window has 2 entries for n_layers=3"),
-        ({"sliding_window": 0}, "sliding_window=0 must be at least 1"),
-        ({"attn_dropout": 1.0}, "attn_dropout=1.0 must be at least 0 and less than 1"),
-        ({"is_critic": True, "logit_softcap": 1.0}, "logit_softcap has no meaning for a critic"),
-        ({"hiden_size": 3}, "has no field 'hiden_size'; did you mean 'hidden_size'"),
-    ],
-)
-def test_a_configuration_that_cannot_be_is_refused_by_name(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        BASE.replace(**changes)
-
-
-def test_a_rope_field_that_its_kind_does_not_use_is_refused():
-    with pytest.raises(ConfigError, match=r"rope\.factor=2\.0 has no meaning for rope\.kind='default'"):
-        RopeConfig(factor=2.0)
-    with pytest.raises(ConfigError, match=r"rope\.low_freq_factor is required"):
-        RopeConfig("llama3", factor=8.0, original_max_positions=64)

@@ -12,15 +12,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from reallm.algorithms.sft import SFTInterface
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.engine.objective import LossOutput
+from reallm.engine.optimizer import decayed_parameters
 from reallm.engine.optimizer_config import OptimizerConfig, lr_at
 from reallm.engine.train import TrainEngine
 from reallm.errors import ConfigError, DataError, NonFiniteError
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.transformer import Transformer
 
 CONFIG = ReaLModelConfig(
@@ -262,7 +264,15 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
 
 
 def test_weight_decay_spares_norms_and_biases() -> None:
-    model = tiny_model(config=CONFIG.replace(qkv_bias=True))
+    changes: dict[str, Any] = {
+        "q_bias": True,
+        "head_bias": True,
+        "norm_bias": True,
+        "qk_norm": "per_head",
+        "qk_norm_bias": True,
+        "moe": MoEConfig(4, 2, 16, layers=(1,)),
+    }
+    model = tiny_model(config=CONFIG.replace(**changes))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.fill_(1.0)
@@ -271,7 +281,20 @@ def test_weight_decay_spares_norms_and_biases() -> None:
     engine_for(model, config=no_loss).train_batch(UNEVEN, SFTInterface())
     for name, value in model.state_dict().items():
         decayed = torch.allclose(value, before[name] * (1 - 1e-2), atol=2e-6)
-        assert decayed == (value.dim() == 2), name
+        assert decayed == ("norm" not in name and "bias" not in name), name
+
+
+def test_a_layer_may_spare_its_parameters_from_weight_decay() -> None:
+    class Spared(nn.Module):
+        weight_decay = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.empty(3, 4))
+            self.inner = nn.Linear(4, 4)
+
+    assert decayed_parameters(nn.Sequential(Spared(), nn.Linear(2, 2))) == {"0.inner.weight", "1.weight"}
+    assert decayed_parameters(nn.Linear(2, 2)) == {"weight"}
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from reallm.errors import ConfigError
 
 
 class Optimizer:
-    """AdamW (fused) with gradient clipping.
+    """AdamW (fused) with gradient clipping, over the parameters of a model that require gradients.
 
     Parameters in bfloat16 are stepped in float32: near 1.0 bfloat16 moves in steps of 2^-7, so that an update of
     1e-5 would be lost. Their gradients are summed over micro-batches in float32 too.
@@ -21,17 +21,21 @@ class Optimizer:
         ConfigError: for float16 parameters, whose gradients underflow.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self._config = config
-        self._parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
+        self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
-        # norms and biases are vectors, and every other weight is a matrix
-        decayed = [master for master in self._masters.values() if master.dim() >= 2]
-        others = [master for master in self._masters.values() if master.dim() < 2]
+        decayed = decayed_parameters(model)
         self._adamw = torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {
+                    "params": [master for name, master in self._masters.items() if name in decayed],
+                    "weight_decay": config.weight_decay,
+                },
+                {
+                    "params": [master for name, master in self._masters.items() if name not in decayed],
+                    "weight_decay": 0.0,
+                },
             ],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
@@ -107,6 +111,21 @@ class Optimizer:
             master = self._masters[name]
             # memory of our own: tensors in a mapped file lie otherwise aligned, which can change the last bit of a sum
             self._adamw.state[master][kind] = torch.empty_like(value, device=master.device).copy_(value)
+
+
+def decayed_parameters(model: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay draws to zero: matrices, but not those of norms and biases.
+
+    Most norms and biases are vectors. A layer whose parameters are to be spared whatever their shape says
+    `weight_decay = False`.
+    """
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if getattr(module, "weight_decay", True)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2 and name != "bias"
+    }
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

@@ -16,12 +16,17 @@ from reallm.data.packing import micro_batches
 from reallm.engine.objective import Objective, Totals
 from reallm.engine.optimizer import Optimizer
 from reallm.engine.optimizer_config import OptimizerConfig, lr_at
-from reallm.errors import NonFiniteError
+from reallm.errors import ConfigError, NonFiniteError
+from reallm.model.config import ReaLModelConfig
+from reallm.model.moe import load_balancing_loss
+from reallm.model.routing import RoutingNotes
 from reallm.model.transformer import Transformer
 from reallm.seeding import derive_seed
 
 Part = tuple[NamedArray, float]
 """A micro-batch and its weight."""
+AUX_LOSS = "aux_loss"
+"""The name of the load-balancing loss among metrics."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,11 @@ class TrainEngine:
         max_tokens_per_microbatch: tokens that go through the model at once; one longer sample goes alone. Results do
             not depend on it, except for the masks of dropout.
         seed: of dropout, which has a random stream of its own for each step.
+        moe_aux_loss_coef: what the load-balancing loss of a model with experts is multiplied by, 0 for none; None takes
+            `config.moe.aux_loss_coef`.
 
     Raises:
-        ConfigError: the parameters are float16.
+        ConfigError: the parameters are float16; `moe_aux_loss_coef` for a model without experts.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class TrainEngine:
         max_tokens_per_microbatch: int,
         *,
         seed: int = 0,
+        moe_aux_loss_coef: float | None = None,
     ) -> None:
         _own_memory(model)
         self.model = model
@@ -71,7 +79,8 @@ class TrainEngine:
         self.before_update: Callable[[], None] | None = None
         """Called before the parameters change in a step: whoever still reads them can have it wait."""
         self._optimizer_config = optimizer_config
-        self._optimizer = Optimizer(model.named_parameters(), optimizer_config)
+        self._optimizer = Optimizer(model, optimizer_config)
+        self._aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
         self._total_steps = total_steps
         self._max_tokens = max_tokens_per_microbatch
         self._seed = seed
@@ -79,10 +88,16 @@ class TrainEngine:
     def train_batch(self, batch: NamedArray, objective: Objective) -> dict[str, float]:
         """One optimizer step on `batch`; its loss is the loss sum of the whole batch over its total weight.
 
+        Of a model with experts, the load-balancing loss of each micro-batch is added, in proportion to the
+        micro-batch's weight. It is the one thing that depends on how the batch is cut, as in every framework: it is
+        a product of two means over the tokens that go through the model together, and the mean of such products is
+        not the product of the means. To have it over the whole batch, all micro-batches would have to be kept at once.
+
         Returns:
             The objective's metrics before the step, and `lr`, `grad_norm`, `tokens`; with `on_nonfinite="skip"` also
-            `skipped_steps`, how many there have been. A batch without any weight (no token carries loss) changes no
-            parameter.
+            `skipped_steps`, how many there have been, and with a load-balancing loss `aux_loss`, its mean over the
+            micro-batches by weight, before it is multiplied by its coefficient. A batch without any weight (no token
+            carries loss) changes no parameter.
 
         Raises:
             NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples.
@@ -101,6 +116,8 @@ class TrainEngine:
             raise
         self.step += 1
         metrics = {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.tokens}
+        if AUX_LOSS in totals.stats:
+            metrics[AUX_LOSS] = totals.stats[AUX_LOSS] / totals.weight
         if self._optimizer_config.on_nonfinite == "skip":
             metrics["skipped_steps"] = self.skipped_steps
         return metrics
@@ -144,11 +161,28 @@ class TrainEngine:
         for part, weight in parts:
             if not weight:
                 continue
-            output = objective.loss(self.model, part.to(device))
+            with self._noted_routing() as notes:
+                output = objective.loss(self.model, part.to(device))
+            sums = {"loss_sum": output.loss_sum.detach(), **output.stats}
             if divide_by is not None:
-                (output.loss_sum / divide_by).backward()
+                loss, routing = output.loss_sum / divide_by, notes.close()
+                if routing:
+                    aux_loss = load_balancing_loss(routing)
+                    loss = loss + self._aux_loss_coef * (weight / divide_by) * aux_loss
+                    sums[AUX_LOSS] = weight * aux_loss.detach()
+                loss.backward()
                 self._optimizer.collect_gradients()
-            yield weight, sum(objective.sizes(part)), {"loss_sum": output.loss_sum.detach(), **output.stats}
+            yield weight, sum(objective.sizes(part)), sums
+
+    @contextmanager
+    def _noted_routing(self) -> Iterator[RoutingNotes]:
+        """What routers do in the block, in training with a load-balancing loss; otherwise nothing is noted."""
+        notes = RoutingNotes()
+        self.model.routing = notes if self._aux_loss_coef else None
+        try:
+            yield notes
+        finally:
+            self.model.routing = None
 
     def _update(self, lr: float, totals: Totals, parts: Sequence[Part], objective: Objective) -> float:
         """Step with the collected gradients, or not if something is not finite; the norm of the gradients."""
@@ -210,6 +244,18 @@ class TrainEngine:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self._seed, "dropout", self.step))
             yield
+
+
+def _aux_loss_coef(config: ReaLModelConfig, wanted: float | None) -> float:
+    if config.moe is None:
+        if wanted is not None:
+            raise ConfigError(f"model.moe_aux_loss_coef={wanted} is for models with experts; leave it out")
+        return 0.0
+    if wanted is None:
+        return config.moe.aux_loss_coef
+    if not wanted >= 0:
+        raise ConfigError(f"model.moe_aux_loss_coef={wanted} must be at least 0")
+    return wanted
 
 
 def _own_memory(model: nn.Module) -> None:

@@ -32,4 +32,9 @@ class ModelArgs:
         "what the backward pass computes again instead of keeping it in memory: selective keeps the results of matrix "
         "products and attention, full keeps only what goes from block to block",
     )
+    moe_aux_loss_coef: float | None = option(
+        None,
+        "weight of the load-balancing loss of models with experts, 0 for none; "
+        "null: that of the checkpoint's config.json",
+    )
     compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")

@@ -120,7 +120,12 @@ def load_models(
             if args.compile:
                 model.compile_blocks()
             engine = TrainEngine(
-                model, config.optimizer, total_steps, config.max_tokens_per_microbatch, seed=config.seed
+                model,
+                config.optimizer,
+                total_steps,
+                config.max_tokens_per_microbatch,
+                seed=config.seed,
+                moe_aux_loss_coef=args.moe_aux_loss_coef,
             )
         loaded[role] = LoadedModel(Role(interface, model, engine), args, stored_dtype)
     return loaded

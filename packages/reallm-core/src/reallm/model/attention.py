@@ -22,7 +22,7 @@ from reallm.model.cache import store
 from reallm.model.checkpointing import run_again
 from reallm.model.config import ReaLModelConfig
 from reallm.model.rope import Rotation
-from reallm.model.routing import Routing
+from reallm.model.routing import RoutingNotes
 from reallm.model.sequences import Sequences
 
 WINDOW_CHUNK = 256
@@ -115,7 +115,7 @@ class Step:
     run_again: bool = False
     """Whether the backward pass computes the [L, L] scores of attention without a kernel again, or they are kept."""
     attention: Callable[..., Tensor] = attend_rotated
-    routing: list[Routing] | None = None
+    routing: RoutingNotes | None = None
     """Where layers of experts note what their routers did; None where nobody asks."""
 
 

@@ -62,13 +62,13 @@ class Residual(nn.Module):
         self.dropout = config.residual_dropout
         self.norms_branch = config.norm_placement in ("branch", "sandwich")
 
-    def forward(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        if self.norms_branch:
+    def forward(self, x: Tensor, branch: Tensor, norm: nn.Module | None = None) -> Tensor:
+        if norm is not None and self.norms_branch:
             branch = norm(branch)
         if self.dropout:
             branch = F.dropout(branch, self.dropout, self.training)
         x = x + branch if self.multiplier == 1.0 else x + branch * self.multiplier
-        return x if self.norms_branch else norm(x)
+        return x if norm is None or self.norms_branch else norm(x)
 
 
 class Block(nn.Module):
@@ -76,13 +76,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
-        before, after = _norms_before(config), config.norm_placement != "pre"
+        before, after = config.norm_placement in ("pre", "sandwich"), config.norm_placement != "pre"
         self.attn_norm = make_norm(config) if before else nn.Identity()
         self.attn = make_attention(config, block)
-        self.attn_post_norm = make_norm(config) if after else nn.Identity()
+        self.attn_post_norm = make_norm(config) if after else None
         self.mlp_norm = make_norm(config) if before else nn.Identity()
         self.mlp = make_mlp(config, block)
-        self.mlp_post_norm = make_norm(config) if after else nn.Identity()
+        self.mlp_post_norm = make_norm(config) if after else None
         self.add = Residual(config)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> Tensor:
@@ -101,13 +101,12 @@ class ParallelBlock(nn.Module):
         self.mlp = make_mlp(config, block)
         self.add = Residual(config)
         self.shares_norm = config.shared_norm
-        self.no_norm = nn.Identity()
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> Tensor:
         normed = self.attn_norm(x)
         for_mlp = normed if self.shares_norm else self.mlp_norm(x)
-        x = self.add(x, self.attn(normed, step, cache), self.no_norm)
-        return self.add(x, self.mlp(for_mlp, step), self.no_norm)
+        x = self.add(x, self.attn(normed, step, cache))
+        return self.add(x, self.mlp(for_mlp, step))
 
 
 def make_block(config: ReaLModelConfig, block: int) -> nn.Module:
@@ -137,7 +136,3 @@ def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:
 def call_block(block: nn.Module, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
     """`block(x, step, cache)` as a function, which can be compiled once for all blocks."""
     return cast(Tensor, block(x, step, cache))
-
-
-def _norms_before(config: ReaLModelConfig) -> bool:
-    return config.norm_placement in ("pre", "sandwich")

@@ -27,10 +27,13 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "tanh
 
 
 class Extra(Mapping[str, Any]):
-    """Hyperparameters of a family's own classes, by name; immutable, and hashable as a configuration must be."""
+    """Hyperparameters of a family's own classes, by name; immutable, and hashable as a configuration must be.
+
+    Lists become tuples, and mappings `Extra`, at any depth.
+    """
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-        self._values = dict(values or {})
+        self._values = {name: _frozen(value) for name, value in (values or {}).items()}
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -74,6 +77,8 @@ class MoEConfig:
             raise ConfigError(f"moe.aux_loss_coef={self.aux_loss_coef} must be at least 0")
         if not 0.0 <= self.jitter < 1.0:
             raise ConfigError(f"moe.jitter={self.jitter} must be at least 0 and less than 1")
+        if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0):
+            raise ConfigError(f"moe.layers={self.layers} must be numbers of blocks from 0, each once, in order")
 
 
 @dataclass(frozen=True)
@@ -253,8 +258,9 @@ class ReaLModelConfig:
             _one_of_or_own(name, getattr(self, name), kinds)
         _one_of("norm_placement", self.norm_placement, get_args(NormPlacement))
         _one_of("activation", self.activation, ACTIVATIONS)
-        if self.qk_norm is not None:
-            _one_of("qk_norm", self.qk_norm, get_args(QKNormKind))
+        self._check_qk_norm()
+        if self.position_offset < 0:
+            raise ConfigError(f"position_offset={self.position_offset} must be at least 0")
         for name in ("norm_eps", "attn_softcap", "logit_softcap", "init_std", "qkv_clip"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
@@ -280,6 +286,17 @@ class ReaLModelConfig:
             raise ConfigError("gate_bias has no meaning for mlp='plain', which has no gate; leave it out")
         if self.moe and self.moe.layers and max(self.moe.layers) >= self.n_layers:
             raise ConfigError(f"moe.layers={self.moe.layers} names a block beyond n_layers={self.n_layers}")
+
+    def _check_qk_norm(self) -> None:
+        if self.qk_norm is None:
+            if self.qk_norm_bias:
+                raise ConfigError("qk_norm_bias=True has no meaning without qk_norm; leave it out")
+            return
+        _one_of("qk_norm", self.qk_norm, get_args(QKNormKind))
+        if self.qk_norm == "per_head" and not self.norm_weight:
+            raise ConfigError("qk_norm='per_head' needs norm_weight=True: it is weights for each head")
+        if self.qk_norm == "per_head" and is_own_class(self.norm):
+            raise ConfigError(f"qk_norm='per_head' goes with norm {' or '.join(NORMS)}, not with norm={self.norm!r}")
 
     def _check_rope(self, rope: RopeConfig) -> None:
         n_dims = rope.rotary_dim or self.head_dim
@@ -326,6 +343,11 @@ class ReaLModelConfig:
         return self.head_bias and not self.is_critic
 
     @property
+    def longest_sequence(self) -> int | None:
+        """The most tokens that a sequence can have: as many as there are learned positions; None: any number."""
+        return self.max_positions if self.learned_positions else None
+
+    @property
     def head_is_tied(self) -> bool:
         """Whether the output head reuses the token embedding; a critic's scalar head never does."""
         return self.tied_embeddings and not self.is_critic
@@ -364,6 +386,12 @@ NEEDS: tuple[tuple[str, str, Any], ...] = (
     ("norm_offset", "norm_weight", True),
 )
 """A field that is set, and the value that another field must then have."""
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Extra(value)
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def is_own_class(value: str) -> bool:

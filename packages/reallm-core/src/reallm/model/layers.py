@@ -1,6 +1,12 @@
 """The small layers: linear, norms, activations, MLPs, embedding.
 
-Each says how its parameters may be split, and with `recompute` that selective checkpointing computes it again.
+What a layer says of itself, a family's own layers too:
+
+- `shards`: how each parameter may be split (see `model.shard`); every parameter needs one.
+- `recompute = True`: selective checkpointing computes it again in the backward pass. It takes tensors and gives one.
+- `weight_decay = False`: its parameters are not decayed. Vectors and biases never are.
+- `fresh_parameter(name, generator)`: the initial value of a parameter that does not start as others do: matrices are
+  normal, vectors one, biases zero.
 
 Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head dim.
 """
@@ -56,10 +62,11 @@ class Norm(nn.Module):
     """
 
     recompute = True
+    weight_decay = False
 
     def __init__(
         self,
-        size: int,
+        size: int | tuple[int, ...],
         eps: float,
         *,
         weight: bool = True,
@@ -74,6 +81,10 @@ class Norm(nn.Module):
         self.offset = offset
         self.shards: Shards = {name: shard for name, _ in self.named_parameters()}
         self.over_shards = shard is not None
+
+    def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor | None:
+        """A fresh norm scales by 1."""
+        return None if self.weight is None or name != "weight" else torch.full(self.weight.shape, 1.0 - self.offset)
 
 
 class RMSNorm(Norm):
@@ -92,19 +103,16 @@ class LayerNorm(Norm):
         return F.layer_norm(x, (x.shape[-1],), weight, self.bias, self.eps)
 
 
-class PerHeadNorm(nn.Module):
+class PerHeadNorm(Norm):
     """A norm of each head by itself, with weights [H, D] of its own for each: `x` [T, H, D]."""
 
-    recompute = True
+    weight: nn.Parameter
 
     def __init__(self, config: ReaLModelConfig, n_heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_heads, config.head_dim))
-        self.bias = nn.Parameter(torch.empty(n_heads, config.head_dim)) if config.qk_norm_bias else None
-        self.eps = config.norm_eps
-        self.offset = config.norm_offset
-        self.norm = F.rms_norm if config.norm == "rms" else F.layer_norm
-        self.shards: Shards = {name: Shard(0) for name, _ in self.named_parameters()}
+        size = n_heads, config.head_dim
+        super().__init__(size, config.norm_eps, bias=config.qk_norm_bias, offset=config.norm_offset)
+        self.shards = dict.fromkeys(self.shards, Shard(0))
+        self.norm = {"rms": F.rms_norm, "layer": F.layer_norm}[config.norm]
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm(x, (x.shape[-1],), eps=self.eps) * (self.weight + self.offset)
@@ -191,6 +199,15 @@ class PlainMLP(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
+class VocabBias(nn.Module):
+    """The bias [V] of an output head whose matrix is the embedding's."""
+
+    def __init__(self, config: ReaLModelConfig) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+        self.shards: Shards = {"bias": Shard(0)}
+
+
 class TokenTable(nn.Module):
     """Token embeddings [V, E]."""
 
@@ -214,7 +231,7 @@ class PositionTable(nn.Module):
 
     def forward(self, seqs: Sequences) -> Tensor:
         longest, n_positions = max(seqs.totals, default=0), len(self.weight) - self.offset
-        if longest > n_positions:
+        if longest > n_positions:  # embedding would read beyond the table
             raise DataError(
                 f"a sequence has {longest} tokens, but the model has learned {n_positions} positions; shorten it"
             )

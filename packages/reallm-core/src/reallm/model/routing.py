@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,26 @@ class Routing:
     prob_sums: Tensor
     """[X] float32, differentiable: the sum over tokens of each expert's probability."""
     n_tokens: int
+
+
+class RoutingNotes:
+    """What routers did in one forward pass or several, in the order in which they ran.
+
+    Closed, it takes no more: a block that runs again in the backward pass, as with full gradient checkpointing, is not
+    counted twice, and nothing of it is kept.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[Routing] = []
+        self._is_open = True
+
+    @torch.compiler.disable
+    def append(self, routing: Routing) -> None:
+        """Note what one router did; outside of compiled code, which would be compiled anew for each layer's turn."""
+        if self._is_open:
+            self._noted.append(routing)
+
+    def close(self) -> list[Routing]:
+        """What has been noted; nothing more will be."""
+        noted, self._noted, self._is_open = self._noted, [], False
+        return noted

@@ -19,12 +19,12 @@ from reallm.model.cache import KVCache
 from reallm.model.checkpointing import run_again, run_selectively
 from reallm.model.compilation import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
-from reallm.model.layers import Linear, PositionTable, TokenTable, make_norm
+from reallm.model.layers import Linear, PositionTable, TokenTable, VocabBias, make_norm
 from reallm.model.losses import CrossEntropy, head_cross_entropy
 from reallm.model.rope import rotations
-from reallm.model.routing import Routing
+from reallm.model.routing import RoutingNotes
 from reallm.model.sequences import Sequences
-from reallm.model.shard import Shard, Split
+from reallm.model.shard import Shard
 from reallm.seeding import derive_seed
 
 
@@ -53,12 +53,13 @@ class Head(nn.Module):
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         self.norm = make_norm(config) if config.final_norm else nn.Identity()
-        if not config.head_is_tied:
-            n_out = 1 if config.is_critic else config.vocab_size
-            split: Split = "in" if config.is_critic else "out"
-            self.out = Linear(config.hidden_size, n_out, bias=config.head_has_bias, split=split)
-            if config.is_critic:
-                self.out.shards = {"weight": None}  # one row; too small to split
+        if config.is_critic:
+            self.out = Linear(config.hidden_size, 1, split="in")
+            self.out.shards = {"weight": None}  # one row; too small to split
+        elif not config.head_is_tied:
+            self.out = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias, split="out")
+        elif config.head_bias:
+            self.out = VocabBias(config)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
@@ -77,7 +78,7 @@ class Transformer(nn.Module):
         self.gradient_checkpointing: GradientCheckpointing = "none"
         """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
         self._compiled: CompiledBlocks | None = None
-        self.routing: list[Routing] | None = None
+        self.routing: RoutingNotes | None = None
         """Where forward passes in training note what routers of experts did; None where nobody asks."""
         blocks = [make_block(config, block) for block in range(config.n_layers)]
         layers: list[nn.Module] = [Embedding(config), *blocks, Head(config)]
@@ -186,9 +187,17 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Draw fresh weights: normal with `config.init_std`; norms do nothing, biases are zero."""
-        for name, parameter in self.named_parameters():
-            parameter.copy_(fresh_weight(name, parameter.shape, self.config, seed))
+        """Draw fresh weights: matrices normal with `config.init_std`, vectors one, biases zero.
+
+        A layer that wants others has a method `fresh_parameter(name, generator)`, which gives the value of a parameter
+        of its own by its name there, or None for the usual one.
+        """
+        for path, module in self.named_modules():
+            fresh = getattr(module, "fresh_parameter", None)
+            for own_name, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{own_name}"
+                value = fresh(own_name, _random_stream(name, seed)) if fresh else None
+                parameter.copy_(fresh_weight(name, parameter.shape, self.config, seed) if value is None else value)
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:
@@ -209,15 +218,17 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
 
 
 def fresh_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: int) -> Tensor:
-    """The initial value of a parameter, float32 on the CPU.
+    """The usual initial value of a parameter, float32 on the CPU.
 
     Each parameter has its own random stream from the seed and its name, so that values depend neither on the order of
     layers nor on which of them are present.
     """
-    owner, kind = name.rsplit(".", 2)[-2:]
-    if kind == "bias":
+    if name.endswith(".bias"):
         return torch.zeros(shape)
-    if "norm" in owner:
-        return torch.full(shape, 1.0 - config.norm_offset)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
-    return torch.empty(shape).normal_(0.0, config.init_std, generator=generator)
+    if len(shape) < 2:  # it scales something
+        return torch.ones(shape)
+    return torch.empty(shape).normal_(0.0, config.init_std, generator=_random_stream(name, seed))
+
+
+def _random_stream(name: str, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "init", name))
