@@ -46,7 +46,7 @@ class Loggers:
         self._say = say
         self._active: dict[str, Logger] = {}
         for name, spec in specs.items():
-            if all(map(_is_installed, spec.requires)):
+            if all(map(is_installed, spec.requires)):
                 self._try(name, self._start, name, spec, run_dir, config, resume_step)
             else:
                 say(f"logger '{name}' is off: {spec.install_command}")
@@ -81,7 +81,7 @@ class Loggers:
                     failed.close()
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     """Whether a module can be imported. A folder of its name in the working directory, such as `wandb/`, is none."""
     try:
         spec = find_spec(module)

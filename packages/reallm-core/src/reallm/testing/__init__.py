@@ -2,15 +2,21 @@
 
 In a plugin's own test suite, a class that says what to test is the whole suite, a pytest test for each check:
 
-    from reallm.testing import DatasetKit
+    from reallm.testing import DatasetKit, LoggerKit
 
     class TestMyDataset(DatasetKit):
         dataset = "my-dataset"
         config = {"train_path": "tests/lines.txt", "my_arg": 2}
 
+    class TestMyLogger(LoggerKit):
+        logger = "my-logger"
+
+        def read(self, run_dir):
+            return {step: {name: value}, ...}  # of the files in run_dir, so that values can be compared
+
 Without a test suite, from Python and from the command line:
 
-    report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})
+    report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})  # also check_logger
     print(report)
     assert report.passed
 
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from reallm.testing.checks import Check, CheckFailed, Failure, Skipped, check
     from reallm.testing.datasets.kit import DATASET_CHECKS, DatasetKit, check_dataset
     from reallm.testing.kit import Kit
+    from reallm.testing.loggers.kit import LOGGER_CHECKS, LoggerKit, check_logger
     from reallm.testing.report import Report, Result
     from reallm.testing.running import run
 
@@ -52,26 +59,32 @@ _HOMES = {
     "DatasetKit": "reallm.testing.datasets.kit",
     "Failure": "reallm.testing.checks",
     "Kit": "reallm.testing.kit",
+    "LOGGER_CHECKS": "reallm.testing.loggers.kit",
+    "LoggerKit": "reallm.testing.loggers.kit",
     "Report": "reallm.testing.report",
     "Result": "reallm.testing.report",
     "Skipped": "reallm.testing.checks",
     "check": "reallm.testing.checks",
     "check_dataset": "reallm.testing.datasets.kit",
+    "check_logger": "reallm.testing.loggers.kit",
     "run": "reallm.testing.running",
 }
 
 __all__ = [
     "DATASET_CHECKS",
+    "LOGGER_CHECKS",
     "Check",
     "CheckFailed",
     "DatasetKit",
     "Failure",
     "Kit",
+    "LoggerKit",
     "Report",
     "Result",
     "Skipped",
     "check",
     "check_dataset",
+    "check_logger",
     "run",
 ]
 
