@@ -66,6 +66,8 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     ) -> ReaLModel:
         """A model from a HuggingFace checkpoint: a folder, or an id on the hub; its config tells the family.
 
+        It is in evaluation mode, without dropout; `TrainEngine` trains it in training mode.
+
         Args:
             path: folder with `config.json` and safetensors files.
             dtype: of the parameters; None keeps the checkpoint's. On CPU the tensors are then used where they lie in
@@ -84,7 +86,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         model = cls(config, device="meta")
         model._remember(family, raw, folder)
         model._load(folder, dtype, torch.device(device), seed)
-        return model
+        return model.eval()
 
     def save_pretrained(
         self,
@@ -240,6 +242,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         if isinstance(source, nn.Module):
             state = weights.state_dict_from_hf(family, transformers_io.checkpoint_state(source), config)
             model.load_state_dict(model.state_dict() | state)  # a new critic's head stays as drawn
+            model.eval()
         return model
 
     def _to_family(self, family: HFFamily) -> PreTrainedModel:

@@ -28,12 +28,14 @@ class LayerTypes:
         window: the window where the file states none.
         enabled_key: a truth value without which no block has a window.
         older_keys: keys that only `default` reads.
+        types_key: where the types stand; None: nowhere, they always are the default.
     """
 
     default: Callable[[Mapping[str, Any], Known], Sequence[str]]
     window: int | None = None
     enabled_key: str | None = None
     older_keys: tuple[str, ...] = ()
+    types_key: str | None = "layer_types"
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -43,17 +45,19 @@ class LayerTypes:
     @property
     def keys(self) -> tuple[str, ...]:
         """All keys that it reads."""
-        enabled = () if self.enabled_key is None else (self.enabled_key,)
-        return ("layer_types", "sliding_window", *enabled, *self.older_keys)
+        others = [key for key in (self.types_key, self.enabled_key) if key is not None]
+        return ("sliding_window", *others, *self.older_keys)
 
     def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
         """See `Row.read`."""
-        types = raw.get("layer_types") or self.default(raw, known)
+        types = (raw.get(self.types_key) if self.types_key else None) or self.default(raw, known)
         if len(types) != known["n_layers"]:
-            raise ConfigError(f"layer_types has {len(types)} entries for {known['n_layers']} layers; give one a layer")
+            raise ConfigError(
+                f"{self.types_key} has {len(types)} entries for {known['n_layers']} layers; give one a layer"
+            )
         for kind in types:
             if kind not in (FULL, SLIDING):
-                raise ConfigError(f"layer_types has {kind!r}; supported are '{FULL}' and '{SLIDING}'")
+                raise ConfigError(f"{self.types_key} has {kind!r}; supported are '{FULL}' and '{SLIDING}'")
         window = raw.get("sliding_window", self.window)
         if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
             raise ConfigError(f"sliding_window={window!r} must be of type int")
@@ -66,13 +70,20 @@ class LayerTypes:
         windows = sorted({window for window in config.windows if window is not None})
         if len(windows) > 1:
             raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; all windows must be alike")
-        written: dict[str, Any] = {
-            "layer_types": [FULL if window is None else SLIDING for window in config.windows],
-            "sliding_window": windows[0] if windows else None,
-        }
+        written: dict[str, Any] = {"sliding_window": windows[0] if windows else None}
+        types = [FULL if window is None else SLIDING for window in config.windows]
+        if self.types_key is not None:
+            written[self.types_key] = types
+        elif windows and types != list(self.default(base, {"n_layers": config.n_layers})):
+            raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; blocks cannot differ so")
         if self.enabled_key is not None:
             written[self.enabled_key] = bool(windows)
         return written
+
+
+def always_sliding(raw: Mapping[str, Any], known: Known) -> list[str]:
+    """Types of layers that all have the window, for `LayerTypes.default`."""
+    return [SLIDING] * known["n_layers"]
 
 
 def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[str, Any], Known], list[str]]:

@@ -167,11 +167,10 @@ class Nested:
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """See `Row.write`."""
-        part, written = getattr(config, self.field), dict[str, Any]()
-        if part is not None:
-            for row in self.rows:
-                written.update(row.write(part, base))
-        return written
+        if getattr(config, self.field) is None:
+            return {}
+        part = _Part(getattr(config, self.field), config)
+        return {key: value for row in self.rows for key, value in row.write(part, base).items()}
 
 
 @dataclass(frozen=True)
@@ -190,6 +189,16 @@ class Computed:
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """See `Row.write`."""
         return self.writing(config, base)
+
+
+class _Part:
+    """The fields of a part of a configuration and, where it has none of the name, those of the whole."""
+
+    def __init__(self, part: Any, whole: Any) -> None:
+        self._part, self._whole = part, whole
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part if hasattr(self._part, name) else self._whole, name)
 
 
 def _tidy(value: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reallm.hf.rope_io import RopeRow
-from reallm.hf.rows import Key, Known, Row
+from reallm.hf.rows import Computed, Key, Known, Row
 from reallm.hf.weight_table import WeightTable
 
 ACTIVATIONS: Mapping[str, str] = {
@@ -55,6 +55,21 @@ GATED_DECODER = WeightTable(
 
 QK_NORMS = {"attn.q_norm": "model.layers.{}.self_attn.q_norm", "attn.k_norm": "model.layers.{}.self_attn.k_norm"}
 """Names of the norms of queries and keys, for `GATED_DECODER.updated(block=QK_NORMS)`."""
+
+
+AUX_LOSS = Computed(
+    keys=("router_aux_loss_coef", "output_router_logits"),
+    fields=("aux_loss_coef",),
+    # transformers adds the loss only where it is asked for the router's logits
+    reading=lambda raw, known: {
+        "aux_loss_coef": raw.get("router_aux_loss_coef", 0.001) if raw.get("output_router_logits") else 0.0
+    },
+    writing=lambda moe, base: {
+        "router_aux_loss_coef": moe.aux_loss_coef or base.get("router_aux_loss_coef", 0.001),
+        "output_router_logits": moe.aux_loss_coef > 0,
+    },
+)
+"""The row for the load-balancing loss, in a `Nested` row for `MoEConfig`."""
 
 
 def same_as(name: str) -> Any:

@@ -8,7 +8,7 @@ read in both directions, so that loading and saving cannot drift apart. What mos
 from reallm.hf.arrangements import Arrangement, Fused, Same, Shape, Stored, Transposed, fused, transposed
 from reallm.hf.config_table import ConfigTable
 from reallm.hf.keys import Allowed
-from reallm.hf.layer_rows import LayerRopes, LayerTypes
+from reallm.hf.layer_rows import LayerRopes, LayerTypes, always_sliding, sliding_except_every
 from reallm.hf.rope_io import RopeRow
 from reallm.hf.rows import INVERSE_SQUARE_ROOT, RECIPROCAL, REQUIRED, Computed, Conversion, Key, Nested, Row
 from reallm.hf.weight_table import WeightTable
@@ -34,6 +34,8 @@ __all__ = [
     "Stored",
     "Transposed",
     "WeightTable",
+    "always_sliding",
     "fused",
+    "sliding_except_every",
     "transposed",
 ]

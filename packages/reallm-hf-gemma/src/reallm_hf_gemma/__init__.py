@@ -1,0 +1,1 @@
+"""Gemma model families for reallm."""

@@ -1,0 +1,1 @@
+"""Phi model families for reallm."""

@@ -1,0 +1,1 @@
+"""Qwen model families for reallm."""
