@@ -57,8 +57,8 @@ class MoEConfig:
 
     n_experts: int
     top_k: int
-    intermediate_size: int
-    """Of each expert."""
+    intermediate_size: int | None = None
+    """Of each expert; None: that of the model's other MLPs."""
     normalize_top_k: bool = True
     """The weights of the chosen experts are scaled so that they sum to 1."""
     aux_loss_coef: float = 0.0
@@ -69,8 +69,10 @@ class MoEConfig:
     """The blocks, from 0, that have experts; None: all of them."""
 
     def __post_init__(self) -> None:
-        for name in ("n_experts", "top_k", "intermediate_size"):
+        for name in ("n_experts", "top_k"):
             _whole_number(f"moe.{name}", getattr(self, name))
+        if self.intermediate_size is not None:
+            _whole_number("moe.intermediate_size", self.intermediate_size)
         if self.top_k > self.n_experts:
             raise ConfigError(f"moe.top_k={self.top_k} must be at most moe.n_experts={self.n_experts}")
         if self.aux_loss_coef < 0:
@@ -336,6 +338,12 @@ class ReaLModelConfig:
         if self.moe is None:
             return ()
         return tuple(range(self.n_layers)) if self.moe.layers is None else self.moe.layers
+
+    @property
+    def expert_size(self) -> int:
+        """The intermediate size of each expert."""
+        own = self.moe.intermediate_size if self.moe else None
+        return self.intermediate_size if own is None else own
 
     @property
     def head_has_bias(self) -> bool:

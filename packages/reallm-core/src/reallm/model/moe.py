@@ -88,9 +88,9 @@ class Experts(nn.Module):
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         moe, size = _moe_of(config), config.hidden_size
-        self.gate = ExpertLinear(moe.n_experts, size, moe.intermediate_size, split="out")
-        self.up = ExpertLinear(moe.n_experts, size, moe.intermediate_size, split="out")
-        self.down = ExpertLinear(moe.n_experts, moe.intermediate_size, size, split="in")
+        self.gate = ExpertLinear(moe.n_experts, size, config.expert_size, split="out")
+        self.up = ExpertLinear(moe.n_experts, size, config.expert_size, split="out")
+        self.down = ExpertLinear(moe.n_experts, config.expert_size, size, split="in")
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
 
     def forward(self, x: Tensor, chosen: Assignment, weights: Tensor) -> Tensor:
