@@ -1,4 +1,4 @@
-"""`docs/plugins.md` is true: every hook is there with its signature, and the plugin it shows is the tested one."""
+"""The pages for plugin authors are true: all hooks, names and checks are there, the examples are the tested ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import inspect
 
 import pytest
 
-from reallm import hookspecs
+import reallm
+from reallm import hookspecs, testing
 from reallm.plugins.kinds import KINDS
+from reallm.testing.kits import KITS, kit_class
 from workspace import ROOT
 
-PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "plugins.md").read_text(encoding="utf-8")
+REFERENCE = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "reference").glob("*.md")))
 HOOKS = {name: value for name, value in vars(hookspecs).items() if hasattr(value, "reallm_spec")}
-TUTORIAL = ROOT / "tests" / "plugins" / "reallm-my-data"
+EXAMPLES = {
+    "write-a-dataset.md": "reallm-my-data",
+    "write-a-logger.md": "reallm-csv",
+}
+"""Page -> the package in `tests/plugins` that it shows."""
 
 
 def test_there_are_hooks():
@@ -50,11 +58,26 @@ def test_the_page_states_the_version_of_the_hook_api():
     assert "it is now {}.{}".format(*hookspecs.HOOK_API) in PAGE
 
 
-@pytest.mark.parametrize(
-    "name", ["pyproject.toml", *(f"src/reallm_my_data/{x}.py" for x in ("plugin", "config", "dataset"))]
-)
-def test_the_files_of_the_tutorial_are_those_that_are_tested(name):
-    language = "toml" if name.endswith(".toml") else "python"
-    text = (TUTORIAL / name).read_text(encoding="utf-8")
-    assert f"`{name}` " in PAGE
-    assert f"```{language}\n{text}```" in PAGE
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_a_page_includes_all_files_of_its_example_as_they_are(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    folder = ROOT / "tests" / "plugins" / EXAMPLES[page]
+    files = [path for path in [*folder.glob("*.toml"), *folder.rglob("*.py")] if path.name != "__init__.py"]
+    assert len(files) > 3
+    for path in files:
+        language = "toml" if path.suffix == ".toml" else "python"
+        assert f"`{path.relative_to(folder)}` " in text
+        assert f'```{language}\n--8<-- "{path.relative_to(ROOT)}"\n```' in text
+
+
+@pytest.mark.parametrize("module", [reallm, testing], ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    lines = REFERENCE.splitlines()
+    assert [name for name in module.__all__ if f"::: {module.__name__}.{name}" not in lines] == []
+
+
+@pytest.mark.parametrize("kind", KITS)
+def test_every_check_of_a_kit_is_in_the_reference_with_its_promise(kind):
+    lines = REFERENCE.splitlines()
+    rows = [f"| `{check.name}` | {check.promise} |" for check in kit_class(kind).checks]
+    assert [row for row in rows if row not in lines] == []

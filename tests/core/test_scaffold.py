@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
 from reallm.scaffold.project import TEMPLATES, planned
 from reallm.scaffold.writing import rendered, write
+from workspace import ROOT
 
 NAMES = {"dataset": "my-data", "family": "my-model", "logger": "csv"}
 PACKAGES = {"dataset": "reallm_my_data", "family": "reallm_hf_my_model", "logger": "reallm_csv"}
@@ -169,3 +171,13 @@ def test_an_unwritable_place_is_one_line(capsys):
 def test_in_python_it_is_an_error_of_ours(kind, name):
     with pytest.raises(ConfigError):
         planned(kind, name, core="0.1", hook_api="1.1")
+
+
+def test_the_logger_of_the_documentation_is_what_the_command_writes():
+    project = planned("logger", "csv", core="0.1", hook_api="{}.{}".format(*HOOK_API))
+    example = ROOT / "tests" / "plugins" / "reallm-csv"
+    assert [path for path in tree(example) if not re.search("__pycache__|egg-info|build/", path)] == list(
+        rendered(project)
+    )
+    for path, text in rendered(project).items():
+        assert (example / path).read_text(encoding="utf-8") == text

@@ -1,0 +1,154 @@
+"""The usual mistakes of plugin authors, made in the examples of the documentation, and what is printed for each.
+
+The pages include what is printed from the files in `printed/`, which this holds against what really is printed. A file
+that is not there is written anew, and the test fails once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from workspace import ROOT
+
+PRINTED = Path(__file__).parent / "printed"
+
+LINES = "the first line\nthe second\nand one that is a little longer\nfour\nx\n"
+
+CHECK_DATASET = ("plugins", "check", "my-dataset", "dataset.train_path=lines.txt")
+
+CHECK_LOGGER = ("plugins", "check", "csv")
+
+PYTEST = ("pytest",)
+"""The example's own test suite, instead of a command of reallm."""
+
+
+class Mistake(NamedTuple):
+    """A change of an example's source, and the command that says what is wrong with it."""
+
+    package: str
+    name: str
+    command: tuple[str, ...] = CHECK_DATASET
+    file: str = ""
+    old: str = ""
+    new: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.package}-{self.name}"
+
+
+MISTAKES = [
+    Mistake(
+        "my-data",
+        "promise",
+        ("plugins",),
+        "plugin.py",
+        '        "my-dataset": DatasetSpec(',
+        '        "my_dataset": DatasetSpec(',
+    ),
+    Mistake("my-data", "hookimpl", ("plugins",), "plugin.py", "@hookimpl\n", ""),
+    Mistake(
+        "my-data",
+        "key",
+        ("sft", "model.path=m", "dataset.name=my-dataset", "dataset.train_path=lines.txt", "dataset.my_ar=3"),
+    ),
+    Mistake(
+        "my-data",
+        "import",
+        CHECK_DATASET,
+        "plugin.py",
+        "from reallm import DatasetSpec, hookimpl\n",
+        "from reallm import DatasetSpec, hookimpl\nfrom reallm_my_data.dataset import MyDataset\n",
+    ),
+    Mistake(
+        "my-data",
+        "seqlens",
+        CHECK_DATASET,
+        "dataset.py",
+        '"loss_mask": [[length]]}',
+        '"loss_mask": [[length - 1]]}',
+    ),
+    Mistake("my-data", "ranks", CHECK_DATASET, "dataset.py", "self.rows = util.shard(rows)", "self.rows = rows"),
+    Mistake("csv", "append", CHECK_LOGGER, "logger.py", 'self.path.open("a", ', 'self.path.open("w", '),
+    Mistake("csv", "flush", PYTEST, "logger.py", "        self._file.flush()\n", ""),
+    Mistake("csv", "resume", PYTEST, "logger.py", "<= step]", "< step]"),
+]
+
+PASSES = [("my-data", CHECK_DATASET), ("csv", CHECK_LOGGER)]
+
+
+def printed(environment, package: str, command: tuple[str, ...], change: Mistake | None = None):
+    """Run a command where an example, changed or not, is installed."""
+    here = environment(f"reallm-{package}")
+    (installed,) = here.path
+    copy = Path(shutil.copytree(installed, here.folder / "src"))
+    if change is not None and change.file:
+        source = copy / f"reallm_{package.replace('-', '_')}" / change.file
+        text = source.read_text(encoding="utf-8")
+        assert text.count(change.old) == 1, change
+        source.write_text(text.replace(change.old, change.new), encoding="utf-8")
+    (here.folder / "lines.txt").write_text(LINES, encoding="utf-8")
+    here = dataclasses.replace(here, path=(copy,))
+    if command == PYTEST:
+        suite = shutil.copytree(ROOT / "tests" / "plugins" / f"reallm-{package}" / "tests", here.folder / "tests")
+        return here.run("-m", "pytest", "-c", os.devnull, str(suite), COLUMNS="100")
+    return here.reallm(*command, COLUMNS="100")
+
+
+def told(done) -> str:
+    """Of all that is printed, what is wrong: the error, the lines `failed`, or what follows the list of checks."""
+    if done.returncode == 2:
+        return done.stderr
+    if "= FAILURES =" in done.stdout:
+        _title, _, after = done.stdout.partition("= FAILURES =")[2].partition("\n")
+        return re.split("^=", after, maxsplit=1, flags=re.MULTILINE)[0]
+    failed = [line for line in done.stdout.splitlines() if re.match(r"failed reallm-", line)]
+    if failed:
+        return "".join(f"{line}\n" for line in failed)
+    _head, _checks, *failures, _sum = done.stdout.strip().split("\n\n")
+    return "\n\n".join(failures) + "\n"
+
+
+def without_numbers(text: str) -> str:
+    """Sizes and seconds differ from one machine to the next."""
+    return re.sub(r"\d[\d.,]*", "N", text)
+
+
+def hold(name: str, actual: str) -> None:
+    path = PRINTED / f"{name}.txt"
+    actual = "".join(f"{line.rstrip()}\n" for line in actual.splitlines())
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(actual, encoding="utf-8")
+        pytest.fail(f"{path} was not there and is written anew; look at it")
+    assert without_numbers(actual) == without_numbers(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=str)
+def test_a_mistake_is_told_as_the_page_says(environment, mistake):
+    done = printed(environment, mistake.package, mistake.command, mistake)
+    assert done.returncode in (1, 2), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    hold(str(mistake), told(done))
+
+
+@pytest.mark.parametrize(("package", "command"), PASSES)
+def test_the_example_without_a_mistake_passes_as_the_page_says(environment, package, command):
+    done = printed(environment, package, command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    hold(f"{package}-check", done.stdout)
+
+
+def test_the_pages_include_all_that_is_printed_and_show_the_lines_that_are_wrong():
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    for path in sorted(PRINTED.glob("*.txt")):
+        assert f'--8<-- "{path.relative_to(ROOT)}"' in pages
+    for mistake in MISTAKES:
+        for line in set(mistake.new.splitlines()) - set(mistake.old.splitlines()):
+            assert line.strip() in pages, mistake
