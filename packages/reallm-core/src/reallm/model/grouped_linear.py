@@ -73,7 +73,8 @@ class LoopedLinear:
 def _product(x: Tensor, matrix: Tensor, out: Tensor) -> None:
     """`x @ matrix` into `out`: [M, I] and [I, O] -> [M, O]."""
     n_slices = torch.get_num_threads()
-    if len(x) <= FEW_ROWS and matrix.shape[1] % n_slices == 0 and x.device.type == "cpu" and x.dtype == torch.float32:
+    few = len(x) <= FEW_ROWS and x.device.type == "cpu" and x.dtype == torch.float32
+    if few and n_slices > 1 and matrix.shape[1] % n_slices == 0:
         # MKL reads a matrix with one thread when there is little to multiply it with; a batch of slices has all of them
         slices = matrix.t().unflatten(0, (n_slices, -1))
         columns = torch.bmm(slices, x.t().expand(n_slices, -1, -1))
