@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from reallm.generation.decode import Completion
     from reallm.hf.family import HFFamily
     from reallm.loggers.spec import LoggerSpec
-    from reallm.model.config import ReaLModelConfig, RopeConfig
+    from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
     from reallm.options import REQUIRED, option
 
 _HOMES = {
@@ -50,8 +50,10 @@ _HOMES = {
     "Dataset": "reallm.data.datasets",
     "DatasetSpec": "reallm.data.spec",
     "DatasetUtility": "reallm.data.datasets",
+    "Extra": "reallm.model.config",
     "HFFamily": "reallm.hf.family",
     "LoggerSpec": "reallm.loggers.spec",
+    "MoEConfig": "reallm.model.config",
     "ModelArgs": "reallm.experiments.config",
     "ModelFunctionCall": "reallm.algorithms.spec",
     "NamedArray": "reallm.data.namedarray",
@@ -83,8 +85,10 @@ __all__ = [
     "Dataset",
     "DatasetSpec",
     "DatasetUtility",
+    "Extra",
     "HFFamily",
     "LoggerSpec",
+    "MoEConfig",
     "ModelArgs",
     "ModelFunctionCall",
     "NamedArray",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reallm.hf.family import HFFamily
+from reallm import HFFamily, hookimpl
 from reallm.hf.standard import ATTENTION_BIAS, GATED_DECODER, QK_NORMS, decoder_rows
 from reallm.hf.tables import (
     INVERSE_SQUARE_ROOT,
@@ -13,7 +13,6 @@ from reallm.hf.tables import (
     LayerTypes,
     sliding_except_every,
 )
-from reallm.hookspecs import hookimpl
 
 REALLM_HOOK_API = "1.1"
 

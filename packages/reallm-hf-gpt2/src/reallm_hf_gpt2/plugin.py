@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from reallm.hf.family import HFFamily
+from reallm import HFFamily, hookimpl
 from reallm.hf.standard import ACTIVATIONS, ATTENTION_BIAS
 from reallm.hf.tables import Allowed, ConfigTable, Key, WeightTable, fused, transposed
-from reallm.hookspecs import hookimpl
 
 REALLM_HOOK_API = "1.1"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from reallm.hf.family import HFFamily
+from reallm import HFFamily, hookimpl
 from reallm.hf.standard import ATTENTION_BIAS, GATED_DECODER, MLP_BIAS, decoder_rows, same_as
 from reallm.hf.tables import ConfigTable, Key
-from reallm.hookspecs import hookimpl
 
 LLAMA = HFFamily(
     names=("llama", "codellama", "deepseek"),

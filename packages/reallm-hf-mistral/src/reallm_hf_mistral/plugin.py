@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from reallm.hf.family import HFFamily
+from reallm import HFFamily, MoEConfig, hookimpl
 from reallm.hf.standard import AUX_LOSS, GATED_DECODER, decoder_rows
 from reallm.hf.tables import ConfigTable, Key, Nested, RopeRow
-from reallm.hookspecs import hookimpl
-from reallm.model.config import MoEConfig
 
 REALLM_HOOK_API = "1.1"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from reallm.hf.family import HFFamily
+from reallm import HFFamily, hookimpl
 from reallm.hf.standard import GATED_DECODER, decoder_rows, same_as
 from reallm.hf.tables import ConfigTable, Key, RopeRow, fused
-from reallm.hookspecs import hookimpl
 
 REALLM_HOOK_API = "1.1"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reallm.hf.family import HFFamily
+from reallm import HFFamily, MoEConfig, hookimpl
 from reallm.hf.standard import ATTENTION_BIAS, AUX_LOSS, GATED_DECODER, QK_NORMS, decoder_rows
 from reallm.hf.tables import Computed, ConfigTable, Key, LayerTypes, Nested, always_sliding
-from reallm.hookspecs import hookimpl
-from reallm.model.config import MoEConfig
 
 REALLM_HOOK_API = "1.1"
 

@@ -32,10 +32,15 @@ class Extra(Mapping[str, Any]):
     Lists become tuples, and mappings `Extra`, at any depth.
     """
 
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-        self._values = {name: _frozen(value) for name, value in (values or {}).items()}
+    def __init__(self, values: Mapping[str, Any] | None = None, /, **others: Any) -> None:
+        self._values = {name: _frozen(value) for name, value in {**(values or {}), **others}.items()}
 
     def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"there is no hyperparameter '{name}'")
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""The Granite model family for reallm."""
