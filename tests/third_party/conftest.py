@@ -98,7 +98,13 @@ def environment(installed: dict[str, Path], tmp_path: Path) -> Callable[..., Env
 @pytest.fixture(scope="module")
 def editable(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """A virtual environment of its own in which pip has installed `reallm-my-data` with `--editable`."""
-    folder = tmp_path_factory.mktemp("editable")
+    environment = fresh_environment(tmp_path_factory.mktemp("editable"))
+    pip_install(environment, "--editable", str(sources / "reallm-my-data"))
+    return environment
+
+
+def fresh_environment(folder: Path) -> Environment:
+    """A virtual environment of its own, in `folder`, that sees what is installed here beside it."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     environment = Environment(python, (), folder)
@@ -107,8 +113,12 @@ def editable(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Environ
     # Not plain lines, since the `.pth` files in those folders count as well.
     lines = (f"import site; site.addsitedir({path!r})\n" for path in ours)
     (site / "outer.pth").write_text("".join(lines), encoding="utf-8")
-    install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--editable"]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), *install, str(sources / "reallm-my-data")]
+    return environment
+
+
+def pip_install(environment: Environment, *arguments: str) -> None:
+    """Have pip build and install sources into an environment, without their dependencies."""
+    install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", *arguments]
+    pip = [sys.executable, "-m", "pip", "--python", str(environment.python), *install]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return environment

@@ -1,0 +1,84 @@
+"""The way of a new plugin: written by `reallm plugins new`, installed by pip, found, checked, used in a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.third_party.conftest import fresh_environment, pip_install
+
+TINY_MODEL = """
+from reallm import ReaLModel
+from reallm.demo.tokenizer import byte_tokenizer
+from transformers import LlamaConfig
+
+tokenizer = byte_tokenizer()
+sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, **sizes)
+ReaLModel.from_llama(config).save_pretrained("model", tokenizer=tokenizer)
+"""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """An environment with a dataset and a logger that were written in it a moment ago."""
+    environment = fresh_environment(tmp_path_factory.mktemp("fresh"))
+    for kind, name in (("dataset", "my-rows"), ("logger", "my-log")):
+        done = environment.reallm("plugins", "new", kind, name)
+        assert done.returncode == 0, done.stderr
+    pip_install(environment, *(str(environment.folder / name) for name in ("reallm-my-rows", "reallm-my-log")))
+    return environment
+
+
+def test_they_are_found(here):
+    done = here.reallm("plugins", "--json")
+    assert done.returncode == 0, done.stdout
+    rows = {row["distribution"]: row for row in json.loads(done.stdout)["plugins"]}
+    assert rows["reallm-my-rows"]["offers"] == [{"kind": "dataset", "name": "my-rows"}]
+    assert rows["reallm-my-log"]["offers"] == [{"kind": "logger", "name": "my-log"}]
+
+
+@pytest.mark.parametrize("folder", ["reallm-my-rows", "reallm-my-log"])
+def test_their_own_tests_pass(here, folder):
+    done = here.run("-m", "pytest", "-q", "-W", "error", folder)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["my-rows", "dataset.train_path=reallm-my-rows/tests/rows.jsonl"], ["my-log"]], ids=lambda x: x[0]
+)
+def test_they_pass_the_conformance_kit_from_the_command_line(here, arguments):
+    done = here.reallm("plugins", "check", "--json", *arguments)
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert report["passed"]
+    assert report["counts"]["passed"] > 10
+
+
+def test_a_model_is_trained_with_both(here):
+    here.evaluate(TINY_MODEL)
+    rows = "reallm-my-rows/tests/rows.jsonl"
+    done = here.reallm(
+        "sft",
+        "model.path=model",
+        "dataset.name=my-rows",
+        f"dataset.train_path={rows}",
+        f"dataset.valid_path={rows}",
+        "dataset.train_bs_n_seqs=2",
+        "loggers=[jsonl,my-log]",
+        "name=run",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = here.folder / "runs" / "run"
+    wanted = {
+        (record["step"], name, value)
+        for record in map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        for name, value in record.items()
+        if name != "step"
+    }
+    lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    logged = {(int(step), name, float(value)) for step, name, value in (line.split(",") for line in lines)}
+    assert logged == wanted
+    assert {name for _, name, _ in logged} >= {"train/loss", "eval/loss"}
