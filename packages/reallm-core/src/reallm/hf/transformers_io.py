@@ -42,13 +42,17 @@ def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> P
     return model
 
 
-def checkpoint_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of a transformers model as its checkpoints have them, which in memory may be fused or stacked."""
+def checkpoint_state(model: PreTrainedModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors of a transformers model as its checkpoints have them, which in memory may be fused or stacked.
+
+    `state` are other tensors under the names that parameters have in memory, such as gradients.
+    """
+    tensors = model.state_dict() if state is None else dict(state)
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # an older transformers 5 holds them as checkpoints do
-        return model.state_dict()
-    return dict(revert_weight_conversion(model, model.state_dict()))
+        return tensors
+    return dict(revert_weight_conversion(model, tensors))
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
