@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reallm.testing.checks import Check, CheckFailed, Failure, Skipped, check
     from reallm.testing.datasets.kit import DATASET_CHECKS, DatasetKit, check_dataset
+    from reallm.testing.families.kit import FAMILY_CHECKS, FamilyKit, check_family
     from reallm.testing.kit import Kit
     from reallm.testing.loggers.kit import LOGGER_CHECKS, LoggerKit, check_logger
     from reallm.testing.report import Report, Result
@@ -57,6 +58,8 @@ _HOMES = {
     "CheckFailed": "reallm.testing.checks",
     "DATASET_CHECKS": "reallm.testing.datasets.kit",
     "DatasetKit": "reallm.testing.datasets.kit",
+    "FAMILY_CHECKS": "reallm.testing.families.kit",
+    "FamilyKit": "reallm.testing.families.kit",
     "Failure": "reallm.testing.checks",
     "Kit": "reallm.testing.kit",
     "LOGGER_CHECKS": "reallm.testing.loggers.kit",
@@ -66,17 +69,20 @@ _HOMES = {
     "Skipped": "reallm.testing.checks",
     "check": "reallm.testing.checks",
     "check_dataset": "reallm.testing.datasets.kit",
+    "check_family": "reallm.testing.families.kit",
     "check_logger": "reallm.testing.loggers.kit",
     "run": "reallm.testing.running",
 }
 
 __all__ = [
     "DATASET_CHECKS",
+    "FAMILY_CHECKS",
     "LOGGER_CHECKS",
     "Check",
     "CheckFailed",
     "DatasetKit",
     "Failure",
+    "FamilyKit",
     "Kit",
     "LoggerKit",
     "Report",

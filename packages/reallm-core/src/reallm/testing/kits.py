@@ -13,6 +13,7 @@ from reallm.testing.kit import Kit
 KITS = MappingProxyType(
     {
         "dataset": "reallm.testing.datasets.kit:DatasetKit",
+        "family": "reallm.testing.families.kit:FamilyKit",
         "logger": "reallm.testing.loggers.kit:LoggerKit",
     }
 )

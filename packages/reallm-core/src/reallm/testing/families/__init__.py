@@ -1,0 +1,1 @@
+"""The conformance kit for model families: whether tables and classes give what transformers gives."""

@@ -1,0 +1,174 @@
+"""The check that no field of a family's configuration is silently ignored.
+
+Each field of transformers' class gets other values. Where transformers then computes something else, ours must compute
+the same, or refuse the value by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reallm.errors import CheckpointError, ReallmError
+from reallm.hf import config_io
+from reallm.hf.keys import is_irrelevant
+from reallm.hf.transformers_io import checkpoint_state
+from reallm.model.config import ReaLModelConfig
+from reallm.testing.checks import CheckFailed, check
+from reallm.testing.families import reference
+from reallm.testing.families.numbers import MOST_LOGITS, largest, logits, scale
+from reallm.testing.families.subject import FamilySubject, network, run_packed
+from reallm.testing.families.values import Change, changes
+
+LENGTHS = (40, 7)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a model of transformers does: logits [T, V] in evaluation, and logits and loss in training."""
+
+    logits: Tensor
+    training: Tensor
+
+    def is_like(self, other: Behaviour) -> bool:
+        """Whether evaluation gives the same."""
+        return self.logits.shape == other.logits.shape and torch.equal(self.logits, other.logits)
+
+    def trains_like(self, other: Behaviour) -> bool:
+        """Whether training gives the same."""
+        return self.training.shape == other.training.shape and torch.equal(self.training, other.training)
+
+
+@check(needs=[logits])
+def config_fields(subject: FamilySubject) -> str:
+    """every field of transformers' configuration is honoured, or refused by name"""
+    samples = reference.sequences(subject.config.vocab_size, LENGTHS)
+    before = _behaviour(subject.theirs, samples)
+    positions = _key_of(subject, "max_positions")
+    counts = {"honoured": 0, "refused": 0, "without effect": 0}
+    for key in _fields(subject):
+        for change in changes(subject.raw, key, positions):
+            outcome = _tried(subject, key, change, samples, before)
+            if outcome:
+                counts[outcome] += 1
+    return ", ".join(f"{count} values {what}" for what, count in counts.items() if count)
+
+
+def _fields(subject: FamilySubject) -> Iterator[str]:
+    """Keys and fields of transformers' class, less those that have no effect in any family."""
+    config = reference.hf_config(subject.raw)
+    declared = [item.name for item in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    known = [*config.to_dict(), *declared]
+    if "rope_parameters" in known:
+        known.append("rope_scaling")
+    for key in dict.fromkeys(known):
+        if not is_irrelevant(key) and key != "model_type":
+            yield key
+
+
+def _tried(subject: FamilySubject, key: str, change: Change, samples: list[Tensor], before: Behaviour) -> str:
+    """What came of a change; empty if transformers cannot do it."""
+    raw = {**subject.raw, **change}
+    try:
+        theirs = reference.hf_model(raw)
+        after = _behaviour(theirs, samples)
+    except Exception:  # whatever transformers does about values that it cannot use
+        return ""
+    has_effect, trains_otherwise = not after.is_like(before), not after.trains_like(before)
+    said = f"{key}={_short(change[key])}"
+    try:
+        config = config_io.from_hf(subject.family, raw)
+    except CheckpointError as error:
+        if has_effect and not _names(subject, key, str(error)):
+            expected = f"an error about {said} that names '{key}'"
+            raise CheckFailed(expected, str(error), look_at=subject.lines.key(key)) from error
+        return "refused"
+    if config == subject.config:
+        if has_effect or trains_otherwise:
+            _fail_ignored(subject, key, said, before, after)
+        return "without effect"
+    _check_agrees(subject, key, said, theirs, config, samples, after)
+    return "honoured"
+
+
+def _fail_ignored(subject: FamilySubject, key: str, said: str, before: Behaviour, after: Behaviour) -> None:
+    if before.is_like(after):
+        effect = "training in transformers"
+    elif before.logits.shape == after.logits.shape:
+        effect = f"logits of transformers, by up to {(before.logits - after.logits).abs().max():.2g}"
+    else:
+        effect = "the shape of transformers' logits"
+    raise CheckFailed(
+        f"{said} is honoured, or refused by name: it changes {effect}",
+        "it is silently ignored: our configuration is the same as without it",
+        f"key '{key}' of config.json",
+        subject.lines.key(key),
+    )
+
+
+def _check_agrees(
+    subject: FamilySubject,
+    key: str,
+    said: str,
+    theirs: nn.Module,
+    config: ReaLModelConfig,
+    samples: list[Tensor],
+    after: Behaviour,
+) -> None:
+    try:
+        ours = network(subject.family, config, checkpoint_state(theirs))  # type: ignore[arg-type]
+    except ReallmError as error:
+        expected = f"a network for {said}, or an error about the configuration that names it"
+        raise CheckFailed(expected, str(error), f"key '{key}' of config.json", subject.lines.key(key)) from error
+    with torch.no_grad():
+        found = run_packed(ours.eval(), *reference.packed(samples))
+    if found.shape != after.logits.shape:
+        seen = f"logits of shape {list(found.shape)}"
+        raise CheckFailed(f"{list(after.logits.shape)} for {said}", seen, look_at=subject.lines.key(key))
+    difference, _, _ = largest(found, after.logits)
+    if not difference <= MOST_LOGITS * scale(after.logits):
+        fields = [item.name for item in dataclasses.fields(config)]
+        other = [name for name in fields if getattr(config, name) != getattr(subject.config, name)]
+        raise CheckFailed(
+            f"with {said}, logits of {subject.architecture} within {MOST_LOGITS:.0e}",
+            f"they differ by up to {difference:.2g}; it became "
+            + ", ".join(f"{name}={_short(getattr(config, name))}" for name in other),
+            f"key '{key}' of config.json",
+            subject.lines.key(key),
+        )
+
+
+def _behaviour(model: nn.Module, samples: list[Tensor]) -> Behaviour:
+    """What it does; training with dropout and noise from a seed, and with the loss of routers where there are any."""
+    is_routed = hasattr(model.config, "router_aux_loss_coef")
+    options = {"output_router_logits": True} if is_routed else {}
+    with reference.quiet(), torch.no_grad(), torch.random.fork_rng(devices=()):
+        evaluated = reference.logits_of(model, samples)
+        torch.manual_seed(reference.SEED)
+        model.train()
+        trained = model(samples[0][None], labels=samples[0][None], use_cache=False, **options)
+        model.eval()
+    return Behaviour(evaluated, torch.cat([trained.logits.flatten(), trained.loss.reshape(1)]))
+
+
+def _key_of(subject: FamilySubject, field: str) -> str | None:
+    """The key that states a field."""
+    return next((row.keys[0] for row in subject.family.config.rows if field in row.fields and row.keys), None)
+
+
+def _names(subject: FamilySubject, key: str, text: str) -> bool:
+    """Whether an error names a key, or the field of ours that its row states."""
+    rows = [row for row in subject.family.config.rows if key in row.keys]
+    return any(name in text for name in (key, *(name for row in rows for name in (*row.keys, *row.fields))))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = dict(value)
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,152 @@
+"""Where in a plugin's source a row or an entry of its tables stands, as a report shows it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from reallm.hf.family import HFFamily
+from reallm.hf.rows import Nested, Row
+from reallm.hf.weight_table import Ours, names_in
+from reallm.testing.source import shown
+
+PARTS = ("embedding", "block", "head", "critic_head")
+"""Parts of a `WeightTable`, in the order of the network."""
+
+SHARED = ("decoder_rows(", "GATED_DECODER", "QK_NORMS")
+"""Where a row or an entry comes from that the plugin's source does not have."""
+
+Numbered = list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class TableLines:
+    """The tables of a family, by the lines of the plugin that state them.
+
+    Attributes:
+        family: whose tables.
+        module: the module that holds the family, as `sys.modules` names it; empty if none does.
+    """
+
+    family: HFFamily
+    module: str
+
+    def row(self, row: Row) -> str:
+        """`Key("rms_norm_eps") of config.rows, my_model/plugin.py:20`."""
+        keys = ", ".join(f'"{key}"' for key in row.keys[:1])
+        text = f"{type(row).__name__}({keys}) of config.rows"
+        return f"{text}{self._found(row.keys)}"
+
+    def field(self, field: str) -> str:
+        """The row or the constant that states a field of `ReaLModelConfig`; empty if none does."""
+        for row in self.family.config.rows:
+            if field in row.fields:
+                return self.row(row)
+        for row in self._inner():
+            if field in row.fields:
+                return self.row(row)
+        if field in self.family.config.constants:
+            return f'config.constants["{field}"]{self._found([field])}'
+        return ""
+
+    def key(self, key: str) -> str:
+        """What the table says of a key of `config.json`: the row, or the list that it is in."""
+        for row in (*self._inner(), *self.family.config.rows):
+            if key in row.keys:
+                return self.row(row)
+        for name in ("irrelevant", "restricted"):
+            if key in getattr(self.family.config, name):
+                return f'"{key}" in config.{name}{self._found([key])}'
+        return f'config.rows, which have none for "{key}"{self._found([])}'
+
+    def entry(self, name: str, parts: Iterable[str] = PARTS) -> str:
+        """The entry of a parameter's name within its layer, `attn.q`; empty if the table has none."""
+        table = self.family.weights
+        for part in parts:
+            entries: Mapping[Ours, Any] = getattr(table, part)
+            for key in entries:
+                own = [one for one in names_in(key) if name == one or name.startswith(f"{one}.")]
+                if own:
+                    written = ", ".join(f'"{one}"' for one in names_in(key))
+                    return f"weights.{part}[{written}]{self._found(own)}"
+        return ""
+
+    def weights(self) -> str:
+        """The weight table as a whole."""
+        return f"weights{self._found(['weights='], quoted=False)}"
+
+    def config(self) -> str:
+        """The config table as a whole."""
+        return f"config{self._found(['config='], quoted=False)}"
+
+    def family_line(self) -> str:
+        """Where the family is stated."""
+        lines = self._own
+        return f"{self._file}:{lines[0][0]}" if lines else self.module
+
+    def _inner(self) -> list[Row]:
+        """The rows within rows."""
+        return [inner for row in self.family.config.rows if isinstance(row, Nested) for inner in row.rows]
+
+    def _found(self, words: Iterable[str], *, quoted: bool = True) -> str:
+        """`, file.py:20` where one of the words stands, else where a shared table is taken, else the family."""
+        texts = [quote + word + quote for word in words for quote in ("\"'" if quoted else ("",))]
+        for lines, wanted in ((self._own, texts), (self._all, texts), (self._own, SHARED), (self._all, SHARED)):
+            for number, line in lines:
+                for text in wanted:
+                    if text in line:
+                        by = f" (by {text.rstrip('(')})" if text in SHARED else ""
+                        return f", {self._file}:{number}{by}"
+        line = self.family_line()
+        return f", {line}" if line else ""
+
+    @cached_property
+    def _module(self) -> ModuleType | None:
+        return sys.modules.get(self.module)
+
+    @cached_property
+    def _file(self) -> str:
+        file = None if self._module is None else inspect.getsourcefile(self._module)
+        return shown(file) if file else self.module
+
+    @cached_property
+    def _all(self) -> Numbered:
+        """The lines of the module, numbered from 1."""
+        try:
+            source = inspect.getsource(self._module) if self._module else ""
+        except (OSError, TypeError):  # typed at a prompt
+            source = ""
+        return list(enumerate(source.splitlines(), start=1))
+
+    @cached_property
+    def _own(self) -> Numbered:
+        """Those of the statement that makes this family, where a module makes several."""
+        for first, last in self._statements():
+            return [(number, line) for number, line in self._all if first <= number <= last]
+        return []
+
+    def _statements(self) -> Iterator[tuple[int, int]]:
+        tree = ast.parse("\n".join(line for _, line in self._all))
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+            for target in targets:
+                if isinstance(target, ast.Name) and getattr(self._module, target.id, None) is self.family:
+                    yield node.lineno, node.end_lineno or node.lineno
+
+
+def module_of(family: HFFamily) -> str:
+    """The name of the module that makes a family; empty if no module holds it."""
+    holders = [
+        name
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and any(value is family for value in list(vars(module).values()))
+    ]
+    made = [name for name in holders if any(True for _ in TableLines(family, name)._statements())]
+    return next(iter([*made, *holders]), "")

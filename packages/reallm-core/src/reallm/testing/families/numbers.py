@@ -1,0 +1,139 @@
+"""Checks of what the network computes, against transformers and against itself.
+
+Shapes: T packed tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from reallm.hf import weights
+from reallm.hf.transformers_io import checkpoint_state
+from reallm.testing.checks import CheckFailed, check
+from reallm.testing.families.diagnosis import first_difference
+from reallm.testing.families.reference import SEED, logits_of, packed
+from reallm.testing.families.subject import FamilySubject, run_packed
+from reallm.testing.families.tensors import state_dict
+from reallm.testing.source import location
+
+MOST_LOGITS = 2e-5
+"""Largest difference of float32 logits, relative to the largest logit where that is above 1. Two ways to add up the
+same numbers differ by about 3e-6; a wrong epsilon, scale or activation by far more than 1e-4."""
+MOST_GRADIENTS = 5e-5
+"""Of each parameter's gradient, relative to its largest number. Where that is below a hundredth of the largest of all,
+it is rounding of larger numbers that cancel (a bias of keys has no effect), and is taken relative to those."""
+MOST_BF16 = 1.5
+"""Root mean square of the error of bfloat16 logits against float32, ours relative to that of transformers."""
+
+
+@check(needs=[state_dict])
+def packing(subject: FamilySubject) -> str:
+    """each sequence of a pack is computed as if it were alone"""
+    with torch.no_grad():
+        alone = torch.cat([run_packed(subject.ours, *packed([sample])) for sample in subject.samples])
+    difference, row, _ = largest(subject.logits, alone)
+    if not difference <= MOST_LOGITS * scale(alone):
+        raise CheckFailed(
+            f"logits of the pack within {MOST_LOGITS:.0e} of those of each sequence alone",
+            f"they differ by up to {difference:.2g}",
+            subject.place(row),
+            own_classes(subject) or subject.at(["attention", "sliding_window", "rope"]),
+        )
+    return f"{len(subject.samples)} sequences in {len(alone)} tokens, within {difference:.1e}"
+
+
+@check(needs=[packing])
+def logits(subject: FamilySubject) -> str:
+    """logits are those of transformers in float32"""
+    expected = subject.expected
+    difference, row, token = largest(subject.logits, expected)
+    if not difference <= MOST_LOGITS * scale(expected):
+        place = first_difference(subject)
+        raise CheckFailed(
+            f"logits of {subject.architecture} within {MOST_LOGITS:.0e}; they reach {expected.abs().max():.2g}",
+            f"they differ by up to {difference:.2g}",
+            f"{subject.place(row)}, vocabulary {token}; it begins here: {place.where}",
+            place.look_at,
+        )
+    return f"within {difference:.1e}, where logits reach {expected.abs().max():.2g}"
+
+
+@check(needs=[logits])
+def gradients(subject: FamilySubject) -> str:
+    """the gradient of every parameter is that of transformers in float32"""
+    direction = torch.randn(subject.expected.shape, generator=torch.Generator().manual_seed(SEED))
+    (run_packed(subject.ours, *subject.packed) * direction).sum().backward()
+    (logits_of(subject.theirs, subject.samples) * direction).sum().backward()
+    ours = {name: _taken(parameter) for name, parameter in subject.ours.named_parameters()}
+    theirs = {name: _taken(parameter) for name, parameter in subject.theirs.named_parameters()}
+    expected = weights.state_dict_from_hf(subject.family, checkpoint_state(subject.theirs, theirs), subject.config)
+    floor = max(float(gradient.abs().max()) for gradient in expected.values()) / 100
+    worst = 0.0
+    for name, gradient in expected.items():
+        difference = float((ours[name] - gradient).abs().max()) / max(float(gradient.abs().max()), floor)
+        if not difference <= MOST_GRADIENTS:
+            module = name.split(".", 2)[2]
+            raise CheckFailed(
+                f"a gradient within {MOST_GRADIENTS:.0e} of that of {subject.architecture}, relative to its largest",
+                "no gradient at all" if not ours[name].any() else f"it differs by {difference:.2g}",
+                f"parameter '{name}'",
+                own_classes(subject) or subject.at((), [module]),
+            )
+        worst = max(worst, difference)
+    return f"{len(expected)} parameters, within {worst:.1e}"
+
+
+@check(needs=[logits])
+def bf16(subject: FamilySubject) -> str:
+    """in bfloat16, logits are as near to those in float32 as transformers' are"""
+    with torch.no_grad():
+        theirs = logits_of(copy.deepcopy(subject.theirs).to(torch.bfloat16), subject.samples)
+        ours = run_packed(copy.deepcopy(subject.ours).to(torch.bfloat16), *subject.packed)
+    if ours.dtype != torch.bfloat16:
+        where = own_classes(subject) or subject.lines.family_line()
+        raise CheckFailed("bfloat16 logits of bfloat16 parameters", f"{ours.dtype}", look_at=where)
+    our_error, their_error = (_rms(found - subject.expected) for found in (ours, theirs))
+    if not our_error <= MOST_BF16 * their_error:
+        raise CheckFailed(
+            f"an error of at most {MOST_BF16} times that of transformers in bfloat16, which is {their_error:.2g}",
+            f"an error of {our_error:.2g}",
+            "root mean square over all logits, against float32",
+            own_classes(subject) or subject.at(["norm", "embedding_multiplier", "attn_softcap", "logit_softcap"]),
+        )
+    return f"error {our_error:.2g}, that of transformers {their_error:.2g}"
+
+
+def largest(found: Tensor, expected: Tensor) -> tuple[float, int, int]:
+    """The largest difference, and the row and column it is in; infinite if a number is not finite."""
+    difference = (found - expected).abs().nan_to_num(nan=float("inf"))
+    place = int(difference.argmax())
+    columns = difference.shape[-1] if difference.dim() > 1 else 1
+    return float(difference.flatten()[place]), place // columns, place % columns
+
+
+def scale(expected: Tensor) -> float:
+    """What a tolerance is multiplied by: the largest number, but at least 1."""
+    return max(1.0, float(expected.abs().max()))
+
+
+def own_classes(subject: FamilySubject) -> str:
+    """Where the family's own classes are written; empty if it has none."""
+    from reallm.model.config import is_own_class
+    from reallm.plugins.lazy import resolve
+
+    config = subject.config
+    kinds = {kind: getattr(config, kind) for kind in ("attention", "mlp", "norm", "block")}
+    return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in kinds.items() if is_own_class(name))
+
+
+def _taken(parameter: nn.Parameter) -> Tensor:
+    """The gradient, which the parameter does not keep."""
+    gradient, parameter.grad = parameter.grad, None
+    return torch.zeros_like(parameter) if gradient is None else gradient
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.float().square().mean().sqrt())
