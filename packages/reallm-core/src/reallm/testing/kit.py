@@ -39,7 +39,7 @@ class Kit(Generic[S]):
     has_cases: ClassVar[bool] = False
     """Whether there are several subjects, so that each test is run for each of `cases()`."""
 
-    skip: Mapping[str, str] = {}
+    skip: ClassVar[Mapping[str, str]] = {}
     """Checks that are not for this plugin -> the reason, which reports give: `{"run-folder": "has a server"}`."""
 
     _runs: ClassVar[dict[str, CaseRun]] = {}

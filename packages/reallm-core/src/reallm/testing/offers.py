@@ -6,10 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from reallm.plugins.finder import GROUP
+from reallm.plugins.kinds import KINDS
 from reallm.testing.checks import CheckFailed, Skipped, check
+from reallm.testing.source import location
+
+if TYPE_CHECKING:
+    from reallm.plugins.loader import Offer
 
 HEAVY = ("torch", "transformers")
 """What takes seconds to import, and `reallm --help` and `reallm plugins` do without."""
@@ -56,6 +63,13 @@ def light_import(subject: Offered) -> str:
                 look_at=f"the imports at the top of {module}; refer to heavy classes as 'module:Class'",
             )
     return f"{', '.join(subject.light_modules)} without {' and '.join(HEAVY)}"
+
+
+def hook_place(offer: Offer) -> str:
+    """Where a plugin says what it offers: `my_data/plugin.py:9 (reallm_datasets)`."""
+    hook = KINDS[offer.kind].hook
+    plugin = EntryPoint(offer.plugin.entries[0], offer.plugin.value, GROUP).load()  # imported before: it has an offer
+    return location(getattr(plugin, hook, plugin))
 
 
 def _imported_with(module: str) -> list[str]:

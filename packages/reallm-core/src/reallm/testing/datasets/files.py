@@ -89,7 +89,7 @@ def spoilt(file: RowFile) -> Iterator[Spoilt]:
         rows = (*file.rows[:place], text, *file.rows[place + 1 :])
         return Spoilt(what, file.content(rows), numbers, must_fail)
 
-    yield with_row("is no valid JSON", file.rows[place][:-1], must_fail=True)
+    yield with_row("is no valid JSON", file.rows[place].replace('"', "'") + "'", must_fail=True)
     yield with_row("is a number and no object", "7", must_fail=True)
     yield with_row("has none of its keys", "{}", must_fail=True)
     for key in row if isinstance(row, dict) else ():

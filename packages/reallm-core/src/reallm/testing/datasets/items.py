@@ -11,7 +11,7 @@ from reallm.data.namedarray import NamedArray, flatten
 from reallm.data.serialization import to_bytes
 from reallm.errors import ConfigError, DataError, PluginError, ReallmError
 from reallm.testing.checks import CheckFailed, Skipped, check
-from reallm.testing.datasets.subject import MOST, DatasetSubject, first_difference, read, sample_name, short
+from reallm.testing.datasets.subject import DatasetSubject, first_difference, read, sample_name, short
 
 
 @check()
@@ -30,8 +30,7 @@ def construction(subject: DatasetSubject) -> str:
 def sample(subject: DatasetSubject) -> str:
     """each item is a `NamedArray` of one sample, in host memory, that can be written to a file"""
     look_at = subject.at("__getitem__")
-    for i in range(min(len(subject.samples), MOST)):
-        item = subject.samples[i]
+    for i, item in enumerate(subject.items):
         if not isinstance(item, NamedArray):
             raise CheckFailed("a NamedArray", f"a {type(item).__name__}", f"sample {i}", look_at)
         where = sample_name(i, item)
@@ -122,6 +121,17 @@ def ids(subject: DatasetSubject) -> str:
 
 
 @check(needs=[sample])
+def same_twice(subject: DatasetSubject) -> str:
+    """the same number gives the same sample, whatever was read before"""
+    backwards = [subject.samples[i] for i in reversed(range(len(subject.items)))][::-1]
+    for again in (backwards, read(subject.samples)):
+        different = first_difference(subject.items, again)
+        if different:
+            raise CheckFailed(*different, subject.at("__getitem__"))
+    return f"{len(subject.items)} samples, forwards and backwards"
+
+
+@check(needs=[same_twice])
 def indices(subject: DatasetSubject) -> str:
     """numbers from 0 to `len` - 1 are samples, beyond them is an IndexError; -1 may be the last sample"""
     count = len(subject.samples)
@@ -138,17 +148,6 @@ def indices(subject: DatasetSubject) -> str:
         if allowed is None or found != subject.samples[allowed]:
             raise CheckFailed(expected, f"{found!r}", place, subject.at("__getitem__"))
     return f"0 to {count - 1}"
-
-
-@check(needs=[sample])
-def same_twice(subject: DatasetSubject) -> str:
-    """the same number gives the same sample, whatever was read before"""
-    backwards = [subject.samples[i] for i in reversed(range(len(subject.items)))][::-1]
-    for again in (backwards, read(subject.samples)):
-        different = first_difference(subject.items, again)
-        if different:
-            raise CheckFailed(*different, subject.at("__getitem__"))
-    return f"{len(subject.items)} samples, forwards and backwards"
 
 
 @check(needs=[seqlens, same_twice])

@@ -23,10 +23,10 @@ from reallm.options import option
 from reallm.plugins import registry
 from reallm.testing.checks import Check
 from reallm.testing.datasets import configuration, items, order, processes, rows
-from reallm.testing.datasets.subject import DatasetSubject
+from reallm.testing.datasets.subject import DatasetSubject, is_required
 from reallm.testing.folders import Folder
 from reallm.testing.kit import Kit
-from reallm.testing.offers import description, light_import
+from reallm.testing.offers import description, hook_place, light_import
 from reallm.testing.report import Report
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ DATASET_CHECKS: tuple[Check[Any], ...] = (
     items.seqlens,
     items.tokens,
     items.ids,
-    items.indices,
     items.same_twice,
+    items.indices,
     items.packing,
     order.seed,
     order.ranks,
@@ -74,16 +74,16 @@ class DatasetKit(Kit[DatasetSubject]):
     kind = "dataset"
     checks: ClassVar[tuple[Check[Any], ...]] = DATASET_CHECKS
 
-    dataset: str | DatasetSpec = ""
+    dataset: ClassVar[str | DatasetSpec] = ""
     """The name it is installed under, or the `DatasetSpec` itself, of one that is not installed yet."""
 
-    config: Mapping[str, Any] = {}
+    config: ClassVar[Mapping[str, Any]] = {}
     """Its keys `dataset.<key>`, with the path of a file that has a few rows: `{"train_path": "tests/rows.jsonl"}`."""
 
-    rows: Sequence[Mapping[str, Any] | str] = ()
+    rows: ClassVar[Sequence[Mapping[str, Any] | str]] = ()
     """The rows themselves, instead of a path: objects become a `.jsonl` file, texts the lines of a `.txt` file."""
 
-    tokenizer: PreTrainedTokenizerBase | str | Path | None = None
+    tokenizer: ClassVar[PreTrainedTokenizerBase | str | Path | None] = None
     """Handed to the dataset: a tokenizer, the folder or hub id of one, or None for one with a token for each byte."""
 
     @classmethod
@@ -130,10 +130,11 @@ class DatasetKit(Kit[DatasetSubject]):
             raise PluginError(f"dataset '{self.title()}': its configuration {config_class!r} is not a dataclass")
         folder = Folder() if self.rows else None
         values = self._values(config_class, folder)
-        try:
-            config = config_class(**values)
-        except TypeError as error:  # a key that has no default
-            raise ConfigError(f"dataset '{self.title()}': {error}; give it in config") from error
+        for item in dataclasses.fields(config_class):
+            if item.name not in values and is_required(item):
+                about = item.metadata.get("help", "")
+                raise ConfigError(f"dataset.{item.name} is required" + (f": {about}" if about else ""))
+        config = config_class(**values)
         args = split_args(config)["train"]
         return DatasetSubject(
             title=f"dataset '{self.title()}'" + (f" of {self.provided_by()}" if self.provided_by() else ""),
@@ -142,7 +143,7 @@ class DatasetKit(Kit[DatasetSubject]):
             args=args,
             source="path" if "path" in args else None,
             tokenizer=self._tokenizer(),
-            table=f"the DatasetSpec of '{self.title()}' that reallm_datasets returns",
+            table=hook_place(self._offer()) if isinstance(self.dataset, str) else "the DatasetSpec",
             light_modules=self._light_modules(spec),
             folder=folder,
         )
@@ -196,7 +197,13 @@ def check_dataset(
     Raises:
         ReallmError: if no plugin offers it, or an argument is wrong.
     """
-    inputs = {"dataset": dataset, "config": config or {}, "rows": rows, "tokenizer": tokenizer, "skip": skip or {}}
+    inputs: dict[str, Any] = {
+        "dataset": dataset,
+        "config": config or {},
+        "rows": rows,
+        "tokenizer": tokenizer,
+        "skip": skip or {},
+    }
     return DatasetKit.of(**inputs).run()
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
-import torch
 
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError
 from reallm.testing.checks import CheckFailed, check
-from reallm.testing.datasets.items import ids, same_twice
+from reallm.testing.datasets.items import same_twice
 from reallm.testing.datasets.subject import SEED, DatasetSubject, digest, first_difference, key, read
+from reallm.testing.process_state import random_states
 
 RANKS = 4
 """Most data-parallel ranks that are tried."""
 
 
-@check(needs=[same_twice, ids])
+@check(needs=[same_twice])
 def seed(subject: DatasetSubject) -> str:
     """the seed alone decides on the order: constructed again, the samples are the same; another seed loses none"""
     look_at = subject.at("__init__")
-    with _other_random_states():
+    with random_states(20_000_023):
         again = read(subject.make())
     different = first_difference(subject.items, again)
     if different:
@@ -92,18 +88,3 @@ def _lost(names: list[str], others: list[str]) -> str:
 def _readable(name: str) -> str:
     """An id as it is; of a digest, which nobody can read, the beginning."""
     return f"{name[:8]}... (no id)" if len(name) == 64 and name.isalnum() else name
-
-
-@contextmanager
-def _other_random_states() -> Iterator[None]:
-    """Have the process's own random generators say something else than before, for a while."""
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(20_000_003)
-        np.random.seed(20_000_003)
-        torch.manual_seed(20_000_003)
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torch_state)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from reallm.testing.checks import CheckFailed, Skipped, check
-from reallm.testing.datasets.items import construction, same_twice
+from reallm.testing.datasets.items import same_twice, sample
 from reallm.testing.datasets.order import seed
 from reallm.testing.datasets.subject import DatasetSubject, digest, first_difference, read, sample_name
 from reallm.testing.folders import scratch
 from reallm.testing.offers import same_path
+from reallm.testing.process_state import THINGS
 
 TIMEOUT_S = 300
 
@@ -65,18 +61,14 @@ def another_process(subject: DatasetSubject) -> str:
     return f"{len(here)} samples, with another hash seed"
 
 
-@check(needs=[construction])
+@check(needs=[sample])
 def side_effects(subject: DatasetSubject) -> str:
     """neither making nor reading it changes random generators, environment, working directory or default dtype"""
-    before = _state()
-    samples = subject.make()
-    between = _state()
-    read(samples)
-    for found, doing, look_at in ((between, "constructing it", "__init__"), (_state(), "reading it", "__getitem__")):
-        for name, value in found.items():
-            if value != before[name]:
-                raise CheckFailed(f"{name} as before", "it has changed", f"after {doing}", subject.at(look_at))
-    return f"{len(before)} things as they were, among them {', '.join(list(before)[:3])}"
+    for method, changed in subject.side_effects.items():
+        if changed:
+            where = "constructing the dataset" if method == "__init__" else "reading its samples"
+            raise CheckFailed(f"{changed[0]} as before", "it has changed", where, subject.at(method))
+    return f"{len(THINGS)} things as they were, among them {', '.join(THINGS[:3])}"
 
 
 def _read_in_child(content: Path, answer: Path) -> dict[str, list[str]]:
@@ -90,15 +82,3 @@ def _read_in_child(content: Path, answer: Path) -> dict[str, list[str]]:
         raise CheckFailed(another_process.promise, f"it ended with {lines[-1]}")
     digests: dict[str, list[str]] = json.loads(answer.read_text(encoding="utf-8"))
     return digests
-
-
-def _state() -> dict[str, Any]:
-    """What belongs to the process, by the words for it."""
-    return {
-        "random": random.getstate(),
-        "numpy.random": pickle.dumps(np.random.get_state()),
-        "torch's generator": torch.get_rng_state().tolist(),
-        "os.environ": dict(os.environ),
-        "the working directory": str(Path.cwd()),
-        "torch's default dtype": torch.get_default_dtype(),
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from reallm.data.batching import gather, split_samples
 from reallm.errors import ReallmError
@@ -24,9 +25,9 @@ def empty_file(subject: DatasetSubject) -> str:
     with scratch() as folder:
         path = folder / f"empty{file.suffix}"
         path.write_bytes(file.empty)
-        refused = _refused(subject, path, "a file without rows")
-        if refused is not None:
-            return f"refused: {_without_folder(refused, folder)}"
+        refusal = _refused(subject, path, "a file without rows")
+        if refusal is not None:
+            return f"refused: {refusal.message}"
         count = len(subject.make(file=path))
         if count:
             raise CheckFailed("no samples", f"{count} samples", "a file without rows", subject.at("__init__"))
@@ -40,9 +41,9 @@ def single_row(subject: DatasetSubject) -> str:
     with scratch() as folder:
         path = folder / f"single{file.suffix}"
         path.write_bytes(file.single)
-        refused = _refused(subject, path, "a file with one row")
-        if refused is not None:
-            return f"refused: {_without_folder(refused, folder)}"
+        refusal = _refused(subject, path, "a file with one row")
+        if refusal is not None:
+            return f"refused: {refusal.message}"
         items = read(subject.make(file=path))
     if items and split_samples(gather(items)) != items:
         look_at = subject.at("__getitem__")
@@ -61,10 +62,10 @@ def bad_row(subject: DatasetSubject) -> str:
         for one in kinds:
             path = folder / f"bad-row{file.suffix}"  # a name without numbers, since a number is looked for
             path.write_bytes(one.content)
-            refused = _refused(subject, path, f"row {one.numbers[-1]} {one.what}")
-            if refused is not None:
+            refusal = _refused(subject, path, f"row {one.numbers[-1]} {one.what}")
+            if refusal is not None:
                 n_refused += 1
-                _check_place(subject, one, path, _without_folder(refused, folder))
+                _check_names_row(one, path, refusal)
             elif one.must_fail:
                 raise CheckFailed(
                     f"an error that names {path.name} and row {one.numbers[-1]}",
@@ -84,16 +85,24 @@ def _rows(subject: DatasetSubject) -> RowFile:
     return file
 
 
-def _refused(subject: DatasetSubject, path: Path, where: str) -> str | None:
-    """The message by which the dataset refuses a file, which must name it; None if it makes samples of it."""
+class _Refusal(NamedTuple):
+    """The message by which a dataset refuses a file, without the file's folder, and the line it comes from."""
+
+    message: str
+    place: str
+
+
+def _refused(subject: DatasetSubject, path: Path, where: str) -> _Refusal | None:
+    """How the dataset refuses a file, which must name it; None if it makes samples of it."""
     look_at = subject.at("__init__")
     try:
         read(subject.make(file=path))
     except ReallmError as error:
-        message = " ".join(str(error).split())
+        message = " ".join(str(error).split()).replace(f"{path.parent}/", "")
+        place = innermost(error, subject.cls.__module__) or look_at
         if path.name not in message:
-            raise CheckFailed(f"a message that names the file {path.name}", message, where, look_at) from error
-        return message
+            raise CheckFailed(f"a message that names the file {path.name}", message, where, place) from error
+        return _Refusal(message, place)
     except Exception as error:  # the plugin's code: it should have said what is wrong with the file
         seen = f"{type(error).__name__}: {error}".replace(str(path), path.name)
         place = innermost(error, subject.cls.__module__) or look_at
@@ -101,12 +110,8 @@ def _refused(subject: DatasetSubject, path: Path, where: str) -> str | None:
     return None
 
 
-def _check_place(subject: DatasetSubject, one: Spoilt, path: Path, message: str) -> None:
-    rest = message.replace(path.name, "")
+def _check_names_row(one: Spoilt, path: Path, refusal: _Refusal) -> None:
+    rest = refusal.message.replace(path.name, "")
     if not any(re.search(rf"(?<![\w.]){number}(?!\w)", rest) for number in one.numbers):
         expected = f"a message that names row {' or line '.join(map(str, sorted(set(one.numbers))))}"
-        raise CheckFailed(expected, message, f"row {one.numbers[-1]} {one.what}", subject.at("__init__"))
-
-
-def _without_folder(message: str, folder: Path) -> str:
-    return message.replace(f"{folder}/", "")
+        raise CheckFailed(expected, refusal.message, f"row {one.numbers[-1]} {one.what}", refusal.place)

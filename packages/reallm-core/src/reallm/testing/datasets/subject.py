@@ -15,7 +15,9 @@ from reallm.data.datasets import DatasetUtility, Samples, construct
 from reallm.data.namedarray import NamedArray, flatten
 from reallm.data.serialization import to_bytes
 from reallm.data.spec import DatasetSpec
+from reallm.options import REQUIRED
 from reallm.testing.folders import Folder
+from reallm.testing.process_state import changes
 from reallm.testing.source import location
 
 if TYPE_CHECKING:
@@ -81,15 +83,28 @@ class DatasetSubject:
             args[self.source] = str(file)
         return construct(self.title, self.spec, self.util(seed, dp_rank, dp_size), args)
 
-    @cached_property
+    @property
     def samples(self) -> Samples:
         """The dataset, constructed once."""
-        return self.make()
+        return self._constructed[0]
 
-    @cached_property
+    @property
     def items(self) -> list[NamedArray]:
         """Its first samples."""
-        return read(self.samples)
+        return self._read[0]
+
+    @property
+    def side_effects(self) -> dict[str, list[str]]:
+        """What changed in the process when the dataset was first constructed, and when it was first read."""
+        return {"__init__": self._constructed[1], "__getitem__": self._read[1]}
+
+    @cached_property
+    def _constructed(self) -> tuple[Samples, list[str]]:
+        return changes(self.make)
+
+    @cached_property
+    def _read(self) -> tuple[list[NamedArray], list[str]]:
+        return changes(lambda: read(self.samples))
 
     def at(self, method: str) -> str:
         """Where the class defines a method."""
@@ -159,10 +174,10 @@ def short(value: Any) -> str:
 
 def required_values(config: Any) -> dict[str, Any]:
     """The values of a configuration that have no default."""
-    from reallm.options import REQUIRED
-
-    def is_required(item: dataclasses.Field[Any]) -> bool:
-        missing = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        return missing or item.default == REQUIRED
-
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if is_required(item)}
+
+
+def is_required(item: dataclasses.Field[Any]) -> bool:
+    """Whether a field of a configuration must be given."""
+    missing = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    return missing or (isinstance(item.default, str) and item.default == REQUIRED)

@@ -13,7 +13,7 @@ from reallm.testing.checks import Check
 from reallm.testing.kit import Kit
 from reallm.testing.loggers import closing, continuing, telling
 from reallm.testing.loggers.subject import Curves, LoggerSubject
-from reallm.testing.offers import description, light_import
+from reallm.testing.offers import description, hook_place, light_import
 from reallm.testing.report import Report
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class LoggerKit(Kit[LoggerSubject]):
     kind = "logger"
     checks: ClassVar[tuple[Check[Any], ...]] = LOGGER_CHECKS
 
-    logger: str | LoggerSpec = ""
+    logger: ClassVar[str | LoggerSpec] = ""
     """The name it is installed under, or the `LoggerSpec` itself, of one that is not installed yet."""
 
     def read(self, run_dir: Path) -> Curves | None:
@@ -94,7 +94,7 @@ class LoggerKit(Kit[LoggerSubject]):
         return LoggerSubject(
             spec=self._offer().value if isinstance(self.logger, str) else self.logger,
             read=self.read,
-            table=f"the LoggerSpec of '{self.title()}' that reallm_loggers returns",
+            table=hook_place(self._offer()) if isinstance(self.logger, str) else "the LoggerSpec",
             light_modules=(self._offer().plugin.module,) if isinstance(self.logger, str) else (),
         )
 

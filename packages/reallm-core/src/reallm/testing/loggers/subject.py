@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -67,10 +68,10 @@ class LoggerSubject:
         """Where the class defines a method."""
         return location(self.cls, method)
 
-    def make(self, run_dir: Path) -> Any:
-        """A new logger, for a run folder that exists."""
+    def make(self, run_dir: Path, config: Mapping[str, Any] | None = None) -> Any:
+        """A new logger, for a run folder that exists; its configuration is a copy of `CONFIG`, or the one given."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        return self.cls(run_dir, CONFIG)
+        return self.cls(run_dir, copy.deepcopy(dict(CONFIG)) if config is None else config)
 
     @contextmanager
     def opened(self, run_dir: Path, resume: int | None = None) -> Iterator[Any]:

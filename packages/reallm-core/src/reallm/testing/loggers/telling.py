@@ -102,14 +102,16 @@ def new_names(subject: LoggerSubject) -> str:
 @check(needs=[construction])
 def inputs(subject: LoggerSubject) -> str:
     """it leaves the metrics and the configuration, which others are given too, as they are"""
-    before, metrics = copy.deepcopy(dict(CONFIG)), {"train/loss": 2.5, "train/lr": 0.5}
+    config, metrics = copy.deepcopy(dict(CONFIG)), {"train/loss": 2.5, "train/lr": 0.5}
     given = dict(metrics)
-    with scratch() as folder, subject.opened(folder / "run") as logger:
+    with scratch() as folder:
+        logger = subject.make(folder / "run", config)
         logger.log(1, given)
+        logger.close()
     if given != metrics:
         raise CheckFailed(f"metrics {metrics} after log", f"{given}", look_at=subject.at("log"))
-    if before != CONFIG:
-        raise CheckFailed("the configuration as it was", "another one", look_at=subject.at("__init__"))
+    if config != CONFIG:
+        raise CheckFailed(f"the configuration {dict(CONFIG)}", f"{config}", look_at=subject.at("__init__"))
     return "metrics and configuration"
 
 
