@@ -67,7 +67,7 @@ class LoopedLinear:
         return out
 
     def _segments(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.split(self.sizes)  # type: ignore[arg-type,no-any-return,no-untyped-call]
+        return x.split(list(self.sizes))
 
 
 def _product(x: Tensor, matrix: Tensor, out: Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from reallm.model.attention import Step
 from reallm.model.config import MoEConfig, ReaLModelConfig
@@ -21,7 +22,7 @@ from reallm.model.shard import Shard, Shards, Split
 
 
 class MoEMLP(nn.Module):
-    """`sum_e weight_e * down_e(act(gate_e(x)) * up_e(x))` over the experts that a router chose (Shazeer et al., 2017)."""
+    """`sum_e weight_e * down_e(act(gate_e(x)) * up_e(x))` over the experts of a token (Shazeer et al., 2017)."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ def _mix(experts: nn.Module, x: Tensor, probs: Tensor, weights: Tensor, chosen: 
     return cast(Tensor, experts(x, assignment, weights))
 
 
-_mix_uncompiled = torch._disable_dynamo(_mix)
+_mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import the compiler here and now
 """The same outside of compiled code, because how many tokens an expert has is known only when they are there."""
 
 
