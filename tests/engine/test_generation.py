@@ -9,7 +9,7 @@ from reallm.errors import ConfigError, DataError
 from reallm.generation.decode import decode
 from reallm.generation.sampling import SamplingConfig, draw
 from reallm.model.cache import KVCache
-from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
 
@@ -17,12 +17,30 @@ BASE = ReaLModelConfig(
     n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
     max_positions=16, init_std=0.4,
 )  # fmt: skip
+LONGROPE = RopeConfig(
+    "longrope",
+    original_max_positions=9,
+    short_factor=(1.0, 1.1, 1.2, 1.3),
+    long_factor=(1.0, 3.0, 6.0, 9.0),
+)
 VARIANTS = {
     "grouped heads": BASE,
     "sliding window": BASE.replace(sliding_window=3),
     "soft cap": BASE.replace(attn_softcap=2.0),
     "q/k norm": BASE.replace(qk_norm="whole"),
     "dynamic rope past the trained length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0)),
+    "longrope past its switch": BASE.replace(rope=LONGROPE),
+    "rope of each block": BASE.replace(rope=(RopeConfig(interleaved=True, rotary_dim=4), LONGROPE)),
+    "no rope in one block": BASE.replace(rope=(None, RopeConfig("dynamic", factor=2.0))),
+    "learned positions": BASE.replace(rope=None, learned_positions=True, position_offset=2, max_positions=24),
+    "sandwich norms with an offset": BASE.replace(norm_placement="sandwich", norm_offset=1.0),
+    "norms after the sum": BASE.replace(norm_placement="post"),
+    "parallel branches": BASE.replace(parallel_residual=True, shared_norm=True, norm="layer", norm_bias=True),
+    "q/k norm of each head": BASE.replace(qk_norm="per_head", norm="layer"),
+    "clipped": BASE.replace(qkv_clip=0.3),
+    "scale and window of each block": BASE.replace(attn_scale=(0.2, 0.9), sliding_window=(None, 3)),
+    "head bias": BASE.replace(head_bias=True, tied_embeddings=True, logit_softcap=2.0),
+    "experts": BASE.replace(moe=MoEConfig(4, 2, 24)),
 }
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]]
 
@@ -148,3 +166,24 @@ def test_prompts_that_cannot_be_continued():
     with pytest.raises(DataError, match="prompt 0 has token 50, but the model knows 0 to 49"):
         decode(model, [[50]], SamplingConfig())
     assert decode(model, [], SamplingConfig()) == []
+
+
+def test_a_prompt_that_may_outgrow_the_learned_positions_is_refused_before_anything_is_computed(monkeypatch):
+    model = build(BASE.replace(learned_positions=True, max_positions=16))
+
+    def run(*args):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(model, "run", run)
+    with pytest.raises(
+        DataError,
+        match="prompt 1 has 13 tokens, and with max_new_tokens=5 it may outgrow the 16 positions that the model has "
+        "learned; give max_new_tokens=4 or less",
+    ):
+        decode(model, [[1], [2] * 13], SamplingConfig(max_new_tokens=5))
+    with pytest.raises(DataError, match="prompt 0 has 17 tokens, .* has learned; shorten it"):
+        decode(model, [[2] * 17], SamplingConfig(max_new_tokens=1))
+    monkeypatch.undo()
+    completions = decode(model, [[2] * 13, [2] * 16], SamplingConfig(max_new_tokens=1))
+    assert [len(completion.token_ids) for completion in completions] == [1, 1]
+    assert len(decode(model, [[2] * 13], SamplingConfig(max_new_tokens=4))[0].token_ids) == 4

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from reallm.model import losses
 
 
-def plain(hidden, weight, targets, multiplier, softcap):
-    logits = hidden @ weight.t() * multiplier
+def plain(hidden, weight, targets, multiplier, softcap, bias=0.0):
+    logits = (hidden @ weight.t() + bias) * multiplier
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, reduction="none")
@@ -19,25 +19,25 @@ def plain(hidden, weight, targets, multiplier, softcap):
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("multiplier", [1.0, 0.25])
 @pytest.mark.parametrize("n_tokens", [1, 7, 16])
-def test_value_and_gradients_equal_the_plain_computation(monkeypatch, n_tokens, multiplier, softcap):
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_value_and_gradients_equal_the_plain_computation(monkeypatch, has_bias, n_tokens, multiplier, softcap):
     monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)  # five tokens a chunk
     torch.manual_seed(0)
     hidden = torch.randn(n_tokens, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if has_bias else None
     targets = torch.randint(0, 11, (n_tokens,))
+    inputs = [hidden, weight, *([bias] if has_bias else [])]
 
-    expected = plain(hidden, weight, targets, multiplier, softcap)
-    (expected.sum() * 0.37).backward()
-    want_hidden, want_weight = hidden.grad.clone(), weight.grad.clone()
-    hidden.grad = weight.grad = None
-
-    result = losses.head_cross_entropy(hidden, weight, targets, multiplier=multiplier, softcap=softcap)
-    (result.loss_sum * 0.37).backward()
+    expected = plain(hidden, weight, targets, multiplier, softcap, bias if has_bias else 0.0)
+    wanted = torch.autograd.grad(expected.sum() * 0.37, inputs)
+    result = losses.head_cross_entropy(hidden, weight, targets, bias=bias, multiplier=multiplier, softcap=softcap)
+    got = torch.autograd.grad(result.loss_sum * 0.37, inputs)
 
     torch.testing.assert_close(result.loss_sum, expected.sum(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(result.nll, expected.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(hidden.grad, want_hidden, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(weight.grad, want_weight, rtol=1e-11, atol=1e-12)
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
 def test_bf16_gradients_are_summed_in_float32(monkeypatch):
@@ -59,6 +59,10 @@ def test_no_gradient_is_computed_for_what_needs_none():
     losses.head_cross_entropy(hidden, weight, torch.tensor([0, 1, 2, 3])).loss_sum.backward()
     assert hidden.grad is None
     assert weight.grad is not None
+    bias, frozen = torch.zeros(5, requires_grad=True), torch.randn(5, 3)
+    losses.head_cross_entropy(hidden, frozen, torch.tensor([0, 1, 2, 3]), bias=bias).loss_sum.backward()
+    assert bias.grad is not None
+    assert frozen.grad is None
 
 
 def test_correct_says_where_the_target_is_most_likely():

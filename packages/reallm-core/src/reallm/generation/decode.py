@@ -48,11 +48,13 @@ def decode(
     What a prompt is continued with depends on the prompt, the seed and its place in the list, not on the other prompts.
 
     Raises:
-        DataError: an empty prompt, or a token the vocabulary does not have, by its place in the list.
+        DataError: an empty prompt, a token the vocabulary does not have, or a prompt that may grow beyond the positions
+            that the model has learned, by its place in the list.
     """
     completions = [Completion(_checked(model, place, prompt)) for place, prompt in enumerate(prompts)]
     if not completions:
         return []
+    _check_lengths(model, completions, sampling.max_new_tokens)
     generators = [
         torch.Generator().manual_seed(derive_seed(sampling.seed, "sample", place)) for place in range(len(prompts))
     ]
@@ -94,6 +96,22 @@ def _checked(model: Transformer, place: int, prompt: Sequence[int]) -> list[int]
             "is the tokenizer that of this model?"
         )
     return ids
+
+
+def _check_lengths(model: Transformer, completions: Sequence[Completion], max_new_tokens: int) -> None:
+    """Refuse at once what would otherwise fail in the middle."""
+    longest = model.config.longest_sequence
+    if longest is None:
+        return
+    for place, completion in enumerate(completions):
+        n = len(completion.prompt_ids)
+        room = longest + 1 - n  # the last new token is never read
+        if room < max_new_tokens:
+            remedy = f"give max_new_tokens={room} or less" if room > 0 else "shorten it"
+            raise DataError(
+                f"prompt {place} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
+                f"positions that the model has learned; {remedy}"
+            )
 
 
 def _last_hidden(model: Transformer, texts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from reallm.errors import ConfigError, did_you_mean
@@ -136,6 +137,11 @@ class RopeConfig:
                 raise ConfigError(f"rope.{name} is required for rope.kind='{self.kind}'")
         if self.factor is not None and self.factor < 1.0:
             raise ConfigError(f"rope.factor={self.factor} must be at least 1")
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies are others in long sequences."""
+        return self.kind in ("dynamic", "longrope")
 
 
 ROPE_FIELDS: Mapping[str, frozenset[str]] = {
@@ -326,7 +332,7 @@ class ReaLModelConfig:
         """The RoPE of each block."""
         return self._each_block(self.rope)
 
-    @property
+    @cached_property  # asked for by each forward pass
     def distinct_ropes(self) -> tuple[RopeConfig, ...]:
         """Every RoPE that some block has, once, in the order of the blocks."""
         return tuple(dict.fromkeys(rope for rope in self.ropes if rope is not None))

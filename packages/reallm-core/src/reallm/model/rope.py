@@ -43,8 +43,8 @@ def rotations(config: ReaLModelConfig, seqs: Sequences, dtype: torch.dtype) -> t
 
 def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: Sequences, dtype: torch.dtype) -> Rotation:
     device = seqs.cu_seqlens.device
-    lengths = [_decisive_length(config, rope, total) for total in seqs.totals]
-    if any(length != 0 for length in lengths):
+    lengths = [_decisive_length(config, rope, total) for total in seqs.totals] if rope.follows_length else []
+    if any(lengths):
         per_sequence = [inverse_frequencies(config, rope, length=length, device=device) for length in lengths]
         repeats = torch.tensor(seqs.lengths, device=device)
         inverse = torch.repeat_interleave(torch.stack(per_sequence), repeats, dim=0)
@@ -67,6 +67,7 @@ def keys_are_stale(config: ReaLModelConfig, past: Sequence[int], totals: Sequenc
     return any(
         held > 0 and _decisive_length(config, rope, held) != _decisive_length(config, rope, total)
         for rope in config.distinct_ropes
+        if rope.follows_length
         for held, total in zip(past, totals, strict=True)
     )
 
