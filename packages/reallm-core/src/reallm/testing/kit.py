@@ -99,6 +99,10 @@ class Kit(Generic[S]):
         """The module of the plugin's own code, by which its lines are found in a traceback."""
         raise NotImplementedError
 
+    def place(self, subject: S) -> str:
+        """Where the plugin is written, for an exception that comes from no line of its own."""
+        return ""
+
     def run(self, progress: Callable[[Result], None] = lambda _: None) -> Report:
         """Make all checks; see `reallm.testing.run`."""
         return run(self, progress)

@@ -63,7 +63,7 @@ class CaseRun:
         except CheckFailed as error:
             failure = error.failure
         except (Exception, SystemExit) as error:  # the plugin's code ran here, and whatever it raises is its failure
-            failure = _of_exception(error, check, self._kit.module(self._subject))
+            failure = _of_exception(error, check, self._kit.module(self._subject), self._kit.place(self._subject))
         return "failed", failure.seen, failure
 
 
@@ -86,8 +86,7 @@ def run(kit: Kit[Any], progress: Callable[[Result], None] = lambda _: None) -> R
     return Report(kit.kind, kit.title(), kit.provided_by(), tuple(results))
 
 
-def _of_exception(error: BaseException, check: Check[Any], module: str) -> Failure:
+def _of_exception(error: BaseException, check: Check[Any], module: str, place: str) -> Failure:
     message = " ".join(str(error).split())
     seen = message if isinstance(error, ReallmError) else f"{type(error).__name__}{': ' if message else ''}{message}"
-    place = innermost(error, module)
-    return Failure(check.promise, f"raised {seen}", look_at=place)
+    return Failure(check.promise, f"raised {seen}", look_at=innermost(error, module) or place or innermost(error))

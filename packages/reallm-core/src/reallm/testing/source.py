@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -40,19 +41,25 @@ def shown(file: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def innermost(error: BaseException, module: str) -> str:
-    """The innermost line of a traceback that is in `module`, else in its package, else outside the kit; may be empty.
+def innermost(error: BaseException, module: str = "") -> str:
+    """The innermost line of a traceback that is in `module`, or else in its package; empty if none is.
 
     Args:
         error: with the traceback it was caught with.
-        module: that the plugin's class is in.
+        module: that the plugin's class is in. Without one, any line counts but those of the kit and of Python itself.
     """
     frames = [
         (frame.f_globals.get("__name__", ""), f"{shown(frame.f_code.co_filename)}:{line} ({frame.f_code.co_qualname})")
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
     frames = [(name, place) for name, place in frames if not f"{name}.".startswith(f"{OWN}.")]
-    package = module.partition(".")[0]
-    own = [place for name, place in frames if name == module]
-    near = [place for name, place in frames if name.partition(".")[0] == package]
-    return next((places[-1] for places in (own, near, [place for _, place in frames]) if places), "")
+    if module:
+        of_package = [(name, place) for name, place in frames if _package(name) == _package(module)]
+        places = [place for name, place in of_package if name == module] or [place for _, place in of_package]
+    else:
+        places = [place for name, place in frames if _package(name) not in sys.stdlib_module_names]
+    return places[-1] if places else ""
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

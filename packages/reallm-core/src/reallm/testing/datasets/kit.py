@@ -28,6 +28,7 @@ from reallm.testing.folders import Folder
 from reallm.testing.kit import Kit
 from reallm.testing.offers import description, hook_place, light_import
 from reallm.testing.report import Report
+from reallm.testing.source import location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,6 +121,10 @@ class DatasetKit(Kit[DatasetSubject]):
         """The module of the dataset's class."""
         return str(subject.cls.__module__)
 
+    def place(self, subject: DatasetSubject) -> str:
+        """The class."""
+        return location(subject.cls)
+
     def subject(self, case: str) -> DatasetSubject:
         """The dataset with its arguments, and a file with the rows, if they are given as values."""
         if not self.dataset:
@@ -197,14 +202,8 @@ def check_dataset(
     Raises:
         ReallmError: if no plugin offers it, or an argument is wrong.
     """
-    inputs: dict[str, Any] = {
-        "dataset": dataset,
-        "config": config or {},
-        "rows": rows,
-        "tokenizer": tokenizer,
-        "skip": skip or {},
-    }
-    return DatasetKit.of(**inputs).run()
+    kit = DatasetKit.of(dataset=dataset, config=config or {}, rows=rows, tokenizer=tokenizer, skip=skip or {})
+    return kit.run()
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from reallm.testing.checks import CheckFailed, check
 from reallm.testing.folders import scratch
 from reallm.testing.loggers.subject import LoggerSubject, part_of_a_run
-from reallm.testing.loggers.telling import construction
+from reallm.testing.loggers.telling import steps
 
 PATIENCE_S = 5.0
 """How long threads and processes may take to end after `close()`."""
 
 
-@check(needs=[construction])
+@check(needs=[steps])
 def close(subject: LoggerSubject) -> str:
     """`close()` releases its files, also if nothing was logged"""
     with scratch() as folder:
@@ -30,7 +30,7 @@ def close(subject: LoggerSubject) -> str:
     return "after four steps, and after none"
 
 
-@check(needs=[construction])
+@check(needs=[steps])
 def background(subject: LoggerSubject) -> str:
     """no thread and no process of it runs on after `close()`"""
     threads, processes = set(threading.enumerate()), _children()

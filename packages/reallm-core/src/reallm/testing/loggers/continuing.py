@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from reallm.testing.checks import CheckFailed, Skipped, check
@@ -11,8 +12,12 @@ from reallm.testing.loggers.telling import steps
 
 LAST = 6
 """Steps of an uninterrupted run."""
-SAVED, REACHED = 2, 4
-"""The step that a killed run had saved, and the one it had reached."""
+REACHED = 4
+"""The step at which the first of two parts ends."""
+SAVED, KILLED = 2, 8
+"""The step that a killed run had saved, and the one it had reached. The continued one is stopped earlier."""
+LOST = 3
+"""Bytes at the end of a file that were not yet on disk."""
 
 NOT_COMPARABLE = "the files of two equal runs differ; a LoggerKit with read(run_dir) would compare their values"
 NO_RESUME = "there is no method resume(step); with one, what a killed run logged after its last save is forgotten"
@@ -44,26 +49,24 @@ def resume(subject: LoggerSubject) -> str:
         raise Skipped(NO_RESUME)
     with scratch() as folder:
         run = folder / "killed"
-        subject.run(run, part_of_a_run(range(REACHED + 1)))
+        subject.run(run, [*part_of_a_run(range(SAVED + 1)), *_in_vain(range(SAVED + 1, KILLED + 1))])
         subject.run(run, part_of_a_run(range(SAVED + 1, LAST + 1)), resume=SAVED)
-        where = f"killed after step {REACHED}, continued after {SAVED}"
+        where = f"killed after step {KILLED}, continued after {SAVED}"
         _check_like_uninterrupted(subject, folder, run, part_of_a_run(range(LAST + 1)), where)
-    return f"steps after {SAVED} replaced"
+    return f"steps {SAVED + 1} to {KILLED} forgotten"
 
 
-@check(needs=[continues])
+@check(needs=[resume])
 def resume_anew(subject: LoggerSubject) -> str:
     """after `resume(-1)`, of a run that had saved nothing, all that was logged before is forgotten"""
-    if not subject.can_resume:
-        raise Skipped(NO_RESUME)
     with scratch() as folder:
         run = folder / "anew"
-        subject.run(run, part_of_a_run(range(REACHED + 1)))
+        subject.run(run, _in_vain(range(KILLED + 1)))
         subject.run(run, part_of_a_run(range(LAST + 1)), resume=-1)
-        where = f"killed after step {REACHED}, begun anew"
+        where = f"killed after step {KILLED}, begun anew"
         _check_like_uninterrupted(subject, folder, run, part_of_a_run(range(LAST + 1)), where)
         subject.run(folder / "empty", part_of_a_run(range(LAST + 1)), resume=-1)
-    return f"steps 0 to {REACHED} replaced; also with nothing to forget"
+    return f"steps 0 to {KILLED} forgotten; also with nothing to forget"
 
 
 @check(needs=[continues])
@@ -95,27 +98,29 @@ def killed(subject: LoggerSubject) -> str:
     return f"{len(records)} calls, before close()"
 
 
-@check(needs=[continues])
+@check(needs=[resume])
 def torn_file(subject: LoggerSubject) -> str:
     """a text file that ends within a line, as after a power cut, is no obstacle when the run is continued"""
-    if not subject.can_resume:
-        raise Skipped(NO_RESUME)
-    n_torn = 0
     with scratch() as folder:
-        whole = folder / "whole"
-        subject.run(whole, part_of_a_run(range(REACHED + 1)))
-        for name, data in content(whole).items():
-            if not _is_text(data) or len(data) < 16:
-                continue
-            n_torn += 1
-            run = folder / f"torn-{n_torn}"
+        subject.run(folder / "short", part_of_a_run(range(SAVED)))
+        subject.run(folder / "long", part_of_a_run(range(REACHED + 1)))
+        short, long = content(folder / "short"), content(folder / "long")
+        grown = [name for name, data in long.items() if len(data) > len(short.get(name, b"")) and _is_text(data)]
+        for number, name in enumerate(grown):
+            run = folder / f"torn-{number}"
             subject.run(run, part_of_a_run(range(REACHED + 1)))
-            (run / name).write_bytes(data[:-3])
+            (run / name).write_bytes(long[name][:-LOST])
             subject.run(run, part_of_a_run(range(SAVED + 1, LAST + 1)), resume=SAVED)
-            subject.check_read(run, part_of_a_run(range(LAST + 1)), "resume", f"the last bytes of '{name}' were lost")
-    if not n_torn:
-        raise Skipped("it writes no text file")
-    return f"{n_torn} file{'' if n_torn == 1 else 's'}, cut 3 bytes before the end"
+            where = f"the last {LOST} bytes of '{name}' were lost, continued after step {SAVED}"
+            subject.check_read(run, part_of_a_run(range(LAST + 1)), "resume", where)
+    if not grown:
+        raise Skipped("no text file grows with the run")
+    return f"{', '.join(grown)}, cut {LOST} bytes before the end"
+
+
+def _in_vain(steps: Iterable[int]) -> Records:
+    """What a killed run logs of steps that are then forgotten: recognizable, so that no part of it can stay unseen."""
+    return [(step, {**metrics, "in-vain": 1.0}) for step, metrics in part_of_a_run(steps)]
 
 
 def _check_like_uninterrupted(subject: LoggerSubject, folder: Path, run: Path, records: Records, where: str) -> None:

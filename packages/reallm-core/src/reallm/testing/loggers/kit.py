@@ -15,6 +15,7 @@ from reallm.testing.loggers import closing, continuing, telling
 from reallm.testing.loggers.subject import Curves, LoggerSubject
 from reallm.testing.offers import description, hook_place, light_import
 from reallm.testing.report import Report
+from reallm.testing.source import location
 
 if TYPE_CHECKING:
     from reallm.plugins.loader import Offer
@@ -23,12 +24,12 @@ LOGGER_CHECKS: tuple[Check[Any], ...] = (
     description,
     light_import,
     telling.construction,
-    telling.run_folder,
+    telling.new_names,
     telling.steps,
     telling.names,
     telling.values,
-    telling.new_names,
     telling.inputs,
+    telling.run_folder,
     closing.close,
     closing.background,
     continuing.continues,
@@ -86,6 +87,10 @@ class LoggerKit(Kit[LoggerSubject]):
     def module(self, subject: LoggerSubject) -> str:
         """The module of the logger's class."""
         return str(subject.cls.__module__)
+
+    def place(self, subject: LoggerSubject) -> str:
+        """The class."""
+        return location(subject.cls)
 
     def subject(self, case: str) -> LoggerSubject:
         """The logger, and how to read what it writes."""

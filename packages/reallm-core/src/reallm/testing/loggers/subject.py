@@ -118,7 +118,7 @@ def part_of_a_run(steps: Iterable[int]) -> Records:
     records: list[tuple[int, Mapping[str, float]]] = []
     for step in steps:
         if step:
-            records.append((step, {"train/loss": 4 - step / 16, "train/lr": step / 1024, "epoch": step / 8}))
+            records.append((step, {"train/loss": 4 - step / 16, "train/lr": step / 64, "epoch": step / 8}))
         if step % 2 == 0:
             records.append((step, {"eval/loss": 4.5 - step / 16}))
     return records

@@ -31,21 +31,19 @@ def construction(subject: LoggerSubject) -> str:
 
 
 @check(needs=[construction])
-def run_folder(subject: LoggerSubject) -> str:
-    """it writes into its run folder and nowhere else"""
-    with scratch() as folder, _only_here(folder):
-        subject.run(folder / "runs" / "run", part_of_a_run(range(4)))
-        written = content(folder)
-    outside = [name for name in written if Path(name).parts[:2] != ("runs", "run")]
-    if outside:
-        places = {"runs": "beside the run folder", "here": "in the working directory", "home": "in the home folder"}
-        place = places.get(Path(outside[0]).parts[0], "elsewhere")
-        seen = f"'{Path(*Path(outside[0]).parts[1:])}' {place}"
-        raise CheckFailed("files in the run folder alone", seen, look_at=subject.at("__init__"))
-    return f"{len(written)} file{'' if len(written) == 1 else 's'}, {sum(map(len, written.values())):,} bytes"
+def new_names(subject: LoggerSubject) -> str:
+    """metrics come with other names from call to call, such as those of an evaluation"""
+    records: Records = [
+        (1, {"train/loss": 4.0}),
+        (2, {"train/loss": 3.5, "train/lr": 0.5}),
+        (3, {"eval/loss": 3.75, "eval/accuracy": 0.25}),
+        (4, {}),
+        (5, {"train/lr": 0.25}),
+    ]
+    return _told(subject, records)
 
 
-@check(needs=[construction])
+@check(needs=[new_names])
 def steps(subject: LoggerSubject) -> str:
     """it takes steps from 0 on that never decrease, with gaps, and one step several times"""
     records: Records = [
@@ -59,7 +57,7 @@ def steps(subject: LoggerSubject) -> str:
     return _told(subject, records)
 
 
-@check(needs=[construction])
+@check(needs=[new_names])
 def names(subject: LoggerSubject) -> str:
     """it takes any name of a metric: with slashes, blanks, quotes, beyond ASCII, long, or like a path"""
     odd = (
@@ -77,7 +75,7 @@ def names(subject: LoggerSubject) -> str:
     return _told(subject, records)
 
 
-@check(needs=[construction])
+@check(needs=[new_names])
 def values(subject: LoggerSubject) -> str:
     """it takes any number: NaN, infinities, whole, tiny and huge ones"""
     odd = (math.nan, math.inf, -math.inf, 0.0, -0.0, 3, -2, 1e-30, 3e30, 12_345_678.0)
@@ -85,18 +83,19 @@ def values(subject: LoggerSubject) -> str:
     return _told(subject, records)
 
 
-@check(needs=[construction])
-def new_names(subject: LoggerSubject) -> str:
-    """metrics come with other names from call to call, such as those of an evaluation"""
-    records: Records = [
-        (1, {"train/loss": 4.0}),
-        (2, {"train/loss": 3.5, "train/lr": 0.5}),
-        (2, {"eval/loss": 3.75, "eval/accuracy": 0.25}),
-        (3, {"train/lr": 0.25}),
-        (4, {}),
-        (5, {"other": 1.0}),
-    ]
-    return _told(subject, records)
+@check(needs=[steps])
+def run_folder(subject: LoggerSubject) -> str:
+    """it writes into its run folder and nowhere else"""
+    with scratch() as folder, _only_here(folder):
+        subject.run(folder / "runs" / "run", part_of_a_run(range(4)))
+        written = content(folder)
+    outside = [name for name in written if Path(name).parts[:2] != ("runs", "run")]
+    if outside:
+        places = {"runs": "beside the run folder", "here": "in the working directory", "home": "in the home folder"}
+        place = places.get(Path(outside[0]).parts[0], "elsewhere")
+        seen = f"'{Path(*Path(outside[0]).parts[1:])}' {place}"
+        raise CheckFailed("files in the run folder alone", seen, look_at=subject.at("__init__"))
+    return f"{len(written)} file{'' if len(written) == 1 else 's'}, {sum(map(len, written.values())):,} bytes"
 
 
 @check(needs=[construction])
