@@ -11,7 +11,7 @@ from reallm.errors import ConfigError
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 from reallm.testing.checks import Check, CheckFailed
-from reallm.testing.families import configs, fields, numbers, tensors, tiny
+from reallm.testing.families import configs, decoding, fields, heads, numbers, saving, shards, tensors, tiny, training
 from reallm.testing.families.lines import TableLines, module_of
 from reallm.testing.families.subject import FamilySubject
 from reallm.testing.kit import Kit
@@ -35,6 +35,15 @@ FAMILY_CHECKS: tuple[Check[Any], ...] = (
     numbers.gradients,
     numbers.bf16,
     fields.config_fields,
+    heads.tied,
+    heads.critic,
+    decoding.decode,
+    saving.save,
+    shards.shards,
+    training.initialisation,
+    training.checkpointing,
+    training.experts,
+    saving.checkpoint,
 )
 """All promises of a model family."""
 

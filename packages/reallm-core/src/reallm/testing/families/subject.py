@@ -144,9 +144,8 @@ def network(family: HFFamily, config: ReaLModelConfig, hf_state: Mapping[str, Te
     with torch.no_grad():
         for name, parameter in parameters.items():
             if parameter.shape != state[name].shape:
-                raise ReallmError(
-                    f"'{name}' has the shape {list(parameter.shape)}, but the checkpoint's tensor {list(state[name].shape)}"
-                )
+                wanted, found = list(parameter.shape), list(state[name].shape)
+                raise ReallmError(f"'{name}' has the shape {wanted}, but the checkpoint's tensor {found}")
             parameter.copy_(state[name])
     return model
 

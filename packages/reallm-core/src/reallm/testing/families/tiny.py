@@ -37,9 +37,9 @@ def tiny_config(lines: TableLines) -> Raw:
         expected = f"a table that reads transformers' default configuration of model_type '{family.model_type}'"
         raise CheckFailed(expected, str(error), look_at=lines.config()) from error
     reason = ""
-    for small in _candidates(known):
+    for small, blocks in _candidates(family, known):
         try:
-            raw = family.config.write(small, default)
+            raw = family.config.write(small, _of_blocks(default, known.n_layers, blocks))
             hf_config(raw)  # some sizes go together only in transformers
             return raw
         except (ReallmError, ValueError, TypeError) as error:
@@ -98,15 +98,27 @@ def other_head(family: HFFamily, raw: Raw) -> Raw | None:
         return None
 
 
-def _candidates(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
-    """Small configurations of the same kind, the ones that show more mistakes first."""
-    blocks = _chosen_blocks(config)
+def _candidates(family: HFFamily, config: ReaLModelConfig) -> Iterator[tuple[ReaLModelConfig, list[int]]]:
+    """Small configurations of the same kind and the blocks they have, the ones that show more mistakes first."""
+    chosen = _chosen_blocks(config)
     for head_dim in (16, 8):  # heads that are wider together than the stream, where the family can have them
-        for several in (config.with_blocks(*blocks), config.with_blocks(*range(len(blocks)))):
+        for blocks in (chosen, list(range(len(chosen)))):
+            several = config.with_blocks(*blocks)
+            changes = _small(several, head_dim)
+            known = {item.name: getattr(several, item.name) for item in dataclasses.fields(several)} | changes
+            following = {name: value(known) for name, value in family.config.constants.items() if callable(value)}
             try:
-                yield several.replace(**_small(several, head_dim))
-            except ConfigError:
+                yield several.replace(**{**changes, **following}), blocks
+            except (ConfigError, TypeError):
                 continue
+
+
+def _of_blocks(raw: Raw, n_layers: int, blocks: list[int]) -> Raw:
+    """The same with lists that have an entry for each block cut to some blocks."""
+    return {
+        key: [value[block] for block in blocks] if isinstance(value, list) and len(value) == n_layers else value
+        for key, value in raw.items()
+    }
 
 
 def _chosen_blocks(config: ReaLModelConfig) -> list[int]:

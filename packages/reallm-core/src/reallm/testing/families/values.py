@@ -57,9 +57,11 @@ def changes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
     elif key == "layer_types":
         yield from ({key: types} for types in _layer_types(value or []))
     else:
+        # transformers adds the loss of routers where it is asked for what they give
+        also = {"output_router_logits": True} if "router" in key and "output_router_logits" in raw else {}
         if value is not None:
             yield {key: None}
-        yield from ({key: other} for other in _others(raw, key, value) if other != value)
+        yield from ({**also, key: other} for other in _others(raw, key, value) if other != value)
 
 
 def _others(raw: Raw, key: str, value: Any) -> Iterator[Any]:

@@ -1,0 +1,134 @@
+"""Checks of what training needs: fresh weights, gradient checkpointing, the statistics of routers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from reallm.model.config import GradientCheckpointing, ReaLModelConfig
+from reallm.model.losses import next_token_targets
+from reallm.model.routing import RoutingNotes
+from reallm.model.transformer import Transformer
+from reallm.testing.checks import CheckFailed, Skipped, check
+from reallm.testing.families.numbers import logits, own_classes, packing
+from reallm.testing.families.reference import packed, quiet
+from reallm.testing.families.subject import FamilySubject, empty_network, run_packed
+from reallm.testing.families.tensors import table
+
+MOST_FROM_UNIFORM = 0.5
+"""How far, in nats, the loss of a fresh model may be from that of guessing."""
+MOST_CHECKPOINTED = 1e-6
+"""Of gradients with and without checkpointing, relative to the largest; they are the same operations again."""
+MOST_AUX_LOSS = 1e-5
+
+
+@check(needs=[table])
+@torch.no_grad()
+def initialisation(subject: FamilySubject) -> str:
+    """fresh weights follow from the seed, and know nothing yet"""
+    model, again, other = (empty_network(subject.config) for _ in range(3))
+    for network, seed in ((model, 0), (again, 0), (other, 1)):
+        for parameter in network.parameters():
+            parameter.fill_(float("nan"))
+        network.init_weights(seed)
+    for (name, one), two in zip(model.named_parameters(), again.parameters(), strict=True):
+        if not one.isfinite().all():
+            raise CheckFailed("finite weights", "some that are not", f"'{name}'", _owner(model, name))
+        if not torch.equal(one, two):
+            raise CheckFailed("the same weights from the same seed", "others", f"'{name}'", _owner(model, name))
+    if all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True)):
+        raise CheckFailed("other weights from another seed", "the same", look_at=own_classes(subject))
+    tokens, cu_seqlens = subject.packed
+    at, targets = next_token_targets(tokens, cu_seqlens, torch.ones_like(tokens, dtype=torch.bool))
+    loss = float(torch.nn.functional.cross_entropy(run_packed(model.eval(), tokens, cu_seqlens)[at], targets))
+    uniform = math.log(subject.config.vocab_size)
+    if not abs(loss - uniform) <= MOST_FROM_UNIFORM:
+        raise CheckFailed(
+            f"a loss of about {uniform:.2f}, that of guessing one of {subject.config.vocab_size} tokens",
+            f"{loss:.2f}",
+            "the network with fresh weights",
+            own_classes(subject) or subject.at(["init_std", "norm_offset", "embedding_multiplier"]),
+        )
+    return f"loss {loss:.2f}, that of guessing {uniform:.2f}"
+
+
+@check(needs=[packing])
+def checkpointing(subject: FamilySubject) -> str:
+    """gradients are the same, whatever the backward pass computes again"""
+    model = empty_network(without_noise(subject.config))
+    model.load_state_dict(subject.ours.state_dict())
+    model.train()
+    found: dict[str, dict[str, Tensor]] = {}
+    for mode in get_args(GradientCheckpointing):
+        model.gradient_checkpointing = mode
+        try:
+            out = run_packed(model, *subject.packed)
+            gradients = torch.autograd.grad(
+                out.logsumexp(-1).sum() + out[:, 0].sum(), list(model.parameters()), allow_unused=True
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            where = f"gradient_checkpointing='{mode}'"
+            raise CheckFailed("a backward pass", reason, where, own_classes(subject)) from error
+        names = [name for name, _ in model.named_parameters()]
+        found[mode] = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    for mode, gradients_of_mode in found.items():
+        for name, expected in found["none"].items():
+            gradient = gradients_of_mode.get(name, torch.zeros_like(expected))
+            difference = float((gradient - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not difference <= MOST_CHECKPOINTED:
+                raise CheckFailed(
+                    "the gradient without checkpointing",
+                    f"it differs by {difference:.2g}, relative to its largest",
+                    f"gradient_checkpointing='{mode}', parameter '{name}'",
+                    own_classes(subject) or _owner(model, name),
+                )
+    return f"{', '.join(found)}: {len(found['none'])} gradients"
+
+
+@check(needs=[logits])
+def experts(subject: FamilySubject) -> str:
+    """the load-balancing loss of the routers is that of transformers"""
+    config = subject.config
+    if config.moe is None:
+        raise Skipped("this configuration has no experts")
+    from reallm.model.moe import load_balancing_loss
+
+    model = empty_network(without_noise(config))
+    model.load_state_dict(subject.ours.state_dict())
+    model.train()
+    sample = max(subject.samples, key=len)
+    model.routing = notes = RoutingNotes()
+    run_packed(model, *packed([sample]))
+    routing = notes.close()
+    n_layers = len(config.expert_blocks)
+    if len(routing) != n_layers:
+        expected = f"statistics of {n_layers} routers in training"
+        raise CheckFailed(expected, f"of {len(routing)}", look_at=own_classes(subject) or subject.at(["moe"]))
+    with quiet(), torch.no_grad():
+        outputs = subject.theirs(sample[None], output_router_logits=True, use_cache=False)
+    theirs = getattr(outputs, "aux_loss", None)
+    if theirs is None:
+        raise Skipped(f"{subject.architecture} has no load-balancing loss to compare with")
+    found, expected_loss = float(load_balancing_loss(routing).detach()), float(theirs)
+    if not abs(found - expected_loss) <= MOST_AUX_LOSS * max(1.0, expected_loss):
+        look_at = own_classes(subject) or subject.at(["moe", "top_k", "n_experts"])
+        raise CheckFailed(f"a load-balancing loss of {expected_loss:.6f}", f"{found:.6f}", look_at=look_at)
+    return f"{n_layers} routers, loss {found:.4f}"
+
+
+def without_noise(config: ReaLModelConfig) -> ReaLModelConfig:
+    """The same without dropout and jitter, so that training computes what evaluation does."""
+    moe = config.moe and dataclasses.replace(config.moe, jitter=0.0)
+    return config.replace(moe=moe, embedding_dropout=0.0, attn_dropout=0.0, residual_dropout=0.0)
+
+
+def _owner(model: Transformer, name: str) -> str:
+    """Where the class that owns a parameter is written."""
+    from reallm.testing.source import location
+
+    return location(type(model.get_submodule(name.rpartition(".")[0])))
