@@ -20,14 +20,17 @@ ReaLModel.from_llama(config).save_pretrained("model", tokenizer=tokenizer)
 """
 
 
+FOLDERS = ["reallm-my-rows", "reallm-my-log", "reallm-hf-my-model"]
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """An environment with a dataset and a logger that were written in it a moment ago."""
+    """An environment with a dataset, a logger and a family that were written in it a moment ago."""
     environment = fresh_environment(tmp_path_factory.mktemp("fresh"))
-    for kind, name in (("dataset", "my-rows"), ("logger", "my-log")):
+    for kind, name in (("dataset", "my-rows"), ("logger", "my-log"), ("family", "my-model")):
         done = environment.reallm("plugins", "new", kind, name)
         assert done.returncode == 0, done.stderr
-    pip_install(environment, *(str(environment.folder / name) for name in ("reallm-my-rows", "reallm-my-log")))
+    pip_install(environment, *(str(environment.folder / name) for name in FOLDERS))
     return environment
 
 
@@ -37,9 +40,10 @@ def test_they_are_found(here):
     rows = {row["distribution"]: row for row in json.loads(done.stdout)["plugins"]}
     assert rows["reallm-my-rows"]["offers"] == [{"kind": "dataset", "name": "my-rows"}]
     assert rows["reallm-my-log"]["offers"] == [{"kind": "logger", "name": "my-log"}]
+    assert rows["reallm-hf-my-model"]["offers"] == [{"kind": "family", "name": "my_model"}]
 
 
-@pytest.mark.parametrize("folder", ["reallm-my-rows", "reallm-my-log"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_their_own_tests_pass(here, folder):
     done = here.run("-m", "pytest", "-q", "-W", "error", folder)
     assert done.returncode == 0, done.stdout
@@ -47,7 +51,9 @@ def test_their_own_tests_pass(here, folder):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["my-rows", "dataset.train_path=reallm-my-rows/tests/rows.jsonl"], ["my-log"]], ids=lambda x: x[0]
+    "arguments",
+    [["my-rows", "dataset.train_path=reallm-my-rows/tests/rows.jsonl"], ["my-log"], ["my_model"]],
+    ids=lambda arguments: arguments[0],
 )
 def test_they_pass_the_conformance_kit_from_the_command_line(here, arguments):
     done = here.reallm("plugins", "check", "--json", *arguments)
@@ -57,7 +63,7 @@ def test_they_pass_the_conformance_kit_from_the_command_line(here, arguments):
     assert report["counts"]["passed"] > 10
 
 
-def test_a_model_is_trained_with_both(here):
+def test_a_model_is_trained_with_the_dataset_and_the_logger(here):
     here.evaluate(TINY_MODEL)
     rows = "reallm-my-rows/tests/rows.jsonl"
     done = here.reallm(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from reallm.errors import ConfigError, did_you_mean
+from reallm.errors import ConfigError
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
 from reallm.plugins.known import providers
@@ -31,11 +31,14 @@ def new_plugin(
 ) -> None:
     """Write a small package with a plugin that works, and with tests that pass.
 
+    A family begins with what transformers declares of its model type; the tests say what is missing.
+
     \b
       reallm plugins new dataset my-data
       reallm plugins new logger my-log --dir ~/plugins
       reallm plugins new family my-model --model-type qwen3
     """
+    from reallm.scaffold.architecture import architecture_of
     from reallm.scaffold.project import planned
     from reallm.scaffold.writing import rendered, write
 
@@ -48,36 +51,24 @@ def new_plugin(
     for distribution in providers(kind, project.name):
         raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
     if kind == "family":
-        model_type = model_type or "llama"
-        project = replace(project, model_type=model_type, architecture=architecture_of(model_type))
+        project = replace(project, architecture=architecture_of(model_type or "llama"))
     files = rendered(project)
     target = folder.expanduser() / project.distribution
     write(files, target)
     typer.echo(f"{target}/")
     for path in files:
         typer.echo(f"  {path}")
+    begin = "It works as it is."
+    if project.architecture is not None:
+        begin = f"A beginning, from what transformers declares of {project.architecture.model_type}."
     typer.echo(
-        f"\nIt works as it is. Next:\n\n"
+        f"\n{begin} Next:\n\n"
         f"  cd {target}\n"
         f'  pip install -e ".[test]"\n'
         f"  pytest\n"
         f"  reallm plugins check {project.name}{ARGUMENTS.get(kind, '')}\n\n"
         f"and then change {files_to_change(kind, project.package)}."
     )
-
-
-def architecture_of(model_type: str) -> str:
-    """The causal language model that transformers has for a model type: `llama` -> `LlamaForCausalLM`.
-
-    Raises:
-        ConfigError: if it has none.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
-
-    if model_type not in NAMES:
-        hint = did_you_mean(model_type, NAMES)
-        raise ConfigError(f"--model-type {model_type}: transformers has no causal language model of that type{hint}")
-    return str(NAMES[model_type])
 
 
 def files_to_change(kind: str, package: str) -> str:

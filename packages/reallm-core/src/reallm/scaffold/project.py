@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from reallm.errors import ConfigError, did_you_mean
 from reallm.plugins.finder import canonical
 from reallm.plugins.kinds import KINDS
+from reallm.scaffold.architecture import Architecture
 
 TEMPLATES = ("dataset", "family", "logger")
 """The kinds of plugins that there are templates for."""
@@ -30,8 +31,7 @@ class Project:
         class_name: of the class that does the work: `MyDataDataset`; a family has none, but its test has.
         core: the oldest version of reallm-core that it works with.
         hook_api: the version of the hooks that it is made for.
-        model_type: of a family, as in `config.json`.
-        architecture: of a family, the transformers class.
+        architecture: of a family, what transformers declares of it.
     """
 
     kind: str
@@ -41,8 +41,7 @@ class Project:
     class_name: str
     core: str
     hook_api: str
-    model_type: str = ""
-    architecture: str = ""
+    architecture: Architecture | None = None
 
     @property
     def entry_point(self) -> str:
@@ -51,7 +50,7 @@ class Project:
 
 
 def planned(kind: str, name: str, *, core: str, hook_api: str) -> Project:
-    """The names of a new package; of a family, all but `model_type` and `architecture`.
+    """The names of a new package; of a family, all but `architecture`.
 
     Raises:
         ConfigError: if there is no template for the kind, or the name cannot be one.
