@@ -91,6 +91,13 @@ class KeyOfNoUse(Config):
     other: int = option(1, "the constructor does not take it")
 
 
+@dataclass
+class StrangeConfig(Config):
+    """A type that no command line can set."""
+
+    my_arg: complex = option(1j, "a number")  # type: ignore[assignment]
+
+
 class Dicts(Good):
     """Gives mappings, as most datasets elsewhere do."""
 
@@ -296,6 +303,7 @@ BROKEN: tuple[tuple[str, DatasetSpec], ...] = (
     ("light-import", spec(config="tests.kit.broken_datasets:Config")),
     ("configuration", spec(config=WithoutHelp)),
     ("configuration", spec(config=WrongDefault)),
+    ("configuration", spec(config=StrangeConfig)),
     ("construction", spec(config=KeyOfNoUse)),
     ("sample", spec(Dicts)),
     ("sample", spec(Batches)),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -193,6 +194,14 @@ class StillSending(Good):
     def close(self) -> None:
         super().close()
         threading.Thread(target=threading.Event().wait, args=(1.5,), name="sender").start()
+
+
+class Loud(Good):
+    """Prints what it is told. No promise is against it, and the report is none the worse."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().log(step, metrics)
+        sys.stdout.write(f"step {step}\n")
 
 
 class Overwrites(Good):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,3 +199,20 @@ def test_a_dataset_that_is_not_installed() -> None:
 def test_a_class_that_says_nothing_of_the_dataset() -> None:
     with pytest.raises(ConfigError, match="say which dataset is to be checked: dataset = 'my-dataset'"):
         DatasetKit().run()
+
+
+class Imports(Good):
+    """Draws a random number, once in a process, as a library may when it is imported."""
+
+    is_imported = False
+
+    def __init__(self, util: Any, path: str, my_arg: int = 1) -> None:
+        super().__init__(util, path, my_arg)
+        if not Imports.is_imported:
+            Imports.is_imported = True
+            random.random()
+
+
+def test_a_number_that_a_library_draws_when_it_is_imported_is_no_side_effect() -> None:
+    assert by_name(report(spec(Imports)))["side-effects"][0] == "passed"
+    assert Imports.is_imported

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reallm.errors import ConfigError, did_you_mean
+from reallm.plugins import registry
 from reallm.plugins.kinds import KINDS
-from reallm.plugins.registry import registry
 
 if TYPE_CHECKING:
     from reallm.plugins.loader import Offer
@@ -38,7 +38,7 @@ def check_plugin(
     \b
       reallm plugins check tensorboard
       reallm plugins check my-dataset dataset.train_path=rows.jsonl
-      reallm plugins check my-dataset dataset.train_path=rows.jsonl tokenizer=./model
+      reallm plugins check my-dataset dataset.train_path=a.jsonl tokenizer=./model
     """
     offer = _offer(name, kind)
 
@@ -64,8 +64,8 @@ def _offer(name: str, kind: str | None) -> Offer:
         if kind not in KINDS:
             hint = did_you_mean(kind, KINDS) or f"; kinds: {', '.join(KINDS)}"
             raise ConfigError(f"--kind {kind}: there is no such kind of plugin{hint}")
-        return registry().offer(kind, name)
-    offers = registry().anything(name)
+        return registry.registry().offer(kind, name)
+    offers = registry.registry().anything(name)
     if len(offers) > 1:
         kinds = " and of ".join(f"the {offer.kind}" for offer in offers)
         raise ConfigError(f"'{name}' is the name of {kinds}; say which is meant: --kind {offers[0].kind}")

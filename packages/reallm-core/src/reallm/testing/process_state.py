@@ -15,15 +15,24 @@ import torch
 
 T = TypeVar("T")
 
-THINGS = ("random", "numpy.random", "torch's generator", "os.environ", "the working directory", "torch's default dtype")
+GENERATORS = ("random", "numpy.random", "torch's generator")
+THINGS = (*GENERATORS, "os.environ", "the working directory", "torch's default dtype")
 """What is looked at."""
 
 
 def changes(doing: Callable[[], T]) -> tuple[T, list[str]]:
-    """What `doing` returns, and which of `THINGS` are not as they were before.
+    """What `doing` returns, and which of `THINGS` it changes.
 
     Random generators are in a state of their own meanwhile, so that one which is set to what it was is found as well.
+    They count if they change when it is done again, too: some libraries draw a number when they are imported.
     """
+    result, changed = _changes(doing)
+    if not set(changed) <= set(GENERATORS):
+        return result, [name for name in changed if name not in GENERATORS]
+    return result, [name for name in _changes(doing)[1] if name in changed] if changed else []
+
+
+def _changes(doing: Callable[[], T]) -> tuple[T, list[str]]:
     with random_states(20_000_003):
         before = _state()
         result = doing()
