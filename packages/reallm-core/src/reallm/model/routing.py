@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RoutingNotes:
         self._noted: list[Routing] = []
         self._is_open = True
 
-    @torch.compiler.disable
+    @_disable_dynamo  # torch.compiler.disable would import the compiler with this module, which takes seconds
     def append(self, routing: Routing) -> None:
         """Note what one router did; outside of compiled code, which would be compiled anew for each layer's turn."""
         if self._is_open:
