@@ -1,6 +1,6 @@
 """Makes a tox environment ready: `python tools/install.py WORK_DIR [DISTRIBUTION ...]`.
 
-Links the shared third-party environment and installs the named packages of ours from freshly built wheels,
+Links the shared third-party environment and installs the named packages of ours, or `all`, from freshly built wheels,
 so that the environment has exactly those and their declared dependencies are checked.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import build_dists
 import shared_env
+from workspace import packages
 
 
 def main(work_dir: Path, distributions: list[str]) -> None:
@@ -20,6 +21,8 @@ def main(work_dir: Path, distributions: list[str]) -> None:
     shared_env.link(shared)
     if not distributions:
         return
+    if distributions == ["all"]:
+        distributions = [package.name for package in packages()]
     folder = build_dists.build_all(work_dir, shared_env.python(shared))
     wheels = [str(_wheel(folder, name)) for name in distributions]
     # `--no-deps`, since pip would reinstall what is present in the shared environment; `check` then says what lacks.

@@ -1,5 +1,6 @@
-"""Tests of what a part of the packages does without the others: each file here belongs to the tox environment of
-the same name (`test_core_llama.py`: `tox run -e core-llama`), which installs exactly that part."""
+"""Tests of what a part of the packages does without the others: `test_core.py` is for the core alone,
+`test_core_datasets.py` for the core and the datasets, `test_core_family.py` for the core and any one package of
+families. The tox environments `core`, `core-datasets`, `core-llama`, ... install exactly such a part."""
 
 from __future__ import annotations
 
@@ -12,23 +13,25 @@ from pathlib import Path
 
 import pytest
 
+from workspace import packages
+
+CORE, DATASETS = "reallm-core", "reallm-datasets"
 PARTS = {
-    "core": {"reallm-core"},
-    "core-datasets": {"reallm-core", "reallm-datasets"},
-    "core-llama": {"reallm-core", "reallm-hf-llama"},
-    "core-mistral": {"reallm-core", "reallm-hf-mistral"},
+    "test_core": [{CORE}],
+    "test_core_datasets": [{CORE, DATASETS}],
+    "test_core_family": [{CORE, package.name} for package in packages() if package.name not in (CORE, DATASETS)],
 }
+"""The sets of our distributions that each file may run with."""
 
 Reallm = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
 def _only_its_part_is_installed(request: pytest.FixtureRequest) -> None:
-    environment = request.path.stem.removeprefix("test_").replace("_", "-")
     installed = {one.name for one in distributions() if one.name.startswith("reallm-")}
-    if installed != PARTS[environment]:
-        message = f"run it by `tox run -e {environment}`; installed here: {', '.join(sorted(installed))}"
-        if os.environ.get("TOX_ENV_NAME") == environment:
+    if installed not in PARTS[request.path.stem]:
+        message = f"run it by tox; too much or too little is installed here: {', '.join(sorted(installed))}"
+        if "TOX_ENV_NAME" in os.environ:
             pytest.fail(message)
         pytest.skip(message)
 

@@ -22,7 +22,11 @@ def test_its_own_plugins_are_listed_and_none_has_failed(reallm):
     [
         ("family", "llama", "reallm-hf-llama"),
         ("family", "codellama", "reallm-hf-llama"),
-        ("family", "mistral", "reallm-hf-mistral"),
+        ("family", "mixtral", "reallm-hf-mistral"),
+        ("family", "qwen3_moe", "reallm-hf-qwen"),
+        ("family", "gemma3", "reallm-hf-gemma"),
+        ("family", "gpt2", "reallm-hf-gpt2"),
+        ("family", "phi3", "reallm-hf-phi"),
         ("dataset", "prompt_answer", "reallm-datasets"),
         ("dataset", "rw_pair", "reallm-datasets"),
         ("dataset", "prompt", "reallm-datasets"),

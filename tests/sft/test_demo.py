@@ -41,9 +41,19 @@ def test_without_the_plugins_it_says_what_to_install(tmp_path: Path, monkeypatch
         raise UnknownNameError(f"no {kind} '{name}'")
 
     monkeypatch.setattr(registry, "get", nothing)
+    monkeypatch.setattr(registry, "offers", lambda kind: {})
     with pytest.raises(PluginError, match=r"pip install reallm-datasets reallm-hf-llama$"):
         run_demo(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_family_that_has_such_models_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = registry.offers
+    families = {name: offers("family")[name] for name in ("gemma", "gpt2", "mistral")}  # two have no such models
+    monkeypatch.setattr(registry, "offers", lambda kind: families if kind == "family" else offers(kind))
+    result = run_demo(tmp_path, steps=1, console=Console(file=io.StringIO()))
+    assert result.checkpoint is not None
+    assert transformers.AutoConfig.from_pretrained(result.checkpoint).model_type == "mistral"
 
 
 def test_rows_are_the_same_every_time_and_none_is_both_trained_and_held_out() -> None:

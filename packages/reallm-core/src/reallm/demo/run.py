@@ -19,14 +19,18 @@ from reallm.demo.rows import Row, demo_rows
 from reallm.demo.tokenizer import byte_tokenizer
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import PluginError, UnknownNameError
+from reallm.errors import ConfigError, PluginError, UnknownNameError
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.curves import read_curves, smoothed
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.runner import RunResult, run
 from reallm.experiments.sft import SFTConfig
 from reallm.experiments.text_plot import terminal_plot
+from reallm.hf import config_io
+from reallm.hf.family import HFFamily
+from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry
+from reallm.plugins.known import to_begin_with
 
 DATASET = "prompt_answer"
 STEPS = 700
@@ -48,15 +52,16 @@ def run_demo(
         PluginError: a package that the demo needs is not installed; says what to install.
     """
     console = console or Console()
-    hf_config: dict[str, Any] = json.loads(files("reallm.demo").joinpath("model.json").read_text(encoding="utf-8"))
-    _require_plugins(family=hf_config["model_type"])
+    tokenizer = byte_tokenizer()
+    sizes = json.loads(files("reallm.demo").joinpath("model.json").read_text(encoding="utf-8"))
+    architecture = ReaLModelConfig(vocab_size=len(tokenizer), **sizes)
+    family = _installed_family(architecture)
 
     folder = RunFolder.create(output_dir, None, default_prefix="demo").path
     rows = demo_rows(seed)
-    tokenizer = byte_tokenizer()
     _write_rows(folder / "data" / "train.jsonl", rows.train)
     _write_rows(folder / "data" / "valid.jsonl", rows.valid)
-    model = _untrained_model(hf_config, tokenizer, seed)
+    model = _untrained_model(family, architecture, tokenizer, seed)
     model.save_pretrained(folder / "untrained", tokenizer=tokenizer)
     console.print(
         "A tiny model with random weights learns to spell, to shout, to count and to add.\n"
@@ -95,22 +100,37 @@ def run_demo(
     return result
 
 
-def _require_plugins(family: str) -> None:
-    missing = []
-    for kind, name in (("dataset", DATASET), ("family", family)):
-        try:
-            registry.get(kind, name)
-        except UnknownNameError:
-            missing.append(registry.install_hint(kind, name).removeprefix("pip install "))
+def _installed_family(architecture: ReaLModelConfig) -> str:
+    """An installed family that has checkpoints of this architecture.
+
+    Raises:
+        PluginError: there is none, or the dataset is missing too.
+    """
+    found = [name for name, family in registry.offers("family").items() if _can_be(family, architecture)]
+    missing = [] if found else [to_begin_with("family")[0]]
+    try:
+        registry.get("dataset", DATASET)
+    except UnknownNameError:
+        missing.insert(0, registry.install_hint("dataset", DATASET).removeprefix("pip install "))
     if missing:
         raise PluginError(f"the demo needs more than the core: pip install {' '.join(missing)}")
+    return found[0]
 
 
-def _untrained_model(hf_config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> ReaLModel:
-    end = tokenizer.eos_token_id
-    raw = {**hf_config, "vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-    from_family = getattr(ReaLModel, f"from_{hf_config['model_type']}")
-    model: ReaLModel = from_family(raw, dtype=torch.float32, seed=seed)
+def _can_be(family: HFFamily, architecture: ReaLModelConfig) -> bool:
+    try:
+        config_io.to_hf(family, architecture)
+    except ConfigError:
+        return False
+    return True
+
+
+def _untrained_model(
+    family: str, architecture: ReaLModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> ReaLModel:
+    hf_config = getattr(ReaLModel, f"config_to_{family}")(architecture)
+    hf_config.eos_token_id = hf_config.pad_token_id = tokenizer.eos_token_id
+    model: ReaLModel = getattr(ReaLModel, f"from_{family}")(hf_config, dtype=torch.float32, seed=seed)
     return model
 
 

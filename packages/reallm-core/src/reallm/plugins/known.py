@@ -1,6 +1,7 @@
 """What is known of distributions that need not be installed: which offers what, so that errors say what to install.
 
-The facts are in `known.json`; a distribution that is not in it works just as well.
+The facts are in `known.json`; a distribution that is not in it works just as well. What stands first there is what
+somebody who has nothing yet is told to begin with.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def known() -> tuple[Known, ...]:
 def providers(kind: str | None, name: str | None = None) -> list[str]:
     """The known distributions that offer `name`, or anything, of a kind (None: of any kind)."""
     return [item.distribution for item in known() if (name in _names(item, kind) if name else _names(item, kind))]
+
+
+def to_begin_with(kind: str) -> tuple[str, str]:
+    """The distribution and the name of a kind that are suggested to somebody who has none."""
+    return next((item.distribution, item.offers[kind][0]) for item in known() if kind in item.offers)
 
 
 def known_names(kind: str | None) -> list[str]:

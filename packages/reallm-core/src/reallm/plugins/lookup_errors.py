@@ -45,7 +45,7 @@ def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iter
     plural = KINDS[kind].plural if kind else "names"
     facts = [f"installed {plural}: {_listed(installed) or 'none'}"]
     if not installed and not providers(kind, name):
-        facts += [f"pip install {distribution} has {plural}" for distribution in providers(kind)]
+        facts += [f"pip install {' or '.join(having)} has {plural}"] if (having := providers(kind)) else []
     for loaded in listing:
         if loaded.failures:
             facts.append(f"failed: {loaded.plugin}: {'; '.join(loaded.failures)}")
