@@ -18,6 +18,7 @@ LLAMA = HFFamily(
             Key("mlp_bias", bool, MLP_BIAS, default=False),
         ),
         constants={"norm": "rms", "mlp": "gated"},
+        irrelevant=frozenset({"is_llama_config"}),  # a note in SmolLM2's files
     ),
     weights=GATED_DECODER,
     description="Llama architecture: Llama 1-3.2, Code Llama, DeepSeek LLM and Coder, TinyLlama, SmolLM2",

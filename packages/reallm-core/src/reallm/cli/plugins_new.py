@@ -12,7 +12,7 @@ import typer
 from reallm.errors import ConfigError
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
-from reallm.plugins.known import providers
+from reallm.plugins.known import providers, to_begin_with
 
 ARGUMENTS = {"dataset": " dataset.train_path=tests/rows.jsonl"}
 """What `reallm plugins check` needs beside the name."""
@@ -51,7 +51,7 @@ def new_plugin(
     for distribution in providers(kind, project.name):
         raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
     if kind == "family":
-        project = replace(project, architecture=architecture_of(model_type or "llama"))
+        project = replace(project, architecture=architecture_of(model_type or to_begin_with("family")[1]))
     files = rendered(project)
     target = folder.expanduser() / project.distribution
     write(files, target)

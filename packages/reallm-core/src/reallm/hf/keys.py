@@ -22,7 +22,7 @@ IRRELEVANT = frozenset(
     {
         # who wrote the file, and for which classes
         "architectures", "auto_map", "model_type", "name_or_path", "tokenizer_class",
-        "transformers_version", "transformers.js_config", "is_llama_config",
+        "transformers_version", "transformers.js_config",
         # the type of the tensors is read from the tensors
         "dtype", "torch_dtype", "use_bfloat16",
         # token ids matter to tokenizers and generation, not to the network
