@@ -288,7 +288,7 @@ def threads(request):
 @pytest.mark.parametrize("sizes", [[1, 0, 2], [FEW_ROWS, FEW_ROWS + 1, 0], [0, 0, 0], [3, 3, 40]])
 @pytest.mark.parametrize("width", [12, 7])  # 7 does not divide by threads
 def test_products_of_each_experts_rows(sizes, width, threads):
-    linear, n_rows = LoopedLinear(sizes), sum(sizes)
+    linear, n_rows = LoopedLinear.of(sizes), sum(sizes)
     x, grad, weight = (t.detach() for t in (randn(n_rows, 8), randn(n_rows, width, seed=1), randn(3, width, 8, seed=2)))
     expert = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
     outputs = torch.einsum("ni,noi->no", x, weight[expert])
@@ -311,7 +311,7 @@ def test_the_grouped_kernel_gives_the_same(sizes, dtype):
         each.detach().to(dtype)
         for each in (randn(sum(sizes), 8), randn(sum(sizes), 16, seed=1), randn(3, 16, 8, seed=2))
     )
-    looped = LoopedLinear(sizes)
+    looped = LoopedLinear.of(sizes)
     kernel = KernelLinear(torch.tensor(sizes).cumsum(0).to(torch.int32))
     assert not KernelLinear.fits(x, weight)
     same = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}  # 8 bits

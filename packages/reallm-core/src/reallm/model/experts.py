@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -56,11 +57,13 @@ class Assignment:
         """How to multiply rows of the type of `x` with weights like `weight`."""
         if KernelLinear.fits(x, weight):
             return KernelLinear(self.ends)
-        if isinstance(self.ends, FakeTensor):  # shapes without numbers, as in the memory estimate: as even as can be
-            n_rows, n_experts = len(self.order), len(self.ends)
-            return LoopedLinear([(expert + 1) * n_rows // n_experts - expert * n_rows // n_experts
-                                 for expert in range(n_experts)])  # fmt: skip
-        return LoopedLinear(self.counts.tolist())
+        ends = self.ends.tolist() if not isinstance(self.ends, FakeTensor) else self._even_ends()
+        return LoopedLinear.of([end - start for start, end in pairwise([0, *ends])])
+
+    def _even_ends(self) -> list[int]:
+        """Ends that spread tokens as evenly as can be, for tensors without numbers, as in the memory estimate."""
+        n_rows, n_experts = len(self.order), len(self.ends)
+        return [(expert + 1) * n_rows // n_experts for expert in range(n_experts)]
 
 
 def mix_experts(

@@ -8,7 +8,7 @@ Shapes: N rows, X experts, I inputs, O outputs; weights [X, O, I].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,37 +37,47 @@ class GroupedLinear(Protocol):
 class LoopedLinear:
     """One product for each expert that has rows."""
 
+    n_experts: int
+    busy: Sequence[int]
+    """The experts that have rows, in order; in decoding they are few."""
     sizes: Sequence[int]
-    """How many rows each of the X experts has."""
+    """How many rows each of them has."""
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> LoopedLinear:
+        """From the number of rows of every expert."""
+        busy = [expert for expert, size in enumerate(sizes) if size]
+        return cls(len(sizes), busy, [sizes[expert] for expert in busy])
 
     def outputs(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = x.new_empty(len(x), weight.shape[1])
-        for rows, matrix, result in zip(self._segments(x), weight.unbind(), self._segments(out), strict=True):
-            if len(rows):
-                _product(rows, matrix.t(), result)
+        for rows, matrix, result in self._products(x, weight.transpose(1, 2), out):
+            _product(rows, matrix, result)
         return out
 
     def input_grads(self, grad: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-        out = grad.new_empty(len(grad), weight.shape[2]) if onto is None else onto
-        for rows, matrix, result in zip(self._segments(grad), weight.unbind(), self._segments(out), strict=True):
-            if len(rows) and onto is None:
+        if onto is None:
+            onto = grad.new_empty(len(grad), weight.shape[2])
+            for rows, matrix, result in self._products(grad, weight, onto):
                 _product(rows, matrix, result)
-            elif len(rows):
+        else:
+            for rows, matrix, result in self._products(grad, weight, onto):
                 result.addmm_(rows, matrix)
-        return out
+        return onto
 
     def weight_grads(self, grad: Tensor, x: Tensor) -> Tensor:
-        out = x.new_empty(len(self.sizes), grad.shape[1], x.shape[1])
-        for grads, rows, result in zip(self._segments(grad), self._segments(x), out.unbind(), strict=True):
-            if len(rows):
-                torch.mm(grads.t(), rows, out=result)
-            else:
-                result.zero_()
+        make = x.new_empty if len(self.busy) == self.n_experts else x.new_zeros
+        out = make((self.n_experts, grad.shape[1], x.shape[1]))
+        for grads, result, rows in self._products(grad, out, x):
+            torch.mm(grads.t(), rows, out=result)
         return out
 
-    def _segments(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.split(list(self.sizes))
+    def _products(self, rows: Tensor, matrices: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each busy expert its rows of two tensors, and its matrix."""
+        sizes = list(self.sizes)
+        each = matrices.unbind() if len(self.busy) == self.n_experts else [matrices[expert] for expert in self.busy]
+        return zip(rows.split(sizes), each, others.split(sizes), strict=True)
 
 
 def _product(x: Tensor, matrix: Tensor, out: Tensor) -> None:
