@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -31,10 +31,11 @@ def by_name(found: Report) -> dict[str, tuple[str, str]]:
 
 
 class TestGood(DatasetKit):
-    dataset = DatasetSpec("tests.kit.broken_datasets:Good", Config, "keeps all promises")
+    dataset = DatasetSpec(
+        "tests.kit.broken_datasets:Good", "tests.kit.offering_plugin_config:WordsConfig", "keeps all promises"
+    )
     rows = ROWS
     tokenizer = Characters()  # type: ignore[assignment]
-    skip: ClassVar[dict[str, str]] = {"light-import": "this module has everything in it"}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,14 @@ def test_a_failure_says_which_line_of_the_class_to_look_at() -> None:
 class WithoutIds(Good):
     def __getitem__(self, i: int) -> Any:
         return super().__getitem__(i).with_metadata(ids=None)
+
+
+def test_a_class_that_cannot_be_imported_fails_as_a_check_does() -> None:
+    (failed,) = report(DatasetSpec("tests.kit.broken_datasets:Nothing", Config, "for tests")).failed
+    assert failed.check == "construction"
+    assert failed.detail.startswith("cannot import 'tests.kit.broken_datasets:Nothing'")
+    assert failed.failure is not None
+    assert failed.failure.look_at == "'tests.kit.broken_datasets:Nothing'"
 
 
 def test_samples_without_ids_are_told_apart_by_what_is_in_them() -> None:

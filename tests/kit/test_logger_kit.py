@@ -106,6 +106,14 @@ def test_a_logger_that_loses_everything_is_found_by_what_can_be_read() -> None:
     assert failed.failure.seen == "the steps none"
 
 
+def test_a_class_that_cannot_be_imported_fails_as_a_check_does() -> None:
+    (failed,) = check_logger(LoggerSpec("tests.kit.nowhere:Logger", "for tests")).failed
+    assert failed.check == "construction"
+    assert failed.detail.startswith("raised cannot import 'tests.kit.nowhere:Logger'")
+    assert failed.failure is not None
+    assert failed.failure.look_at == "'tests.kit.nowhere:Logger'"
+
+
 def test_what_needs_a_missing_package_says_what_to_install() -> None:
     needs = LoggerSpec(Good, "for tests", requires=("a_missing_module",), install="my-logger[all]")
     found = by_name(check_logger(needs))

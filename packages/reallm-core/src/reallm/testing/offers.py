@@ -81,7 +81,7 @@ def _imported_with(module: str) -> list[str]:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CheckFailed(f"`import {module}` works in a process of its own", reason, look_at=module)
-    return done.stdout.split()[-len(HEAVY) :]
+    return (done.stdout.splitlines() or [""])[-1].split()  # what the module itself prints comes before
 
 
 def same_path(**variables: str) -> dict[str, str]:

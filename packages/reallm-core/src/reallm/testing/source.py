@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from reallm.errors import PluginError
+from reallm.plugins.lazy import TypeOrPath, resolve
+
 OWN = "reallm.testing"
 """The kit's own package, whose lines help no author."""
 
@@ -33,6 +36,19 @@ def location(target: Any, method: str = "") -> str:
         place = f"{shown(file)}:{max(line, 1)}" if file else ""
         return f"{place} ({name})" if name else place
     return getattr(target, "__qualname__", repr(target))
+
+
+def reference_location(reference: TypeOrPath, method: str = "") -> str:
+    """The same of a class that a plugin names, or the reference itself where it cannot be imported."""
+    try:
+        return location(resolve(reference), method)
+    except PluginError:
+        return f"'{reference}'"
+
+
+def reference_module(reference: TypeOrPath) -> str:
+    """The module of a class that a plugin names, without importing it."""
+    return reference.partition(":")[0] if isinstance(reference, str) else reference.__module__
 
 
 def shown(file: str | Path) -> str:

@@ -28,7 +28,7 @@ from reallm.testing.folders import Folder
 from reallm.testing.kit import Kit
 from reallm.testing.offers import description, hook_place, light_import
 from reallm.testing.report import Report
-from reallm.testing.source import location
+from reallm.testing.source import reference_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,11 +119,11 @@ class DatasetKit(Kit[DatasetSubject]):
 
     def module(self, subject: DatasetSubject) -> str:
         """The module of the dataset's class."""
-        return str(subject.cls.__module__)
+        return reference_module(subject.spec.dataset)
 
     def place(self, subject: DatasetSubject) -> str:
         """The class."""
-        return location(subject.cls)
+        return subject.at("")
 
     def subject(self, case: str) -> DatasetSubject:
         """The dataset with its arguments, and a file with the rows, if they are given as values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from reallm.data.datasets import Samples
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError
 from reallm.testing.checks import CheckFailed, check
@@ -65,16 +66,16 @@ def ranks(subject: DatasetSubject) -> str:
     return f"{whole.total()} samples on 1 to {tried} ranks"
 
 
-def _contents(samples: object) -> Counter[tuple[str, str]]:
+def _contents(samples: Samples) -> Counter[tuple[str, str]]:
     return Counter((key(sample), digest(sample)) for sample in _all(samples))
 
 
-def _names(samples: object) -> list[str]:
+def _names(samples: Samples) -> list[str]:
     return [key(sample) for sample in _all(samples)]
 
 
-def _all(samples: object) -> Iterator[NamedArray]:
-    return (samples[i] for i in range(len(samples)))  # type: ignore[arg-type,index]
+def _all(samples: Samples) -> Iterator[NamedArray]:
+    return (samples[i] for i in range(len(samples)))
 
 
 def _lost(names: list[str], others: list[str]) -> str:

@@ -13,7 +13,7 @@ from reallm.testing.datasets.files import OBJECTS, RowFile, Spoilt, row_file, sp
 from reallm.testing.datasets.items import packing
 from reallm.testing.datasets.subject import DatasetSubject, read
 from reallm.testing.folders import scratch
-from reallm.testing.source import innermost
+from reallm.testing.source import innermost, reference_module
 
 KNOWN = ".jsonl, .json, .txt, .csv or .tsv"
 
@@ -99,13 +99,13 @@ def _refused(subject: DatasetSubject, path: Path, where: str) -> _Refusal | None
         read(subject.make(file=path))
     except ReallmError as error:
         message = " ".join(str(error).split()).replace(f"{path.parent}/", "")
-        place = innermost(error, subject.cls.__module__) or look_at
+        place = innermost(error, reference_module(subject.spec.dataset)) or look_at
         if path.name not in message:
             raise CheckFailed(f"a message that names the file {path.name}", message, where, place) from error
         return _Refusal(message, place)
     except Exception as error:  # the plugin's code: it should have said what is wrong with the file
         seen = f"{type(error).__name__}: {error}".replace(str(path), path.name)
-        place = innermost(error, subject.cls.__module__) or look_at
+        place = innermost(error, reference_module(subject.spec.dataset)) or look_at
         raise CheckFailed("a DataError of one line that says what is wrong", seen, where, place) from error
     return None
 

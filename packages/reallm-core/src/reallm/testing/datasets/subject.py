@@ -18,7 +18,7 @@ from reallm.data.spec import DatasetSpec
 from reallm.options import REQUIRED
 from reallm.testing.folders import Folder
 from reallm.testing.process_state import changes
-from reallm.testing.source import location
+from reallm.testing.source import reference_location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,8 +107,8 @@ class DatasetSubject:
         return changes(lambda: read(self.samples))
 
     def at(self, method: str) -> str:
-        """Where the class defines a method."""
-        return location(self.cls, method)
+        """Where the class defines a method, or is itself."""
+        return reference_location(self.spec.dataset, method)
 
     def array_fields(self, number: int) -> list[tuple[str, Any]]:
         """Dotted names and values of the arrays of a sample."""

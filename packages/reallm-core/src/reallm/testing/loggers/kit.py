@@ -15,7 +15,7 @@ from reallm.testing.loggers import closing, continuing, telling
 from reallm.testing.loggers.subject import Curves, LoggerSubject
 from reallm.testing.offers import description, hook_place, light_import
 from reallm.testing.report import Report
-from reallm.testing.source import location
+from reallm.testing.source import reference_module
 
 if TYPE_CHECKING:
     from reallm.plugins.loader import Offer
@@ -86,11 +86,11 @@ class LoggerKit(Kit[LoggerSubject]):
 
     def module(self, subject: LoggerSubject) -> str:
         """The module of the logger's class."""
-        return str(subject.cls.__module__)
+        return reference_module(subject.spec.logger)
 
     def place(self, subject: LoggerSubject) -> str:
         """The class."""
-        return location(subject.cls)
+        return subject.at("")
 
     def subject(self, case: str) -> LoggerSubject:
         """The logger, and how to read what it writes."""

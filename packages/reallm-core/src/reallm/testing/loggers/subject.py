@@ -13,7 +13,7 @@ from typing import Any
 
 from reallm.loggers.spec import LoggerSpec
 from reallm.testing.checks import CheckFailed
-from reallm.testing.source import location
+from reallm.testing.source import reference_location
 
 Curves = Mapping[int, Mapping[str, float | None]]
 """Step -> name -> value; None for a number that the format of the logger lacks."""
@@ -65,8 +65,8 @@ class LoggerSubject:
         return hasattr(self.cls, "resume")
 
     def at(self, method: str) -> str:
-        """Where the class defines a method."""
-        return location(self.cls, method)
+        """Where the class defines a method, or is itself."""
+        return reference_location(self.spec.logger, method)
 
     def make(self, run_dir: Path, config: Mapping[str, Any] | None = None) -> Any:
         """A new logger, for a run folder that exists; its configuration is a copy of `CONFIG`, or the one given."""

@@ -1,4 +1,4 @@
-"""The datasets of reallm-datasets keep their promises; needs that package to be installed."""
+"""The three datasets keep all promises that the conformance kit knows, whatever form their rows have."""
 
 from __future__ import annotations
 
