@@ -19,7 +19,6 @@ from reallm.experiments import logs
 from reallm.experiments.logs import Loggers
 from reallm.loggers.jsonl import JsonlLogger, lines_up_to
 from reallm.loggers.spec import Logger, LoggerSpec
-from workspace import ROOT
 
 CONFIG = {"name": None, "optimizer": {"lr": 1e-3}, "loggers": ["jsonl"]}
 
@@ -150,22 +149,6 @@ def test_a_folder_in_the_working_directory_is_not_taken_for_the_package(
     said: list[str] = []
     Loggers({"it": LoggerSpec("nowhere:Logger", requires=("only_a_folder",))}, tmp_path, CONFIG, said.append)
     assert said == ["logger 'it' is off: pip install only_a_folder"]
-
-
-def test_the_logger_of_the_documentation_works_and_continues(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    example = next(block for block in page.split("```") if "class CsvLogger:" in block)
-    names: dict[str, Any] = {}
-    exec(example.removeprefix("python\n"), names)
-    spec = LoggerSpec(names["CsvLogger"])
-    said: list[str] = []
-    part_of_a_run(Loggers({"csv": spec}, tmp_path, CONFIG, said.append, resume_step=-1), 1, 2, 3)
-    part_of_a_run(Loggers({"csv": spec}, tmp_path, CONFIG, said.append, resume_step=2), 3, 4)
-    assert said == []
-    lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert [line.rpartition(",")[0] for line in lines] == [
-        "1,train/loss", "2,train/loss", "2,eval/loss", "3,train/loss", "4,train/loss", "4,eval/loss",
-    ]  # fmt: skip
 
 
 # --- jsonl ---

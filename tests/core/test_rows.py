@@ -78,6 +78,14 @@ def test_the_extension_may_be_in_capitals(tmp_path: Path) -> None:
     assert values(file(tmp_path, "A.JSONL", lines(*GOOD))) == GOOD
 
 
+def test_json_on_one_line_has_a_name_for_each_element(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.json", json.dumps(GOOD))
+    rows = read_rows(path)
+    assert [row.id for row in rows] == ["a.json:1", *(f"a.json:1#{nth}" for nth in range(2, len(GOOD) + 1))]
+    mixed = read_rows(file(tmp_path, "b.json", '[{"a": 1}, {"a": 2},\n{"a": 3}, {"a": 4}]'))
+    assert [row.id for row in mixed] == ["b.json:1", "b.json:1#2", "b.json:2", "b.json:2#2"]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_byte_order_mark_and_crlf_are_no_part_of_the_data(tmp_path: Path, name: str) -> None:
     text = lines(*GOOD) if name == "a.jsonl" else json.dumps(GOOD, indent=1)

@@ -91,8 +91,10 @@ def _read(path: Path, read: Callable[[Path], Records]) -> Records:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _record(path: Path, line: int, value: Any) -> Record:
-    return Record(value, f"{path}:{line}", f"{path.name}:{line}")
+def _record(path: Path, line: int, value: Any, nth: int = 1) -> Record:
+    """A row; `nth` counts those that begin on one line, of which the first is named after the line alone."""
+    place = str(line) if nth == 1 else f"{line}#{nth}"
+    return Record(value, f"{path}:{place}", f"{path.name}:{place}")
 
 
 def _json(path: Path) -> Records:
@@ -109,13 +111,14 @@ def _json(path: Path) -> Records:
     if not isinstance(whole, list):
         raise DataError(f"{path}: wanted a list of objects: [{{...}}, ...]; one object a line is .jsonl")
     # It is valid, so that a second pass needs only to step over what lies between the elements to learn their lines.
-    decoder, line, counted, at = json.JSONDecoder(), 1, 0, text.index("[") + 1
+    decoder, line, counted, at, nth = json.JSONDecoder(), 1, 0, text.index("[") + 1, 0
     for _ in whole:
         between = _BETWEEN.match(text, at)
         assert between is not None
-        line, counted = line + text.count("\n", counted, between.end()), between.end()
+        n_newlines = text.count("\n", counted, between.end())
+        line, counted, nth = line + n_newlines, between.end(), 1 if n_newlines else nth + 1
         value, at = decoder.raw_decode(text, between.end())
-        yield _record(path, line, value)
+        yield _record(path, line, value, nth)
 
 
 def _jsonl(path: Path) -> Records:
