@@ -99,10 +99,9 @@ def defaults(subject: FamilySubject) -> str:
             theirs, ours = getattr(expected, item.name), getattr(found, item.name)
             if theirs != ours:
                 what = f"without the key '{absent[0]}'" if len(absent) == 1 else "without any key"
-                raise CheckFailed(
-                    f"{item.name}={theirs!r}, as transformers has it", f"{ours!r}",
-                    f"a config.json {what}", subject.lines.field(item.name) or subject.lines.config(),
-                )  # fmt: skip
+                one, other = _differing(item.name, theirs, ours)
+                look_at = subject.lines.field(item.name) or subject.lines.config()
+                raise CheckFailed(f"{one}, as transformers has it", other, f"a config.json {what}", look_at)
     return f"{count} configurations with keys left out"
 
 
@@ -130,7 +129,8 @@ def _check_same(subject: FamilySubject, config: ReaLModelConfig, again: ReaLMode
         rounded = isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=ROUNDING)
         if one != other and not rounded:
             look_at = subject.lines.field(item.name) or subject.lines.config()
-            raise CheckFailed(f"{item.name}={one!r} after writing and reading", f"{other!r}", where, look_at)
+            before, after = _differing(item.name, one, other)
+            raise CheckFailed(f"{before} after writing and reading", after, where, look_at)
 
 
 def _check_transformers(subject: FamilySubject, written: Mapping[str, Any], how: str) -> None:
@@ -177,6 +177,16 @@ def _changed(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
                 yield config.replace(**{field: value})
             except ConfigError:
                 continue
+
+
+def _differing(name: str, one: Any, other: Any) -> tuple[str, str]:
+    """Two values of a field as a report shows them: of RoPE or experts only what differs."""
+    if type(one) is type(other) and dataclasses.is_dataclass(one):
+        parts = [item.name for item in dataclasses.fields(one)]
+        parts = [part for part in parts if getattr(one, part) != getattr(other, part)]
+        shown = [", ".join(f"{name}.{part}={getattr(value, part)!r}" for part in parts) for value in (one, other)]
+        return shown[0], shown[1]
+    return f"{name}={one!r}", f"{name}={other!r}"
 
 
 def _named(subject: FamilySubject, text: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reallm.hf.holdings import holdings
 from reallm.testing.families.reference import packed
-from reallm.testing.families.subject import FamilySubject, run_packed
+from reallm.testing.families.subject import FamilySubject, own_classes, run_packed
 
 SEEN = 1e-4
 """Relative to the largest number: a difference that is no rounding."""
@@ -34,8 +34,8 @@ BETWEEN: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attn.q": (NORM, ("attn_norm",)),
     "attn.k": (NORM, ("attn_norm",)),
     "attn.v": (NORM, ("attn_norm",)),
-    "attn.q_norm": (("qkv_clip",), ("attn.q",)),
-    "attn.k_norm": (("qkv_clip",), ("attn.k",)),
+    "attn.q_norm": (("qk_norm", "attention"), ("attn.q",)),
+    "attn.k_norm": (("qk_norm", "attention"), ("attn.k",)),
     "attn.o": (SCORES, ("attn.q", "attn.k", "attn.v", "attn.q_norm", "attn.k_norm")),
     "attn_post_norm": (STREAM, ("attn.o",)),
     "mlp_norm": (STREAM, ("attn.o",)),
@@ -88,7 +88,7 @@ def first_difference(subject: FamilySubject) -> Place:
         if side == "out":
             agreed.append(path)
     fields, entries = HEAD
-    return Place("after the last block, in the output head", subject.at(fields, entries))
+    return Place("after the last block, in the output head", _at(subject, fields, entries))
 
 
 def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: list[str]) -> Place:
@@ -103,10 +103,15 @@ def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: l
     elif is_first:
         fields, entries = END_OF_BLOCK
     else:
-        fields, entries = BETWEEN.get(module, ((), (module,)))
+        fields, entries = BETWEEN.get(module, ((), ()))
     before = [one.split(".", 2)[2] for one in agreed if one.startswith(f"layers.{layer}.")]
     where = f"what goes into {path} ({theirs}) differs" + (f", while {_listed(before)} agree" if before else "")
-    return Place(where, subject.at(fields, entries))
+    return Place(where, _at(subject, fields, (*entries, module)))
+
+
+def _at(subject: FamilySubject, fields: tuple[str, ...], entries: tuple[str, ...]) -> str:
+    own = own_classes(subject)
+    return "; ".join(filter(None, [subject.at(fields, entries, unstated=True), own]))
 
 
 def _and(subject: FamilySubject, fields: tuple[str, ...]) -> str:

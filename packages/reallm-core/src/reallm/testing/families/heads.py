@@ -62,8 +62,8 @@ def critic(subject: FamilySubject) -> str:
     if reference.hf_class(architecture) is None:
         seen = f"transformers has no class '{architecture}'"
         raise CheckFailed("a class of transformers for each of critic_architectures", seen, look_at=subject.table)
-    look_at = f"critic_architectures and {subject.lines.entry('out', ['critic_head']) or 'weights.critic_head'}"
-    look_at = f"{look_at}; {subject.lines.family_line()}"
+    entry = subject.lines.entry("out", ["critic_head"])
+    look_at = entry or f'weights.critic_head, which has no entry "out", {subject.lines.family_line()}'
     raw = {**subject.raw, "architectures": [architecture], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     theirs = reference.hf_model(raw)
     config = config_io.from_hf(family, raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -13,14 +13,24 @@ from typing import Any
 
 from reallm.hf.family import HFFamily
 from reallm.hf.rows import Nested, Row
+from reallm.hf.standard import GATED_DECODER, QK_NORMS, decoder_rows
 from reallm.hf.weight_table import Ours, names_in
 from reallm.testing.source import shown
 
 PARTS = ("embedding", "block", "head", "critic_head")
 """Parts of a `WeightTable`, in the order of the network."""
 
-SHARED = ("decoder_rows(", "GATED_DECODER", "QK_NORMS")
+SHARED_ROWS, SHARED_NAMES = ("decoder_rows(",), ("GATED_DECODER", "QK_NORMS")
 """Where a row or an entry comes from that the plugin's source does not have."""
+
+STANDARD_KEYS = frozenset(key for row in decoder_rows(n_kv_heads=1, max_positions=1) for key in row.keys)
+STANDARD_NAMES = frozenset(
+    value
+    for part in (*(getattr(GATED_DECODER, part) for part in PARTS), QK_NORMS)
+    for value in part.values()
+    if isinstance(value, str)
+)
+"""Keys and names of tensors that those have."""
 
 Numbered = list[tuple[int, str]]
 
@@ -41,7 +51,7 @@ class TableLines:
         """`Key("rms_norm_eps") of config.rows, my_model/plugin.py:20`."""
         keys = ", ".join(f'"{key}"' for key in row.keys[:1])
         text = f"{type(row).__name__}({keys}) of config.rows"
-        return f"{text}{self._found(row.keys)}"
+        return f"{text}{self._found(row.keys, SHARED_ROWS if row.keys[0] in STANDARD_KEYS else ())}"
 
     def field(self, field: str) -> str:
         """The row or the constant that states a field of `ReaLModelConfig`; empty if none does."""
@@ -74,7 +84,8 @@ class TableLines:
                 own = [one for one in names_in(key) if name == one or name.startswith(f"{one}.")]
                 if own:
                     written = ", ".join(f'"{one}"' for one in names_in(key))
-                    return f"weights.{part}[{written}]{self._found(own)}"
+                    shared = SHARED_NAMES if entries[key] in STANDARD_NAMES else ()
+                    return f"weights.{part}[{written}]{self._found(own, shared)}"
         return ""
 
     def weights(self) -> str:
@@ -94,14 +105,14 @@ class TableLines:
         """The rows within rows."""
         return [inner for row in self.family.config.rows if isinstance(row, Nested) for inner in row.rows]
 
-    def _found(self, words: Iterable[str], *, quoted: bool = True) -> str:
-        """`, file.py:20` where one of the words stands, else where a shared table is taken, else the family."""
+    def _found(self, words: Iterable[str], shared: Sequence[str] = (), *, quoted: bool = True) -> str:
+        """`, file.py:20` where one of the words stands; else where a shared table is taken, else the family."""
         texts = [quote + word + quote for word in words for quote in ("\"'" if quoted else ("",))]
-        for lines, wanted in ((self._own, texts), (self._all, texts), (self._own, SHARED), (self._all, SHARED)):
+        for lines, wanted in ((self._own, texts), (self._own, shared), (self._common, texts), (self._common, shared)):
             for number, line in lines:
                 for text in wanted:
                     if text in line:
-                        by = f" (by {text.rstrip('(')})" if text in SHARED else ""
+                        by = f" (by {text.rstrip('(')})" if text in shared else ""
                         return f", {self._file}:{number}{by}"
         line = self.family_line()
         return f", {line}" if line else ""
@@ -127,18 +138,23 @@ class TableLines:
     @cached_property
     def _own(self) -> Numbered:
         """Those of the statement that makes this family, where a module makes several."""
-        for first, last in self._statements():
-            return [(number, line) for number, line in self._all if first <= number <= last]
-        return []
+        return [line for value, lines in self._statements() if value is self.family for line in lines]
 
-    def _statements(self) -> Iterator[tuple[int, int]]:
-        tree = ast.parse("\n".join(line for _, line in self._all))
-        for node in tree.body:
+    @cached_property
+    def _common(self) -> Numbered:
+        """Those that make no family."""
+        made = {number for _, lines in self._statements() for number, _ in lines}
+        return [line for line in self._all if line[0] not in made]
+
+    def _statements(self) -> Iterator[tuple[HFFamily, Numbered]]:
+        """Families of the module, and the lines that make them."""
+        for node in ast.parse("\n".join(line for _, line in self._all)).body:
             targets = node.targets if isinstance(node, ast.Assign) else []
             targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
             for target in targets:
-                if isinstance(target, ast.Name) and getattr(self._module, target.id, None) is self.family:
-                    yield node.lineno, node.end_lineno or node.lineno
+                value = getattr(self._module, target.id, None) if isinstance(target, ast.Name) else None
+                if isinstance(value, HFFamily):
+                    yield value, self._all[node.lineno - 1 : node.end_lineno]
 
 
 def module_of(family: HFFamily) -> str:
@@ -148,5 +164,5 @@ def module_of(family: HFFamily) -> str:
         for name, module in list(sys.modules.items())
         if isinstance(module, ModuleType) and any(value is family for value in list(vars(module).values()))
     ]
-    made = [name for name in holders if any(True for _ in TableLines(family, name)._statements())]
+    made = [name for name in holders if TableLines(family, name)._own]
     return next(iter([*made, *holders]), "")

@@ -11,17 +11,16 @@ from torch import Tensor
 from reallm.model.shard import Shard
 from reallm.model.transformer import Transformer
 from reallm.testing.checks import CheckFailed, Skipped, check
-from reallm.testing.families.numbers import is_close, largest
+from reallm.testing.families.numbers import is_close, largest, packing
 from reallm.testing.families.reference import packed
 from reallm.testing.families.split_run import CannotSplitError, Declared, RankError, run_split
 from reallm.testing.families.subject import FamilySubject, run_packed
-from reallm.testing.families.tensors import state_dict
 from reallm.testing.source import location
 
 RANKS = (2, 4)
 
 
-@check(needs=[state_dict])
+@check(needs=[packing])
 def shards(subject: FamilySubject) -> str:
     """split among ranks as its layers declare, the network computes what it computes whole"""
     model = subject.ours
@@ -96,14 +95,20 @@ def _culprit(subject: FamilySubject, declared: Declared, n_ranks: int, where: st
     for name, other, said in _otherwise(declared):
         try:
             if _fault(subject, other, n_ranks) is None:
-                return f"{_owner(subject.ours, name)}: '{name}' is declared {_said(declared, name)}; {said} would do"
+                owner = location(type(subject.ours.get_submodule(_authors(subject.ours, name.rpartition(".")[0]))))
+                return f"{owner}: '{name}' is declared {_said(declared, name)}; {said} would do"
         except CannotSplitError:
             continue
     path = where.partition(" ")[0]
-    names = [name for name in declared.shards if name.startswith(f"{path}.")]
-    said = ", ".join(f"'{name.removeprefix(f'{path}.')}' {_said(declared, name)}" for name in names)
-    place = location(type(subject.ours.get_submodule(path))) if path.startswith("layers.") else subject.table
-    return f"{place}: declared are {said}" if said else place
+    if not path.startswith("layers."):
+        return subject.table
+    path = _authors(subject.ours, path)
+    said = ", ".join(
+        f"'{name.removeprefix(f'{path}.')}' {_said(declared, name)}"
+        for name in declared.shards
+        if name.startswith(f"{path}.")
+    )
+    return f"{location(type(subject.ours.get_submodule(path)))}: declared are {said}"
 
 
 def _otherwise(declared: Declared) -> Iterator[tuple[str, Declared, str]]:
@@ -136,14 +141,11 @@ def _within(name: str) -> str:
     return name.split(".", 2)[2]
 
 
-def _owner(model: Transformer, name: str) -> str:
-    """Where the class is written that the parameter's author wrote: the core's own small layers are made by another."""
-    path = name.rpartition(".")[0]
-    cls = type(model.get_submodule(path))
-    while cls.__module__.startswith("reallm.model.") and path.count(".") > 2:
+def _authors(model: Transformer, path: str) -> str:
+    """The module whose class the author wrote: the core's own small layers are made by another."""
+    while type(model.get_submodule(path)).__module__.startswith("reallm.model.") and path.count(".") > 2:
         path = path.rpartition(".")[0]
-        cls = type(model.get_submodule(path))
-    return location(cls)
+    return path
 
 
 def _said(declared: Declared, name: str) -> str:

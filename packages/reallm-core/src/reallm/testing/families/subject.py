@@ -18,14 +18,19 @@ from reallm.errors import ReallmError
 from reallm.hf import config_io, weights
 from reallm.hf.family import HFFamily
 from reallm.hf.transformers_io import checkpoint_state
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.model.transformer import Transformer
+from reallm.plugins.lazy import resolve
 from reallm.testing.checks import CheckFailed
 from reallm.testing.families import reference
 from reallm.testing.families.lines import TableLines
+from reallm.testing.source import location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LAYER_KINDS = ("norm", "attention", "mlp", "block")
+"""Fields that name kinds of layers, or classes of the family's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +119,14 @@ class FamilySubject:
         with torch.no_grad():
             return run_packed(self.ours, *self.packed)
 
-    def at(self, fields: Iterable[str] = (), entries: Iterable[str] = ()) -> str:
-        """The rows of fields and the entries of parameters, as far as the tables have them."""
-        rows = dict.fromkeys(filter(None, map(self.lines.field, fields)))
-        found = dict.fromkeys(filter(None, map(self.lines.entry, entries)))
-        return "; ".join([*rows, *found]) or self.lines.config()
+    def at(self, fields: Iterable[str] = (), entries: Iterable[str] = (), *, unstated: bool = False) -> str:
+        """The rows of fields and the entries of parameters that there are; `unstated` tells also which fields are not."""
+        rows = {field: self.lines.field(field) for field in fields}
+        found = [*filter(None, rows.values()), *filter(None, map(self.lines.entry, entries))]
+        lacking = [field for field, row in rows.items() if not row and field not in LAYER_KINDS]
+        if unstated and lacking:
+            found.append(f"stated nowhere: {', '.join(lacking)}")
+        return "; ".join(dict.fromkeys(found)) or self.lines.config()
 
     def place(self, row: int) -> str:
         """`sequence 3 of 33 tokens, token 12`, of a row of the pack."""
@@ -160,3 +168,9 @@ def run_packed(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> Tensor
     out = model(tokens, cu_seqlens)
     assert isinstance(out, Tensor)
     return out
+
+
+def own_classes(subject: FamilySubject) -> str:
+    """Where the family's own layers are written; empty if it has none."""
+    named = {kind: getattr(subject.config, kind) for kind in LAYER_KINDS}
+    return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in named.items() if is_own_class(name))

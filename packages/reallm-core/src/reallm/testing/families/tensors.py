@@ -180,7 +180,7 @@ def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str
         if holding.theirs[0].rpartition(".")[0] == module:  # the bias of a weight that is there
             name = holding.ours[0].split(".", 2)[2]
             fields = [f"{name.split('.')[-2]}_bias"] if kind == "bias" else []
-            return subject.at(fields, [name])
+            return subject.at(fields, [name], unstated=True)
     return subject.lines.weights()
 
 

@@ -14,10 +14,9 @@ from reallm.model.losses import next_token_targets
 from reallm.model.routing import RoutingNotes
 from reallm.model.transformer import Transformer
 from reallm.testing.checks import CheckFailed, Skipped, check
-from reallm.testing.families.numbers import logits, own_classes, packing
+from reallm.testing.families.numbers import logits, packing
 from reallm.testing.families.reference import packed, quiet
-from reallm.testing.families.subject import FamilySubject, empty_network, run_packed
-from reallm.testing.families.tensors import table
+from reallm.testing.families.subject import FamilySubject, empty_network, own_classes, run_packed
 
 MOST_FROM_UNIFORM = 0.5
 """How far, in nats, the loss of a fresh model may be from that of guessing."""
@@ -26,7 +25,7 @@ MOST_CHECKPOINTED = 1e-6
 MOST_AUX_LOSS = 1e-5
 
 
-@check(needs=[table])
+@check(needs=[packing])
 @torch.no_grad()
 def initialisation(subject: FamilySubject) -> str:
     """fresh weights follow from the seed, and know nothing yet"""

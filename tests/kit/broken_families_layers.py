@@ -1,0 +1,141 @@
+"""Layers of a family's own, each with one mistake that authors make."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reallm.model.attention import Step, attend_packed
+from reallm.model.block import Attention, Block
+from reallm.model.cache import store
+from reallm.model.config import ReaLModelConfig
+from reallm.model.layers import GatedMLP, Linear, RMSNorm
+from reallm.model.sequences import Sequences
+from reallm.model.shard import Shard
+
+
+class GoodMLP(GatedMLP):
+    """The core's own, under another name."""
+
+
+class SplitAlongInputs(GatedMLP):
+    """Its first projection has outputs that are parts, but says that its inputs are."""
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        self.gate.shards = {"weight": Shard(1)}
+
+
+class NotAddedUp(GatedMLP):
+    """Its last projection takes parts of the inputs, but says that its outputs are parts."""
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        self.down = Linear(config.intermediate_size, config.hidden_size, split="out")
+
+
+class MixesHeads(Attention):
+    """Queries may be split inside of a head."""
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        for projection in (self.q, self.k, self.v):
+            projection.shards = {"weight": None}
+            projection.split = "out"
+        self.o.shards = {"weight": Shard(1, config.head_dim)}
+
+
+class LosesGradients(GatedMLP):
+    """The gate learns nothing."""
+
+    def forward(self, x: Tensor, step: object) -> Tensor:
+        return self.down(self.act(self.gate(x).detach(), self.up(x)))
+
+
+class CountsCalls(GatedMLP):
+    """In training it computes something else each time that it is called, as with a state that a call changes."""
+
+    n_calls = 0
+
+    def forward(self, x: Tensor, step: object) -> Tensor:
+        self.n_calls += self.training
+        return super().forward(x, step) * (1 + 0.01 * (self.n_calls % 3))
+
+
+class StartsLarge(RMSNorm):
+    """Weights that are far too large to begin with."""
+
+    def __init__(self, config: ReaLModelConfig, size: int) -> None:
+        super().__init__(size, config.norm_eps)
+
+    def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor:
+        return torch.full(self.weight.shape, 100.0)
+
+
+class LeaksAcrossSequences(Attention):
+    """Attends to the whole pack as if it were one sequence."""
+
+    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+        if cache is None:
+            step = dataclasses.replace(step, seqs=Sequences.from_lengths([len(x)]))
+        return super().forward(x, step, cache)
+
+
+class ForgetsWhatItSaw(Attention):
+    """With a cache, it attends to the new tokens only."""
+
+    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+        q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
+        rotation = step.rotations[self.spec.rotation or 0]
+        q, k = rotation(q), rotation(k)
+        if cache is not None:
+            store(cache, k, v, step.seqs.past, step.seqs.lengths)
+        alone = Sequences.from_lengths(step.seqs.lengths)
+        return self.o(attend_packed(q, k, v, alone, self.spec).flatten(-2))
+
+
+class NormsAfterRotating(Attention):
+    """Queries and keys are normed after RoPE, not before."""
+
+    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        rotation = step.rotations[self.spec.rotation or 0]
+        q, k = self.q_norm(rotation(q)), self.k_norm(rotation(k))
+        return self.o(step.attention(q, k, v, step, self.spec, cache).flatten(-2))
+
+
+class RoundsSums(nn.Module):
+    """An RMS norm that adds up squares one by one in the type of its inputs."""
+
+    recompute = True
+    weight_decay = False
+
+    def __init__(self, config: ReaLModelConfig, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.shards = {"weight": None}
+        self.eps = config.norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros_like(x[..., 0])
+        for column in x.square().unbind(-1):
+            total = total + column
+        return (x - x * (1 - (total / x.shape[-1] + self.eps).rsqrt()[..., None])) * self.weight
+
+
+class ForgetsRouting(Block):
+    """Its experts are not told where to note what their routers did."""
+
+    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+        return super().forward(x, dataclasses.replace(step, routing=None), cache)
+
+
+class Raises(GatedMLP):
+    """Breaks where it is used."""
+
+    def forward(self, x: Tensor, step: object) -> Tensor:
+        return F.linear(x, self.gate.weight.T)
