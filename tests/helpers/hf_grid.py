@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 SIZES = {
     "vocab_size": 97,
@@ -19,6 +20,17 @@ SIZES = {
     "eos_token_id": None,
     "initializer_range": 0.1,  # larger than usual, so that every part has a visible effect
 }
+GPT2_SIZES = {
+    "vocab_size": 97,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.1,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LLAMA3 = {
     "factor": 4.0,
     "original_max_position_embeddings": 16,
@@ -42,6 +54,16 @@ def _yarn(spelling: Any, **parameters: Any) -> dict[str, Any]:
     """YaRN with sizes for which each of its parameters changes some frequency."""
     return {**spelling("yarn", theta=50.0, **{**YARN, **parameters}), "max_position_embeddings": 128}
 
+
+def _last_slide(window: int) -> dict[str, Any]:
+    """Qwen's window, on all blocks but the first."""
+    return {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+
+
+GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 3}
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5}
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+"""Beyond 16 tokens, where `original_max_position_embeddings` says so, the long factors hold."""
 
 GRID: dict[str, tuple[str, dict[str, Any]]] = {
     "gqa": ("llama", {}),
@@ -83,6 +105,56 @@ GRID: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-wide-window": ("mistral", {"sliding_window": 4096}),
     "mistral-wide-heads-tied": ("mistral", {"head_dim": 16, "tie_word_embeddings": True, "sliding_window": 3}),
     "mistral-yarn": ("mistral", {**_yarn(_old), "sliding_window": 7}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "mixtral-window": ("mixtral", {"num_local_experts": 4, "sliding_window": 5}),
+    "mixtral-three-of-eight": ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16}),
+    "qwen2": ("qwen2", {"num_hidden_layers": 3}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-window": ("qwen2", {"num_hidden_layers": 3, **_last_slide(5)}),
+    "qwen3-bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "qwen3-moe": ("qwen3_moe", {**EXPERTS, "num_hidden_layers": 3}),
+    "qwen3-moe-normalized": ("qwen3_moe", {**EXPERTS, "num_hidden_layers": 3, "norm_topk_prob": True}),
+    "qwen3-moe-dense-layer": ("qwen3_moe", {**EXPERTS, "num_hidden_layers": 3, "mlp_only_layers": [0]}),
+    "qwen3-moe-sparse-step": (
+        "qwen3_moe",
+        {**EXPERTS, "num_hidden_layers": 4, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 4},
+    ),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma-untied-bias": ("gemma", {"tie_word_embeddings": False, "attention_bias": True}),
+    "gemma2": ("gemma2", {**GEMMA2, "sliding_window": 5}),
+    "gemma2-no-caps": (
+        "gemma2",
+        {**GEMMA2, "sliding_window": 5, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma2-narrow-window": ("gemma2", {**GEMMA2, "sliding_window": 2}),
+    "gemma3-seven-layers": ("gemma3_text", {**GEMMA3, "num_hidden_layers": 7}),
+    "gemma3": ("gemma3_text", {**GEMMA3, "layer_types": ["full_attention", "sliding_attention"]}),
+    "gemma3-ropes": (
+        "gemma3_text",
+        {
+            **GEMMA3,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "gpt2": ("gpt2", {}),
+    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt2-narrow-relu": ("gpt2", {"n_inner": 40, "activation_function": "relu"}),
+    "phi3": ("phi3", {}),
+    "phi3-partial": ("phi3", {"partial_rotary_factor": 0.5}),
+    "phi3-window": ("phi3", {"sliding_window": 5}),
+    "phi3-longrope": ("phi3", {"original_max_position_embeddings": 16, "rope_scaling": LONGROPE}),
+    "phi3-longrope-partial": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.5,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 6.0]},
+        },
+    ),
 }
 """Name -> (model type, what differs from `SIZES`)."""
 
@@ -90,8 +162,11 @@ GRID: dict[str, tuple[str, dict[str, Any]]] = {
 def raw_config(name: str) -> dict[str, Any]:
     """The `config.json` of an entry of the grid."""
     model_type, changes = GRID[name]
-    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[model_type]
-    return {"model_type": model_type, "architectures": [architecture], **SIZES, **changes}
+    sizes = GPT2_SIZES if model_type == "gpt2" else SIZES
+    # The usual token for padding is not in so small a vocabulary.
+    padding = {} if model_type in ("llama", "mistral", "gpt2") else {"pad_token_id": None}
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    return {"model_type": model_type, "architectures": [architecture], **sizes, **padding, **changes}
 
 
 def read_by_transformers(raw: dict[str, Any]) -> transformers.PreTrainedConfig:
@@ -112,7 +187,7 @@ def hf_model(raw: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.f
             for name, parameter in model.named_parameters():
                 if parameter.dim() == 1:
                     parameter.add_(torch.randn_like(parameter) * 0.2)
-                elif "q_proj" in name or "k_proj" in name:
+                elif any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "c_attn")):
                     parameter.mul_(4)
     return model.to(dtype).eval()
 

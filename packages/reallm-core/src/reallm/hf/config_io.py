@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _DOWNLOADED = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_NAME,
                *TOKENIZER_FILES)  # fmt: skip
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null, for the usual ones may exceed the vocabulary
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
@@ -149,7 +150,7 @@ def to_hf(
     if config.is_critic and not family.critic_architectures:
         raise ConfigError(f"family '{family.names[0]}' has no checkpoints with a scalar head")
     if base is None:
-        raw: dict[str, Any] = {"model_type": family.model_type, "bos_token_id": None, "eos_token_id": None}
+        raw: dict[str, Any] = {"model_type": family.model_type, **dict.fromkeys(_TOKEN_IDS)}
     else:
         raw = dict(base)
     if not raw.get("architectures") or saved_as_critic(family, raw) != config.is_critic:
