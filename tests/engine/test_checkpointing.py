@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from reallm.errors import ConfigError
 from reallm.model import checkpointing
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
 
 BASE = ReaLModelConfig(
@@ -49,11 +49,26 @@ CHANGES = {
     },
     "multipliers": {"residual_multiplier": 0.3, "embedding_multiplier": 3.0},
     "critic": {"is_critic": True},
+    "norms of branches": {"norm_placement": "branch"},
+    "sandwich norms with an offset": {"norm_placement": "sandwich", "norm_offset": 1.0},
+    "norms after the sum": {"norm_placement": "post", "norm": "layer", "norm_bias": True},
+    "parallel branches": {"parallel_residual": True, "residual_dropout": 0.3},
+    "parallel branches with one norm": {"parallel_residual": True, "shared_norm": True},
+    "norms without weights": {"norm_weight": False},
+    "q and k normed by head, each with its weights": {"qk_norm": "per_head", "qk_norm_bias": True, "qkv_clip": 0.3},
+    "rope, window and scale of each block": {
+        "rope": (RopeConfig(), None, RopeConfig(theta=50.0, interleaved=True, rotary_dim=4)),
+        "sliding_window": (None, 4, None),
+        "attn_scale": (0.3, 0.5, 0.7),
+    },
+    "learned positions": {"rope": None, "learned_positions": True},
+    "experts": {"moe": MoEConfig(4, 2, 24)},
+    "experts in some blocks, with jitter": {"moe": MoEConfig(4, 2, 24, jitter=0.1, layers=(1,))},
 }
 
 
-def build(changes, mode, dtype=torch.float32):
-    model = Transformer(BASE.replace(**changes))
+def build(changes, mode, dtype=torch.float32, n_layers=3):
+    model = Transformer(BASE.replace(**changes).with_blocks(*range(n_layers)))
     model.init_weights(0)
     model.gradient_checkpointing = mode
     return model.to(dtype).train()
@@ -78,7 +93,7 @@ def test_no_gradient_changes_by_a_bit(changes, dtype, mode):
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_a_graph_that_is_kept_serves_two_backward_passes(mode):
-    model = build({"n_layers": 1}, mode)
+    model = build({}, mode, n_layers=1)
     loss = model.hidden(TOKENS, BOUNDS).square().sum()
     loss.backward(retain_graph=True)
     once = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -117,7 +132,7 @@ def kept_bytes(changes, mode, monkeypatch):
     """Bytes of distinct storages that one block keeps, parameters left out: those of two blocks less those of one."""
     totals = []
     for n_layers in (1, 2):
-        model = build({**changes, "n_layers": n_layers}, mode)
+        model = build(changes, mode, n_layers=n_layers)
         storages = {}
         parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

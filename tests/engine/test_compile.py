@@ -9,8 +9,10 @@ import torch
 
 from reallm.errors import ConfigError
 from reallm.model import compilation
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.losses import next_token_targets
+from reallm.model.moe import load_balancing_loss
+from reallm.model.routing import RoutingNotes
 from reallm.model.transformer import Transformer
 
 # torch's compiler warns of itself, within torch
@@ -55,6 +57,19 @@ def loss_and_gradients(model, lengths):
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+VARIANTS = {
+    "sandwich norms with an offset, norms of heads, rope and scale of each block": {
+        "norm_placement": "sandwich",
+        "norm_offset": 1.0,
+        "qk_norm": "per_head",
+        "qkv_clip": 0.3,
+        "rope": (None, RopeConfig(theta=50.0, interleaved=True, rotary_dim=4), None),
+        "attn_scale": (0.3, 0.5, 0.7),
+    },
+    "parallel branches with one norm": {"parallel_residual": True, "shared_norm": True, "norm": "layer"},
+}
+
+
 def n_compilations():
     from torch._dynamo.utils import counters
 
@@ -90,6 +105,48 @@ def test_steps_of_changing_lengths_equal_those_without_compiling(mode, fresh_com
     assert counts[0] > 0
     assert counts[1:] == [counts[1]] * 5, "lengths after the second compile nothing"
     assert counts[1] <= 8, "all blocks share what is compiled"
+
+
+@needs_compiler
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_blocks_of_every_kind_give_the_numbers_that_they_give_uncompiled(changes, fresh_compiler):
+    plain, compiled = build(changes), build(changes)
+    compiled.compile_blocks()
+    counts = []
+    for lengths in PACKS[:3]:
+        loss, gradients = loss_and_gradients(compiled, lengths)
+        expected_loss, expected = loss_and_gradients(plain, lengths)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+        counts.append(n_compilations())
+    assert counts[0] > 0
+    assert counts[1:] == [counts[1]] * 2, "lengths after the second compile nothing"
+
+
+@needs_compiler
+def test_compiled_blocks_that_run_again_note_their_routing_once(fresh_compiler):
+    plain, compiled = (build({"moe": MoEConfig(4, 2, 16, layers=(1, 2))}) for _ in range(2))
+    compiled.compile_blocks()
+    compiled.gradient_checkpointing = "full"
+    counts = []
+    for lengths in PACKS[:4]:
+        tokens, bounds = torch.arange(sum(lengths)) % 50, torch.tensor([0, *lengths]).cumsum(0)
+        losses, gradients = [], []
+        for model in (plain, compiled):
+            model.zero_grad()
+            model.routing = RoutingNotes()
+            hidden = model.hidden(tokens, bounds)
+            routing = model.routing.close()
+            assert [each.n_tokens for each in routing] == [len(tokens)] * 2
+            losses.append(load_balancing_loss(routing))
+            (hidden.square().mean() + losses[-1]).backward()
+            assert model.routing.close() == []
+            gradients.append(model.get_parameter("layers.2.mlp.router.weight").grad)
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+        counts.append(n_compilations())
+    assert counts[1:] == [counts[1]] * 3, "nothing is compiled for the routing of each pass"
 
 
 @needs_compiler

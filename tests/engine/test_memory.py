@@ -12,7 +12,8 @@ from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.engine import memory
 from reallm.engine.memory import AliveBytes, estimate, size_text
-from reallm.model.config import ReaLModelConfig
+from reallm.errors import DataError
+from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
 
 CONFIG = ReaLModelConfig(
@@ -51,6 +52,14 @@ def alive_in_a_step(config: ReaLModelConfig, gradient_checkpointing: Any) -> int
         {"attn_softcap": 20.0},
         {"tied_embeddings": True, "qk_norm": "head"},
         {"n_layers": 3},
+        {
+            "norm_placement": "sandwich",
+            "norm_offset": 1.0,
+            "qk_norm": "per_head",
+            "rope": (None, RopeConfig(interleaved=True, rotary_dim=8)) * 3 + (None,),
+        },
+        {"parallel_residual": True, "norm": "layer", "rope": None, "learned_positions": True, "head_bias": True},
+        {"moe": MoEConfig(8, 4, 512, layers=(3, 4, 5, 6))},  # a block with experts takes several times as much
         {"vocab_size": 40_000},  # of few blocks the head's gradients are the peak, of many the activations
         {"vocab_size": 40_000, "n_layers": 14, "tied_embeddings": True},
     ],
@@ -113,3 +122,10 @@ def test_sizes_read_well(n_bytes: int, text: str) -> None:
 def test_what_is_there_is_known() -> None:
     assert (memory.available_memory(CPU) or 0) > 1 << 20
     assert memory.peak_memory(CPU) > 1 << 20
+
+
+def test_a_sequence_longer_than_the_learned_positions_is_told_before_training() -> None:
+    config = CONFIG.replace(rope=None, learned_positions=True, max_positions=256)
+    with pytest.raises(DataError, match="a sequence has 300 tokens, but the model has learned 256 positions"):
+        estimate(config, torch.float32, CPU, LENGTHS)
+    assert estimate(config, torch.float32, CPU, (200, 200)).activations  # of two that fit, no longer one is made

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reallm.errors import ReallmError
 from reallm.hf.holdings import parameter_shapes
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sequences import Sequences
@@ -31,7 +33,7 @@ HOLES = 0.2
 """What the C library's allocator loses to holes on a CPU, as a share of what is alive: 0.20 to 0.29 were seen with
 glibc 2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
 WALKED_BLOCKS = (2, 4)
-"""Deeper networks are walked at these depths and continued along the line through both."""
+"""Of blocks of one kind that are more, so many are walked, and the rest is continued along the line through both."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def estimate(
     is_half = size < 4
     try:
         activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
+    except ReallmError:  # such as a sequence longer than the positions that the model has learned
+        raise
     except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is worth telling all the same
         activations = None
     if activations is not None and is_half:
@@ -128,21 +132,29 @@ def _activations(
     lengths: Sequence[int],
     gradient_checkpointing: Any,
 ) -> int:
-    def walk(n_layers: int) -> _Peaks:
-        return _walk(config.with_blocks(*range(n_layers)), dtype, device, lengths, gradient_checkpointing)
+    def walk(blocks: Iterable[int]) -> _Peaks:
+        return _walk(config.with_blocks(*sorted(blocks)), dtype, device, lengths, gradient_checkpointing)
 
     few, more = WALKED_BLOCKS
     if config.n_layers <= more:
-        return max(walk(config.n_layers))
-    low, high = walk(few), walk(more)
-
-    def at_full_depth(a: int, b: int) -> int:
-        return b + (b - a) * (config.n_layers - more) // (more - few)
-
-    # what follows the last block's backward pass only falls, but for the embedding's gradient, the same at any depth
-    return max(
-        at_full_depth(low.forward, high.forward), at_full_depth(low.last_block, high.last_block), high.other_blocks
-    )
+        return max(walk(range(config.n_layers)))
+    kinds: dict[ReaLModelConfig, list[int]] = {}  # blocks that are configured alike
+    for block in range(config.n_layers):
+        kinds.setdefault(config.with_blocks(block), []).append(block)
+    # the last of each kind: with them the last block of all, in whose backward pass most may be alive
+    low = walk(block for blocks in kinds.values() for block in blocks[-few:])
+    forward, last_block, other_blocks = low
+    for kind, blocks in kinds.items():
+        if len(blocks) <= few:
+            continue
+        high = walk(block for each, places in kinds.items() for block in places[-(more if each == kind else few) :])
+        slope = Fraction(len(blocks) - few, min(len(blocks), more) - few)
+        forward += int(slope * (high.forward - low.forward))
+        last_block += int(slope * (high.last_block - low.last_block))
+        # what follows the last block's backward pass only falls, but for the embedding's gradient, which is the same
+        # at any depth
+        other_blocks = max(other_blocks, high.other_blocks)
+    return max(forward, last_block, other_blocks)
 
 
 class _Peaks(NamedTuple):
@@ -197,11 +209,12 @@ def _walk(
 def _alike(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
     """Fewer sequences that take the same memory, since each costs time to walk.
 
-    Where scores are not kept, only the number of tokens counts. Where they are, or masks, a sequence's length does:
-    then all are as long as the longest, which takes no less.
+    Where scores are not kept, only the number of tokens counts. Where they are, or masks, a sequence's length does, and
+    learned positions have an end: then all are as long as the longest, which takes no less.
     """
     total = sum(lengths)
-    if config.attn_softcap is None and not any(config.windows):
+    keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
+    if not keeps_scores and not any(config.windows) and not config.learned_positions:
         return [total]
     longest = max(lengths)
     return [*[longest] * (total // longest), *([total % longest] if total % longest else [])]

@@ -13,6 +13,8 @@ Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,7 +114,8 @@ class PerHeadNorm(Norm):
         size = n_heads, config.head_dim
         super().__init__(size, config.norm_eps, bias=config.qk_norm_bias, offset=config.norm_offset)
         self.shards = dict.fromkeys(self.shards, Shard(0))
-        self.norm = {"rms": F.rms_norm, "layer": F.layer_norm}[config.norm]
+        norms: dict[str, Callable[..., Tensor]] = {"rms": F.rms_norm, "layer": F.layer_norm}
+        self.norm = norms[config.norm]
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm(x, (x.shape[-1],), eps=self.eps) * (self.weight + self.offset)

@@ -53,6 +53,7 @@ class Head(nn.Module):
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         self.norm = make_norm(config) if config.final_norm else nn.Identity()
+        self.out: nn.Module
         if config.is_critic:
             self.out = Linear(config.hidden_size, 1, split="in")
             self.out.shards = {"weight": None}  # one row; too small to split
