@@ -120,6 +120,7 @@ GRID: dict[str, tuple[str, dict[str, Any]]] = {
         {**EXPERTS, "num_hidden_layers": 4, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 4},
     ),
     "gemma": ("gemma", {"head_dim": 16}),
+    "gemma-first-release": ("gemma", {"hidden_act": "gelu"}),
     "gemma-untied-bias": ("gemma", {"tie_word_embeddings": False, "attention_bias": True}),
     "gemma2": ("gemma2", {**GEMMA2, "sliding_window": 5}),
     "gemma2-no-caps": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reallm import HFFamily, hookimpl
-from reallm.hf.standard import ATTENTION_BIAS, GATED_DECODER, QK_NORMS, decoder_rows
+from reallm.hf.standard import ACTIVATIONS, ATTENTION_BIAS, GATED_DECODER, QK_NORMS, decoder_rows, without
 from reallm.hf.tables import (
     INVERSE_SQUARE_ROOT,
     Allowed,
@@ -31,6 +31,7 @@ SANDWICH = GATED_DECODER.updated(
     }
 )
 
+GELU_IS_TANH = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS, "gelu": "gelu_tanh"}
 
 LATER_ROWS = (
     Key("attention_bias", bool, ATTENTION_BIAS, default=False),
@@ -45,7 +46,9 @@ GEMMA = HFFamily(
     critic_architectures=("GemmaForSequenceClassification",),
     config=ConfigTable(
         rows=(
-            *decoder_rows(n_kv_heads=16, max_positions=8192, head_dim=256, activation="gelu_pytorch_tanh", tied=True),
+            *without(decoder_rows(n_kv_heads=16, max_positions=8192, head_dim=256, tied=True), "hidden_act"),
+            # The first releases say gelu and mean its approximation, as transformers reads them.
+            Key("hidden_act", str, "activation", default="gelu_tanh", spellings=GELU_IS_TANH),
             Key("attention_bias", bool, ATTENTION_BIAS, default=False),
         ),
         constants=CONSTANTS,
