@@ -19,21 +19,52 @@ def tox() -> configparser.ConfigParser:
     return parser
 
 
+def expanded(name: str) -> list[str]:
+    """`core-{llama, qwen}` -> core-llama, core-qwen."""
+    before, brace, rest = name.partition("{")
+    inner, _, after = rest.partition("}")
+    return [f"{before}{factor.strip()}{after}" for factor in inner.split(",")] if brace else [name]
+
+
 def environments(tox: configparser.ConfigParser) -> set[str]:
-    return {section.partition(":")[2] for section in tox.sections() if section.startswith("testenv:")}
+    sections = [section.partition(":")[2] for section in tox.sections() if section.startswith("testenv:")]
+    return set(itertools.chain.from_iterable(map(expanded, sections)))
+
+
+def env_list(tox: configparser.ConfigParser) -> set[str]:
+    entries = re.findall(r"(?:[^\s,{]|\{[^}]*\})+", tox["tox"]["env_list"])
+    return set(itertools.chain.from_iterable(map(expanded, entries)))
 
 
 def test_tox_runs_every_environment_but_those_that_need_a_gpu_or_the_packages_of_others_services(tox):
-    assert set(re.split(r"[,\s]+", tox["tox"]["env_list"].strip())) == environments(tox) - {"gpu", "loggers"}
+    assert env_list(tox) == environments(tox) - {"gpu", "loggers"}
+
+
+def test_each_package_of_families_has_an_environment_with_the_core_alone(tox):
+    (section,) = [section for section in tox.sections() if section.startswith("testenv:core-{")]
+    lines = re.findall(r"(\w+): \{\[testenv\]install\} (.*)", tox[section]["commands_pre"])
+    families = [package.name for package in packages() if package.name.startswith("reallm-hf-")]
+    assert lines == [(name.removeprefix("reallm-hf-"), f"reallm-core {name}") for name in families]
+    assert {f"core-{factor}" for factor, _ in lines} == set(expanded(section.partition(":")[2]))
+
+
+def test_the_layers_are_held_for_every_package():
+    layers = configparser.ConfigParser()
+    layers.read(ROOT / ".importlinter", encoding="utf-8")
+    plugins = [package.name.replace("-", "_") for package in packages() if package.name != "reallm-core"]
+    assert layers["importlinter"]["root_packages"].split() == ["reallm", *plugins]
+    assert layers["importlinter:contract:core"]["forbidden_modules"].split() == plugins
+    assert layers["importlinter:contract:plugins"]["modules"].split() == plugins
 
 
 def test_every_environment_is_described_to_contributors(tox):
     page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"`tox run -e ([a-z-]+)` \|", page)) == environments(tox)
+    described = re.findall(r"`tox run -e ([a-z0-9-]+)`(?=[^\n|]*\|)", page)
+    assert set(described) == environments(tox)
 
 
 def test_ci_runs_the_test_command_of_the_readme():
-    command = "python -m pip install tox && python -m tox"
+    command = "python -m pip install tox && python -m tox run-parallel"
     assert f"```sh\n{command}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == command
 
