@@ -127,7 +127,8 @@ def hold(name: str, actual: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(actual, encoding="utf-8")
         pytest.fail(f"{path} was not there and is written anew; look at it")
-    assert without_numbers(actual) == without_numbers(path.read_text(encoding="utf-8"))
+    held = path.read_text(encoding="utf-8")
+    assert without_numbers(actual) == without_numbers(held), f"delete {path} to have it written anew"
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=str)
