@@ -75,6 +75,19 @@ def choose(samples: Samples, interface: Any, n: int) -> list[tuple[str, Example]
     return found
 
 
+def fitting(
+    examples: Sequence[tuple[str, Example]], max_new_tokens: int, longest_sequence: int | None
+) -> tuple[list[tuple[str, Example]], int]:
+    """The examples that a model with so many positions can continue, and by how many tokens each of them."""
+    if longest_sequence is None:
+        return list(examples), max_new_tokens
+    # the last new token is never read, and so needs no position
+    rooms = [longest_sequence + 1 - len(example.prompt_ids) for _, example in examples]
+    wanted = min(max_new_tokens, max(rooms, default=0) // 2)  # a prompt that leaves less room is not worth it
+    kept = [(pair, room) for pair, room in zip(examples, rooms, strict=True) if room >= max(1, wanted)]
+    return [pair for pair, _ in kept], min([max_new_tokens, *(room for _, room in kept)])
+
+
 def forget_after(file: Path, step: int) -> None:
     """Drop what was written after `step`, by a process that was killed before it saved."""
     if file.is_file():

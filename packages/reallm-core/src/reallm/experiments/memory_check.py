@@ -11,11 +11,10 @@ import torch
 
 from reallm.engine.memory import MemoryEstimate, available_memory, estimate, size_text
 from reallm.errors import ConfigError, ReallmError
+from reallm.experiments.architecture import architecture
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.devices import choose_device, choose_dtype
 from reallm.experiments.training_config import TrainingConfig, model_args
-from reallm.hf import config_io, families
-from reallm.hf.file_names import CONFIG_NAME
 
 if TYPE_CHECKING:
     from reallm.experiments.setup import LoadedModel
@@ -33,10 +32,7 @@ def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, la
         device: it is trained on.
         largest: lengths of the sequences in the largest micro-batch.
     """
-    folder = config_io.resolve_path(args.path)
-    raw = config_io.read_config(folder)
-    config = config_io.from_hf(families.family_for(raw, folder), raw, source=folder / CONFIG_NAME)
-    return estimate(config, dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing)
+    return estimate(architecture(args), dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing)
 
 
 def memory_lines(config: TrainingConfig, trained: Sequence[str], largest: Sequence[int]) -> list[str]:

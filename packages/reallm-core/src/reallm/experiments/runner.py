@@ -14,11 +14,12 @@ from reallm.algorithms.graph import execution_order
 from reallm.algorithms.spec import Algorithm, ModelFunctionCall
 from reallm.errors import ReallmError
 from reallm.experiments import resume
+from reallm.experiments.architecture import check_lengths
 from reallm.experiments.closing import closing_lines
 from reallm.experiments.config_load import describe
 from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.determinism import deterministic_kernels
-from reallm.experiments.examples import Examples, choose, forget_after
+from reallm.experiments.examples import Examples, choose, fitting, forget_after
 from reallm.experiments.interrupt import stop_requests
 from reallm.experiments.logs import Loggers, logger_specs
 from reallm.experiments.loop import Loop, Parts
@@ -41,7 +42,7 @@ from reallm.experiments.setup import (
     trained_roles,
 )
 from reallm.experiments.survey import histogram
-from reallm.experiments.training_config import TrainingConfig
+from reallm.experiments.training_config import TrainingConfig, model_args
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _prepare(
     data = load_data(config, order, interfaces)
     if point is not None and point.state is not None:
         resume.refuse_other_data(point.state.data, data.fingerprint)
+    check_lengths(data.train, data.survey, [model_args(config, role) for role in trained])
     about_memory = memory_lines(config, trained, data.survey.largest)
     models = load_models(config, interfaces, order, data.plan.total_steps)
     if point is not None:
@@ -200,10 +202,10 @@ def _examples(run: _Run) -> Examples | None:
     if valid is None or trained.model.config.is_critic:
         return None
     chosen = choose(valid, trained.interface, run.config.eval_generations)
+    chosen, n_new = fitting(chosen, run.config.eval_max_new_tokens, trained.model.config.longest_sequence)
     if not chosen:
         return None
-    tokenizer, longest = run.prepared.data.tokenizer, run.config.eval_max_new_tokens
-    return Examples(trained.model, tokenizer, chosen, run.folder.samples, longest)
+    return Examples(trained.model, run.prepared.data.tokenizer, chosen, run.folder.samples, n_new)
 
 
 def _data_page(data: Data) -> dict[str, Any]:

@@ -23,8 +23,10 @@ LOOKED_AT = 4096
 class Survey:
     """What the first steps of a plan are made of, up to a whole epoch."""
 
+    rows: tuple[int, ...]
+    """The samples looked at."""
     lengths: tuple[int, ...]
-    """Tokens of each sample looked at."""
+    """Tokens of each of them."""
     tokens_per_step: float
     micro_batches_per_step: float
     largest: tuple[int, ...]
@@ -43,13 +45,16 @@ def survey(samples: Samples, sizes: Callable[[NamedArray], Sequence[int]], plan:
         max_tokens: of a micro-batch.
     """
     n_steps = max(1, min(plan.steps_per_epoch, LOOKED_AT // plan.batch_size))
+    rows: list[int] = []
     lengths: list[int] = []
     parts: list[list[int]] = []
     for step in range(1, n_steps + 1):
+        rows += plan.rows(step)
         of_step = [sum(sizes(samples[row])) for row in plan.rows(step)]
         parts += [[of_step[i] for i in part] for part in micro_batches(of_step, max_tokens)]
         lengths += of_step
     return Survey(
+        tuple(rows),
         tuple(lengths),
         tokens_per_step=sum(lengths) / n_steps,
         micro_batches_per_step=len(parts) / n_steps,
