@@ -90,6 +90,7 @@ __all__ = [
     "Skipped",
     "check",
     "check_dataset",
+    "check_family",
     "check_logger",
     "run",
 ]

@@ -34,5 +34,6 @@ def kit_class(kind: str) -> type[Kit[Any]]:
 
 
 def listed() -> str:
-    """The kinds that have a kit, to be read: `datasets and loggers`."""
-    return " and ".join(KINDS[kind].plural for kind in KITS)
+    """The kinds that have a kit, to be read: `datasets, families and loggers`."""
+    *first, last = (KINDS[kind].plural for kind in KITS)
+    return f"{', '.join(first)} and {last}"

@@ -26,11 +26,14 @@ SEEN = 1e-4
 Side = Literal["in", "out"]
 Event = tuple[str, Side]
 
+Suspects = tuple[tuple[str, ...], tuple[str, ...]]
+"""Fields, and entries of the weight table."""
+
 NORM = ("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset")
 STREAM = ("norm_placement", "residual_multiplier", "parallel_residual", "shared_norm", "block")
 SCORES = ("rope", "sliding_window", "attn_scale", "attn_softcap", "qk_norm", "qkv_clip", "attention")
 
-BETWEEN: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+BETWEEN: Mapping[str, Suspects] = {
     "attn.q": (NORM, ("attn_norm",)),
     "attn.k": (NORM, ("attn_norm",)),
     "attn.v": (NORM, ("attn_norm",)),
@@ -47,12 +50,12 @@ BETWEEN: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Module of ours -> what makes its inputs of what the modules before it gave: fields, and entries of the tables."""
 
-EMBEDDING = (("embedding_multiplier", "learned_positions", "position_offset"), ("tokens", "positions"))
-END_OF_BLOCK = (
+EMBEDDING: Suspects = (("embedding_multiplier", "learned_positions", "position_offset"), ("tokens", "positions"))
+END_OF_BLOCK: Suspects = (
     ("moe", "activation", "mlp", *STREAM),
     ("mlp.experts.gate", "mlp.experts.up", "mlp.experts.down", "mlp.down"),
 )
-HEAD = (("tied_embeddings", "logit_multiplier", "logit_softcap", "head_bias", "final_norm"), ("out", "norm"))
+HEAD: Suspects = (("tied_embeddings", "logit_multiplier", "logit_softcap", "head_bias", "final_norm"), ("out", "norm"))
 
 BIASES: Mapping[str, str] = {
     "attn.q": "q_bias", "attn.k": "k_bias", "attn.v": "v_bias", "attn.o": "o_bias",
@@ -98,12 +101,8 @@ def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: l
         where = f"{path} gives something else than {theirs} for the same input"
         return Place(where, subject.at(fields if module.endswith("norm") else (), [module]) + _and(subject, fields))
     is_first = not any(one.startswith(f"layers.{layer}.") for one in agreed)
-    if is_first and layer == 1:
-        fields, entries = EMBEDDING
-    elif is_first:
-        fields, entries = END_OF_BLOCK
-    else:
-        fields, entries = BETWEEN.get(module, ((), ()))
+    ends = EMBEDDING if layer == 1 else END_OF_BLOCK
+    fields, entries = ends if is_first else BETWEEN.get(module, ((), ()))
     before = [one.split(".", 2)[2] for one in agreed if one.startswith(f"layers.{layer}.")]
     where = f"what goes into {path} ({theirs}) differs" + (f", while {_listed(before)} agree" if before else "")
     return Place(where, _at(subject, fields, (*entries, module)))

@@ -102,8 +102,8 @@ class FamilyKit(Kit[FamilySubject]):
         content = self._contents()[case]
         family = self._family()
         modules = (self._offer().plugin.module,) if isinstance(self.family, str) else ()
-        path = None if self.checkpoint is None else Path(self.checkpoint)
-        return FamilySubject(family, case, content, TableLines(family, module_of(family)), path, modules)
+        lines = TableLines(family, module_of(family))
+        return FamilySubject(family, case, content, lines, self.checkpoint, modules)
 
     def _family(self) -> HFFamily:
         if not self.family:

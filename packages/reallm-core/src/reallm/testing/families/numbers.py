@@ -6,6 +6,7 @@ Shapes: T packed tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from reallm.testing.families.diagnosis import first_difference
 from reallm.testing.families.reference import SEED, logits_of, packed
 from reallm.testing.families.subject import FamilySubject, own_classes, run_packed
 from reallm.testing.families.tensors import state_dict
+
+M = TypeVar("M", bound=nn.Module)
 
 MOST_LOGITS = 2e-5
 """Largest difference of float32 logits, relative to the largest logit where that is above 1. Two ways to add up the
@@ -90,8 +93,8 @@ def gradients(subject: FamilySubject) -> str:
 def bf16(subject: FamilySubject) -> str:
     """in bfloat16, logits are as near to those in float32 as transformers' are"""
     with torch.no_grad():
-        theirs = logits_of(copy.deepcopy(subject.theirs).to(torch.bfloat16), subject.samples)
-        ours = run_packed(copy.deepcopy(subject.ours).to(torch.bfloat16), *subject.packed)
+        theirs = logits_of(_in_bf16(subject.theirs), subject.samples)
+        ours = run_packed(_in_bf16(subject.ours), *subject.packed)
     if ours.dtype != torch.bfloat16:
         where = own_classes(subject) or subject.lines.family_line()
         raise CheckFailed("bfloat16 logits of bfloat16 parameters", f"{ours.dtype}", look_at=where)
@@ -128,6 +131,11 @@ def _taken(parameter: nn.Parameter) -> Tensor:
     """The gradient, which the parameter does not keep."""
     gradient, parameter.grad = parameter.grad, None
     return torch.zeros_like(parameter) if gradient is None else gradient
+
+
+def _in_bf16(model: M) -> M:
+    nn.Module.to(copied := copy.deepcopy(model), torch.bfloat16)
+    return copied
 
 
 def _typical(errors: Tensor) -> float:

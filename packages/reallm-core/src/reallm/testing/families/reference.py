@@ -62,7 +62,8 @@ def hf_class(name: str) -> type[PreTrainedModel] | None:
     import transformers
 
     found = getattr(transformers, name, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model else None
 
 
 def hf_model(raw: Mapping[str, Any]) -> PreTrainedModel:

@@ -122,9 +122,10 @@ def load_theirs(folder: Path, architecture: str) -> tuple[PreTrainedModel, str]:
     if cls is None:
         raise ReallmError(f"transformers has no class '{architecture}'")
     with quiet():
-        model, info = cls.from_pretrained(
-            folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
-        )
+        options: dict[str, Any] = {"output_loading_info": True, "attn_implementation": "eager", "dtype": torch.float32}
+        loaded: Any = cls.from_pretrained(folder, **options)
+    model: PreTrainedModel = loaded[0]
+    info: Mapping[str, Any] = loaded[1]
     wrong = [f"{what.replace('_', ' ')}: {sorted(map(str, names))[0]}" for what, names in info.items() if names]
     for parameter in model.parameters():  # sums over numbers that lie otherwise in memory may end in another last bit
         parameter.data = parameter.data.clone()
@@ -154,6 +155,7 @@ def _greedy(model: Transformer, prompts: list[list[int]]) -> list[list[int]]:
 
 def _their_greedy(model: PreTrainedModel, prompt: Tensor) -> list[int]:
     options: dict[str, Any] = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False}
+    options["use_cache"] = False  # its cache keeps keys as they were rotated when the sequence was shorter
     with quiet(), torch.no_grad():
         out = model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), pad_token_id=0, **options)  # type: ignore[operator]
     new: list[int] = out[0, len(prompt) :].tolist()

@@ -161,8 +161,14 @@ def _part(
     modules = dict(part.named_modules())
     for name, parameter in part.named_parameters():
         path, _, own_name = name.rpartition(".")
-        value = cut(parameter, declared.shards[name], rank, n_ranks).clone()
-        is_added_once = declared.splits.get(path) == "in" and own_name == "bias" and declared.shards[name] is None
+        shard = declared.shards[name]
+        is_added_up = any(
+            path == one or path.startswith(f"{one}.") for one, split in declared.splits.items() if split == "in"
+        )
+        if shard is not None and is_added_up and parameter.shape[shard.dim] // shard.unit < n_ranks:
+            raise CannotSplitError(f"'{name}' has {parameter.shape[shard.dim] // shard.unit} units for {n_ranks} ranks")
+        value = cut(parameter, shard, rank, n_ranks).clone()
+        is_added_once = declared.splits.get(path) == "in" and own_name == "bias" and shard is None
         value = torch.zeros_like(value) if is_added_once and rank else value
         setattr(modules[path], own_name, nn.Parameter(value, requires_grad=False))
     for path, module in modules.items():

@@ -44,7 +44,7 @@ class FamilySubject:
         case: name of the configuration.
         content: of its `config.json`, or why there is none.
         lines: where the tables stand in the plugin's source.
-        checkpoint: a real one; None if none is given.
+        checkpoint: a real one, a folder or hub id; None if none is given.
         light_modules: imported to look at the plugin.
     """
 
@@ -52,7 +52,7 @@ class FamilySubject:
     case: str
     content: Mapping[str, Any] | CheckFailed
     lines: TableLines
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     light_modules: tuple[str, ...] = ()
 
     @property
@@ -120,7 +120,7 @@ class FamilySubject:
             return run_packed(self.ours, *self.packed)
 
     def at(self, fields: Iterable[str] = (), entries: Iterable[str] = (), *, unstated: bool = False) -> str:
-        """The rows of fields and the entries of parameters that there are; `unstated` tells also which fields are not."""
+        """The rows of fields and the entries of parameters that there are; `unstated` tells also what is missing."""
         rows = {field: self.lines.field(field) for field in fields}
         found = [*filter(None, rows.values()), *filter(None, map(self.lines.entry, entries))]
         lacking = [field for field, row in rows.items() if not row and field not in LAYER_KINDS]

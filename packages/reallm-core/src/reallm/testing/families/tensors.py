@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from safetensors import safe_open
@@ -132,28 +133,20 @@ def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: lis
 
 def _check_split(subject: FamilySubject, state: Mapping[str, Tensor]) -> int:
     """A part of a shared tensor is refused by name; how many of them there are."""
-    count = 0
-    for holding in holdings(subject.family, subject.config):
+    family, config = subject.family, subject.config
+    shared = [holding for holding in holdings(family, config) if len(holding.ours) > 1 or len(holding.theirs) > 1]
+    for holding in shared:
+        one, tensor = holding.ours[0], holding.theirs[0]
         if len(holding.ours) > 1:
-            first, rest = holding.ours[0], holding.ours[1:]
-            _refused(
-                subject,
-                lambda one=first: weights.state_dict_to_hf(subject.family, {one: state[one]}, subject.config),
-                rest[0],
-            )  # type: ignore[misc]
+            to_hf = partial(weights.state_dict_to_hf, family, {one: state[one]}, config)
+            _check_refused(subject, to_hf, holding.ours[1])
         if len(holding.theirs) > 1:
-            part = {holding.theirs[0]: subject.hf_state[holding.theirs[0]]}
-            _refused(
-                subject,
-                lambda part=part: weights.state_dict_from_hf(subject.family, part, subject.config),
-                holding.theirs[1],
-            )  # type: ignore[misc]
-        count += len(holding.ours) > 1 or len(holding.theirs) > 1
-    return count
+            from_hf = partial(weights.state_dict_from_hf, family, {tensor: subject.hf_state[tensor]}, config)
+            _check_refused(subject, from_hf, holding.theirs[1])
+    return len(shared)
 
 
-def _refused(subject: FamilySubject, convert: object, missing: str) -> None:
-    assert callable(convert)
+def _check_refused(subject: FamilySubject, convert: Callable[[], object], missing: str) -> None:
     try:
         convert()
     except (ConfigError, CheckpointError) as error:
@@ -162,8 +155,8 @@ def _refused(subject: FamilySubject, convert: object, missing: str) -> None:
     raise CheckFailed(f"an error that names '{missing}', which is missing", "none", look_at=subject.lines.weights())
 
 
-def _compared(found: object, wanted: set[str]) -> str:
-    have = set(found)  # type: ignore[call-overload]
+def _compared(found: Iterable[str], wanted: set[str]) -> str:
+    have = set(found)
     missing, extra = sorted(wanted - have), sorted(have - wanted)
     said = [f"{_some(missing)} missing"] if missing else []
     return " and ".join([*said, *([f"{_some(extra)} too many"] if extra else [])])

@@ -137,7 +137,8 @@ def _small(config: ReaLModelConfig, head_dim: int) -> dict[str, Any]:
     changes: dict[str, Any] = {**SIZES, "n_q_heads": 4, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
     if config.moe is not None:
         top_k = min(config.moe.top_k, 2)
-        changes["moe"] = dataclasses.replace(config.moe, n_experts=4, top_k=top_k, intermediate_size=24)
+        inner = None if config.moe.intermediate_size is None else 24
+        changes["moe"] = dataclasses.replace(config.moe, n_experts=4, top_k=top_k, intermediate_size=inner)
     changes["sliding_window"] = _each(config.sliding_window, lambda window: WINDOW)
     changes["rope"] = _each(config.rope, lambda rope: _small_rope(rope, head_dim / config.head_dim))
     return changes

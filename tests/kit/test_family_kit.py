@@ -1,0 +1,198 @@
+"""The kit for model families: what it is given, what it makes of that, and that it finds no fault where all is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from reallm.cli.main import run
+from reallm.errors import ConfigError, UnknownNameError
+from reallm.hf import config_io
+from reallm.hf.file_names import CONFIG_NAME, WEIGHTS_NAME
+from reallm.testing import FAMILY_CHECKS, FamilyKit, Report, check_family
+from reallm.testing.families import tiny
+from reallm.testing.families.lines import TableLines, module_of
+from reallm_hf_gemma.plugin import GEMMA2, GEMMA3
+from reallm_hf_gpt2.plugin import GPT2
+from reallm_hf_llama.plugin import LLAMA
+from reallm_hf_mistral.plugin import MIXTRAL
+from tests.helpers.hf_grid import raw_config, save_hf
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16,
+}
+ELSEWHERE = {"config-fields": "of the suites of families"}
+
+
+class TestLlama(FamilyKit):
+    family = "llama"
+
+
+def by_name(report: Report) -> dict[str, tuple[str, str]]:
+    return {result.label: (result.status, result.detail) for result in report.results}
+
+
+# ------------------------------------------------------------------ small configurations
+
+
+def test_small_configurations_follow_from_what_transformers_assumes() -> None:
+    kit = FamilyKit.of(family="gemma3")
+    assert kit.cases() == ["tied", "untied"]
+    config = kit.subject("tied").config
+    assert (config.n_layers, config.hidden_size, config.head_dim, config.vocab_size) == (2, 32, 16, 97)
+    assert config.windows == (5, None)  # one block of each kind
+    assert config.qk_norm == "head"
+    assert config.embedding_multiplier == 32**0.5
+    mixtral = FamilyKit.of(family=MIXTRAL).subject("untied").config
+    assert mixtral.moe is not None
+    assert (mixtral.moe.n_experts, mixtral.moe.top_k, mixtral.intermediate_size) == (
+        4,
+        2,
+        mixtral.moe.intermediate_size,
+    )
+
+
+def test_what_a_family_computes_from_its_sizes_is_kept() -> None:
+    config = FamilyKit.of(family=GPT2).subject("tied").config
+    assert config.head_dim * config.n_q_heads == config.hidden_size
+
+
+def test_the_other_head_is_a_case_where_the_family_can_have_it() -> None:
+    kit = FamilyKit.of(family="llama", configs={"small": SIZES})
+    assert kit.cases() == ["small", "small-tied"]
+    assert kit.subject("small-tied").config == kit.subject("small").config.replace(tied_embeddings=True)
+    never_tied = {**SIZES, "tie_word_embeddings": True}
+    assert FamilyKit.of(family="llama", configs={"a": SIZES, "b": never_tied}).cases() == [
+        "a", "a-tied", "b", "b-untied",
+    ]  # fmt: skip
+
+
+def test_configurations_of_the_author_are_checked_in_every_way(tmp_path: Path) -> None:
+    """RoPE whose frequencies change with the length is decoded and saved as in the older files it comes in."""
+    dynamic = {**SIZES, "rope_theta": 500.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    report = check_family("llama", configs={"dynamic": dynamic}, skip=ELSEWHERE)
+    assert report.passed, str(report)
+    assert by_name(report)["decode[dynamic]"][0] == "passed"
+
+
+def test_too_few_heads_to_split_are_a_reason_and_no_failure() -> None:
+    three_heads = {**SIZES, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}
+    report = check_family("llama", configs={"three": three_heads}, skip=ELSEWHERE)
+    assert report.passed, str(report)
+    status, detail = by_name(report)["shards[three]"]
+    assert status == "skipped"
+    assert "3 units of dim 0 for 2 ranks" in detail
+
+
+# ------------------------------------------------------------------ where the tables stand
+
+
+def test_rows_and_entries_are_found_in_the_source() -> None:
+    lines = TableLines(GEMMA2, module_of(GEMMA2))
+    source = Path(lines.family_line().rpartition(":")[0]).read_text(encoding="utf-8").splitlines()
+
+    def line_of(text: str) -> str:
+        return source[int(text.partition(" (by")[0].rpartition(":")[2]) - 1]
+
+    assert lines.module == "reallm_hf_gemma.plugin"
+    assert "GEMMA2 = HFFamily(" in line_of(lines.family_line())
+    assert '"final_logit_softcapping"' in line_of(lines.field("logit_softcap"))
+    assert lines.field("norm_eps").endswith(" (by decoder_rows)")
+    assert lines.field("norm_offset").startswith('config.constants["norm_offset"]')
+    assert lines.field("qk_norm") == ""
+    assert lines.key("hidden_act").startswith('"hidden_act" in config.irrelevant')
+    assert lines.key("nonsense").startswith('config.rows, which have none for "nonsense"')
+    assert '"mlp_post_norm"' in line_of(lines.entry("mlp_post_norm"))
+    assert lines.entry("nonsense") == ""
+    fused = TableLines(GPT2, module_of(GPT2)).entry("attn.k.weight")
+    assert fused.startswith('weights.block["attn.q", "attn.k", "attn.v"], ')
+    moe = TableLines(MIXTRAL, module_of(MIXTRAL)).key("num_experts_per_tok")
+    assert moe.startswith('Key("num_experts_per_tok")')
+
+
+def test_a_family_of_no_module_is_checked_all_the_same() -> None:
+    import dataclasses
+
+    family = dataclasses.replace(LLAMA, description="")
+    assert module_of(family) == ""
+    report = check_family(family, skip={**ELSEWHERE, "logits": "shortens the test"})
+    assert [result.check for result in report.failed] == ["description", "description"]
+
+
+# ------------------------------------------------------------------ a real checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_hf(raw_config("rope-llama3-old"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def checkpoint_result(saved: Path) -> tuple[str, str]:
+    kit = FamilyKit.of(family="llama", checkpoint=saved)
+    kit.checks = tuple(check for check in FAMILY_CHECKS if check.name == "checkpoint")  # type: ignore[misc]
+    result = kit.run().results[0]
+    return result.status, result.detail
+
+
+def test_a_real_checkpoint_is_loaded_compared_and_saved_again(saved: Path) -> None:
+    status, detail = checkpoint_result(saved)
+    assert (status, detail[:24]) == ("passed", "model: 21 tensors, logit"), detail
+
+
+def test_a_checkpoint_that_does_not_fit_fails(saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS_NAME)
+    save_file({**tensors, "model.extra.weight": tensors["model.norm.weight"].clone()}, saved / WEIGHTS_NAME)
+    status, detail = checkpoint_result(saved)
+    assert status == "failed"
+    assert "has 'model.extra.weight' too many" in detail
+
+
+def test_a_checkpoint_of_another_family_fails(saved: Path) -> None:
+    raw = json.loads((saved / CONFIG_NAME).read_text(encoding="utf-8"))
+    mistral = {**raw, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    (saved / CONFIG_NAME).write_text(json.dumps(mistral), encoding="utf-8")
+    status, detail = checkpoint_result(saved)
+    assert status == "failed"
+    assert "is not a checkpoint of 'llama' but of 'mistral'" in detail
+
+
+# ------------------------------------------------------------------ how it is called
+
+
+def test_the_command_needs_a_name_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plugins", "check", "gpt2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["name"], found["passed"]) == ("family", "gpt2", True)
+    labels = [(result["case"], result["check"]) for result in found["results"]]
+    assert labels == [(case, check.name) for case in ("tied", "untied") for check in FAMILY_CHECKS]
+    light = next(result for result in found["results"] if result["check"] == "light-import")
+    assert light["status"] == "passed"
+
+
+def test_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plugins", "check", "llama", "n_layers=3"]) == 2
+    assert "a family takes no n_layers=...; it may have --checkpoint PATH" in capsys.readouterr().err
+
+
+def test_a_family_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="say which family is to be checked: family = 'my-model'"):
+        FamilyKit().run()
+    with pytest.raises(UnknownNameError, match="lama"):
+        check_family("lama")
+
+
+def test_the_transformers_default_is_read_once() -> None:
+    raw = tiny.tiny_config(TableLines(GEMMA3, module_of(GEMMA3)))
+    assert raw["layer_types"] == ["sliding_attention", "full_attention"]
+    assert config_io.from_hf(GEMMA3, raw).windows == (5, None)

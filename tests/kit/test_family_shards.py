@@ -1,0 +1,104 @@
+"""The kit's tensor parallelism on one process: split as the core's layers declare, the network stays the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.shard import Shard
+from reallm.model.transformer import Transformer
+from reallm.testing.families.reference import fill, packed, sequences
+from reallm.testing.families.split_run import CannotSplitError, Declared, RankError, cut, run_split
+
+SIZES: dict[str, Any] = {
+    "n_layers": 2,
+    "hidden_size": 32,
+    "n_q_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 50,  # 4 ranks have parts of different sizes
+    "vocab_size": 97,
+    "max_positions": 64,
+}
+BIASES = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias", "up_bias", "down_bias"), True)
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one-kv-head": {"n_kv_heads": 1},
+    "all-kv-heads": {"n_kv_heads": 4},
+    "biases": {**BIASES, "gate_bias": True, "head_bias": True},
+    "tied": {"tied_embeddings": True},
+    "tied-with-bias": {"tied_embeddings": True, "head_bias": True},
+    "norm-of-each-head": {"qk_norm": "head"},
+    "norms-for-each-head": {"qk_norm": "per_head"},
+    "norm-of-all-heads": {"qk_norm": "whole"},
+    "norm-of-all-heads-of-one": {"qk_norm": "whole", "n_kv_heads": 1},
+    "layer-norm-of-all-heads": {"qk_norm": "whole", "norm": "layer", "norm_bias": True, "qk_norm_bias": True},
+    "parallel": {"parallel_residual": True, "shared_norm": True, "mlp": "plain", **BIASES},
+    "positions": {"learned_positions": True, "rope": None, "norm": "layer", "norm_bias": True},
+    "experts": {"moe": MoEConfig(4, 2, 24)},
+    "partial-rope-and-windows": {"rope": RopeConfig(rotary_dim=4), "sliding_window": (5, None), "logit_softcap": 3.0},
+}
+
+
+def model_of(**changes: Any) -> Transformer:
+    model = Transformer(ReaLModelConfig(**{**SIZES, **changes}))
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+    fill(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
+    model = model_of(**CONFIGS[name])
+    pack = packed(sequences(97, (7, 16, 33)))
+    with torch.no_grad():
+        whole = model(*pack)
+    run = run_split(model, Declared.of(model), n_ranks, *pack, ["layers.2.mlp"])
+    assert (run.logits - whole).abs().max() <= 1e-5 * whole.abs().max()
+    assert run.heard["layers.2.mlp"].shape == (56, 32)
+
+
+def test_a_rank_that_fails_says_in_which_module() -> None:
+    model = model_of()
+    declared = Declared.of(model)
+    wrong = Declared({**declared.shards, "layers.2.mlp.up.weight": Shard(1)}, declared.splits)
+    with pytest.raises(RankError, match="RuntimeError: mat1 and mat2") as failed:
+        run_split(model, wrong, 2, *packed(sequences(97, (7,))))
+    assert failed.value.path == "layers.2.mlp.up"
+
+
+def test_the_bias_of_what_is_added_up_is_added_once() -> None:
+    model = model_of(**BIASES)
+    declared = Declared.of(model)
+    assert declared.shards["layers.1.mlp.down.bias"] is None
+    pack = packed(sequences(97, (7,)))
+    twice = Declared(declared.shards, {**declared.splits, "layers.1.mlp.down": "out"})
+    with torch.no_grad():
+        whole = model(*pack)
+    assert (run_split(model, twice, 2, *pack).logits - whole).abs().max() > 0.1
+
+
+def test_what_is_added_up_must_not_be_there_twice() -> None:
+    model = model_of(n_q_heads=1, n_kv_heads=1)
+    with pytest.raises(CannotSplitError, match="'layers.1.attn.o.weight' has 1 units for 2 ranks"):
+        run_split(model, Declared.of(model), 2, *packed(sequences(97, (7,))))
+
+
+def test_how_a_parameter_is_cut() -> None:
+    rows = torch.arange(12).reshape(6, 2)
+    assert [cut(rows, Shard(0, unit=2), rank, 3)[0, 0].item() for rank in range(3)] == [0, 4, 8]
+    assert [cut(rows, Shard(0, unit=3), rank, 4)[0, 0].item() for rank in range(4)] == [0, 0, 6, 6]  # two each
+    assert [len(cut(rows, Shard(0), rank, 4)) for rank in range(4)] == [1, 2, 1, 2]
+    assert cut(rows, None, 1, 4) is rows
+    with pytest.raises(CannotSplitError, match="3 units of dim 0 for 2 ranks"):
+        cut(rows, Shard(0, unit=2), 0, 2)
+    with pytest.raises(CannotSplitError, match="no multiple of unit=4"):
+        cut(rows, Shard(0, unit=4), 0, 2)
+    with pytest.raises(CannotSplitError, match="of a parameter of shape"):
+        cut(rows, Shard(2), 0, 2)
