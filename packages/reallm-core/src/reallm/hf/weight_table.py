@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from reallm.errors import ConfigError
 from reallm.hf.arrangements import Stored
@@ -13,6 +14,8 @@ from reallm.hf.arrangements import Stored
 Ours = str | tuple[str, ...]
 Theirs = str | Stored
 Part = Mapping[Ours, Theirs]
+Changes = Mapping[Any, Theirs | None]
+"""Entries to add, to replace or (None) to take out; keys are `Ours`, of which mypy would accept no part."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ class WeightTable:
     def updated(
         self,
         *,
-        embedding: Mapping[Ours, Theirs | None] | None = None,
-        block: Mapping[Ours, Theirs | None] | None = None,
-        head: Mapping[Ours, Theirs | None] | None = None,
+        embedding: Changes | None = None,
+        block: Changes | None = None,
+        head: Changes | None = None,
         ignored: tuple[str, ...] = (),
     ) -> WeightTable:
         """A copy with other entries: what is new is added, what is there is replaced, None takes an entry out.
@@ -112,7 +115,7 @@ def stored(theirs: Theirs) -> Stored:
     return Stored(theirs) if isinstance(theirs, str) else theirs
 
 
-def _updated(part: Part, changes: Mapping[Ours, Theirs | None]) -> Part:
+def _updated(part: Part, changes: Changes) -> Part:
     changed = {name for key in changes for name in names_in(key)}
     kept = {key: value for key, value in part.items() if key in changes or not changed & set(names_in(key))}
     return {key: value for key, value in {**kept, **changes}.items() if value is not None}
