@@ -1,4 +1,4 @@
-"""The kit for model families: what it is given, what it makes of that, and that it finds no fault where all is right."""
+"""The kit for model families: what it is given, what it makes of that, and that it finds no fault with a good one."""
 
 from __future__ import annotations
 
@@ -55,11 +55,7 @@ def test_small_configurations_follow_from_what_transformers_assumes() -> None:
     assert config.embedding_multiplier == 32**0.5
     mixtral = FamilyKit.of(family=MIXTRAL).subject("untied").config
     assert mixtral.moe is not None
-    assert (mixtral.moe.n_experts, mixtral.moe.top_k, mixtral.intermediate_size) == (
-        4,
-        2,
-        mixtral.moe.intermediate_size,
-    )
+    assert (mixtral.moe.n_experts, mixtral.moe.top_k, mixtral.intermediate_size) == (4, 2, 48)
 
 
 def test_what_a_family_computes_from_its_sizes_is_kept() -> None:
@@ -86,12 +82,20 @@ def test_configurations_of_the_author_are_checked_in_every_way(tmp_path: Path) -
 
 
 def test_too_few_heads_to_split_are_a_reason_and_no_failure() -> None:
-    three_heads = {**SIZES, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}
+    three_heads = {**SIZES, "hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
     report = check_family("llama", configs={"three": three_heads}, skip=ELSEWHERE)
     assert report.passed, str(report)
     status, detail = by_name(report)["shards[three]"]
     assert status == "skipped"
     assert "3 units of dim 0 for 2 ranks" in detail
+
+
+def test_a_configuration_that_transformers_refuses_is_said_to_be_one() -> None:
+    (failed, _) = check_family("llama", configs={"odd": {**SIZES, "hidden_size": 33, "head_dim": 8}}).failed
+    assert failed.failure is not None
+    assert failed.check == "default-config"
+    assert failed.failure.expected == "a configuration 'odd' that LlamaForCausalLM takes"
+    assert "not a multiple of the number of attention heads" in failed.failure.seen
 
 
 # ------------------------------------------------------------------ where the tables stand

@@ -44,6 +44,11 @@ def default_config(subject: FamilySubject) -> str:
             "a model class of transformers, to compare with", f"architecture '{subject.architecture}'",
             look_at=subject.table,
         )  # fmt: skip
+    try:
+        subject.theirs  # noqa: B018 - it is made here, and kept
+    except Exception as error:  # of transformers, about sizes that do not go together
+        expected = f"a configuration '{subject.case}' that {subject.architecture} takes"
+        raise CheckFailed(expected, f"{type(error).__name__}: {error}", look_at="configs of the kit") from error
     sizes = f"{config.n_layers} blocks, hidden {config.hidden_size}, heads {config.n_q_heads}/{config.n_kv_heads}"
     return f"{sizes} of {config.head_dim}, {'tied' if config.tied_embeddings else 'untied'}"
 
