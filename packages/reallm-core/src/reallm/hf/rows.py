@@ -62,6 +62,7 @@ class Key:
     """A row with one key: `Key("rms_norm_eps", float, "norm_eps", default=1e-6)`.
 
     `default` stands in where the key is absent (as in the family's transformers class), and for null unless `nullable`.
+    It is a value of the field: one of ours, where `spellings` or `conversion` tell theirs from ours.
     `spellings` maps the values in `config.json` to ours; of several that mean the same the first is written.
     `conversion` computes ours from theirs. `aliases` are other keys for the same, which older files may have.
     """
@@ -175,7 +176,11 @@ class Nested:
 
 @dataclass(frozen=True)
 class Computed:
-    """A row whose meaning is a pair of functions, for what no other row can say; see `Row` for their arguments."""
+    """A row whose meaning is a pair of functions, for what no other row can say; see `Row` for their arguments.
+
+    `reading` gives the fields, `writing` the keys to change, null for one that no longer holds. Where another row is
+    almost right, they call its `read` and `write`.
+    """
 
     keys: tuple[str, ...]
     fields: tuple[str, ...]
