@@ -25,6 +25,8 @@ CHECK_DATASET = ("plugins", "check", "my-dataset", "dataset.train_path=lines.txt
 
 CHECK_LOGGER = ("plugins", "check", "csv")
 
+CHECK_FAMILY = ("plugins", "check", "granite")
+
 PYTEST = ("pytest",)
 """The example's own test suite, instead of a command of reallm."""
 
@@ -78,9 +80,37 @@ MISTAKES = [
     Mistake("csv", "append", CHECK_LOGGER, "logger.py", 'self.path.open("a", ', 'self.path.open("w", '),
     Mistake("csv", "flush", PYTEST, "logger.py", "        self._file.flush()\n", ""),
     Mistake("csv", "resume", PYTEST, "logger.py", "<= step]", "< step]"),
+    Mistake(
+        "hf-granite",
+        "row",
+        CHECK_FAMILY,
+        "plugin.py",
+        '            Key("residual_multiplier", float, "residual_multiplier", default=1.0),\n',
+        "",
+    ),
+    Mistake("hf-granite", "conversion", CHECK_FAMILY, "plugin.py", ", conversion=RECIPROCAL)", ")"),
+    Mistake("hf-granite", "default", CHECK_FAMILY, "plugin.py", "max_positions=2048)", "max_positions=4096)"),
+    Mistake(
+        "hf-granite",
+        "names",
+        CHECK_FAMILY,
+        "plugin.py",
+        "    weights=GATED_DECODER,\n",
+        '    weights=GATED_DECODER.updated(block={"attn_norm": "model.layers.{}.attention_norm"}),\n',
+    ),
+    Mistake(
+        "hf-granite",
+        "swapped",
+        CHECK_FAMILY,
+        "plugin.py",
+        "    weights=GATED_DECODER,\n",
+        "    weights=GATED_DECODER.updated(\n"
+        '        block={"mlp.gate": "model.layers.{}.mlp.up_proj", "mlp.up": "model.layers.{}.mlp.gate_proj"}\n'
+        "    ),\n",
+    ),
 ]
 
-PASSES = [("my-data", CHECK_DATASET), ("csv", CHECK_LOGGER)]
+PASSES = [("my-data", CHECK_DATASET), ("csv", CHECK_LOGGER), ("hf-granite", CHECK_FAMILY)]
 
 
 def printed(environment, package: str, command: tuple[str, ...], change: Mistake | None = None):
@@ -112,12 +142,17 @@ def told(done) -> str:
     if failed:
         return "".join(f"{line}\n" for line in failed)
     _head, _checks, *failures, _sum = done.stdout.strip().split("\n\n")
-    return "\n\n".join(failures) + "\n"
+    return "\n\n".join(failure for failure in failures if not re.match(r"[\w-]+\[tied\]", failure)) + "\n"
+
+
+def of_one_case(page: str) -> str:
+    """The page of a kit without what it says of a family with tied embeddings, which it says without as well."""
+    return "".join(f"{line}\n" for line in page.splitlines() if "[tied]" not in line)
 
 
 def without_numbers(text: str) -> str:
-    """Sizes and seconds differ from one machine to the next."""
-    return re.sub(r"\d[\d.,]*", "N", text)
+    """Sizes and seconds differ from one machine to the next, and so do the places where lines are broken."""
+    return " ".join(re.sub(r"\d[\d.,]*(e-\d+)?", "N", text).split())
 
 
 def hold(name: str, actual: str) -> None:
@@ -143,7 +178,7 @@ def test_a_mistake_is_told_as_the_page_says(environment, mistake):
 def test_the_example_without_a_mistake_passes_as_the_page_says(environment, package, command):
     done = printed(environment, package, command)
     assert done.returncode == 0, done.stdout + done.stderr
-    hold(f"{package}-check", done.stdout)
+    hold(f"{package}-check", of_one_case(done.stdout))
 
 
 def test_the_pages_include_all_that_is_printed_and_show_the_lines_that_are_wrong():
