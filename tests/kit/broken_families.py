@@ -15,7 +15,7 @@ from reallm.hf.family import HFFamily
 from reallm.hf.rows import Conversion, Key, Nested, Row
 from reallm.hf.standard import QKV_BIAS, without
 from reallm.hf.tables import RopeRow
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm_hf_gemma.plugin import GEMMA2
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA
@@ -68,17 +68,11 @@ class Halves:
 
 
 class ForgetsFactor(RopeRow):
-    """RoPE whose `factor` is not read."""
+    """RoPE that is stretched linearly is read as if it were not."""
 
     def read(self, raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-        for key in ("rope_parameters", "rope_scaling"):
-            if raw.get(key):
-                plain = {name: raw[key][name] for name in ("rope_theta", "rope_type") if name in raw[key]}
-                kept = (
-                    plain if plain.get("rope_type") not in ("linear", "dynamic") else {**plain, "rope_type": "default"}
-                )
-                raw = {**raw, key: kept if kept.get("rope_type", "default") == "default" else raw[key]}
-        return super().read(raw, known)
+        (rope,) = super().read(raw, known).values()
+        return {"rope": RopeConfig(theta=rope.theta) if rope.kind == "linear" else rope}
 
 
 UNDESCRIBED = dataclasses.replace(LLAMA, description="")

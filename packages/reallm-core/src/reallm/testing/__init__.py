@@ -2,11 +2,14 @@
 
 In a plugin's own test suite, a class that says what to test is the whole suite, a pytest test for each check:
 
-    from reallm.testing import DatasetKit, LoggerKit
+    from reallm.testing import DatasetKit, FamilyKit, LoggerKit
 
     class TestMyDataset(DatasetKit):
         dataset = "my-dataset"
         config = {"train_path": "tests/lines.txt", "my_arg": 2}
+
+    class TestMyModel(FamilyKit):
+        family = "my-model"
 
     class TestMyLogger(LoggerKit):
         logger = "my-logger"
@@ -16,11 +19,12 @@ In a plugin's own test suite, a class that says what to test is the whole suite,
 
 Without a test suite, from Python and from the command line:
 
-    report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})  # also check_logger
+    report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})  # also check_family, check_logger
     print(report)
     assert report.passed
 
     reallm plugins check my-dataset dataset.train_path=tests/lines.txt
+    reallm plugins check my-model --checkpoint path/to/model
 
 A check that fails says what was expected, what was seen, where, and which line of the plugin to look at.
 

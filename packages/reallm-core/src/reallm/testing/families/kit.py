@@ -103,7 +103,8 @@ class FamilyKit(Kit[FamilySubject]):
         family = self._family()
         modules = (self._offer().plugin.module,) if isinstance(self.family, str) else ()
         lines = TableLines(family, module_of(family))
-        return FamilySubject(family, case, content, lines, self.checkpoint, modules)
+        is_first = case == self.cases()[0]
+        return FamilySubject(family, case, content, lines, self.checkpoint, modules, is_first)
 
     def _family(self) -> HFFamily:
         if not self.family:

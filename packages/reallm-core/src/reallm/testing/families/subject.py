@@ -46,6 +46,7 @@ class FamilySubject:
         lines: where the tables stand in the plugin's source.
         checkpoint: a real one, a folder or hub id; None if none is given.
         light_modules: imported to look at the plugin.
+        is_first: whether it is the first of several configurations.
     """
 
     family: HFFamily
@@ -54,6 +55,7 @@ class FamilySubject:
     lines: TableLines
     checkpoint: str | Path | None = None
     light_modules: tuple[str, ...] = ()
+    is_first: bool = True
 
     @property
     def description(self) -> str:
