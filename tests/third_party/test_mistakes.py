@@ -181,6 +181,13 @@ def test_the_example_without_a_mistake_passes_as_the_page_says(environment, pack
     hold(f"{package}-check", of_one_case(done.stdout))
 
 
+@pytest.mark.parametrize("package", ["my-data", "csv", "hf-granite"])
+def test_the_example_without_a_mistake_passes_its_own_tests(environment, package):
+    done = printed(environment, package, PYTEST)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
 def test_the_pages_include_all_that_is_printed_and_show_the_lines_that_are_wrong():
     pages = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
     for path in sorted(PRINTED.glob("*.txt")):
