@@ -252,6 +252,11 @@ def test_a_field_of_the_transformers_class_that_the_table_does_not_know_is_refus
     family = replace(LLAMA, config=table)
     with pytest.raises(CheckpointError, match="unsupported field mlp_bias=True; the tables of family 'llama'"):
         config_io.from_hf(family, raw_config("gqa") | {"mlp_bias": True})
+    rows = tuple(row for row in LLAMA.config.rows if not {"mlp_bias", "attention_bias"} & set(row.keys))
+    family = replace(LLAMA, config=replace(LLAMA.config, rows=rows))
+    both = {"mlp_bias": True, "attention_bias": False}
+    with pytest.raises(CheckpointError, match="unsupported fields mlp_bias=True, attention_bias=False; .* they do"):
+        config_io.from_hf(family, raw_config("gqa") | both)
 
 
 def test_notes_of_other_tools_are_carried_over():

@@ -14,6 +14,7 @@ from reallm.hf.tables import (
     INVERSE_SQUARE_ROOT,
     RECIPROCAL,
     Conversion,
+    Derived,
     Key,
     LayerRopes,
     LayerTypes,
@@ -220,6 +221,46 @@ class TestLongRope:
         written = self.row.write(config(rope=rope), {})
         assert written["original_max_position_embeddings"] == 16
         assert self.row.read(written, KNOWN) == {"rope": rope}
+
+
+class TestRopeWhereNothingIsStated:
+    stretched = RopeConfig("llama3", 12e6, factor=8.0, original_max_positions=16, low_freq_factor=1, high_freq_factor=4)
+    row = RopeRow(absent=stretched)
+
+    def test_it_is_what_the_family_says(self):
+        assert self.row.read({"rope_theta": 500.0}, KNOWN) == {"rope": self.stretched}
+        assert self.row.read({"rope_parameters": {"rope_theta": 500.0}}, KNOWN) == {"rope": RopeConfig(theta=500.0)}
+
+    def test_plain_rope_is_stated_all_the_same(self):
+        old = {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+        written = self.row.write(config(rope=RopeConfig(theta=500.0)), old)
+        assert self.row.read(written, KNOWN) == {"rope": RopeConfig(theta=500.0)}
+
+
+class TestDerived:
+    row = Derived("head_dim", lambda known: known["hidden_size"] // known["n_q_heads"])
+
+    def test_it_follows_from_the_fields_above(self):
+        assert self.row.keys == ()
+        assert self.row.read({}, {"hidden_size": 32, "n_q_heads": 4}) == {"head_dim": 8}
+
+    def test_another_value_cannot_be_stated(self):
+        assert self.row.write(config(hidden_size=32, n_q_heads=4), {}) == {}
+        with pytest.raises(ConfigError, match="head_dim=8 cannot be stated in config.json; it must be 16"):
+            self.row.write(config(hidden_size=64, n_q_heads=4), {})
+
+    def test_it_stands_in_for_a_key_that_the_class_has_not(self):
+        rows = decoder_rows(n_kv_heads=same_as("n_q_heads"), n_kv_heads_key=None, head_dim_key=None, max_positions=64)
+        keys = {key for row in rows for key in row.keys}
+        assert not keys & {"num_key_value_heads", "head_dim"}
+        raw = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 4, "num_hidden_layers": 1,
+               "num_attention_heads": 2}  # fmt: skip
+        fields = ConfigTable(rows).read(raw)
+        assert (fields["head_dim"], fields["n_kv_heads"]) == (8, 2)
+
+    def test_an_activation_is_spelled_as_in_transformers(self):
+        with pytest.raises(ConfigError, match="activation='gelu_tanh' is not one of .*did you mean 'gelu"):
+            decoder_rows(n_kv_heads=1, max_positions=64, activation="gelu_tanh")
 
 
 class TestConfigTable:

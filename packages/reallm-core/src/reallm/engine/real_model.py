@@ -291,5 +291,3 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         for name in wanted.keys() - state.keys():  # at most the scalar head of a new critic
             state[name] = fresh_weight(name, wanted[name], self.config, seed)
         self.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)

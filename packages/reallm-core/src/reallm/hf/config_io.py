@@ -124,12 +124,13 @@ def _refuse_unknown(family: HFFamily, raw: Mapping[str, Any], source: str | Path
     if not unknown:
         return
     declared = transformers_keys(family.model_type)
-    for key in unknown:
-        if key in declared:
-            raise CheckpointError(
-                f"{source}: unsupported field {key}={raw[key]!r}; the tables of family '{family.names[0]}' do not "
-                "know what it does"
-            )
+    refused = [f"{key}={raw[key]!r}" for key in unknown if key in declared]
+    if refused:
+        what, it = ("field", "it does") if len(refused) == 1 else ("fields", "they do")
+        raise CheckpointError(
+            f"{source}: unsupported {what} {', '.join(refused)}; the tables of family '{family.names[0]}' do not know "
+            f"what {it}"
+        )
 
 
 def to_hf(

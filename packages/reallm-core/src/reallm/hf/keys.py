@@ -33,7 +33,8 @@ IRRELEVANT = frozenset(
         "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
         "tie_last_hidden_states", "torchscript", "use_cache", "use_return_dict",
         # classification heads; `config_io` checks that a critic has one label
-        "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "prefix",
+        "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "classifier_dropout",
+        "task_specific_params", "prefix",
         # defaults of generation, which belong into generation_config.json
         "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
         "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "length_penalty", "max_length",

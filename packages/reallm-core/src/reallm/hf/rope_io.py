@@ -103,7 +103,8 @@ class RopeRow:
 
     It uses `max_positions` and `head_dim`, whose rows must come before. `theta_key` and `partial_key` are what older
     files have instead of `rope_parameters`. `original_key` is a key of its own for the context length of pretraining.
-    For the other arguments see `RopeDialect`.
+    `absent` is what a file means that has neither `rope_parameters` nor `rope_scaling`, if that is not plain RoPE of
+    its `theta_key`. For the other arguments see `RopeDialect`.
     """
 
     default_theta: float = 10000.0
@@ -113,6 +114,7 @@ class RopeRow:
     theta_key: str = "rope_theta"
     partial_key: str = "partial_rotary_factor"
     original_key: str | None = None
+    absent: RopeConfig | None = None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -131,6 +133,8 @@ class RopeRow:
 
     def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
         """`{"rope": RopeConfig}`; see `Row.read`."""
+        if self.absent is not None and not (raw.get("rope_scaling") or raw.get("rope_parameters")):
+            return {"rope": self.absent}
         # transformers prefers `rope_scaling` where a file has both.
         where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
         parameters = dict(raw.get(where) or {})
@@ -152,7 +156,7 @@ class RopeRow:
         if self.original_key is not None and rope.original_max_positions is not None:
             own[self.original_key] = rope.original_max_positions
         old_spelling = base.get("rope_parameters") is None and (self.theta_key in base or "rope_scaling" in base)
-        if not old_spelling:
+        if not old_spelling or (self.absent is not None and rope.kind == "default"):
             return {"rope_parameters": {"rope_type": rope.kind, "rope_theta": rope.theta, **parameters}, **own}
         own[self.theta_key] = rope.theta
         if self.partial is not None:

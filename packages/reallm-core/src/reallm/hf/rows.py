@@ -5,7 +5,7 @@ Each row is read in both directions, so that loading and saving cannot drift apa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -139,6 +139,38 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A row without a key: a field that follows from those of the rows above, `Derived("n_kv_heads", same_as(...))`.
+
+    A field that no row needs can as well be a constant of the table.
+    """
+
+    field: str
+    value: Callable[[Known], Any]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The one field."""
+        return (self.field,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
+        """See `Row.read`."""
+        return {self.field: self.value(known)}
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing, if the field has the value that follows; see `Row.write`."""
+        value, follows = getattr(config, self.field), self.value(_Fields(config))
+        if value != follows:
+            raise ConfigError(f"{self.field}={value!r} cannot be stated in config.json; it must be {follows!r}")
+        return {}
+
+
+@dataclass(frozen=True)
 class Nested:
     """Rows for the fields of a value that is itself one field: `Nested("moe", MoEConfig, (Key(...), ...))`.
 
@@ -194,6 +226,22 @@ class Computed:
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """See `Row.write`."""
         return self.writing(config, base)
+
+
+class _Fields(Mapping[str, Any]):
+    """The fields of a configuration by name."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self._config))
+
+    def __len__(self) -> int:
+        return len(vars(self._config))
 
 
 class _Part:

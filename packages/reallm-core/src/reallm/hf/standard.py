@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reallm.errors import ConfigError, did_you_mean
 from reallm.hf.rope_io import RopeRow
-from reallm.hf.rows import Computed, Key, Known, Row
+from reallm.hf.rows import Computed, Derived, Key, Known, Row
 from reallm.hf.weight_table import WeightTable
 
 ACTIVATIONS: Mapping[str, str] = {
@@ -86,34 +87,60 @@ def decoder_rows(
     *,
     n_kv_heads: Any,
     max_positions: int,
+    n_kv_heads_key: str | None = "num_key_value_heads",
     norm_eps: float = 1e-6,
     norm_eps_key: str = "rms_norm_eps",
     head_dim: Any = head_dim_from_hidden_size,
+    head_dim_key: str | None = "head_dim",
     activation: str = "silu",
     activation_key: str = "hidden_act",
     tied: bool = False,
+    attn_dropout: float = 0.0,
     rope: Row | None = None,
 ) -> tuple[Row, ...]:
-    """Rows that nearly all families share; arguments are what their transformers class assumes for absent keys.
+    """Rows that nearly all families share: sizes, activation, norm epsilon, dropout, tied embeddings, RoPE.
 
-    `rope` is the last row, `RopeRow()` if it is None.
+    Args:
+        n_kv_heads: what the transformers class assumes where a file has no such key, as are the other values here: a
+            value, or a function of the fields above such as `same_as("n_q_heads")`.
+        max_positions: of `max_position_embeddings`.
+        n_kv_heads_key: None if there is no key for it; `n_kv_heads` is then a function.
+        norm_eps: of `norm_eps_key`.
+        norm_eps_key: such as `layer_norm_eps`.
+        head_dim: of `head_dim_key`.
+        head_dim_key: None if there is no key for it; `head_dim` is then a function.
+        activation: in transformers' spelling, a key of `ACTIVATIONS`.
+        activation_key: such as `hidden_activation`.
+        tied: of `tie_word_embeddings`.
+        attn_dropout: of `attention_dropout`.
+        rope: the last row; None: `RopeRow()`.
+
+    Raises:
+        ConfigError: an activation that is not known.
     """
+    if activation not in ACTIVATIONS:
+        near = did_you_mean(activation, ACTIVATIONS)
+        raise ConfigError(f"activation='{activation}' is not one of {', '.join(ACTIVATIONS)}{near}")
     return (
         Key("vocab_size", int, "vocab_size"),
         Key("hidden_size", int, "hidden_size"),
         Key("intermediate_size", int, "intermediate_size"),
         Key("num_hidden_layers", int, "n_layers"),
         Key("num_attention_heads", int, "n_q_heads"),
-        Key("num_key_value_heads", int, "n_kv_heads", default=n_kv_heads),
-        Key("head_dim", int, "head_dim", default=head_dim),
+        _size(n_kv_heads_key, "n_kv_heads", n_kv_heads),
+        _size(head_dim_key, "head_dim", head_dim),
         Key("max_position_embeddings", int, "max_positions", default=max_positions),
         Key(activation_key, str, "activation", default=ACTIVATIONS[activation], spellings=ACTIVATIONS),
         Key(norm_eps_key, float, "norm_eps", default=norm_eps),
         Key("initializer_range", float, "init_std", default=0.02),
         Key("tie_word_embeddings", bool, "tied_embeddings", default=tied),
-        Key("attention_dropout", float, "attn_dropout", default=0.0),
+        Key("attention_dropout", float, "attn_dropout", default=attn_dropout),
         rope or RopeRow(),
     )
+
+
+def _size(key: str | None, field: str, value: Any) -> Row:
+    return Derived(field, value) if key is None else Key(key, int, field, default=value)
 
 
 def without(rows: tuple[Row, ...], *keys: str) -> tuple[Row, ...]:

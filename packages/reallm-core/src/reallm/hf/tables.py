@@ -9,8 +9,8 @@ from reallm.hf.arrangements import Arrangement, Fused, Same, Shape, Stored, Tran
 from reallm.hf.config_table import ConfigTable
 from reallm.hf.keys import Allowed
 from reallm.hf.layer_rows import LayerRopes, LayerTypes, always_sliding, sliding_except_every
-from reallm.hf.rope_io import RopeRow
-from reallm.hf.rows import INVERSE_SQUARE_ROOT, RECIPROCAL, REQUIRED, Computed, Conversion, Key, Nested, Row
+from reallm.hf.rope_io import RopeDialect, RopeRow
+from reallm.hf.rows import INVERSE_SQUARE_ROOT, RECIPROCAL, REQUIRED, Computed, Conversion, Derived, Key, Nested, Row
 from reallm.hf.weight_table import WeightTable
 
 __all__ = [
@@ -22,11 +22,13 @@ __all__ = [
     "Computed",
     "ConfigTable",
     "Conversion",
+    "Derived",
     "Fused",
     "Key",
     "LayerRopes",
     "LayerTypes",
     "Nested",
+    "RopeDialect",
     "RopeRow",
     "Row",
     "Same",

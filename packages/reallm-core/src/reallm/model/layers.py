@@ -7,6 +7,7 @@ What a layer says of itself, a family's own layers too:
 - `weight_decay = False`: its parameters are not decayed. Vectors and biases never are.
 - `fresh_parameter(name, generator)`: the initial value of a parameter that does not start as others do: matrices are
   normal, vectors one, biases zero.
+- `nn.Parameter(..., requires_grad=False)`: loaded and saved, and never trained: a buffer of the checkpoint.
 
 Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head dim.
 """
@@ -182,7 +183,7 @@ class GatedMLP(nn.Module):
         self.gate = Linear(size, inner, bias=config.gate_bias, split="out")
         self.up = Linear(size, inner, bias=config.up_bias, split="out")
         self.down = Linear(inner, size, bias=config.down_bias, split="in")
-        self.act = Activation(config.activation)
+        self.act: nn.Module = Activation(config.activation)
 
     def forward(self, x: Tensor, step: object) -> Tensor:
         return self.down(self.act(self.gate(x), self.up(x)))
@@ -196,7 +197,7 @@ class PlainMLP(nn.Module):
         size, inner = config.hidden_size, config.intermediate_size
         self.up = Linear(size, inner, bias=config.up_bias, split="out")
         self.down = Linear(inner, size, bias=config.down_bias, split="in")
-        self.act = Activation(config.activation)
+        self.act: nn.Module = Activation(config.activation)
 
     def forward(self, x: Tensor, step: object) -> Tensor:
         return self.down(self.act(self.up(x)))
