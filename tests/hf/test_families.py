@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -80,6 +81,11 @@ def test_a_checkpoint_of_another_family():
     families.require(LLAMA, raw(None))
     with pytest.raises(CheckpointError, match="folder is not a checkpoint of 'mistral' but of 'llama'"):
         families.require(MISTRAL, raw("llama"), "folder")
+
+
+def test_two_families_may_read_one_model_type():
+    other = dataclasses.replace(LLAMA, names=("my-llama",))
+    families.require(other, raw("llama", "LlamaForCausalLM"))
 
 
 def test_plugins_and_tables_import_neither_torch_nor_transformers():

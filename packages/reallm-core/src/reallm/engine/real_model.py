@@ -80,13 +80,8 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
             PluginError: no installed plugin offers the family; says what to install.
         """
         folder = config_io.resolve_path(path)
-        raw = config_io.read_config(folder)
-        family = families.family_for(raw, folder)
-        config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
-        model = cls(config, device="meta")
-        model._remember(family, raw, folder)
-        model._load(folder, dtype, torch.device(device), seed)
-        return model.eval()
+        family = families.family_for(config_io.read_config(folder), folder)
+        return cls._from_folder(family, folder, dtype=dtype, device=device, is_critic=is_critic, seed=seed)
 
     def save_pretrained(
         self,
@@ -226,6 +221,25 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     # ------------------------------------------------------------------ HuggingFace families
 
     @classmethod
+    def _from_folder(
+        cls,
+        family: HFFamily,
+        folder: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        is_critic: bool | None = None,
+        seed: int = 0,
+    ) -> ReaLModel:
+        """A model from a checkpoint of a family; see `from_pretrained`."""
+        raw = config_io.read_config(folder)
+        config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+        model = cls(config, device="meta")
+        model._remember(family, raw, folder)
+        model._load(folder, dtype, torch.device(device), seed)
+        return model.eval()
+
+    @classmethod
     def _from_family(
         cls, family: HFFamily, source: PathLike | PreTrainedConfig | PreTrainedModel, **options: Any
     ) -> ReaLModel:
@@ -233,7 +247,7 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         if isinstance(source, str | Path):
             folder = config_io.resolve_path(source)
             families.require(family, config_io.read_config(folder), folder)
-            return cls.from_pretrained(folder, **options)
+            return cls._from_folder(family, folder, **options)
         raw = config_io.as_raw(source.config if isinstance(source, nn.Module) else source)
         families.require(family, raw, "the config")
         config = config_io.from_hf(family, raw, is_critic=options.pop("is_critic", None))

@@ -50,18 +50,21 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
 
 
 def require(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config.json") -> None:
-    """Check that a `config.json` is one of this family; one that says nothing of its family passes.
+    """Check that a `config.json` is one that this family reads; one that says nothing of its family passes.
+
+    Another family may read it as well.
 
     Raises:
         CheckpointError: it is of another family, or of none that is installed; names `path`.
     """
-    if raw.get("model_type") is None and not raw.get("architectures"):
+    model_type, architectures = raw.get("model_type"), raw.get("architectures") or ()
+    known = family.architectures + family.critic_architectures
+    if model_type in (None, family.model_type) and (not architectures or any(name in known for name in architectures)):
         return
     found = family_for(raw, path)
-    if found is not family:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of '{family.names[0]}' but of '{found.names[0]}'; load it as that"
-        )
+    raise CheckpointError(
+        f"{path} is not a checkpoint of '{family.names[0]}' but of '{found.names[0]}'; load it as that"
+    )
 
 
 def described(family: HFFamily) -> str:

@@ -71,7 +71,10 @@ def attend(
 
     Args:
         q: [T, H, D] queries, not yet rotated.
-        k, v: [T, K, D] keys and values of the same tokens; K divides H.
+        k: [T, K, D] keys of the same tokens, not yet rotated; K divides H.
+        v: [T, K, D] values of the same tokens.
+        step: what all blocks of this forward pass share.
+        spec: what this block's attention does, `AttentionSpec.of_block(config, block)`; in evaluation without dropout.
         cache: this block's keys and values [S, K, C, D] of the tokens before; the new ones are written behind them.
 
     Returns:

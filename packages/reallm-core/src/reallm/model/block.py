@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reallm.model.attention import AttentionSpec, Step, attend
 from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.model.layers import GatedMLP, Linear, PlainMLP, make_norm, make_qk_norm, own_layer
+from reallm.model.moe import MoEMLP
 
 LayerCache = tuple[Tensor, Tensor]
 
@@ -124,8 +125,6 @@ def make_attention(config: ReaLModelConfig, block: int) -> nn.Module:
 def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:
     """The MLP of a block, numbered from 0, or the experts in its place."""
     if block in config.expert_blocks:
-        from reallm.model.moe import MoEMLP
-
         return MoEMLP(config)
     if is_own_class(config.mlp):
         return own_layer(config.mlp, config, block)
