@@ -1,0 +1,1 @@
+"""The Apertus model family for reallm."""
