@@ -101,10 +101,11 @@ class RopeDialect:
 class RopeRow:
     """The row of a `ConfigTable` for RoPE, the same in all blocks.
 
-    It uses `max_positions` and `head_dim`, whose rows must come before. `theta_key` and `partial_key` are what older
-    files have instead of `rope_parameters`. `original_key` is a key of its own for the context length of pretraining.
-    `absent` is what a file means that has neither `rope_parameters` nor `rope_scaling`, if that is not plain RoPE of
-    its `theta_key`. For the other arguments see `RopeDialect`.
+    It uses `max_positions` and `head_dim`, whose rows must come before. `default_theta` is the base where a file
+    states none. `theta_key` and `partial_key` are what older files have instead of `rope_parameters`. `original_key`
+    is a key of its own for the context length of pretraining. `absent` is what a file means that has neither
+    `rope_parameters` nor `rope_scaling`, if that is not plain RoPE of its `theta_key`. For the other arguments see
+    `RopeDialect`.
     """
 
     default_theta: float = 10000.0
