@@ -195,7 +195,8 @@ class TestAWrongTableIsRefused:
         ("block", "said"),
         [
             ({"attn.q": "h.{}.q", ("attn.q", "attn.k"): fused("h.{}.qk")}, "'attn.q' stands in two rows"),
-            ({"attn.q": "h.{}.x", "attn.k": "h.{}.x"}, "'h.{}.x' stands for two modules"),
+            ({"attn.q": "h.{}.x", "attn.k": "h.{}.x"}, "'h.{}.x' stands for two modules, 'attn.q' and 'attn.k'"),
+            ({"attn_norm": "h.{}.n", "mlp_norm": "h.{}.n"}, "no inverse; a norm that .* share is shared_norm=True"),
             ({("attn.q", "attn.k"): "h.{}.qk"}, r"must say how one tensor holds several parameters, such as fused"),
             ({"attn.q": "h.q"}, r"'attn.q': 'h.q' must have {} 1 times"),
         ],

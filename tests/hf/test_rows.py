@@ -298,3 +298,11 @@ class TestConfigTable:
         with pytest.warns(DeprecationWarning, match="'mlp_bias'"):
             plain = ConfigTable(self.sizes, {"mlp": "plain", "mlp_bias": True})
         assert plain.constants == {"mlp": "plain", "up_bias": True, "down_bias": True}
+
+    def test_values_that_a_field_does_not_have(self):
+        spelled = Key("use_qk_norm", bool, "qk_norm", default=None, spellings={False: None, True: "perhead"})
+        with pytest.raises(ConfigError, match="the spellings of 'use_qk_norm' give qk_norm='perhead', .*'per_head'"):
+            ConfigTable((*self.sizes, spelled))
+        with pytest.raises(ConfigError, match="the constants give norm='layernorm', which is not one of rms, layer"):
+            ConfigTable(self.sizes, {"norm": "layernorm"})
+        assert ConfigTable(self.sizes, {"norm": "my_package.layers:Norm"})

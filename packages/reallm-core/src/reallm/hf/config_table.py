@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from reallm.deprecation import deprecated
 from reallm.errors import ConfigError, did_you_mean
 from reallm.hf.keys import RESTRICTED, Allowed, is_irrelevant
 from reallm.hf.rows import Key, Known, Row
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import ALLOWED, ReaLModelConfig, is_own_class
 
 RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
@@ -51,6 +51,13 @@ class ConfigTable:
                 raise ConfigError(f"config table: ReaLModelConfig has no field '{name}' to be set by a table{near}")
             if stated.count(name) > 1:
                 raise ConfigError(f"config table: field '{name}' is stated twice")
+        for row in self.rows:
+            if isinstance(row, Key):
+                for value in (row.spellings or {}).values():
+                    _check_value(row.fields, value, f"the spellings of '{row.key}'")
+        for name, value in self.constants.items():
+            if not callable(value):
+                _check_value((name,), value, "the constants")
         keys = [key for row in self.rows for key in row.keys]
         for key in keys:
             if keys.count(key) > 1:
@@ -141,6 +148,17 @@ class ConfigTable:
             value = getattr(config, item.name)
             if value != fixed:
                 raise ConfigError(f"{item.name}={value!r} cannot be stated in config.json; it must be {fixed!r}")
+
+
+def _check_value(fields: Iterable[str], value: Any, where: str) -> None:
+    """Raise ConfigError for a name that a field does not have."""
+    for name in fields:
+        allowed = ALLOWED.get(name)
+        if allowed is None or value in allowed or (isinstance(value, str) and is_own_class(value)):
+            continue
+        names = [one for one in allowed if one is not None]
+        near = did_you_mean(str(value), names)
+        raise ConfigError(f"config table: {where} give {name}={value!r}, which is not one of {', '.join(names)}{near}")
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:

@@ -35,6 +35,27 @@ STANDARD_MODULES = frozenset(
 """Modules with parameters that the core's own layers have, in one configuration or another."""
 
 
+MADE_BY: Mapping[str, tuple[str, ...]] = {
+    "positions": ("learned_positions",),
+    "attn.q_norm": ("qk_norm",),
+    "attn.k_norm": ("qk_norm",),
+    "attn_norm": ("norm_placement",),
+    "mlp_norm": ("norm_placement", "parallel_residual", "shared_norm"),
+    "attn_post_norm": ("norm_placement",),
+    "mlp_post_norm": ("norm_placement",),
+    "mlp.gate": ("mlp", "moe"),
+    "mlp.up": ("mlp", "moe"),
+    "mlp.down": ("mlp", "moe"),
+    "mlp.router": ("moe",),
+    "mlp.experts.gate": ("moe",),
+    "mlp.experts.up": ("moe",),
+    "mlp.experts.down": ("moe",),
+    "norm": ("final_norm",),
+    "out": ("tied_embeddings",),
+}
+"""Modules that a network may or may not have -> the fields of `ReaLModelConfig` that decide."""
+
+
 @dataclass(frozen=True)
 class Holding:
     """Tensors of a checkpoint and the parameters of ours that they hold, which are read and written together.
@@ -189,8 +210,9 @@ def _by_entry(part: Part, layer: int, names: Sequence[str]) -> dict[Ours, dict[s
         module, _, kind = path.rpartition(".")
         here, kind = (path, "") if path in homes else (module, kind)
         if here not in homes:
-            near = did_you_mean(here, homes)
-            raise ConfigError(f"has no entry '{here}' for the parameter '{name}'{near}")
+            fields = MADE_BY.get(here, ())
+            why = f", which is there because of {' and '.join(fields)}" if fields else ""
+            raise ConfigError(f"has no entry '{here}' for the parameter '{name}'{why}{did_you_mean(here, homes)}")
         found.setdefault(homes[here], {}).setdefault(kind, {})[here] = name
     for key, kinds in found.items():
         for kind, ours in kinds.items():

@@ -61,14 +61,13 @@ class WeightTable:
                         f"such as fused('{name}')"
                     )
         for is_critic in (False, True):
-            theirs_all = [
-                stored(theirs).name
-                for part in (self.embedding, self.block, self.head_part(is_critic=is_critic))
-                for theirs in part.values()
-            ]
-            for name in theirs_all:
-                if theirs_all.count(name) > 1:
-                    raise ConfigError(f"weight table: '{name}' stands for two modules; the table has no inverse")
+            seen: dict[str, Ours] = {}
+            for part in (self.embedding, self.block, self.head_part(is_critic=is_critic)):
+                for key, theirs in part.items():
+                    name = stored(theirs).name
+                    if name in seen:
+                        raise ConfigError(f"weight table: {_no_inverse(name, seen[name], key)}")
+                    seen[name] = key
 
     def updated(
         self,
@@ -119,6 +118,14 @@ def _updated(part: Part, changes: Changes) -> Part:
     changed = {name for key in changes for name in names_in(key)}
     kept = {key: value for key, value in part.items() if key in changes or not changed & set(names_in(key))}
     return {key: value for key, value in {**kept, **changes}.items() if value is not None}
+
+
+def _no_inverse(name: str, one: Ours, other: Ours) -> str:
+    both = f"'{_shown(one)}' and '{_shown(other)}'"
+    hint = ""
+    if {one, other} == {"attn_norm", "mlp_norm"}:
+        hint = "; a norm that attention and MLP share is shared_norm=True, with an entry for 'attn_norm' alone"
+    return f"'{name}' stands for two modules, {both}; the table has no inverse{hint}"
 
 
 def _shown(key: Ours) -> str:

@@ -395,6 +395,17 @@ class ReaLModelConfig:
         return value if isinstance(value, tuple) else (value,) * self.n_layers
 
 
+ALLOWED: Mapping[str, tuple[str | None, ...]] = {
+    "norm": NORMS,
+    "attention": ATTENTIONS,
+    "mlp": MLPS,
+    "block": BLOCKS,
+    "norm_placement": get_args(NormPlacement),
+    "activation": ACTIVATIONS,
+    "qk_norm": (None, *get_args(QKNormKind)),
+}
+"""The values of fields that are one of a few names; of the first four a class of the family's own is one too."""
+
 PER_BLOCK = ("sliding_window", "rope", "attn_scale")
 """Fields with one value for all blocks, or a tuple with one a block."""
 
