@@ -11,7 +11,7 @@ from reallm.generation.sampling import SamplingConfig
 from reallm.model import attention, losses
 from reallm.model.attention import AttentionSpec, attend_packed
 from reallm.model.compilation import check_compiler
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
 
@@ -60,7 +60,19 @@ def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, w
         assert torch.linalg.norm(got.double() - want.double()) < 0.01 * torch.linalg.norm(want.double())
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 40}, {"attn_softcap": 5.0}, {"tied_embeddings": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sliding_window": 40},
+        {"attn_softcap": 5.0},
+        {"tied_embeddings": True},
+        {"norm_offset": 1.0, "norm_placement": "sandwich", "qk_norm": "head", "embedding_multiplier": 16.0},
+        {"norm": "layer", "norm_bias": True, "mlp": "plain", "rope": None, "learned_positions": True},
+        {"parallel_residual": True, "shared_norm": True, "rope": RopeConfig(rotary_dim=16, interleaved=True)},
+        {"rope": (None, RopeConfig(), None, RopeConfig(theta=1e6)), "sliding_window": (40, None, 40, None)},
+    ],
+)
 def test_logits_equal_those_of_the_cpu(changes):
     tokens, bounds = batch()
     on_cpu = build(CONFIG.replace(**changes), torch.float64, "cpu")(tokens, bounds)
@@ -68,6 +80,22 @@ def test_logits_equal_those_of_the_cpu(changes):
     half = build(CONFIG.replace(**changes), torch.bfloat16, "cuda")(tokens.cuda(), bounds.cuda())
     torch.testing.assert_close(single.cpu().double(), on_cpu, rtol=1e-3, atol=1e-3)
     assert torch.linalg.norm(half.cpu().double() - on_cpu) < 0.03 * torch.linalg.norm(on_cpu)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_experts_equal_those_of_the_cpu(top_k):
+    """In float32 in a loop, in bfloat16 by torch's grouped kernel, forward and backward."""
+    config = CONFIG.replace(moe=MoEConfig(n_experts=8, top_k=top_k, intermediate_size=128))
+    tokens, bounds = batch()
+    cotangent = torch.randn(sum(LENGTHS), 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = build(config, torch.float64, "cpu")
+    (exact(tokens, bounds) * cotangent).sum().backward()
+    for dtype, tolerance in [(torch.float32, 1e-3), (torch.bfloat16, 0.1)]:  # a token near the border goes elsewhere
+        model = build(config, dtype, "cuda")
+        (model(tokens.cuda(), bounds) * cotangent.to("cuda", dtype)).sum().backward()
+        for name in ("layers.1.mlp.experts.down.weight", "layers.1.mlp.router.weight", "layers.0.tokens.weight"):
+            got, want = (each.get_parameter(name).grad.cpu().double() for each in (model, exact))
+            assert torch.linalg.norm(got - want) < tolerance * torch.linalg.norm(want), name
 
 
 def test_the_fused_loss_and_its_gradients_equal_those_of_the_cpu():

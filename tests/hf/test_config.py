@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from reallm.hf.standard import ACTIVATIONS
 from reallm.hf.tables import ConfigTable, Key
 from reallm.model.config import ACTIVATIONS as OURS
 from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.model.layers import ACTIVATION_FUNCTIONS
 from reallm_hf_llama.plugin import LLAMA
 from reallm_hf_mistral.plugin import MISTRAL
 from tests.helpers.hf_grid import GRID, raw_config, read_by_transformers
@@ -87,7 +89,7 @@ def test_a_missing_size_is_named(key):
     [
         ({"quantization_config": {"bits": 4}}, "unsupported quantization_config=.*dequantize"),
         ({"pretraining_tp": 2}, "unsupported pretraining_tp=2; set it to 1"),
-        ({"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported are silu"),
+        ({"hidden_act": "xielu"}, "hidden_act='xielu' is not supported; supported are silu"),
         ({"hidden_size": "32"}, "hidden_size='32' must be of type int"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' must be of type float"),
         ({"attention_bias": 1}, "attention_bias=1 must be of type bool"),
@@ -218,6 +220,10 @@ class TestActivationNames:
         from transformers.activations import ACT2FN
 
         assert ACTIVATIONS.keys() <= ACT2FN.keys()
+        x = torch.linspace(-20, 20, 1001, dtype=torch.float64)
+        for theirs, ours in ACTIVATIONS.items():
+            # `gelu_python_tanh` and the like are one formula written in several ways
+            torch.testing.assert_close(ACTIVATION_FUNCTIONS[ours](x), ACT2FN[theirs](x), rtol=1e-6, atol=1e-6)
 
 
 SMALL = st.integers(1, 8)

@@ -24,11 +24,10 @@ ACTIVATIONS: Mapping[str, str] = {
     "gelu_fast": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
     "quick_gelu": "gelu_quick",
-    "relu": "relu",
-    "relu2": "relu2",
-    "tanh": "tanh",
+    **{name: name for name in ("gelu_10", "relu", "relu2", "relu6", "leaky_relu", "mish", "hardswish", "laplace")},
+    **{name: name for name in ("sigmoid", "tanh", "linear")},
 }
-"""transformers' names of activations -> ours."""
+"""transformers' names of activations -> ours. Those with parameters of their own need a class of the family's own."""
 
 QKV_BIAS = ("q_bias", "k_bias", "v_bias")
 ATTENTION_BIAS = (*QKV_BIAS, "o_bias")

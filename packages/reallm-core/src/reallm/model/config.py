@@ -23,7 +23,10 @@ RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 GradientCheckpointing = Literal["none", "selective", "full"]
 """What a block computes again in the backward pass instead of keeping it; see `model.checkpointing`."""
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "tanh")
+ACTIVATIONS = (
+    "silu", "gelu", "gelu_tanh", "gelu_quick", "gelu_10", "relu", "relu2", "relu6", "leaky_relu", "mish", "hardswish",
+    "laplace", "sigmoid", "tanh", "linear",
+)  # fmt: skip
 """Names of activations the network has; `hf.standard` maps transformers' names to them."""
 
 

@@ -14,6 +14,7 @@ Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -32,9 +33,17 @@ ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu_10": lambda x: F.gelu(x).clamp(-10, 10),
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "laplace": lambda x: 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
+    "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "linear": torch.clone,  # a new tensor, as of all others: what comes out may be changed in place
 }
 
 
