@@ -265,6 +265,17 @@ def test_a_field_of_the_transformers_class_that_the_table_does_not_know_is_refus
         config_io.from_hf(family, raw_config("gqa") | both)
 
 
+def test_an_older_key_that_transformers_takes_without_declaring_it_is_refused_too():
+    from reallm.hf.transformers_io import transformers_keys
+
+    assert {"rotary_pct", "rotary_emb_base"} <= transformers_keys("gpt_neox")
+    older = {"rotary_pct": 0.5}
+    other = replace(LLAMA, model_type="gpt_neox")
+    with pytest.raises(CheckpointError, match="unsupported field rotary_pct=0.5"):
+        config_io.from_hf(other, raw_config("gqa") | older)
+    assert config_io.from_hf(LLAMA, raw_config("gqa") | older)  # there it is nobody's
+
+
 def test_notes_of_other_tools_are_carried_over():
     raw = raw_config("gqa") | {"unsloth_version": "2024.9", "neftune_noise_alpha": 5}
     config = config_io.from_hf(LLAMA, raw)

@@ -134,7 +134,5 @@ class TestWeightTableIsChecked:
             WeightTable(embedding={}, block={"up": "mlp.up"}, head={})
 
     def test_two_modules_of_one_name(self):
-        with pytest.raises(
-            ConfigError, match="'h.{}.x' stands for two modules, 'up' and 'down'; the table"
-        ):
+        with pytest.raises(ConfigError, match="'h.{}.x' stands for two modules, 'up' and 'down'; the table"):
             WeightTable(embedding={}, block={"up": "h.{}.x", "down": "h.{}.x"}, head={})

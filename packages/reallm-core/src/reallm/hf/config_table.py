@@ -97,6 +97,7 @@ class ConfigTable:
         self._refuse_restricted(raw)
         values = _Known({name: value for name, value in self.constants.items() if not callable(value)})
         for row in self.rows:
+            values.asked_by = row
             values.update(row.read(raw, values))
         for name, value in self.constants.items():
             if callable(value):
@@ -169,8 +170,11 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 class _Known(dict[str, Any]):
     """Fields that earlier rows gave; one that is missing says so."""
 
+    asked_by: Row
+
     def __missing__(self, name: str) -> Any:
-        raise ConfigError(f"config table: a row needs the field '{name}', whose row must come before it")
+        what = f"the row of {' and '.join(map(repr, self.asked_by.fields))}"
+        raise ConfigError(f"config table: {what} needs the field '{name}', whose row must come before it")
 
 
 def _short(value: Any) -> str:

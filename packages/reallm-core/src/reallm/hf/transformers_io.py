@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +26,20 @@ def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def transformers_keys(model_type: str) -> frozenset[str]:
-    """The keys of `config.json` that transformers knows for a model type."""
-    from transformers import CONFIG_MAPPING
+    """The keys of `config.json` that transformers knows for a model type.
 
-    return frozenset(CONFIG_MAPPING[model_type]().to_dict())
+    Besides those that its class declares, they are older ones that it only takes out of its keyword arguments.
+    """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    config_class = CONFIG_MAPPING[model_type]
+    keys = set(config_class().to_dict())
+    for cls in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
+        try:
+            keys.update(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", inspect.getsource(cls)))
+        except OSError:  # installed without its source
+            continue
+    return frozenset(keys)
 
 
 def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
