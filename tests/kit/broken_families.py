@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reallm_hf_apertus.plugin import APERTUS
+
 from reallm.hf.arrangements import Shape, Stored, fused, transposed
 from reallm.hf.family import HFFamily
 from reallm.hf.rows import Conversion, Key, Nested, Row
-from reallm.hf.standard import QKV_BIAS, without
+from reallm.hf.standard import QKV_BIAS, head_dim_from_hidden_size, without
 from reallm.hf.tables import RopeRow
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm_hf_gemma.plugin import GEMMA2
@@ -75,10 +77,42 @@ class ForgetsFactor(RopeRow):
         return {"rope": RopeConfig(theta=rope.theta) if rope.kind == "linear" else rope}
 
 
+class ForgetsAbsent(RopeRow):
+    """Plain RoPE is written on a file in the older spelling, which then states none at all."""
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        return RopeRow(self.default_theta).write(config, base)
+
+
+def activation(name: str) -> HFFamily:
+    """Apertus with another MLP."""
+    mlp = f"{LAYERS}:{name}"
+    return table(APERTUS, Key("hidden_act", str, "mlp", default=mlp, spellings={"xielu": mlp}))
+
+
 UNDESCRIBED = dataclasses.replace(LLAMA, description="")
 UNKNOWN_TYPE = dataclasses.replace(LLAMA, model_type="lama")
 UNKNOWN_CLASS = dataclasses.replace(LLAMA, architectures=("LlamaForCausalLMs",))
 FORGOTTEN_KEY = table(LLAMA, drop=["mlp_bias"])
+WRONG_STD = table(
+    LLAMA,
+    Key("initializer_range", float, "init_std", default=1.0, conversion=Conversion(lambda x: x * 50, lambda x: x / 50)),
+)
+FORGOTTEN_KEYS = table(LLAMA, drop=["mlp_bias", "rms_norm_eps"])
+MISSPELT_CLASS = activation("TrainBeta")
+KEY_OF_OTHERS = table(
+    GPT2,
+    Key("head_dim", int, "head_dim", default=head_dim_from_hidden_size),
+    constants={key: value for key, value in GPT2.config.constants.items() if key != "head_dim"},
+)
+LOSES_ROPE = table(
+    APERTUS,
+    *(
+        ForgetsAbsent(default_theta=row.default_theta, absent=row.absent)
+        for row in APERTUS.config.rows
+        if isinstance(row, RopeRow)
+    ),
+)
 LOSES_A_DIGIT = table(
     LLAMA,
     Key("rms_norm_eps", float, "norm_eps", default=1e-6, conversion=Conversion(lambda eps: eps, lambda eps: eps * 10)),
@@ -90,6 +124,8 @@ MISSING_ENTRY = weights(LLAMA, block={"mlp_norm": None})
 MISTYPED_ENTRY = weights(LLAMA, block={"attn.qnorm": "model.layers.{}.self_attn.q_norm"})
 NO_INVERSE = weights(LLAMA, block={("mlp.gate", "mlp.up"): Stored("model.layers.{}.mlp.gate_up_proj", Halves())})
 WRONG_NAME = weights(LLAMA, head={"norm": "model.final_norm"})
+IDLE_ENTRY = weights(APERTUS, block={"mlp.gate": "model.layers.{}.mlp.gate_proj"})
+FORGOTTEN_QK_NORM = table(APERTUS, constants={"norm": "rms"})
 FORGOTTEN_BIAS = table(
     GPT2, constants={key: value for key, value in GPT2.config.constants.items() if key != "down_bias"}
 )
@@ -172,6 +208,12 @@ MIXED_HEADS = layer(LLAMA, "attention", "MixesHeads")
 STARTS_LARGE = layer(LLAMA, "norm", "StartsLarge")
 COUNTS = layer(LLAMA, "mlp", "CountsCalls")
 UNROUTED = layer(MIXTRAL, "block", "ForgetsRouting")
+TRAINS_A_BUFFER = activation("TrainsBeta")
+DOES_NOT_TRAIN = activation("KeepsAlpha")
+STARTS_AT_ONE = activation("StartsAtOne")
+WRONG_OWN_ACTIVATION = activation("WithoutSlope")
+NO_SHARDS = activation("WithoutShards")
+FLOAT32 = activation("InFloat32")
 RAISES = layer(LLAMA, "mlp", "Raises")
 
 
@@ -204,6 +246,22 @@ MISTAKES = (
     Mistake("UNKNOWN_TYPE", "default-config", ("model_type 'lama', which transformers does not know",)),
     Mistake("UNKNOWN_CLASS", "default-config", ("architecture 'LlamaForCausalLMs', which transformers does not have",)),
     Mistake("FORGOTTEN_KEY", "default-config", ("unsupported field mlp_bias=False", 'which have none for "mlp_bias"')),
+    Mistake(
+        "FORGOTTEN_KEYS",
+        "default-config",
+        ("unsupported fields", 'none for "rms_norm_eps" and "mlp_bias"', "a row, or a place in config.irrelevant"),
+    ),
+    Mistake("MISSPELT_CLASS", "default-config", ("has no attribute 'TrainBeta'", "mlp='tests.", 'Key("hidden_act")')),
+    Mistake(
+        "KEY_OF_OTHERS",
+        "default-config",
+        ("GPT2Config has: take this one out, decoder_rows(head_dim_key=None)", 'Key("head_dim") of config.rows'),
+    ),
+    Mistake(
+        "LOSES_ROPE",
+        "config-round-trip",
+        ("rope.kind='default'", "on a file that has rope_theta and rope_scaling", "ForgetsAbsent("),
+    ),
     Mistake("LOSES_A_DIGIT", "config-round-trip", ("norm_eps=1e-06 after writing and reading", 'Key("rms_norm_eps")')),
     Mistake(
         "WRONG_DEFAULT",
@@ -217,6 +275,12 @@ MISTAKES = (
     Mistake("MISTYPED_ENTRY", "table", ("did you mean 'attn.q_norm'?", 'weights.block["attn.qnorm"]')),
     Mistake("NO_INVERSE", "table", ("the arrangement has no inverse", 'weights.block["mlp.gate", "mlp.up"]')),
     Mistake("WRONG_NAME", "names", ("'model.norm.weight' missing", 'weights.head["norm"]')),
+    Mistake("IDLE_ENTRY", "names", ("no configuration has 'mlp.gate'", 'weights.block["mlp.gate"]')),
+    Mistake(
+        "FORGOTTEN_QK_NORM",
+        "names",
+        ("the entry 'attn.q_norm' is there, but the network has no such parameter (qk_norm makes it)",),
+    ),
     Mistake("FORGOTTEN_BIAS", "names", ("'transformer.h.0.mlp.c_proj.bias'", "stated nowhere: down_bias")),
     Mistake("WRONG_PLACEMENT", "names", ("'model.layers.0.input_layernorm.weight'", "missing")),
     Mistake("WRONG_SHAPE", "state-dict", ("[48, 32] in LlamaForCausalLM", 'weights.block["mlp.up"]')),
@@ -251,6 +315,11 @@ MISTAKES = (
     ),
     Mistake("NO_SOFTCAP", "logits", ("what goes into layers.1.attn.o", "stated nowhere: attn_softcap")),
     Mistake("UNNORMALISED_EXPERTS", "logits", ("what goes into layers.2.attn_norm", 'Nested("num_local_experts")')),
+    Mistake(
+        "WRONG_OWN_ACTIVATION",
+        "logits",
+        ("layers.1.mlp.act gives something else", f"{OWN}", "(XIELUWithoutSlope)", 'weights.block["mlp.act.alpha_p"]'),
+    ),
     Mistake("NORMED_AFTER_ROTATING", "logits", ("layers.1.attn.q_norm", f"{OWN}", "(NormsAfterRotating)")),
     Mistake(
         "FORGOTTEN_TIE",
@@ -264,7 +333,12 @@ MISTAKES = (
     Mistake(
         "HALF_THE_BIAS", "config-fields", ("attention_bias=True", "self_attn.o_proj.bias", 'Key("attention_bias")')
     ),
-    Mistake("FORGOTTEN_FACTOR", "config-fields", ("'factor': 2.0", "key 'rope_parameters'", "ForgetsFactor(")),
+    Mistake(
+        "FORGOTTEN_FACTOR",
+        "config-round-trip",
+        ("rope.kind='linear', rope.factor=2.0 after writing", "rope_type=linear", "ForgetsFactor("),
+        also="config-fields",
+    ),
     Mistake("ONE_WRONG_ACTIVATION", "config-fields", ("hidden_act='gelu'", "it became activation='gelu_tanh'")),
     Mistake("NO_CRITIC_HEAD", "critic", ("LlamaForSequenceClassification", 'which has no entry "out"')),
     Mistake("WRONG_CRITIC_HEAD", "critic", ("tensor 'score.weight'", 'weights.critic_head["out"]')),
@@ -272,6 +346,17 @@ MISTAKES = (
     Mistake("RAISES", "packing", ("raised RuntimeError: mat1 and mat2", f"{OWN}", "(Raises.forward)")),
     Mistake("FORGETS", "decode", ("tokens in the cache", f"{OWN}", "(ForgetsWhatItSaw)")),
     Mistake("NO_GRADIENT", "gradients", ("no gradient at all", "'layers.1.mlp.gate.weight'", "(LosesGradients)")),
+    Mistake(
+        "TRAINS_A_BUFFER",
+        "gradients",
+        ("no gradient, since ApertusForCausalLM", "'layers.1.mlp.act.beta'", "(XIELUThatTrainsBeta)"),
+    ),
+    Mistake(
+        "DOES_NOT_TRAIN",
+        "gradients",
+        ("a parameter that is trained", "'layers.1.mlp.act.alpha_n'", "(XIELUThatKeepsAlpha)"),
+    ),
+    Mistake("FLOAT32", "bf16", ("layers.1.mlp.act gives torch.float32", f"{OWN}", "(XIELUInFloat32)")),
     Mistake("ROUGH", "bf16", ("times that of transformers in bfloat16", f"{OWN}", "(RoundsSums)")),
     Mistake(
         "WRONG_SHARD",
@@ -292,8 +377,15 @@ MISTAKES = (
             'is declared Shard(0) with split="out"; Shard(1) with split="in" would do',
         ),
     ),
+    Mistake("NO_SHARDS", "shards", ("which its `shards` do not have", "mlp.act.alpha_n", "(XIELUWithoutShards)")),
     Mistake("MIXED_HEADS", "shards", ("layers.1.attn.o", "(MixesHeads): declared are 'q.weight' None")),
-    Mistake("STARTS_LARGE", "initialisation", ("a loss of about 4.57", "(StartsLarge)")),
+    Mistake("STARTS_LARGE", "initialisation", ("1, with which LlamaForCausalLM begins", "100", "(StartsLarge)")),
+    Mistake("WRONG_STD", "initialisation", ("a loss of about 4.57", 'Key("initializer_range")')),
+    Mistake(
+        "STARTS_AT_ONE",
+        "initialisation",
+        ("with which ApertusForCausalLM begins", "'layers.1.mlp.act.alpha_p' of a fresh", "(XIELUThatStartsAtOne)"),
+    ),
     Mistake("COUNTS", "checkpointing", ("the gradient without checkpointing", "(CountsCalls)")),
     Mistake("UNROUTED", "experts", ("statistics of 2 routers in training", "(ForgetsRouting)")),
 )

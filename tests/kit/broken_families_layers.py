@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reallm_hf_apertus.layers import XIELU, XIELUMLP
 from torch import Tensor, nn
 
 from reallm.model.attention import Step, attend_packed
@@ -139,3 +140,67 @@ class Raises(GatedMLP):
 
     def forward(self, x: Tensor, step: object) -> Tensor:
         return F.linear(x, self.gate.weight.T)
+
+
+class XIELUThatTrainsBeta(XIELU):
+    """What is a buffer of the checkpoint gets a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta.requires_grad_(True)
+
+
+class XIELUThatKeepsAlpha(XIELU):
+    """What is to be trained is declared a buffer of the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_n.requires_grad_(False)
+
+
+class XIELUThatStartsAtOne(XIELU):
+    """Its parameters begin as norms do."""
+
+    def fresh_parameter(self, name: str, generator: torch.Generator) -> None:
+        return None
+
+
+class XIELUWithoutSlope(XIELU):
+    """The linear term is forgotten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - self.beta * x
+
+
+class XIELUWithoutShards(XIELU):
+    """It does not say how its parameters may be split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shards = {}
+
+
+class XIELUInFloat32(XIELU):
+    """It computes in float32, and gives that to whatever comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def with_activation(activation: type[nn.Module]) -> type[XIELUMLP]:
+    """The MLP of Apertus with another activation."""
+
+    class MLP(XIELUMLP):
+        def __init__(self, config: ReaLModelConfig, block: int) -> None:
+            super().__init__(config, block)
+            self.act = activation()
+
+    return MLP
+
+
+TrainsBeta = with_activation(XIELUThatTrainsBeta)
+KeepsAlpha = with_activation(XIELUThatKeepsAlpha)
+StartsAtOne = with_activation(XIELUThatStartsAtOne)
+WithoutSlope = with_activation(XIELUWithoutSlope)
+WithoutShards = with_activation(XIELUWithoutShards)
+InFloat32 = with_activation(XIELUInFloat32)

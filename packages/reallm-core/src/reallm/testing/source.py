@@ -62,7 +62,7 @@ def innermost(error: BaseException, module: str = "") -> str:
 
     Args:
         error: with the traceback it was caught with.
-        module: that the plugin's class is in. Without one, any line counts but those of the kit and of Python itself.
+        module: that the plugin's class is in. Without one, any line counts but those of the kit, Python and torch.
     """
     frames = [
         (frame.f_globals.get("__name__", ""), f"{shown(frame.f_code.co_filename)}:{line} ({frame.f_code.co_qualname})")
@@ -73,7 +73,7 @@ def innermost(error: BaseException, module: str = "") -> str:
         of_package = [(name, place) for name, place in frames if _package(name) == _package(module)]
         places = [place for name, place in of_package if name == module] or [place for _, place in of_package]
     else:
-        places = [place for name, place in frames if _package(name) not in sys.stdlib_module_names]
+        places = [place for name, place in frames if _package(name) not in {*sys.stdlib_module_names, "torch"}]
     return places[-1] if places else ""
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
-from reallm.errors import ConfigError, ReallmError
+from reallm.errors import ConfigError, PluginError, ReallmError
 from reallm.hf import config_io
 from reallm.hf.keys import is_irrelevant
-from reallm.model.config import ReaLModelConfig
+from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.plugins.lazy import resolve
 from reallm.testing.checks import CheckFailed, check
 from reallm.testing.families import reference
-from reallm.testing.families.subject import FamilySubject
+from reallm.testing.families.ropes import check_ropes
+from reallm.testing.families.same_config import check_same, check_transformers, differing, read_again
+from reallm.testing.families.subject import LAYER_KINDS, FamilySubject
+from reallm.testing.families.undeclared import check_keys
 
 CHANGES: Mapping[str, tuple[Any, ...]] = {
     "n_kv_heads": (1, 4), "intermediate_size": (40,), "vocab_size": (89,), "max_positions": (48,), "norm_eps": (0.003,),
@@ -25,11 +26,6 @@ CHANGES: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Fields with other values, which are written and read again wherever the table can state them."""
 
-ROUNDING = 1e-9
-"""Relative, of a number that a row computes from another and back."""
-SAME = 1e-5
-"""Difference of logits of order one that two spellings of one activation may make."""
-
 
 @check()
 def default_config(subject: FamilySubject) -> str:
@@ -38,7 +34,8 @@ def default_config(subject: FamilySubject) -> str:
         config = subject.config
     except ReallmError as error:
         expected = f"a table that reads the configuration '{subject.case}'"
-        raise CheckFailed(expected, str(error), look_at=_named(subject, str(error))) from error
+        raise CheckFailed(expected, str(error), look_at=subject.lines.named_in(str(error))) from error
+    _check_own_classes(subject)
     if reference.hf_class(subject.architecture) is None:
         raise CheckFailed(
             "a model class of transformers, to compare with", f"architecture '{subject.architecture}'",
@@ -49,6 +46,7 @@ def default_config(subject: FamilySubject) -> str:
     except Exception as error:  # of transformers, about sizes that do not go together
         expected = f"a configuration '{subject.case}' that {subject.architecture} takes"
         raise CheckFailed(expected, f"{type(error).__name__}: {error}", look_at="configs of the kit") from error
+    check_keys(subject)
     sizes = f"{config.n_layers} blocks, hidden {config.hidden_size}, heads {config.n_q_heads}/{config.n_kv_heads}"
     return f"{sizes} of {config.head_dim}, {'tied' if config.tied_embeddings else 'untied'}"
 
@@ -59,8 +57,8 @@ def config_round_trip(subject: FamilySubject) -> str:
     family, config = subject.family, subject.config
     for base, how in ((subject.raw, "on the file it came from"), (None, "as a new file")):
         written = _written(subject, config, base, how)
-        _check_same(subject, config, config_io.from_hf(family, written), f"written {how}")
-        _check_transformers(subject, written, how)
+        check_same(subject, config, config_io.from_hf(family, written), f"written {how}")
+        check_transformers(subject, subject.raw, written, f"written {how}")
     n_changes = 0
     for changed in _changed(config):
         for base in (subject.raw, None):
@@ -71,9 +69,11 @@ def config_round_trip(subject: FamilySubject) -> str:
             fields = [item.name for item in dataclasses.fields(config)]
             (field,) = (name for name in fields if getattr(changed, name) != getattr(config, name))
             where = f"{field}={getattr(changed, field)!r}"
-            _check_same(subject, changed, _read(subject, written, where), where)
+            check_same(subject, changed, read_again(subject, written, where), where)
             n_changes += base is None
-    return f"on its file and as a new one, and with {n_changes} fields changed"
+    n_ropes = check_ropes(subject)
+    ropes = f", and {n_ropes} kinds of RoPE" if n_ropes else ""
+    return f"on its file and as a new one, and with {n_changes} fields changed{ropes}"
 
 
 @check(needs=[default_config])
@@ -104,18 +104,20 @@ def defaults(subject: FamilySubject) -> str:
             theirs, ours = getattr(expected, item.name), getattr(found, item.name)
             if theirs != ours:
                 what = f"without the key '{absent[0]}'" if len(absent) == 1 else "without any key"
-                one, other = _differing(item.name, theirs, ours)
+                one, other = differing(item.name, theirs, ours)
                 look_at = subject.lines.field(item.name) or subject.lines.config()
                 raise CheckFailed(f"{one}, as transformers has it", other, f"a config.json {what}", look_at)
     return f"{count} configurations with keys left out"
 
 
-def _read(subject: FamilySubject, written: Mapping[str, Any], where: str) -> ReaLModelConfig:
-    try:
-        return config_io.from_hf(subject.family, written)
-    except ReallmError as error:
-        expected = "a table that reads what it has written"
-        raise CheckFailed(expected, str(error), where, _named(subject, str(error))) from error
+def _check_own_classes(subject: FamilySubject) -> None:
+    for kind in LAYER_KINDS:
+        named = getattr(subject.config, kind)
+        try:
+            _ = resolve(named) if is_own_class(named) else None
+        except PluginError as error:
+            expected = "a class for the layers of the family's own, as 'module:Class'"
+            raise CheckFailed(expected, str(error), f"{kind}='{named}'", subject.at([kind])) from error
 
 
 def _written(
@@ -125,49 +127,7 @@ def _written(
         return config_io.to_hf(subject.family, config, base)
     except ConfigError as error:
         expected = "a table that states what it has read"
-        raise CheckFailed(expected, str(error), f"written {how}", _named(subject, str(error))) from error
-
-
-def _check_same(subject: FamilySubject, config: ReaLModelConfig, again: ReaLModelConfig, where: str) -> None:
-    for item in dataclasses.fields(config):
-        one, other = getattr(config, item.name), getattr(again, item.name)
-        rounded = isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=ROUNDING)
-        if one != other and not rounded:
-            look_at = subject.lines.field(item.name) or subject.lines.config()
-            before, after = _differing(item.name, one, other)
-            raise CheckFailed(f"{before} after writing and reading", after, where, look_at)
-
-
-def _check_transformers(subject: FamilySubject, written: Mapping[str, Any], how: str) -> None:
-    """What is written is the same to transformers: an equal configuration, or one that computes the same."""
-    try:
-        theirs, again = (reference.hf_config(raw).to_dict() for raw in (subject.raw, written))
-        different = [
-            key
-            for key in theirs.keys() | again.keys()
-            if not is_irrelevant(key)
-            and key not in subject.family.config.irrelevant
-            and theirs.get(key) != again.get(key)
-        ]
-        if not different:
-            return
-        expected, found = (_a_few_logits(raw) for raw in (subject.raw, written))
-    except Exception as error:  # of transformers, about a file that we wrote
-        seen = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise CheckFailed("a file that transformers reads", seen, f"written {how}", subject.lines.config()) from error
-    if not torch.allclose(expected, found, atol=SAME):
-        key = sorted(different)[0]
-        raise CheckFailed(
-            f"a file that means the same to transformers: {key}={theirs.get(key)!r}",
-            f"{key}={again.get(key)!r}",
-            f"written {how}",
-            subject.lines.key(key),
-        )
-
-
-@torch.no_grad()
-def _a_few_logits(raw: Mapping[str, Any]) -> torch.Tensor:
-    return reference.logits_of(reference.hf_model(raw), reference.sequences(int(raw["vocab_size"]), (40,)))
+        raise CheckFailed(expected, str(error), f"written {how}", subject.lines.named_in(str(error))) from error
 
 
 def _changed(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
@@ -182,21 +142,3 @@ def _changed(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
                 yield config.replace(**{field: value})
             except ConfigError:
                 continue
-
-
-def _differing(name: str, one: Any, other: Any) -> tuple[str, str]:
-    """Two values of a field as a report shows them: of RoPE or experts only what differs."""
-    if type(one) is type(other) and dataclasses.is_dataclass(one):
-        parts = [item.name for item in dataclasses.fields(one)]
-        parts = [part for part in parts if getattr(one, part) != getattr(other, part)]
-        shown = [", ".join(f"{name}.{part}={getattr(value, part)!r}" for part in parts) for value in (one, other)]
-        return shown[0], shown[1]
-    return f"{name}={one!r}", f"{name}={other!r}"
-
-
-def _named(subject: FamilySubject, text: str) -> str:
-    """The row of the first key or field that a message names; else the table."""
-    for row in subject.family.config.rows:
-        if any(f"{name}=" in text or f"'{name}'" in text for name in (*row.keys, *row.fields)):
-            return subject.lines.row(row)
-    return subject.lines.config()

@@ -11,7 +11,8 @@ from reallm.model.cache import KVCache
 from reallm.model.rope import keys_are_stale
 from reallm.model.sequences import Sequences
 from reallm.testing.checks import CheckFailed, check
-from reallm.testing.families.numbers import MOST_LOGITS, largest, packing, scale
+from reallm.testing.families.closeness import MOST_LOGITS, largest, scale
+from reallm.testing.families.numbers import packing
 from reallm.testing.families.subject import FamilySubject, own_classes
 
 PREFILLED = 0.4

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reallm.hf.holdings import holdings
 from reallm.testing.families.reference import packed
-from reallm.testing.families.subject import FamilySubject, own_classes, run_packed
+from reallm.testing.families.subject import FamilySubject, own_class, own_classes, run_packed
 
 SEEN = 1e-4
 """Relative to the largest number: a difference that is no rounding."""
@@ -99,7 +99,9 @@ def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: l
     if side == "out":
         fields = NORM if module.endswith("norm") else (*filter(None, [BIASES.get(module)]),)
         where = f"{path} gives something else than {theirs} for the same input"
-        return Place(where, subject.at(fields if module.endswith("norm") else (), [module]) + _and(subject, fields))
+        tables = subject.at(fields if module.endswith("norm") else (), [module]) + _and(subject, fields)
+        own = own_class(subject.ours, path)
+        return Place(where, f"{own}; {tables}" if own else tables)
     is_first = not any(one.startswith(f"layers.{layer}.") for one in agreed)
     ends = EMBEDDING if layer == 1 else END_OF_BLOCK
     fields, entries = ends if is_first else BETWEEN.get(module, ((), ()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,44 +20,36 @@ from reallm.hf.transformers_io import checkpoint_state
 from reallm.model.config import ReaLModelConfig
 from reallm.testing.checks import CheckFailed, check
 from reallm.testing.families import reference
-from reallm.testing.families.numbers import MOST_LOGITS, is_close, largest, logits
+from reallm.testing.families.behaviour import LENGTHS, Behaviour, behaviour_of
+from reallm.testing.families.closeness import MOST_LOGITS, is_close, largest
+from reallm.testing.families.numbers import logits
 from reallm.testing.families.subject import FamilySubject, network, run_packed
 from reallm.testing.families.values import changes
 
-LENGTHS = (40, 7)
-LOSS = 1e-5
-"""Difference of losses, in nats, that is no rounding."""
 
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What a model of transformers does: logits [T, V] in evaluation, and logits and loss in training."""
-
-    logits: Tensor
-    training: Tensor
-    loss: Tensor
-
-    def is_like(self, other: Behaviour) -> bool:
-        """Whether evaluation gives the same."""
-        return is_close(self.logits, other.logits)
-
-    def trains_like(self, other: Behaviour) -> bool:
-        """Whether training gives the same."""
-        return is_close(self.training, other.training) and bool((self.loss - other.loss).abs() <= LOSS)
+class Unnamed(CheckFailed):
+    """A value is refused, but not by the name of its key."""
 
 
 @check(needs=[logits])
 def config_fields(subject: FamilySubject) -> str:
     """every field of transformers' configuration is honoured, or refused by name"""
     samples = reference.sequences(subject.config.vocab_size, LENGTHS)
-    before = _behaviour(subject.theirs, samples)
+    before = behaviour_of(subject.theirs, samples)
     positions = _key_of(subject, "max_positions")
     counts = {"honoured": 0, "refused": 0, "without effect": 0}
     for raw, key in _fields(subject):
+        outcomes: list[str] = []
+        unnamed: list[CheckFailed] = []
         for change in changes(raw, key, positions):
-            outcome = _tried(subject, key, {**raw, **change}, samples, before)
-            if outcome:
-                counts[outcome] += 1
+            try:
+                outcomes.append(_tried(subject, key, {**raw, **change}, samples, before))
+            except Unnamed as failure:
+                unnamed.append(failure)
+        if unnamed and "honoured" not in outcomes:  # else it is refused for what follows from it, as odd sizes are
+            raise unnamed[0]
+        for outcome in filter(None, outcomes):
+            counts[outcome] += 1
     return ", ".join(f"{count} values {what}" for what, count in counts.items() if count)
 
 
@@ -86,7 +77,7 @@ def _tried(subject: FamilySubject, key: str, raw: Mapping[str, Any], samples: li
     """What came of another value; empty if transformers cannot do it."""
     try:
         theirs = reference.hf_model(raw)
-        after = _behaviour(theirs, samples)
+        after = behaviour_of(theirs, samples)
     except Exception:  # whatever transformers does about values that it cannot use
         return ""
     has_effect, trains_otherwise = not after.is_like(before), not after.trains_like(before)
@@ -96,7 +87,7 @@ def _tried(subject: FamilySubject, key: str, raw: Mapping[str, Any], samples: li
     except CheckpointError as error:
         if has_effect and not _names(subject, key, str(error)):
             expected = f"an error about {said} that names '{key}'"
-            raise CheckFailed(expected, str(error), look_at=subject.lines.key(key)) from error
+            raise Unnamed(expected, str(error), look_at=subject.lines.key(key)) from error
         return "refused"
     if config == subject.config:
         if has_effect or trains_otherwise:
@@ -151,17 +142,6 @@ def _check_agrees(
             f"key '{key}' of config.json",
             subject.lines.key(key),
         )
-
-
-def _behaviour(model: nn.Module, samples: list[Tensor]) -> Behaviour:
-    """What it does; training with dropout and noise from a seed."""
-    with reference.quiet(), torch.no_grad(), torch.random.fork_rng(devices=()):
-        evaluated = reference.logits_of(model, samples)
-        torch.manual_seed(reference.SEED)
-        model.train()
-        trained = model(samples[0][None], labels=samples[0][None], use_cache=False)
-        model.eval()
-    return Behaviour(evaluated, trained.logits[0], trained.loss)
 
 
 def _key_of(subject: FamilySubject, field: str) -> str | None:

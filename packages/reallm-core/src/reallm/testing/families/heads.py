@@ -11,7 +11,8 @@ from reallm.hf.transformers_io import checkpoint_state
 from reallm.hf.weight_table import names_in, stored
 from reallm.testing.checks import CheckFailed, Skipped, check
 from reallm.testing.families import reference
-from reallm.testing.families.numbers import MOST_LOGITS, largest, logits, scale
+from reallm.testing.families.closeness import MOST_LOGITS, largest, scale
+from reallm.testing.families.numbers import logits
 from reallm.testing.families.saving import load_theirs, save_ours
 from reallm.testing.families.subject import FamilySubject, network, run_packed
 from reallm.testing.folders import scratch

@@ -7,13 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, ReallmError
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 from reallm.testing.checks import Check, CheckFailed
 from reallm.testing.families import configs, decoding, fields, heads, numbers, saving, shards, tensors, tiny, training
 from reallm.testing.families.lines import TableLines, module_of
-from reallm.testing.families.subject import FamilySubject
+from reallm.testing.families.subject import FamilySubject, own_classes
 from reallm.testing.kit import Kit
 from reallm.testing.offers import description, light_import
 from reallm.testing.report import Report
@@ -103,8 +103,16 @@ class FamilyKit(Kit[FamilySubject]):
         family = self._family()
         modules = (self._offer().plugin.module,) if isinstance(self.family, str) else ()
         lines = TableLines(family, module_of(family))
-        is_first = case == self.cases()[0]
-        return FamilySubject(family, case, content, lines, self.checkpoint, modules, is_first)
+        first, *rest = self._contents()
+        others = [raw for name in rest if isinstance(raw := self._contents()[name], Mapping)] if case == first else None
+        return FamilySubject(family, case, content, lines, self.checkpoint, modules, others)
+
+    def place(self, subject: FamilySubject) -> str:
+        """The family's own layers: where one of them is wrong, torch may only find out later."""
+        try:
+            return own_classes(subject)
+        except (CheckFailed, ReallmError):  # there is no configuration
+            return ""
 
     def _family(self) -> HFFamily:
         if not self.family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,21 +68,40 @@ class TableLines:
 
     def key(self, key: str) -> str:
         """What the table says of a key of `config.json`: the row, or the list that it is in."""
-        for row in (*self._inner(), *self.family.config.rows):
+        for row in self.rows():
             if key in row.keys:
                 return self.row(row)
         for name in ("irrelevant", "restricted"):
             if key in getattr(self.family.config, name):
                 return f'"{key}" in config.{name}{self._found([key])}'
-        return f'config.rows, which have none for "{key}"{self._found([])}'
+        return self.unknown([key])
+
+    def unknown(self, keys: Iterable[str]) -> str:
+        """The rows, which have none for these keys."""
+        said = listed([f'"{key}"' for key in keys])
+        instead = "a row, or a place in config.irrelevant or config.restricted"
+        return f"config.rows, which have none for {said}{self._found([])}: each needs {instead}"
+
+    def named_in(self, text: str) -> str:
+        """What of the table an error speaks of: keys without a row, or the row of a key or field; else all of it."""
+        unsupported = re.search(r"unsupported fields? (.*); the tables of family", text)
+        if unsupported:
+            return self.unknown(re.findall(r"(?:^|, )(\w+)=", unsupported[1]))
+        for row in self.rows():
+            if any(re.search(rf"\b{re.escape(name)}=|'{re.escape(name)}'", text) for name in (*row.keys, *row.fields)):
+                return self.row(row)
+        return self.config()
 
     def entry(self, name: str, parts: Iterable[str] = PARTS) -> str:
-        """The entry of a parameter's name within its layer, `attn.q`; empty if the table has none."""
+        """The entry of a parameter or module by its name within its layer, `attn.q`; empty if the table has none.
+
+        Of a module whose parameters have entries of their own, it is that of the first.
+        """
         table = self.family.weights
         for part in parts:
             entries: Mapping[Ours, Any] = getattr(table, part)
             for key in entries:
-                own = [one for one in names_in(key) if name == one or name.startswith(f"{one}.")]
+                own = [one for one in names_in(key) if f"{name}.".startswith(f"{one}.") or one.startswith(f"{name}.")]
                 if own:
                     written = ", ".join(f'"{one}"' for one in names_in(key))
                     shared = SHARED_NAMES if entries[key] in STANDARD_NAMES else ()
@@ -100,6 +120,10 @@ class TableLines:
         """Where the family is stated."""
         lines = self._own
         return f"{self._file}:{lines[0][0]}" if lines else self.module
+
+    def rows(self) -> list[Row]:
+        """The rows within rows, and the others."""
+        return [*self._inner(), *self.family.config.rows]
 
     def _inner(self) -> list[Row]:
         """The rows within rows."""
@@ -155,6 +179,11 @@ class TableLines:
                 value = getattr(self._module, target.id, None) if isinstance(target, ast.Name) else None
                 if isinstance(value, HFFamily):
                     yield value, self._all[node.lineno - 1 : node.end_lineno]
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def module_of(family: HFFamily) -> str:

@@ -6,6 +6,7 @@ Shapes: T packed tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -14,16 +15,14 @@ from torch import Tensor, nn
 from reallm.hf import weights
 from reallm.hf.transformers_io import checkpoint_state
 from reallm.testing.checks import CheckFailed, check
+from reallm.testing.families.closeness import MOST_LOGITS, largest, scale
 from reallm.testing.families.diagnosis import first_difference
 from reallm.testing.families.reference import SEED, logits_of, packed
-from reallm.testing.families.subject import FamilySubject, own_classes, run_packed
+from reallm.testing.families.subject import FamilySubject, own_class, own_classes, run_packed
 from reallm.testing.families.tensors import state_dict
 
 M = TypeVar("M", bound=nn.Module)
 
-MOST_LOGITS = 2e-5
-"""Largest difference of float32 logits, relative to the largest logit where that is above 1. Two ways to add up the
-same numbers differ by about 3e-6; a wrong epsilon, scale or activation by far more than 1e-4."""
 MOST_GRADIENTS = 5e-5
 """Of each parameter's gradient, relative to its largest number. Where that is below a hundredth of the largest of all,
 it is rounding of larger numbers that cancel (a bias of keys has no effect), and is taken relative to those."""
@@ -71,8 +70,10 @@ def gradients(subject: FamilySubject) -> str:
     (run_packed(subject.ours, *subject.packed) * direction).sum().backward()
     (logits_of(subject.theirs, subject.samples) * direction).sum().backward()
     ours = {name: _taken(parameter) for name, parameter in subject.ours.named_parameters()}
-    theirs = {name: _taken(parameter) for name, parameter in subject.theirs.named_parameters()}
+    trained = [(name, parameter) for name, parameter in subject.theirs.named_parameters() if parameter.requires_grad]
+    theirs = {name: _taken(parameter) for name, parameter in trained}
     expected = weights.state_dict_from_hf(subject.family, checkpoint_state(subject.theirs, theirs), subject.config)
+    _check_same_are_trained(subject, ours, expected)
     floor = max(float(gradient.abs().max()) for gradient in expected.values()) / 100
     worst = 0.0
     for name, gradient in sorted(expected.items(), key=lambda item: bool(ours[item[0]].any())):  # none at all first
@@ -83,10 +84,33 @@ def gradients(subject: FamilySubject) -> str:
                 f"a gradient within {MOST_GRADIENTS:.0e} of that of {subject.architecture}, relative to its largest",
                 "no gradient at all" if not ours[name].any() else f"it differs by {difference:.2g}",
                 f"parameter '{name}'",
-                own_classes(subject) or subject.at((), [module]),
+                own_class(subject.ours, name.rpartition(".")[0]) or subject.at((), [module]),
             )
         worst = max(worst, difference)
-    return f"{len(expected)} parameters, within {worst:.1e}"
+    n_others = len(ours) - len(expected)
+    others = f", and {n_others} that are not trained" if n_others else ""
+    return f"{len(expected)} parameters{others}, within {worst:.1e}"
+
+
+def _check_same_are_trained(subject: FamilySubject, ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """What transformers trains we train, and nothing else: what it has as a buffer is a parameter of ours."""
+    for name, parameter in subject.ours.named_parameters():
+        look_at = own_class(subject.ours, name.rpartition(".")[0]) or subject.at((), [name.split(".", 2)[2]])
+        if name not in expected and ours[name].any():
+            raise CheckFailed(
+                f"no gradient, since {subject.architecture} has it as a buffer, or does not train it: "
+                "nn.Parameter(..., requires_grad=False)",
+                f"a gradient of up to {ours[name].abs().max():.2g}",
+                f"parameter '{name}'",
+                look_at,
+            )
+        if name in expected and not parameter.requires_grad:
+            raise CheckFailed(
+                f"a parameter that is trained, as in {subject.architecture}",
+                "requires_grad=False",
+                f"parameter '{name}'",
+                look_at,
+            )
 
 
 @check(needs=[logits])
@@ -94,10 +118,7 @@ def bf16(subject: FamilySubject) -> str:
     """in bfloat16, logits are as near to those in float32 as transformers' are"""
     with torch.no_grad():
         theirs = logits_of(_in_bf16(subject.theirs), subject.samples)
-        ours = run_packed(_in_bf16(subject.ours), *subject.packed)
-    if ours.dtype != torch.bfloat16:
-        where = own_classes(subject) or subject.lines.family_line()
-        raise CheckFailed("bfloat16 logits of bfloat16 parameters", f"{ours.dtype}", look_at=where)
+        ours = _bf16_logits(subject)
     our_error, their_error = (_typical(found - subject.expected) for found in (ours, theirs))
     if not our_error <= MOST_BF16 * their_error:
         raise CheckFailed(
@@ -109,22 +130,35 @@ def bf16(subject: FamilySubject) -> str:
     return f"error {our_error:.2g}, that of transformers {their_error:.2g}"
 
 
-def is_close(found: Tensor, expected: Tensor) -> bool:
-    """Whether logits are the same but for rounding."""
-    return found.shape == expected.shape and largest(found, expected)[0] <= MOST_LOGITS * scale(expected)
+def _bf16_logits(subject: FamilySubject) -> Tensor:
+    """Our logits [T, V] in bfloat16; where there are none, a layer of the family's own may have given float32."""
+    model, others = _in_bf16(subject.ours), dict[str, torch.dtype]()
 
+    def listen(path: str, module: nn.Module) -> None:
+        def note(_: object, __: object, out: object) -> None:
+            if isinstance(out, Tensor) and out.is_floating_point() and out.dtype != torch.bfloat16:
+                others.setdefault(path, out.dtype)
 
-def largest(found: Tensor, expected: Tensor) -> tuple[float, int, int]:
-    """The largest difference, and the row and column it is in; infinite if a number is not finite."""
-    difference = (found - expected).abs().nan_to_num(nan=float("inf"))
-    place = int(difference.argmax())
-    columns = difference.shape[-1] if difference.dim() > 1 else 1
-    return float(difference.flatten()[place]), place // columns, place % columns
+        module.register_forward_hook(note)
 
-
-def scale(expected: Tensor) -> float:
-    """What a tolerance is multiplied by: the largest number, but at least 1."""
-    return max(1.0, float(expected.abs().max()))
+    for path, module in model.named_modules():
+        listen(path, module)
+    try:
+        logits = run_packed(model, *subject.packed)
+        seen = f"{logits.dtype}"
+    except RuntimeError as error:
+        if not any(own_class(model, path) for path in others):
+            raise
+        logits, seen = None, f"raised RuntimeError: {error}"
+    if logits is not None and logits.dtype == torch.bfloat16:
+        return logits
+    path = next((path for path in others if own_class(model, path)), "")
+    raise CheckFailed(
+        "bfloat16 logits of bfloat16 parameters",
+        seen,
+        f"{path} gives {others[path]}" if path else "",
+        own_class(model, path) or subject.lines.family_line(),
+    )
 
 
 def _taken(parameter: nn.Parameter) -> Tensor:

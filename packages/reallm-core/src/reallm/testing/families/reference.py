@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from reallm.hf.transformers_io import checkpoint_state
 from reallm.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -68,13 +69,22 @@ def hf_class(name: str) -> type[PreTrainedModel] | None:
 
 def hf_model(raw: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a `config.json`, in evaluation mode. Each weight follows from its name, whatever else there is."""
+    model = _fresh_model(raw, SEED)
+    fill(model)
+    return model.eval()
+
+
+def fresh_state(raw: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of a model that transformers has just made."""
+    return checkpoint_state(_fresh_model(raw, seed))
+
+
+def _fresh_model(raw: Mapping[str, Any], seed: int) -> PreTrainedModel:
     cls = hf_class(raw["architectures"][0])
     assert cls is not None, "checked before"
     with quiet(), torch.random.fork_rng(devices=()):
-        torch.manual_seed(SEED)
-        model = cls(hf_config(raw))
-    fill(model)
-    return model.eval()
+        torch.manual_seed(seed)
+        return cls(hf_config(raw))
 
 
 @torch.no_grad()

@@ -19,9 +19,10 @@ from reallm.hf.file_names import CONFIG_NAME
 from reallm.hf.writing import Export, write_checkpoint
 from reallm.model.transformer import Transformer
 from reallm.testing.checks import CheckFailed, Skipped, check
+from reallm.testing.families.closeness import MOST_LOGITS, is_close, largest, scale
 from reallm.testing.families.configs import config_round_trip
 from reallm.testing.families.decoding import decode
-from reallm.testing.families.numbers import MOST_LOGITS, is_close, largest, logits, scale
+from reallm.testing.families.numbers import logits
 from reallm.testing.families.reference import hf_class, logits_of, packed, quiet, sequences
 from reallm.testing.families.subject import FamilySubject, run_packed
 from reallm.testing.folders import scratch

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from reallm.errors import PluginError
 from reallm.model.shard import Shard
 from reallm.model.transformer import Transformer
 from reallm.testing.checks import CheckFailed, Skipped, check
-from reallm.testing.families.numbers import is_close, largest, packing
+from reallm.testing.families.closeness import is_close, largest
+from reallm.testing.families.numbers import packing
 from reallm.testing.families.reference import packed
 from reallm.testing.families.split_run import CannotSplitError, Declared, RankError, run_split
 from reallm.testing.families.subject import FamilySubject, run_packed
@@ -24,7 +26,7 @@ RANKS = (2, 4)
 def shards(subject: FamilySubject) -> str:
     """split among ranks as its layers declare, the network computes what it computes whole"""
     model = subject.ours
-    declared = Declared.of(model)
+    declared = _declared(model)
     done, why_not = [], ""
     for n_ranks in RANKS:
         try:
@@ -42,6 +44,18 @@ def shards(subject: FamilySubject) -> str:
         raise Skipped(f"this configuration cannot be split ({why_not}); give one with more heads: configs = ...")
     n_split = sum(shard is not None for shard in declared.shards.values())
     return f"{' and '.join(done)} ranks, {n_split} of {len(declared.shards)} parameters split"
+
+
+def _declared(model: Transformer) -> Declared:
+    try:
+        return Declared.of(model)
+    except PluginError as error:
+        for path, module in model.named_modules():
+            own = {name for name, _ in module.named_parameters(recurse=False)}
+            for name in sorted(own ^ getattr(module, "shards", {}).keys()):
+                expected = "how each parameter may be split, in `shards` of the module that has it"
+                raise CheckFailed(expected, str(error), f"'{path}.{name}'", location(type(module))) from error
+        raise
 
 
 def _fault(subject: FamilySubject, declared: Declared, n_ranks: int) -> tuple[str, str] | None:

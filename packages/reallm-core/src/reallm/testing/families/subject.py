@@ -5,7 +5,7 @@ Shapes: T packed tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,7 @@ class FamilySubject:
         lines: where the tables stand in the plugin's source.
         checkpoint: a real one, a folder or hub id; None if none is given.
         light_modules: imported to look at the plugin.
-        is_first: whether it is the first of several configurations.
+        others: the configurations after this one, of the first of them all; None of any other.
     """
 
     family: HFFamily
@@ -55,7 +55,12 @@ class FamilySubject:
     lines: TableLines
     checkpoint: str | Path | None = None
     light_modules: tuple[str, ...] = ()
-    is_first: bool = True
+    others: Sequence[Mapping[str, Any]] | None = ()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first of several configurations: what is the same in all is checked with that."""
+        return self.others is not None
 
     @property
     def description(self) -> str:
@@ -170,6 +175,16 @@ def run_packed(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> Tensor
     out = model(tokens, cu_seqlens)
     assert isinstance(out, Tensor)
     return out
+
+
+def own_class(model: Transformer, path: str) -> str:
+    """Where the innermost class of the family's own is written that a module is, or is a part of; empty if none is."""
+    while path:
+        cls = type(model.get_submodule(path))
+        if not cls.__module__.startswith(("reallm.model.", "torch.")):
+            return location(cls)
+        path = path.rpartition(".")[0]
+    return ""
 
 
 def own_classes(subject: FamilySubject) -> str:

@@ -14,8 +14,10 @@ from reallm.errors import CheckpointError, ConfigError, PluginError, ReallmError
 from reallm.hf import weights
 from reallm.hf.file_names import WEIGHTS_NAME
 from reallm.hf.holdings import Holding, holdings, parameter_shapes
+from reallm.hf.weight_table import names_in, stored
 from reallm.testing.checks import CheckFailed, check
 from reallm.testing.families.configs import default_config
+from reallm.testing.families.entries import check_entries, is_of, made_by
 from reallm.testing.families.reference import SEED, quiet
 from reallm.testing.families.subject import FamilySubject, network
 from reallm.testing.folders import scratch
@@ -49,11 +51,17 @@ def names(subject: FamilySubject) -> str:
     ours = weights.hf_names(subject.family, subject.config)
     saved = {name for name in saved if not subject.family.weights.is_ignored(name)}
     if set(ours) != saved:
-        raise CheckFailed(
-            f"the {len(saved)} tensors that {subject.architecture} saves",
-            _compared(ours, saved),
-            look_at=_entry_near(subject, ours, saved),
-        )
+        expected, without = f"the {len(saved)} tensors that {subject.architecture} saves", _without_parameter(subject)
+        idle = {name: path for name, path in without.items() if name in saved}
+        if idle:
+            name, path = next(iter(idle.items()))
+            field = made_by(path)
+            by = f" ({field} makes it)" if field else ""
+            seen = f"{_compared(ours, saved)}: the entry '{path}' is there, but the network has no such parameter{by}"
+            look_at = subject.at([field] if field else [], [path], unstated=True)
+            raise CheckFailed(expected, seen, f"tensor '{name}'", look_at)
+        raise CheckFailed(expected, _compared(ours, saved), look_at=_entry_near(subject, ours, saved))
+    check_entries(subject)
     in_layers = _by_layer(subject)
     for name in ours:
         owners = [layer for layer, of_layer in in_layers.items() if name in of_layer]
@@ -92,6 +100,20 @@ def state_dict(subject: FamilySubject) -> str:
     n_split = _check_split(subject, state)
     shared = f", {n_split} that cannot be split" if n_split else ""
     return f"{len(state)} parameters, {N_SUBSETS} subsets, {len(_by_layer(subject))} layers{shared}"
+
+
+def _without_parameter(subject: FamilySubject) -> dict[str, str]:
+    """Tensors of the first block and the ends that entries name, but that hold no parameter of ours -> the entry."""
+    family, config = subject.family, subject.config
+    found: dict[str, str] = {}
+    for layer in (0, 1, config.n_layers + 1):
+        names = [name.split(".", 2)[2] for name in parameter_shapes(config) if name.startswith(f"layers.{layer}.")]
+        for key, theirs in family.weights.part(layer, config.n_layers).items():
+            name = stored(theirs).name.replace("{}", "0")
+            for path in names_in(key):
+                if not any(is_of(one, path) for one in names):
+                    found |= {f"{name}{kind}": path for kind in ("", ".weight", ".bias")}
+    return found
 
 
 def _by_layer(subject: FamilySubject) -> dict[int, list[str]]:

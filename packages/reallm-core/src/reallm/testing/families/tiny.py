@@ -35,8 +35,7 @@ def tiny_config(lines: TableLines) -> Raw:
         known = config_io.from_hf(family, default, source=f"the default {family.model_type} configuration")
     except ReallmError as error:
         expected = f"a table that reads transformers' default configuration of model_type '{family.model_type}'"
-        key = next((key for key in default if f" {key}=" in str(error)), "")
-        raise CheckFailed(expected, str(error), look_at=lines.key(key) if key else lines.config()) from error
+        raise CheckFailed(expected, str(error), look_at=lines.named_in(str(error))) from error
     reason = ""
     for small, blocks in _candidates(family, known):
         try:

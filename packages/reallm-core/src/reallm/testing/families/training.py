@@ -9,23 +9,26 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from reallm.hf.weights import state_dict_from_hf
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.losses import next_token_targets
 from reallm.model.routing import RoutingNotes
 from reallm.model.transformer import Transformer
 from reallm.testing.checks import CheckFailed, Skipped, check
 from reallm.testing.families.numbers import logits, packing
-from reallm.testing.families.reference import packed, quiet
-from reallm.testing.families.subject import FamilySubject, empty_network, own_classes, run_packed
+from reallm.testing.families.reference import fresh_state, packed, quiet
+from reallm.testing.families.subject import FamilySubject, empty_network, own_class, own_classes, run_packed
 
 MOST_FROM_UNIFORM = 0.5
 """How far, in nats, the loss of a fresh model may be from that of guessing."""
+MOST_FRESH = 0.01
+"""Relative: transformers makes some constants in bfloat16, which has three digits."""
 MOST_CHECKPOINTED = 1e-6
 """Of gradients with and without checkpointing, relative to the largest; they are the same operations again."""
 MOST_AUX_LOSS = 1e-5
 
 
-@check(needs=[packing])
+@check(needs=[logits])
 @torch.no_grad()
 def initialisation(subject: FamilySubject) -> str:
     """fresh weights follow from the seed, and know nothing yet"""
@@ -41,6 +44,7 @@ def initialisation(subject: FamilySubject) -> str:
             raise CheckFailed("the same weights from the same seed", "others", f"'{name}'", _owner(model, name))
     if all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True)):
         raise CheckFailed("other weights from another seed", "the same", look_at=own_classes(subject))
+    n_constant = _check_constants(subject, model)
     tokens, cu_seqlens = subject.packed
     at, targets = next_token_targets(tokens, cu_seqlens, torch.ones_like(tokens, dtype=torch.bool))
     loss = float(torch.nn.functional.cross_entropy(run_packed(model.eval(), tokens, cu_seqlens)[at], targets))
@@ -52,7 +56,29 @@ def initialisation(subject: FamilySubject) -> str:
             "the network with fresh weights",
             own_classes(subject) or subject.at(["init_std", "norm_offset", "embedding_multiplier"]),
         )
-    return f"loss {loss:.2f}, that of guessing {uniform:.2f}"
+    return f"{n_constant} parameters begin as in transformers; loss {loss:.2f}, that of guessing {uniform:.2f}"
+
+
+def _check_constants(subject: FamilySubject, model: Transformer) -> int:
+    """Parameters that begin with one number in transformers begin with that number; how many they are."""
+    family, config = subject.family, subject.config
+    fresh = [state_dict_from_hf(family, fresh_state(subject.raw, seed), config) for seed in (0, 1)]
+    n_constant = 0
+    for name, parameter in model.named_parameters():
+        theirs, number = fresh[0][name], float(fresh[0][name].flatten()[0])
+        if not (torch.equal(theirs, fresh[1][name]) and bool((theirs == number).all())):
+            continue  # random, or a number for each place
+        n_constant += 1
+        if not torch.allclose(parameter, theirs.to(parameter.dtype), rtol=MOST_FRESH, atol=0.0):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            how = "" if hasattr(owner, "fresh_parameter") else ": give its module a fresh_parameter(name, generator)"
+            raise CheckFailed(
+                f"{number:.6g}, with which {subject.architecture} begins{how}",
+                f"{float(parameter.flatten()[0]):.6g}",
+                f"parameter '{name}' of a fresh model",
+                own_class(model, name.rpartition(".")[0]) or subject.at(["norm_offset"], [name.split(".", 2)[2]]),
+            )
+    return n_constant
 
 
 @check(needs=[packing])
@@ -61,20 +87,21 @@ def checkpointing(subject: FamilySubject) -> str:
     model = empty_network(without_noise(subject.config))
     model.load_state_dict(subject.ours.state_dict())
     model.train()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found: dict[str, dict[str, Tensor]] = {}
     for mode in get_args(GradientCheckpointing):
         model.gradient_checkpointing = mode
         try:
             out = run_packed(model, *subject.packed)
             gradients = torch.autograd.grad(
-                out.logsumexp(-1).sum() + out[:, 0].sum(), list(model.parameters()), allow_unused=True
+                out.logsumexp(-1).sum() + out[:, 0].sum(), list(trained.values()), allow_unused=True
             )
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             where = f"gradient_checkpointing='{mode}'"
             raise CheckFailed("a backward pass", reason, where, own_classes(subject)) from error
-        names = [name for name, _ in model.named_parameters()]
-        found[mode] = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        by_name = zip(trained, gradients, strict=True)
+        found[mode] = {name: gradient for name, gradient in by_name if gradient is not None}
     for mode, gradients_of_mode in found.items():
         for name, expected in found["none"].items():
             gradient = gradients_of_mode.get(name, torch.zeros_like(expected))
