@@ -112,6 +112,9 @@ MISTAKES = [
 
 PASSES = [("my-data", CHECK_DATASET), ("csv", CHECK_LOGGER), ("hf-granite", CHECK_FAMILY)]
 
+EXAMPLES = ["my-data", "csv", "hf-granite", "hf-apertus"]
+"""Packages with a test suite of their own."""
+
 
 def printed(environment, package: str, command: tuple[str, ...], change: Mistake | None = None):
     """Run a command where an example, changed or not, is installed."""
@@ -181,7 +184,7 @@ def test_the_example_without_a_mistake_passes_as_the_page_says(environment, pack
     hold(f"{package}-check", of_one_case(done.stdout))
 
 
-@pytest.mark.parametrize("package", ["my-data", "csv", "hf-granite"])
+@pytest.mark.parametrize("package", EXAMPLES)
 def test_the_example_without_a_mistake_passes_its_own_tests(environment, package):
     done = printed(environment, package, PYTEST)
     assert done.returncode == 0, done.stdout
