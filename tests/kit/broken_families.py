@@ -279,7 +279,7 @@ MISTAKES = (
     Mistake(
         "FORGOTTEN_QK_NORM",
         "names",
-        ("the entry 'attn.q_norm' is there, but the network has no such parameter (qk_norm makes it)",),
+        ("the entry 'attn.q_norm' is there, but the network has no such parameter, which depends on qk_norm",),
     ),
     Mistake("FORGOTTEN_BIAS", "names", ("'transformer.h.0.mlp.c_proj.bias'", "stated nowhere: down_bias")),
     Mistake("WRONG_PLACEMENT", "names", ("'model.layers.0.input_layernorm.weight'", "missing")),

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from reallm.hf import config_io
-from reallm.hf.holdings import parameter_shapes
+from reallm.hf.holdings import MADE_BY, parameter_shapes
 from reallm.hf.weight_table import names_in
 from reallm.model.config import ReaLModelConfig
 from reallm.testing.checks import CheckFailed
 from reallm.testing.families.subject import FamilySubject
 from reallm.testing.families.values import changes
 
-MADE_BY: Mapping[str, str] = {
-    "positions": "learned_positions", "norm": "final_norm", "out": "tied_embeddings",
-    "attn_norm": "norm_placement", "attn_post_norm": "norm_placement", "mlp_post_norm": "norm_placement",
-    "mlp_norm": "shared_norm", "attn.q_norm": "qk_norm", "attn.k_norm": "qk_norm", "mlp.gate": "mlp",
-    "mlp.router": "moe", "mlp.experts.gate": "moe", "mlp.experts.up": "moe", "mlp.experts.down": "moe",
-}  # fmt: skip
-"""Modules that only some configurations have -> the field that makes them."""
 
-
-def made_by(name: str) -> str:
-    """The field that makes a module, or the parameter of one; empty if all networks have it."""
-    return MADE_BY.get(name.removesuffix(".weight").removesuffix(".bias"), "")
+def made_by(name: str) -> tuple[str, ...]:
+    """The fields that decide whether there is a module, or the parameter of one; none if all networks have it."""
+    return MADE_BY.get(name.removesuffix(".weight").removesuffix(".bias"), ())
 
 
 def is_of(name: str, entry: str) -> bool:
@@ -49,13 +41,13 @@ def check_entries(subject: FamilySubject) -> None:
         if not idle:
             return
     name = sorted(idle)[0]
-    field = made_by(name)
-    by = f", which {field} would make" if field else ""
+    fields = made_by(name)
+    by = f", which {' and '.join(fields)} would make" if fields else ""
     raise CheckFailed(
         "a parameter for each entry, in one configuration or another: take the entry out (None in `updated`), or give "
         "the kit a configuration that has it (configs = ...)",
         f"no configuration has '{name}'{by}",
-        look_at=subject.at([field] if field else [], [name]),
+        look_at=subject.at(fields, [name]),
     )
 
 

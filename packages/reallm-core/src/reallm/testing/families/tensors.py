@@ -55,10 +55,10 @@ def names(subject: FamilySubject) -> str:
         idle = {name: path for name, path in without.items() if name in saved}
         if idle:
             name, path = next(iter(idle.items()))
-            field = made_by(path)
-            by = f" ({field} makes it)" if field else ""
+            fields = made_by(path)
+            by = f", which depends on {' and '.join(fields)}" if fields else ""
             seen = f"{_compared(ours, saved)}: the entry '{path}' is there, but the network has no such parameter{by}"
-            look_at = subject.at([field] if field else [], [path], unstated=True)
+            look_at = subject.at(fields, [path], unstated=True)
             raise CheckFailed(expected, seen, f"tensor '{name}'", look_at)
         raise CheckFailed(expected, _compared(ours, saved), look_at=_entry_near(subject, ours, saved))
     check_entries(subject)
