@@ -17,7 +17,10 @@ PACKAGES = (
     ("dataset", "my-data"),
     ("logger", "my-log"),
     ("family", "my-model"),
-    ("family", "my-qwen3", "--model-type", "qwen3"),
+    *(
+        ("family", f"my-{model_type.replace('_', '-')}", "--model-type", model_type)
+        for model_type in ("qwen3", "gpt_neox", "cohere", "olmo2", "gpt2", "mixtral", "gemma3_text", "falcon", "mamba")
+    ),
 )
 
 

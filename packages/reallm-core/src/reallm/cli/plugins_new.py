@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from reallm.errors import ConfigError
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
 from reallm.plugins.known import providers, to_begin_with
+
+if TYPE_CHECKING:
+    from reallm.scaffold.family import Draft
 
 ARGUMENTS = {"dataset": " dataset.train_path=tests/rows.jsonl"}
 """What `reallm plugins check` needs beside the name."""
@@ -31,7 +34,7 @@ def new_plugin(
 ) -> None:
     """Write a small package with a plugin that works, and with tests that pass.
 
-    A family begins with what transformers declares of its model type; the tests say what is missing.
+    A family begins with what can be told of its model type from transformers; what cannot is said.
 
     \b
       reallm plugins new dataset my-data
@@ -39,6 +42,7 @@ def new_plugin(
       reallm plugins new family my-model --model-type qwen3
     """
     from reallm.scaffold.architecture import architecture_of
+    from reallm.scaffold.family import drafted
     from reallm.scaffold.project import planned
     from reallm.scaffold.writing import rendered, write
 
@@ -51,7 +55,8 @@ def new_plugin(
     for distribution in providers(kind, project.name):
         raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
     if kind == "family":
-        project = replace(project, architecture=architecture_of(model_type or to_begin_with("family")[1]))
+        architecture = architecture_of(model_type or to_begin_with("family")[1])
+        project = replace(project, architecture=architecture, draft=drafted(architecture))
     files = rendered(project)
     target = folder.expanduser() / project.distribution
     write(files, target)
@@ -59,8 +64,8 @@ def new_plugin(
     for path in files:
         typer.echo(f"  {path}")
     begin = "It works as it is."
-    if project.architecture is not None:
-        begin = f"A beginning, from what transformers declares of {project.architecture.model_type}."
+    if project.draft is not None:
+        begin = f"{begun(project.draft, architecture.model_type)} See docs/write-a-family.md."
     typer.echo(
         f"\n{begin} Next:\n\n"
         f"  cd {target}\n"
@@ -69,6 +74,31 @@ def new_plugin(
         f"  reallm plugins check {project.name}{ARGUMENTS.get(kind, '')}\n\n"
         f"and then change {files_to_change(kind, project.package)}."
     )
+
+
+def begun(draft: Draft, model_type: str) -> str:
+    """What is done of a family and what is left to do, in a sentence or two."""
+    if not draft.seen:
+        return (
+            f"A beginning, from the configuration of {model_type} alone: transformers could make no small model of it "
+            f"to look at. {counted(len(draft.keys), 'key')} of config.json have no row yet, and the entries of the "
+            "weight table are those that most decoders have."
+        )
+    open_ends = [
+        *([f"{counted(len(draft.keys), 'key')} of config.json without a row"] if draft.keys else []),
+        *([f"{counted(len(draft.tensors), 'tensor')} without an entry"] if draft.tensors else []),
+    ]
+    if open_ends:
+        return (
+            f"A beginning, from what transformers tells of {model_type}. Left to you: {' and '.join(open_ends)}, "
+            'marked "yet" in plugin.py; the checks name those without which it cannot be right.'
+        )
+    return f"Every key and tensor of {model_type} has a place; the checks say whether it is the right one."
+
+
+def counted(n: int, what: str) -> str:
+    """`1 key`, `2 keys`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def files_to_change(kind: str, package: str) -> str:

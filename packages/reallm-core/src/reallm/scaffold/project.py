@@ -12,6 +12,7 @@ from reallm.errors import ConfigError, did_you_mean
 from reallm.plugins.finder import canonical
 from reallm.plugins.kinds import KINDS
 from reallm.scaffold.architecture import Architecture
+from reallm.scaffold.family import Draft
 
 TEMPLATES = ("dataset", "family", "logger")
 """The kinds of plugins that there are templates for."""
@@ -32,6 +33,7 @@ class Project:
         core: the oldest version of reallm-core that it works with.
         hook_api: the version of the hooks that it is made for.
         architecture: of a family, what transformers declares of it.
+        draft: of a family, the tables that follow from that.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Project:
     core: str
     hook_api: str
     architecture: Architecture | None = None
+    draft: Draft | None = None
 
     @property
     def entry_point(self) -> str:
@@ -50,7 +53,7 @@ class Project:
 
 
 def planned(kind: str, name: str, *, core: str, hook_api: str) -> Project:
-    """The names of a new package; of a family, all but `architecture`.
+    """The names of a new package; of a family, all but `architecture` and `draft`.
 
     Raises:
         ConfigError: if there is no template for the kind, or the name cannot be one.
