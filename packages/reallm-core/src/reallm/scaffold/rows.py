@@ -126,7 +126,8 @@ def _arguments(architecture: Architecture, standard: Standard) -> dict[str, str]
         arguments["n_kv_heads_key"] = text(keys["num_key_value_heads"] or None)
     arguments["max_positions"] = _number(values["max_position_embeddings"], "2048")
     arguments |= _unless(norm_eps=(values["rms_norm_eps"], 1e-6), norm_eps_key=(keys["rms_norm_eps"], "rms_norm_eps"))
-    if isinstance(values["head_dim"], int):
+    follows = tiny is not None and tiny.head_dim == SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    if isinstance(values["head_dim"], int) and not follows:
         arguments["head_dim"] = text(values["head_dim"])
     elif not keys["head_dim"] and tiny is not None and not tiny.reads_head_dim:
         arguments["head_dim_key"] = "None"

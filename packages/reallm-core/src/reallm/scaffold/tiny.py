@@ -48,6 +48,7 @@ class Tiny:
         norm_eps: of that; None if it does not say.
         embedding_scale: what the embedding of tokens multiplies by.
         interleaved: whether RoPE rotates neighbours.
+        head_dim: what the configuration makes of the key where none is given; None if it has no such key.
         reads_head_dim: whether the projections follow a key `head_dim`.
     """
 
@@ -60,6 +61,7 @@ class Tiny:
     norm_eps: float | None
     embedding_scale: float
     interleaved: bool
+    head_dim: int | None
     reads_head_dim: bool
 
 
@@ -89,7 +91,8 @@ def tiny_of(language_model: str, config: type[PreTrainedConfig], raw: Mapping[st
         for key, value in values.items()
         if (other := _model(cls, config, {**small, key: not value})) is not None
     }
-    wide = _model(cls, config, {**small, "head_dim": HEAD_DIM})
+    is_computed = isinstance(getattr(config, "head_dim", None), property)
+    wide = None if is_computed else _model(cls, config, {**small, "head_dim": HEAD_DIM})
     norm, norm_offset, norm_eps, embedding_scale = "", 0.0, None, 1.0
     if sum(parameter.numel() for parameter in model.parameters()) < MOST_PARAMETERS:
         with torch.no_grad():
@@ -106,19 +109,20 @@ def tiny_of(language_model: str, config: type[PreTrainedConfig], raw: Mapping[st
         norm_eps=norm_eps,
         embedding_scale=embedding_scale,
         interleaved=_is_interleaved(cls),
+        head_dim=getattr(model.config, "head_dim", None),
         reads_head_dim=wide is not None and _tensors(wide) != tensors,
     )
 
 
 def _small(config: type[PreTrainedConfig], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Small sizes by the keys of the class, and no token ids, which may lie beyond the vocabulary."""
+    """Small sizes by the keys of the class, and token ids within the vocabulary."""
     sizes = {key: value for key, value in EXPERT_SIZES.items() if isinstance(raw.get(key), int)}
     for key, value in SIZES.items():
         for own in (key, config.attribute_map.get(key, key), *STANDARD_KEYS[key]):
             if own in raw and not (own == "n_inner" and raw[own] is None):
                 sizes[own] = value
                 break
-    return {**sizes, **{key: None for key in raw if key.endswith("_token_id")}}
+    return {**sizes, **{key: 1 for key, value in raw.items() if key.endswith("_token_id") and isinstance(value, int)}}
 
 
 def _model(
@@ -166,8 +170,8 @@ def _embedding_scale(model: PreTrainedModel) -> float:
     import torch
 
     embedding = model.get_input_embeddings()
-    row = embedding.get_parameter("weight")[1]
-    return float((embedding(torch.tensor(1)) / row).median())
+    row = embedding.get_parameter("weight")[2]  # that of a padding token is zero
+    return float((embedding(torch.tensor(2)) / row).median())
 
 
 def _is_interleaved(cls: type[PreTrainedModel]) -> bool:
