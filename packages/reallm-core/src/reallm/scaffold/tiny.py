@@ -82,6 +82,9 @@ def tiny_of(language_model: str, config: type[PreTrainedConfig], raw: Mapping[st
         return None
     small = _small(config, raw)
     model = _model(cls, config, small)
+    if model is None and "head_dim" in raw:  # null by default, and yet needed
+        small["head_dim"] = SIZES["hidden_size"] // SIZES["num_attention_heads"]
+        model = _model(cls, config, small)
     if model is None:
         return None
     tensors = _tensors(model)
