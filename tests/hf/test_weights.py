@@ -110,6 +110,13 @@ class TestTiedHead:
         ours = weights.state_dict_from_hf(self.family, state, self.config)
         assert ours.keys() == parameter_shapes(self.config).keys()
 
+    def test_a_head_may_have_a_bias_of_its_own(self):
+        config = self.config.replace(head_bias=True)
+        state = hf_model(raw_config("tied")).state_dict() | {"lm_head.bias": torch.ones(config.vocab_size)}
+        ours = weights.state_dict_from_hf(self.family, state, config)
+        assert ours.keys() == parameter_shapes(config).keys()
+        assert weights.state_dict_to_hf(self.family, ours, config).keys() == state.keys() - {"lm_head.weight"}
+
     def test_different_head_is_refused_with_a_remedy(self):
         state = {"model.embed_tokens.weight": torch.zeros(2), "lm_head.weight": torch.ones(2)}
         with pytest.raises(CheckpointError, match="tie_word_embeddings is true, but 'lm_head.weight' differs .*false"):

@@ -26,7 +26,8 @@ IRRELEVANT = frozenset(
         # the type of the tensors is read from the tensors
         "dtype", "torch_dtype", "use_bfloat16",
         # token ids matter to tokenizers and generation, not to the network
-        "bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id",
+        "bos_token_id", "decoder_start_token_id", "eod_token_id", "eos_token_id", "forced_bos_token_id",
+        "forced_eos_token_id",
         "pad_token_id", "sep_token_id", "unk_token_id",
         # what a forward call returns and how transformers executes it
         "attn_implementation", "experts_implementation", "is_decoder", "keys_to_ignore_at_inference",

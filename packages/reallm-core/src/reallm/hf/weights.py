@@ -123,7 +123,8 @@ def unused_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
         if "out" in names_in(key)
     }
     unused = of_model if config.head_is_tied else of_model - own
-    return {f"{name}.{kind}" for name in unused for kind in ("weight", "bias")}
+    kinds = ("weight",) if config.head_is_tied and config.head_has_bias else ("weight", "bias")
+    return {f"{name}.{kind}" for name in unused for kind in kinds}
 
 
 def refuse_untied_head(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> None:
@@ -131,7 +132,7 @@ def refuse_untied_head(family: HFFamily, hf_state: Mapping[str, Tensor], config:
     if not config.head_is_tied:
         return
     (embedding,) = next(item.theirs for item in holdings(family, config) if "layers.0.tokens.weight" in item.ours)
-    for head in unused_names(family, config):
+    for head in (name for name in unused_names(family, config) if name.endswith(".weight")):
         if embedding in hf_state and head in hf_state and not torch.equal(hf_state[embedding], hf_state[head]):
             raise CheckpointError(
                 f"tie_word_embeddings is true, but '{head}' differs from '{embedding}'; set it to false to keep both, "
