@@ -283,6 +283,14 @@ class TestConfigTable:
         with pytest.raises(ConfigError, match="no field 'norm_epss' to be set by a table; did you mean 'norm_eps'"):
             ConfigTable(self.sizes, {"norm_epss": 1.0})
 
+    def test_a_row_inside_another_says_so_too(self):
+        row = Nested("moe", MoEConfig, (Key("top", int, "top_k", default=same_as("n_experts")),))
+        with pytest.raises(ConfigError, match="the row of 'moe' needs the field 'n_experts'"):
+            ConfigTable((*self.sizes[:-1], row, self.sizes[-1])).read(
+                {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 4, "num_hidden_layers": 1,
+                 "num_attention_heads": 2}
+            )  # fmt: skip
+
     def test_rows_taken_out(self):
         rows = without(self.sizes, "head_dim", "rope_theta")
         assert len(rows) == len(self.sizes) - 2

@@ -193,9 +193,9 @@ class Nested:
 
     def read(self, raw: Mapping[str, Any], known: Known) -> dict[str, Any]:
         """See `Row.read`; the rows know the fields of the rows above, too."""
-        values: dict[str, Any] = {}
+        values = _Layer(known)
         for row in self.rows:
-            values.update(row.read(raw, {**known, **values}))
+            values.update(row.read(raw, values))
         return {self.field: self.make(**values)}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +242,17 @@ class _Fields(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(vars(self._config))
+
+
+class _Layer(dict[str, Any]):
+    """Values on top of others, which are asked for what is not here."""
+
+    def __init__(self, below: Known) -> None:
+        super().__init__()
+        self._below = below
+
+    def __missing__(self, name: str) -> Any:
+        return self._below[name]
 
 
 class _Part:
