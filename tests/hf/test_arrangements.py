@@ -14,7 +14,7 @@ from reallm.hf import weights
 from reallm.hf.family import HFFamily
 from reallm.hf.holdings import holdings, parameter_shapes
 from reallm.hf.standard import GATED_DECODER
-from reallm.hf.tables import Stored, WeightTable, fused, transposed
+from reallm.hf.tables import Stored, Transposed, WeightTable, fused, transposed
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm_hf_llama.plugin import LLAMA
 
@@ -173,6 +173,8 @@ class TestAWrongTableIsRefused:
             ({"attn.k": None, "attn.kk": "h.{}.k"}, "has no entry 'attn.k' .* did you mean 'attn.kk'"),
             ({"attn.kk": "h.{}.k"}, r"'attn.kk' is no parameter of the model; did you mean 'attn.k'"),
             ({QKV: Stored("h.{}.qkv", Overlapping())}, "'h.0.qkv.weight' has .* of its 480 numbers in no parameter or"),
+            ({QKV: Stored("h.{}.qkv", Transposed(Overlapping()))}, "'h.0.qkv.weight' has .* of its 480 numbers in no"),
+            ({QKV: fused("h.{}.qkv", groups="hidden_size")}, "'h.0.qkv.weight' cannot be taken apart"),
             ({QKV: Stored("h.{}.qkv", TooSmall())}, "'h.0.qkv.weight' has the shape .* for parameters of 480"),
             ({QKV: Stored("h.{}.qkv")}, "holds one parameter, but the key names several"),
             ({("attn.q", "mlp.router"): fused("h.{}.x")}, "share a tensor, but layer 1 has no 'mlp.router.weight'"),

@@ -110,6 +110,7 @@ def plan_reading(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConf
         found = [holding for holding in found if head not in holding.ours]
     _check_names(checkpoint, family, {name for item in found for name in item.theirs}, unused_names(family, config))
     for holding in found:
+        wanted = holding.shape  # the same for all experts
         for theirs in holding.theirs:
             info = checkpoint.infos[theirs]
             if info.dtype not in DTYPES:
@@ -117,10 +118,10 @@ def plan_reading(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConf
                     f"{info.file}: tensor '{theirs}' has dtype {info.dtype}; supported are {', '.join(DTYPES)}: "
                     "dequantize or convert the checkpoint"
                 )
-            if info.shape != holding.shape:
+            if info.shape != wanted:
                 raise CheckpointError(
                     f"{info.file}: tensor '{theirs}' has shape {list(info.shape)}, but config.json asks for "
-                    f"{list(holding.shape)}; they belong to different models"
+                    f"{list(wanted)}; they belong to different models"
                 )
     try:
         refuse_untied_head(family, checkpoint, config)

@@ -24,17 +24,6 @@ from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.model.transformer import Transformer
 
 EACH = "{each}"
-STANDARD_MODULES = frozenset(
-    {
-        "tokens", "positions", "norm", "out",
-        "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm",
-        "attn.q", "attn.k", "attn.v", "attn.o", "attn.q_norm", "attn.k_norm",
-        "mlp.gate", "mlp.up", "mlp.down", "mlp.router", "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down",
-    }
-)  # fmt: skip
-"""Modules with parameters that the core's own layers have, in one configuration or another."""
-
-
 MADE_BY: Mapping[str, tuple[str, ...]] = {
     "positions": ("learned_positions",),
     "attn.q_norm": ("qk_norm",),
@@ -54,6 +43,9 @@ MADE_BY: Mapping[str, tuple[str, ...]] = {
     "out": ("tied_embeddings",),
 }
 """Modules that a network may or may not have -> the fields of `ReaLModelConfig` that decide."""
+
+STANDARD_MODULES = MADE_BY.keys() | {"tokens", "attn.q", "attn.k", "attn.v", "attn.o"}
+"""Modules with parameters that the core's own layers have, in one configuration or another."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class Holding:
             n_theirs, n_ours = math.prod(self.shape), sum(map(math.prod, self._item_shapes))
             if n_theirs != n_ours:
                 return f"has the shape {list(self.shape)}, {n_theirs:,} numbers, for parameters of {n_ours:,}"
-            if isinstance(self.arrangement, Fused | Transposed):
+            if _is_sure(self.arrangement):
                 return None
             uses = torch.zeros(self.shape, dtype=torch.uint8)
             for view, shape in zip(self._views(uses), self._item_shapes, strict=True):
@@ -138,6 +130,12 @@ class Holding:
 
     def _views(self, theirs: Tensor) -> Sequence[Tensor]:
         return self.arrangement.views(theirs, self._item_shapes, self._kind, self.config)
+
+
+def _is_sure(arrangement: Arrangement) -> bool:
+    """Whether an arrangement of the core has an inverse for all shapes, so that none must be tried."""
+    inner = arrangement.of if isinstance(arrangement, Transposed) else arrangement
+    return isinstance(inner, Same) or (isinstance(inner, Fused) and inner.groups is None)
 
 
 @lru_cache(maxsize=16)
