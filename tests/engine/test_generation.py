@@ -8,7 +8,6 @@ import torch
 from reallm.errors import ConfigError, DataError
 from reallm.generation.decode import decode
 from reallm.generation.sampling import SamplingConfig, draw
-from reallm.model.cache import KVCache
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
@@ -74,7 +73,7 @@ def test_greedy_decoding_equals_the_full_forward_pass_at_every_token(variant):
 def test_a_prompt_fed_in_pieces_equals_one_fed_whole(window):
     model = build(BASE.replace(sliding_window=window))
     tokens = torch.arange(20) % 50
-    cache = KVCache(model.config, 2, 20)
+    cache = model.new_cache(2, 20)
     pieces = []
     with torch.no_grad():
         for start, end in [(0, 5), (5, 6), (6, 13), (13, 20)]:  # the second sequence one token behind

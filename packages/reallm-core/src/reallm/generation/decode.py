@@ -60,8 +60,7 @@ def decode(
     ]
     running = list(range(len(completions)))
     capacity = max(len(completion.prompt_ids) for completion in completions) + sampling.max_new_tokens
-    parameter = next(model.parameters())
-    cache = KVCache(model.config, len(running), capacity, dtype=parameter.dtype, device=parameter.device)
+    cache = model.new_cache(len(running), capacity)
 
     while running:
         texts = [[*completions[place].prompt_ids, *completions[place].token_ids] for place in running]

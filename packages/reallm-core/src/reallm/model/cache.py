@@ -10,33 +10,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reallm.model.config import ReaLModelConfig
-
 
 class KVCache:
-    """Keys and values of S sequences, one [S, K, C, D] pair for each block, and how many tokens are filled in."""
+    """Keys and values of S sequences, one [S, K, C, D] pair for each block, and how many tokens are filled in.
+
+    Args:
+        blocks: the numbers of the blocks, from 1.
+        shape: S, K, C, D.
+    """
 
     def __init__(
         self,
-        config: ReaLModelConfig,
-        n_sequences: int,
-        capacity: int,
+        blocks: Sequence[int],
+        shape: tuple[int, int, int, int],
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (n_sequences, config.n_kv_heads, capacity, config.head_dim)
-        self.blocks = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.n_layers)
-        ]
-        self.lengths = [0] * n_sequences
-        self.capacity = capacity
+        self.blocks = {
+            number: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for number in blocks
+        }
+        """Number of a block -> its keys and values."""
+        self.lengths = [0] * shape[0]
+        self.capacity = shape[2]
 
     def keep(self, sequences: Sequence[int]) -> None:
         """Drop all but these sequences, in this order."""
-        rows = torch.tensor(list(sequences), dtype=torch.int64, device=self.blocks[0][0].device)
-        self.blocks = [(keys[rows], values[rows]) for keys, values in self.blocks]
+        for number, (keys, values) in self.blocks.items():
+            rows = torch.tensor(list(sequences), dtype=torch.int64, device=keys.device)
+            self.blocks[number] = (keys[rows], values[rows])
         self.lengths = [self.lengths[row] for row in sequences]
 
     def advance(self, lengths: Sequence[int]) -> None:

@@ -71,19 +71,24 @@ class Transformer(nn.Module):
 
     Layers are numbered 0 (embedding), 1..n (blocks), n+1 (head), and parameters are named after them:
     `layers.0.tokens.weight`, `layers.3.attn.q.weight`, `layers.9.out.weight`.
+
+    Args:
+        config: of the whole network.
+        layers: the layers that it has, a stage of a pipeline; None: all. They keep their numbers.
     """
 
-    def __init__(self, config: ReaLModelConfig) -> None:
+    def __init__(self, config: ReaLModelConfig, layers: range | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing: GradientCheckpointing = "none"
         """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
         self._compiled: CompiledBlocks | None = None
+        self.n_kv_heads = config.n_kv_heads
+        """KV heads that are computed here."""
         self.routing: RoutingNotes | None = None
         """Where forward passes in training note what routers of experts did; None where nobody asks."""
-        blocks = [make_block(config, block) for block in range(config.n_layers)]
-        layers: list[nn.Module] = [Embedding(config), *blocks, Head(config)]
-        self.layers = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers)})
+        present = range(config.n_layers + 2) if layers is None else layers
+        self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in present})
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [T, V] of packed sequences, or scores [T] if this is a critic.
@@ -117,11 +122,26 @@ class Transformer(nn.Module):
         if compiled:
             compiled.prepare(x, step)
         run_block = _block_runner(mode, compiled)
-        for number in range(1, self.config.n_layers + 1):
-            x = run_block(self.layers[str(number)], x, step, cache.blocks[number - 1] if cache else None)
+        for number in self.block_numbers:
+            x = run_block(self.layers[str(number)], x, step, cache.blocks[number] if cache else None)
         if cache:
             cache.advance(seqs.lengths)
         return self.layers[str(self.config.n_layers + 1)](x)
+
+    @property
+    def block_numbers(self) -> list[int]:
+        """The numbers, from 1, of the blocks that are here."""
+        return [number for number in map(int, self.layers) if 1 <= number <= self.config.n_layers]
+
+    def new_cache(self, n_sequences: int, capacity: int) -> KVCache:
+        """An empty cache for so many sequences of up to `capacity` tokens, like the parameters in type and place."""
+        parameter = next(self.parameters())
+        return KVCache(
+            self.block_numbers,
+            (n_sequences, self.n_kv_heads, capacity, self.config.head_dim),
+            dtype=parameter.dtype,
+            device=parameter.device,
+        )
 
     def compile_blocks(self) -> None:
         """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding stays as it is.
@@ -199,6 +219,12 @@ class Transformer(nn.Module):
                 name = f"{path}.{own_name}"
                 value = fresh(own_name, _random_stream(name, seed)) if fresh else None
                 parameter.copy_(fresh_weight(name, parameter.shape, self.config, seed) if value is None else value)
+
+
+def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:
+    if number == 0:
+        return Embedding(config)
+    return make_block(config, number - 1) if number <= config.n_layers else Head(config)
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 
-from reallm.model.cache import KVCache
 from reallm.model.rope import keys_are_stale
 from reallm.model.sequences import Sequences
 from reallm.testing.checks import CheckFailed, check
@@ -27,7 +26,7 @@ def decode(subject: FamilySubject) -> str:
     model, samples = subject.ours, [sample for sample in subject.samples if len(sample) > CHUNK + 2]
     numbers = [number for number, sample in enumerate(subject.samples) if len(sample) > CHUNK + 2]
     whole = subject.logits.split([len(sample) for sample in subject.samples])
-    cache = KVCache(subject.config, len(samples), max(map(len, samples)))
+    cache = subject.ours.new_cache(len(samples), max(map(len, samples)))
     worst = 0.0
     n_steps = 0
     while any(held < len(sample) for held, sample in zip(cache.lengths, samples, strict=True)):

@@ -1,0 +1,115 @@
+"""A rank's place in a layout, and the process groups in which it talks to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from reallm.errors import ConfigError
+from reallm.parallel.layout import Layout, Place
+
+Group = dist.ProcessGroup
+
+
+@dataclass(eq=False)
+class Mesh:
+    """A layout as a rank in it sees it. Groups are made when they are first asked for, by all their members.
+
+    Each pair of neighbouring stages has a group for each direction: with NCCL, messages that cross would wait for each
+    other in a single one.
+    """
+
+    layout: Layout
+    rank: int
+    """In the whole job."""
+    timeout: timedelta | None = None
+    """How long a rank waits for another one; None: as long as the job's own group does."""
+    _groups: dict[tuple[object, ...], Group] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, layout: Layout, *, timeout: timedelta | None = None) -> Mesh:
+        """As this process sees it, which may not be in it.
+
+        Raises:
+            ConfigError: the job has fewer ranks than the layout names.
+        """
+        n_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if max(layout.ranks) >= n_ranks:
+            raise ConfigError(f"the layout {layout} takes rank {max(layout.ranks)}, but the job has {n_ranks} ranks")
+        return cls(layout, dist.get_rank() if dist.is_initialized() else 0, timeout)
+
+    @property
+    def place(self) -> Place | None:
+        """This rank's coordinates; None outside of the layout."""
+        return self.layout.place(self.rank)
+
+    @property
+    def here(self) -> Place:
+        """This rank's coordinates in a layout that it is in."""
+        assert self.place is not None, f"rank {self.rank} is not in {self.layout}"
+        return self.place
+
+    @property
+    def all(self) -> Group:
+        """All ranks of the layout."""
+        return self._group("all", list(self.layout.ranks))
+
+    @property
+    def tp(self) -> Group:
+        """The ranks that have the other parts of this rank's layers."""
+        return self._group("tp", self.layout.tp_ranks(self.here))
+
+    @property
+    def dp(self) -> Group:
+        """The ranks that do the same on other data."""
+        return self._group("dp", self.layout.dp_ranks(self.here))
+
+    @property
+    def pp(self) -> Group:
+        """The stages of this rank's pipeline."""
+        return self._group("pp", self.layout.pp_ranks(self.here))
+
+    @property
+    def ends(self) -> Group:
+        """The first and the last stage of this rank's pipeline; for these two only."""
+        first, *_, last = self.layout.pp_ranks(self.here)
+        return self._group("ends", [first, last])
+
+    def downward(self, stage: int) -> Group:
+        """From `stage` to the one after it, for these two only; `upward` is the way back."""
+        return self._group("down", self.layout.pp_ranks(self.here)[stage : stage + 2])
+
+    def upward(self, stage: int) -> Group:
+        """From the stage after `stage` to it, for these two only."""
+        return self._group("up", self.layout.pp_ranks(self.here)[stage : stage + 2])
+
+    def among(self, ranks: list[int]) -> Group:
+        """The group of these ranks, in this order; for these only."""
+        return self._group("among", ranks)
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank has the embedding."""
+        return self.here.pp == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank has the head."""
+        return self.here.pp == self.layout.pp - 1
+
+    def _group(self, kind: str, ranks: list[int]) -> Group:
+        assert self.rank in ranks, f"rank {self.rank} is none of the '{kind}' group {ranks}"
+        key = (kind, *ranks)
+        if key not in self._groups:
+            self._groups[key] = dist.new_group(
+                ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=f"{self.layout} {kind}"
+            )
+        return self._groups[key]
+
+
+def device_backend(device: torch.device) -> str:
+    """The backend of `torch.distributed` for tensors on a device."""
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -1,0 +1,119 @@
+"""Runs a test's function on several ranks: processes that are started once and wait for work.
+
+    results = on_ranks(4, work, "tp2pp2")  # work(rank, "tp2pp2") on four ranks, in a gloo group; its results by rank
+
+The function must be importable: a function at the top of a test file or of a module.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+MAX_RANKS = 8
+
+
+class RankError(AssertionError):
+    """A rank raised; the message has its traceback."""
+
+    def __init__(self, rank: int, kind: str, text: str, trace: str) -> None:
+        super().__init__(f"rank {rank} raised {kind}: {text}\n{trace}")
+        self.rank, self.kind, self.text = rank, kind, text
+
+
+def on_ranks(
+    n: int, work: Callable[..., Any], *args: Any, timeout_s: float = 120.0, group_timeout_s: float = 60.0
+) -> list[Any]:
+    """`[work(0, *args), work(1, *args), ...]`, each in a process of its own with `torch.distributed` on gloo.
+
+    Raises:
+        RankError: the first rank that raised; the other processes are ended.
+        TimeoutError: not all were done in time.
+    """
+    assert 1 <= n <= MAX_RANKS
+    workers = _POOL.workers(n)
+    with tempfile.TemporaryDirectory() as folder:
+        for rank, (_, connection) in enumerate(workers):
+            connection.send((work, args, rank, n, str(Path(folder) / "store"), group_timeout_s))
+        results: dict[int, Any] = {}
+        waiting = {connection: rank for rank, (_, connection) in enumerate(workers)}
+        while waiting:
+            ready = wait(list(waiting), timeout_s)
+            if not ready:
+                _POOL.end()
+                raise TimeoutError(f"ranks {sorted(waiting.values())} of {n} were not done after {timeout_s} s")
+            for connection in ready:
+                rank = waiting.pop(connection)
+                try:
+                    is_result, value = connection.recv()
+                except EOFError:
+                    _POOL.end()
+                    raise RankError(rank, "EOFError", "the process died", "") from None
+                if not is_result:
+                    _POOL.end()  # the others wait for it
+                    raise RankError(rank, *value)
+                results[rank] = value
+    return [results[rank] for rank in range(n)]
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self._workers: list[tuple[Any, Connection]] = []
+
+    def workers(self, n: int) -> list[tuple[Any, Connection]]:
+        context = multiprocessing.get_context("spawn")
+        while len(self._workers) < n:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+        return self._workers[:n]
+
+    def end(self) -> None:
+        for process, connection in self._workers:
+            process.kill()
+            process.join()
+            connection.close()
+        self._workers.clear()
+
+
+_POOL = _Pool()
+atexit.register(_POOL.end)
+
+
+def _serve(connection: Connection) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            work, args, rank, n, store, group_timeout_s = connection.recv()
+        except EOFError:
+            return
+        try:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{store}",
+                rank=rank,
+                world_size=n,
+                timeout=timedelta(seconds=group_timeout_s),
+            )
+            result = work(rank, *args)
+            dist.barrier()
+            connection.send((True, result))
+        except BaseException as error:
+            connection.send((False, (type(error).__name__, str(error), traceback.format_exc())))
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()

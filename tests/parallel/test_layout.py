@@ -1,0 +1,47 @@
+import pytest
+
+from reallm.errors import ConfigError
+from reallm.parallel.layout import Layout, Place
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("tp2pp1dp2", "tp2pp1dp2"),
+        ("dp4", "tp1pp1dp4"),
+        ("fsdp4", "tp1pp1fsdp4"),
+        ("TP=2,PP=2", "tp2pp2dp1"),
+        ("dp2@4-5", "tp1pp1dp2@4-5"),
+        ("tp2@1,3", "tp2pp1dp1@1,3"),
+        ("fsdp1", "tp1pp1dp1"),
+    ],
+)
+def test_text_and_back(text, shown):
+    layout = Layout.parse(text)
+    assert str(layout) == shown
+    assert Layout.parse(shown) == layout
+
+
+@pytest.mark.parametrize("text", ["", "tp", "2", "tp2tp2", "dp2fsdp2", "ep2", "tp2 and dp2", "dp2@x"])
+def test_what_is_no_layout_is_refused(text):
+    with pytest.raises(ConfigError, match="tp2pp1dp2|like 4-7"):
+        Layout.parse(text)
+
+
+@pytest.mark.parametrize("text", ["dp2@1", "dp2@1,1", "tp0"])
+def test_ranks_that_do_not_fit_are_refused(text):
+    with pytest.raises(ConfigError, match="layout"):
+        Layout.parse(text)
+
+
+def test_places_and_ranks_are_inverse():
+    layout = Layout(dp=2, pp=3, tp=4, ranks=tuple(range(10, 34)))
+    for rank in layout.ranks:
+        place = layout.place(rank)
+        assert layout.rank_at(**place._asdict()) == rank
+        assert layout.tp_ranks(place)[place.tp] == layout.dp_ranks(place)[place.dp] == rank
+        assert layout.pp_ranks(place)[place.pp] == rank
+    assert layout.place(11) == Place(dp=0, pp=0, tp=1)
+    assert layout.place(14) == Place(dp=1, pp=0, tp=0)
+    assert layout.place(18) == Place(dp=0, pp=1, tp=0)
+    assert layout.place(0) is None
