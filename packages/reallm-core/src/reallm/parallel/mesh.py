@@ -30,12 +30,14 @@ class Mesh:
     _groups: dict[tuple[object, ...], Group] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, layout: Layout, *, timeout: timedelta | None = None) -> Mesh:
-        """As this process sees it, which may not be in it.
+    def of(cls, layout: Layout | str, *, timeout: timedelta | None = None) -> Mesh:
+        """A layout, or one as text such as `tp2pp2`, as this process sees it, which may not be in it.
 
         Raises:
             ConfigError: the job has fewer ranks than the layout names.
         """
+        if isinstance(layout, str):
+            layout = Layout.parse(layout)
         n_ranks = dist.get_world_size() if dist.is_initialized() else 1
         if max(layout.ranks) >= n_ranks:
             raise ConfigError(f"the layout {layout} takes rank {max(layout.ranks)}, but the job has {n_ranks} ranks")
