@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
+from reallm.engine.spread_model import SpreadModel
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.generation.decode import Completion, decode
 from reallm.generation.sampling import SamplingConfig
@@ -17,7 +18,8 @@ from reallm.hf import checkpoint, config_io, families, transformers_io, weights,
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
-from reallm.model.transformer import Transformer, fresh_weight
+from reallm.model.transformer import fresh_weight
+from reallm.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 PathLike = str | Path
 
 
-class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
+class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     """A decoder-only language model on packed sequences, for training, inference and generation alike.
 
         model = ReaLModel.from_pretrained("path/to/checkpoint")
@@ -33,24 +35,18 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         model.save_pretrained("path/to/new/checkpoint")
 
     Made from a configuration, weights are drawn from `seed`; as a critic (`config.is_critic`) it gives scores [T].
+
+    With a mesh, all ranks of its layout make the same calls and have a part of the model each:
+
+        model = ReaLModel.from_pretrained("path/to/checkpoint", mesh=Mesh.of("tp2pp2"))
+        rollout = model.reallocate("dp4")
     """
 
-    def __init__(
-        self,
-        config: ReaLModelConfig,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        with torch.device(device):
-            super().__init__(config)
-        self.to(dtype)
-        self.family: HFFamily | None = None
-        self.source: Path | None = None
-        self._raw_hf_config: Mapping[str, Any] | None = None
-        if torch.device(device).type != "meta":
-            self.init_weights(seed)
+    family: HFFamily | None = None
+    """The family in which it is saved."""
+    source: Path | None = None
+    """The checkpoint that it came from."""
+    _raw_hf_config: Mapping[str, Any] | None = None
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -63,6 +59,9 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
         seed: int = 0,
+        mesh: Mesh | None = None,
+        zero: int = 3,
+        sequence_parallel: bool = False,
     ) -> ReaLModel:
         """A model from a HuggingFace checkpoint: a folder, or an id on the hub; its config tells the family.
 
@@ -74,14 +73,27 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
                 the file, without a copy.
             is_critic: True puts a scalar head on, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
+            mesh: the layout over whose ranks the model is spread, each of which reads its own part of the files only;
+                None: this process has all of it. See `SpreadModel` for `zero` and `sequence_parallel`.
 
         Raises:
             CheckpointError: what is wrong with the folder, and how to put it right.
             PluginError: no installed plugin offers the family; says what to install.
+            ConfigError: the layout does not fit the model.
         """
         folder = config_io.resolve_path(path)
         family = families.family_for(config_io.read_config(folder), folder)
-        return cls._from_folder(family, folder, dtype=dtype, device=device, is_critic=is_critic, seed=seed)
+        return cls._from_folder(
+            family,
+            folder,
+            dtype=dtype,
+            device=device,
+            is_critic=is_critic,
+            seed=seed,
+            mesh=mesh,
+            zero=zero,
+            sequence_parallel=sequence_parallel,
+        )
 
     def save_pretrained(
         self,
@@ -230,11 +242,12 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
         seed: int = 0,
+        **spread: Any,
     ) -> ReaLModel:
         """A model from a checkpoint of a family; see `from_pretrained`."""
         raw = config_io.read_config(folder)
         config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
-        model = cls(config, device="meta")
+        model = cls(config, device="meta", **spread)
         model._remember(family, raw, folder)
         model._load(folder, dtype, torch.device(device), seed)
         return model.eval()
@@ -284,6 +297,11 @@ class ReaLModel(Transformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
 
     def _remember(self, family: HFFamily, raw: Mapping[str, Any], source: Path | None) -> None:
         self.family, self._raw_hf_config, self.source = family, raw, source
+
+    def _like(self, mesh: Mesh, dtype: torch.dtype) -> ReaLModel:
+        model = super()._like(mesh, dtype)
+        model.family, model.source, model._raw_hf_config = self.family, self.source, self._raw_hf_config
+        return model
 
     def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:
         """The content of this model's `config.json` in a family, for tensors of `dtype` (None: the parameters' own)."""

@@ -1,0 +1,186 @@
+"""A network of which each rank of a layout has a part, and how it gets from one layout to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from reallm.errors import ConfigError
+from reallm.model.box import Box
+from reallm.model.config import ReaLModelConfig
+from reallm.model.transformer import Transformer
+from reallm.parallel.build import boxes_here, fill, fresh_parts, layers_here, spread
+from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from reallm.parallel.execute import Moved
+
+
+@dataclass
+class Meshes:
+    """The meshes between which a model has been moved: making process groups takes longer than a move."""
+
+    known: dict[Layout, Mesh] = field(default_factory=dict)
+
+    def of(self, layout: Layout | Mesh | str) -> Mesh:
+        """The mesh of a layout, the same one each time."""
+        if isinstance(layout, Mesh):
+            return self.known.setdefault(layout.layout, layout)
+        layout = Layout.parse(layout) if isinstance(layout, str) else layout
+        if layout not in self.known:
+            self.known[layout] = Mesh.of(layout)
+        return self.known[layout]
+
+
+class SpreadModel(Transformer):
+    """A `Transformer` of which this process has the part that a mesh gives it, or all of it without a mesh.
+
+    Args:
+        config: of the whole network.
+        dtype: of the parameters.
+        device: where they lie; `meta` for a network without numbers.
+        seed: of fresh weights, which are the same in every layout.
+        mesh: the layout; None: this process has the whole network.
+        zero: how much FSDP2 frees, where the layout is one of FSDP: 1 nothing, 2 gradients after each micro-batch, 3
+            parameters after each use as well.
+        sequence_parallel: whether ranks of tensor parallelism have a part of the tokens each between their layers.
+
+    Raises:
+        ConfigError: the layout does not fit the heads, the layers or the number of ranks.
+    """
+
+    def __init__(
+        self,
+        config: ReaLModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        zero: int = 3,
+        sequence_parallel: bool = False,
+    ) -> None:
+        device = torch.device(device)
+        with torch.device(device if mesh is None else "meta"):
+            super().__init__(config, None if mesh is None else layers_here(config, mesh))
+        self.to(dtype)
+        self.mesh = mesh
+        """Where the parts of the model are; None if this process has all of it."""
+        self.meshes = Meshes({} if mesh is None else {mesh.layout: mesh})
+        self._as_made = dtype, device
+        self.moved: Moved | None = None
+        """What the last `reallocate` that made this model, or wrote into it, has moved."""
+        if mesh is not None:
+            spread(self, mesh, zero=zero, sequence_parallel=sequence_parallel)
+        if device.type == "meta":
+            return
+        if mesh is None:
+            self.init_weights(seed)
+        else:
+            fresh = fresh_parts(config, boxes_here(config, mesh), seed)
+            fill(self, {name: part.to(device, dtype) for name, part in fresh}, device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters; where none are here, that with which the model was made."""
+        return next((parameter.dtype for parameter in self.parameters()), self._as_made[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie; where none are here, where they would."""
+        return next((parameter.device for parameter in self.parameters()), self._as_made[1])
+
+    @property
+    def layout(self) -> Layout:
+        """How the model is spread; where each process of a job has all of it, these are copies of each other."""
+        return self._own_mesh.layout
+
+    @property
+    def boxes(self) -> Mapping[str, Box]:
+        """The part of each parameter that is here, in coordinates of the whole one."""
+        return boxes_here(self.config, self._own_mesh)
+
+    def local_tensors(self) -> dict[str, Tensor]:
+        """The parts themselves, not copies: `boxes[name].shape` each."""
+        from reallm.parallel.data import local_tensors
+
+        return local_tensors(self)
+
+    def reallocate(
+        self,
+        to: Layout | Mesh | str,
+        *,
+        into: Self | None = None,
+        eta: float = 1.0,
+        dtype: torch.dtype | None = None,
+        share: bool = False,
+        checksum: bool = False,
+    ) -> Self:
+        """The model in another layout, such as `"tp2pp1dp2"` or `"dp2@4-7"`; this one stays as it is.
+
+        All processes of the job call it, those that are in neither layout too. Each element that a rank lacks is sent
+        to it once; what it has it keeps. The plan is made once for each pair of layouts. It succeeds on all ranks or
+        changes nothing on any.
+
+        Args:
+            to: the layout.
+            into: a model in that layout, such as an earlier result, that takes the parameters; None makes one.
+            eta: of `into`, what it takes: `eta * these + (1 - eta) * its own`, as in a moving average.
+            dtype: of the result; None: that of `into`, or else of this model.
+            share: let the result use the memory of parts that it has in common with this model. To be used where this
+                model is given up, as in `model = model.reallocate(to, share=True)`, or does not change.
+            checksum: prove that what arrives is what was sent.
+
+        Raises:
+            ConfigError: the layout does not fit the model or the job, or is not that of `into`.
+            PeerError: another rank is missing or stuck, or a checksum differs; names the rank and the parameter.
+        """
+        from reallm.parallel.execute import execute
+        from reallm.parallel.plan import plan
+
+        mesh = self.meshes.of(to)
+        if into is None and eta != 1.0:
+            raise ConfigError(f"eta={eta} mixes into a model that is there already; give that as into=")
+        if into is not None and into.layout != mesh.layout:
+            raise ConfigError(
+                f"into= is in the layout {into.layout}, not in {mesh.layout}; leave it out, or give its own"
+            )
+        dtype = dtype or (self.dtype if into is None else into.dtype)
+        target = self._like(mesh, dtype) if into is None else into
+        own = self.local_tensors()
+        moved = execute(
+            plan(self.config, self.layout, mesh.layout).for_rank(mesh.rank),
+            source=own,
+            held=self.boxes,
+            wanted=target.boxes,
+            onto=None if into is None or eta == 1.0 else into.local_tensors(),
+            eta=eta,
+            dtype=dtype,
+            device=self.device,
+            checksum=checksum,
+            timeout=mesh.timeout,
+        )
+        parts = moved.tensors
+        if not share:
+            parts = {name: part.clone() if part is own.get(name) else part for name, part in parts.items()}
+        fill(target, parts, self.device)
+        target.moved = moved
+        return target
+
+    def _like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
+        """A model in another layout, without numbers."""
+        model = type(self)(self.config, dtype=dtype, device="meta", mesh=mesh)
+        model.meshes, model._as_made = self.meshes, (dtype, self.device)
+        return model.train(self.training)
+
+    @property
+    def _own_mesh(self) -> Mesh:
+        if self.mesh is not None:
+            return self.mesh
+        return self.meshes.of(Layout(dp=dist.get_world_size() if dist.is_initialized() else 1))
