@@ -109,7 +109,10 @@ class Transformer(nn.Module):
 
     def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
-        x = self.layers["0"](tokens, seqs)
+        return self.run_from(self.layers["0"](tokens, seqs), seqs, cache)
+
+    def run_from(self, x: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
+        """The same from embedded tokens, or from what the stage of a pipeline before this one gave: `x` [T, E]."""
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
         step = Step(
@@ -153,6 +156,11 @@ class Transformer(nn.Module):
         compiled = compile_blocks()
         _block_runner(self.gradient_checkpointing, compiled)
         self._compiled = compiled
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the blocks run through `torch.compile`."""
+        return self._compiled is not None
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
