@@ -127,7 +127,7 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
             raise CheckpointError(
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
             )
-        tensors = {name: tensor.detach() for name, tensor in self.named_parameters()}
+        tensors = self.local_tensors()
         return writing.Export(
             self._to_raw(self.family, dtype),
             weights.state_dict_to_hf(self.family, tensors, self.config),

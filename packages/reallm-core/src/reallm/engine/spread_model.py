@@ -16,7 +16,9 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.parallel.build import boxes_here, fill, fresh_parts, layers_here, spread
 from reallm.parallel.layout import Layout
+from reallm.parallel.local import local_tensors
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.model_offload import ModelOffload
 
 if TYPE_CHECKING:
     from reallm.parallel.execute import Moved
@@ -74,6 +76,7 @@ class SpreadModel(Transformer):
         """Where the parts of the model are; None if this process has all of it."""
         self.meshes = Meshes({} if mesh is None else {mesh.layout: mesh})
         self._as_made = dtype, device
+        self._offload: ModelOffload | None = None
         self.moved: Moved | None = None
         """What the last `reallocate` that made this model, or wrote into it, has moved."""
         if mesh is not None:
@@ -107,10 +110,38 @@ class SpreadModel(Transformer):
         return boxes_here(self.config, self._own_mesh)
 
     def local_tensors(self) -> dict[str, Tensor]:
-        """The parts themselves, not copies: `boxes[name].shape` each."""
-        from reallm.parallel.data import local_tensors
-
+        """The parts themselves, not copies: `boxes[name].shape` each. What is offloaded is brought back first."""
+        self.reload()
         return local_tensors(self)
+
+    def async_offload(self, *, stream: bool = False) -> None:
+        """Begin to move the parameters to host memory: pinned memory for those of a GPU, a file for those of a CPU.
+
+        Until `wait_for_offload`, which frees their memory, the model can be used and must not be changed. Afterwards
+        the next forward pass brings it back layer by layer, each while the one before it computes.
+
+        Args:
+            stream: let blocks go again as soon as they were used, so that two of them are in memory at a time: a model
+                that is larger than the memory can serve. Not for models that are trained.
+
+        Raises:
+            DataError: the host has no room; says where.
+        """
+        self.reload()
+        if len(self.layers):
+            self._offload = ModelOffload(self, stream=stream)
+
+    def wait_for_offload(self) -> None:
+        """Return when the parameters have left the memory of their device; at once if they are not leaving."""
+        if self._offload is not None:
+            self._offload.wait()
+
+    def reload(self) -> None:
+        """Bring back what is offloaded, for good. Whatever reads the parameters otherwise than by a forward pass needs
+        it; the methods of this class do it by themselves."""
+        if self._offload is not None:
+            self._offload.reload()
+            self._offload = None
 
     def reallocate(
         self,

@@ -64,7 +64,7 @@ def fill(model: Transformer, parts: Mapping[str, Tensor], device: torch.device) 
         parts: this rank's part of each parameter, by name.
         device: where FSDP's parameters are to lie.
     """
-    from reallm.parallel.data import is_sharded, local_tensors
+    from reallm.parallel.local import is_sharded, local_tensors
 
     if not is_sharded(model):
         model.load_state_dict(dict(parts), assign=True)
