@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from reallm.errors import CheckpointError
 from reallm.hf.config_io import read_config, saved_as_critic
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import INDEX_NAME, WEIGHTS_NAME
-from reallm.hf.holdings import Holding, holdings
+from reallm.hf.holdings import Holding, holdings, parameter_shapes
 from reallm.hf.weight_table import stored
-from reallm.hf.weights import refuse_untied_head, unused_names
+from reallm.hf.weights import EMBEDDING, refuse_untied_head, unused_names
+from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
+from reallm.model.transformer import fresh_weight
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of tensors that are read, by their names in safetensors files."""
@@ -123,20 +126,13 @@ def plan_reading(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConf
                     f"{info.file}: tensor '{theirs}' has shape {list(info.shape)}, but config.json asks for "
                     f"{list(wanted)}; they belong to different models"
                 )
-    try:
-        refuse_untied_head(family, checkpoint, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.folder}: {error}") from error
     return found
 
 
 def read_checkpoint(
     folder: str | Path, family: HFFamily, config: ReaLModelConfig, wanted: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Parameters by our names, in the types they are stored in.
-
-    Those that are stored as they are, or as a part of a tensor that lies together, are views of the files (see the top
-    of this module).
+    """Whole parameters by our names, in the types they are stored in; see `read_boxes`.
 
     Args:
         folder: with `config.json` and safetensors files.
@@ -149,15 +145,82 @@ def read_checkpoint(
         CheckpointError: what is wrong with the folder, and what to do about it.
         PluginError: the family's table is wrong.
     """
+    shapes = parameter_shapes(config)
+    chosen = shapes if wanted is None else shapes.keys() & set(wanted)
+    return read_boxes(folder, family, config, {name: Box.whole(shapes[name]) for name in chosen}).tensors
+
+
+@dataclass(frozen=True)
+class BoxesRead:
+    """Parts of the parameters in a checkpoint."""
+
+    tensors: dict[str, Tensor]
+    """By our names."""
+    bytes_read: int
+    """Of the files' tensors: those of the parts, each once."""
+    stored_dtypes: frozenset[torch.dtype]
+    """The types in which the checkpoint has the parameters, these and all others."""
+
+
+def read_boxes(
+    folder: str | Path,
+    family: HFFamily,
+    config: ReaLModelConfig,
+    boxes: Mapping[str, Box],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    onto: Mapping[str, Tensor] | None = None,
+    seed: int | None = None,
+) -> BoxesRead:
+    """A part of each of some parameters; nothing else in the files is read but their headers.
+
+    On the CPU and in the stored type, a part that lies together in the file is a view of it (see the top of this
+    module), so that it is read when it is used. A disk reads whole pages: where a part takes some columns of every
+    row, what passes through the page cache may be more.
+
+    Args:
+        folder: with `config.json` and safetensors files.
+        family: whose names the tensors have.
+        config: the architecture that they must fit.
+        boxes: our names of the parameters and which part of each, in coordinates of the whole.
+        dtype: of the results; None: that of the file.
+        device: of the results.
+        onto: tensors, of the shapes of the parts, that take them; they are then the result, as they are.
+        seed: from which a critic's head is drawn that the checkpoint does not have, because it is that of a language
+            model; None leaves it out.
+
+    Raises:
+        CheckpointError: what is wrong with the folder, and what to do about it. What the headers tell is found by all
+            who read the folder, whatever they read of it.
+        PluginError: the family's table is wrong.
+    """
     checkpoint = with_prefix(open_checkpoint(folder), family)
-    chosen = None if wanted is None else set(wanted)
-    return {
-        name: tensor
-        for holding in plan_reading(checkpoint, family, config)
-        if chosen is None or chosen & set(holding.ours)
-        for name, tensor in holding.from_hf([checkpoint[theirs] for theirs in holding.theirs]).items()
-        if chosen is None or name in chosen
-    }
+    tensors, bytes_read, dtypes = dict[str, Tensor](), 0, set[torch.dtype]()
+
+    def put(name: str, part: Tensor) -> None:
+        if onto is None:
+            tensors[name] = part.to(device, dtype)
+        else:
+            with torch.no_grad():
+                tensors[name] = onto[name].copy_(part)
+
+    found = plan_reading(checkpoint, family, config)
+    if EMBEDDING in boxes:
+        bytes_read += _refuse_untied_head(checkpoint, family, config, boxes[EMBEDDING])
+    for holding in found:
+        dtypes |= {DTYPES[checkpoint.infos[theirs].dtype] for theirs in holding.theirs}
+        their_tensor = partial(_numbered, checkpoint, holding.theirs)
+        for name in holding.ours:
+            if name in boxes:
+                part = holding.part(name, boxes[name], their_tensor)
+                put(name, part.tensor)
+                bytes_read += part.bytes_read
+    for name in boxes.keys() - tensors.keys():  # at most the scalar head of a new critic
+        if seed is not None:
+            whole = fresh_weight(name, torch.Size(parameter_shapes(config)[name]), config, seed)
+            put(name, whole[boxes[name].slices])
+    return BoxesRead(tensors, bytes_read, frozenset(dtypes))
 
 
 def with_prefix(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
@@ -233,6 +296,17 @@ def _check_names(checkpoint: Checkpoint, family: HFFamily, wanted: set[str], unu
             f"{checkpoint.folder}: compared with config.json the checkpoint {' and '.join(faults)}; "
             "take both from one model"
         )
+
+
+def _numbered(checkpoint: Checkpoint, names: tuple[str, ...], item: int) -> Tensor:
+    return checkpoint[names[item]]
+
+
+def _refuse_untied_head(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig, box: Box) -> int:
+    try:
+        return refuse_untied_head(family, checkpoint, config, box)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.folder}: {error}") from error
 
 
 def _some(names: list[str]) -> str:

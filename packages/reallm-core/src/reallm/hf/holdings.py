@@ -6,7 +6,7 @@ holdings(family, config)  ->  for each tensor: our parameters in it, and how
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -19,7 +19,9 @@ from reallm.errors import ConfigError, PluginError, did_you_mean
 from reallm.hf import families
 from reallm.hf.arrangements import Arrangement, Fused, Same, Shape, Transposed
 from reallm.hf.family import HFFamily
+from reallm.hf.parts import Taken, take
 from reallm.hf.weight_table import Ours, Part, names_in, stored
+from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.model.transformer import Transformer
 
@@ -92,13 +94,28 @@ class Holding:
         """Ours, made from all of their tensors; views of theirs where the numbers lie together."""
         if self.is_renaming:
             return {self.ours[0]: tensors[0]}
-        parts = [
-            [view.reshape(shape) for view, shape in zip(self._views(tensor), self._item_shapes, strict=True)]
-            for tensor in tensors
-        ]
-        if self.is_stack:
-            return {name: torch.stack(items) for name, items in zip(self.ours, zip(*parts, strict=True), strict=True)}
-        return {name: part.contiguous() for name, part in zip(self.ours, parts[0], strict=True)}
+        return {
+            name: self.part(name, Box.whole(shape), tensors.__getitem__).tensor
+            for name, shape in zip(self.ours, self.shapes, strict=True)
+        }
+
+    def part(self, name: str, box: Box, tensor: Callable[[int], Tensor]) -> Taken:
+        """The part `box` of a parameter of ours.
+
+        Args:
+            name: of ours.
+            box: in coordinates of the whole parameter.
+            tensor: gives their tensor of a number; only those are asked for of which something is needed.
+        """
+        place = self.ours.index(name)
+        shape = self._item_shapes[place]
+        if not self.is_stack:
+            return take(self._views(tensor(0))[place], shape, box)
+        if not box.numel:
+            return Taken(tensor(0).new_empty(box.shape), 0)
+        of_item = Box(box.starts[1:], box.stops[1:])
+        items = [take(self._views(tensor(item))[place], shape, of_item) for item in range(box.starts[0], box.stops[0])]
+        return Taken(torch.stack([item.tensor for item in items]), sum(item.bytes_read for item in items))
 
     def fault(self) -> str | None:
         """What is wrong with the arrangement: numbers of theirs that are no parameter's, or several parameters'."""

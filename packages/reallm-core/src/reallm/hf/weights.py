@@ -11,7 +11,11 @@ from reallm.errors import CheckpointError, ConfigError, did_you_mean
 from reallm.hf.family import HFFamily
 from reallm.hf.holdings import Holding, holdings, listed, parameter_shapes
 from reallm.hf.weight_table import names_in, stored
+from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
+
+EMBEDDING = "layers.0.tokens.weight"
+"""The table of token embeddings, which a tied head uses as well."""
 
 
 def hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
@@ -127,14 +131,33 @@ def unused_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
     return {f"{name}.{kind}" for name in unused for kind in kinds}
 
 
-def refuse_untied_head(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> None:
-    """Raise CheckpointError if a head that should repeat the embedding is there and differs from it."""
+def refuse_untied_head(
+    family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig, box: Box | None = None
+) -> int:
+    """Look whether a head that should repeat the embedding is there and differs from it.
+
+    Args:
+        box: the part of the embedding in which they are compared; None: all of it.
+
+    Returns:
+        The bytes of the head that were looked at.
+
+    Raises:
+        CheckpointError: they differ.
+    """
     if not config.head_is_tied:
-        return
-    (embedding,) = next(item.theirs for item in holdings(family, config) if "layers.0.tokens.weight" in item.ours)
+        return 0
+    holding = next(item for item in holdings(family, config) if EMBEDDING in item.ours)
+    (embedding,) = holding.theirs
+    part = box.slices if box is not None and holding.is_renaming else ()
+    n_bytes = 0
     for head in (name for name in unused_names(family, config) if name.endswith(".weight")):
-        if embedding in hf_state and head in hf_state and not torch.equal(hf_state[embedding], hf_state[head]):
-            raise CheckpointError(
-                f"tie_word_embeddings is true, but '{head}' differs from '{embedding}'; set it to false to keep both, "
-                f"or remove '{head}'"
-            )
+        if embedding in hf_state and head in hf_state:
+            found = hf_state[head][part]
+            n_bytes += found.nbytes
+            if not torch.equal(hf_state[embedding][part], found):
+                raise CheckpointError(
+                    f"tie_word_embeddings is true, but '{head}' differs from '{embedding}'; set it to false to keep "
+                    f"both, or remove '{head}'"
+                )
+    return n_bytes
