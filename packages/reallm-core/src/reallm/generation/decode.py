@@ -1,38 +1,18 @@
-"""The decoding loop: prefill all prompts in one packed pass, then one token for each sequence at a time.
-
-Shapes: T packed tokens, A sequences still running, E hidden.
-"""
+"""The decoding loop: prefill all prompts in one packed pass, then one token for each sequence at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from reallm.errors import DataError
-from reallm.generation.sampling import SamplingConfig, draw
-from reallm.model.cache import KVCache
-from reallm.model.rope import keys_are_stale
-from reallm.model.sequences import Sequences
+from reallm.generation.batch import Batch, Completion, ToText, last_rows
+from reallm.generation.sampling import SamplingConfig
 from reallm.model.transformer import Transformer
-from reallm.seeding import derive_seed
+from reallm.parallel.mesh import Mesh
 
-
-@dataclass
-class Completion:
-    """What one prompt was continued with."""
-
-    prompt_ids: list[int]
-    token_ids: list[int] = field(default_factory=list)
-    """The new tokens, the stop token included."""
-    logprobs: list[float] = field(default_factory=list)
-    """Of each new token, under the model at the sampling temperature."""
-    finish_reason: Literal["stop", "length"] = "length"
-    text: str | None = None
-    """The new tokens as text without special tokens; None where no tokenizer was at hand."""
+__all__ = ["Completion", "decode"]
 
 
 @torch.no_grad()
@@ -41,11 +21,21 @@ def decode(
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
-    to_text: Callable[[list[int]], str] | None = None,
+    to_text: ToText | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Completion]:
     """Continue each prompt (token ids) until a stop token, a stop string or `max_new_tokens`.
 
-    What a prompt is continued with depends on the prompt, the seed and its place in the list, not on the other prompts.
+    What a prompt is continued with depends on the prompt, the seed and its place in the list, not on the other prompts
+    and not on the layout.
+
+    Args:
+        model: the whole network, or this rank's part of it.
+        prompts: token ids.
+        sampling: how tokens are drawn, and when a text ends.
+        to_text: for stop strings.
+        mesh: the layout over which the model is spread: all its ranks make the same call and have the same result.
+            None: this process has the whole network.
 
     Raises:
         DataError: an empty prompt, a token the vocabulary does not have, or a prompt that may grow beyond the positions
@@ -55,32 +45,23 @@ def decode(
     if not completions:
         return []
     _check_lengths(model, completions, sampling.max_new_tokens)
-    generators = [
-        torch.Generator().manual_seed(derive_seed(sampling.seed, "sample", place)) for place in range(len(prompts))
-    ]
-    running = list(range(len(completions)))
-    capacity = max(len(completion.prompt_ids) for completion in completions) + sampling.max_new_tokens
-    cache = model.new_cache(len(running), capacity)
+    if mesh is not None and mesh.layout.size > 1:
+        from reallm.generation.spread import continue_together
 
-    while running:
-        texts = [[*completions[place].prompt_ids, *completions[place].token_ids] for place in running]
-        logits = model.head(_last_hidden(model, texts, cache))
-        tokens, logprobs = draw(logits, sampling, [generators[place] for place in running])
-        for place, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):
-            completions[place].token_ids.append(token)
-            completions[place].logprobs.append(logprob)
-            if _stops(completions[place], sampling, to_text):
-                completions[place].finish_reason = "stop"
-        going = [
-            row
-            for row, place in enumerate(running)
-            if completions[place].finish_reason != "stop"
-            and len(completions[place].token_ids) < sampling.max_new_tokens
-        ]
-        if len(going) < len(running):
-            cache.keep(going)
-            running = [running[row] for row in going]
+        continue_together(model, completions, sampling, to_text, mesh)
+    else:
+        continue_here(model, Batch(model, dict(enumerate(completions)), sampling, to_text))
     return completions
+
+
+def continue_here(model: Transformer, batch: Batch) -> None:
+    """Continue the texts of a batch to their ends with a network that is all here."""
+    device = next(model.parameters()).device
+    while batch.running:
+        tokens, seqs = batch.next_input(device)
+        hidden = model.run(tokens, seqs, batch.cache)
+        drawn, logprobs = batch.draw(model.head(last_rows(hidden, seqs)))
+        batch.extend(drawn.tolist(), logprobs.tolist())
 
 
 def _checked(model: Transformer, place: int, prompt: Sequence[int]) -> list[int]:
@@ -111,28 +92,3 @@ def _check_lengths(model: Transformer, completions: Sequence[Completion], max_ne
                 f"prompt {place} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
                 f"positions that the model has learned; {remedy}"
             )
-
-
-def _last_hidden(model: Transformer, texts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Hidden states [A, E] of the last token of each text, computing only what the cache does not hold."""
-    device = next(model.parameters()).device
-    totals = [len(text) for text in texts]
-    if keys_are_stale(model.config, cache.lengths, totals):  # where frequencies follow the length, as in dynamic RoPE
-        cache.lengths = [0] * len(texts)
-    past = list(cache.lengths)
-    seqs = Sequences.from_lengths(
-        [total - held for total, held in zip(totals, past, strict=True)], past=past, device=device
-    )
-    fresh = [token for text, held in zip(texts, past, strict=True) for token in text[held:]]
-    hidden = model.run(torch.tensor(fresh, device=device), seqs, cache)
-    return hidden[seqs.cu_seqlens[1:].long() - 1]
-
-
-def _stops(completion: Completion, sampling: SamplingConfig, to_text: Callable[[list[int]], str] | None) -> bool:
-    if completion.token_ids[-1] in sampling.stop_token_ids:
-        return True
-    if not sampling.stop:
-        return False
-    assert to_text is not None, "stop strings need a tokenizer"
-    text = to_text(completion.token_ids)
-    return any(stop in text for stop in sampling.stop)
