@@ -31,6 +31,10 @@ class CheckpointError(ReallmError):
     """A checkpoint folder or a file in it."""
 
 
+class PeerError(ReallmError):
+    """Another process of a job that has ended, is stuck, or sent something wrong."""
+
+
 class PluginError(ReallmError):
     """A plugin that is missing, broken, or in conflict with another."""
 
