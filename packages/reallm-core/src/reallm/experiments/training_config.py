@@ -9,6 +9,7 @@ from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.errors import ConfigError
 from reallm.experiments.config import ModelArgs, dataset_option
 from reallm.experiments.config_dataset import batch_size, splits
+from reallm.experiments.parallel_config import ParallelArgs
 from reallm.experiments.schema import check_values
 from reallm.options import option
 
@@ -30,6 +31,9 @@ class TrainingConfig:
     dataset: Any = dataset_option("prompt_answer", "what to train on")
     optimizer: OptimizerConfig = field(
         default_factory=OptimizerConfig, metadata={"help": "AdamW and its learning-rate schedule"}
+    )
+    parallel: ParallelArgs = field(
+        default_factory=ParallelArgs, metadata={"help": "how training is spread over processes, one for each GPU"}
     )
 
     epochs: int = option(1, "passes over the training data")
