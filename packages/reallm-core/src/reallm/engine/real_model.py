@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
 from reallm.engine.spread_model import SpreadModel
@@ -17,8 +17,10 @@ from reallm.generation.sampling import SamplingConfig
 from reallm.hf import checkpoint, config_io, families, transformers_io, weights, writing
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
+from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
-from reallm.model.transformer import fresh_weight
+from reallm.parallel.build import fill
+from reallm.parallel.data import gathered
 from reallm.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     """The family in which it is saved."""
     source: Path | None = None
     """The checkpoint that it came from."""
+    bytes_read: int = 0
+    """Of the checkpoint's tensors, by this process."""
     _raw_hf_config: Mapping[str, Any] | None = None
 
     # ------------------------------------------------------------------ loading and saving
@@ -163,6 +167,8 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     ) -> list[Completion]:
         """Continue prompts, given as text or as token ids, all of them as one batch.
 
+        In a layout of several ranks all of them make the same call, and have the same result.
+
         Args:
             prompts: texts, or lists of token ids.
             tokenizer: for texts and stop strings; None takes the one in the checkpoint's folder.
@@ -207,7 +213,9 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         was_training = self.training
         self.eval()
         try:
-            completions = decode(self, [encode(prompt) for prompt in prompts], sampling, to_text=to_text)
+            with gathered(self):
+                ids = [encode(prompt) for prompt in prompts]
+                completions = decode(self, ids, sampling, to_text=to_text, mesh=self.mesh)
         finally:
             self.train(was_training)
         if tokenizer is not None:
@@ -310,16 +318,18 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         return config_io.to_hf(family, self.config, base, str(stored).removeprefix("torch."))
 
     def _load(self, folder: Path, dtype: torch.dtype | None, device: torch.device, seed: int) -> None:
-        """Put the checkpoint's tensors in place of the meta parameters."""
+        """Put this process' part of the checkpoint's tensors in place of the meta parameters."""
         assert self.family is not None
-        wanted = {name: parameter.shape for name, parameter in self.named_parameters()}
-        state: dict[str, Tensor] = checkpoint.read_checkpoint(folder, self.family, self.config, wanted)
-        stored = {tensor.dtype for tensor in state.values()}
-        if dtype is None and len(stored) > 1:
+        whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
+        boxes = whole if self.mesh is None else self.boxes
+        read = checkpoint.read_boxes(folder, self.family, self.config, boxes, dtype=dtype, device=device, seed=seed)
+        if dtype is None and len(read.stored_dtypes) > 1:
             raise CheckpointError(
-                f"{folder} has tensors of {' and '.join(sorted(map(str, stored)))}; say which to use, dtype=..."
+                f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; "
+                "say which to use, dtype=..."
             )
-        dtype = dtype or stored.pop()
-        for name in wanted.keys() - state.keys():  # at most the scalar head of a new critic
-            state[name] = fresh_weight(name, wanted[name], self.config, seed)
-        self.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
+        dtype = dtype or next(iter(read.stored_dtypes))
+        self.to(dtype)
+        # the scalar head of a new critic is drawn in float32
+        fill(self, {name: part.to(dtype) for name, part in read.tensors.items()}, device)
+        self.bytes_read, self._as_made = read.bytes_read, (dtype, device)
