@@ -84,14 +84,14 @@ class ModelOffload:
         self._offload.before(place)
 
     def _reload_first(self, model: Transformer) -> None:
-        hidden = model.hidden
+        run = model.run
 
         def after_reloading(*args: Any, **options: Any) -> torch.Tensor:
             self.reload()
-            return hidden(*args, **options)
+            return run(*args, **options)
 
-        model.hidden = after_reloading  # type: ignore[method-assign]
-        self._undo.append(lambda: setattr(model, "hidden", hidden))
+        model.run = after_reloading  # type: ignore[method-assign]
+        self._undo.append(lambda: setattr(model, "run", run))
 
     def _end(self) -> None:
         for undo in self._undo:
