@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from reallm.loggers.spec import LoggerSpec
     from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
     from reallm.options import REQUIRED, option
+    from reallm.parallel.layout import Layout
+    from reallm.parallel.mesh import Mesh
 
 _HOMES = {
     "Algorithm": "reallm.algorithms.spec",
@@ -52,7 +54,9 @@ _HOMES = {
     "DatasetUtility": "reallm.data.datasets",
     "Extra": "reallm.model.config",
     "HFFamily": "reallm.hf.family",
+    "Layout": "reallm.parallel.layout",
     "LoggerSpec": "reallm.loggers.spec",
+    "Mesh": "reallm.parallel.mesh",
     "MoEConfig": "reallm.model.config",
     "ModelArgs": "reallm.experiments.config",
     "ModelFunctionCall": "reallm.algorithms.spec",
@@ -87,7 +91,9 @@ __all__ = [
     "DatasetUtility",
     "Extra",
     "HFFamily",
+    "Layout",
     "LoggerSpec",
+    "Mesh",
     "MoEConfig",
     "ModelArgs",
     "ModelFunctionCall",

@@ -1,0 +1,35 @@
+"""The Python of the page on many ranks runs as it stands, on four of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tests.helpers.hf_grid import raw_config, save_hf
+from tests.helpers.tokenizers import tiny_tokenizer
+from workspace import ROOT
+
+
+def test_models_on_many_ranks(tmp_path):
+    text = (ROOT / "docs/spread-models.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    check = """
+assert logits.shape == (3, 97), logits.shape
+assert len(completions) == 1 and completions[0].token_ids, completions
+"""
+    (tmp_path / "script.py").write_text("\n".join([*blocks, check]), encoding="utf-8")
+    save_hf(raw_config("gqa"), tmp_path / "path/to/checkpoint")
+    tiny_tokenizer().save_pretrained(tmp_path / "path/to/checkpoint")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=4", "--master-port=0", "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "path/to/copy/config.json").is_file()
