@@ -57,6 +57,40 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return _ordered(alone + [[rest[j] for j in part] for part in _fitted([lengths[i] for i in rest], max_tokens)])
 
 
+def parallel_micro_batches(
+    lengths: Sequence[int], max_tokens: int, dp: int, *, at_least: int = 1
+) -> list[list[list[int]]]:
+    """For each of `dp` ranks its micro-batches of indices of `lengths`: as many for each rank, each index once.
+
+    Micro-batches at the same place have nearly equal sums, so that ranks that meet after each of them wait little, and
+    so has all that each rank gets. Where there are too few samples, some ranks have empty micro-batches at the end.
+
+    >>> parallel_micro_batches([6, 5, 5, 4], 10, 2)  # at most 10 tokens each
+    [[[0, 3]], [[1, 2]]]
+    >>> parallel_micro_batches([6, 5, 5], 10, 2)
+    [[[1, 2]], [[0]]]
+
+    Args:
+        lengths: tokens of each sample.
+        max_tokens: of a micro-batch; a longer sample has one to itself.
+        dp: the number of ranks.
+        at_least: micro-batches for each rank, if there are so many samples; a pipeline is busy only with several.
+
+    Raises:
+        DataError: `max_tokens`, `dp` or `at_least` is below 1, or a length negative.
+    """
+    _check(lengths, "dp", dp)
+    _check(lengths, "at_least", at_least)
+    parts = micro_batches(lengths, max_tokens)
+    fewest = min(at_least, -(-len(lengths) // dp))
+    n_parts = max(-(-len(parts) // dp), fewest) * dp
+    if dp > 1 or n_parts > len(parts):
+        equal = [part for part in balanced_partition(lengths, max(1, n_parts)) if part]
+        if all(len(part) == 1 or sum(lengths[i] for i in part) <= max_tokens for part in equal):
+            parts = equal
+    return _dealt(lengths, parts, dp) if dp > 1 else [parts]
+
+
 def _fitted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """The fewest parts within the budget: equal ones if they fit, else as best-fit-decreasing packs them.
 
@@ -80,6 +114,20 @@ def _fitted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             low = middle + 1
     return packed
+
+
+def _dealt(lengths: Sequence[int], parts: list[list[int]], dp: int) -> list[list[list[int]]]:
+    """Parts in turns of `dp`, the fullest first; in each turn the rank with the least so far takes the fullest."""
+    sums = [sum(lengths[i] for i in part) for part in parts]
+    order = sorted(range(len(parts)), key=lambda part: (-sums[part], parts[part]))
+    ranks: list[list[list[int]]] = [[] for _ in range(dp)]
+    totals = [0] * dp
+    for turn in range(0, len(order), dp):
+        taken = order[turn : turn + dp]
+        for place, rank in enumerate(sorted(range(dp), key=lambda rank: (totals[rank], rank))):
+            ranks[rank].append(parts[taken[place]] if place < len(taken) else [])
+            totals[rank] += sums[taken[place]] if place < len(taken) else 0
+    return ranks
 
 
 def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.errors import ConfigError
+from reallm.parallel.local import local
 
 
 class Optimizer:
@@ -16,6 +17,8 @@ class Optimizer:
 
     Parameters in bfloat16 are stepped in float32: near 1.0 bfloat16 moves in steps of 2^-7, so that an update of
     1e-5 would be lost. Their gradients are summed over micro-batches in float32 too.
+
+    Of parameters that are split over data-parallel ranks, the parts that lie here are stepped, as plain tensors.
 
     Raises:
         ConfigError: for float16 parameters, whose gradients underflow.
@@ -25,6 +28,7 @@ class Optimizer:
         self._config = config
         self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
+        """What is stepped: parameters themselves where they are whole and of float32, or wider."""
         decayed = decayed_parameters(model)
         self._adamw = torch.optim.AdamW(
             [
@@ -45,16 +49,21 @@ class Optimizer:
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Add the gradients of half-precision parameters to those of their masters; call after each backward pass."""
+        """Add the gradients of parameters to those of their masters; call after each backward pass."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:
                 continue
+            gradient = local(parameter.grad)
             if master.grad is None:
-                master.grad = parameter.grad.to(master.dtype)
+                master.grad = gradient.to(master.dtype)
             else:
-                master.grad.add_(parameter.grad)
+                master.grad.add_(gradient)
             parameter.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """What has been collected, by parameter name; not copies."""
+        return {name: master.grad for name, master in self._masters.items() if master.grad is not None}
 
     def forget_gradients(self) -> None:
         """Drop what has been collected since the last step."""
@@ -63,8 +72,8 @@ class Optimizer:
 
     @torch.no_grad()
     def grad_norm(self) -> Tensor:
-        """The global L2 norm of the collected gradients, 0-dim."""
-        return nn.utils.get_total_norm([master.grad for master in self._masters.values() if master.grad is not None])
+        """The L2 norm of the collected gradients, 0-dim."""
+        return nn.utils.get_total_norm(self.gradients().values())
 
     @torch.no_grad()
     def step(self, lr: float, grad_norm: Tensor) -> None:
@@ -76,13 +85,13 @@ class Optimizer:
         self._adamw.step()
         self.forget_gradients()
         for name, parameter in self._parameters.items():
-            if self._masters[name] is not parameter:
-                parameter.copy_(self._masters[name])
+            if self._masters[name].dtype != parameter.dtype:
+                local(parameter.detach()).copy_(self._masters[name])
 
     @property
     def has_masters(self) -> bool:
         """Whether the parameters are rounded copies of what is stepped."""
-        return any(self._masters[name] is not parameter for name, parameter in self._parameters.items())
+        return any(self._masters[name].dtype != parameter.dtype for name, parameter in self._parameters.items())
 
     def weights(self) -> dict[str, Tensor]:
         """What is stepped, by parameter name: the parameters, or their float32 masters. Not copies."""
@@ -105,7 +114,7 @@ class Optimizer:
         """
         for name, value in weights.items():
             self._masters[name].copy_(value)
-            self._parameters[name].copy_(value)
+            local(self._parameters[name].detach()).copy_(value)
         for key, value in moments.items():
             name, _, kind = key.rpartition("/")
             master = self._masters[name]
@@ -129,9 +138,13 @@ def decayed_parameters(model: nn.Module) -> set[str]:
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter itself, or a float32 copy of a bfloat16 one."""
+    """What is stepped in place of a parameter: a float32 copy of one in bfloat16, or else itself.
+
+    Of one that is split, its part in the same memory.
+    """
+    part = local(parameter.detach())
     if parameter.dtype == torch.float16:
         raise ConfigError("model.dtype=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
     if parameter.dtype == torch.bfloat16:
-        return nn.Parameter(parameter.detach().float())
-    return parameter
+        return nn.Parameter(part.float())
+    return nn.Parameter(part) if hasattr(parameter, "to_local") else parameter

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from reallm.data.batching import n_samples, select
+from reallm.data.batching import select
 from reallm.data.namedarray import NamedArray
-from reallm.data.packing import micro_batches
+from reallm.engine.nonfinite import nonfinite_error, sample_names
 from reallm.engine.objective import Objective, Totals
 from reallm.engine.optimizer import Optimizer
 from reallm.engine.optimizer_config import OptimizerConfig, lr_at
+from reallm.engine.passes import AUX_LOSS, Passes
+from reallm.engine.share import share_of
+from reallm.engine.sums import Agreed
 from reallm.errors import ConfigError, NonFiniteError
 from reallm.model.config import ReaLModelConfig
-from reallm.model.moe import load_balancing_loss
-from reallm.model.routing import RoutingNotes
 from reallm.model.transformer import Transformer
+from reallm.parallel.data import give_up
+from reallm.parallel.gradients import GradientReducer
+from reallm.parallel.local import is_sharded
+from reallm.parallel.mesh import Mesh
 from reallm.seeding import derive_seed
-
-Part = tuple[NamedArray, float]
-"""A micro-batch and its weight."""
-AUX_LOSS = "aux_loss"
-"""The name of the load-balancing loss among metrics."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class EngineState:
 class TrainEngine:
     """Trains a model on batches of any size within a memory budget.
 
+    Of a model with a mesh, each rank of the layout has an engine. All make the same calls with the same whole batches,
+    of which each takes its share, and get the same results: those of one process, up to the order of sums.
+
     All that changes from step to step is the model's parameters and what `state` gives.
 
     Args:
@@ -52,7 +55,8 @@ class TrainEngine:
         total_steps: the steps over which the learning rate follows its schedule.
         max_tokens_per_microbatch: tokens that go through the model at once; one longer sample goes alone. Results do
             not depend on it, except for the masks of dropout.
-        seed: of dropout, which has a random stream of its own for each step.
+        seed: of dropout, which has a random stream of its own for each step, and on other data or another stage of a
+            pipeline.
         moe_aux_loss_coef: what the load-balancing loss of a model with experts is multiplied by, 0 for none; None takes
             `config.moe.aux_loss_coef`.
 
@@ -71,6 +75,8 @@ class TrainEngine:
         moe_aux_loss_coef: float | None = None,
     ) -> None:
         _own_memory(model)
+        mesh: Mesh | None = getattr(model, "mesh", None)
+        self._mesh = None if mesh is None or mesh.layout.size == 1 else mesh
         self.model = model
         self.step = 0
         """Optimizer steps done, those that were skipped included."""
@@ -80,7 +86,8 @@ class TrainEngine:
         """Called before the parameters change in a step: whoever still reads them can have it wait."""
         self._optimizer_config = optimizer_config
         self._optimizer = Optimizer(model, optimizer_config)
-        self._aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
+        self._passes = Passes(model, self._mesh, _aux_loss_coef(model.config, moe_aux_loss_coef))
+        self._reducer = None if self._mesh is None else GradientReducer.of(model, self._mesh)
         self._total_steps = total_steps
         self._max_tokens = max_tokens_per_microbatch
         self._seed = seed
@@ -100,21 +107,22 @@ class TrainEngine:
             carries loss) changes no parameter.
 
         Raises:
-            NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples.
-                The parameters, the optimizer and `step` are as they were.
+            NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples,
+                with a mesh those of the micro-batches that they are in. The parameters, the optimizer and `step` are as they were.
         """
-        parts = self._cut(batch, objective)
-        weight = sum(part_weight for _, part_weight in parts)
+        share = share_of(batch, objective, self._max_tokens, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
         try:
             with self._random_stream():
-                totals = _sum(self._forward(parts, objective, divide_by=weight))
-            grad_norm = self._update(lr, totals, parts, objective) if weight else 0.0
+                agreed = self._passes.train(share, objective, self._optimizer.collect_gradients)
+            grad_norm = self._update(lr, agreed, batch, objective) if share.weight else 0.0
         except BaseException:
             self._optimizer.forget_gradients()  # or what was collected so far would join the next step
+            give_up(self.model)
             raise
         self.step += 1
+        totals = agreed.totals
         metrics = {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.tokens}
         if AUX_LOSS in totals.stats:
             metrics[AUX_LOSS] = totals.stats[AUX_LOSS] / totals.weight
@@ -126,7 +134,7 @@ class TrainEngine:
     def evaluate(self, batches: Iterable[NamedArray], objective: Objective) -> Totals:
         """Sums over all batches, without dropout and without gradients."""
         with self._evaluating():
-            return sum((_sum(self._forward(self._cut(batch, objective), objective)) for batch in batches), Totals())
+            return sum((self._evaluated(batch, objective) for batch in batches), Totals())
 
     def state(self, *, weights: bool = True) -> EngineState:
         """What a resumed engine needs; without `weights` where the model's own parameters are kept elsewhere, whole."""
@@ -148,85 +156,44 @@ class TrainEngine:
         """Whether the model's parameters are rounded copies of float32 masters, which only `state` gives."""
         return self._optimizer.has_masters
 
-    def _cut(self, batch: NamedArray, objective: Objective) -> list[Part]:
-        """Micro-batches within the budget, each with its weight."""
-        parts = [select(batch, rows) for rows in micro_batches(objective.sizes(batch), self._max_tokens)]
-        return [(part, objective.weight(part)) for part in parts]
+    def _evaluated(self, batch: NamedArray, objective: Objective) -> Totals:
+        share = share_of(batch, objective, self._max_tokens, self._mesh)
+        return self._passes.evaluate(share, objective).totals
 
-    def _forward(
-        self, parts: Iterable[Part], objective: Objective, divide_by: float | None = None
-    ) -> Iterator[tuple[float, int, dict[str, Tensor]]]:
-        """Weight, tokens and sums of each part; with `divide_by`, also the gradients of its share of the loss."""
-        device = next(self.model.parameters()).device
-        for part, weight in parts:
-            if not weight:
-                continue
-            with self._noted_routing() as notes:
-                output = objective.loss(self.model, part.to(device))
-            sums = {"loss_sum": output.loss_sum.detach(), **output.stats}
-            if divide_by is not None:
-                loss, routing = output.loss_sum / divide_by, notes.close()
-                if routing:
-                    aux_loss = load_balancing_loss(routing)
-                    loss = loss + self._aux_loss_coef * (weight / divide_by) * aux_loss
-                    sums[AUX_LOSS] = weight * aux_loss.detach()
-                loss.backward()
-                self._optimizer.collect_gradients()
-            yield weight, sum(objective.sizes(part)), sums
-
-    @contextmanager
-    def _noted_routing(self) -> Iterator[RoutingNotes]:
-        """What routers do in the block, in training with a load-balancing loss; otherwise nothing is noted."""
-        notes = RoutingNotes()
-        self.model.routing = notes if self._aux_loss_coef else None
-        try:
-            yield notes
-        finally:
-            self.model.routing = None
-
-    def _update(self, lr: float, totals: Totals, parts: Sequence[Part], objective: Objective) -> float:
+    def _update(self, lr: float, agreed: Agreed, batch: NamedArray, objective: Objective) -> float:
         """Step with the collected gradients, or not if something is not finite; the norm of the gradients."""
-        norm = self._optimizer.grad_norm()
-        grad_norm = float(norm)
-        if math.isfinite(totals.loss_sum) and math.isfinite(grad_norm):
+        norm = self._gradients_norm()
+        grad_norm, loss_sum = float(norm), agreed.totals.loss_sum
+        if math.isfinite(loss_sum) and math.isfinite(grad_norm):
             if self.before_update is not None:
                 self.before_update()
             self._optimizer.step(lr, norm)
             return grad_norm
         if self._optimizer_config.on_nonfinite == "stop":
-            raise self._nonfinite(totals, grad_norm, parts, objective)
+            culprits = agreed.suspects
+            if self._mesh is None and not math.isfinite(loss_sum):
+                culprits = self._bad_samples(batch, objective)
+            raise nonfinite_error(self.step + 1, loss_sum, grad_norm, culprits, sample_names(batch))
         self._optimizer.forget_gradients()
         self.skipped_steps += 1
         return grad_norm
 
-    def _nonfinite(
-        self, totals: Totals, grad_norm: float, parts: Sequence[Part], objective: Objective
-    ) -> NonFiniteError:
-        names = [name for part, _ in parts for name in _names(part)]
-        if math.isfinite(totals.loss_sum):
-            what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {_some(names)}"
-        else:
-            with torch.no_grad(), self._evaluating():
-                culprits = [name for part, _ in parts for name in self._bad_samples(part, objective)]
-            what = (
-                f"the loss of {_some(culprits)} is not finite ({totals.loss_sum})"
-                if culprits
-                else f"the loss is not finite ({totals.loss_sum}); samples of the step: {_some(names)}"
-            )
-        return NonFiniteError(
-            f"step {self.step + 1}: {what}. The parameters are as before the step: look at these samples, lower "
-            "optimizer.lr or give it a longer warm-up, train with model.dtype=float32, or set "
-            "optimizer.on_nonfinite=skip"
-        )
+    def _gradients_norm(self) -> Tensor:
+        """The norm of the collected gradients, after those of all ranks have come together."""
+        if self._reducer is None:
+            return self._optimizer.grad_norm()
+        gradients = self._optimizer.gradients()
+        self._reducer.reduce(gradients)
+        return self._reducer.norm(gradients)
 
-    def _bad_samples(self, part: NamedArray, objective: Objective) -> list[str]:
+    def _bad_samples(self, batch: NamedArray, objective: Objective) -> list[str]:
         """Names of the samples whose own loss is not finite."""
-        alone = [(select(part, [row]), name) for row, name in enumerate(_names(part))]
-        return [
-            name
-            for sample, name in alone
-            if not math.isfinite(_sum(self._forward([(sample, objective.weight(sample))], objective)).loss_sum)
-        ]
+        with self._evaluating():
+            return [
+                name
+                for row, name in enumerate(sample_names(batch))
+                if not math.isfinite(self._evaluated(select(batch, [row]), objective).loss_sum)
+            ]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -239,10 +206,15 @@ class TrainEngine:
 
     @contextmanager
     def _random_stream(self) -> Iterator[None]:
-        """Dropout draws from the global generator: give it the seed of this step, and put it back afterwards."""
+        """Dropout draws from the global generator: give it the seed of this step, and put it back afterwards.
+
+        Ranks that split layers draw the same, those with other data or other layers draw something else.
+        """
         device = next(self.model.parameters()).device
+        place = () if self._mesh is None else (self._mesh.here.dp, self._mesh.here.pp)
+        own = place if any(place) else ()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self._seed, "dropout", self.step))
+            torch.manual_seed(derive_seed(self._seed, "dropout", self.step, *own))
             yield
 
 
@@ -264,28 +236,8 @@ def _own_memory(model: nn.Module) -> None:
     The same numbers otherwise aligned can give sums that differ in the last bit, and a resumed run would not be the
     uninterrupted one. All of them change in the first step, so that the copy costs no memory in the end.
     """
+    if is_sharded(model):
+        return  # its parameters lie in memory of their own
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % 64:  # torch allocates at multiples of 64 bytes
             parameter.data = parameter.data.clone()
-
-
-def _names(batch: NamedArray) -> Sequence[str]:
-    ids: Sequence[str] | None = batch.metadata.get("ids")
-    return ids if ids is not None else [f"sample {row} of a micro-batch" for row in range(n_samples(batch))]
-
-
-def _some(names: Sequence[str], n: int = 8) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:n])
-    return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
-
-
-def _sum(results: Iterable[tuple[float, int, dict[str, Tensor]]]) -> Totals:
-    """Add up in float64 on the device, and wait for the device once."""
-    weight, tokens, sums = 0.0, 0, dict[str, Tensor]()
-    for part_weight, part_tokens, part_sums in results:
-        weight += part_weight
-        tokens += part_tokens
-        for name, value in part_sums.items():
-            sums[name] = sums[name] + value.double() if name in sums else value.double()
-    stats = {name: value.item() for name, value in sums.items()}
-    return Totals(stats.pop("loss_sum", 0.0), weight, tokens, stats)

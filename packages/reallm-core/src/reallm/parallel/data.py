@@ -57,7 +57,9 @@ def shard_over_data(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
         raise ConfigError(f"zero={zero} is not one of {', '.join(map(str, LEVELS))}")
     ranks = mesh.layout.dp_ranks(mesh.here)
     if ranks != sorted(ranks):  # torch sorts the ranks of a group, so that they would hold each other's rows
-        raise ConfigError(f"the layout {mesh.layout} splits parameters over ranks that must ascend; write them in order")
+        raise ConfigError(
+            f"the layout {mesh.layout} splits parameters over ranks that must ascend; write them in order"
+        )
     over = DeviceMesh.from_group(mesh.dp, _device_type(mesh.dp), mesh_dim_names=("dp",))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     single_numbers = {parameter for parameter in model.parameters() if parameter.dim() == 0}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 from reallm.errors import ConfigError
 from reallm.parallel.layout import Layout, Place
@@ -106,10 +110,28 @@ class Mesh:
         assert self.rank in ranks, f"rank {self.rank} is none of the '{kind}' group {ranks}"
         key = (kind, *ranks)
         if key not in self._groups:
-            self._groups[key] = dist.new_group(
-                ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=f"{self.layout} {kind}"
-            )
+            with _named(f"{self.layout}-{kind}-{'-'.join(map(str, ranks))}"):
+                self._groups[key] = dist.new_group(
+                    ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=f"{self.layout} {kind}"
+                )
         return self._groups[key]
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Let `new_group` name a group so in the block, with how many of the name there have been.
+
+    Members find each other by the name. By itself torch takes the number of groups that a process has, of whatever
+    ranks; where that differs between the members, as between stages of a pipeline, they wait for each other for ever.
+    """
+    number = sum(known.startswith(f"{name}#") for known in c10d._world.pg_names.values())
+    torch_names: Any = c10d
+    usual = torch_names._process_group_name
+    torch_names._process_group_name = lambda *_, **__: f"{name}#{number}"
+    try:
+        yield
+    finally:
+        torch_names._process_group_name = usual
 
 
 def device_backend(device: torch.device) -> str:

@@ -1,0 +1,67 @@
+"""A batch as micro-batches within a token budget, and which of them a rank takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reallm.data.batching import select
+from reallm.data.namedarray import NamedArray
+from reallm.data.packing import micro_batches, parallel_micro_batches
+from reallm.engine.objective import Objective
+from reallm.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch."""
+
+    batch: NamedArray
+    weight: float
+    """What its loss is divided by; 0 if it only stands in, where other ranks have something to do and this one has
+    not: ranks talk to each other in each forward and backward pass."""
+    tokens: int
+    """That go through the model; none are counted if it stands in."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank has to do for a batch."""
+
+    parts: Sequence[Part]
+    """On all ranks as many; none for a batch without any weight."""
+    weight: float
+    """Of the whole batch."""
+
+
+def share_of(batch: NamedArray, objective: Objective, max_tokens: int, mesh: Mesh | None) -> Share:
+    """The micro-batches of this rank; of one process all that have a weight.
+
+    Raises:
+        DataError: a field of the batch does not say which of its elements belong to which sample.
+    """
+    sizes = objective.sizes(batch)
+    if mesh is None:
+        parts = [_part(batch, rows, sizes, objective) for rows in micro_batches(sizes, max_tokens)]
+        return Share([part for part in parts if part.weight], sum(part.weight for part in parts))
+    weight = objective.weight(batch)
+    if not weight:
+        return Share([], 0.0)
+    layout = mesh.layout
+    dealt = parallel_micro_batches(sizes, max_tokens, layout.dp, at_least=layout.pp)[mesh.here.dp]
+    parts = [_part(batch, rows, sizes, objective) for rows in dealt]
+    if not all(part.weight for part in parts):
+        stand_in = Part(_shortest(batch, sizes, objective), 0.0, 0)
+        parts = [part if part.weight else stand_in for part in parts]
+    return Share(parts, weight)
+
+
+def _part(batch: NamedArray, rows: Sequence[int], sizes: Sequence[int], objective: Objective) -> Part:
+    part = select(batch, rows)
+    return Part(part, objective.weight(part) if rows else 0.0, sum(sizes[row] for row in rows))
+
+
+def _shortest(batch: NamedArray, sizes: Sequence[int], objective: Objective) -> NamedArray:
+    """The shortest sample that has a weight; of others an objective may have no loss."""
+    samples = (select(batch, [row]) for row in sorted(range(len(sizes)), key=lambda row: (sizes[row], row)))
+    return next(sample for sample in samples if objective.weight(sample))

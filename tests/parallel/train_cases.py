@@ -1,0 +1,104 @@
+"""Training of tiny models in one process and by all ranks of a layout, for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reallm.algorithms.sft import SFTInterface
+from reallm.data.batching import gather
+from reallm.data.namedarray import NamedArray
+from reallm.engine.optimizer_config import OptimizerConfig
+from reallm.engine.spread_model import SpreadModel
+from reallm.engine.train import TrainEngine
+from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Mesh
+
+LLAMA = ReaLModelConfig(
+    n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
+    max_positions=64,
+)  # fmt: skip
+CONFIGS = {
+    "llama": LLAMA,
+    "tied": LLAMA.replace(tied_embeddings=True, q_bias=True, qk_norm="head"),
+    "mixtral": LLAMA.replace(n_layers=3, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))),
+}
+# with a large eps, what AdamW does is smooth in the gradients, also where these are rounding noise
+OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-3, schedule="constant", warmup_steps=0, weight_decay=0.1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training; `layout` None is one process."""
+
+    layout: str | None
+    config: str = "llama"
+    zero: int = 3
+    max_tokens: int = 30
+    dtype: torch.dtype = torch.float32
+    checkpointing: str = "none"
+    dropout: float = 0.0
+
+    def model(self) -> SpreadModel:
+        config = CONFIGS[self.config]
+        if self.dropout:
+            config = config.replace(residual_dropout=self.dropout)
+        mesh = None if self.layout is None else Mesh.of(self.layout)
+        model = SpreadModel(config, dtype=self.dtype, seed=3, mesh=mesh, zero=self.zero)
+        model.gradient_checkpointing = self.checkpointing  # type: ignore[assignment]
+        return model
+
+    def engine(self, optimizer: OptimizerConfig = OPTIMIZER, **kwargs: Any) -> TrainEngine:
+        return TrainEngine(self.model(), optimizer, 10, self.max_tokens, **kwargs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training gave."""
+
+    metrics: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+    parameters: dict[str, Tensor]
+    """The parts that are here."""
+
+
+def sample(row: int, n_tokens: int, n_prompt: int) -> NamedArray:
+    generator = torch.Generator().manual_seed(row)
+    mask = torch.arange(n_tokens) >= n_prompt
+    ids = torch.randint(0, LLAMA.vocab_size, (n_tokens,), generator=generator)
+    return NamedArray(input_ids=ids, loss_mask=mask).with_metadata(
+        seqlens={"input_ids": [[n_tokens]], "loss_mask": [[n_tokens]]}, ids=[f"row-{row}"]
+    )
+
+
+def batch_of(*lengths: tuple[int, int]) -> NamedArray:
+    """Samples of (tokens, prompt tokens)."""
+    return gather([sample(row, n_tokens, n_prompt) for row, (n_tokens, n_prompt) in enumerate(lengths)])
+
+
+# micro-batches of uneven size, samples without loss, fewer samples than ranks
+BATCHES = [
+    batch_of((5, 2), (30, 29), (17, 0), (8, 8), (2, 1), (40, 3)),
+    batch_of((12, 3), (9, 1), (25, 10), (25, 20), (6, 6)),
+    batch_of((11, 4)),
+]
+
+
+def trained(case: Case) -> Run:
+    """Three steps, and an evaluation before and after."""
+    engine, interface = case.engine(), SFTInterface()
+    evaluations = [interface.metrics(engine.evaluate(BATCHES, interface))]
+    metrics = [engine.train_batch(batch, interface) for batch in BATCHES]
+    evaluations.append(interface.metrics(engine.evaluate(BATCHES, interface)))
+    model = engine.model
+    assert isinstance(model, SpreadModel)
+    return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in model.local_tensors().items()})
+
+
+def trained_here(rank: int, cases: list[Case]) -> list[Run | None]:
+    """The trainings whose layout has this rank."""
+    return [trained(case) if Layout.parse(str(case.layout)).place(rank) else None for case in cases]
