@@ -19,7 +19,7 @@ from reallm.engine.optimizer_config import OptimizerConfig, lr_at
 from reallm.engine.passes import AUX_LOSS, Passes
 from reallm.engine.share import share_of
 from reallm.engine.sums import Agreed
-from reallm.errors import ConfigError, NonFiniteError
+from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.parallel.data import give_up
@@ -108,7 +108,8 @@ class TrainEngine:
 
         Raises:
             NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples,
-                with a mesh those of the micro-batches that they are in. The parameters, the optimizer and `step` are as they were.
+                with a mesh those of the micro-batches that they are in. The parameters, the optimizer and `step` are as
+                they were.
         """
         share = share_of(batch, objective, self._max_tokens, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)

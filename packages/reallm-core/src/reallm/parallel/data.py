@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from reallm.errors import ConfigError
 from reallm.model.transformer import Transformer
