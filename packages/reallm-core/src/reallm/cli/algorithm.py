@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reallm.cli.launch import as_one_of_many, launch
+from reallm.parallel.started import Started
 from reallm.plugins import registry
+
+if TYPE_CHECKING:
+    from reallm.experiments.config_load import Configuration
+    from reallm.parallel.job import Job
 
 BUILT_IN = {"sft": "Fine-tune a model on prompt/answer pairs or conversations."}
 """Short descriptions for `reallm --help`, which imports no plugin to ask for them."""
@@ -40,24 +47,41 @@ def algorithm_command(name: str) -> Any:
 
 
 def _run(name: str, files: list[Path], arguments: list[str], print_config: bool) -> None:
+    if print_config:
+        typer.echo(_configuration(name, files, arguments).to_yaml(), nl=False)
+        return
+    started = Started.from_environment(os.environ)
+    if started is not None:
+        as_one_of_many(name, started, lambda job: _train(name, _checked(name, files, arguments), job))
+    config = _checked(name, files, arguments)
+    n = config.parallel.n_processes if hasattr(config, "parallel") else 1
+    if n > 1:
+        raise typer.Exit(launch([name, *(f"--config={file}" for file in files), *arguments], n))
+    if _train(name, config, None):
+        raise typer.Exit(130)
+
+
+def _configuration(name: str, files: list[Path], arguments: list[str]) -> Configuration:
     from reallm.experiments.config_load import load
 
-    algorithm = registry.get("algorithm", name)
     own_files, own_arguments = _of_resumed_run(arguments)
-    configuration = load(algorithm.config_class(), [*own_files, *files], [*own_arguments, *arguments])
-    if print_config:
-        typer.echo(configuration.to_yaml(), nl=False)
-        return
-    config = configuration.build()
+    config_class = registry.get("algorithm", name).config_class()
+    return load(config_class, [*own_files, *files], [*own_arguments, *arguments])
 
+
+def _checked(name: str, files: list[Path], arguments: list[str]) -> Any:
     from reallm.experiments.checks import check
 
+    config = _configuration(name, files, arguments).build()
     check(config)
+    return config
 
+
+def _train(name: str, config: Any, job: Job | None) -> bool:
+    """Whether the user has ended the run."""
     from reallm.experiments.runner import run
 
-    if run(config, algorithm).interrupted:
-        raise typer.Exit(130)
+    return run(config, registry.get("algorithm", name), job=job).interrupted
 
 
 def _of_resumed_run(arguments: list[str]) -> tuple[list[Path], list[str]]:

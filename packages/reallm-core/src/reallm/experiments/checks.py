@@ -13,11 +13,13 @@ from typing import Any
 
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.config import ModelArgs
+from reallm.experiments.parallel_config import PREFIX, ParallelArgs
 from reallm.experiments.resume import AUTO, named_run
 from reallm.experiments.run_folder import holds_something
 from reallm.experiments.schema import dataset_fields, in_group
 from reallm.hf import config_io, families
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
+from reallm.parallel.layout import Layout
 from reallm.plugins import registry
 
 
@@ -40,11 +42,13 @@ def check(config: Any) -> None:
         check_dataset(name, getattr(config, name))
     if hasattr(config, "optimizer"):
         check_schedule(config.optimizer.warmup_steps, getattr(config, "max_steps", None))
+    parallel = getattr(config, "parallel", ParallelArgs())
     models = [(item.name, getattr(config, item.name)) for item in dataclasses.fields(config)]
     for name, value in models:
         if isinstance(value, ModelArgs):
             if not goes_on:  # else the models are in the run's own checkpoint
                 check_checkpoint(f"{name}.path", value.path)
+                check_layout(f"{name}.path", value, parallel)
             check_device(value.device)
             check_trainable(f"{name}.dtype", value.dtype)
 
@@ -93,6 +97,19 @@ def check_checkpoint(key: str, path: str) -> None:
         raise ConfigError(f"{key}: {error}") from error
     if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
+
+
+def check_layout(key: str, args: ModelArgs, parallel: ParallelArgs) -> None:
+    """The model can be split into so many parts and stages."""
+    if parallel.pp == parallel.tp == 1:
+        return
+    from reallm.experiments.architecture import architecture  # brings torch, so only where it can tell something
+    from reallm.parallel.placement import check_fits
+
+    try:
+        check_fits(architecture(args), Layout(pp=parallel.pp, tp=parallel.tp))
+    except ConfigError as error:
+        raise ConfigError(f"{PREFIX}{error} ({key}={args.path})") from error
 
 
 def check_trainable(key: str, dtype: str) -> None:

@@ -7,17 +7,31 @@ import torch
 from reallm.errors import ConfigError
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device that `model.device` names; `auto` is a GPU if there is one.
 
+    Args:
+        name: `auto`, `cuda` or `cpu`.
+        local_rank: of this process among those on this machine, each of which takes the GPU of its number; None if
+            it is alone, and takes the first.
+
     Raises:
-        ConfigError: `cuda` is asked for where there is none.
+        ConfigError: `cuda` is asked for where there is none, or there are fewer GPUs than processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise ConfigError("model.device=cuda, but torch sees no GPU here; use model.device=cpu or auto")
-    return torch.device(name)
+    if local_rank is None:
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank + 1} on this machine has no GPU, torch sees {torch.cuda.device_count()} here; start "
+            "fewer processes, or use model.device=cpu"
+        )
+    return torch.device(name, local_rank)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -26,7 +26,8 @@ class Examples:
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[tuple[str, Example]]
     """With the name of the sample each is from."""
-    file: Path
+    file: Path | None
+    """None: it is written by another rank, while this one generates with it."""
     max_new_tokens: int
 
     def write(self, step: int) -> None:
@@ -37,6 +38,8 @@ class Examples:
             max_new_tokens=self.max_new_tokens,
             temperature=0.0,
         )
+        if self.file is None:
+            return
         lines = [
             json.dumps(
                 {

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from reallm.data.batching import gather
@@ -16,6 +15,7 @@ from reallm.data.namedarray import NamedArray
 from reallm.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.examples import Examples
+from reallm.experiments.interrupt import StopRequest
 from reallm.experiments.logs import Loggers
 from reallm.experiments.memory_check import explained_shortage
 from reallm.experiments.pages import or_say, write_page
@@ -26,6 +26,7 @@ from reallm.experiments.saving import Saver
 from reallm.experiments.setup import Data, LoadedModel
 from reallm.experiments.training_config import TrainingConfig
 from reallm.loggers.jsonl import finite
+from reallm.parallel.job import Job
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Parts:
 
     algorithm: str
     """Its name."""
+    job: Job
+    """The processes that all walk through the loop."""
     began: datetime
     """When the run was begun; local time."""
     config: TrainingConfig
@@ -49,6 +52,9 @@ class Parts:
 
 class Loop:
     """From step to step change the models and their engines, and the public attributes.
+
+    In a job of many processes all decisions are the same on all ranks: metrics are, and what is not, such as the time
+    or a signal, is agreed on.
 
     Args:
         parts: what it works with.
@@ -91,7 +97,7 @@ class Loop:
         """Whether the last step is done, and the evaluation after it."""
         return self.step >= self._plan.total_steps and not self._evaluation_is_due()
 
-    def run(self, stop: Event) -> None:
+    def run(self, stop: StopRequest) -> None:
         """Train to the last step, or until asked to stop; then save.
 
         Raises:
@@ -130,7 +136,7 @@ class Loop:
         due = self.step == 0 or self._plan.is_due(self.step, self._config.eval_every)
         return due and self._parts.data.valid is not None and self._evaluated_step != self.step
 
-    def _evaluate(self, stop: Event) -> None:
+    def _evaluate(self, stop: StopRequest) -> None:
         """Metrics over the whole validation data; given up without a result when asked to stop."""
         if stop.is_set():
             return
@@ -149,9 +155,9 @@ class Loop:
         if self._improves(metrics):
             self._save()
         self.write_summary("running")
-        write_page(self._folder, progress.say)
+        self._parts.job.from_first(lambda: write_page(self._folder, progress.say))
 
-    def _valid_batches(self, stop: Event) -> Iterator[NamedArray]:
+    def _valid_batches(self, stop: StopRequest) -> Iterator[NamedArray]:
         valid, size = self._parts.data.valid, self._parts.data.valid_batch_size
         assert valid is not None
         for start in range(0, len(valid), size):
@@ -183,7 +189,9 @@ class Loop:
 
     def _save_is_due(self) -> bool:
         minutes, every = self._config.save_every_minutes, self._config.save_every
-        in_time = minutes is not None and time.monotonic() - self._last_save >= 60 * minutes
+        in_time = minutes is not None and self._parts.job.any(
+            self._parts.job.is_first and time.monotonic() - self._last_save >= 60 * minutes
+        )
         return in_time or (every is not None and self._plan.is_due(self.step, every))
 
     def _save(self) -> None:
@@ -232,7 +240,9 @@ class Loop:
         self._parts.loggers.log(self.step, metrics)
 
     def write_summary(self, status: str, error: str | None = None) -> None:
-        """Write where the run is into `summary.json`: `running`, `done`, `stopped` or `failed`."""
+        """Write where the run is into `summary.json`: `running`, `done`, `stopped` or `failed`. Rank 0 does."""
+        if not self._parts.job.is_first:
+            return
         with or_say(self._parts.progress.say, "no summary"):
             self._folder.write_summary(self._summary(status, error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from reallm.experiments.architecture import architecture
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.devices import choose_device, choose_dtype
 from reallm.experiments.training_config import TrainingConfig, model_args
+from reallm.parallel.job import Job
+from reallm.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from reallm.experiments.setup import LoadedModel
@@ -35,13 +38,39 @@ def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, la
     return estimate(architecture(args), dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing)
 
 
-def memory_lines(config: TrainingConfig, trained: Sequence[str], largest: Sequence[int]) -> list[str]:
+def shared_out(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEstimate:
+    """About what one process of a layout takes of what training takes in all.
+
+    Stages and parts of layers are taken as equal, and the sharing of activations by the stages as made up for by the
+    micro-batches that are in a pipeline at a time.
+    """
+    n, fsdp = layout.pp * layout.tp, layout.dp if layout.fsdp else 1
+    parameters = whole.parameters // (n * (fsdp if zero >= 3 else 1))
+    gradients = whole.gradients // (n * (fsdp if zero >= 2 else 1))
+    optimizer = whole.optimizer // (n * fsdp)
+    activations = None if whole.activations is None else whole.activations // layout.tp
+    alive = dataclasses.replace(
+        whole, parameters=parameters, gradients=gradients, optimizer=optimizer, activations=activations, holes=0
+    )
+    lost = whole.holes / max(1, whole.total - whole.holes)
+    return dataclasses.replace(alive, holes=int(lost * alive.total))
+
+
+def memory_lines(
+    config: TrainingConfig,
+    trained: Sequence[str],
+    largest: Sequence[int],
+    job: Job,
+    layouts: Mapping[str, Layout] | None,
+) -> list[str]:
     """What training the models of these roles takes and what is there, to be told before anything is loaded.
 
     Args:
         config: of the experiment.
         trained: the roles.
         largest: lengths of the sequences in the largest micro-batch.
+        job: of this process. Those of one machine share the memory of its CPUs.
+        layouts: by role, of which each process takes its part; None for a process alone.
 
     Raises:
         ConfigError: it cannot fit, also if the estimate is too high by as much as it can be.
@@ -50,19 +79,23 @@ def memory_lines(config: TrainingConfig, trained: Sequence[str], largest: Sequen
     lines = []
     for role in trained:
         args = model_args(config, role)
-        device = choose_device(args.device)
+        device = choose_device(args.device, job.gpu)
         one = estimate_model(args, choose_dtype(args.dtype, device), device, largest)
+        if layouts is not None:
+            one = shared_out(one, layouts[role], config.parallel.zero)
         needed.setdefault(device, []).append(one)
-        lines.append(f"memory{'' if len(trained) == 1 else f' of {role}'}: {one}")
+        whose = "" if len(trained) == 1 else f" of {role}"
+        lines.append(f"memory{whose}{'' if job.is_alone else ' of each process'}: {one}")
     for device, estimates in needed.items():
-        lines += _judged(estimates, device)
+        lines += _judged(estimates, device, job.local_size if device.type == "cpu" else 1)
     return lines
 
 
-def _judged(estimates: Sequence[MemoryEstimate], device: torch.device) -> list[str]:
+def _judged(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharing: int) -> list[str]:
     available = available_memory(device)
     if available is None:
         return []
+    available //= n_sharing
     total, kept = sum(one.total for one in estimates), sum(one.kept for one in estimates)
     if total <= available:
         return [f"        {size_text(available)} is free on {device}"]

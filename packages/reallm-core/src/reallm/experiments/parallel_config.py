@@ -72,8 +72,8 @@ class ParallelArgs:
             or_more = " or a multiple of it" if self.dp is None else ""
             raise ConfigError(
                 f"{asked or 'parallel.dp=1'} takes {_processes(takes)}{or_more}, but {n_processes} "
-                f"{'was' if n_processes == 1 else 'were'} started; start as many (torchrun --nproc-per-node), or change "
-                "the sizes"
+                f"{'was' if n_processes == 1 else 'were'} started; start as many (torchrun --nproc-per-node), or "
+                "change the sizes"
             )
         return Layout(dp, self.pp, self.tp, fsdp=trained)
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from reallm.errors import ConfigError, did_you_mean
+from reallm.experiments.parallel_config import PREFIX
 from reallm.experiments.run_files import is_run
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.run_info import read_run
@@ -50,7 +51,7 @@ def find(resume: str | None, output_dir: str, name: str | None, settings: Mappin
     runs.sort(key=lambda run: run.config.stat().st_mtime, reverse=True)
     for run in runs:
         over = is_run(run.path) and read_run(run.path).status in ("done", "running")
-        if not over and not changes(read_settings(run), settings):
+        if not over and not without_parallel(changes(read_settings(run), settings)):
             return run
     return None
 
@@ -89,12 +90,17 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> value before and now, of all settings that differ and say what a run does."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     return {
         key: (old.get(key), new.get(key))
         for key in [*old, *(key for key in new if key not in old)]
         if key not in _NOT_OF_THE_RUN and old.get(key) != new.get(key)
     }
+
+
+def without_parallel(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Of changed settings those that say what a run does, and not over how many processes."""
+    return {key: values for key, values in changed.items() if not key.startswith(PREFIX)}
 
 
 def refuse_changes(changed: Mapping[str, tuple[Any, Any]]) -> None:
@@ -131,11 +137,12 @@ def resume_arguments(folder: RunFolder) -> tuple[list[Path], list[str]]:
     return [folder.config], [f"output_dir={path.parent}", f"name={path.name}"]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+    """Dotted key and value of everything in nested mappings."""
     found: list[tuple[str, Any]] = []
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            found += _leaves(value, f"{prefix}{key}.")
+            found += leaves(value, f"{prefix}{key}.")
         else:
             found.append((f"{prefix}{key}", value))
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,25 @@ from reallm.experiments.closing import closing_lines
 from reallm.experiments.config_load import describe
 from reallm.experiments.dataflow import Dataflow
 from reallm.experiments.determinism import deterministic_kernels
+from reallm.experiments.devices import choose_device
 from reallm.experiments.examples import Examples, choose, fitting, forget_after
-from reallm.experiments.interrupt import stop_requests
+from reallm.experiments.facts import facts
+from reallm.experiments.interrupt import AgreedStop, stop_requests
 from reallm.experiments.logs import Loggers, logger_specs
 from reallm.experiments.loop import Loop, Parts
 from reallm.experiments.memory_check import memory_lines
+from reallm.experiments.opening import Opened, open_folder
 from reallm.experiments.pages import write_page, write_plot
 from reallm.experiments.progress import TrainingProgress
 from reallm.experiments.resume_point import ResumePoint, resume_point
-from reallm.experiments.run_files import is_run
 from reallm.experiments.run_folder import RunFolder, plain
 from reallm.experiments.run_info import read_run
 from reallm.experiments.saving import Saver
 from reallm.experiments.setup import (
     Data,
     LoadedModel,
+    check_layouts,
+    choose_layouts,
     described,
     load_data,
     load_models,
@@ -43,6 +48,11 @@ from reallm.experiments.setup import (
 )
 from reallm.experiments.survey import histogram
 from reallm.experiments.training_config import TrainingConfig, model_args
+from reallm.parallel.agreement import agree
+from reallm.parallel.failure import is_of_a_peer
+from reallm.parallel.job import Job
+from reallm.parallel.layout import Layout
+from reallm.parallel.started import Started
 
 
 @dataclass(frozen=True)
@@ -58,22 +68,29 @@ class RunResult:
     """The last value of each metric."""
 
 
-def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None = None) -> RunResult:
+def run(
+    config: TrainingConfig, algorithm: Algorithm, *, console: Console | None = None, job: Job | None = None
+) -> RunResult:
     """Train, evaluate, log and save as `config` says, walking the graph of `algorithm` once a step.
 
     What the run folder holds is listed in docs/training.md. Ctrl-C or SIGTERM ends the run after the step in progress,
     and saves; `config.resume` goes on from the last save, however the run ended.
 
+    In a job of many processes, started by torchrun or srun, all of them call it and get the same result. Only rank 0
+    prints and writes into the run folder, except for the checkpoints, which the ranks write together.
+
     Args:
         config: of the algorithm's configuration class, such as `SFTConfig`.
         algorithm: graph and interfaces, as in `registry.get("algorithm", "sft")`.
         console: where progress goes; None is the standard output.
+        job: the processes that train together; None: those that were started with this one, if any.
 
     Raises:
         ReallmError: in one line, what in the configuration, the data or the checkpoint is wrong, or that training
             went astray.
     """
-    console = console or Console()
+    job = _own_job(config) if job is None else job
+    console = (console or Console()) if job.is_first else Console(quiet=True, force_terminal=False)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -82,29 +99,41 @@ def run(config: TrainingConfig, algorithm: Algorithm, *, console: Console | None
     logger_specs(config.loggers)  # an unknown one is named before a folder is made
     kind = type(config).__name__.removesuffix("Config").lower()
     settings = plain(describe(config).tree())
-    found = resume.find(config.resume, config.output_dir, config.name, settings)
-    folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=kind)
-    with folder.locked(), deterministic_kernels(config.deterministic):
-        point, began = None, datetime.now()
-        if found is not None:
-            changed = resume.changes(resume.read_settings(found), settings)
-            earlier = read_run(found.path) if is_run(found.path) else None
-            if earlier is not None and earlier.status == "done" and not changed:
-                say(f"{folder.path} is complete; raise epochs or max_steps to train on")
-                return RunResult(earlier.path, earlier.checkpoint, earlier.steps, False, earlier.metrics)
-            point = resume_point(folder, changed, auto=config.resume == resume.AUTO, say=say)
-            began = (earlier and earlier.started) or began
+    roles = list(dict.fromkeys(call.role for call in order))
+    agree(job, "settings", facts(config, settings, roles), config.parallel.timeout)
+    layouts = choose_layouts(config, order, job)
+    device = choose_device(model_args(config, roles[0]).device, job.gpu)
+    with (
+        job.joined(device, config.parallel.timeout),
+        deterministic_kernels(config.deterministic),
+        ExitStack() as stack,
+    ):
+        opened = open_folder(job, config, settings, kind, stack)
+        folder, point = opened.folder, None
+        if opened.is_complete:
+            say(f"{folder.path} is complete; raise epochs or max_steps to train on")
+            earlier = read_run(folder.path)
+            return RunResult(earlier.path, earlier.checkpoint, earlier.steps, False, earlier.metrics)
         try:
-            prepared = _prepare(config, algorithm, order, point)
+            if opened.goes_on:
+                point = resume_point(folder, opened.changes(settings), auto=config.resume == resume.AUTO, say=say)
+            prepared = _prepare(config, algorithm, order, point, job, layouts)
         except BaseException:
-            if found is None:
+            if job.is_first and not opened.goes_on:
                 folder.remove_if_empty()
             raise
-        folder.write_config(settings)
-        folder.write_data(_data_page(prepared.data))
+        if job.is_first:
+            folder.write_config(settings)
+            folder.write_data(_data_page(prepared.data))
         for line in [*overview(config, prepared.data, prepared.models, folder.path), *prepared.about_memory]:
             say(line)
-        return _train(_Run(config, kind, settings, order, folder, began, point, prepared, console, say))
+        return _train(_Run(config, kind, settings, order, job, opened, point, prepared, console, say))
+
+
+def _own_job(config: TrainingConfig) -> Job:
+    """The processes that were started with this one."""
+    started = Started.from_environment(os.environ)
+    return Job() if started is None else Job.connected(started, config.parallel.timeout)
 
 
 @dataclass(frozen=True)
@@ -117,17 +146,27 @@ class _Prepared:
 
 
 def _prepare(
-    config: TrainingConfig, algorithm: Algorithm, order: list[ModelFunctionCall], point: ResumePoint | None
+    config: TrainingConfig,
+    algorithm: Algorithm,
+    order: list[ModelFunctionCall],
+    point: ResumePoint | None,
+    job: Job,
+    layouts: Mapping[str, Layout] | None,
 ) -> _Prepared:
     interfaces, trained = make_interfaces(algorithm, order), trained_roles(order)
     if point is not None:
         config = point.models_in_place(config, trained)
+    check_layouts(config, layouts)
     data = load_data(config, order, interfaces)
+    found = {"the training data's fingerprint": data.fingerprint}
+    if point is not None:
+        found["the last save"] = f"that of step {point.logged_until}"
+    agree(job, "data", found, config.parallel.timeout)
     if point is not None and point.state is not None:
         resume.refuse_other_data(point.state.data, data.fingerprint)
     check_lengths(data.train, data.survey, [model_args(config, role) for role in trained])
-    about_memory = memory_lines(config, trained, data.survey.largest)
-    models = load_models(config, interfaces, order, data.plan.total_steps)
+    about_memory = memory_lines(config, trained, data.survey.largest, job, layouts)
+    models = load_models(config, interfaces, order, data.plan.total_steps, job, layouts)
     if point is not None:
         point.load_into({role: models[role].role.engine for role in trained})
     return _Prepared(data, models, about_memory)
@@ -139,8 +178,8 @@ class _Run:
     kind: str
     settings: Mapping[str, Any]
     order: list[ModelFunctionCall]
-    folder: RunFolder
-    began: datetime
+    job: Job
+    opened: Opened
     point: ResumePoint | None
     prepared: _Prepared
     console: Console
@@ -148,19 +187,21 @@ class _Run:
 
 
 def _train(run: _Run) -> RunResult:
-    config, folder, say = run.config, run.folder, run.say
+    config, job, folder, say = run.config, run.job, run.opened.folder, run.say
     data, models = run.prepared.data, run.prepared.models
     state = None if run.point is None else run.point.state
     logged_until = None if run.point is None else run.point.logged_until
-    if logged_until is not None:
+    if job.is_first and logged_until is not None:
         forget_after(folder.samples, logged_until)
     progress = TrainingProgress(run.console, data.plan.total_steps)
-    loggers = Loggers(logger_specs(config.loggers), folder.path, run.settings, say, resume_step=logged_until)
+    specs = logger_specs(config.loggers) if job.is_first else {}
+    loggers = Loggers(specs, folder.path, run.settings, say, resume_step=logged_until)
     newest = None if run.point is None else run.point.checkpoint
     loop = Loop(
         Parts(
             algorithm=run.kind,
-            began=run.began,
+            job=job,
+            began=run.opened.began,
             config=config,
             data=data,
             models=models,
@@ -177,23 +218,29 @@ def _train(run: _Run) -> RunResult:
     if state is not None:
         state.generators.restore()
     try:
-        with stop_requests() as stop, progress:
-            loop.run(stop)
+        with stop_requests(announced=job.is_first) as stop, progress:
+            loop.run(stop if job.is_alone else AgreedStop(stop, job))
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
-        write_page(folder, say)
-        if isinstance(error, ReallmError) and loop.newest is not None:
+        if job.is_first:
+            write_page(folder, say)
+        # of a process that is gone, whoever tells of it says also how to go on
+        if isinstance(error, ReallmError) and not is_of_a_peer(error) and loop.newest is not None:
             say(f"the last save is {loop.newest}; to go on: reallm {run.kind} resume={folder.path}")
         raise
     finally:
         loggers.close()
     loop.write_summary("done" if loop.is_done else "stopped")
-    write_page(folder, say)
-    write_plot(folder, say)
+    job.from_first(lambda: _write_pages(folder, say))
     for line in closing_lines(loop, folder, run.kind):
         say(line)
     return RunResult(folder.path, loop.newest, loop.step, not loop.is_done, loop.metrics)
+
+
+def _write_pages(folder: RunFolder, say: Callable[[str], None]) -> None:
+    write_page(folder, say)
+    write_plot(folder, say)
 
 
 def _examples(run: _Run) -> Examples | None:
@@ -205,7 +252,8 @@ def _examples(run: _Run) -> Examples | None:
     chosen, n_new = fitting(chosen, run.config.eval_max_new_tokens, trained.model.config.longest_sequence)
     if not chosen:
         return None
-    return Examples(trained.model, run.prepared.data.tokenizer, chosen, run.folder.samples, n_new)
+    samples = run.opened.folder.samples if run.job.is_first else None
+    return Examples(trained.model, run.prepared.data.tokenizer, chosen, samples, n_new)
 
 
 def _data_page(data: Data) -> dict[str, Any]:

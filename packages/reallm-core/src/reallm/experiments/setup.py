@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,21 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.engine.train import TrainEngine
 from reallm.errors import ConfigError, DataError
+from reallm.experiments.architecture import architecture
 from reallm.experiments.batches import BatchPlan
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.config_dataset import batch_size
 from reallm.experiments.dataflow import Role
 from reallm.experiments.devices import choose_device, choose_dtype
+from reallm.experiments.parallel_config import PREFIX
 from reallm.experiments.survey import Survey, fingerprint, survey
 from reallm.experiments.training_config import TrainingConfig, model_args
 from reallm.hf.config_io import resolve_path
 from reallm.hf.transformers_io import load_tokenizer
+from reallm.parallel.job import Job
+from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.placement import check_fits, parameter_infos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +59,9 @@ class LoadedModel:
 
     @property
     def n_parameters(self) -> int:
-        """Numbers in the model."""
+        """Numbers in the whole model."""
+        if self.role.model.mesh is not None:
+            return sum(math.prod(info.shape) for info in parameter_infos(self.role.model.config))
         return sum(parameter.numel() for parameter in self.role.model.parameters())
 
 
@@ -64,6 +73,32 @@ def make_interfaces(algorithm: Algorithm, order: Sequence[ModelFunctionCall]) ->
 def trained_roles(order: Sequence[ModelFunctionCall]) -> list[str]:
     """The roles that the graph trains."""
     return list(dict.fromkeys(call.role for call in order if call.kind == "train_step"))
+
+
+def choose_layouts(config: TrainingConfig, order: Sequence[ModelFunctionCall], job: Job) -> dict[str, Layout] | None:
+    """How the model of each role is spread over the job; None for a process alone.
+
+    Raises:
+        ConfigError: the sizes do not fit the number of processes.
+    """
+    trained = trained_roles(order)
+    roles = dict.fromkeys(call.role for call in order)
+    layouts = {role: config.parallel.layout(job.size, trained=role in trained) for role in roles}
+    return None if job.is_alone else layouts
+
+
+def check_layouts(config: TrainingConfig, layouts: Mapping[str, Layout] | None) -> None:
+    """Whether the models can be spread so, by their configs alone.
+
+    Raises:
+        ConfigError: names the size.
+    """
+    for role, layout in (layouts or {}).items():
+        args = model_args(config, role)
+        try:
+            check_fits(architecture(args), layout)
+        except ConfigError as error:
+            raise ConfigError(f"{PREFIX}{error} ({role}.path={args.path})") from error
 
 
 def load_data(config: TrainingConfig, order: Sequence[ModelFunctionCall], interfaces: Mapping[str, Any]) -> Data:
@@ -94,6 +129,8 @@ def load_models(
     interfaces: Mapping[str, Any],
     order: Sequence[ModelFunctionCall],
     total_steps: int,
+    job: Job,
+    layouts: Mapping[str, Layout] | None,
 ) -> dict[str, LoadedModel]:
     """The model of each role, with a training engine where the graph trains it.
 
@@ -102,17 +139,31 @@ def load_models(
         interfaces: by role.
         order: the calls.
         total_steps: of the whole run.
+        job: the processes that load them together.
+        layouts: by role, of which each process takes its part; None for a process alone.
 
     Raises:
         ReallmError: a checkpoint that cannot be loaded, or a device that is not there.
     """
     trained = trained_roles(order)
     loaded: dict[str, LoadedModel] = {}
+    meshes: dict[Layout, Mesh] = {}
     for role, interface in interfaces.items():
         args = model_args(config, role)
-        device = choose_device(args.device)
-        model = ReaLModel.from_pretrained(args.path, device=device, seed=config.seed)
-        stored_dtype = next(model.parameters()).dtype
+        device = choose_device(args.device, job.gpu)
+        mesh = None
+        if layouts is not None:
+            layout = layouts[role]
+            mesh = meshes.setdefault(layout, Mesh.of(layout, timeout=config.parallel.timeout))
+        model = ReaLModel.from_pretrained(
+            args.path,
+            device=device,
+            seed=config.seed,
+            mesh=mesh,
+            zero=config.parallel.zero,
+            sequence_parallel=config.parallel.sequence_parallel,
+        )
+        stored_dtype = model.dtype
         model.to(choose_dtype(args.dtype, device))
         engine = None
         if role in trained:
@@ -135,8 +186,10 @@ def overview(config: TrainingConfig, data: Data, models: Mapping[str, LoadedMode
     """What is going to happen, one line for each subject."""
     lines = []
     for name, loaded in models.items():
-        parameter = next(loaded.role.model.parameters())
-        where = f"{_dtype_name(parameter.dtype)} on {parameter.device}"
+        model = loaded.role.model
+        where = f"{_dtype_name(model.dtype)} on {model.device}"
+        if model.mesh is not None:
+            where += f", spread as {model.layout} over {model.layout.size} processes"
         lines.append(f"{name}: {loaded.args.path}, {loaded.n_parameters:,} parameters, {where}")
     lines.append(f"train: {described(data.train)}")
     if data.valid is not None:

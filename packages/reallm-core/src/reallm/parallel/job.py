@@ -83,6 +83,11 @@ class Job:
         """Whether there is no other process."""
         return self.size == 1
 
+    @property
+    def gpu(self) -> int | None:
+        """The number of the GPU on this machine that this process is to take; None if it is alone, and may choose."""
+        return None if self.is_alone else self.local_rank
+
     @contextmanager
     def joined(self, device: torch.device, timeout: timedelta) -> Iterator[None]:
         """Have process groups in the block: NCCL for tensors on a GPU and gloo for those on a CPU.

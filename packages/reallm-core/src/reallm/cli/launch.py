@@ -1,0 +1,140 @@
+"""A training on many processes, from the command line: they are started here, or this is one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from reallm.errors import ReallmError
+
+if TYPE_CHECKING:
+    from reallm.parallel.job import Job
+    from reallm.parallel.launcher import Ended
+    from reallm.parallel.started import Started
+
+CONNECT_TIMEOUT = timedelta(minutes=10)
+"""For the processes of a job to find each other, before the settings are read that say how long to wait later."""
+
+
+def launch(arguments: Sequence[str], n: int) -> int:
+    """Run a command line of `reallm` in `n` processes on this machine, and return the exit code of the job.
+
+    The processes say themselves what is wrong. Of one that could not, a line says how it ended and how to go on.
+    """
+    from reallm.parallel.launcher import Launcher
+
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, _n_cores() // n)))
+    ended = Launcher([sys.executable, "-m", "reallm", *arguments], n, environment).run()
+    if ended is None:
+        return 0
+    if not ended.has_spoken and not ended.was_asked:
+        sys.stderr.write(f"error: {_obituary(ended, arguments[0])}\n")
+    return ended.code if ended.code > 0 else 128 - ended.code
+
+
+def _n_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def as_one_of_many(name: str, started: Started, work: Callable[[Job], bool]) -> NoReturn:
+    """Do the work of one process of a job, and end it. Only rank 0 prints; of a failure one rank tells.
+
+    Args:
+        name: of the algorithm.
+        started: which process this is.
+        work: gives whether the user has ended it.
+    """
+    from reallm.parallel.job import Job
+    from reallm.parallel.launcher import end_with_launcher
+    from reallm.parallel.started import LAUNCHER_PIPE
+
+    if LAUNCHER_PIPE in os.environ:
+        end_with_launcher(int(os.environ[LAUNCHER_PIPE]))
+    job = Job.connected(started, CONNECT_TIMEOUT)
+    try:
+        with _quiet() if not job.is_first else contextlib.nullcontext():
+            interrupted = work(job)
+    except (KeyboardInterrupt, typer.Abort):
+        interrupted = True
+    except (typer.Exit, SystemExit):
+        raise
+    except Exception as error:  # all that can go wrong ends in one place, where the ranks settle who tells
+        _fail(name, job, error)
+    if interrupted and job.is_first:
+        sys.stderr.write("\ninterrupted\n")
+    _end(130 if interrupted else 0)
+
+
+def _fail(name: str, job: Job, error: Exception) -> NoReturn:
+    from reallm.parallel.failure import is_of_a_peer, spoken_for, stay_until_heard
+    from reallm.parallel.job import RUN_FOLDER
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that are about to say why they end
+    of_a_peer = is_of_a_peer(error)
+    expected = of_a_peer or isinstance(error, ReallmError)
+    text = spoken_for(job, error)
+    if text is not None and expected:
+        remedy = _going_on(name, job.told(RUN_FOLDER)) if of_a_peer else ""
+        sys.stderr.write(f"error: {text}{remedy}\n")
+    elif text is not None:
+        sys.stderr.write(f"rank {job.rank}:\n{''.join(traceback.format_exception(error))}")
+    sys.stderr.flush()
+    stay_until_heard(job)
+    _end(2 if expected else 1)
+
+
+def _end(code: int) -> NoReturn:
+    """Leave at once: threads of torch that wait for a process that is gone would hold up an orderly end."""
+    with contextlib.suppress(OSError):  # the reader of a pipe has left
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let a block print nothing and warn of nothing: what it has to say, rank 0 says as well."""
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _obituary(ended: Ended, name: str) -> str:
+    """What to say of a process that could not say itself why it ended."""
+    who = f"rank {ended.rank} (process {ended.pid})"
+    if ended.signal_name is None:
+        how = f"ended with exit code {ended.code} without a word"
+    elif ended.signal_name == "SIGKILL":
+        how = "was killed (SIGKILL), by someone or by the system when memory ran out"
+    else:
+        how = f"was ended by {ended.signal_name}"
+    return f"{who} {how}{_going_on(name, ended.run_folder)}"
+
+
+def _going_on(name: str, run_folder: str | None) -> str:
+    """How a run goes on that has ended early, to end a line with."""
+    from reallm.experiments.run_folder import RunFolder
+
+    if run_folder is None:
+        return ""
+    if not RunFolder(Path(run_folder)).saved_steps():
+        return "; nothing was saved yet"
+    return f"; to go on: reallm {name} {shlex.quote(f'resume={run_folder}')}"
