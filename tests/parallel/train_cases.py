@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from reallm.engine.train import TrainEngine
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.placement import placement
+from tests.helpers.ranks import on_ranks
 
 LLAMA = ReaLModelConfig(
     n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
@@ -42,6 +45,10 @@ class Case:
     dtype: torch.dtype = torch.float32
     checkpointing: str = "none"
     dropout: float = 0.0
+
+    def __str__(self) -> str:
+        changed = [getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default]
+        return "-".join(map(str, changed))
 
     def model(self) -> SpreadModel:
         config = CONFIGS[self.config]
@@ -102,3 +109,42 @@ def trained(case: Case) -> Run:
 def trained_here(rank: int, cases: list[Case]) -> list[Run | None]:
     """The trainings whose layout has this rank."""
     return [trained(case) if Layout.parse(str(case.layout)).place(rank) else None for case in cases]
+
+
+def twice_on_ranks(n: int, cases: list[Case]) -> dict[Case, list[Run | None]]:
+    """What each rank has of each training; done again in the same job it is the same, bit for bit."""
+    torch.set_num_threads(1)
+    by_rank = on_ranks(n, trained_here, [*cases, *cases])
+    found = {}
+    for number, case in enumerate(cases):
+        first, second = ([of_rank[place] for of_rank in by_rank] for place in (number, number + len(cases)))
+        for one, other in zip(first, second, strict=True):
+            if one is not None and other is not None:
+                assert (one.metrics, one.evaluations) == (other.metrics, other.evaluations)
+                assert all(torch.equal(tensor, other.parameters[name]) for name, tensor in one.parameters.items())
+        found[case] = first
+    return found
+
+
+def assert_as_one_process(case: Case, by_rank: list[Run | None]) -> None:
+    """Up to rounding: float32 sums of a few hundred terms in another order."""
+    whole = trained(replace(case, layout=None))
+    layout = Layout.parse(str(case.layout))
+    present = [run for run in by_rank if run is not None]
+    assert len(present) == layout.size
+    for run in present:
+        assert run.metrics == present[0].metrics
+        assert run.evaluations == present[0].evaluations
+        for ours, theirs in ((run.metrics, whole.metrics), (run.evaluations, whole.evaluations)):
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.keys() == other.keys()
+                for name in one.keys() - {"tokens"}:  # those of micro-batches without loss are left out
+                    assert one[name] == pytest.approx(other[name], rel=1e-5), name
+    for rank, run in enumerate(by_rank):
+        boxes = placement(CONFIGS[case.config], layout, rank)
+        assert (run is None) == (not boxes)
+        if run is not None:
+            assert run.parameters.keys() == boxes.keys()
+            for name, box in boxes.items():
+                expected = whole.parameters[name][box.slices]
+                torch.testing.assert_close(run.parameters[name], expected, rtol=1e-5, atol=2e-6, msg=name)

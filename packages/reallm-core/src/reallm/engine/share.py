@@ -20,8 +20,8 @@ class Part:
     weight: float
     """What its loss is divided by; 0 if it only stands in, where other ranks have something to do and this one has
     not: ranks talk to each other in each forward and backward pass."""
-    tokens: int
-    """That go through the model; none are counted if it stands in."""
+    size: int
+    """Tokens that go through the model."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def share_of(batch: NamedArray, objective: Objective, max_tokens: int, mesh: Mes
     dealt = parallel_micro_batches(sizes, max_tokens, layout.dp, at_least=layout.pp)[mesh.here.dp]
     parts = [_part(batch, rows, sizes, objective) for rows in dealt]
     if not all(part.weight for part in parts):
-        stand_in = Part(_shortest(batch, sizes, objective), 0.0, 0)
+        stand_in = _stand_in(batch, sizes, objective)
         parts = [part if part.weight else stand_in for part in parts]
     return Share(parts, weight)
 
@@ -61,7 +61,10 @@ def _part(batch: NamedArray, rows: Sequence[int], sizes: Sequence[int], objectiv
     return Part(part, objective.weight(part) if rows else 0.0, sum(sizes[row] for row in rows))
 
 
-def _shortest(batch: NamedArray, sizes: Sequence[int], objective: Objective) -> NamedArray:
-    """The shortest sample that has a weight; of others an objective may have no loss."""
-    samples = (select(batch, [row]) for row in sorted(range(len(sizes)), key=lambda row: (sizes[row], row)))
-    return next(sample for sample in samples if objective.weight(sample))
+def _stand_in(batch: NamedArray, sizes: Sequence[int], objective: Objective) -> Part:
+    """The shortest sample that has a weight, without it; of others an objective may have no loss."""
+    for row in sorted(range(len(sizes)), key=lambda row: (sizes[row], row)):
+        sample = select(batch, [row])
+        if objective.weight(sample):
+            return Part(sample, 0.0, sizes[row])
+    raise AssertionError("a batch that has a weight has a sample that has one")

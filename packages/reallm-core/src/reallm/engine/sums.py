@@ -35,9 +35,13 @@ class Sums:
         if not part.weight:
             return
         self._weight += part.weight
-        self._tokens += part.tokens
+        self._tokens += part.size
         self._losses.append((part, loss_sum))
-        for name, value in {"loss_sum": loss_sum, **stats}.items():
+        self.add_stats(part, {"loss_sum": loss_sum, **stats})
+
+    def add_stats(self, part: Part, stats: Mapping[str, Tensor]) -> None:
+        """Add more that a micro-batch gave."""
+        for name, value in stats.items() if part.weight else ():
             self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
 
     def totals(self) -> Totals:
