@@ -15,6 +15,7 @@ from reallm.errors import ConfigError
 from reallm.model.losses import next_token_targets
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
+from reallm.parallel.data import gathered
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.relay import Relay
@@ -65,15 +66,16 @@ def infer(
     was_training = model.training
     model.eval()
     try:
-        for chosen in deal([len(piece) for piece in pieces], layout, max_tokens)[dp_rank]:
-            pack, seqs = _packed(pieces, chosen)
-            hidden = model.run(pack, seqs) if relay is None else relay.run(pack, seqs)
-            if hidden is not None:
-                values = per_token(hidden, pack, seqs.cu_seqlens).to(result.dtype)
-                for i, part in zip(chosen, values.split(list(seqs.lengths)), strict=True):
-                    parts[i].copy_(part)
-        if relay is not None:
-            relay.finish()
+        with gathered(model):
+            for chosen in deal([len(piece) for piece in pieces], layout, max_tokens)[dp_rank]:
+                pack, seqs = _packed(pieces, chosen)
+                hidden = model.run(pack, seqs) if relay is None else relay.run(pack, seqs)
+                if hidden is not None:
+                    values = per_token(hidden, pack, seqs.cu_seqlens).to(result.dtype)
+                    for i, part in zip(chosen, values.split(list(seqs.lengths)), strict=True):
+                        parts[i].copy_(part)
+            if relay is not None:
+                relay.finish()
     finally:
         model.train(was_training)
     if mesh is not None and layout.size > 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from reallm.generation.batch import Batch, Completion, ToText, last_rows
 from reallm.generation.sampling import SamplingConfig
 from reallm.model.transformer import Transformer
+from reallm.parallel.data import gathered
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.relay import Relay
 from reallm.parallel.shares import deal
@@ -35,8 +35,9 @@ def continue_together(
     # what may become of a prompt: it bounds the cache as well as the time
     sizes = [len(completion.prompt_ids) + sampling.max_new_tokens for completion in completions]
     groups = deal(sizes, mesh.layout)[mesh.here.dp]
-    batches = [Batch(model, {place: completions[place] for place in group}, sampling, to_text) for group in groups]
-    _continue_in_turn(model, batches, mesh)
+    with gathered(model):
+        batches = [Batch(model, {place: completions[place] for place in group}, sampling, to_text) for group in groups]
+        _continue_in_turn(model, batches, mesh)
     if mesh.layout.dp > 1:
         own = [place for group in groups for place in group]
         _exchange(completions, own, mesh, next(model.parameters()).device)
