@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-Ranks = tuple[int, ...]
+from reallm.parallel.moves import Ranks
 
 MAX_SWEEPS = 200
 PRECISION = 1e-3

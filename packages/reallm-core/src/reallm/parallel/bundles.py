@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from reallm.model.box import Box
+from reallm.parallel.moves import Ranks
 
 
 class Part(NamedTuple):
@@ -33,7 +34,7 @@ class Part(NamedTuple):
 class Bundle:
     """Parts that each of some ranks is to have."""
 
-    targets: tuple[int, ...]
+    targets: Ranks
     parts: tuple[Part, ...]
 
     @cached_property
@@ -71,10 +72,16 @@ def _cut(bundle: Bundle, amount: float, slack: float) -> tuple[list[Bundle], lis
     near_an_end = len(bundle.targets) == 1 and min(amount, bundle.weight - amount) <= slack
     if n_units == 1 or near_an_end:
         return ([], [bundle]) if amount < bundle.weight / 2 else ([bundle], [])
+
+    def some(start: int, stop: int) -> list[Bundle]:
+        return [units(start, stop)] if start < stop else []
+
     n = bisect_right(range(1, n_units), amount, key=lambda n: units(0, n).weight)
-    before, border, after = units(0, n), units(n, n + 1), units(n + 1, n_units)
-    taken, left = _cut(border, amount - before.weight, slack)
-    return [before, *taken] if n else taken, [*left, after] if n + 1 < n_units else left
+    taken, left = _cut(units(n, n + 1), amount - units(0, n).weight, slack)
+    if taken and left:
+        return [*some(0, n), *taken], [*left, *some(n + 1, n_units)]
+    n += bool(taken)  # a unit that stays whole stays with its neighbours, as one piece
+    return some(0, n), some(n, n_units)
 
 
 def _units(bundle: Bundle) -> tuple[int, Callable[[int, int], Bundle]]:

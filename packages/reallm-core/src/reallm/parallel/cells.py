@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 from reallm.model.box import Box
+from reallm.parallel.moves import Ranks
 
-Cell = tuple[Box, tuple[int, ...]]
+Cell = tuple[Box, Ranks]
 """A part of a tensor, and all the ranks that have it."""
 
 
@@ -19,7 +20,7 @@ class Holdings:
     those that share rows with the one asked about.
     """
 
-    def __init__(self, held: Mapping[Box, tuple[int, ...]]) -> None:
+    def __init__(self, held: Mapping[Box, Ranks]) -> None:
         self._held = sorted(held.items(), key=lambda item: item[0].starts[:1])
         self._starts = [_span(box)[0] for box, _ in self._held]
         # Not of one part but of all up to it: these ascend, whatever the parts are, and can be searched.

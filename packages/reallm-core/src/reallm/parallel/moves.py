@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from reallm.model.box import Box
 
+Ranks = tuple[int, ...]
+"""Numbers of ranks, ascending."""
+
 
 class Move(NamedTuple):
     """A part of parameters that `target` gets from `source`; from itself if both are the same rank.

@@ -20,8 +20,8 @@ from reallm.parallel.balance import share_out
 from reallm.parallel.bundles import Bundle, Part, shared_out
 from reallm.parallel.cells import Holdings
 from reallm.parallel.layout import Layout
-from reallm.parallel.moves import Move, RankPlan
-from reallm.parallel.spread import Ranks, Spread, between_boxes, between_layouts
+from reallm.parallel.moves import Move, RankPlan, Ranks
+from reallm.parallel.spread import Spread, between_boxes, between_layouts
 
 SLACK = 0.05
 """How much more than it must a rank may send, of what the busiest must, so that pieces stay large."""
@@ -78,7 +78,7 @@ class Plan:
         return sum(part.numel for part in self.kept.get(rank, ()))
 
     @cached_property
-    def ranks(self) -> tuple[int, ...]:
+    def ranks(self) -> Ranks:
         """All ranks that have or are to have something."""
         both = (holders for spread in self.spreads for holders in (spread.held, spread.wanted))
         return tuple(sorted({rank for holders in both for ranks in holders.values() for rank in ranks}))

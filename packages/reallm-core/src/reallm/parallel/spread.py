@@ -9,6 +9,7 @@ from functools import cached_property
 from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
+from reallm.parallel.moves import Ranks
 from reallm.parallel.placement import (
     ParameterInfo,
     check_fits,
@@ -18,9 +19,8 @@ from reallm.parallel.placement import (
     tp_box,
 )
 
-Ranks = tuple[int, ...]
 Holders = dict[Box, Ranks]
-"""A part of a tensor -> the ranks that have it, ascending. No part is empty."""
+"""A part of a tensor -> the ranks that have it. No part is empty."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def _parts(info: ParameterInfo, layout: Layout, stages: Sequence[int]) -> Iterat
 
 
 def _by_name(boxes: Mapping[int, Mapping[str, Box]]) -> dict[str, Holders]:
-    found: dict[str, Holders] = {}
+    found: dict[str, dict[Box, list[int]]] = {}
     for rank in sorted(boxes):
         for name, box in boxes[rank].items():
             holders = found.setdefault(name, {})
             if box.numel:
-                holders[box] = (*holders.get(box, ()), rank)
-    return found
+                holders.setdefault(box, []).append(rank)
+    return {name: {box: tuple(ranks) for box, ranks in holders.items()} for name, holders in found.items()}
