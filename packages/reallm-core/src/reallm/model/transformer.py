@@ -107,14 +107,9 @@ class Transformer(nn.Module):
         """Hidden states [T, E] after the final norm; arguments as in `forward`."""
         return self.run(tokens, Sequences.from_cu_seqlens(cu_seqlens, tokens))
 
-    def run(
-        self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None, received: Tensor | None = None
-    ) -> Tensor:
-        """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added.
-
-        `received` [T, E] is what the stage of a pipeline before this one gave; None: the tokens are embedded here.
-        """
-        x = self.layers["0"](tokens, seqs) if received is None else received
+    def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
+        """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
+        x = self.layers["0"](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
         step = Step(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 from reallm.model.cache import KVCache
 from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
-from reallm.parallel.channels import Inbox, Neighbour, Outbox
+from reallm.parallel.channels import Inbox, Neighbour, Outbox, buffer_for
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.stage import Entrance
 
 
 class Relay:
     """This rank's stage of a pipeline, run on one packed batch after another, in the same order on all stages.
 
-    Sizes are not sent: every stage is given the sequences of every batch. All stages make theirs at the same time.
+    With a single stage that is the whole network. Sizes are not sent: every stage is given the sequences of every
+    batch. All stages make theirs at the same time.
 
     Args:
         model: the layers of this stage.
@@ -25,11 +29,8 @@ class Relay:
     def __init__(self, model: Transformer, mesh: Mesh) -> None:
         stage = mesh.here.pp
         self.model = model
-        self._inbox = self._outbox = None
-        if not mesh.is_first_stage:
-            self._inbox = Inbox(Neighbour(mesh, stage - 1, mesh.downward(stage - 1), "hidden states"))
-        if not mesh.is_last_stage:
-            self._outbox = Outbox(Neighbour(mesh, stage + 1, mesh.downward(stage), "hidden states"))
+        self._inbox = None if mesh.is_first_stage else Inbox(Neighbour.to(mesh, stage - 1, "hidden states"))
+        self._outbox = None if mesh.is_last_stage else Outbox(Neighbour.to(mesh, stage + 1, "hidden states"))
         self._n_batches = 0
 
     def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor | None:
@@ -43,9 +44,9 @@ class Relay:
         Raises:
             PeerError: a neighbouring stage has ended or is stuck.
         """
+        with self._receiving():
+            x = self.model.run(tokens, seqs, cache)
         number, self._n_batches = self._n_batches, self._n_batches + 1
-        received = None if self._inbox is None else self._received(self._inbox, number, seqs.n_tokens)
-        x = self.model.run(tokens, seqs, cache, received)
         if self._outbox is None:
             return x
         self._outbox.send(number, x)
@@ -60,9 +61,22 @@ class Relay:
         if self._outbox is not None:
             self._outbox.finish()
 
-    def _received(self, inbox: Inbox, number: int, n_tokens: int) -> Tensor:
-        parameter = next(self.model.parameters())
-        x = torch.empty(n_tokens, self.model.config.hidden_size, dtype=parameter.dtype, device=parameter.device)
-        inbox.expect(number, x)
-        inbox.take(number)
+    @contextmanager
+    def _receiving(self) -> Iterator[None]:
+        """Layer 0 takes what comes from the stage before, in the block."""
+        entrance = self.model.layers["0"]
+        if not isinstance(entrance, Entrance):
+            yield
+            return
+        entrance.receive = self._receive
+        try:
+            yield
+        finally:
+            entrance.receive = None
+
+    def _receive(self, n_tokens: int) -> Tensor:
+        assert self._inbox is not None
+        shape = n_tokens, self.model.config.hidden_size
+        self._inbox.expect(self._n_batches, buffer_for(shape, next(self.model.parameters())))
+        (x,) = self._inbox.take(self._n_batches)
         return x
