@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,16 @@ class Neighbour:
     what: str
     """For people: hidden states or gradients."""
 
+    @classmethod
+    def to(cls, mesh: Mesh, stage: int, what: Literal["hidden states", "gradients"]) -> Neighbour:
+        """The stage before or after this rank's."""
+        earlier = min(stage, mesh.here.pp)
+        try:
+            group = mesh.downward(earlier) if what == "hidden states" else mesh.upward(earlier)
+        except RuntimeError as error:
+            raise _failed(mesh, stage, "connect to", what, error) from error
+        return cls(mesh, stage, group, what)
+
     @property
     def rank(self) -> int:
         """In the whole job."""
@@ -40,12 +51,8 @@ class Neighbour:
         try:
             yield
         except RuntimeError as error:  # torch has no class for a closed connection or for one that took too long
-            mesh, reason = self.mesh, " ".join(str(error).split())
-            raise PeerError(
-                f"rank {mesh.rank} (stage {mesh.here.pp} of {mesh.layout}) could not {doing} rank {self.rank} (stage "
-                f"{self.stage}) the {self.what} of micro-batch {micro_batch}: that rank has ended or is stuck; see "
-                f"what it says ({reason[:160]})"
-            ) from error
+            what = f"{self.what} of micro-batch {micro_batch}"
+            raise _failed(self.mesh, self.stage, doing, what, error) from error
 
 
 @dataclass
@@ -136,16 +143,31 @@ class Channels:
     grads_out: Outbox | None
 
     @classmethod
-    def of(cls, mesh: Mesh) -> Channels:
-        """Those of this rank's stage. All stages make theirs at the same time, from the first to the last."""
+    def of(cls, mesh: Mesh, device: torch.device) -> Channels:
+        """Those of this rank's stage, for tensors on a device. All stages make theirs at the same time.
+
+        Raises:
+            PeerError: a neighbour has ended, or does not come in time.
+        """
         stage = mesh.here.pp
         states_in = grads_out = states_out = grads_in = None
+        # with NCCL the first message of a group is also where its members connect, and wait for each other: have that
+        # now, from the first stage to the last, and not in the midst of a schedule in which they expect messages early
+        hello = torch.zeros(1, device=device)
         if not mesh.is_first_stage:
-            states_in = Inbox(Neighbour(mesh, stage - 1, mesh.downward(stage - 1), "hidden states"))
-            grads_out = Outbox(Neighbour(mesh, stage - 1, mesh.upward(stage - 1), "gradients"))
+            states_in = Inbox(Neighbour.to(mesh, stage - 1, "hidden states"))
+            states_in.expect(0, hello)
+            states_in.take(0)
+            grads_out = Outbox(Neighbour.to(mesh, stage - 1, "gradients"))
+            grads_out.send(0, hello)
+            grads_out.finish()
         if not mesh.is_last_stage:
-            states_out = Outbox(Neighbour(mesh, stage + 1, mesh.downward(stage), "hidden states"))
-            grads_in = Inbox(Neighbour(mesh, stage + 1, mesh.upward(stage), "gradients"))
+            states_out = Outbox(Neighbour.to(mesh, stage + 1, "hidden states"))
+            states_out.send(0, hello)
+            states_out.finish()
+            grads_in = Inbox(Neighbour.to(mesh, stage + 1, "gradients"))
+            grads_in.expect(0, hello)
+            grads_in.take(0)
         return cls(states_in, states_out, grads_in, grads_out)
 
     def finish(self) -> None:
@@ -153,6 +175,14 @@ class Channels:
         for outbox in (self.states_out, self.grads_out):
             if outbox is not None:
                 outbox.finish()
+
+
+def _failed(mesh: Mesh, stage: int, doing: str, what: str, error: Exception) -> PeerError:
+    peer, reason = mesh.layout.pp_ranks(mesh.here)[stage], " ".join(str(error).split())
+    return PeerError(
+        f"rank {mesh.rank} (stage {mesh.here.pp} of {mesh.layout}) could not {doing} rank {peer} (stage {stage}): "
+        f"{what}; rank {peer} has ended or is stuck, see what it says ({reason[:160]})"
+    )
 
 
 def buffer_for(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:

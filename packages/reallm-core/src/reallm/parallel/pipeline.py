@@ -95,11 +95,14 @@ class Pipeline:
     Args:
         model: this rank's stage, after `make_stage`. Whatever wraps its methods may do so before or after.
         mesh: the layout. All ranks of it make their pipelines at the same time.
+
+    Raises:
+        PeerError: a neighbouring stage has ended, or does not come in time.
     """
 
     def __init__(self, model: Transformer, mesh: Mesh) -> None:
         self.model, self.mesh = model, mesh
-        self._channels = Channels.of(mesh)
+        self._channels = Channels.of(mesh, next(model.parameters()).device)
         self._is_broken = False
 
     def run(
@@ -189,12 +192,12 @@ class Pipeline:
         assert inbox is not None
         if flight.x is not None:
             raise PluginError(f"the loss calls model.hidden twice for micro-batch {i}; pack all its sequences together")
+        if run.sizes is not None and run.sizes[i] != n_tokens:
+            raise PluginError(
+                f"the loss puts {n_tokens} tokens of micro-batch {i} through the model, but its sizes say {run.sizes[i]}"
+            )
         self._expect_states(i, n_tokens, run)
         *notes, x = inbox.take(i)
-        if len(x) != n_tokens:
-            raise PluginError(
-                f"the loss puts {n_tokens} tokens of micro-batch {i} through the model, but its sizes say {len(x)}"
-            )
         flight.notes = notes[0] if notes else None
         flight.x = x.requires_grad_(run.train)
         return flight.x
@@ -247,7 +250,7 @@ class Pipeline:
         if run.notes is None:
             return None
         own = run.notes.own(i).detach()
-        assert own.shape == run.notes.shape and own.dtype == torch.float32, f"notes of {own.dtype} {own.shape}"
+        assert (own.shape, own.dtype) == (run.notes.shape, torch.float32), f"notes are {own.dtype} {own.shape}"
         return own.clone() if so_far is None else so_far + own
 
     def _backward(self, i: int, run: _Run) -> None:

@@ -6,11 +6,9 @@ there are stages from it to the last, however many there are in all. Three stage
 backward pass takes twice as long as a forward pass:
 
     >>> print(drawing(3, 4))
-    stage 0  0 1 2 . . . . 0 0 3 1 1 . 2 2 . 3 3
-    stage 1  . 0 1 . . 0 0 2 1 1 3 2 2 . 3 3 . .
-    stage 2  . . 0 0 0 1 1 1 2 2 2 3 3 3 . . . .
-
-    (here a micro-batch stands once for its forward and twice for its backward pass)
+    stage 0  F0 F1 F2 .. .. .. .. B0 B0 F3 B1 B1 .. B2 B2 .. B3 B3
+    stage 1  .. F0 F1 .. .. B0 B0 F2 B1 B1 F3 B2 B2 .. B3 B3 .. ..
+    stage 2  .. .. F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 .. .. .. ..
 """
 
 from __future__ import annotations
@@ -91,21 +89,15 @@ def timetable(schedule: Sequence[Sequence[Op]], *, forward: int = 1, backward: i
 
 
 def drawing(pp: int, n: int, *, forward: int = 1, backward: int = 2) -> str:
-    """The timetable of 1F1B as text: a line for each stage, a column for each unit of time, `.` where it waits."""
-    schedule = [one_f_one_b(stage, pp, n) for stage in range(pp)]
-    begins = timetable(schedule, forward=forward, backward=backward)
-    lines = []
-    for stage, times in enumerate(begins):
-        row: dict[int, str] = {}
-        for op, begin in times.items():
-            for time in range(begin, begin + (forward if op.kind == "F" else backward)):
-                row[time] = str(op.micro_batch)
-        lines.append(row)
-    end = max((time for row in lines for time in row), default=-1) + 1
-    width = len(str(max(n - 1, 0)))
+    """The timetable of 1F1B as text: a line for each stage, a column for each unit of time, dots where it waits."""
+    times = {"F": forward, "B": backward}
+    begins = timetable([one_f_one_b(stage, pp, n) for stage in range(pp)], forward=forward, backward=backward)
+    cells = [{begin + unit: str(op) for op, begin in row.items() for unit in range(times[op.kind])} for row in begins]
+    end = max((time for row in cells for time in row), default=-1) + 1
+    width = len(str(Op("F", max(n - 1, 0))))
     return "\n".join(
-        f"stage {stage}  " + " ".join(row.get(time, ".").rjust(width) for time in range(end))
-        for stage, row in enumerate(lines)
+        f"stage {stage}  " + " ".join(row.get(time, "." * width).ljust(width) for time in range(end))
+        for stage, row in enumerate(cells)
     )
 
 

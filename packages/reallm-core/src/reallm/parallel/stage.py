@@ -34,6 +34,11 @@ class Entrance(nn.Module):
         """Gives the hidden states of so many tokens; None while no pipeline runs."""
 
     def forward(self, tokens: Tensor, seqs: Sequences) -> Tensor:
+        """As that of the embedding.
+
+        Raises:
+            ConfigError: no pipeline runs.
+        """
         if self.receive is None:
             raise ConfigError(
                 "this process has a later stage of a pipeline, which cannot be called by itself; call it through "
@@ -89,7 +94,7 @@ def left_after_hidden(model: Transformer) -> Iterator[None]:
         if vars(model).get("hidden") is hidden:  # otherwise somebody below has put it back already
             del model.hidden
             if was is not None:
-                model.hidden = was
+                model.hidden = was  # type: ignore[method-assign]
 
 
 def _table_of_head(model: Transformer, mesh: Mesh) -> TokenTable:
