@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reallm.data import packing
-from reallm.data.packing import balanced_partition, micro_batches
+from reallm.data.packing import balanced_partition, micro_batches, parallel_micro_batches
 from reallm.errors import DataError
 
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -80,6 +80,41 @@ def test_micro_batches_are_at_most_one_more_than_the_fewest(lengths: list[int], 
     assert len(micro_batches(lengths, budget)) <= fewest(lengths, budget) + 1
 
 
+@quick
+@given(any_lengths, st.integers(1, 5000), st.integers(1, 5), st.integers(1, 4))
+def test_ranks_have_as_many_micro_batches_with_nearly_as_many_tokens(
+    lengths: list[int], budget: int, dp: int, at_least: int
+) -> None:
+    ranks = parallel_micro_batches(lengths, budget, dp, at_least=at_least)
+    assert ranks == parallel_micro_batches(lengths, budget, dp, at_least=at_least)
+    assert len(ranks) == dp
+    (n,) = {len(batches) for batches in ranks}
+    assert n >= min(at_least, -(-len(lengths) // dp))
+    parts = [part for batches in ranks for part in batches]
+    assert sorted(itertools.chain(*parts)) == list(range(len(lengths)))
+    assert all(len(part) <= 1 or sum(lengths[i] for i in part) <= budget for part in parts)
+    # what the ranks have differs by no more than one micro-batch
+    totals = [sum(sums(lengths, batches)) for batches in ranks]
+    assert max(totals) - min(totals) <= max(sums(lengths, parts), default=0)
+
+
+@quick
+@given(any_lengths, st.integers(1, 5000))
+def test_a_single_rank_has_the_micro_batches_of_one_process(lengths: list[int], budget: int) -> None:
+    assert parallel_micro_batches(lengths, budget, 1) == [micro_batches(lengths, budget)]
+
+
+def test_micro_batches_at_the_same_place_are_alike() -> None:
+    lengths = [length for length in range(10, 90) for _ in range(3)]
+    ranks = parallel_micro_batches(lengths, 1000, 4)
+    for turn in zip(*ranks, strict=True):
+        totals = sums(lengths, list(turn))
+        assert min(totals) > 0.98 * max(totals)
+    assert parallel_micro_batches([3, 4, 5, 6], 100, 1, at_least=3) == [[[0, 1], [2], [3]]]
+    assert parallel_micro_batches([3], 10, 3) == [[[0]], [[]], [[]]]
+    assert parallel_micro_batches([], 10, 2, at_least=3) == [[], []]
+
+
 @pytest.mark.parametrize(
     ("lengths", "budget", "expected"),
     [
@@ -110,5 +145,7 @@ def test_wrong_arguments_are_named() -> None:
         balanced_partition([1], 0)
     with pytest.raises(DataError, match="max_tokens=0 must be at least 1"):
         micro_batches([1], 0)
+    with pytest.raises(DataError, match="dp=0 must be at least 1"):
+        parallel_micro_batches([1], 8, 0)
     with pytest.raises(DataError, match="sample 1 has a negative length, -3"):
         micro_batches([1, -3], 8)

@@ -15,10 +15,12 @@ from torch import Tensor
 from reallm.engine.objective import Objective
 from reallm.engine.share import Part, Share
 from reallm.engine.sums import Agreed, Sums
+from reallm.errors import PeerError
 from reallm.model.moe import load_balancing_loss
 from reallm.model.routing import Routing, RoutingNotes
 from reallm.model.transformer import Transformer
 from reallm.parallel.data import before_backward, let_go
+from reallm.parallel.local import is_sharded
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.pipeline import Notes, Pipeline
 
@@ -38,46 +40,65 @@ class Passes:
     def __init__(self, model: Transformer, mesh: Mesh | None, aux_loss_coef: float) -> None:
         self._model, self._mesh, self._aux_loss_coef = model, mesh, aux_loss_coef
         self._pipeline = None if mesh is None or mesh.layout.pp == 1 else Pipeline(model, mesh)
+        self._is_broken = False
 
     def train(self, share: Share, objective: Objective, collect: Callable[[], None]) -> Agreed:
-        """Gradients of this share of the loss of the whole batch; `collect` is called after each backward pass."""
+        """Gradients of this share of the loss of the whole batch; `collect` is called after each backward pass.
+
+        Raises:
+            PeerError: an earlier error has left split parameters as they are in the middle of a pass.
+        """
         step = _Step(self._model, share, objective, self._aux_loss_coef)
-        last = len(share.parts) - 1
-        if self._pipeline is None:
-            for number in range(len(share.parts)):
-                loss = step.loss_with_routing(number)
-                before_backward(self._model, is_last=number == last)
-                loss.backward()
-                collect()
-        else:
-
-            def on_backward(number: int) -> None:
-                collect()  # of the backward pass before
-                before_backward(self._model, is_last=number == last)
-
-            self._pipeline.run(
-                len(share.parts),
-                step.loss,
-                train=True,
-                on_backward=on_backward,
-                notes=step.routing_of_all_stages() if self._aux_loss_coef else None,
-                sizes=[part.size for part in share.parts],
-            )
-            collect()
+        with self._whole_or_broken():
+            self._train(step, collect)
         return step.sums.agree(self._mesh)
 
     @torch.no_grad()
     def evaluate(self, share: Share, objective: Objective) -> Agreed:
-        """Sums over the whole batch, without gradients."""
+        """Sums over the whole batch, without gradients.
+
+        Raises:
+            PeerError: see `train`.
+        """
         step = _Step(self._model, share, objective, 0.0)
+        with self._whole_or_broken():
+            self._evaluate(step)
+            let_go(self._model)
+        return step.sums.agree(self._mesh)
+
+    def _train(self, step: _Step, collect: Callable[[], None]) -> None:
+        n = len(step.share.parts)
         if self._pipeline is None:
-            for number in range(len(share.parts)):
+            for number in range(n):
+                loss = step.loss_with_routing(number)
+                before_backward(self._model, is_last=number == n - 1)
+                loss.backward()
+                collect()
+            return
+
+        def on_backward(number: int) -> None:
+            collect()  # of the backward pass before
+            before_backward(self._model, is_last=number == n - 1)
+
+        notes = step.routing_of_all_stages() if self._aux_loss_coef else None
+        self._pipeline.run(n, step.loss, train=True, on_backward=on_backward, notes=notes, sizes=step.sizes)
+        collect()
+
+    def _evaluate(self, step: _Step) -> None:
+        if self._pipeline is None:
+            for number in range(len(step.share.parts)):
                 step.loss(number)
         else:
-            sizes = [part.size for part in share.parts]
-            self._pipeline.run(len(share.parts), step.loss, train=False, sizes=sizes)
-        let_go(self._model)
-        return step.sums.agree(self._mesh)
+            self._pipeline.run(len(step.share.parts), step.loss, train=False, sizes=step.sizes)
+
+    @contextmanager
+    def _whole_or_broken(self) -> Iterator[None]:
+        """Passes of a network that FSDP holds, which an error in the block leaves as it is at that point."""
+        if self._is_broken:
+            raise PeerError("an earlier error has left the model in the middle of a batch; start the job again")
+        self._is_broken = is_sharded(self._model)
+        yield
+        self._is_broken = False
 
 
 @dataclass
@@ -92,6 +113,11 @@ class _Step:
     notes: dict[int, RoutingNotes] = field(default_factory=dict)
     """Of each micro-batch until its backward pass."""
     routing: dict[int, list[Routing]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The tokens of each micro-batch."""
+        return [part.size for part in self.share.parts]
 
     def loss(self, number: int) -> Tensor:
         """What a micro-batch adds to the loss of the whole batch, without what its routing adds."""

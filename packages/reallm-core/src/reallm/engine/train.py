@@ -22,7 +22,6 @@ from reallm.engine.sums import Agreed
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
-from reallm.parallel.data import give_up
 from reallm.parallel.gradients import GradientReducer
 from reallm.parallel.local import is_sharded
 from reallm.parallel.mesh import Mesh
@@ -120,7 +119,6 @@ class TrainEngine:
             grad_norm = self._update(lr, agreed, batch, objective) if share.weight else 0.0
         except BaseException:
             self._optimizer.forget_gradients()  # or what was collected so far would join the next step
-            give_up(self.model)
             raise
         self.step += 1
         totals = agreed.totals

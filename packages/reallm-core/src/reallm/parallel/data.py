@@ -96,22 +96,6 @@ def let_go(model: nn.Module) -> None:
             module.reshard()
 
 
-def give_up(model: nn.Module) -> None:
-    """Forget a step that was broken off by an error, and what it has collected of gradients."""
-    if not is_sharded(model):
-        return
-    reset = getattr(model, "reset_iter_state", None)  # torch 2.13
-    if reset is not None:
-        reset()
-    for module in _modules(model):
-        for group in module._get_fsdp_state()._fsdp_param_groups:
-            for parameter in group.fsdp_params:
-                parameter.unsharded_accumulated_grad = None
-                if hasattr(parameter, "_unsharded_param"):
-                    parameter._unsharded_param.grad = None
-    let_go(model)
-
-
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Whole parameters (of this rank's stage and its part of tensor parallelism) within the block, then split again.

@@ -88,7 +88,8 @@ def counted_here(config: ReaLModelConfig, mesh: Mesh) -> frozenset[str]:
 
 def sum_over(group: Group, tensors: Iterable[Tensor]) -> None:
     """Add up tensors over a group, in place; all ranks have tensors of the same shapes and types, in this order."""
-    large, small = [], []
+    large: list[Tensor] = []
+    small: list[Tensor] = []
     for tensor in tensors:
         (large if tensor.numel() > SMALL and tensor.is_contiguous() else small).append(tensor)
     works = [dist.all_reduce(tensor, group=group, async_op=True) for tensor in large]
