@@ -164,6 +164,7 @@ def compare(results, cases):
 
 def test_losses_and_gradients_are_those_of_one_process():
     cases = [(config, "none", n, pp) for config in CONFIGS.values() for pp, n in ((2, 5), (3, 4), (4, 5))]
+    cases.append((CONFIGS["experts"], "none", 3, 1))
     compare(on_ranks(4, stages_train, cases), cases)
 
 

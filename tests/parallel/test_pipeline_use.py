@@ -14,6 +14,7 @@ import torch.distributed as dist
 from reallm.errors import ConfigError, PeerError, PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
+from reallm.parallel.channels import MOST_UNDER_WAY
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.model_offload import ModelOffload
 from reallm.parallel.pipeline import Pipeline, make_stage
@@ -106,41 +107,34 @@ def test_a_single_stage_is_a_plain_loop():
 def stages_keep_little(rank):
     mesh = Mesh.of("pp3")
     model = stage_of(mesh)
-    alive: list[weakref.ref[torch.Tensor]] = []
-    most = 0
-    last_block = model.layers[str(max(model.block_numbers))]
+    blocks = [model.layers[str(number)] for number in model.block_numbers]
+    came_in: list[weakref.ref[torch.Tensor]] = []
+    went_out: list[weakref.ref[torch.Tensor]] = []
+    blocks[0].register_forward_pre_hook(lambda _, inputs: came_in.append(weakref.ref(inputs[0])))
+    blocks[-1].register_forward_hook(lambda _, __, output: went_out.append(weakref.ref(output)))
+    most_in = most_out = 0
 
-    def watch(_, inputs, output):
-        alive.append(weakref.ref(output))
-
-    handle = last_block.register_forward_hook(watch)
-    first_block = model.layers[str(min(model.block_numbers))]
-    inputs_alive: list[weakref.ref[torch.Tensor]] = []
-    other = first_block.register_forward_pre_hook(lambda _, inputs: inputs_alive.append(weakref.ref(inputs[0])))
-    outputs_most = 0
+    def n_alive(references):
+        return sum(reference() is not None for reference in references)
 
     def on_backward(i):
-        nonlocal most, outputs_most
-        most = max(most, sum(ref() is not None for ref in inputs_alive))
-        outputs_most = max(outputs_most, sum(ref() is not None for ref in alive))
+        nonlocal most_in, most_out
+        most_in, most_out = max(most_in, n_alive(came_in)), max(most_out, n_alive(went_out))
 
-    gc.disable()  # nothing may wait for the collector of cycles
+    gc.disable()  # nothing may have to wait for the collector of cycles
     try:
         Pipeline(model, mesh).run(4, loss_of(model), train=True, on_backward=on_backward)
     finally:
         gc.enable()
-    handle.remove()
-    other.remove()
-    left = sum(ref() is not None for ref in alive + inputs_alive)
-    return most, outputs_most, left
+    return most_in, most_out, n_alive(came_in + went_out)
 
 
 def test_outputs_go_when_they_are_sent_and_nothing_is_left_at_the_end():
     results = on_ranks(3, stages_keep_little)
-    # inputs are kept from forward to backward: of as many micro-batches as there are stages from here on
-    assert [most for most, _, _ in results] == [3, 2, 1]
-    # outputs of a stage: only those on their way
-    assert all(outputs <= 2 for _, outputs, _ in results)
+    # what comes in is kept from the forward to the backward pass: of as many as there are stages from here on
+    assert [most_in for most_in, _, _ in results] == [3, 2, 1]
+    # what goes out only while it is on its way
+    assert all(most_out <= MOST_UNDER_WAY for _, most_out, _ in results)
     assert [left for _, _, left in results] == [0, 0, 0]
 
 
@@ -285,16 +279,14 @@ def gone(rank):
         for group in (mesh.downward(0), mesh.upward(0)):
             dist.destroy_process_group(group)  # as the end of the process does
         return ""
-    begin = time.monotonic()
-    text = refused(PeerError, lambda: pipeline.run(4, forward, train=True))
-    assert time.monotonic() - begin < 30  # and not the timeout of the group
-    return text
+    return refused(PeerError, lambda: pipeline.run(4, forward, train=True))
 
 
 def test_a_stage_that_has_ended_is_named_at_once():
     _, text = on_ranks(2, gone)
     assert text.startswith("rank 1 (stage 1 of tp1pp2dp1) could not")
     assert "rank 0 has ended or is stuck" in text
+    assert "imed out" not in text  # it did not have to wait for that
 
 
 def different_parts(rank):

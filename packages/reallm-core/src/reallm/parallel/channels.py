@@ -1,4 +1,8 @@
-"""Messages between neighbouring stages of a pipeline: planned sizes, in order, sent and received in the background."""
+"""Messages between neighbouring stages of a pipeline: planned sizes, in order, sent and received in the background.
+
+A neighbour that is gone or stuck ends in a `PeerError` with gloo. With NCCL nothing waits on the CPU: it is torch's
+watchdog that ends a rank which waits in vain for as long as the timeout of the group, and names the group.
+"""
 
 from __future__ import annotations
 

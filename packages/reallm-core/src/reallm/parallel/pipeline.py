@@ -192,9 +192,10 @@ class Pipeline:
         assert inbox is not None
         if flight.x is not None:
             raise PluginError(f"the loss calls model.hidden twice for micro-batch {i}; pack all its sequences together")
-        if run.sizes is not None and run.sizes[i] != n_tokens:
+        planned = n_tokens if run.sizes is None else run.sizes[i]
+        if planned != n_tokens:
             raise PluginError(
-                f"the loss puts {n_tokens} tokens of micro-batch {i} through the model, but its sizes say {run.sizes[i]}"
+                f"the loss puts {n_tokens} tokens of micro-batch {i} through the model, but its sizes say {planned}"
             )
         self._expect_states(i, n_tokens, run)
         *notes, x = inbox.take(i)
