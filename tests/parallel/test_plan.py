@@ -274,18 +274,17 @@ class TestAnyBoxes:
         """Three tensors, of which the ranks have any parts, and all of each somewhere."""
         shapes = {"a": (13, 11), "b": (40,), "c": (5, 4, 6)}
 
-        def side(label: str) -> dict[int, dict[str, Box]]:
-            return {
-                rank: {
-                    name: Box(*zip(*(sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n)))) for n in shape),
-                                   strict=True))
-                    for name, shape in shapes.items()
-                    if data.draw(st.booleans(), label=f"{label} {rank} {name}")
-                }
-                for rank in range(4)
-            }  # fmt: skip
+        def box(shape: tuple[int, ...]) -> Box:
+            ends = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
+            return Box(*zip(*ends, strict=True))
 
-        source, target = side("source"), side("target")
+        def side() -> dict[int, dict[str, Box]]:
+            return {
+                rank: {name: box(shape) for name, shape in shapes.items() if data.draw(st.booleans())}
+                for rank in range(4)
+            }
+
+        source, target = side(), side()
         source[4] = {name: Box.whole(shape) for name, shape in shapes.items()}
         made = plan_boxes(source, target)
         fulfils(made, source, target)

@@ -15,6 +15,7 @@ from reallm.cli.compare import compare
 from reallm.cli.demo import demo
 from reallm.cli.generate import generate
 from reallm.cli.plugins import app as plugins
+from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
 from reallm.errors import ReallmError, did_you_mean
 from reallm.plugins import registry
@@ -30,6 +31,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm sft --help     fine-tuning: all keys, with types and defaults
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
+  reallm realloc        what moving a model to another layout sends
   reallm plugins        installed datasets, model families, algorithms
 """
 
@@ -73,6 +75,7 @@ app.command()(demo)
 app.command()(generate)
 app.command()(runs)
 app.command()(compare)
+app.command()(realloc)
 app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")
 
 

@@ -1,0 +1,127 @@
+"""`reallm realloc`: what moving a model from one layout to another sends, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reallm.errors import ConfigError, did_you_mean
+from reallm.options import REQUIRED, option
+
+if TYPE_CHECKING:
+    from reallm.model.config import ReaLModelConfig
+    from reallm.parallel.layout import Layout
+
+BANDWIDTH = "25GB/s"
+"""What a 200 Gbit/s network card moves each way."""
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SIZES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+         "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
+
+
+@dataclass
+class PlannedModel:
+    """Whose parameters are to be moved."""
+
+    path: str = option(REQUIRED, "HuggingFace checkpoint, of which config.json is enough: a folder, or a hub id")
+
+
+@dataclass
+class PlannedModels:
+    """The keys of `reallm realloc`."""
+
+    model: PlannedModel = field(default_factory=PlannedModel, metadata={"help": "the model to move"})
+
+
+def realloc(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="model.path=PATH", help="Checkpoint; a folder with a config.json is enough."),
+    ] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout it is in. Required.")] = None,
+    target: Annotated[str | None, typer.Option("--to", metavar="LAYOUT", help="Layout it gets. Required.")] = None,
+    bandwidth: Annotated[
+        str, typer.Option(metavar="RATE", help="What a rank sends and receives at once: 25GB/s, 200Gbit/s.")
+    ] = BANDWIDTH,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16, if not that of config.json.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """What moving a model between two layouts sends; starts and loads nothing.
+
+    A layout is written tp2pp2dp4, fsdp8 (dp with each parameter split),
+    or tp4@4-7 where it does not lie on the first ranks.
+
+    \b
+      reallm realloc --from tp2pp2dp2 --to fsdp8 model.path=PATH
+      reallm realloc --from fsdp4 --to tp4@4-7 model.path=PATH
+    """
+    from reallm.parallel.layout import Layout
+
+    layouts: dict[str, Layout] = {}
+    for name, text in (("--from", source), ("--to", target)):
+        if text is None:
+            raise ConfigError(f"{name} LAYOUT is required, such as {name} tp2pp2dp4")
+        try:
+            layouts[name] = Layout.parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    rate = bytes_per_second(bandwidth)
+    if dtype is not None and dtype not in ITEMSIZES:
+        raise ConfigError(f"--dtype {dtype}: must be {', '.join(ITEMSIZES)}{did_you_mean(dtype, ITEMSIZES)}")
+    path, config, stored = _model(arguments or [])
+    for name, layout in layouts.items():
+        _check_fits(name, config, layout)
+
+    from reallm.cli.realloc_page import Figures, as_json_object, show
+    from reallm.parallel.plan import plan
+
+    used = dtype or stored
+    made = plan(config, layouts["--from"], layouts["--to"])
+    figures = Figures(path, used, ITEMSIZES[used], layouts["--from"], layouts["--to"], made, rate)
+    if as_json:
+        typer.echo(json.dumps(as_json_object(figures), indent=2))
+    else:
+        show(figures)
+
+
+def bytes_per_second(text: str) -> float:
+    """From `25GB/s`, `12.5GiB/s` or `200Gbit/s`.
+
+    Raises:
+        ConfigError: it is no rate; says what one looks like.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i|[kKMGT]?)(B|bit|b)(?:/s|ps)?", text.strip())
+    if not match or not float(match[1]):
+        raise ConfigError(f"--bandwidth {text}: must be a rate such as 25GB/s, or 200Gbit/s (B: bytes, bit: bits)")
+    return float(match[1]) * SIZES[match[2]] / (1 if match[3] == "B" else 8)
+
+
+def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str]:
+    """Its path, its architecture, and the number format of its files."""
+    from reallm.experiments.config_load import load
+
+    path = load(PlannedModels, arguments=arguments).build().model.path
+
+    from reallm.experiments.architecture import architecture
+    from reallm.experiments.config import ModelArgs
+    from reallm.hf import config_io
+
+    config = architecture(ModelArgs(path=path))
+    raw = config_io.read_config(config_io.resolve_path(path))
+    stored = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
+    return path, config, stored if stored in ITEMSIZES else "bfloat16"
+
+
+def _check_fits(name: str, config: ReaLModelConfig, layout: Layout) -> None:
+    from reallm.parallel.placement import check_fits
+
+    try:
+        check_fits(config, layout)
+    except ConfigError as error:
+        raise ConfigError(f"{name} {layout}: {error}") from None
