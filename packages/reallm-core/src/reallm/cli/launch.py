@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from reallm.parallel.launcher import Ended
     from reallm.parallel.started import Started
 
+INTERRUPTED = 130
+"""Exit code of what the user has ended by a signal, as shells have it."""
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """For the processes of a job to find each other, before the settings are read that say how long to wait later."""
 
@@ -39,7 +41,7 @@ def launch(arguments: Sequence[str], n: int) -> int:
     ended = Launcher([sys.executable, "-m", "reallm", *arguments], n, environment).run()
     if ended is None:
         return 0
-    if not ended.has_spoken and not ended.was_asked:
+    if not ended.has_spoken and not ended.was_asked and ended.code != INTERRUPTED:
         sys.stderr.write(f"error: {_obituary(ended, arguments[0])}\n")
     return ended.code if ended.code > 0 else 128 - ended.code
 
@@ -57,6 +59,9 @@ def as_one_of_many(name: str, started: Started, work: Callable[[Job], bool]) -> 
         started: which process this is.
         work: gives whether the user has ended it.
     """
+    # What torch's C++ parts warn of when a process is gone, some pages of it, is said here in a line. Read at import.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from reallm.parallel.job import Job
     from reallm.parallel.launcher import end_with_launcher
     from reallm.parallel.started import LAUNCHER_PIPE
@@ -73,9 +78,9 @@ def as_one_of_many(name: str, started: Started, work: Callable[[Job], bool]) -> 
         raise
     except Exception as error:  # all that can go wrong ends in one place, where the ranks settle who tells
         _fail(name, job, error)
-    if interrupted and job.is_first:
+    if interrupted and job.is_first and LAUNCHER_PIPE not in os.environ:  # else our launcher says so
         sys.stderr.write("\ninterrupted\n")
-    _end(130 if interrupted else 0)
+    _end(INTERRUPTED if interrupted else 0)
 
 
 def _fail(name: str, job: Job, error: Exception) -> NoReturn:

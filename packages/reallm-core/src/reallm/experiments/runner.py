@@ -158,7 +158,7 @@ def _prepare(
         config = point.models_in_place(config, trained)
     check_layouts(config, layouts)
     data = load_data(config, order, interfaces)
-    found = {"the training data's fingerprint": data.fingerprint}
+    found = {"the fingerprint of dataset.train_path": data.fingerprint[:12]}
     if point is not None:
         found["the last save"] = f"that of step {point.logged_until}"
     agree(job, "data", found, config.parallel.timeout)
@@ -217,20 +217,22 @@ def _train(run: _Run) -> RunResult:
     loop.write_summary("running")
     if state is not None:
         state.generators.restore()
-    try:
-        with stop_requests(announced=job.is_first) as stop, progress:
-            loop.run(stop if job.is_alone else AgreedStop(stop, job))
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
-        if job.is_first:
-            write_page(folder, say)
-        # of a process that is gone, whoever tells of it says also how to go on
-        if isinstance(error, ReallmError) and not is_of_a_peer(error) and loop.newest is not None:
-            say(f"the last save is {loop.newest}; to go on: reallm {run.kind} resume={folder.path}")
-        raise
-    finally:
-        loggers.close()
+    # Until the end has been noted down too: torchrun sends SIGTERM to those whose neighbour has died.
+    with stop_requests(announced=job.is_first) as stop:
+        try:
+            with progress:
+                loop.run(stop if job.is_alone else AgreedStop(stop, job))
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
+            if job.is_first:
+                write_page(folder, say)
+            # of a process that is gone, whoever tells of it says also how to go on
+            if isinstance(error, ReallmError) and not is_of_a_peer(error) and loop.newest is not None:
+                say(f"the last save is {loop.newest}; to go on: reallm {run.kind} resume={folder.path}")
+            raise
+        finally:
+            loggers.close()
     loop.write_summary("done" if loop.is_done else "stopped")
     job.from_first(lambda: _write_pages(folder, say))
     for line in closing_lines(loop, folder, run.kind):
@@ -272,4 +274,6 @@ def _data_page(data: Data) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
+    if is_of_a_peer(error) and not isinstance(error, ReallmError):
+        return "another process of the job has ended, or did not answer"
     return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ When a rank is gone, the others fail in what they do with it: they give it, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -20,6 +20,7 @@ FIRST_SPEAKS_S = 2.0
 CAUSE_SPEAKS_S = 5.0
 """How long a rank that misses another one waits for whoever knows why."""
 _OF_GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_SPEAKERS = "speakers"
 
 
 def is_of_a_peer(error: BaseException) -> bool:
@@ -38,24 +39,27 @@ def spoken_for(job: Job, error: BaseException) -> str | None:
         job: of many processes.
         error: what has ended the work of this rank.
     """
-    of_a_peer = is_of_a_peer(error)
-    if of_a_peer or not job.is_first:
-        _wait_for_others(job, CAUSE_SPEAKS_S if of_a_peer else FIRST_SPEAKS_S)
+    text = " ".join(str(error).split()) or type(error).__name__
+    if is_of_a_peer(error):
+        cause = _cause(job, text)
+        text = text if isinstance(error, PeerError) and text.startswith("rank") else cause
+    elif not job.is_first:
+        _others_speak(job, FIRST_SPEAKS_S)
     try:
-        dead = job.dead_ranks() if of_a_peer else {}
         assert job.store is not None
-        if job.store.add("speakers", 1) > 1:
+        if job.store.add(_SPEAKERS, 1) > 1:
             return None
         job.tell(FAILURE, str(job.rank))
-    except (dist.DistError, RuntimeError):
-        return f"rank {job.rank}: the process that held the job together is gone"
-    text = " ".join(str(error).split()) or type(error).__name__
-    if dead:
-        names = " and ".join(f"rank {rank} (process {pid})" for rank, pid in dead.items())
-        return f"rank {job.rank}: {names} has ended"
-    if of_a_peer and not isinstance(error, PeerError):
-        return f"rank {job.rank}: another process of the job has ended, or did not answer in time: {text[:200]}"
-    return text if job.is_first or text.startswith(f"rank {job.rank}") else f"rank {job.rank}: {text}"
+    except dist.DistError:  # no word can be had from the others; the next one speaks for rank 0, where the store was
+        return "rank 0, or the launcher, has ended" if job.rank <= 1 else None
+    return text if job.is_first or text.startswith("rank") else f"rank {job.rank}: {text}"
+
+
+def claimed(store: dist.Store, rank: int) -> bool:
+    """Take on to tell the user of the end of a rank, so that no rank does it; False if one has done so."""
+    is_free = store.add(_SPEAKERS, 1) == 1
+    store.set(FAILURE, str(rank))
+    return is_free
 
 
 def stay_until_heard(job: Job, patience: timedelta = timedelta(seconds=3)) -> None:
@@ -67,17 +71,45 @@ def stay_until_heard(job: Job, patience: timedelta = timedelta(seconds=3)) -> No
         while job.hosts_store and gone < job.size and time.monotonic() < until:
             time.sleep(0.05)
             gone = job.store.add("gone", 0)
-    except (dist.DistError, RuntimeError):
+    except dist.DistError:
         pass  # the store is gone already
 
 
-def _wait_for_others(job: Job, seconds: float) -> None:
+def _cause(job: Job, text: str) -> str:
+    """Of an error in what was done with another rank, which one that was and what is known of it.
+
+    Those who know why it is missed have the time to say so first.
+    """
+    dead = _dead(job)  # before the wait, in which torchrun may end the others too
+    job.tell(f"misses/{job.rank}", "")
+    _others_speak(job, CAUSE_SPEAKS_S)
+    if dead:
+        return f"{_names(job, dead)} {'has' if len(dead) == 1 else 'have'} ended"
+    silent = [rank for rank in range(job.size) if rank != job.rank and job.told(f"misses/{rank}") is None]
+    if silent and len(silent) < job.size - 1:
+        return (
+            f"{_names(job, silent)} did not answer for parallel.timeout_s; see what it waits for, or raise "
+            "parallel.timeout_s"
+        )
+    return f"rank {job.rank} lost another process of the job: {text[:200]}"
+
+
+def _dead(job: Job, patience_s: float = 0.3) -> list[int]:
+    """The ranks that are seen to be dead; connections are closed an instant before their process has ended."""
+    until = time.monotonic() + patience_s
+    while not (dead := job.dead_ranks()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return dead
+
+
+def _names(job: Job, ranks: Sequence[int]) -> str:
+    return " and ".join(f"rank {rank} ({job.whereabouts(rank)})" for rank in ranks)
+
+
+def _others_speak(job: Job, seconds: float) -> None:
     until = time.monotonic() + seconds
-    try:
-        while job.told(FAILURE) is None and time.monotonic() < until:
-            time.sleep(0.05)
-    except (dist.DistError, RuntimeError):
-        pass  # the store is gone, and with it who could speak
+    while job.told(FAILURE) is None and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

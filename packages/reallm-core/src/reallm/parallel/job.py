@@ -111,6 +111,7 @@ class Job:
         )
         yield
         # Not where the block has raised: with a peer gone, the groups cannot be taken down in good order.
+        self.any(False)  # all have asked the store what they had to, which may end with rank 0
         dist.destroy_process_group()
 
     def any(self, flag: bool) -> bool:
@@ -172,18 +173,26 @@ class Job:
             self.store.set(key, text)
 
     def told(self, key: str) -> str | None:
-        """What was left under a key of the store, if anything."""
-        if self.store is None or not self.store.check([key]):
+        """What was left under a key of the store, if it and the store are there."""
+        try:
+            if self.store is None or not self.store.check([key]):
+                return None
+            return self.store.get(key).decode()
+        except dist.DistError:
             return None
-        return self.store.get(key).decode()
 
-    def dead_ranks(self) -> dict[int, int]:
-        """Rank -> process id of those on this machine that are no more."""
-        here, dead = socket.gethostname(), {}
+    def whereabouts(self, rank: int) -> str:
+        """`process 123 on node7` of a rank."""
+        host, _, pid = (self.told(f"process/{rank}") or "").partition(" ")
+        return f"process {pid} on {host}" if pid else "never seen"
+
+    def dead_ranks(self) -> list[int]:
+        """Those on this machine whose processes are no more."""
+        here, dead = socket.gethostname(), []
         for rank in range(self.size):
             host, _, pid = (self.told(f"process/{rank}") or "").partition(" ")
             if host == here and not _is_alive(int(pid)):
-                dead[rank] = int(pid)
+                dead.append(rank)
         return dead
 
 

@@ -20,7 +20,8 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from reallm.parallel.job import FAILURE, RUN_FOLDER
+from reallm.parallel.failure import claimed
+from reallm.parallel.job import RUN_FOLDER
 from reallm.parallel.started import LAUNCHER_PIPE, Started
 
 LOCALHOST = "127.0.0.1"
@@ -122,8 +123,7 @@ class Launcher:
         """Take note of how a process ended, and tell the others so, who else would tell the user that they miss it."""
         process = self._processes[rank]
         assert process.returncode is not None
-        has_spoken = self._store.add("speakers", 1) > 1
-        self._store.set(FAILURE, str(rank))
+        has_spoken = not claimed(self._store, rank)
         folder = self._store.get(RUN_FOLDER).decode() if self._store.check([RUN_FOLDER]) else None
         return Ended(rank, process.pid, process.returncode, has_spoken, folder, self._requests > 0)
 
