@@ -22,6 +22,7 @@ from reallm.engine.sums import Agreed
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
+from reallm.parallel.data import let_go
 from reallm.parallel.gradients import GradientReducer
 from reallm.parallel.local import is_sharded
 from reallm.parallel.mesh import Mesh
@@ -147,6 +148,7 @@ class TrainEngine:
         Raises:
             KeyError: it has a tensor of a parameter that is not trained here.
         """
+        let_go(self.model)  # what was gathered is not what is there afterwards
         self._optimizer.load(state.moments, state.weights)
         self.step, self.skipped_steps = state.step, state.skipped_steps
 

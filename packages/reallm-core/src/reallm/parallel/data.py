@@ -101,9 +101,10 @@ def gathered(model: nn.Module) -> Iterator[None]:
     """Whole parameters (of this rank's stage and its part of tensor parallelism) within the block, then split again.
 
     For many forward passes that are not the same number on each rank, as in generation: nothing is said between the
-    ranks in the block. All ranks enter it; nothing is done for a network that is not split.
+    ranks in the block. All ranks enter it; nothing is done for a network that is whole already, as within another such
+    block.
     """
-    if not is_sharded(model):
+    if not any(hasattr(parameter, "to_local") for parameter in model.parameters()):
         yield
         return
     blocks = [module for module in _modules(model) if module is not cast(object, model)]
