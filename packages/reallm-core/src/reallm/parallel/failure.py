@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from reallm.errors import PeerError
-from reallm.parallel.job import FAILURE, Job
+from reallm.parallel.job import FAILURE, Job, Store
 
 FIRST_SPEAKS_S = 2.0
 """How long another rank waits for rank 0 to find the same mistake."""
@@ -55,7 +55,7 @@ def spoken_for(job: Job, error: BaseException) -> str | None:
     return text if job.is_first or text.startswith("rank") else f"rank {job.rank}: {text}"
 
 
-def claimed(store: dist.Store, rank: int) -> bool:
+def claimed(store: Store, rank: int) -> bool:
     """Take on to tell the user of the end of a rank, so that no rank does it; False if one has done so."""
     is_free = store.add(_SPEAKERS, 1) == 1
     store.set(FAILURE, str(rank))
@@ -87,10 +87,7 @@ def _cause(job: Job, text: str) -> str:
         return f"{_names(job, dead)} {'has' if len(dead) == 1 else 'have'} ended"
     silent = [rank for rank in range(job.size) if rank != job.rank and job.told(f"misses/{rank}") is None]
     if silent and len(silent) < job.size - 1:
-        return (
-            f"{_names(job, silent)} did not answer for parallel.timeout_s; see what it waits for, or raise "
-            "parallel.timeout_s"
-        )
+        return f"{_names(job, silent)} did not answer in time; see what it waits for, or raise parallel.timeout_s"
     return f"rank {job.rank} lost another process of the job: {text[:200]}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,22 @@ RUN_FOLDER = "run_folder"
 """Key of the store with the folder to go on from."""
 
 
+class Store(Protocol):
+    """What is used of a key-value store of `torch.distributed`."""
+
+    def set(self, key: str, value: str) -> None:
+        """Leave a value for all processes."""
+
+    def get(self, key: str) -> bytes:
+        """The value of a key, after waiting for it."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Count at a key; the count now."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all of the keys are there."""
+
+
 @dataclass(eq=False)
 class Job:
     """The processes of a run, as one of them sees it. `Job()` is a process alone, in which nothing is to be agreed.
@@ -41,7 +57,7 @@ class Job:
     local_rank: int = 0
     """Among the processes on this machine."""
     local_size: int = 1
-    store: dist.Store | None = None
+    store: Store | None = None
     hosts_store: bool = False
     """Whether the store ends with this process."""
     _told: Iterator[int] = field(default_factory=count, repr=False)
@@ -54,7 +70,7 @@ class Job:
             PeerError: there is no store within the timeout.
         """
         try:
-            store = dist.TCPStore(
+            server = dist.TCPStore(  # type: ignore[attr-defined]
                 started.address,
                 started.port,
                 world_size=started.size,
@@ -68,7 +84,7 @@ class Job:
                 f"rank {started.rank} finds no rank 0 at {started.address}:{started.port}, where MASTER_ADDR and "
                 f"MASTER_PORT say it is ({_first_line(error)}); see that all processes were started"
             ) from error
-        store = dist.PrefixStore("reallm", store)
+        store: Store = dist.PrefixStore("reallm", server)  # type: ignore[attr-defined]
         job = cls(started.rank, started.size, started.local_rank, started.local_size, store, started.hosts_store)
         store.set(f"process/{job.rank}", f"{socket.gethostname()} {os.getpid()}")
         return job
@@ -104,7 +120,7 @@ class Job:
             torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("groups", self.store),
+            store=dist.PrefixStore("groups", self.store),  # type: ignore[attr-defined, arg-type]
             rank=self.rank,
             world_size=self.size,
             timeout=timeout,

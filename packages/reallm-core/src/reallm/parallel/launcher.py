@@ -63,10 +63,10 @@ class Launcher:
     def __init__(self, command: Sequence[str], n: int, environment: Mapping[str, str]) -> None:
         self._command, self._n, self._environment = list(command), n, dict(environment)
         # The store lives here, on a port that the system finds, and so outlives every rank.
-        self._server = dist.TCPStore(
+        self._server = dist.TCPStore(  # type: ignore[attr-defined]
             LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)
         )
-        self._store = dist.PrefixStore("reallm", self._server)
+        self._store = dist.PrefixStore("reallm", self._server)  # type: ignore[attr-defined]
         self._processes: list[subprocess.Popen[bytes]] = []
         self._requests = 0
         """How often the user has asked for the end."""

@@ -1,0 +1,131 @@
+"""Ranks that differ, and who says so. The ranks are threads here: all they need of each other is a store."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from reallm.errors import ConfigError, DataError, PeerError
+from reallm.parallel import failure
+from reallm.parallel.agreement import Difference, agree, first_difference
+from reallm.parallel.failure import is_of_a_peer, spoken_for
+from reallm.parallel.job import Job
+
+SOON = timedelta(seconds=20)
+
+
+def on_threads(n: int, work: Callable[[Job], Any]) -> list[Any]:
+    """What `work` gives, or raises, on each rank."""
+    store = dist.HashStore()
+
+    def one(rank: int) -> Any:
+        try:
+            return work(Job(rank, n, rank, n, store))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(one, range(n)))
+
+
+def test_the_first_difference_in_the_order_of_rank_0():
+    same = {"dp": "2", "seed": "1"}
+    assert first_difference([same, dict(reversed(same.items())), same]) is None
+    assert first_difference([same, same, {"dp": "3", "seed": "2"}]) == Difference("dp", 2, "3", "2")
+    assert first_difference([same, {"dp": "2"}]) == Difference("seed", 1, "nothing", "1")
+    assert first_difference([{"dp": "2"}, same]) == Difference("seed", 1, "1", "nothing")
+
+
+def test_all_ranks_raise_the_same_line():
+    def work(job: Job) -> None:
+        agree(job, "settings", {"lr": "0.1", "seed": "2" if job.rank == 1 else "1"}, SOON)
+
+    errors = on_threads(3, work)
+    assert {type(error) for error in errors} == {ConfigError}
+    assert {str(error) for error in errors} == {
+        "seed is 2 on rank 1 and 1 on rank 0; all processes of a job must have the same settings, packages and files"
+    }
+
+
+def test_equal_ranks_go_on_and_can_compare_again():
+    def work(job: Job) -> str:
+        agree(job, "settings", {"lr": "0.1"}, SOON)
+        agree(job, "data", {"fingerprint": "abc"}, SOON)
+        return "done"
+
+    assert on_threads(3, work) == ["done"] * 3
+
+
+def test_a_rank_that_does_not_come_is_named():
+    def work(job: Job) -> None:
+        if job.rank != 2:
+            agree(job, "settings", {}, timedelta(seconds=0.2))
+
+    first, second, _ = on_threads(3, work)
+    assert str(first) == str(second)
+    assert isinstance(first, PeerError)
+    assert str(first).startswith("rank 2 has not come within 0.2 s")
+
+
+def test_what_rank_0_finds_is_told_to_all():
+    assert on_threads(3, lambda job: job.from_first(lambda: {"path": job.rank})) == [{"path": 0}] * 3
+    assert Job().from_first(lambda: "alone") == "alone"
+
+
+def test_where_rank_0_fails_nobody_waits():
+    def fails() -> None:
+        raise DataError("no such folder")
+
+    first, second = on_threads(2, lambda job: job.from_first(fails))
+    assert isinstance(first, DataError)
+    assert is_of_a_peer(second)
+
+
+@pytest.fixture
+def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure, "FIRST_SPEAKS_S", 1.0)
+    monkeypatch.setattr(failure, "CAUSE_SPEAKS_S", 1.0)
+
+
+@pytest.mark.usefixtures("_in_haste")
+def test_a_mistake_of_all_is_told_by_rank_0():
+    assert on_threads(3, lambda job: spoken_for(job, ConfigError("lr=0"))) == ["lr=0", None, None]
+
+
+@pytest.mark.usefixtures("_in_haste")
+def test_a_mistake_of_one_is_told_by_it():
+    def work(job: Job) -> str | None:
+        lost = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:35187")
+        return spoken_for(job, DataError("no such file") if job.rank == 2 else lost)
+
+    assert on_threads(3, work) == [None, None, "rank 2: no such file"]
+
+
+@pytest.mark.usefixtures("_in_haste")
+def test_a_rank_that_says_nothing_is_named():
+    def work(job: Job) -> str | None:
+        job.tell(f"process/{job.rank}", f"node7 {job.rank + 100}")
+        lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
+        return None if job.rank == 1 else spoken_for(job, lost)
+
+    told = [text for text in on_threads(3, work) if text]
+    assert told == [
+        "rank 1 (process 101 on node7) did not answer in time; see what it waits for, or raise parallel.timeout_s"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (PeerError("stage 1 has gone"), True),
+        (dist.DistNetworkError("failed to recv"), True),
+        (RuntimeError("Connection closed by peer"), True),
+        (RuntimeError("shapes do not match"), False),
+        (DataError("no such file"), False),
+    ],
+)
+def test_errors_that_only_say_that_another_is_gone(error, is_so):
+    assert is_of_a_peer(error) is is_so

@@ -1,0 +1,88 @@
+"""Processes that are started together end together, however one of them ends."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reallm.parallel import launcher
+from reallm.parallel.launcher import Launcher
+
+SLEEP = "time.sleep(60)"
+
+
+def launched(code: str, n: int = 3) -> launcher.Ended | None:
+    """How processes end that run some lines of Python in which `rank` is known."""
+    program = f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}"
+    return Launcher([sys.executable, "-c", program], n, os.environ).run()
+
+
+@pytest.fixture(autouse=True)
+def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "GRACE_S", 0.3)
+
+
+def test_each_is_told_its_place(tmp_path: Path):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    code = f"open(f'{tmp_path}/{{rank}}', 'w').write(' '.join(os.environ[name] for name in {names}))"
+    assert launched(code) is None
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["0 0 3 3", "1 1 3 3", "2 2 3 3"]
+
+
+def test_one_that_fails_ends_the_others():
+    ended = launched(f"sys.exit(3) if rank == 1 else {SLEEP}")
+    assert (ended.rank, ended.code, ended.signal_name, ended.has_spoken) == (1, 3, None, False)
+
+
+def test_one_that_is_killed_is_the_cause():
+    ended = launched(f"os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else {SLEEP}")
+    assert (ended.rank, ended.code, ended.signal_name) == (2, -9, "SIGKILL")
+
+
+class Asking(threading.Thread):
+    """Asks this process to end, so often, when as many others are ready as have made a file in the folder."""
+
+    def __init__(self, folder: Path, n: int, times: int) -> None:
+        super().__init__()
+        self._folder, self._n, self._times = folder, n, times
+        self.start()
+
+    def run(self) -> None:
+        while len(list(self._folder.glob("ready*"))) < self._n:
+            time.sleep(0.05)
+        for _ in range(self._times):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+
+def test_a_request_to_stop_reaches_all_and_is_waited_for(tmp_path: Path):
+    asking = Asking(tmp_path, n=2, times=1)
+    code = f"""
+def stop(number, frame):
+    time.sleep(1)  # longer than the grace for those who outlive a failure
+    open(f'{tmp_path}/ended{{rank}}', 'w').close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+open(f'{tmp_path}/ready{{rank}}', 'w').close()
+{SLEEP}
+"""
+    assert launched(code, n=2) is None
+    asking.join()
+    assert len(list(tmp_path.glob("ended*"))) == 2
+
+
+def test_a_second_request_is_not_waited_for(tmp_path: Path):
+    asking = Asking(tmp_path, n=2, times=2)
+    code = f"""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(f'{tmp_path}/ready{{rank}}', 'w').close()
+{SLEEP}
+"""
+    ended = launched(code, n=2)
+    asking.join()
+    assert ended.was_asked
+    assert ended.signal_name == "SIGKILL"
