@@ -139,6 +139,10 @@ class TestCells:
         found = {(box.starts[0], box.stops[0]): ranks for box, ranks in holdings.cells(Box((2,), (12,)))}
         assert found == {(2, 4): (0,), (4, 5): (0, 1, 3), (5, 6): (0, 1, 2, 3), (6, 9): (1, 2, 3), (9, 12): (2,)}
 
+    def test_a_long_part_is_found_behind_short_ones(self):
+        holdings = Holdings({Box((0,), (20,)): (0,), Box((1,), (2,)): (1,), Box((3,), (4,)): (2,)})
+        assert holdings.cells(Box((10,), (12,))) == [(Box((10,), (12,)), (0,))]
+
     def test_what_nobody_has_is_left_out(self):
         assert Holdings({}).cells(Box((0,), (3,))) == []
         assert Holdings({Box((0,), (2,)): (5,)}).cells(Box((1,), (3,))) == [(Box((1,), (2,)), (5,))]

@@ -15,6 +15,7 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.spread_model import SpreadModel
 from reallm.engine.train import TrainEngine
+from reallm.model.box import Box
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
@@ -140,6 +141,7 @@ def assert_as_one_process(case: Case, by_rank: list[Run | None]) -> None:
                 assert one.keys() == other.keys()
                 for name in one.keys() - {"tokens"}:  # those of micro-batches without loss are left out
                     assert one[name] == pytest.approx(other[name], rel=1e-5), name
+    copies: dict[tuple[str, Box], Tensor] = {}
     for rank, run in enumerate(by_rank):
         boxes = placement(CONFIGS[case.config], layout, rank)
         assert (run is None) == (not boxes)
@@ -148,3 +150,5 @@ def assert_as_one_process(case: Case, by_rank: list[Run | None]) -> None:
             for name, box in boxes.items():
                 expected = whole.parameters[name][box.slices]
                 torch.testing.assert_close(run.parameters[name], expected, rtol=1e-5, atol=2e-6, msg=name)
+                # whoever has the same part has the same numbers: copies do not drift apart
+                assert torch.equal(run.parameters[name], copies.setdefault((name, box), run.parameters[name])), name

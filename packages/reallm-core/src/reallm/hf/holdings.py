@@ -82,13 +82,22 @@ class Holding:
         """Their tensor number `item`, made from ours; not a copy if it is a renaming."""
         if self.is_renaming:
             return state[self.ours[0]]
-        parts = [state[name][item] if self.is_stack else state[name] for name in self.ours]
+        boxes = self.parts_of(item)
+        return self.joined([state[name][box.slices] for name, box in zip(self.ours, boxes, strict=True)])
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """One of their tensors, made from what it holds of each of ours: `parts_of` it."""
         if isinstance(self.arrangement, Same):
-            return parts[0]
+            return parts[0].reshape(self.shape)
         theirs = parts[0].new_empty(self.shape)
         for view, part in zip(self._views(theirs), parts, strict=True):
             view.copy_(part.reshape(view.shape))
         return theirs
+
+    def parts_of(self, item: int) -> list[Box]:
+        """The part of each of ours that their tensor number `item` holds."""
+        boxes = [Box.whole(shape) for shape in self.shapes]
+        return [box.narrowed(0, item, item + 1) for box in boxes] if self.is_stack else boxes
 
     def from_hf(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Ours, made from all of their tensors; views of theirs where the numbers lie together."""
