@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from reallm.model import losses
+from reallm.model.losses import OutputHead, head_cross_entropy, head_logprobs
 
 
 def plain(hidden, weight, targets, multiplier, softcap, bias=0.0):
@@ -31,12 +32,34 @@ def test_value_and_gradients_equal_the_plain_computation(monkeypatch, has_bias, 
 
     expected = plain(hidden, weight, targets, multiplier, softcap, bias if has_bias else 0.0)
     wanted = torch.autograd.grad(expected.sum() * 0.37, inputs)
-    result = losses.head_cross_entropy(hidden, weight, targets, bias=bias, multiplier=multiplier, softcap=softcap)
+    result = head_cross_entropy(hidden, targets, OutputHead(weight, bias, multiplier, softcap))
     got = torch.autograd.grad(result.loss_sum * 0.37, inputs)
 
     torch.testing.assert_close(result.loss_sum, expected.sum(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(result.nll, expected.detach(), rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_logprobs_and_their_gradients_equal_the_plain_computation(monkeypatch, has_bias, softcap):
+    monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (16, 11))
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if has_bias else None
+    targets, weights = torch.randint(0, 11, (16,)), torch.randn(16, dtype=torch.float64)
+    inputs = [hidden, weight, *([] if bias is None else [bias])]
+
+    expected = -plain(hidden, weight, targets, 0.25, softcap, bias if has_bias else 0.0)
+    got = head_logprobs(hidden, targets, OutputHead(weight, bias, 0.25, softcap))
+
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(
+        torch.autograd.grad((got * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
@@ -46,7 +69,7 @@ def test_bf16_gradients_are_summed_in_float32(monkeypatch):
     hidden = torch.randn(64, 8, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(11, 8, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(0, 11, (64,))
-    losses.head_cross_entropy(hidden, weight, targets).loss_sum.backward()
+    head_cross_entropy(hidden, targets, OutputHead(weight)).loss_sum.backward()
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     plain(exact_hidden, exact_weight, targets, 1.0, None).sum().backward()
     # bf16 keeps 8 bits, 2^-8 = 0.4 %, of each of the two factors of a product
@@ -56,24 +79,24 @@ def test_bf16_gradients_are_summed_in_float32(monkeypatch):
 
 def test_no_gradient_is_computed_for_what_needs_none():
     hidden, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
-    losses.head_cross_entropy(hidden, weight, torch.tensor([0, 1, 2, 3])).loss_sum.backward()
+    head_cross_entropy(hidden, torch.tensor([0, 1, 2, 3]), OutputHead(weight)).loss_sum.backward()
     assert hidden.grad is None
     assert weight.grad is not None
     bias, frozen = torch.zeros(5, requires_grad=True), torch.randn(5, 3)
-    losses.head_cross_entropy(hidden, frozen, torch.tensor([0, 1, 2, 3]), bias=bias).loss_sum.backward()
+    head_cross_entropy(hidden, torch.tensor([0, 1, 2, 3]), OutputHead(frozen, bias)).loss_sum.backward()
     assert bias.grad is not None
     assert frozen.grad is None
 
 
 def test_correct_says_where_the_target_is_most_likely():
     weight = torch.eye(4)
-    result = losses.head_cross_entropy(torch.eye(4)[[0, 1, 2]] * 5, weight, torch.tensor([0, 3, 2]))
+    result = head_cross_entropy(torch.eye(4)[[0, 1, 2]] * 5, torch.tensor([0, 3, 2]), OutputHead(weight))
     assert result.correct.tolist() == [True, False, True]
 
 
 def test_a_target_as_likely_as_another_counts_as_correct():
     weight = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    result = losses.head_cross_entropy(torch.tensor([[2.0, 0.0]] * 3), weight, torch.tensor([0, 1, 2]))
+    result = head_cross_entropy(torch.tensor([[2.0, 0.0]] * 3), torch.tensor([0, 1, 2]), OutputHead(weight))
     assert result.correct.tolist() == [True, True, False]
 
 
@@ -81,7 +104,7 @@ def test_a_target_as_likely_as_another_counts_as_correct():
 def test_logits_of_any_size_give_exact_likelihoods(scale):
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(9, 4) * scale, torch.randn(50, 4, requires_grad=True), torch.arange(9)
-    result = losses.head_cross_entropy(hidden, weight, targets)
+    result = head_cross_entropy(hidden, targets, OutputHead(weight))
     exact = plain(hidden.double(), weight.double(), targets, 1.0, None)
     torch.testing.assert_close(result.nll.double(), exact, rtol=2e-6, atol=1e-6)
     result.loss_sum.backward()
@@ -94,7 +117,7 @@ def test_deterministic_algorithms_give_the_same_numbers(monkeypatch):
     hidden, weight = torch.randn(7, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
 
     def numbers():
-        result = losses.head_cross_entropy(hidden, weight, torch.arange(7))
+        result = head_cross_entropy(hidden, torch.arange(7), OutputHead(weight))
         return result.nll, *torch.autograd.grad(result.loss_sum, (hidden, weight))
 
     expected = numbers()
@@ -107,7 +130,7 @@ def test_deterministic_algorithms_give_the_same_numbers(monkeypatch):
 
 def test_no_position_carries_loss():
     hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    result = losses.head_cross_entropy(hidden, weight, torch.empty(0, dtype=torch.int64))
+    result = head_cross_entropy(hidden, torch.empty(0, dtype=torch.int64), OutputHead(weight))
     result.loss_sum.backward()
     assert result.loss_sum == 0
     assert result.nll.numel() == 0

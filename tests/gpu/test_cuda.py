@@ -170,7 +170,7 @@ def test_the_loss_has_deterministic_algorithms(monkeypatch, dtype):
     targets = torch.arange(350, device="cuda")
 
     def numbers() -> tuple[torch.Tensor, ...]:
-        result = losses.head_cross_entropy(hidden, weight, targets)
+        result = losses.head_cross_entropy(hidden, targets, losses.OutputHead(weight))
         return result.nll, *torch.autograd.grad(result.loss_sum, (hidden, weight))
 
     torch.use_deterministic_algorithms(True)

@@ -20,11 +20,12 @@ from reallm.model.checkpointing import run_again, run_selectively
 from reallm.model.compilation import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.layers import Linear, PositionTable, TokenTable, VocabBias, make_norm
-from reallm.model.losses import CrossEntropy, head_cross_entropy
+from reallm.model.losses import CrossEntropy, OutputHead, head_cross_entropy, head_logprobs
 from reallm.model.rope import rotations
 from reallm.model.routing import RoutingNotes
 from reallm.model.sequences import Sequences
 from reallm.model.shard import Shard
+from reallm.model.vocabulary import Vocabulary, WholeVocabulary
 from reallm.seeding import derive_seed
 
 
@@ -85,6 +86,10 @@ class Transformer(nn.Module):
         self._compiled: CompiledBlocks | None = None
         self.n_kv_heads = config.n_kv_heads
         """KV heads that are computed here."""
+        self.vocabulary: Vocabulary = WholeVocabulary()
+        """The rows of the head that are here."""
+        self.why_not_compiled: str | None = None
+        """Why blocks cannot go through `torch.compile`, where they cannot."""
         self.routing: RoutingNotes | None = None
         """Where forward passes in training note what routers of experts did; None where nobody asks."""
         present = range(config.n_layers + 2) if layers is None else layers
@@ -147,8 +152,11 @@ class Transformer(nn.Module):
         """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding stays as it is.
 
         Raises:
-            ConfigError: what `torch.compile` needs is not installed, or gradient checkpointing is selective.
+            ConfigError: what `torch.compile` needs is not installed, gradient checkpointing is selective, or layers
+                are split.
         """
+        if self.why_not_compiled is not None:
+            raise ConfigError(f"model.compile=true does not go with {self.why_not_compiled}; leave model.compile out")
         check_compiler(next(self.parameters()).device)
         compiled = compile_blocks()
         _block_runner(self.gradient_checkpointing, compiled)
@@ -161,24 +169,25 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
-        out = F.linear(hidden, self.head_weight, self.head_bias)
         if self.config.is_critic:
-            return out[:, 0]
-        if self.config.logit_multiplier != 1.0:
-            out = out * self.config.logit_multiplier
-        cap = self.config.logit_softcap
-        return out if cap is None else cap * torch.tanh(out / cap)
+            return F.linear(hidden, self.head_weight, self.head_bias)[:, 0]
+        return self._output_head.logits(hidden)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor) -> CrossEntropy:
         """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N], without holding logits `[N, V]`."""
         assert not self.config.is_critic, "a critic has no logits"
-        return head_cross_entropy(
-            hidden,
-            self.head_weight,
-            targets,
-            bias=self.head_bias,
-            multiplier=self.config.logit_multiplier,
-            softcap=self.config.logit_softcap,
+        return head_cross_entropy(hidden, targets, self._output_head)
+
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities [N], float32, of `targets` [N] under `hidden` [N, E], without holding logits `[N, V]`."""
+        assert not self.config.is_critic, "a critic has no logits"
+        return head_logprobs(hidden, targets, self._output_head)
+
+    @property
+    def _output_head(self) -> OutputHead:
+        config = self.config
+        return OutputHead(
+            self.head_weight, self.head_bias, config.logit_multiplier, config.logit_softcap, self.vocabulary
         )
 
     @property
