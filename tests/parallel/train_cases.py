@@ -29,6 +29,10 @@ LLAMA = ReaLModelConfig(
 CONFIGS = {
     "llama": LLAMA,
     "tied": LLAMA.replace(tied_embeddings=True, q_bias=True, qk_norm="head"),
+    "norm-of-all-heads": LLAMA.replace(qk_norm="whole", n_kv_heads=1),
+    "layer-norm-of-all-heads": LLAMA.replace(
+        qk_norm="whole", norm="layer", norm_bias=True, qk_norm_bias=True, o_bias=True, down_bias=True, head_bias=True,
+    ),
     "mixtral": LLAMA.replace(n_layers=3, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))),
 }
 # with a large eps, what AdamW does is smooth in the gradients, also where these are rounding noise
@@ -46,17 +50,21 @@ class Case:
     dtype: torch.dtype = torch.float32
     checkpointing: str = "none"
     dropout: float = 0.0
+    sequence_parallel: bool = False
 
     def __str__(self) -> str:
-        changed = [getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default]
-        return "-".join(map(str, changed))
+        changed = {each.name: getattr(self, each.name) for each in fields(self)}
+        shown = {name: value for name, value in changed.items() if value != getattr(Case, name, None)}
+        return "-".join(name if value is True else str(value) for name, value in shown.items())
 
     def model(self) -> SpreadModel:
         config = CONFIGS[self.config]
         if self.dropout:
             config = config.replace(residual_dropout=self.dropout)
         mesh = None if self.layout is None else Mesh.of(self.layout)
-        model = SpreadModel(config, dtype=self.dtype, seed=3, mesh=mesh, zero=self.zero)
+        model = SpreadModel(
+            config, dtype=self.dtype, seed=3, mesh=mesh, zero=self.zero, sequence_parallel=self.sequence_parallel
+        )
         model.gradient_checkpointing = self.checkpointing  # type: ignore[assignment]
         return model
 

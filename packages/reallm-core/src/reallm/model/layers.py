@@ -3,6 +3,9 @@
 What a layer says of itself, a family's own layers too:
 
 - `shards`: how each parameter may be split (see `model.shard`); every parameter needs one.
+- `split`: which of its inputs and outputs are then parts of the whole.
+- `sees_part = True`: what it acts on is a part of the whole then, such as some heads, also for those of its parameters
+  that are not split: each rank's gradient of them is a summand.
 - `recompute = True`: selective checkpointing computes it again in the backward pass. It takes tensors and gives one.
 - `weight_decay = False`: its parameters are not decayed. Vectors and biases never are.
 - `fresh_parameter(name, generator)`: the initial value of a parameter that does not start as others do: matrices are
@@ -147,9 +150,13 @@ def make_qk_norm(config: ReaLModelConfig, n_heads: int) -> nn.Module:
     if config.qk_norm == "per_head":
         return PerHeadNorm(config, n_heads)
     size = n_heads * config.head_dim if whole else config.head_dim
+    norm: nn.Module
     if is_own_class(config.norm):
-        return own_layer(config.norm, config, size)
-    return _norm(config, size, bias=config.qk_norm_bias, shard=Shard(0, config.head_dim) if whole else None)
+        norm = own_layer(config.norm, config, size)
+    else:
+        norm = _norm(config, size, bias=config.qk_norm_bias, shard=Shard(0, config.head_dim) if whole else None)
+    norm.sees_part = True  # type: ignore[assignment] # modules declare nothing but tensors and modules
+    return norm
 
 
 def _norm(config: ReaLModelConfig, size: int, *, bias: bool, shard: Shard | None = None) -> Norm:

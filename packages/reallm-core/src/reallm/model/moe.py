@@ -84,7 +84,7 @@ class ExpertLinear(nn.Module):
 class Experts(nn.Module):
     """All experts: gated MLPs, each on the tokens that chose it."""
 
-    split: Split = "in"
+    split: Split = "inside"
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()

@@ -20,6 +20,11 @@ class Shard:
 Shards = dict[str, Shard | None]
 """Shard of each parameter of a module, by its name there."""
 
-Split = Literal["out", "in"]
-"""The `split` of a module whose parameters are split: its outputs are parts of the whole (`"out"`), or it takes a part
-of the inputs and its outputs are to be added up over the parts (`"in"`)."""
+Split = Literal["out", "in", "inside"]
+"""The `split` of a module whose parameters are split:
+
+- `"out"`: it takes whole inputs and gives a part of the outputs, as a linear layer with some of its rows does;
+- `"in"`: it takes a part of the inputs and gives what is to be added up over the parts, as one with some of its columns;
+- `"inside"`: it takes whole inputs and gives what is to be added up over the parts, as an MLP with some of its inner
+  features.
+"""

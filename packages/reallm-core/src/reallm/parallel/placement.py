@@ -30,6 +30,8 @@ class ParameterInfo:
     """0 is the embedding, n+1 the head."""
     shape: Shape
     shard: Shard | None
+    is_summed_over: bool = False
+    """Whether results are added up, or put together, over the parts, so that no two ranks may have the same one."""
 
 
 @lru_cache(maxsize=16)
@@ -42,10 +44,16 @@ def parameter_infos(config: ReaLModelConfig) -> tuple[ParameterInfo, ...]:
     with torch.device("meta"):
         model = Transformer(config)
     shards = model.parameter_shards()
-    return tuple(
-        ParameterInfo(name, int(name.split(".")[1]), tuple(parameter.shape), shards[name])
-        for name, parameter in model.named_parameters()
-    )
+    summed = [path for path, module in model.named_modules() if getattr(module, "split", "out") != "out"]
+
+    def info(name: str, shape: Shape) -> ParameterInfo:
+        layer = int(name.split(".")[1])
+        is_vocabulary = layer in (0, config.n_layers + 1)
+        return ParameterInfo(
+            name, layer, shape, shards[name], is_vocabulary or any(name.startswith(f"{path}.") for path in summed)
+        )
+
+    return tuple(info(name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
 
 
 def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:
@@ -92,10 +100,10 @@ def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
     if not rest and (n_units % tp == 0 or (shard.unit == 1 and n_units > tp)):
         start, stop = (place * n_units // tp * shard.unit for place in (tp_rank, tp_rank + 1))
         return whole.narrowed(dim, start, stop)
-    if not rest and tp % n_units == 0:
+    if not rest and tp % n_units == 0 and not info.is_summed_over:
         start = tp_rank * n_units // tp * shard.unit
         return whole.narrowed(dim, start, start + shard.unit)
-    units = f"{n_units} heads of {shard.unit}" if shard.unit > 1 else f"{n_units} rows"
+    units = f"{n_units} heads of {shard.unit}" if shard.unit > 1 else f"{n_units} {'columns' if dim else 'rows'}"
     raise ConfigError(
         f"tp={tp} does not fit the parameter '{info.name}' {list(info.shape)}: its {units} cannot be spread over {tp} "
         "ranks evenly"

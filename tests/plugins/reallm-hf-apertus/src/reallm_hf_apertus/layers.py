@@ -22,6 +22,8 @@ class XIELU(nn.Module):
     `beta` and `eps` are in checkpoints and are not learned.
     """
 
+    sees_part = True  # of the features between the two linear layers
+
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p = nn.Parameter(torch.empty(1))
