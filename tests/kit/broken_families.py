@@ -213,8 +213,10 @@ DOES_NOT_TRAIN = activation("KeepsAlpha")
 STARTS_AT_ONE = activation("StartsAtOne")
 WRONG_OWN_ACTIVATION = activation("WithoutSlope")
 NO_SHARDS = activation("WithoutShards")
+FORGETS_PART = activation("ForgetsPart")
 FLOAT32 = activation("InFloat32")
 RAISES = layer(LLAMA, "mlp", "Raises")
+SUMS_OF_PARTS = layer(LLAMA, "mlp", "SumsParts")
 
 
 @dataclass(frozen=True)
@@ -378,7 +380,21 @@ MISTAKES = (
         ),
     ),
     Mistake("NO_SHARDS", "shards", ("which its `shards` do not have", "mlp.act.alpha_n", "(XIELUWithoutShards)")),
-    Mistake("MIXED_HEADS", "shards", ("layers.1.attn.o", "(MixesHeads): declared are 'q.weight' None")),
+    Mistake(
+        "FORGETS_PART",
+        "shards",
+        ("the gradients of the whole", "'layers.2.mlp.act.alpha_n'", "(XIELUThatForgetsPart): `sees_part = True`"),
+    ),
+    Mistake(
+        "SUMS_OF_PARTS",
+        "shards",
+        ("the gradients of the whole", "'layers.2.mlp_norm.weight'", '(SumsParts): it takes whole inputs; split="ins'),
+    ),
+    Mistake(
+        "MIXED_HEADS",
+        "shards",
+        ("layers.1.attn.o", "(MixesHeads): 'layers.1.attn.o.weight' is declared Shard(1, unit=16)", "None would do"),
+    ),
     Mistake("STARTS_LARGE", "initialisation", ("1, with which LlamaForCausalLM begins", "100", "(StartsLarge)")),
     Mistake("WRONG_STD", "initialisation", ("a loss of about 4.57", 'Key("initializer_range")')),
     Mistake(

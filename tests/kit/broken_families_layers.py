@@ -39,6 +39,17 @@ class NotAddedUp(GatedMLP):
         self.down = Linear(config.intermediate_size, config.hidden_size, split="out")
 
 
+class SumsParts(GatedMLP):
+    """Its matrices are split by inner features, and it takes whole inputs, but it says that these are parts."""
+
+    split = "in"
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        for projection in (self.gate, self.up, self.down):
+            del projection.split
+
+
 class MixesHeads(Attention):
     """Queries may be split inside of a head."""
 
@@ -180,6 +191,12 @@ class XIELUWithoutShards(XIELU):
         self.shards = {}
 
 
+class XIELUThatForgetsPart(XIELU):
+    """It does not say that it sees some of the features only."""
+
+    sees_part = False
+
+
 class XIELUInFloat32(XIELU):
     """It computes in float32, and gives that to whatever comes."""
 
@@ -203,4 +220,5 @@ KeepsAlpha = with_activation(XIELUThatKeepsAlpha)
 StartsAtOne = with_activation(XIELUThatStartsAtOne)
 WithoutSlope = with_activation(XIELUWithoutSlope)
 WithoutShards = with_activation(XIELUWithoutShards)
+ForgetsPart = with_activation(XIELUThatForgetsPart)
 InFloat32 = with_activation(XIELUInFloat32)

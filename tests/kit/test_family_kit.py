@@ -87,7 +87,7 @@ def test_too_few_heads_to_split_are_a_reason_and_no_failure() -> None:
     assert report.passed, str(report)
     status, detail = by_name(report)["shards[three]"]
     assert status == "skipped"
-    assert "3 units of dim 0 for 2 ranks" in detail
+    assert "its 3 heads of 8 cannot be spread over 2 ranks evenly" in detail
 
 
 def test_a_configuration_that_transformers_refuses_is_said_to_be_one() -> None:

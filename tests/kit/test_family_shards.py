@@ -10,8 +10,9 @@ import torch
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.shard import Shard
 from reallm.model.transformer import Transformer
+from reallm.parallel.tensor import summands
 from reallm.testing.families.reference import fill, packed, sequences
-from reallm.testing.families.split_run import CannotSplitError, Declared, RankError, cut, run_split
+from reallm.testing.families.split_run import CannotSplitError, Declared, RankError, loss_of, run_split
 
 SIZES: dict[str, Any] = {
     "n_layers": 2,
@@ -57,11 +58,19 @@ def model_of(**changes: Any) -> Transformer:
 def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
     model = model_of(**CONFIGS[name])
     pack = packed(sequences(97, (7, 16, 33)))
-    with torch.no_grad():
-        whole = model(*pack)
-    run = run_split(model, Declared.of(model), n_ranks, *pack, ["layers.2.mlp"])
+    whole, declared = model(*pack), Declared.of(model)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss_of(whole), list(parameters.values()))
+    run = run_split(model, declared, n_ranks, *pack, ["layers.2.mlp"])
     assert (run.logits - whole).abs().max() <= 1e-5 * whole.abs().max()
     assert run.heard["layers.2.mlp"].shape == (56, 32)
+    parts = declared.parts(model, n_ranks)
+    for rank in range(n_ranks):
+        added_up = summands(model, declared.shards, parts, rank)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            found = sum(run.gradients[one][parameter] for one in added_up.get(parameter, [rank]))
+            difference = (found - gradient[parts[rank][parameter].slices]).abs().max()
+            assert difference <= 3e-5 * gradient.abs().max(), f"{parameter} of rank {rank}"
 
 
 def test_a_rank_that_fails_says_in_which_module() -> None:
@@ -86,19 +95,5 @@ def test_the_bias_of_what_is_added_up_is_added_once() -> None:
 
 def test_what_is_added_up_must_not_be_there_twice() -> None:
     model = model_of(n_q_heads=1, n_kv_heads=1)
-    with pytest.raises(CannotSplitError, match="'layers.1.attn.o.weight' has 1 units for 2 ranks"):
+    with pytest.raises(CannotSplitError, match="tp=2 does not fit the parameter 'layers.1.attn.o.weight'"):
         run_split(model, Declared.of(model), 2, *packed(sequences(97, (7,))))
-
-
-def test_how_a_parameter_is_cut() -> None:
-    rows = torch.arange(12).reshape(6, 2)
-    assert [cut(rows, Shard(0, unit=2), rank, 3)[0, 0].item() for rank in range(3)] == [0, 4, 8]
-    assert [cut(rows, Shard(0, unit=3), rank, 4)[0, 0].item() for rank in range(4)] == [0, 0, 6, 6]  # two each
-    assert [len(cut(rows, Shard(0), rank, 4)) for rank in range(4)] == [1, 2, 1, 2]
-    assert cut(rows, None, 1, 4) is rows
-    with pytest.raises(CannotSplitError, match="3 units of dim 0 for 2 ranks"):
-        cut(rows, Shard(0, unit=2), 0, 2)
-    with pytest.raises(CannotSplitError, match="no multiple of unit=4"):
-        cut(rows, Shard(0, unit=4), 0, 2)
-    with pytest.raises(CannotSplitError, match="of a parameter of shape"):
-        cut(rows, Shard(2), 0, 2)

@@ -1,4 +1,4 @@
-"""Training by ranks that split the layers, alone and with data parallelism and pipelines: the numbers of one process."""
+"""Training by ranks that split the layers, alone and with data parallelism and pipelines: as in one process."""
 
 from __future__ import annotations
 

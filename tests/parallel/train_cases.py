@@ -31,7 +31,13 @@ CONFIGS = {
     "tied": LLAMA.replace(tied_embeddings=True, q_bias=True, qk_norm="head"),
     "norm-of-all-heads": LLAMA.replace(qk_norm="whole", n_kv_heads=1),
     "layer-norm-of-all-heads": LLAMA.replace(
-        qk_norm="whole", norm="layer", norm_bias=True, qk_norm_bias=True, o_bias=True, down_bias=True, head_bias=True,
+        qk_norm="whole",
+        norm="layer",
+        norm_bias=True,
+        qk_norm_bias=True,
+        o_bias=True,
+        down_bias=True,
+        head_bias=True,
     ),
     "mixtral": LLAMA.replace(n_layers=3, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))),
 }

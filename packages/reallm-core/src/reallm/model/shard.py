@@ -23,8 +23,8 @@ Shards = dict[str, Shard | None]
 Split = Literal["out", "in", "inside"]
 """The `split` of a module whose parameters are split:
 
-- `"out"`: it takes whole inputs and gives a part of the outputs, as a linear layer with some of its rows does;
-- `"in"`: it takes a part of the inputs and gives what is to be added up over the parts, as one with some of its columns;
+- `"out"`: it takes whole inputs and gives a part of the outputs, as some rows of a linear layer do;
+- `"in"`: it takes a part of the inputs and gives what is to be added up over the parts, as its columns do;
 - `"inside"`: it takes whole inputs and gives what is to be added up over the parts, as an MLP with some of its inner
   features.
 """

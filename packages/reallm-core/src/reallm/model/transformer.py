@@ -220,6 +220,10 @@ class Transformer(nn.Module):
             raise PluginError(f"{cls}.shards has '{own_name}', which is none of its parameters; remove it")
         return declared
 
+    def module_splits(self) -> dict[str, str]:
+        """Path of a module -> its `split`, of those that say one."""
+        return {path: str(module.split) for path, module in self.named_modules() if hasattr(module, "split")}
+
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
         """Draw fresh weights: matrices normal with `config.init_std`, vectors one, biases zero.

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PluginError
 from reallm.hf.arrangements import Shape
 from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
@@ -43,17 +43,27 @@ def parameter_infos(config: ReaLModelConfig) -> tuple[ParameterInfo, ...]:
     """
     with torch.device("meta"):
         model = Transformer(config)
-    shards = model.parameter_shards()
-    summed = [path for path, module in model.named_modules() if getattr(module, "split", "out") != "out"]
+    shards, splits = model.parameter_shards(), model.module_splits()
+    return tuple(
+        parameter_info(name, tuple(parameter.shape), shards[name], splits, config)
+        for name, parameter in model.named_parameters()
+    )
 
-    def info(name: str, shape: Shape) -> ParameterInfo:
-        layer = int(name.split(".")[1])
-        is_vocabulary = layer in (0, config.n_layers + 1)
-        return ParameterInfo(
-            name, layer, shape, shards[name], is_vocabulary or any(name.startswith(f"{path}.") for path in summed)
-        )
 
-    return tuple(info(name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+def parameter_info(
+    name: str, shape: Shape, shard: Shard | None, splits: Mapping[str, str], config: ReaLModelConfig
+) -> ParameterInfo:
+    """What is said of a parameter by its layer, and by the modules that it is in: path -> `split`.
+
+    Raises:
+        PluginError: it has no such dim.
+    """
+    if shard is not None and not -len(shape) <= shard.dim < len(shape):
+        raise PluginError(f"'{name}' {list(shape)} has no dim {shard.dim}, by which its layer says it can be split")
+    layer = int(name.split(".")[1])
+    is_vocabulary = layer in (0, config.n_layers + 1)
+    is_added_up = any(split != "out" and name.startswith(f"{path}.") for path, split in splits.items())
+    return ParameterInfo(name, layer, shape, shard, is_vocabulary or is_added_up)
 
 
 def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:

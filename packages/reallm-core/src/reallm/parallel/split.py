@@ -1,7 +1,7 @@
 """A network split among ranks, from outside: each has its part of the parameters, and says what the others must hear.
 
-What a layer says of itself (`split`, `shards`, `over_shards`) decides where: whole inputs are shared, partial outputs are
-added up, a norm over a dim that is split takes its mean over all parts, the vocabulary is put together by `vocabulary`.
+What a layer says of itself (`split`, `shards`, `over_shards`) decides where: whole inputs are shared, partial outputs
+are added up, a norm over a dim that is split takes its mean over all parts, `vocabulary` puts logits together.
 Parts of parameters come as boxes, of all ranks, so that a process can play them all.
 
 Shapes: T packed tokens.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reallm.model.box import Box
 from reallm.model.layers import Norm, TokenTable
 from reallm.model.moe import MoEMLP
+from reallm.model.shard import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.collectives import (
     Peers,
@@ -39,7 +40,13 @@ Parts = Sequence[Mapping[str, Box]]
 
 
 def split_among(
-    model: Transformer, peers: Peers, parts: Parts, splits: Mapping[str, str], *, sequence_parallel: bool = False
+    model: Transformer,
+    peers: Peers,
+    parts: Parts,
+    shards: Mapping[str, Shard | None],
+    splits: Mapping[str, str],
+    *,
+    sequence_parallel: bool = False,
 ) -> None:
     """Let a network be one rank's part of it, in place.
 
@@ -47,24 +54,26 @@ def split_among(
         model: whole layers; on the meta device, or with numbers, of which the part is copied.
         peers: the ranks, and which of them this is.
         parts: what each of them has.
-        splits: path of a module -> its `split`; see `declared_splits`.
+        shards: how each parameter is split, `model.parameter_shards()`.
+        splits: path of a module -> its `split`, `model.module_splits()`; without effect where no parameter is split.
         sequence_parallel: whether each rank has a part of the tokens between its layers, in training.
     """
     _take_parts(model, parts[peers.rank])
+    names = [name for name, shard in shards.items() if shard is not None]
     seams = (_TokenSeams if sequence_parallel else _Seams)(peers)
     for path, module in list(model.named_modules()):
-        split = splits.get(path)
+        split = splits.get(path) if any(name.startswith(f"{path}.") for name in names) else None
         if isinstance(module, TokenTable):
             start = parts[peers.rank][f"{path}.weight"].starts[0]
-            module.forward = split_embedding(module, peers, start)  # type: ignore[method-assign]
+            _compute_by(module, split_embedding(module, peers, start))
         elif isinstance(module, Norm) and module.over_shards:
-            module.forward = split_norm(module, peers, _n_copies(path, parts))  # type: ignore[method-assign]
+            _compute_by(module, split_norm(module, peers, _n_copies(path, parts)))
         elif split == "out":
             module.register_forward_pre_hook(_entering(seams.enter))
         elif split is not None:
             if split == "inside":
                 module.register_forward_pre_hook(_entering(seams.enter_with_all_tokens))
-            module.forward = _leaving(module, seams)
+            _compute_by(module, _leaving(module, seams))
     blocks = [model.layers[str(number)] for number in model.block_numbers]
     for block in blocks:
         block.register_forward_pre_hook(seams.begin_block)
@@ -75,17 +84,6 @@ def split_among(
         model.vocabulary = SplitVocabulary(peers, [part[head].shape[0] for part in parts])
     model.n_kv_heads = max(1, model.config.n_kv_heads // peers.size)
     model.why_not_compiled = "tensor parallelism"
-
-
-def declared_splits(model: Transformer) -> dict[str, str]:
-    """Path of a module -> its `split`, of those of which a parameter is split."""
-    shards = model.parameter_shards()
-    is_split = {name.rpartition(".")[0] for name, shard in shards.items() if shard is not None}
-    return {
-        path: str(module.split)
-        for path, module in model.named_modules()
-        if hasattr(module, "split") and any(one == path or one.startswith(f"{path}.") for one in is_split)
-    }
 
 
 class _Seams:
@@ -174,6 +172,10 @@ def _take_parts(model: nn.Module, own: Mapping[str, Box]) -> None:
             path, _, own_name = name.rpartition(".")
             part = parameter.detach()[box.slices].clone()
             setattr(model.get_submodule(path), own_name, nn.Parameter(part, requires_grad=parameter.requires_grad))
+
+
+def _compute_by(module: nn.Module, forward: Callable[..., Tensor]) -> None:
+    module.forward = forward
 
 
 def _entering(enter: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from reallm.errors import ConfigError
 from reallm.model.moe import MoEMLP
+from reallm.model.shard import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.collectives import GroupPeers
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.placement import stage_parameters, tp_box
-from reallm.parallel.split import Parts, declared_splits, split_among
+from reallm.parallel.split import Parts, split_among
 
 
 def split_layers(model: Transformer, mesh: Mesh, *, sequence_parallel: bool = False) -> None:
@@ -28,27 +29,34 @@ def split_layers(model: Transformer, mesh: Mesh, *, sequence_parallel: bool = Fa
     """
     if sequence_parallel:
         _check_tokens_can_be_dealt_out(model)
-    split_among(
-        model, GroupPeers(mesh.tp), _parts(model, mesh), declared_splits(model), sequence_parallel=sequence_parallel
-    )
+    shards, splits = model.parameter_shards(), model.module_splits()
+    split_among(model, GroupPeers(mesh.tp), _parts(model, mesh), shards, splits, sequence_parallel=sequence_parallel)
     model.sequence_parallel = sequence_parallel  # type: ignore[assignment] # modules declare nothing but tensors
 
 
 def gradient_groups(model: Transformer, mesh: Mesh) -> dict[str, list[int]]:
     """Parameters of which each rank's gradient is a summand, and the ranks over which they are to be added up."""
     parts, ranks = _parts(model, mesh), mesh.layout.tp_ranks(mesh.here)
-    found = summands(model, parts, mesh.here.tp, sequence_parallel=bool(vars(model)["sequence_parallel"]))
+    by_tokens = bool(vars(model)["sequence_parallel"])
+    found = summands(model, model.parameter_shards(), parts, mesh.here.tp, sequence_parallel=by_tokens)
     return {name: [ranks[place] for place in places] for name, places in found.items()}
 
 
-def summands(model: Transformer, parts: Parts, rank: int, *, sequence_parallel: bool) -> dict[str, list[int]]:
+def summands(
+    model: Transformer,
+    shards: Mapping[str, Shard | None],
+    parts: Parts,
+    rank: int,
+    *,
+    sequence_parallel: bool = False,
+) -> dict[str, list[int]]:
     """The same for one of any ranks, by their numbers among each other.
 
     - A part that several ranks hold, as of few KV heads: each computes with it for its own part of the others.
     - A whole parameter of a layer that sees a part, as of a norm for each head.
     - With sequence parallelism, a whole parameter of a block: each rank sees its own tokens. Routers see them all.
     """
-    blocks, shards, found = range(1, model.config.n_layers + 1), model.parameter_shards(), {}
+    blocks, found = range(1, model.config.n_layers + 1), {}
     for name, box in parts[rank].items():
         holders = [other for other, part in enumerate(parts) if part[name] == box]
         owners = list(_owners(model, name))
