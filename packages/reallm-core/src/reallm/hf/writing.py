@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -49,16 +49,12 @@ class Export:
     """Saved instead of the tokenizer in `carry_from`."""
 
     def __post_init__(self) -> None:
-        _plan_shards({}, None, self.max_shard_size)
+        plan_shards({}, self.max_shard_size)
 
     def write_into(self, folder: Path) -> None:
         """Write the files into an existing folder, which may be half written if this is interrupted."""
-        _write_json(folder / CONFIG_NAME, self.hf_config)
+        write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
         write_tensors(folder, self.tensors, dtype=self.dtype, max_shard_size=self.max_shard_size)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder))
-        if self.carry_from is not None:
-            _carry(self.carry_from, folder, (GENERATION_CONFIG_NAME, *(() if self.tokenizer else TOKENIZER_FILES)))
 
 
 def write_checkpoint(folder: str | Path, export: Export) -> None:
@@ -69,7 +65,7 @@ def write_checkpoint(folder: str | Path, export: Export) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    with atomic_folder(folder, keep=_is_no_part) as new:
+    with atomic_folder(folder, keep=is_no_part) as new:
         export.write_into(new)
 
 
@@ -81,22 +77,25 @@ def write_tensors(
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write tensors as `model.safetensors`, or as several files with an index; see `Export` for the arguments."""
-    shards = _plan_shards(tensors, dtype, max_shard_size)
+    like = _like(tensors)
+    sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in like.items()}
+    shards = plan_shards(sizes, max_shard_size)
     for file_name, names in shards.items():
-        shard = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
-        save_file(shard, folder / file_name, metadata={"format": "pt"})
+        write_file(folder / file_name, {name: tensors[name].detach().to("cpu", dtype) for name in names})
     if len(shards) > 1:
-        _write_json(folder / INDEX_NAME, _index(_like(tensors), dtype, shards))
+        write_index(folder, shards, sum(sizes.values()), sum(tensor.numel() for tensor in like.values()))
 
 
-def _plan_shards(
-    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_size: int | str
-) -> dict[str, list[str]]:
-    """File -> names of the tensors in it, as transformers divides them."""
+def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str) -> dict[str, list[str]]:
+    """File -> names of the tensors in it, as transformers divides tensors of these sizes in bytes.
+
+    Raises:
+        ConfigError: `max_shard_size` is no size.
+    """
     try:
         split = split_state_dict_into_shards_factory(
-            _like(tensors),
-            get_storage_size=lambda tensor: _n_bytes(tensor, dtype),
+            dict(sizes),
+            get_storage_size=lambda size: size,
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_size,
         )
@@ -105,24 +104,37 @@ def _plan_shards(
     return split.filename_to_tensors
 
 
-def _index(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, shards: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The content of `model.safetensors.index.json`."""
-    return {
-        "metadata": {
-            "total_parameters": sum(tensor.numel() for tensor in tensors.values()),
-            "total_size": sum(_n_bytes(tensor, dtype) for tensor in tensors.values()),
-        },
-        "weight_map": {name: file_name for file_name, names in shards.items() for name in names},
-    }
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors on the CPU as one file."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def write_index(folder: Path, shards: Mapping[str, Sequence[str]], n_bytes: int, n_parameters: int) -> None:
+    """Write `model.safetensors.index.json`, which says which file has which tensors."""
+    weight_map = {name: file_name for file_name, names in shards.items() for name in names}
+    metadata = {"total_parameters": n_parameters, "total_size": n_bytes}
+    _write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
+
+
+def write_small_files(
+    folder: Path,
+    hf_config: Mapping[str, Any],
+    *,
+    carry_from: Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Write all of a checkpoint but its tensors; see `Export` for the arguments."""
+    _write_json(folder / CONFIG_NAME, hf_config)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+    if carry_from is not None:
+        _carry(carry_from, folder, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
 
 
 def _like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the same shapes and dtypes, for which nothing is made."""
     return {name: tensors.like(name) for name in tensors} if isinstance(tensors, HFState) else dict(tensors)
-
-
-def _n_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -137,6 +149,6 @@ def _carry(source: Path, new: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(file, target)
 
 
-def _is_no_part(name: str) -> bool:
+def is_no_part(name: str) -> bool:
     """Whether a file of the old folder has nothing to do with its checkpoint."""
     return not any(fnmatchcase(name, pattern) for pattern in _REPLACED)

@@ -1,0 +1,242 @@
+"""One checkpoint, written by all ranks of a layout together, into a folder that all of them see.
+
+Each rank is the writer of some of the tensors, nearly the same bytes each, and of files of its own; the first one adds
+the index and the small files. A file's tensors are put together from the parts of all ranks just before it is written,
+so that no rank holds more than one file beside its own part of the model.
+
+The folder must lie on a file system that all ranks share. It gets its name when all have written; if one cannot, what
+was there before stays, and all ranks raise the same error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reallm.data.files import AnyPath, atomic_folder
+from reallm.errors import DataError
+from reallm.hf.arrangements import Shape
+from reallm.hf.family import HFFamily
+from reallm.hf.holdings import holdings
+from reallm.hf.writing import is_no_part, plan_shards, write_file, write_index, write_small_files
+from reallm.model.box import Box
+from reallm.model.config import ReaLModelConfig
+from reallm.parallel.dealing import File, deal, plan_files, rounds
+from reallm.parallel.gathering import Boxes, gathered
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.placement import placement
+from reallm.parallel.together import all_gathered, leads, together
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor that is written, and what it is made of."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+    parts: tuple[tuple[str, Box], ...]
+    """Names under which ranks have parts, and which part of each is needed."""
+    join: Callable[[Sequence[Tensor]], Tensor]
+    """Makes it from these."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        return Box.whole(self.shape).numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class SpreadExport:
+    """What a checkpoint folder is to hold of a model that is spread over the ranks of a layout; see `Export`.
+
+    Raises:
+        ConfigError: `max_shard_size` is no size.
+    """
+
+    hf_config: Mapping[str, Any]
+    """Content of `config.json`."""
+    family: HFFamily
+    """In which it is saved."""
+    config: ReaLModelConfig
+    """Of the whole model."""
+    mesh: Mesh
+    """Its layout."""
+    local: Mapping[str, Tensor]
+    """This rank's parts of the parameters, those of `placement`; not copies."""
+    dtype: torch.dtype | None = None
+    """Convert to this on the way; None keeps each tensor's own."""
+    max_shard_size: int | str = "5GB"
+    """Bytes, or a size such as "5GB", that no file exceeds; each rank writes a file of its own at least."""
+    carry_from: Path | None = None
+    """Folder whose tokenizer and generation config are copied."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Saved instead of the tokenizer in `carry_from`."""
+
+    def __post_init__(self) -> None:
+        plan_shards({}, self.max_shard_size)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the files into an existing folder; all ranks of the layout call it, and fail together.
+
+        Raises:
+            ReallmError: what went wrong and on which rank.
+        """
+        with together(self.mesh):
+            if leads(self.mesh):
+                write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
+        held = {rank: placement(self.config, self.mesh.layout, rank) for rank in self.mesh.layout.ranks}
+        dtypes = of_all_stages(self.mesh, {name: self.dtype or tensor.dtype for name, tensor in self.local.items()})
+        written = [
+            Written(
+                name,
+                holding.shape,
+                dtypes[holding.ours[0]],
+                tuple(zip(holding.ours, holding.parts_of(item), strict=True)),
+                holding.joined,
+            )
+            for holding in holdings(self.family, self.config)
+            for item, name in enumerate(holding.theirs)
+        ]
+        write_tensors_together(folder, self.mesh, written, held, self.local, max_shard_size=self.max_shard_size)
+
+
+def write_together(folder: AnyPath, export: SpreadExport) -> None:
+    """Write a checkpoint; killed at any moment, `folder` holds what it held before or the whole new checkpoint.
+
+    All ranks of the layout call it; others have nothing to do.
+
+    Raises:
+        ReallmError: it cannot be written; the same on all ranks.
+    """
+    if export.mesh.place is None:
+        return
+    with folder_together(folder, export.mesh, keep=is_no_part) as new:
+        export.write_into(new)
+
+
+@contextmanager
+def folder_together(path: AnyPath, mesh: Mesh, *, keep: Callable[[str], bool] | None = None) -> Iterator[Path]:
+    """`atomic_folder` for all ranks of a layout, which write into the same new folder.
+
+    Errors in the block must be those of all ranks, as those of `together` are.
+
+    Raises:
+        DataError: the folder cannot be made or get its name; the same on all ranks.
+    """
+    with ExitStack() as stack:  # of the first rank: in the end the folder gets its name, or is removed
+        with together(mesh):
+            new = stack.enter_context(atomic_folder(path, keep=keep)) if leads(mesh) else None
+        folder = new if mesh.layout.size == 1 else all_gathered(new, mesh.all)[mesh.layout.ranks[0]]
+        assert folder is not None
+        with together(mesh):
+            if not folder.is_dir():
+                raise DataError(
+                    f"{folder.parent} is another folder here than on rank {mesh.layout.ranks[0]}; checkpoints of several "
+                    "ranks need a file system that all of them share"
+                )
+        yield folder
+        with together(mesh):
+            stack.close()
+
+
+def of_all_stages(mesh: Mesh, by_name: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stages know of their own parameters; ranks of a stage know the same."""
+    if mesh.layout.pp == 1:
+        return dict(by_name)
+    return {name: value for of_stage in all_gathered(by_name, mesh.pp).values() for name, value in of_stage.items()}
+
+
+def write_tensors_together(
+    folder: Path,
+    mesh: Mesh,
+    written: Sequence[Written],
+    held: Boxes,
+    local: Mapping[str, Tensor],
+    *,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write tensors as safetensors files with an index; all ranks of the layout call it.
+
+    Args:
+        folder: exists, and is the same for all ranks.
+        mesh: the layout.
+        written: the tensors, the same for all ranks.
+        held: which parts ranks have of what they are made of.
+        local: this rank's parts.
+        max_shard_size: see `SpreadExport`.
+
+    Raises:
+        ReallmError: what went wrong and on which rank.
+    """
+    by_name = {each.name: each for each in written}
+    sizes = {name: each.n_bytes for name, each in by_name.items()}
+    near = {
+        name: [rank for rank in mesh.layout.ranks if any(part in held[rank] for part, _ in each.parts)]
+        for name, each in by_name.items()
+    }
+    files = plan_files(deal(sizes, near, mesh.layout.ranks), sizes, max_shard_size)
+    for at_once in rounds(files):
+        mine = next((file for file in at_once if file.writer == mesh.rank), None)
+        tensors = _put_together(at_once, by_name, near, held, local, mesh)
+        with together(mesh):
+            if mine is not None:
+                write_file(folder / mine.name, tensors)
+                _flush(folder / mine.name)
+    with together(mesh):
+        if leads(mesh) and len(files) > 1:
+            n_parameters = sum(Box.whole(each.shape).numel for each in written)
+            write_index(folder, {file.name: file.tensors for file in files}, sum(sizes.values()), n_parameters)
+
+
+def _put_together(
+    files: Sequence[File],
+    written: Mapping[str, Written],
+    near: Mapping[str, Sequence[int]],
+    held: Boxes,
+    local: Mapping[str, Tensor],
+    mesh: Mesh,
+) -> dict[str, Tensor]:
+    """The tensors of this rank's file among some, on the CPU.
+
+    A part of a tensor of ours is given a name of its own: a writer may need several parts of the same one.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    device = next((tensor.device for tensor in local.values() if tensor.device.type != "cpu"), "cpu")
+    for dtype in dict.fromkeys(written[name].dtype for file in files for name in file.tensors):
+        have: dict[int, dict[str, Box]] = {rank: {} for rank in mesh.layout.ranks}
+        want: dict[int, dict[str, Box]] = {file.writer: {} for file in files}
+        here: dict[str, Tensor] = {}
+        for file, name in ((file, name) for file in files for name in file.tensors if written[name].dtype == dtype):
+            for ours, box in written[name].parts:
+                key = f"{name}:{ours}"
+                want[file.writer][key] = box
+                for rank in near[name]:
+                    shared = box & held[rank][ours] if ours in held[rank] else None
+                    if shared is not None and shared.numel:
+                        have[rank][key] = shared
+                        if rank == mesh.rank:
+                            here[key] = local[ours][shared.within(held[rank][ours]).slices]
+        for key, tensor in gathered(have, want, here, mesh, dtype=dtype, device=device).items():
+            name, _, ours = key.rpartition(":")
+            found.setdefault(name, {})[ours] = tensor
+    return {
+        name: written[name].join([parts[ours] for ours, _ in written[name].parts]).to("cpu")
+        for name, parts in found.items()
+    }
+
+
+def _flush(path: Path) -> None:
+    """Have a file on disk: the first rank, which does that for the folder, may be another machine."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
