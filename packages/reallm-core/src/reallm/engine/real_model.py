@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -314,7 +315,7 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:
         """The content of this model's `config.json` in a family, for tensors of `dtype` (None: the parameters' own)."""
         base = self._raw_hf_config if self.family is family else None
-        stored = dtype or next(self.parameters()).dtype
+        stored = dtype or self.dtype
         return config_io.to_hf(family, self.config, base, str(stored).removeprefix("torch."))
 
     def _load(self, folder: Path, dtype: torch.dtype | None, device: torch.device, seed: int) -> None:
@@ -332,4 +333,4 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         self.to(dtype)
         # the scalar head of a new critic is drawn in float32
         fill(self, {name: part.to(dtype) for name, part in read.tensors.items()}, device)
-        self.bytes_read, self._as_made = read.bytes_read, (dtype, device)
+        self.bytes_read, self._made = read.bytes_read, replace(self._made, dtype=dtype, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -38,6 +38,18 @@ class Meshes:
         if layout not in self.known:
             self.known[layout] = Mesh.of(layout)
         return self.known[layout]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How a model was made, for others like it."""
+
+    cls: type[SpreadModel]
+    """Before FSDP2 put one of its own in its place."""
+    dtype: torch.dtype
+    device: torch.device
+    zero: int
+    sequence_parallel: bool
 
 
 class SpreadModel(Transformer):
@@ -75,7 +87,7 @@ class SpreadModel(Transformer):
         self.mesh = mesh
         """Where the parts of the model are; None if this process has all of it."""
         self.meshes = Meshes({} if mesh is None else {mesh.layout: mesh})
-        self._as_made = dtype, device
+        self._made = _Made(type(self), dtype, device, zero, sequence_parallel)
         self._offload: ModelOffload | None = None
         self.moved: Moved | None = None
         """What the last `reallocate` that made this model, or wrote into it, has moved."""
@@ -92,12 +104,12 @@ class SpreadModel(Transformer):
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters; where none are here, that with which the model was made."""
-        return next((parameter.dtype for parameter in self.parameters()), self._as_made[0])
+        return next((parameter.dtype for parameter in self.parameters()), self._made.dtype)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters lie; where none are here, where they would."""
-        return next((parameter.device for parameter in self.parameters()), self._as_made[1])
+        return next((parameter.device for parameter in self.parameters()), self._made.device)
 
     @property
     def layout(self) -> Layout:
@@ -192,6 +204,7 @@ class SpreadModel(Transformer):
             wanted=target.boxes,
             onto=None if into is None or eta == 1.0 else into.local_tensors(),
             eta=eta,
+            source_dtype=self.dtype,
             dtype=dtype,
             device=self.device,
             checksum=checksum,
@@ -199,15 +212,17 @@ class SpreadModel(Transformer):
         )
         parts = moved.tensors
         if not share:
-            parts = {name: part.clone() if part is own.get(name) else part for name, part in parts.items()}
+            kept = {name: tensor.clone() for name, tensor in own.items() if parts.get(name) is tensor}
+            parts = {**parts, **kept}
         fill(target, parts, self.device)
         target.moved = moved
         return target
 
     def _like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         """A model in another layout, without numbers."""
-        model = type(self)(self.config, dtype=dtype, device="meta", mesh=mesh)
-        model.meshes, model._as_made = self.meshes, (dtype, self.device)
+        options = {"zero": self._made.zero, "sequence_parallel": self._made.sequence_parallel}
+        model = self._made.cls(self.config, dtype=dtype, device="meta", mesh=mesh, **options)
+        model.meshes, model._made = self.meshes, replace(self._made, dtype=dtype, device=self.device)
         return model.train(self.training)
 
     @property
