@@ -224,4 +224,6 @@ def test_checksums_find_one_altered_element():
     finders = [rank for rank, text in enumerate(said) if "its checksum differs" in text]
     assert finders
     assert all("from rank 1 is not what that rank has sent" in said[rank] for rank in finders)
-    assert all(f"rank {finders[0]} has not got its parameters" in said[rank] for rank in range(4) if rank not in finders)
+    assert all(
+        f"rank {finders[0]} has not got its parameters" in said[rank] for rank in range(4) if rank not in finders
+    )
