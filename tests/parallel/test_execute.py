@@ -42,6 +42,7 @@ class Case:
     target: Layout
     dtype: torch.dtype
     eta: float
+    is_into: bool
     limits: Limits
 
 
@@ -80,6 +81,7 @@ def cases() -> list[Case]:
             a_layout(draw),
             draw.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64]),
             draw.choice([1.0, 1.0, 1.0, 0.3]),
+            draw.random() < 0.5,
             draw.choice([Limits(), SMALL]),
         )
         for _ in range(N_PAIRS)
@@ -155,7 +157,8 @@ def seen_by(rank: int) -> list[Seen]:
         held, wanted = placement(CONFIG, case.source, rank), placement(CONFIG, case.target, rank)
         shapes = {info.name: info.shape for info in parameter_infos(CONFIG)}
         source = {name: whole(name, shapes[name], 0)[box.slices].contiguous() for name, box in held.items()}
-        onto = {name: whole(name, shapes[name], 1)[box.slices].to(case.dtype) for name, box in wanted.items()}
+        there = {name: whole(name, shapes[name], 1)[box.slices].to(case.dtype) for name, box in wanted.items()}
+        into = {name: tensor.clone() for name, tensor in there.items()} if case.eta != 1.0 or case.is_into else None
         before = {name: tensor.clone() for name, tensor in source.items()}
         mine, counted, allocated = plan(CONFIG, case.source, case.target).for_rank(rank), Counted(), Allocated()
         with counted.counting(), allocated:
@@ -166,18 +169,18 @@ def seen_by(rank: int) -> list[Seen]:
                 wanted=wanted,
                 source_dtype=torch.float32,
                 dtype=case.dtype,
-                onto=onto,
+                into=into,
                 eta=case.eta,
                 limits=case.limits,
             )
         for name, box in wanted.items():
             expected = whole(name, shapes[name], 0)[box.slices]
             if case.eta != 1.0:
-                expected = expected * case.eta + onto[name].float() * (1 - case.eta)
+                expected = expected * case.eta + there[name].float() * (1 - case.eta)
             assert torch.equal(moved.tensors[name], expected.to(case.dtype)), (case, name)
         assert all(torch.equal(source[name], before[name]) for name in before)
-        result = {id(tensor): tensor.nbytes for name, tensor in moved.tensors.items() if tensor is not source.get(name)}
-        peak = allocated.peak - sum(result.values())
+        made = {name for name, tensor in moved.tensors.items() if into is None and tensor is not source.get(name)}
+        peak = allocated.peak - sum(moved.tensors[name].nbytes for name in made)
         found.append(Seen(counted.sent, counted.received, counted.messages, peak, moved))
     return found
 

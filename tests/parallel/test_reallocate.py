@@ -157,6 +157,7 @@ def with_wrong_arguments(rank: int) -> None:
         ({"to": "tp3"}, "takes rank 2, but the job has 2 ranks"),
         ({"to": "pp2", "eta": 0.5}, "eta=0.5 mixes into a model that is there already; give that as into="),
         ({"to": "tp2", "into": other}, "into= is in the layout tp1pp2dp1, not in tp2pp1dp1"),
+        ({"to": "pp2", "into": other, "dtype": torch.bfloat16}, "into= is in torch.float32, not in torch.bfloat16"),
     ):
         with pytest.raises(ConfigError, match=said):
             model.reallocate(**arguments)
@@ -177,14 +178,16 @@ def without_rank_1(rank: int) -> str:
     model = SpreadModel(CONFIG, seed=3, mesh=Mesh.of("tp2pp2", timeout=timeout))
     target = SpreadModel(CONFIG, seed=4, mesh=Mesh.of("dp4", timeout=timeout))
     model.meshes.of(target.mesh)
-    before = copies(model), copies(target)
+    before = copies(model)
     if rank == 1:
         time.sleep(6)
         return ""
     with pytest.raises(PeerError) as caught:
         model.reallocate("dp4", into=target)
-    assert are_equal(copies(model), before[0])
-    assert are_equal(copies(target), before[1])
+    assert are_equal(copies(model), before)
+    for use in (target.local_tensors, lambda: target(*PACK)):
+        with pytest.raises(PeerError, match=f"rank {rank}: an earlier move into this model has failed"):
+            use()
     return str(caught.value)
 
 
@@ -200,7 +203,7 @@ def with_an_altered_element(rank: int) -> str:
     torch.set_num_threads(1)
     model = SpreadModel(CONFIG, seed=3, mesh=Mesh.of("tp2@0-1"))
     target = SpreadModel(CONFIG, seed=4, mesh=Mesh.of("dp2@2-3"))
-    before, kept, post = copies(target), [], transfer.exchange
+    kept, post = [], transfer.exchange
 
     def altering(parcels, buffers, deadline):
         sent = [buffer.clone() if parcel.is_sent else buffer for parcel, buffer in zip(parcels, buffers, strict=True)]
@@ -215,7 +218,10 @@ def with_an_altered_element(rank: int) -> str:
             model.reallocate("dp2@2-3", into=target, checksum=True)
     finally:
         transfer.exchange = post
-    assert are_equal(copies(target), before)
+    with pytest.raises(PeerError, match="an earlier move into this model has failed"):
+        target.local_tensors()
+    model.reallocate("dp2@2-3", into=target, checksum=True)
+    assert differing(target, SpreadModel(CONFIG, seed=3)) == []
     return str(caught.value)
 
 

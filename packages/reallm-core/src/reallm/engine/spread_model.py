@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
@@ -10,13 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PeerError
 from reallm.model.box import Box
+from reallm.model.cache import KVCache
 from reallm.model.config import ReaLModelConfig
+from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
 from reallm.parallel.build import boxes_here, fill, fresh_parts, layers_here, spread
 from reallm.parallel.layout import Layout
-from reallm.parallel.local import local_tensors
+from reallm.parallel.local import is_sharded, local_tensors
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.model_offload import ModelOffload
 
@@ -38,6 +41,14 @@ class Meshes:
         if layout not in self.known:
             self.known[layout] = Mesh.of(layout)
         return self.known[layout]
+
+
+def _check_takes(into: SpreadModel, layout: Layout, dtype: torch.dtype | None) -> None:
+    """Raise ConfigError unless a model can take parameters in a layout and of a type."""
+    if into.layout != layout:
+        raise ConfigError(f"into= is in the layout {into.layout}, not in {layout}; leave it out, or give its own")
+    if dtype not in (None, into.dtype):
+        raise ConfigError(f"into= is in {into.dtype}, not in {dtype}; leave one of both out")
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ class SpreadModel(Transformer):
         self.meshes = Meshes({} if mesh is None else {mesh.layout: mesh})
         self._made = _Made(type(self), dtype, device, zero, sequence_parallel)
         self._offload: ModelOffload | None = None
+        self._is_half_moved = False
         self.moved: Moved | None = None
         """What the last `reallocate` that made this model, or wrote into it, has moved."""
         if mesh is not None:
@@ -150,10 +162,20 @@ class SpreadModel(Transformer):
 
     def reload(self) -> None:
         """Bring back what is offloaded, for good. Whatever reads the parameters otherwise than by a forward pass needs
-        it; the methods of this class do it by themselves."""
+        it; the methods of this class do it by themselves.
+
+        Raises:
+            PeerError: a move into this model has failed.
+        """
+        self._check_whole()
         if self._offload is not None:
             self._offload.reload()
             self._offload = None
+
+    def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
+        """See `Transformer`."""
+        self._check_whole()
+        return super().run(tokens, seqs, cache)
 
     def reallocate(
         self,
@@ -169,11 +191,12 @@ class SpreadModel(Transformer):
 
         All processes of the job call it, those that are in neither layout too. Each element that a rank lacks is sent
         to it once; what it has it keeps. The plan is made once for each pair of layouts. It succeeds on all ranks or
-        changes nothing on any.
+        on none.
 
         Args:
             to: the layout.
-            into: a model in that layout, such as an earlier result, that takes the parameters; None makes one.
+            into: a model in that layout, such as an earlier result, that takes the parameters into its memory, where
+                they go straight; if that fails it cannot be used until another move into it succeeds. None makes one.
             eta: of `into`, what it takes: `eta * these + (1 - eta) * its own`, as in a moving average.
             dtype: of the result; None: that of `into`, or else of this model.
             share: let the result use the memory of parts that it has in common with this model. To be used where this
@@ -188,35 +211,53 @@ class SpreadModel(Transformer):
         from reallm.parallel.plan import plan
 
         mesh = self.meshes.of(to)
-        if into is None and eta != 1.0:
+        if into is not None:
+            _check_takes(into, mesh.layout, dtype)
+        elif eta != 1.0:
             raise ConfigError(f"eta={eta} mixes into a model that is there already; give that as into=")
-        if into is not None and into.layout != mesh.layout:
-            raise ConfigError(
-                f"into= is in the layout {into.layout}, not in {mesh.layout}; leave it out, or give its own"
-            )
-        dtype = dtype or (self.dtype if into is None else into.dtype)
-        target = self._like(mesh, dtype) if into is None else into
+        target = self._like(mesh, dtype or self.dtype) if into is None else into
         own = self.local_tensors()
-        moved = execute(
-            plan(self.config, self.layout, mesh.layout).for_rank(mesh.rank),
-            source=own,
-            held=self.boxes,
-            wanted=target.boxes,
-            onto=None if into is None or eta == 1.0 else into.local_tensors(),
-            eta=eta,
-            source_dtype=self.dtype,
-            dtype=dtype,
-            device=self.device,
-            checksum=checksum,
-            timeout=mesh.timeout,
-        )
-        parts = moved.tensors
-        if not share:
-            kept = {name: tensor.clone() for name, tensor in own.items() if parts.get(name) is tensor}
-            parts = {**parts, **kept}
-        fill(target, parts, self.device)
-        target.moved = moved
+        with target._taking():
+            moved = target.moved = execute(
+                plan(self.config, self.layout, mesh.layout).for_rank(mesh.rank),
+                source=own,
+                held=self.boxes,
+                wanted=target.boxes,
+                into=target._places(self.device) if into is not None or is_sharded(target) else None,
+                eta=eta,
+                source_dtype=self.dtype,
+                dtype=target.dtype,
+                device=self.device,
+                checksum=checksum,
+                timeout=mesh.timeout,
+            )
+        if into is None and not is_sharded(target):
+            kept = {} if share else {name: own[name].clone() for name in own if moved.tensors.get(name) is own[name]}
+            fill(target, {**moved.tensors, **kept}, self.device)
         return target
+
+    @contextmanager
+    def _taking(self) -> Iterator[None]:
+        """Parameters are written in the block; after an error in it this model cannot be used."""
+        if self._offload is not None:
+            self._offload.reload()
+            self._offload = None
+        self._is_half_moved = True
+        yield
+        self._is_half_moved = False
+
+    def _check_whole(self) -> None:
+        if self._is_half_moved:
+            raise PeerError(
+                f"rank {self._own_mesh.rank}: an earlier move into this model has failed, so that its parameters are "
+                "of no use; move into it again, or use the model that was moved"
+            )
+
+    def _places(self, device: torch.device) -> dict[str, Tensor]:
+        """Memory for the parts that are here, with or without numbers."""
+        if any(parameter.is_meta for parameter in self.parameters()):
+            self.to_empty(device=device)
+        return local_tensors(self)
 
     def _like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         """A model in another layout, without numbers."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from reallm.errors import PeerError
 from reallm.model.box import Box
 from reallm.parallel.checksums import fingerprint
+from reallm.parallel.mesh import all_gather_single
 from reallm.parallel.messages import Message, Part
 from reallm.parallel.transfer import Deadline, Parcel, Traffic, exchange
 
@@ -62,8 +63,8 @@ class Checks:
             if not all(same):
                 part, _ = received[same.index(False)]
                 return (
-                    f"rank {rank}: '{part.name}' {list(part.box.shape)} from rank {parcel.peer} is not what that rank has "
-                    "sent: its checksum differs; see to the memory and the network of both, and start again"
+                    f"rank {rank}: '{part.name}' {list(part.box.shape)} from rank {parcel.peer} is not what that rank "
+                    "has sent: its checksum differs; see to the memory and the network of both, and start again"
                 )
         return None
 
@@ -106,7 +107,7 @@ def close(
 def _gathered(own: Tensor, deadline: Deadline) -> Tensor:
     everyone = own.new_empty(dist.get_world_size(), own.numel())
     try:
-        work = dist.all_gather_into_tensor(everyone.view(-1), own, async_op=True)
+        work = all_gather_single(everyone.view(-1), own, async_op=True)
         deadline.wait(work, OTHERS_SPEAK)
     except RuntimeError as error:
         raise PeerError(

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from reallm.parallel.mesh import Group
+from reallm.parallel.mesh import Group, all_gather_single, reduce_scatter_single
 
 
 class Peers(Protocol):
@@ -76,13 +76,13 @@ class GroupPeers:
     def gather(self, x: Tensor) -> Tensor:
         """See `Peers`."""
         whole = x.new_empty(self.size * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(whole, x.contiguous(), group=self._group)
+        all_gather_single(whole, x.contiguous(), group=self._group)
         return whole
 
     def sum_of_own(self, x: Tensor) -> Tensor:
         """See `Peers`."""
         own = x.new_empty(x.shape[0] // self.size, *x.shape[1:])
-        dist.reduce_scatter_tensor(own, x.contiguous(), group=self._group)
+        reduce_scatter_single(own, x.contiguous(), group=self._group)
         return own
 
 

@@ -24,7 +24,8 @@ class Moved:
     """What a rank has after a reallocation, and what that took."""
 
     tensors: dict[str, Tensor]
-    """By name, in the order of `wanted`. Where the part is the one held before, the tensor is, too: not a copy."""
+    """By name, in the order of `wanted`: those of `into`, or else new ones, where the part is not the one held before;
+    if it is, the tensor is, too, not a copy."""
     bytes_sent: int
     bytes_received: int
     n_messages: int
@@ -42,7 +43,7 @@ def execute(
     wanted: Mapping[str, Box],
     source_dtype: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
-    onto: Mapping[str, Tensor] | None = None,
+    into: Mapping[str, Tensor] | None = None,
     eta: float = 1.0,
     device: torch.device | str | None = None,
     timeout: timedelta | None = None,
@@ -51,8 +52,8 @@ def execute(
 ) -> Moved:
     """Move parameters as planned; all ranks of the job call it, those that neither send nor receive too.
 
-    Nothing that is passed is written to. When it returns, all ranks have succeeded; when it raises on one, it raises on
-    all that still run, and the source is as it was.
+    The source is not written to. When it returns, all ranks have succeeded; when it raises on one, it raises on all
+    that still run, and what `into` holds is of no use.
 
     Args:
         mine: this rank's share of the plan.
@@ -61,8 +62,8 @@ def execute(
         wanted: which parts it is to have.
         source_dtype: of the sources; needed where a rank without a source gets another dtype than `dtype`.
         dtype: of the result; None: that of the sources. The narrower of both is what travels.
-        onto: tensors in the shape of the result to be mixed in; without effect where `eta` is 1.
-        eta: the result is `eta * moved + (1 - eta) * onto`, computed in float32 or wider. The moved values are then
+        into: tensors in the shape and dtype of the result that take it, as it comes in; None makes new ones.
+        eta: the result is `eta * moved + (1 - eta) * into`, computed in float32 or wider. The moved values are then
             sent in the dtype of the sources, so that the result does not depend on the layouts.
         device: of the result; None: that of the source.
         timeout: for the whole call; None: the one of the process group, for each message.
@@ -80,12 +81,13 @@ def execute(
     device = torch.device(device or (some.device if some is not None else "cpu"))
     assert all(tensor.dtype == source_dtype for tensor in source.values()), f"sources must all be {source_dtype}"
     assert all(tuple(tensor.shape) == held[name].shape for name, tensor in source.items())
-    mixing = None if onto is None or eta == 1.0 else Mixing(onto, eta, torch.promote_types(source_dtype, torch.float32))
+    assert eta == 1.0 or into is not None, "there is nothing to mix with"
+    mixing = None if eta == 1.0 else Mixing(eta, torch.promote_types(source_dtype, torch.float32))
     narrows = mixing is None and dtype.itemsize < source_dtype.itemsize
     work = _Work(source, held, wanted, dtype if narrows else source_dtype, dtype, mixing)
     checks = Checks() if checksum else None
     with torch.no_grad():
-        work.allocate(device)
+        work.allocate(device, into)
         work.check_covered(mine)
         is_distributed = dist.is_initialized()
         rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
@@ -144,8 +146,12 @@ class _Work:
         """Whether what arrives is put into its place as it is."""
         return self.mixing is None and self.wire == self.dtype
 
-    def allocate(self, device: torch.device) -> None:
-        """Make the result, without values where it is not the source itself."""
+    def allocate(self, device: torch.device, into: Mapping[str, Tensor] | None) -> None:
+        """Find or make the place of the result; new ones are without values, or the source itself."""
+        if into is not None:
+            self.result.update({name: into[name].detach() for name in self.wanted})
+            assert all(self.result[name].shape == box.shape for name, box in self.wanted.items())
+            return
         for name, box in self.wanted.items():
             own = self.source.get(name)
             as_it_is = own is not None and self.mixing is None and own.dtype == self.dtype and own.device == device
@@ -175,15 +181,15 @@ class _Work:
         if self.mixing is None:
             place.copy_(values)
         else:
-            self.mixing.put(part, self.wanted[part.name], values, place)
+            self.mixing.put(values, place)
 
     def keep(self, mine: RankPlan, limits: Limits) -> None:
         """Copy what is here already; nothing where the source itself is the result."""
         for move in mine.keeps:
             boxes = [move.box] if self.mixing is None else cut(move.box, limits.message_bytes // self.wire.itemsize)
             for name in move.names:
-                if self.result[name] is self.source[name]:
-                    continue
+                if self.result[name].data_ptr() == self.source[name].data_ptr():
+                    continue  # the same memory
                 for box in boxes:
                     values = self.source[name][box.within(self.held[name]).slices]
                     self.put(Part(name, box), values, self.result[name][box.within(self.wanted[name]).slices])

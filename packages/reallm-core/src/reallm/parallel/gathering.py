@@ -51,7 +51,7 @@ def gathered(
     if mesh.layout.size == 1:
         return found
     sent, works = [], []
-    for name, move in ((name, move) for move in plan.sends for name in move.names):
+    for name, move in ((name, one) for one in plan.sends for name in one.names):
         sent.append(part_here(name, move.box).to(device, dtype).contiguous())
         works.append(dist.isend(sent[-1], move.target, group=mesh.all))
     received = [

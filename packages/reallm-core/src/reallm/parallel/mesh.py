@@ -16,6 +16,9 @@ from reallm.errors import ConfigError
 from reallm.parallel.layout import Layout, Place
 
 Group = dist.ProcessGroup
+all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+"""As they are called from torch 2.13 on."""
 
 
 @dataclass(eq=False)

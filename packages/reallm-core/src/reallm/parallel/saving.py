@@ -142,8 +142,8 @@ def folder_together(path: AnyPath, mesh: Mesh, *, keep: Callable[[str], bool] | 
         with together(mesh):
             if not folder.is_dir():
                 raise DataError(
-                    f"{folder.parent} is another folder here than on rank {mesh.layout.ranks[0]}; checkpoints of several "
-                    "ranks need a file system that all of them share"
+                    f"{folder.parent} is another folder here than on rank {mesh.layout.ranks[0]}; checkpoints of "
+                    "several ranks need a file system that all of them share"
                 )
         yield folder
         with together(mesh):
@@ -217,7 +217,7 @@ def _put_together(
         have: dict[int, dict[str, Box]] = {rank: {} for rank in mesh.layout.ranks}
         want: dict[int, dict[str, Box]] = {file.writer: {} for file in files}
         here: dict[str, Tensor] = {}
-        for file, name in ((file, name) for file in files for name in file.tensors if written[name].dtype == dtype):
+        for file, name in ((one, name) for one in files for name in one.tensors if written[name].dtype == dtype):
             for ours, box in written[name].parts:
                 key = f"{name}:{ours}"
                 want[file.writer][key] = box

@@ -1,4 +1,4 @@
-"""Messages between ranks: from and to their place in a tensor where that is contiguous, else by way of staging memory."""
+"""Messages between ranks: from and to their place in a tensor where that is contiguous, else through staging memory."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def transfer(
     def finish() -> None:
         flight = flights.popleft()
         for parcel, work, buffer in zip(flight.parcels, flight.works, flight.buffers, strict=True):
-            with _naming(parcel, deadline):
+            with _Naming(parcel, deadline):
                 deadline.wait(work)
             traffic.n_messages += 1
             if parcel.is_sent:
@@ -179,7 +179,7 @@ def exchange(parcels: Sequence[Parcel], buffers: Sequence[Tensor], deadline: Dea
         dist.P2POp(dist.isend if parcel.is_sent else dist.irecv, buffer.view(torch.uint8), parcel.peer)
         for parcel, buffer in zip(parcels, buffers, strict=True)
     ]
-    with _naming(parcels[0], deadline):
+    with _Naming(parcels[0], deadline):
         works = dist.batch_isend_irecv(operations)
     # NCCL has one for all messages of a batch.
     return works if len(works) == len(operations) else [works[0]] * len(operations)
@@ -193,7 +193,7 @@ def _pieces(parcel: Parcel, buffer: Tensor) -> Sequence[Tensor]:
     return [piece.view(box.shape) for piece, box in zip(buffer.split([box.numel for box in boxes]), boxes, strict=True)]
 
 
-class _naming:
+class _Naming:
     """Turns what a backend raises into an error that names the other rank and the parameter."""
 
     def __init__(self, parcel: Parcel, deadline: Deadline) -> None:
@@ -210,10 +210,10 @@ class _naming:
         doing = "to take" if parcel.is_sent else "to send"
         if self.deadline.is_over:
             raise PeerError(
-                f"rank {here} waited {seconds:.1f} s for rank {parcel.peer} {doing} {parcel.what}: that rank is missing, "
-                "stuck, or waits for another one; see what it is doing, or raise the timeout"
+                f"rank {here} waited {seconds:.1f} s for rank {parcel.peer} {doing} {parcel.what}: that rank is "
+                "missing, stuck, or waits for another one; see what it is doing, or raise the timeout"
             ) from error
         raise PeerError(
-            f"rank {here} lost rank {parcel.peer} after {seconds:.1f} s, waiting for it {doing} {parcel.what}: that rank "
-            "has ended or given up; see its own message"
+            f"rank {here} lost rank {parcel.peer} after {seconds:.1f} s, waiting for it {doing} {parcel.what}: that "
+            "rank has ended or given up; see its own message"
         ) from error

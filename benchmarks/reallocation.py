@@ -1,0 +1,256 @@
+"""Moving a model's parameters from one layout to another, against other ways to do it.
+
+Ranks of a job on gloo, each pinned to a core, move float32 parameters of a Llama-like model of 47 MB (`--quick`) or of
+the sizes of SmolLM2-135M (538 MB). Each side ends with the same parts of the parameters on each rank, which is checked
+before anything is timed, and is repeated with whatever it can keep: plans, groups, buffers.
+
+| side | what it does |
+|---|---|
+| reallm | `model.reallocate(layout, into=target)` |
+| broadcast | each part of each parameter is broadcast by a rank that has it; all take what they need of it |
+| all_gather | each parameter is gathered on all ranks, which take what they need |
+| full_tensor | parameters are `DTensor`s; `full_tensor()`, of which all take what they need |
+| dcp | `torch.distributed.checkpoint`: saved to memory (/dev/shm), and loaded in the new layout |
+
+Layouts are those of what happens between training and generation: from split layers to a pipeline (`tp2_to_pp2`), from
+FSDP to split layers (`fsdp2_to_tp2`), and from FSDP to copies (`fsdp2_to_dp2`), where all sides must send the same.
+`reallocation_over_<side>` is how many times as long a side takes for the first of them; the others carry their names.
+
+    python benchmarks/reallocation.py --quick --json figures.json
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import Ratio, machine, parser, write_json
+from ranks import Ranks
+
+SIDES = ("reallm", "broadcast", "all_gather", "full_tensor", "dcp")
+MOVES = {"tp2_to_pp2": ("tp2", "pp2"), "fsdp2_to_tp2": ("fsdp2", "tp2"), "fsdp2_to_dp2": ("fsdp2", "dp2")}
+BARS = {"broadcast": 3.0, "full_tensor": 5.0}
+"""Of the first move."""
+N_RANKS = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sizes of the model."""
+
+    n_layers: int
+    hidden: int
+    n_q_heads: int
+    n_kv_heads: int
+    inner: int
+    vocab: int
+
+
+QUICK = Work(n_layers=6, hidden=384, n_q_heads=6, n_kv_heads=2, inner=1024, vocab=4096)
+SMOLLM2 = Work(n_layers=30, hidden=576, n_q_heads=8, n_kv_heads=2, inner=1536, vocab=49152)
+TINY = Work(n_layers=2, hidden=64, n_q_heads=4, n_kv_heads=2, inner=96, vocab=512)
+
+
+def make(way: str, work: Work) -> Callable[[], Any]:
+    """The move `way`, `<move>/<side>`, as a function that returns a sum over what this rank has then."""
+    from reallm import ReaLModel, ReaLModelConfig
+    from reallm.parallel.mesh import Mesh
+
+    move, side = way.split("/")
+    source, target = MOVES[move]
+    config = ReaLModelConfig(
+        n_layers=work.n_layers,
+        hidden_size=work.hidden,
+        n_q_heads=work.n_q_heads,
+        n_kv_heads=work.n_kv_heads,
+        head_dim=64 if work.hidden > 64 else 16,
+        intermediate_size=work.inner,
+        vocab_size=work.vocab,
+        max_positions=2048,
+        tied_embeddings=True,
+    )
+    model = ReaLModel(config, seed=0, mesh=Mesh.of(source))
+    result = ReaLModel(config, seed=1, mesh=Mesh.of(target))
+    moves: Mapping[str, Callable[..., Callable[[], Any]]] = {
+        "reallm": by_reallm,
+        "broadcast": by_broadcast,
+        "all_gather": by_all_gather,
+        "full_tensor": by_full_tensor,
+        "dcp": by_dcp,
+    }
+    run = moves[side](model, result)
+    run()
+    expected = ReaLModel(config, seed=0, mesh=Mesh.of(target)).local_tensors()
+    wrong = [name for name, tensor in result.local_tensors().items() if not tensor.equal(expected[name])]
+    if wrong:
+        raise SystemExit(f"{way}: '{wrong[0]}' is not what it should be")
+    return run
+
+
+def by_reallm(model: Any, result: Any) -> Callable[[], None]:
+    """Ours, as it is called."""
+
+    def run() -> None:
+        model.reallocate(result.layout, into=result)
+
+    return run
+
+
+class Parts:
+    """Which rank has, and which is to have, which part of a parameter."""
+
+    def __init__(self, model: Any, result: Any) -> None:
+        from reallm.parallel.placement import parameter_infos, placement
+
+        ranks = range(N_RANKS)
+        self.held = [placement(model.config, model.layout, rank) for rank in ranks]
+        self.shapes = {info.name: info.shape for info in parameter_infos(model.config)}
+        self.own, self.target = model.local_tensors(), result.local_tensors()
+        self.wanted = result.boxes
+
+    def take(self, name: str, box: Any, values: Any) -> None:
+        """Copy what this rank needs of a part into its place."""
+        if name in self.wanted and (shared := box & self.wanted[name]).numel:
+            place = self.target[name][shared.within(self.wanted[name]).slices]
+            place.copy_(values[shared.within(box).slices])
+
+
+def by_broadcast(model: Any, result: Any) -> Callable[[], None]:
+    """Each distinct part from the first rank that has it."""
+    import torch
+    import torch.distributed as dist
+
+    parts, rank = Parts(model, result), dist.get_rank()
+
+    def run() -> None:
+        for name in parts.shapes:
+            sources = {held[name]: who for who, held in reversed(list(enumerate(parts.held))) if name in held}
+            for box, who in sources.items():
+                buffer = parts.own[name].contiguous() if rank == who else torch.empty(box.shape)
+                dist.broadcast(buffer, who)
+                parts.take(name, box, buffer)
+
+    return run
+
+
+def by_all_gather(model: Any, result: Any) -> Callable[[], None]:
+    """Parameters that all ranks have whole are not gathered."""
+    import torch
+    import torch.distributed as dist
+
+    from reallm.model.box import Box
+
+    parts = Parts(model, result)
+
+    def run() -> None:
+        for name, shape in parts.shapes.items():
+            boxes = [held[name] for held in parts.held]
+            own = parts.own[name].contiguous()
+            if boxes[0] == boxes[-1]:
+                parts.take(name, boxes[0], own)
+                continue
+            found = [torch.empty(box.shape) for box in boxes]
+            dist.all_gather(found, own)
+            dim = next(dim for dim, size in enumerate(shape) if boxes[0].shape[dim] != size)
+            parts.take(name, Box.whole(shape), torch.cat(found, dim))
+
+    return run
+
+
+def dtensors(parts: Parts, held: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts as `DTensor`s over all ranks."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh = init_device_mesh("cpu", (N_RANKS,))
+    found = {}
+    for name, tensor in tensors.items():
+        box, shape = held[dist.get_rank()][name], parts.shapes[name]
+        dims = [dim for dim, size in enumerate(shape) if box.shape[dim] != size]
+        found[name] = DTensor.from_local(tensor, mesh, [Shard(dims[0]) if dims else Replicate()], run_check=False)
+    return found
+
+
+def by_full_tensor(model: Any, result: Any) -> Callable[[], None]:
+    """Whole parameters, one after another."""
+    from reallm.model.box import Box
+
+    parts = Parts(model, result)
+    sharded = dtensors(parts, parts.held, parts.own)
+
+    def run() -> None:
+        for name, tensor in sharded.items():
+            parts.take(name, Box.whole(parts.shapes[name]), tensor.full_tensor())
+
+    return run
+
+
+def by_dcp(model: Any, result: Any) -> Callable[[], None]:
+    """A checkpoint in memory in between."""
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    from reallm.parallel.placement import placement
+
+    parts = Parts(model, result)
+    sharded = dtensors(parts, parts.held, parts.own)
+    wanted = [placement(model.config, result.layout, rank) for rank in range(N_RANKS)]
+    everywhere = result.layout.pp == 1
+    loaded = dtensors(parts, wanted, parts.target) if everywhere else dict(parts.target)
+    told = [str(Path("/dev/shm") / f"reallocation-{os.getpid()}")]
+    dist.broadcast_object_list(told)  # of this benchmark's own processes
+    folder = Path(told[0])
+
+    def run() -> None:
+        dcp.save(sharded, storage_writer=dcp.FileSystemWriter(folder, overwrite=True))
+        dcp.load(loaded, storage_reader=dcp.FileSystemReader(folder))
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder)
+
+    return run
+
+
+def main() -> None:
+    """Measure, print, and write the figures if asked to."""
+    arguments = parser(str(__doc__).splitlines()[0])
+    arguments.add_argument("--tiny", action="store_true", help="only show that all still runs")
+    options = arguments.parse_args()
+    work = TINY if options.tiny else QUICK if options.quick else SMOLLM2
+    rounds = 3 if options.tiny else 15
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < N_RANKS:
+        raise SystemExit(f"{N_RANKS} ranks need as many cores, and {socket.gethostname()} gives {len(cores)}")
+    print(f"{machine()}; {N_RANKS} ranks with a core each; {work}; median and quartiles of the ratio")
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, move in enumerate(MOVES):
+            ranks = Ranks(cores[:N_RANKS], str(Path(folder) / move), make, work)
+            seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+            for turn in range(rounds + 1):
+                names = list(SIDES)
+                for side in names[turn % len(names) :] + names[: turn % len(names)]:
+                    took, _ = ranks.do(f"{move}/{side}")
+                    if turn:
+                        seconds[side].append(took)
+            ranks.close()
+            print(f"{move.replace('_', ' ')}: reallm {1000 * sorted(seconds['reallm'])[rounds // 2]:.0f} ms")
+            for side in SIDES[1:]:
+                ratio = Ratio.of(seconds[side], seconds["reallm"])
+                print(f"  {side:12s} {ratio} times as long")
+                name = f"reallocation_over_{side}" + (f"_{move}" if number else "")
+                figures[name] = ratio.median
+                if not number and side in BARS:
+                    figures[f"{name}_bar"] = BARS[side]
+    write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()
