@@ -1,8 +1,8 @@
 """Moving a model's parameters from one layout to another, against other ways to do it.
 
-Ranks of a job on gloo, each pinned to a core, move float32 parameters of a Llama-like model of 47 MB (`--quick`) or of
-the sizes of SmolLM2-135M (538 MB). Each side ends with the same parts of the parameters on each rank, which is checked
-before anything is timed, and is repeated with whatever it can keep: plans, groups, buffers.
+Ranks of a job on gloo, each pinned to a core, move float32 parameters of a Llama-like model of 44 MB (`--quick`) or of
+the sizes of SmolLM2-135M (about 500 MB). Each side ends with the same parts of the parameters on each rank, which is
+checked before anything is timed, and is repeated with whatever it can keep: plans, groups, buffers.
 
 | side | what it does |
 |---|---|
@@ -12,9 +12,10 @@ before anything is timed, and is repeated with whatever it can keep: plans, grou
 | full_tensor | parameters are `DTensor`s; `full_tensor()`, of which all take what they need |
 | dcp | `torch.distributed.checkpoint`: saved to memory (/dev/shm), and loaded in the new layout |
 
-Layouts are those of what happens between training and generation: from split layers to a pipeline (`tp2_to_pp2`), from
-FSDP to split layers (`fsdp2_to_tp2`), and from FSDP to copies (`fsdp2_to_dp2`), where all sides must send the same.
-`reallocation_over_<side>` is how many times as long a side takes for the first of them; the others carry their names.
+Layouts are those of training and of generation. `fsdp2_to_tp2` is the first: a model that was trained with FSDP
+generates in parts that compute together. `reallocation_over_<side>` is how many times as long a side takes for it; the
+figures of other moves carry their names. `tp2_to_pp2` goes to a pipeline, `fsdp4_to_dp2tp2` has four ranks, two to a
+core, and in `fsdp2_to_dp2` each rank needs the whole model: there all sides must send the same.
 
     python benchmarks/reallocation.py --quick --json figures.json
 """
@@ -34,10 +35,16 @@ from common import Ratio, machine, parser, write_json
 from ranks import Ranks
 
 SIDES = ("reallm", "broadcast", "all_gather", "full_tensor", "dcp")
-MOVES = {"tp2_to_pp2": ("tp2", "pp2"), "fsdp2_to_tp2": ("fsdp2", "tp2"), "fsdp2_to_dp2": ("fsdp2", "dp2")}
+MOVES = {
+    "fsdp2_to_tp2": ("fsdp2", "tp2"),
+    "tp2_to_pp2": ("tp2", "pp2"),
+    "fsdp4_to_dp2tp2": ("fsdp4", "dp2tp2"),
+    "fsdp2_to_dp2": ("fsdp2", "dp2"),
+}
+"""From which layout to which."""
 BARS = {"broadcast": 3.0, "full_tensor": 5.0}
 """Of the first move."""
-N_RANKS = 2
+N_CORES = 2
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Parts:
     def __init__(self, model: Any, result: Any) -> None:
         from reallm.parallel.placement import parameter_infos, placement
 
-        ranks = range(N_RANKS)
+        ranks = model.layout.ranks
         self.held = [placement(model.config, model.layout, rank) for rank in ranks]
         self.shapes = {info.name: info.shape for info in parameter_infos(model.config)}
         self.own, self.target = model.local_tensors(), result.local_tensors()
@@ -163,18 +170,20 @@ def by_all_gather(model: Any, result: Any) -> Callable[[], None]:
     return run
 
 
-def dtensors(parts: Parts, held: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts as `DTensor`s over all ranks."""
+def dtensors(parts: Parts, layout: Any, held: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts as `DTensor`s over the ranks of a layout, in which data-parallel ranks differ in parts or tensor-parallel
+    ones, not both."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    mesh = init_device_mesh("cpu", (N_RANKS,))
-    found = {}
+    mesh, found = init_device_mesh("cpu", (layout.dp, layout.tp)), {}
     for name, tensor in tensors.items():
         box, shape = held[dist.get_rank()][name], parts.shapes[name]
         dims = [dim for dim, size in enumerate(shape) if box.shape[dim] != size]
-        found[name] = DTensor.from_local(tensor, mesh, [Shard(dims[0]) if dims else Replicate()], run_check=False)
+        split = Shard(dims[0]) if dims else Replicate()
+        placements = [split, Replicate()] if layout.fsdp else [Replicate(), split]
+        found[name] = DTensor.from_local(tensor, mesh, placements, run_check=False)
     return found
 
 
@@ -183,7 +192,7 @@ def by_full_tensor(model: Any, result: Any) -> Callable[[], None]:
     from reallm.model.box import Box
 
     parts = Parts(model, result)
-    sharded = dtensors(parts, parts.held, parts.own)
+    sharded = dtensors(parts, model.layout, parts.held, parts.own)
 
     def run() -> None:
         for name, tensor in sharded.items():
@@ -200,10 +209,10 @@ def by_dcp(model: Any, result: Any) -> Callable[[], None]:
     from reallm.parallel.placement import placement
 
     parts = Parts(model, result)
-    sharded = dtensors(parts, parts.held, parts.own)
-    wanted = [placement(model.config, result.layout, rank) for rank in range(N_RANKS)]
-    everywhere = result.layout.pp == 1
-    loaded = dtensors(parts, wanted, parts.target) if everywhere else dict(parts.target)
+    sharded = dtensors(parts, model.layout, parts.held, parts.own)
+    wanted = [placement(model.config, result.layout, rank) for rank in result.layout.ranks]
+    is_pipeline = result.layout.pp > 1
+    loaded = dict(parts.target) if is_pipeline else dtensors(parts, result.layout, wanted, parts.target)
     told = [str(Path("/dev/shm") / f"reallocation-{os.getpid()}")]
     dist.broadcast_object_list(told)  # of this benchmark's own processes
     folder = Path(told[0])
@@ -220,19 +229,22 @@ def by_dcp(model: Any, result: Any) -> Callable[[], None]:
 
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
+    from reallm.parallel.layout import Layout
+
     arguments = parser(str(__doc__).splitlines()[0])
     arguments.add_argument("--tiny", action="store_true", help="only show that all still runs")
     options = arguments.parse_args()
     work = TINY if options.tiny else QUICK if options.quick else SMOLLM2
     rounds = 3 if options.tiny else 15
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < N_RANKS:
-        raise SystemExit(f"{N_RANKS} ranks need as many cores, and {socket.gethostname()} gives {len(cores)}")
-    print(f"{machine()}; {N_RANKS} ranks with a core each; {work}; median and quartiles of the ratio")
+    if len(cores) < N_CORES:
+        raise SystemExit(f"{N_CORES} cores are needed, and {socket.gethostname()} gives {len(cores)}")
+    print(f"{machine()}; {work}; median and quartiles of the ratio")
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, move in enumerate(MOVES):
-            ranks = Ranks(cores[:N_RANKS], str(Path(folder) / move), make, work)
+        for number, (move, (source, _)) in enumerate(MOVES.items()):
+            of_ranks = [cores[rank % N_CORES] for rank in range(Layout.parse(source).size)]
+            ranks = Ranks(of_ranks, str(Path(folder) / move), make, work)
             seconds: dict[str, list[float]] = {side: [] for side in SIDES}
             for turn in range(rounds + 1):
                 names = list(SIDES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -261,9 +261,16 @@ class SpreadModel(Transformer):
 
     def _like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         """A model in another layout, without numbers."""
-        options = {"zero": self._made.zero, "sequence_parallel": self._made.sequence_parallel}
-        model = self._made.cls(self.config, dtype=dtype, device="meta", mesh=mesh, **options)
-        model.meshes, model._made = self.meshes, replace(self._made, dtype=dtype, device=self.device)
+        made = self._made
+        model = cast("type[Self]", made.cls)(
+            self.config,
+            dtype=dtype,
+            device="meta",
+            mesh=mesh,
+            zero=made.zero,
+            sequence_parallel=made.sequence_parallel,
+        )
+        model.meshes, model._made = self.meshes, replace(made, dtype=dtype, device=self.device)
         return model.train(self.training)
 
     @property
