@@ -23,6 +23,7 @@ from reallm.model.config import ReaLModelConfig
 from reallm.parallel.build import fill
 from reallm.parallel.data import gathered
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.saving import SpreadExport, write_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -112,13 +113,18 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
 
         The tokenizer, chat template and generation config of the checkpoint the model came from are carried over, or
         `tokenizer` is saved. The folder is replaced in one step: killed at any moment, it holds the old or the new.
+        With a mesh, all ranks of its layout call it and write parts of the one checkpoint, in a folder that all see.
 
         Args:
             path: the folder; made if missing.
             dtype: convert to this on the way; None keeps the parameters' own.
             max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
         """
-        writing.write_checkpoint(path, self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer))
+        export = self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
+        if isinstance(export, SpreadExport):
+            write_together(path, export)
+        else:
+            writing.write_checkpoint(path, export)
 
     def export(
         self,
@@ -126,15 +132,19 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         dtype: torch.dtype | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> writing.Export:
+    ) -> writing.Export | SpreadExport:
         """What `save_pretrained` writes, as a value that says so; its tensors are the parameters themselves."""
         if self.family is None:
             raise CheckpointError(
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
             )
-        tensors = self.local_tensors()
+        raw, tensors = self._to_raw(self.family, dtype), self.local_tensors()
+        if self.mesh is not None and self.mesh.layout.size > 1:
+            return SpreadExport(
+                raw, self.family, self.config, self.mesh, tensors, dtype, max_shard_size, self.source, tokenizer
+            )
         return writing.Export(
-            self._to_raw(self.family, dtype),
+            raw,
             weights.state_dict_to_hf(self.family, tensors, self.config),
             dtype,
             max_shard_size,

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
 from reallm.engine.objective import Totals
 from reallm.engine.share import Part
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.words import told_by_all
 
 
 class Agreed(NamedTuple):
@@ -59,12 +59,10 @@ class Sums:
             return Agreed(own, [])
         speaks = mesh.is_last_stage and mesh.here.tp == 0
         suspects = [] if math.isfinite(own.loss_sum) else self._suspects()
-        told: list[Agreed | None] = [None] * mesh.layout.size
-        dist.all_gather_object(told, Agreed(own, suspects) if speaks else None, group=mesh.all)
-        heard = [each for each in told if each is not None]
-        return Agreed(
-            sum((each.totals for each in heard), Totals()), [name for each in heard for name in each.suspects]
-        )
+        said = [own.loss_sum, own.weight, own.tokens, own.stats, suspects] if speaks else None
+        heard = [each for each in told_by_all(said, mesh.all).values() if each is not None]
+        totals = sum((Totals(*numbers) for *numbers, _ in heard), Totals())
+        return Agreed(totals, [name for *_, names in heard for name in names])
 
     def _suspects(self) -> list[str]:
         bad = [part.batch for part, loss in self._losses if not math.isfinite(loss.item())]

@@ -209,7 +209,14 @@ def _train(run: _Run) -> RunResult:
             folder=folder,
             loggers=loggers,
             progress=progress,
-            saver=Saver(folder, keep_last=config.keep_last, in_background=config.async_save, newest=newest),
+            saver=Saver(
+                folder,
+                keep_last=config.keep_last,
+                # ranks that save together talk to each other, as the next step does: not at the same time
+                in_background=config.async_save and job.is_alone,
+                newest=newest,
+                is_first=job.is_first,
+            ),
             examples=_examples(run),
         ),
         state,

@@ -9,6 +9,7 @@ Nothing in it is pickled. The order of data needs no place: it follows from the 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -26,8 +27,12 @@ from reallm.engine.train import EngineState
 from reallm.errors import CheckpointError, did_you_mean
 from reallm.experiments.run_folder import TRAINING_STATE
 from reallm.hf.checkpoint import open_checkpoint
-from reallm.hf.writing import write_tensors
+from reallm.hf.writing import Export, write_tensors
 from reallm.loggers.jsonl import finite
+from reallm.model.box import Box
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.saving import SpreadExport, write_companions_together
+from reallm.parallel.together import leads, together
 
 FORMAT = 1
 """Of the files; raised when an older reader would misread them."""
@@ -96,15 +101,26 @@ class SavedState:
     generators: Generators
 
 
-def write_state(folder: Path, state: SavedState) -> None:
-    """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is."""
+def write_state(folder: Path, state: SavedState, exports: Mapping[str, Export | SpreadExport]) -> None:
+    """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is.
+
+    Args:
+        folder: of the checkpoint.
+        state: of the run; what engines hold of models that are spread over several ranks is that of this rank.
+        exports: of the models, by role; all ranks of one that is spread call this.
+    """
     top = folder / TRAINING_STATE
-    top.mkdir()
+    mesh = spread_over(exports)
+    with together(mesh):
+        for role in state.engines:
+            (top / role).mkdir(parents=True, exist_ok=True)
     for role, engine in state.engines.items():
         tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
         tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
-        (top / role).mkdir()
-        if tensors:
+        export = exports[role]
+        if isinstance(export, SpreadExport):
+            write_companions_together(top / role, export.mesh, export.config, tensors)
+        elif tensors:
             write_tensors(top / role, tensors)
     content = {
         "format": FORMAT,
@@ -120,7 +136,14 @@ def write_state(folder: Path, state: SavedState) -> None:
         "generators": asdict(state.generators),
         "versions": versions(),
     }
-    (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
+    with together(mesh):
+        if leads(mesh):
+            (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def spread_over(exports: Mapping[str, Export | SpreadExport]) -> Mesh | None:
+    """The ranks that save together; None if this process does so alone."""
+    return next((export.mesh for export in exports.values() if isinstance(export, SpreadExport)), None)
 
 
 def has_state(checkpoint: Path) -> bool:
@@ -172,13 +195,30 @@ def load_engine(role: str, engine: Any, state: SavedState, source: Path) -> None
         CheckpointError: the state is not that of this model.
     """
     try:
-        engine.load_state(state.engines[role])
+        saved = state.engines[role]
+        if engine.model.mesh is not None:
+            saved = _part(saved, engine.model.boxes)
+        engine.load_state(saved)
     except (KeyError, RuntimeError) as error:
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
         raise CheckpointError(
             f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
             "is the run that of another model or algorithm?"
         ) from error
+
+
+def _part(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
+    """What a rank needs of a state, whatever the layout was in which it was saved."""
+
+    def here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = ((name, tensor, name.partition("/")[0]) for name, tensor in tensors.items())
+        return {
+            name: tensor[boxes[parameter].slices] if tensor.dim() else tensor
+            for name, tensor, parameter in own
+            if parameter in boxes
+        }
+
+    return dataclasses.replace(saved, moments=here(saved.moments), weights=here(saved.weights))
 
 
 def versions() -> dict[str, str]:

@@ -14,11 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reallm.data.files import atomic_folder, remove_folder, sweep
+from reallm.data.files import remove_folder, sweep
 from reallm.errors import DataError
 from reallm.experiments.run_folder import TRAINING_STATE, RunFolder
-from reallm.experiments.saved_state import SavedState, has_state, write_state
+from reallm.experiments.saved_state import Best, SavedState, has_state, spread_over, write_state
 from reallm.hf.writing import Export
+from reallm.parallel.saving import SpreadExport, folder_together
+from reallm.parallel.together import together
 
 
 @dataclass
@@ -37,23 +39,33 @@ class Saver:
         keep_last: how many of the newest checkpoints are kept, beside the best; None: all.
         in_background: write in a thread. Whoever changes what is saved must call `wait_until_read` before.
         newest: the checkpoint that the run goes on from.
+        is_first: whether this is rank 0, which does what is done once.
     """
 
     def __init__(
-        self, folder: RunFolder, *, keep_last: int | None, in_background: bool, newest: Path | None = None
+        self,
+        folder: RunFolder,
+        *,
+        keep_last: int | None,
+        in_background: bool,
+        newest: Path | None = None,
+        is_first: bool = True,
     ) -> None:
         self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
         self.newest = newest
         """The newest whole checkpoint."""
         self._job: _Job | None = None
         self._thread: threading.Thread | None = None
-        sweep(folder.checkpoints)
+        self._is_first = is_first
+        if is_first:
+            sweep(folder.checkpoints)
 
-    def save(self, exports: Mapping[str, Export], state: SavedState) -> None:
+    def save(self, exports: Mapping[str, Export | SpreadExport], state: SavedState) -> None:
         """Begin to save, or save where that is not done in the background. `finish` must have ended the save before.
 
         Args:
-            exports: by role; a single one makes the checkpoint itself, several make folders in it.
+            exports: by role; a single one makes the checkpoint itself, several make folders in it. All ranks of those
+                that are spread save at the same time.
             state: what a resumed run needs.
         """
         assert self._job is None, "an earlier save has not been finished"
@@ -90,26 +102,33 @@ class Saver:
             raise job.error
         self.newest = job.path
 
-    def _write(self, job: _Job, exports: Mapping[str, Export], state: SavedState) -> None:
+    def _write(self, job: _Job, exports: Mapping[str, Export | SpreadExport], state: SavedState) -> None:
+        mesh = spread_over(exports)
         try:
-            with atomic_folder(job.path) as new:
+            with folder_together(job.path, mesh) as new:
                 for role, export in exports.items():
                     target = new if len(exports) == 1 else new / role
                     target.mkdir(exist_ok=True)
                     # the checkpoint that the model came from may be gone by now; the tokenizer goes from save to save
                     source = export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
                     dataclasses.replace(export, carry_from=source).write_into(target)
-                write_state(new, state)
+                write_state(new, state, exports)
                 job.read.set()
-            self._folder.point(self._folder.last_checkpoint, job.path)
-            best = None if state.best is None else self._folder.path / state.best.checkpoint
-            if best is not None:
-                self._folder.point(self._folder.best_checkpoint, best)
-            self._prune(job.path, best)
+            with together(mesh):
+                if self._is_first:
+                    self._point(job.path, state.best)
         except Exception as error:  # also what a thread may not raise: it is handed to `finish`
             job.error = error
         finally:
             job.read.set()
+
+    def _point(self, newest: Path, best: Best | None) -> None:
+        """Let the names of the newest and the best lead there, and remove what is not to be kept."""
+        self._folder.point(self._folder.last_checkpoint, newest)
+        best_path = None if best is None else self._folder.path / best.checkpoint
+        if best_path is not None:
+            self._folder.point(self._folder.best_checkpoint, best_path)
+        self._prune(newest, best_path)
 
     def _prune(self, newest: Path, best: Path | None) -> None:
         """Only the newest keeps its training state; of the others, those are removed that are not to be kept."""

@@ -31,8 +31,9 @@ from reallm.model.config import ReaLModelConfig
 from reallm.parallel.dealing import File, deal, plan_files, rounds
 from reallm.parallel.gathering import Boxes, gathered
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.placement import placement
-from reallm.parallel.together import all_gathered, leads, together
+from reallm.parallel.placement import parameter_infos, placement
+from reallm.parallel.together import leads, together
+from reallm.parallel.words import told_by_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +97,7 @@ class SpreadExport:
             if leads(self.mesh):
                 write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
         held = {rank: placement(self.config, self.mesh.layout, rank) for rank in self.mesh.layout.ranks}
-        dtypes = of_all_stages(self.mesh, {name: self.dtype or tensor.dtype for name, tensor in self.local.items()})
+        dtypes = _dtypes(self.mesh, {name: self.dtype or tensor.dtype for name, tensor in self.local.items()})
         written = [
             Written(
                 name,
@@ -126,7 +127,7 @@ def write_together(folder: AnyPath, export: SpreadExport) -> None:
 
 
 @contextmanager
-def folder_together(path: AnyPath, mesh: Mesh, *, keep: Callable[[str], bool] | None = None) -> Iterator[Path]:
+def folder_together(path: AnyPath, mesh: Mesh | None, *, keep: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """`atomic_folder` for all ranks of a layout, which write into the same new folder.
 
     Errors in the block must be those of all ranks, as those of `together` are.
@@ -137,24 +138,79 @@ def folder_together(path: AnyPath, mesh: Mesh, *, keep: Callable[[str], bool] | 
     with ExitStack() as stack:  # of the first rank: in the end the folder gets its name, or is removed
         with together(mesh):
             new = stack.enter_context(atomic_folder(path, keep=keep)) if leads(mesh) else None
-        folder = new if mesh.layout.size == 1 else all_gathered(new, mesh.all)[mesh.layout.ranks[0]]
-        assert folder is not None
-        with together(mesh):
-            if not folder.is_dir():
-                raise DataError(
-                    f"{folder.parent} is another folder here than on rank {mesh.layout.ranks[0]}; checkpoints of "
-                    "several ranks need a file system that all of them share"
-                )
-        yield folder
+        if mesh is None or mesh.layout.size == 1:
+            assert new is not None
+            yield new
+        else:
+            yield _seen_by_all(new, mesh)
         with together(mesh):
             stack.close()
 
 
-def of_all_stages(mesh: Mesh, by_name: Mapping[str, Any]) -> dict[str, Any]:
-    """What the stages know of their own parameters; ranks of a stage know the same."""
+def _seen_by_all(new: Path | None, mesh: Mesh) -> Path:
+    """The folder of the first rank, which the others are to see too."""
+    first = mesh.layout.ranks[0]
+    folder = Path(told_by_all(new and str(new), mesh.all)[first])
+    with together(mesh):
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder.parent} is another folder here than on rank {first}; checkpoints of several ranks need a "
+                "file system that all of them share"
+            )
+    return folder
+
+
+def write_companions_together(folder: Path, mesh: Mesh, config: ReaLModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write what ranks keep beside the parameters, such as the moments of an optimizer, whole; all ranks call it.
+
+    Args:
+        folder: exists, and is the same for all ranks.
+        mesh: the layout.
+        config: of the whole model.
+        tensors: of this rank, `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`: of each in the shape of
+            the part of the parameter that is here, or a single number, the same wherever it is.
+
+    Raises:
+        ReallmError: what went wrong and on which rank.
+    """
+    own = {name: [str(tensor.dtype), tensor.dim() == 0] for name, tensor in tensors.items()}
+    said = told_by_all(own, mesh.all)
+    about = {name: each for of_rank in said.values() for name, each in of_rank.items()}
+    infos = {info.name: info for info in parameter_infos(config)}
+    wholes = {
+        name: Box((), ()) if is_number else Box.whole(infos[parameter_of(name)].shape)
+        for name, (_, is_number) in about.items()
+    }
+    places = {rank: placement(config, mesh.layout, rank) for rank in mesh.layout.ranks}
+    held = {
+        rank: {name: wholes[name] if about[name][1] else places[rank][parameter_of(name)] for name in of_rank}
+        for rank, of_rank in said.items()
+    }
+    written = [
+        Written(name, wholes[name].shape, _dtype(dtype), ((name, wholes[name]),), lambda parts: parts[0])
+        for name, (dtype, _) in about.items()
+    ]
+    if written:
+        write_tensors_together(folder, mesh, written, held, tensors)
+
+
+def parameter_of(name: str) -> str:
+    """The parameter in the name of a companion."""
+    return name.split("/")[1]
+
+
+def _dtypes(mesh: Mesh, of_stage: Mapping[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """What the stages know of their own parameters."""
     if mesh.layout.pp == 1:
-        return dict(by_name)
-    return {name: value for of_stage in all_gathered(by_name, mesh.pp).values() for name, value in of_stage.items()}
+        return dict(of_stage)
+    said = told_by_all({name: str(dtype) for name, dtype in of_stage.items()}, mesh.pp)
+    return {name: _dtype(dtype) for each in said.values() for name, dtype in each.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name.removeprefix("torch."))
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def write_tensors_together(

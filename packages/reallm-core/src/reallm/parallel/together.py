@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
-import torch.distributed as dist
 from safetensors import SafetensorError
 
+from reallm import errors
 from reallm.errors import DataError, PeerError, ReallmError
-from reallm.parallel.mesh import Group, Mesh
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.words import told_by_all
 
-T = TypeVar("T")
 EXPECTED = (ReallmError, OSError, SafetensorError)
 """What may happen to a user. Anything else keeps its traceback on the rank where it happens."""
 
 
+_KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ReallmError)}
+
+
 @contextmanager
-def together(mesh: Mesh) -> Iterator[None]:
+def together(mesh: Mesh | None) -> Iterator[None]:
     """Leave the block when all ranks of the layout have come to its end, or with an error on all of them.
 
-    In the block a rank does something of its own, such as writing a file, and talks to no other.
+    In the block a rank does something of its own, such as writing a file, and talks to no other. Without a mesh, or in
+    a layout of one rank, it is a block like any other.
 
     Raises:
         ReallmError: the error of the first rank that has one, on all ranks; names it. Other exceptions than those of
             files are raised as they are where they occurred, and as a `PeerError` elsewhere.
     """
-    if mesh.layout.size == 1:
+    if mesh is None or mesh.layout.size == 1:
         yield
         return
     mine: Exception | None = None
@@ -35,36 +38,29 @@ def together(mesh: Mesh) -> Iterator[None]:
         yield
     except Exception as error:  # whatever it is, the others wait for a word
         mine = error
-    said = all_gathered(None if mine is None else _told(mine, mesh.rank), mesh.all)
+    said = told_by_all(None if mine is None else _told(mine, mesh.rank), mesh.all)
     first = next((each for each in said.values() if each is not None), None)
     if first is None:
         return
     if mine is not None and not isinstance(mine, EXPECTED):
         raise mine
     kind, text = first
-    raise kind(text) from mine
+    raise _KINDS[kind](text) from mine
 
 
-def leads(mesh: Mesh) -> bool:
+def leads(mesh: Mesh | None) -> bool:
     """Whether this rank is the one that does what is done once."""
-    return mesh.rank == mesh.layout.ranks[0]
+    return mesh is None or mesh.rank == mesh.layout.ranks[0]
 
 
-def all_gathered(value: T, group: Group) -> dict[int, T]:
-    """A small value of each rank of a group, by rank in ascending order."""
-    ranks = dist.get_process_group_ranks(group)
-    values: list[Any] = [None] * len(ranks)
-    dist.all_gather_object(values, value, group=group)
-    return dict(sorted(zip(ranks, values, strict=True)))
-
-
-def _told(error: Exception, rank: int) -> tuple[type[ReallmError], str]:
+def _told(error: Exception, rank: int) -> tuple[str, str]:
     """What a rank says of its error to the others."""
     text = " ".join(str(error).split())
     if isinstance(error, ReallmError):
-        return type(error), f"rank {rank}: {text}"
+        kind = type(error).__name__
+        return kind if kind in _KINDS else ReallmError.__name__, f"rank {rank}: {text}"
     if isinstance(error, OSError):
-        return DataError, f"rank {rank}: {error.strerror or text}"
+        return DataError.__name__, f"rank {rank}: {error.strerror or text}"
     if isinstance(error, SafetensorError):
-        return DataError, f"rank {rank}: {text}"
-    return PeerError, f"rank {rank} failed: {type(error).__name__}: {text}"
+        return DataError.__name__, f"rank {rank}: {text}"
+    return PeerError.__name__, f"rank {rank} failed: {type(error).__name__}: {text}"
