@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points, version
 from typing import Any
 
+from reallm.errors import CheckpointError
 from reallm.experiments.resume import leaves
 from reallm.experiments.training_config import TrainingConfig, model_args
 from reallm.hf.config_io import resolve_path
@@ -28,9 +30,10 @@ def facts(config: TrainingConfig, settings: Mapping[str, Any], roles: Sequence[s
     found |= {f"the version of {name}": version(name) for name in ("torch", "reallm-core")}
     found |= {f"the version of {name}": number for name, number in _plugins().items()}
     for role in roles:
-        path = resolve_path(model_args(config, role).path) / CONFIG_NAME
-        if path.is_file():
-            found[f"the content of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        with suppress(CheckpointError):  # a resumed run has its own copy; whoever needs it will say that it is gone
+            path = resolve_path(model_args(config, role).path) / CONFIG_NAME
+            if path.is_file():
+                found[f"the content of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return found
 
 

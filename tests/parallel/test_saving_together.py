@@ -1,0 +1,132 @@
+"""Checkpoints that several ranks write together: those of one process, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from reallm import Mesh, ReaLModel
+from reallm.errors import DataError, PeerError
+from reallm.parallel import saving
+from reallm.parallel.mesh import Group
+from reallm.parallel.together import together
+from reallm.parallel.words import told_by_all
+from tests.helpers.hf_grid import raw_config, save_hf
+from tests.helpers.ranks import on_ranks
+
+LAYOUTS = ["dp2", "pp2", "tp2", "fsdp2", "tp2pp2", "fsdp4", "fsdp2tp2", "pp2@3,1"]
+FAMILIES = ["gqa", "qwen3-moe-dense-layer", "gpt2", "phi3"]
+"""Plain renaming; experts, which are stacked; matrices that are turned round; several of ours in one of theirs."""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in FAMILIES:
+        save_hf(raw_config(name), folder / name)
+    return folder
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+    return found
+
+
+def save_in_each_layout(rank: int, checkpoints: Path, out: Path) -> list[int]:
+    """Sizes in bytes of what this rank has read, by layout."""
+    torch.set_num_threads(1)
+    read = []
+    for layout in LAYOUTS:
+        for name in FAMILIES:
+            model = ReaLModel.from_pretrained(checkpoints / name, mesh=Mesh.of(layout))
+            model.save_pretrained(out / layout / name, max_shard_size="20KB")
+            read.append(model.bytes_read)
+    model = ReaLModel.from_pretrained(checkpoints / "gqa", mesh=Mesh.of("dp4"))
+    model.save_pretrained(out / "half", dtype=torch.bfloat16)
+    return read
+
+
+def test_they_are_those_of_one_process(checkpoints, tmp_path):
+    on_ranks(4, save_in_each_layout, checkpoints, tmp_path)
+    for name in FAMILIES:
+        expected = tensors_of(checkpoints / name)
+        for layout in LAYOUTS:
+            folder = tmp_path / layout / name
+            found = tensors_of(folder)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[key], expected[key]) for key in expected), (layout, name)
+            index = json.loads((folder / "model.safetensors.index.json").read_text())
+            assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in expected.values())
+            assert index["weight_map"].keys() == expected.keys()
+            files = set(index["weight_map"].values())
+            assert {path.name for path in folder.glob("*.safetensors")} == files
+            assert len(files) >= 2
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tp2pp2" / "gqa")
+    assert torch.equal(model.lm_head.weight, tensors_of(checkpoints / "gqa")["lm_head.weight"])
+    half = tensors_of(tmp_path / "half")
+    assert all(torch.equal(half[key], value.bfloat16()) for key, value in tensors_of(checkpoints / "gqa").items())
+
+
+def fail_on_one(rank: int, checkpoints: Path, out: Path) -> str:
+    torch.set_num_threads(1)
+    model = ReaLModel.from_pretrained(checkpoints / "gqa", mesh=Mesh.of("tp2pp2"))
+    model.save_pretrained(out / "model")
+    write = saving.write_file
+
+    def full(path: Path, tensors: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    saving.write_file = full if rank == 2 else write
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    try:
+        with pytest.raises(DataError) as caught:
+            model.save_pretrained(out / "model")
+    finally:
+        saving.write_file = write
+    return str(caught.value)
+
+
+def test_a_full_disk_on_one_rank_is_everybodys_and_the_old_checkpoint_stays(checkpoints, tmp_path):
+    said = on_ranks(4, fail_on_one, checkpoints, tmp_path)
+    assert set(said) == {"rank 2: No space left on device"} or all("No space left" in text for text in said)
+    expected, found = tensors_of(checkpoints / "gqa"), tensors_of(tmp_path / "model")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def say(rank: int) -> list[object]:
+    group: Group = Mesh.of("dp3@0-2").all if rank < 3 else Mesh.of("dp1@3").all
+    value = {"rank": rank, "text": "é" * rank, "number": 0.1 + rank, "none": None, "infinite": float("inf")}
+    heard = told_by_all(value, group)
+    assert heard[rank] == value
+    return list(heard)
+
+
+def test_words_of_any_length_arrive_as_they_are():
+    assert on_ranks(4, say) == [[0, 1, 2]] * 3 + [[3]]
+
+
+def break_a_promise(rank: int) -> str:
+    try:
+        with together(Mesh.of("dp2")):
+            if rank == 1:
+                raise ZeroDivisionError("by zero")
+    except (ZeroDivisionError, PeerError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_an_error_of_the_program_keeps_its_traceback_where_it_is():
+    assert on_ranks(2, break_a_promise) == [
+        "PeerError: rank 1 failed: ZeroDivisionError: by zero",
+        "ZeroDivisionError: by zero",
+    ]
