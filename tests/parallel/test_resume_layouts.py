@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import io
 import json
+import os
+import random
 import shutil
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from reallm.engine.optimizer_config import OptimizerConfig
-from reallm.errors import CheckpointError
+from reallm.errors import CheckpointError, DataError
 from reallm.experiments.config import ModelArgs
 from reallm.experiments.parallel_config import ParallelArgs
+from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.runner import run
+from reallm.experiments.saved_state import Generators, has_state, read_state
 from reallm.experiments.sft import SFTConfig
+from reallm.parallel import saving
 from reallm.parallel.job import Job
 from reallm.plugins import registry
-from tests.helpers.jobs import make_inputs
-from tests.helpers.ranks import on_ranks
+from tests.helpers.jobs import Command, make_inputs
+from tests.helpers.ranks import RankError, on_ranks
 
 STEPS_BEFORE, STEPS = 3, 6
 FSDP = ParallelArgs(dp=2, zero=2)
@@ -51,14 +64,14 @@ def configuration(inputs: Path, output: Path, steps: int, parallel: ParallelArgs
     )
 
 
-def train(rank: int, n_ranks: int, config: SFTConfig) -> None:
+def train(rank: int, n_ranks: int, config: SFTConfig, console: Console | None = None) -> None:
     """As one of a job's processes, after `torch.distributed` was set up; alone where there is one."""
     torch.set_num_threads(1)
     job = Job()
     if n_ranks > 1:
         store = dist.PrefixStore(config.output_dir, dist.distributed_c10d._get_default_store())
         job = Job(rank, n_ranks, rank, n_ranks, store)
-    run(config, registry.get("algorithm", "sft"), job=job)
+    run(config, registry.get("algorithm", "sft"), job=job, console=console)
 
 
 def trained(n_ranks: int, config: SFTConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -79,8 +92,9 @@ def trained(n_ranks: int, config: SFTConfig) -> tuple[dict[str, torch.Tensor], l
         ("float32", (2, FSDP), [(2, FSDP), (1, ParallelArgs()), (4, ALL_KINDS)]),
         ("bfloat16", (2, PIPELINE), [(2, PIPELINE), (2, FSDP)]),
         ("float32", (1, ParallelArgs()), [(2, ParallelArgs(dp=2))]),
+        ("float32", (4, ParallelArgs(dp=2, tp=2)), [(2, PIPELINE)]),
     ],
-    ids=["fsdp", "pipeline-in-bfloat16", "alone"],
+    ids=["fsdp", "pipeline-in-bfloat16", "alone", "tensor"],
 )
 def test_it_goes_on_in_any_layout(inputs, tmp_path, dtype, before, after):
     n_before, parallel = before
@@ -112,3 +126,122 @@ def test_a_state_of_another_model_is_refused(inputs, tmp_path):
     resumed = configuration(inputs, tmp_path / "runs", STEPS, ParallelArgs(), "float32", resume=str(folder))
     with pytest.raises(CheckpointError, match="layers"):
         train(0, 1, resumed)
+
+
+@pytest.fixture(scope="module")
+def saved(inputs, tmp_path_factory) -> Path:
+    """The folder of a run that two ranks have saved after step 3."""
+    output = tmp_path_factory.mktemp("saved")
+    trained(2, configuration(inputs, output, STEPS_BEFORE, FSDP, "float32"))
+    (folder,) = output.iterdir()
+    return folder
+
+
+def another_state(saved: Path, folder: Path) -> Path:
+    """A copy of a run whose optimizer has stepped a wider model."""
+    shutil.copytree(saved, folder, symlinks=True)
+    for file in (folder / "checkpoints" / "last").resolve().joinpath("training_state", "model").glob("*.safetensors"):
+        tensors = {
+            name: torch.cat([tensor, tensor]) if "norm" in name and tensor.dim() else tensor
+            for name, tensor in load_file(file).items()
+        }
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
+    return folder
+
+
+def test_an_optimizer_of_another_model_is_one_line_of_one_rank(inputs, saved, tmp_path):
+    """A rank that took its part of what is too large would not notice."""
+    folder = another_state(saved, tmp_path / "runs" / "run")
+    arguments = ["sft", f"resume={folder}", f"max_steps={STEPS}", "parallel.dp=1", "parallel.pp=2"]
+    ended = Command(tmp_path, arguments).end()
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert "/training_state: the saved state does not fit the role 'model' ('layers." in line
+    assert "has the shape [64], its parameter [32]" in line
+
+
+def draws() -> list[float]:
+    return [random.random(), float(np.random.random()), float(torch.rand(1))]
+
+
+def train_and_draw(rank: int, config: SFTConfig) -> list[float]:
+    """What code that draws from the global generators would have drawn in the step after the last save."""
+    random.seed(rank)
+    np.random.seed(rank)
+    torch.manual_seed(rank)
+    train(rank, 2, config)
+    return draws()
+
+
+def test_each_rank_goes_on_with_its_own_random_numbers(inputs, tmp_path):
+    by_rank = on_ranks(2, train_and_draw, configuration(inputs, tmp_path, 1, FSDP, "float32"))
+    assert by_rank[0] != by_rank[1]
+    (checkpoint,) = tmp_path.glob("*/checkpoints/step-000001")
+    before, found = Generators.capture(), []
+    for rank in range(3):
+        read_state(checkpoint, rank)[0].generators.restore()
+        found.append(draws())
+    before.restore()
+    assert found == [*by_rank, by_rank[0]]  # a rank that was not there has those of the first
+
+
+def train_on_a_disk_that_gets_full(rank: int, config: SFTConfig) -> tuple[str, str]:
+    """What was printed, and the error; from the second save on rank 1 cannot write."""
+    write = saving.write_file
+
+    def full(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        if rank == 1 and "step-000001" not in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, tensors)
+
+    printed = io.StringIO()
+    saving.write_file = full
+    try:
+        with pytest.raises(DataError) as caught:
+            train(rank, 2, config, Console(file=printed, width=400))
+    finally:
+        saving.write_file = write
+    return printed.getvalue(), str(caught.value)
+
+
+def test_what_one_rank_cannot_write_costs_that_save_and_the_run_goes_on_without_its_first_checkpoint(inputs, tmp_path):
+    shutil.copytree(inputs, tmp_path / "inputs")
+    config = configuration(tmp_path / "inputs", tmp_path / "runs", 3, FSDP, "float32", save_every=1, name="run")
+    (printed, error), (nothing, same) = on_ranks(2, train_on_a_disk_that_gets_full, config)
+    assert error == same
+    assert error.startswith("rank 1: cannot write ")
+    assert printed.count("saving failed: rank 1: cannot write ") == 1
+    assert "step-000001 is still there" in printed
+    assert nothing == ""
+    folder = RunFolder(tmp_path / "runs" / "run")
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"step-000001", "last"}
+    shutil.rmtree(tmp_path / "inputs" / "model")
+    resumed = dataclasses.replace(config, resume="auto")
+    on_ranks(2, train, 2, resumed)
+    assert max(folder.saved_steps()) == 3
+
+
+def train_and_die(rank: int, config: SFTConfig) -> None:
+    """Rank 1 is gone in the middle of the second save."""
+    write = saving.write_file
+
+    def die(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        if rank == 1 and "step-000002" in str(path):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, tensors)
+
+    saving.write_file = die
+    train(rank, 2, config)
+
+
+def test_killed_while_saving_the_last_whole_state_is_there(inputs, tmp_path):
+    config = configuration(inputs, tmp_path, STEPS_BEFORE, FSDP, "float32", save_every=1, name="run")
+    with pytest.raises(RankError):
+        on_ranks(2, train_and_die, config)
+    folder = RunFolder(tmp_path / "run")
+    assert list(folder.saved_steps()) == [1]
+    assert has_state(folder.checkpoint(1))
+    run(dataclasses.replace(config, parallel=ParallelArgs(), resume="auto"), registry.get("algorithm", "sft"))
+    assert max(folder.saved_steps()) == STEPS_BEFORE
+    assert all(not path.name.startswith(".") for path in folder.checkpoints.iterdir())  # nor is anything left over

@@ -222,7 +222,7 @@ class Loop:
             engine = loaded.role.engine
             assert engine is not None
             # float32 weights that are exported in float32 lie in the checkpoint already, whole
-            rounded = engine.has_masters or loaded.stored_dtype != next(loaded.role.model.parameters()).dtype
+            rounded = engine.has_masters or loaded.stored_dtype != loaded.role.model.dtype
             engines[name] = engine.state(weights=rounded)
         return SavedState(
             self.step,

@@ -48,7 +48,7 @@ class ResumePoint:
 
 
 def resume_point(
-    folder: RunFolder, changed: Mapping[str, tuple[Any, Any]], *, auto: bool, say: Callable[[str], None]
+    folder: RunFolder, changed: Mapping[str, tuple[Any, Any]], *, auto: bool, say: Callable[[str], None], rank: int = 0
 ) -> ResumePoint:
     """Find where a run goes on, and say so.
 
@@ -57,6 +57,7 @@ def resume_point(
         changed: settings that are not those it was begun with.
         auto: begin anew where nothing is saved yet.
         say: prints a line.
+        rank: of this process in its job.
 
     Raises:
         ConfigError: nothing is saved, or a setting cannot change.
@@ -72,7 +73,7 @@ def resume_point(
     if not saved:
         say(f"{folder.path}: nothing is saved there yet, beginning anew")
         return ResumePoint(None, None)
-    state, written_with = read_state(saved[-1])
+    state, written_with = read_state(saved[-1], rank)
     say(f"resuming {folder.path} after step {state.step}")
     for key, (before, now) in changed.items():
         say(f"changed: {key} {before} -> {now}")

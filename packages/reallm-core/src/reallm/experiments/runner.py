@@ -116,7 +116,8 @@ def run(
             return RunResult(earlier.path, earlier.checkpoint, earlier.steps, False, earlier.metrics)
         try:
             if opened.goes_on:
-                point = resume_point(folder, opened.changes(settings), auto=config.resume == resume.AUTO, say=say)
+                auto, changed = config.resume == resume.AUTO, opened.changes(settings)
+                point = resume_point(folder, changed, auto=auto, say=say, rank=job.rank)
             prepared = _prepare(config, algorithm, order, point, job, layouts)
         except BaseException:
             if job.is_first and not opened.goes_on:

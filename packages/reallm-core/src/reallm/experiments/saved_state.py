@@ -2,9 +2,11 @@
 
     checkpoints/step-000100/                     the model, as transformers loads it
     checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
+                                                 rank-2.json: the generators of another rank than the first
                                       <role>/    the optimizer's tensors, in safetensors files
 
-Nothing in it is pickled. The order of data needs no place: it follows from the seed and the step.
+Tensors are whole, in however many files the ranks have written them: which layout they were saved in does not matter to
+whoever reads them. Nothing is pickled. The order of data needs no place: it follows from the seed and the step.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from torch import Tensor
 from reallm.engine.train import EngineState
 from reallm.errors import CheckpointError, did_you_mean
 from reallm.experiments.run_folder import TRAINING_STATE
+from reallm.hf.arrangements import Shape
 from reallm.hf.checkpoint import open_checkpoint
+from reallm.hf.holdings import parameter_shapes
 from reallm.hf.writing import Export, write_tensors
 from reallm.loggers.jsonl import finite
 from reallm.model.box import Box
@@ -139,6 +143,9 @@ def write_state(folder: Path, state: SavedState, exports: Mapping[str, Export | 
     with together(mesh):
         if leads(mesh):
             (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
+        elif mesh is not None:
+            own = json.dumps({"generators": asdict(state.generators)})
+            (top / _of_rank(mesh.rank)).write_text(own, encoding="utf-8")
 
 
 def spread_over(exports: Mapping[str, Export | SpreadExport]) -> Mesh | None:
@@ -151,8 +158,12 @@ def has_state(checkpoint: Path) -> bool:
     return (checkpoint / TRAINING_STATE / "state.json").is_file()
 
 
-def read_state(checkpoint: Path) -> tuple[SavedState, dict[str, str]]:
+def read_state(checkpoint: Path, rank: int = 0) -> tuple[SavedState, dict[str, str]]:
     """The state in a checkpoint's folder, its tensors as views of the files, and the versions it was written with.
+
+    Args:
+        checkpoint: its folder.
+        rank: whose random generators are meant; a rank that was not there when they were saved has those of the first.
 
     Raises:
         CheckpointError: it is damaged, or written by a later reallm; names the file.
@@ -170,6 +181,10 @@ def read_state(checkpoint: Path) -> tuple[SavedState, dict[str, str]]:
                 for kind in ("moments/", "weights/")
             )
             engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
+        generators = content["generators"]
+        if path.with_name(_of_rank(rank)).is_file():
+            path = path.with_name(_of_rank(rank))
+            generators = json.loads(path.read_text(encoding="utf-8"))["generators"]
         state = SavedState(
             content["step"],
             content["evaluated_step"],
@@ -178,7 +193,7 @@ def read_state(checkpoint: Path) -> tuple[SavedState, dict[str, str]]:
             None if content["best"] is None else Best(**content["best"]),
             content["seconds"],
             content["data"],
-            Generators(**content["generators"]),
+            Generators(**generators),
         )
         return state, content["versions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -196,15 +211,24 @@ def load_engine(role: str, engine: Any, state: SavedState, source: Path) -> None
     """
     try:
         saved = state.engines[role]
+        _refuse_other_shapes(saved, parameter_shapes(engine.model.config))
         if engine.model.mesh is not None:
             saved = _part(saved, engine.model.boxes)
         engine.load_state(saved)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
         raise CheckpointError(
             f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
             "is the run that of another model or algorithm?"
         ) from error
+
+
+def _refuse_other_shapes(saved: EngineState, shapes: Mapping[str, Shape]) -> None:
+    """Raise ValueError for a tensor that is not in the shape of its parameter: a part of it might fit all the same."""
+    for name, tensor in (*saved.moments.items(), *saved.weights.items()):
+        shape = shapes[name.partition("/")[0]]
+        if tensor.dim() and tuple(tensor.shape) != shape:
+            raise ValueError(f"'{name}' has the shape {list(tensor.shape)}, its parameter {list(shape)}")
 
 
 def _part(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
@@ -219,6 +243,10 @@ def _part(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
         }
 
     return dataclasses.replace(saved, moments=here(saved.moments), weights=here(saved.weights))
+
+
+def _of_rank(rank: int) -> str:
+    return f"rank-{rank}.json"
 
 
 def versions() -> dict[str, str]:

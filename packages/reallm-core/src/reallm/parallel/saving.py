@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from reallm.data.files import AnyPath, atomic_folder
@@ -247,8 +248,7 @@ def write_tensors_together(
         tensors = _put_together(at_once, by_name, near, held, local, mesh)
         with together(mesh):
             if mine is not None:
-                write_file(folder / mine.name, tensors)
-                _flush(folder / mine.name)
+                _write_durably(folder / mine.name, tensors)
     with together(mesh):
         if leads(mesh) and len(files) > 1:
             n_parameters = sum(Box.whole(each.shape).numel for each in written)
@@ -292,7 +292,12 @@ def _put_together(
     }
 
 
-def _flush(path: Path) -> None:
+def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Have a file on disk: the first rank, which does that for the folder, may be another machine."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    try:
+        write_file(path, tensors)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise DataError(f"cannot write {path}: {reason}") from error
