@@ -54,8 +54,9 @@ def save_in_each_layout(rank: int, checkpoints: Path, out: Path) -> list[tuple[s
     torch.set_num_threads(1)
     read = []
     for layout in LAYOUTS:
+        mesh = Mesh.of(layout)
         for name in FAMILIES:
-            model = ReaLModel.from_pretrained(checkpoints / name, mesh=Mesh.of(layout))
+            model = ReaLModel.from_pretrained(checkpoints / name, mesh=mesh)
             model.save_pretrained(out / layout / name, max_shard_size="20KB")
             share = sum(tensor.nbytes for tensor in model.local_tensors().values())
             read.append((f"{name} {layout}", model.bytes_read, share))
