@@ -1,0 +1,102 @@
+"""Ranks are killed with SIGKILL at any moment, again and again: each time the job says which one, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.jobs import Command, make_inputs, sft
+
+STEPS = 60
+ENDS_WITHIN_S = 30.0
+LONGEST_S = 14.0
+"""Of a part of a run before the kill; start and loading take about half of it."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def arguments(inputs: Path, output: Path, *layout: str) -> list[str]:
+    steps = (f"max_steps={STEPS}", f"epochs={STEPS}", "save_every=1", "optimizer.eps=1e-3")
+    return sft(inputs, output, "name=run", "resume=auto", *steps, *layout)
+
+
+def losses(output: Path) -> list[float]:
+    records = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [record["train/loss"] for record in records if "train/loss" in record]
+
+
+def killed(command: Command, rank: int, seconds: float) -> bool:
+    """Kill a rank so long after it was started, and check what is said; False if the run was done before."""
+    while rank not in command.ranks():
+        assert command.process.poll() is None
+        time.sleep(0.01)
+    pid, until = command.ranks()[rank], time.monotonic() + seconds
+    while time.monotonic() < until and command.process.poll() is None:
+        time.sleep(0.01)
+    if command.process.poll() is not None:
+        return False
+    os.kill(pid, signal.SIGKILL)
+    ended = command.end(ENDS_WITHIN_S)
+    assert ended.code != 0
+    (line,) = ended.errors
+    assert line.startswith(f"error: rank {rank} (process {pid}) was killed (SIGKILL)"), line
+    return True
+
+
+@pytest.mark.parametrize(
+    ("layout", "n_ranks"), [(["parallel.dp=2", "parallel.zero=2"], 2), (["parallel.tp=2"], 2)], ids=["fsdp2", "tp2"]
+)
+def test_ten_times_and_the_numbers_are_those_of_a_run_without(inputs, tmp_path, layout, n_ranks):
+    undisturbed = Command(tmp_path, arguments(inputs, tmp_path / "undisturbed", *layout)).end(timeout_s=300)
+    assert undisturbed.code == 0, undisturbed.err
+    draw, kills = random.Random(n_ranks + len(layout)), 0
+    while kills < 10:
+        command = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout))
+        if not killed(command, draw.randrange(n_ranks), draw.uniform(0.0, LONGEST_S)):
+            break  # a run that has come to its end is done
+        kills += 1
+    ended = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout)).end(timeout_s=300)
+    assert ended.code == 0, ended.err
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+    assert len(losses(tmp_path / "killed")) == STEPS
+    assert kills >= 5
+
+
+def test_it_goes_on_with_fewer_ranks(inputs, tmp_path):
+    alone = Command(tmp_path, arguments(inputs, tmp_path / "alone")).end(timeout_s=300)
+    assert alone.code == 0, alone.err
+    layouts = [(["parallel.tp=2", "parallel.pp=2"], 4), (["parallel.dp=2"], 2)]
+    for rank, (layout, n_ranks) in enumerate(layouts, 1):
+        command = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout))
+        step = 10 * rank
+        command.wait_for(f"step {step}/")
+        assert killed(command, n_ranks - rank, 0.3)
+    ended = Command(tmp_path, arguments(inputs, tmp_path / "killed")).end(timeout_s=300)
+    assert ended.code == 0, ended.err
+    # float32 sums in another order, over 60 steps
+    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "alone"), rel=1e-3)
+
+
+def test_a_rank_that_is_stopped_is_missed_in_time(inputs, tmp_path):
+    waits = ["parallel.timeout_s=8"]
+    command = Command(tmp_path, arguments(inputs, tmp_path / "stopped", "parallel.dp=2", *waits))
+    command.wait_for("step 5/")
+    pid = command.ranks()[1]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        ended = command.end(ENDS_WITHIN_S)
+    finally:
+        os.kill(pid, signal.SIGCONT) if Path(f"/proc/{pid}").exists() else None
+    assert ended.code != 0
+    (line,) = ended.errors
+    assert "rank 1 (process" in line
+    assert "did not answer in time" in line
