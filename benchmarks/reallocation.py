@@ -203,6 +203,7 @@ def by_full_tensor(model: Any, result: Any) -> Callable[[], None]:
 
 def by_dcp(model: Any, result: Any) -> Callable[[], None]:
     """A checkpoint in memory in between."""
+    import torch
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
 
@@ -213,9 +214,9 @@ def by_dcp(model: Any, result: Any) -> Callable[[], None]:
     wanted = [placement(model.config, result.layout, rank) for rank in result.layout.ranks]
     is_pipeline = result.layout.pp > 1
     loaded = dict(parts.target) if is_pipeline else dtensors(parts, result.layout, wanted, parts.target)
-    told = [str(Path("/dev/shm") / f"reallocation-{os.getpid()}")]
-    dist.broadcast_object_list(told)  # of this benchmark's own processes
-    folder = Path(told[0])
+    process = torch.tensor(os.getpid())
+    dist.broadcast(process, 0)
+    folder = Path("/dev/shm") / f"reallocation-{process.item()}"
 
     def run() -> None:
         dcp.save(sharded, storage_writer=dcp.FileSystemWriter(folder, overwrite=True))

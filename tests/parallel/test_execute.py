@@ -6,8 +6,9 @@ import random
 import weakref
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ CONFIG = ReaLModelConfig(
     max_positions=64, tied_embeddings=True, q_bias=True,
 )  # fmt: skip
 N_RANKS = 8
-N_PAIRS = 40
+MEASURED = (0, 5)
+"""Ranks whose memory is watched; what torch imports for that takes a process seconds."""
+N_PAIRS = 30
 SMALL = Limits(small_bytes=256, message_bytes=2048, batch_bytes=4096, batch_messages=8, depth=2)
 
 
@@ -53,7 +56,8 @@ class Seen:
     sent: int
     received: int
     messages: int
-    peak: int
+    peak: int | None
+    """Only of ranks whose memory was watched."""
     moved: Moved
 
 
@@ -88,6 +92,7 @@ def cases() -> list[Case]:
     ]
 
 
+@cache
 def whole(name: str, shape: tuple[int, ...], salt: int) -> Tensor:
     """Numbers of which few are equal."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {salt}".encode()))
@@ -160,8 +165,12 @@ def seen_by(rank: int) -> list[Seen]:
         there = {name: whole(name, shapes[name], 1)[box.slices].to(case.dtype) for name, box in wanted.items()}
         into = {name: tensor.clone() for name, tensor in there.items()} if case.eta != 1.0 or case.is_into else None
         before = {name: tensor.clone() for name, tensor in source.items()}
-        mine, counted, allocated = plan(CONFIG, case.source, case.target).for_rank(rank), Counted(), Allocated()
-        with counted.counting(), allocated:
+        mine, counted, allocated = (
+            plan(CONFIG, case.source, case.target).for_rank(rank),
+            Counted(),
+            Allocated() if rank in MEASURED else None,
+        )
+        with counted.counting(), allocated or nullcontext():
             moved = execute(
                 mine,
                 source=source,
@@ -180,7 +189,7 @@ def seen_by(rank: int) -> list[Seen]:
             assert torch.equal(moved.tensors[name], expected.to(case.dtype)), (case, name)
         assert all(torch.equal(source[name], before[name]) for name in before)
         made = {name for name, tensor in moved.tensors.items() if into is None and tensor is not source.get(name)}
-        peak = allocated.peak - sum(moved.tensors[name].nbytes for name in made)
+        peak = None if allocated is None else allocated.peak - sum(moved.tensors[name].nbytes for name in made)
         found.append(Seen(counted.sent, counted.received, counted.messages, peak, moved))
     return found
 
@@ -208,7 +217,8 @@ def test_the_memory_that_is_said_is_enough_and_bounded(seen):
     n_staged = 0
     for case, of_ranks in zip(cases(), seen, strict=True):
         for one in of_ranks:
-            assert one.peak <= one.moved.peak_bytes + 4096, case  # and a few numbers for the end
+            if one.peak is not None:  # and a few numbers for the end
+                assert one.peak <= one.moved.peak_bytes + 4096, case
             bound = case.limits.depth * case.limits.batch_bytes + 3 * 2 * case.limits.message_bytes
             assert one.moved.peak_bytes <= bound, case
             n_staged += one.moved.peak_bytes > 0

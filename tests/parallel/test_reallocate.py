@@ -66,7 +66,7 @@ ALL_PAIRS = [(source, target) for source in LAYOUTS for target in LAYOUTS]
 
 @pytest.mark.parametrize(
     ("config", "pairs"),
-    [(CONFIG, ALL_PAIRS), (EXPERTS, ALL_PAIRS[::7]), (CRITIC, ALL_PAIRS[3::9])],
+    [(CONFIG, ALL_PAIRS[::3]), (EXPERTS, ALL_PAIRS[::7]), (CRITIC, ALL_PAIRS[3::9])],
     ids=["tied", "experts", "critic"],
 )
 def test_each_rank_gets_its_parts_and_not_a_byte_is_sent_twice(config, pairs):
