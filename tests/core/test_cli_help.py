@@ -10,6 +10,7 @@ import pytest
 from reallm.cli.keys import help_text
 from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.experiments.config import ModelArgs
+from reallm.experiments.parallel_config import ParallelArgs
 from reallm.experiments.schema import groups
 from reallm.experiments.sft import SFTConfig
 from tests.helpers import fake_plugins
@@ -35,6 +36,7 @@ def joined(text: str) -> str:
     [
         (ModelArgs, "model."),
         (OptimizerConfig, "optimizer."),
+        (ParallelArgs, "parallel."),
         (fake_plugins.RowsConfig, "dataset."),
         (SFTConfig, ""),
     ],
@@ -44,7 +46,7 @@ def test_every_field_is_there_with_its_help(cls, prefix):
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], f"{cls.__name__}.{field.name} has no help"
         assert joined(field.metadata["help"]) in joined(text)
-        if field.name not in ("model", "dataset", "optimizer"):
+        if field.name not in ("model", "dataset", "optimizer", "parallel"):
             assert f"\n  {prefix}{field.name}  " in text
 
 

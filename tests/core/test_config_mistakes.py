@@ -56,7 +56,8 @@ def test_an_unknown_key_names_the_nearest(typed, meant):
 
 
 def test_an_unknown_key_tells_what_is_allowed():
-    assert message("zzz=1").startswith("unknown key 'zzz'; keys: model.*, dataset.*, optimizer.*, epochs, max_steps")
+    top = "unknown key 'zzz'; keys: model.*, dataset.*, optimizer.*, parallel.*, epochs, max_steps"
+    assert message("zzz=1").startswith(top)
     assert "keys of prompt_answer: name, train_path, valid_path, max_seqlen" in message("dataset.a.b=1")
     assert "Keys of optimizer: lr, beta1" in message("optimizer.lrr=1")
 
