@@ -36,7 +36,7 @@ MOVES = {
 
 
 def planned(source: str, target: str) -> tuple[float, Plan]:
-    """Seconds and the plan, made without anything that an earlier one has left."""
+    """Process time in seconds and the plan, made without anything that an earlier one has left."""
     from reallm import Layout, ReaLModelConfig
     from reallm.parallel.placement import parameter_infos
     from reallm.parallel.plan import plan

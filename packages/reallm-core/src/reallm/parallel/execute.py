@@ -119,12 +119,14 @@ def execute(
         if is_distributed:
             settings = f"{source_dtype} {dtype} {eta} {checksum} {limits}"
             close(traffic, messages, settings, checks, device=device, deadline=deadline, itemsize=work.wire.itemsize)
+    # A fingerprint copies what is not contiguous, and what is not of the dtype of the way.
+    checking = SCRATCH_BYTES + 2 * limits.message_bytes if checksum else 0
     return Moved(
         tensors=work.result,
         bytes_sent=traffic.bytes_sent,
         bytes_received=traffic.bytes_received,
         n_messages=traffic.n_messages,
-        peak_bytes=traffic.staging_bytes + work.scratch_bytes(limits) + (SCRATCH_BYTES if checksum else 0),
+        peak_bytes=traffic.staging_bytes + work.scratch_bytes(limits) + checking,
         seconds=deadline.passed_s,
     )
 
