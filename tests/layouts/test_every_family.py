@@ -49,12 +49,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Entries of the grid, and what changes besides the number of blocks. Their vocabulary of 97 divides by nothing."""
 
+BY_TOKENS = " by tokens"
 LAYOUTS = [
     *("dp2", "pp2", "tp2"),
     *("dp3", "pp3"),
     *("dp4", "pp4", "tp4", "dp2pp2", "dp2tp2", "pp2tp2"),
     *("fsdp2", "fsdp4", "fsdp2pp2", "fsdp2tp2"),
+    *("tp2 by tokens", "tp4 by tokens", "pp2tp2 by tokens"),
 ]
+"""Those "by tokens" with sequence parallelism."""
 LENGTHS = [9, 17, 5, 12, 3, 21, 7]
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3, 2], [40, 41, 42, 43]]
 
@@ -88,8 +91,9 @@ def a_batch(seed: int) -> NamedArray:
 
 def results(folder: Path, layout: str | None, *, aux_loss: bool) -> Found:
     """Generate, then train three steps."""
-    mesh = None if layout is None else Mesh.of(layout)
-    model = ReaLModel.from_pretrained(folder, mesh=mesh)
+    mesh = None if layout is None else Mesh.of(layout.removesuffix(BY_TOKENS))
+    by_tokens = layout is not None and layout.endswith(BY_TOKENS)
+    model = ReaLModel.from_pretrained(folder, mesh=mesh, sequence_parallel=by_tokens)
     made = model.generate(PROMPTS, max_new_tokens=6, temperature=0.8, seed=3, stop_token_ids=[1])
     coef = 0.05 if aux_loss and model.config.moe else None if model.config.moe is None else 0.0
     # a large eps: Adam's step is the gradient's sign where gradients are tiny, and would enlarge any difference
@@ -135,7 +139,7 @@ def fits(name: str, layout: Layout) -> bool:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_results_are_those_of_one_process(layout, root, alone):
-    parsed = Layout.parse(layout)
+    parsed = Layout.parse(layout.removesuffix(BY_TOKENS))
     aux_loss = parsed.dp == 1  # it depends on which samples go through the model together
     names = [name for name in FAMILIES if fits(name, parsed)]
     assert len(names) > 10

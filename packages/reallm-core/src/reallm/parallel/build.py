@@ -11,7 +11,7 @@ from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.placement import placement, stage_layers
+from reallm.parallel.placement import check_fits, placement, stage_layers
 
 NO_LAYERS = range(0)
 
@@ -40,6 +40,7 @@ def spread(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel: bool
     Raises:
         ConfigError: the layout does not fit the model.
     """
+    check_fits(model.config, mesh.layout)
     if mesh.place is None:
         return
     if mesh.layout.tp > 1:
