@@ -1,5 +1,6 @@
 """Ranks that differ, and who says so. The ranks are threads here: all they need of each other is a store."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -67,21 +68,36 @@ def test_a_rank_that_does_not_come_is_named():
     first, second, _ = on_threads(3, work)
     assert str(first) == str(second)
     assert isinstance(first, PeerError)
-    assert str(first).startswith("rank 2 has not come within 0.2 s")
+    assert str(first).startswith("rank 2 (never seen) has not come within 0.2 s")
 
 
 def test_what_rank_0_finds_is_told_to_all():
-    assert on_threads(3, lambda job: job.from_first(lambda: {"path": job.rank})) == [{"path": 0}] * 3
-    assert Job().from_first(lambda: "alone") == "alone"
+    assert on_threads(3, lambda job: job.from_first(lambda: {"path": job.rank}, SOON)) == [{"path": 0}] * 3
+    assert Job().from_first(lambda: "alone", SOON) == "alone"
 
 
 def test_where_rank_0_fails_nobody_waits():
     def fails() -> None:
         raise DataError("no such folder")
 
-    first, second = on_threads(2, lambda job: job.from_first(fails))
+    first, second = on_threads(2, lambda job: job.from_first(fails, SOON))
     assert isinstance(first, DataError)
     assert is_of_a_peer(second)
+
+
+def test_nobody_waits_for_rank_0_for_ever():
+    asked = threading.Event()
+
+    def work(job: Job) -> None:
+        try:
+            job.from_first(asked.wait, timedelta(seconds=0.2))
+        finally:
+            asked.set()
+
+    first, second = on_threads(2, work)
+    assert first is None
+    assert isinstance(second, PeerError)
+    assert str(second).startswith("rank 0 (never seen) did not answer within 0.2 s")
 
 
 @pytest.fixture

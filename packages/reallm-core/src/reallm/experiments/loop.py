@@ -155,7 +155,7 @@ class Loop:
         if self._improves(metrics):
             self._save()
         self.write_summary("running")
-        self._parts.job.from_first(lambda: write_page(self._folder, progress.say))
+        self._parts.job.from_first(lambda: write_page(self._folder, progress.say), self._config.parallel.timeout)
 
     def _valid_batches(self, stop: StopRequest) -> Iterator[NamedArray]:
         valid, size = self._parts.data.valid, self._parts.data.valid_batch_size

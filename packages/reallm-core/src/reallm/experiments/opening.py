@@ -63,7 +63,7 @@ def open_folder(job: Job, config: TrainingConfig, settings: Mapping[str, Any], k
             "began": began.isoformat(),
         }
 
-    told = job.from_first(first)
+    told = job.from_first(first, config.parallel.timeout)
     if job.is_first:
         job.tell(RUN_FOLDER, told["path"])
     return Opened(

@@ -242,7 +242,7 @@ def _train(run: _Run) -> RunResult:
         finally:
             loggers.close()
     loop.write_summary("done" if loop.is_done else "stopped")
-    job.from_first(lambda: _write_pages(folder, say))
+    job.from_first(lambda: _write_pages(folder, say), config.parallel.timeout)
     for line in closing_lines(loop, folder, run.kind):
         say(line)
     return RunResult(folder.path, loop.newest, loop.step, not loop.is_done, loop.metrics)

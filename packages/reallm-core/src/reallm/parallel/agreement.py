@@ -50,7 +50,8 @@ def agree(job: Job, subject: str, facts: Mapping[str, str], timeout: timedelta) 
         return
     assert job.store is not None
     job.store.set(f"facts/{subject}/{job.rank}", json.dumps(facts))
-    problem = job.from_first(lambda: _problem(job, subject, timeout))
+    # rank 0 may itself come late, and then wait
+    problem = job.from_first(lambda: _problem(job, subject, timeout), 2 * timeout)
     if problem is not None:
         kind, text = problem
         raise (PeerError if kind == "late" else ConfigError)(text)
@@ -63,8 +64,8 @@ def _problem(job: Job, subject: str, timeout: timedelta) -> tuple[str, str] | No
         if not job.wait_for(key, timeout):
             seconds = timeout.total_seconds()
             return "late", (
-                f"rank {rank} has not come within {seconds:g} s; see whether it was started, or raise "
-                "parallel.timeout_s"
+                f"rank {rank} ({job.whereabouts(rank)}) has not come within {seconds:g} s; see whether it was started "
+                "and what it waits for, or raise parallel.timeout_s"
             )
     found = first_difference([json.loads(job.store.get(key)) for key in keys])
     if found is None:

@@ -138,18 +138,26 @@ class Job:
         dist.all_reduce(together, dist.ReduceOp.MAX)
         return bool(together.item())
 
-    def from_first(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives on rank 0, on all ranks, which wait for it as long as it takes; it must be JSON.
+    def from_first(self, work: Callable[[], Any], timeout: timedelta) -> Any:
+        """What `work` gives on rank 0, on all ranks; it must be JSON.
+
+        Args:
+            work: done by rank 0 alone.
+            timeout: how long the others wait for it.
 
         Raises:
-            PeerError: on the other ranks, where `work` raised on rank 0.
+            PeerError: on the other ranks, where `work` raised on rank 0, or took too long.
         """
         if self.is_alone:
             return work()
         assert self.store is not None
         key = f"first/{next(self._told)}"
         if not self.is_first:
-            self.wait_for(key)
+            if not self.wait_for(key, timeout):
+                raise PeerError(
+                    f"rank 0 ({self.whereabouts(0)}) did not answer within {timeout.total_seconds():g} s; see what it "
+                    "waits for, or raise parallel.timeout_s"
+                )
             told = json.loads(self.store.get(key))
             if not told:
                 raise PeerError("rank 0 has failed")
@@ -162,7 +170,7 @@ class Job:
         self.store.set(key, json.dumps([value]))
         return value
 
-    def wait_for(self, key: str, timeout: timedelta | None = None) -> bool:
+    def wait_for(self, key: str, timeout: timedelta) -> bool:
         """Wait until some rank has set a key of the store; whether it came in time.
 
         The store is asked again and again: it does not answer other threads while one waits in it, and signals would
@@ -172,12 +180,12 @@ class Job:
             PeerError: a rank has failed meanwhile.
         """
         assert self.store is not None
-        until = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        until = time.monotonic() + timeout.total_seconds()
         pause = POLL_S
         while not self.store.check([key]):
             if self.store.check([FAILURE]):
                 raise PeerError("another rank has failed")
-            if until is not None and time.monotonic() > until:
+            if time.monotonic() > until:
                 return False
             time.sleep(pause)
             pause = min(1.2 * pause, LONGEST_POLL_S)
