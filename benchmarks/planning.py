@@ -2,9 +2,10 @@
 
 A plan says for every rank what it sends, to whom, and what it keeps; each rank of a job makes it for itself, once for a
 pair of layouts. What is timed is the plan of Llama 3 70B (723 parameters) from nothing, with the shapes of the network,
-and the share of the busiest sender; importing torch is not. Nothing is allocated and no rank is started. The bars are
-2 s for 128 ranks and 20 s for 1,024. `planning_<ranks>_ranks_speedup_over_bar` is how many times as fast the slowest of
-the moves is. That each plan sends as little as can be is checked before its time is printed.
+and the share of the busiest sender, without importing torch; in process time, which a busy machine disturbs little.
+Nothing is allocated and no rank is started. The bars are 2 s for 128 ranks and 20 s for 1,024.
+`planning_<ranks>_ranks_speedup_over_bar` is how many times as fast the slowest of the moves is. That each plan sends as
+little as can be is checked before its time is printed.
 
     python benchmarks/planning.py --quick --json figures.json
 """
