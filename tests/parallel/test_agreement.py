@@ -14,6 +14,7 @@ from reallm.parallel import failure
 from reallm.parallel.agreement import Difference, agree, first_difference
 from reallm.parallel.failure import is_of_a_peer, spoken_for
 from reallm.parallel.job import Job
+from reallm.parallel.store import TimedStore
 
 SOON = timedelta(seconds=20)
 
@@ -131,6 +132,31 @@ def test_a_rank_that_says_nothing_is_named():
     assert told == [
         "rank 1 (process 101 on node7) did not answer in time; see what it waits for, or raise parallel.timeout_s"
     ]
+
+
+class Stopped:
+    """A store that does not answer any more."""
+
+    def check(self, keys: list[str]) -> bool:
+        threading.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_store_that_does_not_answer_is_told_once_and_nobody_hangs(rank):
+    store = TimedStore(Stopped(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
+    lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
+    told = spoken_for(Job(rank, 3, rank, 3, store), lost)
+    line = "rank 0 or its launcher, at node7:29500, has not answered for 0.2 s; see what it waits for"
+    assert told == (line if rank <= 1 else None)
+
+
+def test_what_a_store_raises_is_raised_where_it_was_asked():
+    store = TimedStore(dist.HashStore(), "rank 0")
+    assert store.add("n", 2) == 2
+    with pytest.raises(TypeError):
+        store.add("n", "two")
+    assert store.add("n", 1) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from reallm.errors import PeerError
-from reallm.parallel.job import FAILURE, Job, Store
+from reallm.parallel.job import FAILURE, Job
+from reallm.parallel.store import Store
 
 FIRST_SPEAKS_S = 2.0
 """How long another rank waits for rank 0 to find the same mistake."""
@@ -40,18 +41,20 @@ def spoken_for(job: Job, error: BaseException) -> str | None:
         error: what has ended the work of this rank.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    if is_of_a_peer(error):
-        cause = _cause(job, text)
-        text = text if isinstance(error, PeerError) and text.startswith("rank") else cause
-    elif not job.is_first:
-        _others_speak(job, FIRST_SPEAKS_S)
+    assert job.store is not None
     try:
-        assert job.store is not None
+        if is_of_a_peer(error):
+            cause = _cause(job, text)
+            text = text if isinstance(error, PeerError) and text.startswith("rank") else cause
+        elif not job.is_first:
+            _others_speak(job, FIRST_SPEAKS_S)
         if job.store.add(_SPEAKERS, 1) > 1:
             return None
         job.tell(FAILURE, str(job.rank))
-    except dist.DistError:  # no word can be had from the others; the next one speaks for rank 0, where the store was
-        return "rank 0, or the launcher, has ended" if job.rank <= 1 else None
+    except (dist.DistError, PeerError) as silence:
+        # no word can be had from the others; the next one speaks for rank 0, where the store was
+        ended = "rank 0, or the launcher, has ended"
+        return (str(silence) if isinstance(silence, PeerError) else ended) if job.rank <= 1 else None
     return text if job.is_first or text.startswith("rank") else f"rank {job.rank}: {text}"
 
 
@@ -71,7 +74,7 @@ def stay_until_heard(job: Job, patience: timedelta = timedelta(seconds=3)) -> No
         while job.hosts_store and gone < job.size and time.monotonic() < until:
             time.sleep(0.05)
             gone = job.store.add("gone", 0)
-    except dist.DistError:
+    except (dist.DistError, PeerError):
         pass  # the store is gone already
 
 

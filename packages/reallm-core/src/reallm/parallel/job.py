@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from reallm.errors import PeerError
 from reallm.parallel.started import Started
+from reallm.parallel.store import Store, TimedStore
 
 POLL_S, LONGEST_POLL_S = 0.01, 0.5
 """A store serves all ranks: what takes long is asked for less often."""
@@ -26,22 +27,6 @@ FAILURE = "failure"
 """Key of the store that is there when a rank has told the user why the job ends."""
 RUN_FOLDER = "run_folder"
 """Key of the store with the folder to go on from."""
-
-
-class Store(Protocol):
-    """What is used of a key-value store of `torch.distributed`."""
-
-    def set(self, key: str, value: str) -> None:
-        """Leave a value for all processes."""
-
-    def get(self, key: str) -> bytes:
-        """The value of a key, after waiting for it."""
-
-    def add(self, key: str, amount: int) -> int:
-        """Count at a key; the count now."""
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether all of the keys are there."""
 
 
 @dataclass(eq=False)
@@ -84,7 +69,8 @@ class Job:
                 f"rank {started.rank} finds no rank 0 at {started.address}:{started.port}, where MASTER_ADDR and "
                 f"MASTER_PORT say it is ({_first_line(error)}); see that all processes were started"
             ) from error
-        store: Store = dist.PrefixStore("reallm", server)  # type: ignore[attr-defined]
+        where = f"rank 0 or its launcher, at {started.address}:{started.port},"
+        store = TimedStore(dist.PrefixStore("reallm", server), where)  # type: ignore[attr-defined]
         job = cls(started.rank, started.size, started.local_rank, started.local_size, store, started.hosts_store)
         store.set(f"process/{job.rank}", f"{socket.gethostname()} {os.getpid()}")
         return job
@@ -115,12 +101,13 @@ class Job:
         if self.is_alone or dist.is_initialized():
             yield
             return
-        assert self.store is not None
+        raw = self.store.raw if isinstance(self.store, TimedStore) else self.store
+        assert raw is not None
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("groups", self.store),  # type: ignore[attr-defined, arg-type]
+            store=dist.PrefixStore("groups", raw),  # type: ignore[attr-defined, arg-type]
             rank=self.rank,
             world_size=self.size,
             timeout=timeout,
@@ -202,7 +189,7 @@ class Job:
             if self.store is None or not self.store.check([key]):
                 return None
             return self.store.get(key).decode()
-        except dist.DistError:
+        except (dist.DistError, PeerError):
             return None
 
     def whereabouts(self, rank: int) -> str:
