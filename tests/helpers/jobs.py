@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Command:
         arguments: of the command.
         environment: variables beside those of this process.
         program: Python lines to run in its place.
+        under: arguments of Python that start it, such as those of `torchrun`.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Command:
         arguments: Sequence[str],
         environment: Mapping[str, str] | None = None,
         program: str | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         number = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
-        run = ["-m", "reallm"] if program is None else ["-c", program]
+        run = [*under, "-m", "reallm"] if program is None else ["-c", program]
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *run, *arguments],
@@ -69,11 +71,15 @@ class Command:
 
     def wait_for(self, text: str, timeout_s: float = 90.0) -> None:
         """Wait until it has printed a text."""
+        self.wait_until(lambda: text in self._out.read_text(), f"'{text}'", timeout_s)
+
+    def wait_until(self, is_so: Callable[[], object], what: str, timeout_s: float = 90.0) -> None:
+        """Wait for something that happens while it runs."""
         until = time.monotonic() + timeout_s
-        while text not in self._out.read_text():
-            assert self.process.poll() is None, f"ended without '{text}':\n{self._err.read_text()}"
-            assert time.monotonic() < until, f"no '{text}' in {timeout_s} s:\n{self._out.read_text()}"
-            time.sleep(0.02)
+        while not is_so():
+            assert self.process.poll() is None, f"ended without {what}:\n{self._err.read_text()}"
+            assert time.monotonic() < until, f"no {what} in {timeout_s} s:\n{self._out.read_text()}"
+            time.sleep(0.005)
 
     def end(self, timeout_s: float = 90.0) -> Ended:
         """Wait for its end."""
@@ -96,15 +102,20 @@ class Command:
                     found[int(variables["RANK"])] = int(folder.name)
         return found
 
-    def kill_rank(self, rank: int) -> int:
-        """Kill one of its processes with SIGKILL; the process id."""
+    def kill_rank(self, rank: int, number: int = signal.SIGKILL) -> int:
+        """Send one of its processes a signal; the process id."""
         pid = self.ranks()[rank]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
         return pid
 
 
 def side_by_side(folder: Path, arguments: Sequence[Sequence[str]], program: str | None = None) -> list[Ended]:
-    """One command for each rank of a job, which find each other as under srun, and how they ended.
+    """One command for each rank of a job, which find each other as under srun, and how they ended."""
+    return [command.end() for command in as_under_srun(folder, arguments, program)]
+
+
+def as_under_srun(folder: Path, arguments: Sequence[Sequence[str]], program: str | None = None) -> list[Command]:
+    """One command for each rank of a job; rank 0 has the store.
 
     Args:
         folder: where what they print goes.
@@ -114,7 +125,7 @@ def side_by_side(folder: Path, arguments: Sequence[Sequence[str]], program: str 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    commands = [
+    return [
         Command(
             folder,
             own,
@@ -126,7 +137,11 @@ def side_by_side(folder: Path, arguments: Sequence[Sequence[str]], program: str 
         )
         for rank, own in enumerate(arguments)
     ]  # fmt: skip
-    return [command.end() for command in commands]
+
+
+def torchrun(n: int) -> list[str]:
+    """What `Command` is to run under for `n` processes on this machine, started by torchrun."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
 
 
 def make_inputs(folder: Path) -> Path:

@@ -122,16 +122,27 @@ def test_a_mistake_of_one_is_told_by_it():
 
 
 @pytest.mark.usefixtures("_in_haste")
-def test_a_rank_that_says_nothing_is_named():
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (
+            "gloo: Timed out waiting 5000ms for recv operation to complete",
+            "did not answer in time; see what it waits for, or raise parallel.timeout_s",
+        ),
+        (
+            "gloo: Connection closed by peer [10.0.0.2]:35187",
+            "cannot be reached any more; see whether it has ended, or its machine",
+        ),
+    ],
+)
+def test_a_rank_that_says_nothing_is_named(n, lost, said):
     def work(job: Job) -> str | None:
         job.tell(f"process/{job.rank}", f"node7 {job.rank + 100}")
-        lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
-        return None if job.rank == 1 else spoken_for(job, lost)
+        return None if job.rank == 1 else spoken_for(job, RuntimeError(lost))
 
-    told = [text for text in on_threads(3, work) if text]
-    assert told == [
-        "rank 1 (process 101 on node7) did not answer in time; see what it waits for, or raise parallel.timeout_s"
-    ]
+    told = [text for text in on_threads(n, work) if text]
+    assert told == [f"rank 1 (process 101 on node7) {said}"]
 
 
 class Stopped:

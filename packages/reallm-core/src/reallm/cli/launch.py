@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from reallm.errors import ReallmError
+from reallm.errors import PeerError, ReallmError
 
 if TYPE_CHECKING:
     from reallm.parallel.job import Job
@@ -27,6 +28,10 @@ INTERRUPTED = 130
 """Exit code of what the user has ended by a signal, as shells have it."""
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """For the processes of a job to find each other, before the settings are read that say how long to wait later."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM outside of the steps of a run, where it is heard at their end."""
 
 
 def launch(arguments: Sequence[str], n: int) -> int:
@@ -69,10 +74,14 @@ def as_one_of_many(name: str, started: Started, work: Callable[[Job], bool]) -> 
     if LAUNCHER_PIPE in os.environ:
         end_with_launcher(int(os.environ[LAUNCHER_PIPE]))
     job = Job.connected(started, CONNECT_TIMEOUT)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         with _quiet() if not job.is_first else contextlib.nullcontext():
             interrupted = work(job)
     except (KeyboardInterrupt, typer.Abort):
+        interrupted = True
+    except _Terminated:
+        _fail_if_missing(name, job)
         interrupted = True
     except (typer.Exit, SystemExit):
         raise
@@ -81,6 +90,19 @@ def as_one_of_many(name: str, started: Started, work: Callable[[Job], bool]) -> 
     if interrupted and job.is_first and LAUNCHER_PIPE not in os.environ:  # else our launcher says so
         sys.stderr.write("\ninterrupted\n")
     _end(INTERRUPTED if interrupted else 0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _fail_if_missing(name: str, job: Job) -> None:
+    """Fail if another rank has died: then it was `torchrun` that has sent SIGTERM, and not the user."""
+    from reallm.parallel.failure import dead_ranks_told
+
+    ended = dead_ranks_told(job)
+    if ended is not None:
+        _fail(name, job, PeerError(ended))
 
 
 def _fail(name: str, job: Job, error: Exception) -> NoReturn:

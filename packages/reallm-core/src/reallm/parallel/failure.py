@@ -58,6 +58,12 @@ def spoken_for(job: Job, error: BaseException) -> str | None:
     return text if job.is_first or text.startswith("rank") else f"rank {job.rank}: {text}"
 
 
+def dead_ranks_told(job: Job) -> str | None:
+    """`rank 1 (process 123 on node7) has ended` of those on this machine that are seen to be dead, if any."""
+    dead = _dead(job)
+    return f"{_names(job, dead)} {'has' if len(dead) == 1 else 'have'} ended" if dead else None
+
+
 def claimed(store: Store, rank: int) -> bool:
     """Take on to tell the user of the end of a rank, so that no rank does it; False if one has done so."""
     is_free = store.add(_SPEAKERS, 1) == 1
@@ -83,14 +89,16 @@ def _cause(job: Job, text: str) -> str:
 
     Those who know why it is missed have the time to say so first.
     """
-    dead = _dead(job)  # before the wait, in which torchrun may end the others too
+    ended = dead_ranks_told(job)  # before the wait, in which torchrun may end the others too
     job.tell(f"misses/{job.rank}", "")
     _others_speak(job, CAUSE_SPEAKS_S)
-    if dead:
-        return f"{_names(job, dead)} {'has' if len(dead) == 1 else 'have'} ended"
+    if ended is not None:
+        return ended
     silent = [rank for rank in range(job.size) if rank != job.rank and job.told(f"misses/{rank}") is None]
-    if silent and len(silent) < job.size - 1:
-        return f"{_names(job, silent)} did not answer in time; see what it waits for, or raise parallel.timeout_s"
+    if silent and (len(silent) < job.size - 1 or job.size == 2):
+        if "time" in text.lower():  # `Timed out`, `timeout`
+            return f"{_names(job, silent)} did not answer in time; see what it waits for, or raise parallel.timeout_s"
+        return f"{_names(job, silent)} cannot be reached any more; see whether it has ended, or its machine"
     return f"rank {job.rank} lost another process of the job: {text[:200]}"
 
 

@@ -59,6 +59,9 @@ class Started:
                 f"{names[1]}={size}, but MASTER_ADDR is not set: start with torchrun, or set it to the machine of rank "
                 "0 (and MASTER_PORT to a free port there)"
             )
+        port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_PORT
+        if port == 0:
+            raise ConfigError("MASTER_PORT=0 is no port that others can find; on one machine, torchrun --standalone")
         local_rank = _number(environment, names[2]) if names[2] in environment else 0
         local_size = _number(environment, names[3]) if names[3] in environment else local_rank + 1
         elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -68,7 +71,7 @@ class Started:
             local_rank,
             local_size,
             environment["MASTER_ADDR"],
-            _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_PORT,
+            port,
             hosts_store=rank == 0 and not elsewhere,
         )
 

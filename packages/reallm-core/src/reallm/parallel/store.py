@@ -48,8 +48,7 @@ class TimedStore:
         self.raw = raw
         self._silence = f"{server} has not answered for {timeout.total_seconds():g} s; see what it waits for"
         self._seconds = timeout.total_seconds()
-        self._asked: SimpleQueue[Callable[[], Any]] = SimpleQueue()
-        self._answered: SimpleQueue[Any] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[Any]]] = SimpleQueue()
         self._one_at_a_time = threading.Lock()
         self._is_lost = False
         threading.Thread(target=self._serve, name="store", daemon=True).start()
@@ -76,9 +75,10 @@ class TimedStore:
     def _ask(self, question: Callable[[], Any]) -> Any:
         with self._one_at_a_time:
             if not self._is_lost:
-                self._asked.put(question)
+                answer: SimpleQueue[Any] = SimpleQueue()  # its own: a signal may end the wait for the one before
+                self._asked.put((question, answer))
                 try:
-                    value, error = self._answered.get(timeout=self._seconds)
+                    value, error = answer.get(timeout=self._seconds)
                 except Empty:
                     self._is_lost = True
             if self._is_lost:
@@ -89,8 +89,8 @@ class TimedStore:
 
     def _serve(self) -> None:
         while True:
-            question = self._asked.get()
+            question, answer = self._asked.get()
             try:
-                self._answered.put((question(), None))
+                answer.put((question(), None))
             except Exception as error:  # of any kind, raised where it was asked
-                self._answered.put((None, error))
+                answer.put((None, error))
