@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reallm.engine.real_model import ReaLModel
 from reallm.engine.spread_model import SpreadModel
 from reallm.errors import ConfigError, DataError
 from reallm.generation.decode import decode
@@ -125,3 +126,13 @@ def test_what_cannot_be():
         logprobs(model, TOKENS, CU_SEQLENS, max_tokens=0)
     with pytest.raises(DataError, match="cu_seqlens must rise from 0 to the number of tokens, 32"):
         logprobs(model, TOKENS, CU_SEQLENS[:-1])
+
+
+def test_a_model_has_them_as_methods(tmp_path):
+    actor, critic = (ReaLModel(BASE.replace(is_critic=is_critic), seed=3) for is_critic in (False, True))
+    assert torch.equal(actor.token_logprobs(TOKENS, CU_SEQLENS), logprobs(actor, TOKENS, CU_SEQLENS))
+    assert torch.equal(critic.scores(TOKENS, CU_SEQLENS, max_tokens=8), critic.eval()(TOKENS, CU_SEQLENS).detach())
+    with pytest.raises(ConfigError, match="only a critic gives scores"):
+        actor.scores(TOKENS, CU_SEQLENS)
+    with pytest.raises(ConfigError, match="a critic gives scores, not log-probabilities"):
+        critic.token_logprobs(TOKENS, CU_SEQLENS)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
 from reallm.engine.spread_model import SpreadModel
 from reallm.errors import CheckpointError, ConfigError, DataError
+from reallm.generation import inference
 from reallm.generation.decode import Completion, decode
 from reallm.generation.sampling import SamplingConfig
 from reallm.hf import checkpoint, config_io, families, transformers_io, weights, writing
@@ -161,7 +162,42 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
             )
         return transformers_io.transformers_config(self._to_raw(self.family, None))
 
-    # ------------------------------------------------------------------ generation
+    # ------------------------------------------------------------------ inference and generation
+
+    def token_logprobs(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
+        """Log-probability [T] float32 of each token after those before it in its sequence, 0 for the first of each.
+
+        Without dropout and without gradients; logits are never held. With a mesh, all ranks of its layout make the same
+        call, share the sequences and have the same result.
+
+        Args:
+            tokens: [T] integers, the sequences one after another.
+            cu_seqlens: [S+1] integers, bounds of the sequences.
+            max_tokens: how many go through the network at once, a longer sequence apart; None: all that a rank has, or
+                a part for each stage of a pipeline.
+
+        Raises:
+            DataError: `cu_seqlens` does not bound the tokens.
+            ConfigError: `max_tokens` below 1, or this is a critic.
+        """
+        if self.config.is_critic:
+            raise ConfigError("a critic gives scores, not log-probabilities; call scores")
+        return inference.logprobs(self, tokens, cu_seqlens, mesh=self.mesh, max_tokens=max_tokens)
+
+    def scores(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
+        """A critic's score [T] float32 of each token; see `token_logprobs`.
+
+        Raises:
+            DataError: `cu_seqlens` does not bound the tokens.
+            ConfigError: `max_tokens` below 1, or this is no critic.
+        """
+        if not self.config.is_critic:
+            raise ConfigError("only a critic gives scores; load the model with is_critic=True, or call token_logprobs")
+
+        def of_tokens(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+            return self.head(hidden)
+
+        return inference.infer(self, tokens, cu_seqlens, of_tokens, mesh=self.mesh, max_tokens=max_tokens)
 
     def generate(
         self,

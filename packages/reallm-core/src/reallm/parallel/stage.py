@@ -41,8 +41,8 @@ class Entrance(nn.Module):
         """
         if self.receive is None:
             raise ConfigError(
-                "this process has a later stage of a pipeline, which cannot be called by itself; call it through "
-                "Pipeline, or use a layout without pp"
+                "this process has a later stage of a pipeline, which cannot be called by itself; call token_logprobs, "
+                "scores or generate, train with TrainEngine, or use a layout without pp"
             )
         return self.receive(len(tokens))
 
