@@ -8,12 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reallm.hf.arrangements import Shape
-from reallm.hf.holdings import parameter_shapes
 from reallm.model.box import Box
-from reallm.model.config import ReaLModelConfig
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.placement import placement
 from reallm.parallel.plan import plan_boxes
 
 Boxes = Mapping[int, Mapping[str, Box]]
@@ -66,18 +62,3 @@ def gathered(
     for name, move, part in received:
         found[name][move.box.within(mine[name]).slices] = part
     return found
-
-
-def gather_whole(config: ReaLModelConfig, mesh: Mesh, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All parameters, whole, on every rank of the layout; all of them call it.
-
-    Args:
-        config: of the model.
-        mesh: its layout.
-        local: this rank's parts of the parameters, of one type: those of `placement`.
-    """
-    held = {rank: placement(config, mesh.layout, rank) for rank in mesh.layout.ranks}
-    shapes: Mapping[str, Shape] = parameter_shapes(config)
-    whole = {name: Box.whole(shape) for name, shape in shapes.items()}
-    some = next(iter(local.values()))
-    return gathered(held, dict.fromkeys(mesh.layout.ranks, whole), local, mesh, dtype=some.dtype, device=some.device)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
@@ -135,8 +134,3 @@ def _named(name: str) -> Iterator[None]:
         yield
     finally:
         torch_names._process_group_name = usual
-
-
-def device_backend(device: torch.device) -> str:
-    """The backend of `torch.distributed` for tensors on a device."""
-    return "nccl" if device.type == "cuda" else "gloo"
