@@ -105,6 +105,13 @@ class Optimizer:
             for key, value in self._adamw.state.get(master, {}).items()
         }
 
+    def own_tensors(self) -> list[Tensor]:
+        """All that it keeps beside the parameters, but for single numbers. Not copies."""
+        masters = [
+            master.detach() for name, master in self._masters.items() if master.dtype != self._parameters[name].dtype
+        ]
+        return masters + [value for value in self.moments().values() if value.dim()]
+
     @torch.no_grad()
     def load(self, moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Put back what `moments` and `weights` gave; `weights` may be empty where the parameters are in place.

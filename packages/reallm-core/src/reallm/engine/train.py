@@ -18,6 +18,7 @@ from reallm.engine.optimizer import Optimizer
 from reallm.engine.optimizer_config import OptimizerConfig, lr_at
 from reallm.engine.passes import AUX_LOSS, Passes
 from reallm.engine.share import share_of
+from reallm.engine.spread_model import SpreadModel
 from reallm.engine.sums import Agreed
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
@@ -26,6 +27,7 @@ from reallm.parallel.data import let_go
 from reallm.parallel.gradients import GradientReducer
 from reallm.parallel.local import is_sharded
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.offload import Offload
 from reallm.seeding import derive_seed
 
 
@@ -86,11 +88,42 @@ class TrainEngine:
         """Called before the parameters change in a step: whoever still reads them can have it wait."""
         self._optimizer_config = optimizer_config
         self._optimizer = Optimizer(model, optimizer_config)
+        self._offload: Offload | None = None
         self._passes = Passes(model, self._mesh, _aux_loss_coef(model.config, moe_aux_loss_coef))
         self._reducer = None if self._mesh is None else GradientReducer.of(model, self._mesh)
         self._total_steps = total_steps
         self._max_tokens = max_tokens_per_microbatch
         self._seed = seed
+
+    def async_offload(self) -> None:
+        """Begin to move the model and all that the optimizer keeps to host memory; see `SpreadModel.async_offload`.
+
+        The next step brings them back by itself: the model layer by layer, what the optimizer keeps while the losses
+        and gradients are computed. An evaluation brings back the model.
+
+        Raises:
+            DataError: the host has no room; says where.
+        """
+        self.reload()
+        if isinstance(self.model, SpreadModel):
+            self.model.async_offload()
+        if tensors := self._optimizer.own_tensors():
+            self._offload = Offload([[], tensors], tensors[0].device)
+
+    def wait_for_offload(self) -> None:
+        """Return when they have left the memory of their device; at once if they are not leaving."""
+        if isinstance(self.model, SpreadModel):
+            self.model.wait_for_offload()
+        if self._offload is not None:
+            self._offload.wait()
+
+    def reload(self) -> None:
+        """Bring back what is offloaded, for good."""
+        if isinstance(self.model, SpreadModel):
+            self.model.reload()
+        if self._offload is not None:
+            self._offload.reload()
+            self._offload = None
 
     def train_batch(self, batch: NamedArray, objective: Objective) -> dict[str, float]:
         """One optimizer step on `batch`; its loss is the loss sum of the whole batch over its total weight.
@@ -114,6 +147,8 @@ class TrainEngine:
         share = share_of(batch, objective, self._max_tokens, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
+        if self._offload is not None:
+            self._offload.before(0)  # an empty group: what the optimizer keeps is the next one, and begins to come
         try:
             with self._random_stream():
                 agreed = self._passes.train(share, objective, self._optimizer.collect_gradients)
@@ -138,6 +173,7 @@ class TrainEngine:
 
     def state(self, *, weights: bool = True) -> EngineState:
         """What a resumed engine needs; without `weights` where the model's own parameters are kept elsewhere, whole."""
+        self.reload()
         return EngineState(
             self.step, self.skipped_steps, self._optimizer.moments(), self._optimizer.weights() if weights else {}
         )
@@ -148,6 +184,7 @@ class TrainEngine:
         Raises:
             KeyError: it has a tensor of a parameter that is not trained here.
         """
+        self.reload()
         let_go(self.model)  # what was gathered is not what is there afterwards
         self._optimizer.load(state.moments, state.weights)
         self.step, self.skipped_steps = state.step, state.skipped_steps
@@ -168,6 +205,7 @@ class TrainEngine:
         if math.isfinite(loss_sum) and math.isfinite(grad_norm):
             if self.before_update is not None:
                 self.before_update()
+            self.reload()
             self._optimizer.step(lr, norm)
             return grad_norm
         if self._optimizer_config.on_nonfinite == "stop":
