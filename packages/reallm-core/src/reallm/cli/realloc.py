@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BANDWIDTH = "25GB/s"
 """What a 200 Gbit/s network card moves each way."""
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ASSUMED = "bfloat16"
 SIZES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
 
@@ -81,7 +82,9 @@ def realloc(
     from reallm.cli.realloc_page import Figures, as_json_object, show
     from reallm.parallel.plan import plan
 
-    used = dtype or stored
+    used = dtype or stored or ASSUMED
+    if not (dtype or stored):
+        typer.echo(f"note: {path} does not say in which number format it is; {ASSUMED} is taken, or --dtype", err=True)
     made = plan(config, layouts["--from"], layouts["--to"])
     figures = Figures(path, used, ITEMSIZES[used], layouts["--from"], layouts["--to"], made, rate)
     if as_json:
@@ -102,8 +105,8 @@ def bytes_per_second(text: str) -> float:
     return float(match[1]) * SIZES[match[2]] / (1 if match[3] == "B" else 8)
 
 
-def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str]:
-    """Its path, its architecture, and the number format of its files."""
+def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]:
+    """Its path, its architecture, and the number format of its files if its config says one that is known."""
     from reallm.experiments.config_load import load
 
     path = load(PlannedModels, arguments=arguments).build().model.path
@@ -115,7 +118,7 @@ def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str]:
     config = architecture(ModelArgs(path=path))
     raw = config_io.read_config(config_io.resolve_path(path))
     stored = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
-    return path, config, stored if stored in ITEMSIZES else "bfloat16"
+    return path, config, stored if stored in ITEMSIZES else None
 
 
 def _check_fits(name: str, config: ReaLModelConfig, layout: Layout) -> None:
