@@ -48,6 +48,7 @@ class Command:
         environment: variables beside those of this process.
         program: Python lines to run in its place.
         under: arguments of Python that start it, such as those of `torchrun`.
+        through: a command that runs the command that follows it.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Command:
         environment: Mapping[str, str] | None = None,
         program: str | None = None,
         under: Sequence[str] = (),
+        through: Sequence[str] = (),
     ) -> None:
         number = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
         run = [*under, "-m", "reallm"] if program is None else ["-c", program]
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *run, *arguments],
+                [*through, sys.executable, *run, *arguments],
                 env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
                 stdout=out,
                 stderr=err,
