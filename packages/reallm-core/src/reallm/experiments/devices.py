@@ -28,8 +28,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"process {local_rank + 1} on this machine has no GPU, torch sees {torch.cuda.device_count()} here; start "
-            "fewer processes, or use model.device=cpu"
+            f"process {local_rank + 1} on this machine has no GPU, torch sees {torch.cuda.device_count()} here; let "
+            "each process see all GPUs of its machine, start fewer processes, or use model.device=cpu"
         )
     return torch.device(name, local_rank)
 
