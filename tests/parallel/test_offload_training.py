@@ -66,3 +66,16 @@ def test_two_ranks():
             Case("fsdp2", "mixtral", dtype=torch.bfloat16),
         ],
     )
+
+
+def test_who_reads_the_state_is_waited_for():
+    engine = Case(None).engine()
+    engine.train_batch(BATCHES[0], SFTInterface())
+    seen: list[int] = []
+    engine.before_update = lambda: seen.append(memory_of(engine))
+    whole = memory_of(engine)
+    engine.async_offload()
+    assert seen == [], "what leaves can still be read"
+    engine.wait_for_offload()
+    assert seen == [whole]
+    assert memory_of(engine) == 0

@@ -85,7 +85,7 @@ class TrainEngine:
         self.skipped_steps = 0
         """Steps that changed nothing, because the loss or the gradients were not finite."""
         self.before_update: Callable[[], None] | None = None
-        """Called before the parameters change in a step: whoever still reads them can have it wait."""
+        """Called before what `state` gives changes in a step or is offloaded: whoever reads it can have it wait."""
         self._optimizer_config = optimizer_config
         self._optimizer = Optimizer(model, optimizer_config)
         self._offload: Offload | None = None
@@ -111,7 +111,9 @@ class TrainEngine:
             self._offload = Offload([[], tensors], tensors[0].device)
 
     def wait_for_offload(self) -> None:
-        """Return when they have left the memory of their device; at once if they are not leaving."""
+        """Return when they have left the memory of their device; at once if they are not leaving and nobody reads them."""
+        if self.before_update is not None:
+            self.before_update()
         if isinstance(self.model, SpreadModel):
             self.model.wait_for_offload()
         if self._offload is not None:

@@ -34,10 +34,22 @@ class HostMemory(Protocol):
 
 
 class PinnedMemory:
-    """Pages that the GPU reads and writes by itself while the CPU does other things."""
+    """Pages that the GPU reads and writes by itself while the CPU does other things.
+
+    torch keeps them for the next time, and rounds the size of each slot up to a power of two.
+
+    Raises:
+        DataError: the host has no room.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        self.slots: Sequence[Tensor] = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+        try:
+            self.slots: Sequence[Tensor] = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+        except RuntimeError as error:
+            raise DataError(
+                f"cannot offload {sum(sizes) / 2**30:.2f} GiB to pinned memory: {str(error).splitlines()[0]}; offload "
+                "less, or use a machine with more memory"
+            ) from error
 
     def flush(self) -> None:
         """Nothing: pinned memory stays where it is."""

@@ -43,15 +43,19 @@ class Offload:
         stream: bool = False,
         stay: Iterable[int] = (),
     ) -> None:
+        self._coming: dict[int, list[_Ticket]] = {}
         self._groups = _pieces(groups)
         self._host: HostMemory = host_memory(device, [piece.size for group in self._groups for piece in group])
         self._copies: _Copies = _StreamCopies(device) if device.type == "cuda" else _ThreadCopies()
         self._stream, self._stay = stream, frozenset(stay)
         self._here = [True] * len(self._groups)
-        self._coming: dict[int, list[_Ticket]] = {}
         self._leaving = [
             self._copies.start(self._host.slots[piece.slot], piece.bytes()) for group in self._groups for piece in group
         ]
+
+    def __del__(self) -> None:
+        for ticket in (ticket for tickets in self._coming.values() for ticket in tickets):
+            ticket.wait()  # after an error in the middle of a pass: what still comes would land in memory of others
 
     @property
     def is_leaving(self) -> bool:
@@ -93,11 +97,15 @@ class Offload:
             self._empty(index)
 
     def reload(self) -> None:
-        """Return when all groups are back, for good."""
-        self._stream = False
+        """Return when all groups are back, for good.
+
+        Raises:
+            RuntimeError: the device has no room; what has come stays, and the rest can come later.
+        """
         self._finish_leaving()
         for index in range(len(self._groups)):
             self.before(index)
+        self._stream = False
 
     def _finish_leaving(self) -> None:
         for ticket in self._leaving:
@@ -107,12 +115,16 @@ class Offload:
     def _start(self, index: int) -> None:
         if self._here[index]:
             return
+        pieces = self._groups[index]
+        try:
+            for piece in pieces:
+                piece.storage.resize_(piece.size)
+        except RuntimeError:  # no room for all of the group: none of it comes, or the next use would read nothing
+            for piece in pieces:
+                piece.storage.resize_(0)
+            raise
         self._here[index] = True
-        tickets = []
-        for piece in self._groups[index]:
-            piece.storage.resize_(piece.size)
-            tickets.append(self._copies.start(piece.bytes(), self._host.slots[piece.slot]))
-        self._coming[index] = tickets
+        self._coming[index] = [self._copies.start(piece.bytes(), self._host.slots[piece.slot]) for piece in pieces]
         for piece in self._groups[index + 1] if index + 1 < len(self._groups) else ():
             self._host.expect(piece.slot)
 
@@ -198,7 +210,12 @@ class _FutureTicket:
 
 
 class _StreamCopies:
-    """A stream of its own. It begins after what was queued so far, which may still write the source."""
+    """A stream of its own, that waits for what is queued where the tensors are used, and is waited for there.
+
+    What is queued may still write a tensor that leaves, or read memory that is given to one that comes: it belongs to
+    whoever had it before. Since both streams wait for each other, and memory is taken and given back on the one where
+    tensors are used, `record_stream` is not needed.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
