@@ -57,7 +57,7 @@ def test_a_rank_is_killed_under_torchrun_while_it_loads(inputs: Path, tmp_path: 
 
 
 def test_a_rank_that_is_stopped_is_missed_in_time(inputs: Path, tmp_path: Path):
-    arguments = sft(inputs, tmp_path, "name=run", "parallel.dp=2", "epochs=100000", "parallel.timeout_s=3")
+    arguments = sft(inputs, tmp_path, "name=run", "parallel.dp=2", "epochs=100000", "parallel.timeout_s=12")
     command = Command(tmp_path, arguments)
     command.wait_for("step 1/")
     pid = command.kill_rank(1, signal.SIGSTOP)
