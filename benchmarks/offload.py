@@ -3,15 +3,20 @@
 On a GPU `out` and `back` are the bandwidth of an offload as a share of that of one plain copy to and from pinned memory
 (1: as fast as can be). Everywhere `overlap_whole` and `overlap_stream` say how many times as long it takes to bring the
 model back first and compute afterwards, as a forward pass that brings layers back while it computes: once for good, or
-letting each layer go again. `--trace FILE` (GPU) writes a trace of one such pass, to be seen in chrome://tracing.
+letting each layer go again. On a GPU one such pass is traced too, into the file that `--trace` names or one among
+temporary files, to be seen in chrome://tracing; `hidden` is the share of the time of the shorter of both, copying or
+computing, in which the other one goes on as well.
 
     python benchmarks/offload.py --quick --json figures.json
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,19 +126,46 @@ def overlap(work: Work, rounds: int) -> dict[str, float]:
     return figures
 
 
-def trace(work: Work, file: Path) -> None:
-    """Write what the GPU does in a forward pass that brings the model back."""
+def trace(work: Work, file: Path) -> dict[str, float]:
+    """Write what the GPU does in a forward pass that brings the model back, and say how much of it is at once."""
     work.out()
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
         work.forward()
     profile.export_chrome_trace(str(file))
-    print(f"trace: {file}")
+    events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    copies, kernels = (union(events, category) for category in ("gpu_memcpy", "kernel"))
+    shorter = min(length(copies), length(kernels))
+    both = length(copies) + length(kernels) - length(merged([*copies, *kernels]))
+    print(f"  {'hidden':15s} {both / shorter:.2f}  of {shorter / 1e3:.1f} ms; trace: {file}")
+    return {"hidden": both / shorter}
+
+
+def union(events: list[dict[str, Any]], category: str) -> list[tuple[float, float]]:
+    """When something of a category goes on, in microseconds."""
+    return merged([(each["ts"], each["ts"] + each["dur"]) for each in events if each.get("cat") == category])
+
+
+def merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Spans (start, stop) without what they have in common: `[(0, 3), (2, 5)]` -> `[(0, 5)]`."""
+    found: list[tuple[float, float]] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
+
+
+def length(spans: list[tuple[float, float]]) -> float:
+    """Of all spans together."""
+    return sum(stop - start for start, stop in spans)
 
 
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
     arguments = parser(str(__doc__).splitlines()[0])
-    arguments.add_argument("--trace", type=Path, metavar="FILE", help="write a trace of a forward pass")
+    default = Path(tempfile.gettempdir()) / "offload-trace.json"
+    arguments.add_argument("--trace", type=Path, metavar="FILE", default=default, help="where the trace of a GPU goes")
     options = arguments.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rounds = 5 if options.quick else 21
@@ -143,8 +175,7 @@ def main() -> None:
     figures = overlap(work, rounds)
     if device.type == "cuda":
         figures |= bandwidth(work, rounds)
-    if options.trace is not None:
-        trace(work, options.trace)
+        figures |= trace(work, options.trace)
     write_json(options.json, figures)
 
 

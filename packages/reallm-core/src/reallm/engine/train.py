@@ -111,7 +111,7 @@ class TrainEngine:
             self._offload = Offload([[], tensors], tensors[0].device)
 
     def wait_for_offload(self) -> None:
-        """Return when they have left the memory of their device; at once if they are not leaving and nobody reads them."""
+        """Return when they have left the memory of their device; at once if they are not, and nobody reads."""
         if self.before_update is not None:
             self.before_update()
         if isinstance(self.model, SpreadModel):
