@@ -192,7 +192,10 @@ def stage_called_by_itself(rank):
 
 
 def test_a_later_stage_cannot_be_called_by_itself():
-    assert "call token_logprobs, scores or generate, train with TrainEngine, or use a layout" in on_ranks(2, stage_called_by_itself)[1]
+    assert (
+        "call token_logprobs, scores or generate, train with TrainEngine, or use a layout"
+        in on_ranks(2, stage_called_by_itself)[1]
+    )
 
 
 def loss_without_hidden(rank):
