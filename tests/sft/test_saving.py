@@ -45,7 +45,7 @@ def test_the_tokenizer_outlives_the_checkpoint_that_a_resumed_run_came_from(trai
     first = trainer.run(trainer.config(max_steps=2, name="long", keep_last=1))
     again = trainer.config(epochs=4, max_steps=None, name="long", keep_last=1, save_every=1, resume=str(first.run_dir))
     result = trainer.run(again)
-    assert "changed: max_steps 2 -> None" in trainer.output
+    assert "changed: max_steps 2 -> null" in trainer.output
     assert checkpoints(result.run_dir) == {"step-000012", "last"}
     assert result.checkpoint is not None
     assert (result.checkpoint / "tokenizer.json").read_bytes() == (trainer.checkpoint / "tokenizer.json").read_bytes()

@@ -11,6 +11,7 @@ from reallm.errors import ConfigError
 from reallm.experiments.resume import refuse_changes
 from reallm.experiments.run_folder import RunFolder
 from reallm.experiments.saved_state import SavedState, has_state, load_engine, read_state, versions
+from reallm.experiments.schema import value_text
 from reallm.experiments.training_config import TrainingConfig, model_args
 
 
@@ -76,7 +77,7 @@ def resume_point(
     state, written_with = read_state(saved[-1], rank)
     say(f"resuming {folder.path} after step {state.step}")
     for key, (before, now) in changed.items():
-        say(f"changed: {key} {before} -> {now}")
+        say(f"changed: {key} {value_text(before)} -> {value_text(now)}")
     for name, now in versions().items():
         if written_with.get(name) != now:
             say(f"note: saved with {name} {written_with.get(name)}, this is {now}; last digits may differ")
