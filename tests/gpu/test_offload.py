@@ -89,28 +89,19 @@ def test_round_trip_is_bit_for_bit(large):
         assert all(torch.equal(tensor, before[name]) for name, tensor in large.local_tensors().items())
 
 
-@pytest.mark.parametrize(("kind", "plain"), [("DtoH", "out"), ("HtoD", "back")])
+@pytest.mark.parametrize("kind", ["DtoH", "HtoD"])
 @torch.no_grad()
-def test_copies_have_the_bandwidth_of_pinned_memory(large, tmp_path, kind, plain):
-    """Times that the GPU itself has noted, of copies in one trace; those of pageable memory take several times as long,
-    and half leaves room for other users of the bus. The bar of 0.9 is that of `benchmarks/offload.py`."""
-    n_bytes = 1 << 28
-    there = torch.zeros(n_bytes, dtype=torch.uint8, device="cuda")
-    pinned = torch.zeros(n_bytes, dtype=torch.uint8, pin_memory=True)
+def test_copies_go_through_pinned_memory(large, tmp_path, kind):
+    """Their bandwidth is measured by `benchmarks/offload.py`."""
 
     def run() -> None:
-        pinned.copy_(there) if plain == "out" else there.copy_(pinned)
         large.async_offload()
         large.wait_for_offload()
         large.reload()
 
-    run()  # so that its memory has been taken
-    reference, *ours = large_copies(traced(tmp_path / "trace.json", run), kind)
-    assert reference["args"]["bytes"] == n_bytes
-    assert ours
-    assert all("Pinned" in copy["name"] for copy in ours)
-    bandwidth = sum(copy["args"]["bytes"] for copy in ours) / sum(copy["dur"] for copy in ours)
-    assert bandwidth > 0.5 * n_bytes / reference["dur"]
+    copies = large_copies(traced(tmp_path / "trace.json", run), kind)
+    assert copies
+    assert all("Pinned" in copy["name"] for copy in copies)
 
 
 @pytest.mark.parametrize("stream", [False, True])
