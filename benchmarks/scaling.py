@@ -13,17 +13,15 @@ micro-batches.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from common import Ratio, machine, parser, write_json
+from ranks import Ranks
 
 WAYS = {"copies": ("dp2", 1), "zero_1": ("fsdp2", 1), "zero_2": ("fsdp2", 2), "zero_3": ("fsdp2", 3)}
 """Layout and level of FSDP2."""
@@ -48,30 +46,10 @@ FULL = Work(tokens=4096, hidden=512, n_layers=8, inner=1408, vocab=16384)
 TINY = Work(tokens=256, hidden=64, n_layers=2, inner=96, vocab=512, sample=32)
 
 
-def serve(connection: Connection, rank: int | None, core: int, work: Work, store: str) -> None:
-    """A process that makes a step whenever it is told how, and says how long it took; `rank` None works alone."""
-    os.sched_setaffinity(0, {core})
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    if rank is not None:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=N_RANKS)
-    steps: dict[str, Any] = {}
-    while (way := connection.recv()) is not None:
-        if way not in steps:
-            steps[way] = make_step(way, work, n_ranks=1 if rank is None else N_RANKS)
-        if rank is not None:
-            dist.barrier()
-        start = time.perf_counter()
-        loss = steps[way]()
-        connection.send((time.perf_counter() - start, loss))
-
-
-def make_step(way: str, work: Work, n_ranks: int) -> Any:
+def make_step(way: str, work: Work) -> Callable[[], float]:
     """A function that makes one optimizer step and gives its loss."""
     import torch
+    import torch.distributed as dist
 
     from reallm import OptimizerConfig, ReaLModel, ReaLModelConfig
     from reallm.algorithms.sft import SFTInterface
@@ -99,37 +77,13 @@ def make_step(way: str, work: Work, n_ranks: int) -> Any:
     ids = torch.randint(0, work.vocab, (work.tokens // work.sample, work.sample), generator=generator)
     mask = torch.arange(work.sample) >= work.sample * 6 // 10  # 40 % of the tokens carry loss
     samples = [NamedArray(input_ids=row, loss_mask=mask).with_metadata(seqlens=seqlens) for row in ids]
+    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
     batch = gather(samples * n_ranks)  # the same mean loss, whatever the number of ranks
 
     def step() -> float:
         return engine.train_batch(batch, SFTInterface())["loss"]
 
     return step
-
-
-class Side:
-    """Processes that make a step together."""
-
-    def __init__(self, ranks: list[int | None], cores: list[int], work: Work, store: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connections: list[Connection] = []
-        for rank, core in zip(ranks, cores, strict=True):
-            ours, theirs = context.Pipe()
-            context.Process(target=serve, args=(theirs, rank, core, work, store), daemon=True).start()
-            theirs.close()
-            self._connections.append(ours)
-
-    def step(self, way: str) -> tuple[float, float]:
-        """Seconds of the slowest, and the loss."""
-        for connection in self._connections:
-            connection.send(way)
-        told = [connection.recv() for connection in self._connections]
-        return max(seconds for seconds, _ in told), told[0][1]
-
-    def close(self) -> None:
-        """End the processes."""
-        for connection in self._connections:
-            connection.send(None)
 
 
 def main() -> None:
@@ -148,14 +102,14 @@ def main() -> None:
     print(f"{machine()}; a core for each rank; {work.tokens} tokens a rank; median and quartiles of the ratio")
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        alone = Side([None], cores[:1], work, store)
-        together = Side(list(range(N_RANKS)), cores[:N_RANKS], work, store)
+        alone = Ranks(cores[:1], None, make_step, work)
+        together = Ranks(cores[:N_RANKS], store, make_step, work)
         seconds: dict[str, list[float]] = {"alone": [], **{way: [] for way in WAYS}}
         for turn in range(rounds + 1):
             names = list(seconds)
             losses = {}
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                took, losses[name] = (alone if name == "alone" else together).step(name)
+                took, (losses[name], *_) = (alone if name == "alone" else together).do(name)
                 if turn:
                     seconds[name].append(took)
             check(losses)

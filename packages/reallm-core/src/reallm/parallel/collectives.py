@@ -194,12 +194,7 @@ class _AllTokens(Function):
         return _padded(grad, ctx.peers).chunk(ctx.peers.size)[ctx.peers.rank], None, None
 
 
-class _AllTokensShared(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers, n_tokens: int) -> Tensor:
-        ctx.peers = peers
-        return peers.gather(x)[:n_tokens]
-
+class _AllTokensShared(_AllTokens):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.peers.sum_of_own(_padded(grad, ctx.peers)), None, None

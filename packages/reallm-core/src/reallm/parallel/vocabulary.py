@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,6 +49,6 @@ def split_embedding(table: TokenTable, peers: Peers, start: int) -> Callable[[Te
         is_elsewhere = (rows < 0) | (rows >= n_rows)
         own = F.embedding(rows.masked_fill(is_elsewhere, 0), table.weight)
         own = own.masked_fill(is_elsewhere[:, None], 0.0)
-        return added_up(own, peers) if torch.is_grad_enabled() else peers.sum_(own)
+        return added_up(own, peers)
 
     return forward
