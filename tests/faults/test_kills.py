@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import Command, make_inputs, sft
+from tests.helpers.jobs import Command, losses, make_inputs, sft
 
 STEPS = 60
 ENDS_WITHIN_S = 30.0
@@ -29,15 +28,9 @@ def arguments(inputs: Path, output: Path, *layout: str) -> list[str]:
     return sft(inputs, output, "name=run", "resume=auto", *steps, *layout)
 
 
-def losses(output: Path) -> list[float]:
-    lines = (output / "run" / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["train/loss"] for record in records if "train/loss" in record]
-
-
-def wait_for_step(output: Path, step: int, timeout_s: float = 120.0) -> None:
+def wait_for_step(run: Path, step: int, timeout_s: float = 120.0) -> None:
     until = time.monotonic() + timeout_s
-    while not (output / "run" / "metrics.jsonl").is_file() or len(losses(output)) < step:
+    while not (run / "metrics.jsonl").is_file() or len(losses(run)) < step:
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -74,8 +67,8 @@ def test_ten_times_and_the_numbers_are_those_of_a_run_without(inputs, tmp_path, 
         kills += 1
     ended = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout)).end(timeout_s=300)
     assert ended.code == 0, ended.err
-    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
-    assert len(losses(tmp_path / "killed")) == STEPS
+    assert losses(tmp_path / "killed" / "run") == losses(tmp_path / "undisturbed" / "run")
+    assert len(losses(tmp_path / "killed" / "run")) == STEPS
     assert kills >= 5
 
 
@@ -85,18 +78,18 @@ def test_it_goes_on_with_fewer_ranks(inputs, tmp_path):
     layouts = [(["parallel.tp=2", "parallel.pp=2"], 4), (["parallel.dp=2"], 2)]
     for rank, (layout, n_ranks) in enumerate(layouts, 1):
         command = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout))
-        wait_for_step(tmp_path / "killed", 10 * rank)
+        wait_for_step(tmp_path / "killed" / "run", 10 * rank)
         assert killed(command, n_ranks - rank, 0.0)
     ended = Command(tmp_path, arguments(inputs, tmp_path / "killed")).end(timeout_s=300)
     assert ended.code == 0, ended.err
     # float32 sums in another order, over 60 steps
-    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "alone"), rel=1e-3)
+    assert losses(tmp_path / "killed" / "run") == pytest.approx(losses(tmp_path / "alone" / "run"), rel=1e-3)
 
 
 def test_a_rank_that_is_stopped_is_missed_in_time(inputs, tmp_path):
     waits = ["parallel.timeout_s=8"]
     command = Command(tmp_path, arguments(inputs, tmp_path / "stopped", "parallel.dp=2", *waits))
-    wait_for_step(tmp_path / "stopped", 5)
+    wait_for_step(tmp_path / "stopped" / "run", 5)
     pid = command.ranks()[1]
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.jobs import Command, as_under_srun, make_inputs, sft, torchrun
+from tests.helpers.jobs import Command, as_under_srun, losses, make_inputs, sft, torchrun
 
 STEPS = 40
 ENDS_WITHIN_S = 120.0
@@ -43,7 +42,7 @@ def wait_for(moment: str, command: Command, rank: int, run: Path, draw: random.R
         time.sleep(draw.uniform(0.0, 0.5))
     else:
         step = draw.randrange(2, STEPS // 2)
-        command.wait_until(lambda: len(losses(run)) >= step, f"step {step}")
+        command.wait_until(lambda: n_steps(run) >= step, f"step {step}")
         if moment == "saving":
             saves = run / "checkpoints"
             command.wait_until(lambda: any(path.name.startswith(".") for path in saves.iterdir()), "a save")
@@ -51,12 +50,9 @@ def wait_for(moment: str, command: Command, rank: int, run: Path, draw: random.R
     return command.ranks()[rank]
 
 
-def losses(run: Path) -> list[float]:
-    if not (run / "metrics.jsonl").is_file():
-        return []
-    whole_lines = (run / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
-    records = [json.loads(line) for line in whole_lines]
-    return [record["train/loss"] for record in records if "train/loss" in record]
+def n_steps(run: Path) -> int:
+    """How many it has noted down so far."""
+    return len(losses(run)) if (run / "metrics.jsonl").is_file() else 0
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -154,7 +150,7 @@ def test_a_rank_is_stopped(inputs: Path, tmp_path: Path, moment: str, rank: int)
 def test_the_rank_with_the_store_is_stopped(inputs: Path, tmp_path: Path):
     first, second = as_under_srun(tmp_path, [arguments(inputs, tmp_path, "parallel.timeout_s=5")] * 2)
     try:
-        first.wait_until(lambda: len(losses(tmp_path / "run")) >= 3, "step 3")
+        first.wait_until(lambda: n_steps(tmp_path / "run") >= 3, "step 3")
         first.process.send_signal(signal.SIGSTOP)
         ended = second.end(ENDS_WITHIN_S)
     finally:

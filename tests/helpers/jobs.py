@@ -168,6 +168,13 @@ def sft(inputs: Path, output: Path, *arguments: str) -> list[str]:
     ]  # fmt: skip
 
 
+def losses(run: Path) -> list[float]:
+    """Of each training step that a run's `metrics.jsonl` has; a line that is being written is left out."""
+    lines = (run / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record["train/loss"] for record in records if "train/loss" in record]
+
+
 def _parent(process: Path) -> int | None:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])

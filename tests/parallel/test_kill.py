@@ -1,13 +1,12 @@
 """Ranks that are killed or stopped: the job ends in time with a line that names them, and what was saved is whole."""
 
-import json
 import math
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import Command, make_inputs, sft, torchrun
+from tests.helpers.jobs import Command, losses, make_inputs, sft, torchrun
 
 ENDS_WITHIN_S = 60.0
 """Of which the ranks and the launcher take ten seconds to settle who tells of it; the rest is for a busy machine."""
@@ -16,11 +15,6 @@ ENDS_WITHIN_S = 60.0
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def losses(run: Path) -> list[float]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [record["train/loss"] for record in records if "train/loss" in record]
 
 
 def test_rank_0_is_killed_while_it_saves_and_one_process_goes_on(inputs: Path, tmp_path: Path):

@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import Command, make_inputs, sft, side_by_side
+from tests.helpers.jobs import Command, losses, make_inputs, sft, side_by_side
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def losses(run: Path) -> list[float]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [record["train/loss"] for record in records if "train/loss" in record]
 
 
 def test_it_starts_the_processes_and_trains_as_one_would(inputs: Path, tmp_path: Path):

@@ -140,18 +140,15 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
             )
         raw, tensors = self._to_raw(self.family, dtype), self.local_tensors()
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "max_shard_size": max_shard_size,
+            "carry_from": self.source,
+            "tokenizer": tokenizer,
+        }
         if self.mesh is not None and self.mesh.layout.size > 1:
-            return SpreadExport(
-                raw, self.family, self.config, self.mesh, tensors, dtype, max_shard_size, self.source, tokenizer
-            )
-        return writing.Export(
-            raw,
-            weights.state_dict_to_hf(self.family, tensors, self.config),
-            dtype,
-            max_shard_size,
-            self.source,
-            tokenizer,
-        )
+            return SpreadExport(raw, self.family, self.config, self.mesh, tensors, **options)
+        return writing.Export(raw, weights.state_dict_to_hf(self.family, tensors, self.config), **options)
 
     @property
     def hf_config(self) -> PreTrainedConfig:

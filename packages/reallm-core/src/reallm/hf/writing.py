@@ -27,8 +27,30 @@ _REPLACED = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, "mod
              *(pattern.partition("/")[0] for pattern in TOKENIZER_FILES))  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint folder is written.
+
+    Raises:
+        ConfigError: `max_shard_size` is no size.
+    """
+
+    dtype: torch.dtype | None = None
+    """Convert to this on the way; None keeps each tensor's own."""
+    max_shard_size: int | str = "5GB"
+    """Bytes, or a size such as "5GB"; more are split over several files. Each rank that writes has one at
+    least."""
+    carry_from: Path | None = None
+    """Folder whose tokenizer and generation config are copied."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Saved instead of the tokenizer in `carry_from`."""
+
+    def __post_init__(self) -> None:
+        plan_shards({}, self.max_shard_size)
+
+
 @dataclass(frozen=True)
-class Export:
+class Export(ExportOptions):
     """What a checkpoint folder is to hold. The tensors are those of the model, not copies.
 
     Raises:
@@ -39,17 +61,6 @@ class Export:
     """Content of `config.json`."""
     tensors: Mapping[str, Tensor]
     """By their names in the checkpoint, in the order of the files. Made and moved to the CPU one shard at a time."""
-    dtype: torch.dtype | None = None
-    """Convert to this on the way; None keeps each tensor's own."""
-    max_shard_size: int | str = "5GB"
-    """Bytes, or a size such as "5GB"; more are split over several files."""
-    carry_from: Path | None = None
-    """Folder whose tokenizer and generation config are copied."""
-    tokenizer: PreTrainedTokenizerBase | None = None
-    """Saved instead of the tokenizer in `carry_from`."""
-
-    def __post_init__(self) -> None:
-        plan_shards({}, self.max_shard_size)
 
     def write_into(self, folder: Path) -> None:
         """Write the files into an existing folder, which may be half written if this is interrupted."""

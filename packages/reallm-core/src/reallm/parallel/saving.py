@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +26,7 @@ from reallm.errors import DataError
 from reallm.hf.arrangements import Shape
 from reallm.hf.family import HFFamily
 from reallm.hf.holdings import holdings
-from reallm.hf.writing import is_no_part, plan_shards, write_file, write_index, write_small_files
+from reallm.hf.writing import ExportOptions, is_no_part, write_file, write_index, write_small_files
 from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.dealing import File, deal, plan_files, rounds
@@ -35,9 +35,6 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.placement import parameter_infos, placement
 from reallm.parallel.together import leads, together
 from reallm.parallel.words import told_by_all
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class SpreadExport:
+class SpreadExport(ExportOptions):
     """What a checkpoint folder is to hold of a model that is spread over the ranks of a layout; see `Export`.
 
     Raises:
@@ -76,17 +73,6 @@ class SpreadExport:
     """Its layout."""
     local: Mapping[str, Tensor]
     """This rank's parts of the parameters, those of `placement`; not copies."""
-    dtype: torch.dtype | None = None
-    """Convert to this on the way; None keeps each tensor's own."""
-    max_shard_size: int | str = "5GB"
-    """Bytes, or a size such as "5GB", that no file exceeds; each rank writes a file of its own at least."""
-    carry_from: Path | None = None
-    """Folder whose tokenizer and generation config are copied."""
-    tokenizer: PreTrainedTokenizerBase | None = None
-    """Saved instead of the tokenizer in `carry_from`."""
-
-    def __post_init__(self) -> None:
-        plan_shards({}, self.max_shard_size)
 
     def write_into(self, folder: Path) -> None:
         """Write the files into an existing folder; all ranks of the layout call it, and fail together.
