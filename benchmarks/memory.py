@@ -56,7 +56,7 @@ def measure(case: Case) -> dict[str, float]:
     import torch
 
     import reallm
-    from reallm.engine.memory import estimate
+    from reallm.training.memory import estimate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -74,9 +74,9 @@ def measure(case: Case) -> dict[str, float]:
 def _train(config: Any, dtype: Any, device: Any, lengths: tuple[int, ...], gradient_checkpointing: Any) -> Any:
     """Two steps of two micro-batches; the model, still in memory."""
     import reallm
-    from reallm.algorithms.sft import SFTInterface
+    from reallm.algorithms.sft.interface import SFTInterface
     from reallm.data.batching import gather
-    from reallm.engine.train import TrainEngine
+    from reallm.training.engine import TrainEngine
 
     model = reallm.ReaLModel(config, dtype=dtype, device=device)
     model.gradient_checkpointing = gradient_checkpointing

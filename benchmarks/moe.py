@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from common import Ratio, interleave, machine, parser, write_json
-from reallm.model.attention import Step
 from reallm.model.config import MoEConfig, ReaLModelConfig
-from reallm.model.moe import MoEMLP
-from reallm.model.sequences import Sequences
+from reallm.model.forward_context import ForwardContext
+from reallm.model.moe.layer import MoEMLP
+from reallm.model.packed import PackedSequences
 
 N_TOKENS = 512
 DECODED = (1, 4, 16)
@@ -78,7 +78,7 @@ class Layers:
 
     def forward(self, side: str, x: Tensor) -> Tensor:
         if side == "reallm":
-            step = Step(Sequences.from_lengths([len(x)]), rotations=())
+            step = ForwardContext(PackedSequences.from_lengths([len(x)]), rotations=())
             return self.ours(x, step)
         self.config._experts_implementation = SIDES[side]
         return self.theirs(x[None])[0]

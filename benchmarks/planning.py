@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from common import machine, parser, write_json
 
 if TYPE_CHECKING:
-    from reallm.parallel.plan import Plan
+    from reallm.reallocation.plan import Plan
 
 BARS_S = {128: 2.0, 1024: 20.0}
 """By the number of ranks."""
@@ -39,8 +39,8 @@ MOVES = {
 def planned(source: str, target: str) -> tuple[float, Plan]:
     """Process time in seconds and the plan, made without anything that an earlier one has left."""
     from reallm import Layout, ReaLModelConfig
-    from reallm.parallel.placement import parameter_infos
-    from reallm.parallel.plan import plan
+    from reallm.model.parameters import parameter_infos
+    from reallm.reallocation.plan import plan
 
     parameter_infos.cache_clear()
     plan.cache_clear()
@@ -81,7 +81,7 @@ def main() -> None:
                 raise SystemExit(f"{source} to {target} sends more than it must")
             median = statistics.median(seconds)
             slowest = max(slowest, median)
-            above = 100 * (made.most_sent / made.least_sent - 1)
+            above = 100 * (made.most_sent / made.min_max_sent - 1)
             print(
                 f"{n_ranks:5,}  {source:12} {target:18} {2e-12 * made.total_elements:5.1f} TB {made.n_messages:11,}  "
                 f"{above:4.1f} % above it  {median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"

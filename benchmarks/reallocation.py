@@ -114,10 +114,11 @@ class Parts:
     """Which rank has, and which is to have, which part of a parameter."""
 
     def __init__(self, model: Any, result: Any) -> None:
-        from reallm.parallel.placement import parameter_infos, placement
+        from reallm.model.parameters import parameter_infos
+        from reallm.parallel.sharding import local_boxes
 
         ranks = model.layout.ranks
-        self.held = [placement(model.config, model.layout, rank) for rank in ranks]
+        self.held = [local_boxes(model.config, model.layout, rank) for rank in ranks]
         self.shapes = {info.name: info.shape for info in parameter_infos(model.config)}
         self.own, self.target = model.local_tensors(), result.local_tensors()
         self.wanted = result.boxes
@@ -152,7 +153,7 @@ def by_all_gather(model: Any, result: Any) -> Callable[[], None]:
     import torch
     import torch.distributed as dist
 
-    from reallm.model.box import Box
+    from reallm.model.sharding import Box
 
     parts = Parts(model, result)
 
@@ -190,7 +191,7 @@ def dtensors(parts: Parts, layout: Any, held: Any, tensors: Mapping[str, Any]) -
 
 def by_full_tensor(model: Any, result: Any) -> Callable[[], None]:
     """Whole parameters, one after another."""
-    from reallm.model.box import Box
+    from reallm.model.sharding import Box
 
     parts = Parts(model, result)
     sharded = dtensors(parts, model.layout, parts.held, parts.own)
@@ -208,11 +209,11 @@ def by_dcp(model: Any, result: Any) -> Callable[[], None]:
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
 
-    from reallm.parallel.placement import placement
+    from reallm.parallel.sharding import local_boxes
 
     parts = Parts(model, result)
     sharded = dtensors(parts, model.layout, parts.held, parts.own)
-    wanted = [placement(model.config, result.layout, rank) for rank in result.layout.ranks]
+    wanted = [local_boxes(model.config, result.layout, rank) for rank in result.layout.ranks]
     is_pipeline = result.layout.pp > 1
     loaded = dict(parts.target) if is_pipeline else dtensors(parts, result.layout, wanted, parts.target)
     process = torch.tensor(os.getpid())

@@ -20,12 +20,12 @@ import torch
 
 import reallm
 from common import interleave, machine, parser, write_json
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.batching import gather
-from reallm.engine.train import TrainEngine
-from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.saved_state import Generators, SavedState
-from reallm.experiments.saving import Saver
+from reallm.experiments.checkpointing.checkpointer import Checkpointer
+from reallm.experiments.checkpointing.train_state import Generators, TrainState
+from reallm.experiments.runs.folder import RunFolder
+from reallm.training.engine import TrainEngine
 from workloads import LLAMA_40M, all_trained
 
 LENGTHS = (512,) * 4
@@ -44,10 +44,10 @@ class Trainer:
         self.engine = TrainEngine(self.model, settings, total_steps=1000, max_tokens_per_microbatch=sum(LENGTHS))
         self.batch = gather([sample.for_reallm() for sample in all_trained(LENGTHS, self.model.config.vocab_size)])
         self.savers = {
-            kind: Saver(RunFolder(folder / kind), keep_last=1, in_background=kind == "background")
+            kind: Checkpointer(RunFolder(folder / kind), keep_last=1, in_background=kind == "background")
             for kind in ("background", "waited")
         }
-        self.engine.before_update = self.savers["background"].wait_until_read
+        self.engine.before_optimizer_step = self.savers["background"].wait_until_read
 
     def steps(self) -> None:
         for _ in range(N_STEPS):
@@ -55,7 +55,7 @@ class Trainer:
 
     def save(self, kind: str) -> None:
         engine = self.engine.state(weights=self.engine.has_masters)
-        state = SavedState(self.engine.step, None, {"model": engine}, {}, None, 0.0, "", Generators.capture())
+        state = TrainState(self.engine.step, None, {"model": engine}, {}, None, 0.0, "", Generators.capture())
         self.savers[kind].save({"model": self.model.export()}, state)
 
     def steps_after(self, kind: str) -> None:

@@ -52,11 +52,11 @@ def make_step(way: str, work: Work) -> Callable[[], float]:
     import torch.distributed as dist
 
     from reallm import OptimizerConfig, ReaLModel, ReaLModelConfig
-    from reallm.algorithms.sft import SFTInterface
+    from reallm.algorithms.sft.interface import SFTInterface
     from reallm.data.batching import gather
     from reallm.data.namedarray import NamedArray
-    from reallm.engine.train import TrainEngine
     from reallm.parallel.mesh import Mesh
+    from reallm.training.engine import TrainEngine
 
     config = ReaLModelConfig(
         n_layers=work.n_layers,

@@ -12,9 +12,9 @@ import transformers
 from torch import Tensor, nn
 
 from reallm import OptimizerConfig, ReaLModel, ReaLModelConfig
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.batching import gather
-from reallm.engine.train import TrainEngine
+from reallm.training.engine import TrainEngine
 from workers import Turns
 from workloads import Job, Sample
 

@@ -11,7 +11,7 @@ import reallm as package
 from reallm.errors import ReallmError
 from reallm.plugins import registry
 from reallm.plugins.known import known
-from reallm.testing import check_family
+from reallm_devkit import check_family
 
 INSTALLED = {one.name for one in distributions()}
 FAMILIES = {family.names[0]: family for family in registry.offers("family").values()}

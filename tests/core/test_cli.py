@@ -15,7 +15,7 @@ import pytest
 from reallm.cli import main
 from reallm.cli.generate import read_prompts
 from reallm.errors import DataError
-from reallm.experiments import checks
+from reallm.experiments.preflight import checks
 from tests.helpers import fake_plugins
 
 
@@ -114,9 +114,9 @@ def test_sft_hands_configuration_and_algorithm_to_the_runner(reallm, monkeypatch
         seen.extend([config, algorithm])
         return types.SimpleNamespace(interrupted=interrupted)
 
-    runner = types.ModuleType("reallm.experiments.runner")
+    runner = types.ModuleType("reallm.experiments.run.runner")
     runner.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reallm.experiments.runner", runner)
+    monkeypatch.setitem(sys.modules, "reallm.experiments.run.runner", runner)
     monkeypatch.setattr(checks, "check", seen.append)
     code, _, _ = reallm("sft", "model.path=m", "dataset.train_path=t.jsonl", "epochs=2")
     assert code == exit_code

@@ -7,12 +7,12 @@ import re
 
 import pytest
 
-from reallm.cli.keys import help_text
-from reallm.engine.optimizer_config import OptimizerConfig
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.parallel_config import ParallelArgs
-from reallm.experiments.schema import groups
-from reallm.experiments.sft import SFTConfig
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.cli.help import help_text
+from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
+from reallm.config.parallel import ParallelArgs
+from reallm.config.schema import groups
 from tests.helpers import fake_plugins
 
 

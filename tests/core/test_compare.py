@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.cli.main import run
-from reallm.experiments.comparison import read_settings
-from reallm.experiments.curves import read_curves, thinned, trend
-from reallm.experiments.plots import Panel, save_panels
-from reallm.experiments.text_plot import TextCurve, overlay
+from reallm.experiments.reports.png import Panel, save_panels
+from reallm.experiments.reports.terminal import TextCurve, overlay
+from reallm.experiments.runs.comparison import read_settings
+from reallm.experiments.runs.metrics import read_curves, thinned, trend
 from tests.helpers.run_folders import write_run
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.args import ModelArgs
 from reallm.errors import ConfigError
-from reallm.experiments import checks
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.sft import SFTConfig
-from reallm.hf import config_io, families
+from reallm.experiments.preflight import checks
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import families
 from tests.helpers import fake_plugins
 
 
@@ -78,7 +79,7 @@ def test_what_the_dataset_checks_itself(tmp_path):
 
 
 def test_a_warm_up_longer_than_the_training(tmp_path):
-    from reallm.engine.optimizer_config import OptimizerConfig
+    from reallm.config.optimizer import OptimizerConfig
 
     longer = config(tmp_path, optimizer=OptimizerConfig(warmup_steps=10), max_steps=10)
     refused(longer, r"^optimizer\.warmup_steps=10 must be less than max_steps=10")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reallm.engine.optimizer_config import OptimizerConfig
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.args import ModelArgs
+from reallm.config.load import describe, load
+from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ConfigError, UnknownNameError
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.config_load import describe, load
-from reallm.experiments.sft import SFTConfig
 from tests.helpers import fake_plugins
 
 NEEDED = ["model.path=m", "dataset.train_path=t.jsonl"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.load import load
 from reallm.errors import ReallmError
-from reallm.experiments.config_load import load
-from reallm.experiments.sft import SFTConfig
 from tests.helpers import fake_plugins
 
 

@@ -8,7 +8,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from reallm.data.spec import DatasetSpec
 from reallm.errors import PluginError, UnknownNameError
 from reallm.hf.family import HFFamily
 from reallm.hookspecs import HOOK_API, hookimpl
@@ -17,6 +16,7 @@ from reallm.plugins.finder import Entry, Plan, Plugin, plan, promise_of
 from reallm.plugins.known import known
 from reallm.plugins.loader import Loaded, Offer, load
 from reallm.plugins.registry import Registry, install_hint
+from reallm.specs import DatasetSpec
 from workspace import ROOT
 
 SPEC = DatasetSpec("somewhere:Dataset", "somewhere:Config")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from reallm.data import files
-from reallm.data.files import atomic_folder, atomic_write, recover_folder
+from reallm import atomic_files as files
+from reallm.atomic_files import atomic_folder, atomic_write, recover_folder
 from reallm.errors import DataError
 
 
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_old_content_and_names_the_path(tmp_path: Path, e
 def test_a_real_write_beyond_the_limit_leaves_the_old_content(tmp_path: Path) -> None:
     script = """
         import resource, sys
-        from reallm.data.files import atomic_folder
+        from reallm.atomic_files import atomic_folder
         with atomic_folder(sys.argv[1]) as folder:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
             (folder / "a").write_bytes(bytes(5000))
@@ -268,7 +268,7 @@ def test_killed_at_any_step_the_folder_is_the_old_or_the_new(tmp_path: Path, swa
 SAVE_FOREVER = """
     import itertools, sys
     from pathlib import Path
-    from reallm.data.files import atomic_folder, atomic_write
+    from reallm.atomic_files import atomic_folder, atomic_write
 
     path = Path(sys.argv[1])
     for n in itertools.count(int(sys.argv[2])):

@@ -7,9 +7,10 @@ import inspect
 import pytest
 
 import reallm
-from reallm import hookspecs, testing
+import reallm_devkit as testing
+from reallm import hookspecs
 from reallm.plugins.kinds import KINDS
-from reallm.testing.kits import KITS, kit_class
+from reallm_devkit.testing.kits import KITS, kit_class
 from workspace import ROOT
 
 DOCS = ROOT / "docs"

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm import builtin
-from reallm.experiments import logs
-from reallm.experiments.logs import Loggers
+from reallm.experiments.run import loggers as logs
+from reallm.experiments.run.loggers import Loggers
 from reallm.loggers.jsonl import JsonlLogger, lines_up_to
-from reallm.loggers.spec import Logger, LoggerSpec
+from reallm.specs import Logger, LoggerSpec
 
 CONFIG = {"name": None, "optimizer": {"lr": 1e-3}, "loggers": ["jsonl"]}
 

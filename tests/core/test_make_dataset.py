@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
 from reallm.data.namedarray import NamedArray
-from reallm.data.spec import DatasetSpec
 from reallm.errors import ConfigError, DataError, PluginError, UnknownNameError
 from reallm.plugins import registry
 from reallm.plugins.finder import Plan, Plugin
 from reallm.plugins.loader import Loaded, Offer
+from reallm.specs import DatasetSpec
 
 
 @dataclasses.dataclass

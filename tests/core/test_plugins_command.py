@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from reallm.cli import plugins, plugins_table
 from reallm.cli.main import run
-from reallm.data.spec import DatasetSpec
+from reallm.cli.plugins import table as plugins_table
+from reallm.cli.plugins.app import app as plugins
 from reallm.plugins.finder import Entry, plan
 from reallm.plugins.loader import Loaded, Offer
 from reallm.plugins.registry import Registry
+from reallm.specs import DatasetSpec
 
 REASON = "needs the module 'a_module_with_a_long_name', which is not installed; pip install a_module_with_a_long_name"
 

@@ -11,11 +11,11 @@ import pytest
 
 from reallm.cli.main import run
 from reallm.cli.realloc import bytes_per_second
-from reallm.cli.realloc_page import duration, size
+from reallm.cli.realloc_view import duration, size
 from reallm.errors import CheckpointError, ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
-from reallm.parallel.plan import plan
+from reallm.reallocation.plan import plan
 
 CONFIG = ReaLModelConfig(
     n_layers=2,
@@ -45,7 +45,7 @@ def reallm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             raise CheckpointError(f"{args.path} does not exist")
         return CONFIG
 
-    monkeypatch.setattr("reallm.experiments.architecture.architecture", architecture)
+    monkeypatch.setattr("reallm.hf.conversion.families.architecture", architecture)
 
     def command(*arguments: str) -> tuple[int, str, str]:
         code = run(["realloc", *arguments])
@@ -118,7 +118,7 @@ def test_json_is_one_object_that_agrees_with_the_plan(reallm):
         "kept_bytes": 2 * sum(map(made.kept_elements, range(4))),
         "messages": made.n_messages,
         "most_sent_bytes": 2 * made.most_sent,
-        "most_sent_bytes_at_best": 2 * made.least_sent,
+        "most_sent_bytes_at_best": 2 * made.min_max_sent,
         "most_received_bytes": 2 * most_received,
         "bandwidth_bytes_per_second": 1000.0,
         "seconds": 2 * max(most_received, made.most_sent) / 1000,

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from reallm.cli.main import run
-from reallm.experiments import run_files, run_folder
-from reallm.experiments.run_info import RunError, find_run, list_runs, read_run
+from reallm.experiments.runs import files as run_files
+from reallm.experiments.runs import folder as run_folder
+from reallm.experiments.runs.info import RunError, find_run, list_runs, read_run
 from tests.helpers.run_folders import write_run
 
 

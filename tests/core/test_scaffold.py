@@ -14,10 +14,10 @@ from reallm.cli.main import run
 from reallm.errors import ConfigError
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
-from reallm.scaffold.architecture import architecture_of
-from reallm.scaffold.family import drafted
-from reallm.scaffold.project import TEMPLATES, planned
-from reallm.scaffold.writing import rendered, write
+from reallm_devkit.scaffold.architecture import architecture_of
+from reallm_devkit.scaffold.family import drafted
+from reallm_devkit.scaffold.project import TEMPLATES, planned
+from reallm_devkit.scaffold.writing import rendered, write
 from workspace import ROOT
 
 NAMES = {"dataset": "my-data", "family": "my-model", "logger": "csv"}

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from reallm.cli.main import run
-from reallm.cli.plugins_new import begun
-from reallm.hf import config_io
+from reallm.cli.plugins.new import begun
+from reallm.hf.conversion import config as config_io
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
-from reallm.scaffold.architecture import Architecture, architecture_of
-from reallm.scaffold.family import Draft, drafted
-from reallm.scaffold.project import planned
-from reallm.scaffold.weights import placed
-from reallm.scaffold.writing import rendered
-from reallm.testing import check_family
+from reallm_devkit import check_family
+from reallm_devkit.scaffold.architecture import Architecture, architecture_of
+from reallm_devkit.scaffold.family import Draft, drafted
+from reallm_devkit.scaffold.project import planned
+from reallm_devkit.scaffold.weights import placed
+from reallm_devkit.scaffold.writing import rendered
 
 
 def plugin(model_type: str) -> tuple[Draft, str]:

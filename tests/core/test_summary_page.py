@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reallm.experiments.charts import bar_chart, line_chart, nice_steps
-from reallm.experiments.figures import number, short
-from reallm.experiments.page_samples import EVALUATIONS, LONGEST, PROMPTS, passage, prompt_histories
-from reallm.experiments.run_info import RunError
-from reallm.experiments.summary_page import render, write_summary_page
+from reallm.experiments.reports.charts import bar_chart, line_chart, nice_steps
+from reallm.experiments.reports.html import render, write_summary_page
+from reallm.experiments.reports.number_format import number, short
+from reallm.experiments.reports.sample_table import EVALUATIONS, LONGEST, PROMPTS, passage, prompt_histories
+from reallm.experiments.runs.info import RunError
 from tests.helpers.run_folders import write_run
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reallm.testing import DatasetKit, check_dataset
+from reallm_devkit import DatasetKit, check_dataset
 from tests.helpers.tokenizers import tiny_tokenizer
 
 QUESTIONS = [{"prompt": f"What is {i} and {i}?", "answer": f" {2 * i}, of course."} for i in range(7)]

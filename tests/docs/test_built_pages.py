@@ -65,7 +65,7 @@ def test_what_a_page_includes_arrives_letter_by_letter(page, path):
     assert wanted in [text.strip() for text in CodeBlocks(html(page)).texts]
 
 
-@pytest.mark.parametrize("module", ["reallm", "reallm.testing"])
+@pytest.mark.parametrize("module", ["reallm", "reallm_devkit"])
 def test_every_public_name_has_an_anchor_in_the_reference(module):
     names = public_names(SOURCE.parent.joinpath(*module.split("."), "__init__.py"))
     pages = "".join(

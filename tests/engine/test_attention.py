@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm.model import attention
-from reallm.model.attention import AttentionSpec, attend_packed
-from reallm.model.sequences import Sequences
+from reallm.model.attention import functional as attention
+from reallm.model.attention.functional import AttentionSpec, attend_packed
+from reallm.model.packed import PackedSequences
 
 
 def written_out(q, k, v, window, softcap, scale):
@@ -33,7 +33,7 @@ def test_packed_sequences_attend_only_to_themselves(monkeypatch, n_kv_heads, win
     k, v = (torch.randn(sum(lengths), n_kv_heads, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     spec = AttentionSpec(scale=0.3, window=window, softcap=softcap)
 
-    out = attend_packed(q, k, v, Sequences.from_lengths(lengths), spec)
+    out = attend_packed(q, k, v, PackedSequences.from_lengths(lengths), spec)
     expected = torch.cat(
         [written_out(*part, window, softcap, 0.3) for part in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)]
     )

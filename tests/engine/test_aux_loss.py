@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather, select
 from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
-from reallm.engine.optimizer_config import OptimizerConfig
-from reallm.engine.train import TrainEngine
 from reallm.errors import ConfigError
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
-from reallm.model.moe import load_balancing_loss
-from reallm.model.routing import RoutingNotes
+from reallm.model.moe.layer import load_balancing_loss
+from reallm.model.router_stats import RouterStatsLog
 from reallm.model.transformer import Transformer
+from reallm.training.engine import TrainEngine
 
 CONFIG = ReaLModelConfig(
     n_layers=3, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
@@ -52,7 +52,7 @@ def step_of(model, batch=BATCH, max_tokens=8192, **kwargs):
     def remember():
         gradients.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
 
-    engine.before_update = remember
+    engine.before_optimizer_step = remember
     return engine.train_batch(batch, SFTInterface()), gradients
 
 
@@ -64,7 +64,7 @@ def written_out(model, max_tokens, coef):
         part = select(BATCH, rows)
         own_weight = SFTInterface().weight(part)
         if own_weight:
-            model.routing = RoutingNotes()
+            model.routing = RouterStatsLog()
             losses.append(SFTInterface().loss(model, part).loss_sum / weight)
             balances.append(load_balancing_loss(model.routing.close()) * own_weight / weight)
             model.routing = None
@@ -143,7 +143,7 @@ def paired(model, theirs):
 
 def test_full_checkpointing_notes_nothing_when_blocks_run_again():
     model = tiny_model(mode="full").train()
-    model.routing = notes = RoutingNotes()
+    model.routing = notes = RouterStatsLog()
     loss = SFTInterface().loss(model, BATCH).loss_sum
     routing = notes.close()
     assert len(routing) == 2  # blocks 0 and 2

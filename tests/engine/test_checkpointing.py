@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from reallm.errors import ConfigError
-from reallm.model import checkpointing
+from reallm.model import activation_checkpointing as checkpointing
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from reallm.errors import ConfigError
-from reallm.model import compilation
+from reallm.model import compile as compilation
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
-from reallm.model.losses import next_token_targets
-from reallm.model.moe import load_balancing_loss
-from reallm.model.routing import RoutingNotes
+from reallm.model.linear_cross_entropy import next_token_targets
+from reallm.model.moe.layer import load_balancing_loss
+from reallm.model.router_stats import RouterStatsLog
 from reallm.model.transformer import Transformer
 
 # torch's compiler warns of itself, within torch
@@ -135,7 +135,7 @@ def test_compiled_blocks_that_run_again_note_their_routing_once(fresh_compiler):
         losses, gradients = [], []
         for model in (plain, compiled):
             model.zero_grad()
-            model.routing = RoutingNotes()
+            model.routing = RouterStatsLog()
             hidden = model.hidden(tokens, bounds)
             routing = model.routing.close()
             assert [each.n_tokens for each in routing] == [len(tokens)] * 2
@@ -164,7 +164,7 @@ def test_selective_checkpointing_is_refused_by_name():
 
 @needs_compiler
 def test_evaluation_and_generation_with_compiled_blocks(fresh_compiler):
-    from reallm.generation.decode import decode
+    from reallm.generation.engine import generate_tokens
     from reallm.generation.sampling import SamplingConfig
 
     plain, compiled = build().eval(), build().eval()
@@ -176,7 +176,7 @@ def test_evaluation_and_generation_with_compiled_blocks(fresh_compiler):
     before = n_compilations()
     assert before > 0
     prompts, sampling = [[1, 2, 3], [4]], SamplingConfig(max_new_tokens=5, temperature=0)
-    assert decode(compiled, prompts, sampling) == decode(plain, prompts, sampling)
+    assert generate_tokens(compiled, prompts, sampling) == generate_tokens(plain, prompts, sampling)
     assert n_compilations() == before, "decoding compiles nothing"
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from reallm.errors import ConfigError, DataError
-from reallm.generation.decode import decode
-from reallm.generation.sampling import SamplingConfig, draw
+from reallm.generation.engine import generate_tokens
+from reallm.generation.sampling import SamplingConfig, sample
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
-from reallm.model.sequences import Sequences
+from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 
 BASE = ReaLModelConfig(
@@ -58,7 +58,7 @@ def next_logits(model, text):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_decoding_equals_the_full_forward_pass_at_every_token(variant):
     model = build(VARIANTS[variant])
-    completions = decode(model, PROMPTS, SamplingConfig(max_new_tokens=12, temperature=0))
+    completions = generate_tokens(model, PROMPTS, SamplingConfig(max_new_tokens=12, temperature=0))
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         text = list(prompt)
         assert len(completion.token_ids) == 12
@@ -79,7 +79,7 @@ def test_a_prompt_fed_in_pieces_equals_one_fed_whole(window):
         for start, end in [(0, 5), (5, 6), (6, 13), (13, 20)]:  # the second sequence one token behind
             part = torch.cat([tokens[start:end], tokens[max(start - 1, 0) : end - 1]])
             lengths = [end - start, end - 1 - max(start - 1, 0)]
-            seqs = Sequences.from_lengths(lengths, past=cache.lengths)
+            seqs = PackedSequences.from_lengths(lengths, cached_lengths=cache.lengths)
             pieces.append(model.head(model.run(part, seqs, cache)).split(lengths))
         whole = model(tokens, torch.tensor([0, 20]))
     torch.testing.assert_close(torch.cat([piece[0] for piece in pieces]), whole, rtol=1e-4, atol=1e-4)
@@ -89,18 +89,20 @@ def test_a_prompt_fed_in_pieces_equals_one_fed_whole(window):
 def test_what_a_prompt_draws_does_not_depend_on_its_neighbours():
     model = build(BASE)
     sampling = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5)
-    together = decode(model, PROMPTS, sampling)
-    others = decode(model, [PROMPTS[0], [7, 7], PROMPTS[2]], sampling)
+    together = generate_tokens(model, PROMPTS, sampling)
+    others = generate_tokens(model, [PROMPTS[0], [7, 7], PROMPTS[2]], sampling)
     assert together[0].token_ids == others[0].token_ids
     assert together[2].token_ids == others[2].token_ids
-    assert decode(model, PROMPTS, SamplingConfig(max_new_tokens=8, seed=6))[0].token_ids != together[0].token_ids
+    assert (
+        generate_tokens(model, PROMPTS, SamplingConfig(max_new_tokens=8, seed=6))[0].token_ids != together[0].token_ids
+    )
 
 
 def test_a_sequence_ends_with_its_stop_token_and_the_others_go_on():
     model = build(BASE)
-    free = decode(model, PROMPTS, SamplingConfig(max_new_tokens=10, temperature=0))
+    free = generate_tokens(model, PROMPTS, SamplingConfig(max_new_tokens=10, temperature=0))
     stop = free[0].token_ids[3]
-    stopped = decode(model, PROMPTS, SamplingConfig(max_new_tokens=10, temperature=0, stop_token_ids=(stop,)))
+    stopped = generate_tokens(model, PROMPTS, SamplingConfig(max_new_tokens=10, temperature=0, stop_token_ids=(stop,)))
     for before, after in zip(free, stopped, strict=True):
         if stop in before.token_ids:
             end = before.token_ids.index(stop) + 1
@@ -113,9 +115,9 @@ def test_a_sequence_ends_with_its_stop_token_and_the_others_go_on():
 
 def test_stop_strings_are_looked_for_in_the_text():
     model = build(BASE)
-    free = decode(model, PROMPTS[:1], SamplingConfig(max_new_tokens=6, temperature=0))[0]
+    free = generate_tokens(model, PROMPTS[:1], SamplingConfig(max_new_tokens=6, temperature=0))[0]
     wanted = f"<{free.token_ids[2]}>"
-    stopped = decode(
+    stopped = generate_tokens(
         model,
         PROMPTS[:1],
         SamplingConfig(max_new_tokens=6, temperature=0, stop=(wanted,)),
@@ -126,7 +128,7 @@ def test_stop_strings_are_looked_for_in_the_text():
 
 def frequencies(logits, sampling, n=20000):
     generators = [torch.Generator().manual_seed(seed) for seed in range(n)]
-    tokens, _ = draw(logits.expand(n, -1), sampling, generators)
+    tokens, _ = sample(logits.expand(n, -1), sampling, generators)
     return torch.bincount(tokens, minlength=logits.numel()) / n
 
 
@@ -161,10 +163,10 @@ def test_settings_that_cannot_be_are_refused_by_name(settings, message):
 def test_prompts_that_cannot_be_continued():
     model = build(BASE)
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
-        decode(model, [[1], []], SamplingConfig())
+        generate_tokens(model, [[1], []], SamplingConfig())
     with pytest.raises(DataError, match="prompt 0 has token 50, but the model knows 0 to 49"):
-        decode(model, [[50]], SamplingConfig())
-    assert decode(model, [], SamplingConfig()) == []
+        generate_tokens(model, [[50]], SamplingConfig())
+    assert generate_tokens(model, [], SamplingConfig()) == []
 
 
 def test_a_prompt_that_may_outgrow_the_learned_positions_is_refused_before_anything_is_computed(monkeypatch):
@@ -179,10 +181,10 @@ def test_a_prompt_that_may_outgrow_the_learned_positions_is_refused_before_anyth
         match="prompt 1 has 13 tokens, and with max_new_tokens=5 it may outgrow the 16 positions that the model has "
         "learned; give max_new_tokens=4 or less",
     ):
-        decode(model, [[1], [2] * 13], SamplingConfig(max_new_tokens=5))
+        generate_tokens(model, [[1], [2] * 13], SamplingConfig(max_new_tokens=5))
     with pytest.raises(DataError, match="prompt 0 has 17 tokens, .* has learned; shorten it"):
-        decode(model, [[2] * 17], SamplingConfig(max_new_tokens=1))
+        generate_tokens(model, [[2] * 17], SamplingConfig(max_new_tokens=1))
     monkeypatch.undo()
-    completions = decode(model, [[2] * 13, [2] * 16], SamplingConfig(max_new_tokens=1))
+    completions = generate_tokens(model, [[2] * 13, [2] * 16], SamplingConfig(max_new_tokens=1))
     assert [len(completion.token_ids) for completion in completions] == [1, 1]
-    assert len(decode(model, [[2] * 13], SamplingConfig(max_new_tokens=4))[0].token_ids) == 4
+    assert len(generate_tokens(model, [[2] * 13], SamplingConfig(max_new_tokens=4))[0].token_ids) == 4

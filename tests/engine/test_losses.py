@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reallm.model import losses
-from reallm.model.losses import OutputHead, head_cross_entropy, head_logprobs
+from reallm.model import linear_cross_entropy as losses
+from reallm.model.linear_cross_entropy import OutputHead, head_cross_entropy, head_logprobs
 
 
 def plain(hidden, weight, targets, multiplier, softcap, bias=0.0):

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
-from reallm.engine import memory
-from reallm.engine.memory import AliveBytes, estimate, size_text
 from reallm.errors import DataError
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
+from reallm.training import memory
+from reallm.training.memory import AliveBytes, estimate, size_text
 
 CONFIG = ReaLModelConfig(
     n_layers=7, hidden_size=128, n_q_heads=4, n_kv_heads=2, head_dim=32, intermediate_size=256, vocab_size=500,

@@ -8,18 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reallm.engine.memory import AliveBytes, estimate
 from reallm.errors import ConfigError
-from reallm.model import compilation, experts
-from reallm.model.attention import Step
+from reallm.model import compile as compilation
 from reallm.model.config import MoEConfig, ReaLModelConfig
-from reallm.model.experts import Assignment, mix_experts
-from reallm.model.grouped_linear import FEW_ROWS, KernelLinear, LoopedLinear
+from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import ACTIVATION_FUNCTIONS
-from reallm.model.moe import MoEMLP, load_balancing_loss
-from reallm.model.routing import Routing, RoutingNotes
-from reallm.model.sequences import Sequences
+from reallm.model.moe import experts
+from reallm.model.moe.experts import Assignment, grouped_expert_mlp
+from reallm.model.moe.grouped_linear import FEW_ROWS, KernelLinear, LoopedLinear
+from reallm.model.moe.layer import MoEMLP, load_balancing_loss
+from reallm.model.packed import PackedSequences
+from reallm.model.router_stats import RouterStats, RouterStatsLog
 from reallm.model.transformer import Transformer
+from reallm.training.memory import AliveBytes, estimate
 
 CONFIG = ReaLModelConfig(
     n_layers=3, hidden_size=24, n_q_heads=3, n_kv_heads=1, head_dim=8, intermediate_size=40, vocab_size=50,
@@ -33,7 +34,7 @@ def randn(*shape, dtype=torch.float32, seed=0):
 
 
 def step_of(n_tokens, notes=None):
-    return Step(Sequences.from_lengths([n_tokens]), rotations=(), routing=notes)
+    return ForwardContext(PackedSequences.from_lengths([n_tokens]), rotations=(), routing=notes)
 
 
 def layer_of(dtype=torch.float32, config=CONFIG, **changes):
@@ -153,7 +154,7 @@ def test_the_balancing_loss_and_its_gradients_are_those_of_transformers(top_k):
 
     layers = [layer_of(top_k=top_k) for _ in range(3)]
     xs = [randn(n, 24, seed=seed) for seed, n in enumerate((17, 17, 17))]
-    notes = RoutingNotes()
+    notes = RouterStatsLog()
     for layer, x in zip(layers, xs, strict=True):
         layer(x, step_of(17, notes))
     ours = load_balancing_loss(notes.close())
@@ -166,9 +167,9 @@ def test_the_balancing_loss_and_its_gradients_are_those_of_transformers(top_k):
 
 
 def test_the_balancing_loss_is_the_number_of_chosen_experts_when_routing_is_even():
-    even = Routing(torch.tensor([3, 3, 3, 3]), torch.full((4,), 1.5), n_tokens=6)
+    even = RouterStats(torch.tensor([3, 3, 3, 3]), torch.full((4,), 1.5), n_tokens=6)
     assert load_balancing_loss([even, even]).item() == pytest.approx(2.0)
-    nothing = Routing(torch.zeros(4, dtype=torch.int32), torch.zeros(4), n_tokens=0)
+    nothing = RouterStats(torch.zeros(4, dtype=torch.int32), torch.zeros(4), n_tokens=0)
     assert load_balancing_loss([nothing]).item() == 0.0
 
 
@@ -198,7 +199,9 @@ def test_gradients_are_those_of_finite_differences(chosen, activation):
     ]
 
     def mixed(x, weights, gate, up, down):
-        return mix_experts(x, Assignment.of(chosen, 5), weights, gate, up, down, ACTIVATION_FUNCTIONS[activation])
+        return grouped_expert_mlp(
+            x, Assignment.of(chosen, 5), weights, gate, up, down, ACTIVATION_FUNCTIONS[activation]
+        )
 
     assert torch.autograd.gradcheck(mixed, tensors)
 
@@ -381,7 +384,7 @@ def loss_and_gradients(model, lengths):
     generator = torch.Generator().manual_seed(sum(lengths))
     tokens = torch.randint(0, 50, (sum(lengths),), generator=generator)
     model.zero_grad()
-    model.routing = notes = RoutingNotes()
+    model.routing = notes = RouterStatsLog()
     torch.manual_seed(7)  # of jitter
     hidden = model.hidden(tokens, torch.tensor([0, *lengths]).cumsum(0))
     routing = notes.close()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.model.packed import PackedSequences
 from reallm.model.rope import attention_factor, inverse_frequencies, keys_are_stale, rotations
-from reallm.model.sequences import Sequences
 
 SHORT, LONG = (1.0, 1.1, 1.2, 1.3), (1.0, 3.0, 6.0, 9.0)
 LONGROPE = RopeConfig("longrope", original_max_positions=9, short_factor=SHORT, long_factor=LONG)
@@ -61,7 +61,7 @@ def test_frequencies_are_those_of_transformers_at_any_length(kind, length):
     rope = KINDS[kind]
     config = config_with(rope)
     expected, factor = of_transformers(rope, length)
-    (rotation,) = rotations(config, Sequences.from_lengths([length]), torch.float32)
+    (rotation,) = rotations(config, PackedSequences.from_lengths([length]), torch.float32)
     angles = torch.arange(length)[:, None].float() * expected
     torch.testing.assert_close(rotation.cos[:, 0, : angles.shape[1]], angles.cos() * factor, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(rotation.sin[:, 0, : angles.shape[1]], angles.sin() * factor, rtol=1e-5, atol=1e-6)
@@ -69,10 +69,10 @@ def test_frequencies_are_those_of_transformers_at_any_length(kind, length):
 
 def test_each_sequence_of_a_pack_has_the_frequencies_of_its_own_length():
     config, lengths = config_with(LONGROPE, DYNAMIC), [9, 10, 17, 3]
-    packed = rotations(config, Sequences.from_lengths(lengths), torch.float32)
+    packed = rotations(config, PackedSequences.from_lengths(lengths), torch.float32)
     assert len(packed) == 2
     for place, together in enumerate(packed):
-        alone = [rotations(config, Sequences.from_lengths([length]), torch.float32)[place] for length in lengths]
+        alone = [rotations(config, PackedSequences.from_lengths([length]), torch.float32)[place] for length in lengths]
         assert torch.equal(together.cos, torch.cat([rotation.cos for rotation in alone]))
         assert torch.equal(together.sin, torch.cat([rotation.sin for rotation in alone]))
 
@@ -118,7 +118,7 @@ def test_the_factor_of_longrope_follows_from_the_lengths_or_is_given():
 
 def test_neighbouring_dims_have_the_same_angle_where_they_form_a_pair():
     config = config_with(RopeConfig(interleaved=True), RopeConfig())
-    pairs, halves = rotations(config, Sequences.from_lengths([7]), torch.float32)
+    pairs, halves = rotations(config, PackedSequences.from_lengths([7]), torch.float32)
     assert pairs.interleaved
     assert torch.equal(pairs.cos[..., 0::2], pairs.cos[..., 1::2])
     assert torch.equal(pairs.cos[..., 0::2], halves.cos[..., :4])

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reallm.errors import ConfigError, DataError, PluginError
-from reallm.model.attention import Step
 from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import Linear
+from reallm.model.packed import PackedSequences
 from reallm.model.rope import rotations
-from reallm.model.sequences import Sequences
 from reallm.model.transformer import Transformer
 
 BASE = ReaLModelConfig(
@@ -50,8 +50,8 @@ def randn(*shape):
 
 
 def step_of(config):
-    seqs = Sequences.from_lengths(BOUNDS.diff().tolist())
-    return Step(seqs, rotations(config, seqs, torch.float32))
+    seqs = PackedSequences.from_lengths(BOUNDS.diff().tolist())
+    return ForwardContext(seqs, rotations(config, seqs, torch.float32))
 
 
 class AttentionOfOnes(nn.Module):
@@ -267,7 +267,7 @@ def test_positions_that_are_learned_begin_behind_the_offset():
     model = build(BASE.replace(rope=None, learned_positions=True, position_offset=2, max_positions=17))
     table = model.get_parameter("layers.0.positions.weight")
     assert table.shape == (19, 32)
-    embedded = model.layers["0"](TOKENS, Sequences.from_lengths(BOUNDS.diff().tolist()))
+    embedded = model.layers["0"](TOKENS, PackedSequences.from_lengths(BOUNDS.diff().tolist()))
     expected = model.get_parameter("layers.0.tokens.weight")[TOKENS] + torch.cat(
         [table[2 : 2 + n] for n in (4, 1, 17, 8)]
     )

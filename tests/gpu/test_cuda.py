@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from reallm.errors import ConfigError
-from reallm.generation.decode import decode
+from reallm.generation.engine import generate_tokens
 from reallm.generation.sampling import SamplingConfig
-from reallm.model import attention, losses
-from reallm.model.attention import AttentionSpec, attend_packed
-from reallm.model.compilation import check_compiler
+from reallm.model import linear_cross_entropy as losses
+from reallm.model.attention import functional as attention
+from reallm.model.attention.functional import AttentionSpec, attend_packed
+from reallm.model.compile import check_compiler
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
-from reallm.model.sequences import Sequences
+from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(
@@ -46,7 +47,7 @@ def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, w
     k, v = (
         torch.randn(sum(LENGTHS), n_kv_heads, 64, generator=generator).to("cuda", dtype).requires_grad_() for _ in "kv"
     )
-    seqs, spec = Sequences.from_lengths(LENGTHS, device="cuda"), AttentionSpec(64**-0.5, window)
+    seqs, spec = PackedSequences.from_lengths(LENGTHS, device="cuda"), AttentionSpec(64**-0.5, window)
     cotangent = torch.randn(sum(LENGTHS), 8, 64, generator=generator).to("cuda", dtype)
 
     assert attention._varlen_kernel_fits(q, spec)
@@ -113,8 +114,8 @@ def test_the_fused_loss_and_its_gradients_equal_those_of_the_cpu():
 def test_greedy_text_equals_that_of_the_cpu():
     prompts = [[1, 2, 3], [4], list(range(40))]
     sampling = SamplingConfig(max_new_tokens=16, temperature=0)
-    on_cpu = decode(build(CONFIG, torch.float32, "cpu").eval(), prompts, sampling)
-    on_gpu = decode(build(CONFIG, torch.float32, "cuda").eval(), prompts, sampling)
+    on_cpu = generate_tokens(build(CONFIG, torch.float32, "cpu").eval(), prompts, sampling)
+    on_gpu = generate_tokens(build(CONFIG, torch.float32, "cuda").eval(), prompts, sampling)
     assert [completion.token_ids for completion in on_cpu] == [completion.token_ids for completion in on_gpu]
 
 

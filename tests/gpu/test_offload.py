@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.namedarray import from_dict
-from reallm.engine.optimizer_config import OptimizerConfig
-from reallm.engine.spread_model import SpreadModel
-from reallm.engine.train import TrainEngine
+from reallm.engine.sharded_model import ShardedTransformer
 from reallm.model.config import ReaLModelConfig
+from reallm.training.engine import TrainEngine
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: run `tox run -e gpu` on a machine that has one"
@@ -28,8 +28,8 @@ CONFIG = ReaLModelConfig(
 BOUNDS = torch.tensor([0, 100, 356])
 
 
-def make_model(**changes) -> SpreadModel:
-    return SpreadModel(CONFIG, seed=3, device="cuda", **changes)
+def make_model(**changes) -> ShardedTransformer:
+    return ShardedTransformer(CONFIG, seed=3, device="cuda", **changes)
 
 
 def tokens() -> torch.Tensor:
@@ -72,10 +72,10 @@ def large_copies(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def large() -> SpreadModel:
+def large() -> ShardedTransformer:
     """Blocks of 0.2 GB, whose copies are long enough to be compared."""
     config = CONFIG.replace(hidden_size=2048, n_q_heads=16, n_kv_heads=4, head_dim=128, intermediate_size=6144)
-    return SpreadModel(config, seed=3, device="cuda").eval()
+    return ShardedTransformer(config, seed=3, device="cuda").eval()
 
 
 @torch.no_grad()

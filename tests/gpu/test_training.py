@@ -10,19 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
-from reallm.engine.memory import estimate
-from reallm.engine.objective import LossOutput
-from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
-from reallm.engine.train import TrainEngine
 from reallm.errors import ReallmError
-from reallm.experiments.config import ModelArgs
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.plugins import registry
+from reallm.training.engine import TrainEngine
+from reallm.training.memory import estimate
+from reallm.training.objective import LossOutput
 from tests.helpers.tokenizers import tiny_tokenizer
 from tests.sft.conftest import HF_CONFIG, Trainer, records
 from tests.sft.test_train_engine import sample

@@ -8,11 +8,10 @@ from typing import Any, Literal
 import pytest
 
 from reallm import builtin
-from reallm.algorithms.spec import Algorithm
-from reallm.data.spec import DatasetSpec
 from reallm.errors import ConfigError, UnknownNameError
 from reallm.options import REQUIRED, option
 from reallm.plugins import registry
+from reallm.specs import Algorithm, DatasetSpec
 
 
 @dataclasses.dataclass
@@ -56,7 +55,7 @@ OFFERS: dict[str, dict[str, Any]] = {
     },
     "algorithm": {
         **builtin.reallm_algorithms(),
-        "hidden": Algorithm("reallm.experiments.sft:SFTConfig", (), {}, "promised by no entry point"),
+        "hidden": Algorithm("reallm.algorithms.sft.config:SFTConfig", (), {}, "promised by no entry point"),
     },
     "logger": dict(builtin.reallm_loggers()),
     "family": {},

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.hf import weights
-from reallm.hf.transformers_io import checkpoint_state
+from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.transformers_io import checkpoint_state
 from tests.helpers.hf_grid import GRID, hf_model, raw_config, save_hf
 
 MAX_LOGIT_DIFFERENCE = 2e-5

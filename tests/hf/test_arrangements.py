@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError, PluginError
-from reallm.hf import weights
+from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.mapping import weight_mappings
 from reallm.hf.family import HFFamily
-from reallm.hf.holdings import holdings, parameter_shapes
 from reallm.hf.standard import GATED_DECODER
-from reallm.hf.tables import Stored, Transposed, WeightTable, fused, transposed
+from reallm.hf.tables import Source, Transposed, WeightTable, fused, transposed
 from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.parameters import parameter_shapes
 from reallm_hf_llama.plugin import LLAMA
 
 CONFIG = ReaLModelConfig(
@@ -126,7 +127,7 @@ FAMILIES = {
 @given(data=st.data())
 def test_any_subset_there_and_back_is_the_same_bit_for_bit(name, data):
     of_name, config = FAMILIES[name]
-    state, found = ours(config), holdings(of_name, config)
+    state, found = ours(config), weight_mappings(of_name, config)
     chosen = {ours for item in data.draw(st.lists(st.sampled_from(found))) for ours in item.ours}
     there = weights.state_dict_to_hf(of_name, {key: state[key] for key in chosen}, config)
     assert all(there.like(key).shape == tensor.shape for key, tensor in there.items())
@@ -172,11 +173,11 @@ class TestAWrongTableIsRefused:
             ({"attn.k": None}, r"has no entry 'attn.k' for the parameter 'layers.1.attn.k.weight'; did you mean 'attn"),
             ({"attn.k": None, "attn.kk": "h.{}.k"}, "has no entry 'attn.k' .* did you mean 'attn.kk'"),
             ({"attn.kk": "h.{}.k"}, r"'attn.kk' is no parameter of the model; did you mean 'attn.k'"),
-            ({QKV: Stored("h.{}.qkv", Overlapping())}, "'h.0.qkv.weight' has .* of its 480 numbers in no parameter or"),
-            ({QKV: Stored("h.{}.qkv", Transposed(Overlapping()))}, "'h.0.qkv.weight' has .* of its 480 numbers in no"),
+            ({QKV: Source("h.{}.qkv", Overlapping())}, "'h.0.qkv.weight' has .* of its 480 numbers in no parameter or"),
+            ({QKV: Source("h.{}.qkv", Transposed(Overlapping()))}, "'h.0.qkv.weight' has .* of its 480 numbers in no"),
             ({QKV: fused("h.{}.qkv", groups="hidden_size")}, "'h.0.qkv.weight' cannot be taken apart"),
-            ({QKV: Stored("h.{}.qkv", TooSmall())}, "'h.0.qkv.weight' has the shape .* for parameters of 480"),
-            ({QKV: Stored("h.{}.qkv")}, "holds one parameter, but the key names several"),
+            ({QKV: Source("h.{}.qkv", TooSmall())}, "'h.0.qkv.weight' has the shape .* for parameters of 480"),
+            ({QKV: Source("h.{}.qkv")}, "holds one parameter, but the key names several"),
             ({("attn.q", "mlp.router"): fused("h.{}.x")}, "share a tensor, but layer 1 has no 'mlp.router.weight'"),
         ],
     )  # fmt: skip

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from reallm.checkpoint.load import read_checkpoint
+from reallm.checkpoint.reader import open_checkpoint
+from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf import config_io, weights
-from reallm.hf.checkpoint import open_checkpoint, read_checkpoint
-from reallm.hf.holdings import parameter_shapes
-from reallm.hf.writing import Export, write_checkpoint
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import state_dict as weights
+from reallm.model.parameters import parameter_shapes
 from reallm_hf_llama.plugin import LLAMA
 from tests.helpers.hf_grid import raw_config, save_hf
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf import config_io, families
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import families
 from reallm.hf.standard import ACTIVATIONS
 from reallm.hf.tables import ConfigTable, Key
 from reallm.model.config import ACTIVATIONS as OURS
@@ -266,7 +267,7 @@ def test_a_field_of_the_transformers_class_that_the_table_does_not_know_is_refus
 
 
 def test_an_older_key_that_transformers_takes_without_declaring_it_is_refused_too():
-    from reallm.hf.transformers_io import transformers_keys
+    from reallm.hf.conversion.transformers_io import transformers_keys
 
     assert {"rotary_pct", "rotary_emb_base"} <= transformers_keys("gpt_neox")
     older = {"rotary_pct": 0.5}

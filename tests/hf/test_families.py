@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from reallm.errors import CheckpointError, UnknownNameError
-from reallm.hf import families
+from reallm.hf.conversion import families
 from reallm_hf_gemma.plugin import GEMMA, GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA
@@ -91,7 +91,7 @@ def test_two_families_may_read_one_model_type():
 def test_plugins_and_tables_import_neither_torch_nor_transformers():
     modules = ", ".join(f"{file.parent.name}.plugin" for file in PLUGINS)
     program = (
-        f"import sys, {modules}, reallm.hf.config_io, reallm.hf.families;"
+        f"import sys, {modules}, reallm.hf.conversion.config, reallm.hf.conversion.families;"
         "from reallm.hf import families; families.family_for({'model_type': 'llama'});"
         "print([name for name in ('torch', 'transformers', 'numpy', 'huggingface_hub') if name in sys.modules])"
     )

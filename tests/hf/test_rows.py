@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from reallm.errors import ConfigError
-from reallm.hf.config_table import ConfigTable
-from reallm.hf.rope_io import RopeRow
 from reallm.hf.standard import AUX_LOSS, MLP_BIAS, QKV_BIAS, decoder_rows, same_as, without
 from reallm.hf.tables import (
     INVERSE_SQUARE_ROOT,
@@ -22,6 +20,8 @@ from reallm.hf.tables import (
     always_sliding,
     sliding_except_every,
 )
+from reallm.hf.tables.config import ConfigTable
+from reallm.hf.tables.rope import RopeRow
 from reallm.model.config import Extra, MoEConfig, RopeConfig
 
 KNOWN = {"max_positions": 64, "head_dim": 8, "n_layers": 4}

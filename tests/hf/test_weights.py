@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf import config_io, weights
-from reallm.hf.holdings import holdings, parameter_shapes
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.mapping import weight_mappings
 from reallm.hf.tables import WeightTable
+from reallm.model.parameters import parameter_shapes
 from reallm_hf_llama.plugin import LLAMA
 from reallm_hf_mistral.plugin import MISTRAL
 from tests.helpers.hf_grid import GRID, hf_model, raw_config
@@ -34,7 +36,7 @@ def test_names_shapes_and_order_are_those_of_transformers(name):
     if config.tied_embeddings:
         del theirs["lm_head.weight"]
     shapes = parameter_shapes(config)
-    ours = {holding.theirs[0]: shapes[holding.ours[0]] for holding in holdings(family, config)}
+    ours = {holding.theirs[0]: shapes[holding.ours[0]] for holding in weight_mappings(family, config)}
     assert list(ours.items()) == list(theirs.items())
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from reallm_hf_apertus.plugin import APERTUS
 
-from reallm.hf.arrangements import Shape, Stored, fused, transposed
 from reallm.hf.family import HFFamily
-from reallm.hf.rows import Conversion, Key, Nested, Row
 from reallm.hf.standard import QKV_BIAS, head_dim_from_hidden_size, without
 from reallm.hf.tables import RopeRow
+from reallm.hf.tables.arrangements import Source, fused, transposed
+from reallm.hf.tables.fields import Conversion, FieldRow, Key, Nested
 from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.model.sharding import Shape
 from reallm_hf_gemma.plugin import GEMMA2
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA
@@ -38,7 +39,7 @@ SQUARE: Mapping[str, Any] = {
 """A Llama whose matrices are square, so that shapes give no mistake away."""
 
 
-def table(family: HFFamily, *rows: Row, drop: Sequence[str] = (), **changes: Any) -> HFFamily:
+def table(family: HFFamily, *rows: FieldRow, drop: Sequence[str] = (), **changes: Any) -> HFFamily:
     """The family with rows in place of those that have one of their keys, without those of `drop`."""
     gone = [*drop, *(row.keys[0] for row in rows if any(row.keys[0] in one.keys for one in family.config.rows))]
     kept = without(family.config.rows, *gone)
@@ -122,7 +123,7 @@ WRONG_DEFAULT_EPS = table(LLAMA, Key("rms_norm_eps", float, "norm_eps", default=
 WRONG_DEFAULT_THETA = table(LLAMA, RopeRow(default_theta=5e5))
 MISSING_ENTRY = weights(LLAMA, block={"mlp_norm": None})
 MISTYPED_ENTRY = weights(LLAMA, block={"attn.qnorm": "model.layers.{}.self_attn.q_norm"})
-NO_INVERSE = weights(LLAMA, block={("mlp.gate", "mlp.up"): Stored("model.layers.{}.mlp.gate_up_proj", Halves())})
+NO_INVERSE = weights(LLAMA, block={("mlp.gate", "mlp.up"): Source("model.layers.{}.mlp.gate_up_proj", Halves())})
 WRONG_NAME = weights(LLAMA, head={"norm": "model.final_norm"})
 IDLE_ENTRY = weights(APERTUS, block={"mlp.gate": "model.layers.{}.mlp.gate_proj"})
 FORGOTTEN_QK_NORM = table(APERTUS, constants={"norm": "rms"})

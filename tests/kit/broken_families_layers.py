@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from reallm_hf_apertus.layers import XIELU, XIELUMLP
 from torch import Tensor, nn
 
-from reallm.model.attention import Step, attend_packed
-from reallm.model.block import Attention, Block
-from reallm.model.cache import store
+from reallm.model.attention.functional import attend_packed
+from reallm.model.attention.gqa import Attention
+from reallm.model.attention.kv_cache import store
+from reallm.model.block import Block
 from reallm.model.config import ReaLModelConfig
+from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import GatedMLP, Linear, RMSNorm
-from reallm.model.sequences import Sequences
-from reallm.model.shard import Shard
+from reallm.model.packed import PackedSequences
+from reallm.model.sharding import Shard
 
 
 class GoodMLP(GatedMLP):
@@ -91,29 +93,29 @@ class StartsLarge(RMSNorm):
 class LeaksAcrossSequences(Attention):
     """Attends to the whole pack as if it were one sequence."""
 
-    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
         if cache is None:
-            step = dataclasses.replace(step, seqs=Sequences.from_lengths([len(x)]))
+            step = dataclasses.replace(step, seqs=PackedSequences.from_lengths([len(x)]))
         return super().forward(x, step, cache)
 
 
 class ForgetsWhatItSaw(Attention):
     """With a cache, it attends to the new tokens only."""
 
-    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
         q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
         rotation = step.rotations[self.spec.rotation or 0]
         q, k = rotation(q), rotation(k)
         if cache is not None:
-            store(cache, k, v, step.seqs.past, step.seqs.lengths)
-        alone = Sequences.from_lengths(step.seqs.lengths)
+            store(cache, k, v, step.seqs.cached_lengths, step.seqs.lengths)
+        alone = PackedSequences.from_lengths(step.seqs.lengths)
         return self.o(attend_packed(q, k, v, alone, self.spec).flatten(-2))
 
 
 class NormsAfterRotating(Attention):
     """Queries and keys are normed after RoPE, not before."""
 
-    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         rotation = step.rotations[self.spec.rotation or 0]
         q, k = self.q_norm(rotation(q)), self.k_norm(rotation(k))
@@ -142,7 +144,7 @@ class RoundsSums(nn.Module):
 class ForgetsRouting(Block):
     """Its experts are not told where to note what their routers did."""
 
-    def forward(self, x: Tensor, step: Step, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
         return super().forward(x, dataclasses.replace(step, routing=None), cache)
 
 

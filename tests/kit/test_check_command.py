@@ -10,7 +10,7 @@ import pytest
 from reallm.cli.main import run
 from reallm.plugins import registry
 from reallm.plugins.finder import Plan, Plugin
-from reallm.testing import DATASET_CHECKS, LOGGER_CHECKS
+from reallm_devkit import DATASET_CHECKS, LOGGER_CHECKS
 from tests.kit.broken_datasets import ROWS
 
 NAMES = (
@@ -78,7 +78,7 @@ def test_what_a_plugin_prints_is_not_in_the_report(capsys: pytest.CaptureFixture
 def test_a_logger_whose_package_is_missing_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("reallm.testing.loggers.telling.is_installed", lambda module: False)
+    monkeypatch.setattr("reallm_devkit.testing.loggers.telling.is_installed", lambda module: False)
     assert run(["plugins", "check", "trackio"]) == 0
     assert 'skipped  torn-file     needs trackio: pip install "reallm-core[trackio]"' in capsys.readouterr().out
 

@@ -12,10 +12,10 @@ import torch
 
 from reallm import NamedArray, option
 from reallm.data.rows import Row
-from reallm.data.spec import DatasetSpec
 from reallm.errors import ConfigError, UnknownNameError
-from reallm.testing import DATASET_CHECKS, CheckFailed, DatasetKit, Report, check, check_dataset
-from reallm.testing.datasets.subject import DatasetSubject
+from reallm.specs import DatasetSpec
+from reallm_devkit import DATASET_CHECKS, CheckFailed, DatasetKit, Report, check, check_dataset
+from reallm_devkit.testing.datasets.subject import DatasetSubject
 from tests.helpers.tokenizers import tiny_tokenizer
 from tests.kit.broken_datasets import BROKEN, ROWS, Characters, Config, Good, WrongDefault, spec
 

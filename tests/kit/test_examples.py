@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reallm.testing import check_dataset
+from reallm_devkit import check_dataset
 from tests.kit.broken_datasets import Characters
 
 PLUGINS = Path(__file__).parents[1] / "plugins"

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from reallm.cli.main import run
 from reallm.errors import ConfigError, UnknownNameError
-from reallm.hf import config_io
+from reallm.hf.conversion import config as config_io
 from reallm.hf.file_names import CONFIG_NAME, WEIGHTS_NAME
-from reallm.testing import FAMILY_CHECKS, FamilyKit, Report, check_family
-from reallm.testing.families import tiny
-from reallm.testing.families.lines import TableLines, module_of
+from reallm_devkit import FAMILY_CHECKS, FamilyKit, Report, check_family
+from reallm_devkit.testing.families import tiny
+from reallm_devkit.testing.families.lines import TableLines, module_of
 from reallm_hf_gemma.plugin import GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA

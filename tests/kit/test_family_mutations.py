@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from reallm.testing import FAMILY_CHECKS, FamilyKit
+from reallm_devkit import FAMILY_CHECKS, FamilyKit
 from tests.kit import broken_families
 from tests.kit.broken_families import MISTAKES, Mistake
 

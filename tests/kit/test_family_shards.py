@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
-from reallm.model.shard import Shard
+from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
-from reallm.parallel.tensor import summands
-from reallm.testing.families.reference import fill, packed, sequences
-from reallm.testing.families.split_run import CannotSplitError, Declared, RankError, loss_of, run_split
+from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
+from reallm_devkit.testing.families.reference import fill, packed, sequences
+from reallm_devkit.testing.families.split_run import CannotSplitError, Declared, RankError, loss_of, run_split
 
 SIZES: dict[str, Any] = {
     "n_layers": 2,
@@ -66,9 +66,9 @@ def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
     assert run.heard["layers.2.mlp"].shape == (56, 32)
     parts = declared.parts(model, n_ranks)
     for rank in range(n_ranks):
-        added_up = summands(model, declared.shards, parts, rank)
+        reduce_from_tp_region = partial_grad_groups(model, declared.shards, parts, rank)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            found = sum(run.gradients[one][parameter] for one in added_up.get(parameter, [rank]))
+            found = sum(run.gradients[one][parameter] for one in reduce_from_tp_region.get(parameter, [rank]))
             difference = (found - gradient[parts[rank][parameter].slices]).abs().max()
             assert difference <= 3e-5 * gradient.abs().max(), f"{parameter} of rank {rank}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reallm.errors import ConfigError, ReallmError
-from reallm.testing import Check, CheckFailed, Kit, Skipped, check
+from reallm_devkit import Check, CheckFailed, Kit, Skipped, check
 
 pytest_plugins = ["pytester"]
 
@@ -242,7 +242,7 @@ def test_each_case_is_a_test_of_its_own(suite: pytest.Pytester) -> None:
 
 def test_importing_the_kit_brings_neither_pytest_nor_torch() -> None:
     code = (
-        "import sys, reallm.testing as kit; kit.Kit, kit.run, kit.check\n"
+        "import sys, reallm_devkit as kit; kit.Kit, kit.run, kit.check\n"
         "print([name for name in ('pytest', 'torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from reallm.errors import ConfigError, UnknownNameError
-from reallm.loggers.spec import LoggerSpec
 from reallm.plugins import registry
 from reallm.plugins.finder import Plan, Plugin
-from reallm.testing import LOGGER_CHECKS, LoggerKit, Report, check_logger
-from reallm.testing.loggers import closing
-from reallm.testing.loggers.subject import Curves, difference
+from reallm.specs import LoggerSpec
+from reallm_devkit import LOGGER_CHECKS, LoggerKit, Report, check_logger
+from reallm_devkit.testing.loggers import closing
+from reallm_devkit.testing.loggers.subject import Curves, difference
 from tests.kit import broken_loggers
 from tests.kit.broken_loggers import BROKEN, ForgetsTooLittle, Good, spec
 

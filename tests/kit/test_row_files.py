@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reallm.testing.datasets.files import row_file, spoilt
+from reallm_devkit.testing.datasets.files import row_file, spoilt
 
 OBJECTS = '{"a": "x", "b": 1}\n\n{"a": "y", "b": 2}\n{"a": "z", "b": 3}\n'
 

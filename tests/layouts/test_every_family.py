@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from reallm import OptimizerConfig, ReaLModel, from_dict
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.namedarray import NamedArray
-from reallm.engine.train import TrainEngine
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
+from reallm.training.engine import TrainEngine
 from tests.helpers.hf_grid import GRID, raw_config, save_hf
 from tests.helpers.ranks import on_ranks
 

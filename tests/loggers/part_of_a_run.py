@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reallm.experiments.logs import Loggers, logger_specs
+from reallm.experiments.run.loggers import Loggers, logger_specs
 
 
 def main(name: str, run_dir: Path, first: int, last: int, resume_step: int | None = None) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from reallm.model.box import Box
-from reallm.parallel.moves import RankPlan
-from reallm.parallel.plan import Plan
+from reallm.model.sharding import Box
+from reallm.reallocation.plan import Plan
+from reallm.reallocation.types import RankPlan
 
 Boxes = Mapping[int, Mapping[str, Box]]
 """Rank -> name -> its part."""

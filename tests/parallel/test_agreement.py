@@ -10,11 +10,11 @@ import pytest
 import torch.distributed as dist
 
 from reallm.errors import ConfigError, DataError, PeerError
-from reallm.parallel import failure
-from reallm.parallel.agreement import Difference, agree, first_difference
-from reallm.parallel.failure import is_of_a_peer, spoken_for
-from reallm.parallel.job import Job
-from reallm.parallel.store import TimedStore
+from reallm.launch import failure
+from reallm.launch.consistency import Difference, check_same_on_all_ranks, first_difference
+from reallm.launch.failure import is_of_a_peer, message_to_print
+from reallm.launch.job import Job
+from reallm.launch.store import TimedStore
 
 SOON = timedelta(seconds=20)
 
@@ -43,7 +43,7 @@ def test_the_first_difference_in_the_order_of_rank_0():
 
 def test_all_ranks_raise_the_same_line():
     def work(job: Job) -> None:
-        agree(job, "settings", {"lr": "0.1", "seed": "2" if job.rank == 1 else "1"}, SOON)
+        check_same_on_all_ranks(job, "settings", {"lr": "0.1", "seed": "2" if job.rank == 1 else "1"}, SOON)
 
     errors = on_threads(3, work)
     assert {type(error) for error in errors} == {ConfigError}
@@ -54,8 +54,8 @@ def test_all_ranks_raise_the_same_line():
 
 def test_equal_ranks_go_on_and_can_compare_again():
     def work(job: Job) -> str:
-        agree(job, "settings", {"lr": "0.1"}, SOON)
-        agree(job, "data", {"fingerprint": "abc"}, SOON)
+        check_same_on_all_ranks(job, "settings", {"lr": "0.1"}, SOON)
+        check_same_on_all_ranks(job, "data", {"fingerprint": "abc"}, SOON)
         return "done"
 
     assert on_threads(3, work) == ["done"] * 3
@@ -64,7 +64,7 @@ def test_equal_ranks_go_on_and_can_compare_again():
 def test_a_rank_that_does_not_come_is_named():
     def work(job: Job) -> None:
         if job.rank != 2:
-            agree(job, "settings", {}, timedelta(seconds=0.2))
+            check_same_on_all_ranks(job, "settings", {}, timedelta(seconds=0.2))
 
     first, second, _ = on_threads(3, work)
     assert str(first) == str(second)
@@ -73,15 +73,15 @@ def test_a_rank_that_does_not_come_is_named():
 
 
 def test_what_rank_0_finds_is_told_to_all():
-    assert on_threads(3, lambda job: job.from_first(lambda: {"path": job.rank}, SOON)) == [{"path": 0}] * 3
-    assert Job().from_first(lambda: "alone", SOON) == "alone"
+    assert on_threads(3, lambda job: job.broadcast_from_rank0(lambda: {"path": job.rank}, SOON)) == [{"path": 0}] * 3
+    assert Job().broadcast_from_rank0(lambda: "alone", SOON) == "alone"
 
 
 def test_where_rank_0_fails_nobody_waits():
     def fails() -> None:
         raise DataError("no such folder")
 
-    first, second = on_threads(2, lambda job: job.from_first(fails, SOON))
+    first, second = on_threads(2, lambda job: job.broadcast_from_rank0(fails, SOON))
     assert isinstance(first, DataError)
     assert is_of_a_peer(second)
 
@@ -91,7 +91,7 @@ def test_nobody_waits_for_rank_0_for_ever():
 
     def work(job: Job) -> None:
         try:
-            job.from_first(asked.wait, timedelta(seconds=0.2))
+            job.broadcast_from_rank0(asked.wait, timedelta(seconds=0.2))
         finally:
             asked.set()
 
@@ -109,14 +109,14 @@ def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_in_haste")
 def test_a_mistake_of_all_is_told_by_rank_0():
-    assert on_threads(3, lambda job: spoken_for(job, ConfigError("lr=0"))) == ["lr=0", None, None]
+    assert on_threads(3, lambda job: message_to_print(job, ConfigError("lr=0"))) == ["lr=0", None, None]
 
 
 @pytest.mark.usefixtures("_in_haste")
 def test_a_mistake_of_one_is_told_by_it():
     def work(job: Job) -> str | None:
         lost = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:35187")
-        return spoken_for(job, DataError("no such file") if job.rank == 2 else lost)
+        return message_to_print(job, DataError("no such file") if job.rank == 2 else lost)
 
     assert on_threads(3, work) == [None, None, "rank 2: no such file"]
 
@@ -139,7 +139,7 @@ def test_a_mistake_of_one_is_told_by_it():
 def test_a_rank_that_says_nothing_is_named(n, lost, said):
     def work(job: Job) -> str | None:
         job.tell(f"process/{job.rank}", f"node7 {job.rank + 100}")
-        return None if job.rank == 1 else spoken_for(job, RuntimeError(lost))
+        return None if job.rank == 1 else message_to_print(job, RuntimeError(lost))
 
     told = [text for text in on_threads(n, work) if text]
     assert told == [f"rank 1 (process 101 on node7) {said}"]
@@ -157,7 +157,7 @@ class Stopped:
 def test_a_store_that_does_not_answer_is_told_once_and_nobody_hangs(rank):
     store = TimedStore(Stopped(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
     lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
-    told = spoken_for(Job(rank, 3, rank, 3, store), lost)
+    told = message_to_print(Job(rank, 3, rank, 3, store), lost)
     line = "rank 0 or its launcher, at node7:29500, has not answered for 0.2 s; see what it waits for"
     assert told == (line if rank <= 1 else None)
 

@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reallm.checkpoint.load import read_boxes, read_checkpoint
+from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf import config_io, families
-from reallm.hf.arrangements import Fused, Shape, Stored
-from reallm.hf.checkpoint import read_boxes, read_checkpoint
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import families
+from reallm.hf.conversion.slicing import read_slice, runs
+from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.hf.family import HFFamily
-from reallm.hf.holdings import parameter_shapes
-from reallm.hf.parts import runs, take
 from reallm.hf.standard import GATED_DECODER
-from reallm.hf.weights import state_dict_to_hf
-from reallm.hf.writing import Export, write_checkpoint
-from reallm.model.box import Box
+from reallm.hf.tables.arrangements import Fused, Source
 from reallm.model.config import ReaLModelConfig
-from reallm.model.transformer import Transformer, fresh_weight
+from reallm.model.parameters import parameter_shapes
+from reallm.model.sharding import Box, Shape
+from reallm.model.transformer import Transformer, initial_weight
 from reallm.parallel.layout import Layout
-from reallm.parallel.placement import placement
+from reallm.parallel.sharding import local_boxes
 from reallm_hf_llama.plugin import LLAMA
 from tests.helpers.hf_grid import raw_config, save_hf
 
@@ -66,7 +67,7 @@ def all_boxes(config: ReaLModelConfig) -> Iterator[tuple[str, Mapping[str, Box]]
     for text in LAYOUTS:
         layout = Layout.parse(text)
         try:
-            yield from ((f"{text} rank {rank}", placement(config, layout, rank)) for rank in layout.ranks)
+            yield from ((f"{text} rank {rank}", local_boxes(config, layout, rank)) for rank in layout.ranks)
         except ConfigError:
             assert config.n_layers < layout.pp or config.n_q_heads % layout.tp
 
@@ -107,7 +108,7 @@ def poisoned(source: Path, target: Path, family: HFFamily, config: ReaLModelConf
 @pytest.mark.parametrize("layout", ["tp2pp2", "fsdp3"])
 def test_what_other_ranks_have_is_not_needed(folders: dict[str, Path], name: str, layout: str, tmp_path: Path) -> None:
     family, config = opened(folders[name])
-    boxes = placement(config, Layout.parse(layout), 1)
+    boxes = local_boxes(config, Layout.parse(layout), 1)
     poisoned(folders[name], tmp_path / "copy", family, config, boxes)
     part = read_boxes(tmp_path / "copy", family, config, boxes).tensors
     assert part.keys() == boxes.keys()
@@ -126,7 +127,7 @@ class TestWhereTheNumbersLieTogether:
 
     def test_rows_are_views_of_the_file_and_columns_are_copies(self, folders: dict[str, Path]) -> None:
         family, config = opened(folders["gqa"])
-        read = read_boxes(folders["gqa"], family, config, placement(config, Layout.parse("tp2"), 1)).tensors
+        read = read_boxes(folders["gqa"], family, config, local_boxes(config, Layout.parse("tp2"), 1)).tensors
         assert self.mapped(read["layers.1.attn.q.weight"], folders["gqa"])
         assert self.mapped(read["layers.0.tokens.weight"], folders["gqa"])
         assert not self.mapped(read["layers.1.attn.o.weight"], folders["gqa"])
@@ -140,7 +141,7 @@ class TestWhereTheNumbersLieTogether:
 class TestOptions:
     def test_other_types(self, folders: dict[str, Path]) -> None:
         family, config = opened(folders["phi3"])
-        boxes = placement(config, Layout.parse("tp2"), 0)
+        boxes = local_boxes(config, Layout.parse("tp2"), 0)
         read = read_boxes(folders["phi3"], family, config, boxes, dtype=torch.float32)
         assert {tensor.dtype for tensor in read.tensors.values()} == {torch.float32}
         assert read.stored_dtypes == {torch.bfloat16}
@@ -148,7 +149,7 @@ class TestOptions:
 
     def test_onto_tensors_that_are_there(self, folders: dict[str, Path]) -> None:
         family, config = opened(folders["gqa"])
-        boxes = placement(config, Layout.parse("tp2fsdp2"), 3)
+        boxes = local_boxes(config, Layout.parse("tp2fsdp2"), 3)
         there = {name: torch.empty(box.shape, dtype=torch.float64) for name, box in boxes.items()}
         read = read_boxes(folders["gqa"], family, config, boxes, onto=there).tensors
         whole = read_checkpoint(folders["gqa"], family, config)
@@ -161,9 +162,9 @@ class TestOptions:
     ) -> None:
         family, config = opened(folders["all-biases-tied"], is_critic=True)
         head = f"layers.{config.n_layers + 1}.out.weight"
-        whole = fresh_weight(head, torch.Size(parameter_shapes(config)[head]), config, 7)
+        whole = initial_weight(head, torch.Size(parameter_shapes(config)[head]), config, 7)
         for rank in Layout.parse(layout).ranks:
-            boxes = placement(config, Layout.parse(layout), rank)
+            boxes = local_boxes(config, Layout.parse(layout), rank)
             read = read_boxes(folders["all-biases-tied"], family, config, boxes, seed=7).tensors
             assert read.keys() == boxes.keys()
             if head in boxes:
@@ -177,7 +178,7 @@ class TestErrors:
         family, config = opened(folders["gqa"])
         for changes, said in (({"vocab_size": 96}, "has shape"), ({"q_bias": True}, "lacks 'model.layers.0")):
             other = config.replace(**changes)
-            for boxes in ({}, placement(other, Layout.parse("pp2"), 0), placement(other, Layout.parse("pp2"), 1)):
+            for boxes in ({}, local_boxes(other, Layout.parse("pp2"), 0), local_boxes(other, Layout.parse("pp2"), 1)):
                 with pytest.raises(CheckpointError, match=said):
                     read_boxes(folders["gqa"], family, other, boxes)
 
@@ -190,9 +191,9 @@ class TestErrors:
         save_file(tensors, file, metadata={"format": "pt"})
         family, config = opened(tmp_path)
         layout = Layout.parse("tp2")
-        assert read_boxes(tmp_path, family, config, placement(config, layout, 0)).tensors
+        assert read_boxes(tmp_path, family, config, local_boxes(config, layout, 0)).tensors
         with pytest.raises(CheckpointError, match="'lm_head.weight' differs from 'model.embed_tokens.weight'"):
-            read_boxes(tmp_path, family, config, placement(config, layout, 1))
+            read_boxes(tmp_path, family, config, local_boxes(config, layout, 1))
 
 
 class Flat(Fused):
@@ -203,13 +204,13 @@ class Flat(Fused):
 
 
 def test_a_view_whose_dims_are_not_those_of_ours_divided_is_read_whole(tmp_path: Path) -> None:
-    family = replace(LLAMA, weights=GATED_DECODER.updated(block={"mlp.up": Stored("h.{}.up", Flat())}))
+    family = replace(LLAMA, weights=GATED_DECODER.updated(block={"mlp.up": Source("h.{}.up", Flat())}))
     config = config_io.from_hf(LLAMA, raw_config("gqa"))
     model = Transformer(config)
     model.init_weights(0)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     write_checkpoint(tmp_path, Export(raw_config("gqa"), state_dict_to_hf(family, state, config)))
-    boxes = placement(config, Layout.parse("tp2"), 1)
+    boxes = local_boxes(config, Layout.parse("tp2"), 1)
     read = read_boxes(tmp_path, family, config, boxes)
     assert all(torch.equal(read.tensors[name], state[name][box.slices]) for name, box in boxes.items())
     beyond = sum(state[name].nbytes // 2 for name in state if "mlp.up" in name)
@@ -235,7 +236,7 @@ def test_any_part_of_a_view_with_finer_dims(data: st.DataObject) -> None:
     theirs = torch.arange(int(torch.Size(sizes).numel())).reshape([sizes[dim] for dim in order])
     view = theirs.permute(back)
     box = data.draw(boxes_of(shape))
-    taken = take(view, shape, box)
+    taken = read_slice(view, shape, box)
     assert torch.equal(taken.tensor, view.reshape(shape)[box.slices])
     assert taken.bytes_read == 8 * box.numel
 

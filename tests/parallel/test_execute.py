@@ -19,11 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
-from reallm.parallel.execute import Moved, execute
+from reallm.model.parameters import parameter_infos
 from reallm.parallel.layout import Layout
-from reallm.parallel.messages import Limits
-from reallm.parallel.placement import parameter_infos, placement
-from reallm.parallel.plan import plan
+from reallm.parallel.sharding import local_boxes
+from reallm.reallocation.execute import ReallocationResult, execute
+from reallm.reallocation.messages import Limits
+from reallm.reallocation.plan import plan
 from tests.helpers.ranks import on_ranks
 
 CONFIG = ReaLModelConfig(
@@ -58,7 +59,7 @@ class Seen:
     messages: int
     peak: int | None
     """Only of ranks whose memory was watched."""
-    moved: Moved
+    moved: ReallocationResult
 
 
 def a_layout(draw: random.Random) -> Layout:
@@ -71,7 +72,7 @@ def a_layout(draw: random.Random) -> Layout:
         ranks = draw.sample(range(N_RANKS), dp * pp * tp)
         layout = Layout(dp, pp, tp, fsdp, tuple(sorted(ranks) if fsdp or draw.random() < 0.5 else ranks))
         try:
-            placement(CONFIG, layout, 0)
+            local_boxes(CONFIG, layout, 0)
         except ConfigError:
             continue
         return layout
@@ -159,7 +160,7 @@ def seen_by(rank: int) -> list[Seen]:
     torch.set_num_threads(1)
     found = []
     for case in cases():
-        held, wanted = placement(CONFIG, case.source, rank), placement(CONFIG, case.target, rank)
+        held, wanted = local_boxes(CONFIG, case.source, rank), local_boxes(CONFIG, case.target, rank)
         shapes = {info.name: info.shape for info in parameter_infos(CONFIG)}
         source = {name: whole(name, shapes[name], 0)[box.slices].contiguous() for name, box in held.items()}
         there = {name: whole(name, shapes[name], 1)[box.slices].to(case.dtype) for name, box in wanted.items()}
@@ -206,11 +207,11 @@ def test_what_is_sent_is_what_is_missing_and_is_sent_evenly(seen):
         itemsize = min(4, case.dtype.itemsize) if case.eta == 1.0 else 4
         assert sum(one.sent for one in of_ranks) == planned.lower_bound * itemsize, case
         for rank, one in enumerate(of_ranks):
-            held, wanted = placement(CONFIG, case.source, rank), placement(CONFIG, case.target, rank)
+            held, wanted = local_boxes(CONFIG, case.source, rank), local_boxes(CONFIG, case.target, rank)
             here = sum((held[name] & box).numel for name, box in wanted.items() if name in held)
             assert one.received == (sum(box.numel for box in wanted.values()) - here) * itemsize, (case, rank)
             assert (one.moved.bytes_sent, one.moved.bytes_received) == (one.sent, one.received)
-        assert max(one.sent for one in of_ranks) <= 1.1 * planned.least_sent * itemsize, case
+        assert max(one.sent for one in of_ranks) <= 1.1 * planned.min_max_sent * itemsize, case
 
 
 def test_the_memory_that_is_said_is_enough_and_bounded(seen):

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 import torch
 
-from reallm.engine.spread_model import SpreadModel
+from reallm.engine.sharded_model import ShardedTransformer
 from reallm.errors import DataError
-from reallm.generation.decode import Completion, decode
+from reallm.generation.engine import Completion, generate_tokens
 from reallm.generation.sampling import SamplingConfig
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.parallel.layout import Layout
@@ -48,8 +48,8 @@ def as_text(ids: list[int]) -> str:
     return "".join(f"<{token}>" for token in ids)
 
 
-def spread(config: ReaLModelConfig, mesh: Mesh | None) -> SpreadModel:
-    return SpreadModel(config, mesh=mesh, seed=1).eval()
+def spread(config: ReaLModelConfig, mesh: Mesh | None) -> ShardedTransformer:
+    return ShardedTransformer(config, mesh=mesh, seed=1).eval()
 
 
 def n_ranks(layout: str) -> int:
@@ -59,7 +59,7 @@ def n_ranks(layout: str) -> int:
 @cache
 def by_one_process(name: str) -> list[list[Completion]]:
     model = spread(CONFIGS[name], None)
-    return [decode(model, prompts, sampling, to_text=as_text) for prompts, sampling in CASES]
+    return [generate_tokens(model, prompts, sampling, to_text=as_text) for prompts, sampling in CASES]
 
 
 def generate_all(rank: int, layout: str) -> list[list[list[Completion]]] | None:
@@ -71,7 +71,10 @@ def generate_all(rank: int, layout: str) -> list[list[list[Completion]]] | None:
     for config in CONFIGS.values():
         model = spread(config, mesh)
         results.append(
-            [decode(model, prompts, sampling, to_text=as_text, mesh=mesh) for prompts, sampling in [*CASES, CASES[1]]]
+            [
+                generate_tokens(model, prompts, sampling, to_text=as_text, mesh=mesh)
+                for prompts, sampling in [*CASES, CASES[1]]
+            ]
         )
     return results
 
@@ -116,7 +119,7 @@ def most_at_once(rank: int, layout: str) -> list[int]:
         return inner(tokens, seqs, cache)
 
     model.run = run
-    decode(model, [[1, 2]] * 6, SamplingConfig(max_new_tokens=2), mesh=mesh)
+    generate_tokens(model, [[1, 2]] * 6, SamplingConfig(max_new_tokens=2), mesh=mesh)
     return sizes
 
 
@@ -131,7 +134,7 @@ def with_own_logits(rank: int, layout: str) -> list[list[int]]:
     model = spread(BASE, mesh)
     inner, noise = model.head, torch.Generator().manual_seed(rank)
     model.head = lambda hidden: inner(hidden) + torch.randn(hidden.shape[0], 50, generator=noise)
-    return [completion.token_ids for completion in decode(model, PROMPTS, SAMPLED, mesh=mesh)]
+    return [completion.token_ids for completion in generate_tokens(model, PROMPTS, SAMPLED, mesh=mesh)]
 
 
 @pytest.mark.parametrize("layout", ["tp2", "tp2pp2"])
@@ -144,8 +147,8 @@ def refused(rank: int, layout: str) -> str:
     mesh = Mesh.of(layout)
     model = spread(BASE, mesh)
     with pytest.raises(DataError) as caught:
-        decode(model, [[1], [50]], GREEDY, mesh=mesh)
-    decode(model, [[1]], GREEDY, mesh=mesh)  # nobody waits for anybody
+        generate_tokens(model, [[1], [50]], GREEDY, mesh=mesh)
+    generate_tokens(model, [[1]], GREEDY, mesh=mesh)  # nobody waits for anybody
     return str(caught.value)
 
 
@@ -157,9 +160,9 @@ def test_every_rank_refuses_prompts_alike_before_anything_is_computed():
 def trained_between(rank: int, layout: str) -> tuple[bool, bool]:
     """Whether generation leaves split parameters as they were, and usable for training."""
     mesh = Mesh.of(layout)
-    model = SpreadModel(BASE, mesh=mesh, seed=1, zero=3)
+    model = ShardedTransformer(BASE, mesh=mesh, seed=1, zero=3)
     before = {name: part.clone() for name, part in model.local_tensors().items()}
-    decode(model, PROMPTS[:3], GREEDY, mesh=mesh)
+    generate_tokens(model, PROMPTS[:3], GREEDY, mesh=mesh)
     after = model.local_tensors()
     unchanged = all(after[name].shape == part.shape and after[name].equal(part) for name, part in before.items())
     model(torch.tensor([1, 2, 3]), torch.tensor([0, 3])).logsumexp(-1).sum().backward()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.engine.spread_model import SpreadModel
+from reallm.engine.sharded_model import ShardedTransformer
 from reallm.errors import ConfigError, DataError
-from reallm.generation.decode import decode
-from reallm.generation.inference import infer, logprobs
+from reallm.generation.engine import generate_tokens
+from reallm.generation.logprobs import forward_packed, logprobs
 from reallm.generation.sampling import SamplingConfig
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.parallel.mesh import Mesh
@@ -34,7 +34,7 @@ CU_SEQLENS = torch.tensor([0, *LENGTHS]).cumsum(0)
 
 def by_hand(config: ReaLModelConfig, tokens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """Log-probabilities from whole logits, a sequence at a time."""
-    model = SpreadModel(config, seed=1).eval()
+    model = ShardedTransformer(config, seed=1).eval()
     found = []
     with torch.no_grad():
         for piece in tokens.split(lengths):
@@ -48,7 +48,7 @@ def logprobs_of_all(rank: int, layout: str) -> list[list[torch.Tensor]]:
     """For each configuration: of everything at once, in small parts, of one sequence, and of everything again."""
     mesh, results = Mesh.of(layout), []
     for config in CONFIGS.values():
-        model = SpreadModel(config, mesh=mesh, seed=1)
+        model = ShardedTransformer(config, mesh=mesh, seed=1)
         one = TOKENS[:7], CU_SEQLENS[:2]
         results.append(
             [
@@ -79,7 +79,7 @@ def test_logprobs_are_those_of_whole_logits_on_every_rank(layout):
 
 @pytest.mark.parametrize("max_tokens", [None, 8, 1])
 def test_one_process_has_them_too(max_tokens):
-    model = SpreadModel(BASE, seed=1).eval()
+    model = ShardedTransformer(BASE, seed=1).eval()
     got = logprobs(model, TOKENS, CU_SEQLENS, max_tokens=max_tokens)
     torch.testing.assert_close(got, by_hand(BASE, TOKENS, LENGTHS), rtol=1e-5, atol=2e-5)
     assert not model.training
@@ -88,8 +88,8 @@ def test_one_process_has_them_too(max_tokens):
 
 def scores(rank: int, layout: str | None) -> torch.Tensor:
     mesh = None if layout is None else Mesh.of(layout)
-    critic = SpreadModel(BASE.replace(is_critic=True), mesh=mesh, seed=1)
-    return infer(critic, TOKENS, CU_SEQLENS, lambda hidden, *_: critic.head(hidden), mesh=mesh)
+    critic = ShardedTransformer(BASE.replace(is_critic=True), mesh=mesh, seed=1)
+    return forward_packed(critic, TOKENS, CU_SEQLENS, lambda hidden, *_: critic.head(hidden), mesh=mesh)
 
 
 @pytest.mark.parametrize("layout", ["dp2pp2", "tp2"])
@@ -102,8 +102,10 @@ def test_scores_of_a_critic(layout):
 
 def sampled_and_scored(rank: int, layout: str) -> tuple[list[float], list[float]]:
     mesh = Mesh.of(layout)
-    model = SpreadModel(BASE, mesh=mesh, seed=1)
-    completions = decode(model.eval(), [[1, 2, 3], [4], [5, 6]], SamplingConfig(max_new_tokens=6, seed=5), mesh=mesh)
+    model = ShardedTransformer(BASE, mesh=mesh, seed=1)
+    completions = generate_tokens(
+        model.eval(), [[1, 2, 3], [4], [5, 6]], SamplingConfig(max_new_tokens=6, seed=5), mesh=mesh
+    )
     texts = [[*completion.prompt_ids, *completion.token_ids] for completion in completions]
     tokens = torch.tensor([token for text in texts for token in text])
     cu_seqlens = torch.tensor([0, *map(len, texts)]).cumsum(0)
@@ -121,7 +123,7 @@ def test_what_was_sampled_has_the_log_probability_with_which_it_was(layout):
 
 
 def test_what_cannot_be():
-    model = SpreadModel(BASE, seed=1)
+    model = ShardedTransformer(BASE, seed=1)
     with pytest.raises(ConfigError, match="max_tokens=0 must be at least 1"):
         logprobs(model, TOKENS, CU_SEQLENS, max_tokens=0)
     with pytest.raises(DataError, match="cu_seqlens must rise from 0 to the number of tokens, 32"):

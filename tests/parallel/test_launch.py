@@ -90,7 +90,7 @@ def test_what_is_unexpected_keeps_its_traceback_once(inputs: Path, tmp_path: Pat
 import os
 import sys
 from reallm.cli.main import main
-from reallm.engine.train import TrainEngine
+from reallm.training.engine import TrainEngine
 
 train = TrainEngine.train_batch
 def breaking(self, batch, objective):

@@ -2,10 +2,10 @@
 
 import pytest
 
+from reallm.config.parallel import ParallelArgs
 from reallm.errors import ConfigError
-from reallm.experiments.parallel_config import ParallelArgs
+from reallm.launch.rank_env import RankEnv
 from reallm.parallel.layout import Layout
-from reallm.parallel.started import Started
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",
@@ -18,21 +18,21 @@ SRUN = {
 
 
 def test_torchrun():
-    started = Started.from_environment(TORCHRUN)
-    assert started == Started(5, 8, 1, 4, "node0", 1234, hosts_store=False)
-    assert Started.from_environment(started.to_environment()) == started
+    started = RankEnv.from_environment(TORCHRUN)
+    assert started == RankEnv(5, 8, 1, 4, "node0", 1234, is_store_server=False)
+    assert RankEnv.from_environment(started.to_environment()) == started
 
 
 def test_srun_counts_with_an_address():
-    assert Started.from_environment(SRUN) == Started(0, 8, 0, 4, "node0", 29500, hosts_store=True)
-    assert not Started.from_environment(SRUN | {"SLURM_PROCID": "3"}).hosts_store
+    assert RankEnv.from_environment(SRUN) == RankEnv(0, 8, 0, 4, "node0", 29500, is_store_server=True)
+    assert not RankEnv.from_environment(SRUN | {"SLURM_PROCID": "3"}).is_store_server
     without = {name: value for name, value in SRUN.items() if name != "MASTER_ADDR"}
-    assert Started.from_environment(without) is None, "an allocation in which something is started by hand"
+    assert RankEnv.from_environment(without) is None, "an allocation in which something is started by hand"
 
 
 def test_alone():
-    assert Started.from_environment({"PATH": "/bin"}) is None
-    assert Started.from_environment(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert RankEnv.from_environment({"PATH": "/bin"}) is None
+    assert RankEnv.from_environment(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_alone():
 def test_variables_that_do_not_fit(changed, said):
     environment = {name: value for name, value in (TORCHRUN | changed).items() if value is not None}
     with pytest.raises(ConfigError, match=said):
-        Started.from_environment(environment)
+        RankEnv.from_environment(environment)
 
 
 def test_dp_is_what_is_left():

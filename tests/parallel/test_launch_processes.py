@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from reallm.parallel import launcher
-from reallm.parallel.launcher import Launcher
+from reallm.launch import launcher
+from reallm.launch.launcher import Launcher
 
 SLEEP = "time.sleep(60)"
 
 
-def launched(code: str, n: int = 3) -> launcher.Ended | None:
+def launched(code: str, n: int = 3) -> launcher.WorkerExit | None:
     """How processes end that run some lines of Python in which `rank` is known."""
     program = f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}"
     return Launcher([sys.executable, "-c", program], n, os.environ).run()
@@ -35,7 +35,7 @@ def test_each_is_told_its_place(tmp_path: Path):
 
 def test_one_that_fails_ends_the_others():
     ended = launched(f"sys.exit(3) if rank == 1 else {SLEEP}")
-    assert (ended.rank, ended.code, ended.signal_name, ended.has_spoken) == (1, 3, None, False)
+    assert (ended.rank, ended.code, ended.signal_name, ended.reported) == (1, 3, None, False)
 
 
 def test_one_that_is_killed_is_the_cause():
@@ -84,5 +84,5 @@ open(f'{tmp_path}/ready{{rank}}', 'w').close()
 """
     ended = launched(code, n=2)
     asking.join()
-    assert ended.was_asked
+    assert ended.user_stopped
     assert ended.signal_name == "SIGKILL"

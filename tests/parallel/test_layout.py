@@ -1,7 +1,7 @@
 import pytest
 
 from reallm.errors import ConfigError
-from reallm.parallel.layout import Layout, Place
+from reallm.parallel.layout import Coordinate, Layout
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_places_and_ranks_are_inverse():
         assert layout.rank_at(**place._asdict()) == rank
         assert layout.tp_ranks(place)[place.tp] == layout.dp_ranks(place)[place.dp] == rank
         assert layout.pp_ranks(place)[place.pp] == rank
-    assert layout.place(11) == Place(dp=0, pp=0, tp=1)
-    assert layout.place(14) == Place(dp=1, pp=0, tp=0)
-    assert layout.place(18) == Place(dp=0, pp=1, tp=0)
+    assert layout.place(11) == Coordinate(dp=0, pp=0, tp=1)
+    assert layout.place(14) == Coordinate(dp=1, pp=0, tp=0)
+    assert layout.place(18) == Coordinate(dp=0, pp=1, tp=0)
     assert layout.place(0) is None

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from reallm import DataError, ReaLModel
-from reallm.parallel.host_memory import MappedFile
-from reallm.parallel.offload import Offload
+from reallm.offload.host_memory import MappedFile
+from reallm.offload.tensors import Offload
 
 TOKENS, BOUNDS = torch.tensor([5, 6, 7, 8, 9, 3, 4]), torch.tensor([0, 4, 7])
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm.algorithms.sft import SFTInterface
-from reallm.engine.spread_model import SpreadModel
-from reallm.engine.train import TrainEngine
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.engine.sharded_model import ShardedTransformer
+from reallm.training.engine import TrainEngine
 from tests.helpers.ranks import on_ranks
 from tests.parallel.train_cases import BATCHES, Case, Run
 
 
 def memory_of(engine: TrainEngine) -> int:
     """Bytes of parameters and of what the optimizer keeps, now."""
-    state = [*engine._optimizer.own_tensors(), *engine._optimizer.weights().values()]
+    state = [*engine._optimizer.state_tensors(), *engine._optimizer.weights().values()]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in state}
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -35,7 +35,7 @@ def trained(case: Case, offloads: bool) -> Run:
         engine.async_offload()
         engine.wait_for_offload()
     state, model = engine.state(), engine.model
-    assert isinstance(model, SpreadModel)
+    assert isinstance(model, ShardedTransformer)
     tensors = {**model.local_tensors(), **state.moments, **state.weights}
     return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in tensors.items()})
 
@@ -72,7 +72,7 @@ def test_who_reads_the_state_is_waited_for():
     engine = Case(None).engine()
     engine.train_batch(BATCHES[0], SFTInterface())
     seen: list[int] = []
-    engine.before_update = lambda: seen.append(memory_of(engine))
+    engine.before_optimizer_step = lambda: seen.append(memory_of(engine))
     whole = memory_of(engine)
     engine.async_offload()
     assert seen == [], "what leaves can still be read"

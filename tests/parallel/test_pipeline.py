@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from reallm.model.config import MoEConfig, ReaLModelConfig
-from reallm.model.routing import RoutingNotes
+from reallm.model.router_stats import RouterStatsLog
 from reallm.model.transformer import Transformer
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.pipeline import Notes, Pipeline, make_stage
-from reallm.parallel.placement import placement, stage_layers
+from reallm.parallel.pipeline_parallel.runner import PipelineRunner, StageReduction, make_stage
+from reallm.parallel.sharding import local_boxes, stage_layers
 from tests.helpers.ranks import on_ranks
 
 LLAMA = ReaLModelConfig(
@@ -66,7 +66,7 @@ def stage_of(config: ReaLModelConfig, mesh: Mesh, mode: str = "none") -> Transfo
     return model.train()
 
 
-def aux_notes(model: Transformer, routing: dict[int, RoutingNotes], tokens: list[int]) -> Notes:
+def aux_notes(model: Transformer, routing: dict[int, RouterStatsLog], tokens: list[int]) -> StageReduction:
     """The load-balancing loss, as the example of `Notes` has it."""
     moe = model.config.moe
     assert moe is not None
@@ -82,21 +82,21 @@ def aux_notes(model: Transformer, routing: dict[int, RoutingNotes], tokens: list
         probs = sum(each.prob_sums for each in noted.pop(i))
         return COEF * len(probs) / n_tokens**2 * (total[0] * probs).sum()
 
-    return Notes((2, moe.n_experts), own, loss)
+    return StageReduction((2, moe.n_experts), own, loss)
 
 
 def train(model: Transformer, mesh: Mesh, n: int, *, sizes: bool = False) -> list[Tensor]:
     parts = micro_batches(n)
-    routing: dict[int, RoutingNotes] = {}
+    routing: dict[int, RouterStatsLog] = {}
 
     def forward(i):
         if model.config.moe:
-            routing[i] = model.routing = RoutingNotes()
+            routing[i] = model.routing = RouterStatsLog()
         return loss_of(model, *parts[i])
 
     n_tokens = [len(tokens) for tokens, _ in parts]
     notes = aux_notes(model, routing, n_tokens) if model.config.moe else None
-    return Pipeline(model, mesh).run(n, forward, train=True, notes=notes, sizes=n_tokens if sizes else None)
+    return PipelineRunner(model, mesh).run(n, forward, train=True, notes=notes, sizes=n_tokens if sizes else None)
 
 
 def gradients(model: Transformer) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ def stages_train(rank, cases):
             continue
         mesh = Mesh.of(layout)
         model = stage_of(config, mesh, mode)
-        assert list(dict(model.named_parameters())) == list(placement(config, layout, rank))
+        assert list(dict(model.named_parameters())) == list(local_boxes(config, layout, rank))
         losses = train(model, mesh, n, sizes=n % 2 == 0)
         first = gradients(model)
         model.zero_grad()
@@ -126,14 +126,14 @@ def stages_train(rank, cases):
 
 def whole_network(config: ReaLModelConfig, n: int) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The same with autograd alone."""
-    from reallm.model.moe import load_balancing_loss
+    from reallm.model.moe.layer import load_balancing_loss
 
     model = Transformer(config)
     model.init_weights(3)
     model.train()
     losses = []
     for tokens, bounds in micro_batches(n):
-        model.routing = notes = RoutingNotes()
+        model.routing = notes = RouterStatsLog()
         loss = loss_of(model, tokens, bounds)
         losses.append(loss.detach())
         routing = notes.close()

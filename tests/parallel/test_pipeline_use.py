@@ -14,11 +14,11 @@ import torch.distributed as dist
 from reallm.errors import ConfigError, PeerError, PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
-from reallm.parallel.channels import MOST_UNDER_WAY
+from reallm.offload.model import ModelOffload
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.model_offload import ModelOffload
-from reallm.parallel.pipeline import Pipeline, make_stage
-from reallm.parallel.placement import stage_layers
+from reallm.parallel.pipeline_parallel.p2p import MOST_UNDER_WAY
+from reallm.parallel.pipeline_parallel.runner import PipelineRunner, make_stage
+from reallm.parallel.sharding import stage_layers
 from tests.helpers.ranks import on_ranks
 
 CONFIG = ReaLModelConfig(
@@ -63,7 +63,7 @@ def refused(error, call):
 def stages_infer(rank):
     mesh = Mesh.of("pp3")
     model = stage_of(mesh).eval()
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
     sizes = [len(tokens) for tokens, _ in PARTS]
     results = pipeline.run(4, forward_of(model), train=False)
     again = pipeline.run(4, forward_of(model), train=False, sizes=sizes)
@@ -93,7 +93,7 @@ def one_stage(rank):
         order.append(f"F{i}")
         return loss_of(model)(i)
 
-    Pipeline(model, mesh).run(3, forward, train=True, on_backward=lambda i: order.append(f"B{i}"))
+    PipelineRunner(model, mesh).run(3, forward, train=True, on_backward=lambda i: order.append(f"B{i}"))
     return order
 
 
@@ -123,7 +123,7 @@ def stages_keep_little(rank):
 
     gc.disable()  # nothing may have to wait for the collector of cycles
     try:
-        Pipeline(model, mesh).run(4, loss_of(model), train=True, on_backward=on_backward)
+        PipelineRunner(model, mesh).run(4, loss_of(model), train=True, on_backward=on_backward)
     finally:
         gc.enable()
     return most_in, most_out, n_alive(came_in + went_out)
@@ -144,7 +144,7 @@ def test_outputs_go_when_they_are_sent_and_nothing_is_left_at_the_end():
 def stages_in_another_order(rank):
     mesh = Mesh.of("pp3@2,0,1")
     model = stage_of(mesh)
-    return Pipeline(model, mesh).run(4, loss_of(model), train=True)
+    return PipelineRunner(model, mesh).run(4, loss_of(model), train=True)
 
 
 def test_ranks_may_be_stages_in_any_order():
@@ -156,7 +156,7 @@ def stages_with_frozen_layers(rank):
     mesh = Mesh.of("pp2")
     model = stage_of(mesh)
     model.requires_grad_(mesh.is_last_stage)
-    Pipeline(model, mesh).run(3, loss_of(model), train=True)
+    PipelineRunner(model, mesh).run(3, loss_of(model), train=True)
     return [name for name, parameter in model.named_parameters() if parameter.grad is not None]
 
 
@@ -169,9 +169,9 @@ def test_a_stage_that_is_frozen_has_no_backward_pass():
 def stages_offloaded(rank):
     mesh = Mesh.of("pp2")
     model = stage_of(mesh)
-    before = Pipeline(model, mesh).run(4, loss_of(model), train=True)
+    before = PipelineRunner(model, mesh).run(4, loss_of(model), train=True)
     ModelOffload(model).wait()
-    after = Pipeline(model, mesh).run(4, loss_of(model), train=True)
+    after = PipelineRunner(model, mesh).run(4, loss_of(model), train=True)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert "hidden" not in vars(model)
     return len(after)
@@ -201,7 +201,7 @@ def test_a_later_stage_cannot_be_called_by_itself():
 def loss_without_hidden(rank):
     mesh = Mesh.of("pp2")
     model = stage_of(mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
     text = refused(PluginError, lambda: pipeline.run(2, lambda i: torch.zeros(()), train=True))
     again = refused(PeerError, lambda: pipeline.run(2, loss_of(model), train=True))
     return text, again
@@ -216,7 +216,7 @@ def test_a_loss_that_never_calls_hidden_is_named_and_the_pipeline_is_not_used_ag
 def loss_calls_hidden_twice(rank):
     mesh = Mesh.of("pp2", timeout=timedelta(seconds=2))
     model = stage_of(mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
 
     def forward(i):
         return sum(model.hidden(*PARTS[i]).sum() for _ in range(2))
@@ -235,7 +235,7 @@ def test_a_loss_that_calls_hidden_twice_is_named():
 def wrong_sizes(rank):
     mesh = Mesh.of("pp2", timeout=timedelta(seconds=2))
     model = stage_of(mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
     error = PluginError if rank else PeerError
     return refused(error, lambda: pipeline.run(2, loss_of(model), train=True, sizes=[7, 5]))
 
@@ -247,7 +247,7 @@ def test_sizes_that_are_not_those_of_the_loss_are_named():
 def stuck(rank):
     mesh = Mesh.of("pp2", timeout=timedelta(seconds=1))
     model = stage_of(mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
 
     def forward(i):
         if rank == 0 and i == 1:
@@ -269,7 +269,7 @@ def test_a_stage_that_is_stuck_is_named_in_time():
 def gone(rank):
     mesh = Mesh.of("pp2")
     model = stage_of(mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
 
     def forward(i):
         if rank == 0 and i == 1:
@@ -279,7 +279,7 @@ def gone(rank):
     if rank == 0:
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(4, forward, train=True)
-        for group in (mesh.downward(0), mesh.upward(0)):
+        for group in (mesh.p2p_forward_group(0), mesh.p2p_backward_group(0)):
             dist.destroy_process_group(group)  # as the end of the process does
         return ""
     return refused(PeerError, lambda: pipeline.run(4, forward, train=True))
@@ -295,7 +295,7 @@ def test_a_stage_that_has_ended_is_named_at_once():
 def different_parts(rank):
     mesh = Mesh.of("pp2", timeout=timedelta(seconds=1))
     model = stage_of(mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = PipelineRunner(model, mesh)
     return refused(PeerError, lambda: pipeline.run(2, lambda i: loss_of(model)(i if rank else i + 1), train=True))
 
 

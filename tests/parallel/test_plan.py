@@ -7,12 +7,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reallm.errors import ConfigError
-from reallm.hf import config_io, families
-from reallm.model.box import Box
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import families
 from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.parameters import TIED
+from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
-from reallm.parallel.placement import TIED, check_fits, placement
-from reallm.parallel.plan import Plan, plan, plan_boxes
+from reallm.parallel.sharding import check_fits, local_boxes
+from reallm.reallocation.plan import Plan, plan, plan_boxes
 from tests.helpers.hf_grid import GRID, raw_config
 from tests.parallel.planned import Boxes, demands, fulfils, least_of_the_busiest
 
@@ -46,7 +48,7 @@ SMALL = ReaLModelConfig(
 
 
 def boxes_of(config: ReaLModelConfig, layout: Layout) -> Boxes:
-    return {rank: placement(config, layout, rank) for rank in layout.ranks}
+    return {rank: local_boxes(config, layout, rank) for rank in layout.ranks}
 
 
 def fits(config: ReaLModelConfig, layout: Layout) -> bool:
@@ -83,8 +85,8 @@ def check_figures(made: Plan, before: Boxes, after: Boxes) -> None:
         assert made.received_elements(rank) == sum(n for (_, target), n in made.pairs.items() if target == rank)
     assert made.n_messages == sum(len(move.names) for rank in ranks for move in made.for_rank(rank).sends)
     best = least_of_the_busiest(missing)
-    assert made.least_sent <= best * (1 + 1e-9)  # it is a bound, and floating-point
-    assert made.least_sent >= 0.99 * best
+    assert made.min_max_sent <= best * (1 + 1e-9)  # it is a bound, and floating-point
+    assert made.min_max_sent >= 0.99 * best
     assert made.most_sent <= (1 + BALANCE) * best
 
 
@@ -158,7 +160,7 @@ def test_every_architecture(name, source, target):
 class TestWhatStays:
     def test_the_same_layout_moves_nothing(self):
         made = planned(SMALL, "tp2pp2dp2", "tp2pp2dp2")
-        assert made.total_elements == made.n_messages == made.most_sent == made.least_sent == 0
+        assert made.total_elements == made.n_messages == made.most_sent == made.min_max_sent == 0
         assert made.routes == ()
         assert all(made.for_rank(rank).keeps for rank in range(8))
 
@@ -170,7 +172,7 @@ class TestWhatStays:
 
     def test_a_rank_that_has_all_receives_nothing_and_a_new_one_the_model(self):
         made = planned(SMALL, "dp2@0,1", "dp2@1,2")
-        n_elements = sum(box.numel for box in placement(SMALL, Layout(), 0).values())
+        n_elements = sum(box.numel for box in local_boxes(SMALL, Layout(), 0).values())
         assert [made.received_elements(rank) for rank in range(3)] == [0, 0, n_elements]
 
     def test_a_tied_table_that_the_last_stage_has_too_is_sent_by_either(self):
@@ -189,7 +191,7 @@ class TestHowItIsSent:
 
     def test_a_parameter_is_cut_at_most_once_for_each_further_sender(self):
         made = planned(SMALL, "dp4@0-3", "dp1@4")
-        n_parameters = len(placement(SMALL, Layout(), 0))
+        n_parameters = len(local_boxes(SMALL, Layout(), 0))
         assert made.n_messages <= n_parameters + 3 * 2  # a cut inside a row leaves both ends of it
 
     def test_receivers_of_the_same_are_served_by_different_senders(self):
@@ -236,7 +238,7 @@ def test_hundreds_of_ranks(source, target):
     made = plan(LLAMA_70B, source, target)
     missing = 0
     for rank in target.ranks[::37]:
-        after, before = placement(LLAMA_70B, target, rank), placement(LLAMA_70B, source, rank)
+        after, before = local_boxes(LLAMA_70B, target, rank), local_boxes(LLAMA_70B, source, rank)
         lacking = {name: box.numel - (box & before[name]).numel if name in before else box.numel
                    for name, box in after.items()}  # fmt: skip
         missing += sum(lacking.values())
@@ -247,13 +249,13 @@ def test_hundreds_of_ranks(source, target):
             assert move in made.for_rank(move.source).sends
     assert missing
     assert made.total_elements == made.lower_bound
-    assert made.most_sent <= (1 + BALANCE) * made.least_sent
+    assert made.most_sent <= (1 + BALANCE) * made.min_max_sent
 
 
 class TestAnyBoxes:
     def test_whole_tensors_are_gathered_to_their_writers(self):
         source = boxes_of(SMALL, Layout.parse("tp2pp2fsdp2"))
-        whole = placement(SMALL, Layout(), 0)
+        whole = local_boxes(SMALL, Layout(), 0)
         target = {
             rank: {name: box for n, (name, box) in enumerate(whole.items()) if n % 8 == rank} for rank in range(8)
         }
@@ -265,7 +267,7 @@ class TestAnyBoxes:
         source, target = Layout.parse("tp2pp2dp2"), Layout.parse("tp4fsdp2")
         as_boxes = plan_boxes(boxes_of(SMALL, source), boxes_of(SMALL, target))
         as_layouts = plan(SMALL, source, target)
-        for figure in ("total_elements", "lower_bound", "least_sent", "ranks"):
+        for figure in ("total_elements", "lower_bound", "min_max_sent", "ranks"):
             assert getattr(as_boxes, figure) == getattr(as_layouts, figure)
 
     @settings(max_examples=150, deadline=None)
@@ -301,7 +303,7 @@ class TestAnyBoxes:
         sent = [sum(move.numel * {"wide": 8, "narrow": 2}[name] for move in made.for_rank(rank).sends
                     for name in move.names) for rank in (0, 1)]  # fmt: skip
         assert sum(sent) == 4000
-        assert made.least_sent == 2000
+        assert made.min_max_sent == 2000
         assert max(sent) <= 2100
 
     def test_what_no_rank_has_is_named(self):

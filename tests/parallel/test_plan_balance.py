@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reallm.model.box import Box
-from reallm.parallel.balance import PRECISION, share_out
-from reallm.parallel.bundles import Bundle, Part, shared_out
-from reallm.parallel.cells import Holdings
+from reallm.model.sharding import Box
+from reallm.reallocation.load_balance import PRECISION, BoxOfParams, TransferBatch, balance_senders, cut_by_sender
+from reallm.reallocation.ownership import OwnerIndex
 from tests.parallel.planned import least_of_the_busiest
 
 
@@ -27,7 +26,7 @@ class TestSharingOut:
         ],
     )
     def test_by_hand(self, demands, loads):
-        shares = share_out(demands)
+        shares = balance_senders(demands)
         found = dict.fromkeys(loads, 0.0)
         for ranks, amounts in shares.of.items():
             assert sum(amounts) == pytest.approx(demands[ranks])
@@ -41,7 +40,7 @@ class TestSharingOut:
     def test_any_groups(self, demands):
         """The bound is one, and is met as closely as is claimed."""
         groups = {tuple(rank for rank in range(7) if bits >> rank & 1): n for bits, n in demands.items()}
-        shares = share_out(groups)
+        shares = balance_senders(groups)
         loads = [0.0] * 7
         for ranks, amounts in shares.of.items():
             assert sum(amounts) == pytest.approx(groups[ranks])
@@ -56,7 +55,7 @@ class TestSharingOut:
         """Work has to be handed on from group to group, 30 times over."""
         demands = {(rank, rank + 1): 0.0 for rank in range(30)} | {(0, 1): 310.0}
         demands |= {(rank, rank + 1): 10.0 for rank in range(1, 30)}
-        shares = share_out(demands)
+        shares = balance_senders(demands)
         loads = [0.0] * 31
         for ranks, amounts in shares.of.items():
             for rank, amount in zip(ranks, amounts, strict=True):
@@ -65,45 +64,45 @@ class TestSharingOut:
         assert shares.least == pytest.approx(155)
 
 
-def weights(bundles: list[Bundle]) -> int:
+def weights(bundles: list[TransferBatch]) -> int:
     return sum(bundle.weight for bundle in bundles)
 
 
 class TestCutting:
     LINE = (
-        Bundle((7, 8), (Part(("a", "b"), Box((0, 0), (10, 4))), Part(("c",), Box((2,), (9,))))),
-        Bundle((9,), (Part(("a", "b"), Box((10, 0), (12, 4))),)),
+        TransferBatch((7, 8), (BoxOfParams(("a", "b"), Box((0, 0), (10, 4))), BoxOfParams(("c",), Box((2,), (9,))))),
+        TransferBatch((9,), (BoxOfParams(("a", "b"), Box((10, 0), (12, 4))),)),
     )
     """Two targets with 87 elements each, and one with 16."""
 
     def test_between_targets_where_that_is_near(self):
-        first, second = shared_out(self.LINE, (90.0, 100.0), slack=4.0)
+        first, second = cut_by_sender(self.LINE, (90.0, 100.0), slack=4.0)
         assert [bundle.targets for bundle in first] == [(7,)]
         assert [bundle.targets for bundle in second] == [(8,), (9,)]
 
     def test_between_parameters_next(self):
-        first, _ = shared_out(self.LINE, (43.0, 147.0), slack=4.0)
-        assert first == [Bundle((7,), (Part(("a",), Box((0, 0), (10, 4))),))]
+        first, _ = cut_by_sender(self.LINE, (43.0, 147.0), slack=4.0)
+        assert first == [TransferBatch((7,), (BoxOfParams(("a",), Box((0, 0), (10, 4))),))]
 
     def test_between_rows_next(self):
-        first, second = shared_out(self.LINE, (21.0, 169.0), slack=2.0)
-        assert first == [Bundle((7,), (Part(("a",), Box((0, 0), (5, 4))),))]
-        assert second[0] == Bundle((7,), (Part(("a",), Box((5, 0), (10, 4))),))
+        first, second = cut_by_sender(self.LINE, (21.0, 169.0), slack=2.0)
+        assert first == [TransferBatch((7,), (BoxOfParams(("a",), Box((0, 0), (5, 4))),))]
+        assert second[0] == TransferBatch((7,), (BoxOfParams(("a",), Box((5, 0), (10, 4))),))
 
     def test_inside_a_row_last(self):
-        first, second = shared_out(self.LINE, (21.0, 169.0), slack=0.0)
-        rows, cells = Part(("a",), Box((0, 0), (5, 4))), Part(("a",), Box((5, 0), (6, 1)))
-        assert first == [Bundle((7,), (rows,)), Bundle((7,), (cells,))]
-        assert second[0] == Bundle((7,), (Part(("a",), Box((5, 1), (6, 4))),))
+        first, second = cut_by_sender(self.LINE, (21.0, 169.0), slack=0.0)
+        rows, cells = BoxOfParams(("a",), Box((0, 0), (5, 4))), BoxOfParams(("a",), Box((5, 0), (6, 1)))
+        assert first == [TransferBatch((7,), (rows,)), TransferBatch((7,), (cells,))]
+        assert second[0] == TransferBatch((7,), (BoxOfParams(("a",), Box((5, 1), (6, 4))),))
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.sampled_from([0.0, 0.5, 3.0, 20.0]), st.data())
     def test_all_goes_to_someone_and_no_one_is_far_from_its_share(self, ends, slack, data):
         line = [
-            Bundle(
+            TransferBatch(
                 tuple(range(first, first + data.draw(st.integers(1, 3)))),
                 tuple(
-                    Part(("x", "y", "z")[: data.draw(st.integers(1, 3))], Box((start, 0), (start + 3, 2)), 2)
+                    BoxOfParams(("x", "y", "z")[: data.draw(st.integers(1, 3))], Box((start, 0), (start + 3, 2)), 2)
                     for start in range(data.draw(st.integers(1, 3)))
                 ),
             )
@@ -111,7 +110,7 @@ class TestCutting:
         ]
         total = weights(line)
         shares = [total * end / sum(ends) if sum(ends) else total / len(ends) for end in ends]
-        found = list(shared_out(line, shares, slack))
+        found = list(cut_by_sender(line, shares, slack))
         assert len(found) == len(shares)
         for bundles, share in zip(found, shares, strict=True):
             # Both ends may miss, by the slack or half an element of two bytes.
@@ -120,7 +119,7 @@ class TestCutting:
         assert pieces[0] == pieces[1]
 
 
-def pieces_of(bundles: list[Bundle]) -> list[tuple[int, str, int, int]]:
+def pieces_of(bundles: list[TransferBatch]) -> list[tuple[int, str, int, int]]:
     """Every element that is sent, sorted: target, parameter, and where in it."""
     return sorted(
         (target, name, row, column)
@@ -135,14 +134,14 @@ def pieces_of(bundles: list[Bundle]) -> list[tuple[int, str, int, int]]:
 
 class TestCells:
     def test_parts_that_overlap_are_cut_where_their_holders_change(self):
-        holdings = Holdings({Box((0,), (6,)): (0,), Box((4,), (9,)): (1, 3), Box((5,), (20,)): (2,)})
+        holdings = OwnerIndex({Box((0,), (6,)): (0,), Box((4,), (9,)): (1, 3), Box((5,), (20,)): (2,)})
         found = {(box.starts[0], box.stops[0]): ranks for box, ranks in holdings.cells(Box((2,), (12,)))}
         assert found == {(2, 4): (0,), (4, 5): (0, 1, 3), (5, 6): (0, 1, 2, 3), (6, 9): (1, 2, 3), (9, 12): (2,)}
 
     def test_a_long_part_is_found_behind_short_ones(self):
-        holdings = Holdings({Box((0,), (20,)): (0,), Box((1,), (2,)): (1,), Box((3,), (4,)): (2,)})
+        holdings = OwnerIndex({Box((0,), (20,)): (0,), Box((1,), (2,)): (1,), Box((3,), (4,)): (2,)})
         assert holdings.cells(Box((10,), (12,))) == [(Box((10,), (12,)), (0,))]
 
     def test_what_nobody_has_is_left_out(self):
-        assert Holdings({}).cells(Box((0,), (3,))) == []
-        assert Holdings({Box((0,), (2,)): (5,)}).cells(Box((1,), (3,))) == [(Box((1,), (2,)), (5,))]
+        assert OwnerIndex({}).cells(Box((0,), (3,))) == []
+        assert OwnerIndex({Box((0,), (2,)): (5,)}).cells(Box((1,), (3,))) == [(Box((1,), (2,)), (5,))]

@@ -21,16 +21,16 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from reallm.engine.optimizer_config import OptimizerConfig
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.checkpoint import distributed_save as saving
+from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
+from reallm.config.parallel import ParallelArgs
 from reallm.errors import CheckpointError, DataError
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.parallel_config import ParallelArgs
-from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.runner import run
-from reallm.experiments.saved_state import Generators, has_state, read_state
-from reallm.experiments.sft import SFTConfig
-from reallm.parallel import saving
-from reallm.parallel.job import Job
+from reallm.experiments.checkpointing.train_state import Generators, has_state, read_state
+from reallm.experiments.run.runner import run
+from reallm.experiments.runs.folder import RunFolder
+from reallm.launch.job import Job
 from reallm.plugins import registry
 from tests.helpers.jobs import Command, make_inputs
 from tests.helpers.ranks import RankError, on_ranks

@@ -12,11 +12,10 @@ import transformers
 from safetensors import safe_open
 
 from reallm import Mesh, ReaLModel
+from reallm.checkpoint import distributed_save as saving
 from reallm.errors import DataError, PeerError
-from reallm.parallel import saving
 from reallm.parallel.mesh import Group
-from reallm.parallel.together import together
-from reallm.parallel.words import told_by_all
+from reallm.parallel.object_collectives import all_gather_json, fail_together
 from tests.helpers.hf_grid import raw_config, save_hf
 from tests.helpers.ranks import on_ranks
 
@@ -122,7 +121,7 @@ def test_a_full_disk_on_one_rank_is_everybodys_and_the_old_checkpoint_stays(chec
 def say(rank: int) -> list[object]:
     group: Group = Mesh.of("dp3@0-2").all if rank < 3 else Mesh.of("dp1@3").all
     value = {"rank": rank, "text": "é" * rank, "number": 0.1 + rank, "none": None, "infinite": float("inf")}
-    heard = told_by_all(value, group)
+    heard = all_gather_json(value, group)
     assert heard[rank] == value
     return list(heard)
 
@@ -133,7 +132,7 @@ def test_words_of_any_length_arrive_as_they_are():
 
 def break_a_promise(rank: int) -> str:
     try:
-        with together(Mesh.of("dp2")):
+        with fail_together(Mesh.of("dp2")):
             if rank == 1:
                 raise ZeroDivisionError("by zero")
     except (ZeroDivisionError, PeerError) as error:

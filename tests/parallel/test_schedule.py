@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reallm.parallel import schedule
-from reallm.parallel.schedule import Op, drawing, forward_only, most_in_flight, one_f_one_b, timetable
+from reallm.parallel.pipeline_parallel import schedule
+from reallm.parallel.pipeline_parallel.schedule import Op, forward_only, most_in_flight, one_f_one_b, render, simulate
 
 STAGES, MICRO_BATCHES = st.integers(1, 9), st.integers(0, 30)
 
@@ -33,7 +33,7 @@ def test_a_stage_holds_no_more_micro_batches_than_there_are_stages_from_it_on(pp
 
 @given(STAGES, st.integers(1, 30), st.integers(1, 3), st.integers(1, 3))
 def test_stages_never_wait_for_each_other_forever_and_idle_as_little_as_can_be(pp, n, forward, backward):
-    begins = timetable(one_f_one_b_of_all(pp, n), forward=forward, backward=backward)
+    begins = simulate(one_f_one_b_of_all(pp, n), forward=forward, backward=backward)
     end = begins[0][Op("B", n - 1)] + backward
     # the last stage has all its work between the way of the first micro-batch down and that of the last one up
     assert end == (n + pp - 1) * (forward + backward)
@@ -41,7 +41,7 @@ def test_stages_never_wait_for_each_other_forever_and_idle_as_little_as_can_be(p
 
 @given(STAGES, st.integers(1, 30))
 def test_evaluation_takes_the_way_down_and_one_pass_for_each_micro_batch(pp, n):
-    begins = timetable([forward_only(n)] * pp, forward=3)
+    begins = simulate([forward_only(n)] * pp, forward=3)
     assert begins[-1][Op("F", n - 1)] + 3 == (n + pp - 1) * 3
 
 
@@ -49,7 +49,7 @@ def test_stages_that_cannot_go_on_are_named():
     waits = [Op("F", 0), Op("B", 0), Op("F", 1), Op("B", 1)]
     needs_both = [Op("F", 0), Op("F", 1), Op("B", 0), Op("B", 1)]
     with pytest.raises(ValueError, match="stage 0 for B0, stage 1 for F1"):
-        timetable([waits, needs_both])
+        simulate([waits, needs_both])
 
 
 def test_the_drawings_in_the_documentation():
@@ -57,7 +57,7 @@ def test_the_drawings_in_the_documentation():
 
 
 def test_columns_are_as_wide_as_the_longest_name():
-    *_, line = drawing(2, 11, backward=1).splitlines()
+    *_, line = render(2, 11, backward=1).splitlines()
     assert line.startswith("stage 1  ... F0  B0  F1  B1 ")
     assert "F10 B10" in line
-    assert drawing(2, 0) == "stage 0  \nstage 1  "
+    assert render(2, 0) == "stage 0  \nstage 1  "

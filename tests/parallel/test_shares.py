@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reallm.data.packing import deal
 from reallm.parallel.layout import Layout
-from reallm.parallel.shares import deal
 
 SIZES = st.lists(st.integers(1, 60), max_size=24)
 COUNTS = st.integers(1, 4)

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from reallm.parallel.gradients import SMALL, GradientReducer, counted_here, sum_over
+from reallm.model.parameters import parameter_infos
+from reallm.parallel.grad_reduce import SMALL, GradientReducer, owned_for_norm, sum_over
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.placement import parameter_infos, placement
+from reallm.parallel.sharding import local_boxes
 from tests.helpers.ranks import on_ranks
 from tests.parallel.train_cases import CONFIGS
 
@@ -24,8 +25,8 @@ def test_each_element_of_the_network_is_counted_once(name: str, text: str) -> No
     config, layout = CONFIGS[name], Layout.parse(text)
     counts = {info.name: torch.zeros(info.shape, dtype=torch.int64) for info in parameter_infos(config)}
     for rank in layout.ranks:
-        boxes = placement(config, layout, rank)
-        for counted in counted_here(config, Mesh(layout, rank)):
+        boxes = local_boxes(config, layout, rank)
+        for counted in owned_for_norm(config, Mesh(layout, rank)):
             counts[counted][boxes[counted].slices] += 1
     for parameter, count in counts.items():
         assert (count == 1).all(), parameter
@@ -48,7 +49,7 @@ def test_gradients_large_and_small_are_added_up_in_place() -> None:
 
 def norms(rank: int, text: str) -> list[float]:
     config, mesh = CONFIGS["tied"], Mesh.of(text)
-    boxes = placement(config, mesh.layout, rank)
+    boxes = local_boxes(config, mesh.layout, rank)
     reducer = GradientReducer(config, mesh, {}, torch.device("cpu"))
     some = reducer.norm({name: torch.full(box.shape, 0.5) for name, box in boxes.items()})
     none = reducer.norm({})

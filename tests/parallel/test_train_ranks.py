@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.namedarray import NamedArray
-from reallm.engine.objective import LossOutput
-from reallm.engine.train import TrainEngine
 from reallm.errors import NonFiniteError, PeerError
 from reallm.model.transformer import Transformer
-from reallm.parallel.data import gathered
+from reallm.parallel.fsdp import unsharded
+from reallm.training.engine import TrainEngine
+from reallm.training.objective import LossOutput
 from tests.helpers.ranks import on_ranks
 from tests.parallel.train_cases import BATCHES, OPTIMIZER, Case, batch_of, trained
 
@@ -207,7 +207,7 @@ def whole_forward(rank: int, case: Case) -> float:
     model, whole = case.model().eval(), replace(case, layout=None).model().eval()
     engine = TrainEngine(model, OPTIMIZER, 10, 30)
     tokens, bounds = torch.arange(10), torch.tensor([0, 4, 10])
-    with torch.no_grad(), gathered(model):
+    with torch.no_grad(), unsharded(model):
         for _ in range(1 + 2 * rank):  # ranks need not call as often
             found = model(tokens, bounds)
         assert all(parameter.shape == whole.get_parameter(name).shape for name, parameter in model.named_parameters())

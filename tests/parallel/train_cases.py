@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
-from reallm.engine.optimizer_config import OptimizerConfig
-from reallm.engine.spread_model import SpreadModel
-from reallm.engine.train import TrainEngine
-from reallm.model.box import Box
+from reallm.engine.sharded_model import ShardedTransformer
 from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.placement import placement
+from reallm.parallel.sharding import local_boxes
+from reallm.training.engine import TrainEngine
 from tests.helpers.ranks import on_ranks
 
 LLAMA = ReaLModelConfig(
@@ -63,12 +63,12 @@ class Case:
         shown = {name: value for name, value in changed.items() if value != getattr(Case, name, None)}
         return "-".join(name if value is True else str(value) for name, value in shown.items())
 
-    def model(self) -> SpreadModel:
+    def model(self) -> ShardedTransformer:
         config = CONFIGS[self.config]
         if self.dropout:
             config = config.replace(residual_dropout=self.dropout)
         mesh = None if self.layout is None else Mesh.of(self.layout)
-        model = SpreadModel(
+        model = ShardedTransformer(
             config, dtype=self.dtype, seed=3, mesh=mesh, zero=self.zero, sequence_parallel=self.sequence_parallel
         )
         model.gradient_checkpointing = self.checkpointing  # type: ignore[assignment]
@@ -117,7 +117,7 @@ def trained(case: Case) -> Run:
     metrics = [engine.train_batch(batch, interface) for batch in BATCHES]
     evaluations.append(interface.metrics(engine.evaluate(BATCHES, interface)))
     model = engine.model
-    assert isinstance(model, SpreadModel)
+    assert isinstance(model, ShardedTransformer)
     return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in model.local_tensors().items()})
 
 
@@ -157,7 +157,7 @@ def assert_as_one_process(case: Case, by_rank: list[Run | None]) -> None:
                     assert one[name] == pytest.approx(other[name], rel=1e-5), name
     copies: dict[tuple[str, Box], Tensor] = {}
     for rank, run in enumerate(by_rank):
-        boxes = placement(CONFIGS[case.config], layout, rank)
+        boxes = local_boxes(CONFIGS[case.config], layout, rank)
         assert (run is None) == (not boxes)
         if run is not None:
             assert run.parameters.keys() == boxes.keys()

@@ -14,13 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from reallm.algorithms.spec import Algorithm
-from reallm.engine.optimizer_config import OptimizerConfig
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.runner import RunResult, run
-from reallm.experiments.sft import SFTConfig
+from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
+from reallm.specs import Algorithm
 from tests.helpers.tokenizers import tiny_tokenizer
 
 HF_CONFIG = {

@@ -8,10 +8,10 @@ import json
 import pytest
 
 from reallm.algorithms.interface import Example
+from reallm.config.args import ModelArgs
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.examples import fitting
+from reallm.experiments.run.eval_samples import fitting
 from tests.helpers.tokenizers import tiny_tokenizer
 from tests.sft.conftest import HF_CONFIG, Trainer, records
 

@@ -11,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from reallm.algorithms.graph import execution_order
-from reallm.algorithms.spec import ModelFunctionCall
+from reallm.algorithms.executor import execution_order
+from reallm.data.sampler import StepSampler
 from reallm.errors import PluginError
-from reallm.experiments.batches import BatchPlan
-from reallm.experiments.curves import read_curves, smoothed
-from reallm.experiments.plots import save_plot
-from reallm.experiments.progress import TrainingProgress, duration
-from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.text_plot import terminal_plot
+from reallm.experiments.reports.number_format import duration
+from reallm.experiments.reports.png import save_plot
+from reallm.experiments.reports.terminal import terminal_plot
+from reallm.experiments.run.progress import TrainingProgress
+from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.metrics import read_curves, smoothed
 from reallm.loggers.jsonl import JsonlLogger
+from reallm.specs import ModelFunctionCall
 
 
 @given(n_rows=st.integers(1, 50), batch_size=st.integers(1, 60), seed=st.integers(0, 3))
 def test_every_epoch_trains_on_every_row_once(n_rows: int, batch_size: int, seed: int) -> None:
-    plan = BatchPlan(n_rows, batch_size, epochs=2, max_steps=None, seed=seed)
+    plan = StepSampler(n_rows, batch_size, epochs=2, max_steps=None, seed=seed)
     for epoch in range(2):
         first = epoch * plan.steps_per_epoch + 1
         rows = [row for step in range(first, first + plan.steps_per_epoch) for row in plan.rows(step)]
@@ -34,16 +35,16 @@ def test_every_epoch_trains_on_every_row_once(n_rows: int, batch_size: int, seed
 
 
 def test_epochs_are_shuffled_differently_and_steps_need_no_history() -> None:
-    plan = BatchPlan(100, 100, epochs=3, max_steps=None, seed=1)
+    plan = StepSampler(100, 100, epochs=3, max_steps=None, seed=1)
     assert plan.rows(1) != plan.rows(2) != sorted(plan.rows(2))
-    assert plan.rows(3) == BatchPlan(100, 100, epochs=3, max_steps=None, seed=1).rows(3)
-    assert plan.rows(1) != BatchPlan(100, 100, epochs=3, max_steps=None, seed=2).rows(1)
+    assert plan.rows(3) == StepSampler(100, 100, epochs=3, max_steps=None, seed=1).rows(3)
+    assert plan.rows(1) != StepSampler(100, 100, epochs=3, max_steps=None, seed=2).rows(1)
 
 
 def test_the_number_of_steps_is_that_of_the_epochs_or_the_limit() -> None:
-    assert BatchPlan(10, 4, epochs=2, max_steps=None, seed=1).total_steps == 6
-    assert BatchPlan(10, 4, epochs=2, max_steps=5, seed=1).total_steps == 5
-    assert BatchPlan(10, 4, epochs=2, max_steps=50, seed=1).total_steps == 6
+    assert StepSampler(10, 4, epochs=2, max_steps=None, seed=1).total_steps == 6
+    assert StepSampler(10, 4, epochs=2, max_steps=5, seed=1).total_steps == 5
+    assert StepSampler(10, 4, epochs=2, max_steps=50, seed=1).total_steps == 6
 
 
 def call(name: str, inputs: str, outputs: str = "") -> ModelFunctionCall:

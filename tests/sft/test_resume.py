@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reallm.algorithms.sft.config import SFTConfig
 from reallm.engine.real_model import ReaLModel
-from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.saved_state import has_state, read_state
-from reallm.experiments.sft import SFTConfig
+from reallm.experiments.checkpointing.train_state import has_state, read_state
+from reallm.experiments.runs.folder import RunFolder
 from reallm.loggers.jsonl import JsonlLogger
 from tests.sft.conftest import Trainer
 

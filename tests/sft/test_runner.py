@@ -16,18 +16,18 @@ import torch
 import transformers
 import yaml
 
-from reallm.algorithms.sft import SFTInterface
-from reallm.algorithms.spec import ModelFunctionCall
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.datasets import DatasetUtility
 from reallm.data.namedarray import NamedArray
-from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError, UnknownNameError
-from reallm.experiments import logs
-from reallm.experiments.config import ModelArgs
+from reallm.experiments.run import loggers as logs
 from reallm.loggers.jsonl import JsonlLogger
 from reallm.loggers.tensorboard import TensorBoardLogger
 from reallm.plugins import registry
+from reallm.specs import ModelFunctionCall
 from tests.sft.conftest import Trainer, records
 
 

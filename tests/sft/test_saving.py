@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from reallm.engine.optimizer_config import OptimizerConfig
+from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import CheckpointError, ConfigError, DataError
-from reallm.experiments import saving
-from reallm.experiments.run_folder import TRAINING_STATE, RunFolder
+from reallm.experiments.checkpointing import checkpointer as saving
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.loggers.jsonl import JsonlLogger
 from tests.sft.conftest import Trainer, records, write_rows
 
@@ -98,9 +98,9 @@ def test_training_computes_while_a_save_is_written_and_waits_only_to_change_what
 ) -> None:
     """The writer is held up until the next step has computed its gradients; the step then waits for the writer."""
     computed = threading.Event()
-    wait, write_state = saving.Saver.wait_until_read, saving.write_state
+    wait, write_state = saving.Checkpointer.wait_until_read, saving.write_state
 
-    def wait_until_read(self: saving.Saver) -> None:
+    def wait_until_read(self: saving.Checkpointer) -> None:
         computed.set()  # the step is about to change the parameters
         wait(self)
 
@@ -113,7 +113,7 @@ def test_training_computes_while_a_save_is_written_and_waits_only_to_change_what
 
     plain = trainer.run(config(name="plain", async_save=False))
     with monkeypatch.context() as patch:
-        patch.setattr(saving.Saver, "wait_until_read", wait_until_read)
+        patch.setattr(saving.Checkpointer, "wait_until_read", wait_until_read)
         patch.setattr(saving, "write_state", held_up)
         held = trainer.run(config(name="held"))
     for step in (1, 2):

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.optimizer import OptimizerConfig, lr_at
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
-from reallm.engine.objective import LossOutput
-from reallm.engine.optimizer import decayed_parameters
-from reallm.engine.optimizer_config import OptimizerConfig, lr_at
-from reallm.engine.train import TrainEngine
 from reallm.errors import ConfigError, DataError, NonFiniteError
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.transformer import Transformer
+from reallm.training.engine import TrainEngine
+from reallm.training.objective import LossOutput
+from reallm.training.optimizer import decayed_parameters
 
 CONFIG = ReaLModelConfig(
     n_layers=2, hidden_size=64, n_q_heads=4, n_kv_heads=2, head_dim=16, intermediate_size=96, vocab_size=50,

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from reallm.algorithms.sft import SFTInterface
+from reallm.algorithms.sft.interface import SFTInterface
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.namedarray import NamedArray
-from reallm.engine.memory import GIB, MemoryEstimate
-from reallm.engine.objective import LossOutput
-from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.errors import ConfigError, NonFiniteError, ReallmError
-from reallm.experiments import memory_check
+from reallm.experiments.preflight import memory as memory_check
 from reallm.model.transformer import Transformer
+from reallm.training.memory import GIB, MemoryEstimate
+from reallm.training.objective import LossOutput
 from tests.sft.conftest import Trainer, records
 
 

@@ -1,7 +1,7 @@
 """Offers something else than its entry point promises."""
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """Implements `reallm_dataset`, but the hook is called `reallm_datasets`."""
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """One hook raises, the other works."""
 
 from reallm.hookspecs import hookimpl
-from reallm.loggers.spec import LoggerSpec
+from reallm.specs import LoggerSpec
 
 
 @hookimpl

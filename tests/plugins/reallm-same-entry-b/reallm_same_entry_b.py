@@ -1,7 +1,7 @@
 """Its entry point is called `plugin`, as is the other one's."""
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 
 @hookimpl

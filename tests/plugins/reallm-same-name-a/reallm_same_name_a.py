@@ -1,7 +1,7 @@
 """Offers `shared`, as does the other one, and `only-a`."""
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 
 @hookimpl

@@ -2,8 +2,8 @@
 
 import time
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 time.sleep(0.1)
 

@@ -1,7 +1,7 @@
 """Its hook wants an argument that no hook gets."""
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 
 @hookimpl

@@ -21,7 +21,9 @@ from reallm.errors import (
 from reallm.hookspecs import HOOK_API, hookimpl
 
 if TYPE_CHECKING:
-    from reallm.algorithms.spec import Algorithm, ModelFunctionCall
+    from reallm.algorithms.sft.config import SFTConfig
+    from reallm.config.args import ModelArgs
+    from reallm.config.optimizer import OptimizerConfig
     from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
     from reallm.data.namedarray import (
         NamedArray,
@@ -33,40 +35,36 @@ if TYPE_CHECKING:
         recursive_apply,
         split,
     )
-    from reallm.data.spec import DatasetSpec
-    from reallm.engine.optimizer_config import OptimizerConfig
     from reallm.engine.real_model import ReaLModel
-    from reallm.experiments.config import ModelArgs
-    from reallm.experiments.sft import SFTConfig
-    from reallm.generation.decode import Completion
+    from reallm.generation.engine import Completion
     from reallm.hf.family import HFFamily
-    from reallm.loggers.spec import LoggerSpec
     from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
     from reallm.options import REQUIRED, option
     from reallm.parallel.layout import Layout
     from reallm.parallel.mesh import Mesh
+    from reallm.specs import Algorithm, DatasetSpec, LoggerSpec, ModelFunctionCall
 
 _HOMES = {
-    "Algorithm": "reallm.algorithms.spec",
-    "Completion": "reallm.generation.decode",
+    "Algorithm": "reallm.specs",
+    "Completion": "reallm.generation.engine",
     "Dataset": "reallm.data.datasets",
-    "DatasetSpec": "reallm.data.spec",
+    "DatasetSpec": "reallm.specs",
     "DatasetUtility": "reallm.data.datasets",
     "Extra": "reallm.model.config",
     "HFFamily": "reallm.hf.family",
     "Layout": "reallm.parallel.layout",
-    "LoggerSpec": "reallm.loggers.spec",
+    "LoggerSpec": "reallm.specs",
     "Mesh": "reallm.parallel.mesh",
     "MoEConfig": "reallm.model.config",
-    "ModelArgs": "reallm.experiments.config",
-    "ModelFunctionCall": "reallm.algorithms.spec",
+    "ModelArgs": "reallm.config.args",
+    "ModelFunctionCall": "reallm.specs",
     "NamedArray": "reallm.data.namedarray",
-    "OptimizerConfig": "reallm.engine.optimizer_config",
+    "OptimizerConfig": "reallm.config.optimizer",
     "REQUIRED": "reallm.options",
     "ReaLModel": "reallm.engine.real_model",
     "ReaLModelConfig": "reallm.model.config",
     "RopeConfig": "reallm.model.config",
-    "SFTConfig": "reallm.experiments.sft",
+    "SFTConfig": "reallm.algorithms.sft.config",
     "flatten": "reallm.data.namedarray",
     "from_dict": "reallm.data.namedarray",
     "from_flattened": "reallm.data.namedarray",

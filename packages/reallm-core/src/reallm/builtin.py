@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from reallm.algorithms.spec import Algorithm, ModelFunctionCall
 from reallm.hookspecs import hookimpl
-from reallm.loggers.spec import LoggerSpec
+from reallm.specs import Algorithm, LoggerSpec, ModelFunctionCall
 
 
 @hookimpl
 def reallm_algorithms() -> dict[str, Algorithm]:
     return {
         "sft": Algorithm(
-            config="reallm.experiments.sft:SFTConfig",
+            config="reallm.algorithms.sft.config:SFTConfig",
             graph=(ModelFunctionCall("train", "model", "train_step", inputs=("input_ids", "loss_mask")),),
-            interfaces={"model": "reallm.algorithms.sft:SFTInterface"},
+            interfaces={"model": "reallm.algorithms.sft.interface:SFTInterface"},
             description="supervised fine-tuning on prompt/answer pairs or conversations",
         )
     }

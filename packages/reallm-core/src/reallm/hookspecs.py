@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from reallm.algorithms.spec import Algorithm
-    from reallm.data.spec import DatasetSpec
     from reallm.hf.family import HFFamily
-    from reallm.loggers.spec import LoggerSpec
+    from reallm.specs import Algorithm, DatasetSpec, LoggerSpec
 
 HOOK_API = (1, 1)
 """Version (major, minor) of this page. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.1"`."""
@@ -41,7 +39,7 @@ def reallm_hf_families() -> Iterable[HFFamily]:  # type: ignore[empty-body]
 
 @hookspec
 def reallm_algorithms() -> Mapping[str, Algorithm]:  # type: ignore[empty-body]
-    """Algorithms by name, each a command too: `{"sft": Algorithm("reallm.experiments.sft:SFTConfig", ...)}`."""
+    """Algorithms by name, each a command too: `{"sft": Algorithm("reallm.algorithms.sft.config:SFTConfig", ...)}`."""
 
 
 @hookspec

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reallm.data.spec import DatasetSpec
 from reallm.hookspecs import hookimpl
+from reallm.specs import DatasetSpec
 
 
 @hookimpl

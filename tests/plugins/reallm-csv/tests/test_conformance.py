@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from reallm.testing import LoggerKit
+from reallm_devkit import LoggerKit
 
 
 class TestCsvLogger(LoggerKit):

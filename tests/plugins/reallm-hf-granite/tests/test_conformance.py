@@ -1,6 +1,6 @@
 """The family computes, reads and writes what transformers does."""
 
-from reallm.testing import FamilyKit
+from reallm_devkit import FamilyKit
 
 
 class TestGranite(FamilyKit):

@@ -1,6 +1,6 @@
 """All that reallm relies on, checked by its conformance kit: a test for each check."""
 
-from reallm.testing import DatasetKit
+from reallm_devkit import DatasetKit
 
 
 class TestMyDataset(DatasetKit):

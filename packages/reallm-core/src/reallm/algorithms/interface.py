@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reallm.data.namedarray import NamedArray
-from reallm.engine.objective import Objective
-from reallm.engine.train import TrainEngine
 from reallm.model.transformer import Transformer
+from reallm.training.engine import TrainEngine
+from reallm.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reallm.cli.launch import as_one_of_many, launch
-from reallm.parallel.started import Started
+from reallm.cli.spawn import launch, run_worker
+from reallm.launch.rank_env import RankEnv
 from reallm.plugins import registry
 
 if TYPE_CHECKING:
-    from reallm.experiments.config_load import Configuration
-    from reallm.parallel.job import Job
+    from reallm.config.load import Configuration
+    from reallm.launch.job import Job
 
 BUILT_IN = {"sft": "Fine-tune a model on prompt/answer pairs or conversations."}
 """Short descriptions for `reallm --help`, which imports no plugin to ask for them."""
@@ -30,7 +30,7 @@ def algorithm_command(name: str) -> Any:
         show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
     ) -> None:
         if show_help:
-            from reallm.cli.keys import help_text
+            from reallm.cli.help import help_text
 
             typer.echo(help_text(name, registry.get("algorithm", name), arguments or [], config or []))
         else:
@@ -50,9 +50,9 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
     if print_config:
         typer.echo(_configuration(name, files, arguments).to_yaml(), nl=False)
         return
-    started = Started.from_environment(os.environ)
+    started = RankEnv.from_environment(os.environ)
     if started is not None:
-        as_one_of_many(name, started, lambda job: _train(name, _checked(name, files, arguments), job))
+        run_worker(name, started, lambda job: _train(name, _checked(name, files, arguments), job))
     config = _checked(name, files, arguments)
     n = config.parallel.n_processes if hasattr(config, "parallel") else 1
     if n > 1:
@@ -62,7 +62,7 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
 
 
 def _configuration(name: str, files: list[Path], arguments: list[str]) -> Configuration:
-    from reallm.experiments.config_load import load
+    from reallm.config.load import load
 
     own_files, own_arguments = _of_resumed_run(arguments)
     config_class = registry.get("algorithm", name).config_class()
@@ -70,7 +70,7 @@ def _configuration(name: str, files: list[Path], arguments: list[str]) -> Config
 
 
 def _checked(name: str, files: list[Path], arguments: list[str]) -> Any:
-    from reallm.experiments.checks import check
+    from reallm.experiments.preflight.checks import check
 
     config = _configuration(name, files, arguments).build()
     check(config)
@@ -79,14 +79,14 @@ def _checked(name: str, files: list[Path], arguments: list[str]) -> Any:
 
 def _train(name: str, config: Any, job: Job | None) -> bool:
     """Whether the user has ended the run."""
-    from reallm.experiments.runner import run
+    from reallm.experiments.run.runner import run
 
     return run(config, registry.get("algorithm", name), job=job).interrupted
 
 
 def _of_resumed_run(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """The settings that come first where `resume=<run folder>` is given: those of the run, and where it is."""
-    from reallm.experiments.resume import AUTO, named_run, resume_arguments
+    from reallm.experiments.checkpointing.resume import AUTO, named_run, resume_arguments
 
     wanted = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     if not wanted or wanted[-1] in (AUTO, "null", ""):

@@ -28,14 +28,14 @@ def compare(
       reallm compare first-try second-try third-try --by tokens
     """
     from reallm.errors import ConfigError
-    from reallm.experiments import comparison
-    from reallm.experiments.run_info import find_run
+    from reallm.experiments.runs import comparison
+    from reallm.experiments.runs.info import find_run
 
     if output is not None and output.suffix != ".png":
         raise ConfigError(f"--output {output}: the name must end in .png")
     found = comparison.compare([find_run(name, folder) for name in runs or []], by)
 
-    from reallm.cli import compare_page
+    from reallm.cli import compare_view as compare_page
 
     if as_json:
         typer.echo(json.dumps(compare_page.as_json(found), indent=2))

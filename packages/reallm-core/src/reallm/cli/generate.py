@@ -11,7 +11,7 @@ import typer
 from reallm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from reallm.generation.decode import Completion
+    from reallm.generation.engine import Completion
 
 
 def generate(
@@ -88,7 +88,7 @@ def _prompt_of(line: str, where: str) -> str:
 
 
 def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: bool, device: str) -> list[Completion]:
-    from reallm.experiments.checks import check_checkpoint
+    from reallm.experiments.preflight.checks import check_checkpoint
 
     check_checkpoint("--model", path)
 
@@ -96,8 +96,8 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
 
     from reallm.engine.real_model import ReaLModel
     from reallm.generation.sampling import SamplingConfig
-    from reallm.hf.config_io import resolve_path
-    from reallm.hf.transformers_io import load_tokenizer
+    from reallm.hf.conversion.config import resolve_path
+    from reallm.hf.conversion.transformers_io import load_tokenizer
 
     SamplingConfig(**sampling)  # refuses wrong values before a model is loaded
     has_gpu = torch.cuda.is_available()

@@ -14,7 +14,7 @@ from reallm.cli.algorithm import algorithm_command
 from reallm.cli.compare import compare
 from reallm.cli.demo import demo
 from reallm.cli.generate import generate
-from reallm.cli.plugins import app as plugins
+from reallm.cli.plugins.app import app as plugins
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
 from reallm.errors import ReallmError, did_you_mean

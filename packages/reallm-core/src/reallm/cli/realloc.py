@@ -79,8 +79,9 @@ def realloc(
     for name, layout in layouts.items():
         _check_fits(name, config, layout)
 
-    from reallm.cli.realloc_page import Figures, as_json_object, show
-    from reallm.parallel.plan import plan
+    from reallm.cli.realloc_view import as_json_object, show
+    from reallm.reallocation.cost import Figures
+    from reallm.reallocation.plan import plan
 
     used = dtype or stored or ASSUMED
     if not (dtype or stored):
@@ -107,22 +108,21 @@ def bytes_per_second(text: str) -> float:
 
 def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]:
     """Its path, its architecture, and the number format of its files if its config says one that is known."""
-    from reallm.experiments.config_load import load
+    from reallm.config.load import load
 
     path = load(PlannedModels, arguments=arguments).build().model.path
 
-    from reallm.experiments.architecture import architecture
-    from reallm.experiments.config import ModelArgs
-    from reallm.hf import config_io
+    from reallm.hf.conversion import config as config_io
+    from reallm.hf.conversion.families import architecture
 
-    config = architecture(ModelArgs(path=path))
+    config = architecture(path)
     raw = config_io.read_config(config_io.resolve_path(path))
     stored = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
     return path, config, stored if stored in ITEMSIZES else None
 
 
 def _check_fits(name: str, config: ReaLModelConfig, layout: Layout) -> None:
-    from reallm.parallel.placement import check_fits
+    from reallm.parallel.sharding import check_fits
 
     try:
         check_fits(config, layout)

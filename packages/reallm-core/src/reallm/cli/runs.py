@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reallm.experiments.run_info import RunInfo
+    from reallm.experiments.runs.info import RunInfo
 
 COLORS = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "red", "killed": "red"}
 SHOWN_HINTS = 5
@@ -27,8 +27,8 @@ def runs(
       reallm runs                   those in runs/, newest first
       reallm runs experiments/may   those of another folder
     """
-    from reallm.experiments.run_files import is_run
-    from reallm.experiments.run_info import RunError, list_runs, read_run
+    from reallm.experiments.runs.files import is_run
+    from reallm.experiments.runs.info import RunError, list_runs, read_run
 
     if is_run(folder):
         found = [read_run(folder)]
@@ -65,8 +65,7 @@ def _show(found: list[RunInfo]) -> None:
 
 def row(run: RunInfo) -> list[str]:
     """Name, state, steps, loss, validation loss, start and duration as texts; empty where nothing is known."""
-    from reallm.experiments.figures import number
-    from reallm.experiments.progress import duration
+    from reallm.experiments.reports.number_format import duration, number
 
     return [
         run.name,

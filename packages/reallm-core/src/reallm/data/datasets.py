@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from reallm.data.namedarray import NamedArray
-    from reallm.data.spec import DatasetSpec
+    from reallm.specs import DatasetSpec
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 
+from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
-from reallm.data.files import atomic_write
 from reallm.data.metadata import thaw
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
 from reallm.errors import DataError

@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from reallm.data.files import atomic_write
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.atomic_files import atomic_write
+from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.demo.rows import Row, demo_rows
 from reallm.demo.tokenizer import byte_tokenizer
-from reallm.engine.optimizer_config import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, PluginError, UnknownNameError
-from reallm.experiments.config import ModelArgs
-from reallm.experiments.curves import read_curves, smoothed
-from reallm.experiments.run_folder import RunFolder
-from reallm.experiments.runner import RunResult, run
-from reallm.experiments.sft import SFTConfig
-from reallm.experiments.text_plot import terminal_plot
-from reallm.hf import config_io
+from reallm.experiments.reports.terminal import terminal_plot
+from reallm.experiments.run.runner import RunResult, run
+from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.metrics import read_curves, smoothed
+from reallm.hf.conversion import config as config_io
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry

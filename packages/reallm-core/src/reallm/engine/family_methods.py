@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from reallm.errors import PluginError, did_you_mean
-from reallm.hf import families
+from reallm.hf.conversion import families
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 

@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from reallm.checkpoint import load as checkpoint
+from reallm.checkpoint import save as writing
+from reallm.checkpoint.distributed_save import SpreadExport, write_together
 from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
-from reallm.engine.spread_model import SpreadModel
+from reallm.engine.sharded_model import ShardedTransformer
 from reallm.errors import CheckpointError, ConfigError, DataError
-from reallm.generation import inference
-from reallm.generation.decode import Completion, decode
+from reallm.generation import logprobs as inference
+from reallm.generation.engine import Completion, generate_tokens
 from reallm.generation.sampling import SamplingConfig
-from reallm.hf import checkpoint, config_io, families, transformers_io, weights, writing
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion import families, transformers_io
+from reallm.hf.conversion import state_dict as weights
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
-from reallm.model.box import Box
 from reallm.model.config import ReaLModelConfig
-from reallm.parallel.build import fill
-from reallm.parallel.data import gathered
+from reallm.model.sharding import Box
+from reallm.parallel.fsdp import unsharded
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.saving import SpreadExport, write_together
+from reallm.parallel.parallelize import load_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 PathLike = str | Path
 
 
-class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
+class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
     """A decoder-only language model on packed sequences, for training, inference and generation alike.
 
         model = ReaLModel.from_pretrained("path/to/checkpoint")
@@ -81,7 +85,7 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
             is_critic: True puts a scalar head on, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
             mesh: the layout over whose ranks the model is spread, each of which reads its own part of the files only;
-                None: this process has all of it. See `SpreadModel` for `zero` and `sequence_parallel`.
+                None: this process has all of it. See `ShardedTransformer` for `zero` and `sequence_parallel`.
 
         Raises:
             CheckpointError: what is wrong with the folder, and how to put it right.
@@ -194,7 +198,7 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         def of_tokens(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
             return self.head(hidden)
 
-        return inference.infer(self, tokens, cu_seqlens, of_tokens, mesh=self.mesh, max_tokens=max_tokens)
+        return inference.forward_packed(self, tokens, cu_seqlens, of_tokens, mesh=self.mesh, max_tokens=max_tokens)
 
     def generate(
         self,
@@ -257,9 +261,9 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         was_training = self.training
         self.eval()
         try:
-            with gathered(self):
+            with unsharded(self):
                 ids = [encode(prompt) for prompt in prompts]
-                completions = decode(self, ids, sampling, to_text=to_text, mesh=self.mesh)
+                completions = generate_tokens(self, ids, sampling, to_text=to_text, mesh=self.mesh)
         finally:
             self.train(was_training)
         if tokenizer is not None:
@@ -375,5 +379,5 @@ class ReaLModel(SpreadModel, FamilyMethodsOnInstances, metaclass=FamilyMethods):
         dtype = dtype or next(iter(read.stored_dtypes))
         self.to(dtype)
         # the scalar head of a new critic is drawn in float32
-        fill(self, {name: part.to(dtype) for name, part in read.tensors.items()}, device)
+        load_local(self, {name: part.to(dtype) for name, part in read.tensors.items()}, device)
         self.bytes_read, self._made = read.bytes_read, replace(self._made, dtype=dtype, device=device)

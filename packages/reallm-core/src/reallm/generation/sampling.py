@@ -48,7 +48,7 @@ class SamplingConfig:
             raise ConfigError("stop has an empty string, which every text contains")
 
 
-def draw(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Tokens [S] int64 drawn from logits [S, V], each sequence with its own generator, and their log-probabilities [S].
 
     The log-probabilities are those of the model at this temperature (at 1 if greedy), before top-k and top-p.

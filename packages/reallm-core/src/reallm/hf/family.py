@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reallm.hf.config_table import ConfigTable
-from reallm.hf.weight_table import WeightTable
+from reallm.hf.tables.config import ConfigTable
+from reallm.hf.tables.weights import WeightTable
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from reallm.errors import ConfigError, did_you_mean
-from reallm.hf.rope_io import RopeRow
-from reallm.hf.rows import Computed, Derived, Key, Known, Row
-from reallm.hf.weight_table import WeightTable
+from reallm.hf.tables.fields import Computed, Derived, FieldRow, FieldsSoFar, Key
+from reallm.hf.tables.rope import RopeRow
+from reallm.hf.tables.weights import WeightTable
 
 ACTIVATIONS: Mapping[str, str] = {
     "silu": "silu",
@@ -77,7 +77,7 @@ def same_as(name: str) -> Any:
     return lambda known: known[name]
 
 
-def head_dim_from_hidden_size(known: Known) -> int:
+def head_dim_from_hidden_size(known: FieldsSoFar) -> int:
     """A default: the hidden size divided among the heads."""
     return int(known["hidden_size"] // known["n_q_heads"])
 
@@ -95,8 +95,8 @@ def decoder_rows(
     activation_key: str = "hidden_act",
     tied: bool = False,
     attn_dropout: float = 0.0,
-    rope: Row | None = None,
-) -> tuple[Row, ...]:
+    rope: FieldRow | None = None,
+) -> tuple[FieldRow, ...]:
     """Rows that nearly all families share: sizes, activation, norm epsilon, dropout, tied embeddings, RoPE.
 
     Args:
@@ -138,11 +138,11 @@ def decoder_rows(
     )
 
 
-def _size(key: str | None, field: str, value: Any) -> Row:
+def _size(key: str | None, field: str, value: Any) -> FieldRow:
     return Derived(field, value) if key is None else Key(key, int, field, default=value)
 
 
-def without(rows: tuple[Row, ...], *keys: str) -> tuple[Row, ...]:
+def without(rows: tuple[FieldRow, ...], *keys: str) -> tuple[FieldRow, ...]:
     """`rows` less those of some keys, for a family that has another row in their place.
 
     Raises:

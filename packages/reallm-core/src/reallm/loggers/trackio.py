@@ -9,7 +9,7 @@ from typing import Any
 
 import trackio
 
-from reallm.data.files import atomic_write
+from reallm.atomic_files import atomic_write
 
 
 class TrackioLogger:

@@ -10,7 +10,7 @@ from typing import Any
 
 import wandb
 
-from reallm.data.files import atomic_write
+from reallm.atomic_files import atomic_write
 
 
 class WandbLogger:

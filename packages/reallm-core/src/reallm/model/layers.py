@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from reallm.errors import DataError
 from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.model.ops import ActivationFunction, gated, rms_norm
-from reallm.model.sequences import Sequences
-from reallm.model.shard import Shard, Shards, Split
-from reallm.plugins.lazy import resolve
+from reallm.model.packed import PackedSequences
+from reallm.model.sharding import Shard, Shards, Split
+from reallm.references import resolve
 
 ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "silu": F.silu,
@@ -228,7 +228,7 @@ class VocabBias(nn.Module):
         self.shards: Shards = {"bias": Shard(0)}
 
 
-class TokenTable(nn.Module):
+class TokenEmbedding(nn.Module):
     """Token embeddings [V, E]."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
@@ -240,7 +240,7 @@ class TokenTable(nn.Module):
         return F.embedding(tokens, self.weight)
 
 
-class PositionTable(nn.Module):
+class PositionEmbedding(nn.Module):
     """Learned position embeddings [P, E]; position `p` has row `p + offset`."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
@@ -249,7 +249,7 @@ class PositionTable(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.max_positions + self.offset, config.hidden_size))
         self.shards: Shards = {"weight": None}
 
-    def forward(self, seqs: Sequences) -> Tensor:
+    def forward(self, seqs: PackedSequences) -> Tensor:
         longest, n_positions = max(seqs.totals, default=0), len(self.weight) - self.offset
         if longest > n_positions:  # embedding would read beyond the table
             raise DataError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm.model.ops import rotate
-from reallm.model.sequences import Sequences
+from reallm.model.packed import PackedSequences
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Rotation:
         return torch.cat((rotate(first, self.cos, self.sin, interleaved=self.interleaved), rest), dim=-1)
 
 
-def rotations(config: ReaLModelConfig, seqs: Sequences, dtype: torch.dtype) -> tuple[Rotation, ...]:
+def rotations(config: ReaLModelConfig, seqs: PackedSequences, dtype: torch.dtype) -> tuple[Rotation, ...]:
     """The rotation of the tokens of `seqs`, in `dtype`, for each of `config.distinct_ropes`."""
     return tuple(_rotation(config, rope, seqs, dtype) for rope in config.distinct_ropes)
 
 
-def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: Sequences, dtype: torch.dtype) -> Rotation:
+def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: PackedSequences, dtype: torch.dtype) -> Rotation:
     device = seqs.cu_seqlens.device
     lengths = [_decisive_length(config, rope, total) for total in seqs.totals] if rope.follows_length else []
     if any(lengths):

@@ -13,19 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.errors import ConfigError, PluginError, did_you_mean
-from reallm.model.attention import Step, attend_rotated
+from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
+from reallm.model.attention.functional import attend_rotated
+from reallm.model.attention.kv_cache import KVCache
 from reallm.model.block import call_block, make_block
-from reallm.model.cache import KVCache
-from reallm.model.checkpointing import run_again, run_selectively
-from reallm.model.compilation import CompiledBlocks, check_compiler, compile_blocks
+from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
-from reallm.model.layers import Linear, PositionTable, TokenTable, VocabBias, make_norm
-from reallm.model.losses import CrossEntropy, OutputHead, head_cross_entropy, head_logprobs
+from reallm.model.forward_context import ForwardContext
+from reallm.model.layers import Linear, PositionEmbedding, TokenEmbedding, VocabBias, make_norm
+from reallm.model.linear_cross_entropy import (
+    CrossEntropy,
+    OutputHead,
+    VocabReplicated,
+    Vocabulary,
+    head_cross_entropy,
+    head_logprobs,
+)
+from reallm.model.packed import PackedSequences
 from reallm.model.rope import rotations
-from reallm.model.routing import RoutingNotes
-from reallm.model.sequences import Sequences
-from reallm.model.shard import Shard
-from reallm.model.vocabulary import Vocabulary, WholeVocabulary
+from reallm.model.router_stats import RouterStatsLog
+from reallm.model.sharding import Shard
 from reallm.seeding import derive_seed
 
 
@@ -34,12 +41,12 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
-        self.tokens = TokenTable(config)
-        self.positions = PositionTable(config) if config.learned_positions else None
+        self.tokens = TokenEmbedding(config)
+        self.positions = PositionEmbedding(config) if config.learned_positions else None
         self.multiplier = config.embedding_multiplier
         self.dropout = config.embedding_dropout
 
-    def forward(self, tokens: Tensor, seqs: Sequences) -> Tensor:
+    def forward(self, tokens: Tensor, seqs: PackedSequences) -> Tensor:
         x = self.tokens(tokens)
         if self.multiplier != 1.0:
             x = x * torch.tensor(self.multiplier, dtype=x.dtype)  # rounded to the type of the weights, as they are
@@ -86,11 +93,11 @@ class Transformer(nn.Module):
         self._compiled: CompiledBlocks | None = None
         self.n_kv_heads = config.n_kv_heads
         """KV heads that are computed here."""
-        self.vocabulary: Vocabulary = WholeVocabulary()
+        self.vocabulary: Vocabulary = VocabReplicated()
         """The rows of the head that are here."""
         self.why_not_compiled: str | None = None
         """Why blocks cannot go through `torch.compile`, where they cannot."""
-        self.routing: RoutingNotes | None = None
+        self.routing: RouterStatsLog | None = None
         """Where forward passes in training note what routers of experts did; None where nobody asks."""
         present = range(config.n_layers + 2) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in present})
@@ -110,17 +117,17 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Hidden states [T, E] after the final norm; arguments as in `forward`."""
-        return self.run(tokens, Sequences.from_cu_seqlens(cu_seqlens, tokens))
+        return self.run(tokens, PackedSequences.from_cu_seqlens(cu_seqlens, tokens))
 
-    def run(self, tokens: Tensor, seqs: Sequences, cache: KVCache | None = None) -> Tensor:
+    def run(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
         x = self.layers["0"](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
-        step = Step(
+        step = ForwardContext(
             seqs,
             rotations(self.config, seqs, x.dtype),
-            run_again=mode == "selective",
+            checkpoint_attention=mode == "selective",
             attention=compiled.attention if compiled else attend_rotated,
             routing=self.routing if self.training and torch.is_grad_enabled() else None,
         )
@@ -236,7 +243,7 @@ class Transformer(nn.Module):
             for own_name, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{own_name}"
                 value = fresh(own_name, _random_stream(name, seed)) if fresh else None
-                parameter.copy_(fresh_weight(name, parameter.shape, self.config, seed) if value is None else value)
+                parameter.copy_(initial_weight(name, parameter.shape, self.config, seed) if value is None else value)
 
 
 def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:
@@ -250,8 +257,8 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
     call = compiled.call if compiled else call_block
     runners: dict[str, Callable[..., Tensor]] = {
         "none": call,
-        "selective": run_selectively,
-        "full": partial(run_again, call),
+        "selective": selective_checkpoint,
+        "full": partial(checkpoint, call),
     }
     if mode not in runners:
         known = ", ".join(runners)
@@ -262,7 +269,7 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
     return runners[mode]
 
 
-def fresh_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: int) -> Tensor:
+def initial_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: int) -> Tensor:
     """The usual initial value of a parameter, float32 on the CPU.
 
     Each parameter has its own random stream from the seed and its name, so that values depend neither on the order of

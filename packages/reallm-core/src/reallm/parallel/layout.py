@@ -16,7 +16,7 @@ from reallm.errors import ConfigError
 EXAMPLE = "tp2pp1dp2, fsdp4 or dp2tp2@4-7"
 
 
-class Place(NamedTuple):
+class Coordinate(NamedTuple):
     """Coordinates of a rank in a layout."""
 
     dp: int
@@ -77,13 +77,13 @@ class Layout:
         return self.dp * self.pp * self.tp
 
     @cached_property
-    def _places(self) -> dict[int, Place]:
+    def _places(self) -> dict[int, Coordinate]:
         return {
-            rank: Place(index // self.tp % self.dp, index // (self.tp * self.dp), index % self.tp)
+            rank: Coordinate(index // self.tp % self.dp, index // (self.tp * self.dp), index % self.tp)
             for index, rank in enumerate(self.ranks)
         }
 
-    def place(self, rank: int) -> Place | None:
+    def place(self, rank: int) -> Coordinate | None:
         """The coordinates of a rank; None if it is not in the layout."""
         return self._places.get(rank)
 
@@ -91,15 +91,15 @@ class Layout:
         """The rank with these coordinates."""
         return self.ranks[(pp * self.dp + dp) * self.tp + tp]
 
-    def tp_ranks(self, place: Place) -> list[int]:
+    def tp_ranks(self, place: Coordinate) -> list[int]:
         """The ranks that differ from a place in `tp` only, in order; so do the next two for `dp` and `pp`."""
         return [self.rank_at(dp=place.dp, pp=place.pp, tp=tp) for tp in range(self.tp)]
 
-    def dp_ranks(self, place: Place) -> list[int]:
+    def dp_ranks(self, place: Coordinate) -> list[int]:
         """See `tp_ranks`."""
         return [self.rank_at(dp=dp, pp=place.pp, tp=place.tp) for dp in range(self.dp)]
 
-    def pp_ranks(self, place: Place) -> list[int]:
+    def pp_ranks(self, place: Coordinate) -> list[int]:
         """See `tp_ranks`."""
         return [self.rank_at(dp=place.dp, pp=pp, tp=place.tp) for pp in range(self.pp)]
 

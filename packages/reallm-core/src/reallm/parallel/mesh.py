@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from reallm.errors import ConfigError
-from reallm.parallel.layout import Layout, Place
+from reallm.parallel.layout import Coordinate, Layout
 
 Group = dist.ProcessGroup
 all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -50,12 +50,12 @@ class Mesh:
         return cls(layout, dist.get_rank() if dist.is_initialized() else 0, timeout)
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> Coordinate | None:
         """This rank's coordinates; None outside of the layout."""
         return self.layout.place(self.rank)
 
     @property
-    def here(self) -> Place:
+    def here(self) -> Coordinate:
         """This rank's coordinates in a layout that it is in."""
         assert self.place is not None, f"rank {self.rank} is not in {self.layout}"
         return self.place
@@ -86,11 +86,11 @@ class Mesh:
         first, *_, last = self.layout.pp_ranks(self.here)
         return self._group("ends", [first, last])
 
-    def downward(self, stage: int) -> Group:
+    def p2p_forward_group(self, stage: int) -> Group:
         """From `stage` to the one after it, for these two only; `upward` is the way back."""
         return self._group("down", self.layout.pp_ranks(self.here)[stage : stage + 2])
 
-    def upward(self, stage: int) -> Group:
+    def p2p_backward_group(self, stage: int) -> Group:
         """From the stage after `stage` to it, for these two only."""
         return self._group("up", self.layout.pp_ranks(self.here)[stage : stage + 2])
 

@@ -30,10 +30,10 @@ KINDS = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            Kind("dataset", "datasets", "reallm_datasets", "reallm.data.spec:DatasetSpec"),
+            Kind("dataset", "datasets", "reallm_datasets", "reallm.specs:DatasetSpec"),
             Kind("family", "families", "reallm_hf_families", "reallm.hf.family:HFFamily", own_names=True),
-            Kind("algorithm", "algorithms", "reallm_algorithms", "reallm.algorithms.spec:Algorithm"),
-            Kind("logger", "loggers", "reallm_loggers", "reallm.loggers.spec:LoggerSpec"),
+            Kind("algorithm", "algorithms", "reallm_algorithms", "reallm.specs:Algorithm"),
+            Kind("logger", "loggers", "reallm_loggers", "reallm.specs:LoggerSpec"),
         )
     }
 )

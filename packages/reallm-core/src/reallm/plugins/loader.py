@@ -15,8 +15,8 @@ from reallm.deprecation import HookDeprecationWarning, give, listening
 from reallm.errors import did_you_mean
 from reallm.plugins.finder import GROUP, Plugin
 from reallm.plugins.kinds import KINDS, Kind
-from reallm.plugins.lazy import resolve
 from reallm.plugins.reasons import described, missing_module, one_line, type_name
+from reallm.references import resolve
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reallm.data.files import atomic_write
+from reallm.atomic_files import atomic_write
 
 
 class CsvLogger:

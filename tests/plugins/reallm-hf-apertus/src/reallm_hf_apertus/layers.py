@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 
 from reallm import ReaLModelConfig
 from reallm.model.layers import PlainMLP
-from reallm.model.shard import Shards
+from reallm.model.sharding import Shards
 
 BETA = 0.5
 EPS = -1e-6

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning: the mean negative log-likelihood of the answers' tokens.
+
+Shapes: T packed tokens, S sequences, N tokens that carry loss, E hidden.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from reallm.algorithms.interface import Example
+from reallm.data.batching import cu_seqlens, lengths
+from reallm.data.namedarray import NamedArray
+from reallm.errors import DataError
+from reallm.model.linear_cross_entropy import next_token_targets
+from reallm.model.transformer import Transformer
+from reallm.training.engine import TrainEngine
+from reallm.training.objective import LossOutput, Totals
+
+
+class SFTInterface:
+    """Reads `input_ids` [T] int64 and `loss_mask` [T] bool, True on the tokens to be learned.
+
+    Every such token of a batch counts the same, whichever sequence or micro-batch it is in.
+    """
+
+    def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
+        """One optimizer step on `batch`."""
+        return engine.train_batch(batch, self)
+
+    def sizes(self, batch: NamedArray) -> list[int]:
+        """Tokens of each sample."""
+        return lengths(batch, "input_ids")
+
+    def weight(self, batch: NamedArray) -> int:
+        """Tokens that carry loss."""
+        positions, _ = _targets(batch)
+        return positions.numel()
+
+    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
+        """Summed negative log-likelihood in nats, and how many of the tokens were the most likely.
+
+        Raises:
+            DataError: a token is not in the model's vocabulary.
+        """
+        tokens = batch["input_ids"]
+        highest = int(tokens.max())
+        if highest >= model.config.vocab_size:
+            raise DataError(
+                f"the data has token {highest}, but the model knows 0 to {model.config.vocab_size - 1}; "
+                "is the tokenizer that of this model?"
+            )
+        positions, targets = _targets(batch)
+        hidden = model.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))
+        result = model.cross_entropy(hidden[positions], targets)
+        return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
+
+    def example(self, sample: NamedArray) -> Example | None:
+        """What comes before the first learned token, and what is learned; None where nothing comes before."""
+        ids, mask = sample["input_ids"].tolist(), sample["loss_mask"].tolist()
+        start = mask.index(True) if True in mask else 0
+        learned = [token for token, is_learned in zip(ids[start:], mask[start:], strict=True) if is_learned]
+        return Example(ids[:start], learned) if start else None
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """Mean loss in nats a token, perplexity, accuracy of the most likely token; the last is a count."""
+        if not totals.weight:
+            return {"loss_tokens": 0.0}
+        loss = totals.loss_sum / totals.weight
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),  # e^710 is no float
+            "accuracy": totals.stats["correct"] / totals.weight,
+            "loss_tokens": totals.weight,
+        }
+
+
+def _targets(batch: NamedArray) -> tuple[Tensor, Tensor]:
+    """Positions [N] whose next token is learned, and those tokens [N]."""
+    tokens = batch["input_ids"]
+    return next_token_targets(tokens, cu_seqlens(batch, "input_ids").to(tokens.device), batch["loss_mask"])

@@ -1,0 +1,137 @@
+"""Open a folder of safetensors files: what tensors there are, in which file, and their slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from reallm.errors import CheckpointError
+from reallm.hf.file_names import INDEX_NAME, WEIGHTS_NAME
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of tensors that are read, by their names in safetensors files."""
+
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+_CONVERT = (
+    "convert them once, on a machine that trusts their source: "
+    "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) of transformers"
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says of a tensor. `dtype` is the name safetensors gives it, such as "BF16"."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a folder under their own names; each is a view of its file, read when it is used."""
+
+    folder: Path
+    infos: Mapping[str, TensorInfo]
+    _files: Mapping[Path, Any] = field(repr=False)
+    _spellings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Names that are others in the files."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._files[self.infos[name].file].get_tensor(self._spellings.get(name, name))
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Map the safetensors files of a folder; reads their headers only.
+
+    Raises:
+        CheckpointError: no safetensors files, a broken one, or an index that does not fit them.
+    """
+    folder = Path(folder)
+    # As in transformers, a single file comes before an index.
+    if (folder / WEIGHTS_NAME).exists():
+        indexed: dict[str, str] = {}
+        file_names = [WEIGHTS_NAME]
+    elif (folder / INDEX_NAME).exists():
+        indexed = _read_index(folder)
+        file_names = list(dict.fromkeys(indexed.values()))
+    else:
+        raise CheckpointError(_why_no_weights(folder))
+    files = {folder / name: _open(folder / name) for name in file_names}
+    headers = {path: _infos(path, file) for path, file in files.items()}
+    infos = {name: info for header in headers.values() for name, info in header.items()}
+    for name, file_name in indexed.items():
+        if name not in headers[folder / file_name]:
+            raise CheckpointError(f"{folder / INDEX_NAME}: tensor '{name}' is not in '{file_name}'; copy both again")
+        infos[name] = headers[folder / file_name][name]
+    return Checkpoint(folder, infos, files)
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Tensor -> name of the file that holds it; the names lead to existing files of this folder and nowhere else."""
+    path = folder / INDEX_NAME
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not an index with a weight_map ({error!r}); copy it again") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no tensors in its weight_map; copy it again")
+    for name, file_name in weight_map.items():
+        # Links in the folder are followed (the hub's cache is made of them), paths in the index are not.
+        plain = isinstance(file_name, str) and file_name not in ("", ".", "..") and not set(file_name) & set("/\\\0")
+        if not plain:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' is said to be in {file_name!r}, outside of the folder: refused"
+            )
+        if not file_name.endswith(".safetensors"):
+            raise CheckpointError(f"{path}: tensor '{name}' is in '{file_name}', not a safetensors file; {_CONVERT}")
+    missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})
+    if missing:
+        raise CheckpointError(f"{path} names {_some(missing)}, not in the folder; download or copy the rest")
+    return weight_map
+
+
+def _why_no_weights(folder: Path) -> str:
+    pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
+    if pickles:
+        return f"{folder} holds weights only as pickle files ({_some(pickles)}), which can run code; {_CONVERT}"
+    return f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}: it is not a complete checkpoint"
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); download or copy it again") from error
+
+
+def _infos(path: Path, file: Any) -> dict[str, TensorInfo]:
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    return {name: TensorInfo(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+
+
+def _some(names: list[str]) -> str:
+    """A few of many names: `'a', 'b', 'c' and 7 more`."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

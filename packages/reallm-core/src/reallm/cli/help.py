@@ -1,0 +1,74 @@
+"""`reallm sft --help`: every key of an experiment with type, default and help, in 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from reallm.config.schema import Group, Key, groups, type_text, value_text
+from reallm.specs import Algorithm
+
+WIDTH = 80
+
+OPTIONS = """\
+Options:
+  --config FILE   read keys from a YAML file; may be given more than once.
+                  Files win over defaults, key=value wins over files.
+  --print-config  print all keys with their values as YAML, and exit
+  --help, -h      this page; with dataset.name=NAME, the keys of that dataset
+"""
+
+
+def help_text(name: str, algorithm: Algorithm, arguments: Sequence[str], files: Sequence[Path]) -> str:
+    """The help page of an algorithm's command.
+
+    `arguments` and `files` are looked at only for the names of datasets, whose keys are then shown.
+    """
+    config_class = algorithm.config_class()
+    found = groups(config_class, _chosen(config_class, arguments, files), tolerate=True)
+    found.sort(key=lambda group: group.name == "")  # the experiment's own keys last
+    required = " ".join(f"{key.name}=..." for group in found for key in group.keys if key.required)
+    parts = [
+        f"Usage: reallm {name} [--config FILE] [--print-config] key=value ...\n",
+        f"{_wrap(_sentence(algorithm.description), '')}\n" if algorithm.description else "",
+        f"  reallm {name} {required}\n" if required else "",
+        OPTIONS,
+        *(_group_text(group) for group in found),
+    ]
+    return "\n".join(part for part in parts if part).rstrip()
+
+
+def _chosen(config_class: type, arguments: Sequence[str], files: Sequence[Path]) -> dict[str, str]:
+    if not (files or arguments):
+        return {}
+    from reallm.config.load import chosen_datasets  # brings OmegaConf
+
+    return chosen_datasets(config_class, files, [item for item in arguments if "=" in item])
+
+
+def _group_text(group: Group) -> str:
+    title = group.name or "the run"
+    about = group.help + (f": {group.dataset}" if group.dataset else "")
+    lines = [typer.style(f"{title}" + (f" - {about}" if about else ""), bold=True)]
+    if group.problem:
+        lines.append(_wrap(group.problem, "  "))
+    for key in group.keys:
+        lines += _key_lines(key)
+    return "\n".join(lines) + "\n"
+
+
+def _key_lines(key: Key) -> list[str]:
+    default = "required" if key.required else f"default {value_text(key.default)}"
+    head = f"  {typer.style(key.name, fg='cyan')}  {type_text(key.type)}, {default}"
+    return [head, _wrap(key.help, "      ")] if key.help else [head]
+
+
+def _wrap(text: str, indent: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

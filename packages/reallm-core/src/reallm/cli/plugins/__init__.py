@@ -1,0 +1,1 @@
+"""The command `reallm plugins` and its subcommands."""

@@ -1,0 +1,189 @@
+"""From YAML files and `key=value` arguments to a configuration object: dataclass < YAML < command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from reallm.config import suggestions as mistakes
+from reallm.config.assignments import Assignment, from_arguments, from_yaml
+from reallm.config.dataset import dataset_name
+from reallm.config.schema import (
+    Group,
+    Key,
+    allowed_text,
+    dataset_fields,
+    groups,
+    in_group,
+    is_list,
+    is_mapping,
+    is_optional,
+    is_text,
+    literals,
+    missing_text,
+)
+from reallm.errors import ConfigError, ReallmError, did_you_mean
+from reallm.options import REQUIRED
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A value for each key of an experiment (`"optimizer.lr"`); `REQUIRED` where one is still to be given."""
+
+    groups: tuple[Group, ...]
+    values: Mapping[str, Any]
+
+    def tree(self) -> dict[str, Any]:
+        """The values as nested mappings, the chosen dataset's name included."""
+        tree: dict[str, Any] = {}
+        for name, value in self.values.items():
+            *parents, leaf = name.split(".")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = str(value) if isinstance(value, Path) else value
+        return tree
+
+    def to_yaml(self) -> str:
+        """All values as YAML that `load` reads again, with `???` for a required one that is missing."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.tree()))
+
+    def build(self) -> Any:
+        """The configuration object, an instance of the dataclass that `load` was given.
+
+        Raises:
+            ConfigError: required values are missing (all are named), or the dataclass refuses a value.
+        """
+        missing = [key for group in self.groups for key in group.keys if _is_missing(self.values[key.name])]
+        if missing:
+            raise ConfigError("; ".join(missing_text(key) for key in missing))
+        return self._instance("")
+
+    def _instance(self, name: str) -> Any:
+        group = next(group for group in self.groups if group.name == name)
+        assert group.cls is not None
+        parts = [part.name for part in self.groups if part.name and part.name.rpartition(".")[0] == name]
+        fields = {key.leaf: self.values[key.name] for key in group.keys}
+        fields.update({part.rpartition(".")[2]: self._instance(part) for part in parts})
+        try:
+            return group.cls(**fields)
+        except (ReallmError, ValueError) as error:  # the latter from a plugin's own dataclass
+            raise ConfigError(in_group(name, group.cls, error)) from error
+
+
+def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str] = ()) -> Configuration:
+    """The values of a configuration dataclass: its defaults, then `files` in order, then `key=value` arguments.
+
+    Raises:
+        ConfigError: an argument, key, value or file that is wrong: one line with the nearest right one.
+        PluginError: the dataset that is asked for is not installed.
+    """
+    assignments = _assignments(config_class, files, arguments)
+    found = tuple(groups(config_class, _chosen(config_class, assignments)))
+    keys = {key.name: key for group in found for key in group.keys}
+    tree = _tree(config_class, found)
+    for assignment in assignments:
+        _assign(tree, assignment, keys, found)
+    return Configuration(found, {name: _read(tree, name) for name in keys})
+
+
+def describe(config: Any) -> Configuration:
+    """The values of a configuration object, as they would have been loaded: `describe(config).to_yaml()`."""
+    chosen = {name: dataset_name(getattr(config, name)) for name in dataset_fields(type(config))}
+    found = tuple(groups(type(config), chosen))
+    values: dict[str, Any] = {}
+    for group in found:
+        part = config
+        for name in filter(None, group.name.split(".")):
+            part = getattr(part, name)
+        for key in group.keys:
+            # A dataset's configuration that was made in Python has no `name`.
+            unnamed = group.dataset is not None and key.leaf == "name" and not hasattr(part, "name")
+            values[key.name] = group.dataset if unnamed else getattr(part, key.leaf)
+    return Configuration(found, values)
+
+
+def chosen_datasets(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> dict[str, str]:
+    """For each dataset field of a configuration dataclass, the name that files or arguments give it, if any."""
+    return _chosen(config_class, _assignments(config_class, files, arguments))
+
+
+def _assignments(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> list[Assignment]:
+    found = [item for file in files for item in from_yaml(file)]
+    return found + from_arguments(arguments, lambda: groups(config_class, tolerate=True))
+
+
+def _chosen(config_class: type, assignments: Sequence[Assignment]) -> dict[str, str]:
+    names = {f"{field}.name": field for field in dataset_fields(config_class)}
+    return {names[item.key]: item.text or str(item.value) for item in assignments if item.key in names}
+
+
+def _tree(config_class: type, found: Sequence[Group]) -> DictConfig:
+    """The dataclass as an OmegaConf tree of typed values, with the chosen datasets in their places."""
+    tree = OmegaConf.structured(config_class)
+    _thaw(tree)
+    for group in found:
+        if group.dataset is not None:
+            OmegaConf.update(tree, group.name, OmegaConf.structured(group.cls))
+    _thaw(tree)
+    return tree
+
+
+def _thaw(node: DictConfig) -> None:
+    """Let values be set in what OmegaConf makes of frozen dataclasses."""
+    OmegaConf.set_readonly(node, False)
+    for name in node:
+        if not OmegaConf.is_missing(node, name) and OmegaConf.is_dict(node[name]):
+            _thaw(node[name])
+
+
+def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: Sequence[Group]) -> None:
+    if item.value in (None, {}) and any(group.name == item.key for group in found):
+        return  # `optimizer:` with nothing below it in a YAML file
+    key = keys.get(item.key) or _mapping_above(item.key, keys)
+    if key is None:
+        raise ConfigError(item.origin + mistakes.unknown_key(item.key, found))
+    shown = item.text if item.text is not None else item.value
+    if item.value is None and not is_optional(key.type):
+        raise ConfigError(f"{item.origin}{item.key} must not be null; it must be {allowed_text(key.type)}")
+    value = item.text if item.text is not None and item.value is not None and is_text(key.type) else item.value
+    try:
+        OmegaConf.update(tree, item.key, value)
+    except GrammarParseError as error:
+        raise ConfigError(f"{item.origin}{item.key}={shown}: a reference to a key is written ${{key}}") from error
+    except OmegaConfBaseException as error:
+        hint = did_you_mean(str(shown), literals(key.type))
+        if is_list(key.type) and item.text is not None:
+            hint = f"; write {item.key}=[{shown}]"
+        raise ConfigError(f"{item.origin}{item.key}={shown}: must be {allowed_text(key.type)}{hint}") from error
+
+
+def _mapping_above(name: str, keys: Mapping[str, Key]) -> Key | None:
+    """The key of type `dict` or `Any` that `name` lies in: `dataset.extra` for `dataset.extra.a`."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        if name in keys:
+            return keys[name] if is_mapping(keys[name].type) else None
+    return None
+
+
+def _read(tree: DictConfig, name: str) -> Any:
+    """The value of a key, with `${...}` resolved; lists and mappings as plain Python."""
+    try:
+        parent, _, leaf = name.rpartition(".")
+        node = OmegaConf.select(tree, parent) if parent else tree
+        if OmegaConf.is_missing(node, leaf):
+            return REQUIRED
+        value = node[leaf]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, str) and value == REQUIRED

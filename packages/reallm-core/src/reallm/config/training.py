@@ -1,0 +1,108 @@
+"""What the configurations of all trainings have in common: data, steps, evaluation, saving. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from reallm.config.args import ModelArgs, dataset_option
+from reallm.config.dataset import batch_size, splits
+from reallm.config.optimizer import OptimizerConfig
+from reallm.config.parallel import ParallelArgs
+from reallm.config.schema import check_values
+from reallm.errors import ConfigError
+from reallm.options import option
+
+if TYPE_CHECKING:
+    from reallm.data.datasets import Dataset
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What the runner reads of an experiment's configuration.
+
+    The configuration class of an algorithm derives from it and adds, for each role of its graph, a field of that name
+    with its `ModelArgs`. Where another dataset is usual than `prompt_answer`, it declares `dataset` again.
+
+    Raises:
+        ConfigError: a required value is missing, or a value is not allowed; names the key.
+    """
+
+    dataset: Any = dataset_option("prompt_answer", "what to train on")
+    optimizer: OptimizerConfig = field(
+        default_factory=OptimizerConfig, metadata={"help": "AdamW and its learning-rate schedule"}
+    )
+    parallel: ParallelArgs = field(
+        default_factory=ParallelArgs, metadata={"help": "how training is spread over processes, one for each GPU"}
+    )
+
+    epochs: int = option(1, "passes over the training data")
+    max_steps: int | None = option(None, "stop after so many optimizer steps, even within an epoch; null: no limit")
+    max_tokens_per_microbatch: int = option(
+        8192, "tokens computed at once; lower it when memory runs out: results stay the same"
+    )
+    eval_every: int | None = option(None, "optimizer steps between evaluations; null: after each epoch and at the end")
+    eval_generations: int = option(
+        3, "validation samples whose answers are generated at each evaluation, for people to read; 0: none"
+    )
+    eval_max_new_tokens: int = option(64, "longest of these answers, in tokens")
+    save_every: int | None = option(None, "optimizer steps between saves; null: save_every_minutes alone counts")
+    save_every_minutes: float | None = option(
+        30.0, "minutes between saves; null: save_every alone counts. There is always a save at the end"
+    )
+    keep_last: int | None = option(
+        2, "newest checkpoints that are kept, the best one aside; null: all. Only the newest can be resumed from"
+    )
+    async_save: bool = option(
+        True, "copy what is saved and write the copy while training goes on, where there is memory for it"
+    )
+    best_metric: str | None = option(
+        None, "metric whose best checkpoint is kept as checkpoints/best, such as eval/loss; saved at each evaluation"
+    )
+    best_mode: Literal["min", "max"] = option("min", "whether the lowest or the highest best_metric is the best")
+    loggers: list[str] = option(["jsonl", "tensorboard"], "where metrics go; `reallm plugins` lists what is installed")
+    output_dir: str = option("runs", "folder that holds the run folders")
+    name: str | None = option(None, "name of the run folder in output_dir; null: <algorithm>-<date and time>")
+    resume: str | None = option(
+        None,
+        "run folder whose training is continued with its own settings (key=value changes them); "
+        "auto: the unfinished run of this name or of these settings, or else a new one",
+    )
+    seed: int = option(1, "seed of all random choices; the same seed gives the same run")
+    deterministic: bool = option(
+        True, "use only kernels that give the same numbers in every run; false can be faster on a GPU"
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        at_least_one = {
+            "epochs": self.epochs,
+            "max_steps": self.max_steps,
+            "max_tokens_per_microbatch": self.max_tokens_per_microbatch,
+            "eval_every": self.eval_every,
+            "eval_max_new_tokens": self.eval_max_new_tokens,
+            "save_every": self.save_every,
+            "keep_last": self.keep_last,
+            "dataset.train_bs_n_seqs": batch_size(self.dataset, "train"),
+            "dataset.valid_bs_n_seqs": batch_size(self.dataset, "valid"),
+        }
+        for key, value in at_least_one.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{key}={value} must be at least 1")
+        for key, count in {"seed": self.seed, "eval_generations": self.eval_generations}.items():
+            if count < 0:
+                raise ConfigError(f"{key}={count} must be 0 or more")
+        if self.save_every_minutes is not None and not self.save_every_minutes > 0:
+            raise ConfigError(f"save_every_minutes={self.save_every_minutes} must be more than 0; null turns it off")
+
+    def datasets(self) -> dict[str, Dataset]:
+        """The training data as `"train"` and, if the dataset's `valid_path` is given, held-out data as `"valid"`."""
+        return splits(self.dataset)
+
+
+def model_args(config: TrainingConfig, role: str) -> ModelArgs:
+    """The field of a configuration that says which model has a role."""
+    args = getattr(config, role, None)
+    if not isinstance(args, ModelArgs):
+        raise ConfigError(f"{type(config).__name__} has no field '{role}' with the ModelArgs of the role '{role}'")
+    return args

@@ -1,0 +1,257 @@
+"""What a run needs beside its model to go on as if it had never stopped, and how it lies in a folder.
+
+    checkpoints/step-000100/                     the model, as transformers loads it
+    checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
+                                                 rank-2.json: the generators of another rank than the first
+                                      <role>/    the optimizer's tensors, in safetensors files
+
+Tensors are whole, in however many files the ranks have written them: which layout they were saved in does not matter to
+whoever reads them. Nothing is pickled. The order of data needs no place: it follows from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reallm.checkpoint.distributed_save import SpreadExport, save_optimizer_tensors
+from reallm.checkpoint.reader import open_checkpoint
+from reallm.checkpoint.save import Export, write_tensors
+from reallm.errors import CheckpointError, did_you_mean
+from reallm.experiments.runs.folder import TRAINING_STATE
+from reallm.loggers.jsonl import finite
+from reallm.model.parameters import parameter_shapes
+from reallm.model.sharding import Box, Shape
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.object_collectives import fail_together, is_leader
+from reallm.training.engine import EngineState
+
+FORMAT = 1
+"""Of the files; raised when an older reader would misread them."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far by `best_metric`, and its checkpoint, relative to the run folder."""
+
+    metric: str
+    value: float
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of the global random generators of Python, numpy and torch, for code that draws from them."""
+
+    python: Any
+    numpy: Any
+    torch: Mapping[str, list[int]]
+    """By device: `cpu`, `cuda:0`."""
+
+    @classmethod
+    def capture(cls) -> Generators:
+        """Of this process, now."""
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        return cls(
+            random.getstate(), [kind, np.asarray(keys).tolist(), *rest], {k: v.tolist() for k, v in states.items()}
+        )
+
+    def restore(self) -> None:
+        """Let this process draw what the other would have drawn."""
+        number, keys, gauss = self.python
+        random.setstate((number, tuple(keys), gauss))
+        kind, keys, *rest = self.numpy
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        for device, state in self.torch.items():
+            tensor = torch.tensor(state, dtype=torch.uint8)
+            if device == "cpu":
+                torch.set_rng_state(tensor)
+            elif torch.cuda.is_available() and int(device.partition(":")[2]) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(tensor, device)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A run after a step."""
+
+    step: int
+    evaluated_step: int | None
+    """The step of the last evaluation."""
+    engines: Mapping[str, EngineState]
+    """By role."""
+    metrics: Mapping[str, float]
+    """The last value of each."""
+    best: Best | None
+    seconds: float
+    """Spent on the run so far."""
+    data: str
+    """Fingerprint of the training data."""
+    generators: Generators
+
+
+def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | SpreadExport]) -> None:
+    """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is.
+
+    Args:
+        folder: of the checkpoint.
+        state: of the run; what engines hold of models that are spread over several ranks is that of this rank.
+        exports: of the models, by role; all ranks of one that is spread call this.
+    """
+    top = folder / TRAINING_STATE
+    mesh = spread_over(exports)
+    with fail_together(mesh):
+        for role in state.engines:
+            (top / role).mkdir(parents=True, exist_ok=True)
+    for role, engine in state.engines.items():
+        tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
+        tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
+        export = exports[role]
+        if isinstance(export, SpreadExport):
+            save_optimizer_tensors(top / role, export.mesh, export.config, tensors)
+        elif tensors:
+            write_tensors(top / role, tensors)
+    content = {
+        "format": FORMAT,
+        "step": state.step,
+        "evaluated_step": state.evaluated_step,
+        "engines": {
+            role: {"step": engine.step, "skipped_steps": engine.skipped_steps} for role, engine in state.engines.items()
+        },
+        "metrics": finite(state.metrics),
+        "best": None if state.best is None else asdict(state.best),
+        "seconds": state.seconds,
+        "data": state.data,
+        "generators": asdict(state.generators),
+        "versions": versions(),
+    }
+    with fail_together(mesh):
+        if is_leader(mesh):
+            (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
+        elif mesh is not None:
+            own = json.dumps({"generators": asdict(state.generators)})
+            (top / _of_rank(mesh.rank)).write_text(own, encoding="utf-8")
+
+
+def spread_over(exports: Mapping[str, Export | SpreadExport]) -> Mesh | None:
+    """The ranks that save together; None if this process does so alone."""
+    return next((export.mesh for export in exports.values() if isinstance(export, SpreadExport)), None)
+
+
+def has_state(checkpoint: Path) -> bool:
+    """Whether training can go on from a checkpoint."""
+    return (checkpoint / TRAINING_STATE / "state.json").is_file()
+
+
+def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, str]]:
+    """The state in a checkpoint's folder, its tensors as views of the files, and the versions it was written with.
+
+    Args:
+        checkpoint: its folder.
+        rank: whose random generators are meant; a rank that was not there when they were saved has those of the first.
+
+    Raises:
+        CheckpointError: it is damaged, or written by a later reallm; names the file.
+    """
+    path = checkpoint / TRAINING_STATE / "state.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise CheckpointError(f"{path} was written by a later reallm-core; pip install --upgrade reallm-core")
+        engines = {}
+        for role, numbers in content["engines"].items():
+            tensors = _read_tensors(checkpoint / TRAINING_STATE / role)
+            moments, weights = (
+                {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+                for kind in ("moments/", "weights/")
+            )
+            engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
+        generators = content["generators"]
+        if path.with_name(_of_rank(rank)).is_file():
+            path = path.with_name(_of_rank(rank))
+            generators = json.loads(path.read_text(encoding="utf-8"))["generators"]
+        state = TrainState(
+            content["step"],
+            content["evaluated_step"],
+            engines,
+            {name: math.nan if value is None else value for name, value in content["metrics"].items()},
+            None if content["best"] is None else Best(**content["best"]),
+            content["seconds"],
+            content["data"],
+            Generators(**generators),
+        )
+        return state, content["versions"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); the optimizer's state is lost: start a new run from "
+            f"the weights, model.path={checkpoint}"
+        ) from error
+
+
+def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None:
+    """Put a role's part of `state` into its `TrainEngine`.
+
+    Raises:
+        CheckpointError: the state is not that of this model.
+    """
+    try:
+        saved = state.engines[role]
+        _refuse_other_shapes(saved, parameter_shapes(engine.model.config))
+        if engine.model.mesh is not None:
+            saved = _part(saved, engine.model.boxes)
+        engine.load_state(saved)
+    except (KeyError, ValueError, RuntimeError) as error:
+        hint = did_you_mean(role, state.engines) if role not in state.engines else ""
+        raise CheckpointError(
+            f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
+            "is the run that of another model or algorithm?"
+        ) from error
+
+
+def _refuse_other_shapes(saved: EngineState, shapes: Mapping[str, Shape]) -> None:
+    """Raise ValueError for a tensor that is not in the shape of its parameter: a part of it might fit all the same."""
+    for name, tensor in (*saved.moments.items(), *saved.weights.items()):
+        shape = shapes[name.partition("/")[0]]
+        if tensor.dim() and tuple(tensor.shape) != shape:
+            raise ValueError(f"'{name}' has the shape {list(tensor.shape)}, its parameter {list(shape)}")
+
+
+def _part(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
+    """What a rank needs of a state, whatever the layout was in which it was saved."""
+
+    def here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = ((name, tensor, name.partition("/")[0]) for name, tensor in tensors.items())
+        return {
+            name: tensor[boxes[parameter].slices] if tensor.dim() else tensor
+            for name, tensor, parameter in own
+            if parameter in boxes
+        }
+
+    return dataclasses.replace(saved, moments=here(saved.moments), weights=here(saved.weights))
+
+
+def _of_rank(rank: int) -> str:
+    return f"rank-{rank}.json"
+
+
+def versions() -> dict[str, str]:
+    """What may change the last bits of a result."""
+    return {"reallm-core": version("reallm-core"), "torch": torch.__version__}
+
+
+def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
+    return open_checkpoint(folder) if any(folder.iterdir()) else {}

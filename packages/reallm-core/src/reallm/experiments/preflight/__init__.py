@@ -1,0 +1,1 @@
+"""Checks before a run starts: configuration, device, memory, and that all ranks agree."""

@@ -1,0 +1,70 @@
+"""Which device and number format a configuration means on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from reallm.errors import ConfigError
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device that `model.device` names; `auto` is a GPU if there is one.
+
+    Args:
+        name: `auto`, `cuda` or `cpu`.
+        local_rank: of this process among those on this machine, each of which takes the GPU of its number; None if
+            it is alone, and takes the first.
+
+    Raises:
+        ConfigError: `cuda` is asked for where there is none, or there are fewer GPUs than processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise ConfigError("model.device=cuda, but torch sees no GPU here; use model.device=cpu or auto")
+    if local_rank is None:
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank + 1} on this machine has no GPU, torch sees {torch.cuda.device_count()} here; let "
+            "each process see all GPUs of its machine, start fewer processes, or use model.device=cpu"
+        )
+    return torch.device(name, local_rank)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that `model.dtype` names; `auto` is bfloat16 on a GPU that has it, else float32."""
+    if name == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Have torch use only deterministic CUDA kernels within the block, where there is a GPU.
+
+    The backward pass of packed attention then sums in a fixed order, which costs some of its speed.
+    """
+    if not (wanted and torch.cuda.is_available()):
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
+    options: Any = torch.utils.deterministic
+    was_on, filled = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    options.fill_uninitialized_memory = False  # meant for finding bugs: it writes every new tensor twice
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on)
+        options.fill_uninitialized_memory = filled

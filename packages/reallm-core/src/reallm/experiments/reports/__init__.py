@@ -1,0 +1,1 @@
+"""What a run looks like: its HTML page, charts, pictures and plots in the terminal."""

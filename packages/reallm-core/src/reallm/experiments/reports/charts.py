@@ -1,0 +1,218 @@
+"""Where the lines, bars and labels of a chart lie on a page: numbers only, which a template draws.
+
+Places are in permille of the drawing area, x from the left and y from the top, so that a chart can be stretched to any
+width while lines and letters keep their size.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from reallm.experiments.reports.number_format import number, short
+from reallm.experiments.runs.metrics import Points, is_evaluation, thinned, trend
+
+MANY = 100
+"""Points from which a line is drawn faint, with its trend over it."""
+
+DRAWN = 800
+"""Points of a line that are drawn at most: more than a screen shows."""
+
+READINGS = 80
+"""Places at which values can be read off, at most."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label at an axis."""
+
+    place: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a chart."""
+
+    label: str
+    color: int
+    """Of the page's palette, counted from 0."""
+    path: str
+    """`M0 10L5 12...` as in SVG."""
+    faint: str
+    """As `path`, the curve with its noise, where `path` is its trend; else empty."""
+    dots: str
+    """As `path`, a dot for each point; empty for a curve that is only a line."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A stretch of the x axis, and the values to read off there."""
+
+    left: float
+    width: float
+    place: float
+    """Of the point that is read off."""
+    head: str
+    values: tuple[tuple[int, str, str], ...]
+    """(color, label, value)."""
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Curves over the same axes."""
+
+    title: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a histogram."""
+
+    height: float
+    text: str
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """A histogram."""
+
+    bars: tuple[Bar, ...]
+    x_ticks: tuple[Tick, ...]
+    highest: str
+
+
+def line_chart(
+    title: str, curves: Mapping[str, Points], *, from_zero: bool = False, is_noisy: bool = True
+) -> LineChart:
+    """A chart of curves over optimizer steps; those of evaluations have a dot at each point.
+
+    Args:
+        title: above it.
+        curves: at least one, each with at least one point.
+        from_zero: let the y axis begin at 0 if no value is below.
+        is_noisy: draw a long curve faint, with its trend over it.
+    """
+    x_low, x_high = 0.0, float(max(points[-1][0] for points in curves.values()))
+    values = [y for points in curves.values() for _, y in points]
+    y_low, y_high = min(values), max(values)
+    if from_zero and y_low >= 0:
+        y_low = 0.0
+    y_values = nice_steps(y_low, y_high, 5)
+    x_axis, y_axis = _Axis(x_low, x_high), _Axis(y_values[-1], y_values[0])
+    lines = tuple(
+        _line(label, color, points, x_axis, y_axis, is_noisy) for color, (label, points) in enumerate(curves.items())
+    )
+    x_values = [value for value in nice_steps(x_low, x_high, 7) if x_low <= value <= x_high]
+    return LineChart(
+        title,
+        lines,
+        tuple(Tick(x_axis.place(value), short(value)) for value in x_values),
+        tuple(Tick(y_axis.place(value), text) for value, text in zip(y_values, _tick_texts(y_values), strict=True)),
+        _readings(curves, x_axis),
+    )
+
+
+def bar_chart(edges: Sequence[float], counts: Sequence[int], unit: str) -> BarChart:
+    """A histogram.
+
+    Args:
+        edges: of the bins, one more than there are bins.
+        counts: of each bin; at least one.
+        unit: of the edges, such as `tokens`.
+    """
+    highest = max(counts) or 1
+    bars = tuple(
+        Bar(round(1000 * count / highest, 1), f"{low:,.0f} to {high:,.0f} {unit}: {count:,}")
+        for (low, high), count in zip(pairwise(edges), counts, strict=True)
+    )
+    stride = math.ceil(len(edges) / 9)
+    ticks = tuple(
+        Tick(round(1000 * i / len(counts), 1), f"{edge:,.0f}") for i, edge in enumerate(edges) if i % stride == 0
+    )
+    return BarChart(bars, ticks, f"{highest:,}")
+
+
+def nice_steps(low: float, high: float, n: int) -> list[float]:
+    """About `n` round numbers, evenly spaced, the first not above `low` and the last not below `high`, and unlike it.
+
+    `nice_steps(0, 93, 5) == [0, 20, 40, 60, 80, 100]`
+    """
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size or size < 1e-100:  # as good as a single value
+        low, high = (low - size / 2, high + size / 2) if size > 1e-100 else (0.0, 1.0)
+    rough = (high - low) / n
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _tick_texts(values: Sequence[float]) -> list[str]:
+    """With as many digits as their distance asks for."""
+    step, largest = abs(values[1] - values[0]), max(map(abs, values))
+    if largest >= 1000:
+        return [short(value) for value in values]
+    if largest < 1e-2:
+        return ["0" if abs(value) < step / 2 else f"{value:.2g}" for value in values]
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{value:.{decimals}f}" for value in values]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    start: float
+    end: float
+
+    def place(self, value: float) -> float:
+        """In permille from the start."""
+        return round(1000 * (value - self.start) / ((self.end - self.start) or 1), 1) + 0.0  # no -0
+
+
+def _line(label: str, color: int, points: Points, x_axis: _Axis, y_axis: _Axis, is_noisy: bool) -> Line:
+    def path(some: Points) -> str:
+        return "M" + "L".join(f"{x_axis.place(x):g} {y_axis.place(y):g}" for x, y in some)
+
+    def dots(some: Points) -> str:
+        return "".join(f"M{x_axis.place(x):g} {y_axis.place(y):g}h0" for x, y in some)
+
+    shown = thinned(points, DRAWN)
+    if is_evaluation(label) or len(points) == 1:
+        return Line(label, color, path(shown), "", dots(shown) if len(shown) <= MANY else "")
+    if is_noisy and len(points) > MANY:
+        return Line(label, color, path(trend(points)), path(shown), "")
+    return Line(label, color, path(shown), "", "")
+
+
+def _readings(curves: Mapping[str, Points], x_axis: _Axis) -> tuple[Reading, ...]:
+    """All steps of evaluations, and steps between them, as many as can be told apart with a mouse."""
+    steps = {label: [x for x, _ in points] for label, points in curves.items()}
+    chosen: set[float] = set()
+    for xs in sorted(steps.values(), key=len):
+        n = min(len(xs), READINGS - len(chosen))
+        chosen.update(xs[round(i * (len(xs) - 1) / max(1, n - 1))] for i in range(n))
+    xs = sorted(chosen)
+    places = [x_axis.place(x) for x in xs]
+    bounds = [0.0, *((a + b) / 2 for a, b in pairwise(places)), 1000.0]
+    return tuple(
+        Reading(round(left, 1), round(right - left, 1), place, f"step {x:,.0f}", _values_at(x, curves, steps))
+        for x, place, (left, right) in zip(xs, places, pairwise(bounds), strict=True)
+    )
+
+
+def _values_at(
+    x: float, curves: Mapping[str, Points], steps: Mapping[str, Sequence[float]]
+) -> tuple[tuple[int, str, str], ...]:
+    found = []
+    for color, (label, points) in enumerate(curves.items()):
+        place = bisect_left(steps[label], x)
+        if place < len(points) and points[place][0] == x:
+            found.append((color, label, number(points[place][1])))
+    return tuple(found)

@@ -1,0 +1,92 @@
+"""Curves as PNG files: the losses of a run, and those of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reallm.atomic_files import atomic_write
+from reallm.experiments.reports.number_format import short
+from reallm.experiments.runs.metrics import Curve, Points, is_evaluation, is_loss, thinned, trend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Of Okabe and Ito: told apart by people who see colours differently."""
+
+MANY = 50
+"""Points from which a curve is drawn faint, with its mean over it."""
+
+LOSS = "loss (nats per token)"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes, by the labels of the legend."""
+
+    title: str
+    curves: Mapping[str, Points]
+    marked: bool = False
+    """Whether each point is to be seen, as of evaluations."""
+
+
+def save_plot(curves: Mapping[str, Curve], path: Path) -> None:
+    """Draw the losses, those measured while training and those of evaluations, into a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    losses = {name: curves[name] for name in sorted(filter(is_loss, curves), key=is_evaluation)}
+    for number, (name, curve) in enumerate(losses.items()):
+        _draw(axes, name, curve, PALETTE[number % len(PALETTE)], marked=is_evaluation(name))
+    _finish(axes, "optimizer step", LOSS)
+    axes.set_ylim(bottom=0)
+    _save(figure, path)
+
+
+def save_panels(panels: Sequence[Panel], path: Path, *, x_label: str) -> None:
+    """Draw panels one below the other into a PNG file. The same label has the same colour in each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 3.4 * len(panels)), dpi=120, layout="constrained")
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False).flat, panels, strict=True):
+        for label, points in panel.curves.items():
+            _draw(axes, label, points, PALETTE[labels.index(label) % len(PALETTE)], marked=panel.marked)
+        axes.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
+        _finish(axes, x_label, LOSS)
+    _save(figure, path)
+
+
+def _draw(axes: Axes, label: str, points: Points, color: str, *, marked: bool) -> None:
+    many = len(points) > MANY and not marked
+    shown = thinned(points, 2000)
+    axes.plot(
+        *zip(*shown, strict=True),
+        color=color,
+        alpha=0.3 if many else 1.0,
+        linewidth=0.8 if many else 1.6,
+        marker="o" if marked or len(points) == 1 else "",
+        markersize=4,
+        label=None if many else label,
+    )
+    if many:
+        axes.plot(*zip(*trend(points), strict=True), color=color, linewidth=1.8, label=label)
+
+
+def _finish(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.xaxis.set_major_formatter(lambda x, _: short(x))
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")

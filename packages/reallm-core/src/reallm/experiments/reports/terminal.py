@@ -1,0 +1,129 @@
+"""Curves for a terminal, in braille dots: eight to a character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rich.text import Text
+
+from reallm.experiments.runs.metrics import Points
+
+COLORS = ("cyan", "yellow", "magenta", "green", "blue", "red")
+"""Of the curves in one plot, in turn. Their letters tell them apart without colours, too."""
+
+_BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+"""Bit of each dot of a braille character, by row and column."""
+
+
+@dataclass(frozen=True)
+class TextCurve:
+    """A curve of a plot, and the letter that is written on it here and there; empty for a curve that is alone."""
+
+    points: Points
+    letter: str = ""
+    style: str = ""
+
+
+def terminal_plot(curve: Points, width: int = 60, height: int = 10) -> str:
+    """A curve, with its highest and lowest value and its steps at the axes.
+
+    Args:
+        curve: at least one point.
+        width: characters across, without the axis.
+        height: lines, without the axis.
+    """
+    labels = (str(curve[0][0]), f"step {curve[-1][0]}")
+    return overlay([TextCurve(curve)], labels, width=width, height=height).plain
+
+
+def overlay(curves: Sequence[TextCurve], x_labels: tuple[str, str], *, width: int = 60, height: int = 10) -> Text:
+    """Several curves over the same axes. Where they meet, the first is on top.
+
+    Args:
+        curves: at least one, each with at least one point.
+        x_labels: what is written below the left and the right end.
+        width: characters across, without the axis.
+        height: lines, without the axis.
+    """
+    left = min(curve.points[0][0] for curve in curves)
+    right = max(curve.points[-1][0] for curve in curves)
+    columns = [_columns(curve.points, left, right, width * 2) for curve in curves]
+    low = min(min(column.values()) for column in columns)
+    high = max(max(column.values()) for column in columns)
+    cells: dict[tuple[int, int], tuple[int, str]] = {}  # (line, character) -> bits, style
+    traces = [_trace(column, low, high, height) for column in columns]
+    for curve, trace in reversed(list(zip(curves, traces, strict=True))):
+        for place, bits in trace.items():
+            cells[place] = bits | cells.get(place, (0, ""))[0], curve.style
+    letters = _letters(curves, traces, width)
+
+    labels = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"] if height > 1 else [f"{high:.3g}"]
+    margin = max(map(len, labels))
+    text = Text()
+    for y, label in enumerate(labels):
+        text.append(f"{label:>{margin}} │")
+        for x in range(width):
+            bits, style = cells.get((y, x), (0, ""))
+            letter, letter_style = letters.get((y, x), ("", ""))
+            text.append(letter or chr(0x2800 + bits), letter_style if letter else style)
+        text.append("\n")
+    first, last = x_labels
+    text.append(f"{'':>{margin}} └{'─' * width}\n{'':>{margin}}  {first}{last:>{max(0, width - len(first))}}")
+    return text
+
+
+def _columns(points: Points, left: float, right: float, n: int) -> dict[int, float]:
+    """The height of a curve in each of the `n` columns it passes through.
+
+    The mean where a column has several points, on the straight line between its neighbours where it has none.
+    """
+    sums: dict[int, tuple[float, int]] = {}
+    for x, y in points:
+        column = min(n - 1, int((x - left) / (right - left) * n)) if right > left else 0
+        total, count = sums.get(column, (0.0, 0))
+        sums[column] = total + y, count + 1
+    found = {column: total / count for column, (total, count) in sorted(sums.items())}
+    known = list(found)
+    for a, b in pairwise(known):
+        for column in range(a + 1, b):
+            found[column] = found[a] + (found[b] - found[a]) * (column - a) / (b - a)
+    return dict(sorted(found.items()))
+
+
+def _trace(column: dict[int, float], low: float, high: float, height: int) -> dict[tuple[int, int], int]:
+    """Braille bits by line and character."""
+    bits: dict[tuple[int, int], int] = {}
+    previous = None
+    for x, value in column.items():
+        row = round((high - value) / ((high - low) or 1.0) * (height * 4 - 1))
+        start = row if previous is None else previous
+        for y in range(min(start, row), max(start, row) + 1):  # a steep part is a line, not a gap
+            bits[y // 4, x // 2] = bits.get((y // 4, x // 2), 0) | _BRAILLE_BITS[y % 4][x % 2]
+        previous = row
+    return bits
+
+
+def _letters(
+    curves: Sequence[TextCurve], traces: Sequence[dict[tuple[int, int], int]], width: int
+) -> dict[tuple[int, int], tuple[str, str]]:
+    """Where the letter of each curve is written on it: at its end, and at every sixth of the width.
+
+    Each curve has its letters at places of its own, so curves that run as one show the letters of all in turn.
+    """
+    letters: dict[tuple[int, int], tuple[str, str]] = {}
+    period = max(len(curves) + 1, width // 6)
+    for number, (curve, trace) in enumerate(zip(curves, traces, strict=True)):
+        if not curve.letter:
+            continue
+        by_column: dict[int, list[int]] = {}
+        for y, x in sorted(trace):
+            by_column.setdefault(x, []).append(y)
+        places = {x: (ys[len(ys) // 2], x) for x, ys in by_column.items()}
+        end = max(places)
+        at_end = next((x for x in range(end, -1, -1) if x in places and places[x] not in letters), end)
+        for x in (at_end, *range(period * (2 * number + 1) // (2 * len(curves)), end - period // 2, period)):
+            if x in places:
+                letters.setdefault(places[x], (curve.letter, f"bold {curve.style}".strip()))
+    return letters

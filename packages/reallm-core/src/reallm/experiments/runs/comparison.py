@@ -1,0 +1,159 @@
+"""Several runs beside each other: their losses over the same axis, last and best values, settings that differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any, Literal, get_args
+
+import yaml
+
+from reallm.errors import nearest
+from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.info import RunError, RunInfo
+from reallm.experiments.runs.metrics import Curve, Points, along, is_evaluation, is_loss, read_curves, tokens_trained
+
+By = Literal["steps", "tokens", "epochs"]
+"""What a curve runs along."""
+
+BETTER = {"loss": min, "perplexity": min, "accuracy": max}
+"""Metrics of which one end is the better one, by the last part of their names."""
+
+PLACES = frozenset({"name", "output_dir", "resume"})
+"""Settings that say where a run writes, not what it does: they always differ."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run with its curves and settings, and the letter that stands for it in plots."""
+
+    info: RunInfo
+    letter: str
+    curves: Mapping[str, Curve]
+    settings: Mapping[str, Any] | None
+    """By dotted key; None if the folder has no `config.yaml` that can be read."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one run: its last value, and, if one end is the better one, its best value and where that was."""
+
+    last: float
+    best: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that are compared, at least two. What is by run is by its letter."""
+
+    runs: tuple[ComparedRun, ...]
+    by: By
+    losses: Mapping[str, Mapping[str, Points]]
+    """Metric -> run -> (x, loss), where x is steps, tokens or epochs."""
+    metrics: Mapping[str, Mapping[str, Value]]
+    """Metric -> run -> values, for the runs that have the metric."""
+    settings: Mapping[str, Mapping[str, Any]]
+    """Those that differ: dotted key -> run -> value; a run without the key is left out."""
+
+
+def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
+    """Read the curves and settings of runs and put them side by side.
+
+    Raises:
+        RunError: fewer than two runs, one that is named twice, one without metrics, or without what `by` asks for.
+    """
+    if by not in get_args(By):
+        near = nearest(by, get_args(By))
+        raise RunError(f"--by {by}: must be steps, tokens or epochs" + (f"; did you mean {near}?" if near else ""))
+    if len(infos) < 2:
+        raise RunError("there is nothing to compare with; name two runs or more: reallm compare RUN RUN")
+    if len(infos) > len(ascii_uppercase):
+        raise RunError(f"{len(infos)} runs are too many to tell apart; compare at most {len(ascii_uppercase)}")
+    seen: set[Path] = set()
+    for info in infos:
+        if info.path.resolve() in seen:
+            raise RunError(f"the run {info.path} is named twice")
+        seen.add(info.path.resolve())
+    runs = tuple(_read(info, letter) for info, letter in zip(infos, ascii_uppercase, strict=False))
+    return Comparison(runs, by, _losses(runs, by), _metrics(runs), _differences(runs))  # type: ignore[arg-type]
+
+
+def _read(info: RunInfo, letter: str) -> ComparedRun:
+    folder = RunFolder(info.path)
+    curves = read_curves(folder.metrics)
+    if not curves:
+        why = f": {info.error}" if info.error else ""
+        raise RunError(f"the run {info.path} has no metrics to compare; it is {info.status}{why}")
+    return ComparedRun(info, letter, curves, read_settings(folder.config))
+
+
+def read_settings(file: Path) -> dict[str, Any] | None:
+    """The settings in a `config.yaml` by dotted key, `{"optimizer.lr": 1e-5}`; None if they cannot be read."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return dict(_flat("", tree)) if isinstance(tree, dict) else None
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        return [(prefix, value)]
+    return [item for key, inner in value.items() for item in _flat(f"{prefix}.{key}".lstrip("."), inner)]
+
+
+def _losses(runs: Sequence[ComparedRun], by: str) -> dict[str, dict[str, Points]]:
+    axes = {run.letter: _axis(run, by) for run in runs}
+    return {
+        name: {
+            run.letter: [(axes[run.letter](step), loss) for step, loss in run.curves[name]]
+            for run in runs
+            if name in run.curves
+        }
+        for name in filter(is_loss, _names(runs))
+    }
+
+
+def _axis(run: ComparedRun, by: str) -> Any:
+    """Step -> x."""
+    if by == "steps":
+        return lambda step: step
+    progress = tokens_trained(run.curves) if by == "tokens" else run.curves.get("epoch", [])
+    if not progress:
+        raise RunError(f"--by {by}: the run {run.info.path} has not logged them; use --by steps")
+    return along(progress)
+
+
+def _metrics(runs: Sequence[ComparedRun]) -> dict[str, dict[str, Value]]:
+    return {
+        name: {run.letter: _value(name, run.curves[name]) for run in runs if name in run.curves}
+        for name in _names(runs)
+    }
+
+
+def _names(runs: Sequence[ComparedRun]) -> list[str]:
+    """Of all metrics, those of training first."""
+    return sorted(dict.fromkeys(name for run in runs for name in run.curves), key=is_evaluation)
+
+
+def _value(name: str, curve: Curve) -> Value:
+    better = BETTER.get(name.rpartition("/")[2])
+    if better is None:
+        return Value(curve[-1][1])
+    step, best = better(curve, key=lambda point: point[1])
+    return Value(curve[-1][1], best, step)
+
+
+def _differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, Any]]:
+    known = {run.letter: run.settings for run in runs if run.settings is not None}
+    keys = dict.fromkeys(key for settings in known.values() for key in settings if key not in PLACES)
+    found = {}
+    for key in keys:
+        values = {letter: settings[key] for letter, settings in known.items() if key in settings}
+        if len(values) < len(known) or len({json.dumps(value, default=str) for value in values.values()}) > 1:
+            found[key] = values
+    return found

@@ -1,0 +1,80 @@
+"""Reads the files of a run folder as they are found: missing, of an older version, or torn by a process that died."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from reallm.experiments.runs.folder import RunFolder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has written into `folder`."""
+    return RunFolder(folder).summary.is_file() or RunFolder(folder).metrics.is_file()
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file, or something else in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; none if there is no such file.
+
+    A line that a killed process did not finish is passed over.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+        yield from _objects(file)
+
+
+def last_json_lines(path: Path, n_bytes: int = 1 << 18) -> list[dict[str, Any]]:
+    """As `json_lines`, those that lie in the last `n_bytes` of the file: some hundred lines, however long it is."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+            file.seek(start)
+            lines = file.read().decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    return list(_objects(lines[1:] if start else lines))
+
+
+def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process holds the lock file of a run; None if that cannot be known, on a file system without locks.
+
+    A file that is not there is held by nobody, and is not made.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,202 @@
+"""Where a run writes: settings, metrics, checkpoints, pages for people, and the lock of the process that does."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reallm.atomic_files import atomic_write
+from reallm.errors import ConfigError
+
+LOCK = ".lock"
+TRAINING_STATE = "training_state"
+"""In the checkpoint that a run can go on from."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, output_dir: str | Path, name: str | None, default_prefix: str) -> RunFolder:
+        """Make `output_dir/name`, or `output_dir/<prefix>-<date>-<time>` without a name.
+
+        Raises:
+            ConfigError: the folder exists and is not empty, or cannot be made.
+        """
+        parent = Path(output_dir)
+        stem = name or f"{default_prefix}-{datetime.now():%Y%m%d-%H%M%S}"
+        path = parent / stem
+        try:
+            number = 2
+            while name is None and path.exists():  # two runs in one second
+                path = parent / f"{stem}_{number}"
+                number += 1
+            if path.exists() and holds_something(path):
+                raise ConfigError(f"run folder {path} exists and is not empty; give another name=, or remove it")
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run folder {path}: {error.strerror}; give another output_dir="
+            ) from error
+        return cls(path)
+
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind if nothing was written."""
+        with contextlib.suppress(OSError):
+            if [item.name for item in self.path.iterdir()] in ([], [LOCK]):
+                self.lock_file.unlink(missing_ok=True)
+                self.path.rmdir()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. The system lets go of the lock when the process ends, however it ends.
+
+        Raises:
+            ConfigError: another process is at it.
+        """
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _lock(descriptor):
+                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it")
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked while a process trains here."""
+        return self.path / LOCK
+
+    @property
+    def config(self) -> Path:
+        """All settings, as `--config` reads them."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """Where the run is, or what came out of it."""
+        return self.path / "summary.json"
+
+    @property
+    def data(self) -> Path:
+        """What the data sets hold."""
+        return self.path / "data.json"
+
+    @property
+    def samples(self) -> Path:
+        """What the model said at each evaluation, one JSON object a line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """All metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def page(self) -> Path:
+        """The summary to look at."""
+        return self.path / "summary.html"
+
+    @property
+    def plot(self) -> Path:
+        """The loss curves."""
+        return self.path / "loss.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """A link to the newest checkpoint."""
+        return self.checkpoints / "last"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """A link to the best checkpoint."""
+        return self.checkpoints / "best"
+
+    def checkpoint(self, step: int) -> Path:
+        """The HuggingFace folder of the model after `step`."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def saved_steps(self) -> dict[int, Path]:
+        """Step -> checkpoint of all that are there, in the order of steps."""
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in found]
+        return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved configuration; `--config` reads it back."""
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        with atomic_write(self.config) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write where the run is, or what came out of it."""
+        _write_json(self.summary, summary)
+
+    def write_data(self, data: Mapping[str, Any]) -> None:
+        """Write what the data sets hold."""
+        _write_json(self.data, data)
+
+    def point(self, link: Path, checkpoint: Path) -> None:
+        """Let `link` (`last_checkpoint`, `best_checkpoint`) lead to `checkpoint`; nothing where there are no links."""
+        temporary = link.with_name(f".{link.name}")
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(checkpoint.name, target_is_directory=True)
+            temporary.replace(link)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
+    """Whether the lock could be had; those who only look whether a run goes on hold it for an instant."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        except OSError:
+            return True  # a file system without locks: that of two processes one waits cannot be held there
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether there is anything in a folder but what a process leaves that was killed while it began."""
+    return any(not item.name.startswith(".") for item in folder.iterdir())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """Settings as mappings, lists and values that YAML and JSON know; anything else, such as a function, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

@@ -1,0 +1,266 @@
+"""What is known of a run from its folder: state, steps, losses, checkpoints. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from reallm.errors import ReallmError, nearest
+from reallm.experiments.runs.files import is_held, is_run, json_object, last_json_lines
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number
+
+Status = Literal["running", "done", "stopped", "failed", "killed"]
+
+
+class RunError(ReallmError):
+    """A run that is not there, or that lacks what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of the metric that a run watched, and the checkpoint that was kept for it."""
+
+    metric: str
+    value: float
+    step: int
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run, as its folder tells it; None where the folder does not say."""
+
+    path: Path
+    name: str
+    """As one would call it: the folder's name, or its path below the folder that was listed."""
+    status: Status
+    """`stopped` was asked to end early, `failed` says in `error` why, `killed` could not say anything."""
+    algorithm: str | None
+    steps: int
+    total_steps: int | None
+    epochs: float | None
+    metrics: Mapping[str, float]
+    """The last value of each metric; NaN for what was NaN or infinite."""
+    best: Best | None
+    checkpoint: Path | None
+    """The newest checkpoint, if it is still there."""
+    started: datetime | None
+    """Local time."""
+    seconds: float | None
+    error: str | None
+    train_samples: int | None
+    valid_samples: int | None
+    parameters: Mapping[str, int]
+    """Of each model, by role."""
+
+    @property
+    def loss(self) -> float | None:
+        """The last training loss, of the first train call if there are several."""
+        return _first(value for name, value in self.metrics.items() if is_loss(name) and not is_evaluation(name))
+
+    @property
+    def eval_loss(self) -> float | None:
+        """The last validation loss, of the first train call if there are several."""
+        return _first(value for name, value in self.metrics.items() if is_loss(name) and is_evaluation(name))
+
+    @property
+    def resume_command(self) -> str | None:
+        """What continues the run; None if it is done, still going on, or has saved nothing to continue from."""
+        if self.status in ("done", "running") or self.checkpoint is None or self.algorithm is None:
+            return None
+        if not (self.checkpoint / TRAINING_STATE).is_dir():
+            return None
+        return f"reallm {self.algorithm} {shlex.quote(f'resume={self.path}')}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON's types; NaN is null. Keys are only ever added."""
+        fields = {**asdict(self), "loss": self.loss, "eval_loss": self.eval_loss, "resume": self.resume_command}
+        plain: dict[str, Any] = json.loads(json.dumps(fields, default=_text), parse_constant=lambda _: None)
+        return plain
+
+
+def read_run(path: Path, *, name: str | None = None) -> RunInfo:
+    """What is known of the run in the folder `path`.
+
+    Raises:
+        RunError: there is no run in it; names the nearest run beside it.
+    """
+    if not is_run(path):
+        raise _no_run(path)
+    summary = json_object(RunFolder(path).summary)
+    status = _status(path, summary)
+    # The summary of a run that goes on, or was killed, is as old as its last evaluation or save.
+    recent = last_json_lines(RunFolder(path).metrics) if status in ("running", "killed") else []
+    return RunInfo(
+        path=path,
+        name=name or path.resolve().name,
+        status=status,
+        algorithm=_of(str, summary.get("algorithm")),
+        steps=_steps(summary, recent),
+        total_steps=_of(int, summary.get("total_steps")),
+        epochs=_number(_latest("epoch", recent, summary.get("epochs"))),
+        metrics=_metrics(summary, recent),
+        best=_best(path, summary.get("best")),
+        checkpoint=_existing(path, summary.get("checkpoint")),
+        started=_started(path, summary.get("started")),
+        seconds=_seconds(path, summary.get("seconds"), status),
+        error=_of(str, summary.get("error")),
+        train_samples=_of(int, summary.get("train_samples")),
+        valid_samples=_of(int, summary.get("valid_samples")),
+        parameters=_counts(summary.get("parameters")),
+    )
+
+
+def list_runs(folder: Path) -> list[RunInfo]:
+    """The runs in `folder` and one level below it (`demo-20261124-140000/run`), newest first."""
+    runs = [read_run(path, name=name) for name, path in run_folders(folder).items()]
+    return sorted(runs, key=lambda run: (run.started or datetime.min, run.name), reverse=True)
+
+
+def run_folders(folder: Path) -> dict[str, Path]:
+    """The folders of `list_runs` by name, without a look into them."""
+    found = {}
+    for path in _folders(folder):
+        inner = [path] if is_run(path) else [below for below in _folders(path) if is_run(below)]
+        found.update({str(one.relative_to(folder)): one for one in inner})
+    return found
+
+
+def find_run(name: str, folder: Path) -> RunInfo:
+    """The run of this name in `folder`, or else in the folder that `name` is the path of.
+
+    Raises:
+        RunError: there is neither; names the nearest.
+    """
+    path = Path(name)
+    if is_run(folder / path):
+        return read_run(folder / path, name=str(path))
+    if is_run(path):
+        return read_run(path, name=str(path.relative_to(folder) if path.is_relative_to(folder) else path))
+    is_path = path.is_dir() or (len(path.parts) > 1 and path.parent.is_dir())
+    raise _no_run(path if is_path else folder / path)
+
+
+def _no_run(path: Path) -> RunError:
+    if path.is_dir():
+        inner = run_folders(path)
+        if inner:
+            return RunError(f"{path} is not a run, but holds {len(inner)}; write {path / next(iter(inner))}")
+        return RunError(
+            f"{path} is not a run: it has neither {RunFolder(path).summary.name} nor {RunFolder(path).metrics.name}"
+        )
+    if not path.parent.is_dir():
+        return RunError(f"no run {path}: there is no folder {path.parent}")
+    near = nearest(path.name, names := run_folders(path.parent))
+    if near:
+        return RunError(f"no run {path}; did you mean {names[near]}?")
+    return RunError(f"no run {path}; `reallm runs {path.parent}` lists those that are there")
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:  # not there, or not ours to read
+        return []
+
+
+def _status(path: Path, summary: Mapping[str, Any]) -> Status:
+    written = summary.get("status")
+    if written in ("done", "stopped", "failed"):
+        return written
+    if written is None and "interrupted" in summary:  # of a version that wrote it at the end only
+        return "stopped" if summary["interrupted"] else "done"
+    held = is_held(RunFolder(path).lock_file)
+    if held is None:
+        held = written == "running"
+    return "running" if held else "killed"
+
+
+def _steps(summary: Mapping[str, Any], recent: list[dict[str, Any]]) -> int:
+    return _of(int, _latest("step", recent, summary.get("steps"))) or 0
+
+
+def _latest(name: str, recent: list[dict[str, Any]], otherwise: Any) -> Any:
+    return next((record[name] for record in reversed(recent) if name in record), otherwise)
+
+
+def _metrics(summary: Mapping[str, Any], recent: list[dict[str, Any]]) -> dict[str, float]:
+    written = summary.get("metrics")
+    found: dict[str, Any] = dict(written) if isinstance(written, dict) else {}
+    for record in recent:
+        found.update(record)
+    return {
+        name: math.nan if value is None else value
+        for name, value in found.items()
+        if name not in ("step", "epoch") and (value is None or is_number(value))
+    }
+
+
+def _best(path: Path, written: Any) -> Best | None:
+    if not isinstance(written, dict) or not is_number(written.get("value")):
+        return None
+    checkpoint = _existing(path, written.get("checkpoint"))
+    return Best(str(written.get("metric")), written["value"], _of(int, written.get("step")) or 0, checkpoint)
+
+
+def _existing(path: Path, relative: Any) -> Path | None:
+    return path / relative if isinstance(relative, str) and (path / relative).is_dir() else None
+
+
+def _started(path: Path, written: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(written).astimezone().replace(tzinfo=None)
+    except (TypeError, ValueError):
+        pass
+    first = _changed(RunFolder(path).config) or _changed(
+        RunFolder(path).metrics
+    )  # the former is written once, as a run starts
+    return datetime.fromtimestamp(first) if first else None
+
+
+def _seconds(path: Path, written: Any, status: Status) -> float | None:
+    """As written; where no end was written, up to now or to the last sign of life."""
+    if not is_number(written):
+        return None
+    if status not in ("running", "killed"):
+        return float(written)
+    until = time.time() if status == "running" else _changed(RunFolder(path).metrics)
+    return float(written + max(0.0, until - _changed(RunFolder(path).summary)))
+
+
+def _changed(path: Path) -> float:
+    """Seconds since the epoch; 0 if there is no such file."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _counts(written: Any) -> dict[str, int]:
+    return (
+        {str(name): count for name, count in written.items() if is_number(count)} if isinstance(written, dict) else {}
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _of(kind: type, value: Any) -> Any:
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+
+def _first(values: Iterable[float]) -> float | None:
+    return next(iter(values), None)
+
+
+def _text(value: Path | datetime) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

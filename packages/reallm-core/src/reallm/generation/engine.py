@@ -1,0 +1,94 @@
+"""The decoding loop: prefill all prompts in one packed pass, then one token for each sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from reallm.errors import DataError
+from reallm.generation.sampling import SamplingConfig
+from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_rows
+from reallm.model.transformer import Transformer
+from reallm.parallel.mesh import Mesh
+
+__all__ = ["Completion", "generate_tokens"]
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    to_text: ToText | None = None,
+    mesh: Mesh | None = None,
+) -> list[Completion]:
+    """Continue each prompt (token ids) until a stop token, a stop string or `max_new_tokens`.
+
+    What a prompt is continued with depends on the prompt, the seed and its place in the list, not on the other prompts
+    and not on the layout.
+
+    Args:
+        model: the whole network, or this rank's part of it.
+        prompts: token ids.
+        sampling: how tokens are drawn, and when a text ends.
+        to_text: for stop strings.
+        mesh: the layout over which the model is spread: all its ranks make the same call and have the same result.
+            None: this process has the whole network.
+
+    Raises:
+        DataError: an empty prompt, a token the vocabulary does not have, or a prompt that may grow beyond the positions
+            that the model has learned, by its place in the list.
+    """
+    completions = [Completion(_checked(model, place, prompt)) for place, prompt in enumerate(prompts)]
+    if not completions:
+        return []
+    _check_lengths(model, completions, sampling.max_new_tokens)
+    if mesh is not None and mesh.layout.size > 1:
+        from reallm.generation.model_runner import run_distributed
+
+        run_distributed(model, completions, sampling, to_text, mesh)
+    else:
+        run_local(model, DecodeBatch(model, dict(enumerate(completions)), sampling, to_text))
+    return completions
+
+
+def run_local(model: Transformer, batch: DecodeBatch) -> None:
+    """Continue the texts of a batch to their ends with a network that is all here."""
+    device = next(model.parameters()).device
+    while batch.running:
+        tokens, seqs = batch.next_input(device)
+        hidden = model.run(tokens, seqs, batch.cache)
+        drawn, logprobs = batch.draw(model.head(last_rows(hidden, seqs)))
+        batch.extend(drawn.tolist(), logprobs.tolist())
+
+
+def _checked(model: Transformer, place: int, prompt: Sequence[int]) -> list[int]:
+    ids = [int(token) for token in prompt]
+    if not ids:
+        raise DataError(f"prompt {place} has no tokens; give at least one, such as the beginning-of-sequence token")
+    highest, lowest = max(ids), min(ids)
+    if lowest < 0 or highest >= model.config.vocab_size:
+        culprit = lowest if lowest < 0 else highest
+        raise DataError(
+            f"prompt {place} has token {culprit}, but the model knows 0 to {model.config.vocab_size - 1}; "
+            "is the tokenizer that of this model?"
+        )
+    return ids
+
+
+def _check_lengths(model: Transformer, completions: Sequence[Completion], max_new_tokens: int) -> None:
+    """Refuse at once what would otherwise fail in the middle."""
+    longest = model.config.longest_sequence
+    if longest is None:
+        return
+    for place, completion in enumerate(completions):
+        n = len(completion.prompt_ids)
+        room = longest + 1 - n  # the last new token is never read
+        if room < max_new_tokens:
+            remedy = f"give max_new_tokens={room} or less" if room > 0 else "shorten it"
+            raise DataError(
+                f"prompt {place} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
+                f"positions that the model has learned; {remedy}"
+            )

@@ -1,0 +1,54 @@
+"""All that a family's tables are written with. Imports no torch.
+
+A `ConfigTable` says what the keys of `config.json` mean, a `WeightTable` where checkpoints hold our parameters. Each is
+read in both directions, so that loading and saving cannot drift apart. What most decoders share is in
+`reallm.hf.standard`.
+"""
+
+from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Source, Transposed, fused, transposed
+from reallm.hf.tables.config import ConfigTable
+from reallm.hf.tables.fields import (
+    INVERSE_SQUARE_ROOT,
+    RECIPROCAL,
+    REQUIRED,
+    Computed,
+    Conversion,
+    Derived,
+    FieldRow,
+    Key,
+    Nested,
+)
+from reallm.hf.tables.ignored_keys import Allowed
+from reallm.hf.tables.layer_fields import LayerRopes, LayerTypes, always_sliding, sliding_except_every
+from reallm.hf.tables.rope import RopeDialect, RopeRow
+from reallm.hf.tables.weights import WeightTable
+from reallm.model.sharding import Shape
+
+__all__ = [
+    "INVERSE_SQUARE_ROOT",
+    "RECIPROCAL",
+    "REQUIRED",
+    "Allowed",
+    "Arrangement",
+    "Computed",
+    "ConfigTable",
+    "Conversion",
+    "Derived",
+    "FieldRow",
+    "Fused",
+    "Key",
+    "LayerRopes",
+    "LayerTypes",
+    "Nested",
+    "RopeDialect",
+    "RopeRow",
+    "Same",
+    "Shape",
+    "Source",
+    "Transposed",
+    "WeightTable",
+    "always_sliding",
+    "fused",
+    "sliding_except_every",
+    "transposed",
+]

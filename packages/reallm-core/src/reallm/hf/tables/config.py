@@ -1,0 +1,182 @@
+"""The table that says what every key of a family's `config.json` means. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reallm.deprecation import deprecated
+from reallm.errors import ConfigError, did_you_mean
+from reallm.hf.tables.fields import FieldRow, FieldsSoFar, Key
+from reallm.hf.tables.ignored_keys import RESTRICTED, Allowed, is_irrelevant
+from reallm.model.config import ALLOWED, ReaLModelConfig, is_own_class
+
+RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
+    "mlp_bias": ("gate_bias", "up_bias", "down_bias"),
+}
+"""Fields as tables made for hook API 1.0 name them -> what they are now."""
+
+
+@dataclass(frozen=True)
+class ConfigTable:
+    """What every key of a family's `config.json` means: used by a row, without effect, or restricted.
+
+    Of keys that the table does not know, those that the family's transformers class has are refused; others have no
+    effect in transformers, nor here.
+
+    `constants` are fields of `ReaLModelConfig` that no key states because they are the same for the whole family, or
+    follow from others: a function is called with the fields that the rows gave. A field in neither `rows` nor
+    `constants` has its default value. `irrelevant` and `restricted` add to the lists that hold for all families
+    (`reallm.hf.tables.ignored_keys`).
+
+    Raises:
+        ConfigError: a field that there is not, one that is stated twice, one that has no row but needs one.
+    """
+
+    rows: tuple[FieldRow, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    irrelevant: frozenset[str] = frozenset()
+    restricted: Mapping[str, Allowed] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._modernise()
+        fields = {item.name: item for item in dataclasses.fields(ReaLModelConfig)}
+        stated = [name for row in self.rows for name in row.fields] + list(self.constants)
+        for name in stated:
+            if name not in fields or name == "is_critic":
+                near = did_you_mean(name, fields)
+                raise ConfigError(f"config table: ReaLModelConfig has no field '{name}' to be set by a table{near}")
+            if stated.count(name) > 1:
+                raise ConfigError(f"config table: field '{name}' is stated twice")
+        for row in self.rows:
+            if isinstance(row, Key):
+                for value in (row.spellings or {}).values():
+                    _check_value(row.fields, value, f"the spellings of '{row.key}'")
+        for name, value in self.constants.items():
+            if not callable(value):
+                _check_value((name,), value, "the constants")
+        keys = [key for row in self.rows for key in row.keys]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"config table: the key '{key}' stands in two rows")
+        for name, item in fields.items():
+            if _default(item) is dataclasses.MISSING and name not in stated:
+                raise ConfigError(f"config table: field '{name}' has no default and no row")
+
+    def _modernise(self) -> None:
+        """Put the present names in place of those of hook API 1.0."""
+
+        def now(name: str) -> tuple[str, ...]:
+            names = RENAMED_FIELDS.get(name, (name,))
+            if names != (name,):
+                instead = " and ".join(f"'{new}'" for new in names)
+                deprecated(f"the field '{name}' of ReaLModelConfig", instead=instead, since="1.1", removed_in="2.0")
+            return tuple(new for new in names if new != "gate_bias" or self.constants.get("mlp") != "plain")
+
+        rows = tuple(
+            dataclasses.replace(row, field=tuple(new for name in row.fields for new in now(name)))
+            if isinstance(row, Key) and any(name in RENAMED_FIELDS for name in row.fields)
+            else row
+            for row in self.rows
+        )
+        constants = {new: value for name, value in self.constants.items() for new in now(name)}
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "constants", constants)
+
+    def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of `ReaLModelConfig` (all but `is_critic`) that a `config.json` states.
+
+        Keys that the table does not know (`unknown_keys`) are passed over.
+
+        Raises:
+            ConfigError: a value that is not allowed; names the key too.
+        """
+        self._refuse_restricted(raw)
+        values = _Known({name: value for name, value in self.constants.items() if not callable(value)})
+        for row in self.rows:
+            values.asked_by = row
+            values.update(row.read(raw, values))
+        for name, value in self.constants.items():
+            if callable(value):
+                values[name] = value(values)
+        return dict(values)
+
+    def write(self, config: ReaLModelConfig, base: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
+        """`base` changed as little as possible so that it states `config`; `complete` states every row in full.
+
+        Raises:
+            ConfigError: a field with a value that the family cannot state.
+        """
+        known = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+        self._refuse_inexpressible(config, known)
+        raw = dict(base)
+        for row in self.rows:
+            # Defaults that follow from other fields follow from ours, so that a changed size does not leave a stale
+            # default behind.
+            if not complete and all(known[name] == value for name, value in row.read(base, known).items()):
+                continue
+            for key in row.keys:
+                raw.pop(key, None)
+            raw.update(row.write(config, base))
+        return raw
+
+    def unknown_keys(self, raw: Mapping[str, Any]) -> list[str]:
+        """Keys with a value that are neither used, nor restricted, nor known to have no effect."""
+        told = {key for row in self.rows for key in row.keys} | self.irrelevant | self._restricted.keys()
+        return [key for key, value in raw.items() if value is not None and key not in told and not is_irrelevant(key)]
+
+    @property
+    def _restricted(self) -> Mapping[str, Allowed]:
+        return {**RESTRICTED, **self.restricted}
+
+    def _refuse_restricted(self, raw: Mapping[str, Any]) -> None:
+        used = {key for row in self.rows for key in row.keys} | self.irrelevant
+        for key, allowed in self._restricted.items():
+            value = raw.get(key)
+            if value is not None and key not in used and value not in allowed.values:
+                raise ConfigError(f"unsupported {key}={_short(value)}; {allowed.remedy}")
+
+    def _refuse_inexpressible(self, config: ReaLModelConfig, known: FieldsSoFar) -> None:
+        stated = {name for row in self.rows for name in row.fields}
+        for item in dataclasses.fields(config):
+            if item.name in stated or item.name == "is_critic":
+                continue
+            fixed = self.constants.get(item.name, _default(item))
+            fixed = fixed(known) if callable(fixed) else fixed
+            value = getattr(config, item.name)
+            if value != fixed:
+                raise ConfigError(f"{item.name}={value!r} cannot be stated in config.json; it must be {fixed!r}")
+
+
+def _check_value(fields: Iterable[str], value: Any, where: str) -> None:
+    """Raise ConfigError for a name that a field does not have."""
+    for name in fields:
+        allowed = ALLOWED.get(name)
+        if allowed is None or value in allowed or (isinstance(value, str) and is_own_class(value)):
+            continue
+        names = [one for one in allowed if one is not None]
+        near = did_you_mean(str(value), names)
+        raise ConfigError(f"config table: {where} give {name}={value!r}, which is not one of {', '.join(names)}{near}")
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    """The default value of a field; MISSING if it must be given."""
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
+class _Known(dict[str, Any]):
+    """Fields that earlier rows gave; one that is missing says so."""
+
+    asked_by: FieldRow
+
+    def __missing__(self, name: str) -> Any:
+        what = f"the row of {' and '.join(map(repr, self.asked_by.fields))}"
+        raise ConfigError(f"config table: {what} needs the field '{name}', whose row must come before it")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,175 @@
+"""Rows for what differs from block to block: which blocks have a sliding window, and a RoPE of their own for each kind.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reallm.errors import ConfigError
+from reallm.hf.tables.fields import FieldsSoFar
+from reallm.hf.tables.rope import RopeDialect
+from reallm.model.config import RopeConfig
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Names of transformers for blocks whose tokens see all before them, or those in a window."""
+
+
+@dataclass(frozen=True)
+class LayerTypes:
+    """The row for `layer_types` and `sliding_window`: which blocks have the window.
+
+    Args:
+        default: the types where the file has none, from its content and the fields of the rows above: transformers
+            computes them from other keys, which are then `older_keys`.
+        window: the window where the file states none.
+        enabled_key: a truth value without which no block has a window.
+        older_keys: keys that only `default` reads.
+        types_key: where the types stand; None: nowhere, they always are the default.
+    """
+
+    default: Callable[[Mapping[str, Any], FieldsSoFar], Sequence[str]]
+    window: int | None = None
+    enabled_key: str | None = None
+    older_keys: tuple[str, ...] = ()
+    types_key: str | None = "layer_types"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The one field."""
+        return ("sliding_window",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys that it reads."""
+        others = [key for key in (self.types_key, self.enabled_key) if key is not None]
+        return ("sliding_window", *others, *self.older_keys)
+
+    def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
+        """See `Row.read`."""
+        types = (raw.get(self.types_key) if self.types_key else None) or self.default(raw, known)
+        if len(types) != known["n_layers"]:
+            raise ConfigError(
+                f"{self.types_key} has {len(types)} entries for {known['n_layers']} layers; give one a layer"
+            )
+        for kind in types:
+            if kind not in (FULL, SLIDING):
+                raise ConfigError(f"{self.types_key} has {kind!r}; supported are '{FULL}' and '{SLIDING}'")
+        window = raw.get("sliding_window", self.window)
+        if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
+            raise ConfigError(f"sliding_window={window!r} must be of type int")
+        if self.enabled_key is not None and not raw.get(self.enabled_key, False):
+            window = None
+        return {"sliding_window": one_or_each([window if kind == SLIDING else None for kind in types])}
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Row.write`."""
+        windows = sorted({window for window in config.windows if window is not None})
+        if len(windows) > 1:
+            raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; all windows must be alike")
+        written: dict[str, Any] = {"sliding_window": windows[0] if windows else None}
+        types = [FULL if window is None else SLIDING for window in config.windows]
+        if self.types_key is not None:
+            written[self.types_key] = types
+        elif windows and types != list(self.default(base, {"n_layers": config.n_layers})):
+            raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; blocks cannot differ so")
+        if self.enabled_key is not None:
+            written[self.enabled_key] = bool(windows)
+        return written
+
+
+def always_sliding(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
+    """Types of layers that all have the window, for `LayerTypes.default`."""
+    return [SLIDING] * known["n_layers"]
+
+
+def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[str, Any], FieldsSoFar], list[str]]:
+    """Types of layers of which each `n`-th is a full one, for `LayerTypes.default`; `key` may state another number."""
+
+    def types(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
+        every = n if key is None else raw.get(key) or n
+        return [SLIDING if (block + 1) % every else FULL for block in range(known["n_layers"])]
+
+    return types
+
+
+@dataclass(frozen=True)
+class LayerRopes:
+    """The row for RoPE where blocks with a sliding window have one of their own.
+
+    `config.json` has `rope_parameters` with an entry for each type of layer, or in older files `rope_theta` and
+    `rope_scaling` for the full layers and `sliding_theta_key` for the others. It uses `max_positions`, `head_dim` and
+    `sliding_window`, whose rows must come before.
+    """
+
+    full_theta: float
+    sliding_theta: float
+    sliding_theta_key: str = "rope_local_base_freq"
+    dialect: RopeDialect = field(default_factory=RopeDialect)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The one field."""
+        return ("rope",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of both spellings."""
+        return ("rope_parameters", "rope_theta", "rope_scaling", self.sliding_theta_key)
+
+    def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
+        """See `Row.read`."""
+        ropes = self._both(raw, known)
+        windows = _each(known["sliding_window"], known["n_layers"])
+        return {"rope": one_or_each([ropes[FULL if window is None else SLIDING] for window in windows])}
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Row.write`."""
+        known = {name: getattr(config, name) for name in ("max_positions", "head_dim")}
+        ropes = self._both(base, known)  # where no block is of a type, what the file says of it stays
+        for kind in ropes:
+            of_kind = {
+                rope
+                for rope, window in zip(config.ropes, config.windows, strict=True)
+                if (FULL if window is None else SLIDING) == kind
+            }
+            if len(of_kind) > 1 or None in of_kind:
+                raise ConfigError(f"rope={config.rope!r} cannot be stated; blocks of one type must have one RoPE")
+            ropes[kind] = next(iter(of_kind), ropes[kind])
+        written = {kind: self.dialect.write(rope, config.head_dim) for kind, rope in ropes.items()}
+        full, sliding = ropes[FULL], ropes[SLIDING]
+        old_spelling = base.get("rope_parameters") is None and any(key in base for key in self.keys)
+        if old_spelling and sliding.kind == "default" and not written[SLIDING]:
+            scaling = None if full.kind == "default" else {"rope_type": full.kind, **written[FULL]}
+            return {"rope_theta": full.theta, self.sliding_theta_key: sliding.theta, "rope_scaling": scaling}
+        return {
+            "rope_parameters": {
+                kind: {"rope_type": rope.kind, "rope_theta": rope.theta, **written[kind]}
+                for kind, rope in ropes.items()
+            }
+        }
+
+    def _both(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, RopeConfig]:
+        parameters = raw.get("rope_parameters") or {}
+        full = {**(parameters.get(FULL) or {}), **(raw.get("rope_scaling") or {})}
+        sliding = parameters.get(SLIDING) or {}
+
+        def read(kind: str, of_kind: Mapping[str, Any], theta: Any, default: float) -> RopeConfig:
+            return self.dialect.read(of_kind, f"rope_parameters.{kind}", default if theta is None else theta, known)
+
+        return {
+            FULL: read(FULL, full, raw.get("rope_theta"), self.full_theta),
+            SLIDING: read(SLIDING, sliding, raw.get(self.sliding_theta_key), self.sliding_theta),
+        }
+
+
+def one_or_each(values: Sequence[Any]) -> Any:
+    """A field with a value for each block: one value if they are all the same, else a tuple."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def _each(value: Any, n_layers: int) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,) * n_layers

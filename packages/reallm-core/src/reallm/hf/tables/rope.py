@@ -1,0 +1,189 @@
+"""RoPE in `config.json`, in both spellings, to and from `RopeConfig`. Imports no torch.
+
+Since version 5 transformers writes `rope_parameters: {"rope_type": ..., "rope_theta": ..., ...}`; older files have
+`rope_theta` and, for stretched contexts, `rope_scaling: {"type" or "rope_type": ..., ...}`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from reallm.errors import ConfigError
+from reallm.hf.tables.fields import FieldsSoFar
+from reallm.model.config import RopeConfig, RopeKind
+
+_NUMBERS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_max_positions",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "attention_factor": "attention_factor",
+    "truncate": "truncate",
+}
+_LISTS = ("short_factor", "long_factor")
+"""Parameters in `config.json` -> fields of `RopeConfig`; lists have the same names."""
+
+_WITHOUT_EFFECT = frozenset({"finetuned"})
+_RELATIVE_TO_PRETRAINING = ("llama3", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class RopeDialect:
+    """What a family makes of RoPE, beyond what is written in the file.
+
+    `interleaved`: dims `2d` and `2d + 1` form a pair. `partial`: the fraction of each head that is rotated if no key
+    says so; None: no key can, and all of it is. `kinds`: further names of kinds, `{"su": "longrope"}`.
+    """
+
+    interleaved: bool = False
+    partial: float | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, parameters: Mapping[str, Any], where: str, theta: float, known: FieldsSoFar) -> RopeConfig:
+        """The RoPE that a `rope_parameters` or `rope_scaling` states; `theta` if it states none."""
+        rest = dict(parameters)
+        stated = rest.pop("rope_theta", None)
+        old_kind = rest.pop("type", None)
+        spelled = rest.pop("rope_type", None) or old_kind or "default"
+        kind = self.kinds.get(spelled, spelled)
+        if kind not in get_args(RopeKind):
+            raise ConfigError(f"{where} has rope_type={spelled!r}; supported are {', '.join(get_args(RopeKind))}")
+        fields: dict[str, Any] = {"rotary_dim": self._rotary_dim(rest.pop("partial_rotary_factor", None), where, known)}
+        for name, value in rest.items():
+            if name in _NUMBERS:
+                fields[_NUMBERS[name]] = number(f"{where}.{name}", value)
+            elif name in _LISTS and value is not None:
+                fields[name] = tuple(number(f"{where}.{name}", item) for item in value)
+            elif name not in _WITHOUT_EFFECT and value is not None:
+                raise ConfigError(f"{where} has an unsupported parameter {name}={value!r} for rope_type='{spelled}'")
+        if kind in _RELATIVE_TO_PRETRAINING and fields.get("original_max_positions") is None:
+            fields["original_max_positions"] = known["max_positions"]
+        if kind == "yarn" and fields.get("factor") is None:
+            fields["factor"] = known["max_positions"] / fields["original_max_positions"]
+        if kind == "default":
+            fields.pop("original_max_positions", None)  # some files state it without having a use for it
+        return RopeConfig(
+            kind=cast(RopeKind, kind),
+            theta=number("rope_theta", theta if stated is None else stated),
+            interleaved=self.interleaved,
+            **fields,
+        )
+
+    def write(self, rope: RopeConfig, head_dim: int) -> dict[str, Any]:
+        """The `rope_parameters` of a RoPE, without kind and base."""
+        if rope.interleaved != self.interleaved:
+            raise ConfigError(f"rope.interleaved={rope.interleaved} cannot be stated; it must be {self.interleaved}")
+        values = {name: getattr(rope, attribute) for name, attribute in _NUMBERS.items()}
+        values |= {name: list(getattr(rope, name)) for name in _LISTS if getattr(rope, name) is not None}
+        if self.partial is not None:
+            values["partial_rotary_factor"] = _fraction(rope.rotary_dim or head_dim, head_dim)
+        elif rope.rotary_dim not in (None, head_dim):
+            raise ConfigError(f"rope.rotary_dim={rope.rotary_dim} cannot be stated; it must be head_dim={head_dim}")
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _rotary_dim(self, fraction: Any, where: str, known: FieldsSoFar) -> int | None:
+        if fraction is None:
+            fraction = 1.0 if self.partial is None else self.partial
+        elif self.partial is None and fraction != 1:
+            raise ConfigError(f"{where} has partial_rotary_factor={fraction!r}; this family rotates the whole of heads")
+        n_dims = int(known["head_dim"] * number("partial_rotary_factor", fraction))
+        return None if n_dims == known["head_dim"] else n_dims
+
+
+@dataclass(frozen=True)
+class RopeRow:
+    """The row of a `ConfigTable` for RoPE, the same in all blocks.
+
+    It uses `max_positions` and `head_dim`, whose rows must come before. `default_theta` is the base where a file
+    states none. `theta_key` and `partial_key` are what older files have instead of `rope_parameters`. `original_key`
+    is a key of its own for the context length of pretraining. `absent` is what a file means that has neither
+    `rope_parameters` nor `rope_scaling`, if that is not plain RoPE of its `theta_key`. For the other arguments see
+    `RopeDialect`.
+    """
+
+    default_theta: float = 10000.0
+    interleaved: bool = False
+    partial: float | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    theta_key: str = "rope_theta"
+    partial_key: str = "partial_rotary_factor"
+    original_key: str | None = None
+    absent: RopeConfig | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The one field."""
+        return ("rope",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of both spellings."""
+        keys = ["rope_parameters", self.theta_key, "rope_scaling"]
+        if self.partial is not None:
+            keys.append(self.partial_key)
+        if self.original_key is not None:
+            keys.append(self.original_key)
+        return tuple(keys)
+
+    def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
+        """`{"rope": RopeConfig}`; see `Row.read`."""
+        if self.absent is not None and not (raw.get("rope_scaling") or raw.get("rope_parameters")):
+            return {"rope": self.absent}
+        # transformers prefers `rope_scaling` where a file has both.
+        where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+        parameters = dict(raw.get(where) or {})
+        if parameters.get("partial_rotary_factor") is None and self.partial is not None:
+            parameters["partial_rotary_factor"] = raw.get(self.partial_key)
+        if self.original_key is not None and raw.get(self.original_key) is not None:
+            parameters["original_max_position_embeddings"] = raw[self.original_key]
+        theta = raw.get(self.theta_key)
+        theta = self.default_theta if theta is None else theta
+        return {"rope": self._dialect.read(parameters, where, theta, known)}
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """RoPE in the spelling of `base`, or the newer one; see `Row.write`."""
+        rope = config.rope
+        if not isinstance(rope, RopeConfig):
+            raise ConfigError(f"rope={rope!r} cannot be stated; this family has one RoPE for all blocks")
+        parameters = self._dialect.write(rope, config.head_dim)
+        own: dict[str, Any] = {}
+        if self.original_key is not None and rope.original_max_positions is not None:
+            own[self.original_key] = rope.original_max_positions
+        old_spelling = base.get("rope_parameters") is None and (self.theta_key in base or "rope_scaling" in base)
+        if not old_spelling or (self.absent is not None and rope.kind == "default"):
+            return {"rope_parameters": {"rope_type": rope.kind, "rope_theta": rope.theta, **parameters}, **own}
+        own[self.theta_key] = rope.theta
+        if self.partial is not None:
+            own[self.partial_key] = parameters.pop("partial_rotary_factor")
+        if rope.kind == "default":
+            return {**own, "rope_scaling": None}
+        kind_key = "type" if "type" in (base.get("rope_scaling") or {}) else "rope_type"
+        return {**own, "rope_scaling": {kind_key: rope.kind, **parameters}}
+
+    @property
+    def _dialect(self) -> RopeDialect:
+        return RopeDialect(self.interleaved, self.partial, self.kinds)
+
+
+def number(name: str, value: Any) -> Any:
+    """`value` if it is a number, a truth value or null.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is not None and not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}={value!r} must be a number")
+    return value
+
+
+def _fraction(part: int, whole: int) -> float:
+    """The fraction of which `int(whole * fraction)` is `part`."""
+    fraction = part / whole
+    return fraction if int(whole * fraction) == part else math.nextafter(fraction, 1.0)

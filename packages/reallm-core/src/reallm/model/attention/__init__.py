@@ -1,0 +1,1 @@
+"""Attention: the packed computation, grouped-query attention, and what is cached for decoding."""

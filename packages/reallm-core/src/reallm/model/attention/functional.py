@@ -1,0 +1,221 @@
+"""Causal attention over packed sequences: one signature, several bodies.
+
+Shapes: T packed tokens, S sequences, H query heads, K KV heads, D head dim, L length of one sequence.
+
+On CUDA in half precision the whole pack goes through one `varlen_attn` call. Everywhere else each sequence is its own
+`scaled_dot_product_attention`, which on CPU is several times faster than padding, masking or compiled flex attention.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from functools import cache as memoize
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reallm.model.activation_checkpointing import checkpoint
+from reallm.model.attention.kv_cache import store
+from reallm.model.config import ReaLModelConfig
+from reallm.model.packed import PackedSequences
+
+if TYPE_CHECKING:
+    from reallm.model.forward_context import ForwardContext
+
+WINDOW_CHUNK = 256
+"""Queries that share one mask in sliding-window attention; larger chunks waste scores, smaller ones kernel calls."""
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What a block's attention does: scale, window (tokens seen, itself included), soft cap and dropout of scores.
+
+    `rotation` is the place of its RoPE among `config.distinct_ropes`; None: positions have no effect.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    rotation: int | None = None
+
+    @classmethod
+    def of_block(cls, config: ReaLModelConfig, block: int) -> AttentionSpec:
+        """What the configuration says of a block, numbered from 0."""
+        rope = config.ropes[block]
+        return cls(
+            scale=config.attn_scales[block],
+            window=config.windows[block],
+            softcap=config.attn_softcap,
+            dropout=config.attn_dropout,
+            rotation=None if rope is None else config.distinct_ropes.index(rope),
+        )
+
+    def without_dropout(self) -> AttentionSpec:
+        """The same for inference."""
+        return replace(self, dropout=0.0)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether torch has a kernel for it that never holds all scores."""
+        return self.softcap is None and self.dropout == 0.0
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, step: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Rotate, attend, and with a cache remember.
+
+    Args:
+        q: [T, H, D] queries, not yet rotated.
+        k: [T, K, D] keys of the same tokens, not yet rotated; K divides H.
+        v: [T, K, D] values of the same tokens.
+        step: what all blocks of this forward pass share.
+        spec: what this block's attention does, `AttentionSpec.of_block(config, block)`; in evaluation without dropout.
+        cache: this block's keys and values [S, K, C, D] of the tokens before; the new ones are written behind them.
+
+    Returns:
+        [T, H, D], dtype of `q`.
+    """
+    if spec.rotation is not None:
+        rotation = step.rotations[spec.rotation]
+        q, k = rotation(q), rotation(k)
+    return step.attention(q, k, v, step, spec, cache)
+
+
+def attend_rotated(
+    q: Tensor, k: Tensor, v: Tensor, step: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The same without the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
+    seqs = step.seqs
+    if cache is not None:
+        store(cache, k, v, seqs.cached_lengths, seqs.lengths)
+    if cache is None or not any(seqs.cached_lengths):
+        if step.checkpoint_attention and not spec.has_kernel:
+            return checkpoint(attend_packed, q, k, v, seqs, spec)
+        return attend_packed(q, k, v, seqs, spec)
+    keys, values = cache
+    if seqs.max_length == 1 == min(seqs.lengths):
+        return _decode(q, keys, values, seqs, spec)
+    return torch.cat(
+        [
+            _one_sequence(new.transpose(0, 1), keys[row, :, :total], values[row, :, :total], spec).transpose(0, 1)
+            for row, (new, total) in enumerate(zip(q.split(list(seqs.lengths)), seqs.totals, strict=True))
+        ]
+    )
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
+    """Causal attention within each sequence of the pack: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
+    if _varlen_kernel_fits(q, spec):
+        return _varlen(q, k, v, seqs, spec)
+    lengths = list(seqs.lengths)
+    return torch.cat(
+        [
+            _one_sequence(qs.transpose(0, 1), ks.transpose(0, 1), vs.transpose(0, 1), spec).transpose(0, 1)
+            for qs, ks, vs in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        ]
+    )
+
+
+def _one_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+    """The last L queries [H, L, D] of a sequence against all its keys [K, L', D] -> [H, L, D]."""
+    n_new, total = q.shape[1], k.shape[1]
+    if n_new == 0:
+        return q
+    whole = spec.window is None or total <= spec.window
+    if whole and n_new == total:
+        return _sdpa(q, k, v, None, spec, causal=True)
+    chunk = n_new if whole else max(WINDOW_CHUNK, spec.window or 0)
+    outputs = []
+    for start in range(0, n_new, chunk):
+        end = min(start + chunk, n_new)
+        # queries at positions first..last see keys from first - window + 1 to themselves
+        first, last = total - n_new + start, total - n_new + end
+        left = 0 if spec.window is None else max(0, first - spec.window + 1)
+        mask = _causal_mask(torch.arange(first, last, device=q.device), left, last, spec.window)
+        outputs.append(_sdpa(q[:, start:end], k[:, left:last], v[:, left:last], mask, spec))
+    return torch.cat(outputs, dim=1)
+
+
+def _causal_mask(positions: Tensor, left: int, right: int, window: int | None) -> Tensor:
+    """[len(positions), right - left] bool: which keys `left..right` the query at each position sees."""
+    keys = torch.arange(left, right, device=positions.device)
+    distance = positions[:, None] - keys
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
+    """One new token for each sequence: `q` [S, H, D] against `keys` and `values` [S, K, C, D] -> [S, H, D]."""
+    longest = max(seqs.totals)
+    mask = _causal_mask(torch.tensor(seqs.cached_lengths, device=q.device), 0, longest, spec.window)
+    out = _sdpa(q[:, :, None], keys[:, :, :longest], values[:, :, :longest], mask[:, None, None], spec)
+    return out[:, :, 0]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, *, causal: bool = False) -> Tensor:
+    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask` broadcasts to [..., H, L, L']."""
+    if spec.softcap is not None:
+        return _softcapped(q, k, v, mask, spec)
+    batched = (q, k, v) if q.dim() == 4 else (q[None], k[None], v[None])
+    out = F.scaled_dot_product_attention(
+        *batched,
+        attn_mask=mask,
+        dropout_p=spec.dropout,
+        is_causal=causal,
+        scale=spec.scale,
+        enable_gqa=q.shape[-3] != k.shape[-3],
+    )
+    return out if q.dim() == 4 else out[0]
+
+
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
+    """The same written out, because no kernel of torch caps scores (Gemma 2 report, section 2)."""
+    assert spec.softcap is not None
+    groups = q.shape[-3] // k.shape[-3]
+    k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
+    scores = q @ k.transpose(-1, -2) * spec.scale
+    scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if mask is None:
+        mask = _causal_mask(torch.arange(q.shape[-2], device=q.device), 0, k.shape[-2], None)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=wide).to(q.dtype)
+    return F.dropout(weights, spec.dropout) @ v
+
+
+@memoize
+def _varlen_takes_gqa() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _varlen_kernel_fits(q: Tensor, spec: AttentionSpec) -> bool:
+    """Whether torch's packed kernel does this: half precision on CUDA, no soft cap, no dropout, its head sizes."""
+    head_dim = q.shape[-1]
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and spec.has_kernel
+        and head_dim % 8 == 0
+        and head_dim <= 256
+    )
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    packed = partial(varlen_attn, scale=spec.scale, window_size=(-1 if spec.window is None else spec.window - 1, 0))
+    if q.shape[1] != k.shape[1] and _varlen_takes_gqa():
+        packed = partial(packed, enable_gqa=True)
+    elif q.shape[1] != k.shape[1]:
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    out = packed(q, k, v, seqs.cu_seqlens, seqs.cu_seqlens, seqs.max_length, seqs.max_length)
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,47 @@
+"""Grouped-query attention: projections, q/k norms and clipping around the packed computation.
+
+Shapes: T packed tokens, H query heads, K KV heads, D head dim, E hidden.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from reallm.model.attention.functional import AttentionSpec, attend
+from reallm.model.attention.kv_cache import LayerCache
+from reallm.model.config import ReaLModelConfig
+from reallm.model.forward_context import ForwardContext
+from reallm.model.layers import Linear, make_qk_norm
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped KV heads, RoPE and optional q/k norm."""
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__()
+        size, dim = config.hidden_size, config.head_dim
+        self.q = Linear(size, config.n_q_heads * dim, bias=config.q_bias, split="out", unit=dim)
+        self.k = Linear(size, config.n_kv_heads * dim, bias=config.k_bias, split="out", unit=dim)
+        self.v = Linear(size, config.n_kv_heads * dim, bias=config.v_bias, split="out", unit=dim)
+        self.o = Linear(config.n_q_heads * dim, size, bias=config.o_bias, split="in", unit=dim)
+        self.q_norm = make_qk_norm(config, config.n_q_heads)
+        self.k_norm = make_qk_norm(config, config.n_kv_heads)
+        self.norms_whole = config.qk_norm == "whole"
+        self.clip = config.qkv_clip
+        self.head_dim = dim
+        self.spec = AttentionSpec.of_block(config, block)
+        self.inference_spec = self.spec.without_dropout()
+
+    def forward(self, x: Tensor, step: ForwardContext, cache: LayerCache | None = None) -> Tensor:
+        q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
+        spec = self.spec if self.training else self.inference_spec
+        return self.o(attend(q, k, v, step, spec, cache).flatten(-2))
+
+    def _heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """[T, H * D] -> [T, H, D], normed and clamped."""
+        if norm is not None and self.norms_whole:
+            projected = norm(projected)
+        heads = projected.unflatten(-1, (-1, self.head_dim))
+        if norm is not None and not self.norms_whole:
+            heads = norm(heads)
+        return heads if self.clip is None else heads.clamp(-self.clip, self.clip)

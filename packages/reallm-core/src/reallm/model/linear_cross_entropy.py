@@ -1,0 +1,300 @@
+"""The output head fused with cross-entropy: logits exist one chunk of tokens at a time, never as `[T, V]`.
+
+Shapes: T packed tokens, N tokens that carry loss, E hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOGIT_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""Size of one chunk of float32 logits: on CPU near the last-level cache, on a GPU enough rows to fill it."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of N targets: the sum that is differentiated, and what is known of each."""
+
+    loss_sum: Tensor
+    """0-dim, float32 or wider: sum of `nll`, differentiable."""
+    nll: Tensor
+    """[N] detached: negative log-likelihood of each target, in nats."""
+    correct: Tensor
+    """[N] bool: whether the target is the most likely token."""
+
+
+def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [N] that predict a trained token, and those tokens [N].
+
+    Position `t` counts if `t + 1` belongs to the same sequence and `loss_mask[t + 1]` is set: with
+    `tokens = [p p a e | p a e]` and the mask on `a` and `e`, positions 1, 2, 4 and 5 predict `a e a e`.
+
+    Args:
+        tokens: [T] integers.
+        cu_seqlens: [S+1] bounds of the sequences.
+        loss_mask: [T] bool, True on tokens that are trained.
+    """
+    trained = loss_mask.clone()
+    starts = cu_seqlens[:-1].to(tokens.device, torch.int64)
+    trained[starts[starts < trained.numel()]] = False  # nothing predicts the first token of a sequence
+    targets_at = trained.nonzero()[:, 0]
+    return targets_at - 1, tokens[targets_at]
+
+
+class Vocabulary(Protocol):
+    """Rows of the head, from `start` on."""
+
+    start: int
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Hidden states [N, E] as they go into the product with these rows."""
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """Logits [N, V] of all rows, from those of these."""
+
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """The sum over all parts of the vocabulary, in place."""
+
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        """The maximum over all parts of the vocabulary, in place."""
+
+
+class VocabReplicated:
+    """All of it is here."""
+
+    start = 0
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """See `Vocabulary`."""
+        return hidden
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """See `Vocabulary`."""
+        return logits
+
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """See `Vocabulary`."""
+        return x
+
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        """See `Vocabulary`."""
+        return x
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """What makes logits of hidden states: `softcap(multiplier * (hidden @ weight.T + bias))`."""
+
+    weight: Tensor
+    """[v, E]: the rows that are here."""
+    bias: Tensor | None = None
+    """[v]."""
+    multiplier: float = 1.0
+    softcap: float | None = None
+    vocabulary: Vocabulary = field(default_factory=VocabReplicated)
+    """Which rows of the whole head these are."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, E], of the whole vocabulary."""
+        out = F.linear(self.vocabulary.read(hidden), self.weight, self.bias)
+        if self.multiplier != 1.0:
+            out = out * self.multiplier
+        return self.vocabulary.whole(out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap))
+
+
+def head_cross_entropy(hidden: Tensor, targets: Tensor, head: OutputHead) -> CrossEntropy:
+    """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N] int64, chunk by chunk.
+
+    Gradients are computed in the forward pass while a chunk of logits is there, so that the backward pass only scales
+    them; the logits are never kept or computed twice.
+    """
+    loss_sum, nll, correct = _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, head)
+    return CrossEntropy(loss_sum, nll, correct)
+
+
+def head_logprobs(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
+    """Log-probabilities [N], at least float32, of `targets` [N] int64 under the logits of `hidden` [N, E].
+
+    Differentiable once, with a weight for each of them that is not known before: in the backward pass the logits are
+    computed again, chunk by chunk.
+    """
+    logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head)
+    return logprobs
+
+
+def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
+    """Tokens that go through the head at once: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
+    most = max(1, LOGIT_CHUNK_BYTES.get(device.type, 64 << 20) // (4 * n_vocab))
+    n_chunks = max(1, -(-n_tokens // most))
+    return max(1, -(-n_tokens // n_chunks))
+
+
+class _Chunk(NamedTuple):
+    """Some of the N tokens, and the logits that are here."""
+
+    rows: slice
+    hidden: Tensor
+    logits: Tensor
+    """[n, v] at least float32, to be overwritten."""
+    wanted: Tensor
+    """[n, 1]: where the target is among these logits; anywhere if it is not."""
+    is_here: Tensor
+    """[n, 1] bool: whether it is."""
+
+    def of_target(self) -> Tensor:
+        """[n, 1]: the logit of the target where it is here, else 0."""
+        return self.logits.gather(1, self.wanted).masked_fill_(~self.is_here, 0.0)
+
+    def add_at_target(self, x: Tensor, value: float) -> None:
+        """Add to `x` [n, v] where the target is, if it is here."""
+        rows = torch.arange(len(x), device=x.device)
+        x[rows, self.wanted[:, 0]] += value * self.is_here[:, 0].to(x.dtype)
+
+
+def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chunk]:
+    n_tokens, n_vocab = hidden.shape[0], head.weight.shape[0]
+    exact = torch.promote_types(hidden.dtype, torch.float32)  # half precision is summed in float32
+    chunk = _chunk_size(n_tokens, n_vocab, hidden.device)
+    space = torch.empty(chunk, n_vocab, dtype=exact, device=hidden.device)  # fresh memory for each chunk costs time
+    for start in range(0, n_tokens, chunk):
+        rows = slice(start, start + chunk)
+        part, places = hidden[rows], targets[rows, None] - head.vocabulary.start
+        logits = space[: len(part)]
+        if part.dtype == exact:
+            torch.mm(part, head.weight.t(), out=logits)
+        else:
+            logits.copy_(part @ head.weight.t())
+        if head.bias is not None:
+            logits.add_(head.bias)
+        if head.multiplier != 1.0:
+            logits.mul_(head.multiplier)
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+        is_here = (places >= 0) & (places < n_vocab)
+        yield _Chunk(rows, part, logits, places.masked_fill(~is_here, 0), is_here)
+
+
+class _Gradients:
+    """Those of the head and of what it reads, added up chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, head: OutputHead, needed: Sequence[bool]) -> None:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        weight, bias = head.weight, head.bias
+        self._head, self._need_hidden = head, needed[0]
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        self.weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needed[1] else None
+        self.bias = torch.zeros(weight.shape[0], dtype=exact, device=weight.device) if needed[2] else None
+        self._bias_dtype = None if bias is None else bias.dtype
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Of the soft cap, before the logits are overwritten."""
+        return None if self._head.softcap is None else 1 - (logits / self._head.softcap) ** 2
+
+    def add(self, chunk: _Chunk, grad_logits: Tensor, slope: Tensor | None) -> None:
+        """What follows from the gradients [n, v] of a chunk's logits, which are overwritten."""
+        if slope is not None:
+            grad_logits.mul_(slope)
+        if self._head.multiplier != 1.0:
+            grad_logits.mul_(self._head.multiplier)
+        if self.bias is not None:
+            self.bias.add_(grad_logits.sum(dim=0))
+        low = grad_logits.to(chunk.hidden.dtype)
+        if self.hidden is not None:
+            torch.mm(low, self._head.weight, out=self.hidden[chunk.rows])
+        if self.weight is not None:
+            if self.weight.dtype == low.dtype:
+                self.weight.addmm_(low.t(), chunk.hidden)
+            else:
+                self.weight.add_(low.t() @ chunk.hidden)
+
+    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden states, weight and bias, in their types."""
+        return (
+            None if self.hidden is None else self._head.vocabulary.all_reduce_sum(self.hidden),
+            None if self.weight is None else self.weight.to(self._head.weight.dtype),
+            None if self.bias is None or self._bias_dtype is None else self.bias.to(self._bias_dtype),
+        )
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: OutputHead
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n_tokens, exact = hidden.shape[0], torch.promote_types(hidden.dtype, torch.float32)
+        needed = ctx.needs_input_grad[:3]
+        gradients = _Gradients(hidden, head, needed)
+        nll = torch.empty(n_tokens, dtype=exact, device=hidden.device)
+        correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
+        for chunk in _chunks(hidden, targets, head):
+            logits = chunk.logits
+            slope = gradients.slope(logits) if any(needed) else None
+            highest = head.vocabulary.all_reduce_max(logits.amax(dim=-1, keepdim=True))
+            of_target = chunk.of_target()
+            exponentials = logits.sub_(highest).exp_()
+            sums = head.vocabulary.all_reduce_sum(torch.cat((of_target, exponentials.sum(dim=-1, keepdim=True)), dim=1))
+            of_target, total = sums[:, :1], sums[:, 1:]
+            nll[chunk.rows] = (highest - of_target + total.log())[:, 0]
+            correct[chunk.rows] = (of_target >= highest)[:, 0]
+            if any(needed):
+                # d nll / d logits = softmax - one_hot(target)
+                grad_logits = exponentials.div_(total)
+                chunk.add_at_target(grad_logits, -1.0)
+                gradients.add(chunk, grad_logits, slope)
+        ctx.gradients = gradients.finished()
+        ctx.mark_non_differentiable(nll, correct)
+        return nll.sum(), nll, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_loss: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        gradients = ctx.gradients
+        del ctx.gradients  # scaled in place below, so they serve one backward pass only
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(grad_loss)
+        return *gradients, None, None
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: OutputHead
+    ) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
+        normalizers = torch.empty_like(logprobs)
+        for chunk in _chunks(hidden, targets, head):
+            highest = head.vocabulary.all_reduce_max(chunk.logits.amax(dim=-1, keepdim=True))
+            of_target = chunk.of_target()
+            total = chunk.logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
+            sums = head.vocabulary.all_reduce_sum(torch.cat((of_target, total), dim=1))
+            normalizers[chunk.rows] = highest[:, 0] + sums[:, 1].log()
+            logprobs[chunk.rows] = sums[:, 0] - normalizers[chunk.rows]
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
+        ctx.head = head
+        return logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
+        head = dataclasses.replace(ctx.head, weight=weight, bias=bias)
+        gradients = _Gradients(hidden, head, ctx.needs_input_grad[:3])
+        for chunk in _chunks(hidden, targets, head):
+            slope = gradients.slope(chunk.logits)
+            # d logprob / d logits = one_hot(target) - softmax
+            grad_logits = chunk.logits.sub_(normalizers[chunk.rows, None]).exp_().neg_()
+            chunk.add_at_target(grad_logits, 1.0)
+            gradients.add(chunk, grad_logits.mul_(grad[chunk.rows, None]), slope)
+        return *gradients.finished(), None, None

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routing, and all experts as one grouped computation."""

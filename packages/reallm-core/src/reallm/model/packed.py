@@ -1,0 +1,82 @@
+"""Where each sequence lies in a packed batch.
+
+Two sequences of 3 and 2 tokens: `tokens = [a0 a1 a2 b0 b1]`, `cu_seqlens = [0 3 5]`, `positions = [0 1 2 0 1]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from reallm.errors import DataError
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Lengths of S packed sequences on a device, and for each how many of its tokens a KV cache already holds."""
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    """[S+1] int32: sequence `i` owns the tokens `cu_seqlens[i]:cu_seqlens[i+1]`."""
+    cached_lengths: tuple[int, ...]
+    """Tokens of each sequence that came before these; zeros without a cache."""
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[int], *, cached_lengths: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> PackedSequences:
+        """Sequences of the given lengths, one after another."""
+        bounds = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+        return cls(tuple(lengths), bounds, tuple(cached_lengths) if cached_lengths is not None else (0,) * len(lengths))
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens: Tensor, tokens: Tensor) -> PackedSequences:
+        """Sequences of `tokens` [T], bounded by `cu_seqlens` [S+1] integers; the result lies where the tokens lie.
+
+        Bounds on the CPU are better: from a GPU they must be fetched.
+
+        Raises:
+            DataError: unless the bounds start at 0, never fall and end at `n_tokens`.
+        """
+        if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.numel() < 1:
+            raise DataError(
+                f"cu_seqlens must be a vector of integers [S+1]; it is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+            )
+        n_tokens, bounds = tokens.numel(), cu_seqlens.tolist()
+        lengths = tuple(end - start for start, end in pairwise(bounds))
+        if bounds[0] != 0 or bounds[-1] != n_tokens or min(lengths, default=0) < 0:
+            raise DataError(
+                f"cu_seqlens must rise from 0 to the number of tokens, {n_tokens}; "
+                f"it goes from {bounds[0]} to {bounds[-1]}"
+                + (" and falls between" if min(lengths, default=0) < 0 else "")
+            )
+        return cls(lengths, cu_seqlens.to(tokens.device, torch.int32), (0,) * len(lengths))
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the number of packed tokens."""
+        return sum(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence, without those in a cache."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def totals(self) -> tuple[int, ...]:
+        """Length of each sequence with what the cache holds of it."""
+        return tuple(cached + length for cached, length in zip(self.cached_lengths, self.lengths, strict=True))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[T] int64: the position of each token in its own sequence."""
+        device = self.cu_seqlens.device
+        repeats = torch.tensor(self.lengths, device=device)
+        # positions = index in the pack - start of the sequence + tokens before it
+        shift = torch.tensor(self.cached_lengths, device=device) - self.cu_seqlens[:-1]
+        return torch.arange(self.n_tokens, device=device) + torch.repeat_interleave(shift, repeats)

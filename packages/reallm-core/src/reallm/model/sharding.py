@@ -1,0 +1,111 @@
+"""Parts of a tensor in whole-tensor coordinates. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, order=True)
+class Box:
+    """A part of a tensor: along each dim the elements from `starts` up to, but without, `stops`.
+
+    >>> Box((0, 2), (4, 6)) & Box((1, 0), (9, 3))
+    Box(starts=(1, 2), stops=(4, 3))
+    """
+
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Box:
+        """All of a tensor."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Its size along each dim."""
+        return tuple(stop - start for start, stop in zip(self.starts, self.stops, strict=True))
+
+    @cached_property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What indexes it in the whole tensor."""
+        return tuple(slice(start, stop) for start, stop in zip(self.starts, self.stops, strict=True))
+
+    def __and__(self, other: Box) -> Box:
+        """What both have; without elements if they have nothing in common."""
+        starts = tuple(max(pair) for pair in zip(self.starts, other.starts, strict=True))
+        stops = tuple(min(pair) for pair in zip(self.stops, other.stops, strict=True))
+        return Box(starts, tuple(max(pair) for pair in zip(starts, stops, strict=True)))
+
+    def __sub__(self, other: Box) -> list[Box]:
+        """What is left without the other, as boxes that have nothing in common; at most two for each dim."""
+        shared = self & other
+        if not shared.numel:
+            return [self] if self.numel else []
+        left, starts, stops = [], list(self.starts), list(self.stops)
+        for dim in range(len(starts)):
+            for start, stop in ((starts[dim], shared.starts[dim]), (shared.stops[dim], stops[dim])):
+                if start < stop:
+                    left.append(
+                        Box(
+                            (*starts[:dim], start, *starts[dim + 1 :]),
+                            (*stops[:dim], stop, *stops[dim + 1 :]),
+                        )
+                    )
+            starts[dim], stops[dim] = shared.starts[dim], shared.stops[dim]
+        return left
+
+    def narrowed(self, dim: int, start: int, stop: int) -> Box:
+        """The part of it from `start` up to `stop` along `dim`, counted from its own start."""
+        begin = self.starts[dim]
+        return Box(
+            (*self.starts[:dim], begin + start, *self.starts[dim + 1 :]),
+            (*self.stops[:dim], begin + stop, *self.stops[dim + 1 :]),
+        )
+
+    def within(self, outer: Box) -> Box:
+        """The same part in the coordinates of `outer`, which holds it."""
+        return Box(
+            tuple(start - origin for start, origin in zip(self.starts, outer.starts, strict=True)),
+            tuple(stop - origin for stop, origin in zip(self.stops, outer.starts, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Split along `dim` into whole multiples of `unit` elements; a missing `Shard` (None) means replicated.
+
+    Queries are split between heads, never inside one: `Shard(0, unit=head_dim)`.
+    """
+
+    dim: int
+    unit: int = 1
+
+
+Shards = dict[str, Shard | None]
+"""Shard of each parameter of a module, by its name there."""
+
+
+Split = Literal["out", "in", "inside"]
+"""The `split` of a module whose parameters are split:
+
+- `"out"`: it takes whole inputs and gives a part of the outputs, as some rows of a linear layer do;
+- `"in"`: it takes a part of the inputs and gives what is to be added up over the parts, as its columns do;
+- `"inside"`: it takes whole inputs and gives what is to be added up over the parts, as an MLP with some of its inner
+  features.
+"""
+
+
+Shape = tuple[int, ...]

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: a 1F1B schedule over point-to-point messages of planned sizes."""

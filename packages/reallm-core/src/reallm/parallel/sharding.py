@@ -1,0 +1,111 @@
+"""Which part of each parameter a rank holds: pure functions of the configuration and the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
+from reallm.errors import ConfigError
+from reallm.model.config import ReaLModelConfig
+from reallm.model.parameters import TIED, ParameterInfo, parameter_infos
+from reallm.model.sharding import Box
+from reallm.parallel.layout import Layout
+
+
+def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:
+    """The layers of each pipeline stage: 0 is the embedding, n+1 the head.
+
+    Blocks are spread evenly; what is left over goes to stages in the middle, since the first has the embedding and the
+    last the head: 5 blocks on 2 stages are 0-3 and 4-6, 10 blocks on 4 stages are 0-2, 3-5, 6-8 and 9-11.
+
+    Raises:
+        ConfigError: there are more stages than blocks.
+    """
+    n = config.n_layers
+    if pp > n:
+        raise ConfigError(f"pp={pp} stages are too many for a model of {n} blocks; use pp={n} or less")
+    few, left_over = divmod(n, pp)
+    first = (pp - left_over) // 2
+    sizes = [few + (first <= stage < first + left_over) for stage in range(pp)]
+    bounds = [1 + sum(sizes[:stage]) for stage in range(pp + 1)]
+    bounds[0], bounds[-1] = 0, n + 2
+    return [range(bounds[stage], bounds[stage + 1]) for stage in range(pp)]
+
+
+def stage_parameters(config: ReaLModelConfig, pp: int, stage: int) -> list[ParameterInfo]:
+    """The parameters of a stage, in the network's order; with the table of a tied head where the stage has the head."""
+    layers = stage_layers(config, pp)[stage]
+    also = TIED if config.head_is_tied and layers[-1] == config.n_layers + 1 else None
+    return [info for info in parameter_infos(config) if info.layer in layers or info.name == also]
+
+
+def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
+    """The part of a parameter that one of `tp` ranks computes with.
+
+    Units go to ranks evenly. Fewer units than ranks, as with few KV heads, are held by several ranks each. Units of a
+    single element, as in a vocabulary, may be spread unevenly: 7 rows on 2 ranks are 3 and 4.
+
+    Raises:
+        ConfigError: the units cannot be spread over so many ranks.
+    """
+    whole, shard = Box.whole(info.shape), info.shard
+    if shard is None or tp == 1:
+        return whole
+    dim, size = shard.dim % len(info.shape), info.shape[shard.dim]
+    n_units, rest = divmod(size, shard.unit)
+    if not rest and (n_units % tp == 0 or (shard.unit == 1 and n_units > tp)):
+        start, stop = (place * n_units // tp * shard.unit for place in (tp_rank, tp_rank + 1))
+        return whole.narrowed(dim, start, stop)
+    if not rest and tp % n_units == 0 and not info.is_summed_over:
+        start = tp_rank * n_units // tp * shard.unit
+        return whole.narrowed(dim, start, start + shard.unit)
+    units = f"{n_units} heads of {shard.unit}" if shard.unit > 1 else f"{n_units} {'columns' if dim else 'rows'}"
+    raise ConfigError(
+        f"tp={tp} does not fit the parameter '{info.name}' {list(info.shape)}: its {units} cannot be spread over {tp} "
+        "ranks evenly"
+    )
+
+
+def fsdp_box(box: Box, dp: int, dp_rank: int) -> Box:
+    """The rows of a part that FSDP2 leaves with one of `dp` ranks: `ceil(n / dp)` each, the last ones fewer or none."""
+    if not box.shape:
+        return box  # a single number is not split
+    n_rows = box.shape[0]
+    chunk = -(-n_rows // dp)
+    start = min(dp_rank * chunk, n_rows)
+    return box.narrowed(0, start, min(start + chunk, n_rows))
+
+
+@lru_cache(maxsize=4096)
+def local_boxes(config: ReaLModelConfig, layout: Layout, rank: int) -> Mapping[str, Box]:
+    """Parameter name -> the part that a rank holds, in the network's order; empty if the rank is not in the layout.
+
+    Raises:
+        ConfigError: the layout does not fit the heads or the layers.
+    """
+    check_fits(config, layout)
+    place = layout.place(rank)
+    if place is None:
+        return MappingProxyType({})
+    boxes = {info.name: tp_box(info, layout.tp, place.tp) for info in stage_parameters(config, layout.pp, place.pp)}
+    if layout.fsdp:
+        boxes = {name: fsdp_box(box, layout.dp, place.dp) for name, box in boxes.items()}
+    return MappingProxyType(boxes)
+
+
+def check_fits(config: ReaLModelConfig, layout: Layout) -> None:
+    """Raise ConfigError, naming the size, unless a model can be spread over a layout."""
+    stage_layers(config, layout.pp)
+    if layout.tp == 1:
+        return
+    for heads, what in ((config.n_q_heads, "query heads"), (config.n_kv_heads, "KV heads")):
+        spread = heads % layout.tp == 0 or (what == "KV heads" and layout.tp % heads == 0)
+        if not spread:
+            fitting = [tp for tp in range(1, config.n_q_heads + 1) if config.n_q_heads % tp == 0
+                       and (config.n_kv_heads % tp == 0 or tp % config.n_kv_heads == 0)]  # fmt: skip
+            raise ConfigError(
+                f"tp={layout.tp} does not fit the model's {heads} {what}; use tp={' or '.join(map(str, fitting))}"
+            )
+    for info in parameter_infos(config):
+        tp_box(info, layout.tp, 0)

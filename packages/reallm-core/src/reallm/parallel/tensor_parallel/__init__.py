@@ -1,0 +1,1 @@
+"""Tensor parallelism, applied to a network from outside."""

@@ -1,0 +1,1 @@
+"""Parameter reallocation: planning and executing the move of parameters from one layout to another."""

@@ -1,0 +1,1 @@
+"""Optimizer steps on packed batches: micro-batches, forward and backward, the optimizer, memory."""

@@ -1,0 +1,283 @@
+"""How much memory training takes, told before anything is allocated, and what there is.
+
+Parameters, gradients and optimizer follow from the shapes. Activations are found by walking the network itself, forward
+and backward, with fake tensors that have shapes and no memory, and counting what is alive: whatever a plugin's block
+does, and whatever is recomputed, is in the number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from reallm.errors import ReallmError
+from reallm.model.config import ReaLModelConfig
+from reallm.model.packed import PackedSequences
+from reallm.model.parameters import parameter_shapes
+from reallm.model.transformer import Transformer
+
+GIB = 2**30
+HOLES = 0.2
+"""What the C library's allocator loses to holes on a CPU, as a share of what is alive: 0.20 to 0.29 were seen with
+glibc 2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
+WALKED_BLOCKS = (2, 4)
+"""Of blocks of one kind that are more, so many are walked, and the rest is continued along the line through both."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that training one model takes at its peak, by what they are for."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """Moments, and float32 masters of half-precision parameters."""
+    activations: int | None
+    """What a micro-batch of `n_tokens` adds, with the gradients in passing; None if the network could not be walked."""
+    n_tokens: int
+    holes: int = 0
+    """What the allocator loses, on a CPU."""
+
+    @property
+    def kept(self) -> int:
+        """What is there all the time, without any activations."""
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.kept + (self.activations or 0) + self.holes
+
+    def __str__(self) -> str:
+        parts: dict[str, int | None] = {
+            "parameters": self.parameters,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            f"activations at {self.n_tokens:,} tokens": self.activations,
+        }
+        if self.holes:
+            parts["allocator"] = self.holes
+        listed = ", ".join(f"{name} {'unknown' if n is None else size_text(n)}" for name, n in parts.items())
+        return f"about {size_text(self.total)}: {listed}"
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes as people read them: `0.7 MiB`, `42 MiB`, `1.3 GiB`, `24 GiB`."""
+    size, unit = (n_bytes / GIB, "GiB") if n_bytes >= GIB else (n_bytes / 2**20, "MiB")
+    return f"{size:.1f} {unit}" if size < 10 else f"{size:,.0f} {unit}"
+
+
+def estimate(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    *,
+    gradient_checkpointing: Any = "none",
+) -> MemoryEstimate:
+    """What training a model with `TrainEngine` takes when `lengths` are the sequences of the largest micro-batch."""
+    n, size = sum(math.prod(shape) for shape in parameter_shapes(config).values()), dtype.itemsize
+    is_half = size < 4
+    try:
+        activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
+    except ReallmError:  # such as a sequence longer than the positions that the model has learned
+        raise
+    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is worth telling all the same
+        activations = None
+    if activations is not None and is_half:
+        activations += n * size  # gradients in half precision, before they join those of the masters
+    alive = MemoryEstimate(
+        parameters=n * size,
+        gradients=n * max(size, 4),
+        optimizer=n * (2 * max(size, 4) + (4 if is_half else 0)),
+        activations=activations,
+        n_tokens=sum(lengths),
+    )
+    return dataclasses.replace(alive, holes=int(HOLES * alive.total)) if device.type == "cpu" else alive
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a device; None where that cannot be found out."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [limit for limit in (_cgroup_room(), _meminfo("MemAvailable")) if limit is not None]
+    return min(limits, default=None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held so far: tensors on a GPU, resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX only, like the rest of what looks at the machine
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _activations(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    gradient_checkpointing: Any,
+) -> int:
+    def walk(blocks: Iterable[int]) -> _Peaks:
+        return _walk(config.with_blocks(*sorted(blocks)), dtype, device, lengths, gradient_checkpointing)
+
+    few, more = WALKED_BLOCKS
+    if config.n_layers <= more:
+        return max(walk(range(config.n_layers)))
+    kinds: dict[ReaLModelConfig, list[int]] = {}  # blocks that are configured alike
+    for block in range(config.n_layers):
+        kinds.setdefault(config.with_blocks(block), []).append(block)
+    # the last of each kind: with them the last block of all, in whose backward pass most may be alive
+    low = walk(block for blocks in kinds.values() for block in blocks[-few:])
+    forward, last_block, other_blocks = low
+    for kind, blocks in kinds.items():
+        if len(blocks) <= few:
+            continue
+        high = walk(block for each, places in kinds.items() for block in places[-(more if each == kind else few) :])
+        slope = Fraction(len(blocks) - few, min(len(blocks), more) - few)
+        forward += int(slope * (high.forward - low.forward))
+        last_block += int(slope * (high.last_block - low.last_block))
+        # what follows the last block's backward pass only falls, but for the embedding's gradient, which is the same
+        # at any depth
+        other_blocks = max(other_blocks, high.other_blocks)
+    return max(forward, last_block, other_blocks)
+
+
+class _Peaks(NamedTuple):
+    """The most bytes alive at once beyond parameters and gradients, in parts of a step."""
+
+    forward: int
+    """In the forward pass, up to the loss."""
+    last_block: int
+    """In the backward pass of the head and the last block."""
+    other_blocks: int
+    """In the rest of the backward pass."""
+
+
+def _walk(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    gradient_checkpointing: Any,
+) -> _Peaks:
+    seqs = PackedSequences.from_lengths(_alike(config, lengths))
+    positions = seqs.positions  # needs real numbers, so it is made before the tensors are fake
+    with torch.device("meta"):
+        model = Transformer(config).train()
+    model.gradient_checkpointing = gradient_checkpointing
+    fake, alive = FakeTensorMode(), AliveBytes()
+    with fake:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+                value.grad = torch.empty_like(value)  # there from an earlier micro-batch
+                setattr(module, name, value)
+        tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
+        on_device = PackedSequences(seqs.lengths, fake.from_tensor(seqs.cu_seqlens).to(device), seqs.cached_lengths)
+        vars(on_device)["positions"] = fake.from_tensor(positions).to(device)
+        after_last_block: list[int] = []
+
+        def watch(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0]
+            if not after_last_block and x.grad_fn is not None:  # not where it is run again, with inputs cut off
+                x.register_hook(lambda gradient: after_last_block.append(alive.restart()))
+
+        model.layers[str(config.n_layers)].register_forward_pre_hook(watch)
+        with alive:
+            hidden = model.run(tokens, on_device)
+            loss = model.head(hidden).sum() if config.is_critic else model.cross_entropy(hidden, tokens).loss_sum
+            forward = alive.restart()
+            loss.backward()
+    return _Peaks(forward, max(after_last_block), alive.peak)
+
+
+def _alike(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
+    """Fewer sequences that take the same memory, since each costs time to walk.
+
+    Where scores are not kept, only the number of tokens counts. Where they are, or masks, a sequence's length does, and
+    learned positions have an end: then all are as long as the longest, which takes no less.
+    """
+    total = sum(lengths)
+    keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
+    if not keeps_scores and not any(config.windows) and not config.learned_positions:
+        return [total]
+    longest = max(lengths)
+    return [*[longest] * (total // longest), *([total % longest] if total % longest else [])]
+
+
+class AliveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operations make and that are still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._count(storage, 0)  # what was there before; a result may be a view of it
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            self._count(storage, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def restart(self) -> int:
+        """The peak so far; it begins anew with what is alive now."""
+        peak, self.peak = self.peak, self._now
+        return peak
+
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
+        if key not in self._seen:
+            self._seen.add(key)
+            self._now += size
+            weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def _cgroup_room() -> int | None:
+    """What a container's limit leaves, cgroup version 2 or 1; None without a limit."""
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = Path(limit).read_text(encoding="ascii").strip()
+            used = int(Path(usage).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        if most != "max" and int(most) < 2**60:  # version 1 says "no limit" with a huge number
+            return max(0, int(most) - used)
+    return None

@@ -1,0 +1,91 @@
+"""What transformers declares of a model type, for the tables that a new family begins with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from reallm.errors import ConfigError, did_you_mean
+from reallm.hf.tables.ignored_keys import RESTRICTED, is_irrelevant
+from reallm_devkit.scaffold.names import OLDER_ROPE_KEYS
+from reallm_devkit.scaffold.tiny import Tiny, tiny_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of transformers.
+
+    Attributes:
+        model_type: as in `config.json`: `llama`.
+        language_model: the class of its causal language model: `LlamaForCausalLM`.
+        critic: the class with a scalar head, `LlamaForSequenceClassification`; empty if there is none.
+        defaults: what its configuration class assumes for keys that `config.json` lacks, less keys that mean nothing
+            to the network or the same in all families.
+        derived: what it makes of that, where it is something else: lists with an entry for each layer, RoPE.
+        older_rope: arguments of `RopeRow` for keys that the class reads in older files.
+        tiny: what is seen of a tiny model; None if none can be made.
+    """
+
+    model_type: str
+    language_model: str
+    critic: str
+    defaults: Mapping[str, Any]
+    derived: Mapping[str, Any] = field(default_factory=dict)
+    older_rope: Mapping[str, str] = field(default_factory=dict)
+    tiny: Tiny | None = None
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture of a model type. Imports transformers, and makes a tiny model to look at.
+
+    Raises:
+        ConfigError: if transformers has no causal language model of that type; names the nearest.
+    """
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from reallm_devkit.testing.families.reference import quiet
+
+    names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if model_type not in names:
+        hint = did_you_mean(model_type, names)
+        raise ConfigError(f"--model-type {model_type}: transformers has no causal language model of that type{hint}")
+    critics = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    config, language_model = CONFIG_MAPPING[model_type], str(names[model_type])
+    with quiet():
+        everything = config().to_dict()
+        older_rope = _older_rope(config)
+        tiny = tiny_of(language_model, config, everything)
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    declared = {item.name: item.default for item in fields if item.default is not dataclasses.MISSING}
+    defaults = {key: declared.get(key, value) for key, value in everything.items() if not _means_nothing(key, value)}
+    return Architecture(
+        model_type,
+        language_model,
+        critic=str(critics.get(model_type, "")),
+        defaults=defaults,
+        derived={key: everything[key] for key, value in defaults.items() if everything[key] != value},
+        older_rope=older_rope,
+        tiny=tiny,
+    )
+
+
+def _means_nothing(key: str, value: object) -> bool:
+    """Whether the tables of a family need not know a key, with what it is by default."""
+    return is_irrelevant(key) or (key in RESTRICTED and value in RESTRICTED[key].values)
+
+
+def _older_rope(config: Callable[..., PreTrainedConfig]) -> dict[str, str]:
+    """Arguments of `RopeRow` for keys with which the configuration comes to have another RoPE."""
+    default = getattr(config(), "rope_parameters", None)
+    return {
+        argument: key
+        for argument, keys in OLDER_ROPE_KEYS.items()
+        for key in keys
+        if getattr(config(**{key: 0.5}), "rope_parameters", None) != default
+    }

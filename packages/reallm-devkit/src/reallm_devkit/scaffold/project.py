@@ -1,0 +1,92 @@
+"""From what a user asks for to the names of a new plugin package. Pure: nothing is written, nothing imported.
+
+planned("dataset", "my-data")  ->  Project(distribution="reallm-my-data", package="reallm_my_data", ...)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from reallm.errors import ConfigError, did_you_mean
+from reallm.plugins.finder import canonical
+from reallm.plugins.kinds import KINDS
+from reallm_devkit.scaffold.architecture import Architecture
+from reallm_devkit.scaffold.family import Draft
+
+TEMPLATES = ("dataset", "family", "logger")
+"""The kinds of plugins that there are templates for."""
+
+_NAME = r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*"
+
+
+@dataclass(frozen=True)
+class Project:
+    """What the templates are filled with.
+
+    Attributes:
+        kind: of plugin, one of `TEMPLATES`.
+        name: what users call the thing that is offered: `my-data`.
+        distribution: what pip installs: `reallm-my-data`.
+        package: what Python imports: `reallm_my_data`.
+        class_name: of the class that does the work: `MyDataDataset`; a family has none, but its test has.
+        core: the oldest version of reallm-core that it works with.
+        hook_api: the version of the hooks that it is made for.
+        architecture: of a family, what transformers declares of it.
+        draft: of a family, the tables that follow from that.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    package: str
+    class_name: str
+    core: str
+    hook_api: str
+    architecture: Architecture | None = None
+    draft: Draft | None = None
+
+    @property
+    def entry_point(self) -> str:
+        """The promise that the package makes: `dataset.my-data`."""
+        return f"{self.kind}.{self.name}"
+
+
+def planned(kind: str, name: str, *, core: str, hook_api: str) -> Project:
+    """The names of a new package; of a family, all but `architecture` and `draft`.
+
+    Raises:
+        ConfigError: if there is no template for the kind, or the name cannot be one.
+    """
+    if kind not in TEMPLATES:
+        if kind in KINDS:
+            raise ConfigError(f"there is no template for {KINDS[kind].plural} yet; there are {', '.join(TEMPLATES)}")
+        hint = did_you_mean(kind, TEMPLATES) or f"; there are {', '.join(TEMPLATES)}"
+        raise ConfigError(f"there is no kind of plugin '{kind}'{hint}")
+    _check_name(kind, name)
+    prefix = "reallm-hf-" if kind == "family" else "reallm-"
+    distribution = prefix + canonical(name)
+    # A family's name is part of names of methods, `ReaLModel.from_my_model`.
+    offered = _underscored(name) if kind == "family" else name
+    class_name = _class_name(name, kind.capitalize())
+    return Project(kind, offered, distribution, _underscored(distribution), class_name, core, hook_api)
+
+
+def _check_name(kind: str, name: str) -> None:
+    if re.fullmatch(_NAME, name, re.ASCII) is None:
+        better = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")
+        hint = f", such as '{better}'" if re.fullmatch(_NAME, better) else ""
+        raise ConfigError(f"'{name}' cannot name a package; begin with a letter, use a-z, 0-9 and dashes{hint}")
+    for prefix in ("reallm-hf-", "reallm-"):
+        rest = canonical(name).removeprefix(prefix)
+        if rest != canonical(name):
+            raise ConfigError(f"'{name}': leave '{prefix}' out, which the package gets anyway: new {kind} {rest}")
+
+
+def _underscored(name: str) -> str:
+    return re.sub(r"[-.]", "_", name)
+
+
+def _class_name(name: str, suffix: str) -> str:
+    """`my-data` -> `MyDataDataset`, `my-dataset` -> `MyDataset`."""
+    return "".join(word.capitalize() for word in re.split(r"[-_.]", name)).removesuffix(suffix) + suffix

@@ -1,0 +1,226 @@
+"""The kit for datasets: inputs, checks, and how it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from omegaconf.errors import OmegaConfBaseException
+
+from reallm.config.args import dataset_option
+from reallm.config.dataset import split_args
+from reallm.config.load import load
+from reallm.errors import CheckpointError, ConfigError, PluginError, did_you_mean
+from reallm.experiments.preflight import checks as experiment_checks
+from reallm.hf.conversion.config import resolve_path
+from reallm.hf.conversion.transformers_io import load_tokenizer
+from reallm.options import option
+from reallm.plugins import registry
+from reallm.specs import DatasetSpec
+from reallm_devkit.testing.checks import Check
+from reallm_devkit.testing.datasets import configuration, items, order, processes, rows
+from reallm_devkit.testing.datasets.subject import DatasetSubject, is_required
+from reallm_devkit.testing.folders import Folder
+from reallm_devkit.testing.kit import Kit
+from reallm_devkit.testing.offers import description, hook_place, light_import
+from reallm_devkit.testing.report import Report
+from reallm_devkit.testing.source import reference_module
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from reallm.plugins.loader import Offer
+
+DATASET_CHECKS: tuple[Check[Any], ...] = (
+    description,
+    light_import,
+    configuration.configuration,
+    items.construction,
+    items.sample,
+    items.seqlens,
+    items.tokens,
+    items.ids,
+    items.same_twice,
+    items.indices,
+    items.packing,
+    order.seed,
+    order.ranks,
+    processes.pickling,
+    processes.another_process,
+    processes.side_effects,
+    configuration.report,
+    rows.empty_file,
+    rows.single_row,
+    rows.bad_row,
+)
+"""All promises of a dataset."""
+
+PATH_KEYS = ("train_path", "path")
+"""Keys of a configuration that name the file with the rows, the usual one first."""
+
+
+class DatasetKit(Kit[DatasetSubject]):
+    """The checks of a dataset. As a test suite:
+
+    class TestMyDataset(DatasetKit):
+        dataset = "my-dataset"
+        config = {"my_arg": 2}
+        rows = ["the first line", "the second", "and one more"]
+    """
+
+    kind = "dataset"
+    checks: ClassVar[tuple[Check[Any], ...]] = DATASET_CHECKS
+
+    dataset: ClassVar[str | DatasetSpec] = ""
+    """The name it is installed under, or the `DatasetSpec` itself, of one that is not installed yet."""
+
+    config: ClassVar[Mapping[str, Any]] = {}
+    """Its keys `dataset.<key>`, with the path of a file that has a few rows: `{"train_path": "tests/rows.jsonl"}`."""
+
+    rows: ClassVar[Sequence[Mapping[str, Any] | str]] = ()
+    """The rows themselves, instead of a path: objects become a `.jsonl` file, texts the lines of a `.txt` file."""
+
+    tokenizer: ClassVar[PreTrainedTokenizerBase | str | Path | None] = None
+    """Handed to the dataset: a tokenizer, the folder or hub id of one, or None for one with a token for each byte."""
+
+    @classmethod
+    def from_command(cls, offer: Offer, arguments: Sequence[str], checkpoint: Path | None) -> Self:
+        """The kit for `reallm plugins check my-dataset dataset.train_path=lines.txt tokenizer=path/to/model`."""
+        if checkpoint is not None:
+            raise ConfigError("--checkpoint is for model families; a dataset takes tokenizer=PATH")
+        chosen = f"dataset.name={offer.name}"
+        try:
+            loaded = load(_CommandConfig, (), [chosen, *arguments])
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise PluginError(f"dataset '{offer.name}': its configuration cannot be read: {reason}") from error
+        config = loaded.build()
+        if config.dataset.name != offer.name:
+            raise ConfigError(f"dataset.name={config.dataset.name} is another dataset than {offer.name}; leave it out")
+        experiment_checks.check_dataset("dataset", config.dataset)
+        values = {item.name: getattr(config.dataset, item.name) for item in dataclasses.fields(config.dataset)}
+        own = {item.name for item in dataclasses.fields(offer.value.config_class())}
+        given = {name: value for name, value in values.items() if name in own}
+        return cls.of(dataset=offer.name, config=given, tokenizer=config.tokenizer)
+
+    def title(self) -> str:
+        """The name of the dataset, or of its class."""
+        if isinstance(self.dataset, str):
+            return self.dataset
+        return str(getattr(self.dataset.dataset, "__qualname__", self.dataset.dataset))
+
+    def provided_by(self) -> str:
+        """Distribution and version of an installed dataset."""
+        return self._offer().plugin.release if isinstance(self.dataset, str) else ""
+
+    def module(self, subject: DatasetSubject) -> str:
+        """The module of the dataset's class."""
+        return reference_module(subject.spec.dataset)
+
+    def place(self, subject: DatasetSubject) -> str:
+        """The class."""
+        return subject.at("")
+
+    def subject(self, case: str) -> DatasetSubject:
+        """The dataset with its arguments, and a file with the rows, if they are given as values."""
+        if not self.dataset:
+            raise ConfigError(f"{type(self).__name__}: say which dataset is to be checked: dataset = 'my-dataset'")
+        spec: DatasetSpec = self._offer().value if isinstance(self.dataset, str) else self.dataset
+        config_class = spec.config_class()
+        if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
+            raise PluginError(f"dataset '{self.title()}': its configuration {config_class!r} is not a dataclass")
+        folder = Folder() if self.rows else None
+        values = self._values(config_class, folder)
+        for item in dataclasses.fields(config_class):
+            if item.name not in values and is_required(item):
+                about = item.metadata.get("help", "")
+                raise ConfigError(f"dataset.{item.name} is required" + (f": {about}" if about else ""))
+        config = config_class(**values)
+        args = split_args(config)["train"]
+        return DatasetSubject(
+            title=f"dataset '{self.title()}'" + (f" of {self.provided_by()}" if self.provided_by() else ""),
+            spec=spec,
+            config=config,
+            args=args,
+            source="path" if "path" in args else None,
+            tokenizer=self._tokenizer(),
+            table=hook_place(self._offer()) if isinstance(self.dataset, str) else "the DatasetSpec",
+            light_modules=self._light_modules(spec),
+            folder=folder,
+        )
+
+    def _offer(self) -> Offer:
+        assert isinstance(self.dataset, str)
+        return registry.registry().offer("dataset", self.dataset)
+
+    def _values(self, config_class: type, folder: Folder | None) -> dict[str, Any]:
+        keys = [item.name for item in dataclasses.fields(config_class)]
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in self.config.items()}
+        for name in values:
+            if name not in keys:
+                hint = did_you_mean(name, keys) or f"; keys: {', '.join(keys)}"
+                raise ConfigError(f"config has '{name}', which is no key of dataset '{self.title()}'{hint}")
+        if folder is not None:
+            key = next((key for key in PATH_KEYS if key in keys), None)
+            if key is None:
+                raise ConfigError(f"rows: dataset '{self.title()}' has no key {' or '.join(PATH_KEYS)} to read them by")
+            values[key] = str(_written(self.rows, folder.path))
+        return values
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            from reallm.demo.tokenizer import byte_tokenizer
+
+            return byte_tokenizer()
+        if isinstance(self.tokenizer, str | Path):
+            try:
+                return load_tokenizer(resolve_path(self.tokenizer))
+            except CheckpointError as error:
+                raise ConfigError(f"tokenizer={self.tokenizer}: {error}") from error
+        return self.tokenizer
+
+    def _light_modules(self, spec: DatasetSpec) -> tuple[str, ...]:
+        named = (self._offer().plugin.module,) if isinstance(self.dataset, str) else ()
+        by_text = (spec.config.partition(":")[0],) if isinstance(spec.config, str) else ()
+        return tuple(dict.fromkeys(named + by_text))
+
+
+def check_dataset(
+    dataset: str | DatasetSpec,
+    *,
+    config: Mapping[str, Any] | None = None,
+    rows: Sequence[Mapping[str, Any] | str] = (),
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+    skip: Mapping[str, str] | None = None,
+) -> Report:
+    """Check a dataset, given as the attributes of `DatasetKit` are: `assert check_dataset(...).passed`.
+
+    Raises:
+        ReallmError: if no plugin offers it, or an argument is wrong.
+    """
+    kit = DatasetKit.of(dataset=dataset, config=config or {}, rows=rows, tokenizer=tokenizer, skip=skip or {})
+    return kit.run()
+
+
+@dataclass(frozen=True)
+class _CommandConfig:
+    """What `reallm plugins check` understands for a dataset."""
+
+    dataset: Any = dataset_option("prompt_answer", "the dataset's own keys")
+    tokenizer: str | None = option(
+        None, "a folder or hub id whose tokenizer is handed to the dataset; null: one with a token for each byte"
+    )
+
+
+def _written(rows: Sequence[Mapping[str, Any] | str], folder: Path) -> Path:
+    texts = [row for row in rows if isinstance(row, str)]
+    if texts and len(texts) < len(rows):
+        raise ConfigError("rows are either all objects or all texts")
+    path = folder / ("rows.txt" if texts else "rows.jsonl")
+    lines = texts or [json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path

@@ -1,0 +1,84 @@
+"""Checks of a dataset in other processes, and of what it leaves behind in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+from reallm_devkit.testing.checks import CheckFailed, Skipped, check
+from reallm_devkit.testing.datasets.items import same_twice, sample
+from reallm_devkit.testing.datasets.order import seed
+from reallm_devkit.testing.datasets.subject import DatasetSubject, digest, first_difference, read, sample_name
+from reallm_devkit.testing.folders import scratch
+from reallm_devkit.testing.offers import same_path
+from reallm_devkit.testing.process_state import THINGS
+
+TIMEOUT_S = 300
+
+
+@check(needs=[same_twice])
+def pickling(subject: DatasetSubject) -> str:
+    """the dataset can be pickled, as the worker processes of a data loader need it"""
+    look_at = subject.at("__init__")
+    try:
+        content = pickle.dumps(subject.samples)
+        again = read(pickle.loads(content))  # ours, from a moment ago
+    except Exception as error:  # pickle and what is pickled raise whatever they like
+        raise CheckFailed(pickling.promise, f"{type(error).__name__}: {error}", look_at=look_at) from error
+    different = first_difference(subject.items, again)
+    if different:
+        raise CheckFailed(*different, look_at)
+    return f"{len(content):,} bytes"
+
+
+@check(needs=[pickling, seed])
+def another_process(subject: DatasetSubject) -> str:
+    """another process reads the same samples, from the pickled dataset and from one it constructs itself"""
+    if subject.cls.__module__ == "__main__":
+        raise Skipped("put the class in a module, so that another process can import it")
+    with scratch() as folder:
+        made = (subject.title, subject.spec, subject.util(), dict(subject.args))
+        try:
+            content = pickle.dumps((subject.samples, made))
+        except Exception as error:  # the samples could be pickled, so that it is an argument which cannot
+            raise Skipped(f"an argument cannot be pickled ({type(error).__name__}); give the file's path") from error
+        (folder / "dataset").write_bytes(content)
+        found = _read_in_child(folder / "dataset", folder / "digests")
+    here = [digest(item) for item in subject.items]
+    for how, look_at in (("pickled", subject.at("__getitem__")), ("constructed", subject.at("__init__"))):
+        if found[how] != here:
+            pairs = zip(here, found[how], strict=False)
+            number = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+            where = "" if number is None else sample_name(number, subject.items[number])
+            seen = f"{len(found[how])} samples" if number is None else "another sample"
+            expected = f"the {len(here)} samples of this process from the dataset {how} there"
+            hint = "; does it depend on the order of a set?" if how == "constructed" else ""
+            raise CheckFailed(expected, seen + hint, where, look_at)
+    return f"{len(here)} samples, with another hash seed"
+
+
+@check(needs=[sample])
+def side_effects(subject: DatasetSubject) -> str:
+    """neither making nor reading it changes random generators, environment, working directory or default dtype"""
+    for method, changed in subject.side_effects.items():
+        if changed:
+            where = "constructing the dataset" if method == "__init__" else "reading its samples"
+            raise CheckFailed(f"{changed[0]} as before", "it has changed", where, subject.at(method))
+    return f"{len(THINGS)} things as they were, among them {', '.join(THINGS[:3])}"
+
+
+def _read_in_child(content: Path, answer: Path) -> dict[str, list[str]]:
+    variables = {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "reallm_devkit.testing.datasets.child", str(content), str(answer)]
+    done = subprocess.run(
+        command, env=same_path(**variables), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise CheckFailed(another_process.promise, f"it ended with {lines[-1]}")
+    digests: dict[str, list[str]] = json.loads(answer.read_text(encoding="utf-8"))
+    return digests

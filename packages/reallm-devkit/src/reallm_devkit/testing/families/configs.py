@@ -1,0 +1,144 @@
+"""Checks of the config table: configurations there and back, and what keys mean that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reallm.errors import ConfigError, PluginError, ReallmError
+from reallm.hf.conversion import config as config_io
+from reallm.hf.tables.ignored_keys import is_irrelevant
+from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.references import resolve
+from reallm_devkit.testing.checks import CheckFailed, check
+from reallm_devkit.testing.families import reference
+from reallm_devkit.testing.families.ropes import check_ropes
+from reallm_devkit.testing.families.same_config import check_same, check_transformers, differing, read_again
+from reallm_devkit.testing.families.subject import LAYER_KINDS, FamilySubject
+from reallm_devkit.testing.families.undeclared import check_keys
+
+CHANGES: Mapping[str, tuple[Any, ...]] = {
+    "n_kv_heads": (1, 4), "intermediate_size": (40,), "vocab_size": (89,), "max_positions": (48,), "norm_eps": (0.003,),
+    "init_std": (0.03,), "attn_dropout": (0.25,), "residual_dropout": (0.25,), "embedding_dropout": (0.25,),
+    "embedding_multiplier": (3.0,), "residual_multiplier": (0.5,), "logit_multiplier": (0.5,), "attn_softcap": (20.0,),
+    "logit_softcap": (15.0,), "attn_scale": (0.3,), "qkv_clip": (2.0,), "sliding_window": (3,),
+}  # fmt: skip
+"""Fields with other values, which are written and read again wherever the table can state them."""
+
+
+@check()
+def default_config(subject: FamilySubject) -> str:
+    """the table reads what transformers writes by default, and states small sizes of the same kind"""
+    try:
+        config = subject.config
+    except ReallmError as error:
+        expected = f"a table that reads the configuration '{subject.case}'"
+        raise CheckFailed(expected, str(error), look_at=subject.lines.named_in(str(error))) from error
+    _check_own_classes(subject)
+    if reference.hf_class(subject.architecture) is None:
+        raise CheckFailed(
+            "a model class of transformers, to compare with", f"architecture '{subject.architecture}'",
+            look_at=subject.table,
+        )  # fmt: skip
+    try:
+        subject.theirs  # noqa: B018 - it is made here, and kept
+    except Exception as error:  # of transformers, about sizes that do not go together
+        expected = f"a configuration '{subject.case}' that {subject.architecture} takes"
+        raise CheckFailed(expected, f"{type(error).__name__}: {error}", look_at="configs of the kit") from error
+    check_keys(subject)
+    sizes = f"{config.n_layers} blocks, hidden {config.hidden_size}, heads {config.n_q_heads}/{config.n_kv_heads}"
+    return f"{sizes} of {config.head_dim}, {'tied' if config.tied_embeddings else 'untied'}"
+
+
+@check(needs=[default_config])
+def config_round_trip(subject: FamilySubject) -> str:
+    """a configuration is the same after it was written and read, for us and for transformers"""
+    family, config = subject.family, subject.config
+    for base, how in ((subject.raw, "on the file it came from"), (None, "as a new file")):
+        written = _written(subject, config, base, how)
+        check_same(subject, config, config_io.from_hf(family, written), f"written {how}")
+        check_transformers(subject, subject.raw, written, f"written {how}")
+    n_changes = 0
+    for changed in _changed(config):
+        for base in (subject.raw, None):
+            try:
+                written = config_io.to_hf(family, changed, base)
+            except ConfigError:  # the family has no such thing, and says so
+                continue
+            fields = [item.name for item in dataclasses.fields(config)]
+            (field,) = (name for name in fields if getattr(changed, name) != getattr(config, name))
+            where = f"{field}={getattr(changed, field)!r}"
+            check_same(subject, changed, read_again(subject, written, where), where)
+            n_changes += base is None
+    n_ropes = check_ropes(subject)
+    ropes = f", and {n_ropes} kinds of RoPE" if n_ropes else ""
+    return f"on its file and as a new one, and with {n_changes} fields changed{ropes}"
+
+
+@check(needs=[default_config])
+def defaults(subject: FamilySubject) -> str:
+    """a key that `config.json` does not have means what transformers takes it to mean"""
+    keys = [key for key in subject.raw if not is_irrelevant(key)]
+    count = 0
+    for absent in [[key] for key in keys] + [keys]:
+        raw = {key: value for key, value in subject.raw.items() if key not in absent}
+        try:
+            full = {**reference.hf_config(raw).to_dict(), "architectures": raw["architectures"]}
+            expected = config_io.from_hf(subject.family, full)
+        except Exception:  # transformers does without this key no better: whatever it raises
+            continue
+        try:
+            found = config_io.from_hf(subject.family, raw)
+        except ReallmError as error:
+            if any(key in str(error) for key in absent):
+                continue  # refused by name
+            what = f"the key '{absent[0]}'" if len(absent) == 1 else "any key"
+            raise CheckFailed(
+                f"a configuration without {what}, or an error that names what is missing",
+                str(error),
+                look_at=subject.lines.key(absent[0]),
+            ) from error
+        count += 1
+        for item in dataclasses.fields(expected):
+            theirs, ours = getattr(expected, item.name), getattr(found, item.name)
+            if theirs != ours:
+                what = f"without the key '{absent[0]}'" if len(absent) == 1 else "without any key"
+                one, other = differing(item.name, theirs, ours)
+                look_at = subject.lines.field(item.name) or subject.lines.config()
+                raise CheckFailed(f"{one}, as transformers has it", other, f"a config.json {what}", look_at)
+    return f"{count} configurations with keys left out"
+
+
+def _check_own_classes(subject: FamilySubject) -> None:
+    for kind in LAYER_KINDS:
+        named = getattr(subject.config, kind)
+        try:
+            _ = resolve(named) if is_own_class(named) else None
+        except PluginError as error:
+            expected = "a class for the layers of the family's own, as 'module:Class'"
+            raise CheckFailed(expected, str(error), f"{kind}='{named}'", subject.at([kind])) from error
+
+
+def _written(
+    subject: FamilySubject, config: ReaLModelConfig, base: Mapping[str, Any] | None, how: str
+) -> Mapping[str, Any]:
+    try:
+        return config_io.to_hf(subject.family, config, base)
+    except ConfigError as error:
+        expected = "a table that states what it has read"
+        raise CheckFailed(expected, str(error), f"written {how}", subject.lines.named_in(str(error))) from error
+
+
+def _changed(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
+    for field, values in CHANGES.items():
+        for value in values:
+            before = getattr(config, field)
+            if isinstance(before, tuple):
+                value = tuple(None if one is None else value for one in before)
+            if before is None or value == before:  # turning things on is for the check of fields
+                continue
+            try:
+                yield config.replace(**{field: value})
+            except ConfigError:
+                continue

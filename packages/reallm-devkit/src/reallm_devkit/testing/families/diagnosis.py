@@ -1,0 +1,162 @@
+"""Where two models begin to differ, and which rows and entries of the tables speak of that place.
+
+The modules that the weight table pairs are listened to on both sides while one sequence goes through. The first of our
+modules that gets something else, though what came before it agrees, or that gives something else for the same, is the
+place.
+
+Shapes: T tokens of one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reallm.hf.conversion.mapping import weight_mappings
+from reallm_devkit.testing.families.reference import packed
+from reallm_devkit.testing.families.subject import FamilySubject, own_class, own_classes, run_packed
+
+SEEN = 1e-4
+"""Relative to the largest number: a difference that is no rounding."""
+
+Side = Literal["in", "out"]
+Event = tuple[str, Side]
+
+Suspects = tuple[tuple[str, ...], tuple[str, ...]]
+"""Fields, and entries of the weight table."""
+
+NORM = ("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset")
+STREAM = ("norm_placement", "residual_multiplier", "parallel_residual", "shared_norm", "block")
+SCORES = ("rope", "sliding_window", "attn_scale", "attn_softcap", "qk_norm", "qkv_clip", "attention")
+
+BETWEEN: Mapping[str, Suspects] = {
+    "attn.q": (NORM, ("attn_norm",)),
+    "attn.k": (NORM, ("attn_norm",)),
+    "attn.v": (NORM, ("attn_norm",)),
+    "attn.q_norm": (("qk_norm", "attention"), ("attn.q",)),
+    "attn.k_norm": (("qk_norm", "attention"), ("attn.k",)),
+    "attn.o": (SCORES, ("attn.q", "attn.k", "attn.v", "attn.q_norm", "attn.k_norm")),
+    "attn_post_norm": (STREAM, ("attn.o",)),
+    "mlp_norm": (STREAM, ("attn.o",)),
+    "mlp.gate": ((*NORM, *STREAM), ("mlp_norm",)),
+    "mlp.up": ((*NORM, *STREAM), ("mlp_norm",)),
+    "mlp.router": ((*NORM, *STREAM), ("mlp_norm",)),
+    "mlp.down": (("activation", "mlp"), ("mlp.gate", "mlp.up")),
+    "mlp_post_norm": ((*STREAM, "moe"), ("mlp.down", "mlp.experts.down")),
+}
+"""Module of ours -> what makes its inputs of what the modules before it gave: fields, and entries of the tables."""
+
+EMBEDDING: Suspects = (("embedding_multiplier", "learned_positions", "position_offset"), ("tokens", "positions"))
+END_OF_BLOCK: Suspects = (
+    ("moe", "activation", "mlp", *STREAM),
+    ("mlp.experts.gate", "mlp.experts.up", "mlp.experts.down", "mlp.down"),
+)
+HEAD: Suspects = (("tied_embeddings", "logit_multiplier", "logit_softcap", "head_bias", "final_norm"), ("out", "norm"))
+
+BIASES: Mapping[str, str] = {
+    "attn.q": "q_bias", "attn.k": "k_bias", "attn.v": "v_bias", "attn.o": "o_bias",
+    "mlp.gate": "gate_bias", "mlp.up": "up_bias", "mlp.down": "down_bias",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where it begins: a line that says so, and what of the tables to look at."""
+
+    where: str
+    look_at: str
+
+
+@torch.no_grad()
+def first_difference(subject: FamilySubject) -> Place:
+    """Where our network begins to differ from that of transformers."""
+    pairs = _pairs(subject)
+    sample = max(subject.samples, key=len)
+    ours, order = _listen(subject.ours, list(pairs), lambda: run_packed(subject.ours, *packed([sample])))
+    theirs, _ = _listen(subject.theirs, list(pairs.values()), lambda: subject.theirs(sample[None], use_cache=False))
+    agreed: list[str] = []
+    for path, side in order:
+        one, other = ours[path, side], theirs.get((pairs[path], side))
+        if other is None or path.startswith("layers.0."):  # some embeddings are multiplied where they are looked up
+            continue
+        other = other[0] if other.dim() == one.dim() + 1 else other
+        if one.shape != other.shape:  # heads before tokens, or several projections at once
+            continue
+        if (one - other).abs().max() > SEEN * other.abs().max().clamp_min(1e-6):
+            return _place(subject, path, pairs[path], side, agreed)
+        if side == "out":
+            agreed.append(path)
+    fields, entries = HEAD
+    return Place("after the last block, in the output head", _at(subject, fields, entries))
+
+
+def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: list[str]) -> Place:
+    layer, module = int(path.split(".")[1]), path.split(".", 2)[2]
+    if side == "out":
+        fields = NORM if module.endswith("norm") else (*filter(None, [BIASES.get(module)]),)
+        where = f"{path} gives something else than {theirs} for the same input"
+        tables = subject.at(fields if module.endswith("norm") else (), [module]) + _and(subject, fields)
+        own = own_class(subject.ours, path)
+        return Place(where, f"{own}; {tables}" if own else tables)
+    is_first = not any(one.startswith(f"layers.{layer}.") for one in agreed)
+    ends = EMBEDDING if layer == 1 else END_OF_BLOCK
+    fields, entries = ends if is_first else BETWEEN.get(module, ((), ()))
+    before = [one.split(".", 2)[2] for one in agreed if one.startswith(f"layers.{layer}.")]
+    where = f"what goes into {path} ({theirs}) differs" + (f", while {_listed(before)} agree" if before else "")
+    return Place(where, _at(subject, fields, (*entries, module)))
+
+
+def _at(subject: FamilySubject, fields: tuple[str, ...], entries: tuple[str, ...]) -> str:
+    own = own_classes(subject)
+    return "; ".join(filter(None, [subject.at(fields, entries, unstated=True), own]))
+
+
+def _and(subject: FamilySubject, fields: tuple[str, ...]) -> str:
+    """A bias's row, after the entry that it belongs to."""
+    rows = [subject.lines.field(field) for field in fields if field in BIASES.values()]
+    return "".join(f"; {row}" for row in rows if row)
+
+
+def _pairs(subject: FamilySubject) -> dict[str, str]:
+    """Modules of ours -> modules of theirs, as the table names their weights."""
+    found: dict[str, str] = {}
+    modules = {name for name, _ in subject.theirs.named_modules()}
+    for holding in weight_mappings(subject.family, subject.config):
+        for ours in holding.ours:
+            theirs = holding.theirs[0].rpartition(".")[0]
+            if len(holding.theirs) == 1 and theirs in modules:
+                found.setdefault(ours.rpartition(".")[0], theirs)
+    return found
+
+
+def _listen(model: nn.Module, paths: list[str], run: Callable[[], Any]) -> tuple[dict[Event, Tensor], list[Event]]:
+    """What goes into and comes out of modules, and the order in which it does."""
+    heard: dict[Event, Tensor] = {}
+
+    def note(path: str, side: Side, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) and value else value
+        if isinstance(value, Tensor) and value.is_floating_point():
+            heard.setdefault((path, side), value.detach())
+
+    def listen(path: str) -> list[Any]:
+        module = model.get_submodule(path)
+        return [
+            module.register_forward_pre_hook(lambda _, inputs: note(path, "in", inputs)),
+            module.register_forward_hook(lambda _, __, output: note(path, "out", output)),
+        ]
+
+    handles = [handle for path in paths for handle in listen(path)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return heard, list(heard)
+
+
+def _listed(modules: list[str]) -> str:
+    return ", ".join(modules[-3:])

@@ -1,0 +1,162 @@
+"""The check that no field of a family's configuration is silently ignored.
+
+Each field of transformers' class gets other values. Where transformers then computes something else, ours must compute
+the same, or refuse the value by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reallm.errors import CheckpointError, ReallmError
+from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.transformers_io import checkpoint_state
+from reallm.hf.tables.ignored_keys import is_irrelevant
+from reallm.model.config import ReaLModelConfig
+from reallm_devkit.testing.checks import CheckFailed, check
+from reallm_devkit.testing.families import reference
+from reallm_devkit.testing.families.behaviour import LENGTHS, Behaviour, behaviour_of
+from reallm_devkit.testing.families.closeness import MOST_LOGITS, is_close, largest
+from reallm_devkit.testing.families.numbers import logits
+from reallm_devkit.testing.families.subject import FamilySubject, network, run_packed
+from reallm_devkit.testing.families.values import changes
+
+
+class Unnamed(CheckFailed):
+    """A value is refused, but not by the name of its key."""
+
+
+@check(needs=[logits])
+def config_fields(subject: FamilySubject) -> str:
+    """every field of transformers' configuration is honoured, or refused by name"""
+    samples = reference.sequences(subject.config.vocab_size, LENGTHS)
+    before = behaviour_of(subject.theirs, samples)
+    positions = _key_of(subject, "max_positions")
+    counts = {"honoured": 0, "refused": 0, "without effect": 0}
+    for raw, key in _fields(subject):
+        outcomes: list[str] = []
+        unnamed: list[CheckFailed] = []
+        for change in changes(raw, key, positions):
+            try:
+                outcomes.append(_tried(subject, key, {**raw, **change}, samples, before))
+            except Unnamed as failure:
+                unnamed.append(failure)
+        if unnamed and "honoured" not in outcomes:  # else it is refused for what follows from it, as odd sizes are
+            raise unnamed[0]
+        for outcome in filter(None, outcomes):
+            counts[outcome] += 1
+    return ", ".join(f"{count} values {what}" for what, count in counts.items() if count)
+
+
+def _fields(subject: FamilySubject) -> Iterator[tuple[dict[str, Any], str]]:
+    """Keys and fields of transformers' class, less those that have no effect in any family, and what they stand in.
+
+    A key that is another name of one that is there takes its place.
+    """
+    config = reference.hf_config(subject.raw)
+    declared = [item.name for item in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    known = [*subject.raw, *config.to_dict(), *declared]
+    if "rope_parameters" in known:
+        known.append("rope_scaling")
+    synonyms = {**config.attribute_map, **{real: alias for alias, real in config.attribute_map.items()}}
+    for key in dict.fromkeys(known):
+        if is_irrelevant(key):
+            continue
+        raw, other = dict(subject.raw), synonyms.get(key)
+        if key not in raw and other in raw:
+            raw[key] = raw.pop(other)
+        yield raw, key
+
+
+def _tried(subject: FamilySubject, key: str, raw: Mapping[str, Any], samples: list[Tensor], before: Behaviour) -> str:
+    """What came of another value; empty if transformers cannot do it."""
+    try:
+        theirs = reference.hf_model(raw)
+        after = behaviour_of(theirs, samples)
+    except Exception:  # whatever transformers does about values that it cannot use
+        return ""
+    has_effect, trains_otherwise = not after.is_like(before), not after.trains_like(before)
+    said = f"{key}={_short(raw[key])}"
+    try:
+        config = config_io.from_hf(subject.family, raw)
+    except CheckpointError as error:
+        if has_effect and not _names(subject, key, str(error)):
+            expected = f"an error about {said} that names '{key}'"
+            raise Unnamed(expected, str(error), look_at=subject.lines.key(key)) from error
+        return "refused"
+    if config == subject.config:
+        if has_effect or trains_otherwise:
+            _fail_ignored(subject, key, said, before, after)
+        return "without effect"
+    _check_agrees(subject, key, said, theirs, config, samples, after)
+    return "honoured"
+
+
+def _fail_ignored(subject: FamilySubject, key: str, said: str, before: Behaviour, after: Behaviour) -> None:
+    if before.is_like(after):
+        effect = "training in transformers"
+    elif before.logits.shape == after.logits.shape:
+        effect = f"logits of transformers, by up to {(before.logits - after.logits).abs().max():.2g}"
+    else:
+        effect = "the shape of transformers' logits"
+    raise CheckFailed(
+        f"{said} is honoured, or refused by name: it changes {effect}",
+        "it is silently ignored: our configuration is the same as without it",
+        f"key '{key}' of config.json",
+        subject.lines.key(key),
+    )
+
+
+def _check_agrees(
+    subject: FamilySubject,
+    key: str,
+    said: str,
+    theirs: nn.Module,
+    config: ReaLModelConfig,
+    samples: list[Tensor],
+    after: Behaviour,
+) -> None:
+    try:
+        ours = network(subject.family, config, checkpoint_state(theirs))  # type: ignore[arg-type]
+    except ReallmError as error:
+        expected = f"a network for {said}, or an error about the configuration that names it"
+        raise CheckFailed(expected, str(error), f"key '{key}' of config.json", subject.lines.key(key)) from error
+    with torch.no_grad():
+        found = run_packed(ours.eval(), *reference.packed(samples))
+    if found.shape != after.logits.shape:
+        seen = f"logits of shape {list(found.shape)}"
+        raise CheckFailed(f"{list(after.logits.shape)} for {said}", seen, look_at=subject.lines.key(key))
+    if not is_close(found, after.logits):
+        difference, _, _ = largest(found, after.logits)
+        fields = [item.name for item in dataclasses.fields(config)]
+        other = [name for name in fields if getattr(config, name) != getattr(subject.config, name)]
+        raise CheckFailed(
+            f"with {said}, logits of {subject.architecture} within {MOST_LOGITS:.0e}",
+            f"they differ by up to {difference:.2g}; it became "
+            + ", ".join(f"{name}={_short(getattr(config, name))}" for name in other),
+            f"key '{key}' of config.json",
+            subject.lines.key(key),
+        )
+
+
+def _key_of(subject: FamilySubject, field: str) -> str | None:
+    """The key that states a field."""
+    return next((row.keys[0] for row in subject.family.config.rows if field in row.fields and row.keys), None)
+
+
+def _names(subject: FamilySubject, key: str, text: str) -> bool:
+    """Whether an error names a key, or the field of ours that its row states."""
+    rows = [row for row in subject.family.config.rows if key in row.keys]
+    return any(name in text for name in (key, *(name for row in rows for name in (*row.keys, *row.fields))))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = dict(value)
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

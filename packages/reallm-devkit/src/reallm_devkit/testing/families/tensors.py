@@ -1,0 +1,207 @@
+"""Checks of the weight table: names of tensors, and tensors there and back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from reallm.errors import CheckpointError, ConfigError, PluginError, ReallmError
+from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
+from reallm.hf.file_names import WEIGHTS_NAME
+from reallm.hf.tables.weights import names_in, stored
+from reallm.model.parameters import parameter_shapes
+from reallm_devkit.testing.checks import CheckFailed, check
+from reallm_devkit.testing.families.configs import default_config
+from reallm_devkit.testing.families.entries import check_entries, is_of, made_by
+from reallm_devkit.testing.families.reference import SEED, quiet
+from reallm_devkit.testing.families.subject import FamilySubject, network
+from reallm_devkit.testing.folders import scratch
+
+N_SUBSETS = 20
+
+
+@check(needs=[default_config])
+def table(subject: FamilySubject) -> str:
+    """every parameter of the network has one entry in the weight table, and every entry has an inverse"""
+    try:
+        found = weight_mappings(subject.family, subject.config)
+    except PluginError as error:
+        text = str(error)
+        quoted = [part for part in text.split("'")[1::2] if subject.lines.entry(part)]
+        look_at = subject.lines.entry(quoted[0]) if quoted else subject.lines.weights()
+        raise CheckFailed(
+            "an entry for each parameter, and a parameter for each entry", text, look_at=look_at
+        ) from error
+    n_tensors = sum(len(holding.theirs) for holding in found)
+    return f"{len(parameter_shapes(subject.config))} parameters in {n_tensors} tensors"
+
+
+@check(needs=[table])
+def names(subject: FamilySubject) -> str:
+    """the table names exactly the tensors that transformers saves, each in one layer"""
+    with scratch() as folder, quiet():
+        subject.theirs.save_pretrained(folder)
+        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+            saved = set(file.keys())
+    ours = weights.hf_names(subject.family, subject.config)
+    saved = {name for name in saved if not subject.family.weights.is_ignored(name)}
+    if set(ours) != saved:
+        expected, without = f"the {len(saved)} tensors that {subject.architecture} saves", _without_parameter(subject)
+        idle = {name: path for name, path in without.items() if name in saved}
+        if idle:
+            name, path = next(iter(idle.items()))
+            fields = made_by(path)
+            by = f", which depends on {' and '.join(fields)}" if fields else ""
+            seen = f"{_compared(ours, saved)}: the entry '{path}' is there, but the network has no such parameter{by}"
+            look_at = subject.at(fields, [path], unstated=True)
+            raise CheckFailed(expected, seen, f"tensor '{name}'", look_at)
+        raise CheckFailed(expected, _compared(ours, saved), look_at=_entry_near(subject, ours, saved))
+    check_entries(subject)
+    in_layers = _by_layer(subject)
+    for name in ours:
+        owners = [layer for layer, of_layer in in_layers.items() if name in of_layer]
+        if len(owners) != 1:
+            seen = f"in {len(owners)}: {', '.join(map(str, owners))}"
+            raise CheckFailed("each tensor in one layer", seen, f"tensor '{name}'", subject.lines.weights())
+    return f"{len(ours)} tensors, {len(in_layers)} layers"
+
+
+@check(needs=[names])
+def state_dict(subject: FamilySubject) -> str:
+    """tensors become parameters and parameters tensors without a bit changed, in any subset that can be taken apart"""
+    family, config, hf_state = subject.family, subject.config, subject.hf_state
+    _check_shapes(subject)
+    try:
+        network(family, config, hf_state)
+        state = weights.state_dict_from_hf(family, hf_state, config)
+    except ReallmError as error:
+        raise CheckFailed(
+            "parameters of the shapes that the network has", str(error), look_at=subject.lines.weights()
+        ) from error
+    _check_same(subject, state, list(weight_mappings(family, config)), "all parameters")
+    generator = random.Random(SEED)
+    everything = weight_mappings(family, config)
+    for _ in range(N_SUBSETS):
+        chosen = generator.sample(everything, generator.randrange(1, len(everything)))
+        part = {name: state[name] for holding in chosen for name in holding.ours}
+        _check_same(subject, part, chosen, f"{len(part)} parameters chosen at random")
+    for layer, of_layer in _by_layer(subject).items():
+        found = weights.state_dict_from_hf(family, {name: hf_state[name] for name in of_layer}, config)
+        wanted = {name for name in state if name.startswith(f"layers.{layer}.")}
+        if set(found) != wanted:
+            raise CheckFailed(
+                f"the parameters of layer {layer}", _compared(found, wanted), look_at=subject.lines.weights()
+            )
+    n_split = _check_split(subject, state)
+    shared = f", {n_split} that cannot be split" if n_split else ""
+    return f"{len(state)} parameters, {N_SUBSETS} subsets, {len(_by_layer(subject))} layers{shared}"
+
+
+def _without_parameter(subject: FamilySubject) -> dict[str, str]:
+    """Tensors of the first block and the ends that entries name, but that hold no parameter of ours -> the entry."""
+    family, config = subject.family, subject.config
+    found: dict[str, str] = {}
+    for layer in (0, 1, config.n_layers + 1):
+        names = [name.split(".", 2)[2] for name in parameter_shapes(config) if name.startswith(f"layers.{layer}.")]
+        for key, theirs in family.weights.part(layer, config.n_layers).items():
+            name = stored(theirs).name.replace("{}", "0")
+            for path in names_in(key):
+                if not any(is_of(one, path) for one in names):
+                    found |= {f"{name}{kind}": path for kind in ("", ".weight", ".bias")}
+    return found
+
+
+def _by_layer(subject: FamilySubject) -> dict[int, list[str]]:
+    family, config = subject.family, subject.config
+    blocks = {block + 1: weights.block_names(family, config, block) for block in range(config.n_layers)}
+    ends = {0: weights.embedding_names(family, config), config.n_layers + 1: weights.head_names(family, config)}
+    return {**ends, **blocks}
+
+
+def _check_shapes(subject: FamilySubject) -> None:
+    """The shapes that the table expects of tensors are those of transformers."""
+    for holding in weight_mappings(subject.family, subject.config):
+        for name in holding.theirs:
+            shape = tuple(subject.hf_state[name].shape)
+            if shape != tuple(holding.shape):
+                raise CheckFailed(
+                    f"a tensor of shape {list(holding.shape)}, as the network and the table have it",
+                    f"{list(shape)} in {subject.architecture}",
+                    f"tensor '{name}'",
+                    subject.at((), [holding.ours[0].split(".", 2)[2]]),
+                )
+
+
+def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: list[WeightMapping], where: str) -> None:
+    """To tensors, which are those of transformers, and back."""
+    tensors = dict(weights.state_dict_to_hf(subject.family, state, subject.config))
+    wanted = {name for holding in chosen for name in holding.theirs}
+    if set(tensors) != wanted:
+        raise CheckFailed("the tensors that hold them", _compared(tensors, wanted), where, subject.lines.weights())
+    again = weights.state_dict_from_hf(subject.family, tensors, subject.config)
+    for holding in chosen:
+        same = all(torch.equal(tensors[name], subject.hf_state[name]) for name in holding.theirs)
+        back = all(name in again and torch.equal(again[name], state[name]) for name in holding.ours)
+        if not (same and back):
+            look_at = subject.at((), [holding.ours[0].split(".", 2)[2]])
+            seen = "other numbers in the tensor" if not same else "other numbers in the parameters, there and back"
+            raise CheckFailed("the same numbers, bit for bit", seen, f"{where}, tensor '{holding.theirs[0]}'", look_at)
+
+
+def _check_split(subject: FamilySubject, state: Mapping[str, Tensor]) -> int:
+    """A part of a shared tensor is refused by name; how many of them there are."""
+    family, config = subject.family, subject.config
+    shared = [
+        holding for holding in weight_mappings(family, config) if len(holding.ours) > 1 or len(holding.theirs) > 1
+    ]
+    for holding in shared:
+        one, tensor = holding.ours[0], holding.theirs[0]
+        if len(holding.ours) > 1:
+            to_hf = partial(weights.state_dict_to_hf, family, {one: state[one]}, config)
+            _check_refused(subject, to_hf, holding.ours[1])
+        if len(holding.theirs) > 1:
+            from_hf = partial(weights.state_dict_from_hf, family, {tensor: subject.hf_state[tensor]}, config)
+            _check_refused(subject, from_hf, holding.theirs[1])
+    return len(shared)
+
+
+def _check_refused(subject: FamilySubject, convert: Callable[[], object], missing: str) -> None:
+    try:
+        convert()
+    except (ConfigError, CheckpointError) as error:
+        if missing in str(error):
+            return
+    raise CheckFailed(f"an error that names '{missing}', which is missing", "none", look_at=subject.lines.weights())
+
+
+def _compared(found: Iterable[str], wanted: set[str]) -> str:
+    have = set(found)
+    missing, extra = sorted(wanted - have), sorted(have - wanted)
+    said = [f"{_some(missing)} missing"] if missing else []
+    return " and ".join([*said, *([f"{_some(extra)} too many"] if extra else [])])
+
+
+def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str:
+    """The entry of the first tensor that transformers does not have, or the one that its missing one would be near."""
+    for holding in weight_mappings(subject.family, subject.config):
+        if not set(holding.theirs) <= saved:
+            return subject.at((), [holding.ours[0].split(".", 2)[2]])
+    missing = sorted(saved - set(ours))[0]
+    module, _, kind = missing.rpartition(".")
+    for holding in weight_mappings(subject.family, subject.config):
+        if holding.theirs[0].rpartition(".")[0] == module:  # the bias of a weight that is there
+            name = holding.ours[0].split(".", 2)[2]
+            fields = [f"{name.split('.')[-2]}_bias"] if kind == "bias" else []
+            return subject.at(fields, [name], unstated=True)
+    return subject.lines.weights()
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

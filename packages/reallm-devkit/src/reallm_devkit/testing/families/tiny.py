@@ -1,0 +1,162 @@
+"""Small configurations of a family, made of what transformers assumes by default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reallm.errors import ConfigError, ReallmError
+from reallm.hf.conversion import config as config_io
+from reallm.hf.family import HFFamily
+from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm_devkit.testing.checks import CheckFailed
+from reallm_devkit.testing.families.lines import TableLines
+from reallm_devkit.testing.families.reference import hf_class, hf_config
+
+MOST_BLOCKS = 4
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 97, "max_positions": 64}
+WINDOW = 5
+PRETRAINED_POSITIONS = 16
+"""Where RoPE of longer contexts begins to stretch; the longest sequence that is compared has 40 tokens."""
+
+Raw = Mapping[str, Any]
+
+
+def tiny_config(lines: TableLines) -> Raw:
+    """A `config.json` as transformers' default one of the model type, with small sizes.
+
+    Raises:
+        CheckFailed: there is nothing to compare with, or the table cannot read or write it.
+    """
+    family = lines.family
+    default = default_config(lines)
+    try:
+        known = config_io.from_hf(family, default, source=f"the default {family.model_type} configuration")
+    except ReallmError as error:
+        expected = f"a table that reads transformers' default configuration of model_type '{family.model_type}'"
+        raise CheckFailed(expected, str(error), look_at=lines.named_in(str(error))) from error
+    reason = ""
+    for small, blocks in _candidates(family, known):
+        try:
+            raw = family.config.write(small, _of_blocks(default, known.n_layers, blocks))
+            hf_config(raw)  # some sizes go together only in transformers
+            return raw
+        except (ReallmError, ValueError, TypeError) as error:
+            reason = reason or " ".join(str(error).split())
+    raise CheckFailed(
+        "a table that states small sizes, in a file that it reads to the same ones",
+        reason,
+        look_at=f"{lines.config()}; or give the kit a small one of your own, configs={{'tiny': {{...}}}}",
+    )
+
+
+def default_config(lines: TableLines) -> dict[str, Any]:
+    """What transformers writes for the model type if nothing is said, without token ids.
+
+    Raises:
+        CheckFailed: transformers does not know the model type or the architecture.
+    """
+    from transformers import CONFIG_MAPPING
+
+    family = lines.family
+    architecture = family.architectures[0]
+    if family.model_type not in CONFIG_MAPPING:
+        raise CheckFailed(
+            f"a model type of transformers, to compare '{family.names[0]}' with",
+            f"model_type '{family.model_type}', which transformers does not know",
+            look_at=f"model_type of the HFFamily, {lines.family_line()}",
+        )
+    if hf_class(architecture) is None:
+        raise CheckFailed(
+            f"a model class of transformers, to compare '{family.names[0]}' with",
+            f"architecture '{architecture}', which transformers does not have",
+            look_at=f"architectures of the HFFamily, {lines.family_line()}",
+        )
+    raw: dict[str, Any] = CONFIG_MAPPING[family.model_type]().to_dict()
+    return without_ids({**raw, "architectures": [architecture]})
+
+
+def without_ids(raw: Raw) -> dict[str, Any]:
+    """A configuration whose special tokens are none, since they may lie beyond a small vocabulary."""
+    return {key: None if key.endswith("_token_id") else value for key, value in raw.items()}
+
+
+def as_given(family: HFFamily, raw: Raw) -> Raw:
+    """An author's configuration, completed by what says which family it is of."""
+    known = {"model_type": family.model_type, "architectures": [family.architectures[0]]}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return {**known, **ids, **raw}
+
+
+def other_head(family: HFFamily, raw: Raw) -> Raw | None:
+    """The same with a tied head where it is not tied, and the other way round; None if the table cannot say so."""
+    try:
+        config = config_io.from_hf(family, raw)
+        return family.config.write(config.replace(tied_embeddings=not config.tied_embeddings), raw)
+    except ReallmError:
+        return None
+
+
+def _candidates(family: HFFamily, config: ReaLModelConfig) -> Iterator[tuple[ReaLModelConfig, list[int]]]:
+    """Small configurations of the same kind and the blocks they have, the ones that show more mistakes first."""
+    chosen = _chosen_blocks(config)
+    for head_dim in (16, 8):  # heads that are wider together than the stream, where the family can have them
+        for blocks in (chosen, list(range(len(chosen)))):
+            several = config.with_blocks(*blocks)
+            changes = _small(several, head_dim)
+            known = {item.name: getattr(several, item.name) for item in dataclasses.fields(several)} | changes
+            following = {name: value(known) for name, value in family.config.constants.items() if callable(value)}
+            try:
+                yield several.replace(**{**changes, **following}), blocks
+            except (ConfigError, TypeError):
+                continue
+
+
+def _of_blocks(raw: Raw, n_layers: int, blocks: list[int]) -> Raw:
+    """The same with lists that have an entry for each block cut to some blocks."""
+    return {
+        key: [value[block] for block in blocks] if isinstance(value, list) and len(value) == n_layers else value
+        for key, value in raw.items()
+    }
+
+
+def _chosen_blocks(config: ReaLModelConfig) -> list[int]:
+    """The first block of each kind, and at least two."""
+    experts = set(config.expert_blocks)
+    kinds: dict[tuple[object, ...], int] = {}
+    for block, kind in enumerate(zip(config.windows, config.ropes, strict=True)):
+        kinds.setdefault((*kind, block in experts), block)
+    chosen = sorted(kinds.values())[:MOST_BLOCKS]
+    return chosen if len(chosen) > 1 else list(range(min(2, config.n_layers)))
+
+
+def _small(config: ReaLModelConfig, head_dim: int) -> dict[str, Any]:
+    n_kv_heads = {config.n_q_heads: 4, 1: 1}.get(config.n_kv_heads, 2)
+    changes: dict[str, Any] = {**SIZES, "n_q_heads": 4, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+    if config.moe is not None:
+        top_k = min(config.moe.top_k, 2)
+        inner = None if config.moe.intermediate_size is None else 24
+        changes["moe"] = dataclasses.replace(config.moe, n_experts=4, top_k=top_k, intermediate_size=inner)
+    changes["sliding_window"] = _each(config.sliding_window, lambda window: WINDOW)
+    changes["rope"] = _each(config.rope, lambda rope: _small_rope(rope, head_dim / config.head_dim))
+    return changes
+
+
+def _small_rope(rope: RopeConfig, ratio: float) -> RopeConfig:
+    changes: dict[str, Any] = {}
+    if rope.rotary_dim is not None:
+        changes["rotary_dim"] = int(rope.rotary_dim * ratio)
+    if rope.original_max_positions is not None:
+        changes["original_max_positions"] = PRETRAINED_POSITIONS
+    for name in ("short_factor", "long_factor"):
+        factors = getattr(rope, name)
+        if factors is not None:
+            changes[name] = factors[: max(1, int(len(factors) * ratio))]
+    return dataclasses.replace(rope, **changes)
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(None if one is None else change(one) for one in value)
+    return None if value is None else change(value)

@@ -1,0 +1,127 @@
+"""Other values for the keys of a `config.json`: what a checkpoint of the family might say there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reallm.hf.tables.layer_fields import FULL, SLIDING
+
+Raw = Mapping[str, Any]
+
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "quick_gelu", "relu", "silu", "relu2")
+CHUNKED = "chunked_attention"
+POSITIONS = 16
+"""Of pretraining, for RoPE of longer contexts; sequences that are compared have up to 40 tokens."""
+
+ROPES: tuple[Mapping[str, Any], ...] = (
+    {"rope_type": "default", "rope_theta": 300.0},
+    {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+    {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
+    {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": POSITIONS,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+    {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": POSITIONS},
+    {
+        "rope_type": "yarn",
+        "rope_theta": 50.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": POSITIONS,
+        "beta_fast": 4.0,
+        "beta_slow": 0.5,
+        "attention_factor": 1.25,
+    },
+)
+
+Change = Mapping[str, Any]
+"""What of a `config.json` is other, by key."""
+
+
+def changes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
+    """Other values of a key, each as the change it makes; some only show in short contexts, which they state, too.
+
+    Args:
+        raw: the configuration that is changed.
+        key: one that transformers' class has.
+        positions_key: that of the longest sequence of pretraining.
+    """
+    value = raw.get(key)
+    if "rope" in key and (isinstance(value, Mapping) or key == "rope_scaling"):
+        yield from _ropes(raw, key, positions_key)
+    elif key == "layer_types":
+        yield from ({key: types} for types in _layer_types(value or []))
+    else:
+        # transformers adds the loss of routers where it is asked for what they give
+        also = {"output_router_logits": True} if "router" in key and "output_router_logits" in raw else {}
+        if value is not None:
+            yield {key: None}
+        yield from ({**also, key: other} for other in _others(raw, key, value) if other != value)
+
+
+def _others(raw: Raw, key: str, value: Any) -> Iterator[Any]:
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, str):
+        yield from ACTIVATIONS if value in (*ACTIVATIONS, "gelu_fast", "tanh", "swish") else ()
+    elif key == "vocab_size":
+        yield 89
+    elif "position" in key and isinstance(value, int):
+        yield 48
+    elif isinstance(value, int):
+        yield from (value + 1, value * 2, value // 2) if value else (1, 2)
+    elif isinstance(value, float):
+        yield from (value * 4,) if 0.0 < value < 0.01 else (value * 1.5 if value else 0.25,)
+        yield 0.05 if 0.0 < value < 0.01 else 0.3
+    elif isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+        yield [value[0] + 1, *value[1:]]
+        yield value[:1]
+    elif isinstance(value, list) and not value:
+        yield [0]
+    elif value is None:
+        yield from _from_nothing(raw, key)
+
+
+def _from_nothing(raw: Raw, key: str) -> Iterator[Any]:
+    """Values for a key that has none: guessed by its name, since transformers' classes do not always say the type."""
+    if "window" in key:
+        yield from (3, 9)
+    elif "softcap" in key or "clip" in key or "scal" in key or "multiplier" in key:
+        yield from (1.5, 20.0)
+    elif "partial" in key:
+        yield 0.5
+    else:
+        yield from (True, 24, 2)
+
+
+def _layer_types(types: list[str]) -> Iterator[list[str]]:
+    n_layers = len(types)
+    kinds = {FULL, SLIDING, *types} - {CHUNKED}
+    for kind in sorted(kinds):
+        yield [kind] * n_layers
+    yield [FULL, SLIDING] * (n_layers // 2) + [FULL] * (n_layers % 2)
+    yield [SLIDING, FULL] * (n_layers // 2) + [SLIDING] * (n_layers % 2)
+
+
+def _ropes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
+    """All kinds of RoPE, in the present spelling and in the older one."""
+    value = raw.get(key) or {}
+    by_type = [kind for kind, item in value.items() if isinstance(item, Mapping)]
+    kept = {name: value[name] for name in ("partial_rotary_factor",) if name in value}
+    for parameters in ROPES:
+        short = {} if positions_key is None or parameters["rope_type"] != "dynamic" else {positions_key: POSITIONS}
+        if key == "rope_scaling":
+            older = {name: item for name, item in parameters.items() if name != "rope_theta"}
+            yield {"rope_parameters": None, "rope_theta": parameters["rope_theta"], key: older, **short}
+        elif by_type:
+            yield from ({key: {**value, kind: {**kept, **parameters}}, **short} for kind in by_type)
+        else:
+            yield {key: {**kept, **parameters}, **short}
+    if "partial_rotary_factor" in value:
+        yield {key: {**value, "partial_rotary_factor": 0.5}}
+        yield {key: {**value, "partial_rotary_factor": 0.25}}
