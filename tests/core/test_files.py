@@ -214,7 +214,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 KILL_AT_EVERY_STEP = """
     import itertools, os, signal, sys
     from pathlib import Path
-    from reallm.data import files
+    from reallm import atomic_files as files
 
     path, swap = Path(sys.argv[1]), sys.argv[2]
     if swap == "two renames":

@@ -40,9 +40,9 @@ def reallm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     Path("model").mkdir()
     Path("model/config.json").write_text('{"dtype": "float32"}')
 
-    def architecture(args):
-        if args.path != "model":
-            raise CheckpointError(f"{args.path} does not exist")
+    def architecture(path):
+        if path != "model":
+            raise CheckpointError(f"{path} does not exist")
         return CONFIG
 
     monkeypatch.setattr("reallm.hf.conversion.families.architecture", architecture)

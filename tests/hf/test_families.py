@@ -92,7 +92,7 @@ def test_plugins_and_tables_import_neither_torch_nor_transformers():
     modules = ", ".join(f"{file.parent.name}.plugin" for file in PLUGINS)
     program = (
         f"import sys, {modules}, reallm.hf.conversion.config, reallm.hf.conversion.families;"
-        "from reallm.hf import families; families.family_for({'model_type': 'llama'});"
+        "from reallm.hf.conversion import families; families.family_for({'model_type': 'llama'});"
         "print([name for name in ('torch', 'transformers', 'numpy', 'huggingface_hub') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
