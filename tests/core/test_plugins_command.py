@@ -7,8 +7,8 @@ import json
 import pytest
 
 from reallm.cli.main import run
-from reallm.cli.plugins import table as plugins_table
 from reallm.cli.plugins import app as plugins
+from reallm.cli.plugins import table as plugins_table
 from reallm.plugins.finder import Entry, plan
 from reallm.plugins.loader import Loaded, Offer
 from reallm.plugins.registry import Registry

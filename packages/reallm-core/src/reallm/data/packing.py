@@ -13,7 +13,6 @@ import heapq
 from collections.abc import Sequence
 
 from reallm.errors import DataError
-from reallm.parallel.layout import Layout
 
 
 def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
@@ -198,22 +197,29 @@ def _check(lengths: Sequence[int], name: str, value: int) -> None:
         raise DataError(f"sample {lengths.index(min(lengths))} has a negative length, {min(lengths)}")
 
 
-def deal(sizes: Sequence[int], layout: Layout, max_size: int | None = None) -> list[list[list[int]]]:
-    """Indices of `sizes` for each data-parallel rank, in groups that go through the stages one after another.
+def inference_micro_batches(
+    lengths: Sequence[int], dp: int, pp: int, max_tokens: int | None = None
+) -> list[list[list[int]]]:
+    """For each of `dp` ranks its micro-batches of indices of `lengths`, which go through `pp` stages one after another.
 
-    Ranks have nearly equal sums, and so have the groups of a rank. There are as many groups as stages, which keeps all
-    stages busy, or as many as `max_size` asks for; fewer where there are too few samples, none without any.
+    Ranks have nearly equal sums, and so have the micro-batches of a rank. Unlike in `parallel_micro_batches`, each rank
+    has its own number of them: as many as stages, which keeps all stages busy, or as many as `max_tokens` asks for;
+    fewer where there are too few samples, none without any.
 
-        >>> deal([8, 7, 6, 5, 4], Layout(dp=2, pp=2))  # 15 and 15
-        [[[0], [1]], [[2], [3, 4]]]
+    >>> inference_micro_batches([8, 7, 6, 5, 4], dp=2, pp=2)  # 15 and 15
+    [[[0], [1]], [[2], [3, 4]]]
+
+    Raises:
+        DataError: `dp` or `max_tokens` is below 1, or a length negative.
     """
-    return [_groups(sizes, share, layout.pp, max_size) for share in balanced_partition(sizes, layout.dp)]
+    return [_fill_stages(lengths, indices, pp, max_tokens) for indices in balanced_partition(lengths, dp)]
 
 
-def _groups(sizes: Sequence[int], share: Sequence[int], pp: int, max_size: int | None) -> list[list[int]]:
-    own = [sizes[i] for i in share]
-    n_groups = min(pp, len(share))
-    groups = [] if max_size is None else micro_batches(own, max_size)
-    if n_groups > len(groups):
-        groups = balanced_partition(own, n_groups)
-    return [[share[i] for i in group] for group in groups]
+def _fill_stages(lengths: Sequence[int], indices: Sequence[int], pp: int, max_tokens: int | None) -> list[list[int]]:
+    """The samples of one rank in at least `pp` micro-batches, if there are so many."""
+    chosen = [lengths[i] for i in indices]
+    n_batches = min(pp, len(indices))
+    batches = [] if max_tokens is None else micro_batches(chosen, max_tokens)
+    if n_batches > len(batches):
+        batches = balanced_partition(chosen, n_batches)
+    return [[indices[i] for i in batch] for batch in batches]

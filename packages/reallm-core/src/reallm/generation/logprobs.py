@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reallm.data.packing import deal
+from reallm.data.packing import inference_micro_batches
 from reallm.errors import ConfigError
 from reallm.model.linear_cross_entropy import next_token_targets
 from reallm.model.packed import PackedSequences
@@ -67,7 +67,8 @@ def forward_packed(
     model.eval()
     try:
         with unsharded(model):
-            for chosen in deal([len(piece) for piece in pieces], layout, max_tokens)[dp_rank]:
+            lengths_per_piece = [len(piece) for piece in pieces]
+            for chosen in inference_micro_batches(lengths_per_piece, layout.dp, layout.pp, max_tokens)[dp_rank]:
                 pack, seqs = _packed(pieces, chosen)
                 hidden = model.run(pack, seqs) if relay is None else relay.run(pack, seqs)
                 if hidden is not None:

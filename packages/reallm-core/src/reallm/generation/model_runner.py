@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reallm.data.packing import deal
+from reallm.data.packing import inference_micro_batches
 from reallm.generation.sampling import SamplingConfig
 from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_rows
 from reallm.model.transformer import Transformer
@@ -34,7 +34,7 @@ def run_distributed(
     """Continue all prompts to their ends; called by all ranks of the layout with the same arguments."""
     # what may become of a prompt: it bounds the cache as well as the time
     sizes = [len(completion.prompt_ids) + sampling.max_new_tokens for completion in completions]
-    groups = deal(sizes, mesh.layout)[mesh.here.dp]
+    groups = inference_micro_batches(sizes, mesh.layout.dp, mesh.layout.pp)[mesh.here.dp]
     with unsharded(model):
         batches = [
             DecodeBatch(model, {place: completions[place] for place in group}, sampling, to_text) for group in groups
