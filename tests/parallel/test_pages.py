@@ -13,7 +13,7 @@ from workspace import ROOT
 
 
 def test_models_on_many_ranks(tmp_path):
-    text = (ROOT / "docs/spread-models.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/distributed-models.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3
     tokenizer = tiny_tokenizer()
