@@ -10,7 +10,7 @@ from reallm.errors import ConfigError
 from reallm.hf.conversion import config as config_io
 from reallm.hf.conversion import families
 from reallm.model.config import MoEConfig, ReaLModelConfig
-from reallm.model.parameters import TIED
+from reallm.model.parameter_names import EMBEDDING_WEIGHT
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import check_fits, local_boxes
@@ -177,7 +177,7 @@ class TestWhatStays:
 
     def test_a_tied_table_that_the_last_stage_has_too_is_sent_by_either(self):
         made = planned(SMALL, "pp2@0,1", "dp1@2")
-        senders = {move.source for move in made.for_rank(2).receives if TIED in move.names}
+        senders = {move.source for move in made.for_rank(2).receives if EMBEDDING_WEIGHT in move.names}
         assert senders <= {0, 1}
         assert made.most_sent < 1.05 * made.total_elements / 2  # without its choice the first or last had more
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from reallm.config.args import ModelArgs
 from reallm.data.namedarray import NamedArray, merge
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import PluginError
-from reallm.model.parameters import parameter_infos
+from reallm.model.parameters import n_parameters
 from reallm.specs import ModelFunctionCall
 from reallm.training.engine import TrainEngine
 from reallm.training.memory import GIB, peak_memory
@@ -119,5 +118,5 @@ class LoadedModel:
     def n_parameters(self) -> int:
         """Numbers in the whole model."""
         if self.role.model.mesh is not None:
-            return sum(math.prod(info.shape) for info in parameter_infos(self.role.model.config))
+            return n_parameters(self.role.model.config)
         return sum(parameter.numel() for parameter in self.role.model.parameters())

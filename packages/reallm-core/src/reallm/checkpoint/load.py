@@ -18,10 +18,11 @@ from reallm.checkpoint.reader import DTYPES, Checkpoint, _some, open_checkpoint
 from reallm.errors import CheckpointError
 from reallm.hf.conversion.config import read_config, saved_as_critic
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
-from reallm.hf.conversion.state_dict import EMBEDDING, refuse_untied_head, unused_names
+from reallm.hf.conversion.state_dict import refuse_untied_head, unused_names
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.weights import stored
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_weight_name
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box
 from reallm.model.transformer import initial_weight
@@ -38,7 +39,7 @@ def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLM
     """
     found = list(weight_mappings(family, config))
     if config.is_critic and not saved_as_critic(family, read_config(checkpoint.folder)):
-        head = f"layers.{config.n_layers + 1}.out.weight"
+        head = head_weight_name(config)
         found = [holding for holding in found if head not in holding.ours]
     _check_names(checkpoint, family, {name for item in found for name in item.theirs}, unused_names(family, config))
     for holding in found:
@@ -135,8 +136,8 @@ def read_boxes(
                 tensors[name] = onto[name].copy_(part)
 
     found = check_against_config(checkpoint, family, config)
-    if EMBEDDING in boxes:
-        bytes_read += _refuse_untied_head(checkpoint, family, config, boxes[EMBEDDING])
+    if EMBEDDING_WEIGHT in boxes:
+        bytes_read += _refuse_untied_head(checkpoint, family, config, boxes[EMBEDDING_WEIGHT])
     for holding in found:
         dtypes |= {DTYPES[checkpoint.infos[theirs].dtype] for theirs in holding.theirs}
         their_tensor = partial(_numbered, checkpoint, holding.theirs)

@@ -1,7 +1,8 @@
-"""The parameters of a network, from its configuration alone: names, shapes and where they can be split."""
+"""The parameters of a network, from its configuration alone: names, shapes and how they can be split."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,33 +12,40 @@ import torch
 
 from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, layer_number
 from reallm.model.sharding import Shape, Shard
 from reallm.model.transformer import Transformer
 
 
+def meta_model(config: ReaLModelConfig) -> Transformer:
+    """The whole network on the meta device: shapes without values, no memory."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
 @lru_cache(maxsize=16)
 def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, Shape]:
-    """The shape of every parameter of ours, in the network's order; nothing is allocated."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    """Shape of every parameter, in the network's order; nothing is allocated."""
+    return MappingProxyType({name: tuple(each.shape) for name, each in meta_model(config).named_parameters()})
 
 
-TIED = "layers.0.tokens.weight"
-"""The table that a tied head shares with the embedding: with a pipeline, the last stage has it as well."""
+def n_parameters(config: ReaLModelConfig) -> int:
+    """Number of elements of all parameters of the whole network; a tied head counts once."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """What a layer says of a parameter."""
+    """A parameter as its layer declares it."""
 
     name: str
     layer: int
     """0 is the embedding, n+1 the head."""
     shape: Shape
     shard: Shard | None
-    is_summed_over: bool = False
-    """Whether results are added up, or put together, over the parts, so that no two ranks may have the same one."""
+    """How tensor parallelism may split it; None: replicated."""
+    needs_distinct_parts: bool = False
+    """Whether no two ranks may hold the same part, because outputs are summed or concatenated over the parts."""
 
 
 @lru_cache(maxsize=16)
@@ -45,10 +53,9 @@ def parameter_infos(config: ReaLModelConfig) -> tuple[ParameterInfo, ...]:
     """All parameters of a network, in its order; nothing is allocated.
 
     Raises:
-        PluginError: a layer does not say how a parameter is split.
+        PluginError: a layer does not declare how a parameter is split.
     """
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = meta_model(config)
     shards, splits = model.parameter_shards(), model.module_splits()
     return tuple(
         parameter_info(name, tuple(parameter.shape), shards[name], splits, config)
@@ -59,14 +66,21 @@ def parameter_infos(config: ReaLModelConfig) -> tuple[ParameterInfo, ...]:
 def parameter_info(
     name: str, shape: Shape, shard: Shard | None, splits: Mapping[str, str], config: ReaLModelConfig
 ) -> ParameterInfo:
-    """What is said of a parameter by its layer, and by the modules that it is in: path -> `split`.
+    """A parameter as its layer declares it.
+
+    Args:
+        name: full name of the parameter.
+        shape: of the whole parameter.
+        shard: how it may be split.
+        splits: path of a module -> its `split`, of all modules of the network.
+        config: of the network.
 
     Raises:
-        PluginError: it has no such dim.
+        PluginError: `shard` names a dim that the parameter does not have.
     """
     if shard is not None and not -len(shape) <= shard.dim < len(shape):
         raise PluginError(f"'{name}' {list(shape)} has no dim {shard.dim}, by which its layer says it can be split")
-    layer = int(name.split(".")[1])
-    is_vocabulary = layer in (0, config.n_layers + 1)
-    is_added_up = any(split != "out" and name.startswith(f"{path}.") for path, split in splits.items())
-    return ParameterInfo(name, layer, shape, shard, is_vocabulary or is_added_up)
+    layer = layer_number(name)
+    is_vocabulary = layer in (EMBEDDING_LAYER, head_layer(config))
+    output_is_summed = any(split != "out" and name.startswith(f"{path}.") for path, split in splits.items())
+    return ParameterInfo(name, layer, shape, shard, is_vocabulary or output_is_summed)

@@ -30,6 +30,15 @@ from reallm.model.linear_cross_entropy import (
     head_logprobs,
 )
 from reallm.model.packed import PackedSequences
+from reallm.model.parameter_names import (
+    EMBEDDING_LAYER,
+    all_layers,
+    block_layers,
+    head_bias_name,
+    head_layer,
+    head_weight_name,
+    split_parameter_name,
+)
 from reallm.model.rope import rotations
 from reallm.model.router_stats import RouterStatsLog
 from reallm.model.sharding import Shard
@@ -99,7 +108,7 @@ class Transformer(nn.Module):
         """Why blocks cannot go through `torch.compile`, where they cannot."""
         self.routing: RouterStatsLog | None = None
         """Where forward passes in training note what routers of experts did; None where nobody asks."""
-        present = range(config.n_layers + 2) if layers is None else layers
+        present = all_layers(config) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in present})
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -121,7 +130,7 @@ class Transformer(nn.Module):
 
     def run(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
-        x = self.layers["0"](tokens, seqs)
+        x = self.layers[str(EMBEDDING_LAYER)](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
         step = ForwardContext(
@@ -138,12 +147,12 @@ class Transformer(nn.Module):
             x = run_block(self.layers[str(number)], x, step, cache.blocks[number] if cache else None)
         if cache:
             cache.advance(seqs.lengths)
-        return self.layers[str(self.config.n_layers + 1)](x)
+        return self.layers[str(head_layer(self.config))](x)
 
     @property
     def block_numbers(self) -> list[int]:
         """The numbers, from 1, of the blocks that are here."""
-        return [number for number in map(int, self.layers) if 1 <= number <= self.config.n_layers]
+        return [number for number in map(int, self.layers) if number in block_layers(self.config)]
 
     def new_cache(self, n_sequences: int, capacity: int) -> KVCache:
         """An empty cache for so many sequences of up to `capacity` tokens, like the parameters in type and place."""
@@ -200,16 +209,13 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> nn.Parameter:
         """The output projection [V, E] ([1, E] for a critic); the embedding's own table if the head is tied."""
-        if self.config.head_is_tied:
-            return self.get_parameter("layers.0.tokens.weight")
-        return self.get_parameter(f"layers.{self.config.n_layers + 1}.out.weight")
+        return self.get_parameter(head_weight_name(self.config))
 
     @property
     def head_bias(self) -> nn.Parameter | None:
         """The bias [V] of the output projection, if it has one."""
-        if not self.config.head_has_bias:
-            return None
-        return self.get_parameter(f"layers.{self.config.n_layers + 1}.out.bias")
+        name = head_bias_name(self.config)
+        return None if name is None else self.get_parameter(name)
 
     def parameter_shards(self) -> dict[str, Shard | None]:
         """How each parameter may be split under tensor parallelism, as its layer declares it."""
@@ -220,7 +226,7 @@ class Transformer(nn.Module):
         }
         parameters = dict(self.named_parameters()).keys()
         for name in parameters ^ declared.keys():
-            owner, _, own_name = name.rpartition(".")
+            owner, own_name = split_parameter_name(name)
             cls = type(self.get_submodule(owner)).__qualname__
             if name in parameters:
                 raise PluginError(f"{cls} has the parameter '{own_name}', which its `shards` do not have; add it")
@@ -247,9 +253,9 @@ class Transformer(nn.Module):
 
 
 def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:
-    if number == 0:
+    if number == EMBEDDING_LAYER:
         return Embedding(config)
-    return make_block(config, number - 1) if number <= config.n_layers else Head(config)
+    return Head(config) if number == head_layer(config) else make_block(config, number - 1)
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reallm.model.parameter_names import block_layers, layer_number
 from reallm.model.transformer import Transformer
 from reallm.offload.tensors import Offload
 from reallm.parallel.fsdp import is_fsdp, local_tensors
@@ -33,9 +34,9 @@ class ModelOffload:
         # parameters themselves where they can be: those of a mapped checkpoint get other memory
         tensors = local_tensors(model) if is_fsdp(model) else dict[str, Tensor](model.named_parameters())
         numbers = sorted(map(int, model.layers))
-        groups = [[tensor for name, tensor in tensors.items() if int(name.split(".")[1]) == n] for n in numbers]
+        groups = [[tensor for name, tensor in tensors.items() if layer_number(name) == n] for n in numbers]
         device = next(iter(tensors.values())).device
-        stay = [place for place, number in enumerate(numbers) if not 1 <= number <= model.config.n_layers]
+        stay = [place for place, number in enumerate(numbers) if number not in block_layers(model.config)]
         self._offload = Offload(groups, device, stream=stream, stay=stay)
         self._undo: list[Callable[[], None]] = []
         if is_fsdp(model) or model.is_compiled:  # these use layers otherwise than by calling them one by one

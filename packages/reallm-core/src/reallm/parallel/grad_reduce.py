@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reallm.model.config import ReaLModelConfig
-from reallm.model.parameters import TIED
+from reallm.model.parameter_names import EMBEDDING_WEIGHT
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Group, Mesh
 from reallm.parallel.sharding import local_boxes
@@ -39,7 +39,7 @@ class GradientReducer:
         for ranks in sorted({tuple(ranks) for ranks in summed.values() if len(ranks) > 1}):
             self._sums.append((mesh.among(list(ranks)), [n for n in boxes if tuple(summed.get(n, ())) == ranks]))
         if layout.pp > 1 and config.head_is_tied and place.pp in (0, layout.pp - 1):
-            self._sums.append((mesh.ends, [TIED]))
+            self._sums.append((mesh.ends, [EMBEDDING_WEIGHT]))
 
     @classmethod
     def of(cls, model: Transformer, mesh: Mesh) -> GradientReducer:
@@ -82,7 +82,7 @@ def owned_for_norm(config: ReaLModelConfig, mesh: Mesh) -> frozenset[str]:
         name
         for name, box in own.items()
         if (place.dp == 0 or (layout.fsdp and box.shape))
-        and not (name == TIED and place.pp > 0)
+        and not (name == EMBEDDING_WEIGHT and place.pp > 0)
         and all(other[name] != box for other in before)
     )
 

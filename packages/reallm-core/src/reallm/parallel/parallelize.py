@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import layer_number
 from reallm.model.sharding import Box
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -81,7 +82,7 @@ def init_local_weights(config: ReaLModelConfig, boxes: Mapping[str, Box], seed: 
 
     One layer is made at a time.
     """
-    for layer in sorted({int(name.split(".")[1]) for name in boxes}):
+    for layer in sorted({layer_number(name) for name in boxes}):
         whole = Transformer(config, range(layer, layer + 1))
         whole.init_weights(seed)
         for name, parameter in whole.named_parameters():

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
-from reallm.model.parameters import TIED, ParameterInfo, parameter_infos
+from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_layer
+from reallm.model.parameters import ParameterInfo, parameter_infos
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 
@@ -36,7 +37,7 @@ def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:
 def stage_parameters(config: ReaLModelConfig, pp: int, stage: int) -> list[ParameterInfo]:
     """The parameters of a stage, in the network's order; with the table of a tied head where the stage has the head."""
     layers = stage_layers(config, pp)[stage]
-    also = TIED if config.head_is_tied and layers[-1] == config.n_layers + 1 else None
+    also = EMBEDDING_WEIGHT if config.head_is_tied and head_layer(config) in layers else None
     return [info for info in parameter_infos(config) if info.layer in layers or info.name == also]
 
 
@@ -57,7 +58,7 @@ def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
     if not rest and (n_units % tp == 0 or (shard.unit == 1 and n_units > tp)):
         start, stop = (place * n_units // tp * shard.unit for place in (tp_rank, tp_rank + 1))
         return whole.narrowed(dim, start, stop)
-    if not rest and tp % n_units == 0 and not info.is_summed_over:
+    if not rest and tp % n_units == 0 and not info.needs_distinct_parts:
         start = tp_rank * n_units // tp * shard.unit
         return whole.narrowed(dim, start, start + shard.unit)
     units = f"{n_units} heads of {shard.unit}" if shard.unit > 1 else f"{n_units} {'columns' if dim else 'rows'}"

@@ -8,7 +8,6 @@ does, and whatever is recomputed, is in the number.
 from __future__ import annotations
 
 import dataclasses
-import math
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from torch.utils._pytree import tree_leaves
 from reallm.errors import ReallmError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.packed import PackedSequences
-from reallm.model.parameters import parameter_shapes
-from reallm.model.transformer import Transformer
+from reallm.model.parameters import meta_model, n_parameters
 
 GIB = 2**30
 HOLES = 0.2
@@ -88,7 +86,7 @@ def estimate(
     gradient_checkpointing: Any = "none",
 ) -> MemoryEstimate:
     """What training a model with `TrainEngine` takes when `lengths` are the sequences of the largest micro-batch."""
-    n, size = sum(math.prod(shape) for shape in parameter_shapes(config).values()), dtype.itemsize
+    n, size = n_parameters(config), dtype.itemsize
     is_half = size < 4
     try:
         activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
@@ -177,8 +175,7 @@ def _walk(
 ) -> _Peaks:
     seqs = PackedSequences.from_lengths(_alike(config, lengths))
     positions = seqs.positions  # needs real numbers, so it is made before the tensors are fake
-    with torch.device("meta"):
-        model = Transformer(config).train()
+    model = meta_model(config).train()
     model.gradient_checkpointing = gradient_checkpointing
     fake, alive = FakeTensorMode(), AliveBytes()
     with fake:

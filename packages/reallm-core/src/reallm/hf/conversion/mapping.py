@@ -21,6 +21,7 @@ from reallm.hf.family import HFFamily
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Transposed
 from reallm.hf.tables.weights import Ours, Part, names_in, stored
 from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.parameter_names import layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
 
@@ -192,7 +193,7 @@ def _holdings(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMappi
     """
     shapes = parameter_shapes(config)
     used: set[str] = set()
-    for layer, names in groupby(shapes, key=lambda name: int(name.split(".")[1])):
+    for layer, names in groupby(shapes, key=layer_number):
         part = family.weights.part(layer, config.n_layers, is_critic=config.is_critic)
         by_kind = _by_entry(part, layer, list(names))
         for key, theirs in part.items():
@@ -226,7 +227,7 @@ def _by_entry(part: Part, layer: int, names: Sequence[str]) -> dict[Ours, dict[s
     homes = {name: key for key in part for name in names_in(key)}
     found: dict[Ours, dict[str, dict[str, str]]] = {}
     for name in names:
-        path = name.split(".", 2)[2]
+        path = path_in_layer(name)
         module, _, kind = path.rpartition(".")
         here, kind = (path, "") if path in homes else (module, kind)
         if here not in homes:

@@ -12,11 +12,9 @@ from reallm.hf.conversion.mapping import WeightMapping, listed, weight_mappings
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.weights import names_in, stored
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import EMBEDDING_LAYER, EMBEDDING_WEIGHT, head_layer
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box
-
-EMBEDDING = "layers.0.tokens.weight"
-"""The table of token embeddings, which a tied head uses as well."""
 
 
 def hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
@@ -26,7 +24,7 @@ def hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
 
 def embedding_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
     """Checkpoint names of the parameters of the token embedding (layer 0)."""
-    return layer_names(family, config, 0)
+    return layer_names(family, config, EMBEDDING_LAYER)
 
 
 def block_names(family: HFFamily, config: ReaLModelConfig, block: int) -> list[str]:
@@ -37,7 +35,7 @@ def block_names(family: HFFamily, config: ReaLModelConfig, block: int) -> list[s
 
 def head_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
     """Checkpoint names of the parameters of the output head (layer n+1); a tied head has only its norm."""
-    return layer_names(family, config, config.n_layers + 1)
+    return layer_names(family, config, head_layer(config))
 
 
 def layer_names(family: HFFamily, config: ReaLModelConfig, layer: int) -> list[str]:
@@ -148,7 +146,7 @@ def refuse_untied_head(
     """
     if not config.head_is_tied:
         return 0
-    holding = next(item for item in weight_mappings(family, config) if EMBEDDING in item.ours)
+    holding = next(item for item in weight_mappings(family, config) if EMBEDDING_WEIGHT in item.ours)
     (embedding,) = holding.theirs
     part = box.slices if box is not None and holding.is_renaming else ()
     n_bytes = 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reallm.errors import ConfigError
 from reallm.model.layers import TokenEmbedding
 from reallm.model.packed import PackedSequences
-from reallm.model.parameters import TIED
+from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_layer
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import stage_parameters, tp_box
@@ -68,7 +68,7 @@ def make_stage(model: Transformer, mesh: Mesh) -> None:
         model: has the layers of this rank's stage, split for tensor parallelism already.
         mesh: of a layout with that stage.
     """
-    layers, last = dict(model.layers.items()), str(model.config.n_layers + 1)
+    layers, last = dict(model.layers.items()), str(head_layer(model.config))
     if "0" not in layers:
         has_tied_head = model.config.head_is_tied and last in layers
         layers = {"0": RecvHidden(_table_of_head(model, mesh) if has_tied_head else None), **layers}
@@ -100,7 +100,9 @@ def left_after_hidden(model: Transformer) -> Iterator[None]:
 
 def _table_of_head(model: Transformer, mesh: Mesh) -> TokenEmbedding:
     layout, like = mesh.layout, next(model.parameters())
-    (info,) = (info for info in stage_parameters(model.config, layout.pp, layout.pp - 1) if info.name == TIED)
+    (info,) = (
+        info for info in stage_parameters(model.config, layout.pp, layout.pp - 1) if info.name == EMBEDDING_WEIGHT
+    )
     with torch.device("meta"):
         table = TokenEmbedding(model.config)
     shape = tp_box(info, layout.tp, mesh.here.tp).shape

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from reallm.errors import ConfigError
 from reallm.model.layers import Norm, TokenEmbedding
 from reallm.model.moe.layer import MoEMLP
-from reallm.model.parameters import TIED
+from reallm.model.parameter_names import head_weight_name, split_parameter_name
 from reallm.model.sharding import Box, Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -81,7 +81,7 @@ def split_among(
         block.register_forward_pre_hook(seams.begin_block)
         block.register_forward_hook(seams.end_block)
     seams.prepare(blocks)
-    head = TIED if model.config.head_is_tied else f"layers.{model.config.n_layers + 1}.out.weight"
+    head = head_weight_name(model.config)
     if not model.config.is_critic and head in parts[0]:
         model.vocabulary = VocabParallel(peers, [part[head].shape[0] for part in parts])
     model.n_kv_heads = max(1, model.config.n_kv_heads // peers.size)
@@ -177,7 +177,7 @@ def _take_parts(model: nn.Module, own: Mapping[str, Box]) -> None:
     for name, parameter in list(model.named_parameters()):
         box = own[name]
         if box.shape != parameter.shape:
-            path, _, own_name = name.rpartition(".")
+            path, own_name = split_parameter_name(name)
             part = parameter.detach()[box.slices].clone()
             setattr(model.get_submodule(path), own_name, nn.Parameter(part, requires_grad=parameter.requires_grad))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from reallm.model.moe.layer import MoEMLP
+from reallm.model.parameter_names import block_layers, layer_number
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -35,14 +36,14 @@ def partial_grad_groups(
     - A whole parameter of a layer that sees a part, as of a norm for each head.
     - With sequence parallelism, a whole parameter of a block: each rank sees its own tokens. Routers see them all.
     """
-    blocks, found = range(1, model.config.n_layers + 1), {}
+    blocks, found = block_layers(model.config), {}
     for name, box in parts[rank].items():
         holders = [other for other, part in enumerate(parts) if part[name] == box]
         owners = list(_owners(model, name))
         sees_part = any(getattr(owner, "sees_part", False) for owner in owners)
         sees_own_tokens = (
             sequence_parallel
-            and int(name.split(".")[1]) in blocks
+            and layer_number(name) in blocks
             and not any(isinstance(owner, MoEMLP) for owner in owners)
         )
         if len(holders) > 1 and (shards[name] is not None or sees_part or sees_own_tokens):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm.hf.conversion.mapping import weight_mappings
+from reallm.model.parameter_names import EMBEDDING_LAYER, layer_number, module_of, path_in_layer
 from reallm_devkit.testing.families.reference import packed
 from reallm_devkit.testing.families.subject import FamilySubject, own_class, own_classes, run_packed
 
@@ -81,7 +82,8 @@ def first_difference(subject: FamilySubject) -> Place:
     agreed: list[str] = []
     for path, side in order:
         one, other = ours[path, side], theirs.get((pairs[path], side))
-        if other is None or path.startswith("layers.0."):  # some embeddings are multiplied where they are looked up
+        # some embeddings are multiplied where they are looked up
+        if other is None or layer_number(path) == EMBEDDING_LAYER:
             continue
         other = other[0] if other.dim() == one.dim() + 1 else other
         if one.shape != other.shape:  # heads before tokens, or several projections at once
@@ -95,17 +97,17 @@ def first_difference(subject: FamilySubject) -> Place:
 
 
 def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: list[str]) -> Place:
-    layer, module = int(path.split(".")[1]), path.split(".", 2)[2]
+    layer, module = layer_number(path), path_in_layer(path)
     if side == "out":
         fields = NORM if module.endswith("norm") else (*filter(None, [BIASES.get(module)]),)
         where = f"{path} gives something else than {theirs} for the same input"
         tables = subject.at(fields if module.endswith("norm") else (), [module]) + _and(subject, fields)
         own = own_class(subject.ours, path)
         return Place(where, f"{own}; {tables}" if own else tables)
-    is_first = not any(one.startswith(f"layers.{layer}.") for one in agreed)
+    is_first = not any(layer_number(one) == layer for one in agreed)
     ends = EMBEDDING if layer == 1 else END_OF_BLOCK
     fields, entries = ends if is_first else BETWEEN.get(module, ((), ()))
-    before = [one.split(".", 2)[2] for one in agreed if one.startswith(f"layers.{layer}.")]
+    before = [path_in_layer(one) for one in agreed if layer_number(one) == layer]
     where = f"what goes into {path} ({theirs}) differs" + (f", while {_listed(before)} agree" if before else "")
     return Place(where, _at(subject, fields, (*entries, module)))
 
@@ -129,7 +131,7 @@ def _pairs(subject: FamilySubject) -> dict[str, str]:
         for ours in holding.ours:
             theirs = holding.theirs[0].rpartition(".")[0]
             if len(holding.theirs) == 1 and theirs in modules:
-                found.setdefault(ours.rpartition(".")[0], theirs)
+                found.setdefault(module_of(ours), theirs)
     return found
 
 

@@ -8,6 +8,7 @@ from reallm.hf.conversion import config as config_io
 from reallm.hf.conversion.mapping import CONTROLLED_BY
 from reallm.hf.tables.weights import names_in
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm_devkit.testing.checks import CheckFailed
 from reallm_devkit.testing.families.subject import FamilySubject
@@ -37,7 +38,7 @@ def check_entries(subject: FamilySubject) -> None:
     table = subject.family.weights
     idle = {name for part in (table.embedding, table.block) for key in part for name in names_in(key)}
     for config in _configs(subject):
-        present = {name.split(".", 2)[2] for name in parameter_shapes(config)}
+        present = {path_in_layer(name) for name in parameter_shapes(config)}
         idle = {entry for entry in idle if not any(is_of(name, entry) for name in present)}
         if not idle:
             return

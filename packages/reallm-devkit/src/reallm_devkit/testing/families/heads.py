@@ -10,6 +10,7 @@ from reallm.hf.conversion import config as config_io
 from reallm.hf.conversion import state_dict as weights
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.tables.weights import names_in, stored
+from reallm.model.parameter_names import EMBEDDING_WEIGHT
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families import reference
 from reallm_devkit.testing.families.closeness import MOST_LOGITS, largest, scale
@@ -24,7 +25,7 @@ def tied(subject: FamilySubject) -> str:
     """a tied head is the embedding's own tensor and in no file twice; an untied one has a tensor of its own"""
     model, hf_state = subject.ours, subject.hf_state
     (head,) = _head_names(subject)
-    embedding = model.get_parameter("layers.0.tokens.weight")
+    embedding = model.get_parameter(EMBEDDING_WEIGHT)
     table = subject.at(["tied_embeddings"], ["out", "tokens"])
     is_tied = bool(getattr(subject.theirs.config, "tie_word_embeddings", False))
     if (model.head_weight is embedding) != is_tied:
@@ -41,7 +42,7 @@ def tied(subject: FamilySubject) -> str:
         if torch.equal(found, subject.logits):
             raise CheckFailed("logits that follow the head", "logits that do not", f"tensor '{head}'", table)
         return f"'{head}' is a tensor of its own"
-    (name,) = weights.state_dict_to_hf(subject.family, {"layers.0.tokens.weight": embedding}, subject.config)
+    (name,) = weights.state_dict_to_hf(subject.family, {EMBEDDING_WEIGHT: embedding}, subject.config)
     try:
         network(subject.family, subject.config, {**hf_state, head: hf_state[name].clone()})
     except ReallmError as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reallm.hf.conversion import state_dict as weights
 from reallm.hf.conversion.transformers_io import checkpoint_state
+from reallm.model.parameter_names import module_of, path_in_layer
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.families.closeness import MOST_LOGITS, largest, scale
 from reallm_devkit.testing.families.diagnosis import first_difference
@@ -79,12 +80,12 @@ def gradients(subject: FamilySubject) -> str:
     for name, gradient in sorted(expected.items(), key=lambda item: bool(ours[item[0]].any())):  # none at all first
         difference = float((ours[name] - gradient).abs().max()) / max(float(gradient.abs().max()), floor)
         if not difference <= MOST_GRADIENTS:
-            module = name.split(".", 2)[2]
+            module = path_in_layer(name)
             raise CheckFailed(
                 f"a gradient within {MOST_GRADIENTS:.0e} of that of {subject.architecture}, relative to its largest",
                 "no gradient at all" if not ours[name].any() else f"it differs by {difference:.2g}",
                 f"parameter '{name}'",
-                own_class(subject.ours, name.rpartition(".")[0]) or subject.at((), [module]),
+                own_class(subject.ours, module_of(name)) or subject.at((), [module]),
             )
         worst = max(worst, difference)
     n_others = len(ours) - len(expected)
@@ -95,7 +96,7 @@ def gradients(subject: FamilySubject) -> str:
 def _check_same_are_trained(subject: FamilySubject, ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """What transformers trains we train, and nothing else: what it has as a buffer is a parameter of ours."""
     for name, parameter in subject.ours.named_parameters():
-        look_at = own_class(subject.ours, name.rpartition(".")[0]) or subject.at((), [name.split(".", 2)[2]])
+        look_at = own_class(subject.ours, module_of(name)) or subject.at((), [path_in_layer(name)])
         if name not in expected and ours[name].any():
             raise CheckFailed(
                 f"no gradient, since {subject.architecture} has it as a buffer, or does not train it: "

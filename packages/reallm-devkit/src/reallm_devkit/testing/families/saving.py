@@ -20,6 +20,7 @@ from reallm.hf.conversion import families
 from reallm.hf.conversion import state_dict as weights
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
+from reallm.model.parameters import meta_model
 from reallm.model.transformer import Transformer
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families.closeness import MOST_LOGITS, is_close, largest, scale
@@ -83,8 +84,7 @@ def checkpoint(subject: FamilySubject) -> str:
         families.require(family, raw, folder / CONFIG_NAME)
     config = config_io.from_hf(family, raw, source=folder / CONFIG_NAME)
     state = read_checkpoint(folder, family, config)
-    with torch.device("meta"):
-        ours = Transformer(config)
+    ours = meta_model(config)
     ours.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     ours.eval()
     architecture = raw["architectures"][0] if raw.get("architectures") else family.architectures[0]

@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 from reallm.errors import PluginError
+from reallm.model.parameter_names import (
+    EMBEDDING_LAYER,
+    block_layers,
+    layer_path,
+    module_of,
+    path_in_layer,
+    split_parameter_name,
+)
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
@@ -105,9 +113,9 @@ def _whole(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> _Whole:
 
         return model.get_submodule(path).register_forward_hook(note)
 
-    blocks = [f"layers.{layer}" for layer in range(1, model.config.n_layers + 1)]
+    blocks = [layer_path(layer) for layer in block_layers(model.config)]
     children = [f"{block}.{name}" for block in blocks for name, _ in model.get_submodule(block).named_children()]
-    handles = [listen(path) for path in ("layers.0", *children, *blocks)]
+    handles = [listen(path) for path in (layer_path(EMBEDDING_LAYER), *children, *blocks)]
     try:
         logits = model(tokens, cu_seqlens)
     finally:
@@ -131,13 +139,13 @@ def _gradient_fault(subject: FamilySubject, declared: Declared, run: SplitRun, w
         return found.shape == expected.shape and largest(found, expected)[0] <= MOST_GRADIENTS * scale
 
     for name, gradient in reversed(list(whole.gradients.items())):
-        where, owner = f"'{name}'", location(type(model.get_submodule(_authors(model, name.rpartition(".")[0]))))
+        where, owner = f"'{name}'", location(type(model.get_submodule(_authors(model, module_of(name)))))
         of_ranks = [each[name] for each in run.gradients if name in each]
         if len(of_ranks) < n_ranks:
             return _Fault(where, f"no gradient on {n_ranks - len(of_ranks)} of {n_ranks} ranks", owner)
         for rank in range(n_ranks):
-            reduce_from_tp_region = partial_grad_groups(model, declared.shards, parts, rank).get(name, [rank])
-            found = sum((of_ranks[one] for one in reduce_from_tp_region), torch.zeros(()))
+            summed_over = partial_grad_groups(model, declared.shards, parts, rank).get(name, [rank])
+            found = sum((of_ranks[one] for one in summed_over), torch.zeros(()))
             if same(found, gradient[parts[rank][name].slices], gradient):
                 continue
             seen = f"its gradient on {n_ranks} ranks is not that of the whole"
@@ -156,7 +164,7 @@ def _that_takes_whole_inputs(subject: FamilySubject, declared: Declared, n_ranks
     alike: dict[str, list[str]] = {}
     for path, split in declared.splits.items():
         if split == "in":
-            alike.setdefault(_within(path), []).append(path)
+            alike.setdefault(path_in_layer(path), []).append(path)
     for paths in alike.values():
         other = dataclasses.replace(declared, splits={**declared.splits, **dict.fromkeys(paths, "inside")})
         if _fault(subject, other, n_ranks) is None:
@@ -174,7 +182,7 @@ def _culprit(subject: FamilySubject, declared: Declared, n_ranks: int, where: st
     for name, other, said in _otherwise(declared):
         try:
             if _fault(subject, other, n_ranks) is None:
-                owner = location(type(subject.ours.get_submodule(_authors(subject.ours, name.rpartition(".")[0]))))
+                owner = location(type(subject.ours.get_submodule(_authors(subject.ours, module_of(name)))))
                 return f"{owner}: '{name}' is declared {_said(declared, name)}; {said} would do"
         except CannotSplitError:
             continue
@@ -193,8 +201,8 @@ def _culprit(subject: FamilySubject, declared: Declared, n_ranks: int, where: st
 def _otherwise(declared: Declared) -> Iterator[tuple[str, Declared, str]]:
     """Declarations in which one parameter, in all blocks alike, is split otherwise."""
     for name in _first_of_each(declared):
-        shard, path, own_name = declared.shards[name], name.rpartition(".")[0], name.rpartition(".")[2]
-        alike = [one for one in declared.shards if _within(one) == _within(name)]
+        shard, (path, own_name) = declared.shards[name], split_parameter_name(name)
+        alike = [one for one in declared.shards if path_in_layer(one) == path_in_layer(name)]
         unit = 1 if shard is None else shard.unit
         for other in (Shard(0, unit), Shard(1, unit), None):
             if other == shard:
@@ -203,7 +211,7 @@ def _otherwise(declared: Declared) -> Iterator[tuple[str, Declared, str]]:
             yield name, dataclasses.replace(declared, shards=shards), _shown(other)
             if path in declared.splits and own_name == "weight" and other is not None:
                 split = "out" if other.dim == 0 else "in"
-                of_all = dict.fromkeys((one.rpartition(".")[0] for one in alike), split)
+                of_all = dict.fromkeys(map(module_of, alike), split)
                 both = Declared(shards, {**declared.splits, **of_all})
                 yield name, both, f'{_shown(other)} with split="{split}"'
 
@@ -211,13 +219,8 @@ def _otherwise(declared: Declared) -> Iterator[tuple[str, Declared, str]]:
 def _first_of_each(declared: Declared) -> list[str]:
     found: dict[str, str] = {}
     for name in declared.shards:
-        found.setdefault(_within(name), name)
+        found.setdefault(path_in_layer(name), name)
     return list(found.values())
-
-
-def _within(name: str) -> str:
-    """The name of a parameter or a module in its layer."""
-    return name.split(".", 2)[2]
 
 
 def _authors(model: Transformer, path: str) -> str:
@@ -228,7 +231,7 @@ def _authors(model: Transformer, path: str) -> str:
 
 
 def _said(declared: Declared, name: str) -> str:
-    split = declared.splits.get(name.rpartition(".")[0])
+    split = declared.splits.get(module_of(name))
     return _shown(declared.shards[name]) + (f' with split="{split}"' if split else "")
 
 

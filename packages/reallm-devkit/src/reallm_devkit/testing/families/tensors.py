@@ -15,6 +15,7 @@ from reallm.hf.conversion import state_dict as weights
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
 from reallm.hf.file_names import WEIGHTS_NAME
 from reallm.hf.tables.weights import names_in, stored
+from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.families.configs import default_config
@@ -93,7 +94,7 @@ def state_dict(subject: FamilySubject) -> str:
         _check_same(subject, part, chosen, f"{len(part)} parameters chosen at random")
     for layer, of_layer in _by_layer(subject).items():
         found = weights.state_dict_from_hf(family, {name: hf_state[name] for name in of_layer}, config)
-        wanted = {name for name in state if name.startswith(f"layers.{layer}.")}
+        wanted = {name for name in state if layer_number(name) == layer}
         if set(found) != wanted:
             raise CheckFailed(
                 f"the parameters of layer {layer}", _compared(found, wanted), look_at=subject.lines.weights()
@@ -107,8 +108,8 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
     """Tensors of the first block and the ends that entries name, but that hold no parameter of ours -> the entry."""
     family, config = subject.family, subject.config
     found: dict[str, str] = {}
-    for layer in (0, 1, config.n_layers + 1):
-        names = [name.split(".", 2)[2] for name in parameter_shapes(config) if name.startswith(f"layers.{layer}.")]
+    for layer in (EMBEDDING_LAYER, 1, head_layer(config)):
+        names = [path_in_layer(name) for name in parameter_shapes(config) if layer_number(name) == layer]
         for key, theirs in family.weights.part(layer, config.n_layers).items():
             name = stored(theirs).name.replace("{}", "0")
             for path in names_in(key):
@@ -120,7 +121,10 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
 def _by_layer(subject: FamilySubject) -> dict[int, list[str]]:
     family, config = subject.family, subject.config
     blocks = {block + 1: weights.block_names(family, config, block) for block in range(config.n_layers)}
-    ends = {0: weights.embedding_names(family, config), config.n_layers + 1: weights.head_names(family, config)}
+    ends = {
+        EMBEDDING_LAYER: weights.embedding_names(family, config),
+        head_layer(config): weights.head_names(family, config),
+    }
     return {**ends, **blocks}
 
 
@@ -134,7 +138,7 @@ def _check_shapes(subject: FamilySubject) -> None:
                     f"a tensor of shape {list(holding.shape)}, as the network and the table have it",
                     f"{list(shape)} in {subject.architecture}",
                     f"tensor '{name}'",
-                    subject.at((), [holding.ours[0].split(".", 2)[2]]),
+                    subject.at((), [path_in_layer(holding.ours[0])]),
                 )
 
 
@@ -149,7 +153,7 @@ def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: lis
         same = all(torch.equal(tensors[name], subject.hf_state[name]) for name in holding.theirs)
         back = all(name in again and torch.equal(again[name], state[name]) for name in holding.ours)
         if not (same and back):
-            look_at = subject.at((), [holding.ours[0].split(".", 2)[2]])
+            look_at = subject.at((), [path_in_layer(holding.ours[0])])
             seen = "other numbers in the tensor" if not same else "other numbers in the parameters, there and back"
             raise CheckFailed("the same numbers, bit for bit", seen, f"{where}, tensor '{holding.theirs[0]}'", look_at)
 
@@ -191,12 +195,12 @@ def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str
     """The entry of the first tensor that transformers does not have, or the one that its missing one would be near."""
     for holding in weight_mappings(subject.family, subject.config):
         if not set(holding.theirs) <= saved:
-            return subject.at((), [holding.ours[0].split(".", 2)[2]])
+            return subject.at((), [path_in_layer(holding.ours[0])])
     missing = sorted(saved - set(ours))[0]
     module, _, kind = missing.rpartition(".")
     for holding in weight_mappings(subject.family, subject.config):
         if holding.theirs[0].rpartition(".")[0] == module:  # the bias of a weight that is there
-            name = holding.ours[0].split(".", 2)[2]
+            name = path_in_layer(holding.ours[0])
             fields = [f"{name.split('.')[-2]}_bias"] if kind == "bias" else []
             return subject.at(fields, [name], unstated=True)
     return subject.lines.weights()

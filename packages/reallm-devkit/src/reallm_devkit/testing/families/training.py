@@ -12,6 +12,7 @@ from torch import Tensor
 from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.linear_cross_entropy import next_token_targets
+from reallm.model.parameter_names import module_of, path_in_layer
 from reallm.model.router_stats import RouterStatsLog
 from reallm.model.transformer import Transformer
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
@@ -70,13 +71,13 @@ def _check_constants(subject: FamilySubject, model: Transformer) -> int:
             continue  # random, or a number for each place
         n_constant += 1
         if not torch.allclose(parameter, theirs.to(parameter.dtype), rtol=MOST_FRESH, atol=0.0):
-            owner = model.get_submodule(name.rpartition(".")[0])
+            owner = model.get_submodule(module_of(name))
             how = "" if hasattr(owner, "fresh_parameter") else ": give its module a fresh_parameter(name, generator)"
             raise CheckFailed(
                 f"{number:.6g}, with which {subject.architecture} begins{how}",
                 f"{float(parameter.flatten()[0]):.6g}",
                 f"parameter '{name}' of a fresh model",
-                own_class(model, name.rpartition(".")[0]) or subject.at(["norm_offset"], [name.split(".", 2)[2]]),
+                own_class(model, module_of(name)) or subject.at(["norm_offset"], [path_in_layer(name)]),
             )
     return n_constant
 
@@ -157,4 +158,4 @@ def _owner(model: Transformer, name: str) -> str:
     """Where the class that owns a parameter is written."""
     from reallm_devkit.testing.source import location
 
-    return location(type(model.get_submodule(name.rpartition(".")[0])))
+    return location(type(model.get_submodule(module_of(name))))
