@@ -23,9 +23,9 @@ from reallm.plugins import registry
 from reallm.training.engine import TrainEngine
 from reallm.training.memory import estimate
 from reallm.training.objective import LossOutput
+from tests.experiments.conftest import HF_CONFIG, Trainer, records
 from tests.helpers.tokenizers import tiny_tokenizer
-from tests.sft.conftest import HF_CONFIG, Trainer, records
-from tests.sft.test_train_engine import sample
+from tests.training.test_engine import sample
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: run `tox run -e gpu` on a machine that has one"

@@ -1,44 +1,31 @@
-"""Runs with the real packages, in processes of their own: both keep state in the process and in the home folder."""
+"""Stand-ins for modules that are not installed."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("part_of_a_run.py")
-
-PartOfARun = Callable[..., str]
-"""`part(logger, run_dir, first, last, resume_step=None, **environment)` gives what the process printed."""
-
 
 @pytest.fixture
-def part_of_a_run(tmp_path: Path) -> PartOfARun:
-    home = tmp_path / "home"
-    home.mkdir()
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Puts a module in the place of an installed one: `stand_in("wandb", init=...)`."""
+    names: list[str] = []
 
-    def part(
-        name: str, run_dir: Path, first: int, last: int, resume_step: int | None = None, **environment: str
-    ) -> str:
-        run_dir.mkdir(exist_ok=True)
-        arguments = [name, run_dir, first, last, *([] if resume_step is None else [resume_step])]
-        outer = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "TRACKIO_", "HF_"))}
-        done = subprocess.run(
-            [sys.executable, PROGRAM, *map(str, arguments)],
-            env={**outer, "HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+    def put(name: str, **content: Any) -> None:
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None, origin="stand-in")
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.delitem(sys.modules, f"reallm.loggers.{name}", raising=False)
+        names.append(name)
 
-    return part
+    for variable in ("WANDB_PROJECT", "WANDB_RUN_ID", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
+    yield put
+    for name in names:  # imported with the stand-in in it
+        sys.modules.pop(f"reallm.loggers.{name}", None)

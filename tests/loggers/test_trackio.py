@@ -1,68 +1,75 @@
-"""trackio's database on this machine."""
+"""trackio by a stand-in that remembers its calls; tests/installed_loggers has the real one."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.loggers.conftest import PartOfARun
+from tests.helpers.loggers import CONFIG, FakeRun, built_in, part_of_a_run
 
-pytest.importorskip("trackio", reason="trackio is not installed: tox run -e loggers")
+
+class FakeTrackio:
+    """As trackio does, this finds runs by name: `resume="allow"` continues the newest of that name."""
+
+    def __init__(self) -> None:
+        self.inits: list[dict[str, Any]] = []
+        self.runs: list[tuple[str, FakeRun]] = []
+        self.current: FakeRun | None = None
+
+    def init(self, **options: Any) -> FakeRun:
+        self.inits.append(options)
+        same_name = [run for name, run in self.runs if name == options["name"]]
+        if options["resume"] == "allow" and same_name:
+            self.current = same_name[-1]
+        else:
+            self.current = FakeRun(f"id-{len(self.runs)}")
+            self.runs.append((options["name"], self.current))
+        return self.current
+
+    def finish(self) -> None:
+        assert self.current is not None
+        self.current.finish()
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "database"
+def trackio(stand_in: Any) -> FakeTrackio:
+    fake = FakeTrackio()
+    stand_in("trackio", init=fake.init, finish=fake.finish)
+    return fake
 
 
-def query(database: Path, sql: str, project: str = "reallm") -> list[dict[str, Any]]:
-    """What trackio's own command finds in a project."""
-    command = [sys.executable, "-m", "trackio.cli", "query", "project", "--project", project, "--sql", sql, "--json"]
-    environment = {"TRACKIO_DIR": str(database), "HOME": str(database), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout)["rows"])
+def test_trackio_gets_the_name_the_configuration_and_the_steps(tmp_path: Path, trackio: FakeTrackio) -> None:
+    part_of_a_run(built_in("trackio", tmp_path), 1, 2)
+    assert trackio.inits == [
+        {"project": "reallm", "name": tmp_path.name, "config": CONFIG, "resume": "never", "embed": False}
+    ]
+    assert trackio.runs[0][1].rows == [(1, {"train/loss": 1.0}), (2, {"train/loss": 0.5}), (2, {"eval/loss": 1.0})]
+    assert trackio.runs[0][1].finished == 1
 
 
-def logged(database: Path) -> list[tuple[str, int, dict[str, float]]]:
-    rows = query(database, "SELECT run_id, step, metrics FROM metrics ORDER BY id")
-    return [(row["run_id"], row["step"], json.loads(row["metrics"])) for row in rows]
+def test_trackio_goes_by_the_environment_and_the_name_of_the_run(
+    tmp_path: Path, trackio: FakeTrackio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_PROJECT", "mine")
+    built_in("trackio", tmp_path, config={"name": "first"})
+    assert (trackio.inits[0]["project"], trackio.inits[0]["name"]) == ("mine", "first")
 
 
-def test_a_run_is_there_to_be_shown(tmp_path: Path, database: Path, part_of_a_run: PartOfARun) -> None:
-    part_of_a_run("trackio", tmp_path / "mine", 1, 2, TRACKIO_DIR=str(database))
-    assert query(database, "SELECT DISTINCT run_name FROM metrics") == [{"run_name": "mine"}]
-    rows = logged(database)
-    assert [(step, metrics.get("train/loss"), metrics.get("eval/loss")) for _, step, metrics in rows] == [
-        (1, 1.0, None), (2, 0.5, None), (2, None, 1.0),
-    ]  # fmt: skip
-    (config,) = query(database, "SELECT config FROM configs")
-    assert json.loads(config["config"])["optimizer"] == {"lr": 1e-3}
+def test_a_continued_run_continues_the_trackio_run_of_its_folder(tmp_path: Path, trackio: FakeTrackio) -> None:
+    part_of_a_run(built_in("trackio", tmp_path), 1, 2, 3)
+    part_of_a_run(built_in("trackio", tmp_path, resume_step=2), 3, 4)
+    ((_, run),) = trackio.runs
+    assert [step for step, _ in run.rows] == [1, 2, 2, 3, 3, 4, 4]
 
 
-def test_a_continued_run_continues_the_same_run(tmp_path: Path, database: Path, part_of_a_run: PartOfARun) -> None:
-    part_of_a_run("trackio", tmp_path / "mine", 1, 4, TRACKIO_DIR=str(database))
-    part_of_a_run("trackio", tmp_path / "mine", 3, 6, 2, TRACKIO_DIR=str(database))
-    rows = logged(database)
-    assert len({run_id for run_id, _, _ in rows}) == 1
-    assert [step for _, step, _ in rows] == [1, 2, 2, 3, 4, 4, 3, 4, 4, 5, 6, 6]
-
-
-def test_a_newer_run_of_the_same_name_is_left_alone(tmp_path: Path, database: Path, part_of_a_run: PartOfARun) -> None:
-    (tmp_path / "other").mkdir()
-    part_of_a_run("trackio", tmp_path / "mine", 1, 2, TRACKIO_DIR=str(database))
-    part_of_a_run("trackio", tmp_path / "other" / "mine", 1, 1, TRACKIO_DIR=str(database))
-    part_of_a_run("trackio", tmp_path / "mine", 3, 3, 2, TRACKIO_DIR=str(database))
-    steps: dict[str, list[int]] = {}
-    for run_id, step, _ in logged(database):
-        steps.setdefault(run_id, []).append(step)
-    assert list(steps.values()) == [[1, 2, 2], [1], [3]]
-
-
-def test_the_project_is_that_of_the_environment(tmp_path: Path, database: Path, part_of_a_run: PartOfARun) -> None:
-    part_of_a_run("trackio", tmp_path / "mine", 1, 1, TRACKIO_DIR=str(database), TRACKIO_PROJECT="other")
-    assert query(database, "SELECT step FROM metrics", project="other") == [{"step": 1}]
+def test_a_newer_trackio_run_of_the_same_name_is_left_alone(tmp_path: Path, trackio: FakeTrackio) -> None:
+    mine, other = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    mine.mkdir(parents=True)
+    other.mkdir(parents=True)
+    part_of_a_run(built_in("trackio", mine), 1, 2)
+    part_of_a_run(built_in("trackio", other), 1)
+    part_of_a_run(built_in("trackio", mine, resume_step=2), 3)
+    part_of_a_run(built_in("trackio", mine, resume_step=3), 4)
+    assert [[step for step, _ in run.rows] for _, run in trackio.runs] == [[1, 2, 2], [1], [3, 4, 4]]

@@ -1,7 +1,7 @@
 """Distributions of third parties, really built and installed, each test with those it names and no others.
 
-Every distribution in `tests/plugins` is built into a wheel once and installed into a folder of its own (a wheel of pure
-Python is installed by unpacking it). An environment is this Python with some of these folders on its path.
+Every distribution in `tests/installable` is built into a wheel once and installed into a folder of its own (a wheel of
+pure Python is installed by unpacking it). An environment is this Python with some of these folders on its path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-PLUGINS = Path(__file__).parent.parent / "plugins"
+PLUGINS = Path(__file__).parent.parent / "installable"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Environment:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `tests/plugins`, since building leaves files behind."""
+    """A copy of `tests/installable`, since building leaves files behind."""
     copy = tmp_path_factory.mktemp("sources") / "plugins"
     shutil.copytree(PLUGINS, copy, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
     return copy

@@ -129,7 +129,7 @@ def printed(environment, package: str, command: tuple[str, ...], change: Mistake
     (here.folder / "lines.txt").write_text(LINES, encoding="utf-8")
     here = dataclasses.replace(here, path=(copy,))
     if command == PYTEST:
-        suite = shutil.copytree(ROOT / "tests" / "plugins" / f"reallm-{package}" / "tests", here.folder / "tests")
+        suite = shutil.copytree(ROOT / "tests" / "installable" / f"reallm-{package}" / "tests", here.folder / "tests")
         return here.run("-m", "pytest", "-c", os.devnull, str(suite), COLUMNS="100")
     return here.reallm(*command, COLUMNS="100")
 

@@ -1,0 +1,189 @@
+"""The command `reallm`: commands, help, exit codes, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from reallm.cli import main
+from reallm.experiments.preflight import checks
+from tests.helpers import fake_plugins
+
+
+@pytest.fixture
+def reallm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Runs a command line in an empty folder, with plugins for tests; returns exit code, output and errors."""
+    fake_plugins.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main.run(arguments)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m reallm` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_help_lists_the_commands_and_what_entry_points_promise(reallm):
+    code, out, _ = reallm("--help")
+    assert code == 0
+    for name in ("sft", "generate", "plugins", "demo"):
+        assert f"\n  {name} " in out
+    assert "hidden" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_without_arguments_it_prints_its_help(reallm):
+    assert reallm() == reallm("-h")
+
+
+def test_version(reallm):
+    assert reallm("--version") == (0, f"reallm-core {version('reallm-core')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stf"], "no command 'stf'; did you mean 'sft'? Commands: "),
+        (["generat"], "did you mean 'generate'?"),
+        (["zzz"], "no command 'zzz'; commands: "),
+        (["--zzz"], "no such option: --zzz"),
+        (["sft", "lr=1e-4"], "did you mean 'optimizer.lr'?"),
+        (["sft", "--lr", "1e-4"], "optimizer.lr=1e-4"),
+        (["sft", "--config"], "option '--config' requires an argument"),
+        (["sft"], "model.path is required"),
+        (["sft", "--config", "run.yaml"], "run.yaml: No such file"),
+        (["sft", "model.path=nope", "dataset.train_path=t.jsonl"], "model.path: nope does not exist"),
+        (["generate"], "--model PATH is required"),
+        (["generate", "--model", "m"], "nothing to continue"),
+        (["generate", "--model", "m", ""], "a prompt is empty"),
+        (["generate", "--model", "m", "--max-new-tokens", "many", "a"], "'--max-new-tokens'"),
+        (["generate", "--model", "m", "--max-new-tokens", "0", "a"], "'--max-new-tokens'"),
+        (["generate", "--model", "m", "--device", "gpu", "a"], "--device gpu: must be auto, cpu or cuda"),
+        (["generate", "--model", "m", "--prompts", "a.csv"], "--prompts a.csv: the name must end in .txt or .jsonl"),
+        (["generate", "--model", "nope", "a"], "nope does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(reallm, arguments, message):
+    code, out, err = reallm(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_an_algorithm_that_no_entry_point_names_is_a_command_too(reallm):
+    code, out, _ = reallm("hidden", "--help")
+    assert code == 0
+    assert "Promised by no entry point." in out
+
+
+def test_print_config_prints_and_does_nothing_else(reallm):
+    code, out, err = reallm("sft", "optimizer.lr=1e-4", "--print-config")
+    assert (code, err) == (0, "")
+    assert "lr: 0.0001" in out
+    assert "path: ???" in out
+    Path("run.yaml").write_text(out)
+    assert reallm("sft", "--config", "run.yaml", "--print-config") == (0, out, "")
+
+
+@pytest.mark.parametrize(("interrupted", "exit_code"), [(False, 0), (True, 130)])
+def test_sft_hands_configuration_and_algorithm_to_the_runner(reallm, monkeypatch, interrupted, exit_code):
+    seen = []
+
+    def run(config, algorithm, *, job):
+        assert job is None, "alone"
+        seen.extend([config, algorithm])
+        return types.SimpleNamespace(interrupted=interrupted)
+
+    runner = types.ModuleType("reallm.experiments.run.runner")
+    runner.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reallm.experiments.run.runner", runner)
+    monkeypatch.setattr(checks, "check", seen.append)
+    code, _, _ = reallm("sft", "model.path=m", "dataset.train_path=t.jsonl", "epochs=2")
+    assert code == exit_code
+    checked, config, algorithm = seen
+    assert checked is config
+    assert config.epochs == 2
+    assert algorithm is fake_plugins.OFFERS["algorithm"]["sft"]
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+def fails_with(error: BaseException):
+    def fail(name: str, files: list[Path], arguments: list[str], print_config: bool) -> None:
+        raise error
+
+    return fail
+
+
+def test_ctrl_c_is_a_line_and_exit_code_130(reallm, monkeypatch):
+    monkeypatch.setattr("reallm.cli.algorithm._run", fails_with(KeyboardInterrupt()))
+    assert reallm("sft") == (130, "", "\ninterrupted\n")
+
+
+def test_an_error_of_our_own_keeps_its_traceback(reallm, monkeypatch):
+    monkeypatch.setattr("reallm.cli.algorithm._run", fails_with(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        reallm("sft")
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    script = f"{sys.executable} -m reallm --help | true; exit ${{PIPESTATUS[0]}}"
+    for _ in range(3):  # whether the reader leaves before or after the writing is up to the machine
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.stderr == ""
+
+
+def test_python_m_reallm_is_the_command():
+    done = command("-m", "reallm", "stf")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no command 'stf'")
+
+
+# ---------------------------------------------------------------- imports
+
+HEAVY = {"torch", "transformers", "numpy", "safetensors", "matplotlib", "huggingface_hub"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "light"),
+    [
+        (["--help"], HEAVY | {"omegaconf", "yaml", "reallm.builtin"}),
+        (["--version"], HEAVY | {"omegaconf", "yaml"}),
+        (["plugins"], HEAVY),
+        (["plugins", "--json"], HEAVY),
+        (["plugins", "show", "sft"], HEAVY),
+        (["sft", "--help"], HEAVY),
+        (["sft", "--print-config", "seed=3"], HEAVY),
+        (["sft", "lr=3"], HEAVY),
+        (["generate", "--help"], HEAVY | {"omegaconf"}),
+        (["demo", "--help"], HEAVY | {"omegaconf"}),
+    ],
+)
+def test_nothing_heavy_is_imported(arguments, light):
+    code = (
+        "import json, sys; from reallm.cli.main import run; run(json.loads(sys.argv[1])); "
+        "print('imported:', json.dumps(sorted(sys.modules)))"
+    )
+    done = command("-c", code, json.dumps(arguments), env={**os.environ, "COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    imported = set(json.loads(done.stdout.rpartition("imported:")[2]))
+    assert not imported & light

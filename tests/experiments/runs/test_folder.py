@@ -1,0 +1,21 @@
+"""Folders of runs: their names, and the link to the last checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reallm.experiments.runs.folder import RunFolder
+
+
+def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    folders = {RunFolder.create(tmp_path, None, "sft").path for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.name.startswith("sft-") for folder in folders)
+
+
+def test_the_link_to_the_last_checkpoint_moves_on(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "run", "sft")
+    for step in (1, 2):
+        folder.checkpoint(step).mkdir(parents=True)
+        folder.point(folder.last_checkpoint, folder.checkpoint(step))
+        assert folder.last_checkpoint.resolve() == folder.checkpoint(step).resolve()

@@ -1,0 +1,144 @@
+"""Layers split over ranks: what is said between them, what each holds of the tokens, and what cannot be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from reallm.engine.sharded_model import ShardedTransformer
+from reallm.errors import ConfigError
+from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.layers import GatedMLP
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.tensor_parallel import mappings as collectives
+from tests.helpers.ranks import on_ranks
+
+CONFIG = ReaLModelConfig(
+    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
+    max_positions=64,
+)  # fmt: skip
+PACK = torch.arange(23) % 51, torch.tensor([0, 9, 10, 23])
+HERE = "tests.parallel.tensor_parallel.test_apply"
+
+
+class OwnMLP(GatedMLP):
+    """Of a family."""
+
+
+@contextmanager
+def counted(said: Counter[str]) -> Iterator[None]:
+    """Count the collectives of tensor parallelism."""
+    usual = {name: getattr(collectives.GroupPeers, name) for name in ("sum_", "max_", "gather", "sum_of_own")}
+
+    def counting(name: str) -> None:
+        def method(self: collectives.GroupPeers, x: Tensor) -> Tensor:
+            said[name] += 1
+            return usual[name](self, x)
+
+        setattr(collectives.GroupPeers, name, method)
+
+    for name in usual:
+        counting(name)
+    try:
+        yield
+    finally:
+        for name, method in usual.items():
+            setattr(collectives.GroupPeers, name, method)
+
+
+def said_in_a_step(rank: int, config: ReaLModelConfig, sequence_parallel: bool) -> dict[str, dict[str, int]]:
+    torch.set_num_threads(1)
+    model = ShardedTransformer(config, seed=3, mesh=Mesh.of("tp2"), sequence_parallel=sequence_parallel)
+    said: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter(), "inference": Counter()}
+    tokens, cu_seqlens = PACK
+    with counted(said["forward"]):
+        hidden = model.hidden(tokens, cu_seqlens)
+    with counted(said["backward"]):
+        hidden.sum().backward()
+    with counted(said["inference"]), torch.no_grad():
+        model.hidden(tokens, cu_seqlens)
+    return {name: dict(each) for name, each in said.items()}
+
+
+def test_a_block_adds_up_twice_on_its_way_and_twice_back():
+    (said, other) = on_ranks(2, said_in_a_step, CONFIG, False)
+    assert said == other
+    # queries, keys and values share what they read, so do gate and up; the embedding adds up once
+    assert said == {"forward": {"sum_": 2 * 2 + 1}, "backward": {"sum_": 2 * 2}, "inference": {"sum_": 2 * 2 + 1}}
+
+
+def test_with_tokens_dealt_out_sums_are_scattered_and_gathered():
+    (said, other) = on_ranks(2, said_in_a_step, CONFIG, True)
+    assert said == other
+    assert said["forward"] == {"sum_": 1, "gather": 2 * 2 + 1, "sum_of_own": 2 * 2}
+    assert said["backward"] == {"gather": 2 * 2 + 1, "sum_of_own": 2 * 2}
+    assert said["inference"] == {"sum_": 2 * 2 + 1}
+
+
+def rows_in_norms(rank: int, config: ReaLModelConfig) -> tuple[list[int], list[int]]:
+    """How many tokens norms of blocks see, in training and without gradients."""
+    torch.set_num_threads(1)
+    model = ShardedTransformer(config, seed=3, mesh=Mesh.of("tp4"), sequence_parallel=True)
+    rows: list[int] = []
+    for number in model.block_numbers:
+        model.layers[str(number)].mlp_norm.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    model.hidden(*PACK)
+    trained = list(rows)
+    rows.clear()
+    with torch.no_grad():
+        model.hidden(*PACK)
+    return trained, rows
+
+
+@pytest.mark.parametrize("moe", [None, MoEConfig(4, 2, 24)], ids=["dense", "experts"])
+def test_each_rank_has_its_tokens_between_layers(moe):
+    for trained, inferred in on_ranks(4, rows_in_norms, CONFIG.replace(moe=moe)):
+        assert trained == [6, 6]  # a fourth of 23, the last ones padded
+        assert inferred == [23, 23]
+
+
+def refusals(rank: int) -> None:
+    own = CONFIG.replace(mlp=f"{HERE}:OwnMLP")
+    with pytest.raises(ConfigError, match=rf"sequence parallelism does not go with {HERE}.OwnMLP \('layers.1.mlp'\)"):
+        ShardedTransformer(own, mesh=Mesh.of("tp2"), sequence_parallel=True)
+    model = ShardedTransformer(own, seed=3, mesh=Mesh.of("tp2"))
+    with pytest.raises(ConfigError, match="model.compile=true does not go with tensor parallelism"):
+        model.compile_blocks()
+    with pytest.raises(ConfigError, match="tp=2 does not fit the model's 3 query heads; use tp=1 or 3"):
+        ShardedTransformer(CONFIG.replace(n_q_heads=3, n_kv_heads=1), mesh=Mesh.of("tp2"))
+    with pytest.raises(
+        ConfigError, match=r"tp=2 does not fit the parameter 'layers.1.mlp.down.weight' \[32, 1\]: its 1 c"
+    ):
+        ShardedTransformer(CONFIG.replace(intermediate_size=1), mesh=Mesh.of("tp2"))
+
+
+def test_what_cannot_be_split_is_named():
+    on_ranks(2, refusals)
+
+
+def logprobs_and_gradients(rank: int, tied: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.set_num_threads(1)
+    mesh = Mesh.of("tp2") if dist.is_initialized() else None
+    model = ShardedTransformer(CONFIG.replace(tied_embeddings=tied, vocab_size=97), seed=3, mesh=mesh)
+    hidden = model.hidden(*PACK)
+    logprobs = model.logprobs(hidden, (PACK[0] * 4) % 97)
+    (logprobs * torch.linspace(-1, 1, 23)).sum().backward()
+    names = ["layers.0.tokens.weight", *([] if tied else ["layers.3.out.weight"]), "layers.1.attn.q.weight"]
+    return logprobs.detach(), {name: model.get_parameter(name).grad for name in names}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_log_probabilities_over_parts_of_the_vocabulary(tied):
+    whole, whole_gradients = logprobs_and_gradients(0, tied)
+    by_rank = on_ranks(2, logprobs_and_gradients, tied)
+    for logprobs, _ in by_rank:
+        torch.testing.assert_close(logprobs, whole, rtol=1e-5, atol=1e-6)
+    for name, expected in whole_gradients.items():
+        found = torch.cat([gradients[name] for _, gradients in by_rank])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)

@@ -1,0 +1,30 @@
+"""Training by ranks that split the layers, alone and with data parallelism and pipelines: as in one process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.training.train_cases import Case, Run, assert_as_one_process, twice_on_ranks
+
+CASES = [
+    Case("tp4", "tied"),  # two KV heads on four ranks
+    Case("tp2", "mixtral"),
+    Case("dp2tp2", "tied"),
+    *(Case("fsdp2tp2", "tied", zero=zero) for zero in (1, 3)),
+    Case("tp2pp2", "mixtral", checkpointing="full"),
+    Case("tp2", "norm-of-all-heads"),
+    Case("tp4", "layer-norm-of-all-heads", checkpointing="selective"),
+    Case("tp4", "layer-norm-of-all-heads", sequence_parallel=True),
+    Case("tp2pp2", "mixtral", sequence_parallel=True, checkpointing="full"),
+    Case("fsdp2tp2", "tied", sequence_parallel=True, checkpointing="selective"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[Case, list[Run | None]]:
+    return twice_on_ranks(4, CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_training_gives_the_numbers_of_one_process(case: Case, runs: dict[Case, list[Run | None]]) -> None:
+    assert_as_one_process(case, runs[case])
