@@ -14,14 +14,14 @@ from reallm.checkpoint.load import read_checkpoint
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.config import config_from_hf, config_to_hf
+from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.model.parameters import parameter_shapes
 from reallm_hf_llama.plugin import LLAMA
 from tests.helpers.hf_grid import raw_config, save_hf
 
 RAW = raw_config("attention-bias")
-CONFIG = config_io.from_hf(LLAMA, RAW)
+CONFIG = config_from_hf(LLAMA, RAW)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def same_bits(left, right):
 
 
 def write(folder, state, config=CONFIG, raw=RAW, **options):
-    write_checkpoint(folder, Export(raw, weights.state_dict_to_hf(LLAMA, state, config), **options))
+    write_checkpoint(folder, Export(raw, state_dict_to_hf(LLAMA, state, config), **options))
 
 
 def change_tensors(folder, change):
@@ -139,16 +139,16 @@ class TestCritic:
 
     def test_of_a_tied_language_model_lacks_only_its_head(self, tmp_path):
         save_hf(raw_config("tied"), tmp_path)
-        config = config_io.from_hf(LLAMA, raw_config("tied"), is_critic=True)
+        config = config_from_hf(LLAMA, raw_config("tied"), is_critic=True)
         assert parameter_shapes(config).keys() - read(tmp_path, config).keys() == {self.head}
 
     def test_of_a_critic_is_complete(self, tmp_path):
-        raw = config_io.to_hf(LLAMA, self.config)
+        raw = config_to_hf(LLAMA, self.config)
         model = save_hf(raw, tmp_path)
         assert torch.equal(read(tmp_path, self.config)[self.head], model.score.weight)
 
     def test_whose_head_was_lost_is_refused(self, tmp_path):
-        save_hf(config_io.to_hf(LLAMA, self.config), tmp_path)
+        save_hf(config_to_hf(LLAMA, self.config), tmp_path)
         change_tensors(tmp_path, lambda tensors: tensors.pop("score.weight"))
         with pytest.raises(CheckpointError, match=r"lacks 'score\.weight'"):
             read(tmp_path, self.config)
@@ -159,7 +159,7 @@ class TestWriting:
     @pytest.mark.parametrize("name", ["attention-bias", "tied"])
     def test_files_are_those_of_transformers_byte_for_byte(self, tmp_path, name, size):
         raw = raw_config(name)
-        config = config_io.from_hf(LLAMA, raw)
+        config = config_from_hf(LLAMA, raw)
         save_hf(raw, tmp_path / "theirs", max_shard_size=size)
         ours = tmp_path / "ours"
         write(ours, read(tmp_path / "theirs", config), config, raw, max_shard_size=size)
@@ -311,7 +311,7 @@ class TestBadTensors:
             read(folder)
 
     def test_tied_head_that_is_stored_too(self, tmp_path):
-        config = config_io.from_hf(LLAMA, raw_config("tied"))
+        config = config_from_hf(LLAMA, raw_config("tied"))
         save_hf(raw_config("tied"), tmp_path)
         copy = {"lm_head.weight": tensors_of(tmp_path)["model.embed_tokens.weight"].clone()}
         change_tensors(tmp_path, lambda tensors: tensors.update(copy))

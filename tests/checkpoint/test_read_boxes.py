@@ -16,8 +16,9 @@ from torch import Tensor
 from reallm.checkpoint.load import read_boxes, read_checkpoint
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families
+from reallm.hf.checkpoint_folder import read_hf_config
+from reallm.hf.conversion.config import config_from_hf
+from reallm.hf.conversion.families import family_for
 from reallm.hf.conversion.slicing import read_slice, runs
 from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.hf.family import HFFamily
@@ -57,9 +58,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(folder: Path, *, is_critic: bool | None = None) -> tuple[HFFamily, ReaLModelConfig]:
-    raw = config_io.read_config(folder)
-    family = families.family_for(raw, folder)
-    return family, config_io.from_hf(family, raw, is_critic=is_critic)
+    raw = read_hf_config(folder)
+    family = family_for(raw, folder)
+    return family, config_from_hf(family, raw, is_critic=is_critic)
 
 
 def all_boxes(config: ReaLModelConfig) -> Iterator[tuple[str, Mapping[str, Box]]]:
@@ -101,7 +102,7 @@ def poisoned(source: Path, target: Path, family: HFFamily, config: ReaLModelConf
     state = {name: torch.full_like(tensor, torch.nan) for name, tensor in whole.items()}
     for name, box in boxes.items():
         state[name][box.slices] = whole[name][box.slices]
-    write_checkpoint(target, Export(config_io.read_config(source), state_dict_to_hf(family, state, config)))
+    write_checkpoint(target, Export(read_hf_config(source), state_dict_to_hf(family, state, config)))
 
 
 @pytest.mark.parametrize("name", ["gqa", "gpt2", "phi3", "mixtral"])
@@ -205,7 +206,7 @@ class Flat(Fused):
 
 def test_a_view_whose_dims_are_not_those_of_ours_divided_is_read_whole(tmp_path: Path) -> None:
     family = replace(LLAMA, weights=GATED_DECODER.updated(block={"mlp.up": Source("h.{}.up", Flat())}))
-    config = config_io.from_hf(LLAMA, raw_config("gqa"))
+    config = config_from_hf(LLAMA, raw_config("gqa"))
     model = Transformer(config)
     model.init_weights(0)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}

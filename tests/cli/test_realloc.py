@@ -45,7 +45,7 @@ def reallm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             raise CheckpointError(f"{path} does not exist")
         return CONFIG
 
-    monkeypatch.setattr("reallm.hf.conversion.families.architecture", architecture)
+    monkeypatch.setattr("reallm.hf.conversion.config.load_model_config", architecture)
 
     def command(*arguments: str) -> tuple[int, str, str]:
         code = run(["realloc", *arguments])

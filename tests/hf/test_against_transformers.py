@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from tests.helpers.hf_grid import GRID, hf_model, raw_config, save_hf
 
@@ -49,7 +49,7 @@ def test_logits_and_gradients(name, tmp_path):
     (expected * direction).sum().backward()
     assert ours.family is not None
     gradients = {key: parameter.grad for key, parameter in ours.named_parameters()}
-    gradients = weights.state_dict_to_hf(ours.family, gradients, ours.config)
+    gradients = state_dict_to_hf(ours.family, gradients, ours.config)
     # Both as in a checkpoint: in memory transformers holds all experts of a layer as one tensor.
     wanted = checkpoint_state(theirs, {key: parameter.grad for key, parameter in theirs.named_parameters()})
     assert gradients.keys() == wanted.keys()

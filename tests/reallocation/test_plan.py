@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reallm.errors import ConfigError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families
+from reallm.hf.conversion.config import config_from_hf
+from reallm.hf.conversion.families import family_for
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_WEIGHT
 from reallm.model.sharding import Box
@@ -147,7 +147,7 @@ def test_any_layout_to_any_other(config, source, target):
 @pytest.mark.parametrize("name", GRID)
 def test_every_architecture(name, source, target):
     raw = raw_config(name)
-    config = config_io.from_hf(families.family_for(raw, name), raw)
+    config = config_from_hf(family_for(raw, name), raw)
     source, target = Layout.parse(source), Layout.parse(target)
     if not (fits(config, source) and fits(config, target)):
         assert config.n_layers == 1 or config.n_q_heads % 4

@@ -10,7 +10,7 @@ import pytest
 
 from reallm.cli.main import run
 from reallm.cli.plugins.new import begun
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 from reallm_devkit import check_family
@@ -94,7 +94,7 @@ def test_a_configuration_is_read_once_the_rest_is_declared():
     irrelevant = frozenset(key.partition(" = ")[0] for key in draft.keys)
     table = dataclasses.replace(family.config, irrelevant=irrelevant)
     raw = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_layer": 3, "n_head": 4}
-    config = config_io.from_hf(dataclasses.replace(family, config=table), raw)
+    config = config_from_hf(dataclasses.replace(family, config=table), raw)
     assert (config.hidden_size, config.intermediate_size, config.n_layers, config.head_dim) == (64, 256, 3, 16)
     assert (config.rope, config.learned_positions, config.norm, config.mlp) == (None, True, "layer", "plain")
     assert all((config.q_bias, config.o_bias, config.up_bias, config.norm_bias, config.tied_embeddings))

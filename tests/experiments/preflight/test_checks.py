@@ -12,8 +12,6 @@ from reallm.algorithms.sft.config import SFTConfig
 from reallm.config.args import ModelArgs
 from reallm.errors import ConfigError
 from reallm.experiments.preflight import checks
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families
 from tests.helpers import fake_plugins
 
 
@@ -25,8 +23,8 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def known_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any config.json is one that an installed family reads."""
-    monkeypatch.setattr(families, "family_for", lambda raw, path: None)
-    monkeypatch.setattr(config_io, "from_hf", lambda family, raw, source: None)
+    monkeypatch.setattr(checks, "family_for", lambda raw, path: None)
+    monkeypatch.setattr(checks, "config_from_hf", lambda family, raw, source: None)
 
 
 def config(tmp_path: Path, **changes) -> SFTConfig:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families
+from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
+from reallm.hf.conversion.families import get_family
 from reallm.hf.standard import ACTIVATIONS
 from reallm.hf.tables import ConfigTable, Key
 from reallm.model.config import ACTIVATIONS as OURS
@@ -25,14 +26,14 @@ FAMILIES = {"llama": LLAMA, "mistral": MISTRAL}
 
 
 def family_of(raw):
-    return families.get(raw["model_type"])
+    return get_family(raw["model_type"])
 
 
 @pytest.mark.parametrize("name", GRID)
 def test_reading_and_writing_back_changes_nothing(name):
     raw = raw_config(name)
-    config = config_io.from_hf(family_of(raw), raw)
-    assert config_io.to_hf(family_of(raw), config, raw) == raw
+    config = config_from_hf(family_of(raw), raw)
+    assert config_to_hf(family_of(raw), config, raw) == raw
 
 
 @pytest.mark.parametrize("name", GRID)
@@ -40,17 +41,17 @@ def test_what_transformers_makes_of_a_file_reads_as_the_file_itself(name):
     """Old spellings, absent keys and their defaults mean to us what they mean to transformers."""
     raw = raw_config(name)
     theirs = read_by_transformers(raw).to_dict()
-    assert config_io.from_hf(family_of(raw), config_io.as_raw(theirs)) == config_io.from_hf(family_of(raw), raw)
+    assert config_from_hf(family_of(raw), hf_config_dict(theirs)) == config_from_hf(family_of(raw), raw)
 
 
 @pytest.mark.parametrize("name", GRID)
 def test_a_config_written_from_scratch_reads_as_the_original_in_transformers(name):
     raw = raw_config(name)
-    config = config_io.from_hf(family_of(raw), raw)
-    fresh = config_io.to_hf(family_of(raw), config)
-    assert config_io.from_hf(family_of(raw), fresh) == config
+    config = config_from_hf(family_of(raw), raw)
+    fresh = config_to_hf(family_of(raw), config)
+    assert config_from_hf(family_of(raw), fresh) == config
     theirs, original = read_by_transformers(fresh).to_dict(), read_by_transformers(raw).to_dict()
-    assert config_io.from_hf(family_of(raw), theirs) == config
+    assert config_from_hf(family_of(raw), theirs) == config
     if raw["model_type"] not in FAMILIES:
         return  # others have several spellings for the same, which have one value in our configuration
     rope, rope_original = theirs.pop("rope_parameters"), original.pop("rope_parameters")
@@ -64,7 +65,7 @@ def test_a_config_written_from_scratch_reads_as_the_original_in_transformers(nam
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "phi3", "qwen3-moe"])
 def test_a_config_written_from_scratch_names_no_token_that_the_vocabulary_lacks(name):
     raw = raw_config(name)
-    fresh = config_io.to_hf(family_of(raw), config_io.from_hf(family_of(raw), raw))
+    fresh = config_to_hf(family_of(raw), config_from_hf(family_of(raw), raw))
     theirs = read_by_transformers(fresh)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (None, None, None)
 
@@ -74,7 +75,7 @@ def test_absent_keys_have_the_defaults_of_transformers(family):
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     defaults = read_by_transformers({"model_type": family.model_type}).to_dict()
     sparse = {"model_type": family.model_type, **{key: defaults[key] for key in required}}
-    assert config_io.from_hf(family, sparse) == config_io.from_hf(family, defaults)
+    assert config_from_hf(family, sparse) == config_from_hf(family, defaults)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
@@ -82,7 +83,7 @@ def test_a_missing_size_is_named(key):
     raw = raw_config("gqa")
     del raw[key]
     with pytest.raises(CheckpointError, match=f"some/config.json: '{key}' is missing"):
-        config_io.from_hf(LLAMA, raw, source="some/config.json")
+        config_from_hf(LLAMA, raw, source="some/config.json")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_missing_size_is_named(key):
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(changes, message):
     with pytest.raises(CheckpointError, match=message) as caught:
-        config_io.from_hf(LLAMA, raw_config("gqa") | changes)
+        config_from_hf(LLAMA, raw_config("gqa") | changes)
     assert "\n" not in str(caught.value)
 
 
@@ -127,14 +128,14 @@ def test_what_cannot_be_honoured_is_refused_by_name(changes, message):
 )
 def test_keys_without_effect_are_accepted_and_carried_over(changes):
     raw = raw_config("gqa") | changes
-    assert config_io.to_hf(LLAMA, config_io.from_hf(LLAMA, raw), raw) == raw
+    assert config_to_hf(LLAMA, config_from_hf(LLAMA, raw), raw) == raw
 
 
 def test_only_what_changed_is_rewritten():
     raw = raw_config("rope-linear-oldest") | {"hidden_act": "swish", "extra": None}
-    config = config_io.from_hf(LLAMA, raw)
+    config = config_from_hf(LLAMA, raw)
     longer = config.replace(rope=RopeConfig("dynamic", 500.0, factor=3.0), max_positions=128)
-    assert config_io.to_hf(LLAMA, longer, raw) == raw | {
+    assert config_to_hf(LLAMA, longer, raw) == raw | {
         "max_position_embeddings": 128,
         "rope_scaling": {"type": "dynamic", "factor": 3.0},
     }
@@ -142,10 +143,10 @@ def test_only_what_changed_is_rewritten():
 
 def test_a_default_that_follows_from_a_changed_size_is_written_out():
     raw = raw_config("gqa")
-    wider = config_io.from_hf(LLAMA, raw).replace(hidden_size=64)
-    written = config_io.to_hf(LLAMA, wider, raw)
+    wider = config_from_hf(LLAMA, raw).replace(hidden_size=64)
+    written = config_to_hf(LLAMA, wider, raw)
     assert (written["hidden_size"], written["head_dim"]) == (64, 8)
-    assert config_io.from_hf(LLAMA, written) == wider
+    assert config_from_hf(LLAMA, written) == wider
 
 
 @pytest.mark.parametrize(
@@ -164,53 +165,53 @@ def test_a_default_that_follows_from_a_changed_size_is_written_out():
     ],
 )
 def test_what_a_family_cannot_state_is_refused_by_name(family, changes, message):
-    config = config_io.from_hf(LLAMA, raw_config("gqa")).replace(**changes)
+    config = config_from_hf(LLAMA, raw_config("gqa")).replace(**changes)
     with pytest.raises(ConfigError, match=message):
-        config_io.to_hf(family, config)
+        config_to_hf(family, config)
 
 
 def test_architectures_are_added_where_a_file_states_none():
     raw = raw_config("gqa") | {"architectures": None}
-    written = config_io.to_hf(LLAMA, config_io.from_hf(LLAMA, raw), raw)
+    written = config_to_hf(LLAMA, config_from_hf(LLAMA, raw), raw)
     assert written == raw | {"architectures": ["LlamaForCausalLM"]}
 
 
 def test_dtype_is_written_in_the_spelling_of_the_file():
     raw = raw_config("gqa")
-    config = config_io.from_hf(LLAMA, raw)
-    assert config_io.to_hf(LLAMA, config, raw | {"torch_dtype": "float16"}, "bfloat16")["torch_dtype"] == "bfloat16"
-    assert config_io.to_hf(LLAMA, config, raw | {"dtype": "float16"})["dtype"] == "float16"
-    assert "dtype" not in config_io.to_hf(LLAMA, config, raw, "bfloat16")
-    assert config_io.to_hf(LLAMA, config, dtype="bfloat16")["dtype"] == "bfloat16"
+    config = config_from_hf(LLAMA, raw)
+    assert config_to_hf(LLAMA, config, raw | {"torch_dtype": "float16"}, "bfloat16")["torch_dtype"] == "bfloat16"
+    assert config_to_hf(LLAMA, config, raw | {"dtype": "float16"})["dtype"] == "float16"
+    assert "dtype" not in config_to_hf(LLAMA, config, raw, "bfloat16")
+    assert config_to_hf(LLAMA, config, dtype="bfloat16")["dtype"] == "bfloat16"
 
 
 class TestCritic:
     raw = raw_config("tied") | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
 
     def test_follows_the_architecture(self):
-        assert config_io.from_hf(LLAMA, self.raw).is_critic
-        assert not config_io.from_hf(LLAMA, raw_config("tied")).is_critic
+        assert config_from_hf(LLAMA, self.raw).is_critic
+        assert not config_from_hf(LLAMA, raw_config("tied")).is_critic
 
     def test_can_be_asked_for_and_is_written_so_that_transformers_has_one_label(self):
         raw = raw_config("tied")
-        critic = config_io.from_hf(LLAMA, raw, is_critic=True)
+        critic = config_from_hf(LLAMA, raw, is_critic=True)
         for base in (raw, None):
-            written = config_io.to_hf(LLAMA, critic, base)
+            written = config_to_hf(LLAMA, critic, base)
             assert written["architectures"] == ["LlamaForSequenceClassification"]
             assert read_by_transformers(written).num_labels == 1
-            assert config_io.from_hf(LLAMA, written) == critic
+            assert config_from_hf(LLAMA, written) == critic
 
     def test_round_trip(self):
-        assert config_io.to_hf(LLAMA, config_io.from_hf(LLAMA, self.raw), self.raw) == self.raw
+        assert config_to_hf(LLAMA, config_from_hf(LLAMA, self.raw), self.raw) == self.raw
 
     def test_is_no_language_model(self):
         with pytest.raises(CheckpointError, match="scalar head; load it with is_critic=True"):
-            config_io.from_hf(LLAMA, self.raw, is_critic=False)
+            config_from_hf(LLAMA, self.raw, is_critic=False)
 
     @pytest.mark.parametrize("labels", [{"num_labels": 3}, {"id2label": {"0": "a", "1": "b"}}, {"num_labels": None}])
     def test_with_several_labels_is_refused(self, labels):
         with pytest.raises(CheckpointError, match=r"gives \d numbers a token \(num_labels\); a critic needs one"):
-            config_io.from_hf(LLAMA, self.raw | {"num_labels": None} | labels)
+            config_from_hf(LLAMA, self.raw | {"num_labels": None} | labels)
 
 
 class TestActivationNames:
@@ -258,12 +259,12 @@ def test_a_field_of_the_transformers_class_that_the_table_does_not_know_is_refus
     table = replace(LLAMA.config, rows=tuple(row for row in LLAMA.config.rows if "mlp_bias" not in row.keys))
     family = replace(LLAMA, config=table)
     with pytest.raises(CheckpointError, match="unsupported field mlp_bias=True; the tables of family 'llama'"):
-        config_io.from_hf(family, raw_config("gqa") | {"mlp_bias": True})
+        config_from_hf(family, raw_config("gqa") | {"mlp_bias": True})
     rows = tuple(row for row in LLAMA.config.rows if not {"mlp_bias", "attention_bias"} & set(row.keys))
     family = replace(LLAMA, config=replace(LLAMA.config, rows=rows))
     both = {"mlp_bias": True, "attention_bias": False}
     with pytest.raises(CheckpointError, match="unsupported fields mlp_bias=True, attention_bias=False; .* they do"):
-        config_io.from_hf(family, raw_config("gqa") | both)
+        config_from_hf(family, raw_config("gqa") | both)
 
 
 def test_an_older_key_that_transformers_takes_without_declaring_it_is_refused_too():
@@ -273,23 +274,23 @@ def test_an_older_key_that_transformers_takes_without_declaring_it_is_refused_to
     older = {"rotary_pct": 0.5}
     other = replace(LLAMA, model_type="gpt_neox")
     with pytest.raises(CheckpointError, match="unsupported field rotary_pct=0.5"):
-        config_io.from_hf(other, raw_config("gqa") | older)
-    assert config_io.from_hf(LLAMA, raw_config("gqa") | older)  # there it is nobody's
+        config_from_hf(other, raw_config("gqa") | older)
+    assert config_from_hf(LLAMA, raw_config("gqa") | older)  # there it is nobody's
 
 
 def test_notes_of_other_tools_are_carried_over():
     raw = raw_config("gqa") | {"unsloth_version": "2024.9", "neftune_noise_alpha": 5}
-    config = config_io.from_hf(LLAMA, raw)
-    assert config == config_io.from_hf(LLAMA, raw_config("gqa"))
-    assert config_io.to_hf(LLAMA, config, raw)["unsloth_version"] == "2024.9"
+    config = config_from_hf(LLAMA, raw)
+    assert config == config_from_hf(LLAMA, raw_config("gqa"))
+    assert config_to_hf(LLAMA, config, raw)["unsloth_version"] == "2024.9"
 
 
 @given(RAW, RAW)
 def test_any_config_is_stated_on_top_of_any_file(raw, base):
-    config = config_io.from_hf(LLAMA, raw)
-    assert config_io.to_hf(LLAMA, config, raw) == raw
-    assert config_io.from_hf(LLAMA, config_io.to_hf(LLAMA, config)) == config
-    assert config_io.from_hf(LLAMA, config_io.to_hf(LLAMA, config, base)) == config
+    config = config_from_hf(LLAMA, raw)
+    assert config_to_hf(LLAMA, config, raw) == raw
+    assert config_from_hf(LLAMA, config_to_hf(LLAMA, config)) == config
+    assert config_from_hf(LLAMA, config_to_hf(LLAMA, config, base)) == config
 
 
 class TestConfigTableIsChecked:
@@ -311,21 +312,21 @@ class TestConfigTableIsChecked:
 class TestFolder:
     def test_config_that_is_missing_or_broken(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"holds no config.json: it is not a checkpoint's folder"):
-            config_io.read_config(tmp_path)
+            read_hf_config(tmp_path)
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-            config_io.read_config(tmp_path)
+            read_hf_config(tmp_path)
         (tmp_path / "config.json").write_text("[]")
         with pytest.raises(CheckpointError, match="holds list, not an object"):
-            config_io.read_config(tmp_path)
+            read_hf_config(tmp_path)
 
     def test_a_path_that_is_no_folder(self, tmp_path):
-        assert config_io.resolve_path(str(tmp_path)) == tmp_path
+        assert resolve_path(str(tmp_path)) == tmp_path
         with pytest.raises(CheckpointError, match="does not exist; give a checkpoint's folder or a hub id"):
-            config_io.resolve_path(tmp_path / "missing")
+            resolve_path(tmp_path / "missing")
         (tmp_path / "file").touch()
         with pytest.raises(CheckpointError, match="is a file; give the folder"):
-            config_io.resolve_path(tmp_path / "file")
+            resolve_path(tmp_path / "file")
 
     def test_a_hub_id_without_a_connection(self, monkeypatch):
         import huggingface_hub
@@ -337,7 +338,7 @@ class TestFolder:
         with pytest.raises(
             CheckpointError, match=r"'org/name' is no folder here and cannot be downloaded .*no route\)"
         ):
-            config_io.resolve_path("org/name")
+            resolve_path("org/name")
 
     def test_a_hub_id_is_downloaded_without_pickles(self, monkeypatch, tmp_path):
         import huggingface_hub
@@ -349,11 +350,11 @@ class TestFolder:
             return str(tmp_path)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-        assert config_io.resolve_path("org/name") == tmp_path
+        assert resolve_path("org/name") == tmp_path
         assert not [pattern for pattern in asked["org/name"] if pattern.endswith((".bin", ".pth", "*"))]
 
 
 def test_only_configurations_are_taken_as_raw():
     config = ReaLModelConfig(1, 8, 2, 2, 4, 8, 10, 16)
     with pytest.raises(ConfigError, match="a HuggingFace configuration or its dict is needed, not ReaLModelConfig"):
-        config_io.as_raw(config)
+        hf_config_dict(config)

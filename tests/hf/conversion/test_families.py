@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from reallm.errors import CheckpointError, UnknownNameError
-from reallm.hf.conversion import families
+from reallm.hf.conversion.families import check_family, family_for, get_family
 from reallm_hf_gemma.plugin import GEMMA, GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA
@@ -38,17 +38,17 @@ def raw(model_type, *architectures):
     ],
 )
 def test_follows_from_the_model_type_or_the_architecture(config, family):
-    assert families.family_for(config) is family
+    assert family_for(config) is family
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.names[0])
 def test_has_every_name_it_offers(family):
-    assert {families.get(name) for name in family.names} == {family}
+    assert {get_family(name) for name in family.names} == {family}
 
 
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean 'llama'"):
-        families.get("lama")
+        get_family("lama")
 
 
 @pytest.mark.parametrize(
@@ -62,37 +62,37 @@ def test_unknown_names_suggest_the_nearest():
 )
 def test_unknown_ones_are_refused_naming_what_is_there_and_what_to_install(config, said):
     with pytest.raises(CheckpointError, match=f"some/folder: no installed family reads {said}") as caught:
-        families.family_for(config, "some/folder")
+        family_for(config, "some/folder")
     assert "\n" not in str(caught.value)
 
 
 def test_a_config_that_states_no_family():
     with pytest.raises(CheckpointError, match="config.json states neither model_type nor architectures; add them"):
-        families.family_for(raw(None))
+        family_for(raw(None))
 
 
 def test_an_architecture_that_the_family_lacks():
     with pytest.raises(CheckpointError, match="'LlamaModel' is not one that family 'llama' reads: 'LlamaForCausalLM'"):
-        families.family_for(raw("llama", "LlamaModel"))
+        family_for(raw("llama", "LlamaModel"))
 
 
 def test_a_checkpoint_of_another_family():
-    families.require(LLAMA, raw("llama"))
-    families.require(LLAMA, raw(None))
+    check_family(LLAMA, raw("llama"))
+    check_family(LLAMA, raw(None))
     with pytest.raises(CheckpointError, match="folder is not a checkpoint of 'mistral' but of 'llama'"):
-        families.require(MISTRAL, raw("llama"), "folder")
+        check_family(MISTRAL, raw("llama"), "folder")
 
 
 def test_two_families_may_read_one_model_type():
     other = dataclasses.replace(LLAMA, names=("my-llama",))
-    families.require(other, raw("llama", "LlamaForCausalLM"))
+    check_family(other, raw("llama", "LlamaForCausalLM"))
 
 
 def test_plugins_and_tables_import_neither_torch_nor_transformers():
     modules = ", ".join(f"{file.parent.name}.plugin" for file in PLUGINS)
     program = (
         f"import sys, {modules}, reallm.hf.conversion.config, reallm.hf.conversion.families;"
-        "from reallm.hf.conversion import families; families.family_for({'model_type': 'llama'});"
+        "from reallm.hf.conversion.families import family_for; family_for({'model_type': 'llama'});"
         "print([name for name in ('torch', 'transformers', 'numpy', 'huggingface_hub') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

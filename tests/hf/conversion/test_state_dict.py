@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.conversion.mapping import weight_mappings
+from reallm.hf.conversion.state_dict import (
+    block_hf_names,
+    embedding_hf_names,
+    head_hf_names,
+    hf_names,
+    layer_hf_names,
+    state_dict_from_hf,
+    state_dict_to_hf,
+)
 from reallm.hf.tables import WeightTable
 from reallm.model.parameters import parameter_shapes
 from reallm_hf_llama.plugin import LLAMA
@@ -23,7 +31,7 @@ FAMILIES = {"llama": LLAMA, "mistral": MISTRAL}
 def family_and_config(name, **options):
     raw = raw_config(name)
     family = FAMILIES[raw["model_type"]]
-    return family, config_io.from_hf(family, raw, **options)
+    return family, config_from_hf(family, raw, **options)
 
 
 ALL_BIASES = family_and_config("attention-bias")[1].replace(gate_bias=True, up_bias=True, down_bias=True)
@@ -42,26 +50,26 @@ def test_names_shapes_and_order_are_those_of_transformers(name):
 
 def test_names_of_a_critic_are_those_of_transformers():
     family, config = family_and_config("gqa", is_critic=True)
-    model = hf_model(config_io.to_hf(family, config))
-    assert list(weights.hf_names(family, config)) == list(model.state_dict())
-    assert weights.head_names(family, config) == ["model.norm.weight", "score.weight"]
+    model = hf_model(config_to_hf(family, config))
+    assert list(hf_names(family, config)) == list(model.state_dict())
+    assert head_hf_names(family, config) == ["model.norm.weight", "score.weight"]
 
 
 def test_names_per_layer():
     family, config = family_and_config("attention-bias")
-    assert weights.embedding_names(family, config) == ["model.embed_tokens.weight"]
-    assert weights.head_names(family, config) == ["model.norm.weight", "lm_head.weight"]
-    assert weights.block_names(family, config, 1)[:3] == [
+    assert embedding_hf_names(family, config) == ["model.embed_tokens.weight"]
+    assert head_hf_names(family, config) == ["model.norm.weight", "lm_head.weight"]
+    assert block_hf_names(family, config, 1)[:3] == [
         "model.layers.1.self_attn.q_proj.weight",
         "model.layers.1.self_attn.q_proj.bias",
         "model.layers.1.self_attn.k_proj.weight",
     ]
-    parts = [weights.layer_names(family, config, layer) for layer in range(config.n_layers + 2)]
-    assert [name for part in parts for name in part] == list(weights.hf_names(family, config))
+    parts = [layer_hf_names(family, config, layer) for layer in range(config.n_layers + 2)]
+    assert [name for part in parts for name in part] == list(hf_names(family, config))
 
 
 def test_a_tied_head_has_only_its_norm():
-    assert weights.head_names(*family_and_config("tied")) == ["model.norm.weight"]
+    assert head_hf_names(*family_and_config("tied")) == ["model.norm.weight"]
 
 
 @given(st.data(), st.booleans(), st.booleans())
@@ -70,11 +78,11 @@ def test_converting_any_subset_there_and_back_is_the_identity(data, tied, is_cri
     shapes = parameter_shapes(config)
     chosen = data.draw(st.lists(st.sampled_from(list(shapes)), unique=True))
     state = {name: torch.empty(shapes[name]) for name in chosen}
-    there = weights.state_dict_to_hf(LLAMA, state, config)
-    back = weights.state_dict_from_hf(LLAMA, there, config)
+    there = state_dict_to_hf(LLAMA, state, config)
+    back = state_dict_from_hf(LLAMA, there, config)
     assert back.keys() == state.keys()
     assert all(back[name] is state[name] for name in state)
-    assert list(there) == [name for name in weights.hf_names(LLAMA, config) if name in there]
+    assert list(there) == [name for name in hf_names(LLAMA, config) if name in there]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_converting_any_subset_there_and_back_is_the_identity(data, tied, is_cri
 def test_foreign_tensors_have_no_name_of_ours(name):
     _, config = family_and_config("gqa")
     with pytest.raises(CheckpointError, match=f"tensor '{name}' is no parameter of family 'llama'"):
-        weights.state_dict_from_hf(LLAMA, {name: torch.empty(1)}, config)
+        state_dict_from_hf(LLAMA, {name: torch.empty(1)}, config)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_foreign_tensors_have_no_name_of_ours(name):
 )
 def test_parameters_that_the_model_lacks_are_refused(name):
     with pytest.raises(ConfigError, match=f"'{name}' is no parameter of this model"):
-        weights.state_dict_to_hf(LLAMA, {name: torch.empty(1)}, family_and_config("gqa")[1])
+        state_dict_to_hf(LLAMA, {name: torch.empty(1)}, family_and_config("gqa")[1])
 
 
 class TestTiedHead:
@@ -109,32 +117,32 @@ class TestTiedHead:
     def test_duplicate_is_dropped(self):
         state = hf_model(raw_config("tied")).state_dict()
         assert "lm_head.weight" in state
-        ours = weights.state_dict_from_hf(self.family, state, self.config)
+        ours = state_dict_from_hf(self.family, state, self.config)
         assert ours.keys() == parameter_shapes(self.config).keys()
 
     def test_a_head_may_have_a_bias_of_its_own(self):
         config = self.config.replace(head_bias=True)
         state = hf_model(raw_config("tied")).state_dict() | {"lm_head.bias": torch.ones(config.vocab_size)}
-        ours = weights.state_dict_from_hf(self.family, state, config)
+        ours = state_dict_from_hf(self.family, state, config)
         assert ours.keys() == parameter_shapes(config).keys()
-        assert weights.state_dict_to_hf(self.family, ours, config).keys() == state.keys() - {"lm_head.weight"}
+        assert state_dict_to_hf(self.family, ours, config).keys() == state.keys() - {"lm_head.weight"}
 
     def test_different_head_is_refused_with_a_remedy(self):
         state = {"model.embed_tokens.weight": torch.zeros(2), "lm_head.weight": torch.ones(2)}
         with pytest.raises(CheckpointError, match="tie_word_embeddings is true, but 'lm_head.weight' differs .*false"):
-            weights.state_dict_from_hf(self.family, state, self.config)
+            state_dict_from_hf(self.family, state, self.config)
 
 
 def test_the_head_of_a_language_model_is_dropped_for_a_critic():
     family, config = family_and_config("gqa", is_critic=True)
-    ours = weights.state_dict_from_hf(family, hf_model(raw_config("gqa")).state_dict(), config)
+    ours = state_dict_from_hf(family, hf_model(raw_config("gqa")).state_dict(), config)
     assert parameter_shapes(config).keys() - ours.keys() == {"layers.3.out.weight"}
 
 
 def test_tensors_without_effect_are_dropped():
     family, config = family_and_config("gqa")
     state = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.norm.weight": torch.ones(32)}
-    assert list(weights.state_dict_from_hf(family, state, config)) == ["layers.3.norm.weight"]
+    assert list(state_dict_from_hf(family, state, config)) == ["layers.3.norm.weight"]
 
 
 class TestWeightTableIsChecked:

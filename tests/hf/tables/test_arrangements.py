@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError, PluginError
-from reallm.hf.conversion import state_dict as weights
 from reallm.hf.conversion.mapping import weight_mappings
+from reallm.hf.conversion.state_dict import block_hf_names, hf_names, state_dict_from_hf, state_dict_to_hf
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import GATED_DECODER
 from reallm.hf.tables import Source, Transposed, WeightTable, fused, transposed
@@ -54,7 +54,7 @@ def ours(config: ReaLModelConfig) -> dict[str, torch.Tensor]:
 def test_projections_one_after_another():
     fused_family = family(block={QKV: fused("h.{}.qkv")})
     state = ours(CONFIG)
-    theirs = weights.state_dict_to_hf(fused_family, state, CONFIG)
+    theirs = state_dict_to_hf(fused_family, state, CONFIG)
     parts = [state[f"{BLOCK}{name}.weight"] for name in QKV]
     assert torch.equal(theirs["h.0.qkv.weight"], torch.cat(parts))
     assert torch.equal(theirs["h.0.qkv.bias"], torch.cat([state[f"{BLOCK}{name}.bias"] for name in QKV]))
@@ -63,7 +63,7 @@ def test_projections_one_after_another():
 def test_projections_dealt_out_by_groups_of_heads():
     grouped = family(block={QKV: fused("h.{}.qkv", groups="n_kv_heads")})
     state = ours(CONFIG)
-    theirs = weights.state_dict_to_hf(grouped, state, CONFIG)["h.1.qkv.weight"]
+    theirs = state_dict_to_hf(grouped, state, CONFIG)["h.1.qkv.weight"]
     # two groups, each of three queries, one key and one value of 4 rows
     groups = theirs.reshape(2, 3 + 1 + 1, 4, 12)
     assert torch.equal(groups[:, :3].reshape(24, 12), state["layers.2.attn.q.weight"])
@@ -74,7 +74,7 @@ def test_projections_dealt_out_by_groups_of_heads():
 def test_weights_that_are_stored_the_other_way_round():
     turned = family(block={"mlp.up": transposed("h.{}.fc"), QKV: fused("h.{}.qkv", transposed=True)})
     state = ours(CONFIG)
-    theirs = weights.state_dict_to_hf(turned, state, CONFIG)
+    theirs = state_dict_to_hf(turned, state, CONFIG)
     assert torch.equal(theirs["h.0.fc.weight"], state[f"{BLOCK}mlp.up.weight"].t())
     assert torch.equal(theirs["h.0.qkv.weight"], torch.cat([state[f"{BLOCK}{name}.weight"] for name in QKV]).t())
     assert theirs["h.0.qkv.bias"].shape == (24 + 8 + 8,)
@@ -96,17 +96,17 @@ TOGETHER = family(
 
 def test_a_tensor_for_each_expert():
     state = ours(MOE)
-    theirs = weights.state_dict_to_hf(ONE_BY_ONE, state, MOE)
+    theirs = state_dict_to_hf(ONE_BY_ONE, state, MOE)
     for expert in range(3):
         assert torch.equal(theirs[f"h.0.experts.{expert}.up.weight"], state[f"{BLOCK}mlp.experts.up.weight"][expert])
-    assert weights.block_names(ONE_BY_ONE, MOE, 1)[-9:] == [
+    assert block_hf_names(ONE_BY_ONE, MOE, 1)[-9:] == [
         f"h.1.experts.{expert}.{name}.weight" for name in ("gate", "up", "down") for expert in range(3)
     ]
 
 
 def test_all_experts_in_one_tensor_under_a_whole_name():
     state = ours(MOE)
-    theirs = weights.state_dict_to_hf(TOGETHER, state, MOE)
+    theirs = state_dict_to_hf(TOGETHER, state, MOE)
     assert theirs["h.0.experts.gate_up"].shape == (3, 12, 2 * 6)
     gate, up = theirs["h.0.experts.gate_up"].transpose(1, 2).split(6, dim=1)
     assert torch.equal(gate, state[f"{BLOCK}mlp.experts.gate.weight"])
@@ -129,9 +129,9 @@ def test_any_subset_there_and_back_is_the_same_bit_for_bit(name, data):
     of_name, config = FAMILIES[name]
     state, found = ours(config), weight_mappings(of_name, config)
     chosen = {ours for item in data.draw(st.lists(st.sampled_from(found))) for ours in item.ours}
-    there = weights.state_dict_to_hf(of_name, {key: state[key] for key in chosen}, config)
+    there = state_dict_to_hf(of_name, {key: state[key] for key in chosen}, config)
     assert all(there.like(key).shape == tensor.shape for key, tensor in there.items())
-    back = weights.state_dict_from_hf(of_name, there, config)
+    back = state_dict_from_hf(of_name, there, config)
     assert back.keys() == chosen
     assert all(torch.equal(back[key], state[key]) and back[key].is_contiguous() for key in chosen)
 
@@ -139,10 +139,10 @@ def test_any_subset_there_and_back_is_the_same_bit_for_bit(name, data):
 def test_a_part_of_what_is_stored_together_is_refused_in_both_directions():
     of_name, config = FAMILIES["one after another"]
     with pytest.raises(ConfigError, match=r"'h.0.qkv.weight' holds .* together; give 'layers.1.attn.k.weight', "):
-        weights.state_dict_to_hf(of_name, {"layers.1.attn.q.weight": torch.zeros(24, 12)}, config)
+        state_dict_to_hf(of_name, {"layers.1.attn.q.weight": torch.zeros(24, 12)}, config)
     half = {"h.0.experts.0.up.weight": torch.zeros(6, 12), "h.0.experts.2.up.weight": torch.zeros(6, 12)}
     with pytest.raises(CheckpointError, match="without 'h.0.experts.1.up.weight'"):
-        weights.state_dict_from_hf(ONE_BY_ONE, half, MOE)
+        state_dict_from_hf(ONE_BY_ONE, half, MOE)
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,14 @@ class TestAWrongTableIsRefused:
     )  # fmt: skip
     def test_when_it_is_applied(self, changes, said):
         with pytest.raises(PluginError, match=f"^family 'llama': weight table: .*{said}") as caught:
-            weights.hf_names(family(block=changes), CONFIG)
+            hf_names(family(block=changes), CONFIG)
         assert "\n" not in str(caught.value)
 
     def test_naming_the_distribution_that_offers_it(self, monkeypatch):
         object.__setattr__(LLAMA, "weights", GATED_DECODER.updated(block={"attn.o": None}))
         try:
             with pytest.raises(PluginError, match=r"family 'llama' of reallm-hf-llama \d.*'attn.o'"):
-                weights.hf_names(LLAMA, CONFIG)
+                hf_names(LLAMA, CONFIG)
         finally:
             object.__setattr__(LLAMA, "weights", GATED_DECODER)
 

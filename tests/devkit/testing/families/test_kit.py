@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from reallm.cli.main import run
 from reallm.errors import ConfigError, UnknownNameError
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.file_names import CONFIG_NAME, WEIGHTS_NAME
 from reallm_devkit import FAMILY_CHECKS, FamilyKit, Report, check_family
 from reallm_devkit.testing.families import tiny
@@ -199,4 +199,4 @@ def test_a_family_must_be_named() -> None:
 def test_the_transformers_default_is_read_once() -> None:
     raw = tiny.tiny_config(TableLines(GEMMA3, module_of(GEMMA3)))
     assert raw["layer_types"] == ["sliding_attention", "full_attention"]
-    assert config_io.from_hf(GEMMA3, raw).windows == (5, None)
+    assert config_from_hf(GEMMA3, raw).windows == (5, None)

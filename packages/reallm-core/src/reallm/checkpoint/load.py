@@ -16,7 +16,8 @@ from torch import Tensor
 
 from reallm.checkpoint.reader import DTYPES, Checkpoint, _some, open_checkpoint
 from reallm.errors import CheckpointError
-from reallm.hf.conversion.config import read_config, saved_as_critic
+from reallm.hf.checkpoint_folder import read_hf_config
+from reallm.hf.conversion.config import has_critic_head
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
 from reallm.hf.conversion.state_dict import refuse_untied_head, unused_names
 from reallm.hf.family import HFFamily
@@ -38,7 +39,7 @@ def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLM
         PluginError: the family's table is wrong.
     """
     found = list(weight_mappings(family, config))
-    if config.is_critic and not saved_as_critic(family, read_config(checkpoint.folder)):
+    if config.is_critic and not has_critic_head(family, read_hf_config(checkpoint.folder)):
         head = head_weight_name(config)
         found = [holding for holding in found if head not in holding.ours]
     _check_names(checkpoint, family, {name for item in found for name in item.theirs}, unused_names(family, config))

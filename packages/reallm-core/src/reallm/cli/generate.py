@@ -96,7 +96,7 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
 
     from reallm.engine.real_model import ReaLModel
     from reallm.generation.sampling import SamplingConfig
-    from reallm.hf.conversion.config import resolve_path
+    from reallm.hf.checkpoint_folder import resolve_path
     from reallm.hf.conversion.transformers_io import load_tokenizer
 
     SamplingConfig(**sampling)  # refuses wrong values before a model is loaded

@@ -112,11 +112,11 @@ def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]:
 
     path = load(PlannedModels, arguments=arguments).build().model.path
 
-    from reallm.hf.conversion import config as config_io
-    from reallm.hf.conversion.families import architecture
+    from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+    from reallm.hf.conversion.config import load_model_config
 
-    config = architecture(path)
-    raw = config_io.read_config(config_io.resolve_path(path))
+    config = load_model_config(path)
+    raw = read_hf_config(resolve_path(path))
     stored = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
     return path, config, stored if stored in ITEMSIZES else None
 

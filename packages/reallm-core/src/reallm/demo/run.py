@@ -26,7 +26,7 @@ from reallm.experiments.reports.terminal import terminal_plot
 from reallm.experiments.run.runner import RunResult, run
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.metrics import read_curves, smoothed
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_to_hf
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry
@@ -119,7 +119,7 @@ def _installed_family(architecture: ReaLModelConfig) -> str:
 
 def _can_be(family: HFFamily, architecture: ReaLModelConfig) -> bool:
     try:
-        config_io.to_hf(family, architecture)
+        config_to_hf(family, architecture)
     except ConfigError:
         return False
     return True

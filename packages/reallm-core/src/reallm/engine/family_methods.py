@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from reallm.errors import PluginError, did_you_mean
-from reallm.hf.conversion import families
+from reallm.hf.conversion.families import get_family
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 
@@ -49,7 +49,7 @@ def find(cls: type, attribute: str) -> tuple[str, HFFamily]:
         raise AttributeError(f"type object '{cls.__name__}' has no attribute '{attribute}'")
     kind, name = parts
     try:
-        return kind, families.get(name)
+        return kind, get_family(name)
     except PluginError as error:
         near = did_you_mean(attribute, _own_names(cls))
         raise AttributeError(f"{cls.__name__}.{attribute}: {error}{near}") from None

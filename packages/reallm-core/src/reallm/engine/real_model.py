@@ -10,18 +10,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from reallm.checkpoint import load as checkpoint
-from reallm.checkpoint import save as writing
 from reallm.checkpoint.distributed_save import SpreadExport, write_together
+from reallm.checkpoint.load import read_boxes
+from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
 from reallm.engine.sharded_model import ShardedTransformer
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.generation import logprobs as inference
 from reallm.generation.engine import Completion, generate_tokens
 from reallm.generation.sampling import SamplingConfig
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families, transformers_io
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
+from reallm.hf.conversion.families import check_family, family_for
+from reallm.hf.conversion.state_dict import state_dict_from_hf, state_dict_to_hf
+from reallm.hf.conversion.transformers_io import (
+    checkpoint_state,
+    end_of_sequence_ids,
+    load_tokenizer,
+    transformers_config,
+    transformers_model,
+)
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
@@ -92,8 +100,8 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
             PluginError: no installed plugin offers the family; says what to install.
             ConfigError: the layout does not fit the model.
         """
-        folder = config_io.resolve_path(path)
-        family = families.family_for(config_io.read_config(folder), folder)
+        folder = resolve_path(path)
+        family = family_for(read_hf_config(folder), folder)
         return cls._from_folder(
             family,
             folder,
@@ -129,7 +137,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         if isinstance(export, SpreadExport):
             write_together(path, export)
         else:
-            writing.write_checkpoint(path, export)
+            write_checkpoint(path, export)
 
     def export(
         self,
@@ -137,7 +145,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         dtype: torch.dtype | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> writing.Export | SpreadExport:
+    ) -> Export | SpreadExport:
         """What `save_pretrained` writes, as a value that says so; its tensors are the parameters themselves."""
         if self.family is None:
             raise CheckpointError(
@@ -152,7 +160,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         }
         if self.mesh is not None and self.mesh.layout.size > 1:
             return SpreadExport(raw, self.family, self.config, self.mesh, tensors, **options)
-        return writing.Export(raw, weights.state_dict_to_hf(self.family, tensors, self.config), **options)
+        return Export(raw, state_dict_to_hf(self.family, tensors, self.config), **options)
 
     @property
     def hf_config(self) -> PreTrainedConfig:
@@ -161,7 +169,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
             raise ConfigError(
                 "this model belongs to no HuggingFace family; use ReaLModel.config_to_<family>(model.config)"
             )
-        return transformers_io.transformers_config(self._to_raw(self.family, None))
+        return transformers_config(self._to_raw(self.family, None))
 
     # ------------------------------------------------------------------ inference and generation
 
@@ -276,11 +284,11 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
             raise DataError(
                 "text needs a tokenizer; this model came from no checkpoint folder: give generate(tokenizer=...)"
             )
-        return transformers_io.load_tokenizer(self.source)
+        return load_tokenizer(self.source)
 
     def _end_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
         if self._raw_hf_config is not None:
-            ids = transformers_io.end_of_sequence_ids(self._raw_hf_config, self.source)
+            ids = end_of_sequence_ids(self._raw_hf_config, self.source)
             if ids:
                 return ids
         own = getattr(tokenizer, "eos_token_id", None)
@@ -301,8 +309,8 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         **spread: Any,
     ) -> ReaLModel:
         """A model from a checkpoint of a family; see `from_pretrained`."""
-        raw = config_io.read_config(folder)
-        config = config_io.from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+        raw = read_hf_config(folder)
+        config = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
         model = cls(config, device="meta", **spread)
         model._remember(family, raw, folder)
         model._load(folder, dtype, torch.device(device), seed)
@@ -314,40 +322,36 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
     ) -> ReaLModel:
         """A model from a checkpoint, from a HF config (fresh weights) or from a HF model (its weights, copied)."""
         if isinstance(source, str | Path):
-            folder = config_io.resolve_path(source)
-            families.require(family, config_io.read_config(folder), folder)
+            folder = resolve_path(source)
+            check_family(family, read_hf_config(folder), folder)
             return cls._from_folder(family, folder, **options)
-        raw = config_io.as_raw(source.config if isinstance(source, nn.Module) else source)
-        families.require(family, raw, "the config")
-        config = config_io.from_hf(family, raw, is_critic=options.pop("is_critic", None))
+        raw = hf_config_dict(source.config if isinstance(source, nn.Module) else source)
+        check_family(family, raw, "the config")
+        config = config_from_hf(family, raw, is_critic=options.pop("is_critic", None))
         model = cls(config, **options)
         model._remember(family, raw, None)
         if isinstance(source, nn.Module):
-            state = weights.state_dict_from_hf(family, transformers_io.checkpoint_state(source), config)
+            state = state_dict_from_hf(family, checkpoint_state(source), config)
             model.load_state_dict(model.state_dict() | state)  # a new critic's head stays as drawn
             model.eval()
         return model
 
     def _to_family(self, family: HFFamily) -> PreTrainedModel:
         """The transformers model with a copy of these weights."""
-        state = weights.state_dict_to_hf(family, self.state_dict(), self.config)
-        return transformers_io.transformers_model(self._to_raw(family, None), state)
+        state = state_dict_to_hf(family, self.state_dict(), self.config)
+        return transformers_model(self._to_raw(family, None), state)
 
     @classmethod
     def _config_from_family(cls, family: HFFamily, source: PathLike | PreTrainedConfig) -> ReaLModelConfig:
         """The `ReaLModelConfig` of a checkpoint folder or a HF config."""
-        raw = (
-            config_io.read_config(config_io.resolve_path(source))
-            if isinstance(source, str | Path)
-            else config_io.as_raw(source)
-        )
-        families.require(family, raw, source if isinstance(source, str | Path) else "the config")
-        return config_io.from_hf(family, raw)
+        raw = read_hf_config(resolve_path(source)) if isinstance(source, str | Path) else hf_config_dict(source)
+        check_family(family, raw, source if isinstance(source, str | Path) else "the config")
+        return config_from_hf(family, raw)
 
     @classmethod
     def _config_to_family(cls, family: HFFamily, config: ReaLModelConfig) -> PreTrainedConfig:
         """The transformers config that says the same as `config`."""
-        return transformers_io.transformers_config(config_io.to_hf(family, config))
+        return transformers_config(config_to_hf(family, config))
 
     # ------------------------------------------------------------------ inside
 
@@ -363,14 +367,14 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         """The content of this model's `config.json` in a family, for tensors of `dtype` (None: the parameters' own)."""
         base = self._raw_hf_config if self.family is family else None
         stored = dtype or self.dtype
-        return config_io.to_hf(family, self.config, base, str(stored).removeprefix("torch."))
+        return config_to_hf(family, self.config, base, str(stored).removeprefix("torch."))
 
     def _load(self, folder: Path, dtype: torch.dtype | None, device: torch.device, seed: int) -> None:
         """Put this process' part of the checkpoint's tensors in place of the meta parameters."""
         assert self.family is not None
         whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
         boxes = whole if self.mesh is None else self.boxes
-        read = checkpoint.read_boxes(folder, self.family, self.config, boxes, dtype=dtype, device=device, seed=seed)
+        read = read_boxes(folder, self.family, self.config, boxes, dtype=dtype, device=device, seed=seed)
         if dtype is None and len(read.stored_dtypes) > 1:
             raise CheckpointError(
                 f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; "

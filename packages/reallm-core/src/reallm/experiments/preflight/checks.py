@@ -17,8 +17,9 @@ from reallm.config.schema import dataset_fields, in_group
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.checkpointing.resume import AUTO, named_run
 from reallm.experiments.runs.folder import holds_something
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families
+from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.conversion.config import config_from_hf, load_model_config
+from reallm.hf.conversion.families import family_for
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
 from reallm.parallel.layout import Layout
 from reallm.plugins import registry
@@ -87,9 +88,9 @@ def check_schedule(warmup_steps: int | None, max_steps: int | None) -> None:
 def check_checkpoint(key: str, path: str) -> None:
     """The checkpoint is one that an installed family reads, its files are whole, and it has a tokenizer."""
     try:
-        folder = config_io.resolve_path(path)
-        raw = config_io.read_config(folder)
-        config_io.from_hf(families.family_for(raw, folder), raw, source=folder / CONFIG_NAME)
+        folder = resolve_path(path)
+        raw = read_hf_config(folder)
+        config_from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)
 
         from reallm.checkpoint.reader import open_checkpoint  # brings torch, so only when all else is well
 
@@ -104,11 +105,10 @@ def check_layout(key: str, args: ModelArgs, parallel: ParallelArgs) -> None:
     """The model can be split into so many parts and stages."""
     if parallel.pp == parallel.tp == 1:
         return
-    from reallm.hf.conversion.families import architecture  # brings torch, so only where it can tell something
-    from reallm.parallel.sharding import check_fits
+    from reallm.parallel.sharding import check_fits  # brings torch, so only where it can tell something
 
     try:
-        check_fits(architecture(args.path), Layout(pp=parallel.pp, tp=parallel.tp))
+        check_fits(load_model_config(args.path), Layout(pp=parallel.pp, tp=parallel.tp))
     except ConfigError as error:
         raise ConfigError(f"{PREFIX}{error} ({key}={args.path})") from error
 

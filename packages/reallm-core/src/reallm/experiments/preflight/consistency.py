@@ -12,7 +12,7 @@ from typing import Any
 from reallm.config.training import TrainingConfig, model_args
 from reallm.errors import CheckpointError
 from reallm.experiments.checkpointing.resume import leaves
-from reallm.hf.conversion.config import resolve_path
+from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.plugins.finder import GROUP
 

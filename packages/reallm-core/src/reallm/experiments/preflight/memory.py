@@ -14,7 +14,7 @@ from reallm.config.args import ModelArgs
 from reallm.config.training import TrainingConfig, model_args
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
-from reallm.hf.conversion.families import architecture
+from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
 from reallm.training.memory import MemoryEstimate, available_memory, estimate, size_text
@@ -35,7 +35,9 @@ def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, la
         device: it is trained on.
         largest: lengths of the sequences in the largest micro-batch.
     """
-    return estimate(architecture(args.path), dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing)
+    return estimate(
+        load_model_config(args.path), dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing
+    )
 
 
 def cut_by_sender(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEstimate:

@@ -19,8 +19,8 @@ from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.reports.number_format import counted
-from reallm.hf.conversion.config import resolve_path
-from reallm.hf.conversion.families import architecture
+from reallm.hf.checkpoint_folder import resolve_path
+from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import load_tokenizer
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
@@ -78,7 +78,7 @@ def check_layouts(config: TrainingConfig, layouts: Mapping[str, Layout] | None) 
     for role, layout in (layouts or {}).items():
         args = model_args(config, role)
         try:
-            check_fits(architecture(args.path), layout)
+            check_fits(load_model_config(args.path), layout)
         except ConfigError as error:
             raise ConfigError(f"{PREFIX}{error} ({role}.path={args.path})") from error
 
@@ -203,7 +203,7 @@ def check_lengths(samples: Samples, survey: DatasetStats, models: Sequence[Model
         DataError: a sample is longer than the positions that a model has learned; names it.
     """
     for args in models:
-        longest = architecture(args.path).longest_sequence
+        longest = load_model_config(args.path).longest_sequence
         if longest is None or max(survey.lengths) <= longest:
             continue
         place = survey.lengths.index(max(survey.lengths))

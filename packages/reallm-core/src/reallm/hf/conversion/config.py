@@ -1,78 +1,27 @@
-"""`config.json` <-> `ReaLModelConfig`, and where a checkpoint lies. Imports no torch."""
+"""`config.json` <-> `ReaLModelConfig`, by the table of a family. Imports no torch."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.atomic_files import recover_folder
 from reallm.errors import CheckpointError, ConfigError
+from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.conversion.families import family_for
 from reallm.hf.conversion.transformers_io import transformers_keys
 from reallm.hf.family import HFFamily
-from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES
+from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
 
 if TYPE_CHECKING:
     import torch
 
-_DOWNLOADED = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_NAME,
-               *TOKENIZER_FILES)  # fmt: skip
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null, for the usual ones may exceed the vocabulary
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
-def resolve_path(path_or_id: str | Path) -> Path:
-    """The folder of a checkpoint: a local one, or that of a model on the Hugging Face hub, downloaded if need be.
-
-    Raises:
-        CheckpointError: neither a folder nor a model that can be had.
-    """
-    path = Path(path_or_id).expanduser()
-    recover_folder(path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and the weights")
-    if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path_or_id):
-        raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a hub id such as 'org/name'")
-    return _download(path_or_id)
-
-
-def _download(model_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_DOWNLOADED)))
-    except Exception as error:  # the hub client raises its own, the HTTP client's and the system's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"'{model_id}' is no folder here and cannot be downloaded from the Hugging Face hub ({reason}); "
-            "check the name and the connection, or give a folder"
-        ) from error
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The content of `config.json` in a checkpoint's folder.
-
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-    """
-    file = Path(path) / CONFIG_NAME
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} holds no {CONFIG_NAME}: it is not a checkpoint's folder") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} holds {type(raw).__name__}, not an object; write it again")
-    return raw
-
-
-def as_raw(config: Any) -> dict[str, Any]:
+def hf_config_dict(config: Any) -> dict[str, Any]:
     """The dict of a HuggingFace configuration: of a mapping, or of a `PretrainedConfig`.
 
     Raises:
@@ -81,16 +30,27 @@ def as_raw(config: Any) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     if callable(getattr(config, "to_dict", None)):
-        return as_raw(config.to_dict())
+        return hf_config_dict(config.to_dict())
     raise ConfigError(f"a HuggingFace configuration or its dict is needed, not {type(config).__name__}")
 
 
-def saved_as_critic(family: HFFamily, raw: Mapping[str, Any]) -> bool:
+def load_model_config(path: str | Path) -> ReaLModelConfig:
+    """The architecture of a checkpoint, a folder or a hub id, from its `config.json` alone.
+
+    Raises:
+        CheckpointError: no checkpoint, no installed family reads it, or a key that is unsupported.
+    """
+    folder = resolve_path(path)
+    raw = read_hf_config(folder)
+    return config_from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)
+
+
+def has_critic_head(family: HFFamily, raw: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is that of a model with a scalar head."""
     return any(name in family.critic_architectures for name in raw.get("architectures") or ())
 
 
-def from_hf(
+def config_from_hf(
     family: HFFamily, raw: Mapping[str, Any], *, is_critic: bool | None = None, source: str | Path = CONFIG_NAME
 ) -> ReaLModelConfig:
     """The architecture that a `config.json` states.
@@ -101,7 +61,7 @@ def from_hf(
     Raises:
         CheckpointError: a key that is missing, unsupported, or has a value that is not allowed; names it.
     """
-    has_scalar_head = saved_as_critic(family, raw)
+    has_scalar_head = has_critic_head(family, raw)
     if is_critic is False and has_scalar_head:
         raise CheckpointError(f"{source}: {raw['architectures'][0]} has a scalar head; load it with is_critic=True")
     if has_scalar_head and (labels := _n_labels(raw)) != 1:
@@ -133,7 +93,7 @@ def _refuse_unknown(family: HFFamily, raw: Mapping[str, Any], source: str | Path
         )
 
 
-def to_hf(
+def config_to_hf(
     family: HFFamily,
     config: ReaLModelConfig,
     base: Mapping[str, Any] | None = None,
@@ -154,7 +114,7 @@ def to_hf(
         raw: dict[str, Any] = {"model_type": family.model_type, **dict.fromkeys(_TOKEN_IDS)}
     else:
         raw = dict(base)
-    if not raw.get("architectures") or saved_as_critic(family, raw) != config.is_critic:
+    if not raw.get("architectures") or has_critic_head(family, raw) != config.is_critic:
         raw["architectures"] = [(family.critic_architectures if config.is_critic else family.architectures)[0]]
         for key in ("id2label", "label2id", "num_labels"):
             raw.pop(key, None)

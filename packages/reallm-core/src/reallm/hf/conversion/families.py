@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from reallm.errors import CheckpointError, PluginError, UnknownNameError
-from reallm.hf.conversion import config as config_io
 from reallm.hf.family import HFFamily
-from reallm.hf.file_names import CONFIG_NAME
-from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry
 
 KIND = "family"
 
 
-def get(name: str) -> HFFamily:
+def get_family(name: str) -> HFFamily:
     """The family that users call `name`.
 
     Raises:
@@ -52,7 +49,7 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
     return family
 
 
-def require(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config.json") -> None:
+def check_family(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config.json") -> None:
     """Check that a `config.json` is one that this family reads; one that says nothing of its family passes.
 
     Another family may read it as well.
@@ -70,7 +67,7 @@ def require(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config
     )
 
 
-def described(family: HFFamily) -> str:
+def describe_family(family: HFFamily) -> str:
     """A family as errors name it: `family 'llama' of reallm-hf-llama 0.1.0`."""
     for name in family.names:
         try:
@@ -87,7 +84,7 @@ def _by_name(model_type: Any) -> HFFamily | None:
     if not isinstance(model_type, str):
         return None
     try:
-        family = get(model_type)
+        family = get_family(model_type)
     except UnknownNameError:
         return None
     # Names are chosen freely: "deepseek" may name a family whose checkpoints have another model type.
@@ -116,10 +113,3 @@ def _unread(model_type: Any, architectures: tuple[str, ...]) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
-
-
-def architecture(path: str | Path) -> ReaLModelConfig:
-    """The configuration of a checkpoint, a folder or a hub id, read from its `config.json` alone."""
-    folder = config_io.resolve_path(path)
-    raw = config_io.read_config(folder)
-    return config_io.from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)

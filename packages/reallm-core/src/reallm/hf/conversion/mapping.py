@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reallm.errors import ConfigError, PluginError, did_you_mean
-from reallm.hf.conversion import families
+from reallm.hf.conversion.families import describe_family
 from reallm.hf.conversion.slicing import SliceRead, read_slice
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Transposed
@@ -181,7 +181,7 @@ def weight_mappings(family: HFFamily, config: ReaLModelConfig) -> tuple[WeightMa
         found = list(_holdings(family, config))
         _check_first_blocks(found)
     except ConfigError as error:
-        raise PluginError(f"{families.described(family)}: weight table: {error}") from error
+        raise PluginError(f"{describe_family(family)}: weight table: {error}") from error
     return tuple(found)
 
 

@@ -22,23 +22,23 @@ def hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
     return [name for holding in weight_mappings(family, config) for name in holding.theirs]
 
 
-def embedding_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
+def embedding_hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
     """Checkpoint names of the parameters of the token embedding (layer 0)."""
-    return layer_names(family, config, EMBEDDING_LAYER)
+    return layer_hf_names(family, config, EMBEDDING_LAYER)
 
 
-def block_names(family: HFFamily, config: ReaLModelConfig, block: int) -> list[str]:
+def block_hf_names(family: HFFamily, config: ReaLModelConfig, block: int) -> list[str]:
     """Checkpoint names of the parameters of a block, numbered from 0 as in checkpoints (layer `block + 1`)."""
     assert 0 <= block < config.n_layers, f"block {block} of {config.n_layers}"
-    return layer_names(family, config, block + 1)
+    return layer_hf_names(family, config, block + 1)
 
 
-def head_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
+def head_hf_names(family: HFFamily, config: ReaLModelConfig) -> list[str]:
     """Checkpoint names of the parameters of the output head (layer n+1); a tied head has only its norm."""
-    return layer_names(family, config, head_layer(config))
+    return layer_hf_names(family, config, head_layer(config))
 
 
-def layer_names(family: HFFamily, config: ReaLModelConfig, layer: int) -> list[str]:
+def layer_hf_names(family: HFFamily, config: ReaLModelConfig, layer: int) -> list[str]:
     """Checkpoint names of the parameters of a layer: 0 is the embedding, n+1 the head."""
     return [name for holding in weight_mappings(family, config) if holding.layer == layer for name in holding.theirs]
 

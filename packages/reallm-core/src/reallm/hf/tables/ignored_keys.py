@@ -33,7 +33,7 @@ IRRELEVANT = frozenset(
         "attn_implementation", "experts_implementation", "is_decoder", "keys_to_ignore_at_inference",
         "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
         "tie_last_hidden_states", "torchscript", "use_cache", "use_return_dict",
-        # classification heads; `config_io` checks that a critic has one label
+        # classification heads; `config_from_hf` checks that a critic has one label
         "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "classifier_dropout",
         "task_specific_params", "prefix",
         # defaults of generation, which belong into generation_config.json

@@ -16,7 +16,7 @@ from reallm.config.dataset import split_args
 from reallm.config.load import load
 from reallm.errors import CheckpointError, ConfigError, PluginError, did_you_mean
 from reallm.experiments.preflight import checks as experiment_checks
-from reallm.hf.conversion.config import resolve_path
+from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.transformers_io import load_tokenizer
 from reallm.options import option
 from reallm.plugins import registry

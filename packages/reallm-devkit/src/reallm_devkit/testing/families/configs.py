@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reallm.errors import ConfigError, PluginError, ReallmError
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
 from reallm.model.config import ReaLModelConfig, is_own_class
 from reallm.references import resolve
@@ -57,13 +57,13 @@ def config_round_trip(subject: FamilySubject) -> str:
     family, config = subject.family, subject.config
     for base, how in ((subject.raw, "on the file it came from"), (None, "as a new file")):
         written = _written(subject, config, base, how)
-        check_same(subject, config, config_io.from_hf(family, written), f"written {how}")
+        check_same(subject, config, config_from_hf(family, written), f"written {how}")
         check_transformers(subject, subject.raw, written, f"written {how}")
     n_changes = 0
     for changed in _changed(config):
         for base in (subject.raw, None):
             try:
-                written = config_io.to_hf(family, changed, base)
+                written = config_to_hf(family, changed, base)
             except ConfigError:  # the family has no such thing, and says so
                 continue
             fields = [item.name for item in dataclasses.fields(config)]
@@ -85,11 +85,11 @@ def defaults(subject: FamilySubject) -> str:
         raw = {key: value for key, value in subject.raw.items() if key not in absent}
         try:
             full = {**reference.hf_config(raw).to_dict(), "architectures": raw["architectures"]}
-            expected = config_io.from_hf(subject.family, full)
+            expected = config_from_hf(subject.family, full)
         except Exception:  # transformers does without this key no better: whatever it raises
             continue
         try:
-            found = config_io.from_hf(subject.family, raw)
+            found = config_from_hf(subject.family, raw)
         except ReallmError as error:
             if any(key in str(error) for key in absent):
                 continue  # refused by name
@@ -124,7 +124,7 @@ def _written(
     subject: FamilySubject, config: ReaLModelConfig, base: Mapping[str, Any] | None, how: str
 ) -> Mapping[str, Any]:
     try:
-        return config_io.to_hf(subject.family, config, base)
+        return config_to_hf(subject.family, config, base)
     except ConfigError as error:
         expected = "a table that states what it has read"
         raise CheckFailed(expected, str(error), f"written {how}", subject.lines.named_in(str(error))) from error

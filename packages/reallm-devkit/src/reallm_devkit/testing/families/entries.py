@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.mapping import CONTROLLED_BY
 from reallm.hf.tables.weights import names_in
 from reallm.model.config import ReaLModelConfig
@@ -59,6 +59,6 @@ def _configs(subject: FamilySubject) -> Iterator[ReaLModelConfig]:
     changed = ({**subject.raw, **change} for key in subject.raw for change in changes(subject.raw, key, None))
     for raw in (*raws, *changed):
         try:
-            yield config_io.from_hf(subject.family, raw)
+            yield config_from_hf(subject.family, raw)
         except Exception:  # of a value that makes no sense, whatever the family's own functions make of it
             continue

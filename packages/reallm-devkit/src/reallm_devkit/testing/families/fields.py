@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm.errors import CheckpointError, ReallmError
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.tables.ignored_keys import is_irrelevant
 from reallm.model.config import ReaLModelConfig
@@ -83,7 +83,7 @@ def _tried(subject: FamilySubject, key: str, raw: Mapping[str, Any], samples: li
     has_effect, trains_otherwise = not after.is_like(before), not after.trains_like(before)
     said = f"{key}={_short(raw[key])}"
     try:
-        config = config_io.from_hf(subject.family, raw)
+        config = config_from_hf(subject.family, raw)
     except CheckpointError as error:
         if has_effect and not _names(subject, key, str(error)):
             expected = f"an error about {said} that names '{key}'"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from reallm.errors import CheckpointError, ReallmError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.config import config_from_hf, config_to_hf
+from reallm.hf.conversion.state_dict import hf_names, state_dict_to_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.tables.weights import names_in, stored
 from reallm.model.parameter_names import EMBEDDING_WEIGHT
@@ -32,7 +32,7 @@ def tied(subject: FamilySubject) -> str:
         expected = f"a head {'tied to the embedding' if is_tied else 'of its own'}, as {subject.architecture} has it"
         seen = f"one {'of its own' if is_tied else 'tied to the embedding'}"
         raise CheckFailed(expected, seen, look_at=table)
-    written = weights.hf_names(subject.family, subject.config)
+    written = hf_names(subject.family, subject.config)
     if (head in written) == is_tied:
         raise CheckFailed(f"'{head}' in a checkpoint unless it is tied", f"{is_tied=}", look_at=table)
     if not is_tied:
@@ -42,7 +42,7 @@ def tied(subject: FamilySubject) -> str:
         if torch.equal(found, subject.logits):
             raise CheckFailed("logits that follow the head", "logits that do not", f"tensor '{head}'", table)
         return f"'{head}' is a tensor of its own"
-    (name,) = weights.state_dict_to_hf(subject.family, {EMBEDDING_WEIGHT: embedding}, subject.config)
+    (name,) = state_dict_to_hf(subject.family, {EMBEDDING_WEIGHT: embedding}, subject.config)
     try:
         network(subject.family, subject.config, {**hf_state, head: hf_state[name].clone()})
     except ReallmError as error:
@@ -69,7 +69,7 @@ def critic(subject: FamilySubject) -> str:
     look_at = entry or f'weights.critic_head, which has no entry "out", {subject.lines.family_line()}'
     raw = {**subject.raw, "architectures": [architecture], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     theirs = reference.hf_model(raw)
-    config = config_io.from_hf(family, raw)
+    config = config_from_hf(family, raw)
     head = family.weights.critic_head.get("out")
     if head is None:
         raise CheckFailed("an entry 'out' in weights.critic_head", "none", f"{architecture}", look_at)
@@ -88,7 +88,7 @@ def critic(subject: FamilySubject) -> str:
         seen = f"they differ by up to {difference:.2g}"
         raise CheckFailed(f"scores of {architecture} within {MOST_LOGITS:.0e}", seen, subject.place(row), look_at)
     with scratch() as folder:
-        save_ours(folder, family, ours, config_io.to_hf(family, config, subject.raw))
+        save_ours(folder, family, ours, config_to_hf(family, config, subject.raw))
         again, mismatch = load_theirs(folder, architecture)
         if mismatch:
             raise CheckFailed(f"a folder that {architecture} loads", mismatch, look_at=look_at)

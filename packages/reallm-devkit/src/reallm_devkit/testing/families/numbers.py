@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.model.parameter_names import module_of, path_in_layer
 from reallm_devkit.testing.checks import CheckFailed, check
@@ -73,7 +73,7 @@ def gradients(subject: FamilySubject) -> str:
     ours = {name: _taken(parameter) for name, parameter in subject.ours.named_parameters()}
     trained = [(name, parameter) for name, parameter in subject.theirs.named_parameters() if parameter.requires_grad]
     theirs = {name: _taken(parameter) for name, parameter in trained}
-    expected = weights.state_dict_from_hf(subject.family, checkpoint_state(subject.theirs, theirs), subject.config)
+    expected = state_dict_from_hf(subject.family, checkpoint_state(subject.theirs, theirs), subject.config)
     _check_same_are_trained(subject, ours, expected)
     floor = max(float(gradient.abs().max()) for gradient in expected.values()) / 100
     worst = 0.0

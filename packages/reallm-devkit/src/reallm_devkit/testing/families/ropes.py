@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reallm.errors import ConfigError
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_to_hf
 from reallm.model.config import RopeConfig
 from reallm_devkit.testing.families import reference
 from reallm_devkit.testing.families.same_config import check_same, check_transformers, read_again
@@ -27,7 +27,7 @@ def check_ropes(subject: FamilySubject) -> int:
     for rope in _ropes(subject.config.rope):
         config = subject.config.replace(rope=rope)
         try:
-            whole = config_io.to_hf(subject.family, config)
+            whole = config_to_hf(subject.family, config)
         except ConfigError:  # the family has no such kind, and says so
             continue
         if _theirs(whole) is None:
@@ -37,7 +37,7 @@ def check_ropes(subject: FamilySubject) -> int:
             if base is None:
                 continue
             where = f"rope_type={rope.kind} with rope_theta={rope.theta:g} written on a file that has {spelling}"
-            written = config_io.to_hf(subject.family, config, base)
+            written = config_to_hf(subject.family, config, base)
             check_same(subject, config, read_again(subject, written, where), where)
             check_transformers(subject, whole, written, where)
     return n_ropes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from reallm.errors import ReallmError
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
 from reallm.model.config import ReaLModelConfig
 from reallm_devkit.testing.checks import CheckFailed
@@ -26,7 +26,7 @@ SAME = 1e-5
 def read_again(subject: FamilySubject, written: Mapping[str, Any], where: str) -> ReaLModelConfig:
     """What our table reads of a file that it has written."""
     try:
-        return config_io.from_hf(subject.family, written)
+        return config_from_hf(subject.family, written)
     except ReallmError as error:
         expected = "a table that reads what it has written"
         raise CheckFailed(expected, str(error), where, subject.lines.named_in(str(error))) from error

@@ -15,9 +15,10 @@ from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import ReallmError
 from reallm.generation.engine import generate_tokens as continue_prompts
 from reallm.generation.sampling import SamplingConfig
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import families
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.conversion.config import config_from_hf, config_to_hf
+from reallm.hf.conversion.families import check_family
+from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.parameters import meta_model
@@ -45,13 +46,13 @@ def save(subject: FamilySubject) -> str:
     family, config = subject.family, subject.config
     for base, how in ((subject.raw, "with the config.json it came with"), (None, "with a new config.json")):
         with scratch() as folder:
-            raw = config_io.to_hf(family, config, base, "float32")
+            raw = config_to_hf(family, config, base, "float32")
             save_ours(folder, family, subject.ours, raw)
             again, mismatch = load_theirs(folder, subject.architecture)
             if mismatch:
                 expected = f"a folder that {subject.architecture} loads"
                 raise CheckFailed(expected, mismatch, f"saved {how}", subject.lines.weights())
-            state = read_checkpoint(folder, family, config_io.from_hf(family, config_io.read_config(folder)))
+            state = read_checkpoint(folder, family, config_from_hf(family, read_hf_config(folder)))
         for name, parameter in subject.ours.named_parameters():
             if not torch.equal(state[name], parameter):
                 look_at = subject.at((), [name.split(".", 2)[2]])
@@ -78,11 +79,11 @@ def checkpoint(subject: FamilySubject) -> str:
     if not subject.is_first:
         raise Skipped("it is checked with the first configuration, and is the same with all")
     family = subject.family
-    folder = config_io.resolve_path(subject.checkpoint)
-    raw = config_io.read_config(folder)
+    folder = resolve_path(subject.checkpoint)
+    raw = read_hf_config(folder)
     if raw.get("model_type") not in (None, family.model_type):
-        families.require(family, raw, folder / CONFIG_NAME)
-    config = config_io.from_hf(family, raw, source=folder / CONFIG_NAME)
+        check_family(family, raw, folder / CONFIG_NAME)
+    config = config_from_hf(family, raw, source=folder / CONFIG_NAME)
     state = read_checkpoint(folder, family, config)
     ours = meta_model(config)
     ours.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
@@ -103,12 +104,12 @@ def checkpoint(subject: FamilySubject) -> str:
     del theirs
     original = with_prefix(open_checkpoint(folder), family)
     n_tensors = 0
-    for name, tensor in weights.state_dict_to_hf(family, state, config).items():
+    for name, tensor in state_dict_to_hf(family, state, config).items():
         if name not in original or not torch.equal(original[name], tensor):
             seen = "another one" if name in original else "one that the checkpoint does not have"
             raise CheckFailed("the tensors of the checkpoint", seen, f"tensor '{name}'", subject.lines.weights())
         n_tensors += 1
-    again = config_io.to_hf(family, config, raw)
+    again = config_to_hf(family, config, raw)
     if {key: value for key, value in again.items() if raw.get(key) != value}.keys() - {"architectures"}:
         raise CheckFailed("the config.json of the checkpoint", "another one", look_at=subject.lines.config())
     note = f"; transformers says {mismatch}" if mismatch else ""
@@ -118,7 +119,7 @@ def checkpoint(subject: FamilySubject) -> str:
 def save_ours(folder: Path, family: HFFamily, model: Transformer, raw: Mapping[str, Any]) -> None:
     """Write a checkpoint, in several files."""
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    export = Export(raw, weights.state_dict_to_hf(family, tensors, model.config), max_shard_size=SHARD_BYTES)
+    export = Export(raw, state_dict_to_hf(family, tensors, model.config), max_shard_size=SHARD_BYTES)
     write_checkpoint(folder, export)
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from reallm.errors import ReallmError
-from reallm.hf.conversion import config as config_io
-from reallm.hf.conversion import state_dict as weights
+from reallm.hf.conversion.config import config_from_hf
+from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig, is_own_class
@@ -88,7 +88,7 @@ class FamilySubject:
     @cached_property
     def config(self) -> ReaLModelConfig:
         """What the table makes of it."""
-        return config_io.from_hf(self.family, self.raw)
+        return config_from_hf(self.family, self.raw)
 
     @cached_property
     def theirs(self) -> PreTrainedModel:
@@ -151,7 +151,7 @@ def network(family: HFFamily, config: ReaLModelConfig, hf_state: Mapping[str, Te
     Raises:
         ReallmError: they are not those that the tables say.
     """
-    state = weights.state_dict_from_hf(family, hf_state, config)
+    state = state_dict_from_hf(family, hf_state, config)
     model = empty_network(config)
     parameters = dict(model.named_parameters())
     missing = [name for name in parameters if name not in state]

@@ -11,8 +11,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from reallm.errors import CheckpointError, ConfigError, PluginError, ReallmError
-from reallm.hf.conversion import state_dict as weights
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
+from reallm.hf.conversion.state_dict import (
+    block_hf_names,
+    embedding_hf_names,
+    head_hf_names,
+    hf_names,
+    state_dict_from_hf,
+    state_dict_to_hf,
+)
 from reallm.hf.file_names import WEIGHTS_NAME
 from reallm.hf.tables.weights import names_in, stored
 from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, layer_number, path_in_layer
@@ -50,7 +57,7 @@ def names(subject: FamilySubject) -> str:
         subject.theirs.save_pretrained(folder)
         with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
             saved = set(file.keys())
-    ours = weights.hf_names(subject.family, subject.config)
+    ours = hf_names(subject.family, subject.config)
     saved = {name for name in saved if not subject.family.weights.is_ignored(name)}
     if set(ours) != saved:
         expected, without = f"the {len(saved)} tensors that {subject.architecture} saves", _without_parameter(subject)
@@ -80,7 +87,7 @@ def state_dict(subject: FamilySubject) -> str:
     _check_shapes(subject)
     try:
         network(family, config, hf_state)
-        state = weights.state_dict_from_hf(family, hf_state, config)
+        state = state_dict_from_hf(family, hf_state, config)
     except ReallmError as error:
         raise CheckFailed(
             "parameters of the shapes that the network has", str(error), look_at=subject.lines.weights()
@@ -93,7 +100,7 @@ def state_dict(subject: FamilySubject) -> str:
         part = {name: state[name] for holding in chosen for name in holding.ours}
         _check_same(subject, part, chosen, f"{len(part)} parameters chosen at random")
     for layer, of_layer in _by_layer(subject).items():
-        found = weights.state_dict_from_hf(family, {name: hf_state[name] for name in of_layer}, config)
+        found = state_dict_from_hf(family, {name: hf_state[name] for name in of_layer}, config)
         wanted = {name for name in state if layer_number(name) == layer}
         if set(found) != wanted:
             raise CheckFailed(
@@ -120,10 +127,10 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
 
 def _by_layer(subject: FamilySubject) -> dict[int, list[str]]:
     family, config = subject.family, subject.config
-    blocks = {block + 1: weights.block_names(family, config, block) for block in range(config.n_layers)}
+    blocks = {block + 1: block_hf_names(family, config, block) for block in range(config.n_layers)}
     ends = {
-        EMBEDDING_LAYER: weights.embedding_names(family, config),
-        head_layer(config): weights.head_names(family, config),
+        EMBEDDING_LAYER: embedding_hf_names(family, config),
+        head_layer(config): head_hf_names(family, config),
     }
     return {**ends, **blocks}
 
@@ -144,11 +151,11 @@ def _check_shapes(subject: FamilySubject) -> None:
 
 def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: list[WeightMapping], where: str) -> None:
     """To tensors, which are those of transformers, and back."""
-    tensors = dict(weights.state_dict_to_hf(subject.family, state, subject.config))
+    tensors = dict(state_dict_to_hf(subject.family, state, subject.config))
     wanted = {name for holding in chosen for name in holding.theirs}
     if set(tensors) != wanted:
         raise CheckFailed("the tensors that hold them", _compared(tensors, wanted), where, subject.lines.weights())
-    again = weights.state_dict_from_hf(subject.family, tensors, subject.config)
+    again = state_dict_from_hf(subject.family, tensors, subject.config)
     for holding in chosen:
         same = all(torch.equal(tensors[name], subject.hf_state[name]) for name in holding.theirs)
         back = all(name in again and torch.equal(again[name], state[name]) for name in holding.ours)
@@ -167,10 +174,10 @@ def _check_split(subject: FamilySubject, state: Mapping[str, Tensor]) -> int:
     for holding in shared:
         one, tensor = holding.ours[0], holding.theirs[0]
         if len(holding.ours) > 1:
-            to_hf = partial(weights.state_dict_to_hf, family, {one: state[one]}, config)
+            to_hf = partial(state_dict_to_hf, family, {one: state[one]}, config)
             _check_refused(subject, to_hf, holding.ours[1])
         if len(holding.theirs) > 1:
-            from_hf = partial(weights.state_dict_from_hf, family, {tensor: subject.hf_state[tensor]}, config)
+            from_hf = partial(state_dict_from_hf, family, {tensor: subject.hf_state[tensor]}, config)
             _check_refused(subject, from_hf, holding.theirs[1])
     return len(shared)
 

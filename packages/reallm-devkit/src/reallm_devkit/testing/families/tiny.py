@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reallm.errors import ConfigError, ReallmError
-from reallm.hf.conversion import config as config_io
+from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm_devkit.testing.checks import CheckFailed
@@ -32,7 +32,7 @@ def tiny_config(lines: TableLines) -> Raw:
     family = lines.family
     default = default_config(lines)
     try:
-        known = config_io.from_hf(family, default, source=f"the default {family.model_type} configuration")
+        known = config_from_hf(family, default, source=f"the default {family.model_type} configuration")
     except ReallmError as error:
         expected = f"a table that reads transformers' default configuration of model_type '{family.model_type}'"
         raise CheckFailed(expected, str(error), look_at=lines.named_in(str(error))) from error
@@ -92,7 +92,7 @@ def as_given(family: HFFamily, raw: Raw) -> Raw:
 def other_head(family: HFFamily, raw: Raw) -> Raw | None:
     """The same with a tied head where it is not tied, and the other way round; None if the table cannot say so."""
     try:
-        config = config_io.from_hf(family, raw)
+        config = config_from_hf(family, raw)
         return family.config.write(config.replace(tied_embeddings=not config.tied_embeddings), raw)
     except ReallmError:
         return None
