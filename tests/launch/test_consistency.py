@@ -12,9 +12,9 @@ import torch.distributed as dist
 from reallm.errors import ConfigError, DataError, PeerError
 from reallm.launch import failure
 from reallm.launch.consistency import Difference, check_same_on_all_ranks, first_difference
-from reallm.launch.failure import is_of_a_peer, message_to_print
+from reallm.launch.failure import is_peer_error, message_to_print
 from reallm.launch.job import Job
-from reallm.launch.store import TimedStore
+from reallm.launch.store import StoreWithTimeout
 
 SOON = timedelta(seconds=20)
 
@@ -83,7 +83,7 @@ def test_where_rank_0_fails_nobody_waits():
 
     first, second = on_threads(2, lambda job: job.broadcast_from_rank0(fails, SOON))
     assert isinstance(first, DataError)
-    assert is_of_a_peer(second)
+    assert is_peer_error(second)
 
 
 def test_nobody_waits_for_rank_0_for_ever():
@@ -103,8 +103,8 @@ def test_nobody_waits_for_rank_0_for_ever():
 
 @pytest.fixture
 def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure, "FIRST_SPEAKS_S", 1.0)
-    monkeypatch.setattr(failure, "CAUSE_SPEAKS_S", 1.0)
+    monkeypatch.setattr(failure, "WAIT_FOR_RANK0_S", 1.0)
+    monkeypatch.setattr(failure, "WAIT_FOR_CAUSE_S", 1.0)
 
 
 @pytest.mark.usefixtures("_in_haste")
@@ -138,7 +138,7 @@ def test_a_mistake_of_one_is_told_by_it():
 )
 def test_a_rank_that_says_nothing_is_named(n, lost, said):
     def work(job: Job) -> str | None:
-        job.tell(f"process/{job.rank}", f"node7 {job.rank + 100}")
+        job.set(f"process/{job.rank}", f"node7 {job.rank + 100}")
         return None if job.rank == 1 else message_to_print(job, RuntimeError(lost))
 
     told = [text for text in on_threads(n, work) if text]
@@ -155,7 +155,7 @@ class Stopped:
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_store_that_does_not_answer_is_told_once_and_nobody_hangs(rank):
-    store = TimedStore(Stopped(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
+    store = StoreWithTimeout(Stopped(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
     lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
     told = message_to_print(Job(rank, 3, rank, 3, store), lost)
     line = "rank 0 or its launcher, at node7:29500, has not answered for 0.2 s; see what it waits for"
@@ -163,7 +163,7 @@ def test_a_store_that_does_not_answer_is_told_once_and_nobody_hangs(rank):
 
 
 def test_what_a_store_raises_is_raised_where_it_was_asked():
-    store = TimedStore(dist.HashStore(), "rank 0")
+    store = StoreWithTimeout(dist.HashStore(), "rank 0")
     assert store.add("n", 2) == 2
     with pytest.raises(TypeError):
         store.add("n", "two")
@@ -181,4 +181,4 @@ def test_what_a_store_raises_is_raised_where_it_was_asked():
     ],
 )
 def test_errors_that_only_say_that_another_is_gone(error, is_so):
-    assert is_of_a_peer(error) is is_so
+    assert is_peer_error(error) is is_so

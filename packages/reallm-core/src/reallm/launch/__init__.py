@@ -1,1 +1,1 @@
-"""Jobs of many processes: starting them, finding each other, and how a failure of one is everybody's."""
+"""Jobs of many processes: starting them, finding each other, and reporting the failure of one."""

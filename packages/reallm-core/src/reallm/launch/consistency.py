@@ -1,4 +1,4 @@
-"""Whether all ranks were started with the same settings, versions and data: said in one line before work is lost."""
+"""Check that all ranks run with the same settings, versions and data, before any work is lost."""
 
 from __future__ import annotations
 
@@ -14,63 +14,64 @@ MISSING = "nothing"
 
 
 class Difference(NamedTuple):
-    """What a rank has otherwise than rank 0."""
+    """A value that a rank does not share with rank 0."""
 
     name: str
     rank: int
     value: str
-    first_value: str
+    rank0_value: str
 
 
-def first_difference(facts: Sequence[Mapping[str, str]]) -> Difference | None:
-    """The first fact, in the order of rank 0's, that a rank has otherwise; by rank -> name -> value."""
-    first = facts[0]
-    also = {name: None for ours in facts[1:] for name in ours if name not in first}
-    for name in (*first, *also):
-        for rank, ours in enumerate(facts):
-            if ours.get(name) != first.get(name):
-                return Difference(name, rank, ours.get(name, MISSING), first.get(name, MISSING))
+def first_difference(values: Sequence[Mapping[str, str]]) -> Difference | None:
+    """The first name, in rank 0's order, with another value on some rank; by rank -> name -> value."""
+    rank0 = values[0]
+    added = {name: None for on_rank in values[1:] for name in on_rank if name not in rank0}
+    for name in (*rank0, *added):
+        for rank, on_rank in enumerate(values):
+            if on_rank.get(name) != rank0.get(name):
+                return Difference(name, rank, on_rank.get(name, MISSING), rank0.get(name, MISSING))
     return None
 
 
-def check_same_on_all_ranks(job: Job, subject: str, facts: Mapping[str, str], timeout: timedelta) -> None:
-    """Compare what the ranks hold for true, on rank 0; all ranks call it.
+def check_same_on_all_ranks(job: Job, subject: str, values: Mapping[str, str], timeout: timedelta) -> None:
+    """Raise unless all ranks have the same values; all ranks call it.
 
     Args:
-        job: nothing is compared in a process alone.
-        subject: in one word, different for each comparison.
-        facts: name -> value, as they are shown to the user.
+        job: a job of one process has nothing to compare.
+        subject: one word, different for each comparison.
+        values: name -> value, as shown to the user.
         timeout: how long rank 0 waits for the others.
 
     Raises:
-        ConfigError: on all ranks, with the first thing that differs, the rank and both values.
-        PeerError: a rank has not come in time.
+        ConfigError: on all ranks, with the first value that differs, the rank and both values.
+        PeerError: a rank did not come in time.
     """
     if job.is_alone:
         return
     assert job.store is not None
-    job.store.set(f"facts/{subject}/{job.rank}", json.dumps(facts))
-    # rank 0 may itself come late, and then wait
-    problem = job.broadcast_from_rank0(lambda: _problem(job, subject, timeout), 2 * timeout)
+    job.store.set(f"values/{subject}/{job.rank}", json.dumps(values))
+    # twice as long: rank 0 may be late itself before it starts to wait
+    problem = job.broadcast_from_rank0(lambda: _compare(job, subject, timeout), 2 * timeout)
     if problem is not None:
         kind, text = problem
         raise (PeerError if kind == "late" else ConfigError)(text)
 
 
-def _problem(job: Job, subject: str, timeout: timedelta) -> tuple[str, str] | None:
+def _compare(job: Job, subject: str, timeout: timedelta) -> tuple[str, str] | None:
+    """What is wrong, as (`late` or `different`, message); None if all is well."""
     assert job.store is not None
-    keys = [f"facts/{subject}/{rank}" for rank in range(job.size)]
+    keys = [f"values/{subject}/{rank}" for rank in range(job.size)]
     for rank, key in enumerate(keys):
         if not job.wait_for(key, timeout):
             seconds = timeout.total_seconds()
             return "late", (
-                f"rank {rank} ({job.whereabouts(rank)}) has not come within {seconds:g} s; see whether it was started "
-                "and what it waits for, or raise parallel.timeout_s"
+                f"rank {rank} ({job.describe_process(rank)}) has not come within {seconds:g} s; see whether it was "
+                "started and what it waits for, or raise parallel.timeout_s"
             )
     found = first_difference([json.loads(job.store.get(key)) for key in keys])
     if found is None:
         return None
     return "different", (
-        f"{found.name} is {found.value} on rank {found.rank} and {found.first_value} on rank 0; all processes of a job "
+        f"{found.name} is {found.value} on rank {found.rank} and {found.rank0_value} on rank 0; all processes of a job "
         "must have the same settings, packages and files"
     )

@@ -1,4 +1,4 @@
-"""All processes of a run together: how they find each other, decide as one, and wait for the first."""
+"""All processes of a run: how they find each other, agree on a value, and learn that one has failed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ import torch.distributed as dist
 
 from reallm.errors import PeerError
 from reallm.launch.rank_env import RankEnv
-from reallm.launch.store import Store, TimedStore
+from reallm.launch.store import Store, StoreWithTimeout
 
 POLL_S, LONGEST_POLL_S = 0.01, 0.5
-"""A store serves all ranks: what takes long is asked for less often."""
+"""Pauses between two looks into the store, which serves all ranks: they grow the longer it takes."""
 FAILURE = "failure"
-"""Key of the store that is there when a rank has told the user why the job ends."""
+"""Key of the store that is set once a rank has reported why the job ends."""
 RUN_FOLDER = "run_folder"
-"""Key of the store with the folder to go on from."""
+"""Key of the store with the folder of the run, from which it can be resumed."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The processes of a run, as one of them sees it. `Job()` is a process alone, in which nothing is to be agreed.
+    """The processes of a run, as one of them sees it. `Job()` is a single process.
 
-    What is told through the store (a key-value server in one process) works before there are process groups, and
-    may take any time; what goes through the groups must come within their timeout.
+    Values in the store (a key-value server in one process) work before there are process groups, and may take any
+    time; collectives of the process groups must finish within their timeout.
     """
 
     rank: int = 0
@@ -45,54 +45,54 @@ class Job:
     store: Store | None = None
     is_store_server: bool = False
     """Whether the store ends with this process."""
-    _told: Iterator[int] = field(default_factory=count, repr=False)
+    _broadcasts: Iterator[int] = field(default_factory=count, repr=False)
 
     @classmethod
-    def connected(cls, started: RankEnv, timeout: timedelta) -> Job:
-        """The job that a process was started for, after its store has been found.
+    def connect(cls, env: RankEnv, timeout: timedelta) -> Job:
+        """The job that this process was started for, once it has found the store.
 
         Raises:
             PeerError: there is no store within the timeout.
         """
         try:
             server = dist.TCPStore(  # type: ignore[attr-defined]
-                started.address,
-                started.port,
-                world_size=started.size,
-                is_master=started.is_store_server,
+                env.address,
+                env.port,
+                world_size=env.size,
+                is_master=env.is_store_server,
                 timeout=timeout,
                 wait_for_workers=False,
                 multi_tenant=True,
             )
         except (dist.DistError, RuntimeError) as error:
             raise PeerError(
-                f"rank {started.rank} finds no rank 0 at {started.address}:{started.port}, where MASTER_ADDR and "
-                f"MASTER_PORT say it is ({_first_line(error)}); see that all processes were started"
+                f"rank {env.rank} finds no rank 0 at {env.address}:{env.port}, where MASTER_ADDR and MASTER_PORT say "
+                f"it is ({_first_line(error)}); see that all processes were started"
             ) from error
-        where = f"rank 0 or its launcher, at {started.address}:{started.port},"
-        store = TimedStore(dist.PrefixStore("reallm", server), where)  # type: ignore[attr-defined]
-        job = cls(started.rank, started.size, started.local_rank, started.local_size, store, started.is_store_server)
+        server_name = f"rank 0 or its launcher, at {env.address}:{env.port},"
+        store = StoreWithTimeout(dist.PrefixStore("reallm", server), server_name)  # type: ignore[attr-defined]
+        job = cls(env.rank, env.size, env.local_rank, env.local_size, store, env.is_store_server)
         store.set(f"process/{job.rank}", f"{socket.gethostname()} {os.getpid()}")
         return job
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that prints, logs and writes pages."""
+    def is_rank0(self) -> bool:
+        """Whether this is the process that prints, logs and writes pages."""
         return self.rank == 0
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other process."""
+        """Whether it is a job of one process."""
         return self.size == 1
 
     @property
     def gpu(self) -> int | None:
-        """The number of the GPU on this machine that this process is to take; None if it is alone, and may choose."""
+        """The index of this process's GPU on this machine; None if it is alone, and may choose."""
         return None if self.is_alone else self.local_rank
 
     @contextmanager
-    def joined(self, device: torch.device, timeout: timedelta) -> Iterator[None]:
-        """Have process groups in the block: NCCL for tensors on a GPU and gloo for those on a CPU.
+    def process_groups(self, device: torch.device, timeout: timedelta) -> Iterator[None]:
+        """Initialize torch's process groups for the block: NCCL for tensors on a GPU, gloo for those on a CPU.
 
         Args:
             device: where this process computes.
@@ -101,7 +101,7 @@ class Job:
         if self.is_alone or dist.is_initialized():
             yield
             return
-        raw = self.store.raw if isinstance(self.store, TimedStore) else self.store
+        raw = self.store.raw if isinstance(self.store, StoreWithTimeout) else self.store
         assert raw is not None
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -113,42 +113,42 @@ class Job:
             timeout=timeout,
         )
         yield
-        # Not where the block has raised: with a peer gone, the groups cannot be taken down in good order.
-        self.any(False)  # all have asked the store what they had to, which may end with rank 0
+        # Not if the block has raised: with a peer gone, the groups cannot be taken down in good order.
+        self.any(False)  # a barrier: all are done with the store, which may end with rank 0
         dist.destroy_process_group()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; all call it, inside `joined`, and get the same answer."""
+        """Whether the flag is set on any rank: an all-reduce, inside `process_groups`."""
         if self.is_alone:
             return flag
-        together = torch.tensor([flag], dtype=torch.int32)
-        dist.all_reduce(together, dist.ReduceOp.MAX)
-        return bool(together.item())
+        flags = torch.tensor([flag], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
 
     def broadcast_from_rank0(self, work: Callable[[], Any], timeout: timedelta) -> Any:
-        """What `work` gives on rank 0, on all ranks; it must be JSON.
+        """Do `work` on rank 0 alone, and return its result, which must be JSON, on all ranks.
 
         Args:
-            work: done by rank 0 alone.
+            work: called on rank 0.
             timeout: how long the others wait for it.
 
         Raises:
-            PeerError: on the other ranks, where `work` raised on rank 0, or took too long.
+            PeerError: on the other ranks, if `work` raised on rank 0, or took too long.
         """
         if self.is_alone:
             return work()
         assert self.store is not None
-        key = f"first/{next(self._told)}"
-        if not self.is_first:
+        key = f"broadcast/{next(self._broadcasts)}"
+        if not self.is_rank0:
             if not self.wait_for(key, timeout):
                 raise PeerError(
-                    f"rank 0 ({self.whereabouts(0)}) did not answer within {timeout.total_seconds():g} s; see what it "
-                    "waits for, or raise parallel.timeout_s"
+                    f"rank 0 ({self.describe_process(0)}) did not answer within {timeout.total_seconds():g} s; see "
+                    "what it waits for, or raise parallel.timeout_s"
                 )
-            told = json.loads(self.store.get(key))
-            if not told:
+            result = json.loads(self.store.get(key))
+            if not result:
                 raise PeerError("rank 0 has failed")
-            return told[0]
+            return result[0]
         try:
             value = work()
         except BaseException:
@@ -158,33 +158,32 @@ class Job:
         return value
 
     def wait_for(self, key: str, timeout: timedelta) -> bool:
-        """Wait until some rank has set a key of the store; whether it came in time.
+        """Wait until some rank has set a key of the store; False if none did in time.
 
-        The store is asked again and again: it does not answer other threads while one waits in it, and signals would
-        not be heard.
+        Polls: torch's client serves no other thread, and Python no signal, while one waits in it.
 
         Raises:
             PeerError: a rank has failed meanwhile.
         """
         assert self.store is not None
-        until = time.monotonic() + timeout.total_seconds()
+        deadline = time.monotonic() + timeout.total_seconds()
         pause = POLL_S
         while not self.store.check([key]):
             if self.store.check([FAILURE]):
                 raise PeerError("another rank has failed")
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 return False
             time.sleep(pause)
             pause = min(1.2 * pause, LONGEST_POLL_S)
         return True
 
-    def tell(self, key: str, text: str) -> None:
-        """Leave a word in the store for the launcher and the other ranks; nothing in a process alone."""
+    def set(self, key: str, text: str) -> None:
+        """Set a key of the store, for the launcher and the other ranks; does nothing in a single process."""
         if self.store is not None:
             self.store.set(key, text)
 
-    def told(self, key: str) -> str | None:
-        """What was left under a key of the store, if it and the store are there."""
+    def get(self, key: str) -> str | None:
+        """The value of a key of the store; None if it is not set, or the store is gone."""
         try:
             if self.store is None or not self.store.check([key]):
                 return None
@@ -192,23 +191,23 @@ class Job:
         except (dist.DistError, PeerError):
             return None
 
-    def whereabouts(self, rank: int) -> str:
-        """`process 123 on node7` of a rank."""
-        host, _, pid = (self.told(f"process/{rank}") or "").partition(" ")
+    def describe_process(self, rank: int) -> str:
+        """`process 123 on node7`, for error messages that name a rank."""
+        host, _, pid = (self.get(f"process/{rank}") or "").partition(" ")
         return f"process {pid} on {host}" if pid else "never seen"
 
     def dead_ranks(self) -> list[int]:
-        """Those on this machine whose processes are no more."""
-        here, dead = socket.gethostname(), []
+        """Ranks on this machine whose processes have ended."""
+        hostname, dead = socket.gethostname(), []
         for rank in range(self.size):
-            host, _, pid = (self.told(f"process/{rank}") or "").partition(" ")
-            if host == here and not _is_alive(int(pid)):
+            host, _, pid = (self.get(f"process/{rank}") or "").partition(" ")
+            if host == hostname and not _is_alive(int(pid)):
                 dead.append(rank)
         return dead
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process runs; one that waits for its parent to take note of its end does not."""
+    """Whether a process runs; a zombie, which waits for its parent to reap it, does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -218,7 +217,7 @@ def _is_alive(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return True  # no such files on this system
+        return True  # not Linux
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 

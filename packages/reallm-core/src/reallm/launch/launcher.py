@@ -1,8 +1,8 @@
-"""Starts the processes of a job on this machine, and ends them all when one of them has failed.
+"""Start the processes of a job on this machine, and end them all when one of them has failed.
 
-In the place of torchrun's agent for the case of one machine. That one gives its workers 30 s to save after Ctrl-C,
-and reports a failure in a page; here a save may take its time, and the caller gets a value to make one line of.
-The processes are told who they are by torchrun's environment variables, so that they do not know the difference.
+Takes the place of torchrun's agent on a single machine. That one gives its workers 30 s to save after Ctrl-C and
+reports a failure in pages; here a save may take as long as it needs, and the caller gets a value to make one line of.
+The processes get torchrun's environment variables, so that they need not know who has started them.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
 LOCALHOST = "127.0.0.1"
 POLL_S = 0.05
 GRACE_S = 5.0
-"""What the other processes have to end by themselves after the first that failed."""
+"""How long the other processes have to end by themselves once one has failed."""
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """A process that ended otherwise than well."""
+    """How a process failed."""
 
     rank: int
     pid: int
     code: int
-    """Its exit code; -9 where signal 9 has ended it."""
+    """Its exit code; -9 if signal 9 killed it."""
     reported: bool
     """Whether it, or another rank, has told the user why."""
     run_folder: str | None
-    """Where the run has written, if it had begun to."""
+    """The folder of the run; None if the run had none yet."""
     user_stopped: bool
-    """Whether the user has ended the job, by Ctrl-C or a signal to the launcher."""
+    """Whether the user has stopped the job, by Ctrl-C or a signal to the launcher."""
 
     @property
     def signal_name(self) -> str | None:
-        """`SIGKILL`, if a signal has ended it."""
+        """Such as `SIGKILL`, if a signal killed it."""
         return signal.Signals(-self.code).name if self.code < 0 else None
 
 
@@ -55,54 +55,55 @@ class Launcher:
     """The processes of one job on this machine.
 
     Args:
-        command: what each of them runs.
-        n: how many there are.
+        command: what each process runs.
+        n: how many processes.
         environment: what they inherit.
     """
 
     def __init__(self, command: Sequence[str], n: int, environment: Mapping[str, str]) -> None:
         self._command, self._n, self._environment = list(command), n, dict(environment)
-        # The store lives here, on a port that the system finds, and so outlives every rank.
+        # The launcher serves the store, on a port that the system finds, so that it outlives every rank.
         self._server = dist.TCPStore(  # type: ignore[attr-defined]
             LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)
         )
         self._store = dist.PrefixStore("reallm", self._server)  # type: ignore[attr-defined]
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._requests = 0
-        """How often the user has asked for the end."""
+        self._n_signals = 0
+        """How often the user has asked to stop."""
 
     def run(self) -> WorkerExit | None:
-        """Start the processes and wait until all have ended: None if all have done so well, or else the first not to.
+        """Start the processes and wait until all have ended: the first failure, or None if all ended well.
 
-        SIGINT and SIGTERM are handed on to them, who save and end. If this process is killed, they end at once.
+        SIGINT and SIGTERM are forwarded to the processes, which save and end. If this process is killed, they end at
+        once.
         """
-        reading, writing = os.pipe()
+        read_end, write_end = os.pipe()
         try:
-            with self._signals_handed_on():
+            with self._forward_signals():
                 for rank in range(self._n):
-                    self._processes.append(self._start(rank, reading))
-                os.close(reading)
-                reading = -1
+                    self._processes.append(self._start(rank, read_end))
+                os.close(read_end)
+                read_end = -1
                 return self._wait()
         finally:
             self._kill()
-            for end in (reading, writing):
+            for end in (read_end, write_end):
                 if end >= 0:
                     os.close(end)
 
     def _start(self, rank: int, pipe: int) -> subprocess.Popen[bytes]:
-        started = RankEnv(rank, self._n, rank, self._n, LOCALHOST, self._server.port, is_store_server=False)
+        env = RankEnv(rank, self._n, rank, self._n, LOCALHOST, self._server.port, is_store_server=False)
         return subprocess.Popen(
             self._command,
-            env={**self._environment, **started.to_environment(), LAUNCHER_PIPE: str(pipe)},
+            env={**self._environment, **env.to_environment(), LAUNCHER_PIPE: str(pipe)},
             pass_fds=[pipe],
-            # Ctrl-C in a terminal reaches this process alone, which hands it on: once, and when all are there.
+            # Ctrl-C in a terminal then reaches this process alone, which forwards it: once, and when all are there.
             start_new_session=True,
         )
 
     def _wait(self) -> WorkerExit | None:
         first: WorkerExit | None = None
-        until: float | None = None
+        deadline: float | None = None
         while True:
             codes = [process.poll() for process in self._processes]
             if first is None:
@@ -110,22 +111,22 @@ class Launcher:
                 if failed:
                     # of several that ended in the same instant, a killed one is the cause
                     rank = min(failed, key=lambda rank: (codes[rank] or 0) > 0)
-                    first, until = self._ended(rank), time.monotonic() + GRACE_S
+                    first, deadline = self._claim_exit(rank), time.monotonic() + GRACE_S
             if all(code is not None for code in codes):
                 return first
-            if until is None and self._requests > 1:  # a process may be deep in a call where Python hears no signal
-                until = time.monotonic() + GRACE_S
-            if until is not None and time.monotonic() > until:
+            if deadline is None and self._n_signals > 1:  # a process may be deep in C++, where no Python handler runs
+                deadline = time.monotonic() + GRACE_S
+            if deadline is not None and time.monotonic() > deadline:
                 self._kill()
             time.sleep(POLL_S)
 
-    def _ended(self, rank: int) -> WorkerExit:
-        """Take note of how a process ended, and tell the others so, who else would tell the user that they miss it."""
+    def _claim_exit(self, rank: int) -> WorkerExit:
+        """How a process ended; claims its report, so that the others do not report that they lost it."""
         process = self._processes[rank]
         assert process.returncode is not None
-        has_spoken = not claim_report(self._store, rank)
+        reported = not claim_report(self._store, rank)
         folder = self._store.get(RUN_FOLDER).decode() if self._store.check([RUN_FOLDER]) else None
-        return WorkerExit(rank, process.pid, process.returncode, has_spoken, folder, self._requests > 0)
+        return WorkerExit(rank, process.pid, process.returncode, reported, folder, self._n_signals > 0)
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -135,9 +136,9 @@ class Launcher:
             process.wait()
 
     @contextmanager
-    def _signals_handed_on(self) -> Iterator[None]:
+    def _forward_signals(self) -> Iterator[None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self._requests += 1
+            self._n_signals += 1
             for process in self._processes:
                 if process.poll() is None:
                     process.send_signal(number)
@@ -151,10 +152,10 @@ class Launcher:
 
 
 def exit_with_launcher(pipe: int) -> None:
-    """Let this process end at once when the launcher is gone, even if that was killed.
+    """End this process at once when the launcher is gone, even if it was killed.
 
     Args:
-        pipe: file descriptor that is at its end then.
+        pipe: file descriptor that reaches end of file then.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""As which of how many processes this one was started: what `torchrun`, `srun` or reallm itself say of it.
+"""This process's rank in its job, as the environment variables of `torchrun`, `srun` or reallm's launcher say it.
 
 Imports no torch.
 """
@@ -12,7 +12,7 @@ from reallm.errors import ConfigError
 
 DEFAULT_PORT = 29500
 LAUNCHER_PIPE = "REALLM_LAUNCHER_PIPE"
-"""Environment variable with a file descriptor that is at its end when the launcher is gone."""
+"""Environment variable with a file descriptor that reaches end of file when the launcher is gone."""
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,28 @@ class RankEnv:
     """One process of a job."""
 
     rank: int
-    """Among all, from 0 on."""
+    """In the whole job, from 0."""
     size: int
-    """Of the job, in processes."""
+    """Processes in the whole job."""
     local_rank: int
-    """Among those on this machine."""
+    """Among the processes on this machine, from 0."""
     local_size: int
     """Processes on this machine."""
     address: str
-    """Of the machine where the job's store is."""
+    """Of the machine that serves the job's store."""
     port: int
     is_store_server: bool
-    """Whether this process is to serve the store; else rank 0's launcher does, or another rank."""
+    """Whether this process serves the store; otherwise a launcher or another rank does."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> RankEnv | None:
-        """What the environment says; None if this process is alone.
+        """Read the environment; None if this process is not one of several.
 
         `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR; `srun` sets SLURM_PROCID and SLURM_NTASKS, and
-        counts as a launcher where MASTER_ADDR is given too.
+        counts as a launcher only where MASTER_ADDR is set too.
 
         Raises:
-            ConfigError: variables that do not fit each other; names them.
+            ConfigError: variables that contradict each other; names them.
         """
         if "RANK" in environment and "WORLD_SIZE" in environment:
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -64,7 +64,7 @@ class RankEnv:
             raise ConfigError("MASTER_PORT=0 is no port that others can find; on one machine, torchrun --standalone")
         local_rank = _number(environment, names[2]) if names[2] in environment else 0
         local_size = _number(environment, names[3]) if names[3] in environment else local_rank + 1
-        elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        launcher_serves_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return cls(
             rank,
             size,
@@ -72,11 +72,11 @@ class RankEnv:
             local_size,
             environment["MASTER_ADDR"],
             port,
-            is_store_server=rank == 0 and not elsewhere,
+            is_store_server=rank == 0 and not launcher_serves_store,
         )
 
     def to_environment(self) -> dict[str, str]:
-        """The variables by which `from_environment` finds the same, in a process that does not serve the store."""
+        """The inverse of `from_environment`, for a process that does not serve the store."""
         assert not self.is_store_server
         return {
             "RANK": str(self.rank),
@@ -85,7 +85,7 @@ class RankEnv:
             "LOCAL_WORLD_SIZE": str(self.local_size),
             "MASTER_ADDR": self.address,
             "MASTER_PORT": str(self.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the name by which torch, too, knows of a store elsewhere
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # as torchrun's agent sets it, which serves the store too
         }
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, so that what is saved is whole."""
+"""Ctrl-C and SIGTERM stop a run between two steps, so that it can save whole checkpoints."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from reallm.launch.job import Job
 
+INTERRUPTED = 130
+"""Exit code of a run that the user stopped by a signal, as shells define it."""
 _MESSAGE = b"\nstopping after this step and saving; press Ctrl-C again to stop at once without saving\n"
 
 
 class StopRequest(Protocol):
-    """Whether the user has asked for the end, as `threading.Event` says it."""
+    """Whether the user has asked to stop, such as a `threading.Event`."""
 
     def is_set(self) -> bool:
-        """Whether it is so."""
+        """Whether they have."""
 
 
 class SynchronizedStop:
-    """The requests of all ranks of a job as one: they get the same answer at the same question.
+    """The stop requests of all ranks as one: at the same call, all ranks get the same answer.
 
     Args:
-        own: the request to this process.
-        job: all of whose processes ask equally often.
+        local: the stop request of this process.
+        job: all its processes call `is_set` equally often.
     """
 
-    def __init__(self, own: StopRequest, job: Job) -> None:
-        self._own, self._job = own, job
-        self._is_agreed = False
+    def __init__(self, local: StopRequest, job: Job) -> None:
+        self._local, self._job = local, job
+        self._is_set = False
 
     def is_set(self) -> bool:
-        """Whether any rank has been asked to stop; all ranks wait here for each other."""
-        self._is_agreed = self._is_agreed or self._job.any(self._own.is_set())
-        return self._is_agreed
+        """Whether any rank has been asked to stop; an all-reduce."""
+        self._is_set = self._is_set or self._job.any(self._local.is_set())
+        return self._is_set
 
 
 @contextmanager
-def stop_requests(*, announced: bool = True) -> Iterator[threading.Event]:
+def stop_requests(*, announce: bool = True) -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second SIGINT raises KeyboardInterrupt at once.
 
-    Outside the main thread, where Python allows no handlers, signals are left alone.
+    Outside the main thread, where Python allows no signal handlers, signals are left alone.
 
     Args:
-        announced: say on standard error that the signal has been heard.
+        announce: confirm the first signal on standard error.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -59,8 +61,8 @@ def stop_requests(*, announced: bool = True) -> Iterator[threading.Event]:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        if announced:
-            os.write(2, _MESSAGE)  # print() may be what was interrupted
+        if announce:
+            os.write(2, _MESSAGE)  # the signal may have interrupted a print()
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

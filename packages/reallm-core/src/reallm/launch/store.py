@@ -1,6 +1,6 @@
-"""The key-value store of a job, as one process asks it: every answer comes in time, or the store is given up.
+"""The key-value store of a job, with a deadline on every answer.
 
-torch's client waits for ever for a server that is there and does not answer, as that of a stopped process.
+torch's client waits forever for a server that is there and does not answer, such as a stopped process.
 """
 
 from __future__ import annotations
@@ -13,84 +13,84 @@ from typing import Any, Protocol
 
 from reallm.errors import PeerError
 
-ANSWERS_WITHIN = timedelta(seconds=30)
+ANSWER_TIMEOUT = timedelta(seconds=30)
 
 
 class Store(Protocol):
-    """What is used of a key-value store of `torch.distributed`."""
+    """The methods of `torch.distributed.Store` that are used."""
 
     def set(self, key: str, value: str) -> None:
-        """Leave a value for all processes."""
+        """Set a value for all processes."""
 
     def get(self, key: str) -> bytes:
-        """The value of a key, after waiting for it."""
+        """The value of a key; waits until it is set."""
 
     def add(self, key: str, amount: int) -> int:
-        """Count at a key; the count now."""
+        """Add to the counter at a key, and return its new value."""
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all of the keys are there."""
+        """Whether all of the keys are set."""
 
 
-class TimedStore:
-    """A store that is asked in a thread of its own.
+class StoreWithTimeout:
+    """A store that is called in a thread of its own, so that the caller can give up on it.
 
     Args:
-        raw: the store of torch; nobody waits in it for keys that are not there.
-        server: what does not answer, in words.
-        timeout: for each answer.
+        raw: torch's store; no method may wait in it for a key that is not set.
+        server: who serves it, as error messages name it.
+        timeout: for each call.
 
     Raises:
-        PeerError: from every method, once an answer has not come in time.
+        PeerError: from every method, once a call has not returned in time.
     """
 
-    def __init__(self, raw: Store, server: str, timeout: timedelta = ANSWERS_WITHIN) -> None:
+    def __init__(self, raw: Store, server: str, timeout: timedelta = ANSWER_TIMEOUT) -> None:
         self.raw = raw
-        self._silence = f"{server} has not answered for {timeout.total_seconds():g} s; see what it waits for"
-        self._seconds = timeout.total_seconds()
-        self._asked: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[Any]]] = SimpleQueue()
-        self._one_at_a_time = threading.Lock()
+        self._timeout_message = f"{server} has not answered for {timeout.total_seconds():g} s; see what it waits for"
+        self._timeout_s = timeout.total_seconds()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[Any]]] = SimpleQueue()
+        self._lock = threading.Lock()
         self._is_lost = False
         threading.Thread(target=self._serve, name="store", daemon=True).start()
 
     def set(self, key: str, value: str) -> None:
         """See `Store`."""
-        self._ask(lambda: self.raw.set(key, value))
+        self._call(lambda: self.raw.set(key, value))
 
     def get(self, key: str) -> bytes:
-        """See `Store`; the key must be there."""
-        value: bytes = self._ask(lambda: self.raw.get(key))
+        """See `Store`; the key must be set."""
+        value: bytes = self._call(lambda: self.raw.get(key))
         return value
 
     def add(self, key: str, amount: int) -> int:
         """See `Store`."""
-        value: int = self._ask(lambda: self.raw.add(key, amount))
+        value: int = self._call(lambda: self.raw.add(key, amount))
         return value
 
     def check(self, keys: list[str]) -> bool:
         """See `Store`."""
-        value: bool = self._ask(lambda: self.raw.check(keys))
+        value: bool = self._call(lambda: self.raw.check(keys))
         return value
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        with self._one_at_a_time:
+    def _call(self, function: Callable[[], Any]) -> Any:
+        with self._lock:
             if not self._is_lost:
-                answer: SimpleQueue[Any] = SimpleQueue()  # its own: a signal may end the wait for the one before
-                self._asked.put((question, answer))
+                result: SimpleQueue[Any] = SimpleQueue()  # one per call: a signal may have ended the wait for the last
+                self._calls.put((function, result))
                 try:
-                    value, error = answer.get(timeout=self._seconds)
+                    value, error = result.get(timeout=self._timeout_s)
                 except Empty:
                     self._is_lost = True
             if self._is_lost:
-                raise PeerError(self._silence)
+                raise PeerError(self._timeout_message)
         if error is not None:
             raise error
         return value
 
     def _serve(self) -> None:
         while True:
-            question, answer = self._asked.get()
+            function, result = self._calls.get()
             try:
-                answer.put((question(), None))
-            except Exception as error:  # of any kind, raised where it was asked
-                answer.put((None, error))
+                result.put((function(), None))
+            except Exception as error:  # any kind; the caller raises it
+                result.put((None, error))

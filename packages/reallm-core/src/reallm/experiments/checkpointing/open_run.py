@@ -64,8 +64,8 @@ def open_run(job: Job, config: TrainingConfig, settings: Mapping[str, Any], kind
         }
 
     told = job.broadcast_from_rank0(first, config.parallel.timeout)
-    if job.is_first:
-        job.tell(RUN_FOLDER, told["path"])
+    if job.is_rank0:
+        job.set(RUN_FOLDER, told["path"])
     return OpenRun(
         RunFolder(Path(told["path"])), told["goes_on"], told["is_complete"], datetime.fromisoformat(told["began"])
     )

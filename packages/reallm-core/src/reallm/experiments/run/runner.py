@@ -43,7 +43,7 @@ from reallm.experiments.run.trainer import Trainer, TrainerParts
 from reallm.experiments.runs.folder import RunFolder, plain
 from reallm.experiments.runs.info import read_run
 from reallm.launch.consistency import check_same_on_all_ranks
-from reallm.launch.failure import is_of_a_peer
+from reallm.launch.failure import is_peer_error
 from reallm.launch.job import Job
 from reallm.launch.rank_env import RankEnv
 from reallm.launch.signals import SynchronizedStop, stop_requests
@@ -86,7 +86,7 @@ def run(
             went astray.
     """
     job = _own_job(config) if job is None else job
-    console = (console or Console()) if job.is_first else Console(quiet=True, force_terminal=False)
+    console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -100,7 +100,7 @@ def run(
     layouts = choose_layouts(config, order, job)
     device = choose_device(model_args(config, roles[0]).device, job.gpu)
     with (
-        job.joined(device, config.parallel.timeout),
+        job.process_groups(device, config.parallel.timeout),
         deterministic_kernels(config.deterministic),
         ExitStack() as stack,
     ):
@@ -116,10 +116,10 @@ def run(
                 point = resume_point(folder, changed, auto=auto, say=say, rank=job.rank)
             prepared = _prepare(config, algorithm, order, point, job, layouts)
         except BaseException:
-            if job.is_first and not opened.is_resume:
+            if job.is_rank0 and not opened.is_resume:
                 folder.remove_if_empty()
             raise
-        if job.is_first:
+        if job.is_rank0:
             folder.write_config(settings)
             folder.write_data(_data_page(prepared.data))
         for line in [*overview(config, prepared.data, prepared.models, folder.path), *prepared.about_memory]:
@@ -130,7 +130,7 @@ def run(
 def _own_job(config: TrainingConfig) -> Job:
     """The processes that were started with this one."""
     started = RankEnv.from_environment(os.environ)
-    return Job() if started is None else Job.connected(started, config.parallel.timeout)
+    return Job() if started is None else Job.connect(started, config.parallel.timeout)
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ def _train(run: _Run) -> RunResult:
     data, models = run.prepared.data, run.prepared.models
     state = None if run.point is None else run.point.state
     logged_until = None if run.point is None else run.point.logged_until
-    if job.is_first and logged_until is not None:
+    if job.is_rank0 and logged_until is not None:
         forget_after(folder.samples, logged_until)
     progress = TrainingProgress(run.console, data.plan.total_steps)
-    specs = logger_specs(config.loggers) if job.is_first else {}
+    specs = logger_specs(config.loggers) if job.is_rank0 else {}
     loggers = Loggers(specs, folder.path, run.settings, say, resume_step=logged_until)
     newest = None if run.point is None else run.point.checkpoint
     loop = Trainer(
@@ -212,7 +212,7 @@ def _train(run: _Run) -> RunResult:
                 # ranks that save together talk to each other, as the next step does: not at the same time
                 in_background=config.async_save and job.is_alone,
                 newest=newest,
-                is_first=job.is_first,
+                is_first=job.is_rank0,
             ),
             examples=_examples(run),
         ),
@@ -222,17 +222,17 @@ def _train(run: _Run) -> RunResult:
     if state is not None:
         state.generators.restore()
     # Until the end has been noted down too: torchrun sends SIGTERM to those whose neighbour has died.
-    with stop_requests(announced=job.is_first) as stop:
+    with stop_requests(announce=job.is_rank0) as stop:
         try:
             with progress:
                 loop.run(stop if job.is_alone else SynchronizedStop(stop, job))
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             loop.write_summary("stopped" if stopped else "failed", None if stopped else _one_line(error))
-            if job.is_first:
+            if job.is_rank0:
                 write_page(folder, say)
             # of a process that is gone, whoever tells of it says also how to go on
-            if isinstance(error, ReallmError) and not is_of_a_peer(error) and loop.newest is not None:
+            if isinstance(error, ReallmError) and not is_peer_error(error) and loop.newest is not None:
                 say(f"the last save is {loop.newest}; to go on: reallm {run.kind} resume={folder.path}")
             raise
         finally:
@@ -258,7 +258,7 @@ def _examples(run: _Run) -> EvalSamples | None:
     chosen, n_new = fitting(chosen, run.config.eval_max_new_tokens, trained.model.config.longest_sequence)
     if not chosen:
         return None
-    samples = run.opened.folder.samples if run.job.is_first else None
+    samples = run.opened.folder.samples if run.job.is_rank0 else None
     return EvalSamples(trained.model, run.prepared.data.tokenizer, chosen, samples, n_new)
 
 
@@ -278,6 +278,6 @@ def _data_page(data: Data) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
-    if is_of_a_peer(error) and not isinstance(error, ReallmError):
+    if is_peer_error(error) and not isinstance(error, ReallmError):
         return "another process of the job has ended, or did not answer"
     return " ".join(str(error).split()) or type(error).__name__

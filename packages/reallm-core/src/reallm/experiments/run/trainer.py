@@ -192,7 +192,7 @@ class Trainer:
     def _save_is_due(self) -> bool:
         minutes, every = self._config.save_every_minutes, self._config.save_every
         in_time = minutes is not None and self._parts.job.any(
-            self._parts.job.is_first and time.monotonic() - self._last_save >= 60 * minutes
+            self._parts.job.is_rank0 and time.monotonic() - self._last_save >= 60 * minutes
         )
         return in_time or (every is not None and self._plan.is_due(self.step, every))
 
@@ -243,7 +243,7 @@ class Trainer:
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write where the run is into `summary.json`: `running`, `done`, `stopped` or `failed`. Rank 0 does."""
-        if not self._parts.job.is_first:
+        if not self._parts.job.is_rank0:
             return
         with report_failure(self._parts.progress.say, "no summary"):
             self._folder.write_summary(self._summary(status, error))

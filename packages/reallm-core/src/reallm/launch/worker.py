@@ -1,0 +1,100 @@
+"""One process of a job: joins the others, does its work, and ends so that one rank tells the user of a failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from reallm.errors import PeerError, ReallmError
+from reallm.launch.failure import describe_dead_ranks, is_peer_error, message_to_print, wait_for_peers_to_read
+from reallm.launch.job import RUN_FOLDER, Job
+from reallm.launch.launcher import exit_with_launcher
+from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
+from reallm.launch.signals import INTERRUPTED
+
+CONNECT_TIMEOUT = timedelta(minutes=10)
+"""For finding the other processes, before the settings are read that say how long to wait later."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM outside of the steps of a run, which handle it themselves (`signals.stop_requests`)."""
+
+
+def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[[str | None], str]) -> NoReturn:
+    """Do the work of this process, and end it. Only rank 0 prints; of a failure one rank tells the user.
+
+    Exits with 0, 130 if the user has stopped the run, 2 after an error that a user can put right, 1 after any other.
+
+    Args:
+        env: which process this is.
+        work: returns whether the user has stopped it.
+        resume_hint: the folder of the run, if there is one -> how to resume it, as the end of a line.
+    """
+    if LAUNCHER_PIPE in os.environ:
+        exit_with_launcher(int(os.environ[LAUNCHER_PIPE]))
+    job = Job.connect(env, CONNECT_TIMEOUT)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        with nullcontext() if job.is_rank0 else _silenced():
+            interrupted = work(job)
+    except KeyboardInterrupt:
+        interrupted = True
+    except _Terminated:
+        dead_ranks = describe_dead_ranks(job)
+        if dead_ranks is not None:  # then it was torchrun that sent SIGTERM, not the user
+            _fail(job, PeerError(dead_ranks), resume_hint)
+        interrupted = True
+    except Exception as error:  # whatever goes wrong, the ranks settle who tells the user
+        _fail(job, error, resume_hint)
+    if interrupted and job.is_rank0 and LAUNCHER_PIPE not in os.environ:  # else our launcher says so
+        sys.stderr.write("\ninterrupted\n")
+    _exit(INTERRUPTED if interrupted else 0)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _fail(job: Job, error: Exception, resume_hint: Callable[[str | None], str]) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to ranks that are about to report
+    is_of_peer = is_peer_error(error)
+    is_expected = is_of_peer or isinstance(error, ReallmError)
+    text = message_to_print(job, error)
+    if text is not None and is_expected:
+        hint = resume_hint(job.get(RUN_FOLDER)) if is_of_peer else ""
+        sys.stderr.write(f"error: {text}{hint}\n")
+    elif text is not None:
+        sys.stderr.write(f"rank {job.rank}:\n{''.join(traceback.format_exception(error))}")
+    sys.stderr.flush()
+    wait_for_peers_to_read(job)
+    _exit(2 if is_expected else 1)
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: torch's threads that wait for a process that is gone would hold up an orderly exit."""
+    with suppress(OSError):  # the reader of a pipe has left
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Discard what the block prints and warns of; rank 0 says the same."""
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as devnull,
+        redirect_stdout(devnull),
+        warnings.catch_warnings(),
+    ):
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
