@@ -1,6 +1,6 @@
 """Holds what `reallm plugins new` writes to ruff and to mypy's strictest: `python tools/check_templates.py`.
 
-Needs reallm-core, ruff and mypy. Ruff runs with its own defaults, as for an author without settings.
+Needs reallm-devkit, ruff and mypy. Ruff runs with its own defaults, as for an author without settings.
 """
 
 from __future__ import annotations

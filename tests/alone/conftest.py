@@ -1,6 +1,7 @@
 """Tests of what a part of the packages does without the others: `test_core.py` is for the core alone,
-`test_core_datasets.py` for the core and the datasets, `test_core_family.py` for the core and any one package of
-families. The tox environments `core`, `core-datasets`, `core-llama`, ... install exactly such a part."""
+`test_core_datasets.py` for the core, the datasets and the devkit, `test_core_family.py` for the core, the devkit and
+any one package of families. The tox environments `core`, `core-datasets`, `core-llama`, ... install exactly such a
+part."""
 
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ import pytest
 
 from workspace import packages
 
-CORE, DATASETS = "reallm-core", "reallm-datasets"
+CORE, DATASETS, DEVKIT = "reallm-core", "reallm-datasets", "reallm-devkit"
+FAMILIES = [package.name for package in packages() if package.name.startswith("reallm-hf-")]
 PARTS = {
     "test_core": [{CORE}],
-    "test_core_datasets": [{CORE, DATASETS}],
-    "test_core_family": [{CORE, package.name} for package in packages() if package.name not in (CORE, DATASETS)],
+    "test_core_datasets": [{CORE, DATASETS, DEVKIT}],
+    "test_core_family": [
+        {CORE, DEVKIT, package.name} for package in packages() if package.name.startswith("reallm-hf-")
+    ],
 }
 """The sets of our distributions that each file may run with."""
 

@@ -54,3 +54,16 @@ def test_help_works(reallm):
     done = reallm("--help")
     assert done.returncode == 0
     assert "sft" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "arguments"), [("check", ["jsonl"]), ("new", ["logger", "my-log"])])
+def test_a_command_of_the_devkit_says_what_to_install(reallm, command, arguments):
+    done = reallm("plugins", command, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: reallm plugins {command} needs reallm-devkit; pip install reallm-devkit\n"
+    assert reallm("plugins", command, "--help").returncode == 0
+
+
+def test_the_old_name_of_the_kit_says_what_to_install():
+    with pytest.raises(ImportError, match="pip install reallm-devkit"):
+        from reallm.testing import DatasetKit  # noqa: F401

@@ -15,7 +15,8 @@ import pytest
 from workspace import ROOT
 
 SITE = ROOT / "site"
-SOURCE = ROOT / "packages" / "reallm-core" / "src" / "reallm"
+SOURCES = {"reallm": "reallm-core", "reallm_devkit": "reallm-devkit"}
+"""Module -> the package that holds it."""
 INCLUDED = sorted(
     (page.stem, path)
     for page in (ROOT / "docs").glob("*.md")
@@ -65,9 +66,9 @@ def test_what_a_page_includes_arrives_letter_by_letter(page, path):
     assert wanted in [text.strip() for text in CodeBlocks(html(page)).texts]
 
 
-@pytest.mark.parametrize("module", ["reallm", "reallm_devkit"])
+@pytest.mark.parametrize("module", SOURCES)
 def test_every_public_name_has_an_anchor_in_the_reference(module):
-    names = public_names(SOURCE.parent.joinpath(*module.split("."), "__init__.py"))
+    names = public_names(ROOT / "packages" / SOURCES[module] / "src" / module / "__init__.py")
     pages = "".join(
         html(f"reference/{path.stem}") for path in (ROOT / "docs" / "reference").glob("*.md") if path.stem != "index"
     )

@@ -44,7 +44,7 @@ def test_each_package_of_families_has_an_environment_with_the_core_alone(tox):
     (section,) = [section for section in tox.sections() if section.startswith("testenv:core-{")]
     lines = re.findall(r"(\w+): \{\[testenv\]install\} (.*)", tox[section]["commands_pre"])
     families = [package.name for package in packages() if package.name.startswith("reallm-hf-")]
-    assert lines == [(name.removeprefix("reallm-hf-"), f"reallm-core {name}") for name in families]
+    assert lines == [(name.removeprefix("reallm-hf-"), f"reallm-core reallm-devkit {name}") for name in families]
     assert {f"core-{factor}" for factor, _ in lines} == set(expanded(section.partition(":")[2]))
 
 
@@ -93,6 +93,13 @@ def test_the_version_stands_in_one_file():
         assert (package / "VERSION").resolve() == ROOT / "VERSION"
         assert (package / "LICENSE").resolve() == ROOT / "LICENSE"
         assert "version" not in tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_devkit_needs_exactly_the_core_of_its_version():
+    version = (ROOT / "VERSION").read_text(encoding="utf-8").strip()
+    (devkit,) = [package for package in packages() if package.name == "reallm-devkit"]
+    needed = [one for one in pyproject(devkit)["project"]["dependencies"] if one.startswith("reallm-")]
+    assert needed == [f"reallm-core=={version}"]
 
 
 def test_the_changelog_has_an_entry_for_the_version():

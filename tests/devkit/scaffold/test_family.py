@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from reallm.cli.main import run
-from reallm.cli.plugins.new import begun
 from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 from reallm_devkit import check_family
+from reallm_devkit.cli.new import state_of_draft
 from reallm_devkit.scaffold.architecture import Architecture, architecture_of
 from reallm_devkit.scaffold.family import Draft, drafted
 from reallm_devkit.scaffold.project import planned
@@ -136,16 +136,18 @@ def test_nothing_is_said_of_tensors_where_no_small_model_can_be_made():
     )
     draft = drafted(architecture)
     assert (draft.seen, draft.weights, draft.keys) == (False, "GATED_DECODER", ("odd = 1",))
-    said = begun(draft, "llama")
+    said = state_of_draft(draft, "llama")
     assert "transformers could make no small model of it" in said
     assert "1 key of config.json" in said
 
 
 def test_what_is_printed_says_how_much_is_left():
     draft, _ = plugin("apertus")
-    assert "Left to you: 2 keys of config.json without a row and 4 tensors without an entry" in begun(draft, "apertus")
+    assert "Left to you: 2 keys of config.json without a row and 4 tensors without an entry" in state_of_draft(
+        draft, "apertus"
+    )
     complete = SimpleNamespace(seen=True, keys=(), tensors=())
-    assert begun(complete, "llama") == (  # type: ignore[arg-type]
+    assert state_of_draft(complete, "llama") == (  # type: ignore[arg-type]
         "Every key and tensor of llama has a place; the checks say whether it is the right one."
     )
 

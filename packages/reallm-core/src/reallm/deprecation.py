@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-_NEVER_BLAMED = frozenset({"reallm", "dataclasses", "functools"})
+_NEVER_BLAMED = frozenset({"reallm", "reallm_devkit", "dataclasses", "functools"})
 """Packages whose lines are on the way from a plugin's line to `deprecated`, and not what is to be changed."""
 
 

@@ -1,0 +1,89 @@
+"""`reallm plugins new`: writes a plugin package and prints what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import typer
+
+from reallm.errors import ConfigError
+from reallm.hookspecs import HOOK_API
+from reallm.plugins import registry
+from reallm.plugins.known import providers, to_begin_with
+from reallm_devkit.scaffold.architecture import architecture_of
+from reallm_devkit.scaffold.family import Draft, drafted
+from reallm_devkit.scaffold.project import planned
+from reallm_devkit.scaffold.writing import rendered, write
+
+CHECK_ARGUMENTS = {"dataset": " dataset.train_path=tests/rows.jsonl"}
+"""Kind -> what `reallm plugins check` needs beside the name."""
+
+
+def new_plugin(kind: str, name: str, *, folder: Path, model_type: str | None) -> None:
+    """Write the package into a new folder in `folder`, and print its files and the next steps.
+
+    Raises:
+        ConfigError: if an argument is wrong, or the name is taken.
+        DataError: if the folder cannot be written.
+    """
+    if model_type is not None and kind != "family":
+        raise ConfigError(f"--model-type is for families, and this is to be a {kind}; leave it out")
+    core = ".".join(version("reallm-core").split(".")[:2])
+    project = planned(kind, name, core=core, hook_api="{}.{}".format(*HOOK_API))
+    if project.name in registry.declared(kind):
+        raise ConfigError(f"the {kind} '{project.name}' is installed already; choose another name")
+    for distribution in providers(kind, project.name):
+        raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
+    if kind == "family":
+        architecture = architecture_of(model_type or to_begin_with("family")[1])
+        project = replace(project, architecture=architecture, draft=drafted(architecture))
+    files = rendered(project)
+    target = folder.expanduser() / project.distribution
+    write(files, target)
+    typer.echo(f"{target}/")
+    for path in files:
+        typer.echo(f"  {path}")
+    state = "It works as it is."
+    if project.draft is not None:
+        state = f"{state_of_draft(project.draft, architecture.model_type)} See docs/write-a-family.md."
+    typer.echo(
+        f"\n{state} Next:\n\n"
+        f"  cd {target}\n"
+        f'  pip install -e ".[test]"\n'
+        f"  pytest\n"
+        f"  reallm plugins check {project.name}{CHECK_ARGUMENTS.get(kind, '')}\n\n"
+        f"and then change {files_to_change(kind, project.package)}."
+    )
+
+
+def state_of_draft(draft: Draft, model_type: str) -> str:
+    """A sentence or two on what the draft of a family has, and what its author has to add."""
+    if not draft.seen:
+        return (
+            f"A beginning, from the configuration of {model_type} alone: transformers could make no small model of it "
+            f"to look at. {counted(len(draft.keys), 'key')} of config.json have no row yet, and the entries of the "
+            "weight table are those that most decoders have."
+        )
+    gaps = [
+        *([f"{counted(len(draft.keys), 'key')} of config.json without a row"] if draft.keys else []),
+        *([f"{counted(len(draft.tensors), 'tensor')} without an entry"] if draft.tensors else []),
+    ]
+    if gaps:
+        return (
+            f"A beginning, from what transformers tells of {model_type}. Left to you: {' and '.join(gaps)}, "
+            'marked "yet" in plugin.py; the checks name those without which it cannot be right.'
+        )
+    return f"Every key and tensor of {model_type} has a place; the checks say whether it is the right one."
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 key`, `2 keys`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def files_to_change(kind: str, package: str) -> str:
+    """The files in which a plugin of a kind does its work."""
+    names = {"dataset": ("config", "dataset"), "family": ("plugin",), "logger": ("logger",)}[kind]
+    return " and ".join(f"src/{package}/{name}.py" for name in names)
