@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common import Ratio, interleave, machine, parser, write_json
+from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.moe.layer import MoEMLP
@@ -78,8 +79,8 @@ class Layers:
 
     def forward(self, side: str, x: Tensor) -> Tensor:
         if side == "reallm":
-            step = ForwardContext(PackedSequences.from_lengths([len(x)]), rotations=())
-            return self.ours(x, step)
+            context = ForwardContext(PackedSequences.from_lengths([len(x)]), rotations=(), attention=attend_rotated)
+            return self.ours(x, context)
         self.config._experts_implementation = SIDES[side]
         return self.theirs(x[None])[0]
 

@@ -114,11 +114,11 @@ def most_at_once(rank: int, layout: str) -> list[int]:
     model = spread(BASE, mesh)
     sizes = []
 
-    def run(tokens, seqs, cache=None, inner=model.run):
+    def forward_hidden(tokens, seqs, cache=None, inner=model.forward_hidden):
         sizes.append(len(seqs.lengths))
         return inner(tokens, seqs, cache)
 
-    model.run = run
+    model.forward_hidden = forward_hidden
     generate_tokens(model, [[1, 2]] * 6, SamplingConfig(max_new_tokens=2), mesh=mesh)
     return sizes
 

@@ -80,7 +80,7 @@ def test_a_prompt_fed_in_pieces_equals_one_fed_whole(window):
             part = torch.cat([tokens[start:end], tokens[max(start - 1, 0) : end - 1]])
             lengths = [end - start, end - 1 - max(start - 1, 0)]
             seqs = PackedSequences.from_lengths(lengths, cached_lengths=cache.lengths)
-            pieces.append(model.head(model.run(part, seqs, cache)).split(lengths))
+            pieces.append(model.head(model.forward_hidden(part, seqs, cache)).split(lengths))
         whole = model(tokens, torch.tensor([0, 20]))
     torch.testing.assert_close(torch.cat([piece[0] for piece in pieces]), whole, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.cat([piece[1] for piece in pieces]), whole[:19], rtol=1e-4, atol=1e-4)
@@ -172,10 +172,10 @@ def test_prompts_that_cannot_be_continued():
 def test_a_prompt_that_may_outgrow_the_learned_positions_is_refused_before_anything_is_computed(monkeypatch):
     model = build(BASE.replace(learned_positions=True, max_positions=16))
 
-    def run(*args):
+    def forward_hidden(*args):
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(model, "run", run)
+    monkeypatch.setattr(model, "forward_hidden", forward_hidden)
     with pytest.raises(
         DataError,
         match="prompt 1 has 13 tokens, and with max_new_tokens=5 it may outgrow the 16 positions that the model has "

@@ -135,13 +135,13 @@ def test_compiled_blocks_that_run_again_note_their_routing_once(fresh_compiler):
         losses, gradients = [], []
         for model in (plain, compiled):
             model.zero_grad()
-            model.routing = RouterStatsLog()
+            model.router_stats = RouterStatsLog()
             hidden = model.hidden(tokens, bounds)
-            routing = model.routing.close()
+            routing = model.router_stats.close()
             assert [each.n_tokens for each in routing] == [len(tokens)] * 2
             losses.append(load_balancing_loss(routing))
             (hidden.square().mean() + losses[-1]).backward()
-            assert model.routing.close() == []
+            assert model.router_stats.close() == []
             gradients.append(model.get_parameter("layers.2.mlp.router.weight").grad)
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reallm.errors import ConfigError, DataError, PluginError
+from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import Linear
@@ -49,9 +50,9 @@ def randn(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def step_of(config):
+def context_of(config):
     seqs = PackedSequences.from_lengths(BOUNDS.diff().tolist())
-    return ForwardContext(seqs, rotations(config, seqs, torch.float32))
+    return ForwardContext(seqs, rotations(config, seqs, torch.float32), attend_rotated)
 
 
 class AttentionOfOnes(nn.Module):
@@ -62,10 +63,10 @@ class AttentionOfOnes(nn.Module):
         self.v = Linear(config.hidden_size, config.hidden_size, split="out")
         self.o = Linear(config.hidden_size, config.hidden_size, split="in")
 
-    def forward(self, x, step, cache=None):
+    def forward(self, x, context, cache=None):
         assert cache is None, "this example keeps nothing"
-        sums = torch.cat([values.cumsum(0) for values in self.v(x).split(list(step.seqs.lengths))])
-        return self.o(sums / (step.seqs.positions[:, None] + 1))
+        sums = torch.cat([values.cumsum(0) for values in self.v(x).split(list(context.seqs.lengths))])
+        return self.o(sums / (context.seqs.positions[:, None] + 1))
 
 
 class BlockOfNothing(nn.Module):
@@ -74,7 +75,7 @@ class BlockOfNothing(nn.Module):
     def __init__(self, config, block):
         super().__init__()
 
-    def forward(self, x, step, cache=None):
+    def forward(self, x, context, cache=None):
         return x
 
 
@@ -86,7 +87,7 @@ class ScaledMLP(nn.Module):
         self.out = Linear(config.hidden_size, config.hidden_size, bias=True, split="out")
         self.scale = config.extra["scale"]
 
-    def forward(self, x, step):
+    def forward(self, x, context):
         return torch.tanh(self.out(x)) * self.scale
 
 
@@ -247,20 +248,20 @@ PLACEMENTS = {
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_block_is_its_equation(placement):
     block = build(BASE.replace(norm_placement=placement)).layers["1"]
-    x, step = randn(30, 32), step_of(BASE)
+    x, context = randn(30, 32), context_of(BASE)
     half = PLACEMENTS[placement]
-    middle = half(x, lambda x: block.attn(x, step), block.attn_norm, block.attn_post_norm)
-    expected = half(middle, lambda x: block.mlp(x, step), block.mlp_norm, block.mlp_post_norm)
-    assert torch.equal(block(x, step), expected)
+    middle = half(x, lambda x: block.attn(x, context), block.attn_norm, block.attn_post_norm)
+    expected = half(middle, lambda x: block.mlp(x, context), block.mlp_norm, block.mlp_post_norm)
+    assert torch.equal(block(x, context), expected)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_parallel_block_is_its_equation(shared):
     block = build(BASE.replace(parallel_residual=True, shared_norm=shared, residual_multiplier=0.5)).layers["1"]
-    x, step = randn(30, 32), step_of(BASE)
+    x, context = randn(30, 32), context_of(BASE)
     mlp_norm = block.attn_norm if shared else block.mlp_norm
-    expected = x + 0.5 * block.attn(block.attn_norm(x), step) + 0.5 * block.mlp(mlp_norm(x), step)
-    torch.testing.assert_close(block(x, step), expected)
+    expected = x + 0.5 * block.attn(block.attn_norm(x), context) + 0.5 * block.mlp(mlp_norm(x), context)
+    torch.testing.assert_close(block(x, context), expected)
 
 
 def test_positions_that_are_learned_begin_behind_the_offset():

@@ -64,10 +64,10 @@ def written_out(model, max_tokens, coef):
         part = select(BATCH, rows)
         own_weight = SFTInterface().weight(part)
         if own_weight:
-            model.routing = RouterStatsLog()
+            model.router_stats = RouterStatsLog()
             losses.append(SFTInterface().loss(model, part).loss_sum / weight)
-            balances.append(load_balancing_loss(model.routing.close()) * own_weight / weight)
-            model.routing = None
+            balances.append(load_balancing_loss(model.router_stats.close()) * own_weight / weight)
+            model.router_stats = None
     (sum(losses) + coef * sum(balances)).backward()
     return sum(losses).item(), sum(balances).item(), {name: each.grad for name, each in model.named_parameters()}
 
@@ -143,7 +143,7 @@ def paired(model, theirs):
 
 def test_full_checkpointing_notes_nothing_when_blocks_run_again():
     model = tiny_model(mode="full").train()
-    model.routing = notes = RouterStatsLog()
+    model.router_stats = notes = RouterStatsLog()
     loss = SFTInterface().loss(model, BATCH).loss_sum
     routing = notes.close()
     assert len(routing) == 2  # blocks 0 and 2
@@ -167,7 +167,7 @@ def test_evaluation_has_none_and_nothing_is_noted_outside_of_a_step():
     engine = TrainEngine(model, FLAT, 10, 8192)
     assert engine.evaluate([BATCH], SFTInterface()).stats.keys() == {"correct"}
     engine.train_batch(BATCH, SFTInterface())
-    assert model.routing is None
+    assert model.router_stats is None
 
     class Failing(SFTInterface):
         def loss(self, model, batch):
@@ -175,7 +175,7 @@ def test_evaluation_has_none_and_nothing_is_noted_outside_of_a_step():
 
     with pytest.raises(RuntimeError, match="in the middle"):
         engine.train_batch(BATCH, Failing())
-    assert model.routing is None
+    assert model.router_stats is None
 
 
 def test_bfloat16_adds_it_too():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from reallm.errors import ConfigError
 from reallm.model import compile as compilation
+from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import ACTIVATION_FUNCTIONS
@@ -33,8 +34,10 @@ def randn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-def step_of(n_tokens, notes=None):
-    return ForwardContext(PackedSequences.from_lengths([n_tokens]), rotations=(), routing=notes)
+def context_of(n_tokens, notes=None):
+    return ForwardContext(
+        PackedSequences.from_lengths([n_tokens]), rotations=(), attention=attend_rotated, router_stats=notes
+    )
 
 
 def layer_of(dtype=torch.float32, config=CONFIG, **changes):
@@ -57,7 +60,7 @@ def gradients(layer, x, cotangent):
     """The result, and the gradients of the input and of all parameters by name."""
     layer.zero_grad()
     x = x.detach().requires_grad_()
-    out = layer(x, step_of(len(x)))
+    out = layer(x, context_of(len(x)))
     out.backward(cotangent)
     return out.detach(), {"x": x.grad, **{name: each.grad for name, each in layer.named_parameters()}}
 
@@ -141,7 +144,7 @@ def test_in_bfloat16_it_is_as_exact_as_that_of_transformers(kind, normalize):
         # tokens whose choice of experts the rounding of logits turns are left out
         chosen = [block.gate(x.to(block.gate.weight.dtype))[2].sort().values for block in (exact, theirs)]
         same = (chosen[0] == chosen[1]).all(dim=-1)
-        ours, of_theirs = layer(x, step_of(40)).float(), theirs(x[None])[0].float()
+        ours, of_theirs = layer(x, context_of(40)).float(), theirs(x[None])[0].float()
         wanted = exact(x.float()[None])[0]
     assert same.sum() > 30
     error, their_error = ((out - wanted)[same].abs().max() for out in (ours, of_theirs))
@@ -156,7 +159,7 @@ def test_the_balancing_loss_and_its_gradients_are_those_of_transformers(top_k):
     xs = [randn(n, 24, seed=seed) for seed, n in enumerate((17, 17, 17))]
     notes = RouterStatsLog()
     for layer, x in zip(layers, xs, strict=True):
-        layer(x, step_of(17, notes))
+        layer(x, context_of(17, notes))
     ours = load_balancing_loss(notes.close())
     logits = tuple(F.linear(x, layer.router.weight) for layer, x in zip(layers, xs, strict=True))
     theirs = load_balancing_loss_func(logits, 6, top_k)
@@ -210,7 +213,7 @@ def test_gradients_are_those_of_finite_differences(chosen, activation):
 def test_every_activation_is_its_formula(activation):
     layer = layer_of(torch.float64, CONFIG.replace(activation=activation))
     x = randn(7, 24, dtype=torch.float64).detach()
-    torch.testing.assert_close(layer(x, step_of(7)), written_out(layer, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x, context_of(7)), written_out(layer, x), rtol=1e-12, atol=1e-12)
 
 
 def test_rows_are_assigned_as_documented():
@@ -250,7 +253,7 @@ def test_without_gradients_and_run_again_the_numbers_are_the_same(n_tokens):
     out, mine = gradients(layer, x, torch.ones(n_tokens, 24))
     again, theirs = gradients(layer, x, torch.ones(n_tokens, 24))
     with torch.no_grad():
-        alone = layer(x, step_of(n_tokens))
+        alone = layer(x, context_of(n_tokens))
     assert torch.equal(out, alone)
     assert torch.equal(out, again)
     assert all(torch.equal(mine[name], gradient) for name, gradient in theirs.items())
@@ -271,7 +274,7 @@ def test_frozen_weights_get_no_gradient_and_change_no_other(frozen):
 
 def test_a_second_derivative_is_refused():
     layer, x = layer_of(), randn(4, 24)
-    (gradient,) = torch.autograd.grad(layer(x, step_of(4)).square().sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(layer(x, context_of(4)).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -369,14 +372,14 @@ def test_parts_of_the_declared_shards_add_up_to_the_whole(n_parts):
 
 def test_jitter_multiplies_what_enters_in_training_only():
     layer, x = layer_of(jitter=0.1), randn(30, 24).detach()
-    steady = layer_of()(x, step_of(30))
-    assert torch.equal(layer.eval()(x, step_of(30)), steady)
+    steady = layer_of()(x, context_of(30))
+    assert torch.equal(layer.eval()(x, context_of(30)), steady)
     layer.train()
     torch.manual_seed(5)
-    jittered = layer(x, step_of(30))
+    jittered = layer(x, context_of(30))
     torch.manual_seed(5)
     noise = torch.empty_like(x).uniform_(0.9, 1.1)
-    assert torch.equal(jittered, layer.eval()(x * noise, step_of(30)))
+    assert torch.equal(jittered, layer.eval()(x * noise, context_of(30)))
     assert not torch.equal(jittered, steady)
 
 
@@ -384,7 +387,7 @@ def loss_and_gradients(model, lengths):
     generator = torch.Generator().manual_seed(sum(lengths))
     tokens = torch.randint(0, 50, (sum(lengths),), generator=generator)
     model.zero_grad()
-    model.routing = notes = RouterStatsLog()
+    model.router_stats = notes = RouterStatsLog()
     torch.manual_seed(7)  # of jitter
     hidden = model.hidden(tokens, torch.tensor([0, *lengths]).cumsum(0))
     routing = notes.close()

@@ -91,7 +91,7 @@ def train(model: Transformer, mesh: Mesh, n: int, *, sizes: bool = False) -> lis
 
     def forward(i):
         if model.config.moe:
-            routing[i] = model.routing = RouterStatsLog()
+            routing[i] = model.router_stats = RouterStatsLog()
         return loss_of(model, *parts[i])
 
     n_tokens = [len(tokens) for tokens, _ in parts]
@@ -133,7 +133,7 @@ def whole_network(config: ReaLModelConfig, n: int) -> tuple[list[Tensor], dict[s
     model.train()
     losses = []
     for tokens, bounds in micro_batches(n):
-        model.routing = notes = RouterStatsLog()
+        model.router_stats = notes = RouterStatsLog()
         loss = loss_of(model, tokens, bounds)
         losses.append(loss.detach())
         routing = notes.close()

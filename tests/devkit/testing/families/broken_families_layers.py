@@ -66,7 +66,7 @@ class MixesHeads(Attention):
 class LosesGradients(GatedMLP):
     """The gate learns nothing."""
 
-    def forward(self, x: Tensor, step: object) -> Tensor:
+    def forward(self, x: Tensor, context: object) -> Tensor:
         return self.down(self.act(self.gate(x).detach(), self.up(x)))
 
 
@@ -75,9 +75,9 @@ class CountsCalls(GatedMLP):
 
     n_calls = 0
 
-    def forward(self, x: Tensor, step: object) -> Tensor:
+    def forward(self, x: Tensor, context: object) -> Tensor:
         self.n_calls += self.training
-        return super().forward(x, step) * (1 + 0.01 * (self.n_calls % 3))
+        return super().forward(x, context) * (1 + 0.01 * (self.n_calls % 3))
 
 
 class StartsLarge(RMSNorm):
@@ -93,33 +93,33 @@ class StartsLarge(RMSNorm):
 class LeaksAcrossSequences(Attention):
     """Attends to the whole pack as if it were one sequence."""
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
         if cache is None:
-            step = dataclasses.replace(step, seqs=PackedSequences.from_lengths([len(x)]))
-        return super().forward(x, step, cache)
+            context = dataclasses.replace(context, seqs=PackedSequences.from_lengths([len(x)]))
+        return super().forward(x, context, cache)
 
 
 class ForgetsWhatItSaw(Attention):
     """With a cache, it attends to the new tokens only."""
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
         q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
-        rotation = step.rotations[self.spec.rotation or 0]
+        rotation = context.rotations[self.spec.rotation or 0]
         q, k = rotation(q), rotation(k)
         if cache is not None:
-            store(cache, k, v, step.seqs.cached_lengths, step.seqs.lengths)
-        alone = PackedSequences.from_lengths(step.seqs.lengths)
+            store(cache, k, v, context.seqs.cached_lengths, context.seqs.lengths)
+        alone = PackedSequences.from_lengths(context.seqs.lengths)
         return self.o(attend_packed(q, k, v, alone, self.spec).flatten(-2))
 
 
 class NormsAfterRotating(Attention):
     """Queries and keys are normed after RoPE, not before."""
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
-        rotation = step.rotations[self.spec.rotation or 0]
+        rotation = context.rotations[self.spec.rotation or 0]
         q, k = self.q_norm(rotation(q)), self.k_norm(rotation(k))
-        return self.o(step.attention(q, k, v, step, self.spec, cache).flatten(-2))
+        return self.o(context.attention(q, k, v, context, self.spec, cache).flatten(-2))
 
 
 class RoundsSums(nn.Module):
@@ -144,14 +144,14 @@ class RoundsSums(nn.Module):
 class ForgetsRouting(Block):
     """Its experts are not told where to note what their routers did."""
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: Any = None) -> Tensor:
-        return super().forward(x, dataclasses.replace(step, routing=None), cache)
+    def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
+        return super().forward(x, dataclasses.replace(context, router_stats=None), cache)
 
 
 class Raises(GatedMLP):
     """Breaks where it is used."""
 
-    def forward(self, x: Tensor, step: object) -> Tensor:
+    def forward(self, x: Tensor, context: object) -> Tensor:
         return F.linear(x, self.gate.weight.T)
 
 

@@ -172,10 +172,10 @@ class ShardedTransformer(Transformer):
             self._offload.reload()
             self._offload = None
 
-    def run(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
+    def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
         """See `Transformer`."""
         self._check_whole()
-        return super().run(tokens, seqs, cache)
+        return super().forward_hidden(tokens, seqs, cache)
 
     def reallocate(
         self,

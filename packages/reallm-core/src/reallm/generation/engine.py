@@ -59,7 +59,7 @@ def run_local(model: Transformer, batch: DecodeBatch) -> None:
     device = next(model.parameters()).device
     while batch.running:
         tokens, seqs = batch.next_input(device)
-        hidden = model.run(tokens, seqs, batch.cache)
+        hidden = model.forward_hidden(tokens, seqs, batch.cache)
         drawn, logprobs = batch.draw(model.head(last_rows(hidden, seqs)))
         batch.extend(drawn.tolist(), logprobs.tolist())
 

@@ -70,7 +70,7 @@ def forward_packed(
             lengths_per_piece = [len(piece) for piece in pieces]
             for chosen in inference_micro_batches(lengths_per_piece, layout.dp, layout.pp, max_tokens)[dp_rank]:
                 pack, seqs = _packed(pieces, chosen)
-                hidden = model.run(pack, seqs) if relay is None else relay.run(pack, seqs)
+                hidden = model.forward_hidden(pack, seqs) if relay is None else relay.run(pack, seqs)
                 if hidden is not None:
                     values = per_token(hidden, pack, seqs.cu_seqlens).to(result.dtype)
                     for i, part in zip(chosen, values.split(list(seqs.lengths)), strict=True):

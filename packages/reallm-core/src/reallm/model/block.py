@@ -53,9 +53,9 @@ class Block(nn.Module):
         self.mlp_post_norm = make_norm(config) if after else None
         self.add = ResidualAdd(config)
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: LayerCache | None = None) -> Tensor:
-        x = self.add(x, self.attn(self.attn_norm(x), step, cache), self.attn_post_norm)
-        return self.add(x, self.mlp(self.mlp_norm(x), step), self.mlp_post_norm)
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
+        x = self.add(x, self.attn(self.attn_norm(x), context, cache), self.attn_post_norm)
+        return self.add(x, self.mlp(self.mlp_norm(x), context), self.mlp_post_norm)
 
 
 class ParallelBlock(nn.Module):
@@ -70,11 +70,11 @@ class ParallelBlock(nn.Module):
         self.add = ResidualAdd(config)
         self.shares_norm = config.shared_norm
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
         normed = self.attn_norm(x)
         for_mlp = normed if self.shares_norm else self.mlp_norm(x)
-        x = self.add(x, self.attn(normed, step, cache))
-        return self.add(x, self.mlp(for_mlp, step))
+        x = self.add(x, self.attn(normed, context, cache))
+        return self.add(x, self.mlp(for_mlp, context))
 
 
 def make_block(config: ReaLModelConfig, block: int) -> nn.Module:
@@ -99,6 +99,6 @@ def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:
     return kinds[config.mlp](config, block)
 
 
-def call_block(block: nn.Module, x: Tensor, step: ForwardContext, cache: LayerCache | None) -> Tensor:
-    """`block(x, step, cache)` as a function, which can be compiled once for all blocks."""
-    return cast(Tensor, block(x, step, cache))
+def call_block(block: nn.Module, x: Tensor, context: ForwardContext, cache: LayerCache | None) -> Tensor:
+    """`block(x, context, cache)` as a function, which can be compiled once for all blocks."""
+    return cast(Tensor, block(x, context, cache))

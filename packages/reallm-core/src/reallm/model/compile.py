@@ -29,13 +29,13 @@ class CompiledBlocks:
     """How a forward pass differs with compiled blocks."""
 
     call: Callable[..., Tensor]
-    """`call(block, x, step, None)` in place of `block(x, step, None)`."""
+    """`call(block, x, context, None)` in place of `block(x, context, None)`."""
     attention: Callable[..., Tensor]
     """In place of `attend_rotated`: the same, and not compiled."""
 
-    def prepare(self, x: Tensor, step: ForwardContext) -> None:
+    def prepare(self, x: Tensor, context: ForwardContext) -> None:
         """Say which dim changes from call to call, so that the first lengths are not compiled for themselves alone."""
-        for tensor in (x, *(part for rotation in step.rotations for part in (rotation.cos, rotation.sin))):
+        for tensor in (x, *(part for rotation in context.rotations for part in (rotation.cos, rotation.sin))):
             _changes_length(tensor)
 
 

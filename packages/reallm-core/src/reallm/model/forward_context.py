@@ -1,4 +1,4 @@
-"""What all blocks of one forward pass share."""
+"""State that all blocks of one forward pass share."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reallm.model.attention.functional import attend_rotated
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import Rotation
 from reallm.model.router_stats import RouterStatsLog
 
+AttentionFunction = Callable[..., Tensor]
+"""`attention(q, k, v, context, spec, cache)`: queries [T, H, D], rotated keys and values [T, K, D] -> [T, H, D]; see
+`attention.functional.attend_rotated`."""
+
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What all blocks of one forward pass share: the sequences, the rotations of their tokens, how attention is run."""
+    """State that all blocks of one forward pass share: sequences, rotations, and how attention is computed."""
 
     seqs: PackedSequences
     rotations: tuple[Rotation, ...]
     """One for each of `config.distinct_ropes`."""
+    attention: AttentionFunction
+    """Computes attention; a compiled model has one that is not compiled."""
     checkpoint_attention: bool = False
-    """Whether the backward pass computes the [L, L] scores of attention without a kernel again, or they are kept."""
-    attention: Callable[..., Tensor] = attend_rotated
-    routing: RouterStatsLog | None = None
-    """Where layers of experts note what their routers did; None where nobody asks."""
+    """Whether attention without a kernel recomputes its [L, L] scores in the backward pass instead of keeping them."""
+    router_stats: RouterStatsLog | None = None
+    """Where mixture-of-experts layers record what their routers did; None: nowhere."""

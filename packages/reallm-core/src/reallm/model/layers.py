@@ -201,7 +201,7 @@ class GatedMLP(nn.Module):
         self.down = Linear(inner, size, bias=config.down_bias, split="in")
         self.act: nn.Module = Activation(config.activation)
 
-    def forward(self, x: Tensor, step: object) -> Tensor:
+    def forward(self, x: Tensor, context: object) -> Tensor:
         return self.down(self.act(self.gate(x), self.up(x)))
 
 
@@ -215,7 +215,7 @@ class PlainMLP(nn.Module):
         self.down = Linear(inner, size, bias=config.down_bias, split="in")
         self.act: nn.Module = Activation(config.activation)
 
-    def forward(self, x: Tensor, step: object) -> Tensor:
+    def forward(self, x: Tensor, context: object) -> Tensor:
         return self.down(self.act(self.up(x)))
 
 

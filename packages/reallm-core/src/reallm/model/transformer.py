@@ -104,9 +104,9 @@ class Transformer(nn.Module):
         """KV heads that are computed here."""
         self.vocabulary: Vocabulary = VocabReplicated()
         """The rows of the head that are here."""
-        self.why_not_compiled: str | None = None
+        self.compile_blocker: str | None = None
         """Why blocks cannot go through `torch.compile`, where they cannot."""
-        self.routing: RouterStatsLog | None = None
+        self.router_stats: RouterStatsLog | None = None
         """Where forward passes in training note what routers of experts did; None where nobody asks."""
         present = all_layers(config) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in present})
@@ -126,25 +126,25 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Hidden states [T, E] after the final norm; arguments as in `forward`."""
-        return self.run(tokens, PackedSequences.from_cu_seqlens(cu_seqlens, tokens))
+        return self.forward_hidden(tokens, PackedSequences.from_cu_seqlens(cu_seqlens, tokens))
 
-    def run(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
+    def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
         x = self.layers[str(EMBEDDING_LAYER)](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
-        step = ForwardContext(
+        context = ForwardContext(
             seqs,
             rotations(self.config, seqs, x.dtype),
+            compiled.attention if compiled else attend_rotated,
             checkpoint_attention=mode == "selective",
-            attention=compiled.attention if compiled else attend_rotated,
-            routing=self.routing if self.training and torch.is_grad_enabled() else None,
+            router_stats=self.router_stats if self.training and torch.is_grad_enabled() else None,
         )
         if compiled:
-            compiled.prepare(x, step)
+            compiled.prepare(x, context)
         run_block = _block_runner(mode, compiled)
         for number in self.block_numbers:
-            x = run_block(self.layers[str(number)], x, step, cache.blocks[number] if cache else None)
+            x = run_block(self.layers[str(number)], x, context, cache.blocks[number] if cache else None)
         if cache:
             cache.advance(seqs.lengths)
         return self.layers[str(head_layer(self.config))](x)
@@ -171,8 +171,8 @@ class Transformer(nn.Module):
             ConfigError: what `torch.compile` needs is not installed, gradient checkpointing is selective, or layers
                 are split.
         """
-        if self.why_not_compiled is not None:
-            raise ConfigError(f"model.compile=true does not go with {self.why_not_compiled}; leave model.compile out")
+        if self.compile_blocker is not None:
+            raise ConfigError(f"model.compile=true does not go with {self.compile_blocker}; leave model.compile out")
         check_compiler(next(self.parameters()).device)
         compiled = compile_blocks()
         _block_runner(self.gradient_checkpointing, compiled)
@@ -259,7 +259,7 @@ def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:
-    """What gives `block(x, step, cache)` when called as `runner(block, x, step, cache)`."""
+    """What gives `block(x, context, cache)` when called as `runner(block, x, context, cache)`."""
     call = compiled.call if compiled else call_block
     runners: dict[str, Callable[..., Tensor]] = {
         "none": call,

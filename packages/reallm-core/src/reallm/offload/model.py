@@ -85,14 +85,14 @@ class ModelOffload:
         self._offload.before(place)
 
     def _reload_first(self, model: Transformer) -> None:
-        run = model.run
+        forward_hidden = model.forward_hidden
 
         def after_reloading(*args: Any, **options: Any) -> torch.Tensor:
             self.reload()
-            return run(*args, **options)
+            return forward_hidden(*args, **options)
 
-        model.run = after_reloading  # type: ignore[method-assign]
-        self._undo.append(lambda: setattr(model, "run", run))
+        model.forward_hidden = after_reloading  # type: ignore[method-assign]
+        self._undo.append(lambda: setattr(model, "forward_hidden", forward_hidden))
 
     def _end(self) -> None:
         for undo in self._undo:

@@ -74,7 +74,7 @@ def apply_fsdp(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
     state = _root(model)._get_fsdp_state()
     for hook in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
         hook.remove()  # `run` is the forward pass: around it a second one, of `forward`, would end before the head's
-    register_fsdp_forward_method(model, "run")
+    register_fsdp_forward_method(model, "forward_hidden")
     model.zero = zero  # type: ignore[assignment] # modules declare nothing but tensors and modules
 
 

@@ -232,8 +232,8 @@ class _Step:
         if not self.aux_loss_coef:
             yield
             return
-        self.model.routing = self.notes[number] = RouterStatsLog()
+        self.model.router_stats = self.notes[number] = RouterStatsLog()
         try:
             yield
         finally:
-            self.model.routing = None
+            self.model.router_stats = None

@@ -196,7 +196,7 @@ def _walk(
 
         model.layers[str(config.n_layers)].register_forward_pre_hook(watch)
         with alive:
-            hidden = model.run(tokens, on_device)
+            hidden = model.forward_hidden(tokens, on_device)
             loss = model.head(hidden).sum() if config.is_critic else model.cross_entropy(hidden, tokens).loss_sum
             forward = alive.restart()
             loss.backward()

@@ -12,7 +12,6 @@ import inspect
 from dataclasses import dataclass, replace
 from functools import cache as memoize
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,8 @@ from torch import Tensor
 from reallm.model.activation_checkpointing import checkpoint
 from reallm.model.attention.kv_cache import store
 from reallm.model.config import ReaLModelConfig
+from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
-
-if TYPE_CHECKING:
-    from reallm.model.forward_context import ForwardContext
 
 WINDOW_CHUNK = 256
 """Queries that share one mask in sliding-window attention; larger chunks waste scores, smaller ones kernel calls."""
@@ -66,7 +63,7 @@ class AttentionSpec:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, step: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """Rotate, attend, and with a cache remember.
 
@@ -74,7 +71,7 @@ def attend(
         q: [T, H, D] queries, not yet rotated.
         k: [T, K, D] keys of the same tokens, not yet rotated; K divides H.
         v: [T, K, D] values of the same tokens.
-        step: what all blocks of this forward pass share.
+        context: what all blocks of this forward pass share.
         spec: what this block's attention does, `AttentionSpec.of_block(config, block)`; in evaluation without dropout.
         cache: this block's keys and values [S, K, C, D] of the tokens before; the new ones are written behind them.
 
@@ -82,20 +79,20 @@ def attend(
         [T, H, D], dtype of `q`.
     """
     if spec.rotation is not None:
-        rotation = step.rotations[spec.rotation]
+        rotation = context.rotations[spec.rotation]
         q, k = rotation(q), rotation(k)
-    return step.attention(q, k, v, step, spec, cache)
+    return context.attention(q, k, v, context, spec, cache)
 
 
 def attend_rotated(
-    q: Tensor, k: Tensor, v: Tensor, step: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """The same without the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
-    seqs = step.seqs
+    seqs = context.seqs
     if cache is not None:
         store(cache, k, v, seqs.cached_lengths, seqs.lengths)
     if cache is None or not any(seqs.cached_lengths):
-        if step.checkpoint_attention and not spec.has_kernel:
+        if context.checkpoint_attention and not spec.has_kernel:
             return checkpoint(attend_packed, q, k, v, seqs, spec)
         return attend_packed(q, k, v, seqs, spec)
     keys, values = cache

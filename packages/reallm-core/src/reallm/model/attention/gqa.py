@@ -32,10 +32,10 @@ class Attention(nn.Module):
         self.spec = AttentionSpec.of_block(config, block)
         self.inference_spec = self.spec.without_dropout()
 
-    def forward(self, x: Tensor, step: ForwardContext, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
         spec = self.spec if self.training else self.inference_spec
-        return self.o(attend(q, k, v, step, spec, cache).flatten(-2))
+        return self.o(attend(q, k, v, context, spec, cache).flatten(-2))
 
     def _heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
         """[T, H * D] -> [T, H, D], normed and clamped."""

@@ -31,19 +31,21 @@ class MoEMLP(nn.Module):
         self.experts = Experts(config)
         self.jitter = moe.jitter
 
-    def forward(self, x: Tensor, step: ForwardContext) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         if self.jitter and self.training:
             x = x * torch.empty_like(x).uniform_(1.0 - self.jitter, 1.0 + self.jitter)
         probs, weights, chosen = self.router(x)
         mix = _mix_uncompiled if torch.compiler.is_compiling() else _mix
-        return mix(self.experts, x, probs, weights, chosen, step)
+        return mix(self.experts, x, probs, weights, chosen, context)
 
 
-def _mix(experts: nn.Module, x: Tensor, probs: Tensor, weights: Tensor, chosen: Tensor, step: ForwardContext) -> Tensor:
+def _mix(
+    experts: nn.Module, x: Tensor, probs: Tensor, weights: Tensor, chosen: Tensor, context: ForwardContext
+) -> Tensor:
     """What the chosen experts give, [T, E]; notes the routing if somebody asks for it."""
     assignment = Assignment.of(chosen, probs.shape[1])
-    if step.routing is not None:
-        step.routing.append(RouterStats(assignment.counts, probs.sum(dim=0, dtype=torch.float32), len(x)))
+    if context.router_stats is not None:
+        context.router_stats.append(RouterStats(assignment.counts, probs.sum(dim=0, dtype=torch.float32), len(x)))
     return cast(Tensor, experts(x, assignment, weights))
 
 

@@ -45,7 +45,7 @@ class ForwardOnlyPipeline:
             PeerError: a neighbouring stage has ended or is stuck.
         """
         with self._receiving():
-            x = self.model.run(tokens, seqs, cache)
+            x = self.model.forward_hidden(tokens, seqs, cache)
         number, self._n_batches = self._n_batches, self._n_batches + 1
         if self._outbox is None:
             return x

@@ -85,7 +85,7 @@ def split_among(
     if not model.config.is_critic and head in parts[0]:
         model.vocabulary = VocabParallel(peers, [part[head].shape[0] for part in parts])
     model.n_kv_heads = max(1, model.config.n_kv_heads // peers.size)
-    model.why_not_compiled = "tensor parallelism"
+    model.compile_blocker = "tensor parallelism"
 
 
 class _RegionBoundary:
@@ -110,7 +110,7 @@ class _RegionBoundary:
         return reduce_from_tp_region(x, self.peers)
 
     def begin_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of each block `(x, step, cache)`."""
+        """Forward pre-hook of each block `(x, context, cache)`."""
         self._last = None
 
     def end_block(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:

@@ -42,7 +42,7 @@ def decode(subject: FamilySubject) -> str:
             wanted = totals
         seqs = PackedSequences.from_lengths(wanted, cached_lengths=past)
         pieces = [sample[held : held + new] for sample, held, new in zip(samples, past, wanted, strict=True)]
-        hidden = model.run(torch.cat(pieces), seqs, cache)
+        hidden = model.forward_hidden(torch.cat(pieces), seqs, cache)
         last = model.head(hidden[seqs.cu_seqlens[1:].long() - 1])
         for row, (number, total) in enumerate(zip(numbers, totals, strict=True)):
             # frequencies that follow the length are those of the shorter sequence

@@ -166,7 +166,7 @@ def run_split(
     def work(rank: int) -> None:
         try:
             seqs = PackedSequences.from_cu_seqlens(cu_seqlens, tokens)
-            out = ranks[rank].head(ranks[rank].run(tokens, seqs))
+            out = ranks[rank].head(ranks[rank].forward_hidden(tokens, seqs))
             logits[rank] = out.detach()
             loss_of(out).backward()
         except threading.BrokenBarrierError:

@@ -129,7 +129,7 @@ def experts(subject: FamilySubject) -> str:
     model.load_state_dict(subject.ours.state_dict())
     model.train()
     sample = max(subject.samples, key=len)
-    model.routing = notes = RouterStatsLog()
+    model.router_stats = notes = RouterStatsLog()
     run_packed(model, *packed([sample]))
     routing = notes.close()
     n_layers = len(config.expert_blocks)
