@@ -60,8 +60,8 @@ class AttentionOfOnes(nn.Module):
 
     def __init__(self, config, block):
         super().__init__()
-        self.v = Linear(config.hidden_size, config.hidden_size, split="out")
-        self.o = Linear(config.hidden_size, config.hidden_size, split="in")
+        self.v = Linear(config.hidden_size, config.hidden_size, split="column")
+        self.o = Linear(config.hidden_size, config.hidden_size, split="row")
 
     def forward(self, x, context, cache=None):
         assert cache is None, "this example keeps nothing"
@@ -84,7 +84,7 @@ class ScaledMLP(nn.Module):
 
     def __init__(self, config, block):
         super().__init__()
-        self.out = Linear(config.hidden_size, config.hidden_size, bias=True, split="out")
+        self.out = Linear(config.hidden_size, config.hidden_size, bias=True, split="column")
         self.scale = config.extra["scale"]
 
     def forward(self, x, context):

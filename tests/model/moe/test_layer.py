@@ -347,7 +347,7 @@ def test_parts_of_the_declared_shards_add_up_to_the_whole(n_parts):
     whole = layer_of(torch.float64)
     x, cotangent = randn(11, 24, dtype=torch.float64).detach(), randn(11, 24, dtype=torch.float64, seed=1).detach()
     out, expected = gradients(whole, x, cotangent)
-    assert whole.experts.split == "inside"
+    assert whole.experts.split == "column_row"
     total, grads = torch.zeros_like(out), {}
     for part in range(n_parts):
         piece = copy.deepcopy(whole)

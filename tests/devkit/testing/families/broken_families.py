@@ -377,19 +377,23 @@ MISTAKES = (
         (
             "layers.1.mlp.down",
             "(NotAddedUp)",
-            'is declared Shard(0) with split="out"; Shard(1) with split="in" would do',
+            'is declared Shard(0) with split="column"; Shard(1) with split="row" would do',
         ),
     ),
     Mistake("NO_SHARDS", "shards", ("which its `shards` do not have", "mlp.act.alpha_n", "(XIELUWithoutShards)")),
     Mistake(
         "FORGETS_PART",
         "shards",
-        ("the gradients of the whole", "'layers.2.mlp.act.alpha_n'", "(XIELUThatForgetsPart): `sees_part = True`"),
+        ("the gradients of the whole", "'layers.2.mlp.act.alpha_n'", "(XIELUThatForgetsPart): `partial_grad = True`"),
     ),
     Mistake(
         "SUMS_OF_PARTS",
         "shards",
-        ("the gradients of the whole", "'layers.2.mlp_norm.weight'", '(SumsParts): it takes whole inputs; split="ins'),
+        (
+            "the gradients of the whole",
+            "'layers.2.mlp_norm.weight'",
+            '(SumsParts): it takes whole inputs; split="column_row"',
+        ),
     ),
     Mistake(
         "MIXED_HEADS",

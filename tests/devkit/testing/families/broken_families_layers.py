@@ -38,13 +38,13 @@ class NotAddedUp(GatedMLP):
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__(config, block)
-        self.down = Linear(config.intermediate_size, config.hidden_size, split="out")
+        self.down = Linear(config.intermediate_size, config.hidden_size, split="column")
 
 
 class SumsParts(GatedMLP):
     """Its matrices are split by inner features, and it takes whole inputs, but it says that these are parts."""
 
-    split = "in"
+    split = "row"
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__(config, block)
@@ -59,7 +59,7 @@ class MixesHeads(Attention):
         super().__init__(config, block)
         for projection in (self.q, self.k, self.v):
             projection.shards = {"weight": None}
-            projection.split = "out"
+            projection.split = "column"
         self.o.shards = {"weight": Shard(1, config.head_dim)}
 
 
@@ -196,7 +196,7 @@ class XIELUWithoutShards(XIELU):
 class XIELUThatForgetsPart(XIELU):
     """It does not say that it sees some of the features only."""
 
-    sees_part = False
+    partial_grad = False
 
 
 class XIELUInFloat32(XIELU):

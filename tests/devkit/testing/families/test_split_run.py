@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.layers import Linear
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
@@ -66,9 +68,9 @@ def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
     assert run.heard["layers.2.mlp"].shape == (56, 32)
     parts = declared.parts(model, n_ranks)
     for rank in range(n_ranks):
-        reduce_from_tp_region = partial_grad_groups(model, declared.shards, parts, rank)
+        summed_over = partial_grad_groups(model, declared.shards, parts, rank)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            found = sum(run.gradients[one][parameter] for one in reduce_from_tp_region.get(parameter, [rank]))
+            found = sum(run.gradients[one][parameter] for one in summed_over.get(parameter, [rank]))
             difference = (found - gradient[parts[rank][parameter].slices]).abs().max()
             assert difference <= 3e-5 * gradient.abs().max(), f"{parameter} of rank {rank}"
 
@@ -87,10 +89,38 @@ def test_the_bias_of_what_is_added_up_is_added_once() -> None:
     declared = Declared.of(model)
     assert declared.shards["layers.1.mlp.down.bias"] is None
     pack = packed(sequences(97, (7,)))
-    twice = Declared(declared.shards, {**declared.splits, "layers.1.mlp.down": "out"})
+    twice = Declared(declared.shards, {**declared.splits, "layers.1.mlp.down": "column"})
     with torch.no_grad():
         whole = model(*pack)
     assert (run_split(model, twice, 2, *pack).logits - whole).abs().max() > 0.1
+
+
+class AddsItsBias(Linear):
+    """A family's own linear layer: it adds the bias itself, and counts calls with parameters that are not its own."""
+
+    n_replaced = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(self.bias, nn.Parameter):
+            AddsItsBias.n_replaced += 1
+        return x @ self.weight.T + self.bias
+
+
+def test_a_bias_that_a_class_adds_itself_is_added_once_and_stays_its_parameter() -> None:
+    model = model_of(**BIASES)
+    pack = packed(sequences(97, (7, 16)))
+    names = [name for name, _ in model.named_parameters() if name.endswith("mlp.down.bias")]
+    for layer in ("1", "2"):
+        down = model.get_submodule(f"layers.{layer}.mlp.down")
+        down.__class__ = AddsItsBias
+    whole = model(*pack)
+    expected = torch.autograd.grad(loss_of(whole), [model.get_parameter(name) for name in names])
+    run = run_split(model, Declared.of(model), 2, *pack)
+    assert (run.logits - whole).abs().max() <= 1e-5 * whole.abs().max()
+    for name, gradient in zip(names, expected, strict=True):
+        for rank in range(2):
+            assert (run.gradients[rank][name] - gradient).abs().max() <= 3e-5 * gradient.abs().max()
+    assert AddsItsBias.n_replaced == 0
 
 
 def test_what_is_added_up_must_not_be_there_twice() -> None:

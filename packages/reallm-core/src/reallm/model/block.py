@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from reallm.model.attention.gqa import Attention
 from reallm.model.attention.kv_cache import LayerCache
-from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import GatedMLP, PlainMLP, make_norm, own_layer
+from reallm.model.layers import GatedMLP, PlainMLP, custom_layer, make_norm
 from reallm.model.moe.layer import MoEMLP
 
 
@@ -79,22 +79,24 @@ class ParallelBlock(nn.Module):
 
 def make_block(config: ReaLModelConfig, block: int) -> nn.Module:
     """A block, numbered from 0, as the configuration says."""
-    if is_own_class(config.block):
-        return own_layer(config.block, config, block)
+    if is_custom_class(config.block):
+        return custom_layer(config.block, config, block)
     return ParallelBlock(config, block) if config.parallel_residual else Block(config, block)
 
 
 def make_attention(config: ReaLModelConfig, block: int) -> nn.Module:
     """The attention of a block, numbered from 0."""
-    return own_layer(config.attention, config, block) if is_own_class(config.attention) else Attention(config, block)
+    return (
+        custom_layer(config.attention, config, block) if is_custom_class(config.attention) else Attention(config, block)
+    )
 
 
 def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:
     """The MLP of a block, numbered from 0, or the experts in its place."""
     if block in config.expert_blocks:
         return MoEMLP(config)
-    if is_own_class(config.mlp):
-        return own_layer(config.mlp, config, block)
+    if is_custom_class(config.mlp):
+        return custom_layer(config.mlp, config, block)
     kinds = {"gated": GatedMLP, "plain": PlainMLP}
     return kinds[config.mlp](config, block)
 

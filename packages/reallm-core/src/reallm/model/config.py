@@ -271,7 +271,7 @@ class ReaLModelConfig:
         if self.n_q_heads % self.n_kv_heads:
             raise ConfigError(f"n_q_heads={self.n_q_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         for name, kinds in (("norm", NORMS), ("attention", ATTENTIONS), ("mlp", MLPS), ("block", BLOCKS)):
-            _one_of_or_own(name, getattr(self, name), kinds)
+            _one_of_or_custom(name, getattr(self, name), kinds)
         _one_of("norm_placement", self.norm_placement, get_args(NormPlacement))
         _one_of("activation", self.activation, ACTIVATIONS)
         self._check_qk_norm()
@@ -311,7 +311,7 @@ class ReaLModelConfig:
         _one_of("qk_norm", self.qk_norm, get_args(QKNormKind))
         if self.qk_norm == "per_head" and not self.norm_weight:
             raise ConfigError("qk_norm='per_head' needs norm_weight=True: it is weights for each head")
-        if self.qk_norm == "per_head" and is_own_class(self.norm):
+        if self.qk_norm == "per_head" and is_custom_class(self.norm):
             raise ConfigError(f"qk_norm='per_head' goes with norm {' or '.join(NORMS)}, not with norm={self.norm!r}")
 
     def _check_rope(self, rope: RopeConfig) -> None:
@@ -427,13 +427,13 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def is_own_class(value: str) -> bool:
+def is_custom_class(value: str) -> bool:
     """Whether a kind of layer is a class of the family's own, `"package.module:Class"`."""
     return ":" in value
 
 
-def _one_of_or_own(name: str, value: str, kinds: tuple[str, ...]) -> None:
-    if not is_own_class(value) and value not in kinds:
+def _one_of_or_custom(name: str, value: str, kinds: tuple[str, ...]) -> None:
+    if not is_custom_class(value) and value not in kinds:
         raise ConfigError(
             f"{name}={value!r} is not one of {', '.join(kinds)}{did_you_mean(value, kinds)}; "
             "a class of your own is written 'package.module:Class'"

@@ -1,16 +1,16 @@
-"""The small layers: linear, norms, activations, MLPs, embedding.
+"""Small layers: linear, norms, activations, MLPs, embeddings.
 
-What a layer says of itself, a family's own layers too:
+What a layer, a family's own too, may declare as attributes:
 
-- `shards`: how each parameter may be split (see `model.shard`); every parameter needs one.
-- `split`: which of its inputs and outputs are then parts of the whole.
-- `sees_part = True`: what it acts on is a part of the whole then, such as some heads, also for those of its parameters
-  that are not split: each rank's gradient of them is a summand.
-- `recompute = True`: selective checkpointing computes it again in the backward pass. It takes tensors and gives one.
+- `shards`: how tensor parallelism may split each parameter (see `model.sharding`); every parameter needs an entry.
+- `split`: which of its inputs and outputs are then partial; see `model.sharding.Split`.
+- `partial_grad = True`: under tensor parallelism it acts on a part of the features or heads, also where its parameters
+  are replicated: each rank's gradient of those is a partial sum.
+- `recompute = True`: selective checkpointing recomputes it in the backward pass. It takes tensors and returns one.
 - `weight_decay = False`: its parameters are not decayed. Vectors and biases never are.
-- `fresh_parameter(name, generator)`: the initial value of a parameter that does not start as others do: matrices are
-  normal, vectors one, biases zero.
-- `nn.Parameter(..., requires_grad=False)`: loaded and saved, and never trained: a buffer of the checkpoint.
+- `fresh_parameter(name, generator)`: initial value of a parameter that differs from the default, which is normal for
+  matrices, one for vectors and zero for biases.
+- `nn.Parameter(..., requires_grad=False)`: loaded and saved, never trained: a buffer of the checkpoint.
 
 Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head dim.
 """
@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.errors import DataError
-from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.ops import ActivationFunction, gated, rms_norm
 from reallm.model.packed import PackedSequences
-from reallm.model.sharding import Shard, Shards, Split
+from reallm.model.sharding import Shard, Shards, Split, as_split
 from reallm.references import resolve
 
 ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
@@ -46,34 +46,38 @@ ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "laplace": lambda x: 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
-    "linear": torch.clone,  # a new tensor, as of all others: what comes out may be changed in place
+    "linear": torch.clone,  # a new tensor, as the others return: callers may write to the result
 }
 
 
 class Linear(nn.Linear):
     """`x @ weight.T + bias`, with `weight` [out, in].
 
-    `split` is what tensor parallelism may divide: outputs (`"out"`: rows of the weight, and the bias) or
-    inputs (`"in"`: columns of the weight; results are added up over the parts, the bias is added once). `unit` outputs
-    or inputs stay together.
+    Args:
+        n_in: number of inputs.
+        n_out: number of outputs.
+        bias: whether it has one.
+        split: how tensor parallelism may split it. `"column"`: outputs, with rows of the weight and the bias; `"row"`:
+            inputs, with columns of the weight; outputs are summed over the ranks, and the bias is added once.
+        unit: number of outputs or inputs that stay together, such as those of a head.
     """
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: Split, unit: int = 1) -> None:
         super().__init__(n_in, n_out, bias=bias)
-        self.split = split
-        rows = split == "out"
-        self.shards: Shards = {"weight": Shard(0 if rows else 1, unit)}
+        self.split = as_split(split, type(self).__qualname__)
+        splits_outputs = self.split == "column"
+        self.shards: Shards = {"weight": Shard(0 if splits_outputs else 1, unit)}
         if bias:
-            self.shards["bias"] = Shard(0, unit) if rows else None
+            self.shards["bias"] = Shard(0, unit) if splits_outputs else None
 
     def reset_parameters(self) -> None:
-        """Nothing: `Transformer.init_weights` or a checkpoint gives the values."""
+        """Does nothing: values come from `Transformer.init_weights` or a checkpoint."""
 
 
 class Norm(nn.Module):
-    """What norms over the last dim have in common: `weight + offset` and a bias, each of which may be missing.
+    """Base of norms over the last dim: `weight + offset` and a bias, each of which may be missing.
 
-    A norm over a dim that is split says so with `shard`; it is then computed over all parts together.
+    With `shard` the norm is over a dim that tensor parallelism splits; its statistics are then reduced over the ranks.
     """
 
     recompute = True
@@ -95,10 +99,10 @@ class Norm(nn.Module):
         self.eps = eps
         self.offset = offset
         self.shards: Shards = {name: shard for name, _ in self.named_parameters()}
-        self.over_shards = shard is not None
+        self.over_sharded_dim = shard is not None
 
     def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor | None:
-        """A fresh norm scales by 1."""
+        """Initially the norm scales by 1."""
         return None if self.weight is None or name != "weight" else torch.full(self.weight.shape, 1.0 - self.offset)
 
 
@@ -119,7 +123,7 @@ class LayerNorm(Norm):
 
 
 class PerHeadNorm(Norm):
-    """A norm of each head by itself, with weights [H, D] of its own for each: `x` [T, H, D]."""
+    """Norm over each head of `x` [T, H, D], with separate weights [H, D]."""
 
     weight: nn.Parameter
 
@@ -136,14 +140,14 @@ class PerHeadNorm(Norm):
 
 
 def make_norm(config: ReaLModelConfig) -> nn.Module:
-    """The norm that `config.norm` names, over the hidden dim."""
-    if is_own_class(config.norm):
-        return own_layer(config.norm, config, config.hidden_size)
+    """Norm over the hidden dim, of the kind that `config.norm` names."""
+    if is_custom_class(config.norm):
+        return custom_layer(config.norm, config, config.hidden_size)
     return _norm(config, config.hidden_size, bias=config.norm_bias)
 
 
 def make_qk_norm(config: ReaLModelConfig, n_heads: int) -> nn.Module:
-    """The norm of queries or keys: over [T, H, D], or over [T, H * D] if it is over all heads together."""
+    """Norm of queries or keys: of [T, H, D], or of [T, H * D] where `config.qk_norm` is "whole"."""
     whole = config.qk_norm == "whole"
     if config.qk_norm is None:
         return nn.Identity()
@@ -151,11 +155,11 @@ def make_qk_norm(config: ReaLModelConfig, n_heads: int) -> nn.Module:
         return PerHeadNorm(config, n_heads)
     size = n_heads * config.head_dim if whole else config.head_dim
     norm: nn.Module
-    if is_own_class(config.norm):
-        norm = own_layer(config.norm, config, size)
+    if is_custom_class(config.norm):
+        norm = custom_layer(config.norm, config, size)
     else:
         norm = _norm(config, size, bias=config.qk_norm_bias, shard=Shard(0, config.head_dim) if whole else None)
-    norm.sees_part = True  # type: ignore[assignment] # modules declare nothing but tensors and modules
+    norm.partial_grad = True  # type: ignore[assignment] # modules declare nothing but tensors and modules
     return norm
 
 
@@ -166,8 +170,8 @@ def _norm(config: ReaLModelConfig, size: int, *, bias: bool, shard: Shard | None
     )
 
 
-def own_layer(path: str, *arguments: object) -> nn.Module:
-    """An object of a family's own class, `"package.module:Class"`.
+def custom_layer(path: str, *arguments: object) -> nn.Module:
+    """An instance of a family's own class, `"package.module:Class"`.
 
     Raises:
         PluginError: the class cannot be imported.
@@ -196,9 +200,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
-        self.gate = Linear(size, inner, bias=config.gate_bias, split="out")
-        self.up = Linear(size, inner, bias=config.up_bias, split="out")
-        self.down = Linear(inner, size, bias=config.down_bias, split="in")
+        self.gate = Linear(size, inner, bias=config.gate_bias, split="column")
+        self.up = Linear(size, inner, bias=config.up_bias, split="column")
+        self.down = Linear(inner, size, bias=config.down_bias, split="row")
         self.act: nn.Module = Activation(config.activation)
 
     def forward(self, x: Tensor, context: object) -> Tensor:
@@ -211,8 +215,8 @@ class PlainMLP(nn.Module):
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
-        self.up = Linear(size, inner, bias=config.up_bias, split="out")
-        self.down = Linear(inner, size, bias=config.down_bias, split="in")
+        self.up = Linear(size, inner, bias=config.up_bias, split="column")
+        self.down = Linear(inner, size, bias=config.down_bias, split="row")
         self.act: nn.Module = Activation(config.activation)
 
     def forward(self, x: Tensor, context: object) -> Tensor:
@@ -220,7 +224,7 @@ class PlainMLP(nn.Module):
 
 
 class VocabBias(nn.Module):
-    """The bias [V] of an output head whose matrix is the embedding's."""
+    """Bias [V] of an output head that is tied to the embedding."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
@@ -229,7 +233,7 @@ class VocabBias(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Token embeddings [V, E]."""
+    """Token embedding table [V, E]."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
@@ -241,7 +245,7 @@ class TokenEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned position embeddings [P, E]; position `p` has row `p + offset`."""
+    """Learned position embedding table [P, E]; position `p` has row `p + offset`."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()

@@ -82,5 +82,5 @@ def parameter_info(
         raise PluginError(f"'{name}' {list(shape)} has no dim {shard.dim}, by which its layer says it can be split")
     layer = layer_number(name)
     is_vocabulary = layer in (EMBEDDING_LAYER, head_layer(config))
-    output_is_summed = any(split != "out" and name.startswith(f"{path}.") for path, split in splits.items())
+    output_is_summed = any(split != "column" and name.startswith(f"{path}.") for path, split in splits.items())
     return ParameterInfo(name, layer, shape, shard, is_vocabulary or output_is_summed)

@@ -1,4 +1,4 @@
-"""Parts of a tensor in whole-tensor coordinates. Imports no torch."""
+"""How layers declare what tensor parallelism may split, and parts of a tensor in whole-tensor coordinates. No torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, cast, get_args
 
-if TYPE_CHECKING:
-    pass
+from reallm.deprecation import deprecated
+from reallm.errors import PluginError
 
 
 @dataclass(frozen=True, order=True)
@@ -98,14 +98,44 @@ Shards = dict[str, Shard | None]
 """Shard of each parameter of a module, by its name there."""
 
 
-Split = Literal["out", "in", "inside"]
-"""The `split` of a module whose parameters are split:
+Split = Literal["column", "row", "column_row"]
+"""How a module with split parameters takes part in tensor parallelism (Megatron's words):
 
-- `"out"`: it takes whole inputs and gives a part of the outputs, as some rows of a linear layer do;
-- `"in"`: it takes a part of the inputs and gives what is to be added up over the parts, as its columns do;
-- `"inside"`: it takes whole inputs and gives what is to be added up over the parts, as an MLP with some of its inner
-  features.
+- `"column"`: whole inputs, a part of the outputs: some rows of a weight `[out, in]`;
+- `"row"`: a part of the inputs, partial sums of the outputs: some columns of the weight;
+- `"column_row"`: whole inputs, partial sums of the outputs: an MLP with some of its inner features.
 """
+
+_SPLITS_OF_1_0: dict[str, Split] = {"out": "column", "in": "row", "inside": "column_row"}
+
+
+def as_split(value: str, owner: str) -> Split:
+    """`value` as a `Split`; the words of hook API 1.0 (`out`, `in`, `inside`) are deprecated.
+
+    Args:
+        value: what a layer declares.
+        owner: name of its class, for messages.
+
+    Raises:
+        PluginError: it is none of them.
+    """
+    if value in get_args(Split):
+        return cast(Split, value)
+    if value not in _SPLITS_OF_1_0:
+        allowed = ", ".join(f"'{each}'" for each in get_args(Split))
+        raise PluginError(f"{owner} declares split='{value}', which is not one of {allowed}")
+    split = _SPLITS_OF_1_0[value]
+    deprecated(f"split='{value}' of {owner}", instead=f"split='{split}'", since="1.1", removed_in="2.0")
+    return split
+
+
+def has_partial_grad(module: object) -> bool:
+    """Whether each rank's gradient of the module's replicated parameters is a partial sum, as it declares itself."""
+    found = getattr(module, "partial_grad", None)
+    if found is None and (found := getattr(module, "sees_part", None)) is not None:
+        what = f"the attribute 'sees_part' of {type(module).__qualname__}"
+        deprecated(what, instead="'partial_grad'", since="1.1", removed_in="2.0")
+    return bool(found)
 
 
 Shape = tuple[int, ...]

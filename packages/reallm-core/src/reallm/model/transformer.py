@@ -41,7 +41,7 @@ from reallm.model.parameter_names import (
 )
 from reallm.model.rope import rotations
 from reallm.model.router_stats import RouterStatsLog
-from reallm.model.sharding import Shard
+from reallm.model.sharding import Shard, Split, as_split
 from reallm.seeding import derive_seed
 
 
@@ -72,10 +72,10 @@ class Head(nn.Module):
         self.norm = make_norm(config) if config.final_norm else nn.Identity()
         self.out: nn.Module
         if config.is_critic:
-            self.out = Linear(config.hidden_size, 1, split="in")
+            self.out = Linear(config.hidden_size, 1, split="row")
             self.out.shards = {"weight": None}  # one row; too small to split
         elif not config.head_is_tied:
-            self.out = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias, split="out")
+            self.out = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias, split="column")
         elif config.head_bias:
             self.out = VocabBias(config)
 
@@ -233,9 +233,17 @@ class Transformer(nn.Module):
             raise PluginError(f"{cls}.shards has '{own_name}', which is none of its parameters; remove it")
         return declared
 
-    def module_splits(self) -> dict[str, str]:
-        """Path of a module -> its `split`, of those that say one."""
-        return {path: str(module.split) for path, module in self.named_modules() if hasattr(module, "split")}
+    def module_splits(self) -> dict[str, Split]:
+        """Path of a module -> its `split`, for those that declare one.
+
+        Raises:
+            PluginError: a module declares none of the allowed values.
+        """
+        return {
+            path: as_split(str(module.split), type(module).__qualname__)
+            for path, module in self.named_modules()
+            if hasattr(module, "split")
+        }
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:

@@ -22,7 +22,7 @@ class XIELU(nn.Module):
     `beta` and `eps` are in checkpoints and are not learned.
     """
 
-    sees_part = True  # of the features between the two linear layers
+    partial_grad = True  # of the features between the two linear layers
 
     def __init__(self) -> None:
         super().__init__()

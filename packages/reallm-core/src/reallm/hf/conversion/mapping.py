@@ -20,7 +20,7 @@ from reallm.hf.conversion.slicing import SliceRead, read_slice
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Transposed
 from reallm.hf.tables.weights import Ours, Part, names_in, stored
-from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.parameter_names import layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
@@ -212,7 +212,7 @@ def _holdings(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMappi
                     config,
                     is_stack,
                 )
-    if not any(map(is_own_class, (config.norm, config.attention, config.mlp, config.block))):
+    if not any(map(is_custom_class, (config.norm, config.attention, config.mlp, config.block))):
         _refuse_unknown(family, used)
 
 

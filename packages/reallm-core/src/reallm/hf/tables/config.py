@@ -11,7 +11,7 @@ from reallm.deprecation import deprecated
 from reallm.errors import ConfigError, did_you_mean
 from reallm.hf.tables.fields import FieldRow, FieldsSoFar, Key
 from reallm.hf.tables.ignored_keys import RESTRICTED, Allowed, is_irrelevant
-from reallm.model.config import ALLOWED, ReaLModelConfig, is_own_class
+from reallm.model.config import ALLOWED, ReaLModelConfig, is_custom_class
 
 RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
@@ -155,7 +155,7 @@ def _check_value(fields: Iterable[str], value: Any, where: str) -> None:
     """Raise ConfigError for a name that a field does not have."""
     for name in fields:
         allowed = ALLOWED.get(name)
-        if allowed is None or value in allowed or (isinstance(value, str) and is_own_class(value)):
+        if allowed is None or value in allowed or (isinstance(value, str) and is_custom_class(value)):
             continue
         names = [one for one in allowed if one is not None]
         near = did_you_mean(str(value), names)

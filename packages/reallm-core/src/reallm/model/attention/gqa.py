@@ -20,10 +20,10 @@ class Attention(nn.Module):
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
         size, dim = config.hidden_size, config.head_dim
-        self.q = Linear(size, config.n_q_heads * dim, bias=config.q_bias, split="out", unit=dim)
-        self.k = Linear(size, config.n_kv_heads * dim, bias=config.k_bias, split="out", unit=dim)
-        self.v = Linear(size, config.n_kv_heads * dim, bias=config.v_bias, split="out", unit=dim)
-        self.o = Linear(config.n_q_heads * dim, size, bias=config.o_bias, split="in", unit=dim)
+        self.q = Linear(size, config.n_q_heads * dim, bias=config.q_bias, split="column", unit=dim)
+        self.k = Linear(size, config.n_kv_heads * dim, bias=config.k_bias, split="column", unit=dim)
+        self.v = Linear(size, config.n_kv_heads * dim, bias=config.v_bias, split="column", unit=dim)
+        self.o = Linear(config.n_q_heads * dim, size, bias=config.o_bias, split="row", unit=dim)
         self.q_norm = make_qk_norm(config, config.n_q_heads)
         self.k_norm = make_qk_norm(config, config.n_kv_heads)
         self.norms_whole = config.qk_norm == "whole"

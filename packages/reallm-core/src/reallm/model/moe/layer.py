@@ -80,20 +80,20 @@ class ExpertLinear(nn.Module):
     def __init__(self, n_experts: int, n_in: int, n_out: int, *, split: Split) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, n_out, n_in))
-        self.shards: Shards = {"weight": Shard(1 if split == "out" else 2)}
+        self.shards: Shards = {"weight": Shard(1 if split == "column" else 2)}
 
 
 class Experts(nn.Module):
     """All experts: gated MLPs, each on the tokens that chose it."""
 
-    split: Split = "inside"
+    split: Split = "column_row"
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         moe, size = _moe_of(config), config.hidden_size
-        self.gate = ExpertLinear(moe.n_experts, size, config.expert_size, split="out")
-        self.up = ExpertLinear(moe.n_experts, size, config.expert_size, split="out")
-        self.down = ExpertLinear(moe.n_experts, config.expert_size, size, split="in")
+        self.gate = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
+        self.up = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
+        self.down = ExpertLinear(moe.n_experts, config.expert_size, size, split="row")
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
 
     def forward(self, x: Tensor, chosen: Assignment, weights: Tensor) -> Tensor:

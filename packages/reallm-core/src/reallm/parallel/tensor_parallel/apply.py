@@ -1,7 +1,7 @@
 """A network split among ranks, from outside: each has its part of the parameters, and says what the others must hear.
 
-What a layer says of itself (`split`, `shards`, `over_shards`) decides where: whole inputs are shared, partial outputs
-are added up, a norm over a dim that is split takes its mean over all parts, `vocabulary` puts logits together.
+What layers declare (`split`, `shards`, `over_sharded_dim`) decides where: whole inputs are shared, partial outputs are
+added up, a norm over a dim that is split takes its mean over all parts, `vocabulary` puts logits together.
 Parts of parameters come as boxes, of all ranks, so that a process can play them all.
 
 Shapes: T packed tokens.
@@ -9,8 +9,7 @@ Shapes: T packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,12 +67,12 @@ def split_among(
         if isinstance(module, TokenEmbedding):
             start = parts[peers.rank][f"{path}.weight"].starts[0]
             _compute_by(module, split_embedding(module, peers, start))
-        elif isinstance(module, Norm) and module.over_shards:
+        elif isinstance(module, Norm) and module.over_sharded_dim:
             _compute_by(module, parallel_norm(module, peers, _n_copies(path, parts)))
-        elif split == "out":
+        elif split == "column":
             module.register_forward_pre_hook(_entering(seams.enter))
         elif split is not None:
-            if split == "inside":
+            if split == "column_row":
                 module.register_forward_pre_hook(_entering(seams.enter_with_all_tokens))
             _compute_by(module, _leaving(module, seams))
     blocks = [model.layers[str(number)] for number in model.block_numbers]
@@ -206,11 +205,11 @@ def _leaving(module: nn.Module, seams: _RegionBoundary) -> Callable[..., Tensor]
         whole_without_bias: Callable[..., Tensor] = product
     else:
 
-        def others(*args: Any) -> Tensor:
-            with _zero_bias(module):
-                return whole(*args)
+        def custom(*args: Any) -> Tensor:  # a class that adds its bias itself: take that off again, on every rank
+            out, bias = whole(*args), getattr(module, "bias", None)
+            return out if bias is None else out - bias
 
-        whole_without_bias = others
+        whole_without_bias = custom
 
     def forward(*args: Any) -> Tensor:
         out = seams.leave(whole_without_bias(*args))
@@ -218,20 +217,6 @@ def _leaving(module: nn.Module, seams: _RegionBoundary) -> Callable[..., Tensor]
         return out if bias is None else out + bias
 
     return forward
-
-
-@contextmanager
-def _zero_bias(module: nn.Module) -> Iterator[None]:
-    """Let a module compute without its bias in the block."""
-    bias = module._parameters.get("bias")
-    if bias is None:
-        yield
-        return
-    module._parameters["bias"] = torch.zeros_like(bias)  # type: ignore[assignment] # whatever can be added
-    try:
-        yield
-    finally:
-        module._parameters["bias"] = bias
 
 
 def _n_copies(path: str, parts: Parts) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from reallm.model.moe.layer import MoEMLP
 from reallm.model.parameter_names import block_layers, layer_number
-from reallm.model.sharding import Shard
+from reallm.model.sharding import Shard, has_partial_grad
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.tensor_parallel.apply import Parts, _parts
@@ -40,13 +40,13 @@ def partial_grad_groups(
     for name, box in parts[rank].items():
         holders = [other for other, part in enumerate(parts) if part[name] == box]
         owners = list(_owners(model, name))
-        sees_part = any(getattr(owner, "sees_part", False) for owner in owners)
+        partial_grad = any(map(has_partial_grad, owners))
         sees_own_tokens = (
             sequence_parallel
             and layer_number(name) in blocks
             and not any(isinstance(owner, MoEMLP) for owner in owners)
         )
-        if len(holders) > 1 and (shards[name] is not None or sees_part or sees_own_tokens):
+        if len(holders) > 1 and (shards[name] is not None or partial_grad or sees_own_tokens):
             found[name] = holders
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from reallm.errors import ConfigError, PluginError, ReallmError
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
-from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.references import resolve
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.families import reference
@@ -114,7 +114,7 @@ def _check_own_classes(subject: FamilySubject) -> None:
     for kind in LAYER_KINDS:
         named = getattr(subject.config, kind)
         try:
-            _ = resolve(named) if is_own_class(named) else None
+            _ = resolve(named) if is_custom_class(named) else None
         except PluginError as error:
             expected = "a class for the layers of the family's own, as 'module:Class'"
             raise CheckFailed(expected, str(error), f"{kind}='{named}'", subject.at([kind])) from error

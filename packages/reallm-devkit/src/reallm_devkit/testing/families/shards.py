@@ -154,22 +154,22 @@ def _gradient_fault(subject: FamilySubject, declared: Declared, run: SplitRun, w
             is_whole = all(each.shape == gradient.shape for each in of_ranks)
             if is_whole and same(sum(of_ranks, torch.zeros(())), gradient, gradient):
                 seen = "each rank has a summand of its gradient: what the layer acts on is a part of the whole"
-                return _Fault(where, seen, f"{owner}: `sees_part = True` in the class would do")
+                return _Fault(where, seen, f"{owner}: `partial_grad = True` in the class would do")
             return _Fault(where, seen, owner)
     return None
 
 
 def _that_takes_whole_inputs(subject: FamilySubject, declared: Declared, n_ranks: int) -> str:
-    """The module that says "in" and with which all would be well if it said "inside"."""
+    """The module that says "row" and with which all would be well if it said "column_row"."""
     alike: dict[str, list[str]] = {}
     for path, split in declared.splits.items():
-        if split == "in":
+        if split == "row":
             alike.setdefault(path_in_layer(path), []).append(path)
     for paths in alike.values():
-        other = dataclasses.replace(declared, splits={**declared.splits, **dict.fromkeys(paths, "inside")})
+        other = dataclasses.replace(declared, splits={**declared.splits, **dict.fromkeys(paths, "column_row")})
         if _fault(subject, other, n_ranks) is None:
             owner = location(type(subject.ours.get_submodule(_authors(subject.ours, paths[0]))))
-            return f'{owner}: it takes whole inputs; split="inside" would do'
+            return f'{owner}: it takes whole inputs; split="column_row" would do'
     return ""
 
 
@@ -210,7 +210,7 @@ def _otherwise(declared: Declared) -> Iterator[tuple[str, Declared, str]]:
             shards = {**declared.shards, **dict.fromkeys(alike, other)}
             yield name, dataclasses.replace(declared, shards=shards), _shown(other)
             if path in declared.splits and own_name == "weight" and other is not None:
-                split = "out" if other.dim == 0 else "in"
+                split = "column" if other.dim == 0 else "row"
                 of_all = dict.fromkeys(map(module_of, alike), split)
                 both = Declared(shards, {**declared.splits, **of_all})
                 yield name, both, f'{_shown(other)} with split="{split}"'

@@ -19,7 +19,7 @@ from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.family import HFFamily
-from reallm.model.config import ReaLModelConfig, is_own_class
+from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.transformer import Transformer
 from reallm.references import resolve
 from reallm_devkit.testing.checks import CheckFailed
@@ -191,4 +191,4 @@ def own_class(model: Transformer, path: str) -> str:
 def own_classes(subject: FamilySubject) -> str:
     """Where the family's own layers are written; empty if it has none."""
     named = {kind: getattr(subject.config, kind) for kind in LAYER_KINDS}
-    return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in named.items() if is_own_class(name))
+    return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in named.items() if is_custom_class(name))
