@@ -51,8 +51,9 @@ def test_each_package_of_families_has_an_environment_with_the_core_alone(tox):
 def test_the_layers_are_held_for_every_package():
     layers = configparser.ConfigParser()
     layers.read(ROOT / ".importlinter", encoding="utf-8")
-    plugins = [package.name.replace("-", "_") for package in packages() if package.name != "reallm-core"]
-    assert layers["importlinter"]["root_packages"].split() == ["reallm", *plugins]
+    ours = [package.name.replace("-", "_") for package in packages()]
+    plugins = [name for name in ours if name not in ("reallm_core", "reallm_devkit")]
+    assert layers["importlinter"]["root_packages"].split() == ["reallm", "reallm_devkit", *plugins]
     assert layers["importlinter:contract:core"]["forbidden_modules"].split() == plugins
     assert layers["importlinter:contract:plugins"]["modules"].split() == plugins
 
@@ -69,11 +70,35 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == command
 
 
-def test_every_test_file_is_run_by_an_environment(tox):
-    commands = "\n".join(tox[section].get("commands", "") for section in tox.sections())
-    named = [ROOT / path for path in re.findall(r"tests/[\w/.]+", commands)]
-    files = [file for file in (ROOT / "tests").rglob("test_*.py") if "installable" not in file.parts]
-    assert [file for file in files if not any(file.is_relative_to(path) for path in named)] == []
+def pytest_commands(tox: configparser.ConfigParser) -> dict[str, list[str]]:
+    """The paths that each pytest command of `tox.ini` runs or ignores, by section and, where it has one, factor."""
+    found: dict[str, list[str]] = {}
+    for section in tox.sections():
+        for line in tox[section].get("commands", "").splitlines():
+            factor = re.match(r"(?:(\w+): )?", line).group(1)  # `hf: python -m pytest ...`, continued by `hf: ...`
+            name = section if factor is None else f"{section} {factor}"
+            found.setdefault(name, []).extend(re.findall(r"(?<![\w/=])(?:--ignore=)?tests/[\w/.]+", line))
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def test_every_test_file_is_run_by_one_environment(tox):
+    commands = pytest_commands(tox)
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        if "installable" in file.parts:
+            continue
+        running = [
+            command
+            for command, arguments in commands.items()
+            if any(file.is_relative_to(ROOT / path) for path in arguments if not path.startswith("--"))
+            and not any(file == ROOT / path.partition("=")[2] for path in arguments if path.startswith("--"))
+        ]
+        assert len(running) == 1, f"{file.relative_to(ROOT)} is run by {running or 'no environment'} of tox.ini"
+
+
+def test_every_path_in_tox_exists(tox):
+    for command, arguments in pytest_commands(tox).items():
+        for path in arguments:
+            assert (ROOT / path.removeprefix("--ignore=")).exists(), f"{command} names {path}"
 
 
 def test_every_direct_dependency_is_pinned():
