@@ -7,11 +7,12 @@ from functools import cache
 import pytest
 import torch
 
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
 from reallm.generation.engine import Completion, generate_tokens
 from reallm.generation.sampling import SamplingConfig
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.transformer import Transformer
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from tests.helpers.ranks import on_ranks
@@ -48,8 +49,8 @@ def as_text(ids: list[int]) -> str:
     return "".join(f"<{token}>" for token in ids)
 
 
-def spread(config: ReaLModelConfig, mesh: Mesh | None) -> ShardedTransformer:
-    return ShardedTransformer(config, mesh=mesh, seed=1).eval()
+def spread(config: ReaLModelConfig, mesh: Mesh | None) -> Transformer:
+    return ReaLModel(config, mesh=mesh, seed=1).eval().network
 
 
 def n_ranks(layout: str) -> int:
@@ -160,9 +161,9 @@ def test_every_rank_refuses_prompts_alike_before_anything_is_computed():
 def trained_between(rank: int, layout: str) -> tuple[bool, bool]:
     """Whether generation leaves split parameters as they were, and usable for training."""
     mesh = Mesh.of(layout)
-    model = ShardedTransformer(BASE, mesh=mesh, seed=1, zero=3)
+    model = ReaLModel(BASE, mesh=mesh, seed=1, zero=3)
     before = {name: part.clone() for name, part in model.local_tensors().items()}
-    generate_tokens(model, PROMPTS[:3], GREEDY, mesh=mesh)
+    generate_tokens(model.network, PROMPTS[:3], GREEDY, mesh=mesh)
     after = model.local_tensors()
     unchanged = all(after[name].shape == part.shape and after[name].equal(part) for name, part in before.items())
     model(torch.tensor([1, 2, 3]), torch.tensor([0, 3])).logsumexp(-1).sum().backward()

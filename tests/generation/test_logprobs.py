@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.engine.sharded_model import ShardedTransformer
 from reallm.errors import ConfigError, DataError
 from reallm.generation.engine import generate_tokens
 from reallm.generation.logprobs import forward_packed, logprobs
@@ -34,7 +33,7 @@ CU_SEQLENS = torch.tensor([0, *LENGTHS]).cumsum(0)
 
 def by_hand(config: ReaLModelConfig, tokens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """Log-probabilities from whole logits, a sequence at a time."""
-    model = ShardedTransformer(config, seed=1).eval()
+    model = ReaLModel(config, seed=1).eval()
     found = []
     with torch.no_grad():
         for piece in tokens.split(lengths):
@@ -48,14 +47,14 @@ def logprobs_of_all(rank: int, layout: str) -> list[list[torch.Tensor]]:
     """For each configuration: of everything at once, in small parts, of one sequence, and of everything again."""
     mesh, results = Mesh.of(layout), []
     for config in CONFIGS.values():
-        model = ShardedTransformer(config, mesh=mesh, seed=1)
+        model = ReaLModel(config, mesh=mesh, seed=1)
         one = TOKENS[:7], CU_SEQLENS[:2]
         results.append(
             [
-                logprobs(model, TOKENS, CU_SEQLENS, mesh=mesh),
-                logprobs(model, TOKENS, CU_SEQLENS, mesh=mesh, max_tokens=8),
-                logprobs(model, *one, mesh=mesh),
-                logprobs(model, TOKENS, CU_SEQLENS, mesh=mesh),
+                logprobs(model.network, TOKENS, CU_SEQLENS, mesh=mesh),
+                logprobs(model.network, TOKENS, CU_SEQLENS, mesh=mesh, max_tokens=8),
+                logprobs(model.network, *one, mesh=mesh),
+                logprobs(model.network, TOKENS, CU_SEQLENS, mesh=mesh),
             ]
         )
         assert model.training
@@ -79,17 +78,17 @@ def test_logprobs_are_those_of_whole_logits_on_every_rank(layout):
 
 @pytest.mark.parametrize("max_tokens", [None, 8, 1])
 def test_one_process_has_them_too(max_tokens):
-    model = ShardedTransformer(BASE, seed=1).eval()
-    got = logprobs(model, TOKENS, CU_SEQLENS, max_tokens=max_tokens)
+    model = ReaLModel(BASE, seed=1).eval()
+    got = logprobs(model.network, TOKENS, CU_SEQLENS, max_tokens=max_tokens)
     torch.testing.assert_close(got, by_hand(BASE, TOKENS, LENGTHS), rtol=1e-5, atol=2e-5)
     assert not model.training
-    assert logprobs(model, TOKENS[:0], torch.tensor([0])).shape == (0,)
+    assert logprobs(model.network, TOKENS[:0], torch.tensor([0])).shape == (0,)
 
 
 def scores(rank: int, layout: str | None) -> torch.Tensor:
     mesh = None if layout is None else Mesh.of(layout)
-    critic = ShardedTransformer(BASE.replace(is_critic=True), mesh=mesh, seed=1)
-    return forward_packed(critic, TOKENS, CU_SEQLENS, lambda hidden, *_: critic.head(hidden), mesh=mesh)
+    critic = ReaLModel(BASE.replace(is_critic=True), mesh=mesh, seed=1)
+    return forward_packed(critic.network, TOKENS, CU_SEQLENS, lambda hidden, *_: critic.head(hidden), mesh=mesh)
 
 
 @pytest.mark.parametrize("layout", ["dp2pp2", "tp2"])
@@ -102,14 +101,14 @@ def test_scores_of_a_critic(layout):
 
 def sampled_and_scored(rank: int, layout: str) -> tuple[list[float], list[float]]:
     mesh = Mesh.of(layout)
-    model = ShardedTransformer(BASE, mesh=mesh, seed=1)
+    model = ReaLModel(BASE, mesh=mesh, seed=1)
     completions = generate_tokens(
-        model.eval(), [[1, 2, 3], [4], [5, 6]], SamplingConfig(max_new_tokens=6, seed=5), mesh=mesh
+        model.eval().network, [[1, 2, 3], [4], [5, 6]], SamplingConfig(max_new_tokens=6, seed=5), mesh=mesh
     )
     texts = [[*completion.prompt_ids, *completion.token_ids] for completion in completions]
     tokens = torch.tensor([token for text in texts for token in text])
     cu_seqlens = torch.tensor([0, *map(len, texts)]).cumsum(0)
-    found = logprobs(model, tokens, cu_seqlens, mesh=mesh).split([len(text) for text in texts])
+    found = logprobs(model.network, tokens, cu_seqlens, mesh=mesh).split([len(text) for text in texts])
     pairs = list(zip(completions, found, strict=True))
     sampled = [logprob for completion, _ in pairs for logprob in completion.logprobs]
     scored = [logprob for completion, piece in pairs for logprob in piece[len(completion.prompt_ids) :].tolist()]
@@ -123,16 +122,16 @@ def test_what_was_sampled_has_the_log_probability_with_which_it_was(layout):
 
 
 def test_what_cannot_be():
-    model = ShardedTransformer(BASE, seed=1)
+    model = ReaLModel(BASE, seed=1)
     with pytest.raises(ConfigError, match="max_tokens=0 must be at least 1"):
-        logprobs(model, TOKENS, CU_SEQLENS, max_tokens=0)
+        logprobs(model.network, TOKENS, CU_SEQLENS, max_tokens=0)
     with pytest.raises(DataError, match="cu_seqlens must rise from 0 to the number of tokens, 32"):
-        logprobs(model, TOKENS, CU_SEQLENS[:-1])
+        logprobs(model.network, TOKENS, CU_SEQLENS[:-1])
 
 
 def test_a_model_has_them_as_methods(tmp_path):
     actor, critic = (ReaLModel(BASE.replace(is_critic=is_critic), seed=3) for is_critic in (False, True))
-    assert torch.equal(actor.token_logprobs(TOKENS, CU_SEQLENS), logprobs(actor, TOKENS, CU_SEQLENS))
+    assert torch.equal(actor.token_logprobs(TOKENS, CU_SEQLENS), logprobs(actor.network, TOKENS, CU_SEQLENS))
     expected = critic.eval()(TOKENS, CU_SEQLENS).detach()
     torch.testing.assert_close(critic.scores(TOKENS, CU_SEQLENS, max_tokens=8), expected)
     with pytest.raises(ConfigError, match="only a critic gives scores"):

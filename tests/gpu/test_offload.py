@@ -13,7 +13,7 @@ import torch
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.optimizer import OptimizerConfig
 from reallm.data.namedarray import from_dict
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.real_model import ReaLModel
 from reallm.model.config import ReaLModelConfig
 from reallm.training.engine import TrainEngine
 
@@ -28,8 +28,8 @@ CONFIG = ReaLModelConfig(
 BOUNDS = torch.tensor([0, 100, 356])
 
 
-def make_model(**changes) -> ShardedTransformer:
-    return ShardedTransformer(CONFIG, seed=3, device="cuda", **changes)
+def make_model(**changes) -> ReaLModel:
+    return ReaLModel(CONFIG, seed=3, device="cuda", **changes)
 
 
 def tokens() -> torch.Tensor:
@@ -72,10 +72,10 @@ def large_copies(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def large() -> ShardedTransformer:
+def large() -> ReaLModel:
     """Blocks of 0.2 GB, whose copies are long enough to be compared."""
     config = CONFIG.replace(hidden_size=2048, n_q_heads=16, n_kv_heads=4, head_dim=128, intermediate_size=6144)
-    return ShardedTransformer(config, seed=3, device="cuda").eval()
+    return ReaLModel(config, seed=3, device="cuda").eval()
 
 
 @torch.no_grad()

@@ -78,9 +78,9 @@ def test_memory_is_what_was_told(gradient_checkpointing: Any) -> None:
 
 
 class Greedy(SFTInterface):
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         torch.empty(1 << 44, dtype=torch.uint8, device="cuda")  # 16 TiB
-        return super().loss(model, batch)
+        return super().loss(network, batch)
 
 
 def test_memory_that_runs_out_is_explained(trainer: Trainer) -> None:

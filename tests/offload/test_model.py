@@ -54,13 +54,13 @@ def test_outputs_stay_the_same_bit_for_bit(model, stream):
 
 @torch.no_grad()
 def test_streaming_has_two_blocks_in_memory_at_a_time(model):
-    block = sum(p.nbytes for p in model.layers["1"].parameters())
+    block = sum(p.nbytes for p in model.network.layers["1"].parameters())
     rest = bytes_of(model) - 4 * block
     most = []
     model.async_offload(stream=True)
     model.wait_for_offload()
     for number in range(1, 5):
-        model.layers[str(number)].register_forward_pre_hook(lambda *_: most.append(bytes_of(model)))
+        model.network.layers[str(number)].register_forward_pre_hook(lambda *_: most.append(bytes_of(model)))
     model(TOKENS, BOUNDS)
     model(TOKENS, BOUNDS)
     assert max(most) <= 2 * block + rest

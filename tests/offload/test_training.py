@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from reallm.algorithms.sft.interface import SFTInterface
-from reallm.engine.sharded_model import ShardedTransformer
 from reallm.training.engine import TrainEngine
 from tests.helpers.ranks import on_ranks
 from tests.training.train_cases import BATCHES, Case, Run
@@ -34,9 +33,8 @@ def trained(case: Case, offloads: bool) -> Run:
     if offloads:
         engine.async_offload()
         engine.wait_for_offload()
-    state, model = engine.state(), engine.model
-    assert isinstance(model, ShardedTransformer)
-    tensors = {**model.local_tensors(), **state.moments, **state.weights}
+    state = engine.state()
+    tensors = {**engine.model.local_tensors(), **state.moments, **state.weights}
     return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in tensors.items()})
 
 

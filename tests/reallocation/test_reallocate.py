@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, PeerError
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.parallel.layout import Layout
@@ -29,7 +29,7 @@ LAYOUTS = ["tp2pp2", "dp4", "fsdp4", "tp4", "dp1", "tp2@2-3", "pp2@3,1", "fsdp2t
 PACK = torch.arange(23) % 51, torch.tensor([0, 9, 10, 23])
 
 
-def differing(model: ShardedTransformer, whole: ShardedTransformer) -> list[str]:
+def differing(model: ReaLModel, whole: ReaLModel) -> list[str]:
     """Parameters of a model that are not the parts of the whole that its layout says."""
     found = model.local_tensors()
     expected = {name: whole.get_parameter(name).detach()[box.slices] for name, box in model.boxes.items()}
@@ -37,7 +37,7 @@ def differing(model: ShardedTransformer, whole: ShardedTransformer) -> list[str]
     return [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
 
 
-def copies(model: ShardedTransformer) -> dict[str, Tensor]:
+def copies(model: ReaLModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.local_tensors().items()}
 
 
@@ -49,11 +49,11 @@ def sent_by_pair(rank: int, config: ReaLModelConfig, pairs: list[tuple[str, str]
     """Bytes that this rank sends in each move."""
     torch.set_num_threads(1)
     whole, first, sent = (
-        ShardedTransformer(config, seed=3),
-        ShardedTransformer(config, seed=3, mesh=Mesh.of("tp2pp2")),
+        ReaLModel(config, seed=3),
+        ReaLModel(config, seed=3, mesh=Mesh.of("tp2pp2")),
         [],
     )
-    models: dict[str, ShardedTransformer] = {}
+    models: dict[str, ReaLModel] = {}
     for source, target in pairs:
         if source not in models:
             models[source] = first.reallocate(source)
@@ -83,14 +83,14 @@ def test_each_rank_gets_its_parts_and_not_a_byte_is_sent_twice(config, pairs):
 def outputs(rank: int) -> list[Tensor]:
     """Logits of a model that came from a pipeline of split layers, where it is whole and where it is split."""
     torch.set_num_threads(1)
-    model = ShardedTransformer(CONFIG, seed=3, mesh=Mesh.of("tp2pp2")).eval()
+    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2pp2")).eval()
     with torch.no_grad():
         return [model.reallocate(layout)(*PACK) for layout in ("dp4", "tp4")]
 
 
 def test_a_model_computes_in_its_new_layout():
     with torch.no_grad():
-        expected = ShardedTransformer(CONFIG, seed=3).eval()(*PACK)
+        expected = ReaLModel(CONFIG, seed=3).eval()(*PACK)
     for whole, split in on_ranks(4, outputs):
         torch.testing.assert_close(whole, expected, rtol=0, atol=0)
         torch.testing.assert_close(split, expected, rtol=1e-5, atol=1e-5)
@@ -98,7 +98,7 @@ def test_a_model_computes_in_its_new_layout():
 
 def in_other_types(rank: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    whole, model = ShardedTransformer(CONFIG, seed=3), ShardedTransformer(CONFIG, seed=3, mesh=Mesh.of("tp2@0-1"))
+    whole, model = ReaLModel(CONFIG, seed=3), ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2@0-1"))
     before = copies(model)
     half = model.reallocate("dp2@2-3", dtype=torch.bfloat16)
     again = half.reallocate("pp2@0-1", dtype=torch.float32)
@@ -121,12 +121,12 @@ def test_the_narrower_type_travels():
 
 def mixed(rank: int) -> None:
     torch.set_num_threads(1)
-    actor, reference = (ShardedTransformer(CONFIG, seed=seed, mesh=Mesh.of("tp2pp2")) for seed in (3, 4))
+    actor, reference = (ReaLModel(CONFIG, seed=seed, mesh=Mesh.of("tp2pp2")) for seed in (3, 4))
     target = reference.reallocate("fsdp2@1-2")
     before, actors = copies(target), copies(actor)
     assert actor.reallocate("fsdp2@1-2", into=target, eta=0.25) is target
     assert are_equal(copies(actor), actors)
-    whole = ShardedTransformer(CONFIG, seed=3)
+    whole = ReaLModel(CONFIG, seed=3)
     for name, box in target.boxes.items():
         expected = whole.get_parameter(name).detach()[box.slices] * 0.25 + before[name] * 0.75
         assert torch.equal(target.local_tensors()[name], expected), name
@@ -141,7 +141,7 @@ def test_a_reference_follows_by_a_moving_average():
 
 def with_shared_memory(rank: int) -> None:
     torch.set_num_threads(1)
-    model = ShardedTransformer(CONFIG, seed=3, mesh=Mesh.of("dp4"))
+    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("dp4"))
     apart, sharing = model.reallocate("dp2"), model.reallocate("dp2", share=True)
     for name, tensor in model.local_tensors().items():
         if rank < 2:
@@ -155,7 +155,7 @@ def test_memory_is_shared_where_that_is_asked_for():
 
 
 def with_wrong_arguments(rank: int) -> None:
-    model = ShardedTransformer(CONFIG, seed=3, mesh=Mesh.of("dp2"))
+    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("dp2"))
     other = model.reallocate("pp2")
     for arguments, said in (
         ({"to": "tp3"}, "takes rank 2, but the job has 2 ranks"),
@@ -179,9 +179,9 @@ def without_rank_1(rank: int) -> str:
     """The others' error; rank 1 comes too late."""
     torch.set_num_threads(1)
     timeout = timedelta(seconds=2)
-    model = ShardedTransformer(CONFIG, seed=3, mesh=Mesh.of("tp2pp2", timeout=timeout))
-    target = ShardedTransformer(CONFIG, seed=4, mesh=Mesh.of("dp4", timeout=timeout))
-    model.meshes.of(target.mesh)
+    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2pp2", timeout=timeout))
+    target = ReaLModel(CONFIG, seed=4, mesh=Mesh.of("dp4", timeout=timeout))
+    model.meshes.get(target.mesh)
     before = copies(model)
     if rank == 1:
         time.sleep(6)
@@ -205,8 +205,8 @@ def test_a_missing_rank_is_named_and_nothing_is_half_moved():
 
 def with_an_altered_element(rank: int) -> str:
     torch.set_num_threads(1)
-    model = ShardedTransformer(CONFIG, seed=3, mesh=Mesh.of("tp2@0-1"))
-    target = ShardedTransformer(CONFIG, seed=4, mesh=Mesh.of("dp2@2-3"))
+    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2@0-1"))
+    target = ReaLModel(CONFIG, seed=4, mesh=Mesh.of("dp2@2-3"))
     kept, post = [], transfer.exchange
 
     def altering(parcels, buffers, deadline):
@@ -225,7 +225,7 @@ def with_an_altered_element(rank: int) -> str:
     with pytest.raises(PeerError, match="an earlier move into this model has failed"):
         target.local_tensors()
     model.reallocate("dp2@2-3", into=target, checksum=True)
-    assert differing(target, ShardedTransformer(CONFIG, seed=3)) == []
+    assert differing(target, ReaLModel(CONFIG, seed=3)) == []
     return str(caught.value)
 
 

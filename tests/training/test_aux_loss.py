@@ -10,11 +10,11 @@ from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather, select
 from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.moe.layer import load_balancing_loss
 from reallm.model.router_stats import RouterStatsLog
-from reallm.model.transformer import Transformer
 from reallm.training.engine import TrainEngine
 
 CONFIG = ReaLModelConfig(
@@ -38,10 +38,9 @@ BATCH = batch_of((5, 2), (30, 29), (17, 0), (8, 8), (2, 1), (40, 3))
 
 
 def tiny_model(dtype=torch.float64, config=CONFIG, mode="none"):
-    model = Transformer(config)
-    model.init_weights(3)
+    model = ReaLModel(config, dtype=dtype, seed=3)
     model.gradient_checkpointing = mode
-    return model.to(dtype)
+    return model
 
 
 def step_of(model, batch=BATCH, max_tokens=8192, **kwargs):
@@ -58,16 +57,16 @@ def step_of(model, batch=BATCH, max_tokens=8192, **kwargs):
 
 def written_out(model, max_tokens, coef):
     """Loss and load-balancing loss of a step, micro-batch by micro-batch, and the gradients."""
-    model.train()
-    weight, losses, balances = SFTInterface().weight(BATCH), [], []
-    for rows in micro_batches(SFTInterface().sizes(BATCH), max_tokens):
+    network = model.train().network
+    weight, losses, balances = SFTInterface().loss_weight(BATCH), [], []
+    for rows in micro_batches(SFTInterface().n_tokens(BATCH), max_tokens):
         part = select(BATCH, rows)
-        own_weight = SFTInterface().weight(part)
+        own_weight = SFTInterface().loss_weight(part)
         if own_weight:
-            model.router_stats = RouterStatsLog()
-            losses.append(SFTInterface().loss(model, part).loss_sum / weight)
-            balances.append(load_balancing_loss(model.router_stats.close()) * own_weight / weight)
-            model.router_stats = None
+            network.router_stats = RouterStatsLog()
+            losses.append(SFTInterface().loss(network, part).loss_sum / weight)
+            balances.append(load_balancing_loss(network.router_stats.close()) * own_weight / weight)
+            network.router_stats = None
     (sum(losses) + coef * sum(balances)).backward()
     return sum(losses).item(), sum(balances).item(), {name: each.grad for name, each in model.named_parameters()}
 
@@ -130,7 +129,7 @@ def paired(model, theirs):
     yield model.get_parameter("layers.4.norm.weight"), theirs.model.norm.weight, whole
     yield model.get_parameter("layers.4.out.weight"), theirs.lm_head.weight, whole
     for number, layer in enumerate(theirs.model.layers, 1):
-        block = model.layers[str(number)]
+        block = model.network.layers[str(number)]
         yield block.attn_norm.weight, layer.input_layernorm.weight, whole
         yield block.mlp_norm.weight, layer.post_attention_layernorm.weight, whole
         for name in "qkvo":
@@ -142,9 +141,9 @@ def paired(model, theirs):
 
 
 def test_full_checkpointing_notes_nothing_when_blocks_run_again():
-    model = tiny_model(mode="full").train()
-    model.router_stats = notes = RouterStatsLog()
-    loss = SFTInterface().loss(model, BATCH).loss_sum
+    network = tiny_model(mode="full").train().network
+    network.router_stats = notes = RouterStatsLog()
+    loss = SFTInterface().loss(network, BATCH).loss_sum
     routing = notes.close()
     assert len(routing) == 2  # blocks 0 and 2
     assert sum(each.n_tokens for each in routing) == 2 * 102
@@ -167,15 +166,15 @@ def test_evaluation_has_none_and_nothing_is_noted_outside_of_a_step():
     engine = TrainEngine(model, FLAT, 10, 8192)
     assert engine.evaluate([BATCH], SFTInterface()).stats.keys() == {"correct"}
     engine.train_batch(BATCH, SFTInterface())
-    assert model.router_stats is None
+    assert model.network.router_stats is None
 
     class Failing(SFTInterface):
-        def loss(self, model, batch):
+        def loss(self, network, batch):
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         engine.train_batch(BATCH, Failing())
-    assert model.router_stats is None
+    assert model.network.router_stats is None
 
 
 def test_bfloat16_adds_it_too():

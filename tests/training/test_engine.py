@@ -18,6 +18,7 @@ from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.optimizer import OptimizerConfig, lr_at
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError, NonFiniteError
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.transformer import Transformer
@@ -32,10 +33,8 @@ CONFIG = ReaLModelConfig(
 FLAT = OptimizerConfig(lr=1e-2, schedule="constant", warmup_steps=0)
 
 
-def tiny_model(dtype: torch.dtype = torch.float32, config: ReaLModelConfig = CONFIG) -> Transformer:
-    model = Transformer(config)
-    model.init_weights(seed=3)
-    return model.to(dtype)
+def tiny_model(dtype: torch.dtype = torch.float32, config: ReaLModelConfig = CONFIG) -> ReaLModel:
+    return ReaLModel(config, dtype=dtype, seed=3)
 
 
 def sample(row: int, n_tokens: int, n_prompt: int) -> NamedArray:
@@ -54,9 +53,7 @@ def batch_of(*lengths: tuple[int, int]) -> NamedArray:
 UNEVEN = batch_of((5, 2), (30, 29), (17, 0), (8, 8), (2, 1), (40, 3))
 
 
-def engine_for(
-    model: Transformer, max_tokens: int = 8192, config: OptimizerConfig = FLAT, **kwargs: int
-) -> TrainEngine:
+def engine_for(model: ReaLModel, max_tokens: int = 8192, config: OptimizerConfig = FLAT, **kwargs: int) -> TrainEngine:
     return TrainEngine(model, config, total_steps=100, max_tokens_per_microbatch=max_tokens, **kwargs)
 
 
@@ -65,7 +62,7 @@ def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
-def reference_loss(model: Transformer, batch: NamedArray) -> torch.Tensor:
+def reference_loss(model: ReaLModel, batch: NamedArray) -> torch.Tensor:
     """The mean over all trained tokens of the batch, sequence by sequence from plain logits."""
     losses = []
     start = 0
@@ -196,8 +193,8 @@ class Poisoned(SFTInterface):
     def __init__(self, factor: float, *, only_gradient: bool = False) -> None:
         self.factor, self.only_gradient = factor, only_gradient
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
-        output = super().loss(model, batch)
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
+        output = super().loss(network, batch)
         if int(batch["input_ids"][0]) % 2:
             return output
         loss = output.loss_sum * (1.0 if self.only_gradient else self.factor)

@@ -39,8 +39,8 @@ class Poisoned(SFTInterface):
     def __init__(self, *, only_gradient: bool = False) -> None:
         self.only_gradient = only_gradient
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
-        output = super().loss(model, batch)
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
+        output = super().loss(network, batch)
         if [40] not in map(list, batch.metadata["seqlens"]["input_ids"]):
             return output
         loss = output.loss_sum * (1.0 if self.only_gradient else math.nan)
@@ -111,9 +111,9 @@ class Drawing(SFTInterface):
     def __init__(self) -> None:
         self.drawn: list[float] = []
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         self.drawn.append(torch.rand(()).item())
-        return super().loss(model, batch)
+        return super().loss(network, batch)
 
 
 def drawn(rank: int, case: Case) -> list[float]:
@@ -141,7 +141,7 @@ def in_bfloat16(rank: int, case: Case) -> tuple[Any, ...]:
         run,
         engine.has_masters,
         {tensor.dtype for tensor in state.weights.values()},
-        {tensor.dtype for tensor in engine.model.local_tensors().values()},  # type: ignore[operator, union-attr]
+        {tensor.dtype for tensor in engine.model.local_tensors().values()},
     )
 
 
@@ -159,9 +159,9 @@ def test_bfloat16_is_stepped_in_float32(layout: str) -> None:
 class Strict(SFTInterface):
     """Refuses what carries no loss, of which a mean would be 0 / 0."""
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
-        assert self.weight(batch) > 0
-        return super().loss(model, batch)
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
+        assert self.loss_weight(batch) > 0
+        return super().loss(network, batch)
 
 
 def weightless(rank: int, case: Case) -> list[dict[str, float]]:
@@ -180,8 +180,8 @@ def test_samples_without_loss_are_not_asked_for_one(layout: str) -> None:
 
 
 class Failing(SFTInterface):
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
-        super().loss(model, batch)
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
+        super().loss(network, batch)
         raise KeyError("in the middle")
 
 
@@ -207,7 +207,7 @@ def whole_forward(rank: int, case: Case) -> float:
     model, whole = case.model().eval(), replace(case, layout=None).model().eval()
     engine = TrainEngine(model, OPTIMIZER, 10, 30)
     tokens, bounds = torch.arange(10), torch.tensor([0, 4, 10])
-    with torch.no_grad(), unsharded(model):
+    with torch.no_grad(), unsharded(model.network):
         for _ in range(1 + 2 * rank):  # ranks need not call as often
             found = model(tokens, bounds)
         assert all(parameter.shape == whole.get_parameter(name).shape for name, parameter in model.named_parameters())

@@ -13,7 +13,7 @@ from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.real_model import ReaLModel
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
@@ -63,12 +63,12 @@ class Case:
         shown = {name: value for name, value in changed.items() if value != getattr(Case, name, None)}
         return "-".join(name if value is True else str(value) for name, value in shown.items())
 
-    def model(self) -> ShardedTransformer:
+    def model(self) -> ReaLModel:
         config = CONFIGS[self.config]
         if self.dropout:
             config = config.replace(residual_dropout=self.dropout)
         mesh = None if self.layout is None else Mesh.of(self.layout)
-        model = ShardedTransformer(
+        model = ReaLModel(
             config, dtype=self.dtype, seed=3, mesh=mesh, zero=self.zero, sequence_parallel=self.sequence_parallel
         )
         model.gradient_checkpointing = self.checkpointing  # type: ignore[assignment]
@@ -116,9 +116,8 @@ def trained(case: Case) -> Run:
     evaluations = [interface.metrics(engine.evaluate(BATCHES, interface))]
     metrics = [engine.train_batch(batch, interface) for batch in BATCHES]
     evaluations.append(interface.metrics(engine.evaluate(BATCHES, interface)))
-    model = engine.model
-    assert isinstance(model, ShardedTransformer)
-    return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in model.local_tensors().items()})
+    tensors = engine.model.local_tensors()
+    return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def trained_here(rank: int, cases: list[Case]) -> list[Run | None]:

@@ -24,8 +24,8 @@ from tests.experiments.conftest import Trainer, records
 class BadRow(SFTInterface):
     """The loss of one row of the training file is NaN."""
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
-        output = super().loss(model, batch)
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
+        output = super().loss(network, batch)
         bad = any(name.endswith("train-10.jsonl:4") for name in batch.metadata["ids"])
         return LossOutput(output.loss_sum * math.nan, output.stats) if bad else output
 
@@ -60,7 +60,7 @@ def test_a_bad_row_stops_the_run_with_its_name_after_saving(trainer: Trainer) ->
 class OutOfMemory(SFTInterface):
     error: Exception
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         raise self.error
 
 

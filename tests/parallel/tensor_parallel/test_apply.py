@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.layers import GatedMLP
@@ -54,7 +54,7 @@ def counted(said: Counter[str]) -> Iterator[None]:
 
 def said_in_a_step(rank: int, config: ReaLModelConfig, sequence_parallel: bool) -> dict[str, dict[str, int]]:
     torch.set_num_threads(1)
-    model = ShardedTransformer(config, seed=3, mesh=Mesh.of("tp2"), sequence_parallel=sequence_parallel)
+    model = ReaLModel(config, seed=3, mesh=Mesh.of("tp2"), sequence_parallel=sequence_parallel)
     said: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter(), "inference": Counter()}
     tokens, cu_seqlens = PACK
     with counted(said["forward"]):
@@ -84,10 +84,10 @@ def test_with_tokens_dealt_out_sums_are_scattered_and_gathered():
 def rows_in_norms(rank: int, config: ReaLModelConfig) -> tuple[list[int], list[int]]:
     """How many tokens norms of blocks see, in training and without gradients."""
     torch.set_num_threads(1)
-    model = ShardedTransformer(config, seed=3, mesh=Mesh.of("tp4"), sequence_parallel=True)
+    model = ReaLModel(config, seed=3, mesh=Mesh.of("tp4"), sequence_parallel=True)
     rows: list[int] = []
-    for number in model.block_numbers:
-        model.layers[str(number)].mlp_norm.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    for number in model.network.block_numbers:
+        model.network.layers[str(number)].mlp_norm.register_forward_hook(lambda _, __, out: rows.append(len(out)))
     model.hidden(*PACK)
     trained = list(rows)
     rows.clear()
@@ -106,16 +106,16 @@ def test_each_rank_has_its_tokens_between_layers(moe):
 def refusals(rank: int) -> None:
     own = CONFIG.replace(mlp=f"{HERE}:OwnMLP")
     with pytest.raises(ConfigError, match=rf"sequence parallelism does not go with {HERE}.OwnMLP \('layers.1.mlp'\)"):
-        ShardedTransformer(own, mesh=Mesh.of("tp2"), sequence_parallel=True)
-    model = ShardedTransformer(own, seed=3, mesh=Mesh.of("tp2"))
+        ReaLModel(own, mesh=Mesh.of("tp2"), sequence_parallel=True)
+    model = ReaLModel(own, seed=3, mesh=Mesh.of("tp2"))
     with pytest.raises(ConfigError, match="model.compile=true does not go with tensor parallelism"):
         model.compile_blocks()
     with pytest.raises(ConfigError, match="tp=2 does not fit the model's 3 query heads; use tp=1 or 3"):
-        ShardedTransformer(CONFIG.replace(n_q_heads=3, n_kv_heads=1), mesh=Mesh.of("tp2"))
+        ReaLModel(CONFIG.replace(n_q_heads=3, n_kv_heads=1), mesh=Mesh.of("tp2"))
     with pytest.raises(
         ConfigError, match=r"tp=2 does not fit the parameter 'layers.1.mlp.down.weight' \[32, 1\]: its 1 c"
     ):
-        ShardedTransformer(CONFIG.replace(intermediate_size=1), mesh=Mesh.of("tp2"))
+        ReaLModel(CONFIG.replace(intermediate_size=1), mesh=Mesh.of("tp2"))
 
 
 def test_what_cannot_be_split_is_named():
@@ -125,7 +125,7 @@ def test_what_cannot_be_split_is_named():
 def logprobs_and_gradients(rank: int, tied: bool) -> tuple[Tensor, dict[str, Tensor]]:
     torch.set_num_threads(1)
     mesh = Mesh.of("tp2") if dist.is_initialized() else None
-    model = ShardedTransformer(CONFIG.replace(tied_embeddings=tied, vocab_size=97), seed=3, mesh=mesh)
+    model = ReaLModel(CONFIG.replace(tied_embeddings=tied, vocab_size=97), seed=3, mesh=mesh)
     hidden = model.hidden(*PACK)
     logprobs = model.logprobs(hidden, (PACK[0] * 4) % 97)
     (logprobs * torch.linspace(-1, 1, 23)).sum().backward()

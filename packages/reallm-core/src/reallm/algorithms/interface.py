@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reallm.data.namedarray import NamedArray
-from reallm.model.transformer import Transformer
+from reallm.engine.real_model import ReaLModel
 from reallm.training.engine import TrainEngine
 from reallm.training.objective import Objective
 
@@ -33,14 +33,14 @@ class TrainInterface(Objective, Protocol):
 class InferenceInterface(Protocol):
     """A role that computes something of a batch without being changed."""
 
-    def inference(self, model: Transformer, batch: NamedArray) -> NamedArray:
+    def inference(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""
 
 
 class GenerateInterface(Protocol):
     """A role that continues prompts."""
 
-    def generate(self, model: Transformer, batch: NamedArray) -> NamedArray:
+    def generate(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""
 
 

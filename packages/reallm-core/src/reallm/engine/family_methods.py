@@ -1,4 +1,4 @@
-"""`ReaLModel.from_<family>` and its three siblings: there for every family that is installed, written by nobody.
+"""`ReaLModel.from_<family>` and its three siblings, which exist for every installed family without being written.
 
     ReaLModel.from_<family>(source)         a model, from a checkpoint folder, a HF config or a HF model
     model.to_<family>()                     the transformers model with the same weights
@@ -10,80 +10,71 @@ They are found when asked for, so that importing the class imports no plugin; `d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-from torch import nn
 
 from reallm.errors import PluginError, did_you_mean
 from reallm.hf.conversion.families import get_family
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 
-KINDS = ("config_from_", "config_to_", "from_", "to_")
-"""Prefixes of the methods, longer ones first, for the longest match counts."""
-
-
-def method_names() -> list[str]:
-    """The names of all family methods of the families that are installed."""
-    return [kind + name for name in registry.names("family") for kind in KINDS]
-
-
-def split_name(attribute: str) -> tuple[str, str] | None:
-    """`"config_from_llama"` -> `("config_from_", "llama")`; None if it has not that form."""
-    for kind in KINDS:
-        if attribute.startswith(kind) and len(attribute) > len(kind):
-            return kind, attribute.removeprefix(kind)
-    return None
-
-
-def find(cls: type, attribute: str) -> tuple[str, HFFamily]:
-    """The kind of method and the family that `attribute` names.
-
-    Raises:
-        AttributeError: it names no installed family; says what is near, or what to install.
-    """
-    parts = split_name(attribute)
-    if parts is None:
-        raise AttributeError(f"type object '{cls.__name__}' has no attribute '{attribute}'")
-    kind, name = parts
-    try:
-        return kind, get_family(name)
-    except PluginError as error:
-        near = did_you_mean(attribute, _own_names(cls))
-        raise AttributeError(f"{cls.__name__}.{attribute}: {error}{near}") from None
-
-
-def _own_names(cls: type) -> Iterable[str]:
-    return [name for name in type.__dir__(cls) if not name.startswith("_")]
+PREFIXES = ("config_from_", "config_to_", "from_", "to_")
+"""Of the methods, longer ones first, so that the longest match counts."""
 
 
 class FamilyMethods(type):
-    """Metaclass of a model class with family methods.
+    """Metaclass of a model class with family methods: Python looks missing attributes of a class up nowhere else.
 
     The class implements the class methods `_from_family`, `_config_from_family` and `_config_to_family`, and the method
     `_to_family`; each takes the `HFFamily` first.
     """
 
     def __getattr__(cls, attribute: str) -> Callable[..., Any]:
-        kind, family = find(cls, attribute)
-        if kind == "to_":
+        prefix, family = _find(cls, attribute)
+        if prefix == "to_":
             return lambda model: model._to_family(family)
-        return partial(getattr(cls, f"_{kind}family"), family)
+        return partial(getattr(cls, f"_{prefix}family"), family)
 
     def __dir__(cls) -> list[str]:
         return sorted({*super().__dir__(), *method_names()})
 
 
-class FamilyMethodsOnInstances(nn.Module):
-    """The same names on instances: `model.to_<family>()`."""
+def bound_method(model: object, attribute: str) -> Callable[..., Any]:
+    """The same on instances: `model.to_<family>`. To be called by the class' `__getattr__`.
 
-    def __getattr__(self, attribute: str) -> Any:
-        if split_name(attribute) is None:
-            return super().__getattr__(attribute)
-        kind, family = find(type(self), attribute)
-        return partial(getattr(self, f"_{kind}family"), family)
+    Raises:
+        AttributeError: `attribute` names no family method.
+    """
+    prefix, family = _find(type(model), attribute)
+    return partial(getattr(model, f"_{prefix}family"), family)
 
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *method_names()})
+
+def method_names() -> list[str]:
+    """The names of all family methods of the installed families."""
+    return [prefix + name for name in registry.names("family") for prefix in PREFIXES]
+
+
+def split_name(attribute: str) -> tuple[str, str] | None:
+    """`"config_from_llama"` -> `("config_from_", "llama")`; None if it has not that form."""
+    for prefix in PREFIXES:
+        if attribute.startswith(prefix) and len(attribute) > len(prefix):
+            return prefix, attribute.removeprefix(prefix)
+    return None
+
+
+def _find(cls: type, attribute: str) -> tuple[str, HFFamily]:
+    """The prefix and the family that `attribute` names.
+
+    Raises:
+        AttributeError: it names no installed family; gives the nearest name, or what to install.
+    """
+    parts = split_name(attribute)
+    if parts is None:
+        raise AttributeError(f"type object '{cls.__name__}' has no attribute '{attribute}'")
+    prefix, name = parts
+    try:
+        return prefix, get_family(name)
+    except PluginError as error:
+        written = [known for known in type.__dir__(cls) if not known.startswith("_")]
+        raise AttributeError(f"{cls.__name__}.{attribute}: {error}{did_you_mean(attribute, written)}") from None

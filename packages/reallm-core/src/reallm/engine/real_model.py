@@ -1,11 +1,11 @@
-"""`ReaLModel`: the network together with where it came from, how it is saved, and how it generates."""
+"""`ReaLModel`: a network together with the checkpoint it came from, how it is saved, and how it generates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from reallm.checkpoint.distributed_save import SpreadExport, write_together
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
-from reallm.engine.family_methods import FamilyMethods, FamilyMethodsOnInstances
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
+from reallm.engine.sharded_model import ShardedModel
 from reallm.errors import CheckpointError, ConfigError, DataError
-from reallm.generation import logprobs as inference
 from reallm.generation.engine import Completion, generate_tokens
+from reallm.generation.logprobs import forward_packed, logprobs
 from reallm.generation.sampling import SamplingConfig
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
 PathLike = str | Path
 
 
-class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMethods):
+class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     """A decoder-only language model on packed sequences, for training, inference and generation alike.
 
         model = ReaLModel.from_pretrained("path/to/checkpoint")
         logits = model(tokens, cu_seqlens)  # [T], [S+1] -> [T, V]
         model.save_pretrained("path/to/new/checkpoint")
 
-    Made from a configuration, weights are drawn from `seed`; as a critic (`config.is_critic`) it gives scores [T].
+    Made from a configuration, it has initial weights drawn from `seed`; a critic (`config.is_critic`) gives scores [T].
 
-    With a mesh, all ranks of its layout make the same calls and have a part of the model each:
+    With a mesh, all ranks of its layout make the same calls and hold a part of the model each:
 
         model = ReaLModel.from_pretrained("path/to/checkpoint", mesh=Mesh.of("tp2pp2"))
         rollout = model.reallocate("dp4")
@@ -64,8 +64,19 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
     source: Path | None = None
     """The checkpoint that it came from."""
     bytes_read: int = 0
-    """Of the checkpoint's tensors, by this process."""
+    """Bytes of the checkpoint's tensors that this process has read."""
     _raw_hf_config: Mapping[str, Any] | None = None
+
+    def __getattr__(self, attribute: str) -> Any:
+        if split_name(attribute) is not None:
+            return bound_method(self, attribute)
+        message = f"'{type(self).__name__}' object has no attribute '{attribute}'"
+        if hasattr(vars(self).get("_network"), attribute):
+            message += f", but its network has: use model.network.{attribute}"
+        raise AttributeError(message)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *method_names()})
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -92,8 +103,8 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
                 the file, without a copy.
             is_critic: True puts a scalar head on, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
-            mesh: the layout over whose ranks the model is spread, each of which reads its own part of the files only;
-                None: this process has all of it. See `ShardedTransformer` for `zero` and `sequence_parallel`.
+            mesh: the layout over whose ranks the model is sharded, each of which reads its part of the files only;
+                None: this process holds all of it. See `ShardedModel` for `zero` and `sequence_parallel`.
 
         Raises:
             CheckpointError: what is wrong with the folder, and how to put it right.
@@ -130,7 +141,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
 
         Args:
             path: the folder; made if missing.
-            dtype: convert to this on the way; None keeps the parameters' own.
+            dtype: convert to this on the way; None keeps that of the parameters.
             max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
         """
         export = self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
@@ -146,7 +157,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Export | SpreadExport:
-        """What `save_pretrained` writes, as a value that says so; its tensors are the parameters themselves."""
+        """What `save_pretrained` would write, as a value; its tensors are the parameters themselves, not copies."""
         if self.family is None:
             raise CheckpointError(
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
@@ -191,7 +202,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         """
         if self.config.is_critic:
             raise ConfigError("a critic gives scores, not log-probabilities; call scores")
-        return inference.logprobs(self, tokens, cu_seqlens, mesh=self.mesh, max_tokens=max_tokens)
+        return logprobs(self.network, tokens, cu_seqlens, mesh=self.mesh, max_tokens=max_tokens)
 
     def scores(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
         """A critic's score [T] float32 of each token; see `token_logprobs`.
@@ -203,10 +214,12 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         if not self.config.is_critic:
             raise ConfigError("only a critic gives scores; load the model with is_critic=True, or call token_logprobs")
 
-        def of_tokens(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-            return self.head(hidden)
+        network = self.network
 
-        return inference.forward_packed(self, tokens, cu_seqlens, of_tokens, mesh=self.mesh, max_tokens=max_tokens)
+        def per_token(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+            return network.head(hidden)
+
+        return forward_packed(network, tokens, cu_seqlens, per_token, mesh=self.mesh, max_tokens=max_tokens)
 
     def generate(
         self,
@@ -246,7 +259,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         if tokenizer is None and (as_text or stop):
             tokenizer = self._tokenizer()
         if stop_token_ids is None:
-            stop_token_ids = self._end_tokens(tokenizer)
+            stop_token_ids = self._default_stop_token_ids(tokenizer)
         sampling = SamplingConfig(
             max_new_tokens,
             temperature,
@@ -269,9 +282,9 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         was_training = self.training
         self.eval()
         try:
-            with unsharded(self):
+            with unsharded(self.network):
                 ids = [encode(prompt) for prompt in prompts]
-                completions = generate_tokens(self, ids, sampling, to_text=to_text, mesh=self.mesh)
+                completions = generate_tokens(self.network, ids, sampling, to_text=to_text, mesh=self.mesh)
         finally:
             self.train(was_training)
         if tokenizer is not None:
@@ -286,13 +299,13 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
             )
         return load_tokenizer(self.source)
 
-    def _end_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
+    def _default_stop_token_ids(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
         if self._raw_hf_config is not None:
             ids = end_of_sequence_ids(self._raw_hf_config, self.source)
             if ids:
                 return ids
-        own = getattr(tokenizer, "eos_token_id", None)
-        return () if own is None else (own,)
+        eos = getattr(tokenizer, "eos_token_id", None)
+        return () if eos is None else (eos,)
 
     # ------------------------------------------------------------------ HuggingFace families
 
@@ -306,13 +319,13 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
         seed: int = 0,
-        **spread: Any,
+        **placement: Any,
     ) -> ReaLModel:
         """A model from a checkpoint of a family; see `from_pretrained`."""
         raw = read_hf_config(folder)
         config = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
-        model = cls(config, device="meta", **spread)
-        model._remember(family, raw, folder)
+        model = cls(config, device="meta", **placement)
+        model._set_hf_source(family, raw, folder)
         model._load(folder, dtype, torch.device(device), seed)
         return model.eval()
 
@@ -329,7 +342,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         check_family(family, raw, "the config")
         config = config_from_hf(family, raw, is_critic=options.pop("is_critic", None))
         model = cls(config, **options)
-        model._remember(family, raw, None)
+        model._set_hf_source(family, raw, None)
         if isinstance(source, nn.Module):
             state = state_dict_from_hf(family, checkpoint_state(source), config)
             model.load_state_dict(model.state_dict() | state)  # a new critic's head stays as drawn
@@ -353,24 +366,23 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
         """The transformers config that says the same as `config`."""
         return transformers_config(config_to_hf(family, config))
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------ private helpers
 
-    def _remember(self, family: HFFamily, raw: Mapping[str, Any], source: Path | None) -> None:
+    def _set_hf_source(self, family: HFFamily, raw: Mapping[str, Any], source: Path | None) -> None:
         self.family, self._raw_hf_config, self.source = family, raw, source
 
-    def _like(self, mesh: Mesh, dtype: torch.dtype) -> ReaLModel:
-        model = super()._like(mesh, dtype)
-        model.family, model.source, model._raw_hf_config = self.family, self.source, self._raw_hf_config
+    def _empty_like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
+        model = super()._empty_like(mesh, dtype)
+        model.family, model._raw_hf_config, model.source = self.family, self._raw_hf_config, self.source
         return model
 
     def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:
-        """The content of this model's `config.json` in a family, for tensors of `dtype` (None: the parameters' own)."""
+        """This model's `config.json` in a family, for tensors of `dtype`; None: that of the parameters."""
         base = self._raw_hf_config if self.family is family else None
-        stored = dtype or self.dtype
-        return config_to_hf(family, self.config, base, str(stored).removeprefix("torch."))
+        return config_to_hf(family, self.config, base, str(dtype or self.dtype).removeprefix("torch."))
 
     def _load(self, folder: Path, dtype: torch.dtype | None, device: torch.device, seed: int) -> None:
-        """Put this process' part of the checkpoint's tensors in place of the meta parameters."""
+        """Replace the parameters, which are on the meta device, by this rank's part of a checkpoint's tensors."""
         assert self.family is not None
         whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
         boxes = whole if self.mesh is None else self.boxes
@@ -381,7 +393,7 @@ class ReaLModel(ShardedTransformer, FamilyMethodsOnInstances, metaclass=FamilyMe
                 "say which to use, dtype=..."
             )
         dtype = dtype or next(iter(read.stored_dtypes))
-        self.to(dtype)
+        self.network.to(dtype)
         # the scalar head of a new critic is drawn in float32
-        load_local(self, {name: part.to(dtype) for name, part in read.tensors.items()}, device)
-        self.bytes_read, self._made = read.bytes_read, replace(self._made, dtype=dtype, device=device)
+        load_local(self.network, {name: tensor.to(dtype) for name, tensor in read.tensors.items()}, device)
+        self.bytes_read, self._build_args = read.bytes_read, replace(self._build_args, dtype=dtype, device=device)

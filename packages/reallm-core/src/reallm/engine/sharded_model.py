@@ -1,20 +1,19 @@
-"""A network of which each rank of a layout has a part, and how it gets from one layout to another."""
+"""A network of which each rank of a layout holds a part: how it is called, offloaded and moved to other layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from reallm.errors import ConfigError, PeerError
-from reallm.model.attention.kv_cache import KVCache
-from reallm.model.config import ReaLModelConfig
-from reallm.model.packed import PackedSequences
+from reallm.model.config import GradientCheckpointing, ReaLModelConfig
+from reallm.model.linear_cross_entropy import CrossEntropy
 from reallm.model.sharding import Box
 from reallm.model.transformer import Transformer
 from reallm.offload.model import ModelOffload
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class MeshCache:
-    """The meshes between which a model has been moved: making process groups takes longer than a move."""
+    """The meshes between which a model is moved, kept because making process groups takes longer than a move."""
 
     known: dict[Layout, Mesh] = field(default_factory=dict)
 
-    def of(self, layout: Layout | Mesh | str) -> Mesh:
+    def get(self, layout: Layout | Mesh | str) -> Mesh:
         """The mesh of a layout, the same one each time."""
         if isinstance(layout, Mesh):
             return self.known.setdefault(layout.layout, layout)
@@ -43,38 +42,31 @@ class MeshCache:
         return self.known[layout]
 
 
-def _check_takes(into: ShardedTransformer, layout: Layout, dtype: torch.dtype | None) -> None:
-    """Raise ConfigError unless a model can take parameters in a layout and of a type."""
-    if into.layout != layout:
-        raise ConfigError(f"into= is in the layout {into.layout}, not in {layout}; leave it out, or give its own")
-    if dtype not in (None, into.dtype):
-        raise ConfigError(f"into= is in {into.dtype}, not in {dtype}; leave one of both out")
-
-
 @dataclass(frozen=True)
 class _BuildArgs:
-    """How a model was made, for others like it."""
+    """What a model was built with beside its configuration and its mesh."""
 
-    cls: type[ShardedTransformer]
-    """Before FSDP2 put one of its own in its place."""
     dtype: torch.dtype
     device: torch.device
     zero: int
     sequence_parallel: bool
 
 
-class ShardedTransformer(Transformer):
-    """A `Transformer` of which this process has the part that a mesh gives it, or all of it without a mesh.
+class ShardedModel:
+    """A `Transformer` of which this rank holds the part that a mesh assigns to it, or all of it without a mesh.
+
+    It is called as its `network` is, and passes on those methods of an `nn.Module` that deal with parameters and modes.
+    Parameters are named as in the network: `layers.0.tokens.weight`. Everything else of a module is that of `network`.
 
     Args:
         config: of the whole network.
         dtype: of the parameters.
-        device: where they lie; `meta` for a network without numbers.
-        seed: of fresh weights, which are the same in every layout.
-        mesh: the layout; None: this process has the whole network.
+        device: of the parameters; `meta` for a network without values.
+        seed: of initial weights, which are the same in every layout.
+        mesh: the layout; None: this process holds the whole network.
         zero: how much FSDP2 frees, where the layout is one of FSDP: 1 nothing, 2 gradients after each micro-batch, 3
             parameters after each use as well.
-        sequence_parallel: whether ranks of tensor parallelism have a part of the tokens each between their layers.
+        sequence_parallel: whether tensor-parallel ranks split the tokens between their layers.
 
     Raises:
         ConfigError: the layout does not fit the heads, the layers or the number of ranks.
@@ -93,50 +85,176 @@ class ShardedTransformer(Transformer):
     ) -> None:
         device = torch.device(device)
         with torch.device(device if mesh is None else "meta"):
-            super().__init__(config, None if mesh is None else local_layers(config, mesh))
-        self.to(dtype)
+            network = Transformer(config, None if mesh is None else local_layers(config, mesh)).to(dtype)
+        self.config = config
         self.mesh = mesh
-        """Where the parts of the model are; None if this process has all of it."""
+        """The ranks that share the model; None if this process holds all of it."""
         self.meshes = MeshCache({} if mesh is None else {mesh.layout: mesh})
-        self._made = _BuildArgs(type(self), dtype, device, zero, sequence_parallel)
-        self._offload: ModelOffload | None = None
-        self._is_half_moved = False
         self.moved: ReallocationResult | None = None
         """What the last `reallocate` that made this model, or wrote into it, has moved."""
+        self._network = network
+        self._build_args = _BuildArgs(dtype, device, zero, sequence_parallel)
+        self._offload: ModelOffload | None = None
+        self._broken: str | None = None
+        """Why the parameters or the ranks' passes cannot be relied on any more; None: they can."""
         if mesh is not None:
-            parallelize(self, mesh, zero=zero, sequence_parallel=sequence_parallel)
+            parallelize(network, mesh, zero=zero, sequence_parallel=sequence_parallel)
         if device.type == "meta":
             return
         if mesh is None:
-            self.init_weights(seed)
+            network.init_weights(seed)
         else:
-            fresh = init_local_weights(config, boxes_here(config, mesh), seed)
-            load_local(self, {name: part.to(device, dtype) for name, part in fresh}, device)
+            initial = init_local_weights(config, boxes_here(config, mesh), seed)
+            load_local(network, {name: tensor.to(device, dtype) for name, tensor in initial}, device)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._network!r})"
+
+    # ------------------------------------------------------------------ the network
+
+    @property
+    def network(self) -> Transformer:
+        """The layers that this rank holds, with which losses are called.
+
+        Raises:
+            PeerError: an earlier error has left it unusable; says which.
+        """
+        self._check_usable()
+        return self._network
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise PeerError(self._broken)
+
+    def __call__(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Logits [T, V] of packed sequences, or scores [T] of a critic; see `Transformer.forward`."""
+        logits: Tensor = self.network(tokens, cu_seqlens)
+        return logits
+
+    def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Hidden states [T, E] after the final norm; see `Transformer.hidden`."""
+        return self.network.hidden(tokens, cu_seqlens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, E], or scores [N] of a critic."""
+        return self.network.head(hidden)
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> CrossEntropy:
+        """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N], without holding logits `[N, V]`."""
+        return self.network.cross_entropy(hidden, targets)
+
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities [N], float32, of `targets` [N] under `hidden` [N, E], without holding logits `[N, V]`."""
+        return self.network.logprobs(hidden, targets)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The output projection [V, E] ([1, E] of a critic); the embedding's table if the head is tied."""
+        return self._network.head_weight
+
+    @property
+    def gradient_checkpointing(self) -> GradientCheckpointing:
+        """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
+        return self._network.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, mode: GradientCheckpointing) -> None:
+        self._network.gradient_checkpointing = mode
+
+    def compile_blocks(self) -> None:
+        """Run the blocks through `torch.compile` from now on; see `Transformer.compile_blocks`."""
+        self._network.compile_blocks()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the blocks run through `torch.compile`."""
+        return self._network.is_compiled
+
+    # ------------------------------------------------------------------ parameters and modes, as of an nn.Module
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The local parameters; where they are offloaded, without their memory until `reload`."""
+        return self._network.parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The local parameters by name; see `parameters`."""
+        return self._network.named_parameters()
+
+    def get_parameter(self, name: str) -> nn.Parameter:
+        """A local parameter by name."""
+        return self._network.get_parameter(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The local parameters by name, not copies. What is offloaded is brought back first."""
+        self.reload()
+        return self._network.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Copy values into the local parameters; see `nn.Module.load_state_dict`."""
+        self.reload()
+        return self._network.load_state_dict(state_dict, strict=strict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all local parameters, or set them to zero."""
+        self._network.zero_grad(set_to_none)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert the parameters in place; arguments as in `nn.Module.to`. Reloads what is offloaded."""
+        self.reload()
+        self._network.to(*args, **kwargs)
+        # the same for a rank without parameters, whose dtype and device follow from the arguments alone
+        like = torch.empty(0, dtype=self._build_args.dtype, device=self._build_args.device).to(*args, **kwargs)
+        self._build_args = replace(self._build_args, dtype=like.dtype, device=like.device)
+        return self
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout and gradient checkpointing are on."""
+        return self._network.training
+
+    def train(self, mode: bool = True) -> Self:
+        """Turn dropout and gradient checkpointing on, or off."""
+        self._network.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Turn dropout and gradient checkpointing off."""
+        return self.train(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters; where none are here, that with which the model was made."""
-        return next((parameter.dtype for parameter in self.parameters()), self._made.dtype)
+        """Of the parameters; on a rank without any, that of the other ranks."""
+        return next((parameter.dtype for parameter in self.parameters()), self._build_args.dtype)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie; where none are here, where they would."""
-        return next((parameter.device for parameter in self.parameters()), self._made.device)
+        """Of the parameters; on a rank without any, the one they would be on."""
+        return next((parameter.device for parameter in self.parameters()), self._build_args.device)
+
+    # ------------------------------------------------------------------ placement
 
     @property
     def layout(self) -> Layout:
-        """How the model is spread; where each process of a job has all of it, these are copies of each other."""
-        return self._own_mesh.layout
+        """How the ranks share the model; `dp<n>` without a mesh, where each process of a job holds all of it."""
+        return self._effective_mesh.layout
 
     @property
     def boxes(self) -> Mapping[str, Box]:
-        """The part of each parameter that is here, in coordinates of the whole one."""
-        return boxes_here(self.config, self._own_mesh)
+        """Parameter -> the part of it that this rank holds, in coordinates of the whole parameter."""
+        return boxes_here(self.config, self._effective_mesh)
 
     def local_tensors(self) -> dict[str, Tensor]:
-        """The parts themselves, not copies: `boxes[name].shape` each. What is offloaded is brought back first."""
+        """Parameter -> this rank's part, `boxes[name].shape`, not a copy. What is offloaded is brought back first."""
         self.reload()
-        return local_tensors(self)
+        return local_tensors(self._network)
+
+    @property
+    def _effective_mesh(self) -> Mesh:
+        if self.mesh is not None:
+            return self.mesh
+        return self.meshes.get(Layout(dp=dist.get_world_size() if dist.is_initialized() else 1))
+
+    # ------------------------------------------------------------------ offloading
 
     def async_offload(self, *, stream: bool = False) -> None:
         """Begin to move the parameters to host memory: pinned memory for those of a GPU, a file for those of a CPU.
@@ -145,37 +263,39 @@ class ShardedTransformer(Transformer):
         the next forward pass brings it back layer by layer, each while the one before it computes.
 
         Args:
-            stream: let blocks go again as soon as they were used, so that two of them are in memory at a time: a model
-                that is larger than the memory can serve. Not for models that are trained.
+            stream: free blocks again after each use, so that two of them are in memory at a time: a model that is
+                larger than the memory can serve. Not for models that are trained.
 
         Raises:
             DataError: the host has no room; says where.
         """
         self.reload()
-        if len(self.layers):
-            self._offload = ModelOffload(self, stream=stream)
+        if len(self._network.layers):
+            self._offload = ModelOffload(self._network, stream=stream)
 
     def wait_for_offload(self) -> None:
-        """Return when the parameters have left the memory of their device; at once if they are not leaving."""
+        """Wait until the parameters have left the memory of their device; return at once if no offload has begun."""
         if self._offload is not None:
             self._offload.wait()
 
     def reload(self) -> None:
-        """Bring back what is offloaded, for good. Whatever reads the parameters otherwise than by a forward pass needs
-        it; the methods of this class do it by themselves.
+        """Bring back what is offloaded, for good.
+
+        Needed before parameters are read other than by a forward pass or by methods of this class, such as through
+        `parameters()`.
 
         Raises:
-            PeerError: a move into this model has failed.
+            PeerError: an earlier error has left the model unusable.
         """
-        self._check_whole()
+        self._check_usable()
+        self._end_offload()
+
+    def _end_offload(self) -> None:
         if self._offload is not None:
             self._offload.reload()
             self._offload = None
 
-    def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
-        """See `Transformer`."""
-        self._check_whole()
-        return super().forward_hidden(tokens, seqs, cache)
+    # ------------------------------------------------------------------ reallocation
 
     def reallocate(
         self,
@@ -197,7 +317,7 @@ class ShardedTransformer(Transformer):
             to: the layout.
             into: a model in that layout, such as an earlier result, that takes the parameters into its memory, where
                 they go straight; if that fails it cannot be used until another move into it succeeds. None makes one.
-            eta: of `into`, what it takes: `eta * these + (1 - eta) * its own`, as in a moving average.
+            eta: weight of the new parameters: `into` becomes `eta * new + (1 - eta) * old`, as in a moving average.
             dtype: of the result; None: that of `into`, or else of this model.
             share: let the result use the memory of parts that it has in common with this model. To be used where this
                 model is given up, as in `model = model.reallocate(to, share=True)`, or does not change.
@@ -210,20 +330,21 @@ class ShardedTransformer(Transformer):
         from reallm.reallocation.execute import execute
         from reallm.reallocation.plan import plan
 
-        mesh = self.meshes.of(to)
+        mesh = self.meshes.get(to)
         if into is not None:
-            _check_takes(into, mesh.layout, dtype)
+            _check_target(into, mesh.layout, dtype)
         elif eta != 1.0:
             raise ConfigError(f"eta={eta} mixes into a model that is there already; give that as into=")
-        target = self._like(mesh, dtype or self.dtype) if into is None else into
-        own = self.local_tensors()
-        with target._taking():
+        target = self._empty_like(mesh, dtype or self.dtype) if into is None else into
+        source = self.local_tensors()
+        receives_in_place = into is not None or is_fsdp(target._network)
+        with target._receiving_weights():
             moved = target.moved = execute(
                 plan(self.config, self.layout, mesh.layout).for_rank(mesh.rank),
-                source=own,
+                source=source,
                 held=self.boxes,
                 wanted=target.boxes,
-                into=target._places(self.device) if into is not None or is_fsdp(target) else None,
+                into=target._allocated_tensors(self.device) if receives_in_place else None,
                 eta=eta,
                 source_dtype=self.dtype,
                 dtype=target.dtype,
@@ -231,50 +352,59 @@ class ShardedTransformer(Transformer):
                 checksum=checksum,
                 timeout=mesh.timeout,
             )
-        if into is None and not is_fsdp(target):
-            kept = {} if share else {name: own[name].clone() for name in own if moved.tensors.get(name) is own[name]}
-            load_local(target, {**moved.tensors, **kept}, self.device)
+        if not receives_in_place:
+            shared = [name for name, tensor in source.items() if moved.tensors.get(name) is tensor]
+            copies = {} if share else {name: source[name].clone() for name in shared}
+            load_local(target._network, {**moved.tensors, **copies}, self.device)
         return target
 
-    @contextmanager
-    def _taking(self) -> Iterator[None]:
-        """Parameters are written in the block; after an error in it this model cannot be used."""
-        if self._offload is not None:
-            self._offload.reload()
-            self._offload = None
-        self._is_half_moved = True
-        yield
-        self._is_half_moved = False
-
-    def _check_whole(self) -> None:
-        if self._is_half_moved:
-            raise PeerError(
-                f"rank {self._own_mesh.rank}: an earlier move into this model has failed, so that its parameters are "
-                "of no use; move into it again, or use the model that was moved"
-            )
-
-    def _places(self, device: torch.device) -> dict[str, Tensor]:
-        """Memory for the parts that are here, with or without numbers."""
-        if any(parameter.is_meta for parameter in self.parameters()):
-            self.to_empty(device=device)
-        return local_tensors(self)
-
-    def _like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
-        """A model in another layout, without numbers."""
-        made = self._made
-        model = cast("type[Self]", made.cls)(
+    def _empty_like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
+        """A model of the same network in another layout, on the meta device."""
+        args = self._build_args
+        model = type(self)(
             self.config,
             dtype=dtype,
             device="meta",
             mesh=mesh,
-            zero=made.zero,
-            sequence_parallel=made.sequence_parallel,
+            zero=args.zero,
+            sequence_parallel=args.sequence_parallel,
         )
-        model.meshes, model._made = self.meshes, replace(made, dtype=dtype, device=self.device)
+        model.meshes, model._build_args = self.meshes, replace(args, dtype=dtype, device=self.device)
         return model.train(self.training)
 
-    @property
-    def _own_mesh(self) -> Mesh:
-        if self.mesh is not None:
-            return self.mesh
-        return self.meshes.of(Layout(dp=dist.get_world_size() if dist.is_initialized() else 1))
+    def _allocated_tensors(self, device: torch.device) -> dict[str, Tensor]:
+        """The local tensors, allocated on `device` if they are still on the meta device."""
+        if any(parameter.is_meta for parameter in self.parameters()):
+            self._network.to_empty(device=device)
+        return local_tensors(self._network)
+
+    @contextmanager
+    def _receiving_weights(self) -> Iterator[None]:
+        """Parameters are overwritten in the block. After an error in it they are neither the old nor the new ones."""
+        half_moved = (
+            f"rank {self._effective_mesh.rank}: an earlier move into this model has failed, so that its parameters are "
+            "of no use; move into it again, or use the model that was moved"
+        )
+        if self._broken != half_moved:
+            self._check_usable()
+        self._end_offload()
+        with self.broken_by_error(half_moved):
+            yield
+        self._broken = None
+
+    @contextmanager
+    def broken_by_error(self, why: str) -> Iterator[None]:
+        """An error in the block leaves the model unusable: whoever uses it afterwards is told `why`."""
+        try:
+            yield
+        except BaseException:
+            self._broken = why
+            raise
+
+
+def _check_target(into: ShardedModel, layout: Layout, dtype: torch.dtype | None) -> None:
+    """Raise ConfigError unless `into` can receive parameters in this layout and dtype."""
+    if into.layout != layout:
+        raise ConfigError(f"into= is in the layout {into.layout}, not in {layout}; leave it out, or give its own")
+    if dtype not in (None, into.dtype):
+        raise ConfigError(f"into= is in {into.dtype}, not in {dtype}; leave one of both out")

@@ -8,19 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reallm.config.optimizer import OptimizerConfig, lr_at
 from reallm.data.batching import select
 from reallm.data.namedarray import NamedArray
-from reallm.engine.sharded_model import ShardedTransformer
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.offload.tensors import Offload
 from reallm.parallel.fsdp import is_fsdp, reshard
 from reallm.parallel.grad_reduce import GradientReducer
-from reallm.parallel.mesh import Mesh
 from reallm.seeding import derive_seed
 from reallm.training.forward_backward import AUX_LOSS, ForwardBackward, ReducedLosses
 from reallm.training.microbatch import split_micro_batches
@@ -31,32 +30,31 @@ from reallm.training.optimizer import Optimizer
 
 @dataclass(frozen=True)
 class EngineState:
-    """All that training changes. The tensors are those of the engine, not copies, and hold until the next update."""
+    """All that training changes. The tensors are those of the engine, not copies, and valid until the next step."""
 
     step: int
     skipped_steps: int
     moments: Mapping[str, Tensor]
-    """What the optimizer remembers, as `<parameter>/exp_avg` and so on."""
+    """The optimizer's state, as `<parameter>/exp_avg` and so on."""
     weights: Mapping[str, Tensor]
-    """What the optimizer steps, by parameter name: the parameters, or their float32 masters."""
+    """What the optimizer updates, by parameter name: the parameters, or their float32 masters."""
 
 
 class TrainEngine:
     """Trains a model on batches of any size within a memory budget.
 
     Of a model with a mesh, each rank of the layout has an engine. All make the same calls with the same whole batches,
-    of which each takes its share, and get the same results: those of one process, up to the order of sums.
+    compute some of their micro-batches each, and get the same results: those of one process, up to the order of sums.
 
     All that changes from step to step is the model's parameters and what `state` gives.
 
     Args:
-        model: trained in place, on the device its parameters lie on.
+        model: trained in place, on the device of its parameters.
         optimizer_config: AdamW, schedule and clipping.
         total_steps: the steps over which the learning rate follows its schedule.
         max_tokens_per_microbatch: tokens that go through the model at once; one longer sample goes alone. Results do
             not depend on it, except for the masks of dropout.
-        seed: of dropout, which has a random stream of its own for each step, and on other data or another stage of a
-            pipeline.
+        seed: of dropout, which has a random stream for each step, and on other data or another stage of a pipeline.
         moe_aux_loss_coef: what the load-balancing loss of a model with experts is multiplied by, 0 for none; None takes
             `config.moe.aux_loss_coef`.
 
@@ -66,7 +64,7 @@ class TrainEngine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: ReaLModel,
         optimizer_config: OptimizerConfig,
         total_steps: int,
         max_tokens_per_microbatch: int,
@@ -74,8 +72,8 @@ class TrainEngine:
         seed: int = 0,
         moe_aux_loss_coef: float | None = None,
     ) -> None:
-        _own_memory(model)
-        mesh: Mesh | None = getattr(model, "mesh", None)
+        _align_parameters(model.network)
+        mesh = model.mesh
         self._mesh = None if mesh is None or mesh.layout.size == 1 else mesh
         self.model = model
         self.step = 0
@@ -83,44 +81,42 @@ class TrainEngine:
         self.skipped_steps = 0
         """Steps that changed nothing, because the loss or the gradients were not finite."""
         self.before_optimizer_step: Callable[[], None] | None = None
-        """Called before what `state` gives changes in a step or is offloaded: whoever reads it can have it wait."""
+        """Called before what `state` gives changes in a step or is offloaded, so that whoever reads it can finish."""
         self._optimizer_config = optimizer_config
-        self._optimizer = Optimizer(model, optimizer_config)
+        self._optimizer = Optimizer(model.network, optimizer_config)
         self._offload: Offload | None = None
-        self._passes = ForwardBackward(model, self._mesh, _aux_loss_coef(model.config, moe_aux_loss_coef))
-        self._reducer = None if self._mesh is None else GradientReducer.of(model, self._mesh)
+        aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
+        self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef)
+        self._reducer = None if self._mesh is None else GradientReducer.of(model.network, self._mesh)
         self._total_steps = total_steps
         self._max_tokens = max_tokens_per_microbatch
         self._seed = seed
 
     def async_offload(self) -> None:
-        """Start moving the model and the optimizer state to host memory; see `ShardedTransformer.async_offload`.
+        """Start moving the model and the optimizer state to host memory; see `ReaLModel.async_offload`.
 
-        The next step brings them back by itself: the model layer by layer, what the optimizer keeps while the losses
-        and gradients are computed. An evaluation brings back the model.
+        The next step brings them back by itself: the model layer by layer, the optimizer state while losses and
+        gradients are computed. An evaluation brings back the model.
 
         Raises:
             DataError: the host has no room; says where.
         """
         self.reload()
-        if isinstance(self.model, ShardedTransformer):
-            self.model.async_offload()
+        self.model.async_offload()
         if tensors := self._optimizer.state_tensors():
             self._offload = Offload([[], tensors], tensors[0].device)
 
     def wait_for_offload(self) -> None:
-        """Return when they have left the memory of their device; at once if they are not, and nobody reads."""
+        """Wait until they have left the memory of their device; return at once if no offload has begun."""
         if self.before_optimizer_step is not None:
             self.before_optimizer_step()
-        if isinstance(self.model, ShardedTransformer):
-            self.model.wait_for_offload()
+        self.model.wait_for_offload()
         if self._offload is not None:
             self._offload.wait()
 
     def reload(self) -> None:
         """Bring back what is offloaded, for good."""
-        if isinstance(self.model, ShardedTransformer):
-            self.model.reload()
+        self.model.reload()
         if self._offload is not None:
             self._offload.reload()
             self._offload = None
@@ -128,7 +124,7 @@ class TrainEngine:
     def train_batch(self, batch: NamedArray, objective: Objective) -> dict[str, float]:
         """One optimizer step on `batch`; its loss is the loss sum of the whole batch over its total weight.
 
-        Of a model with experts, the load-balancing loss of each micro-batch is added, in proportion to the
+        With experts, the load-balancing loss of each micro-batch is added, in proportion to the
         micro-batch's weight. It is the one thing that depends on how the batch is cut, as in every framework: it is
         a product of two means over the tokens that go through the model together, and the mean of such products is
         not the product of the means. To have it over the whole batch, all micro-batches would have to be kept at once.
@@ -141,26 +137,26 @@ class TrainEngine:
 
         Raises:
             NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples,
-                with a mesh those of the micro-batches that they are in. The parameters, the optimizer and `step` are as
-                they were.
+                with a mesh all those of their micro-batches. The parameters, the optimizer and `step` are as they were.
+            PeerError: an earlier error has left the model unusable.
         """
-        share = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
+        local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
         if self._offload is not None:
-            self._offload.before(0)  # an empty group: what the optimizer keeps is the next one, and begins to come
+            self._offload.before(0)  # an empty group: the optimizer state is the next one, and begins to come back
         try:
-            with self._random_stream():
-                agreed = self._passes.train(share, objective, self._optimizer.collect_gradients)
-            grad_norm = self._update(lr, agreed, batch, objective) if share.weight else 0.0
+            with self._dropout_seed():
+                losses = self._forward_backward.train(local_batch, objective, self._optimizer.accumulate_gradients)
+            grad_norm = self._optimizer_step(lr, losses, batch, objective) if local_batch.loss_weight else 0.0
         except BaseException:
-            self._optimizer.forget_gradients()  # or what was collected so far would join the next step
+            self._optimizer.zero_grad()  # or what was accumulated so far would join the next step
             raise
         self.step += 1
-        totals = agreed.totals
-        metrics = {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.tokens}
+        totals = losses.totals
+        metrics = {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.n_tokens}
         if AUX_LOSS in totals.stats:
-            metrics[AUX_LOSS] = totals.stats[AUX_LOSS] / totals.weight
+            metrics[AUX_LOSS] = totals.stats[AUX_LOSS] / totals.loss_weight
         if self._optimizer_config.on_nonfinite == "skip":
             metrics["skipped_steps"] = self.skipped_steps
         return metrics
@@ -169,23 +165,23 @@ class TrainEngine:
     def evaluate(self, batches: Iterable[NamedArray], objective: Objective) -> Totals:
         """Sums over all batches, without dropout and without gradients."""
         with self._evaluating():
-            return sum((self._evaluated(batch, objective) for batch in batches), Totals())
+            return sum((self._evaluate_batch(batch, objective) for batch in batches), Totals())
 
     def state(self, *, weights: bool = True) -> EngineState:
-        """What a resumed engine needs; without `weights` where the model's own parameters are kept elsewhere, whole."""
+        """What a resumed engine needs; without `weights` where the model's parameters are saved elsewhere unrounded."""
         self.reload()
         return EngineState(
             self.step, self.skipped_steps, self._optimizer.moments(), self._optimizer.weights() if weights else {}
         )
 
     def load_state(self, state: EngineState) -> None:
-        """Go on where `state` was taken. Its tensors are copied; without weights, the model must hold them already.
+        """Continue from where `state` was taken. Its tensors are copied; without weights, the model must hold them.
 
         Raises:
-            KeyError: it has a tensor of a parameter that is not trained here.
+            KeyError: it has a tensor of a parameter that this engine does not train.
         """
         self.reload()
-        reshard(self.model)  # what was gathered is not what is there afterwards
+        reshard(self.model.network)  # unsharded parameters would keep the old values
         self._optimizer.load(state.moments, state.weights)
         self.step, self.skipped_steps = state.step, state.skipped_steps
 
@@ -194,14 +190,14 @@ class TrainEngine:
         """Whether the model's parameters are rounded copies of float32 masters, which only `state` gives."""
         return self._optimizer.has_masters
 
-    def _evaluated(self, batch: NamedArray, objective: Objective) -> Totals:
-        share = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
-        return self._passes.evaluate(share, objective).totals
+    def _evaluate_batch(self, batch: NamedArray, objective: Objective) -> Totals:
+        local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
+        return self._forward_backward.evaluate(local_batch, objective).totals
 
-    def _update(self, lr: float, agreed: ReducedLosses, batch: NamedArray, objective: Objective) -> float:
-        """Step with the collected gradients, or not if something is not finite; the norm of the gradients."""
-        norm = self._gradients_norm()
-        grad_norm, loss_sum = float(norm), agreed.totals.loss_sum
+    def _optimizer_step(self, lr: float, losses: ReducedLosses, batch: NamedArray, objective: Objective) -> float:
+        """Step with the accumulated gradients, or not if something is not finite; the norm of the gradients."""
+        norm = self._reduced_grad_norm()
+        grad_norm, loss_sum = float(norm), losses.totals.loss_sum
         if math.isfinite(loss_sum) and math.isfinite(grad_norm):
             if self.before_optimizer_step is not None:
                 self.before_optimizer_step()
@@ -209,29 +205,29 @@ class TrainEngine:
             self._optimizer.step(lr, norm)
             return grad_norm
         if self._optimizer_config.on_nonfinite == "stop":
-            culprits = agreed.suspects
+            nonfinite_samples = losses.nonfinite_samples
             if self._mesh is None and not math.isfinite(loss_sum):
-                culprits = self._bad_samples(batch, objective)
-            raise nonfinite_error(self.step + 1, loss_sum, grad_norm, culprits, sample_names(batch))
-        self._optimizer.forget_gradients()
+                nonfinite_samples = self._nonfinite_samples(batch, objective)
+            raise nonfinite_error(self.step + 1, loss_sum, grad_norm, nonfinite_samples, sample_names(batch))
+        self._optimizer.zero_grad()
         self.skipped_steps += 1
         return grad_norm
 
-    def _gradients_norm(self) -> Tensor:
-        """The norm of the collected gradients, after those of all ranks have come together."""
+    def _reduced_grad_norm(self) -> Tensor:
+        """Reduce the accumulated gradients over all ranks; their norm."""
         if self._reducer is None:
             return self._optimizer.grad_norm()
         gradients = self._optimizer.gradients()
         self._reducer.reduce(gradients)
         return self._reducer.norm(gradients)
 
-    def _bad_samples(self, batch: NamedArray, objective: Objective) -> list[str]:
-        """Names of the samples whose own loss is not finite."""
+    def _nonfinite_samples(self, batch: NamedArray, objective: Objective) -> list[str]:
+        """Names of the samples whose loss, each by itself, is not finite."""
         with self._evaluating():
             return [
                 name
                 for row, name in enumerate(sample_names(batch))
-                if not math.isfinite(self._evaluated(select(batch, [row]), objective).loss_sum)
+                if not math.isfinite(self._evaluate_batch(select(batch, [row]), objective).loss_sum)
             ]
 
     @contextmanager
@@ -244,39 +240,39 @@ class TrainEngine:
             self.model.train(was_training)
 
     @contextmanager
-    def _random_stream(self) -> Iterator[None]:
-        """Dropout draws from the global generator: give it the seed of this step, and put it back afterwards.
+    def _dropout_seed(self) -> Iterator[None]:
+        """Seed the global generator, from which dropout draws, for this step, and restore it afterwards.
 
-        Ranks that split layers draw the same, those with other data or other layers draw something else.
+        Tensor-parallel ranks draw the same numbers, those with other data or another stage draw others.
         """
-        device = next(self.model.parameters()).device
-        place = () if self._mesh is None else (self._mesh.here.dp, self._mesh.here.pp)
-        own = place if any(place) else ()
+        device = self.model.device
+        coordinate = () if self._mesh is None else (self._mesh.here.dp, self._mesh.here.pp)
+        streams = coordinate if any(coordinate) else ()  # the first rank draws what one process draws
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self._seed, "dropout", self.step, *own))
+            torch.manual_seed(derive_seed(self._seed, "dropout", self.step, *streams))
             yield
 
 
-def _aux_loss_coef(config: ReaLModelConfig, wanted: float | None) -> float:
+def _aux_loss_coef(config: ReaLModelConfig, requested: float | None) -> float:
     if config.moe is None:
-        if wanted is not None:
-            raise ConfigError(f"model.moe_aux_loss_coef={wanted} is for models with experts; leave it out")
+        if requested is not None:
+            raise ConfigError(f"model.moe_aux_loss_coef={requested} is for models with experts; leave it out")
         return 0.0
-    if wanted is None:
+    if requested is None:
         return config.moe.aux_loss_coef
-    if not wanted >= 0:
-        raise ConfigError(f"model.moe_aux_loss_coef={wanted} must be at least 0")
-    return wanted
+    if not requested >= 0:
+        raise ConfigError(f"model.moe_aux_loss_coef={requested} must be at least 0")
+    return requested
 
 
-def _own_memory(model: nn.Module) -> None:
+def _align_parameters(network: Transformer) -> None:
     """Copy parameters that lie in a mapped file at odd addresses.
 
-    The same numbers otherwise aligned can give sums that differ in the last bit, and a resumed run would not be the
+    Sums over the same numbers at another alignment can differ in the last bit, and a resumed run would not be the
     uninterrupted one. All of them change in the first step, so that the copy costs no memory in the end.
     """
-    if is_fsdp(model):
-        return  # its parameters lie in memory of their own
-    for parameter in model.parameters():
+    if is_fsdp(network):
+        return  # FSDP has allocated its parameters
+    for parameter in network.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % 64:  # torch allocates at multiples of 64 bytes
             parameter.data = parameter.data.clone()

@@ -1,4 +1,4 @@
-"""Forward and backward passes over micro-batches, whichever part of the network is here.
+"""Forward and backward passes over micro-batches, whichever part of the network this rank holds.
 
 Shapes: X experts.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reallm.errors import PeerError
+from reallm.engine.real_model import ReaLModel
 from reallm.model.moe.layer import load_balancing_loss
 from reallm.model.router_stats import RouterStats, RouterStatsLog
 from reallm.model.transformer import Transformer
@@ -30,210 +30,221 @@ AUX_LOSS = "aux_loss"
 
 
 class ReducedLosses(NamedTuple):
-    """What all ranks know of their forward passes."""
+    """Losses of a batch, summed over all ranks."""
 
     totals: Totals
-    suspects: list[str]
-    """The samples of micro-batches whose loss is not finite, where several ranks share the work."""
+    nonfinite_samples: list[str]
+    """With several ranks, the samples of micro-batches whose loss is not finite."""
 
 
 class LossAccumulator:
-    """Of one rank; added up in float64 on the device, which is waited for once."""
+    """Sums the losses of this rank's micro-batches, in float64 on the device, which is synchronized once at the end."""
 
     def __init__(self) -> None:
-        self._weight, self._tokens = 0.0, 0
+        self._loss_weight, self._n_tokens = 0.0, 0
         self._sums: dict[str, Tensor] = {}
         self._losses: list[tuple[MicroBatch, Tensor]] = []
 
-    def add(self, part: MicroBatch, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
-        """Add what a micro-batch gave, 0-dim tensors, unless it only stands in."""
-        if not part.weight:
+    def add(self, micro_batch: MicroBatch, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
+        """Add the loss and the statistics of a micro-batch, 0-dim tensors; a padding one adds nothing."""
+        if not micro_batch.loss_weight:
             return
-        self._weight += part.weight
-        self._tokens += part.size
-        self._losses.append((part, loss_sum))
-        self.add_stats(part, {"loss_sum": loss_sum, **stats})
+        self._loss_weight += micro_batch.loss_weight
+        self._n_tokens += micro_batch.n_tokens
+        self._losses.append((micro_batch, loss_sum))
+        self.add_stats(micro_batch, {"loss_sum": loss_sum, **stats})
 
-    def add_stats(self, part: MicroBatch, stats: Mapping[str, Tensor]) -> None:
-        """Add more that a micro-batch gave."""
-        for name, value in stats.items() if part.weight else ():
+    def add_stats(self, micro_batch: MicroBatch, stats: Mapping[str, Tensor]) -> None:
+        """Add further statistics of a micro-batch."""
+        for name, value in stats.items() if micro_batch.loss_weight else ():
             self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
 
-    def totals(self) -> Totals:
-        """Of this rank."""
+    def local_totals(self) -> Totals:
+        """The sums of this rank."""
         stats = {name: value.item() for name, value in self._sums.items()}
-        return Totals(stats.pop("loss_sum", 0.0), self._weight, self._tokens, stats)
+        return Totals(stats.pop("loss_sum", 0.0), self._loss_weight, self._n_tokens, stats)
 
-    def agree(self, mesh: Mesh | None) -> ReducedLosses:
-        """Of all ranks of a layout, which must all ask.
+    def reduce(self, mesh: Mesh | None) -> ReducedLosses:
+        """The sums over all ranks of a layout, which must all call it.
 
-        Each micro-batch is counted once, on the last stage and by the first of the ranks that split its layers.
+        Each micro-batch is counted once, on the last stage and by the first of its tensor-parallel ranks.
         """
-        own = self.totals()
+        local = self.local_totals()
         if mesh is None:
-            return ReducedLosses(own, [])
-        speaks = mesh.is_last_stage and mesh.here.tp == 0
-        suspects = [] if math.isfinite(own.loss_sum) else self._suspects()
-        said = [own.loss_sum, own.weight, own.tokens, own.stats, suspects] if speaks else None
-        heard = [each for each in all_gather_json(said, mesh.all).values() if each is not None]
-        totals = sum((Totals(*numbers) for *numbers, _ in heard), Totals())
-        return ReducedLosses(totals, [name for *_, names in heard for name in names])
+            return ReducedLosses(local, [])
+        contribution = None
+        if mesh.is_last_stage and mesh.here.tp == 0:
+            nonfinite = [] if math.isfinite(local.loss_sum) else self._nonfinite_samples()
+            contribution = [local.loss_sum, local.loss_weight, local.n_tokens, local.stats, nonfinite]
+        gathered = [each for each in all_gather_json(contribution, mesh.all).values() if each is not None]
+        totals = sum((Totals(*numbers) for *numbers, _ in gathered), Totals())
+        return ReducedLosses(totals, [name for *_, names in gathered for name in names])
 
-    def _suspects(self) -> list[str]:
-        bad = [part.batch for part, loss in self._losses if not math.isfinite(loss.item())]
+    def _nonfinite_samples(self) -> list[str]:
+        bad = [micro_batch.batch for micro_batch, loss in self._losses if not math.isfinite(loss.item())]
         return [name for batch in bad for name in batch.metadata.get("ids", ())]
 
 
 class ForwardBackward:
-    """Passes through a network, of which this process has all or, with a mesh, a part.
+    """Forward and backward passes of a model, of which this process holds all or, with a mesh, a part.
 
     Args:
         model: in training or evaluation mode, as it is when a method is called.
-        mesh: where the parts of the network are; None if all of it is here.
+        mesh: the ranks that share it; None if this process holds all of it.
         aux_loss_coef: what the load-balancing loss is multiplied by in training; 0 for none.
     """
 
-    def __init__(self, model: Transformer, mesh: Mesh | None, aux_loss_coef: float) -> None:
+    def __init__(self, model: ReaLModel, mesh: Mesh | None, aux_loss_coef: float) -> None:
         self._model, self._mesh, self._aux_loss_coef = model, mesh, aux_loss_coef
-        self._pipeline = None if mesh is None or mesh.layout.pp == 1 else PipelineRunner(model, mesh)
-        self._is_broken = False
+        self._pipeline = None if mesh is None or mesh.layout.pp == 1 else PipelineRunner(model.network, mesh)
 
-    def train(self, share: LocalBatch, objective: Objective, collect: Callable[[], None]) -> ReducedLosses:
-        """Gradients of this share of the loss of the whole batch; `collect` is called after each backward pass.
+    def train(
+        self, local_batch: LocalBatch, objective: Objective, accumulate_gradients: Callable[[], None]
+    ) -> ReducedLosses:
+        """Gradients of the loss of the whole batch, as far as they are due to this rank's micro-batches.
+
+        Args:
+            local_batch: the micro-batches.
+            objective: the loss.
+            accumulate_gradients: called after each backward pass.
 
         Raises:
-            PeerError: an earlier error has left split parameters as they are in the middle of a pass.
+            PeerError: an earlier error has left the model unusable.
         """
-        step = _Step(self._model, share, objective, self._aux_loss_coef)
-        with self._whole_or_broken():
-            self._train(step, collect)
-        return step.sums.agree(self._mesh)
+        losses = _BatchLosses(self._model.network, local_batch, objective, self._aux_loss_coef)
+        with self._broken_by_error():
+            self._train(losses, accumulate_gradients)
+        return losses.sums.reduce(self._mesh)
 
     @torch.no_grad()
-    def evaluate(self, share: LocalBatch, objective: Objective) -> ReducedLosses:
+    def evaluate(self, local_batch: LocalBatch, objective: Objective) -> ReducedLosses:
         """Sums over the whole batch, without gradients.
 
         Raises:
             PeerError: see `train`.
         """
-        step = _Step(self._model, share, objective, 0.0)
-        with self._whole_or_broken():
-            self._evaluate(step)
-            reshard(self._model)
-        return step.sums.agree(self._mesh)
+        losses = _BatchLosses(self._model.network, local_batch, objective, aux_loss_coef=0.0)
+        with self._broken_by_error():
+            self._evaluate(losses)
+            reshard(losses.network)
+        return losses.sums.reduce(self._mesh)
 
-    def _train(self, step: _Step, collect: Callable[[], None]) -> None:
-        n = len(step.share.parts)
+    def _train(self, losses: _BatchLosses, accumulate_gradients: Callable[[], None]) -> None:
+        n = len(losses.local_batch.micro_batches)
         if self._pipeline is None:
             for number in range(n):
-                loss = step.loss_with_routing(number)
-                before_backward(self._model, is_last=number == n - 1)
+                loss = losses.loss_with_aux_loss(number)
+                before_backward(losses.network, is_last=number == n - 1)
                 loss.backward()
-                collect()
+                accumulate_gradients()
             return
 
         def on_backward(number: int) -> None:
-            collect()  # of the backward pass before
-            before_backward(self._model, is_last=number == n - 1)
+            accumulate_gradients()  # of the backward pass before
+            before_backward(losses.network, is_last=number == n - 1)
 
-        notes = step.routing_of_all_stages() if self._aux_loss_coef else None
-        self._pipeline.run(n, step.loss, train=True, on_backward=on_backward, notes=notes, sizes=step.sizes)
-        collect()
+        reduction = losses.aux_loss_over_stages() if self._aux_loss_coef else None
+        self._pipeline.run(n, losses.loss, train=True, on_backward=on_backward, notes=reduction, sizes=losses.n_tokens)
+        accumulate_gradients()
 
-    def _evaluate(self, step: _Step) -> None:
+    def _evaluate(self, losses: _BatchLosses) -> None:
+        n = len(losses.local_batch.micro_batches)
         if self._pipeline is None:
-            for number in range(len(step.share.parts)):
-                step.loss(number)
+            for number in range(n):
+                losses.loss(number)
         else:
-            self._pipeline.run(len(step.share.parts), step.loss, train=False, sizes=step.sizes)
+            self._pipeline.run(n, losses.loss, train=False, sizes=losses.n_tokens)
 
-    @contextmanager
-    def _whole_or_broken(self) -> Iterator[None]:
-        """Passes of a network that FSDP holds, which an error in the block leaves as it is at that point."""
-        if self._is_broken:
-            raise PeerError("an earlier error has left the model in the middle of a batch; start the job again")
-        self._is_broken = is_fsdp(self._model)
-        yield
-        self._is_broken = False
+    def _broken_by_error(self) -> AbstractContextManager[None]:
+        """An error in the block leaves FSDP or a pipeline in the middle of a pass, which other ranks go on with."""
+        if self._pipeline is None and not is_fsdp(self._model.network):
+            return nullcontext()
+        return self._model.broken_by_error(
+            "an earlier error has left the model in the middle of a batch; start the job again"
+        )
 
 
 @dataclass
-class _Step:
-    """Losses of one batch, and what they add up to."""
+class _BatchLosses:
+    """Computes the losses of one batch's micro-batches and sums them."""
 
-    model: Transformer
-    share: LocalBatch
+    network: Transformer
+    local_batch: LocalBatch
     objective: Objective
     aux_loss_coef: float
     sums: LossAccumulator = field(default_factory=LossAccumulator)
-    notes: dict[int, RouterStatsLog] = field(default_factory=dict)
-    """Of each micro-batch until its backward pass."""
-    routing: dict[int, list[RouterStats]] = field(default_factory=dict)
+    router_logs: dict[int, RouterStatsLog] = field(default_factory=dict)
+    """Of each micro-batch, from its forward pass on."""
+    router_stats: dict[int, list[RouterStats]] = field(default_factory=dict)
+    """With a pipeline, of each micro-batch until its backward pass."""
 
     @property
-    def sizes(self) -> list[int]:
+    def n_tokens(self) -> list[int]:
         """The tokens of each micro-batch."""
-        return [part.size for part in self.share.parts]
+        return [micro_batch.n_tokens for micro_batch in self.local_batch.micro_batches]
 
     def loss(self, number: int) -> Tensor:
-        """What a micro-batch adds to the loss of the whole batch, without what its routing adds."""
-        part = self.share.parts[number]
-        batch = part.batch.to(next(self.model.parameters()).device)
-        with self._noted_routing(number):
-            output = self.objective.loss(self.model, batch)
-        self.sums.add(part, output.loss_sum.detach(), output.stats)
-        loss = output.loss_sum / self.share.weight
-        return loss if part.weight else loss * 0.0
+        """What a micro-batch adds to the loss of the whole batch, without the load-balancing loss."""
+        micro_batch = self.local_batch.micro_batches[number]
+        batch = micro_batch.batch.to(next(self.network.parameters()).device)
+        with self._logging_routers(number):
+            output = self.objective.loss(self.network, batch)
+        self.sums.add(micro_batch, output.loss_sum.detach(), output.stats)
+        loss = output.loss_sum / self.local_batch.loss_weight
+        return loss if micro_batch.loss_weight else loss * 0.0
 
-    def loss_with_routing(self, number: int) -> Tensor:
-        """The same with the load-balancing loss of all layers, which are all here."""
-        loss, part = self.loss(number), self.share.parts[number]
-        if not (self.aux_loss_coef and (routing := self.notes.pop(number).close())):
+    def loss_with_aux_loss(self, number: int) -> Tensor:
+        """The same with the load-balancing loss, where this process holds all layers."""
+        loss, micro_batch = self.loss(number), self.local_batch.micro_batches[number]
+        if not (self.aux_loss_coef and (router_stats := self.router_logs.pop(number).close())):
             return loss
-        aux_loss = load_balancing_loss(routing)
-        self._add_aux_loss(part, aux_loss)
-        return loss + self.aux_loss_coef * (part.weight / self.share.weight) * aux_loss
+        aux_loss = load_balancing_loss(router_stats)
+        self._record_aux_loss(micro_batch, aux_loss)
+        return loss + self._aux_loss_factor(micro_batch) * aux_loss
 
-    def routing_of_all_stages(self) -> StageReduction:
-        """What stages of a pipeline tell each other for the load-balancing loss; see `Notes` for how it is split.
+    def aux_loss_over_stages(self) -> StageReduction:
+        """The load-balancing loss as a reduction over the stages of a pipeline; see `StageReduction` for its split.
 
-        They are [3, X]: how many tokens chose each expert, the sums of probabilities, and the number of tokens.
+        Stages sum [3, X]: how many tokens chose each expert, the sums of probabilities, and the number of tokens.
         """
-        moe = self.model.config.moe
+        moe = self.network.config.moe
         assert moe is not None
 
-        def own(number: int) -> Tensor:
-            routing = self.routing[number] = self.notes.pop(number).close()
-            numbers = torch.zeros(3, moe.n_experts, device=next(self.model.parameters()).device)
-            for each in routing:
-                numbers += torch.stack(
+        def local_sums(number: int) -> Tensor:
+            router_stats = self.router_stats[number] = self.router_logs.pop(number).close()
+            sums = torch.zeros(3, moe.n_experts, device=next(self.network.parameters()).device)
+            for each in router_stats:
+                sums += torch.stack(
                     [each.counts.float(), each.prob_sums, torch.full_like(each.prob_sums, each.n_tokens)]
                 )
-            return numbers
+            return sums
 
         def loss(number: int, total: Tensor) -> Tensor | None:
-            part, routing = self.share.parts[number], self.routing.pop(number)
-            counts, probs, n_tokens = total[0], total[1], total[2, 0].clamp(min=1)
+            micro_batch, router_stats = self.local_batch.micro_batches[number], self.router_stats.pop(number)
+            counts, prob_sums, n_tokens = total[0], total[1], total[2, 0].clamp(min=1)
             factor = len(counts) / n_tokens**2
-            self._add_aux_loss(part, factor * (counts * probs).sum())
-            if not routing:
+            self._record_aux_loss(micro_batch, factor * (counts * prob_sums).sum())
+            if not router_stats:
                 return None
-            own_probs = torch.stack([each.prob_sums for each in routing]).sum(dim=0)
-            return self.aux_loss_coef * (part.weight / self.share.weight) * factor * (counts * own_probs).sum()
+            local_prob_sums = torch.stack([each.prob_sums for each in router_stats]).sum(dim=0)
+            return self._aux_loss_factor(micro_batch) * factor * (counts * local_prob_sums).sum()
 
-        return StageReduction((3, moe.n_experts), own, loss)
+        return StageReduction((3, moe.n_experts), local_sums, loss)
 
-    def _add_aux_loss(self, part: MicroBatch, aux_loss: Tensor) -> None:
-        self.sums.add_stats(part, {AUX_LOSS: part.weight * aux_loss.detach()})
+    def _aux_loss_factor(self, micro_batch: MicroBatch) -> float:
+        return self.aux_loss_coef * (micro_batch.loss_weight / self.local_batch.loss_weight)
+
+    def _record_aux_loss(self, micro_batch: MicroBatch, aux_loss: Tensor) -> None:
+        self.sums.add_stats(micro_batch, {AUX_LOSS: micro_batch.loss_weight * aux_loss.detach()})
 
     @contextmanager
-    def _noted_routing(self, number: int) -> Iterator[None]:
-        """Note what routers do in the block, in training with a load-balancing loss."""
+    def _logging_routers(self, number: int) -> Iterator[None]:
+        """Collect router statistics of the forward pass in the block, if there is a load-balancing loss."""
         if not self.aux_loss_coef:
             yield
             return
-        self.model.router_stats = self.notes[number] = RouterStatsLog()
+        self.network.router_stats = self.router_logs[number] = RouterStatsLog()
         try:
             yield
         finally:
-            self.model.router_stats = None
+            self.network.router_stats = None

@@ -1,4 +1,4 @@
-"""A batch as micro-batches within a token budget, and which of them a rank takes."""
+"""A batch cut into micro-batches within a token budget, and those of them that a rank computes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from reallm.training.objective import Objective
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch."""
+    """Samples that go through the model at once."""
 
     batch: NamedArray
-    weight: float
-    """What its loss is divided by; 0 if it only stands in, where other ranks have something to do and this one has
-    not: ranks talk to each other in each forward and backward pass."""
-    size: int
-    """Tokens that go through the model."""
+    loss_weight: float
+    """0 for a padding micro-batch, of a rank that has fewer with a loss than others: ranks communicate in each forward
+    and backward pass, so that all need the same number of them."""
+    n_tokens: int
 
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """What a rank has to do for a batch."""
+    """The micro-batches of a batch that one rank computes."""
 
-    parts: Sequence[MicroBatch]
-    """On all ranks as many; none for a batch without any weight."""
-    weight: float
-    """Of the whole batch."""
+    micro_batches: Sequence[MicroBatch]
+    """The same number on all ranks; none for a batch without any weight."""
+    loss_weight: float
+    """Of the whole batch, on all ranks."""
 
 
 def split_micro_batches(batch: NamedArray, objective: Objective, max_tokens: int, mesh: Mesh | None) -> LocalBatch:
@@ -40,31 +39,31 @@ def split_micro_batches(batch: NamedArray, objective: Objective, max_tokens: int
     Raises:
         DataError: a field of the batch does not say which of its elements belong to which sample.
     """
-    sizes = objective.sizes(batch)
+    n_tokens = objective.n_tokens(batch)
     if mesh is None:
-        parts = [_part(batch, rows, sizes, objective) for rows in micro_batches(sizes, max_tokens)]
-        return LocalBatch([part for part in parts if part.weight], sum(part.weight for part in parts))
-    weight = objective.weight(batch)
-    if not weight:
+        cut = [_micro_batch(batch, rows, n_tokens, objective) for rows in micro_batches(n_tokens, max_tokens)]
+        return LocalBatch([each for each in cut if each.loss_weight], sum(each.loss_weight for each in cut))
+    loss_weight = objective.loss_weight(batch)
+    if not loss_weight:
         return LocalBatch([], 0.0)
     layout = mesh.layout
-    dealt = parallel_micro_batches(sizes, max_tokens, layout.dp, at_least=layout.pp)[mesh.here.dp]
-    parts = [_part(batch, rows, sizes, objective) for rows in dealt]
-    if not all(part.weight for part in parts):
-        stand_in = _stand_in(batch, sizes, objective)
-        parts = [part if part.weight else stand_in for part in parts]
-    return LocalBatch(parts, weight)
+    local_rows = parallel_micro_batches(n_tokens, max_tokens, layout.dp, at_least=layout.pp)[mesh.here.dp]
+    cut = [_micro_batch(batch, rows, n_tokens, objective) for rows in local_rows]
+    if not all(each.loss_weight for each in cut):
+        padding = _padding_micro_batch(batch, n_tokens, objective)
+        cut = [each if each.loss_weight else padding for each in cut]
+    return LocalBatch(cut, loss_weight)
 
 
-def _part(batch: NamedArray, rows: Sequence[int], sizes: Sequence[int], objective: Objective) -> MicroBatch:
-    part = select(batch, rows)
-    return MicroBatch(part, objective.weight(part) if rows else 0.0, sum(sizes[row] for row in rows))
+def _micro_batch(batch: NamedArray, rows: Sequence[int], n_tokens: Sequence[int], objective: Objective) -> MicroBatch:
+    samples = select(batch, rows)
+    return MicroBatch(samples, objective.loss_weight(samples) if rows else 0.0, sum(n_tokens[row] for row in rows))
 
 
-def _stand_in(batch: NamedArray, sizes: Sequence[int], objective: Objective) -> MicroBatch:
-    """The shortest sample that has a weight, without it; of others an objective may have no loss."""
-    for row in sorted(range(len(sizes)), key=lambda row: (sizes[row], row)):
+def _padding_micro_batch(batch: NamedArray, n_tokens: Sequence[int], objective: Objective) -> MicroBatch:
+    """The shortest sample that has a loss, with weight 0; of others an objective may not be able to compute one."""
+    for row in sorted(range(len(n_tokens)), key=lambda row: (n_tokens[row], row)):
         sample = select(batch, [row])
-        if objective.weight(sample):
-            return MicroBatch(sample, 0.0, sizes[row])
+        if objective.loss_weight(sample):
+            return MicroBatch(sample, 0.0, n_tokens[row])
     raise AssertionError("a batch that has a weight has a sample that has one")

@@ -1,4 +1,4 @@
-"""What is said of a step whose loss or gradients are not finite."""
+"""The error of a step whose loss or gradients are not finite, and the samples it names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from reallm.errors import NonFiniteError
 
 
 def nonfinite_error(
-    step: int, loss_sum: float, grad_norm: float, culprits: Sequence[str], names: Sequence[str]
+    step: int, loss_sum: float, grad_norm: float, nonfinite_samples: Sequence[str], all_samples: Sequence[str]
 ) -> NonFiniteError:
     """The error of a step that changed nothing.
 
     Args:
         step: 1 is the first.
-        culprits: the samples whose loss is not finite, as far as it is known; a group of samples of which one is to
-            blame is named `one of 'a', 'b'` by whoever gives it.
-        names: all samples of the step.
+        nonfinite_samples: those whose loss is not finite, as far as it is known; with several ranks all samples of the
+            micro-batches that have one.
+        all_samples: of the step.
     """
     if math.isfinite(loss_sum):
-        what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {some(names)}"
-    elif culprits:
-        what = f"the loss of {some(culprits)} is not finite ({loss_sum})"
+        what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {first_names(all_samples)}"
+    elif nonfinite_samples:
+        what = f"the loss of {first_names(nonfinite_samples)} is not finite ({loss_sum})"
     else:
-        what = f"the loss is not finite ({loss_sum}); samples of the step: {some(names)}"
+        what = f"the loss is not finite ({loss_sum}); samples of the step: {first_names(all_samples)}"
     return NonFiniteError(
         f"step {step}: {what}. The parameters are as before the step: look at these samples, lower optimizer.lr or "
         "give it a longer warm-up, train with model.dtype=float32, or set optimizer.on_nonfinite=skip"
@@ -39,7 +39,7 @@ def sample_names(batch: NamedArray) -> Sequence[str]:
     return ids if ids is not None else [f"sample {row}" for row in range(n_samples(batch))]
 
 
-def some(names: Sequence[str], n: int = 8) -> str:
+def first_names(names: Sequence[str], n: int = 8) -> str:
     """The first names, quoted, and how many more there are."""
     shown = ", ".join(f"'{name}'" for name in names[:n])
     return shown if len(names) <= n else f"{shown} and {len(names) - n} more"

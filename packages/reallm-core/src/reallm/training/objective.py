@@ -22,7 +22,7 @@ class LossOutput:
     loss_sum: Tensor
     """0-dim, differentiable: the sum of losses over the micro-batch, not divided by anything."""
     stats: Mapping[str, Tensor] = field(default_factory=dict)
-    """0-dim sums over the micro-batch by name, such as the number of right predictions."""
+    """0-dim sums over the micro-batch by name, such as the number of correct predictions."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Totals:
     """Sums over a whole batch or data set; ratios of them are exact means."""
 
     loss_sum: float = 0.0
-    weight: float = 0.0
-    tokens: int = 0
+    loss_weight: float = 0.0
+    n_tokens: int = 0
     """Tokens that went through the model."""
     stats: Mapping[str, float] = field(default_factory=dict)
 
@@ -39,8 +39,8 @@ class Totals:
         names = [*self.stats, *(name for name in other.stats if name not in self.stats)]
         return Totals(
             self.loss_sum + other.loss_sum,
-            self.weight + other.weight,
-            self.tokens + other.tokens,
+            self.loss_weight + other.loss_weight,
+            self.n_tokens + other.n_tokens,
             {name: self.stats.get(name, 0.0) + other.stats.get(name, 0.0) for name in names},
         )
 
@@ -48,18 +48,21 @@ class Totals:
 class Objective(Protocol):
     """How an algorithm's loss is computed; the engine cuts batches, accumulates gradients and steps.
 
-    An example where each sample counts the same, whatever its length: `weight` is the number of samples, and
+    An example where each sample counts the same, whatever its length: `loss_weight` is the number of samples, and
     `loss` sums the mean loss of each.
     """
 
-    def sizes(self, batch: NamedArray) -> list[int]:
+    def n_tokens(self, batch: NamedArray) -> list[int]:
         """Tokens that each sample puts through the model: what the budget of a micro-batch counts."""
 
-    def weight(self, batch: NamedArray) -> float:
+    def loss_weight(self, batch: NamedArray) -> float:
         """What the loss sum of `batch` is divided by; additive over samples."""
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
-        """The summed loss of a micro-batch that lies on the model's device."""
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
+        """The summed loss of a micro-batch, whose tensors are on the device of the network.
+
+        It calls `network.hidden` once, whatever the layout; see `PipelineRunner.run`.
+        """
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Numbers for people, such as `loss` and `accuracy`, from sums."""

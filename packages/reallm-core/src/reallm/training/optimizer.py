@@ -18,18 +18,18 @@ class Optimizer:
     Parameters in bfloat16 are stepped in float32: near 1.0 bfloat16 moves in steps of 2^-7, so that an update of
     1e-5 would be lost. Their gradients are summed over micro-batches in float32 too.
 
-    Of parameters that are split over data-parallel ranks, the parts that lie here are stepped, as plain tensors.
+    Of parameters that FSDP shards, this rank's shard is stepped, as a plain tensor.
 
     Raises:
         ConfigError: for float16 parameters, whose gradients underflow.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
         self._config = config
-        self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self._parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
-        """What is stepped: parameters themselves where they are whole and of float32, or wider."""
-        decayed = decayed_parameters(model)
+        """What AdamW steps: the parameters themselves where they are plain tensors of float32 or wider."""
+        decayed = decayed_parameters(network)
         self._adamw = torch.optim.AdamW(
             [
                 {
@@ -48,8 +48,8 @@ class Optimizer:
         )
 
     @torch.no_grad()
-    def collect_gradients(self) -> None:
-        """Add the gradients of parameters to those of their masters; call after each backward pass."""
+    def accumulate_gradients(self) -> None:
+        """Add the gradients of parameters to those of their masters; to be called after each backward pass."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:
@@ -62,43 +62,43 @@ class Optimizer:
             parameter.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
-        """What has been collected, by parameter name; not copies."""
+        """The accumulated gradients by parameter name, not copies."""
         return {name: master.grad for name, master in self._masters.items() if master.grad is not None}
 
-    def forget_gradients(self) -> None:
-        """Drop what has been collected since the last step."""
-        for owner in (*self._parameters.values(), *self._masters.values()):
-            owner.grad = None
+    def zero_grad(self) -> None:
+        """Drop the gradients accumulated since the last step."""
+        for parameter in (*self._parameters.values(), *self._masters.values()):
+            parameter.grad = None
 
     @torch.no_grad()
     def grad_norm(self) -> Tensor:
-        """The L2 norm of the collected gradients, 0-dim."""
+        """The L2 norm of the accumulated gradients, 0-dim."""
         return nn.utils.get_total_norm(self.gradients().values())
 
     @torch.no_grad()
     def step(self, lr: float, grad_norm: Tensor) -> None:
-        """Clip the gradients, whose norm is `grad_norm`, step with learning rate `lr`, and forget them."""
+        """Clip the gradients, whose norm is `grad_norm`, step with learning rate `lr`, and drop them."""
         if self._config.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(self._masters.values(), self._config.max_grad_norm, grad_norm)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
-        self.forget_gradients()
+        self.zero_grad()
         for name, parameter in self._parameters.items():
             if self._masters[name].dtype != parameter.dtype:
                 to_local(parameter.detach()).copy_(self._masters[name])
 
     @property
     def has_masters(self) -> bool:
-        """Whether the parameters are rounded copies of what is stepped."""
+        """Whether the parameters are rounded copies of float32 masters."""
         return any(self._masters[name].dtype != parameter.dtype for name, parameter in self._parameters.items())
 
     def weights(self) -> dict[str, Tensor]:
-        """What is stepped, by parameter name: the parameters, or their float32 masters. Not copies."""
+        """What AdamW steps, by parameter name: the parameters, or their float32 masters. Not copies."""
         return {name: master.detach() for name, master in self._masters.items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """What AdamW remembers, as `<parameter>/exp_avg` and so on; empty before the first step. Not copies."""
+        """AdamW's state, as `<parameter>/exp_avg` and so on; empty before the first step. Not copies."""
         return {
             f"{name}/{key}": value
             for name, master in self._masters.items()
@@ -106,7 +106,7 @@ class Optimizer:
         }
 
     def state_tensors(self) -> list[Tensor]:
-        """All that it keeps beside the parameters, but for single numbers. Not copies."""
+        """Masters and moments, whatever is kept beside the parameters but for scalars. Not copies."""
         masters = [
             master.detach() for name, master in self._masters.items() if master.dtype != self._parameters[name].dtype
         ]
@@ -114,10 +114,10 @@ class Optimizer:
 
     @torch.no_grad()
     def load(self, moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Put back what `moments` and `weights` gave; `weights` may be empty where the parameters are in place.
+        """Restore what `moments` and `weights` gave; `weights` may be empty where the parameters are in place.
 
         Raises:
-            KeyError: a parameter of that name is not trained here.
+            KeyError: a parameter of that name is not trained.
         """
         for name, value in weights.items():
             self._masters[name].copy_(value)
@@ -125,19 +125,19 @@ class Optimizer:
         for key, value in moments.items():
             name, _, kind = key.rpartition("/")
             master = self._masters[name]
-            # memory of our own: tensors in a mapped file lie otherwise aligned, which can change the last bit of a sum
+            # copied: tensors of a mapped file have another alignment, which can change the last bit of a sum
             self._adamw.state[master][kind] = torch.empty_like(value, device=master.device).copy_(value)
 
 
-def decayed_parameters(model: nn.Module) -> set[str]:
-    """The names of the parameters that weight decay draws to zero: matrices, but not those of norms and biases.
+def decayed_parameters(network: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay applies to: matrices, but not those of norms and biases.
 
-    Most norms and biases are vectors. A layer whose parameters are to be spared whatever their shape says
+    Most norms and biases are vectors. A layer whose parameters are exempt whatever their shape sets
     `weight_decay = False`.
     """
     return {
         f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
+        for path, module in network.named_modules()
         if getattr(module, "weight_decay", True)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.dim() >= 2 and name != "bias"
@@ -145,13 +145,13 @@ def decayed_parameters(model: nn.Module) -> set[str]:
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
-    """What is stepped in place of a parameter: a float32 copy of one in bfloat16, or else itself.
+    """What AdamW steps in place of a parameter: a float32 copy of one in bfloat16, or else itself.
 
-    Of one that is split, its part in the same memory.
+    Of one that FSDP shards, the local shard in the same memory.
     """
-    part = to_local(parameter.detach())
+    local = to_local(parameter.detach())
     if parameter.dtype == torch.float16:
         raise ConfigError("model.dtype=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
     if parameter.dtype == torch.bfloat16:
-        return nn.Parameter(part.float())
-    return nn.Parameter(part) if hasattr(parameter, "to_local") else parameter
+        return nn.Parameter(local.float())
+    return nn.Parameter(local) if hasattr(parameter, "to_local") else parameter

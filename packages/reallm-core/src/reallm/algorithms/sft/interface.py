@@ -29,16 +29,16 @@ class SFTInterface:
         """One optimizer step on `batch`."""
         return engine.train_batch(batch, self)
 
-    def sizes(self, batch: NamedArray) -> list[int]:
+    def n_tokens(self, batch: NamedArray) -> list[int]:
         """Tokens of each sample."""
         return lengths(batch, "input_ids")
 
-    def weight(self, batch: NamedArray) -> int:
+    def loss_weight(self, batch: NamedArray) -> int:
         """Tokens that carry loss."""
         positions, _ = _targets(batch)
         return positions.numel()
 
-    def loss(self, model: Transformer, batch: NamedArray) -> LossOutput:
+    def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         """Summed negative log-likelihood in nats, and how many of the tokens were the most likely.
 
         Raises:
@@ -46,14 +46,14 @@ class SFTInterface:
         """
         tokens = batch["input_ids"]
         highest = int(tokens.max())
-        if highest >= model.config.vocab_size:
+        if highest >= network.config.vocab_size:
             raise DataError(
-                f"the data has token {highest}, but the model knows 0 to {model.config.vocab_size - 1}; "
+                f"the data has token {highest}, but the model knows 0 to {network.config.vocab_size - 1}; "
                 "is the tokenizer that of this model?"
             )
         positions, targets = _targets(batch)
-        hidden = model.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))
-        result = model.cross_entropy(hidden[positions], targets)
+        hidden = network.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))
+        result = network.cross_entropy(hidden[positions], targets)
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
 
     def example(self, sample: NamedArray) -> Example | None:
@@ -65,14 +65,14 @@ class SFTInterface:
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Mean loss in nats a token, perplexity, accuracy of the most likely token; the last is a count."""
-        if not totals.weight:
+        if not totals.loss_weight:
             return {"loss_tokens": 0.0}
-        loss = totals.loss_sum / totals.weight
+        loss = totals.loss_sum / totals.loss_weight
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),  # e^710 is no float
-            "accuracy": totals.stats["correct"] / totals.weight,
-            "loss_tokens": totals.weight,
+            "accuracy": totals.stats["correct"] / totals.loss_weight,
+            "loss_tokens": totals.loss_weight,
         }
 
 

@@ -102,7 +102,7 @@ def load_data(config: TrainingConfig, order: Sequence[ModelFunctionCall], interf
     _check_keys(train[0], order, splits["train"].name)
     plan = StepSampler(len(train), batch_size(config.dataset, "train"), config.epochs, config.max_steps, config.seed)
     _check_plan(config, plan, has_valid=valid is not None)
-    seen = measure(train, interfaces[trained].sizes, plan, config.max_tokens_per_microbatch)
+    seen = measure(train, interfaces[trained].n_tokens, plan, config.max_tokens_per_microbatch)
     return Data(train, valid, batch_size(config.dataset, "valid"), plan, seen, fingerprint(train), tokenizer)
 
 
