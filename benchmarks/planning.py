@@ -81,7 +81,7 @@ def main() -> None:
                 raise SystemExit(f"{source} to {target} sends more than it must")
             median = statistics.median(seconds)
             slowest = max(slowest, median)
-            above = 100 * (made.most_sent / made.min_max_sent - 1)
+            above = 100 * (made.max_sent / made.min_max_sent - 1)
             print(
                 f"{n_ranks:5,}  {source:12} {target:18} {2e-12 * made.total_elements:5.1f} TB {made.n_messages:11,}  "
                 f"{above:4.1f} % above it  {median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"

@@ -61,7 +61,7 @@ def test_the_table_in_80_columns(reallm):
     made = plan(CONFIG, Layout.parse("tp2@0,1"), Layout.parse("dp2@1,2"))
     assert lines[:2] == ["model, float32", "from tp2pp1dp1 to tp1pp1dp2@1-2"]
     assert lines[3].split() == ["Bytes", "to", "1", "to", "2"]
-    pairs = {pair: size(4 * n) for pair, n in made.pairs.items()}
+    pairs = {pair: size(4 * n) for pair, n in made.elements_by_pair.items()}
     assert lines[4].split() == ["from", "0", *pairs[0, 1].split(), *pairs[0, 2].split()]
     assert lines[5].split() == ["from", "1", "-", *pairs[1, 2].split()]
     assert lines[7].split() == ["Rank", "Sends", "Receives", "Keeps"]
@@ -117,11 +117,11 @@ def test_json_is_one_object_that_agrees_with_the_plan(reallm):
         "lower_bound_bytes": 2 * made.total_elements,
         "kept_bytes": 2 * sum(map(made.kept_elements, range(4))),
         "messages": made.n_messages,
-        "most_sent_bytes": 2 * made.most_sent,
+        "most_sent_bytes": 2 * made.max_sent,
         "most_sent_bytes_at_best": 2 * made.min_max_sent,
         "most_received_bytes": 2 * most_received,
         "bandwidth_bytes_per_second": 1000.0,
-        "seconds": 2 * max(most_received, made.most_sent) / 1000,
+        "seconds": 2 * max(most_received, made.max_sent) / 1000,
     }
     assert [item["rank"] for item in ranks] == [0, 1, 2, 3]
     assert sum(item["received_bytes"] for item in ranks) == sum(item["bytes"] for item in pairs) == found["sent_bytes"]

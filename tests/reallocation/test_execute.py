@@ -21,6 +21,7 @@ from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameters import parameter_infos
 from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import local_boxes
 from reallm.reallocation.execute import ReallocationResult, execute
 from reallm.reallocation.messages import Limits
@@ -166,17 +167,14 @@ def seen_by(rank: int) -> list[Seen]:
         there = {name: whole(name, shapes[name], 1)[box.slices].to(case.dtype) for name, box in wanted.items()}
         into = {name: tensor.clone() for name, tensor in there.items()} if case.eta != 1.0 or case.is_into else None
         before = {name: tensor.clone() for name, tensor in source.items()}
-        mine, counted, allocated = (
-            plan(CONFIG, case.source, case.target).for_rank(rank),
-            Counted(),
-            Allocated() if rank in MEASURED else None,
-        )
+        counted, allocated = Counted(), Allocated() if rank in MEASURED else None
         with counted.counting(), allocated or nullcontext():
             moved = execute(
-                mine,
+                plan(CONFIG, case.source, case.target),
+                Mesh.of(case.target),
                 source=source,
-                held=held,
-                wanted=wanted,
+                source_boxes=held,
+                target_boxes=wanted,
                 source_dtype=torch.float32,
                 dtype=case.dtype,
                 into=into,

@@ -207,21 +207,21 @@ def with_an_altered_element(rank: int) -> str:
     torch.set_num_threads(1)
     model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2@0-1"))
     target = ReaLModel(CONFIG, seed=4, mesh=Mesh.of("dp2@2-3"))
-    kept, post = [], transfer.exchange
+    kept, post = [], transfer.post
 
-    def altering(parcels, buffers, deadline):
-        sent = [buffer.clone() if parcel.is_sent else buffer for parcel, buffer in zip(parcels, buffers, strict=True)]
+    def altering(endpoints, buffers, group, deadline):
+        sent = [buffer.clone() if one.is_send else buffer for one, buffer in zip(endpoints, buffers, strict=True)]
         if rank == 1 and not kept:
             next(buffer for buffer in sent if buffer.is_floating_point())[5] += 1.0
         kept.append(sent)  # until they have left
-        return post(parcels, sent, deadline)
+        return post(endpoints, sent, group, deadline)
 
-    transfer.exchange = altering
+    transfer.post = altering
     try:
         with pytest.raises(PeerError) as caught:
             model.reallocate("dp2@2-3", into=target, checksum=True)
     finally:
-        transfer.exchange = post
+        transfer.post = post
     with pytest.raises(PeerError, match="an earlier move into this model has failed"):
         target.local_tensors()
     model.reallocate("dp2@2-3", into=target, checksum=True)

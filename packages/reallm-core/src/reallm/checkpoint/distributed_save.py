@@ -1,10 +1,10 @@
-"""One checkpoint, written by all ranks of a layout together, into a folder that all of them see.
+"""One checkpoint, written by all ranks of a layout into one folder.
 
-Each rank is the writer of some of the tensors, nearly the same bytes each, and of files of its own; the first one adds
-the index and the small files. A file's tensors are put together from the parts of all ranks just before it is written,
-so that no rank holds more than one file beside its own part of the model.
+Each rank writes some of the tensors into files of its own, nearly the same bytes as the others; the leader adds the
+index and the small files. The tensors of a file are gathered from all ranks just before the file is written, so that no
+rank holds more than one file beside its own shard of the model.
 
-The folder must lie on a file system that all ranks share. It gets its name when all have written; if one cannot, what
+The folder must be on a file system that all ranks share. It gets its name when all have written; if one cannot, what
 was there before stays, and all ranks raise the same error.
 """
 
@@ -33,30 +33,34 @@ from reallm.model.sharding import Box, Shape
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
 from reallm.parallel.sharding import local_boxes
-from reallm.reallocation.gather import Boxes, gathered
+from reallm.reallocation.execute import execute
+from reallm.reallocation.plan import plan_boxes
+from reallm.reallocation.types import BoxesByRank
 
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """A tensor that is written, and what it is made of."""
+    """A tensor of a file, and the boxes of the ranks' tensors that it is made from."""
 
     name: str
     shape: Shape
     dtype: torch.dtype
-    parts: tuple[tuple[str, Box], ...]
-    """Names under which ranks have parts, and which part of each is needed."""
-    join: Callable[[Sequence[Tensor]], Tensor]
-    """Makes it from these."""
+    source_dtype: torch.dtype
+    """Of the tensors that it is made from."""
+    sources: tuple[tuple[str, Box], ...]
+    """Name of a tensor of the ranks, and the box of it that is needed."""
+    pack: Callable[[Sequence[Tensor]], Tensor]
+    """Makes the tensor from these boxes."""
 
     @property
     def n_bytes(self) -> int:
-        """Its size."""
+        """Its size in the file."""
         return Box.whole(self.shape).numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
-class SpreadExport(ExportOptions):
-    """What a checkpoint folder is to hold of a model that is spread over the ranks of a layout; see `Export`.
+class ShardedExport(ExportOptions):
+    """The content of a checkpoint folder for a model that is sharded over the ranks of a layout; see `Export`.
 
     Raises:
         ConfigError: `max_shard_size` is no size.
@@ -65,13 +69,13 @@ class SpreadExport(ExportOptions):
     hf_config: Mapping[str, Any]
     """Content of `config.json`."""
     family: HFFamily
-    """In which it is saved."""
+    """Whose format the checkpoint has."""
     config: ReaLModelConfig
     """Of the whole model."""
     mesh: Mesh
     """Its layout."""
-    local: Mapping[str, Tensor]
-    """This rank's parts of the parameters, those of `placement`; not copies."""
+    local_tensors: Mapping[str, Tensor]
+    """This rank's boxes of the parameters, those of `local_boxes`; not copies."""
 
     def write_into(self, folder: Path) -> None:
         """Write the files into an existing folder; all ranks of the layout call it, and fail together.
@@ -82,129 +86,141 @@ class SpreadExport(ExportOptions):
         with fail_together(self.mesh):
             if is_leader(self.mesh):
                 write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
-        held = {rank: local_boxes(self.config, self.mesh.layout, rank) for rank in self.mesh.layout.ranks}
-        dtypes = _dtypes(self.mesh, {name: self.dtype or tensor.dtype for name, tensor in self.local.items()})
-        written = [
+        boxes = {rank: local_boxes(self.config, self.mesh.layout, rank) for rank in self.mesh.layout.ranks}
+        source_dtypes = _dtypes_of_all_stages(self.mesh, self.local_tensors)
+        tensors = [
             TensorToWrite(
                 name,
-                holding.shape,
-                dtypes[holding.ours[0]],
-                tuple(zip(holding.ours, holding.boxes_in(item), strict=True)),
-                holding.joined,
+                mapping.shape,
+                self.dtype or source_dtypes[mapping.ours[0]],
+                source_dtypes[mapping.ours[0]],
+                tuple(zip(mapping.ours, mapping.boxes_in(item), strict=True)),
+                mapping.joined,
             )
-            for holding in weight_mappings(self.family, self.config)
-            for item, name in enumerate(holding.theirs)
+            for mapping in weight_mappings(self.family, self.config)
+            for item, name in enumerate(mapping.theirs)
         ]
-        write_tensors_together(folder, self.mesh, written, held, self.local, max_shard_size=self.max_shard_size)
+        write_tensors_distributed(
+            folder, self.mesh, tensors, boxes, self.local_tensors, max_shard_size=self.max_shard_size
+        )
 
 
-def write_together(folder: AnyPath, export: SpreadExport) -> None:
+def write_distributed(folder: AnyPath, export: ShardedExport) -> None:
     """Write a checkpoint; killed at any moment, `folder` holds what it held before or the whole new checkpoint.
 
-    All ranks of the layout call it; others have nothing to do.
+    All ranks of the layout call it; on other ranks it does nothing.
 
     Raises:
         ReallmError: it cannot be written; the same on all ranks.
     """
     if export.mesh.place is None:
         return
-    with folder_together(folder, export.mesh, keep=is_no_part) as new:
+    with atomic_folder_distributed(folder, export.mesh, keep=is_no_part) as new:
         export.write_into(new)
 
 
 @contextmanager
-def folder_together(path: AnyPath, mesh: Mesh | None, *, keep: Callable[[str], bool] | None = None) -> Iterator[Path]:
+def atomic_folder_distributed(
+    path: AnyPath, mesh: Mesh | None, *, keep: Callable[[str], bool] | None = None
+) -> Iterator[Path]:
     """`atomic_folder` for all ranks of a layout, which write into the same new folder.
 
-    Errors in the block must be those of all ranks, as those of `together` are.
+    An error in the block must be raised on all ranks, as those of `fail_together` are.
 
     Raises:
         DataError: the folder cannot be made or get its name; the same on all ranks.
     """
-    with ExitStack() as stack:  # of the first rank: in the end the folder gets its name, or is removed
+    with ExitStack() as stack:  # of the leader: at the end the folder gets its name, or is removed
         with fail_together(mesh):
             new = stack.enter_context(atomic_folder(path, keep=keep)) if is_leader(mesh) else None
         if mesh is None or mesh.layout.size == 1:
             assert new is not None
             yield new
         else:
-            yield _seen_by_all(new, mesh)
+            yield _broadcast_folder(new, mesh)
         with fail_together(mesh):
             stack.close()
 
 
-def _seen_by_all(new: Path | None, mesh: Mesh) -> Path:
-    """The folder of the first rank, which the others are to see too."""
-    first = mesh.layout.ranks[0]
-    folder = Path(all_gather_json(new and str(new), mesh.all)[first])
+def _broadcast_folder(new: Path | None, mesh: Mesh) -> Path:
+    """The leader's folder, which the other ranks must see, too."""
+    leader = mesh.layout.ranks[0]
+    folder = Path(all_gather_json(new and str(new), mesh.all)[leader])
     with fail_together(mesh):
         if not folder.is_dir():
             raise DataError(
-                f"{folder.parent} is another folder here than on rank {first}; checkpoints of several ranks need a "
+                f"{folder.parent} is another folder here than on rank {leader}; checkpoints of several ranks need a "
                 "file system that all of them share"
             )
     return folder
 
 
 def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write what ranks keep beside the parameters, such as the moments of an optimizer, whole; all ranks call it.
+    """Write the unsharded tensors of an optimizer, such as moments; all ranks of the layout call it.
 
     Args:
         folder: exists, and is the same for all ranks.
         mesh: the layout.
         config: of the whole model.
-        tensors: of this rank, `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`: of each in the shape of
-            the part of the parameter that is here, or a single number, the same wherever it is.
+        tensors: of this rank, named `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`; each has the shape
+            of this rank's box of the parameter, or is a single number, which is the same on all ranks that have it.
 
     Raises:
         ReallmError: what went wrong and on which rank.
     """
-    own = {name: [str(tensor.dtype), tensor.dim() == 0] for name, tensor in tensors.items()}
-    said = all_gather_json(own, mesh.all)
-    about = {name: each for of_rank in said.values() for name, each in of_rank.items()}
+    local = {name: [str(tensor.dtype), tensor.dim() == 0] for name, tensor in tensors.items()}
+    by_rank = all_gather_json(local, mesh.all)
+    dtype_and_is_scalar = {name: each for of_rank in by_rank.values() for name, each in of_rank.items()}
     infos = {info.name: info for info in parameter_infos(config)}
-    wholes = {
-        name: Box((), ()) if is_number else Box.whole(infos[parameter_of(name)].shape)
-        for name, (_, is_number) in about.items()
+    whole = {
+        name: Box((), ()) if is_scalar else Box.whole(infos[parameter_of(name)].shape)
+        for name, (_, is_scalar) in dtype_and_is_scalar.items()
     }
-    places = {rank: local_boxes(config, mesh.layout, rank) for rank in mesh.layout.ranks}
-    held = {
-        rank: {name: wholes[name] if about[name][1] else places[rank][parameter_of(name)] for name in of_rank}
-        for rank, of_rank in said.items()
+    parameter_boxes = {rank: local_boxes(config, mesh.layout, rank) for rank in mesh.layout.ranks}
+    boxes = {
+        rank: {name: parameter_boxes[rank][parameter_of(name)] if whole[name].starts else whole[name] for name in names}
+        for rank, names in by_rank.items()
     }
-    written = [
-        TensorToWrite(name, wholes[name].shape, _dtype(dtype), ((name, wholes[name]),), lambda parts: parts[0])
-        for name, (dtype, _) in about.items()
+    to_write = [
+        TensorToWrite(
+            name,
+            whole[name].shape,
+            _parse_dtype(dtype),
+            _parse_dtype(dtype),
+            ((name, whole[name]),),
+            lambda boxes: boxes[0],
+        )
+        for name, (dtype, _) in dtype_and_is_scalar.items()
     ]
-    if written:
-        write_tensors_together(folder, mesh, written, held, tensors)
+    if to_write:
+        write_tensors_distributed(folder, mesh, to_write, boxes, tensors)
 
 
 def parameter_of(name: str) -> str:
-    """The parameter in the name of a companion."""
+    """The parameter in the name of an optimizer's tensor."""
     return name.split("/")[1]
 
 
-def _dtypes(mesh: Mesh, of_stage: Mapping[str, torch.dtype]) -> dict[str, torch.dtype]:
-    """What the stages know of their own parameters."""
+def _dtypes_of_all_stages(mesh: Mesh, tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Name -> dtype of the tensors of all pipeline stages."""
     if mesh.layout.pp == 1:
-        return dict(of_stage)
-    said = all_gather_json({name: str(dtype) for name, dtype in of_stage.items()}, mesh.pp)
-    return {name: _dtype(dtype) for each in said.values() for name, dtype in each.items()}
+        return {name: tensor.dtype for name, tensor in tensors.items()}
+    by_rank = all_gather_json({name: str(tensor.dtype) for name, tensor in tensors.items()}, mesh.pp)
+    return {name: _parse_dtype(dtype) for dtypes in by_rank.values() for name, dtype in dtypes.items()}
 
 
-def _dtype(name: str) -> torch.dtype:
+def _parse_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name.removeprefix("torch."))
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
-def write_tensors_together(
+def write_tensors_distributed(
     folder: Path,
     mesh: Mesh,
-    written: Sequence[TensorToWrite],
-    held: Boxes,
-    local: Mapping[str, Tensor],
+    tensors: Sequence[TensorToWrite],
+    boxes: BoxesByRank,
+    local_tensors: Mapping[str, Tensor],
     *,
     max_shard_size: int | str = "5GB",
 ) -> None:
@@ -213,72 +229,91 @@ def write_tensors_together(
     Args:
         folder: exists, and is the same for all ranks.
         mesh: the layout.
-        written: the tensors, the same for all ranks.
-        held: which parts ranks have of what they are made of.
-        local: this rank's parts.
-        max_shard_size: see `SpreadExport`.
+        tensors: what is written, the same for all ranks.
+        boxes: which boxes of their sources the ranks have.
+        local_tensors: this rank's boxes of their sources.
+        max_shard_size: see `ShardedExport`.
 
     Raises:
         ReallmError: what went wrong and on which rank.
     """
-    by_name = {each.name: each for each in written}
-    sizes = {name: each.n_bytes for name, each in by_name.items()}
-    near = {
-        name: [rank for rank in mesh.layout.ranks if any(part in held[rank] for part, _ in each.parts)]
-        for name, each in by_name.items()
+    by_name = {tensor.name: tensor for tensor in tensors}
+    sizes = {name: tensor.n_bytes for name, tensor in by_name.items()}
+    owners = {
+        name: [rank for rank in mesh.layout.ranks if any(source in boxes[rank] for source, _ in tensor.sources)]
+        for name, tensor in by_name.items()
     }
-    files = plan_files(assign_writers(sizes, near, mesh.layout.ranks), sizes, max_shard_size)
-    for at_once in write_rounds(files):
-        mine = next((file for file in at_once if file.writer == mesh.rank), None)
-        tensors = _put_together(at_once, by_name, near, held, local, mesh)
+    files = plan_files(assign_writers(sizes, owners, mesh.layout.ranks), sizes, max_shard_size)
+    for files_of_round in write_rounds(files):
+        own_file = next((file for file in files_of_round if file.writer == mesh.rank), None)
+        content = _gather_files(files_of_round, by_name, owners, boxes, local_tensors, mesh)
         with fail_together(mesh):
-            if mine is not None:
-                _write_durably(folder / mine.name, tensors)
+            if own_file is not None:
+                _write_durably(folder / own_file.name, content)
     with fail_together(mesh):
         if is_leader(mesh) and len(files) > 1:
-            n_parameters = sum(Box.whole(each.shape).numel for each in written)
+            n_parameters = sum(Box.whole(tensor.shape).numel for tensor in tensors)
             write_index(folder, {file.name: file.tensors for file in files}, sum(sizes.values()), n_parameters)
 
 
-def _put_together(
+def _gather_files(
     files: Sequence[File],
-    written: Mapping[str, TensorToWrite],
-    near: Mapping[str, Sequence[int]],
-    held: Boxes,
-    local: Mapping[str, Tensor],
+    tensors: Mapping[str, TensorToWrite],
+    owners: Mapping[str, Sequence[int]],
+    boxes: BoxesByRank,
+    local_tensors: Mapping[str, Tensor],
     mesh: Mesh,
 ) -> dict[str, Tensor]:
-    """The tensors of this rank's file among some, on the CPU.
+    """Gather the tensors of this rank's file on the CPU, those of other files on their writers.
 
-    A part of a tensor of ours is given a name of its own: a writer may need several parts of the same one.
+    A reallocation to the placement in which each writer has the boxes that the tensors of its file are made from.
+
+    Raises:
+        PeerError: another rank is missing or stuck; names the rank and the tensor.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    device = next((tensor.device for tensor in local.values() if tensor.device.type != "cpu"), "cpu")
-    for dtype in dict.fromkeys(written[name].dtype for file in files for name in file.tensors):
-        have: dict[int, dict[str, Box]] = {rank: {} for rank in mesh.layout.ranks}
-        want: dict[int, dict[str, Box]] = {file.writer: {} for file in files}
-        here: dict[str, Tensor] = {}
-        for file, name in ((one, name) for one in files for name in one.tensors if written[name].dtype == dtype):
-            for ours, box in written[name].parts:
-                key = f"{name}:{ours}"
-                want[file.writer][key] = box
-                for rank in near[name]:
-                    shared = box & held[rank][ours] if ours in held[rank] else None
-                    if shared is not None and shared.numel:
-                        have[rank][key] = shared
-                        if rank == mesh.rank:
-                            here[key] = local[ours][shared.within(held[rank][ours]).slices]
-        for key, tensor in gathered(have, want, here, mesh, dtype=dtype, device=device).items():
-            name, _, ours = key.rpartition(":")
-            found.setdefault(name, {})[ours] = tensor
+    device = next((tensor.device for tensor in local_tensors.values() if tensor.device.type != "cpu"), "cpu")
+    names = [name for file in files for name in file.tensors]
+    gathered: dict[tuple[str, str], Tensor] = {}
+    for source_dtype, dtype in dict.fromkeys((tensors[name].source_dtype, tensors[name].dtype) for name in names):
+        source_boxes: dict[int, dict[str, Box]] = {rank: {} for rank in mesh.layout.ranks}
+        target_boxes: dict[int, dict[str, Box]] = {rank: {} for rank in mesh.layout.ranks}
+        sources: dict[str, Tensor] = {}
+        keys: dict[str, tuple[str, str]] = {}
+        for file in files:
+            for name in file.tensors:
+                if (tensors[name].source_dtype, tensors[name].dtype) != (source_dtype, dtype):
+                    continue
+                for source, box in tensors[name].sources:
+                    key = source if source == name else f"{source} for {name}"  # several tensors may need one source
+                    keys[key] = (name, source)
+                    target_boxes[file.writer][key] = box
+                    for rank in owners[name]:
+                        shared = box & boxes[rank][source] if source in boxes[rank] else None
+                        if shared is not None and shared.numel:
+                            source_boxes[rank][key] = shared
+                            if rank == mesh.rank:
+                                local = local_tensors[source][shared.within(boxes[rank][source]).slices]
+                                sources[key] = local.to(device)
+        result = execute(
+            plan_boxes(source_boxes, target_boxes),
+            mesh,
+            source=sources,
+            source_boxes=source_boxes[mesh.rank],
+            target_boxes=target_boxes[mesh.rank],
+            ranks=tuple(sorted(mesh.layout.ranks)),
+            source_dtype=source_dtype,
+            dtype=dtype,
+            device=device,
+        )
+        gathered |= {keys[key]: tensor for key, tensor in result.tensors.items()}
     return {
-        name: written[name].join([parts[ours] for ours, _ in written[name].parts]).to("cpu")
-        for name, parts in found.items()
+        name: tensors[name].pack([gathered[name, source] for source, _ in tensors[name].sources]).to("cpu")
+        for name in dict.fromkeys(name for name, _ in gathered)
     }
 
 
 def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Have a file on disk: the first rank, which does that for the folder, may be another machine."""
+    """Write a file and fsync it: the leader, which does that for the folder, may be another machine."""
     try:
         write_file(path, tensors)
         with path.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""Which rank writes which tensors of a checkpoint, and into which files. Pure; the same on all ranks."""
+"""Plans which rank writes which tensors of a checkpoint into which files. Pure; the same on all ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reallm.hf.file_names import WEIGHTS_NAME
 
 
 class File(NamedTuple):
-    """A file and the names of the tensors in it."""
+    """A file, the rank that writes it, and the names of its tensors."""
 
     name: str
     writer: int
@@ -18,42 +18,47 @@ class File(NamedTuple):
 
 
 def assign_writers(
-    sizes: Mapping[str, int], near: Mapping[str, Sequence[int]], writers: Sequence[int]
+    sizes: Mapping[str, int], owners: Mapping[str, Sequence[int]], writers: Sequence[int]
 ) -> dict[int, list[str]]:
-    """Writer -> its tensors, in their order: nearly the same bytes for all, and few that it must be sent.
+    """Writer -> its tensors, in their order: nearly the same bytes for all, and few that it must receive.
 
-    The largest are dealt out first, each to the least busy of those who have a part of it, unless that one would have
-    more than its share and there is a less busy one elsewhere.
+    Largest first, each tensor is assigned to the least busy of its owners, unless that one would have more than its
+    fair share and another writer is less busy.
 
     Args:
         sizes: bytes of each tensor.
-        near: the writers that have a part of it.
+        owners: the writers that have a part of each tensor.
         writers: ranks.
     """
     order = {name: number for number, name in enumerate(sizes)}
-    fair = sum(sizes.values()) / len(writers)
+    fair_share = sum(sizes.values()) / len(writers)
     loads = dict.fromkeys(writers, 0)
-    dealt: dict[int, list[str]] = {writer: [] for writer in writers}
+    assigned: dict[int, list[str]] = {writer: [] for writer in writers}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
-        chosen = min(near[name], key=loads.__getitem__)
-        if loads[chosen] + sizes[name] > fair:
-            chosen = min((chosen, *writers), key=loads.__getitem__)
-        loads[chosen] += sizes[name]
-        dealt[chosen].append(name)
-    return {writer: sorted(names, key=order.__getitem__) for writer, names in dealt.items()}
+        writer = min(owners[name], key=loads.__getitem__)
+        if loads[writer] + sizes[name] > fair_share:
+            writer = min((writer, *writers), key=loads.__getitem__)
+        loads[writer] += sizes[name]
+        assigned[writer].append(name)
+    return {writer: sorted(names, key=order.__getitem__) for writer, names in assigned.items()}
 
 
 def plan_files(
-    dealt: Mapping[int, Sequence[str]], sizes: Mapping[str, int], max_shard_size: int | str = "5GB"
+    assigned: Mapping[int, Sequence[str]], sizes: Mapping[str, int], max_shard_size: int | str = "5GB"
 ) -> list[File]:
     """Files of at most `max_shard_size`, or of a single larger tensor, named as transformers names them.
+
+    Args:
+        assigned: writer -> its tensors.
+        sizes: bytes of each tensor.
+        max_shard_size: in bytes, or with a unit.
 
     Raises:
         ConfigError: `max_shard_size` is no size.
     """
     shards = [
         (writer, tuple(shard))
-        for writer, names in dealt.items()
+        for writer, names in assigned.items()
         for shard in plan_shards({name: sizes[name] for name in names}, max_shard_size).values()
         if shard
     ]
@@ -66,13 +71,13 @@ def plan_files(
 
 
 def write_rounds(files: Sequence[File]) -> list[list[File]]:
-    """The files that are written at the same time, one of each writer."""
-    nth: dict[int, int] = {}
-    found: list[list[File]] = []
+    """Group files into rounds in which each writer writes at most one file."""
+    n_files: dict[int, int] = {}
+    rounds: list[list[File]] = []
     for file in files:
-        number = nth.get(file.writer, 0)
-        nth[file.writer] = number + 1
-        if number == len(found):
-            found.append([])
-        found[number].append(file)
-    return found
+        number = n_files.get(file.writer, 0)
+        n_files[file.writer] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(file)
+    return rounds

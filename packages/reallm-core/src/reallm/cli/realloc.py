@@ -1,4 +1,4 @@
-"""`reallm realloc`: what moving a model from one layout to another sends, before anything is started."""
+"""`reallm realloc`: what a reallocation between two layouts sends, computed before anything is started."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from reallm.parallel.layout import Layout
 
 BANDWIDTH = "25GB/s"
-"""What a 200 Gbit/s network card moves each way."""
+"""Of a 200 Gbit/s network card, each way."""
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ASSUMED = "bfloat16"
-SIZES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+DEFAULT_DTYPE = "bfloat16"
+UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
 
 
 @dataclass
 class PlannedModel:
-    """Whose parameters are to be moved."""
+    """The model whose reallocation is planned."""
 
     path: str = option(REQUIRED, "HuggingFace checkpoint, of which config.json is enough: a folder, or a hub id")
 
@@ -75,27 +75,29 @@ def realloc(
     rate = bytes_per_second(bandwidth)
     if dtype is not None and dtype not in ITEMSIZES:
         raise ConfigError(f"--dtype {dtype}: must be {', '.join(ITEMSIZES)}{did_you_mean(dtype, ITEMSIZES)}")
-    path, config, stored = _model(arguments or [])
+    path, config, stored_dtype = _read_model(arguments or [])
     for name, layout in layouts.items():
         _check_fits(name, config, layout)
 
-    from reallm.cli.realloc_view import as_json_object, show
-    from reallm.reallocation.cost import Figures
+    from reallm.cli.realloc_view import Move, print_move, to_json
+    from reallm.reallocation.cost import PlanCost
     from reallm.reallocation.plan import plan
 
-    used = dtype or stored or ASSUMED
-    if not (dtype or stored):
-        typer.echo(f"note: {path} does not say in which number format it is; {ASSUMED} is taken, or --dtype", err=True)
-    made = plan(config, layouts["--from"], layouts["--to"])
-    figures = Figures(path, used, ITEMSIZES[used], layouts["--from"], layouts["--to"], made, rate)
+    used = dtype or stored_dtype or DEFAULT_DTYPE
+    if not (dtype or stored_dtype):
+        typer.echo(
+            f"note: {path} does not say in which number format it is; {DEFAULT_DTYPE} is taken, or --dtype", err=True
+        )
+    cost = PlanCost(plan(config, layouts["--from"], layouts["--to"]), ITEMSIZES[used], rate)
+    move = Move(path, used, layouts["--from"], layouts["--to"], cost)
     if as_json:
-        typer.echo(json.dumps(as_json_object(figures), indent=2))
+        typer.echo(json.dumps(to_json(move), indent=2))
     else:
-        show(figures)
+        print_move(move)
 
 
 def bytes_per_second(text: str) -> float:
-    """From `25GB/s`, `12.5GiB/s` or `200Gbit/s`.
+    """Parse a rate such as `25GB/s`, `12.5GiB/s` or `200Gbit/s`.
 
     Raises:
         ConfigError: it is no rate; says what one looks like.
@@ -103,11 +105,11 @@ def bytes_per_second(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i|[kKMGT]?)(B|bit|b)(?:/s|ps)?", text.strip())
     if not match or not float(match[1]):
         raise ConfigError(f"--bandwidth {text}: must be a rate such as 25GB/s, or 200Gbit/s (B: bytes, bit: bits)")
-    return float(match[1]) * SIZES[match[2]] / (1 if match[3] == "B" else 8)
+    return float(match[1]) * UNITS[match[2]] / (1 if match[3] == "B" else 8)
 
 
-def _model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]:
-    """Its path, its architecture, and the number format of its files if its config says one that is known."""
+def _read_model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]:
+    """Path, architecture, and the dtype that `config.json` names, if it is one of `ITEMSIZES`."""
     from reallm.config.load import load
 
     path = load(PlannedModels, arguments=arguments).build().model.path

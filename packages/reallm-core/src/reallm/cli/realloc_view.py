@@ -1,7 +1,8 @@
-"""What `reallm realloc` prints: a table of the ranks, or of the busiest of many, and what it all amounts to."""
+"""Output of `reallm realloc`: tables of pairs and ranks, or of the busiest of many, and a summary; or JSON."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -9,94 +10,107 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from reallm.reallocation.cost import Figures
+from reallm.parallel.layout import Layout
+from reallm.reallocation.cost import PlanCost
 
-SHOWN = 8
-"""More ranks or pairs are not listed, only the busiest of them."""
-
-
+MAX_ROWS = 8
+"""Of more ranks or pairs, only the busiest are listed."""
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
-def as_json_object(figures: Figures) -> dict[str, Any]:
-    """The figures as JSON's types. Keys are only ever added."""
-    made, itemsize = figures.plan, figures.itemsize
+@dataclass(frozen=True)
+class Move:
+    """A model, two layouts, and the cost of the reallocation between them."""
+
+    path: str
+    dtype: str
+    source: Layout
+    target: Layout
+    cost: PlanCost
+
+
+def to_json(move: Move) -> dict[str, Any]:
+    """The output of `--json`. Keys are only ever added."""
+    cost, plan = move.cost, move.cost.plan
     return {
-        "model": figures.path,
-        "dtype": figures.dtype,
-        "from": str(figures.source),
-        "to": str(figures.target),
-        "sent_bytes": figures.total,
-        "lower_bound_bytes": itemsize * made.lower_bound,
-        "kept_bytes": sum(map(figures.kept, made.ranks)),
-        "messages": made.n_messages,
-        "most_sent_bytes": itemsize * made.most_sent,
-        "most_sent_bytes_at_best": itemsize * made.min_max_sent,
-        "most_received_bytes": max(map(figures.received, made.ranks)),
-        "bandwidth_bytes_per_second": figures.bandwidth,
-        "seconds": figures.seconds,
+        "model": move.path,
+        "dtype": move.dtype,
+        "from": str(move.source),
+        "to": str(move.target),
+        "sent_bytes": cost.total_sent,
+        "lower_bound_bytes": cost.itemsize * plan.lower_bound,
+        "kept_bytes": cost.total_kept,
+        "messages": plan.n_messages,
+        "most_sent_bytes": cost.max_sent,
+        "most_sent_bytes_at_best": cost.min_max_sent,
+        "most_received_bytes": cost.max_received,
+        "bandwidth_bytes_per_second": cost.bandwidth,
+        "seconds": cost.seconds,
         "ranks": [
             {
                 "rank": rank,
-                "sent_bytes": figures.sent(rank),
-                "received_bytes": figures.received(rank),
-                "kept_bytes": figures.kept(rank),
+                "sent_bytes": cost.sent(rank),
+                "received_bytes": cost.received(rank),
+                "kept_bytes": cost.kept(rank),
             }
-            for rank in made.ranks
+            for rank in plan.ranks
         ],
-        "pairs": [{"from": source, "to": target, "bytes": itemsize * n} for (source, target), n in made.pairs.items()],
+        "pairs": [
+            {"from": source, "to": target, "bytes": cost.itemsize * numel}
+            for (source, target), numel in plan.elements_by_pair.items()
+        ],
     }
 
 
-def show(figures: Figures) -> None:
-    """Print it all; as wide as the terminal, a pipe being 80 columns."""
-    console = Console(highlight=False)
-    console.print(Text(f"{figures.path}, {figures.dtype}"), soft_wrap=True)
-    console.print(Text(f"from {figures.source} to {figures.target}"), soft_wrap=True)
+def print_move(move: Move) -> None:
+    """Print tables and summary as wide as the terminal; a pipe is 80 columns wide."""
+    cost, console = move.cost, Console(highlight=False)
+    console.print(Text(f"{move.path}, {move.dtype}"), soft_wrap=True)
+    console.print(Text(f"from {move.source} to {move.target}"), soft_wrap=True)
     console.print()
-    if figures.total:
-        matrix = _matrix(figures, console.width)
-        console.print(matrix or _pairs(figures))
+    if cost.total_sent:
+        matrix = _matrix(cost, console.width)
+        console.print(matrix or _pairs(cost))
         if matrix is None:
-            _say_more(console, len(figures.plan.pairs), "pairs")
+            _print_if_cut(console, len(cost.plan.elements_by_pair), "pairs")
         console.print()
-    console.print(_ranks(figures))
-    _say_more(console, len(figures.plan.ranks), "ranks")
+    console.print(_ranks(cost))
+    _print_if_cut(console, len(cost.plan.ranks), "ranks")
     console.print()
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    for title, text in _summary(figures):
+    for title, text in _summary(cost):
         grid.add_row(title, Text(text))
     console.print(grid)
 
 
-def _matrix(figures: Figures, width: int) -> Table | None:
-    """Rows of senders, columns of receivers; None if they are too many for the terminal."""
-    pairs = figures.plan.pairs
+def _matrix(cost: PlanCost, width: int) -> Table | None:
+    """Table with a row for each sender and a column for each receiver; None if it is too large for the terminal."""
+    pairs = cost.plan.elements_by_pair
     senders, receivers = sorted({pair[0] for pair in pairs}), sorted({pair[1] for pair in pairs})
-    if max(len(senders), len(receivers)) > SHOWN:
+    if max(len(senders), len(receivers)) > MAX_ROWS:
         return None
     table = _table("Bytes", *(f"to {rank}" for rank in receivers))
     for a in senders:
-        table.add_row(f"from {a}", *(size(figures.itemsize * pairs.get((a, b), 0)) for b in receivers))
-    endless = Console(width=10_000)
-    return table if Measurement.get(endless, endless.options, table).maximum <= width else None
+        table.add_row(f"from {a}", *(size(cost.itemsize * pairs.get((a, b), 0)) for b in receivers))
+    unlimited = Console(width=10_000)
+    return table if Measurement.get(unlimited, unlimited.options, table).maximum <= width else None
 
 
-def _pairs(figures: Figures) -> Table:
-    pairs = sorted(figures.plan.pairs.items(), key=lambda item: (-item[1], item[0]))
+def _pairs(cost: PlanCost) -> Table:
+    pairs = sorted(cost.plan.elements_by_pair.items(), key=lambda item: (-item[1], item[0]))
     table = _table("Pair", "Bytes")
-    for (source, target), n in pairs[:SHOWN]:
-        table.add_row(f"{source} to {target}", size(figures.itemsize * n))
+    for (source, target), numel in pairs[:MAX_ROWS]:
+        table.add_row(f"{source} to {target}", size(cost.itemsize * numel))
     return table
 
 
-def _ranks(figures: Figures) -> Table:
-    ranks = sorted(figures.plan.ranks, key=lambda rank: (-max(figures.sent(rank), figures.received(rank)), rank))
+def _ranks(cost: PlanCost) -> Table:
+    ranks = sorted(cost.plan.ranks, key=lambda rank: (-max(cost.sent(rank), cost.received(rank)), rank))
     table = _table("Rank", "Sends", "Receives", "Keeps")
-    for rank in sorted(ranks) if len(ranks) <= SHOWN else ranks[:SHOWN]:
-        table.add_row(str(rank), *map(size, (figures.sent(rank), figures.received(rank), figures.kept(rank))))
+    for rank in sorted(ranks) if len(ranks) <= MAX_ROWS else ranks[:MAX_ROWS]:
+        table.add_row(str(rank), *map(size, (cost.sent(rank), cost.received(rank), cost.kept(rank))))
     return table
 
 
@@ -108,40 +122,39 @@ def _table(first: str, *titles: str) -> Table:
     return table
 
 
-def _say_more(console: Console, n: int, what: str) -> None:
-    if n > SHOWN:
+def _print_if_cut(console: Console, n: int, what: str) -> None:
+    if n > MAX_ROWS:
         console.print(f"the busiest of {n:,} {what}", style="dim")
 
 
-def _summary(figures: Figures) -> list[tuple[str, str]]:
-    made = figures.plan
-    kept = sum(map(figures.kept, made.ranks))
-    if not figures.total:
-        return [("Sent", "nothing: every rank has already what it is to have"), ("Kept", size(kept))]
-    above = made.most_sent / made.min_max_sent - 1
-    best = f"{100 * above:.1f} % above" if above >= 0.0005 else "no more than"
+def _summary(cost: PlanCost) -> list[tuple[str, str]]:
+    if not cost.total_sent:
+        return [("Sent", "nothing: every rank has already what it is to have"), ("Kept", size(cost.total_kept))]
+    excess = cost.max_sent / cost.min_max_sent - 1
+    compared = f"{100 * excess:.1f} % above" if excess >= 0.0005 else "no more than"
+    n_messages = cost.plan.n_messages
     return [
-        ("Sent", f"{size(figures.total)}, the lower bound: no rank is sent what it has"),
-        ("Kept", size(kept)),
-        ("Busiest sender", f"{size(figures.itemsize * made.most_sent)}, {best} what some rank must send"),
-        ("Busiest receiver", size(max(map(figures.received, made.ranks)))),
-        ("Messages", f"{made.n_messages:,} of {size(figures.total / made.n_messages)} on average"),
-        ("Time", f"{duration(figures.seconds)} at {size(figures.bandwidth)}/s each way, by rank {figures.busiest}"),
+        ("Sent", f"{size(cost.total_sent)}, the lower bound: no rank is sent what it has"),
+        ("Kept", size(cost.total_kept)),
+        ("Busiest sender", f"{size(cost.max_sent)}, {compared} what some rank must send"),
+        ("Busiest receiver", size(cost.max_received)),
+        ("Messages", f"{n_messages:,} of {size(cost.total_sent / n_messages)} on average"),
+        ("Time", f"{duration(cost.seconds)} at {size(cost.bandwidth)}/s each way, by rank {cost.busiest_rank}"),
     ]
 
 
 def size(n_bytes: float) -> str:
-    """Three digits: `950 B`, `12.3 KB`, `1.24 GB`, 1 KB being 1,000 bytes; `-` for none."""
+    """A size in three digits: `950 B`, `12.3 KB`, `1.24 GB`, 1 KB being 1,000 bytes; `-` for none."""
     if not n_bytes:
         return "-"
-    place = 0
-    while n_bytes >= 999.5 and place < len(UNITS) - 1:
-        n_bytes, place = n_bytes / 1000, place + 1
-    return f"{n_bytes:.3g} {UNITS[place]}"
+    unit = 0
+    while n_bytes >= 999.5 and unit < len(UNITS) - 1:
+        n_bytes, unit = n_bytes / 1000, unit + 1
+    return f"{n_bytes:.3g} {UNITS[unit]}"
 
 
 def duration(seconds: float) -> str:
-    """Three digits: `85.3 µs`, `1.24 s`."""
+    """A time in three digits: `85.3 µs`, `1.24 s`."""
     for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 0.9995:
             return f"{seconds * factor:.3g} {unit}"

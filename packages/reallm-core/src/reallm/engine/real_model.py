@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from reallm.checkpoint.distributed_save import SpreadExport, write_together
+from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
@@ -145,8 +145,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
         """
         export = self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
-        if isinstance(export, SpreadExport):
-            write_together(path, export)
+        if isinstance(export, ShardedExport):
+            write_distributed(path, export)
         else:
             write_checkpoint(path, export)
 
@@ -156,7 +156,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         dtype: torch.dtype | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> Export | SpreadExport:
+    ) -> Export | ShardedExport:
         """What `save_pretrained` would write, as a value; its tensors are the parameters themselves, not copies."""
         if self.family is None:
             raise CheckpointError(
@@ -170,7 +170,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             "tokenizer": tokenizer,
         }
         if self.mesh is not None and self.mesh.layout.size > 1:
-            return SpreadExport(raw, self.family, self.config, self.mesh, tensors, **options)
+            return ShardedExport(raw, self.family, self.config, self.mesh, tensors, **options)
         return Export(raw, state_dict_to_hf(self.family, tensors, self.config), **options)
 
     @property

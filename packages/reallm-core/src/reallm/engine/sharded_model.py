@@ -309,9 +309,9 @@ class ShardedModel:
     ) -> Self:
         """The model in another layout, such as `"tp2pp1dp2"` or `"dp2@4-7"`; this one stays as it is.
 
-        All processes of the job call it, those that are in neither layout too. Each element that a rank lacks is sent
-        to it once; what it has it keeps. The plan is made once for each pair of layouts. It succeeds on all ranks or
-        on none.
+        All ranks of both layouts call it; other ranks of the job may, and take no part. Models on disjoint ranks are
+        moved side by side. Each element that a rank lacks is sent to it once; what it has it keeps. The plan is made
+        once for each pair of layouts. It succeeds on all ranks or on none.
 
         Args:
             to: the layout.
@@ -340,17 +340,17 @@ class ShardedModel:
         receives_in_place = into is not None or is_fsdp(target._network)
         with target._receiving_weights():
             moved = target.moved = execute(
-                plan(self.config, self.layout, mesh.layout).for_rank(mesh.rank),
+                plan(self.config, self.layout, mesh.layout),
+                mesh,
                 source=source,
-                held=self.boxes,
-                wanted=target.boxes,
+                source_boxes=self.boxes,
+                target_boxes=target.boxes,
                 into=target._allocated_tensors(self.device) if receives_in_place else None,
                 eta=eta,
                 source_dtype=self.dtype,
                 dtype=target.dtype,
                 device=self.device,
                 checksum=checksum,
-                timeout=mesh.timeout,
             )
         if not receives_in_place:
             shared = [name for name, tensor in source.items() if moved.tensors.get(name) is tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -98,6 +98,24 @@ class Mesh:
         """The group of these ranks, in this order; for these only."""
         return self._group("among", ranks)
 
+    def transfer_group(self, ranks: tuple[int, ...], rendezvous: Callable[[str], None]) -> Group:
+        """The group of these ranks, whatever layouts they are in; for these only.
+
+        Args:
+            ranks: this rank and others.
+            rendezvous: called with the name of the group before it is made, to wait until all of them have come.
+        """
+        return self._group("transfer", list(ranks), prefix="transfer", before=rendezvous)
+
+    @property
+    def group_timeout(self) -> timedelta:
+        """How long operations of the groups wait: `timeout`, or that of the job's own group."""
+        if self.timeout is not None:
+            return self.timeout
+        job: Any = dist.group.WORLD
+        default: timedelta = job._get_backend(job._device_types[0]).options._timeout
+        return default
+
     @property
     def is_first_stage(self) -> bool:
         """Whether this rank has the embedding."""
@@ -108,29 +126,34 @@ class Mesh:
         """Whether this rank has the head."""
         return self.here.pp == self.layout.pp - 1
 
-    def _group(self, kind: str, ranks: list[int]) -> Group:
+    def _group(
+        self, kind: str, ranks: list[int], *, prefix: str | None = None, before: Callable[[str], None] | None = None
+    ) -> Group:
         assert self.rank in ranks, f"rank {self.rank} is none of the '{kind}' group {ranks}"
         key = (kind, *ranks)
         if key not in self._groups:
-            with _named(f"{self.layout}-{kind}-{'-'.join(map(str, ranks))}"):
+            prefix = prefix or f"{self.layout}-{kind}"
+            with _named(f"{prefix}-{'-'.join(map(str, ranks))}") as name:
+                if before is not None:
+                    before(name)
                 self._groups[key] = dist.new_group(
-                    ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=f"{self.layout} {kind}"
+                    ranks, timeout=self.group_timeout, use_local_synchronization=True, group_desc=prefix
                 )
         return self._groups[key]
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Let `new_group` name a group so in the block, with how many of the name there have been.
+def _named(prefix: str) -> Iterator[str]:
+    """Let `new_group` name a group in the block: the prefix, and how many groups with it there have been.
 
     Members find each other by the name. By itself torch takes the number of groups that a process has, of whatever
     ranks; where that differs between the members, as between stages of a pipeline, they wait for each other for ever.
     """
-    number = sum(known.startswith(f"{name}#") for known in c10d._world.pg_names.values())
+    name = f"{prefix}#{sum(known.startswith(f'{prefix}#') for known in c10d._world.pg_names.values())}"
     torch_names: Any = c10d
-    usual = torch_names._process_group_name
-    torch_names._process_group_name = lambda *_, **__: f"{name}#{number}"
+    torch_process_group_name = torch_names._process_group_name
+    torch_names._process_group_name = lambda *_, **__: name
     try:
-        yield
+        yield name
     finally:
-        torch_names._process_group_name = usual
+        torch_names._process_group_name = torch_process_group_name

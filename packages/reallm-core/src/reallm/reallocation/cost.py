@@ -1,49 +1,65 @@
-"""What a reallocation costs, from its plan: bytes sent and received."""
+"""The cost of a reallocation, computed from its plan: bytes that each rank sends, receives and keeps, and the time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reallm.parallel.layout import Layout
 from reallm.reallocation.plan import Plan
 
 
 @dataclass(frozen=True)
-class Figures:
+class PlanCost:
     """A plan in bytes and seconds."""
 
-    path: str
-    dtype: str
-    itemsize: int
-    source: Layout
-    target: Layout
     plan: Plan
+    itemsize: int
+    """Bytes of an element."""
     bandwidth: float
-    """Bytes a second that a rank can send, and receive at the same time."""
+    """Bytes per second that a rank can send, and receive at the same time."""
 
     def sent(self, rank: int) -> int:
-        """Bytes."""
+        """Bytes that a rank sends."""
         return self.itemsize * self.plan.sent_elements(rank)
 
     def received(self, rank: int) -> int:
-        """Bytes."""
+        """Bytes that a rank receives."""
         return self.itemsize * self.plan.received_elements(rank)
 
     def kept(self, rank: int) -> int:
-        """Bytes."""
+        """Bytes that a rank has before and needs afterwards."""
         return self.itemsize * self.plan.kept_elements(rank)
 
     @property
-    def total(self) -> int:
+    def total_sent(self) -> int:
         """Bytes that are sent."""
         return self.itemsize * self.plan.total_elements
 
     @property
-    def busiest(self) -> int:
+    def total_kept(self) -> int:
+        """Bytes that ranks keep."""
+        return sum(map(self.kept, self.plan.ranks))
+
+    @property
+    def max_sent(self) -> int:
+        """Bytes that the busiest sender sends."""
+        return self.itemsize * self.plan.max_sent
+
+    @property
+    def min_max_sent(self) -> float:
+        """Lower bound: in any plan, some rank sends at least as many bytes."""
+        return self.itemsize * self.plan.min_max_sent
+
+    @property
+    def max_received(self) -> int:
+        """Bytes that the busiest receiver receives."""
+        return max(map(self.received, self.plan.ranks))
+
+    @property
+    def busiest_rank(self) -> int:
         """The rank that sends or receives most."""
         return max(self.plan.ranks, key=lambda rank: max(self.sent(rank), self.received(rank)))
 
     @property
     def seconds(self) -> float:
-        """At best: the time of the busiest rank at full speed."""
-        return max(self.sent(self.busiest), self.received(self.busiest)) / self.bandwidth
+        """Lower bound of the time: that of the busiest rank at full bandwidth."""
+        return max(self.sent(self.busiest_rank), self.received(self.busiest_rank)) / self.bandwidth

@@ -1,224 +1,266 @@
-"""Carries out a plan: this rank's parts of the parameters go where they are wanted, and those wanted here come in."""
+"""Executes a plan: sends what other ranks need of this rank's tensors and writes what this rank needs into its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from reallm.model.sharding import Box
-from reallm.reallocation.messages import Limits, Message, TensorSlice, cut, in_order
-from reallm.reallocation.transfer import Deadline, Endpoint, transfer
-from reallm.reallocation.types import RankPlan
-from reallm.reallocation.verify import SCRATCH_BYTES, Checks, agree_on_result
+from reallm.parallel.mesh import Mesh
+from reallm.reallocation.group import transfer_group
+from reallm.reallocation.messages import Limits, Message, TensorSlice, ordered_messages, split_box
+from reallm.reallocation.plan import Plan
+from reallm.reallocation.transfer import Deadline, Endpoint, TransferStats, transfer
+from reallm.reallocation.types import RankPlan, Ranks
+from reallm.reallocation.verify import SCRATCH_BYTES, Checksums, agree_on_result
 
 
 @dataclass(frozen=True)
 class ReallocationResult:
-    """What a rank has after a reallocation, and what that took."""
+    """The tensors of a rank after a reallocation, and what it took."""
 
     tensors: dict[str, Tensor]
-    """By name, in the order of `wanted`: those of `into`, or else new ones, where the part is not the one held before;
-    if it is, the tensor is, too, not a copy."""
+    """By name, in the order of `target_boxes`: those of `into`, or else new ones, except where the box is the one that
+    the rank had before: then it is the source tensor itself, not a copy."""
     bytes_sent: int
     bytes_received: int
     n_messages: int
     """Sent and received."""
     peak_bytes: int
-    """The most memory held at a time beside the source and the result."""
+    """Peak memory beside the source and the result."""
     seconds: float
 
 
 def execute(
-    mine: RankPlan,
+    plan: Plan,
+    mesh: Mesh,
     *,
     source: Mapping[str, Tensor],
-    held: Mapping[str, Box],
-    wanted: Mapping[str, Box],
+    source_boxes: Mapping[str, Box],
+    target_boxes: Mapping[str, Box],
+    ranks: Ranks | None = None,
     source_dtype: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
     into: Mapping[str, Tensor] | None = None,
     eta: float = 1.0,
     device: torch.device | str | None = None,
-    timeout: timedelta | None = None,
     checksum: bool = False,
     limits: Limits | None = None,
 ) -> ReallocationResult:
-    """Move parameters as planned; all ranks of the job call it, those that neither send nor receive too.
+    """Execute this rank's share of a plan; all of `ranks` call it, other ranks of the job need not.
 
-    The source is not written to. When it returns, all ranks have succeeded; when it raises on one, it raises on all
-    that still run, and what `into` holds is of no use.
+    Reallocations of disjoint sets of ranks run side by side and do not wait for each other. The source is not written
+    to. When it returns, all of the ranks have succeeded; when it raises on one, it raises on all of them that still
+    run, and what `into` holds is of no use.
 
     Args:
-        mine: this rank's share of the plan.
-        source: its parts of the parameters, `held[name].shape` each, all of one dtype on all ranks.
-        held: which part of the whole each of them is.
-        wanted: which parts it is to have.
+        plan: which boxes go from which rank to which.
+        mesh: makes and keeps the process group of the ranks; its timeout is that of the whole call, or, if it has
+            none, the timeout of the job's process group is that of each message.
+        source: this rank's tensors, `source_boxes[name].shape` each, all of one dtype on all ranks.
+        source_boxes: the box that each of them is, in whole-tensor coordinates.
+        target_boxes: the boxes that this rank needs.
+        ranks: that take part, at least those of the plan, ascending; None: those of the plan.
         source_dtype: of the sources; needed where a rank without a source gets another dtype than `dtype`.
-        dtype: of the result; None: that of the sources. The narrower of both is what travels.
-        into: tensors in the shape and dtype of the result that take it, as it comes in; None makes new ones.
-        eta: the result is `eta * moved + (1 - eta) * into`, computed in float32 or wider. The moved values are then
-            sent in the dtype of the sources, so that the result does not depend on the layouts.
+        dtype: of the result; None: that of the sources. The narrower of both is sent.
+        into: tensors in the shape and dtype of the result, which are written as messages come in; None: new ones.
+        eta: the result is `eta * source + (1 - eta) * into`, computed in float32 or wider. Values are then sent in the
+            dtype of the sources, so that the result does not depend on the layouts.
         device: of the result; None: that of the source.
-        timeout: for the whole call; None: the one of the process group, for each message.
-        checksum: compare fingerprints of what was sent with what has arrived, in its place.
+        checksum: compare checksums of what was sent with what has arrived.
         limits: of messages and staging memory; the same on all ranks.
 
     Raises:
         PeerError: a rank is missing, stuck, or was called with something else; or a checksum differs. Names this rank,
-            the other one and the parameter. After a rank was lost, the process group cannot be used any more.
+            the other one and the parameter. After a rank was lost, the process group of the ranks cannot be used any
+            more; those of other ranks can.
     """
-    deadline, limits = Deadline(timeout), limits or Limits()
-    some = next(iter(source.values()), None)
-    source_dtype = source_dtype or (some.dtype if some is not None else dtype) or torch.get_default_dtype()
+    deadline, limits, ranks = Deadline(mesh.timeout), limits or Limits(), ranks or plan.ranks
+    rank_plan = plan.for_rank(mesh.rank)
+    first = next(iter(source.values()), None)
+    source_dtype = source_dtype or (first.dtype if first is not None else dtype) or torch.get_default_dtype()
     dtype = dtype or source_dtype
-    device = torch.device(device or (some.device if some is not None else "cpu"))
+    device = torch.device(device or (first.device if first is not None else "cpu"))
     assert all(tensor.dtype == source_dtype for tensor in source.values()), f"sources must all be {source_dtype}"
-    assert all(tuple(tensor.shape) == held[name].shape for name, tensor in source.items())
-    assert eta == 1.0 or into is not None, "there is nothing to mix with"
-    mixing = None if eta == 1.0 else EMA(eta, torch.promote_types(source_dtype, torch.float32))
-    narrows = mixing is None and dtype.itemsize < source_dtype.itemsize
-    work = _Work(source, held, wanted, dtype if narrows else source_dtype, dtype, mixing)
-    checks = Checks() if checksum else None
+    assert all(tuple(tensor.shape) == source_boxes[name].shape for name, tensor in source.items())
+    assert eta == 1.0 or into is not None, "eta needs tensors to average with"
+    ema = None if eta == 1.0 else EMA(eta, torch.promote_types(source_dtype, torch.float32))
+    narrows = ema is None and dtype.itemsize < source_dtype.itemsize
+    tensors = _RankTensors(source, source_boxes, target_boxes, dtype if narrows else source_dtype, dtype, ema)
     with torch.no_grad():
-        work.allocate(device, into)
-        work.check_covered(mine)
-        is_distributed = dist.is_initialized()
-        rank, n_ranks = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
-        messages = in_order((*mine.sends, *mine.receives), n_ranks, work.wire.itemsize, limits)
-        parcels = [work.parcel(message, is_sent=message.source == rank) for message in messages]
-
-        def arrived(parcel: Endpoint, part: TensorSlice, values: Tensor, place: Tensor) -> None:
-            if values is not place:
-                work.put(part, values, place)
-            if checks is not None:
-                checks.received(parcel, part, place if work.is_plain else values)
-
-        def meanwhile() -> None:
-            if checks is not None:
-                for parcel in parcels:
-                    if parcel.is_sent:
-                        checks.sent(parcel, work.wire)
-            work.keep(mine, limits)
-
-        traffic = transfer(
-            parcels,
-            wire=work.wire,
-            device=device,
-            limits=limits,
-            deadline=deadline,
-            arrived=arrived,
-            meanwhile=meanwhile,
-        )
-        if is_distributed:
+        tensors.allocate(device, into)
+        tensors.check_complete(rank_plan)
+        if mesh.rank in ranks and len(ranks) > 1:
             settings = f"{source_dtype} {dtype} {eta} {checksum} {limits}"
-            agree_on_result(
-                traffic, messages, settings, checks, device=device, deadline=deadline, itemsize=work.wire.itemsize
+            stats = _exchange(
+                rank_plan,
+                tensors,
+                mesh,
+                ranks,
+                settings,
+                checksum=checksum,
+                device=device,
+                deadline=deadline,
+                limits=limits,
             )
-    # A fingerprint copies what is not contiguous, and what is not of the dtype of the way.
-    checking = SCRATCH_BYTES + 2 * limits.message_bytes if checksum else 0
+        else:
+            tensors.copy_kept(rank_plan, limits)
+            stats = TransferStats()
+    # A checksum copies what is not contiguous, and what is not in the wire dtype.
+    checksum_bytes = SCRATCH_BYTES + 2 * limits.message_bytes if checksum else 0
     return ReallocationResult(
-        tensors=work.result,
-        bytes_sent=traffic.bytes_sent,
-        bytes_received=traffic.bytes_received,
-        n_messages=traffic.n_messages,
-        peak_bytes=traffic.staging_bytes + work.scratch_bytes(limits) + checking,
-        seconds=deadline.passed_s,
+        tensors=tensors.result,
+        bytes_sent=stats.bytes_sent,
+        bytes_received=stats.bytes_received,
+        n_messages=stats.n_messages,
+        peak_bytes=stats.staging_bytes + tensors.scratch_bytes(limits) + checksum_bytes,
+        seconds=deadline.elapsed_s,
     )
 
 
+def _exchange(
+    rank_plan: RankPlan,
+    tensors: _RankTensors,
+    mesh: Mesh,
+    ranks: Ranks,
+    settings: str,
+    *,
+    checksum: bool,
+    device: torch.device,
+    deadline: Deadline,
+    limits: Limits,
+) -> TransferStats:
+    """Send and receive, copy what stays meanwhile, and agree with the other ranks that all have succeeded."""
+    rank, itemsize = mesh.rank, tensors.wire_dtype.itemsize
+    messages = ordered_messages((*rank_plan.sends, *rank_plan.receives), ranks[-1] + 1, itemsize, limits)
+    endpoints = [tensors.endpoint(message, is_send=message.source == rank) for message in messages]
+    checksums = Checksums() if checksum else None
+
+    def on_receive(endpoint: Endpoint, one: TensorSlice, values: Tensor, view: Tensor) -> None:
+        if values is not view:
+            tensors.write(values, view)
+        if checksums is not None:
+            checksums.add_received(endpoint, one, view if tensors.writes_unchanged else values)
+
+    def overlap() -> None:
+        if checksums is not None:
+            for endpoint in endpoints:
+                if endpoint.is_send:
+                    checksums.add_sent(endpoint, tensors.wire_dtype)
+        tensors.copy_kept(rank_plan, limits)
+
+    group = transfer_group(mesh, ranks, endpoints, device=device, deadline=deadline)
+    stats = transfer(
+        endpoints,
+        group,
+        wire_dtype=tensors.wire_dtype,
+        device=device,
+        limits=limits,
+        deadline=deadline,
+        on_receive=on_receive,
+        overlap=overlap,
+    )
+    error = None
+    if checksums is not None:
+        error = checksums.exchange(rank, group, device=device, deadline=deadline, stats=stats)
+    agree_on_result(group, messages, settings, error, itemsize=itemsize, device=device, deadline=deadline)
+    return stats
+
+
 @dataclass
-class _Work:
-    """What a rank reads from and writes to."""
+class _RankTensors:
+    """The tensors that a rank reads from and writes to."""
 
     source: Mapping[str, Tensor]
-    held: Mapping[str, Box]
-    wanted: Mapping[str, Box]
-    wire: torch.dtype
+    source_boxes: Mapping[str, Box]
+    target_boxes: Mapping[str, Box]
+    wire_dtype: torch.dtype
+    """In which elements are sent."""
     dtype: torch.dtype
-    mixing: EMA | None
+    """Of the result."""
+    ema: EMA | None
     result: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether what arrives is put into its place as it is."""
-        return self.mixing is None and self.wire == self.dtype
+    def writes_unchanged(self) -> bool:
+        """Whether received values are written bit for bit."""
+        return self.ema is None and self.wire_dtype == self.dtype
 
     def allocate(self, device: torch.device, into: Mapping[str, Tensor] | None) -> None:
-        """Find or make the place of the result; new ones are without values, or the source itself."""
+        """Take the result's tensors from `into` or make them: uninitialised, or the source itself where it fits."""
         if into is not None:
-            self.result.update({name: into[name].detach() for name in self.wanted})
-            assert all(self.result[name].shape == box.shape for name, box in self.wanted.items())
+            self.result.update({name: into[name].detach() for name in self.target_boxes})
+            assert all(self.result[name].shape == box.shape for name, box in self.target_boxes.items())
             return
-        for name, box in self.wanted.items():
-            own = self.source.get(name)
-            as_it_is = own is not None and self.mixing is None and own.dtype == self.dtype and own.device == device
-            if own is not None and as_it_is and self.held[name] == box:
-                self.result[name] = own
+        for name, box in self.target_boxes.items():
+            tensor = self.source.get(name)
+            fits = tensor is not None and self.ema is None and tensor.dtype == self.dtype and tensor.device == device
+            if tensor is not None and fits and self.source_boxes[name] == box:
+                self.result[name] = tensor
             else:
                 self.result[name] = torch.empty(box.shape, dtype=self.dtype, device=device)
 
-    def check_covered(self, mine: RankPlan) -> None:
-        """Each element that is wanted comes from somewhere."""
-        missing = {name: box.numel for name, box in self.wanted.items()}
-        for move in (*mine.receives, *mine.keeps):
-            for name in move.names:
-                missing[name] -= move.box.numel
-        bad = [name for name, numel in missing.items() if numel]
-        assert not bad, f"the plan does not bring all of {bad[0]}"
+    def check_complete(self, rank_plan: RankPlan) -> None:
+        """Assert that each element of the result is received or kept."""
+        missing = {name: box.numel for name, box in self.target_boxes.items()}
+        for one in (*rank_plan.receives, *rank_plan.keeps):
+            for name in one.names:
+                missing[name] -= one.box.numel
+        incomplete = [name for name, numel in missing.items() if numel]
+        assert not incomplete, f"the plan does not bring all of {incomplete[0]}"
 
-    def parcel(self, message: Message, *, is_sent: bool) -> Endpoint:
-        """A message and the places of its parts here."""
-        tensors, boxes = (self.source, self.held) if is_sent else (self.result, self.wanted)
-        places = tuple(tensors[part.name].detach()[part.box.within(boxes[part.name]).slices] for part in message.parts)
-        plain = places[0].dtype == self.wire and (is_sent or self.mixing is None)
-        return Endpoint(message, is_sent, places, plain and len(places) == 1 and places[0].is_contiguous())
+    def endpoint(self, message: Message, *, is_send: bool) -> Endpoint:
+        """A message with the views of its slices in this rank's tensors."""
+        tensors, boxes = (self.source, self.source_boxes) if is_send else (self.result, self.target_boxes)
+        views = tuple(tensors[one.name].detach()[one.box.within(boxes[one.name]).slices] for one in message.slices)
+        unchanged = views[0].dtype == self.wire_dtype and (is_send or self.ema is None)
+        return Endpoint(message, is_send, views, unchanged and len(views) == 1 and views[0].is_contiguous())
 
-    def put(self, part: TensorSlice, values: Tensor, place: Tensor) -> None:
-        """Write values that have come for a part, in any dtype, into the result."""
-        if self.mixing is None:
-            place.copy_(values)
+    def write(self, values: Tensor, view: Tensor) -> None:
+        """Write values of any dtype into a view of the result."""
+        if self.ema is None:
+            view.copy_(values)
         else:
-            self.mixing.put(values, place)
+            self.ema.update(view, values)
 
-    def keep(self, mine: RankPlan, limits: Limits) -> None:
-        """Copy what is here already; nothing where the source itself is the result."""
-        for move in mine.keeps:
-            boxes = [move.box] if self.mixing is None else cut(move.box, limits.message_bytes // self.wire.itemsize)
-            for name in move.names:
+    def copy_kept(self, rank_plan: RankPlan, limits: Limits) -> None:
+        """Copy what this rank keeps; nothing where the source itself is the result."""
+        for one in rank_plan.keeps:
+            max_numel = limits.message_bytes // self.wire_dtype.itemsize
+            boxes = [one.box] if self.ema is None else split_box(one.box, max_numel)
+            for name in one.names:
                 if self.result[name].data_ptr() == self.source[name].data_ptr():
                     continue  # the same memory
                 for box in boxes:
-                    values = self.source[name][box.within(self.held[name]).slices]
-                    self.put(TensorSlice(name, box), values, self.result[name][box.within(self.wanted[name]).slices])
+                    values = self.source[name][box.within(self.source_boxes[name]).slices]
+                    self.write(values, self.result[name][box.within(self.target_boxes[name]).slices])
 
     def scratch_bytes(self, limits: Limits) -> int:
-        """Memory that mixing takes at the most."""
-        return 0 if self.mixing is None else self.mixing.scratch_bytes(limits.message_bytes // self.wire.itemsize)
+        """Maximum memory that averaging takes."""
+        return 0 if self.ema is None else self.ema.scratch_bytes(limits.message_bytes // self.wire_dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class EMA:
-    """`eta * moved + (1 - eta) * there`, as ReaL's reference models follow the actor."""
+    """Exponential moving average, `eta * new + (1 - eta) * average`, as ReaL's reference models follow the actor."""
 
     eta: float
-    wide: torch.dtype
+    dtype: torch.dtype
     """In which it is computed."""
 
-    def put(self, values: Tensor, place: Tensor) -> None:
-        """Mix a part of what was moved into its place.
+    def update(self, average: Tensor, new: Tensor) -> None:
+        """Update the average in place.
 
-        Two products and a sum, each rounded by itself: fused ones would round otherwise at the end of a vector
-        register, so that the result depended on how a parameter is cut.
+        Two products and a sum, each rounded by itself: fused ones would round differently at the end of a vector
+        register, so that the result would depend on how a parameter is cut.
         """
-        mixed = values.to(self.wide) * self.eta
-        mixed += place.to(self.wide) * (1 - self.eta)
-        place.copy_(mixed)
+        updated = new.to(self.dtype) * self.eta
+        updated += average.to(self.dtype) * (1 - self.eta)
+        average.copy_(updated)
 
     def scratch_bytes(self, numel: int) -> int:
-        """Memory that parts of so many elements take at the most: each side wide, and its product."""
-        return 3 * numel * self.wide.itemsize
+        """Maximum memory for slices of `numel` elements: both operands in the wider dtype, and one product."""
+        return 3 * numel * self.dtype.itemsize

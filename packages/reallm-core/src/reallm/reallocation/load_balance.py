@@ -1,4 +1,4 @@
-"""Who sends how much, when several ranks have the same: as evenly as can be. Plain numbers, no tensors."""
+"""How much each owner of the same elements sends, and which ones: as evenly as possible. Plain numbers, no tensors."""
 
 from __future__ import annotations
 
@@ -13,51 +13,49 @@ from reallm.model.sharding import Box
 from reallm.reallocation.types import Ranks
 
 MAX_SWEEPS = 200
-
-
 PRECISION = 1e-3
-"""Sharing out ends once the busiest rank is this close to what no plan can go below."""
+"""Balancing stops once the busiest rank is this close, relatively, to what no plan can go below."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What each of the ranks that have something sends of it, as real numbers."""
+class SenderShares:
+    """How much of each demand each of its owners sends, as real numbers."""
 
-    of: Mapping[Ranks, tuple[float, ...]]
-    """Ranks that have the same -> what each of them sends, in their order."""
-    least: float
-    """However it is shared out, some rank sends at least this much."""
+    by_owners: Mapping[Ranks, tuple[float, ...]]
+    """Owners of the same elements -> what each of them sends, in their order."""
+    min_max_sent: float
+    """Lower bound: however the demands are shared, some rank sends at least this much."""
 
 
-def balance_senders(demands: Mapping[Ranks, float]) -> Shares:
-    """Split each demand over the ranks that can meet it, so that the busiest rank has little to do.
+def balance_senders(demands: Mapping[Ranks, float]) -> SenderShares:
+    """Split each demand over its owners so that the busiest rank sends as little as possible.
 
-    Each group of ranks in turn fills up those of its members with least to do, like water in a basin, until nothing
-    gains any more. This minimises the sum of squares of the loads, a convex function, over one simplex for each group;
-    where it is least, the largest load is least too.
+    Each set of owners in turn fills up its least busy members, like water in a basin, until nothing improves any more.
+    This minimises the sum of squares of the loads, a convex function, over one simplex for each set of owners; at its
+    minimum the largest load is minimal, too.
 
-    >>> balance_senders({(0,): 6.0, (0, 1): 4.0, (1, 2): 4.0}).of[(0, 1)]
+    >>> balance_senders({(0,): 6.0, (0, 1): 4.0, (1, 2): 4.0}).by_owners[(0, 1)]
     (0.0, 4.0)
     """
-    loads: dict[int, float] = {rank: 0.0 for ranks in demands for rank in ranks}
-    shares: dict[Ranks, tuple[float, ...]] = {ranks: (0.0,) * len(ranks) for ranks in demands}
-    # Who has no choice comes first: of groups inside one another, one round is then all it takes.
-    order = sorted(demands, key=lambda ranks: (len(ranks), ranks))
-    least = 0.0
+    loads: dict[int, float] = {rank: 0.0 for owners in demands for rank in owners}
+    shares: dict[Ranks, tuple[float, ...]] = {owners: (0.0,) * len(owners) for owners in demands}
+    # Sets without a choice come first: for nested sets, one sweep is then enough.
+    order = sorted(demands, key=lambda owners: (len(owners), owners))
+    bound = 0.0
     for _ in range(MAX_SWEEPS):
-        for ranks in order:
-            others = [loads[rank] - share for rank, share in zip(ranks, shares[ranks], strict=True)]
-            shares[ranks] = _filled(others, demands[ranks])
-            for rank, other, share in zip(ranks, others, shares[ranks], strict=True):
-                loads[rank] = other + share
-        least = max(least, _least(demands, loads))
-        if max(loads.values(), default=0.0) <= (1 + PRECISION) * least:
+        for owners in order:
+            other_loads = [loads[rank] - share for rank, share in zip(owners, shares[owners], strict=True)]
+            shares[owners] = _water_fill(other_loads, demands[owners])
+            for rank, other_load, share in zip(owners, other_loads, shares[owners], strict=True):
+                loads[rank] = other_load + share
+        bound = max(bound, _lower_bound(demands, loads))
+        if max(loads.values(), default=0.0) <= (1 + PRECISION) * bound:
             break
-    return Shares(shares, least)
+    return SenderShares(shares, bound)
 
 
-def _filled(levels: list[float], amount: float) -> tuple[float, ...]:
-    """How much goes to each place when `amount` is poured over them: the lowest are raised to one level."""
+def _water_fill(levels: list[float], amount: float) -> tuple[float, ...]:
+    """How much each level gets when `amount` is poured over them: the lowest are raised to one common level."""
     total, level = 0.0, 0.0
     for n, lowest in enumerate(sorted(levels), 1):
         total += lowest
@@ -67,21 +65,21 @@ def _filled(levels: list[float], amount: float) -> tuple[float, ...]:
     return tuple(max(0.0, level - height) for height in levels)
 
 
-def _least(demands: Mapping[Ranks, float], loads: Mapping[int, float]) -> float:
-    """A bound that holds for any sharing: what only the busiest `n` ranks can send, over `n`, for the best `n`.
+def _lower_bound(demands: Mapping[Ranks, float], loads: Mapping[int, float]) -> float:
+    """Lower bound of the largest load: what only the busiest `n` ranks can send, divided by `n`, for the best `n`.
 
-    When the loads are as even as can be, the bound is the largest load itself.
+    When the loads are as even as possible, the bound is the largest load itself.
     """
     busiest = sorted(loads, key=lambda rank: -loads[rank])
-    place = {rank: n for n, rank in enumerate(busiest)}
-    theirs = [0.0] * len(busiest)
-    for ranks, demand in demands.items():
-        theirs[max(place[rank] for rank in ranks)] += demand
-    return max((amount / n for n, amount in enumerate(accumulate(theirs), 1)), default=0.0)
+    position = {rank: n for n, rank in enumerate(busiest)}
+    only_up_to = [0.0] * len(busiest)
+    for owners, demand in demands.items():
+        only_up_to[max(position[rank] for rank in owners)] += demand
+    return max((amount / n for n, amount in enumerate(accumulate(only_up_to), 1)), default=0.0)
 
 
 class BoxOfParams(NamedTuple):
-    """The same part of several parameters."""
+    """The same box of several parameters."""
 
     names: tuple[str, ...]
     box: Box
@@ -89,87 +87,87 @@ class BoxOfParams(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Elements of all its parameters together."""
+        """Number of elements, all parameters together."""
         return len(self.names) * self.box.numel
 
     @property
     def weight(self) -> int:
-        """Bytes of them, if the itemsize is given."""
+        """Bytes if the itemsize is given, else elements."""
         return self.numel * self.itemsize
 
 
 @dataclass(frozen=True)
 class TransferBatch:
-    """Parts that each of some ranks is to have."""
+    """Boxes that all of the targets need."""
 
     targets: Ranks
-    parts: tuple[BoxOfParams, ...]
+    boxes: tuple[BoxOfParams, ...]
 
     @cached_property
     def weight(self) -> int:
-        """Of all that is sent to all targets."""
-        return len(self.targets) * sum(part.weight for part in self.parts)
+        """Weight of all that is sent, to all targets together."""
+        return len(self.targets) * sum(box.weight for box in self.boxes)
 
 
 def cut_by_sender(
-    line: Sequence[TransferBatch], shares: Sequence[float], slack: float
+    batches: Sequence[TransferBatch], shares: Sequence[float], slack: float
 ) -> Iterator[list[TransferBatch]]:
-    """The bundles of each sender: neighbours in the line, about as much as its share.
+    """Divide a sequence of batches between senders: consecutive ones for each, about as much as its share.
 
-    Cuts lie between targets, or within `slack` of where they should be between parts or parameters; only where there
-    is no such place is a parameter cut, along its first dim if its rows are fine enough. In all, a line is cut at most
-    once for each sender but the last, and the errors of the cuts do not add up.
+    Cuts are made between targets, or within `slack` of the exact position between boxes or parameters; only where
+    there is no such position is a parameter cut, along its first dim if its rows are fine enough. The sequence is cut
+    at most once for each sender but the last, and the errors of the cuts do not add up.
     """
-    rest, start, stop = list(reversed(line)), 0.0, 0.0
+    rest, start, stop = list(reversed(batches)), 0.0, 0.0
     for share in shares[:-1]:
         stop += share
-        mine: list[TransferBatch] = []
+        taken: list[TransferBatch] = []
         while rest and start + rest[-1].weight <= stop:
-            mine.append(rest.pop())
-            start += mine[-1].weight
+            taken.append(rest.pop())
+            start += taken[-1].weight
         if rest and stop > start:
-            taken, left = _cut(rest.pop(), stop - start, slack)
-            mine += taken
-            start += sum(bundle.weight for bundle in taken)
-            rest += reversed(left)
-        yield mine
+            first, second = _split(rest.pop(), stop - start, slack)
+            taken += first
+            start += sum(batch.weight for batch in first)
+            rest += reversed(second)
+        yield taken
     yield list(reversed(rest))
 
 
-def _cut(bundle: TransferBatch, amount: float, slack: float) -> tuple[list[TransferBatch], list[TransferBatch]]:
-    """About the first `amount` of a bundle, and the rest."""
-    n_units, units = _units(bundle)
-    near_an_end = len(bundle.targets) == 1 and min(amount, bundle.weight - amount) <= slack
+def _split(batch: TransferBatch, amount: float, slack: float) -> tuple[list[TransferBatch], list[TransferBatch]]:
+    """About the first `amount` of a batch, and the rest."""
+    n_units, units = _units(batch)
+    near_an_end = len(batch.targets) == 1 and min(amount, batch.weight - amount) <= slack
     if n_units == 1 or near_an_end:
-        return ([], [bundle]) if amount < bundle.weight / 2 else ([bundle], [])
+        return ([], [batch]) if amount < batch.weight / 2 else ([batch], [])
 
-    def some(start: int, stop: int) -> list[TransferBatch]:
+    def units_if_any(start: int, stop: int) -> list[TransferBatch]:
         return [units(start, stop)] if start < stop else []
 
     n = bisect_right(range(1, n_units), amount, key=lambda n: units(0, n).weight)
-    taken, left = _cut(units(n, n + 1), amount - units(0, n).weight, slack)
-    if taken and left:
-        return [*some(0, n), *taken], [*left, *some(n + 1, n_units)]
-    n += bool(taken)  # a unit that stays whole stays with its neighbours, as one piece
-    return some(0, n), some(n, n_units)
+    first, second = _split(units(n, n + 1), amount - units(0, n).weight, slack)
+    if first and second:
+        return [*units_if_any(0, n), *first], [*second, *units_if_any(n + 1, n_units)]
+    n += bool(first)  # a unit that is not split stays in one piece with its neighbours
+    return units_if_any(0, n), units_if_any(n, n_units)
 
 
-def _units(bundle: TransferBatch) -> tuple[int, Callable[[int, int], TransferBatch]]:
-    """How many units a bundle is made of, and what makes a bundle of those from one up to another.
+def _units(batch: TransferBatch) -> tuple[int, Callable[[int, int], TransferBatch]]:
+    """The number of units of a batch, and a function that returns the units `start` up to `stop` as a batch.
 
-    Units are as coarse as they can be: targets, parts, parameters, rows, what rows are made of; last a single element.
+    Units are as coarse as possible: targets, boxes, parameters, rows, slices of a row; last, single elements.
     """
-    targets, parts = bundle.targets, bundle.parts
+    targets, boxes = batch.targets, batch.boxes
     if len(targets) > 1:
-        return len(targets), lambda start, stop: TransferBatch(targets[start:stop], parts)
-    if len(parts) > 1:
-        return len(parts), lambda start, stop: TransferBatch(targets, parts[start:stop])
-    ((names, box, itemsize),) = parts
+        return len(targets), lambda start, stop: TransferBatch(targets[start:stop], boxes)
+    if len(boxes) > 1:
+        return len(boxes), lambda start, stop: TransferBatch(targets, boxes[start:stop])
+    ((names, box, itemsize),) = boxes
     if len(names) > 1:
         return len(names), lambda start, stop: TransferBatch(targets, (BoxOfParams(names[start:stop], box, itemsize),))
     dim = next((dim for dim, size in enumerate(box.shape) if size > 1), None)
     if dim is None:
-        return 1, lambda start, stop: bundle
+        return 1, lambda start, stop: batch
     return box.shape[dim], lambda start, stop: TransferBatch(
         targets, (BoxOfParams(names, box.narrowed(dim, start, stop), itemsize),)
     )

@@ -1,9 +1,10 @@
-"""Which messages carry the moves of a plan, and in which order: pure, the same on both ends, no torch.
+"""Cuts the transfers of a plan into messages and orders them: pure, the same on both ends, no torch.
 
-Each pair of ranks has a list of messages that both derive from their own plan: large parts are cut, small ones bundled.
-All messages of a job have one order, by their place in the list of their pair first. Each rank works through its own
-ones in that order, as many at a time as its staging memory allows. This cannot lock: of all messages that are not yet
-done, the first one in the order is under way on both of its ends, since there all before it are done.
+Each pair of ranks has a list of messages that both derive from their own plan: large boxes are cut, small ones
+coalesced. All messages of a reallocation have one global order, first by their number in the list of their pair. Each
+rank works through its own messages in that order, as many at a time as its staging memory allows. This cannot deadlock:
+of all messages that are not yet done, the first one in the order is in flight on both of its ends, since all messages
+before it are done there.
 """
 
 from __future__ import annotations
@@ -17,42 +18,44 @@ from reallm.reallocation.types import Transfer
 
 
 class TensorSlice(NamedTuple):
-    """A part of one parameter, in coordinates of the whole one."""
+    """A box of one parameter, in whole-tensor coordinates."""
 
     name: str
     box: Box
 
 
 class Message(NamedTuple):
-    """Parts that travel together, one after the other."""
+    """Slices that are sent together, one after the other."""
 
-    place: int
-    """In the list of its pair."""
+    number: int
+    """In the list of its pair of ranks."""
     source: int
     target: int
-    parts: tuple[TensorSlice, ...]
+    slices: tuple[TensorSlice, ...]
 
     @property
     def numel(self) -> int:
-        """Elements of all parts."""
-        return sum(part.box.numel for part in self.parts)
+        """Number of elements of all slices."""
+        return sum(one.box.numel for one in self.slices)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes of messages and of what is under way; the same on all ranks. They bound the staging memory of a rank to
-    `depth * batch_bytes`."""
+    """Sizes of messages and of what is in flight; the same on all ranks.
+
+    They bound the staging memory of a rank to `depth * batch_bytes`.
+    """
 
     small_bytes: int = 128 << 10
-    """Parts below this are bundled: a copy costs less than a message."""
+    """Slices below this are coalesced: a copy costs less than a message."""
     message_bytes: int = 8 << 20
-    """Of the largest message; larger parts are cut."""
+    """Maximum of a message; larger boxes are cut."""
     batch_bytes: int = 16 << 20
-    """Of the messages that are posted together, those that are not sent from or received in their place."""
+    """Maximum of the messages of a batch that need staging memory, which are posted together."""
     batch_messages: int = 256
-    """The most that are posted together."""
+    """Maximum number of messages in a batch."""
     depth: int = 4
-    """The most batches under way."""
+    """Maximum number of batches in flight."""
 
     def __post_init__(self) -> None:
         assert 0 < self.message_bytes <= self.batch_bytes
@@ -60,77 +63,85 @@ class Limits:
         assert min(self.batch_messages, self.depth) > 0
 
 
-def messages_between(moves: Iterable[Transfer], itemsize: int, limits: Limits) -> Iterator[Message]:
-    """The messages of one pair of ranks, in the order of its moves: large parts first, then bundles of small ones.
+def messages_between(transfers: Iterable[Transfer], itemsize: int, limits: Limits) -> Iterator[Message]:
+    """The messages of one pair of ranks, in the order of its transfers: large slices first, then coalesced small ones.
 
     Args:
-        moves: all that one rank sends another.
-        itemsize: bytes of an element on its way.
+        transfers: all from one rank to another.
+        itemsize: bytes of an element as it is sent.
         limits: of the sizes.
     """
-    most = max(limits.message_bytes // itemsize, 1)
-    place, small, bundled = 0, list[TensorSlice](), 0
-    bundles: list[tuple[TensorSlice, ...]] = []
+    max_numel = max(limits.message_bytes // itemsize, 1)
+    number, pending, pending_numel = 0, list[TensorSlice](), 0
+    coalesced: list[tuple[TensorSlice, ...]] = []
     source = target = -1
-    for move in moves:
-        source, target, numel = move.source, move.target, move.box.numel
+    for transfer in transfers:
+        source, target, numel = transfer.source, transfer.target, transfer.box.numel
         if numel * itemsize >= limits.small_bytes:
-            boxes = cut(move.box, most)
-            for name in move.names:
+            boxes = split_box(transfer.box, max_numel)
+            for name in transfer.names:
                 for box in boxes:
-                    yield Message(place, source, target, (TensorSlice(name, box),))
-                    place += 1
+                    yield Message(number, source, target, (TensorSlice(name, box),))
+                    number += 1
             continue
-        for name in move.names if numel else ():
-            if bundled + numel > most:
-                bundles.append(tuple(small))
-                small, bundled = [], 0
-            small.append(TensorSlice(name, move.box))
-            bundled += numel
-    for parts in (*bundles, tuple(small)):
-        if parts:
-            yield Message(place, source, target, parts)
-            place += 1
+        for name in transfer.names if numel else ():
+            if pending_numel + numel > max_numel:
+                coalesced.append(tuple(pending))
+                pending, pending_numel = [], 0
+            pending.append(TensorSlice(name, transfer.box))
+            pending_numel += numel
+    for slices in (*coalesced, tuple(pending)):
+        if slices:
+            yield Message(number, source, target, slices)
+            number += 1
 
 
-def cut(box: Box, most: int) -> list[Box]:
-    """A box in pieces of at most `most` elements, each with whole rows if rows are not larger than that.
+def split_box(box: Box, max_numel: int) -> list[Box]:
+    """Split a box into boxes of at most `max_numel` elements, of whole rows if a row is not larger than that.
 
-    >>> cut(Box((0, 0), (5, 4)), 8)
+    >>> split_box(Box((0, 0), (5, 4)), 8)
     [Box(starts=(0, 0), stops=(2, 4)), Box(starts=(2, 0), stops=(4, 4)), Box(starts=(4, 0), stops=(5, 4))]
     """
-    if box.numel <= most:
+    if box.numel <= max_numel:
         return [box]
     dim = next(dim for dim, size in enumerate(box.shape) if size > 1)
-    n_rows, row = box.shape[dim], box.numel // box.shape[dim]
-    step = max(most // row, 1)
+    n_rows, row_numel = box.shape[dim], box.numel // box.shape[dim]
+    step = max(max_numel // row_numel, 1)
     pieces = [box.narrowed(dim, start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
-    return pieces if row <= most else [smaller for piece in pieces for smaller in cut(piece, most)]
+    if row_numel <= max_numel:
+        return pieces
+    return [smaller for piece in pieces for smaller in split_box(piece, max_numel)]
 
 
-def in_order(moves: Sequence[Transfer], n_ranks: int, itemsize: int, limits: Limits) -> list[Message]:
-    """The messages of a rank, those that it sends and those that it gets, in the order of the whole job.
+def ordered_messages(transfers: Sequence[Transfer], n_ranks: int, itemsize: int, limits: Limits) -> list[Message]:
+    """The messages that one rank sends and receives, in the global order.
 
-    Neighbours of a place differ in how far they go: no rank is the target of all at once.
-    """
-    by_pair: dict[tuple[int, int], list[Transfer]] = {}
-    for move in moves:
-        by_pair.setdefault((move.source, move.target), []).append(move)
-    messages = [message for pair in by_pair.values() for message in messages_between(pair, itemsize, limits)]
-    return sorted(messages, key=lambda one: (one.place, (one.target - one.source) % n_ranks, one.source))
-
-
-def batches(staged_bytes: Sequence[int], limits: Limits) -> list[range]:
-    """Which messages are posted together: as many neighbours as the limits allow.
+    Messages of the same number are ordered by the distance of their ranks: no rank is the target of all at once.
 
     Args:
-        staged_bytes: of each message, in order; 0 for those that need no staging memory.
+        transfers: all sends and receives of the rank.
+        n_ranks: above all ranks of the plan; the same on all of them.
+        itemsize: bytes of an element as it is sent.
+        limits: of the sizes.
+    """
+    by_pair: dict[tuple[int, int], list[Transfer]] = {}
+    for transfer in transfers:
+        by_pair.setdefault((transfer.source, transfer.target), []).append(transfer)
+    messages = [message for pair in by_pair.values() for message in messages_between(pair, itemsize, limits)]
+    return sorted(messages, key=lambda one: (one.number, (one.target - one.source) % n_ranks, one.source))
+
+
+def batch_ranges(staging_bytes: Sequence[int], limits: Limits) -> list[range]:
+    """Divide consecutive messages into batches that are posted together, as large as the limits allow.
+
+    Args:
+        staging_bytes: of each message, in order; 0 for those that need no staging memory.
         limits: of a batch.
     """
-    found, start, held = [], 0, 0
-    for index, n_bytes in enumerate(staged_bytes):
-        if index > start and (held + n_bytes > limits.batch_bytes or index - start == limits.batch_messages):
-            found.append(range(start, index))
-            start, held = index, 0
-        held += n_bytes
-    return [*found, range(start, len(staged_bytes))] if staged_bytes else found
+    batches, start, total = [], 0, 0
+    for index, n_bytes in enumerate(staging_bytes):
+        if index > start and (total + n_bytes > limits.batch_bytes or index - start == limits.batch_messages):
+            batches.append(range(start, index))
+            start, total = index, 0
+        total += n_bytes
+    return [*batches, range(start, len(staging_bytes))] if staging_bytes else batches

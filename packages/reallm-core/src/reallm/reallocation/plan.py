@@ -1,8 +1,8 @@
-"""What goes from which rank to which so that parameters lie in another layout: as little as can be, evenly sent.
+"""Plans a reallocation: which rank sends what to which, so that as little as possible is sent, and evenly.
 
-A plan is made from the layouts alone, on one process and without any of the ranks, in four steps: which parameters lie
-alike (`spread`), who has what (`cells`), how much each of those who have the same sends (`balance`), and which pieces
-these are (`bundles`).
+A plan follows from the layouts alone and is made in one process, in four steps: parameters with equal sharding are
+grouped and their owners looked up (`ownership`), each owner of the same elements is given a share of what is to be
+sent, and these shares are cut into batches (`load_balance`).
 """
 
 from __future__ import annotations
@@ -18,218 +18,205 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 from reallm.reallocation.load_balance import BoxOfParams, TransferBatch, balance_senders, cut_by_sender
-from reallm.reallocation.ownership import OwnerIndex, TensorGroup, between_boxes, between_layouts
-from reallm.reallocation.types import RankPlan, Ranks, Transfer
+from reallm.reallocation.ownership import OwnerIndex, TensorGroup, groups_between_boxes, groups_between_layouts
+from reallm.reallocation.types import BoxesByRank, RankPlan, Ranks, Transfer
 
 SLACK = 0.05
-"""How much more than it must a rank may send, of what the busiest must, so that pieces stay large."""
+"""How much more than its share a rank may send, relative to what the busiest must, so that pieces stay large."""
 
 
 class Route(NamedTuple):
-    """Parts that one rank sends to each of others. Moves, kept together: there can be millions of them."""
+    """A batch and the rank that sends it. Not expanded into transfers, of which there can be millions."""
 
     source: int
-    bundle: TransferBatch
+    batch: TransferBatch
 
-    def moves(self, target: int) -> Iterator[Transfer]:
+    def transfers(self, target: int) -> Iterator[Transfer]:
         """What one of the targets gets."""
-        return (Transfer(part.names, part.box, self.source, target) for part in self.bundle.parts)
+        return (Transfer(box.names, box.box, self.source, target) for box in self.batch.boxes)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every element that a rank is to have and does not is sent to it once; what it has, it keeps."""
+    """Every element that a rank needs and does not have is sent to it once; what it has, it keeps."""
 
     routes: tuple[Route, ...]
     kept: Mapping[int, tuple[BoxOfParams, ...]]
-    """Rank -> what it has already of what it is to have."""
-    spreads: tuple[TensorGroup, ...]
+    """Rank -> what it has before and needs afterwards."""
+    groups: tuple[TensorGroup, ...]
     min_max_sent: float
-    """In any plan for these layouts, some rank sends at least as many elements."""
+    """Lower bound: in any plan for these layouts, some rank sends at least as many elements."""
 
     def for_rank(self, rank: int) -> RankPlan:
-        """A rank's share. Ranks begin with different partners, so that no one is waited for by all at once."""
+        """The transfers of one rank. Ranks begin with different peers, so that no peer is waited for by all at once."""
         if rank not in self._rank_plans:
             self._rank_plans[rank] = self._rank_plan(rank)
         return self._rank_plans[rank]
 
     def _rank_plan(self, rank: int) -> RankPlan:
-        sends = [move for route in self._from[rank] for to in route.bundle.targets for move in route.moves(to)]
-        receives = [move for route in self._to[rank] for move in route.moves(rank)]
-        n = self._n_ranks
+        sends = [one for route in self._routes_from[rank] for to in route.batch.targets for one in route.transfers(to)]
+        receives = [one for route in self._routes_to[rank] for one in route.transfers(rank)]
+        n = max(self.ranks, default=0) + 1
         return RankPlan(
-            tuple(sorted(sends, key=lambda move: (move.target - rank) % n)),
-            tuple(sorted(receives, key=lambda move: (rank - move.source) % n)),
-            tuple(Transfer(part.names, part.box, rank, rank) for part in self.kept.get(rank, ())),
+            tuple(sorted(sends, key=lambda one: (one.target - rank) % n)),
+            tuple(sorted(receives, key=lambda one: (rank - one.source) % n)),
+            tuple(Transfer(box.names, box.box, rank, rank) for box in self.kept.get(rank, ())),
         )
 
     def sent_elements(self, rank: int) -> int:
-        """How many elements a rank sends."""
+        """Number of elements that a rank sends."""
         return self._sent.get(rank, 0)
 
     def received_elements(self, rank: int) -> int:
-        """How many elements a rank receives."""
+        """Number of elements that a rank receives."""
         return self._received.get(rank, 0)
 
     def kept_elements(self, rank: int) -> int:
-        """How many elements a rank has already of those that it is to have."""
-        return sum(part.numel for part in self.kept.get(rank, ()))
+        """Number of elements that a rank has before and needs afterwards."""
+        return sum(box.numel for box in self.kept.get(rank, ()))
 
     @cached_property
     def ranks(self) -> Ranks:
-        """All ranks that have or are to have something."""
-        both = (holders for spread in self.spreads for holders in (spread.held, spread.wanted))
-        return tuple(sorted({rank for holders in both for ranks in holders.values() for rank in ranks}))
+        """All ranks that have something before or afterwards."""
+        both = (by_box for group in self.groups for by_box in (group.source, group.target))
+        return tuple(sorted({rank for by_box in both for ranks in by_box.values() for rank in ranks}))
 
     @cached_property
-    def pairs(self) -> dict[tuple[int, int], int]:
-        """(source, target) -> elements, of all pairs that have anything to do with one another."""
+    def elements_by_pair(self) -> dict[tuple[int, int], int]:
+        """(source, target) -> number of elements, of all pairs of ranks that exchange anything."""
         found: dict[tuple[int, int], int] = defaultdict(int)
-        for source, bundle in self.routes:
-            numel = sum(part.numel for part in bundle.parts)
-            for target in bundle.targets:
+        for source, batch in self.routes:
+            numel = sum(box.numel for box in batch.boxes)
+            for target in batch.targets:
                 found[source, target] += numel
         return dict(sorted(found.items()))
 
     @property
     def total_elements(self) -> int:
-        """All that is sent."""
+        """Number of elements that are sent."""
         return sum(self._sent.values())
 
     @property
-    def most_sent(self) -> int:
-        """What the busiest sender sends."""
+    def max_sent(self) -> int:
+        """Number of elements that the busiest sender sends."""
         return max(self._sent.values(), default=0)
 
     @property
     def n_messages(self) -> int:
-        """Parts of single parameters that are sent."""
-        return sum(len(bundle.targets) * len(part.names) for _, bundle in self.routes for part in bundle.parts)
+        """Number of boxes of single parameters that are sent."""
+        return sum(len(batch.targets) * len(box.names) for _, batch in self.routes for box in batch.boxes)
 
     @cached_property
     def lower_bound(self) -> int:
-        """What the ranks are to have and do not, in elements; no plan can send less."""
-        return sum(sum(spread.n_missing.values()) for spread in self.spreads)
+        """Number of elements that the ranks need and do not have; no plan can send fewer."""
+        return sum(sum(group.n_missing.values()) for group in self.groups)
 
     @cached_property
     def _rank_plans(self) -> dict[int, RankPlan]:
         return {}
 
     @cached_property
-    def _from(self) -> dict[int, list[Route]]:
+    def _routes_from(self) -> dict[int, list[Route]]:
         found: dict[int, list[Route]] = defaultdict(list)
         for route in self.routes:
             found[route.source].append(route)
         return found
 
     @cached_property
-    def _to(self) -> dict[int, list[Route]]:
+    def _routes_to(self) -> dict[int, list[Route]]:
         found: dict[int, list[Route]] = defaultdict(list)
         for route in self.routes:
-            for target in route.bundle.targets:
+            for target in route.batch.targets:
                 found[target].append(route)
         return found
 
     @cached_property
-    def _n_ranks(self) -> int:
-        return max(self.ranks, default=0) + 1
-
-    @cached_property
     def _sent(self) -> dict[int, int]:
         found: dict[int, int] = defaultdict(int)
-        for source, bundle in self.routes:
-            found[source] += len(bundle.targets) * sum(part.numel for part in bundle.parts)
+        for source, batch in self.routes:
+            found[source] += len(batch.targets) * sum(box.numel for box in batch.boxes)
         return found
 
     @cached_property
     def _received(self) -> dict[int, int]:
         found: dict[int, int] = defaultdict(int)
-        for _, bundle in self.routes:
-            numel = sum(part.numel for part in bundle.parts)
-            for target in bundle.targets:
-                found[target] += numel
+        for (_, target), numel in self.elements_by_pair.items():
+            found[target] += numel
         return found
 
 
 @lru_cache(maxsize=32)
 def plan(config: ReaLModelConfig, source: Layout, target: Layout) -> Plan:
-    """How a model's parameters get from one layout to another, which may lie on the same, on some of the same, or on
-    other ranks.
+    """Plan the way of a model's parameters from one layout to another, on the same, some of the same, or other ranks.
 
     Raises:
         ConfigError: a layout does not fit the model.
     """
-    return _plan(between_layouts(config, source, target))
+    return _plan_groups(groups_between_layouts(config, source, target))
 
 
-def plan_boxes(
-    source: Mapping[int, Mapping[str, Box]],
-    target: Mapping[int, Mapping[str, Box]],
-    *,
-    itemsizes: Mapping[str, int] | None = None,
-) -> Plan:
-    """How any tensors get from where they are to where they are to be: rank -> tensor's name -> its part there.
+def plan_boxes(source: BoxesByRank, target: BoxesByRank, *, itemsizes: Mapping[str, int] | None = None) -> Plan:
+    """Plan the way of arbitrary tensors from the boxes that ranks have to the boxes that ranks need.
 
-    `itemsizes` are bytes of an element by tensor, where they differ: it is then bytes that are evenly sent, and
-    `min_max_sent` is in bytes.
+    `itemsizes` are the bytes of an element by tensor, if they differ: bytes are then sent evenly, and `min_max_sent`
+    is in bytes.
 
     Raises:
-        ConfigError: a rank is to have what no rank has; names the tensor.
+        ConfigError: no rank has some elements that a rank needs; names the tensor.
     """
-    return _plan(between_boxes(source, target, itemsizes))
+    return _plan_groups(groups_between_boxes(source, target, itemsizes))
 
 
-def _plan(spreads: list[TensorGroup]) -> Plan:
-    wanted, kept = _demands(spreads)
-    lines = {ranks: _line(bundles) for ranks, bundles in wanted.items()}
-    shares = balance_senders({ranks: sum(bundle.weight for bundle in line) for ranks, line in lines.items()})
-    slacks = _slacks(shares.of, SLACK * shares.least)
+def _plan_groups(groups: list[TensorGroup]) -> Plan:
+    demands, kept = _demands(groups)
+    # Neighbours in a sequence of batches have neighbouring targets: a sender then has few of them.
+    batches = {
+        owners: [TransferBatch(targets, tuple(boxes)) for targets, boxes in sorted(by_targets.items())]
+        for owners, by_targets in demands.items()
+    }
+    shares = balance_senders({owners: sum(one.weight for one in sequence) for owners, sequence in batches.items()})
+    slacks = _slacks(shares.by_owners, SLACK * shares.min_max_sent)
     routes = [
-        Route(source, bundle)
-        for ranks, line in lines.items()
-        for source, bundles in zip(ranks, cut_by_sender(line, shares.of[ranks], slacks[ranks]), strict=True)
-        for bundle in bundles
+        Route(source, batch)
+        for owners, sequence in batches.items()
+        for source, cut in zip(owners, cut_by_sender(sequence, shares.by_owners[owners], slacks[owners]), strict=True)
+        for batch in cut
     ]
-    return Plan(tuple(routes), {rank: tuple(parts) for rank, parts in kept.items()}, tuple(spreads), shares.least)
+    return Plan(tuple(routes), {rank: tuple(boxes) for rank, boxes in kept.items()}, tuple(groups), shares.min_max_sent)
 
 
 def _demands(
-    spreads: list[TensorGroup],
+    groups: list[TensorGroup],
 ) -> tuple[dict[Ranks, dict[Ranks, list[BoxOfParams]]], dict[int, list[BoxOfParams]]]:
-    """Ranks that have the same -> ranks that need it -> the parts; and what each rank keeps."""
-    wanted: dict[Ranks, dict[Ranks, list[BoxOfParams]]] = defaultdict(lambda: defaultdict(list))
+    """Owners -> targets that need what these own -> the boxes; and rank -> what it keeps."""
+    demands: dict[Ranks, dict[Ranks, list[BoxOfParams]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[int, list[BoxOfParams]] = defaultdict(list)
-    for spread in spreads:
-        holdings = OwnerIndex(spread.held)
-        for box, ranks in spread.wanted.items():
-            cells = holdings.cells(box)
-            if sum(cell.numel for cell, _ in cells) < box.numel:
-                raise ConfigError(f"no rank has all of '{spread.names[0]}': rank {ranks[0]} is to have {_text(box)}")
+    for group in groups:
+        index = OwnerIndex(group.source)
+        for box, ranks in group.target.items():
+            owned = index.lookup(box)
+            if sum(piece.numel for piece, _ in owned) < box.numel:
+                raise ConfigError(f"no rank has all of '{group.names[0]}': rank {ranks[0]} is to have {_format(box)}")
             needing = frozenset(ranks)
-            for cell, holders in cells:
-                part = BoxOfParams(spread.names, cell, spread.itemsize)
-                keeping = needing.intersection(holders)
+            for piece, owners in owned:
+                boxes = BoxOfParams(group.names, piece, group.itemsize)
+                keeping = needing.intersection(owners)
                 for rank in keeping:
-                    kept[rank].append(part)
-                others = tuple(rank for rank in ranks if rank not in keeping) if keeping else ranks
-                if others:
-                    wanted[holders][others].append(part)
-    return wanted, kept
-
-
-def _line(bundles: Mapping[Ranks, list[BoxOfParams]]) -> list[TransferBatch]:
-    """Neighbours in it have neighbouring targets: a sender then has few of them."""
-    return [TransferBatch(targets, tuple(parts)) for targets, parts in sorted(bundles.items())]
+                    kept[rank].append(boxes)
+                targets = tuple(rank for rank in ranks if rank not in keeping) if keeping else ranks
+                if targets:
+                    demands[owners][targets].append(boxes)
+    return demands, kept
 
 
 def _slacks(shares: Mapping[Ranks, tuple[float, ...]], slack: float) -> dict[Ranks, float]:
-    """By how much the cuts of each line may miss, for all errors at a rank to be within `slack`: two in each line."""
-    n_lines: dict[int, int] = defaultdict(int)
-    for ranks, amounts in shares.items():
-        for rank, amount in zip(ranks, amounts, strict=True):
-            n_lines[rank] += amount > 0 and len(ranks) > 1
-    return {ranks: slack / (2 * max(1, *(n_lines[rank] for rank in ranks))) for ranks in shares}
+    """How far each cut may be off so that all errors at a rank stay within `slack`: two cuts in each sequence."""
+    n_sequences: dict[int, int] = defaultdict(int)
+    for owners, amounts in shares.items():
+        for rank, amount in zip(owners, amounts, strict=True):
+            n_sequences[rank] += amount > 0 and len(owners) > 1
+    return {owners: slack / (2 * max(1, *(n_sequences[rank] for rank in owners))) for owners in shares}
 
 
-def _text(box: Box) -> str:
+def _format(box: Box) -> str:
     return "[" + ", ".join(f"{start}:{stop}" for start, stop in zip(box.starts, box.stops, strict=True)) + "]"

@@ -1,10 +1,11 @@
-"""Messages between ranks: from and to their place in a tensor where that is contiguous, else through staging memory."""
+"""Sends and receives messages: directly from and into tensors where slices are contiguous, else via staging memory."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -13,207 +14,221 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reallm.errors import PeerError
-from reallm.reallocation.messages import Limits, Message, TensorSlice, batches
+from reallm.parallel.mesh import Group
+from reallm.reallocation.messages import Limits, Message, TensorSlice, batch_ranges
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A message on one of its ends."""
+    """A message on one of its two ranks."""
 
     message: Message
-    is_sent: bool
-    places: tuple[Tensor, ...]
-    """The view of each part in the tensor that it comes from or goes to."""
+    is_send: bool
+    views: tuple[Tensor, ...]
+    """Of each slice in the tensor that it comes from or goes to."""
     in_place: bool
-    """Whether it is its only part as that lies in memory: contiguous and of the dtype of the way."""
+    """Whether it is one slice that is sent from or received into its view, contiguous and in the wire dtype."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of this endpoint."""
+        return self.message.source if self.is_send else self.message.target
 
     @property
     def peer(self) -> int:
         """The rank on the other end."""
-        return self.message.target if self.is_sent else self.message.source
+        return self.message.target if self.is_send else self.message.source
 
     @property
-    def what(self) -> str:
-        """As errors name it."""
-        first, *others = (part.name for part in self.message.parts)
-        return f"'{first}'" + (f" and {len(others)} more" if others else "")
+    def awaited(self) -> str:
+        """What the peer is waited for to do, as errors say it."""
+        first, *others = (one.name for one in self.message.slices)
+        return f"to {'take' if self.is_send else 'send'} '{first}'" + (f" and {len(others)} more" if others else "")
 
 
-Arrived = Callable[[Endpoint, TensorSlice, Tensor, Tensor], None]
-"""Puts a part into its place: `(parcel, part, values, place)`; both tensors are the same where it is there already."""
+OnReceive = Callable[[Endpoint, TensorSlice, Tensor, Tensor], None]
+"""`(endpoint, slice, values, view)`: writes received values into their view; both are the same tensor if received in
+place."""
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a rank gives up; `timeout` None: when the process group does."""
+    """When a rank gives up; `timeout` None: after the timeout of the process group, for each operation."""
 
     timeout: timedelta | None
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     @property
-    def passed_s(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.began
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
 
     @property
-    def is_over(self) -> bool:
-        """Whether it is time to give up; what has ended a little earlier than that has ended because of it."""
-        return self.timeout is not None and self.passed_s > self.timeout.total_seconds() - 0.05
+    def expired(self) -> bool:
+        """Whether it is time to give up; an operation that failed slightly earlier has failed because of it."""
+        return self.timeout is not None and self.elapsed_s > self.timeout.total_seconds() - 0.05
+
+    @property
+    def remaining(self) -> timedelta | None:
+        """Time that is left, at least a millisecond; None without a timeout."""
+        if self.timeout is None:
+            return None
+        return max(self.timeout - timedelta(seconds=self.elapsed_s), timedelta(milliseconds=1))
 
     def wait(self, work: dist.Work, grace: timedelta = timedelta()) -> None:
-        """For a message or a collective, as long as there is time left."""
-        if self.timeout is None:
+        """Wait for a message or a collective, as long as there is time left."""
+        if self.remaining is None:
             work.wait()
         else:
-            left = self.timeout + grace - timedelta(seconds=self.passed_s)
-            work.wait(max(left, timedelta(milliseconds=1)))
+            work.wait(self.remaining + grace)
 
 
 @dataclass
 class TransferStats:
-    """What was sent and received, without what came from this rank itself."""
+    """What was sent and received over the network."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
     n_messages: int = 0
     staging_bytes: int = 0
-    """The most memory that was held at a time beside what the messages came from and went to."""
+    """Peak memory beside the tensors that messages came from and went to."""
 
 
 @dataclass(frozen=True)
-class _Flight:
-    """A batch under way."""
+class _InFlight:
+    """A batch of messages that was posted."""
 
-    parcels: Sequence[Endpoint]
+    endpoints: Sequence[Endpoint]
     works: Sequence[dist.Work]
     buffers: Sequence[Tensor]
     staging: Tensor | None
 
 
 def transfer(
-    parcels: Sequence[Endpoint],
+    endpoints: Sequence[Endpoint],
+    group: Group,
     *,
-    wire: torch.dtype,
+    wire_dtype: torch.dtype,
     device: torch.device,
     limits: Limits,
     deadline: Deadline,
-    arrived: Arrived,
-    meanwhile: Callable[[], None],
+    on_receive: OnReceive,
+    overlap: Callable[[], None],
 ) -> TransferStats:
-    """Send and receive; returns when all is in place.
+    """Send and receive all messages of this rank; returns when all of them are done.
 
     Args:
-        parcels: all messages of this rank, in the order of the job (see `messages`).
-        wire: dtype of what is sent.
-        device: where the messages lie.
-        limits: of what is under way at a time.
-        deadline: for all together.
-        arrived: called for each part that was received, in order.
-        meanwhile: called once, while the first messages are on their way.
+        endpoints: of the messages of this rank, in the global order (see `messages`).
+        group: the ranks that messages go between.
+        wire_dtype: in which elements are sent.
+        device: of the tensors and the staging memory.
+        limits: of what is in flight at a time.
+        deadline: for all messages together.
+        on_receive: called for each slice that was received, in order.
+        overlap: called once, while the first messages are in flight.
 
     Raises:
         PeerError: a rank has not sent or taken a message in time, or is gone. The process group cannot be used any
             more.
     """
-    traffic, flights, free = TransferStats(), deque[_Flight](), list[Tensor]()
-    staged = [0 if parcel.in_place else parcel.message.numel * wire.itemsize for parcel in parcels]
-    groups = batches(staged, limits)
-    room = max((sum(staged[group.start : group.stop]) for group in groups), default=0) // wire.itemsize
+    stats, in_flight, free = TransferStats(), deque[_InFlight](), list[Tensor]()
+    staging_bytes = [0 if one.in_place else one.message.numel * wire_dtype.itemsize for one in endpoints]
+    batches = batch_ranges(staging_bytes, limits)
+    staging_numel = max((sum(staging_bytes[batch.start : batch.stop]) for batch in batches), default=0)
+    staging_numel //= wire_dtype.itemsize
 
-    def post(group: range) -> None:
+    def start(batch: range) -> None:
         staging = None
-        if any(staged[group.start : group.stop]):
+        if any(staging_bytes[batch.start : batch.stop]):
             if not free:
-                free.append(torch.empty(room, dtype=wire, device=device))
-                traffic.staging_bytes += room * wire.itemsize
+                free.append(torch.empty(staging_numel, dtype=wire_dtype, device=device))
+                stats.staging_bytes += staging_numel * wire_dtype.itemsize
             staging = free.pop()
-        flights.append(_posted(parcels[group.start : group.stop], staging, deadline))
+        in_flight.append(_start(endpoints[batch.start : batch.stop], group, staging, deadline))
 
     def finish() -> None:
-        flight = flights.popleft()
-        for parcel, work, buffer in zip(flight.parcels, flight.works, flight.buffers, strict=True):
-            with _Naming(parcel, deadline):
+        batch = in_flight.popleft()
+        for endpoint, work, buffer in zip(batch.endpoints, batch.works, batch.buffers, strict=True):
+            with _peer_errors(endpoint, deadline):
                 deadline.wait(work)
-            traffic.n_messages += 1
-            if parcel.is_sent:
-                traffic.bytes_sent += buffer.nbytes
+            stats.n_messages += 1
+            if endpoint.is_send:
+                stats.bytes_sent += buffer.nbytes
                 continue
-            traffic.bytes_received += buffer.nbytes
-            for part, values, place in zip(parcel.message.parts, _pieces(parcel, buffer), parcel.places, strict=True):
-                arrived(parcel, part, values, place)
-        if flight.staging is not None:
-            free.append(flight.staging)
+            stats.bytes_received += buffer.nbytes
+            slices = endpoint.message.slices
+            for one, values, view in zip(slices, _values_of_slices(endpoint, buffer), endpoint.views, strict=True):
+                on_receive(endpoint, one, values, view)
+        if batch.staging is not None:
+            free.append(batch.staging)
 
-    for group in groups[: limits.depth]:
-        post(group)
-    meanwhile()
-    for group in groups[limits.depth :]:
+    for batch in batches[: limits.depth]:
+        start(batch)
+    overlap()
+    for batch in batches[limits.depth :]:
         finish()
-        post(group)
-    while flights:
+        start(batch)
+    while in_flight:
         finish()
-    return traffic
+    return stats
 
 
-def _posted(parcels: Sequence[Endpoint], staging: Tensor | None, deadline: Deadline) -> _Flight:
+def _start(endpoints: Sequence[Endpoint], group: Group, staging: Tensor | None, deadline: Deadline) -> _InFlight:
     buffers, used = [], 0
-    for parcel in parcels:
-        if parcel.in_place:
-            buffers.append(parcel.places[0].view(-1))
+    for endpoint in endpoints:
+        if endpoint.in_place:
+            buffers.append(endpoint.views[0].view(-1))
             continue
         assert staging is not None
-        buffer = staging[used : used + parcel.message.numel]
+        buffer = staging[used : used + endpoint.message.numel]
         used += buffer.numel()
         buffers.append(buffer)
-        if parcel.is_sent:
-            for values, place in zip(_pieces(parcel, buffer), parcel.places, strict=True):
-                values.copy_(place)
-    works = exchange(parcels, buffers, deadline)
-    return _Flight(parcels, works, buffers, staging)
+        if endpoint.is_send:
+            for values, view in zip(_values_of_slices(endpoint, buffer), endpoint.views, strict=True):
+                values.copy_(view)
+    return _InFlight(endpoints, post(endpoints, buffers, group, deadline), buffers, staging)
 
 
-def exchange(parcels: Sequence[Endpoint], buffers: Sequence[Tensor], deadline: Deadline) -> list[dist.Work]:
-    """Post a message from or into each flat buffer; what to wait for, for each of them."""
+def post(endpoints: Sequence[Endpoint], buffers: Sequence[Tensor], group: Group, deadline: Deadline) -> list[dist.Work]:
+    """Post the send or receive of each flat buffer with `batch_isend_irecv`; returns what to wait for, for each."""
     operations = [
         # As bytes: not every backend knows every dtype.
-        dist.P2POp(dist.isend if parcel.is_sent else dist.irecv, buffer.view(torch.uint8), parcel.peer)
-        for parcel, buffer in zip(parcels, buffers, strict=True)
+        dist.P2POp(dist.isend if one.is_send else dist.irecv, buffer.view(torch.uint8), one.peer, group)
+        for one, buffer in zip(endpoints, buffers, strict=True)
     ]
-    with _Naming(parcels[0], deadline):
+    with _peer_errors(endpoints[0], deadline):
         works = dist.batch_isend_irecv(operations)
     # NCCL has one for all messages of a batch.
     return works if len(works) == len(operations) else [works[0]] * len(operations)
 
 
-def _pieces(parcel: Endpoint, buffer: Tensor) -> Sequence[Tensor]:
-    """The buffer of a message as its parts."""
-    if parcel.in_place:
-        return parcel.places
-    boxes = [part.box for part in parcel.message.parts]
+def _values_of_slices(endpoint: Endpoint, buffer: Tensor) -> Sequence[Tensor]:
+    """The buffer of a message as one view for each of its slices."""
+    if endpoint.in_place:
+        return endpoint.views
+    boxes = [one.box for one in endpoint.message.slices]
     return [piece.view(box.shape) for piece, box in zip(buffer.split([box.numel for box in boxes]), boxes, strict=True)]
 
 
-class _Naming:
-    """Turns what a backend raises into an error that names the other rank and the parameter."""
-
-    def __init__(self, parcel: Endpoint, deadline: Deadline) -> None:
-        self.parcel, self.deadline = parcel, deadline
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
-            return
-        parcel, seconds = self.parcel, self.deadline.passed_s
-        here = parcel.message.source if parcel.is_sent else parcel.message.target
-        doing = "to take" if parcel.is_sent else "to send"
-        if self.deadline.is_over:
-            raise PeerError(
-                f"rank {here} waited {seconds:.1f} s for rank {parcel.peer} {doing} {parcel.what}: that rank is "
-                "missing, stuck, or waits for another one; see what it is doing, or raise the timeout"
-            ) from error
+@contextmanager
+def _peer_errors(endpoint: Endpoint, deadline: Deadline) -> Iterator[None]:
+    """Turn what a backend raises in the block into an error that names the peer and the parameter."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if deadline.expired:
+            raise timed_out(endpoint.rank, endpoint.peer, endpoint.awaited, deadline) from error
         raise PeerError(
-            f"rank {here} lost rank {parcel.peer} after {seconds:.1f} s, waiting for it {doing} {parcel.what}: that "
-            "rank has ended or given up; see its own message"
+            f"rank {endpoint.rank} lost rank {endpoint.peer} after {deadline.elapsed_s:.1f} s, waiting for it "
+            f"{endpoint.awaited}: that rank has ended or given up; see its own message"
         ) from error
+
+
+def timed_out(rank: int, peer: int, awaited: str, deadline: Deadline) -> PeerError:
+    """The error of a rank that has waited for a peer until the deadline, such as `to send 'layers.1.attn.q.weight'`."""
+    return PeerError(
+        f"rank {rank} waited {deadline.elapsed_s:.1f} s for rank {peer} {awaited}: that rank is missing, stuck, or "
+        "waits for another one; see what it is doing, or raise the timeout"
+    )

@@ -1,42 +1,46 @@
-"""What a plan of a reallocation is made of: which part of which parameters goes from which rank to which.
+"""Plain data that a reallocation plan is made of: which box of which parameters goes from which rank to which.
 
-Imports no torch: a plan can be made, printed and tested for a thousand ranks without one of them.
+Imports no torch: a plan can be made, printed and tested for a thousand ranks without running one of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from reallm.model.sharding import Box
 
 Ranks = tuple[int, ...]
-"""Numbers of ranks, ascending."""
+"""Global ranks, ascending."""
+
+BoxesByRank = Mapping[int, Mapping[str, Box]]
+"""Rank -> tensor name -> the rank's box of that tensor, in whole-tensor coordinates."""
 
 
 class Transfer(NamedTuple):
-    """A part of parameters that `target` gets from `source`; from itself if both are the same rank.
+    """A box of one or more parameters that `target` gets from `source`, or keeps if both are the same rank.
 
-    Parameters of one shape that are spread alike, such as those of the blocks of a stage, share a move.
+    Parameters with the same shape and the same sharding, such as those of the blocks of one stage, share a transfer.
     """
 
     names: tuple[str, ...]
     box: Box
-    """In coordinates of the whole parameter."""
+    """In whole-tensor coordinates."""
     source: int
     target: int
 
     @property
     def numel(self) -> int:
-        """Elements of all its parameters together."""
+        """Number of elements, all parameters together."""
         return len(self.names) * self.box.numel
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """A rank's share of a plan. What `a` sends to `b` stands in the same order in `a`'s sends and `b`'s receives."""
+    """The transfers of one rank. The sends of `a` to `b` are in the same order as the receives of `b` from `a`."""
 
     sends: tuple[Transfer, ...]
     receives: tuple[Transfer, ...]
     keeps: tuple[Transfer, ...]
-    """What it has already of what it is to have."""
+    """What the rank has before and needs afterwards."""

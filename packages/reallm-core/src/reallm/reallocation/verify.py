@@ -1,4 +1,4 @@
-"""The end of a reallocation: checksums are compared, and all ranks learn whether all have succeeded."""
+"""The end of a reallocation: ranks compare checksums and agree on whether all of them have succeeded."""
 
 from __future__ import annotations
 
@@ -13,130 +13,135 @@ from torch import Tensor
 
 from reallm.errors import PeerError
 from reallm.model.sharding import Box
-from reallm.parallel.mesh import all_gather_single
+from reallm.parallel.mesh import Group, all_gather_single
 from reallm.reallocation.messages import Message, TensorSlice
-from reallm.reallocation.transfer import Deadline, Endpoint, TransferStats, exchange
+from reallm.reallocation.transfer import Deadline, Endpoint, TransferStats, post
 
-OTHERS_SPEAK = timedelta(seconds=2)
-"""How much longer a rank waits that has nothing to do but to hear of the others: they can say which rank is missing."""
-
-
+GRACE = timedelta(seconds=2)
+"""How much longer a rank waits that is done: the others can say which rank they miss, and for what."""
 _MODULUS = 1 << 40  # sums over all ranks stay below 2**63
 
 
 @dataclass
-class Checks:
-    """Fingerprints of all parts that were sent and received, by the other rank, in the order of their messages."""
+class Checksums:
+    """Checksums of all slices that this rank has sent and received, by peer, in the order of their messages."""
 
     _sent: dict[int, list[Tensor]] = field(default_factory=dict)
     _received: dict[int, list[tuple[TensorSlice, Tensor]]] = field(default_factory=dict)
 
-    def sent(self, parcel: Endpoint, wire: torch.dtype) -> None:
-        """Note what a message is to bring, from where it comes from."""
-        for place in parcel.places:
-            self._sent.setdefault(parcel.peer, []).append(checksum(place.to(wire)))
+    def add_sent(self, endpoint: Endpoint, wire_dtype: torch.dtype) -> None:
+        """Add the slices of a message, read from the tensors that they are sent from."""
+        for view in endpoint.views:
+            self._sent.setdefault(endpoint.peer, []).append(checksum(view.to(wire_dtype)))
 
-    def received(self, parcel: Endpoint, part: TensorSlice, values: Tensor) -> None:
-        """Note what has come."""
-        self._received.setdefault(parcel.peer, []).append((part, checksum(values)))
+    def add_received(self, endpoint: Endpoint, one: TensorSlice, values: Tensor) -> None:
+        """Add a slice that was received."""
+        self._received.setdefault(endpoint.peer, []).append((one, checksum(values)))
 
-    def first_altered(self, rank: int, device: torch.device, deadline: Deadline, traffic: TransferStats) -> str | None:
-        """Exchange the fingerprints; what is wrong, if anything is."""
-        parcels, buffers = [], []
+    def exchange(
+        self, rank: int, group: Group, *, device: torch.device, deadline: Deadline, stats: TransferStats
+    ) -> str | None:
+        """Send and receive the checksums; returns the error message of the first slice that differs, if any does."""
+        endpoints, buffers = [], []
         for peer, sums in self._sent.items():
-            parcels.append(_parcel(rank, peer))
+            endpoints.append(_checksum_endpoint(rank, peer, is_send=True))
             buffers.append(torch.cat(sums))
         for peer, received in self._received.items():
-            parcels.append(_parcel(peer, rank, is_sent=False))
+            endpoints.append(_checksum_endpoint(peer, rank, is_send=False))
             buffers.append(torch.empty(2 * len(received), dtype=torch.int64, device=device))
-        if not parcels:
+        if not endpoints:
             return None
-        for work in exchange(parcels, buffers, deadline):
+        for work in post(endpoints, buffers, group, deadline):
             deadline.wait(work)
-        traffic.n_messages += len(parcels)
-        for parcel, buffer in zip(parcels, buffers, strict=True):
-            if parcel.is_sent:
-                traffic.bytes_sent += buffer.nbytes
+        stats.n_messages += len(endpoints)
+        for endpoint, buffer in zip(endpoints, buffers, strict=True):
+            if endpoint.is_send:
+                stats.bytes_sent += buffer.nbytes
                 continue
-            traffic.bytes_received += buffer.nbytes
-            received = self._received[parcel.peer]
-            same = (torch.cat([sums for _, sums in received]) == buffer).view(-1, 2).all(1).tolist()
-            if not all(same):
-                part, _ = received[same.index(False)]
+            stats.bytes_received += buffer.nbytes
+            received = self._received[endpoint.peer]
+            equal = (torch.cat([sums for _, sums in received]) == buffer).view(-1, 2).all(1).tolist()
+            if not all(equal):
+                one, _ = received[equal.index(False)]
                 return (
-                    f"rank {rank}: '{part.name}' {list(part.box.shape)} from rank {parcel.peer} is not what that rank "
+                    f"rank {rank}: '{one.name}' {list(one.box.shape)} from rank {endpoint.peer} is not what that rank "
                     "has sent: its checksum differs; see to the memory and the network of both, and start again"
                 )
         return None
 
 
 def agree_on_result(
-    traffic: TransferStats,
+    group: Group,
     messages: Sequence[Message],
     settings: str,
-    checks: Checks | None,
+    error: str | None,
     *,
+    itemsize: int,
     device: torch.device,
     deadline: Deadline,
-    itemsize: int,
 ) -> None:
-    """Return when all ranks have all that they are to have.
+    """Return when all ranks of the group have succeeded.
+
+    Args:
+        group: the ranks of the reallocation.
+        messages: that this rank has sent and received.
+        settings: the same text on all ranks that were called with the same arguments.
+        error: what went wrong on this rank.
+        itemsize: bytes of an element as it is sent.
+        device: of the tensors that the backend of the group takes.
+        deadline: of the reallocation.
 
     Raises:
         PeerError: on all ranks, if one has not succeeded, or was called with other arguments.
     """
     rank = dist.get_rank()
-    altered = None if checks is None else checks.first_altered(rank, device, deadline, traffic)
-    # Each message counts once for its sender and once against its receiver.
-    flow = sum((1 if one.source == rank else -1) * _weight(one, itemsize) for one in messages)
-    own = [int(altered is not None), zlib.crc32(settings.encode()), flow % _MODULUS]
-    states = _gathered(torch.tensor(own, dtype=torch.int64, device=device), deadline).tolist()
-    if altered is not None:
-        raise PeerError(altered)
-    for other, (failed, said, _) in enumerate(states):
+    # Each message is added by its sender and subtracted by its receiver: the sum is 0 if all have the same plan.
+    balance = sum((1 if one.source == rank else -1) * _message_hash(one, itemsize) for one in messages)
+    state = [int(error is not None), zlib.crc32(settings.encode()), balance % _MODULUS]
+    states = _all_gather(torch.tensor(state, dtype=torch.int64, device=device), group, deadline).tolist()
+    if error is not None:
+        raise PeerError(error)
+    ranks = dist.get_process_group_ranks(group)
+    for other, (failed, settings_hash, _) in zip(ranks, states, strict=True):
         if failed:
             raise PeerError(f"rank {other} has not got its parameters as they were sent; see its own message")
-        if said != states[0][1]:
+        if settings_hash != states[0][1]:
             raise PeerError(
-                f"rank {other} moves parameters with other settings (dtype, eta, checksum) than rank 0; "
+                f"rank {other} moves parameters with other settings (dtype, eta, checksum) than rank {ranks[0]}; "
                 "all ranks must make the same call"
             )
-    if sum(flow for *_, flow in states) % _MODULUS:
+    if sum(balance for *_, balance in states) % _MODULUS:
         raise PeerError(f"rank {rank}: the ranks follow different plans; all must name the same model and layouts")
 
 
-def _gathered(own: Tensor, deadline: Deadline) -> Tensor:
-    everyone = own.new_empty(dist.get_world_size(), own.numel())
+def _all_gather(state: Tensor, group: Group, deadline: Deadline) -> Tensor:
+    states = state.new_empty(dist.get_world_size(group), state.numel())
     try:
-        work = all_gather_single(everyone.view(-1), own, async_op=True)
-        deadline.wait(work, OTHERS_SPEAK)
+        work = all_gather_single(states.view(-1), state, group=group, async_op=True)
+        deadline.wait(work, GRACE)
     except RuntimeError as error:
         raise PeerError(
-            f"rank {dist.get_rank()} waited {deadline.passed_s:.1f} s for all ranks to end the reallocation: one is "
+            f"rank {dist.get_rank()} waited {deadline.elapsed_s:.1f} s for all ranks to end the reallocation: one is "
             "missing, stuck or gone; see the messages of the others, or raise the timeout"
         ) from error
-    return everyone
+    return states
 
 
-def _weight(message: Message, itemsize: int) -> int:
-    text = f"{message.source} {message.target} {message.place} {message.numel * itemsize}"
+def _message_hash(message: Message, itemsize: int) -> int:
+    text = f"{message.source} {message.target} {message.number} {message.numel * itemsize}"
     return zlib.crc32(text.encode())
 
 
-def _parcel(source: int, target: int, *, is_sent: bool = True) -> Endpoint:
-    return Endpoint(
-        Message(0, source, target, (TensorSlice("its checksums", Box((), ())),)), is_sent, (), in_place=False
-    )
+def _checksum_endpoint(source: int, target: int, *, is_send: bool) -> Endpoint:
+    message = Message(0, source, target, (TensorSlice("its checksums", Box((), ())),))
+    return Endpoint(message, is_send, (), in_place=False)
 
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INT_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 18
 
-
-_AT_ONCE = 1 << 18
-
-
-SCRATCH_BYTES = 4 * 8 * _AT_ONCE
-"""Memory that a fingerprint takes at the most, beside a copy of what is not contiguous."""
+SCRATCH_BYTES = 4 * 8 * _CHUNK
+"""Maximum memory that `checksum` takes, beside a copy of values that are not contiguous."""
 
 
 def checksum(values: Tensor) -> Tensor:
@@ -151,10 +156,10 @@ def checksum(values: Tensor) -> Tensor:
         `[2]`, int64, on the device of the values. The same values give the same numbers on every device.
     """
     flat = values.detach().contiguous().view(-1)
-    bits = flat.view(_BITS[flat.element_size()])
+    bits = flat.view(_INT_DTYPES[flat.element_size()])
     sums = torch.zeros(2, dtype=torch.int64, device=values.device)
-    for start in range(0, bits.numel(), _AT_ONCE):
-        some = bits[start : start + _AT_ONCE].long()
-        sums[0] += some.sum()
-        sums[1] += some.mul_(torch.arange(start + 1, start + 1 + some.numel(), device=some.device)).sum()
+    for start in range(0, bits.numel(), _CHUNK):
+        chunk = bits[start : start + _CHUNK].long()
+        sums[0] += chunk.sum()
+        sums[1] += chunk.mul_(torch.arange(start + 1, start + 1 + chunk.numel(), device=chunk.device)).sum()
     return sums

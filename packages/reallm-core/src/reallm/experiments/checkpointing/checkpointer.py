@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reallm.atomic_files import remove_folder, sweep
-from reallm.checkpoint.distributed_save import SpreadExport, folder_together
+from reallm.checkpoint.distributed_save import ShardedExport, atomic_folder_distributed
 from reallm.checkpoint.save import Export
 from reallm.errors import DataError
 from reallm.experiments.checkpointing.train_state import Best, TrainState, has_state, spread_over, write_state
@@ -60,7 +60,7 @@ class Checkpointer:
         if is_first:
             sweep(folder.checkpoints)
 
-    def save(self, exports: Mapping[str, Export | SpreadExport], state: TrainState) -> None:
+    def save(self, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
         """Begin to save, or save where that is not done in the background. `finish` must have ended the save before.
 
         Args:
@@ -102,10 +102,10 @@ class Checkpointer:
             raise job.error
         self.newest = job.path
 
-    def _write(self, job: _Job, exports: Mapping[str, Export | SpreadExport], state: TrainState) -> None:
+    def _write(self, job: _Job, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
         mesh = spread_over(exports)
         try:
-            with folder_together(job.path, mesh) as new:
+            with atomic_folder_distributed(job.path, mesh) as new:
                 for role, export in exports.items():
                     target = new if len(exports) == 1 else new / role
                     target.mkdir(exist_ok=True)

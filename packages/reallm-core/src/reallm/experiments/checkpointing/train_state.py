@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm.checkpoint.distributed_save import SpreadExport, save_optimizer_tensors
+from reallm.checkpoint.distributed_save import ShardedExport, save_optimizer_tensors
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_tensors
 from reallm.errors import CheckpointError, did_you_mean
@@ -104,7 +104,7 @@ class TrainState:
     generators: Generators
 
 
-def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | SpreadExport]) -> None:
+def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | ShardedExport]) -> None:
     """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is.
 
     Args:
@@ -121,7 +121,7 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
         tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
         tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
         export = exports[role]
-        if isinstance(export, SpreadExport):
+        if isinstance(export, ShardedExport):
             save_optimizer_tensors(top / role, export.mesh, export.config, tensors)
         elif tensors:
             write_tensors(top / role, tensors)
@@ -147,9 +147,9 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
             (top / _of_rank(mesh.rank)).write_text(own, encoding="utf-8")
 
 
-def spread_over(exports: Mapping[str, Export | SpreadExport]) -> Mesh | None:
+def spread_over(exports: Mapping[str, Export | ShardedExport]) -> Mesh | None:
     """The ranks that save together; None if this process does so alone."""
-    return next((export.mesh for export in exports.values() if isinstance(export, SpreadExport)), None)
+    return next((export.mesh for export in exports.values() if isinstance(export, ShardedExport)), None)
 
 
 def has_state(checkpoint: Path) -> bool:
