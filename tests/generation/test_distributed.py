@@ -66,7 +66,7 @@ def by_one_process(name: str) -> list[list[Completion]]:
 def generate_all(rank: int, layout: str) -> list[list[list[Completion]]] | None:
     """What a rank has for each configuration in each case, and once more in the second one; None outside."""
     mesh = Mesh.of(layout)
-    if mesh.place is None:
+    if not mesh.is_member:
         return None
     results = []
     for config in CONFIGS.values():

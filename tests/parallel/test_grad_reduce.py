@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from reallm.model.parameters import parameter_infos
-from reallm.parallel.grad_reduce import SMALL, GradientReducer, owned_for_norm, sum_over
+from reallm.parallel.grad_reduce import MAX_COALESCED_NUMEL, GradientReducer, all_reduce_coalesced, owned_for_norm
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import local_boxes
@@ -36,12 +36,12 @@ def summed(rank: int, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     tensors = [torch.full(shape, float(rank + 1)) for shape in shapes]
     tensors.append(torch.full((2, 3), float(rank + 1), dtype=torch.float64))
     tensors.append(torch.full((300, 300), float(rank + 1)).t()[1:])
-    sum_over(dist.group.WORLD, tensors)
+    all_reduce_coalesced(tensors, dist.group.WORLD)
     return tensors
 
 
 def test_gradients_large_and_small_are_added_up_in_place() -> None:
-    shapes: list[tuple[int, ...]] = [(), (3,), (SMALL + 1,), (2, 2), (300, 300), (0, 4)]
+    shapes: list[tuple[int, ...]] = [(), (3,), (MAX_COALESCED_NUMEL + 1,), (2, 2), (300, 300), (0, 4)]
     for tensors in on_ranks(3, summed, shapes):
         assert [tuple(tensor.shape) for tensor in tensors] == [*shapes, (2, 3), (299, 300)]
         assert all((tensor == 6.0).all() for tensor in tensors)

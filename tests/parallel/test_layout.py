@@ -37,11 +37,11 @@ def test_ranks_that_do_not_fit_are_refused(text):
 def test_places_and_ranks_are_inverse():
     layout = Layout(dp=2, pp=3, tp=4, ranks=tuple(range(10, 34)))
     for rank in layout.ranks:
-        place = layout.place(rank)
+        place = layout.coordinate(rank)
         assert layout.rank_at(**place._asdict()) == rank
         assert layout.tp_ranks(place)[place.tp] == layout.dp_ranks(place)[place.dp] == rank
         assert layout.pp_ranks(place)[place.pp] == rank
-    assert layout.place(11) == Coordinate(dp=0, pp=0, tp=1)
-    assert layout.place(14) == Coordinate(dp=1, pp=0, tp=0)
-    assert layout.place(18) == Coordinate(dp=0, pp=1, tp=0)
-    assert layout.place(0) is None
+    assert layout.coordinate(11) == Coordinate(dp=0, pp=0, tp=1)
+    assert layout.coordinate(14) == Coordinate(dp=1, pp=0, tp=0)
+    assert layout.coordinate(18) == Coordinate(dp=0, pp=1, tp=0)
+    assert layout.coordinate(0) is None

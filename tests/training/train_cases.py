@@ -122,7 +122,7 @@ def trained(case: Case) -> Run:
 
 def trained_here(rank: int, cases: list[Case]) -> list[Run | None]:
     """The trainings whose layout has this rank."""
-    return [trained(case) if Layout.parse(str(case.layout)).place(rank) else None for case in cases]
+    return [trained(case) if Layout.parse(str(case.layout)).coordinate(rank) else None for case in cases]
 
 
 def twice_on_ranks(n: int, cases: list[Case]) -> dict[Case, list[Run | None]]:

@@ -11,7 +11,8 @@ from reallm.model.router_stats import RouterStatsLog
 from reallm.model.transformer import Transformer
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.pipeline_parallel.runner import PipelineRunner, StageReduction, make_stage
+from reallm.parallel.pipeline_parallel.runner import PipelineRunner, StageReduction
+from reallm.parallel.pipeline_parallel.stage import make_stage
 from reallm.parallel.sharding import local_boxes, stage_layers
 from tests.helpers.ranks import on_ranks
 
@@ -59,7 +60,7 @@ def loss_of(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 def stage_of(config: ReaLModelConfig, mesh: Mesh, mode: str = "none") -> Transformer:
     """This rank's stage of a network with fresh weights."""
-    model = Transformer(config, stage_layers(config, mesh.layout.pp)[mesh.here.pp])
+    model = Transformer(config, stage_layers(config, mesh.layout.pp)[mesh.coordinate.pp])
     make_stage(model, mesh)
     model.init_weights(3)
     model.gradient_checkpointing = mode  # type: ignore[assignment]
@@ -67,7 +68,7 @@ def stage_of(config: ReaLModelConfig, mesh: Mesh, mode: str = "none") -> Transfo
 
 
 def aux_notes(model: Transformer, routing: dict[int, RouterStatsLog], tokens: list[int]) -> StageReduction:
-    """The load-balancing loss, as the example of `Notes` has it."""
+    """The load-balancing loss, as the example of `StageReduction` has it."""
     moe = model.config.moe
     assert moe is not None
     noted = {}
@@ -95,8 +96,9 @@ def train(model: Transformer, mesh: Mesh, n: int, *, sizes: bool = False) -> lis
         return loss_of(model, *parts[i])
 
     n_tokens = [len(tokens) for tokens, _ in parts]
+    planned = n_tokens if sizes else None
     notes = aux_notes(model, routing, n_tokens) if model.config.moe else None
-    return PipelineRunner(model, mesh).run(n, forward, train=True, notes=notes, sizes=n_tokens if sizes else None)
+    return PipelineRunner(model, mesh).run(n, forward, train=True, reduction=notes, n_tokens=planned)
 
 
 def gradients(model: Transformer) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.offload.model import ModelOffload
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.pipeline_parallel.p2p import MOST_UNDER_WAY
-from reallm.parallel.pipeline_parallel.runner import PipelineRunner, make_stage
+from reallm.parallel.pipeline_parallel.p2p import MAX_PENDING_SENDS
+from reallm.parallel.pipeline_parallel.runner import PipelineRunner
+from reallm.parallel.pipeline_parallel.stage import make_stage
 from reallm.parallel.sharding import stage_layers
 from tests.helpers.ranks import on_ranks
 
@@ -36,7 +37,7 @@ PARTS = [(torch.arange(size) * 3 % 40, torch.tensor([0, size // 2, size])) for s
 
 
 def stage_of(mesh):
-    model = Transformer(CONFIG, stage_layers(CONFIG, mesh.layout.pp)[mesh.here.pp])
+    model = Transformer(CONFIG, stage_layers(CONFIG, mesh.layout.pp)[mesh.coordinate.pp])
     make_stage(model, mesh)
     model.init_weights(3)
     return model.train()
@@ -66,7 +67,7 @@ def stages_infer(rank):
     pipeline = PipelineRunner(model, mesh)
     sizes = [len(tokens) for tokens, _ in PARTS]
     results = pipeline.run(4, forward_of(model), train=False)
-    again = pipeline.run(4, forward_of(model), train=False, sizes=sizes)
+    again = pipeline.run(4, forward_of(model), train=False, n_tokens=sizes)
     assert all(torch.equal(one, other) for one, other in zip(results, again, strict=True))
     assert not any(result.requires_grad for result in results)
     assert "hidden" not in vars(model)
@@ -134,7 +135,7 @@ def test_outputs_go_when_they_are_sent_and_nothing_is_left_at_the_end():
     # what comes in is kept from the forward to the backward pass: of as many as there are stages from here on
     assert [most_in for most_in, _, _ in results] == [3, 2, 1]
     # what goes out only while it is on its way
-    assert all(most_out <= MOST_UNDER_WAY for _, most_out, _ in results)
+    assert all(most_out <= MAX_PENDING_SENDS for _, most_out, _ in results)
     assert [left for _, _, left in results] == [0, 0, 0]
 
 
@@ -237,7 +238,7 @@ def wrong_sizes(rank):
     model = stage_of(mesh)
     pipeline = PipelineRunner(model, mesh)
     error = PluginError if rank else PeerError
-    return refused(error, lambda: pipeline.run(2, loss_of(model), train=True, sizes=[7, 5]))
+    return refused(error, lambda: pipeline.run(2, loss_of(model), train=True, n_tokens=[7, 5]))
 
 
 def test_sizes_that_are_not_those_of_the_loss_are_named():

@@ -16,7 +16,7 @@ from reallm.errors import ConfigError
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.layers import GatedMLP
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.tensor_parallel import mappings as collectives
+from reallm.parallel.tensor_parallel import mappings
 from tests.helpers.ranks import on_ranks
 
 CONFIG = ReaLModelConfig(
@@ -34,14 +34,17 @@ class OwnMLP(GatedMLP):
 @contextmanager
 def counted(said: Counter[str]) -> Iterator[None]:
     """Count the collectives of tensor parallelism."""
-    usual = {name: getattr(collectives.GroupPeers, name) for name in ("sum_", "max_", "gather", "sum_of_own")}
+    usual = {
+        name: getattr(mappings.GroupPeers, name)
+        for name in ("all_reduce_sum", "all_reduce_max", "all_gather", "reduce_scatter")
+    }
 
     def counting(name: str) -> None:
-        def method(self: collectives.GroupPeers, x: Tensor) -> Tensor:
+        def method(self: mappings.GroupPeers, x: Tensor) -> Tensor:
             said[name] += 1
             return usual[name](self, x)
 
-        setattr(collectives.GroupPeers, name, method)
+        setattr(mappings.GroupPeers, name, method)
 
     for name in usual:
         counting(name)
@@ -49,7 +52,7 @@ def counted(said: Counter[str]) -> Iterator[None]:
         yield
     finally:
         for name, method in usual.items():
-            setattr(collectives.GroupPeers, name, method)
+            setattr(mappings.GroupPeers, name, method)
 
 
 def said_in_a_step(rank: int, config: ReaLModelConfig, sequence_parallel: bool) -> dict[str, dict[str, int]]:
@@ -70,15 +73,19 @@ def test_a_block_adds_up_twice_on_its_way_and_twice_back():
     (said, other) = on_ranks(2, said_in_a_step, CONFIG, False)
     assert said == other
     # queries, keys and values share what they read, so do gate and up; the embedding adds up once
-    assert said == {"forward": {"sum_": 2 * 2 + 1}, "backward": {"sum_": 2 * 2}, "inference": {"sum_": 2 * 2 + 1}}
+    assert said == {
+        "forward": {"all_reduce_sum": 2 * 2 + 1},
+        "backward": {"all_reduce_sum": 2 * 2},
+        "inference": {"all_reduce_sum": 2 * 2 + 1},
+    }
 
 
 def test_with_tokens_dealt_out_sums_are_scattered_and_gathered():
     (said, other) = on_ranks(2, said_in_a_step, CONFIG, True)
     assert said == other
-    assert said["forward"] == {"sum_": 1, "gather": 2 * 2 + 1, "sum_of_own": 2 * 2}
-    assert said["backward"] == {"gather": 2 * 2 + 1, "sum_of_own": 2 * 2}
-    assert said["inference"] == {"sum_": 2 * 2 + 1}
+    assert said["forward"] == {"all_reduce_sum": 1, "all_gather": 2 * 2 + 1, "reduce_scatter": 2 * 2}
+    assert said["backward"] == {"all_gather": 2 * 2 + 1, "reduce_scatter": 2 * 2}
+    assert said["inference"] == {"all_reduce_sum": 2 * 2 + 1}
 
 
 def rows_in_norms(rank: int, config: ReaLModelConfig) -> tuple[list[int], list[int]]:

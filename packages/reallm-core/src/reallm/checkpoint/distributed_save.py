@@ -113,7 +113,7 @@ def write_distributed(folder: AnyPath, export: ShardedExport) -> None:
     Raises:
         ReallmError: it cannot be written; the same on all ranks.
     """
-    if export.mesh.place is None:
+    if not export.mesh.is_member:
         return
     with atomic_folder_distributed(folder, export.mesh, keep=is_no_part) as new:
         export.write_into(new)

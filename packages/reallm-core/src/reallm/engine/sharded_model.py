@@ -20,7 +20,8 @@ from reallm.offload.model import ModelOffload
 from reallm.parallel.fsdp import is_fsdp, local_tensors
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.parallelize import boxes_here, init_local_weights, load_local, local_layers, parallelize
+from reallm.parallel.parallelize import init_local_weights, load_local, local_layers, parallelize
+from reallm.parallel.sharding import local_boxes
 
 if TYPE_CHECKING:
     from reallm.reallocation.execute import ReallocationResult
@@ -104,7 +105,7 @@ class ShardedModel:
         if mesh is None:
             network.init_weights(seed)
         else:
-            initial = init_local_weights(config, boxes_here(config, mesh), seed)
+            initial = init_local_weights(config, local_boxes(config, mesh.layout, mesh.rank), seed)
             load_local(network, {name: tensor.to(device, dtype) for name, tensor in initial}, device)
 
     def __repr__(self) -> str:
@@ -241,7 +242,7 @@ class ShardedModel:
     @property
     def boxes(self) -> Mapping[str, Box]:
         """Parameter -> the part of it that this rank holds, in coordinates of the whole parameter."""
-        return boxes_here(self.config, self._effective_mesh)
+        return local_boxes(self.config, self.layout, self._effective_mesh.rank)
 
     def local_tensors(self) -> dict[str, Tensor]:
         """Parameter -> this rank's part, `boxes[name].shape`, not a copy. What is offloaded is brought back first."""

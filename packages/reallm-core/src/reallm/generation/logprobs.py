@@ -57,7 +57,7 @@ def forward_packed(
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     tokens = tokens.to(next(model.parameters()).device)
     lengths = PackedSequences.from_cu_seqlens(cu_seqlens, tokens).lengths
-    layout, dp_rank = (Layout(), 0) if mesh is None else (mesh.layout, mesh.here.dp)
+    layout, dp_rank = (Layout(), 0) if mesh is None else (mesh.layout, mesh.coordinate.dp)
     result = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
     # of each sequence that has tokens, these and its part of the result (a view)
     pieces, parts = ([part for part in whole.split(list(lengths)) if len(part)] for whole in (tokens, result))
@@ -80,7 +80,7 @@ def forward_packed(
     finally:
         model.train(was_training)
     if mesh is not None and layout.size > 1:
-        if mesh.here.tp > 0:  # these have the same as the first of them
+        if mesh.coordinate.tp > 0:  # these have the same as the first of them
             result.zero_()
         dist.all_reduce(result, group=mesh.all)  # of all terms of a sum one is not zero
     return result

@@ -34,7 +34,7 @@ def run_distributed(
     """Continue all prompts to their ends; called by all ranks of the layout with the same arguments."""
     # what may become of a prompt: it bounds the cache as well as the time
     sizes = [len(completion.prompt_ids) + sampling.max_new_tokens for completion in completions]
-    groups = inference_micro_batches(sizes, mesh.layout.dp, mesh.layout.pp)[mesh.here.dp]
+    groups = inference_micro_batches(sizes, mesh.layout.dp, mesh.layout.pp)[mesh.coordinate.dp]
     with unsharded(model):
         batches = [
             DecodeBatch(model, {place: completions[place] for place in group}, sampling, to_text) for group in groups
@@ -82,11 +82,11 @@ class _TokenBroadcast:
     """One rank draws, the first of the last stage, so that logits which differ in their last bits split nobody."""
 
     def __init__(self, mesh: Mesh, device: torch.device) -> None:
-        layout, here = mesh.layout, mesh.here
+        layout, here = mesh.layout, mesh.coordinate
         ranks = [layout.rank_at(dp=here.dp, pp=pp, tp=tp) for pp in range(layout.pp) for tp in range(layout.tp)]
         self._source = layout.rank_at(dp=here.dp, pp=layout.pp - 1)
         self._draws = mesh.rank == self._source
-        self._group = mesh.among(ranks)
+        self._group = mesh.subgroup(ranks)
         self._device = device
 
     def on_next_tokens(self, batch: DecodeBatch, logits: Tensor | None) -> _PendingTokens:

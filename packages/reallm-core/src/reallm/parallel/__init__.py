@@ -1,1 +1,1 @@
-"""Many processes: layouts of ranks, which part of each parameter a rank holds, and what ranks tell each other."""
+"""Data, pipeline and tensor parallelism: layouts of ranks, sharding of parameters, and collectives."""

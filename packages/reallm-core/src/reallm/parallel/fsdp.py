@@ -1,17 +1,16 @@
-"""Data parallelism with split parameters: FSDP2 over the ranks that do the same on other data.
+"""Data parallelism with sharded parameters: FSDP2 over the data-parallel ranks.
 
-Each rank holds a part of the rows of each parameter, with its gradient and its optimizer state (`placement.fsdp_box`),
-and gathers whole parameters while it computes. How much of them it keeps between micro-batches is a level, after
-Rajbhandari et al., 2020 (ZeRO):
+Each rank holds some rows of each parameter, with their gradient and optimizer state (`sharding.fsdp_box`), and gathers
+whole parameters to compute. A ZeRO level (Rajbhandari et al., 2020) says how much it keeps between micro-batches:
 
-| level | gradients are added up over the ranks | whole parameters are held |
+| level | gradients are reduce-scattered | whole parameters are held |
 |---|---|---|
 | 1 | after the last micro-batch of a step | from its first forward to its last backward pass |
 | 2 | after each micro-batch | the same |
 | 3 | after each micro-batch | while a block computes |
 
-Gradients are sums over the ranks, not means, and are added up in at least float32: what a loss is divided by is known
-to who computes it.
+Gradients are sums over the ranks, not means, and are reduced in at least float32: only the caller knows what its loss
+is divided by.
 """
 
 from __future__ import annotations
@@ -30,56 +29,62 @@ from reallm.parallel.mesh import Group, Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-LEVELS = (1, 2, 3)
+ZERO_LEVELS = (1, 2, 3)
 
 
 def apply_fsdp(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
-    """Split the parameters of this rank's part of a network over `mesh.dp`, in place.
+    """Shard the parameters of this rank's network over `mesh.dp`, in place.
 
-    Each block is gathered at once; embedding, final norm and head, which are used together, are gathered with each
-    other and stay whole from the forward pass to the end of the backward pass, since the head is called from outside.
-    Parameters that are single numbers stay whole, and their gradients are those of this rank alone.
+    Each block is an FSDP unit. Embedding, final norm and head are one unit together, which stays gathered from the
+    forward pass to the end of the backward pass, since the head is called from outside. Scalar parameters are not
+    sharded, and their gradients are not reduced here.
 
     Args:
-        model: its parameters may lie on the meta device and be filled later, through `local.local_tensors`.
-        mesh: of a layout of FSDP.
-        zero: the level.
+        model: its parameters may be on the meta device, and filled later through `local_tensors`.
+        mesh: of a layout with FSDP.
+        zero: the ZeRO level.
 
     Raises:
-        ConfigError: no such level, or data-parallel ranks that do not ascend.
+        ConfigError: no such level, or the data-parallel ranks are not in ascending order.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    if zero not in LEVELS:
-        raise ConfigError(f"zero={zero} is not one of {', '.join(map(str, LEVELS))}")
-    ranks = mesh.layout.dp_ranks(mesh.here)
+    if zero not in ZERO_LEVELS:
+        raise ConfigError(f"zero={zero} is not one of {', '.join(map(str, ZERO_LEVELS))}")
+    ranks = mesh.layout.dp_ranks(mesh.coordinate)
     if ranks != sorted(ranks):  # torch sorts the ranks of a group, so that they would hold each other's rows
         raise ConfigError(
             f"the layout {mesh.layout} splits parameters over ranks that must ascend; write them in order"
         )
-    over = DeviceMesh.from_group(mesh.dp, _device_type(mesh.dp), mesh_dim_names=("dp",))
+    device_mesh = DeviceMesh.from_group(mesh.dp, _device_type(mesh.dp), mesh_dim_names=("dp",))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    single_numbers = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
     for module in (*(model.layers[str(number)] for number in model.block_numbers), model):
         sharded = fully_shard(
             module,
-            mesh=over,
+            mesh=device_mesh,
             reshard_after_forward=zero == 3 and module is not model,
             mp_policy=policy,
-            ignored_params=single_numbers,
+            ignored_params=scalars,
         )
         sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other
     state = _root(model)._get_fsdp_state()
     for hook in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
-        hook.remove()  # `run` is the forward pass: around it a second one, of `forward`, would end before the head's
+        # `forward_hidden` is the forward pass; around it, another one of `forward` would end before that of the head
+        hook.remove()
     register_fsdp_forward_method(model, "forward_hidden")
     model.zero = zero  # type: ignore[assignment] # modules declare nothing but tensors and modules
 
 
 def before_backward(model: nn.Module, *, is_last: bool) -> None:
-    """To be called before each backward pass of a step, with whether it is the last one; any network may come."""
+    """Set what FSDP2 reduces and frees in the next backward pass; does nothing for a network without FSDP.
+
+    Args:
+        model: any network.
+        is_last: whether it is the last backward pass of the step.
+    """
     if not is_fsdp(model):
         return
     root, zero = _root(model), vars(model)["zero"]
@@ -88,27 +93,26 @@ def before_backward(model: nn.Module, *, is_last: bool) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free whole parameters that were gathered; to be called by all ranks or none, outside of passes."""
+    """Free gathered parameters, outside of forward and backward passes; all ranks call it."""
     if is_fsdp(model):
-        for module in _modules(model):
+        for module in _fsdp_modules(model):
             module.reshard()
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Whole parameters (of this rank's stage and its part of tensor parallelism) within the block, then split again.
+    """Gather whole parameters (of this rank's stage and its tensor-parallel box) for the block, then shard them again.
 
-    For many forward passes that are not the same number on each rank, as in generation: nothing is said between the
-    ranks in the block. All ranks enter it; nothing is done for a network that is whole already, as within another such
-    block.
+    For many forward passes whose number differs between ranks, as in generation: there are no FSDP collectives in the
+    block. All ranks enter it; nested blocks, and networks without FSDP, stay as they are.
     """
     if not any(hasattr(parameter, "to_local") for parameter in model.parameters()):
         yield
         return
-    blocks = [module for module in _modules(model) if module is not cast(object, model)]
+    blocks = [module for module in _fsdp_modules(model) if module is not cast(object, model)]
     for module in blocks:
         module.set_reshard_after_forward(False, recurse=False)
-    for module in _modules(model):
+    for module in _fsdp_modules(model):
         module.unshard()
     try:
         yield
@@ -118,7 +122,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         reshard(model)
 
 
-def _modules(model: nn.Module) -> list[FSDPModule]:
+def _fsdp_modules(model: nn.Module) -> list[FSDPModule]:
     return [cast("FSDPModule", module) for module in model.modules() if hasattr(module, "reshard")]
 
 
@@ -136,16 +140,13 @@ def is_fsdp(model: nn.Module) -> bool:
 
 
 def local_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """This rank's part of each parameter by name, not a copy; of those of FSDP their rows at rest."""
-    if is_fsdp(model):
-        for module in model.modules():
-            if is_fsdp(module):
-                module.reshard()  # type: ignore[operator]
+    """This rank's part of each parameter by name, not a copy; with FSDP this rank's rows, after a reshard."""
+    reshard(model)
     return {name: to_local(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def to_local(tensor: Any) -> Tensor:
-    """What a rank has of a tensor."""
-    part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    assert isinstance(part, Tensor)
-    return part
+    """This rank's part of a DTensor; any other tensor as it is."""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    assert isinstance(local, Tensor)
+    return local

@@ -1,4 +1,4 @@
-"""A rank's place in a layout, and the process groups in which it talks to the others."""
+"""A rank's coordinates in a layout, and its process groups."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from reallm.parallel.layout import Coordinate, Layout
 Group = dist.ProcessGroup
 all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
-"""As they are called from torch 2.13 on."""
+"""Their names from torch 2.13 on."""
 
 
 @dataclass(eq=False)
 class Mesh:
-    """A layout as a rank in it sees it. Groups are made when they are first asked for, by all their members.
+    """A layout as one rank sees it. A process group is created when it is first used, by all its members.
 
-    Each pair of neighbouring stages has a group for each direction: with NCCL, messages that cross would wait for each
-    other in a single one.
+    Each pair of neighbouring stages has a group for each direction: in a single one, NCCL would let messages that cross
+    wait for each other.
     """
 
     layout: Layout
     rank: int
     """In the whole job."""
     timeout: timedelta | None = None
-    """How long a rank waits for another one; None: as long as the job's own group does."""
+    """Of the process groups: how long a rank waits for another one. None: that of torch's default group."""
     _groups: dict[tuple[object, ...], Group] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, layout: Layout | str, *, timeout: timedelta | None = None) -> Mesh:
-        """A layout, or one as text such as `tp2pp2`, as this process sees it, which may not be in it.
+        """The mesh of a layout, also as text such as `tp2pp2`, for this process, which need not be in the layout.
 
         Raises:
             ConfigError: the job has fewer ranks than the layout names.
@@ -50,15 +50,16 @@ class Mesh:
         return cls(layout, dist.get_rank() if dist.is_initialized() else 0, timeout)
 
     @property
-    def place(self) -> Coordinate | None:
-        """This rank's coordinates; None outside of the layout."""
-        return self.layout.place(self.rank)
+    def is_member(self) -> bool:
+        """Whether this rank is in the layout."""
+        return self.layout.coordinate(self.rank) is not None
 
     @property
-    def here(self) -> Coordinate:
-        """This rank's coordinates in a layout that it is in."""
-        assert self.place is not None, f"rank {self.rank} is not in {self.layout}"
-        return self.place
+    def coordinate(self) -> Coordinate:
+        """This rank's coordinates; it must be in the layout."""
+        coordinate = self.layout.coordinate(self.rank)
+        assert coordinate is not None, f"rank {self.rank} is not in {self.layout}"
+        return coordinate
 
     @property
     def all(self) -> Group:
@@ -67,49 +68,49 @@ class Mesh:
 
     @property
     def tp(self) -> Group:
-        """The ranks that have the other parts of this rank's layers."""
-        return self._group("tp", self.layout.tp_ranks(self.here))
+        """The tensor-parallel ranks that split this rank's layers."""
+        return self._group("tp", self.layout.tp_ranks(self.coordinate))
 
     @property
     def dp(self) -> Group:
-        """The ranks that do the same on other data."""
-        return self._group("dp", self.layout.dp_ranks(self.here))
+        """The data-parallel ranks that do the same on different data."""
+        return self._group("dp", self.layout.dp_ranks(self.coordinate))
 
     @property
     def pp(self) -> Group:
         """The stages of this rank's pipeline."""
-        return self._group("pp", self.layout.pp_ranks(self.here))
+        return self._group("pp", self.layout.pp_ranks(self.coordinate))
 
     @property
-    def ends(self) -> Group:
-        """The first and the last stage of this rank's pipeline; for these two only."""
-        first, *_, last = self.layout.pp_ranks(self.here)
-        return self._group("ends", [first, last])
+    def first_and_last_stage(self) -> Group:
+        """The first and the last stage of this rank's pipeline, to which this rank must belong."""
+        first, *_, last = self.layout.pp_ranks(self.coordinate)
+        return self._group("first_and_last_stage", [first, last])
 
     def p2p_forward_group(self, stage: int) -> Group:
-        """From `stage` to the one after it, for these two only; `upward` is the way back."""
-        return self._group("down", self.layout.pp_ranks(self.here)[stage : stage + 2])
+        """For messages from `stage` to the next one; this rank is one of the two."""
+        return self._group("p2p_forward", self.layout.pp_ranks(self.coordinate)[stage : stage + 2])
 
     def p2p_backward_group(self, stage: int) -> Group:
-        """From the stage after `stage` to it, for these two only."""
-        return self._group("up", self.layout.pp_ranks(self.here)[stage : stage + 2])
+        """For messages to `stage` from the next one; this rank is one of the two."""
+        return self._group("p2p_backward", self.layout.pp_ranks(self.coordinate)[stage : stage + 2])
 
-    def among(self, ranks: list[int]) -> Group:
-        """The group of these ranks, in this order; for these only."""
-        return self._group("among", ranks)
+    def subgroup(self, ranks: list[int]) -> Group:
+        """The group of these ranks, in this order; this rank is one of them."""
+        return self._group("subgroup", ranks)
 
     def transfer_group(self, ranks: tuple[int, ...], rendezvous: Callable[[str], None]) -> Group:
-        """The group of these ranks, whatever layouts they are in; for these only.
+        """The group of these ranks, whatever layouts they are in; this rank is one of them.
 
         Args:
-            ranks: this rank and others.
-            rendezvous: called with the name of the group before it is made, to wait until all of them have come.
+            ranks: of the group.
+            rendezvous: called with the name of the group before it is created, to wait until all members have come.
         """
         return self._group("transfer", list(ranks), prefix="transfer", before=rendezvous)
 
     @property
     def group_timeout(self) -> timedelta:
-        """How long operations of the groups wait: `timeout`, or that of the job's own group."""
+        """Timeout of the groups' operations: `timeout`, or that of torch's default group."""
         if self.timeout is not None:
             return self.timeout
         job: Any = dist.group.WORLD
@@ -119,21 +120,21 @@ class Mesh:
     @property
     def is_first_stage(self) -> bool:
         """Whether this rank has the embedding."""
-        return self.here.pp == 0
+        return self.coordinate.pp == 0
 
     @property
     def is_last_stage(self) -> bool:
         """Whether this rank has the head."""
-        return self.here.pp == self.layout.pp - 1
+        return self.coordinate.pp == self.layout.pp - 1
 
     def _group(
         self, kind: str, ranks: list[int], *, prefix: str | None = None, before: Callable[[str], None] | None = None
     ) -> Group:
-        assert self.rank in ranks, f"rank {self.rank} is none of the '{kind}' group {ranks}"
+        assert self.rank in ranks, f"rank {self.rank} is not in the group '{kind}' {ranks}"
         key = (kind, *ranks)
         if key not in self._groups:
             prefix = prefix or f"{self.layout}-{kind}"
-            with _named(f"{prefix}-{'-'.join(map(str, ranks))}") as name:
+            with _group_name(f"{prefix}-{'-'.join(map(str, ranks))}") as name:
                 if before is not None:
                     before(name)
                 self._groups[key] = dist.new_group(
@@ -143,17 +144,17 @@ class Mesh:
 
 
 @contextmanager
-def _named(prefix: str) -> Iterator[str]:
-    """Let `new_group` name a group in the block: the prefix, and how many groups with it there have been.
+def _group_name(prefix: str) -> Iterator[str]:
+    """Make `new_group` use this name in the block: the prefix, and how many groups with it there are already.
 
-    Members find each other by the name. By itself torch takes the number of groups that a process has, of whatever
-    ranks; where that differs between the members, as between stages of a pipeline, they wait for each other for ever.
+    The members of a group find each other by its name. torch's own name is the number of groups that a process has, of
+    whatever ranks; where members have different numbers, as stages of a pipeline do, they wait for each other forever.
     """
     name = f"{prefix}#{sum(known.startswith(f'{prefix}#') for known in c10d._world.pg_names.values())}"
-    torch_names: Any = c10d
-    torch_process_group_name = torch_names._process_group_name
-    torch_names._process_group_name = lambda *_, **__: name
+    torch_module: Any = c10d
+    original = torch_module._process_group_name
+    torch_module._process_group_name = lambda *_, **__: name
     try:
         yield name
     finally:
-        torch_names._process_group_name = torch_process_group_name
+        torch_module._process_group_name = original

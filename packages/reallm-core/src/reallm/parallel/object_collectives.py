@@ -1,4 +1,4 @@
-"""What all ranks of a layout do or none: a failure on one of them is everybody's, in the same words."""
+"""Python objects between ranks: all-gather as JSON, and errors that all ranks raise together."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from reallm import errors
 from reallm.errors import DataError, PeerError, ReallmError
 from reallm.parallel.mesh import Group, Mesh, all_gather_single
 
-EXPECTED = (ReallmError, OSError, SafetensorError)
-"""What may happen to a user. Anything else keeps its traceback on the rank where it happens."""
-
-
-_KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ReallmError)}
+USER_ERRORS = (ReallmError, OSError, SafetensorError)
+"""Errors a user can put right. Any other one keeps its traceback on the rank that has it."""
+_ERROR_CLASSES = {
+    name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, ReallmError)
+}
 
 
 @contextmanager
 def fail_together(mesh: Mesh | None) -> Iterator[None]:
-    """Leave the block when all ranks of the layout have come to its end, or with an error on all of them.
+    """End the block once all ranks of the layout have reached its end, or raise on all of them if one has failed.
 
-    In the block a rank does something of its own, such as writing a file, and talks to no other. Without a mesh, or in
-    a layout of one rank, it is a block like any other.
+    In the block a rank works alone, such as writing a file, without collectives. Without a mesh, or in a layout of one
+    rank, the block is an ordinary one.
 
     Raises:
-        ReallmError: the error of the first rank that has one, on all ranks; names it. Other exceptions than those of
-            files are raised as they are where they occurred, and as a `PeerError` elsewhere.
+        ReallmError: on all ranks, the error of the first rank that failed, with its number. An error that no user can
+            put right is raised as it is on its own rank, and as a `PeerError` on the others.
     """
     if mesh is None or mesh.layout.size == 1:
         yield
         return
-    mine: Exception | None = None
+    local_error: Exception | None = None
     try:
         yield
-    except Exception as error:  # whatever it is, the others wait for a word
-        mine = error
-    said = all_gather_json(None if mine is None else _told(mine, mesh.rank), mesh.all)
-    first = next((each for each in said.values() if each is not None), None)
+    except Exception as error:  # whatever it is, the other ranks wait in the all-gather
+        local_error = error
+    by_rank = all_gather_json(None if local_error is None else _describe(local_error, mesh.rank), mesh.all)
+    first = next((error for error in by_rank.values() if error is not None), None)
     if first is None:
         return
-    if mine is not None and not isinstance(mine, EXPECTED):
-        raise mine
-    kind, text = first
-    raise _KINDS[kind](text) from mine
+    if local_error is not None and not isinstance(local_error, USER_ERRORS):
+        raise local_error
+    class_name, text = first
+    raise _ERROR_CLASSES[class_name](text) from local_error
 
 
 def is_leader(mesh: Mesh | None) -> bool:
-    """Whether this rank is the one that does what is done once."""
+    """Whether this is the first rank of the layout, which does what only one rank does, such as writing a file."""
     return mesh is None or mesh.rank == mesh.layout.ranks[0]
 
 
-def _told(error: Exception, rank: int) -> tuple[str, str]:
-    """What a rank says of its error to the others."""
+def _describe(error: Exception, rank: int) -> tuple[str, str]:
+    """Class name and message with which all ranks raise the error of one."""
     text = " ".join(str(error).split())
     if isinstance(error, ReallmError):
-        kind = type(error).__name__
-        return kind if kind in _KINDS else ReallmError.__name__, f"rank {rank}: {text}"
+        name = type(error).__name__
+        return name if name in _ERROR_CLASSES else ReallmError.__name__, f"rank {rank}: {text}"
     if isinstance(error, OSError):
         return DataError.__name__, f"rank {rank}: {error.strerror or text}"
     if isinstance(error, SafetensorError):
@@ -70,11 +70,11 @@ def _told(error: Exception, rank: int) -> tuple[str, str]:
 
 
 def all_gather_json(value: Any, group: Group) -> dict[int, Any]:
-    """What each rank of a group says, by rank in ascending order; all of them call it.
+    """All-gather of JSON values: rank -> value, in ascending order of ranks.
 
     Args:
-        value: whatever JSON has a form for; floats, those that are not finite too, arrive as they are.
-        group: one that has a backend for tensors on the CPU.
+        value: any JSON; floats arrive exactly, also those that are not finite.
+        group: with a backend for tensors on the CPU.
     """
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     ranks = dist.get_process_group_ranks(group)
@@ -82,7 +82,7 @@ def all_gather_json(value: Any, group: Group) -> dict[int, Any]:
     all_gather_single(lengths, torch.tensor([text.numel()]), group=group)
     longest = int(lengths.max())
     texts = torch.empty(len(ranks), longest, dtype=torch.uint8)
-    own = torch.nn.functional.pad(text, (0, longest - text.numel()))
-    all_gather_single(texts.view(-1), own, group=group)
-    each = [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths.tolist(), strict=True)]
-    return dict(sorted(zip(ranks, each, strict=True)))
+    padded = torch.nn.functional.pad(text, (0, longest - text.numel()))
+    all_gather_single(texts.view(-1), padded, group=group)
+    values = [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths.tolist(), strict=True)]
+    return dict(sorted(zip(ranks, values, strict=True)))

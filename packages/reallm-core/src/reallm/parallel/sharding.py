@@ -1,8 +1,8 @@
-"""Which part of each parameter a rank holds: pure functions of the configuration and the layout."""
+"""Which box of each parameter a rank holds: pure functions of the configuration and the layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -13,12 +13,15 @@ from reallm.model.parameters import ParameterInfo, parameter_infos
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 
+BoxesByRank = Sequence[Mapping[str, Box]]
+"""By tensor-parallel rank: parameter -> the box that it holds, in coordinates of the whole parameter."""
+
 
 def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:
     """The layers of each pipeline stage: 0 is the embedding, n+1 the head.
 
-    Blocks are spread evenly; what is left over goes to stages in the middle, since the first has the embedding and the
-    last the head: 5 blocks on 2 stages are 0-3 and 4-6, 10 blocks on 4 stages are 0-2, 3-5, 6-8 and 9-11.
+    Stages get equally many blocks; a remainder goes to stages in the middle, since the first also has the embedding and
+    the last the head: 5 blocks on 2 stages are layers 0-3 and 4-6, 10 blocks on 4 are 0-2, 3-5, 6-8 and 9-11.
 
     Raises:
         ConfigError: there are more stages than blocks.
@@ -26,29 +29,29 @@ def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:
     n = config.n_layers
     if pp > n:
         raise ConfigError(f"pp={pp} stages are too many for a model of {n} blocks; use pp={n} or less")
-    few, left_over = divmod(n, pp)
-    first = (pp - left_over) // 2
-    sizes = [few + (first <= stage < first + left_over) for stage in range(pp)]
+    n_each, remainder = divmod(n, pp)
+    first = (pp - remainder) // 2
+    sizes = [n_each + (first <= stage < first + remainder) for stage in range(pp)]
     bounds = [1 + sum(sizes[:stage]) for stage in range(pp + 1)]
     bounds[0], bounds[-1] = 0, n + 2
     return [range(bounds[stage], bounds[stage + 1]) for stage in range(pp)]
 
 
 def stage_parameters(config: ReaLModelConfig, pp: int, stage: int) -> list[ParameterInfo]:
-    """The parameters of a stage, in the network's order; with the table of a tied head where the stage has the head."""
+    """The parameters of a stage, in the network's order; the last stage has a copy of a tied embedding."""
     layers = stage_layers(config, pp)[stage]
-    also = EMBEDDING_WEIGHT if config.head_is_tied and head_layer(config) in layers else None
-    return [info for info in parameter_infos(config) if info.layer in layers or info.name == also]
+    copy = EMBEDDING_WEIGHT if config.head_is_tied and head_layer(config) in layers else None
+    return [info for info in parameter_infos(config) if info.layer in layers or info.name == copy]
 
 
 def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
-    """The part of a parameter that one of `tp` ranks computes with.
+    """The box of a parameter that one of `tp` ranks holds, without FSDP.
 
-    Units go to ranks evenly. Fewer units than ranks, as with few KV heads, are held by several ranks each. Units of a
-    single element, as in a vocabulary, may be spread unevenly: 7 rows on 2 ranks are 3 and 4.
+    Each rank gets equally many units. If there are fewer units than ranks, as with few KV heads, several ranks hold the
+    same one. Units of a single element, as in a vocabulary, may be divided unevenly: 7 rows on 2 ranks are 3 and 4.
 
     Raises:
-        ConfigError: the units cannot be spread over so many ranks.
+        ConfigError: the units cannot be divided between so many ranks.
     """
     whole, shard = Box.whole(info.shape), info.shard
     if shard is None or tp == 1:
@@ -56,7 +59,7 @@ def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
     dim, size = shard.dim % len(info.shape), info.shape[shard.dim]
     n_units, rest = divmod(size, shard.unit)
     if not rest and (n_units % tp == 0 or (shard.unit == 1 and n_units > tp)):
-        start, stop = (place * n_units // tp * shard.unit for place in (tp_rank, tp_rank + 1))
+        start, stop = (rank * n_units // tp * shard.unit for rank in (tp_rank, tp_rank + 1))
         return whole.narrowed(dim, start, stop)
     if not rest and tp % n_units == 0 and not info.needs_distinct_parts:
         start = tp_rank * n_units // tp * shard.unit
@@ -68,10 +71,20 @@ def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
     )
 
 
+def tp_boxes(config: ReaLModelConfig, layout: Layout, stage: int) -> BoxesByRank:
+    """The boxes of a stage's parameters by tensor-parallel rank, without FSDP.
+
+    Raises:
+        ConfigError: a parameter cannot be divided between the ranks.
+    """
+    infos = stage_parameters(config, layout.pp, stage)
+    return [{info.name: tp_box(info, layout.tp, rank) for info in infos} for rank in range(layout.tp)]
+
+
 def fsdp_box(box: Box, dp: int, dp_rank: int) -> Box:
-    """The rows of a part that FSDP2 leaves with one of `dp` ranks: `ceil(n / dp)` each, the last ones fewer or none."""
+    """The rows of a box that FSDP2 gives to one of `dp` ranks: `ceil(n / dp)` each, the last ranks fewer or none."""
     if not box.shape:
-        return box  # a single number is not split
+        return box  # scalars are not sharded
     n_rows = box.shape[0]
     chunk = -(-n_rows // dp)
     start = min(dp_rank * chunk, n_rows)
@@ -80,18 +93,19 @@ def fsdp_box(box: Box, dp: int, dp_rank: int) -> Box:
 
 @lru_cache(maxsize=4096)
 def local_boxes(config: ReaLModelConfig, layout: Layout, rank: int) -> Mapping[str, Box]:
-    """Parameter name -> the part that a rank holds, in the network's order; empty if the rank is not in the layout.
+    """Parameter name -> the box that a rank holds, in the network's order; empty if the rank is not in the layout.
 
     Raises:
         ConfigError: the layout does not fit the heads or the layers.
     """
     check_fits(config, layout)
-    place = layout.place(rank)
-    if place is None:
+    coordinate = layout.coordinate(rank)
+    if coordinate is None:
         return MappingProxyType({})
-    boxes = {info.name: tp_box(info, layout.tp, place.tp) for info in stage_parameters(config, layout.pp, place.pp)}
+    infos = stage_parameters(config, layout.pp, coordinate.pp)
+    boxes = {info.name: tp_box(info, layout.tp, coordinate.tp) for info in infos}
     if layout.fsdp:
-        boxes = {name: fsdp_box(box, layout.dp, place.dp) for name, box in boxes.items()}
+        boxes = {name: fsdp_box(box, layout.dp, coordinate.dp) for name, box in boxes.items()}
     return MappingProxyType(boxes)
 
 

@@ -246,7 +246,7 @@ class TrainEngine:
         Tensor-parallel ranks draw the same numbers, those with other data or another stage draw others.
         """
         device = self.model.device
-        coordinate = () if self._mesh is None else (self._mesh.here.dp, self._mesh.here.pp)
+        coordinate = () if self._mesh is None else (self._mesh.coordinate.dp, self._mesh.coordinate.pp)
         streams = coordinate if any(coordinate) else ()  # the first rank draws what one process draws
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self._seed, "dropout", self.step, *streams))

@@ -73,7 +73,7 @@ class LossAccumulator:
         if mesh is None:
             return ReducedLosses(local, [])
         contribution = None
-        if mesh.is_last_stage and mesh.here.tp == 0:
+        if mesh.is_last_stage and mesh.coordinate.tp == 0:
             nonfinite = [] if math.isfinite(local.loss_sum) else self._nonfinite_samples()
             contribution = [local.loss_sum, local.loss_weight, local.n_tokens, local.stats, nonfinite]
         gathered = [each for each in all_gather_json(contribution, mesh.all).values() if each is not None]
@@ -144,7 +144,9 @@ class ForwardBackward:
             before_backward(losses.network, is_last=number == n - 1)
 
         reduction = losses.aux_loss_over_stages() if self._aux_loss_coef else None
-        self._pipeline.run(n, losses.loss, train=True, on_backward=on_backward, notes=reduction, sizes=losses.n_tokens)
+        self._pipeline.run(
+            n, losses.loss, train=True, on_backward=on_backward, reduction=reduction, n_tokens=losses.n_tokens
+        )
         accumulate_gradients()
 
     def _evaluate(self, losses: _BatchLosses) -> None:
@@ -153,7 +155,7 @@ class ForwardBackward:
             for number in range(n):
                 losses.loss(number)
         else:
-            self._pipeline.run(n, losses.loss, train=False, sizes=losses.n_tokens)
+            self._pipeline.run(n, losses.loss, train=False, n_tokens=losses.n_tokens)
 
     def _broken_by_error(self) -> AbstractContextManager[None]:
         """An error in the block leaves FSDP or a pipeline in the middle of a pass, which other ranks go on with."""

@@ -47,7 +47,7 @@ def split_micro_batches(batch: NamedArray, objective: Objective, max_tokens: int
     if not loss_weight:
         return LocalBatch([], 0.0)
     layout = mesh.layout
-    local_rows = parallel_micro_batches(n_tokens, max_tokens, layout.dp, at_least=layout.pp)[mesh.here.dp]
+    local_rows = parallel_micro_batches(n_tokens, max_tokens, layout.dp, at_least=layout.pp)[mesh.coordinate.dp]
     cut = [_micro_batch(batch, rows, n_tokens, objective) for rows in local_rows]
     if not all(each.loss_weight for each in cut):
         padding = _padding_micro_batch(batch, n_tokens, objective)

@@ -1,7 +1,7 @@
-"""Messages between neighbouring stages of a pipeline: planned sizes, in order, sent and received in the background.
+"""Messages between neighbouring stages of a pipeline: of known sizes, in order, sent and received in the background.
 
-A neighbour that is gone or stuck ends in a `PeerError` with gloo. With NCCL nothing waits on the CPU: it is torch's
-watchdog that ends a rank which waits in vain for as long as the timeout of the group, and names the group.
+With gloo, a peer that is gone or stuck raises `PeerError`. With NCCL nothing waits on the CPU: torch's watchdog ends a
+rank that has waited for the timeout of the group, and names the group.
 """
 
 from __future__ import annotations
@@ -19,176 +19,181 @@ from torch import Tensor
 from reallm.errors import PeerError
 from reallm.parallel.mesh import Group, Mesh
 
-MOST_UNDER_WAY = 2
-"""Messages that an outbox keeps until the neighbour has taken them: one that it may be taking, and the one after it."""
+MAX_PENDING_SENDS = 2
+"""Messages that a `SendQueue` keeps until they are received: one that the peer may be receiving, and the next."""
 
 
 @dataclass(frozen=True)
 class P2PPeer:
-    """Another stage of this rank's pipeline, and what is exchanged with it in one direction."""
+    """A neighbouring stage of this rank's pipeline, and one direction of messages between the two."""
 
     mesh: Mesh
     stage: int
+    """Of the peer."""
     group: Group
-    """Of the two stages, for this direction alone."""
-    what: str
-    """For people: hidden states or gradients."""
+    """Of the two ranks, for this direction alone."""
+    content: str
+    """Of the messages, for error messages: hidden states or gradients."""
 
     @classmethod
-    def to(cls, mesh: Mesh, stage: int, what: Literal["hidden states", "gradients"]) -> P2PPeer:
-        """The stage before or after this rank's."""
-        earlier = min(stage, mesh.here.pp)
+    def of(cls, mesh: Mesh, stage: int, content: Literal["hidden states", "gradients"]) -> P2PPeer:
+        """The stage before or after this rank's; creates their process group.
+
+        Raises:
+            PeerError: it has ended, or does not come in time.
+        """
+        earlier = min(stage, mesh.coordinate.pp)
         try:
-            group = mesh.p2p_forward_group(earlier) if what == "hidden states" else mesh.p2p_backward_group(earlier)
+            group = mesh.p2p_forward_group(earlier) if content == "hidden states" else mesh.p2p_backward_group(earlier)
         except RuntimeError as error:
-            raise _failed(mesh, stage, "connect to", what, error) from error
-        return cls(mesh, stage, group, what)
+            raise _peer_error(mesh, stage, "connect to", content, error) from error
+        return cls(mesh, stage, group, content)
 
     @property
     def rank(self) -> int:
-        """In the whole job."""
-        return self.mesh.layout.pp_ranks(self.mesh.here)[self.stage]
+        """Of the peer, in the whole job."""
+        return self.mesh.layout.pp_ranks(self.mesh.coordinate)[self.stage]
 
     @contextmanager
-    def naming(self, doing: str, micro_batch: int) -> Iterator[None]:
-        """Say in errors of the network who was doing what with whom."""
+    def raising_peer_error(self, action: str, micro_batch: int) -> Iterator[None]:
+        """Turn network errors in the block into a `PeerError` that names both ranks and the message."""
         try:
             yield
-        except RuntimeError as error:  # torch has no class for a closed connection or for one that took too long
-            what = f"{self.what} of micro-batch {micro_batch}"
-            raise _failed(self.mesh, self.stage, doing, what, error) from error
+        except RuntimeError as error:  # torch has no class for a closed connection or for a timeout
+            content = f"{self.content} of micro-batch {micro_batch}"
+            raise _peer_error(self.mesh, self.stage, action, content, error) from error
 
 
 @dataclass
 class SendQueue:
-    """Messages to a neighbour. `send` does not wait for the neighbour, unless two are on their way already."""
+    """Messages to a peer. `send` does not wait for the peer, unless `MAX_PENDING_SENDS` are pending already."""
 
-    neighbour: P2PPeer
-    _under_way: deque[tuple[int, list[tuple[dist.Work, Tensor]]]] = field(default_factory=deque, init=False)
+    peer: P2PPeer
+    _pending: deque[tuple[int, list[tuple[dist.Work, Tensor]]]] = field(default_factory=deque, init=False)
 
     def send(self, micro_batch: int, *tensors: Tensor) -> None:
-        """Hand tensors to the neighbour; they must not change until they were taken.
+        """Send tensors, which must not change until they are received.
 
         Raises:
-            PeerError: the neighbour has ended, or has not taken earlier ones in time.
+            PeerError: the peer has ended, or has not received earlier ones in time.
         """
-        self._wait(MOST_UNDER_WAY - 1)
-        with self.neighbour.naming("send to", micro_batch):
-            works = [(self._post(tensor), tensor) for tensor in tensors]
-        self._under_way.append((micro_batch, works))
+        self._wait(MAX_PENDING_SENDS - 1)
+        with self.peer.raising_peer_error("send to", micro_batch):
+            works = [(self._isend(tensor), tensor) for tensor in tensors]
+        self._pending.append((micro_batch, works))
 
-    def finish(self) -> None:
-        """Wait until the neighbour has taken everything.
+    def wait_all(self) -> None:
+        """Wait until the peer has received everything.
 
         Raises:
             PeerError: it has ended, or does not do so in time.
         """
         self._wait(0)
 
-    def _post(self, tensor: Tensor) -> dist.Work:
-        # gloo takes a message that is too short without a word; under a tag that says its length it does not
-        work = dist.isend(tensor, self.neighbour.rank, group=self.neighbour.group, tag=len(tensor))
+    def _isend(self, tensor: Tensor) -> dist.Work:
+        # gloo accepts a message that is too short without an error, but not if its length is the tag
+        work = dist.isend(tensor, self.peer.rank, group=self.peer.group, tag=len(tensor))
         assert work is not None
         return work
 
     def _wait(self, n_left: int) -> None:
-        while len(self._under_way) > n_left:
-            micro_batch, works = self._under_way.popleft()
-            with self.neighbour.naming("send to", micro_batch):
+        while len(self._pending) > n_left:
+            micro_batch, works = self._pending.popleft()
+            with self.peer.raising_peer_error("send to", micro_batch):
                 for work, _ in works:
                     work.wait()
 
 
 @dataclass
 class RecvQueue:
-    """Messages from a neighbour, which come straight into memory that waits for them."""
+    """Messages from a peer, received straight into buffers that are posted beforehand."""
 
-    neighbour: P2PPeer
-    _expected: dict[int, list[tuple[dist.Work, Tensor]]] = field(default_factory=dict, init=False)
+    peer: P2PPeer
+    _posted: dict[int, list[tuple[dist.Work, Tensor]]] = field(default_factory=dict, init=False)
 
-    def expect(self, micro_batch: int, *buffers: Tensor) -> None:
-        """Receive into these from now on; messages are expected in the order in which they are sent.
+    def post(self, micro_batch: int, *buffers: Tensor) -> None:
+        """Start to receive into buffers; they are posted in the order in which messages are sent.
 
         Raises:
-            PeerError: the neighbour has ended.
+            PeerError: the peer has ended.
         """
-        with self.neighbour.naming("get from", micro_batch):
-            self._expected[micro_batch] = [(self._post(buffer), buffer) for buffer in buffers]
+        with self.peer.raising_peer_error("get from", micro_batch):
+            self._posted[micro_batch] = [(self._irecv(buffer), buffer) for buffer in buffers]
 
-    def expects(self, micro_batch: int) -> bool:
-        """Whether the message of a micro-batch is expected already."""
-        return micro_batch in self._expected
+    def is_posted(self, micro_batch: int) -> bool:
+        """Whether the buffers of a micro-batch are posted already."""
+        return micro_batch in self._posted
 
-    def take(self, micro_batch: int) -> list[Tensor]:
+    def wait(self, micro_batch: int) -> list[Tensor]:
         """The buffers of a micro-batch, once they are filled.
 
         Raises:
-            PeerError: the neighbour has ended, or does not send in time.
+            PeerError: the peer has ended, or does not send in time.
         """
-        works = self._expected.pop(micro_batch)
-        with self.neighbour.naming("get from", micro_batch):
+        works = self._posted.pop(micro_batch)
+        with self.peer.raising_peer_error("get from", micro_batch):
             for work, _ in works:
                 work.wait()
         return [buffer for _, buffer in works]
 
-    def _post(self, buffer: Tensor) -> dist.Work:
-        work = dist.irecv(buffer, self.neighbour.rank, group=self.neighbour.group, tag=len(buffer))
+    def _irecv(self, buffer: Tensor) -> dist.Work:
+        work = dist.irecv(buffer, self.peer.rank, group=self.peer.group, tag=len(buffer))
         assert work is not None
         return work
 
 
 @dataclass(frozen=True)
 class StageP2P:
-    """All that a stage exchanges with its neighbours; None where it has none."""
+    """The messages of this rank's stage in training; None at the ends of the pipeline."""
 
-    states_in: RecvQueue | None
-    states_out: SendQueue | None
-    grads_in: RecvQueue | None
-    grads_out: SendQueue | None
+    recv_hidden: RecvQueue | None
+    send_hidden: SendQueue | None
+    recv_grad: RecvQueue | None
+    send_grad: SendQueue | None
 
     @classmethod
-    def of(cls, mesh: Mesh, device: torch.device) -> StageP2P:
-        """Those of this rank's stage, for tensors on a device. All stages make theirs at the same time.
+    def connect(cls, mesh: Mesh, device: torch.device) -> StageP2P:
+        """Connect to the neighbouring stages, for tensors on a device; all stages call it at the same time.
 
         Raises:
             PeerError: a neighbour has ended, or does not come in time.
         """
-        stage = mesh.here.pp
-        states_in = grads_out = states_out = grads_in = None
-        # with NCCL the first message of a group is also where its members connect, and wait for each other: have that
-        # now, from the first stage to the last, and not in the midst of a schedule in which they expect messages early
+        stage = mesh.coordinate.pp
+        recv_hidden = send_grad = send_hidden = recv_grad = None
+        # With NCCL, the members of a group connect at its first message, and wait for each other there. Have that now,
+        # from the first stage to the last, and not in the middle of a schedule, which posts receives early.
         hello = torch.zeros(1, device=device)
         if not mesh.is_first_stage:
-            states_in = RecvQueue(P2PPeer.to(mesh, stage - 1, "hidden states"))
-            states_in.expect(0, hello)
-            states_in.take(0)
-            grads_out = SendQueue(P2PPeer.to(mesh, stage - 1, "gradients"))
-            grads_out.send(0, hello)
-            grads_out.finish()
+            recv_hidden = RecvQueue(P2PPeer.of(mesh, stage - 1, "hidden states"))
+            recv_hidden.post(0, hello)
+            recv_hidden.wait(0)
+            send_grad = SendQueue(P2PPeer.of(mesh, stage - 1, "gradients"))
+            send_grad.send(0, hello)
+            send_grad.wait_all()
         if not mesh.is_last_stage:
-            states_out = SendQueue(P2PPeer.to(mesh, stage + 1, "hidden states"))
-            states_out.send(0, hello)
-            states_out.finish()
-            grads_in = RecvQueue(P2PPeer.to(mesh, stage + 1, "gradients"))
-            grads_in.expect(0, hello)
-            grads_in.take(0)
-        return cls(states_in, states_out, grads_in, grads_out)
+            send_hidden = SendQueue(P2PPeer.of(mesh, stage + 1, "hidden states"))
+            send_hidden.send(0, hello)
+            send_hidden.wait_all()
+            recv_grad = RecvQueue(P2PPeer.of(mesh, stage + 1, "gradients"))
+            recv_grad.post(0, hello)
+            recv_grad.wait(0)
+        return cls(recv_hidden, send_hidden, recv_grad, send_grad)
 
-    def finish(self) -> None:
-        """Wait until the neighbours have taken everything."""
-        for outbox in (self.states_out, self.grads_out):
-            if outbox is not None:
-                outbox.finish()
-
-
-def _failed(mesh: Mesh, stage: int, doing: str, what: str, error: Exception) -> PeerError:
-    peer, reason = mesh.layout.pp_ranks(mesh.here)[stage], " ".join(str(error).split())
-    return PeerError(
-        f"rank {mesh.rank} (stage {mesh.here.pp} of {mesh.layout}) could not {doing} rank {peer} (stage {stage}): "
-        f"{what}; rank {peer} has ended or is stuck, see what it says ({reason[:160]})"
-    )
+    def wait_all(self) -> None:
+        """Wait until the neighbours have received everything."""
+        for queue in (self.send_hidden, self.send_grad):
+            if queue is not None:
+                queue.wait_all()
 
 
 def buffer_for(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
-    """Memory for a tensor of a planned shape, of the type and on the device of another one."""
+    """An uninitialized tensor, with the dtype and device of another one."""
     return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _peer_error(mesh: Mesh, stage: int, action: str, content: str, error: Exception) -> PeerError:
+    peer, reason = mesh.layout.pp_ranks(mesh.coordinate)[stage], " ".join(str(error).split())
+    return PeerError(
+        f"rank {mesh.rank} (stage {mesh.coordinate.pp} of {mesh.layout}) could not {action} rank {peer} (stage "
+        f"{stage}): {content}; rank {peer} has ended or is stuck, see what it says ({reason[:160]})"
+    )

@@ -1,11 +1,11 @@
-"""In which order the stages of a pipeline work on micro-batches: pure, imports no torch.
+"""The order in which each stage of a pipeline works on micro-batches. Pure functions; imports no torch.
 
 One forward, one backward (1F1B; Narayanan et al., 2019): a stage begins with as many forward passes as there are stages
 after it, then alternates, and ends with the backward passes that are left. It never holds more micro-batches than
 there are stages from it to the last, however many there are in all. Three stages and four micro-batches, where a
 backward pass takes twice as long as a forward pass:
 
-    >>> print(drawing(3, 4))
+    >>> print(render(3, 4))
     stage 0  F0 F1 F2 .. .. .. .. B0 B0 F3 B1 B1 .. B2 B2 .. B3 B3
     stage 1  .. F0 F1 .. .. B0 B0 F2 B1 B1 F3 B2 B2 .. B3 B3 .. ..
     stage 2  .. .. F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 .. .. .. ..
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 
 class Op(NamedTuple):
-    """What a stage does next: the forward or the backward pass of a micro-batch."""
+    """The forward or the backward pass of a micro-batch on one stage."""
 
     kind: Literal["F", "B"]
     micro_batch: int
@@ -28,7 +28,7 @@ class Op(NamedTuple):
 
 
 def one_f_one_b(stage: int, pp: int, n: int) -> list[Op]:
-    """What a stage of `pp` does with `n` micro-batches in training.
+    """The operations of a stage in training, with `pp` stages and `n` micro-batches.
 
     >>> print(*one_f_one_b(0, 2, 3))
     F0 F1 B0 F2 B1 B2
@@ -41,12 +41,12 @@ def one_f_one_b(stage: int, pp: int, n: int) -> list[Op]:
 
 
 def forward_only(n: int) -> list[Op]:
-    """What every stage does with `n` micro-batches in evaluation."""
+    """The operations of every stage in evaluation."""
     return [Op("F", i) for i in range(n)]
 
 
 def most_in_flight(ops: Sequence[Op]) -> int:
-    """The most micro-batches that are between their forward and their backward pass at a time."""
+    """The largest number of micro-batches between their forward and their backward pass at a time."""
     held = most = 0
     for op in ops:
         held += 1 if op.kind == "F" else -1
@@ -55,7 +55,7 @@ def most_in_flight(ops: Sequence[Op]) -> int:
 
 
 def simulate(schedule: Sequence[Sequence[Op]], *, forward: int = 1, backward: int = 2) -> list[dict[Op, int]]:
-    """When each stage begins each of its operations, if messages take no time and nobody waits for more than it needs.
+    """Start time of each operation on each stage, if messages take no time.
 
     Args:
         schedule: the operations of each stage.
@@ -63,36 +63,36 @@ def simulate(schedule: Sequence[Sequence[Op]], *, forward: int = 1, backward: in
         backward: how long a backward pass takes.
 
     Raises:
-        ValueError: the stages wait for each other forever; names what they wait for.
+        ValueError: a deadlock; names what the stages wait for.
     """
-    begins: list[dict[Op, int]] = [{} for _ in schedule]
+    starts: list[dict[Op, int]] = [{} for _ in schedule]
     ends: list[dict[Op, int]] = [{} for _ in schedule]
     left = sum(len(ops) for ops in schedule)
     while left:
         before = left
         for stage, ops in enumerate(schedule):
-            while len(begins[stage]) < len(ops):
-                op = ops[len(begins[stage])]
+            while len(starts[stage]) < len(ops):
+                op = ops[len(starts[stage])]
                 needed = _needed(op, stage, len(schedule))
-                if any(other not in ends[place] for place, other in needed):
+                if any(other not in ends[where] for where, other in needed):
                     break
                 free = max(ends[stage].values(), default=0)
-                begins[stage][op] = max([free, *(ends[place][other] for place, other in needed)])
-                ends[stage][op] = begins[stage][op] + (forward if op.kind == "F" else backward)
+                starts[stage][op] = max([free, *(ends[where][other] for where, other in needed)])
+                ends[stage][op] = starts[stage][op] + (forward if op.kind == "F" else backward)
                 left -= 1
         if left == before:
             waiting = [
-                f"stage {s} for {ops[len(begins[s])]}" for s, ops in enumerate(schedule) if len(begins[s]) < len(ops)
+                f"stage {s} for {ops[len(starts[s])]}" for s, ops in enumerate(schedule) if len(starts[s]) < len(ops)
             ]
             raise ValueError(f"no stage can go on: {', '.join(waiting)}")
-    return begins
+    return starts
 
 
 def render(pp: int, n: int, *, forward: int = 1, backward: int = 2) -> str:
-    """The timetable of 1F1B as text: a line for each stage, a column for each unit of time, dots where it waits."""
+    """1F1B as text: a line for each stage, a column for each unit of time, dots where it is idle."""
     times = {"F": forward, "B": backward}
-    begins = simulate([one_f_one_b(stage, pp, n) for stage in range(pp)], forward=forward, backward=backward)
-    cells = [{begin + unit: str(op) for op, begin in row.items() for unit in range(times[op.kind])} for row in begins]
+    starts = simulate([one_f_one_b(stage, pp, n) for stage in range(pp)], forward=forward, backward=backward)
+    cells = [{start + unit: str(op) for op, start in row.items() for unit in range(times[op.kind])} for row in starts]
     end = max((time for row in cells for time in row), default=-1) + 1
     width = len(str(Op("F", max(n - 1, 0))))
     return "\n".join(
@@ -102,7 +102,7 @@ def render(pp: int, n: int, *, forward: int = 1, backward: int = 2) -> str:
 
 
 def _needed(op: Op, stage: int, pp: int) -> list[tuple[int, Op]]:
-    """What must be done before an operation, as (stage, operation)."""
+    """The operations an operation waits for, as (stage, operation)."""
     if op.kind == "F":
         return [(stage - 1, op)] if stage else []
     forward = (stage, Op("F", op.micro_batch))

@@ -1,4 +1,8 @@
-"""What makes a network that has only some layers a stage of a pipeline: pseudo layers at its ends.
+"""Make a network that lacks its first or last layers a stage of a pipeline, which can be called like a whole one.
+
+- Layer 0 of a later stage is `RecvHidden`, which returns what the stage before has computed.
+- The missing head of an earlier stage is an identity.
+- In training, the caller's loss is left by the exception `StageOutput` once the stage has computed its hidden states.
 
 Shapes: T packed tokens, E hidden.
 """
@@ -15,16 +19,16 @@ from torch import Tensor, nn
 from reallm.errors import ConfigError
 from reallm.model.layers import TokenEmbedding
 from reallm.model.packed import PackedSequences
-from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_layer
+from reallm.model.parameter_names import EMBEDDING_LAYER, EMBEDDING_WEIGHT, head_layer
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.sharding import stage_parameters, tp_box
+from reallm.parallel.sharding import tp_boxes
 
 
 class RecvHidden(nn.Module):
-    """Layer 0 of a stage that is not the first: gives what the stage before has computed, [T, E].
+    """Layer 0 of a later stage: hidden states [T, E] from the stage before.
 
-    With a tied head it has the embedding's table, which the head finds here under its usual name.
+    With a tied head it has the token embedding, where the head finds it under its usual name.
     """
 
     def __init__(self, tokens: TokenEmbedding | None = None) -> None:
@@ -32,10 +36,10 @@ class RecvHidden(nn.Module):
         if tokens is not None:
             self.tokens = tokens
         self.receive: Callable[[int], Tensor] | None = None
-        """Gives the hidden states of so many tokens; None while no pipeline runs."""
+        """Number of tokens -> their hidden states [T, E]; None outside of `receiving`."""
 
     def forward(self, tokens: Tensor, seqs: PackedSequences) -> Tensor:
-        """As that of the embedding.
+        """The same arguments as those of the embedding.
 
         Raises:
             ConfigError: no pipeline runs.
@@ -49,41 +53,56 @@ class RecvHidden(nn.Module):
 
 
 class StageOutput(BaseException):
-    """Carries the output of a stage out of a forward pass whose rest takes place on the last stage.
+    """Carries the output of a stage out of the caller's loss, the rest of which is computed on the last stage.
 
-    No `Exception`, so that code on the way that catches those broadly lets it through.
+    Not an `Exception`, so that code in between that catches those broadly lets it through.
     """
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__("the stage of a pipeline has computed its part")
-        self.x = x
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__("the stage of a pipeline has computed its hidden states")
+        self.hidden = hidden
 
 
 def make_stage(model: Transformer, mesh: Mesh) -> None:
-    """Put pseudo layers where a network lacks its first or its last layer, so that it can be called as a whole one.
+    """Fill in the layers that a stage lacks at its ends, in place; its parameters are then those of `local_boxes`.
 
-    Parameters are then those of `placement`. The table of a tied head is new on the last stage, and without numbers.
+    The tied embedding that the last stage gets is new, and without values.
 
     Args:
-        model: has the layers of this rank's stage, split for tensor parallelism already.
-        mesh: of a layout with that stage.
+        model: the layers of this rank's stage, after tensor parallelism.
+        mesh: the layout.
     """
-    layers, last = dict(model.layers.items()), str(head_layer(model.config))
-    if "0" not in layers:
+    layers, first, last = dict(model.layers.items()), str(EMBEDDING_LAYER), str(head_layer(model.config))
+    if first not in layers:
         has_tied_head = model.config.head_is_tied and last in layers
-        layers = {"0": RecvHidden(_table_of_head(model, mesh) if has_tied_head else None), **layers}
+        layers = {first: RecvHidden(_tied_embedding(model, mesh) if has_tied_head else None), **layers}
     if last not in layers:
         layers[last] = nn.Identity()
     model.layers = nn.ModuleDict(layers)
 
 
 @contextmanager
-def left_after_hidden(model: Transformer) -> Iterator[None]:
-    """In the block, `model.hidden(...)` raises `Left` with what it would have given.
+def receiving(model: Transformer, receive: Callable[[int], Tensor]) -> Iterator[None]:
+    """Let layer 0 call `receive` for its hidden states in the block; the first stage has an embedding instead."""
+    layer = model.layers[str(EMBEDDING_LAYER)]
+    if not isinstance(layer, RecvHidden):
+        yield
+        return
+    layer.receive = receive
+    try:
+        yield
+    finally:
+        layer.receive = None
 
-    It wraps whatever `hidden` is when the block begins: others that wrap it, or `run`, see an ordinary return.
+
+@contextmanager
+def raising_stage_output(model: Transformer) -> Iterator[None]:
+    """Make `model.hidden(...)` raise `StageOutput` with its result in the block.
+
+    It wraps `hidden` from the outside: what wraps `forward_hidden` or layers, as FSDP does, sees an ordinary return.
     """
-    inner, was = model.hidden, vars(model).get("hidden")
+    attributes = vars(model)
+    inner, patched_before = model.hidden, attributes.get("hidden")
 
     def hidden(*args: Any, **options: Any) -> Tensor:
         raise StageOutput(inner(*args, **options))
@@ -92,19 +111,17 @@ def left_after_hidden(model: Transformer) -> Iterator[None]:
     try:
         yield
     finally:
-        if vars(model).get("hidden") is hidden:  # otherwise somebody below has put it back already
+        if attributes.get("hidden") is hidden:  # otherwise code in the block has restored it already
             del model.hidden
-            if was is not None:
-                model.hidden = was  # type: ignore[method-assign]
+            if patched_before is not None:
+                model.hidden = patched_before  # type: ignore[method-assign]
 
 
-def _table_of_head(model: Transformer, mesh: Mesh) -> TokenEmbedding:
-    layout, like = mesh.layout, next(model.parameters())
-    (info,) = (
-        info for info in stage_parameters(model.config, layout.pp, layout.pp - 1) if info.name == EMBEDDING_WEIGHT
-    )
+def _tied_embedding(model: Transformer, mesh: Mesh) -> TokenEmbedding:
+    like = next(model.parameters())
+    boxes = tp_boxes(model.config, mesh.layout, stage=mesh.layout.pp - 1)
+    shape = boxes[mesh.coordinate.tp][EMBEDDING_WEIGHT].shape
     with torch.device("meta"):
-        table = TokenEmbedding(model.config)
-    shape = tp_box(info, layout.tp, mesh.here.tp).shape
-    table.weight = nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device))
-    return table
+        embedding = TokenEmbedding(model.config)
+    embedding.weight = nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device))
+    return embedding

@@ -1,1 +1,1 @@
-"""Tensor parallelism, applied to a network from outside."""
+"""Tensor parallelism, applied to a network from outside: model code has no collectives."""

@@ -1,14 +1,24 @@
-"""A network split among ranks, from outside: each has its part of the parameters, and says what the others must hear.
+"""Apply tensor parallelism to a network: cut its parameters, and put collectives where split layers begin and end.
 
-What layers declare (`split`, `shards`, `over_sharded_dim`) decides where: whole inputs are shared, partial outputs are
-added up, a norm over a dim that is split takes its mean over all parts, `vocabulary` puts logits together.
-Parts of parameters come as boxes, of all ranks, so that a process can play them all.
+Each layer declares how it can be split (`split`, `shards`, `over_sharded_dim`), and that decides what it gets:
+
+| layer | collectives (forward / backward) |
+|---|---|
+| column-parallel (`split="column"`) | identity / all-reduce of its input |
+| row-parallel (`split="row"`) | all-reduce / identity of its output |
+| both in one, as experts (`split="column_row"`) | both of these |
+| token embedding | all-reduce / identity of its output |
+| norm over a split dim (`over_sharded_dim`) | all-reduce / all-reduce of its means |
+| output head | see `layers.VocabParallel` |
+
+Boxes are given for all ranks, so that one process can play them all.
 
 Shapes: T packed tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,13 +32,10 @@ from reallm.model.moe.layer import MoEMLP
 from reallm.model.parameter_names import head_weight_name, split_parameter_name
 from reallm.model.sharding import Box, Shard
 from reallm.model.transformer import Transformer
-from reallm.parallel.mesh import Mesh
-from reallm.parallel.sharding import stage_parameters, tp_box
-from reallm.parallel.tensor_parallel.layers import VocabParallel, parallel_norm, split_embedding
+from reallm.parallel.sharding import BoxesByRank
+from reallm.parallel.tensor_parallel.layers import VocabParallel, parallel_norm, vocab_parallel_embedding
 from reallm.parallel.tensor_parallel.mappings import (
-    GroupPeers,
     Peers,
-    all_tokens_shared,
     copy_to_tp_region,
     gather_from_sp_region,
     reduce_from_tp_region,
@@ -36,220 +43,144 @@ from reallm.parallel.tensor_parallel.mappings import (
     scatter_to_sp_region,
 )
 
-Parts = Sequence[Mapping[str, Box]]
-"""By rank: parameter -> its part, in coordinates of the whole."""
 
-
-def split_among(
+def apply_tensor_parallel(
     model: Transformer,
     peers: Peers,
-    parts: Parts,
+    boxes: BoxesByRank,
     shards: Mapping[str, Shard | None],
     splits: Mapping[str, str],
     *,
     sequence_parallel: bool = False,
 ) -> None:
-    """Let a network be one rank's part of it, in place.
+    """Turn a network into this rank's part of it, in place.
 
     Args:
-        model: whole layers; on the meta device, or with numbers, of which the part is copied.
-        peers: the ranks, and which of them this is.
-        parts: what each of them has.
+        model: whole layers, on the meta device, or with values, of which this rank's boxes are copied.
+        peers: the tensor-parallel ranks.
+        boxes: of all ranks.
         shards: how each parameter is split, `model.parameter_shards()`.
-        splits: path of a module -> its `split`, `model.module_splits()`; without effect where no parameter is split.
-        sequence_parallel: whether each rank has a part of the tokens between its layers, in training.
+        splits: path of a module -> its `split`, `model.module_splits()`; ignored where no parameter is split.
+        sequence_parallel: whether ranks split the tokens between them outside of split layers, in training.
+
+    Raises:
+        ConfigError: a layer cannot be split so.
     """
-    _take_parts(model, parts[peers.rank])
-    names = [name for name, shard in shards.items() if shard is not None]
-    seams = (_SequenceParallelBoundary if sequence_parallel else _RegionBoundary)(peers)
+    if sequence_parallel:
+        _check_sequence_parallel(model)
+    _cut_parameters(model, boxes[peers.rank])
+    split_names = [name for name, shard in shards.items() if shard is not None]
+    boundary = (_SequenceParallelBoundary if sequence_parallel else _RegionBoundary)(peers)
     for path, module in list(model.named_modules()):
-        split = splits.get(path) if any(name.startswith(f"{path}.") for name in names) else None
+        split = splits.get(path) if any(name.startswith(f"{path}.") for name in split_names) else None
         if isinstance(module, TokenEmbedding):
-            start = parts[peers.rank][f"{path}.weight"].starts[0]
-            _compute_by(module, split_embedding(module, peers, start))
+            start = boxes[peers.rank][f"{path}.weight"].starts[0]
+            _replace_forward(module, vocab_parallel_embedding(module, peers, start))
         elif isinstance(module, Norm) and module.over_sharded_dim:
-            _compute_by(module, parallel_norm(module, peers, _n_copies(path, parts)))
+            _replace_forward(module, parallel_norm(module, peers))
         elif split == "column":
-            module.register_forward_pre_hook(_entering(seams.enter))
+            module.register_forward_pre_hook(_on_inputs(boundary.enter))
         elif split is not None:
             if split == "column_row":
-                module.register_forward_pre_hook(_entering(seams.enter_with_all_tokens))
-            _compute_by(module, _leaving(module, seams))
-    blocks = [model.layers[str(number)] for number in model.block_numbers]
-    for block in blocks:
-        block.register_forward_pre_hook(seams.begin_block)
-        block.register_forward_hook(seams.end_block)
-    seams.prepare(blocks)
+                module.register_forward_pre_hook(_on_inputs(boundary.enter_with_all_tokens))
+            _replace_forward(module, _row_parallel_forward(module, boundary))
+    boundary.register_hooks([model.layers[str(number)] for number in model.block_numbers])
     head = head_weight_name(model.config)
-    if not model.config.is_critic and head in parts[0]:
-        model.vocabulary = VocabParallel(peers, [part[head].shape[0] for part in parts])
+    if not model.config.is_critic and head in boxes[0]:
+        model.vocabulary = VocabParallel(peers, [of_rank[head].shape[0] for of_rank in boxes])
     model.n_kv_heads = max(1, model.config.n_kv_heads // peers.size)
     model.compile_blocker = "tensor parallelism"
+    model.sequence_parallel = sequence_parallel  # type: ignore[assignment] # modules declare nothing but tensors
 
 
 class _RegionBoundary:
-    """Where computation goes from what all ranks have to parts of it, and back."""
+    """The collectives where a tensor-parallel region begins and ends."""
 
     def __init__(self, peers: Peers) -> None:
         self.peers = peers
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last_entered: tuple[Tensor, Tensor] | None = None
+        """The last input of `enter`, and its result."""
 
     def enter(self, x: Tensor) -> Tensor:
-        """From whole inputs; once for layers that follow each other with the same input, as queries, keys, values."""
-        if self._last is None or self._last[0] is not x:
-            self._last = x, self._shared(x)
-        return self._last[1]
+        """Into a region; only once for layers in a row with the same input, as queries, keys and values."""
+        if self._last_entered is None or self._last_entered[0] is not x:
+            self._last_entered = x, self._enter(x)
+        return self._last_entered[1]
 
     def enter_with_all_tokens(self, x: Tensor) -> Tensor:
-        """The same where all tokens are here."""
+        """Into a region, from an input that has all tokens even with sequence parallelism."""
         return copy_to_tp_region(x, self.peers)
 
-    def leave(self, x: Tensor) -> Tensor:
-        """From summands of a whole output."""
+    def exit(self, x: Tensor) -> Tensor:
+        """Out of a region: sum the partial outputs of the ranks."""
         return reduce_from_tp_region(x, self.peers)
 
-    def begin_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of each block `(x, context, cache)`."""
-        self._last = None
+    def register_hooks(self, blocks: Sequence[nn.Module]) -> None:
+        """Register hooks on the blocks."""
+        for block in blocks:
+            block.register_forward_pre_hook(self._before_block)
+            block.register_forward_hook(self._after_block)
 
-    def end_block(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        """Forward hook of each block: what is kept for its layers may go."""
-        self._last = None
-
-    def prepare(self, blocks: Sequence[nn.Module]) -> None:
-        """Further hooks."""
-
-    def _shared(self, x: Tensor) -> Tensor:
+    def _enter(self, x: Tensor) -> Tensor:
         return copy_to_tp_region(x, self.peers)
+
+    def _before_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before `block(x, context, cache)`."""
+        self._last_entered = None
+
+    def _after_block(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        self._last_entered = None
 
 
 class _SequenceParallelBoundary(_RegionBoundary):
-    """Those of sequence parallelism (Korthikanti et al., 2022): between layers each rank has some of the tokens.
+    """The same with sequence parallelism (Korthikanti et al., 2022): outside of regions a rank has some of the tokens.
 
-    Without gradients, as in generation, all ranks have all tokens.
+    Tokens are scattered before the first block and gathered after the last one, and also around experts, whose router
+    needs them all. Without gradients, as in generation, all ranks have all tokens.
     """
 
     def __init__(self, peers: Peers) -> None:
         super().__init__(peers)
         self._n_tokens: int | None = None
-        """T of the pack in this block; None where all ranks have all tokens."""
+        """T of the pack in this block; None without gradients."""
 
-    def leave(self, x: Tensor) -> Tensor:
-        return (
-            reduce_from_tp_region(x, self.peers)
-            if self._n_tokens is None
-            else reduce_scatter_to_sp_region(x, self.peers)
-        )
+    def exit(self, x: Tensor) -> Tensor:
+        if self._n_tokens is None:
+            return reduce_from_tp_region(x, self.peers)
+        return reduce_scatter_to_sp_region(x, self.peers)
 
-    def begin_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
-        super().begin_block(block, args)
-        self._n_tokens = args[1].seqs.n_tokens if torch.is_grad_enabled() else None
-
-    def prepare(self, blocks: Sequence[nn.Module]) -> None:
-        """Tokens are dealt out before the first block and put together after the last, and around experts, whose router
-        sees them all."""
-        blocks[0].register_forward_pre_hook(self._deal_out)
-        blocks[-1].register_forward_hook(self._put_together, prepend=True)
+    def register_hooks(self, blocks: Sequence[nn.Module]) -> None:
+        super().register_hooks(blocks)
+        blocks[0].register_forward_pre_hook(self._scatter_input)
+        blocks[-1].register_forward_hook(self._gather_output, prepend=True)
         for block in blocks:
             for module in block.modules():
                 if isinstance(module, MoEMLP):
-                    module.register_forward_pre_hook(self._give_all)
+                    module.register_forward_pre_hook(self._gather_input)
 
-    def _shared(self, x: Tensor) -> Tensor:
+    def _enter(self, x: Tensor) -> Tensor:
         if self._n_tokens is None:
             return copy_to_tp_region(x, self.peers)
-        return all_tokens_shared(x, self.peers, self._n_tokens)
+        return gather_from_sp_region(x, self.peers, self._n_tokens, reduce_scatter_grad=True)
 
-    def _deal_out(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
+        super()._before_block(block, args)
+        self._n_tokens = args[1].seqs.n_tokens if torch.is_grad_enabled() else None
+
+    def _scatter_input(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return None if self._n_tokens is None else (scatter_to_sp_region(args[0], self.peers), *args[1:])
 
-    def _put_together(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    def _gather_output(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         return out if self._n_tokens is None else gather_from_sp_region(out, self.peers, self._n_tokens)
 
-    def _give_all(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return (
-            None if self._n_tokens is None else (gather_from_sp_region(args[0], self.peers, self._n_tokens), *args[1:])
-        )
+    def _gather_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._n_tokens is None:
+            return None
+        return gather_from_sp_region(args[0], self.peers, self._n_tokens), *args[1:]
 
 
-def _take_parts(model: nn.Module, own: Mapping[str, Box]) -> None:
-    for name, parameter in list(model.named_parameters()):
-        box = own[name]
-        if box.shape != parameter.shape:
-            path, own_name = split_parameter_name(name)
-            part = parameter.detach()[box.slices].clone()
-            setattr(model.get_submodule(path), own_name, nn.Parameter(part, requires_grad=parameter.requires_grad))
-
-
-def _compute_by(module: nn.Module, forward: Callable[..., Tensor]) -> None:
-    module.forward = forward
-
-
-def _entering(enter: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """A forward pre-hook that lets all inputs which may have gradients enter."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(enter(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
-
-    return hook
-
-
-def _leaving(module: nn.Module, seams: _RegionBoundary) -> Callable[..., Tensor]:
-    """The forward pass of a module whose outputs are added up; its bias comes after that, once."""
-    whole: Callable[..., Tensor] = module.forward
-    if type(module).forward is nn.Linear.forward:
-
-        def product(x: Tensor) -> Tensor:
-            return F.linear(x, module.get_parameter("weight"))
-
-        whole_without_bias: Callable[..., Tensor] = product
-    else:
-
-        def custom(*args: Any) -> Tensor:  # a class that adds its bias itself: take that off again, on every rank
-            out, bias = whole(*args), getattr(module, "bias", None)
-            return out if bias is None else out - bias
-
-        whole_without_bias = custom
-
-    def forward(*args: Any) -> Tensor:
-        out = seams.leave(whole_without_bias(*args))
-        bias = getattr(module, "bias", None)
-        return out if bias is None else out + bias
-
-    return forward
-
-
-def _n_copies(path: str, parts: Parts) -> int:
-    """How many ranks have the same part of what a norm acts on, as with few KV heads."""
-    name = next(name for name in parts[0] if name.startswith(f"{path}."))
-    boxes = [part[name] for part in parts]
-    return len(boxes) // len(set(boxes))
-
-
-def apply_tensor_parallel(model: Transformer, mesh: Mesh, *, sequence_parallel: bool = False) -> None:
-    """Let a network that has the layers of this rank's stage, whole, be this rank's part of them.
-
-    Args:
-        model: `Transformer(config, local_layers(config, mesh))`.
-        mesh: of a layout with tp > 1.
-        sequence_parallel: whether each rank has a part of the tokens between its layers, in training.
-
-    Raises:
-        ConfigError: the layout does not fit the model, or a layer cannot be split so.
-    """
-    if sequence_parallel:
-        _check_tokens_can_be_dealt_out(model)
-    shards, splits = model.parameter_shards(), model.module_splits()
-    split_among(model, GroupPeers(mesh.tp), _parts(model, mesh), shards, splits, sequence_parallel=sequence_parallel)
-    model.sequence_parallel = sequence_parallel  # type: ignore[assignment] # modules declare nothing but tensors
-
-
-def _parts(model: Transformer, mesh: Mesh) -> Parts:
-    layout, infos = mesh.layout, stage_parameters(model.config, mesh.layout.pp, mesh.here.pp)
-    return [{info.name: tp_box(info, layout.tp, tp) for info in infos} for tp in range(layout.tp)]
-
-
-def _check_tokens_can_be_dealt_out(model: Transformer) -> None:
+def _check_sequence_parallel(model: Transformer) -> None:
+    """Raise ConfigError if a layer comes from a plugin: it may need all tokens."""
     for path, module in model.named_modules():
         cls = type(module)
         if cls.__module__.partition(".")[0] not in ("reallm", "torch"):
@@ -257,3 +188,52 @@ def _check_tokens_can_be_dealt_out(model: Transformer) -> None:
                 f"sequence parallelism does not go with {cls.__module__}.{cls.__qualname__} ('{path}'), which may need "
                 "all tokens; leave sequence_parallel out"
             )
+
+
+def _cut_parameters(model: nn.Module, boxes: Mapping[str, Box]) -> None:
+    for name, parameter in list(model.named_parameters()):
+        box = boxes[name]
+        if box.shape != parameter.shape:
+            path, own_name = split_parameter_name(name)
+            cut = parameter.detach()[box.slices].clone()
+            setattr(model.get_submodule(path), own_name, nn.Parameter(cut, requires_grad=parameter.requires_grad))
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Tensor]) -> None:
+    module.forward = forward
+
+
+def _on_inputs(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A forward pre-hook that applies a function to all floating-point inputs."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(function(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+
+    return hook
+
+
+def _row_parallel_forward(module: nn.Module, boundary: _RegionBoundary) -> Callable[..., Tensor]:
+    """The forward pass of a module whose outputs are summed over the ranks; its bias is added once, after that."""
+    without_bias = _linear_without_bias if type(module).forward is nn.Linear.forward else _forward_without_bias
+
+    def forward(*args: Any) -> Tensor:
+        out = boundary.exit(without_bias(module, *args))
+        bias = getattr(module, "bias", None)
+        return out if bias is None else out + bias
+
+    return forward
+
+
+def _linear_without_bias(module: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(x, module.get_parameter("weight"))
+
+
+def _forward_without_bias(module: nn.Module, *args: Any) -> Tensor:
+    """The forward pass of any class, as if the module's bias were zero."""
+    forward: Callable[..., Tensor] = type(module).forward
+    bias = module._parameters.get("bias")
+    if bias is None:
+        return forward(module, *args)
+    twin = copy.copy(module)  # shares everything with the module but the bias
+    twin._parameters = {**module._parameters, "bias": torch.zeros_like(bias)}  # type: ignore[dict-item] # no Parameter
+    return forward(twin, *args)

@@ -1,4 +1,7 @@
-"""Embedding and head of which each rank has a part of the vocabulary."""
+"""Layers computed with only this rank's part of their parameters: embedding, output vocabulary and norms.
+
+Shapes: T packed tokens, N chosen tokens, E hidden, V vocabulary, v this rank's rows of it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from reallm.parallel.tensor_parallel.mappings import (
 
 
 class VocabParallel:
-    """Stands in for `model.vocabulary.VocabReplicated` where each rank has some rows of the head.
+    """Replaces `model.linear_cross_entropy.VocabReplicated` where each rank has some rows of the head.
 
     Args:
-        peers: the ranks that share the vocabulary.
-        sizes: how many rows each of them has, in order.
+        peers: the ranks that split the vocabulary.
+        sizes: the rows of each rank, in order.
     """
 
     def __init__(self, peers: Peers, sizes: Sequence[int]) -> None:
@@ -32,43 +35,45 @@ class VocabParallel:
         self.start = sum(self._sizes[: peers.rank])
 
     def read(self, hidden: Tensor) -> Tensor:
-        """Hidden states that every rank reads with its part of the head."""
+        """Identity forward, all-reduce backward: each rank multiplies the hidden states with its rows."""
         return copy_to_tp_region(hidden, self._peers)
 
     def whole(self, logits: Tensor) -> Tensor:
-        """[N, v] -> [N, V], on every rank."""
+        """All-gather: [N, v] -> [N, V]."""
         return gather_from_tp_region(logits, self._peers, self._sizes)
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
-        """`x` after the sum over the parts of the vocabulary has taken its place."""
+        """Sum over the ranks, in place."""
         return self._peers.all_reduce_sum(x)
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
-        """`x` after the largest over the parts of the vocabulary has taken its place."""
+        """Elementwise maximum over the ranks, in place."""
         return self._peers.all_reduce_max(x)
 
 
-def split_embedding(table: TokenEmbedding, peers: Peers, start: int) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a table that has the rows from `start` on: tokens [T] -> [T, E]."""
+def vocab_parallel_embedding(embedding: TokenEmbedding, peers: Peers, start: int) -> Callable[[Tensor], Tensor]:
+    """The forward pass of an embedding with the rows from `start` on, followed by an all-reduce: tokens [T] -> [T, E].
+
+    Tokens of other ranks' rows get zeros (Megatron's `VocabParallelEmbedding`).
+    """
 
     def forward(tokens: Tensor) -> Tensor:
-        n_rows = len(table.weight)
+        n_rows = len(embedding.weight)
         rows = tokens - start
         is_elsewhere = (rows < 0) | (rows >= n_rows)
-        own = F.embedding(rows.masked_fill(is_elsewhere, 0), table.weight)
-        own = own.masked_fill(is_elsewhere[:, None], 0.0)
-        return reduce_from_tp_region(own, peers)
+        partial = F.embedding(rows.masked_fill(is_elsewhere, 0), embedding.weight)
+        partial = partial.masked_fill(is_elsewhere[:, None], 0.0)
+        return reduce_from_tp_region(partial, peers)
 
     return forward
 
 
-def parallel_norm(norm: Norm, peers: Peers, n_copies: int) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a norm over the parts [..., d] of all ranks together, in at least float32.
+def parallel_norm(norm: Norm, peers: Peers) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a norm whose dim [..., d] is split between ranks: means are all-reduced, in at least float32.
 
     Args:
         norm: with this rank's part of its parameters.
-        peers: the ranks.
-        n_copies: how many of them have the same part.
+        peers: the ranks; each part is held by equally many of them.
 
     Raises:
         ConfigError: it is neither `RMSNorm` nor `LayerNorm`.
@@ -78,7 +83,7 @@ def parallel_norm(norm: Norm, peers: Peers, n_copies: int) -> Callable[[Tensor],
             f"tensor parallelism would split what {type(norm).__qualname__} takes a mean over, and only RMSNorm and "
             "LayerNorm can be computed in parts; use tp=1"
         )
-    centers = isinstance(norm, LayerNorm)
+    is_centered = isinstance(norm, LayerNorm)
 
     def mean(x: Tensor) -> Tensor:
         n = x.shape[-1] * peers.size
@@ -86,7 +91,7 @@ def parallel_norm(norm: Norm, peers: Peers, n_copies: int) -> Callable[[Tensor],
 
     def forward(x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if centers:
+        if is_centered:
             wide = wide - mean(wide)
         out = wide * (mean(wide.square()) + norm.eps).rsqrt()
         if norm.weight is not None:

@@ -1,21 +1,21 @@
-"""What ranks of tensor parallelism tell each other, and the derivative of each.
+"""Collectives of tensor parallelism, with their derivatives; names as in Megatron's `tensor_parallel/mappings.py`.
 
 | function | forward | backward |
 |---|---|---|
-| `copy_to_tp_region` | nothing | gradients are added up |
-| `reduce_from_tp_region` | parts are added up | nothing |
-| `all_reduce_sum` | parts are added up | gradients are added up |
-| `joined` | parts are put together | this rank's part of the gradient |
+| `copy_to_tp_region` (Megatron's f) | identity | all-reduce |
+| `reduce_from_tp_region` (Megatron's g) | all-reduce | identity |
+| `all_reduce_sum` | all-reduce | all-reduce |
+| `gather_from_tp_region` | all-gather along the last dim | this rank's slice |
 
-With sequence parallelism (Korthikanti et al., 2022) tokens are spread over the ranks outside of the layers that are
-split. `T` is then the number of all tokens, of which each rank has as many, the last ones padded with zeros:
+With sequence parallelism (Korthikanti et al., 2022) ranks split the tokens between them outside of split layers. `T` is
+the number of all tokens; each rank has `ceil(T / ranks)` of them, the last ones padded with zeros:
 
 | function | forward | backward |
 |---|---|---|
-| `scatter_to_sp_region` | this rank's tokens | tokens are put together |
-| `gather_from_sp_region` | tokens are put together | this rank's tokens |
-| `all_tokens_shared` | tokens are put together | this rank's tokens of the sum |
-| `reduce_scatter_to_sp_region` | this rank's tokens of the sum | tokens are put together |
+| `scatter_to_sp_region` | this rank's tokens | all-gather |
+| `gather_from_sp_region` | all-gather | this rank's tokens |
+| `gather_from_sp_region(..., reduce_scatter_grad=True)` (g-bar) | all-gather | reduce-scatter |
+| `reduce_scatter_to_sp_region` (f-bar) | reduce-scatter | all-gather |
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from reallm.parallel.mesh import Group, all_gather_single, reduce_scatter_single
 
 
 class Peers(Protocol):
-    """Ranks that talk to each other, as one of them. What they give has the same shape and type on all."""
+    """The ranks of a tensor-parallel group, as one of them; all pass tensors of the same shape and dtype."""
 
     @property
     def rank(self) -> int:
-        """Among them, from 0."""
+        """This rank's number in the group, from 0."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of ranks."""
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
-        """`x` after the sum over all has taken its place."""
+        """Sum over the ranks, in place; returns `x`."""
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
-        """`x` after the largest of all has taken its place, element by element."""
+        """Elementwise maximum over the ranks, in place; returns `x`."""
 
-    def gather(self, x: Tensor) -> Tensor:
-        """What all have, one after another along the first dim."""
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Tensors of all ranks, concatenated along the first dim."""
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """Of the sum over all, the part along the first dim whose turn it is, as many parts as ranks."""
+        """Sum over the ranks, of which each gets an equal slice along the first dim."""
 
 
 class GroupPeers:
@@ -73,60 +73,65 @@ class GroupPeers:
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self._group)
         return x
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """See `Peers`."""
-        whole = x.new_empty(self.size * x.shape[0], *x.shape[1:])
-        all_gather_single(whole, x.contiguous(), group=self._group)
-        return whole
+        out = x.new_empty(self.size * x.shape[0], *x.shape[1:])
+        all_gather_single(out, x.contiguous(), group=self._group)
+        return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """See `Peers`."""
-        own = x.new_empty(x.shape[0] // self.size, *x.shape[1:])
-        reduce_scatter_single(own, x.contiguous(), group=self._group)
-        return own
+        out = x.new_empty(x.shape[0] // self.size, *x.shape[1:])
+        reduce_scatter_single(out, x.contiguous(), group=self._group)
+        return out
 
 
 def copy_to_tp_region(x: Tensor, peers: Peers) -> Tensor:
-    """`x`, which all ranks have and each computes something else with."""
-    return cast(Tensor, _SharedInput.apply(x, peers)) if torch.is_grad_enabled() else x
+    """Identity forward, all-reduce backward (Megatron's f): each rank computes something else with the same `x`."""
+    return cast(Tensor, _CopyToTPRegion.apply(x, peers)) if torch.is_grad_enabled() else x
 
 
 def reduce_from_tp_region(x: Tensor, peers: Peers) -> Tensor:
-    """The sum of what the ranks have, with which all go on alike."""
-    return cast(Tensor, _AddedUp.apply(x, peers)) if torch.is_grad_enabled() else peers.all_reduce_sum(x.contiguous())
+    """All-reduce forward, identity backward (Megatron's g): all ranks compute the same with the sum."""
+    if not torch.is_grad_enabled():
+        return peers.all_reduce_sum(x.contiguous())
+    return cast(Tensor, _ReduceFromTPRegion.apply(x, peers))
 
 
 def all_reduce_sum(x: Tensor, peers: Peers) -> Tensor:
-    """The sum of what the ranks have, with which each goes on otherwise; `x` stays as it is."""
-    return cast(Tensor, _AddedUpStatistic.apply(x, peers))
+    """All-reduce forward and backward: each rank computes something else with the sum. `x` is not changed."""
+    return cast(Tensor, _AllReduceSum.apply(x, peers))
 
 
 def gather_from_tp_region(x: Tensor, peers: Peers, sizes: Sequence[int]) -> Tensor:
-    """Parts [N, v] of the ranks, put together along the last dim; `sizes` are the `v` of all ranks."""
-    return cast(Tensor, _Joined.apply(x, peers, tuple(sizes)))
+    """All-gather forward, this rank's slice backward: [N, v] -> [N, V]; `sizes` are the `v` of all ranks."""
+    return cast(Tensor, _GatherFromTPRegion.apply(x, peers, tuple(sizes)))
 
 
 def scatter_to_sp_region(x: Tensor, peers: Peers) -> Tensor:
-    """[T, ...] -> this rank's tokens, padded."""
-    return cast(Tensor, _OwnTokens.apply(x, peers))
+    """Slice forward, all-gather backward: [T, ...] -> this rank's tokens, padded."""
+    return cast(Tensor, _ScatterToSPRegion.apply(x, peers))
 
 
-def gather_from_sp_region(x: Tensor, peers: Peers, n_tokens: int) -> Tensor:
-    """This rank's tokens -> [T, ...], with which all go on alike."""
-    return cast(Tensor, _AllTokens.apply(x, peers, n_tokens))
+def gather_from_sp_region(x: Tensor, peers: Peers, n_tokens: int, *, reduce_scatter_grad: bool = False) -> Tensor:
+    """All-gather forward, slice or reduce-scatter backward: this rank's tokens -> [T, ...].
 
-
-def all_tokens_shared(x: Tensor, peers: Peers, n_tokens: int) -> Tensor:
-    """This rank's tokens -> [T, ...], with which each rank computes something else."""
-    return cast(Tensor, _AllTokensShared.apply(x, peers, n_tokens))
+    Args:
+        x: this rank's tokens, padded.
+        peers: the ranks.
+        n_tokens: T.
+        reduce_scatter_grad: whether each rank computes something else with the result, so that its gradients are
+            partial (Megatron's `tensor_parallel_output_grad`). If not, all ranks have the same gradient.
+    """
+    return cast(Tensor, _GatherFromSPRegion.apply(x, peers, n_tokens, reduce_scatter_grad))
 
 
 def reduce_scatter_to_sp_region(x: Tensor, peers: Peers) -> Tensor:
-    """[T, ...] parts of a sum -> the sum for this rank's tokens, padded."""
-    return cast(Tensor, _OwnTokensAddedUp.apply(x, peers))
+    """Reduce-scatter forward, all-gather backward: partial sums [T, ...] -> this rank's tokens of the sum, padded."""
+    return cast(Tensor, _ReduceScatterToSPRegion.apply(x, peers))
 
 
-class _SharedInput(Function):
+class _CopyToTPRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
         ctx.peers = peers
@@ -134,89 +139,86 @@ class _SharedInput(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.peers.all_reduce_sum(_own_memory(grad)), None
+        return ctx.peers.all_reduce_sum(_copy(grad)), None
 
 
-class _AddedUp(Function):
+class _ReduceFromTPRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
-        return peers.all_reduce_sum(_own_memory(x))
+        return peers.all_reduce_sum(_copy(x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
-class _AddedUpStatistic(Function):
+class _AllReduceSum(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
         ctx.peers = peers
-        return peers.all_reduce_sum(_own_memory(x))
+        return peers.all_reduce_sum(_copy(x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.peers.all_reduce_sum(_own_memory(grad)), None
+        return ctx.peers.all_reduce_sum(_copy(grad)), None
 
 
-class _Joined(Function):
+class _GatherFromTPRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers, sizes: tuple[int, ...]) -> Tensor:
         start = sum(sizes[: peers.rank])
-        ctx.own = slice(start, start + sizes[peers.rank])
-        widest = max(sizes)
-        parts = peers.gather(F.pad(x, (0, widest - x.shape[-1]))).chunk(peers.size)
-        return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
+        ctx.slice = slice(start, start + sizes[peers.rank])
+        padded = F.pad(x, (0, max(sizes) - x.shape[-1]))
+        by_rank = peers.all_gather(padded).chunk(peers.size)
+        return torch.cat([each[..., :size] for each, size in zip(by_rank, sizes, strict=True)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad[..., ctx.own], None, None
+        return grad[..., ctx.slice], None, None
 
 
-class _OwnTokens(Function):
+class _ScatterToSPRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
         ctx.peers, ctx.n_tokens = peers, x.shape[0]
-        return _padded(x, peers).chunk(peers.size)[peers.rank].clone()
+        return _pad_tokens(x, peers).chunk(peers.size)[peers.rank].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.peers.gather(grad)[: ctx.n_tokens], None
+        return ctx.peers.all_gather(grad)[: ctx.n_tokens], None
 
 
-class _AllTokens(Function):
+class _GatherFromSPRegion(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers, n_tokens: int) -> Tensor:
-        ctx.peers = peers
-        return peers.gather(x)[:n_tokens]
+    def forward(ctx: Any, x: Tensor, peers: Peers, n_tokens: int, reduce_scatter_grad: bool) -> Tensor:
+        ctx.peers, ctx.reduce_scatter_grad = peers, reduce_scatter_grad
+        return peers.all_gather(x)[:n_tokens]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _padded(grad, ctx.peers).chunk(ctx.peers.size)[ctx.peers.rank], None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        peers, padded = ctx.peers, _pad_tokens(grad, ctx.peers)
+        if ctx.reduce_scatter_grad:
+            return peers.reduce_scatter(padded), None, None, None
+        return padded.chunk(peers.size)[peers.rank], None, None, None
 
 
-class _AllTokensShared(_AllTokens):
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.peers.reduce_scatter(_padded(grad, ctx.peers)), None, None
-
-
-class _OwnTokensAddedUp(Function):
+class _ReduceScatterToSPRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
         ctx.peers, ctx.n_tokens = peers, x.shape[0]
-        return peers.reduce_scatter(_padded(x, peers))
+        return peers.reduce_scatter(_pad_tokens(x, peers))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.peers.gather(grad)[: ctx.n_tokens], None
+        return ctx.peers.all_gather(grad)[: ctx.n_tokens], None
 
 
-def _padded(x: Tensor, peers: Peers) -> Tensor:
-    """[T, ...] with zeros at the end, so that it divides by the number of ranks."""
+def _pad_tokens(x: Tensor, peers: Peers) -> Tensor:
+    """[T, ...] with zeros at the end, so that the ranks divide its length."""
     missing = -x.shape[0] % peers.size
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x
 
 
-def _own_memory(x: Tensor) -> Tensor:
-    """A copy: autograd may hand the same gradient to several, and keep what went into a function."""
+def _copy(x: Tensor) -> Tensor:
+    """A contiguous copy to reduce in place: autograd may pass the same gradient to others, or keep an input."""
     return x.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Tensor parallelism: the layers of a stage split among the ranks of `mesh.tp`, as they say of themselves."""
+"""Which parameters get only partial gradients under tensor parallelism, and over which ranks these are summed."""
 
 from __future__ import annotations
 
@@ -10,48 +10,39 @@ from reallm.model.moe.layer import MoEMLP
 from reallm.model.parameter_names import block_layers, layer_number
 from reallm.model.sharding import Shard, has_partial_grad
 from reallm.model.transformer import Transformer
-from reallm.parallel.mesh import Mesh
-from reallm.parallel.tensor_parallel.apply import Parts, _parts
-
-
-def gradient_groups(model: Transformer, mesh: Mesh) -> dict[str, list[int]]:
-    """Parameters of which each rank's gradient is a summand, and the ranks over which they are to be added up."""
-    parts, ranks = _parts(model, mesh), mesh.layout.tp_ranks(mesh.here)
-    by_tokens = bool(vars(model)["sequence_parallel"])
-    found = partial_grad_groups(model, model.parameter_shards(), parts, mesh.here.tp, sequence_parallel=by_tokens)
-    return {name: [ranks[place] for place in places] for name, places in found.items()}
+from reallm.parallel.sharding import BoxesByRank
 
 
 def partial_grad_groups(
     model: Transformer,
     shards: Mapping[str, Shard | None],
-    parts: Parts,
-    rank: int,
+    boxes: BoxesByRank,
+    tp_rank: int,
     *,
     sequence_parallel: bool = False,
 ) -> dict[str, list[int]]:
-    """The same for one of any ranks, by their numbers among each other.
+    """Parameter -> the tensor-parallel ranks over which its gradients are summed, where each has a partial one:
 
-    - A part that several ranks hold, as of few KV heads: each computes with it for its own part of the others.
-    - A whole parameter of a layer that sees a part, as of a norm for each head.
-    - With sequence parallelism, a whole parameter of a block: each rank sees its own tokens. Routers see them all.
+    - A box that several ranks hold, as with few KV heads: each rank uses it with other query heads.
+    - A whole parameter of a layer that acts on a part of its input's features, as a norm of each head does.
+    - With sequence parallelism, a whole parameter of a block: each rank sees other tokens. Routers see all of them.
     """
-    blocks, found = block_layers(model.config), {}
-    for name, box in parts[rank].items():
-        holders = [other for other, part in enumerate(parts) if part[name] == box]
-        owners = list(_owners(model, name))
-        partial_grad = any(map(has_partial_grad, owners))
-        sees_own_tokens = (
+    groups: dict[str, list[int]] = {}
+    for name, box in boxes[tp_rank].items():
+        holders = [rank for rank, of_rank in enumerate(boxes) if of_rank[name] == box]
+        modules = _modules_of(model, name)
+        partial_grad = any(map(has_partial_grad, modules))
+        sees_some_tokens = (
             sequence_parallel
-            and layer_number(name) in blocks
-            and not any(isinstance(owner, MoEMLP) for owner in owners)
+            and layer_number(name) in block_layers(model.config)
+            and not any(isinstance(module, MoEMLP) for module in modules)
         )
-        if len(holders) > 1 and (shards[name] is not None or partial_grad or sees_own_tokens):
-            found[name] = holders
-    return found
+        if len(holders) > 1 and (shards[name] is not None or partial_grad or sees_some_tokens):
+            groups[name] = holders
+    return groups
 
 
-def _owners(model: nn.Module, name: str) -> Sequence[nn.Module]:
-    """The modules that a parameter is in, from the layer to the one that has it."""
+def _modules_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
+    """The modules that contain a parameter, from its layer to its owner."""
     names = name.split(".")[:-1]
     return [model.get_submodule(".".join(names[:depth])) for depth in range(2, len(names) + 1)]

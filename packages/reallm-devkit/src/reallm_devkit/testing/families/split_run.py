@@ -1,7 +1,6 @@
 """Tensor parallelism on one process: each rank is a thread with its part of every parameter, and they run in lockstep.
 
-The parts are cut and put together by what a real run has for it (`parallel.split`); only how ranks hear of each other
-is different.
+Layers are split as in a real run (`parallel.tensor_parallel`); only the collectives are different.
 
 Shapes: T packed tokens, V vocabulary.
 """
@@ -22,8 +21,8 @@ from reallm.model.packed import PackedSequences
 from reallm.model.parameters import parameter_info
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
-from reallm.parallel.sharding import tp_box
-from reallm.parallel.tensor_parallel.apply import Parts, split_among
+from reallm.parallel.sharding import BoxesByRank, tp_box
+from reallm.parallel.tensor_parallel.apply import apply_tensor_parallel
 
 
 class CannotSplitError(Exception):
@@ -50,7 +49,7 @@ class Declared:
         """What the layers say."""
         return cls(model.parameter_shards(), model.module_splits())
 
-    def parts(self, model: Transformer, n_ranks: int) -> Parts:
+    def parts(self, model: Transformer, n_ranks: int) -> BoxesByRank:
         """Which part of each parameter of a network each rank has.
 
         Raises:
@@ -100,7 +99,7 @@ class _Exchange:
 
 
 class _Threads:
-    """The threads that play the ranks, as one of them; see `parallel.collectives.Peers`."""
+    """The threads that play the ranks, as one of them; see `parallel.tensor_parallel.mappings.Peers`."""
 
     def __init__(self, rank: int, exchange: _Exchange) -> None:
         self.rank, self.size, self._exchange = rank, exchange.n_ranks, exchange
@@ -111,7 +110,7 @@ class _Threads:
     def all_reduce_max(self, x: Tensor) -> Tensor:
         return x.copy_(torch.stack(self._all(x)).amax(dim=0))
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         return torch.cat(self._all(x))
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
@@ -157,7 +156,7 @@ def run_split(
             if path:
                 note = lambda _, __, path=path, rank=rank: entered.__setitem__(rank, path)  # noqa: E731
                 module.register_forward_pre_hook(note)
-        split_among(ranks[rank], _Threads(rank, exchange), parts, declared.shards, declared.splits)
+        apply_tensor_parallel(ranks[rank], _Threads(rank, exchange), parts, declared.shards, declared.splits)
     for path in listen_to:
         listen = lambda _, __, out, path=path: heard.update({path: out.detach()})  # noqa: E731
         ranks[0].get_submodule(path).register_forward_hook(listen)
