@@ -107,7 +107,8 @@ def test_print_config_prints_and_does_nothing_else(reallm):
 def test_sft_hands_configuration_and_algorithm_to_the_runner(reallm, monkeypatch, interrupted, exit_code):
     seen = []
 
-    def run(config, algorithm, *, job):
+    def run(config, algorithm, *, name, job):
+        assert name == "sft"
         assert job is None, "alone"
         seen.extend([config, algorithm])
         return types.SimpleNamespace(interrupted=interrupted)

@@ -61,6 +61,7 @@ class Trainer:
     folder: Path
     checkpoint: Path
     algorithm: Algorithm
+    name: str | None = "sft"
     output: str = ""
 
     def config(self, n_rows: int = 10, n_valid: int = 0, batch_size: int = 4, **changes: Any) -> SFTConfig:
@@ -87,7 +88,7 @@ class Trainer:
         """Run without a terminal; `output` is what was printed."""
         printed = io.StringIO()
         try:
-            return run(config, self.algorithm, console=Console(file=printed, width=200))
+            return run(config, self.algorithm, name=self.name, console=Console(file=printed, width=200))
         finally:
             self.output = printed.getvalue()
 

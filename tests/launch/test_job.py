@@ -25,6 +25,8 @@ def test_it_starts_the_processes_and_trains_as_one_would(inputs: Path, tmp_path:
     assert "spread as tp1pp1fsdp2 over 2 processes" in together.out
     lines = [line for line in together.out.splitlines() if not line.startswith("step ")]
     assert len(lines) == len(set(lines)), "one rank prints"
+    assert "saving: training waits for each save; async_save=true has no effect with several processes" in lines
+    assert "async_save" not in alone.out
     # The same sums in another order, in float32: relative differences of 1e-6 a step, over 4 steps.
     pairs = zip(losses(tmp_path / "alone"), losses(tmp_path / "together"), strict=True)
     assert all(math.isclose(one, other, rel_tol=1e-4) for one, other in pairs)

@@ -43,6 +43,6 @@ def test_on_a_terminal_there_is_a_bar_with_the_same_numbers() -> None:
             clock.now += 60.0
             progress.step(step, METRICS)
         with progress.doing("evaluating"):
-            progress.say("a line above the bar")
+            progress.echo("a line above the bar")
     for expected in ("3/4", "loss 1.2500", "lr 2.00e-05", "1,234 tokens/s", "1:00 left", "a line above the bar"):
         assert expected in printed.getvalue(), expected

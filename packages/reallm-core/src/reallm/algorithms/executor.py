@@ -1,4 +1,4 @@
-"""Walks an algorithm's graph: each call's interface works on the batch, and what it computes joins the batch."""
+"""The dataflow graph of an algorithm, and its execution: what each call computes is merged into the batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,38 +15,72 @@ from reallm.data.namedarray import NamedArray, merge
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import PluginError
 from reallm.model.parameters import n_parameters
-from reallm.specs import ModelFunctionCall
+from reallm.specs import Algorithm, ModelFunctionCall
 from reallm.training.engine import TrainEngine
 from reallm.training.memory import GIB, peak_memory
 from reallm.training.objective import Totals
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True)
+class Graph:
+    """The calls of an algorithm in execution order."""
+
+    calls: tuple[ModelFunctionCall, ...]
+
+    @classmethod
+    def of(cls, algorithm: Algorithm) -> Graph:
+        """The graph of an algorithm.
+
+        Raises:
+            PluginError: see `execution_order`.
+        """
+        return cls(tuple(execution_order(algorithm.graph)))
+
+    @property
+    def roles(self) -> list[str]:
+        """All roles, in the order in which they are first called."""
+        return list(dict.fromkeys(call.role for call in self.calls))
+
+    @property
+    def trained_roles(self) -> list[str]:
+        """The roles with a `train_step`, in the same order."""
+        return list(dict.fromkeys(call.role for call in self.calls if call.kind == "train_step"))
 
 
 @dataclass(frozen=True)
 class Role:
-    """A model and the interface that says what it does; `engine` if it is trained."""
+    """A loaded model and the interface that implements its calls."""
 
     interface: Any
     model: ReaLModel
     engine: TrainEngine | None
+    """None for a model that is not trained."""
+    args: ModelArgs
+    checkpoint_dtype: torch.dtype
+    """The dtype of the checkpoint it was loaded from, in which it is saved again."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters of the whole model, whatever this rank holds of it."""
+        if self.model.mesh is not None:
+            return n_parameters(self.model.config)
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 class GraphExecutor:
-    """The calls of an algorithm in execution order, with the roles that carry them out."""
+    """Executes the calls of a graph on batches, by the interfaces of its roles."""
 
-    def __init__(self, order: Sequence[ModelFunctionCall], roles: Mapping[str, Role]) -> None:
-        self._order = order
+    def __init__(self, graph: Graph, roles: Mapping[str, Role]) -> None:
+        self._graph = graph
         self._roles = roles
 
     def train(self, batch: NamedArray) -> dict[str, float]:
         """One step: every call once. Metrics are named after the train calls: `train/loss` for a call `train`."""
         metrics: dict[str, float] = {}
-        for call in self._order:
+        for call in self._graph.calls:
             role = self._roles[call.role]
             if call.kind != "train_step":
-                batch = self._joined(call, batch)
+                batch = self._with_outputs(call, batch)
                 continue
             started = time.perf_counter()
             numbers = role.interface.train_step(role.engine, batch)
@@ -56,35 +90,36 @@ class GraphExecutor:
         return metrics
 
     def evaluate(self, batches: Iterable[NamedArray]) -> dict[str, float]:
-        """Metrics of the train calls' objectives over all batches together, as `eval/loss`.
+        """Metrics of the train calls' objectives over all batches, as `eval/loss`.
 
         With several train calls, as `eval/<call>/loss`.
         """
-        trained = [call for call in self._order if call.kind == "train_step"]
-        totals = {call.name: Totals() for call in trained}
-        for part in batches:
-            batch = part
-            for call in self._order:
+        train_calls = [call for call in self._graph.calls if call.kind == "train_step"]
+        totals = {call.name: Totals() for call in train_calls}
+        for inputs in batches:
+            batch = inputs
+            for call in self._graph.calls:
                 role = self._roles[call.role]
                 if call.kind == "train_step":
                     assert role.engine is not None
                     totals[call.name] += role.engine.evaluate([batch], role.interface)
                 else:
-                    batch = self._joined(call, batch)
-        prefix = {call.name: "eval" if len(trained) == 1 else f"eval/{call.name}" for call in trained}
+                    batch = self._with_outputs(call, batch)
+        prefix = {call.name: "eval" if len(train_calls) == 1 else f"eval/{call.name}" for call in train_calls}
         return {
             f"{prefix[call.name]}/{name}": value
-            for call in trained
+            for call in train_calls
             for name, value in self._roles[call.role].interface.metrics(totals[call.name]).items()
         }
 
-    def _joined(self, call: ModelFunctionCall, batch: NamedArray) -> NamedArray:
+    def _with_outputs(self, call: ModelFunctionCall, batch: NamedArray) -> NamedArray:
+        """The batch with the output keys of a call that does not train."""
         role = self._roles[call.role]
         return merge([batch, getattr(role.interface, call.kind)(role.model, batch)])
 
 
 def execution_order(graph: Sequence[ModelFunctionCall]) -> list[ModelFunctionCall]:
-    """The calls in an order that respects their keys; keys that no call writes come with the data.
+    """The calls, each after those that write the keys it reads; keys that no call writes come from the dataset.
 
     Raises:
         PluginError: two calls have one name or write the same key, or calls wait for each other in a circle.
@@ -104,19 +139,3 @@ def execution_order(graph: Sequence[ModelFunctionCall]) -> list[ModelFunctionCal
         return [calls[name] for name in TopologicalSorter(waits_for).static_order()]
     except CycleError as error:
         raise PluginError(f"calls of the algorithm wait for each other: {' <- '.join(error.args[1])}") from error
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A role with its model; `stored_dtype` is that of its checkpoint, in which it is saved."""
-
-    role: Role
-    args: ModelArgs
-    stored_dtype: torch.dtype
-
-    @property
-    def n_parameters(self) -> int:
-        """Numbers in the whole model."""
-        if self.role.model.mesh is not None:
-            return n_parameters(self.role.model.config)
-        return sum(parameter.numel() for parameter in self.role.model.parameters())

@@ -1,4 +1,7 @@
-"""The command of an algorithm, such as `reallm sft`: configuration from files and `key=value`, checks, run."""
+"""The command of an algorithm, such as `reallm sft`: load and check the configuration, then run it.
+
+With several processes, this one launches them, or is one of those launched; each runs the same command line.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ if TYPE_CHECKING:
     from reallm.launch.job import Job
 
 BUILT_IN = {"sft": "Fine-tune a model on prompt/answer pairs or conversations."}
-"""Short descriptions for `reallm --help`, which imports no plugin to ask for them."""
+"""Descriptions for `reallm --help`, which imports no plugin."""
 
 
 def algorithm_command(name: str) -> Any:
-    """The command that runs the algorithm `name`. The algorithm is looked up when the command is run, not before."""
+    """The command that runs the algorithm `name`, which is looked up only when the command is run."""
 
     def command(
         arguments: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
@@ -40,8 +43,8 @@ def algorithm_command(name: str) -> Any:
     app.command(
         name,
         help=BUILT_IN.get(name, f"An algorithm of an installed plugin; see reallm {name} --help."),
-        add_help_option=False,  # ours knows the keys, and those of the dataset that was named
-        context_settings={"ignore_unknown_options": True},  # `--lr 1e-4` reaches us, who can say what to write
+        add_help_option=False,  # ours lists the keys, and those of the chosen dataset
+        context_settings={"ignore_unknown_options": True},  # `--lr 1e-4` reaches us, and the error says how to write it
     )(command)
     return typer.main.get_command(app)
 
@@ -64,9 +67,9 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
 def _configuration(name: str, files: list[Path], arguments: list[str]) -> Configuration:
     from reallm.config.load import load
 
-    own_files, own_arguments = _of_resumed_run(arguments)
+    run_files, run_arguments = _settings_of_resumed_run(arguments)
     config_class = registry.get("algorithm", name).config_class()
-    return load(config_class, [*own_files, *files], [*own_arguments, *arguments])
+    return load(config_class, [*run_files, *files], [*run_arguments, *arguments])
 
 
 def _checked(name: str, files: list[Path], arguments: list[str]) -> Any:
@@ -78,17 +81,20 @@ def _checked(name: str, files: list[Path], arguments: list[str]) -> Any:
 
 
 def _train(name: str, config: Any, job: Job | None) -> bool:
-    """Whether the user has ended the run."""
+    """Run the algorithm; whether the user interrupted it."""
     from reallm.experiments.run.runner import run
 
-    return run(config, registry.get("algorithm", name), job=job).interrupted
+    return run(config, registry.get("algorithm", name), name=name, job=job).interrupted
 
 
-def _of_resumed_run(arguments: list[str]) -> tuple[list[Path], list[str]]:
-    """The settings that come first where `resume=<run folder>` is given: those of the run, and where it is."""
-    from reallm.experiments.checkpointing.resume import AUTO, named_run, resume_arguments
+def _settings_of_resumed_run(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The files and arguments to load before all others if `resume=<run folder>` is given; none otherwise."""
+    from reallm.config.training import AUTO
 
-    wanted = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
-    if not wanted or wanted[-1] in (AUTO, "null", ""):
+    given = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not given or given[-1] in (AUTO, "null", ""):
         return [], []
-    return resume_arguments(named_run(Path(wanted[-1])))
+    from reallm.experiments.checkpointing.resume import resume_arguments
+    from reallm.experiments.runs.folder import RunFolder
+
+    return resume_arguments(RunFolder.existing(Path(given[-1])))

@@ -62,6 +62,31 @@ class OptimizerConfig:
             _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
 
 
+def check_warmup(config: OptimizerConfig, total_steps: int, limit: str) -> None:
+    """Check that the warm-up ends before training does.
+
+    Args:
+        config: of the optimizer.
+        total_steps: of training.
+        limit: what gives their number, to end the message with: `max_steps=10`.
+
+    Raises:
+        ConfigError: `warmup_steps` is too large.
+    """
+    if config.warmup_steps is not None and config.warmup_steps >= total_steps:
+        raise ConfigError(f"optimizer.warmup_steps={config.warmup_steps} must be less than {limit}")
+
+
+def check_trainable(dtype: str, key: str = "model.dtype") -> None:
+    """Check that parameters of a dtype can be trained.
+
+    Raises:
+        ConfigError: they cannot; names the key.
+    """
+    if dtype == "float16":
+        raise ConfigError(f"{key}=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
+
+
 def lr_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
     """Learning rate of optimizer step `step` (1 is the first, `total_steps` the last).
 

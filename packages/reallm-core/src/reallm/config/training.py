@@ -1,4 +1,4 @@
-"""What the configurations of all trainings have in common: data, steps, evaluation, saving. Imports no torch."""
+"""The configuration that all training algorithms share: data, steps, evaluation, saving. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reallm.config.args import ModelArgs, dataset_option
 from reallm.config.dataset import batch_size, splits
-from reallm.config.optimizer import OptimizerConfig
+from reallm.config.optimizer import OptimizerConfig, check_warmup
 from reallm.config.parallel import ParallelArgs
 from reallm.config.schema import check_values
 from reallm.errors import ConfigError
@@ -16,13 +16,16 @@ from reallm.options import option
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
 
+AUTO = "auto"
+"""The value of `resume` that continues a run if there is one to continue."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What the runner reads of an experiment's configuration.
+    """Base class of the configurations of algorithms.
 
     The configuration class of an algorithm derives from it and adds, for each role of its graph, a field of that name
-    with its `ModelArgs`. Where another dataset is usual than `prompt_answer`, it declares `dataset` again.
+    with its `ModelArgs`. An algorithm whose default dataset is not `prompt_answer` declares `dataset` again.
 
     Raises:
         ConfigError: a required value is missing, or a value is not allowed; names the key.
@@ -33,7 +36,7 @@ class TrainingConfig:
         default_factory=OptimizerConfig, metadata={"help": "AdamW and its learning-rate schedule"}
     )
     parallel: ParallelArgs = field(
-        default_factory=ParallelArgs, metadata={"help": "how training is spread over processes, one for each GPU"}
+        default_factory=ParallelArgs, metadata={"help": "how training is split over processes, one for each GPU"}
     )
 
     epochs: int = option(1, "passes over the training data")
@@ -54,7 +57,9 @@ class TrainingConfig:
         2, "newest checkpoints that are kept, the best one aside; null: all. Only the newest can be resumed from"
     )
     async_save: bool = option(
-        True, "copy what is saved and write the copy while training goes on, where there is memory for it"
+        True,
+        "save while the next step computes its gradients; false: training waits for each save. "
+        "Several processes that train together always wait",
     )
     best_metric: str | None = option(
         None, "metric whose best checkpoint is kept as checkpoints/best, such as eval/loss; saved at each evaluation"
@@ -94,6 +99,8 @@ class TrainingConfig:
                 raise ConfigError(f"{key}={count} must be 0 or more")
         if self.save_every_minutes is not None and not self.save_every_minutes > 0:
             raise ConfigError(f"save_every_minutes={self.save_every_minutes} must be more than 0; null turns it off")
+        if self.max_steps is not None:
+            check_warmup(self.optimizer, self.max_steps, f"max_steps={self.max_steps}")
 
     def datasets(self) -> dict[str, Dataset]:
         """The training data as `"train"` and, if the dataset's `valid_path` is given, held-out data as `"valid"`."""
@@ -101,7 +108,11 @@ class TrainingConfig:
 
 
 def model_args(config: TrainingConfig, role: str) -> ModelArgs:
-    """The field of a configuration that says which model has a role."""
+    """The `ModelArgs` of a role.
+
+    Raises:
+        ConfigError: the configuration class has no such field.
+    """
     args = getattr(config, role, None)
     if not isinstance(args, ModelArgs):
         raise ConfigError(f"{type(config).__name__} has no field '{role}' with the ModelArgs of the role '{role}'")

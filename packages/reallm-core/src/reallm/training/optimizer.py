@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reallm.config.optimizer import OptimizerConfig
-from reallm.errors import ConfigError
+from reallm.config.optimizer import OptimizerConfig, check_trainable
 from reallm.parallel.fsdp import to_local
 
 
@@ -150,8 +149,7 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
     Of one that FSDP shards, the local shard in the same memory.
     """
     local = to_local(parameter.detach())
-    if parameter.dtype == torch.float16:
-        raise ConfigError("model.dtype=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
+    check_trainable(str(parameter.dtype).removeprefix("torch."))
     if parameter.dtype == torch.bfloat16:
         return nn.Parameter(local.float())
     return nn.Parameter(local) if hasattr(parameter, "to_local") else parameter

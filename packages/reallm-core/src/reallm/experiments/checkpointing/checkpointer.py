@@ -39,7 +39,7 @@ class Checkpointer:
         keep_last: how many of the newest checkpoints are kept, beside the best; None: all.
         in_background: write in a thread. Whoever changes what is saved must call `wait_until_read` before.
         newest: the checkpoint that the run goes on from.
-        is_first: whether this is rank 0, which does what is done once.
+        is_rank0: whether this is rank 0, which links and removes checkpoints.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Checkpointer:
         keep_last: int | None,
         in_background: bool,
         newest: Path | None = None,
-        is_first: bool = True,
+        is_rank0: bool = True,
     ) -> None:
         self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
         self.newest = newest
         """The newest whole checkpoint."""
         self._job: _Job | None = None
         self._thread: threading.Thread | None = None
-        self._is_first = is_first
-        if is_first:
+        self._is_rank0 = is_rank0
+        if is_rank0:
             sweep(folder.checkpoints)
 
     def save(self, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
@@ -115,7 +115,7 @@ class Checkpointer:
                 write_state(new, state, exports)
                 job.read.set()
             with fail_together(mesh):
-                if self._is_first:
+                if self._is_rank0:
                     self._point(job.path, state.best)
         except Exception as error:  # also what a thread may not raise: it is handed to `finish`
             job.error = error

@@ -1,4 +1,4 @@
-"""Which run folder a run writes to: a new one, or that of the run it continues. One process of a job finds out."""
+"""Opens the folder of a run: a new one, or that of the run to resume. Rank 0 does, and tells the other ranks."""
 
 from __future__ import annotations
 
@@ -10,62 +10,80 @@ from pathlib import Path
 from typing import Any
 
 from reallm.config.training import TrainingConfig
-from reallm.experiments.checkpointing import resume
+from reallm.experiments.checkpointing.resume import find_run
 from reallm.experiments.runs.files import is_run
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import read_run
+from reallm.experiments.runs.settings import Diff, diff, plain, read_settings, without_parallel
 from reallm.launch.job import RUN_FOLDER, Job
+
+DEFAULT_PREFIX = "run"
+"""Of the folder's name, for an algorithm without a name."""
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run folder that is there and locked."""
+    """A run whose folder exists and is locked by rank 0."""
 
+    algorithm: str | None
+    """The name of the algorithm, which is that of its command; None for one that no plugin offers."""
+    settings: Mapping[str, Any]
+    """All settings, as nested mappings of plain values."""
     folder: RunFolder
+    started_at: datetime
+    """Local time; for a resumed run, when it was first started."""
     is_resume: bool
-    """Whether a run has been begun in it."""
-    is_complete: bool
-    """Whether that run has nothing left to do."""
-    began: datetime
-    """When the run was begun; local time."""
+    """Whether it continues the run in the folder; otherwise the folder is new."""
+    is_finished: bool
+    """Whether that run has no steps left to do."""
+    changed: Diff
+    """For a resumed run, the settings that differ from those it was started with."""
 
-    def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """What of the settings is not as the run was begun with."""
-        return resume.changes(resume.read_settings(self.folder), settings) if self.is_resume else {}
+    @property
+    def resume_command(self) -> str:
+        """What continues the run: `reallm sft resume=runs/a`."""
+        return self.folder.resume_command(self.algorithm)
 
 
-def open_run(job: Job, config: TrainingConfig, settings: Mapping[str, Any], kind: str, stack: ExitStack) -> OpenRun:
-    """The folder, the same on all ranks; rank 0 makes or finds it.
+def open_run(
+    job: Job, config: TrainingConfig, settings: Mapping[str, Any], algorithm: str | None, stack: ExitStack
+) -> OpenRun:
+    """Make a run folder, or find the one to resume; the same on all ranks.
 
     Args:
-        job: all of whose processes call this.
+        job: all of its processes call this.
         config: of the run.
-        settings: all of them, as nested mappings.
-        kind: name of the algorithm.
-        stack: of rank 0, which holds the lock until it is closed.
+        settings: see `OpenRun`.
+        algorithm: see `OpenRun`.
+        stack: on rank 0, holds the folder's lock until it is closed.
 
     Raises:
-        ConfigError: the folder cannot be made, holds something else, or another process is at it.
+        ConfigError: the folder cannot be made, has other content, or another process trains in it.
     """
 
-    def first() -> dict[str, Any]:
-        found = resume.find(config.resume, config.output_dir, config.name, settings)
-        folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=kind)
+    def open_on_rank0() -> dict[str, Any]:
+        found = find_run(config.resume, config.output_dir, config.name, settings)
+        folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=algorithm or DEFAULT_PREFIX)
         stack.enter_context(folder.locked())
         earlier = read_run(folder.path) if found is not None and is_run(folder.path) else None
-        began = (earlier and earlier.started) or datetime.now()
-        opened = OpenRun(folder, found is not None, False, began)
-        changed = resume.without_parallel(opened.changes(settings))
+        changed = {} if found is None else diff(read_settings(folder.config), settings)
         return {
             "path": str(folder.path),
-            "goes_on": opened.is_resume,
-            "is_complete": earlier is not None and earlier.status == "done" and not changed,
-            "began": began.isoformat(),
+            "started_at": ((earlier and earlier.started) or datetime.now()).isoformat(),
+            "is_resume": found is not None,
+            "is_finished": earlier is not None and earlier.status == "done" and not without_parallel(changed),
+            "changed": plain(changed),
         }
 
-    told = job.broadcast_from_rank0(first, config.parallel.timeout)
+    opened = job.broadcast_from_rank0(open_on_rank0, config.parallel.timeout)
     if job.is_rank0:
-        job.set(RUN_FOLDER, told["path"])
+        job.set(RUN_FOLDER, opened["path"])
     return OpenRun(
-        RunFolder(Path(told["path"])), told["goes_on"], told["is_complete"], datetime.fromisoformat(told["began"])
+        algorithm,
+        settings,
+        RunFolder(Path(opened["path"])),
+        datetime.fromisoformat(opened["started_at"]),
+        opened["is_resume"],
+        opened["is_finished"],
+        {key: (before, now) for key, (before, now) in opened["changed"].items()},
     )

@@ -1,7 +1,7 @@
-"""What can be found out about a configuration before a model is loaded, each as a small function.
+"""Checks of a configuration before a model is loaded, each a small function.
 
-The functions go by what a configuration holds (a `ModelArgs`, a dataset, loggers, a run folder), so they serve any
-experiment. Each raises a `ReallmError` that names the key.
+They depend on what a configuration holds (a `ModelArgs`, a dataset, loggers, a run folder) and so apply to every
+algorithm's. Each raises a `ReallmError` that names the key.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from reallm.config.args import ModelArgs
+from reallm.config.optimizer import check_trainable
 from reallm.config.parallel import PREFIX, ParallelArgs
 from reallm.config.schema import dataset_fields, in_group
+from reallm.config.training import AUTO
 from reallm.errors import ConfigError, ReallmError
-from reallm.experiments.checkpointing.resume import AUTO, named_run
-from reallm.experiments.runs.folder import holds_something
+from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, load_model_config
 from reallm.hf.conversion.families import family_for
@@ -26,7 +27,7 @@ from reallm.plugins import registry
 
 
 def check(config: Any) -> None:
-    """All checks that apply to an experiment's configuration.
+    """All checks that apply to the configuration of an algorithm.
 
     Raises:
         ReallmError: the first thing that would stop the run; one line with the key and the remedy.
@@ -35,24 +36,22 @@ def check(config: Any) -> None:
         check_loggers(config.loggers)
     resume: Any = getattr(config, "resume", None)
     name: Any = getattr(config, "name", None)
-    goes_on = resume not in (None, AUTO)
-    if goes_on:
-        named_run(Path(resume))
+    is_resume = resume not in (None, AUTO)
+    if is_resume:
+        RunFolder.existing(Path(resume))
     elif resume is None and name is not None and hasattr(config, "output_dir"):
         check_run_folder(Path(config.output_dir) / name)
-    for name in dataset_fields(type(config)):
-        check_dataset(name, getattr(config, name))
-    if hasattr(config, "optimizer"):
-        check_schedule(config.optimizer.warmup_steps, getattr(config, "max_steps", None))
+    for field in dataset_fields(type(config)):
+        check_dataset(field, getattr(config, field))
     parallel = getattr(config, "parallel", ParallelArgs())
-    models = [(item.name, getattr(config, item.name)) for item in dataclasses.fields(config)]
-    for name, value in models:
-        if isinstance(value, ModelArgs):
-            if not goes_on:  # else the models are in the run's own checkpoint
-                check_checkpoint(f"{name}.path", value.path)
-                check_layout(f"{name}.path", value, parallel)
-            check_device(value.device)
-            check_trainable(f"{name}.dtype", value.dtype)
+    for item in dataclasses.fields(config):
+        args = getattr(config, item.name)
+        if isinstance(args, ModelArgs):
+            if not is_resume:  # its models are in the run's checkpoint
+                check_checkpoint(f"{item.name}.path", args.path)
+                check_layout(f"{item.name}.path", args.path, Layout(pp=parallel.pp, tp=parallel.tp))
+            check_device(args.device)
+            check_trainable(args.dtype, f"{item.name}.dtype")
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -65,13 +64,13 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def check_run_folder(folder: Path) -> None:
-    """No earlier run lies there."""
-    if folder.is_file() or (folder.is_dir() and holds_something(folder)):
+    """The folder of a new run does not exist, or is empty."""
+    if folder.is_file() or (folder.is_dir() and has_content(folder)):
         raise ConfigError(f"name={folder.name}: the run folder '{folder}' exists; choose another name or remove it")
 
 
 def check_dataset(key: str, config: Any) -> None:
-    """What the dataset's configuration itself can check, in its method `check()`, if it has one."""
+    """The dataset's configuration passes its own method `check()`, if it has one."""
     if callable(getattr(config, "check", None)):
         try:
             config.check()
@@ -79,20 +78,14 @@ def check_dataset(key: str, config: Any) -> None:
             raise ConfigError(in_group(key, type(config), error)) from error
 
 
-def check_schedule(warmup_steps: int | None, max_steps: int | None) -> None:
-    """The warm-up ends before training does."""
-    if warmup_steps is not None and max_steps is not None and warmup_steps >= max_steps:
-        raise ConfigError(f"optimizer.warmup_steps={warmup_steps} must be less than max_steps={max_steps}")
-
-
 def check_checkpoint(key: str, path: str) -> None:
-    """The checkpoint is one that an installed family reads, its files are whole, and it has a tokenizer."""
+    """An installed family reads the checkpoint, its files are complete, and it has a tokenizer."""
     try:
         folder = resolve_path(path)
         raw = read_hf_config(folder)
         config_from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)
 
-        from reallm.checkpoint.reader import open_checkpoint  # brings torch, so only when all else is well
+        from reallm.checkpoint.reader import open_checkpoint  # imports torch, so only when everything else is right
 
         open_checkpoint(folder)
     except ReallmError as error:
@@ -101,29 +94,21 @@ def check_checkpoint(key: str, path: str) -> None:
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
 
 
-def check_layout(key: str, args: ModelArgs, parallel: ParallelArgs) -> None:
-    """The model can be split into so many parts and stages."""
-    if parallel.pp == parallel.tp == 1:
+def check_layout(key: str, path: str, layout: Layout) -> None:
+    """The model of a checkpoint can be split as a layout says, by its config alone."""
+    if layout.pp == layout.tp == 1:
         return
-    from reallm.parallel.sharding import check_fits  # brings torch, so only where it can tell something
+    from reallm.parallel.sharding import check_fits  # imports torch, so only when it is needed
 
     try:
-        check_fits(load_model_config(args.path), Layout(pp=parallel.pp, tp=parallel.tp))
+        check_fits(load_model_config(path), layout)
     except ConfigError as error:
-        raise ConfigError(f"{PREFIX}{error} ({key}={args.path})") from error
-
-
-def check_trainable(key: str, dtype: str) -> None:
-    """The number format is one that can be trained."""
-    if dtype == "float16":
-        raise ConfigError(f"{key}=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
+        raise ConfigError(f"{PREFIX}{error} ({key}={path})") from error
 
 
 def check_device(name: str) -> None:
-    """The device is there."""
+    """The machine has the device."""
     if name == "cuda":
-        from reallm.experiments.preflight.device import (
-            choose_device,  # brings torch, so only where it can tell something
-        )
+        from reallm.experiments.preflight.device import choose_device  # imports torch, so only when it is needed
 
         choose_device(name)

@@ -1,4 +1,4 @@
-"""What all processes of a job must have in common, as text to compare: settings, packages, models."""
+"""What must be equal on all processes of a job, as text to compare: settings, package versions, model configs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from typing import Any
 
 from reallm.config.training import TrainingConfig, model_args
 from reallm.errors import CheckpointError
-from reallm.experiments.checkpointing.resume import leaves
+from reallm.experiments.runs.settings import flatten
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.plugins.finder import GROUP
 
 
 def settings_and_versions(config: TrainingConfig, settings: Mapping[str, Any], roles: Sequence[str]) -> dict[str, str]:
-    """Name -> value, settings first.
+    """Settings, versions of packages and hashes of model configs: name -> text, settings first.
 
     Args:
         config: of the run.
-        settings: all of them, as nested mappings.
-        roles: whose models' `config.json` counts too.
+        settings: all settings as nested mappings.
+        roles: whose `config.json` is hashed.
     """
-    found = {key: str(value) for key, value in leaves(settings)}
+    found = {key: str(value) for key, value in flatten(settings).items()}
     found |= {"the version of Python": platform.python_version()}
     found |= {f"the version of {name}": version(name) for name in ("torch", "reallm-core")}
-    found |= {f"the version of {name}": number for name, number in _plugins().items()}
+    found |= {f"the version of {name}": number for name, number in _plugin_versions().items()}
     for role in roles:
-        with suppress(CheckpointError):  # a resumed run has its own copy; whoever needs it will say that it is gone
+        with suppress(
+            CheckpointError
+        ):  # a resumed run may not need it; where it is needed, loading says that it is gone
             path = resolve_path(model_args(config, role).path) / CONFIG_NAME
             if path.is_file():
                 found[f"the content of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return found
 
 
-def _plugins() -> dict[str, str]:
-    """The distributions that offer plugins, with their versions."""
+def _plugin_versions() -> dict[str, str]:
+    """Distribution -> version, of all that offer plugins."""
     dists = [point.dist for point in entry_points(group=GROUP)]
     return dict(sorted((dist.name, dist.version) for dist in dists if dist is not None))

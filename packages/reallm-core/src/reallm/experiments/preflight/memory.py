@@ -1,4 +1,4 @@
-"""Whether the memory that training takes is there, before it begins; and where it went, when it was not."""
+"""Compares the memory that training needs with what is free, before it starts; explains an allocation that failed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from reallm.parallel.layout import Layout
 from reallm.training.memory import MemoryEstimate, available_memory, estimate, size_text
 
 if TYPE_CHECKING:
-    from reallm.algorithms.executor import LoadedModel
+    from reallm.algorithms.executor import Role
 
 TOLERANCE = 0.85
-"""An estimate is held to 15 % of what is measured: what is there must be less than this share of it to be refused."""
+"""Estimates are within 15 % of what is measured: a run is refused only if this share of its estimate does not fit."""
 
 
 def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, largest: Sequence[int]) -> MemoryEstimate:
-    """What training the model of a checkpoint takes, by its config alone.
+    """Estimate the memory for training the model of a checkpoint, from its config alone.
 
     Args:
         args: of the model.
-        dtype: it is trained in.
-        device: it is trained on.
+        dtype: of its parameters.
+        device: where it is trained.
         largest: lengths of the sequences in the largest micro-batch.
     """
     return estimate(
@@ -40,11 +40,11 @@ def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, la
     )
 
 
-def cut_by_sender(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEstimate:
-    """About what one process of a layout takes of what training takes in all.
+def split_estimate(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEstimate:
+    """Approximate memory of one process of a layout, given that of a single process.
 
-    Stages and parts of layers are taken as equal, and the sharing of activations by the stages as made up for by the
-    micro-batches that are in a pipeline at a time.
+    Stages and shards are assumed to be of equal size. Activations are not divided by `pp`: each stage holds fewer, but
+    for several micro-batches at a time.
     """
     n, fsdp = layout.pp * layout.tp, layout.dp if layout.fsdp else 1
     parameters = whole.parameters // (n * (fsdp if zero >= 3 else 1))
@@ -65,17 +65,17 @@ def memory_lines(
     job: Job,
     layouts: Mapping[str, Layout] | None,
 ) -> list[str]:
-    """What training the models of these roles takes and what is there, to be told before anything is loaded.
+    """Lines about the memory that training needs and what is free, to print before anything is loaded.
 
     Args:
-        config: of the experiment.
-        trained: the roles.
+        config: of the run.
+        trained: the roles that are trained.
         largest: lengths of the sequences in the largest micro-batch.
-        job: of this process. Those of one machine share the memory of its CPUs.
-        layouts: by role, of which each process takes its part; None for a process alone.
+        job: of this process; processes on one machine share the memory of its CPUs.
+        layouts: by role; None for a single process.
 
     Raises:
-        ConfigError: it cannot fit, also if the estimate is too high by as much as it can be.
+        ConfigError: it cannot fit, even if the estimate is too high by its largest error.
     """
     needed: dict[torch.device, list[MemoryEstimate]] = {}
     lines = []
@@ -84,16 +84,16 @@ def memory_lines(
         device = choose_device(args.device, job.gpu)
         one = estimate_model(args, choose_dtype(args.dtype, device), device, largest)
         if layouts is not None:
-            one = cut_by_sender(one, layouts[role], config.parallel.zero)
+            one = split_estimate(one, layouts[role], config.parallel.zero)
         needed.setdefault(device, []).append(one)
         whose = "" if len(trained) == 1 else f" of {role}"
         lines.append(f"memory{whose}{'' if job.is_alone else ' of each process'}: {one}")
     for device, estimates in needed.items():
-        lines += _judged(estimates, device, job.local_size if device.type == "cpu" else 1)
+        lines += _compare(estimates, device, job.local_size if device.type == "cpu" else 1)
     return lines
 
 
-def _judged(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharing: int) -> list[str]:
+def _compare(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharing: int) -> list[str]:
     available = available_memory(device)
     if available is None:
         return []
@@ -113,8 +113,13 @@ def _judged(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharing
 
 
 @contextmanager
-def explained_shortage(what: str, models: Mapping[str, LoadedModel], config: TrainingConfig) -> Iterator[None]:
-    """Say of an allocation that failed in the block what memory was used for, and which settings would help.
+def explained_shortage(what: str, roles: Mapping[str, Role], config: TrainingConfig) -> Iterator[None]:
+    """Replace the error of a failed allocation in the block by one that says what memory is used for and what helps.
+
+    Args:
+        what: the block does, to end `out of memory in` with.
+        roles: whose models are in memory.
+        config: of the run.
 
     Raises:
         ReallmError: in place of torch's error.
@@ -125,26 +130,29 @@ def explained_shortage(what: str, models: Mapping[str, LoadedModel], config: Tra
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
-        held = "; ".join(f"{name} {_held(loaded)}" for name, loaded in models.items())
+        held = "; ".join(f"{name} {_held(role)}" for name, role in roles.items())
         raise ReallmError(
             f"out of memory in {what}{f', which asked for {asked[1]} more' if asked else ''}. Allocated were: {held}; "
             f"the rest is activations. Lower max_tokens_per_microbatch={config.max_tokens_per_microbatch}"
-            f"{_checkpointing_hint(models)}; results stay the same"
+            f"{_checkpointing_hint(roles)}; results stay the same"
         ) from error
 
 
-def _held(loaded: LoadedModel) -> str:
-    """`parameters 0.5 GiB, gradients 0.5 GiB, optimizer 1.0 GiB` of one model."""
-    parameters = list(loaded.role.model.parameters())
-    parts = {"parameters": sum(parameter.nbytes for parameter in parameters)}
-    if loaded.role.engine is not None:
-        state = loaded.role.engine.state(weights=loaded.role.engine.has_masters)
-        parts["gradients"] = sum(parameter.numel() * max(4, parameter.itemsize) for parameter in parameters)
-        parts["optimizer"] = sum(tensor.nbytes for tensor in (*state.moments.values(), *state.weights.values()))
-    return ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
+def _held(role: Role) -> str:
+    """`parameters 0.5 GiB, gradients 0.5 GiB, optimizer 1.0 GiB` of a role's model."""
+    parameters = list(role.model.parameters())
+    sizes = {"parameters": sum(parameter.nbytes for parameter in parameters)}
+    if role.engine is not None:
+        state = role.engine.state(weights=role.engine.has_masters)
+        sizes["gradients"] = sum(parameter.numel() * max(4, parameter.itemsize) for parameter in parameters)
+        sizes["optimizer"] = sum(tensor.nbytes for tensor in (*state.moments.values(), *state.weights.values()))
+    return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
 
 
-def _checkpointing_hint(models: Mapping[str, LoadedModel]) -> str:
-    roles = [name for name, loaded in models.items() if loaded.args.gradient_checkpointing != "full"]
-    keys = [f"{name}.gradient_checkpointing=full" for name in roles]
+def _checkpointing_hint(roles: Mapping[str, Role]) -> str:
+    keys = [
+        f"{name}.gradient_checkpointing=full"
+        for name, role in roles.items()
+        if role.args.gradient_checkpointing != "full"
+    ]
     return f", or set {' and '.join(keys)}" if keys else ""

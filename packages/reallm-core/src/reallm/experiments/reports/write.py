@@ -1,4 +1,4 @@
-"""What a run draws into its folder: the loss curves and the summary page."""
+"""Writes the reports of a run into its folder: the summary page and the loss curves."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.metrics import read_curves
 
 
-def write_plot(folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Draw the loss curves, if there are any; where that fails, say why."""
-    with report_failure(say, "no plot of the losses"):
+def write_plot(folder: RunFolder, echo: Callable[[str], None]) -> None:
+    """Draw the loss curves; print why if that fails, or if there are none."""
+    with report_failure(echo, "no plot of the losses"):
         curves = read_curves(folder.metrics)
         if any(name.endswith("/loss") for name in curves):
             save_plot(curves, folder.plot)
         else:
-            say(f"no plot of the losses: there are none in {folder.metrics}")
+            echo(f"no plot of the losses: there are none in {folder.metrics}")
 
 
-def write_page(folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Write the summary page; where that fails, say why."""
-    with report_failure(say, "no summary page"):
+def write_page(folder: RunFolder, echo: Callable[[str], None]) -> None:
+    """Write the summary page; print why if that fails."""
+    with report_failure(echo, "no summary page"):
         write_summary_page(folder.path)
 
 
 @contextmanager
-def report_failure(say: Callable[[str], None], what: str) -> Iterator[None]:
-    """Say why `what` is not there: a full disk must neither end a run nor hide where its checkpoint is."""
+def report_failure(echo: Callable[[str], None], what: str) -> Iterator[None]:
+    """Print why the block failed to write `what`: a full disk must neither end a run nor hide its checkpoint."""
     try:
         yield
     except (OSError, ValueError, DataError) as error:
-        say(f"{what}: {error}")
+        echo(f"{what}: {error}")

@@ -1,4 +1,4 @@
-"""What the model says to a few validation prompts at each evaluation, for people to read."""
+"""Completions of a few validation prompts at each evaluation, for people to read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reallm.algorithms.executor import Role
 from reallm.algorithms.interface import Example
 from reallm.atomic_files import atomic_write
+from reallm.config.training import TrainingConfig
 from reallm.data.datasets import Samples
 from reallm.engine.real_model import ReaLModel
+from reallm.experiments.run.setup import Data
 from reallm.loggers.jsonl import lines_up_to
 
 if TYPE_CHECKING:
@@ -20,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalSamples:
-    """Prompts that a model continues, greedily, into a file with one JSON object a line."""
+    """Prompts that a model continues greedily; completions are appended to a JSONL file."""
 
     model: ReaLModel
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[tuple[str, Example]]
-    """With the name of the sample each is from."""
+    """Each with the name of its sample."""
     file: Path | None
-    """None: it is written by another rank, while this one generates with it."""
+    """None on the ranks that generate with rank 0, which writes."""
     max_new_tokens: int
 
     def write(self, step: int) -> None:
-        """Append what the model says after `step`."""
+        """Generate, and append the completions of `step` to the file."""
         completions = self.model.generate(
             [example.prompt_ids for _, example in self.examples],
             tokenizer=self.tokenizer,
@@ -62,16 +65,32 @@ class EvalSamples:
         return text
 
 
+def make_eval_samples(config: TrainingConfig, data: Data, role: Role, file: Path | None) -> EvalSamples | None:
+    """The prompts of the validation data that the model of a role continues at evaluations; None if there are none.
+
+    Args:
+        config: says how many, and how long completions are.
+        data: of the run.
+        role: the first that is trained; its interface makes the prompts.
+        file: see `EvalSamples`.
+    """
+    if data.valid is None or role.model.config.is_critic:
+        return None
+    chosen = choose(data.valid, role.interface, config.eval_generations)
+    chosen, n_new = fitting(chosen, config.eval_max_new_tokens, role.model.config.longest_sequence)
+    return EvalSamples(role.model, data.tokenizer, chosen, file, n_new) if chosen else None
+
+
 def choose(samples: Samples, interface: Any, n: int) -> list[tuple[str, Example]]:
-    """Up to `n` examples, evenly spread over the samples; none where the interface cannot make prompts of them."""
-    make = getattr(interface, "example", None)
-    if make is None or not n:
+    """Up to `n` examples, evenly spaced over the samples, with their names; none if the interface makes no prompts."""
+    make_example = getattr(interface, "example", None)
+    if make_example is None or not n:
         return []
     rows = sorted({round(i * (len(samples) - 1) / max(1, n - 1)) for i in range(n)})
     found = []
     for row in rows:
         sample = samples[row]
-        example = make(sample)
+        example = make_example(sample)
         if example is not None:
             ids = sample.metadata.get("ids")
             found.append((ids[0] if ids else f"sample {row}", example))
@@ -81,18 +100,18 @@ def choose(samples: Samples, interface: Any, n: int) -> list[tuple[str, Example]
 def fitting(
     examples: Sequence[tuple[str, Example]], max_new_tokens: int, longest_sequence: int | None
 ) -> tuple[list[tuple[str, Example]], int]:
-    """The examples that a model with so many positions can continue, and by how many tokens each of them."""
+    """The examples that a model with this many positions can continue, and by how many tokens each."""
     if longest_sequence is None:
         return list(examples), max_new_tokens
     # the last new token is never read, and so needs no position
     rooms = [longest_sequence + 1 - len(example.prompt_ids) for _, example in examples]
-    wanted = min(max_new_tokens, max(rooms, default=0) // 2)  # a prompt that leaves less room is not worth it
-    kept = [(pair, room) for pair, room in zip(examples, rooms, strict=True) if room >= max(1, wanted)]
-    return [pair for pair, _ in kept], min([max_new_tokens, *(room for _, room in kept)])
+    wanted = min(max_new_tokens, max(rooms, default=0) // 2)  # prompts that leave less room are dropped
+    kept = [(named, room) for named, room in zip(examples, rooms, strict=True) if room >= max(1, wanted)]
+    return [named for named, _ in kept], min([max_new_tokens, *(room for _, room in kept)])
 
 
-def forget_after(file: Path, step: int) -> None:
-    """Drop what was written after `step`, by a process that was killed before it saved."""
+def drop_after(file: Path, step: int) -> None:
+    """Drop the completions of later steps, written by a process that was killed before it saved."""
     if file.is_file():
         kept = lines_up_to(step, file.read_bytes())
         with atomic_write(file) as temporary:

@@ -1,4 +1,4 @@
-"""Sends metrics to every logger of a run. A logger that fails is reported once and switched off."""
+"""Hands metrics to every logger of a run. A logger that fails is reported once and switched off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALWAYS = "jsonl"
 
 
 def logger_specs(names: Iterable[str]) -> dict[str, LoggerSpec]:
-    """The loggers named in a configuration, and `jsonl`, which comes first.
+    """The specs of the loggers named in a configuration, after that of `jsonl`.
 
     Raises:
         PluginError: no installed plugin offers a logger of that name.
@@ -28,11 +28,12 @@ class Loggers:
     """The loggers of a run, started.
 
     Args:
-        specs: as `logger_specs` gives them; one whose packages are not installed is left out with a note.
-        run_dir: handed to each logger, as is `config`.
-        say: prints a line for the user.
-        resume_step: the optimizer step after which a run continues, -1 if it does from the beginning; None if the
-            folder is new. Loggers forget what they were told of later steps.
+        specs: from `logger_specs`; one whose packages are not installed is left out with a note.
+        run_dir: passed to each logger, as is `config`.
+        config: all settings of the run.
+        echo: prints a line for the user.
+        resume_step: the optimizer step after which a run is resumed, -1 if from the beginning; None if the folder is
+            new. Loggers drop what was logged of later steps.
     """
 
     def __init__(
@@ -40,19 +41,19 @@ class Loggers:
         specs: Mapping[str, LoggerSpec],
         run_dir: Path,
         config: Mapping[str, Any],
-        say: Callable[[str], None],
+        echo: Callable[[str], None],
         resume_step: int | None = None,
     ) -> None:
-        self._say = say
+        self._echo = echo
         self._active: dict[str, Logger] = {}
         for name, spec in specs.items():
             if all(map(is_installed, spec.requires)):
                 self._try(name, self._start, name, spec, run_dir, config, resume_step)
             else:
-                say(f"logger '{name}' is off: {spec.install_command}")
+                echo(f"logger '{name}' is off: {spec.install_command}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hand `metrics` of optimizer step `step` to each logger."""
+        """Pass `metrics` of optimizer step `step` to each logger."""
         for name, logger in list(self._active.items()):
             self._try(name, logger.log, step, metrics)
 
@@ -74,7 +75,7 @@ class Loggers:
             action(*args)
         except Exception as error:  # a plugin's code may raise anything, and a run must not end for its log
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self._say(f"logger '{name}' failed and is off from here on: {reason}")
+            self._echo(f"logger '{name}' failed and is off from here on: {reason}")
             failed = self._active.pop(name, None)
             if failed is not None:
                 with contextlib.suppress(Exception):  # its first failure is reported; a second helps nobody
@@ -82,7 +83,7 @@ class Loggers:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported. A folder of its name in the working directory, such as `wandb/`, is none."""
+    """Whether a module can be imported, which a mere folder of its name, such as `wandb/`, cannot."""
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):  # the package that should hold it is not there, or is no real package

@@ -1,35 +1,64 @@
-"""The last lines of a run: what has been done, and what can be done now."""
+"""What a run prints before its first step and after its last."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import torch
-
-from reallm.algorithms.executor import LoadedModel
+from reallm.algorithms.executor import Role
 from reallm.config.training import TrainingConfig
+from reallm.experiments.checkpointing.open_run import OpenRun
+from reallm.experiments.checkpointing.train_state import Best
 from reallm.experiments.reports.number_format import counted, duration
-from reallm.experiments.run.setup import Data, described
-from reallm.experiments.run.trainer import Trainer
+from reallm.experiments.run.setup import Data, report
 from reallm.experiments.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    pass
+from reallm.launch.job import Job
 
 
-def closing_lines(loop: Trainer, folder: RunFolder, kind: str) -> list[str]:
-    """Lines for a run of the algorithm `kind` that has ended in good order."""
-    lines = [f"{'done' if loop.is_done else 'stopped'} after {counted(loop.step, 'step')} in {duration(loop.seconds)}"]
-    checkpoint = loop.newest
+def overview(config: TrainingConfig, data: Data, roles: Mapping[str, Role], folder: RunFolder, job: Job) -> list[str]:
+    """Models, data, steps and run folder, a line each."""
+    lines = []
+    for name, role in roles.items():
+        model = role.model
+        where = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
+        if model.mesh is not None:
+            where += f", spread as {model.layout} over {model.layout.size} processes"
+        lines.append(f"{name}: {role.args.path}, {role.n_parameters:,} parameters, {where}")
+    lines.append(f"train: {report(data.train)}")
+    if data.valid is not None:
+        lines.append(f"valid: {report(data.valid)}")
+    sampler, stats, optimizer = data.sampler, data.stats, config.optimizer
+    about = "" if stats.is_whole else "about "
+    lines.append(
+        f"plan: {counted(sampler.total_steps, 'step')} of "
+        f"{counted(min(sampler.batch_size, sampler.n_rows), 'sample')}, "
+        f"{sampler.steps_per_epoch:,} an epoch; lr {optimizer.lr:g} {optimizer.schedule}"
+    )
+    n = stats.micro_batches_per_step
+    lines.append(
+        f"step: {about}{stats.tokens_per_step:,.0f} tokens on average, in "
+        f"{'one micro-batch' if n == 1 else f'{about}{n:.3g} micro-batches'} of at most "
+        f"{max(config.max_tokens_per_microbatch, sum(stats.largest)):,}"
+    )
+    if config.async_save and not job.is_alone:
+        lines.append("saving: training waits for each save; async_save=true has no effect with several processes")
+    lines.append(f"run folder: {folder.path}")
+    return lines
+
+
+def final_lines(
+    run: OpenRun, *, is_done: bool, steps: int, seconds: float, checkpoint: Path | None, best: Best | None
+) -> list[str]:
+    """The last lines of a run that ended without an error: its result, and what can be done with it."""
+    lines = [f"{'done' if is_done else 'stopped'} after {counted(steps, 'step')} in {duration(seconds)}"]
     if checkpoint is None:
         return [*lines, "nothing is saved: there was no step to save"]
-    if not loop.is_done:
-        lines.append(f"to go on: reallm {kind} resume={folder.path}")
+    folder = run.folder
+    if not is_done:
+        lines.append(f"to go on: {run.resume_command}")
     lines.append(f"to look at: {folder.page}   curves: {folder.plot}   numbers: {folder.metrics}")
-    if loop.best is not None:
-        where = folder.path / loop.best.checkpoint
-        lines.append(f"best {loop.best.metric}: {loop.best.value:.4g} after step {loop.best.step}, {where}")
+    if best is not None:
+        lines.append(f"best {best.metric}: {best.value:.4g} after step {best.step}, {folder.path / best.checkpoint}")
     return [
         *lines,
         f"checkpoint: {checkpoint}",
@@ -39,35 +68,3 @@ def closing_lines(loop: Trainer, folder: RunFolder, kind: str) -> list[str]:
         f'    model = AutoModelForCausalLM.from_pretrained("{checkpoint}")',
         f'or: reallm generate --model {checkpoint} "Once upon a time"',
     ]
-
-
-def overview(config: TrainingConfig, data: Data, models: Mapping[str, LoadedModel], folder: object) -> list[str]:
-    """What is going to happen, one line for each subject."""
-    lines = []
-    for name, loaded in models.items():
-        model = loaded.role.model
-        where = f"{_dtype_name(model.dtype)} on {model.device}"
-        if model.mesh is not None:
-            where += f", spread as {model.layout} over {model.layout.size} processes"
-        lines.append(f"{name}: {loaded.args.path}, {loaded.n_parameters:,} parameters, {where}")
-    lines.append(f"train: {described(data.train)}")
-    if data.valid is not None:
-        lines.append(f"valid: {described(data.valid)}")
-    plan, seen, optimizer = data.plan, data.survey, config.optimizer
-    about = "" if seen.is_whole else "about "
-    lines.append(
-        f"plan: {counted(plan.total_steps, 'step')} of {counted(min(plan.batch_size, plan.n_rows), 'sample')}, "
-        f"{plan.steps_per_epoch:,} an epoch; lr {optimizer.lr:g} {optimizer.schedule}"
-    )
-    n_parts = seen.micro_batches_per_step
-    lines.append(
-        f"step: {about}{seen.tokens_per_step:,.0f} tokens on average, in "
-        f"{'one micro-batch' if n_parts == 1 else f'{about}{n_parts:.3g} micro-batches'} of at most "
-        f"{max(config.max_tokens_per_microbatch, sum(seen.largest)):,}"
-    )
-    lines.append(f"run folder: {folder}")
-    return lines
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""How a run shows where it is: a bar on a terminal, a line every few seconds elsewhere."""
+"""Shows the progress of training: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from reallm.experiments.reports.number_format import duration
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def print_line(console: Console, text: str) -> None:
+    """Print a line as it is: neither wrapped nor highlighted, and without markup."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 class TrainingProgress:
     """Loss, learning rate, tokens a second and remaining time of a run of `total_steps`.
 
     Args:
         console: a bar is drawn if it is a terminal, lines are printed if not.
         total_steps: of the whole run.
-        clock: seconds that only grow.
+        clock: gives the time in seconds, as `time.monotonic`.
     """
 
     def __init__(self, console: Console, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,7 +53,7 @@ class TrainingProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
             self._bar.stop()
@@ -64,7 +69,7 @@ class TrainingProgress:
             self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False, soft_wrap=True)
 
     def _remaining(self, step: int, now: float) -> list[str]:
-        """The first step says nothing of the others: before it there is an evaluation, and everything is cold."""
+        """Estimated from the second step on: the first includes an evaluation and warming up."""
         if self._first is None:
             self._first = step, now
             return []
@@ -72,19 +77,19 @@ class TrainingProgress:
         return [f"{duration((now - since) / (step - first) * (self._total - step))} left"]
 
     @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Name at the bar what is going on instead of training, such as `saving`."""
+    def doing(self, activity: str) -> Iterator[None]:
+        """Show another activity than training at the bar within the block, such as `saving`."""
         if self._bar:
-            self._bar.update(self._task, description=what)
+            self._bar.update(self._task, description=activity)
         try:
             yield
         finally:
             if self._bar:
                 self._bar.update(self._task, description="training")
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        print_line(self._console, text)
 
 
 def _numbers(metrics: Mapping[str, float]) -> list[str]:

@@ -1,166 +1,233 @@
-"""The steps of a run: train, evaluate, log, save, until the last step or until asked to stop."""
+"""Builds everything a run needs, then trains, evaluates, logs and saves until the last step or a stop request."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reallm.algorithms.executor import GraphExecutor, LoadedModel
-from reallm.config.training import TrainingConfig
+from rich.console import Console
+
+from reallm.algorithms.executor import Graph, GraphExecutor, Role
+from reallm.config.training import TrainingConfig, model_args
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
+from reallm.experiments.checkpointing.open_run import OpenRun
+from reallm.experiments.checkpointing.resume import refuse_other_data
+from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
 from reallm.experiments.checkpointing.train_state import Best, Generators, TrainState
-from reallm.experiments.preflight.memory import explained_shortage
+from reallm.experiments.preflight.checks import check_layout
+from reallm.experiments.preflight.memory import explained_shortage, memory_lines
 from reallm.experiments.reports.write import report_failure, write_page
-from reallm.experiments.run.eval_samples import EvalSamples
-from reallm.experiments.run.loggers import Loggers
-from reallm.experiments.run.progress import TrainingProgress
-from reallm.experiments.run.setup import Data
-from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.run.eval_samples import EvalSamples, drop_after, make_eval_samples
+from reallm.experiments.run.loggers import Loggers, logger_specs
+from reallm.experiments.run.messages import overview
+from reallm.experiments.run.progress import TrainingProgress, print_line
+from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, load_roles, make_interfaces
+from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
+from reallm.specs import Algorithm
 
 
-@dataclass(frozen=True)
-class TrainerParts:
-    """What the loop works with; see the classes."""
-
-    algorithm: str
-    """Its name."""
-    job: Job
-    """The processes that all walk through the loop."""
-    began: datetime
-    """When the run was begun; local time."""
-    config: TrainingConfig
-    data: Data
-    models: Mapping[str, LoadedModel]
-    dataflow: GraphExecutor
-    folder: RunFolder
-    loggers: Loggers
-    progress: TrainingProgress
-    saver: Checkpointer
-    examples: EvalSamples | None
-
-
+@dataclass(eq=False)
 class Trainer:
-    """From step to step change the models and their engines, and the public attributes.
+    """Trains the models of an algorithm's graph.
 
-    In a job of many processes all decisions are the same on all ranks: metrics are, and what is not, such as the time
-    or a signal, is agreed on.
-
-    Args:
-        parts: what it works with.
-        resumed: where to go on; None to begin at the beginning.
+    Each rank of a job has one, and all make the same calls. What they decide is the same on all ranks: metrics are,
+    and what is not, such as the time or a signal, is reduced over the ranks first.
     """
 
-    def __init__(self, parts: TrainerParts, resumed: TrainState | None) -> None:
-        self._parts = parts
-        self._config, self._plan, self._folder = parts.config, parts.data.plan, parts.folder
-        self.step = 0
-        """Optimizer steps done."""
-        self._saved_step = 0
-        """The step of the newest save, begun or done."""
-        self.metrics: dict[str, float] = {}
-        self.best: Best | None = None
-        self._evaluated_step: int | None = None
-        self._began, self._seconds_before = time.monotonic(), 0.0
-        self._last_save = time.monotonic()
-        if resumed is not None:
-            self.step = self._saved_step = resumed.step
-            self.metrics, self.best = dict(resumed.metrics), resumed.best
-            self._evaluated_step = resumed.evaluated_step
-            self._seconds_before = resumed.seconds
-        for loaded in parts.models.values():
-            if loaded.role.engine is not None:
-                loaded.role.engine.before_optimizer_step = parts.saver.wait_until_read
+    run: OpenRun
+    config: TrainingConfig
+    job: Job
+    data: Data
+    roles: Mapping[str, Role]
+    executor: GraphExecutor
+    checkpointer: Checkpointer
+    eval_samples: EvalSamples | None
+    progress: TrainingProgress
+    loggers: Loggers
+
+    step: int = 0
+    """Optimizer steps done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last value of each metric."""
+    best: Best | None = None
+    _saved_step: int = 0
+    """The step of the newest save, finished or not."""
+    _evaluated_step: int | None = None
+    _seconds_before: float = 0.0
+    """Spent on the run by earlier processes."""
+    _start: float = field(default_factory=time.monotonic)
+    _last_save: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def build(
+        cls, config: TrainingConfig, algorithm: Algorithm, graph: Graph, run: OpenRun, job: Job, console: Console
+    ) -> Trainer:
+        """Load data, models and the state to resume from; check them; then start loggers and write the first files.
+
+        Args:
+            config: of the run.
+            algorithm: its interfaces.
+            graph: the graph of the algorithm.
+            run: the opened run. Nothing is written into its folder before everything is loaded and checked.
+            job: the processes that train together.
+            console: where progress is printed.
+
+        Raises:
+            ReallmError: what in the configuration, the data or a checkpoint is wrong.
+        """
+        trained, folder, echo = graph.trained_roles, run.folder, partial(print_line, console)
+        point = resume_point(run, config.resume, echo, job.rank)
+        if point is not None:
+            config = point.with_saved_models(config, trained)
+        layouts = choose_layouts(config, graph, job)
+        for name, layout in (layouts or {}).items():
+            check_layout(f"{name}.path", model_args(config, name).path, layout)
+
+        interfaces = make_interfaces(algorithm, graph)
+        data = load_data(config, graph, interfaces)
+        check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
+        if point is not None and point.state is not None:
+            refuse_other_data(point.state.data, data.fingerprint)
+        check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
+
+        memory = memory_lines(config, trained, data.stats.largest, job, layouts)
+        roles = load_roles(config, graph, interfaces, data.sampler.total_steps, job, layouts)
+        if point is not None:
+            point.load_into({name: roles[name].engine for name in trained})
+
+        # everything is loaded and checked: from here on the run writes files
+        if job.is_rank0:
+            folder.write_config(run.settings)
+            folder.write_data(data.as_json())
+            if point is not None:
+                drop_after(folder.samples, point.step)
+        for line in [*overview(config, data, roles, folder, job), *memory]:
+            echo(line)
+        specs = logger_specs(config.loggers) if job.is_rank0 else {}
+        resume_step = None if point is None else point.step
+        trainer = cls(
+            run=run,
+            config=config,
+            job=job,
+            data=data,
+            roles=roles,
+            executor=GraphExecutor(graph, roles),
+            checkpointer=Checkpointer(
+                folder,
+                keep_last=config.keep_last,
+                # ranks that save together communicate, and so does the next step: they cannot do both at once
+                in_background=config.async_save and job.is_alone,
+                newest=None if point is None else point.checkpoint,
+                is_rank0=job.is_rank0,
+            ),
+            eval_samples=make_eval_samples(config, data, roles[trained[0]], folder.samples if job.is_rank0 else None),
+            progress=TrainingProgress(console, data.sampler.total_steps),
+            loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
+        )
+        for role in roles.values():
+            if role.engine is not None:
+                role.engine.before_optimizer_step = trainer.checkpointer.wait_until_read
+        if point is not None and point.state is not None:
+            trainer._restore(point.state)
+        return trainer
+
+    def _restore(self, state: TrainState) -> None:
+        """Continue after the step of a saved state; models and engines are loaded already."""
+        self.step = self._saved_step = state.step
+        self.metrics, self.best = dict(state.metrics), state.best
+        self._evaluated_step = state.evaluated_step
+        self._seconds_before = state.seconds
+        state.generators.restore()
 
     @property
     def newest(self) -> Path | None:
-        """The newest whole checkpoint."""
-        return self._parts.saver.newest
+        """The newest complete checkpoint."""
+        return self.checkpointer.newest
 
     @property
     def seconds(self) -> float:
-        """Spent on the run so far, in all its parts."""
-        return self._seconds_before + time.monotonic() - self._began
+        """Time spent on the run so far, by this process and those it was resumed from."""
+        return self._seconds_before + time.monotonic() - self._start
 
     @property
     def is_done(self) -> bool:
         """Whether the last step is done, and the evaluation after it."""
-        return self.step >= self._plan.total_steps and not self._evaluation_is_due()
+        return self.step >= self.data.sampler.total_steps and not self._evaluation_is_due()
 
-    def run(self, stop: StopRequest) -> None:
+    def train(self, stop: StopRequest) -> None:
         """Train to the last step, or until asked to stop; then save.
 
         Raises:
-            ReallmError: training cannot go on; what can be saved is saved.
+            ReallmError: training cannot continue; what can be saved is saved.
         """
         if self._evaluation_is_due():
-            self._evaluate(stop)  # where training starts from, or what was not done any more when it was stopped
+            self._evaluate(stop)  # before the first step, or the evaluation that a stopped run had left out
             self._check_best_metric()
         try:
-            while self.step < self._plan.total_steps and not stop.is_set():
-                self._train(self.step + 1)
+            while self.step < self.data.sampler.total_steps and not stop.is_set():
+                self._train_step(self.step + 1)
                 if self._evaluation_is_due():
                     self._evaluate(stop)
                 if self._save_is_due():
                     self._save()
-                elif self._parts.saver.has_failed:
+                elif self.checkpointer.has_failed:
                     self._finish_save()
         except NonFiniteError:
             self._save()  # the parameters are those of the step before
-            self._parts.saver.finish()
+            self.checkpointer.finish()
             raise
         self._save()
-        with self._parts.progress.doing("saving"):
-            self._parts.saver.finish()
+        with self.progress.doing("saving"):
+            self.checkpointer.finish()
 
-    def _train(self, step: int) -> None:
-        rows = self._plan.rows(step)
-        batch = gather([self._parts.data.train[row] for row in rows])
-        with explained_shortage(f"step {step}", self._parts.models, self._config):
-            metrics = self._parts.dataflow.train(batch)
+    def _train_step(self, step: int) -> None:
+        rows = self.data.sampler.rows(step)
+        batch = gather([self.data.train[row] for row in rows])
+        with explained_shortage(f"step {step}", self.roles, self.config):
+            metrics = self.executor.train(batch)
         self.step = step
-        self._log({**metrics, "epoch": self._plan.epoch_after(step)})
-        self._parts.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
+        self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
+        self.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
 
     def _evaluation_is_due(self) -> bool:
-        due = self.step == 0 or self._plan.is_due(self.step, self._config.eval_every)
-        return due and self._parts.data.valid is not None and self._evaluated_step != self.step
+        is_due = self.step == 0 or self.data.sampler.is_due(self.step, self.config.eval_every)
+        return is_due and self.data.valid is not None and self._evaluated_step != self.step
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Metrics over the whole validation data; given up without a result when asked to stop."""
+        """Log metrics over the whole validation data; aborted without a result when asked to stop."""
         if stop.is_set():
             return
-        progress = self._parts.progress
-        with progress.doing("evaluating"):
-            with explained_shortage("evaluation", self._parts.models, self._config):
-                metrics = self._parts.dataflow.evaluate(self._valid_batches(stop))
-            if self._parts.examples is not None and not stop.is_set():
-                with report_failure(progress.say, "no samples"):
-                    self._parts.examples.write(self.step)
+        with self.progress.doing("evaluating"):
+            with explained_shortage("evaluation", self.roles, self.config):
+                metrics = self.executor.evaluate(self._valid_batches(stop))
+            if self.eval_samples is not None and not stop.is_set():
+                with report_failure(self.progress.echo, "no samples"):
+                    self.eval_samples.write(self.step)
         if stop.is_set():
             return
         self._evaluated_step = self.step
         self._log(metrics)
-        progress.say(f"step {self.step}: {_listed(metrics)}")
-        if self._improves(metrics):
+        self.progress.echo(f"step {self.step}: {_metrics_text(metrics)}")
+        if self._update_best(metrics):
             self._save()
         self.write_summary("running")
-        self._parts.job.broadcast_from_rank0(
-            lambda: write_page(self._folder, progress.say), self._config.parallel.timeout
+        self.job.broadcast_from_rank0(
+            lambda: write_page(self.run.folder, self.progress.echo), self.config.parallel.timeout
         )
 
     def _valid_batches(self, stop: StopRequest) -> Iterator[NamedArray]:
-        valid, size = self._parts.data.valid, self._parts.data.valid_batch_size
+        valid, size = self.data.valid, self.data.valid_batch_size
         assert valid is not None
         for start in range(0, len(valid), size):
             if stop.is_set():
@@ -168,64 +235,63 @@ class Trainer:
             yield gather([valid[row] for row in range(start, min(start + size, len(valid)))])
 
     def _check_best_metric(self) -> None:
-        name = self._config.best_metric
+        name = self.config.best_metric
         if name is not None and self.metrics and name not in self.metrics:
             raise ConfigError(
                 f"best_metric={name} is not among the metrics of an evaluation{did_you_mean(name, self.metrics)}; "
                 f"they are {', '.join(self.metrics)}"
             )
 
-    def _improves(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics are the best so far, after remembering them if so. Before training nothing counts."""
-        name = self._config.best_metric
+    def _update_best(self, metrics: Mapping[str, float]) -> bool:
+        """Remember these metrics if they are the best so far; whether they are. Before training none are."""
+        name = self.config.best_metric
         value = metrics.get(name) if name is not None else None
         if name is None or value is None or value != value or not self.step:
             return False
         if self.best is not None and self.best.metric == name:
-            gain = self.best.value - value if self._config.best_mode == "min" else value - self.best.value
+            gain = self.best.value - value if self.config.best_mode == "min" else value - self.best.value
             if not gain > 0:
                 return False
-        checkpoint = self._folder.checkpoint(self.step).relative_to(self._folder.path)
+        checkpoint = self.run.folder.checkpoint(self.step).relative_to(self.run.folder.path)
         self.best = Best(name, value, self.step, str(checkpoint))
         return True
 
     def _save_is_due(self) -> bool:
-        minutes, every = self._config.save_every_minutes, self._config.save_every
-        in_time = minutes is not None and self._parts.job.any(
-            self._parts.job.is_rank0 and time.monotonic() - self._last_save >= 60 * minutes
+        minutes, every = self.config.save_every_minutes, self.config.save_every
+        by_time = minutes is not None and self.job.any(
+            self.job.is_rank0 and time.monotonic() - self._last_save >= 60 * minutes
         )
-        return in_time or (every is not None and self._plan.is_due(self.step, every))
+        return by_time or (every is not None and self.data.sampler.is_due(self.step, every))
 
     def _save(self) -> None:
-        """Begin to save what the last step has left, if that is not saved yet."""
+        """Start saving the state after the last step, unless it is saved already."""
         if self.step == self._saved_step:
             return
-        trained = {name: loaded for name, loaded in self._parts.models.items() if loaded.role.engine is not None}
-        with self._parts.progress.doing("saving"):
+        trained = {name: role for name, role in self.roles.items() if role.engine is not None}
+        with self.progress.doing("saving"):
             self._finish_save()
-            exports = {name: loaded.role.model.export(dtype=loaded.stored_dtype) for name, loaded in trained.items()}
-            self._parts.saver.save(exports, self._state(trained))
+            exports = {name: role.model.export(dtype=role.checkpoint_dtype) for name, role in trained.items()}
+            self.checkpointer.save(exports, self._state(trained))
         self._saved_step, self._last_save = self.step, time.monotonic()
         self.write_summary("running")
 
     def _finish_save(self) -> None:
-        """End the save before this one. That it has failed is no reason to stop while there may still be a next one."""
+        """Wait for the save in progress. If it failed, training continues: the next save may succeed."""
         try:
-            self._parts.saver.finish()
+            self.checkpointer.finish()
         except DataError as error:
-            there = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
-            self._parts.progress.say(f"saving failed: {error}. Training goes on; {there}")
-            if self.best is not None and not (self._folder.path / self.best.checkpoint).is_dir():
+            kept = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
+            self.progress.echo(f"saving failed: {error}. Training goes on; {kept}")
+            if self.best is not None and not (self.run.folder.path / self.best.checkpoint).is_dir():
                 self.best = None
 
-    def _state(self, trained: Mapping[str, LoadedModel]) -> TrainState:
+    def _state(self, trained: Mapping[str, Role]) -> TrainState:
         engines = {}
-        for name, loaded in trained.items():
-            engine = loaded.role.engine
-            assert engine is not None
-            # float32 weights that are exported in float32 lie in the checkpoint already, whole
-            rounded = engine.has_masters or loaded.stored_dtype != loaded.role.model.dtype
-            engines[name] = engine.state(weights=rounded)
+        for name, role in trained.items():
+            assert role.engine is not None
+            # float32 weights that are saved in float32 are in the checkpoint already, unrounded
+            is_rounded = role.engine.has_masters or role.checkpoint_dtype != role.model.dtype
+            engines[name] = role.engine.state(weights=is_rounded)
         return TrainState(
             self.step,
             self._evaluated_step,
@@ -233,40 +299,48 @@ class Trainer:
             dict(self.metrics),
             self.best,
             self.seconds,
-            self._parts.data.fingerprint,
+            self.data.fingerprint,
             Generators.capture(),
         )
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         self.metrics |= metrics
-        self._parts.loggers.log(self.step, metrics)
+        self.loggers.log(self.step, metrics)
 
     def write_summary(self, status: str, error: str | None = None) -> None:
-        """Write where the run is into `summary.json`: `running`, `done`, `stopped` or `failed`. Rank 0 does."""
-        if not self._parts.job.is_rank0:
+        """Write `summary.json` on rank 0, with the status `running`, `done`, `stopped` or `failed`."""
+        if not self.job.is_rank0:
             return
-        with report_failure(self._parts.progress.say, "no summary"):
-            self._folder.write_summary(self._summary(status, error))
+        with report_failure(self.progress.echo, "no summary"):
+            self.run.folder.write_summary(self._summary(status, error))
 
     def _summary(self, status: str, error: str | None) -> dict[str, Any]:
-        data, newest = self._parts.data, self._parts.saver.newest
+        data, newest = self.data, self.newest
         return {
             "status": status,
             "error": error,
-            "algorithm": self._parts.algorithm,
-            "started": self._parts.began.isoformat(timespec="seconds"),
+            "algorithm": self.run.algorithm,
+            "started": self.run.started_at.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "steps": self.step,
-            "total_steps": self._plan.total_steps,
-            "epochs": self._plan.epoch_after(self.step),
+            "total_steps": data.sampler.total_steps,
+            "epochs": data.sampler.epoch_after(self.step),
             "train_samples": len(data.train),
             "valid_samples": 0 if data.valid is None else len(data.valid),
-            "parameters": {name: loaded.n_parameters for name, loaded in self._parts.models.items()},
-            "checkpoint": None if newest is None else str(newest.relative_to(self._folder.path)),
+            "parameters": {name: role.n_parameters for name, role in self.roles.items()},
+            "checkpoint": None if newest is None else str(newest.relative_to(self.run.folder.path)),
             "best": None if self.best is None else dataclasses.asdict(self.best),
             "metrics": finite(self.metrics),
         }
 
 
-def _listed(metrics: Mapping[str, float]) -> str:
+def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:
+    """What all ranks must have read alike, by name."""
+    identity = {"the fingerprint of dataset.train_path": data.fingerprint[:12]}
+    if point is not None:
+        identity["the last save"] = f"that of step {point.step}"
+    return identity
+
+
+def _metrics_text(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items() if not name.endswith("_tokens"))

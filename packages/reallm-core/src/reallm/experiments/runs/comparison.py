@@ -9,21 +9,17 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, get_args
 
-import yaml
-
-from reallm.errors import nearest
+from reallm.errors import ConfigError, nearest
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import RunError, RunInfo
 from reallm.experiments.runs.metrics import Curve, Points, along, is_evaluation, is_loss, read_curves, tokens_trained
+from reallm.experiments.runs.settings import LOCATION_KEYS, flatten, read_settings
 
 By = Literal["steps", "tokens", "epochs"]
 """What a curve runs along."""
 
 BETTER = {"loss": min, "perplexity": min, "accuracy": max}
 """Metrics of which one end is the better one, by the last part of their names."""
-
-PLACES = frozenset({"name", "output_dir", "resume"})
-"""Settings that say where a run writes, not what it does: they always differ."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +84,15 @@ def _read(info: RunInfo, letter: str) -> ComparedRun:
     if not curves:
         why = f": {info.error}" if info.error else ""
         raise RunError(f"the run {info.path} has no metrics to compare; it is {info.status}{why}")
-    return ComparedRun(info, letter, curves, read_settings(folder.config))
+    return ComparedRun(info, letter, curves, flat_settings(folder.config))
 
 
-def read_settings(file: Path) -> dict[str, Any] | None:
+def flat_settings(file: Path) -> dict[str, Any] | None:
     """The settings in a `config.yaml` by dotted key, `{"optimizer.lr": 1e-5}`; None if they cannot be read."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return flatten(read_settings(file))
+    except ConfigError:
         return None
-    return dict(_flat("", tree)) if isinstance(tree, dict) else None
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        return [(prefix, value)]
-    return [item for key, inner in value.items() for item in _flat(f"{prefix}.{key}".lstrip("."), inner)]
 
 
 def _losses(runs: Sequence[ComparedRun], by: str) -> dict[str, dict[str, Points]]:
@@ -150,7 +139,7 @@ def _value(name: str, curve: Curve) -> Value:
 
 def _differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, Any]]:
     known = {run.letter: run.settings for run in runs if run.settings is not None}
-    keys = dict.fromkeys(key for settings in known.values() for key in settings if key not in PLACES)
+    keys = dict.fromkeys(key for settings in known.values() for key in settings if key not in LOCATION_KEYS)
     found = {}
     for key in keys:
         values = {letter: settings[key] for letter, settings in known.items() if key in settings}

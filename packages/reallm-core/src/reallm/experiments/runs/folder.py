@@ -1,4 +1,4 @@
-"""Where a run writes: settings, metrics, checkpoints, pages for people, and the lock of the process that does."""
+"""The folder of a run: paths of its settings, metrics, checkpoints and reports, and the lock of its process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from typing import Any
 import yaml
 
 from reallm.atomic_files import atomic_write
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, did_you_mean
 
 LOCK = ".lock"
 TRAINING_STATE = "training_state"
-"""In the checkpoint that a run can go on from."""
+"""Folder in a checkpoint that a run can be resumed from."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RunFolder:
             while name is None and path.exists():  # two runs in one second
                 path = parent / f"{stem}_{number}"
                 number += 1
-            if path.exists() and holds_something(path):
+            if path.exists() and has_content(path):
                 raise ConfigError(f"run folder {path} exists and is not empty; give another name=, or remove it")
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -54,8 +55,25 @@ class RunFolder:
             ) from error
         return cls(path)
 
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """The folder `path` of an earlier run, as `resume=` names it.
+
+        Raises:
+            ConfigError: it does not exist or is not the folder of a run; names runs that were probably meant.
+        """
+        folder = cls(path)
+        if folder.config.is_file():
+            return folder
+        if path.is_dir():
+            inner = [item.parent.name for item in path.glob("*/config.yaml")]
+            runs = f"; it holds the runs {', '.join(sorted(inner)[-3:])}" if inner else ""
+            raise ConfigError(f"resume={path} is not the folder of a run, it has no config.yaml{runs}")
+        siblings = [item.parent.name for item in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"resume={path}: there is no such folder{did_you_mean(path.name, siblings)}")
+
     def remove_if_empty(self) -> None:
-        """Leave nothing behind if nothing was written."""
+        """Remove the folder if nothing but a lock was written into it."""
         with contextlib.suppress(OSError):
             if [item.name for item in self.path.iterdir()] in ([], [LOCK]):
                 self.lock_file.unlink(missing_ok=True)
@@ -63,10 +81,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out. The system lets go of the lock when the process ends, however it ends.
+        """Hold the lock of the folder within the block. The system releases it when the process ends, however it ends.
 
         Raises:
-            ConfigError: another process is at it.
+            ConfigError: another process holds it.
         """
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -78,27 +96,27 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        """Locked while a process trains here."""
+        """Locked while a process trains in the folder."""
         return self.path / LOCK
 
     @property
     def config(self) -> Path:
-        """All settings, as `--config` reads them."""
+        """All settings, as a file for `--config`."""
         return self.path / "config.yaml"
 
     @property
     def summary(self) -> Path:
-        """Where the run is, or what came out of it."""
+        """State of the run: status, steps, last metrics, checkpoints."""
         return self.path / "summary.json"
 
     @property
     def data(self) -> Path:
-        """What the data sets hold."""
+        """Statistics of the datasets."""
         return self.path / "data.json"
 
     @property
     def samples(self) -> Path:
-        """What the model said at each evaluation, one JSON object a line."""
+        """Completions generated at evaluations, one JSON object a line."""
         return self.path / "samples.jsonl"
 
     @property
@@ -108,7 +126,7 @@ class RunFolder:
 
     @property
     def page(self) -> Path:
-        """The summary to look at."""
+        """The summary page."""
         return self.path / "summary.html"
 
     @property
@@ -132,31 +150,36 @@ class RunFolder:
         return self.checkpoints / "best"
 
     def checkpoint(self, step: int) -> Path:
-        """The HuggingFace folder of the model after `step`."""
+        """The HuggingFace checkpoint of the model after `step`."""
         return self.checkpoints / f"step-{step:06d}"
 
+    def resume_command(self, algorithm: str | None) -> str:
+        """The command line that resumes the run: `reallm sft resume=runs/a`; `resume=runs/a` without an algorithm."""
+        argument = shlex.quote(f"resume={self.path}")
+        return argument if algorithm is None else f"reallm {algorithm} {argument}"
+
     def saved_steps(self) -> dict[int, Path]:
-        """Step -> checkpoint of all that are there, in the order of steps."""
+        """Step -> checkpoint of all saved ones, in the order of steps."""
         found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in found]
         return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved configuration; `--config` reads it back."""
+        """Write `config.yaml`, which `--config` reads back."""
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         with atomic_write(self.config) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write where the run is, or what came out of it."""
+        """Write `summary.json`."""
         _write_json(self.summary, summary)
 
     def write_data(self, data: Mapping[str, Any]) -> None:
-        """Write what the data sets hold."""
+        """Write `data.json`."""
         _write_json(self.data, data)
 
     def point(self, link: Path, checkpoint: Path) -> None:
-        """Let `link` (`last_checkpoint`, `best_checkpoint`) lead to `checkpoint`; nothing where there are no links."""
+        """Point `link` (`last_checkpoint`, `best_checkpoint`) at `checkpoint`; does nothing without symbolic links."""
         temporary = link.with_name(f".{link.name}")
         try:
             temporary.unlink(missing_ok=True)
@@ -167,7 +190,7 @@ class RunFolder:
 
 
 def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
-    """Whether the lock could be had; those who only look whether a run goes on hold it for an instant."""
+    """Whether the lock was acquired; a process that only asks whether a run is running holds it for an instant."""
     until = time.monotonic() + patience_s
     while True:
         try:
@@ -178,25 +201,14 @@ def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
                 return False
             time.sleep(0.01)
         except OSError:
-            return True  # a file system without locks: that of two processes one waits cannot be held there
+            return True  # a file system without locks: two processes cannot be kept apart on it
 
 
-def holds_something(folder: Path) -> bool:
-    """Whether there is anything in a folder but what a process leaves that was killed while it began."""
+def has_content(folder: Path) -> bool:
+    """Whether a folder has any file but hidden ones, which a process killed at its start may have left."""
     return any(not item.name.startswith(".") for item in folder.iterdir())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def plain(value: Any) -> Any:
-    """Settings as mappings, lists and values that YAML and JSON know; anything else, such as a function, as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -1,0 +1,70 @@
+"""The settings of a run: read back from its folder, flattened to dotted keys, and compared. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reallm.config.parallel import PREFIX
+from reallm.errors import ConfigError
+
+LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
+"""Keys that say where a run writes, not what it computes."""
+
+Diff = dict[str, tuple[Any, Any]]
+"""Dotted key -> value before and now; None where a key is missing."""
+
+
+def plain(value: Any) -> Any:
+    """Settings as mappings, lists and values that YAML and JSON know; anything else, such as a function, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in the `config.yaml` of a run, as nested mappings.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); start a new run") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no settings; start a new run")
+    return content
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings by dotted key: `{"optimizer": {"lr": 1e-5}}` -> `{"optimizer.lr": 1e-5}`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> Diff:
+    """The settings that differ between two runs, both given as nested mappings, but for the location keys."""
+    old, new = flatten(before), flatten(now)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in dict.fromkeys([*old, *new])
+        if key not in LOCATION_KEYS and old.get(key) != new.get(key)
+    }
+
+
+def without_parallel(changed: Diff) -> Diff:
+    """The changed settings that may alter results; how a run is split over processes does not."""
+    return {key: values for key, values in changed.items() if not key.startswith(PREFIX)}
