@@ -1,4 +1,4 @@
-"""What torchrun's and srun's variables say, and which layout the settings make of the processes there are."""
+"""Ranks from the variables of torchrun and srun, and the layout of so many processes."""
 
 import pytest
 
@@ -18,9 +18,9 @@ SRUN = {
 
 
 def test_torchrun():
-    started = RankEnv.from_environment(TORCHRUN)
-    assert started == RankEnv(5, 8, 1, 4, "node0", 1234, is_store_server=False)
-    assert RankEnv.from_environment(started.to_environment()) == started
+    env = RankEnv.from_environment(TORCHRUN)
+    assert env == RankEnv(5, 8, 1, 4, "node0", 1234, is_store_server=False)
+    assert RankEnv.from_environment(env.to_environment()) == env
 
 
 def test_srun_counts_with_an_address():

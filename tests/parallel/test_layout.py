@@ -34,13 +34,14 @@ def test_ranks_that_do_not_fit_are_refused(text):
         Layout.parse(text)
 
 
-def test_places_and_ranks_are_inverse():
+def test_coordinates_and_ranks_are_inverse():
     layout = Layout(dp=2, pp=3, tp=4, ranks=tuple(range(10, 34)))
     for rank in layout.ranks:
-        place = layout.coordinate(rank)
-        assert layout.rank_at(**place._asdict()) == rank
-        assert layout.tp_ranks(place)[place.tp] == layout.dp_ranks(place)[place.dp] == rank
-        assert layout.pp_ranks(place)[place.pp] == rank
+        coordinate = layout.coordinate(rank)
+        assert layout.rank_at(**coordinate._asdict()) == rank
+        assert layout.tp_ranks(coordinate)[coordinate.tp] == rank
+        assert layout.dp_ranks(coordinate)[coordinate.dp] == rank
+        assert layout.pp_ranks(coordinate)[coordinate.pp] == rank
     assert layout.coordinate(11) == Coordinate(dp=0, pp=0, tp=1)
     assert layout.coordinate(14) == Coordinate(dp=1, pp=0, tp=0)
     assert layout.coordinate(18) == Coordinate(dp=0, pp=1, tp=0)

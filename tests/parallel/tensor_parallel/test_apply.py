@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
@@ -17,6 +17,7 @@ from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.layers import GatedMLP
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.tensor_parallel import mappings
+from reallm.parallel.tensor_parallel.apply import _RegionBoundary, _row_parallel_forward
 from tests.helpers.ranks import on_ranks
 
 CONFIG = ReaLModelConfig(
@@ -28,7 +29,21 @@ HERE = "tests.parallel.tensor_parallel.test_apply"
 
 
 class OwnMLP(GatedMLP):
-    """Of a family."""
+    """A layer of a plugin."""
+
+
+class OwnRowParallel(nn.Module):
+    """A linear layer of a plugin, which adds its bias itself."""
+
+    split = "row"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 48, generator=torch.Generator().manual_seed(1)))
+        self.bias = nn.Parameter(torch.full((32,), 100.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
 
 
 @contextmanager
@@ -127,6 +142,28 @@ def refusals(rank: int) -> None:
 
 def test_what_cannot_be_split_is_named():
     on_ranks(2, refusals)
+
+
+def row_parallel_output(rank: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output [T, 32] of a plugin's layer on two ranks in bfloat16, and the gradient of its bias."""
+    module = OwnRowParallel().to(torch.bfloat16)
+    module.weight = nn.Parameter(module.weight.detach().chunk(2, dim=1)[rank])
+    bias, peers = module.bias, mappings.GroupPeers(Mesh.of("tp2").tp)
+    module.forward = _row_parallel_forward(module, _RegionBoundary(peers))
+    out = module(x.chunk(2, dim=1)[rank])
+    assert module.bias is bias
+    out.float().sum().backward()
+    assert bias.grad is not None
+    return out.detach(), bias.grad
+
+
+def test_a_bias_that_a_layer_adds_itself_is_added_once_and_costs_no_precision():
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    weight = OwnRowParallel().weight.detach().to(torch.bfloat16)
+    partial = [a @ b.T for a, b in zip(x.chunk(2, dim=1), weight.chunk(2, dim=1), strict=True)]
+    for out, grad in on_ranks(2, row_parallel_output, x):
+        assert torch.equal(out, partial[0] + partial[1] + torch.full((32,), 100.0, dtype=torch.bfloat16))
+        assert torch.equal(grad, torch.full((32,), 5.0, dtype=torch.bfloat16))
 
 
 def logprobs_and_gradients(rank: int, tied: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,8 +1,7 @@
-"""What a user did wrong, said in one line.
+"""Errors that a user can put right, each with a message of one line.
 
-Every error a user can cause derives from `ReallmError`. Its message names the culprit and the remedy;
-the command line prints it alone, without a traceback, and exits with code 2.
-A broken invariant of our own is an `assert`, never one of these.
+All of them derive from `ReallmError`. The message names the culprit and the remedy; the command line prints it alone,
+without a traceback, and exits with code 2. A broken invariant of our own is an `assert`, never one of these.
 """
 
 from __future__ import annotations
@@ -12,44 +11,44 @@ from collections.abc import Iterable
 
 
 class ReallmError(Exception):
-    """Something the user can put right. The message is one line: what is wrong, where, and what to do."""
+    """An error that the user can put right. The message is one line: what is wrong, where, and what to do."""
 
 
 class ConfigError(ReallmError):
-    """A configuration key, its type or its value."""
+    """A configuration key, its type or its value is wrong, or does not fit another one."""
 
 
 class DataError(ReallmError):
-    """A data file, a row of it, or a `NamedArray` that does not fit."""
+    """A file, a row of data or a `NamedArray` is wrong."""
 
 
 class NonFiniteError(ReallmError):
-    """A loss or gradients that are NaN or infinite. The parameters are as they were before the step."""
+    """A loss or gradients are NaN or infinite. The parameters are as they were before the step."""
 
 
 class CheckpointError(ReallmError):
-    """A checkpoint folder or a file in it."""
+    """A checkpoint folder or a file in it is wrong."""
 
 
 class PeerError(ReallmError):
-    """Another process of a job that has ended, is stuck, or sent something wrong."""
+    """Another process of the job has ended, is stuck, or has sent something wrong."""
 
 
 class PluginError(ReallmError):
-    """A plugin that is missing, broken, or in conflict with another."""
+    """A plugin is missing, broken, or in conflict with another."""
 
 
 class UnknownNameError(PluginError):
-    """A name (of a family, dataset, algorithm, logger) that no installed plugin offers."""
+    """No installed plugin offers a family, dataset, algorithm or logger of this name."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option most like `name`, or None if none is alike: `nearest("lama", ["llama", "mistral"]) == "llama"`."""
+    """The option most similar to `name`; None if none is: `nearest("lama", ["llama", "mistral"]) == "llama"`."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """`"; did you mean 'llama'?"`, or an empty string if nothing is near."""
-    near = nearest(name, options)
-    return f"; did you mean '{near}'?" if near else ""
+    """`"; did you mean 'llama'?"`, or an empty string if no option is similar."""
+    similar = nearest(name, options)
+    return f"; did you mean '{similar}'?" if similar else ""

@@ -61,7 +61,7 @@ class GradientReducer:
                 model.parameter_shards(),
                 boxes,
                 mesh.coordinate.tp,
-                sequence_parallel=bool(vars(model)["sequence_parallel"]),
+                sequence_parallel=bool(getattr(model, "sequence_parallel", False)),
             )
         return cls(model.config, mesh, partial_grads, next(model.parameters()).device)
 
