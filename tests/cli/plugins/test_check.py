@@ -36,7 +36,7 @@ def test_what_keeps_its_promises_is_a_line_for_each_check(capsys: pytest.Capture
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "logger lines of reallm-offering 1.0"
     assert [line.split()[1] for line in out[2 : 2 + len(LOGGER_CHECKS)]] == [check.name for check in LOGGER_CHECKS]
-    assert "passed   steps         6 values told" in out
+    assert "passed   steps         6 values logged" in out
     assert "skipped  killed        a LoggerKit with read(run_dir) would look at what is there before close()" in out
     assert out[-1].startswith(f"{len(LOGGER_CHECKS) - 1} passed, 1 skipped in ")
 
@@ -78,7 +78,7 @@ def test_what_a_plugin_prints_is_not_in_the_report(capsys: pytest.CaptureFixture
 def test_a_logger_whose_package_is_missing_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("reallm_devkit.testing.loggers.telling.is_installed", lambda module: False)
+    monkeypatch.setattr("reallm_devkit.testing.loggers.recording.is_installed", lambda module: False)
     assert run(["plugins", "check", "trackio"]) == 0
     assert 'skipped  torn-file     needs trackio: pip install "reallm-core[trackio]"' in capsys.readouterr().out
 

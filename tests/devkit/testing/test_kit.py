@@ -133,7 +133,7 @@ def test_an_exception_of_the_plugin_is_a_failure_with_the_line_it_comes_from() -
     assert failed.failure.expected == "twelve is divided by it"
     assert failed.failure.seen == "raised ZeroDivisionError: division by zero"
     line = divide.__code__.co_firstlineno + 1
-    assert failed.failure.look_at.endswith(f"test_frame.py:{line} (divide)")
+    assert failed.failure.look_at.endswith(f"test_kit.py:{line} (divide)")
 
 
 def test_an_error_that_is_a_message_is_told_without_its_type_and_nothing_ends_the_program() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reallm_devkit.testing.datasets.files import row_file, spoilt
+from reallm_devkit.testing.datasets.files import bad_row_files, row_file
 
 OBJECTS = '{"a": "x", "b": 1}\n\n{"a": "y", "b": 2}\n{"a": "z", "b": 3}\n'
 
@@ -44,7 +44,7 @@ def test_what_cannot_be_taken_apart(tmp_path: Path, name: str, text: str) -> Non
 def test_one_row_is_made_bad_in_each_way(tmp_path: Path) -> None:
     file = row_file(written(tmp_path, "a.jsonl", OBJECTS))
     assert file is not None
-    found = {one.what: one for one in spoilt(file)}
+    found = {one.problem: one for one in bad_row_files(file)}
     assert list(found) == [
         "is no valid JSON",
         "is a number and no object",
@@ -58,7 +58,7 @@ def test_one_row_is_made_bad_in_each_way(tmp_path: Path) -> None:
         first, second, third = one.content.decode().splitlines()
         assert (json.loads(first), json.loads(third)) == ({"a": "x", "b": 1}, {"a": "z", "b": 3})
         assert second != '{"a": "y", "b": 2}'
-        assert one.numbers == (2,)
+        assert one.row_numbers == (2,)
     assert [one.must_fail for one in found.values()] == [True] * 3 + [False] * 4
     assert json.loads(found["lacks its key 'a'"].content.decode().splitlines()[1]) == {"b": 2}
 
@@ -66,13 +66,13 @@ def test_one_row_is_made_bad_in_each_way(tmp_path: Path) -> None:
 def test_a_row_of_a_list_is_named_by_its_line_or_its_place(tmp_path: Path) -> None:
     file = row_file(written(tmp_path, "a.json", '[{"a": 1}, {"a": 2}, {"a": 3}]'))
     assert file is not None
-    bad = next(one for one in spoilt(file) if one.what == "lacks its key 'a'")
+    bad = next(one for one in bad_row_files(file) if one.problem == "lacks its key 'a'")
     assert json.loads(bad.content) == [{"a": 1}, {}, {"a": 3}]
-    assert bad.content.decode().splitlines().index("{},") + 1 == bad.numbers[0] == 3
-    assert bad.numbers[1] == 2
+    assert bad.content.decode().splitlines().index("{},") + 1 == bad.row_numbers[0] == 3
+    assert bad.row_numbers[1] == 2
 
 
 def test_of_a_single_row_it_is_that_one(tmp_path: Path) -> None:
     file = row_file(written(tmp_path, "a.jsonl", '{"a": 1}\n'))
     assert file is not None
-    assert {one.numbers for one in spoilt(file)} == {(1,)}
+    assert {one.row_numbers for one in bad_row_files(file)} == {(1,)}

@@ -1,4 +1,4 @@
-"""The kit of each kind of plugin, by reference, so that none is imported before it is used."""
+"""The kit of each kind of plugin, as a reference, so that a kit is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ KITS = MappingProxyType(
         "logger": "reallm_devkit.testing.loggers.kit:LoggerKit",
     }
 )
-"""Kind of plugin -> `"module:class"` of its kit. Other kinds have none yet."""
+"""Kind of plugin -> `"module:class"` of its kit. Other kinds have no kit yet."""
 
 
 def kit_class(kind: str) -> type[Kit[Any]]:
     """The kit for plugins of a kind.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if that kind has no kit.
     """
     assert kind in KINDS, kind
     if kind not in KITS:
-        raise ConfigError(f"there is no conformance kit for {KINDS[kind].plural} yet; there is one for {listed()}")
+        raise ConfigError(
+            f"there is no conformance kit for {KINDS[kind].plural} yet; there is one for {_kinds_with_kit()}"
+        )
     found: type[Kit[Any]] = resolve(KITS[kind])
     return found
 
 
-def listed() -> str:
-    """The kinds that have a kit, to be read: `datasets, families and loggers`."""
+def _kinds_with_kit() -> str:
+    """`datasets, families and loggers`."""
     *first, last = (KINDS[kind].plural for kind in KITS)
     return f"{', '.join(first)} and {last}"

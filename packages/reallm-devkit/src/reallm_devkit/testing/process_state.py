@@ -1,4 +1,4 @@
-"""What belongs to the whole process, and what a plugin's code has changed of it."""
+"""Global state of the process, and which of it a plugin's code changes."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ import torch
 T = TypeVar("T")
 
 GENERATORS = ("random", "numpy.random", "torch's generator")
-THINGS = (*GENERATORS, "os.environ", "the working directory", "torch's default dtype")
-"""What is looked at."""
+STATE = (*GENERATORS, "os.environ", "the working directory", "torch's default dtype")
+"""Names of the global state that is compared before and after a call."""
 
 
-def changes(doing: Callable[[], T]) -> tuple[T, list[str]]:
-    """What `doing` returns, and which of `THINGS` it changes.
+def call_and_compare(function: Callable[[], T]) -> tuple[T, list[str]]:
+    """Call `function` and return its result and the names in `STATE` of what it changed.
 
-    Random generators are in a state of their own meanwhile, so that one which is set to what it was is found as well.
-    They count if they change when it is done again, too: some libraries draw a number when they are imported.
+    The call runs with random generators seeded by an unusual number, so that code which sets a common seed is found,
+    too. A changed generator counts only if a second call changes it again: some libraries draw a number on import.
     """
-    result, changed = _changes(doing)
+    result, changed = _call_and_compare(function)
     if not set(changed) <= set(GENERATORS):
         return result, [name for name in changed if name not in GENERATORS]
-    return result, [name for name in _changes(doing)[1] if name in changed] if changed else []
+    return result, [name for name in _call_and_compare(function)[1] if name in changed] if changed else []
 
 
-def _changes(doing: Callable[[], T]) -> tuple[T, list[str]]:
-    with random_states(20_000_003):
+def _call_and_compare(function: Callable[[], T]) -> tuple[T, list[str]]:
+    with seeded_generators(20_000_003):
         before = _state()
-        result = doing()
+        result = function()
         after = _state()
-    return result, [name for name in THINGS if before[name] != after[name]]
+    return result, [name for name in STATE if before[name] != after[name]]
 
 
 @contextmanager
-def random_states(seed: int) -> Iterator[None]:
-    """Have the random generators of the process begin with `seed`, and go on afterwards where they were."""
+def seeded_generators(seed: int) -> Iterator[None]:
+    """Seed the random generators of the process for a block, and restore their state afterwards."""
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seed)
@@ -57,4 +57,4 @@ def random_states(seed: int) -> Iterator[None]:
 
 def _state() -> dict[str, Any]:
     generators = (random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist())
-    return dict(zip(THINGS, (*generators, dict(os.environ), Path.cwd(), torch.get_default_dtype()), strict=True))
+    return dict(zip(STATE, (*generators, dict(os.environ), Path.cwd(), torch.get_default_dtype()), strict=True))

@@ -1,4 +1,4 @@
-"""What came of the checks, as values."""
+"""Results of checks, and the report of a whole kit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Status = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one check.
+    """The result of one check.
 
     Attributes:
         check: its name.
-        promise: what the plugin promises.
-        status: `failed` is the only one that is the plugin's fault.
-        detail: one line: what was seen, why it failed, or what would have it made instead of skipped.
-        seconds: that it took, without the checks it needs.
-        failure: of a failed one.
-        case: which of the kit's subjects; empty if there is only one.
+        promise: the promise it tests.
+        status: only `failed` is the plugin's fault.
+        detail: one line: what was seen, why it failed, or what a skipped check would need.
+        seconds: how long it took, without the checks it needs.
+        failure: the details of a failed check; None otherwise.
+        case: the name of the kit's case; empty if there is only one.
     """
 
     check: str
@@ -40,7 +40,7 @@ class Result:
         return f"{self.check}[{self.case}]" if self.case else self.check
 
     def __str__(self) -> str:
-        """All that is to be said of a failure; one line otherwise."""
+        """The whole failure, or one line for any other result."""
         if self.failure is None:
             return f"{self.status}  {self.label}: {self.detail}"
         return "\n".join([f"{self.label}: {self.promise}", *(f"  {line}" for line in str(self.failure).splitlines())])
@@ -51,8 +51,8 @@ class Report:
     """The results of a plugin's checks, in order.
 
     Attributes:
-        kind: of plugin, such as `dataset`.
-        name: of what was checked.
+        kind: the kind of plugin, such as `dataset`.
+        name: the name of the plugin.
         provided_by: distribution and version, such as `reallm-my-data 1.0`; empty if it is not installed.
         results: one for each check and case.
     """
@@ -79,13 +79,13 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many checks passed, failed and were skipped."""
+        """The number of checks by status."""
         found = Counter(result.status for result in self.results)
         return {"passed": found["passed"], "failed": found["failed"], "skipped": found["skipped"]}
 
     @property
     def seconds(self) -> float:
-        """That all checks took together."""
+        """The total time of all checks."""
         return sum(result.seconds for result in self.results)
 
     @property
@@ -110,7 +110,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """A line for each check, then the failures, as plain text."""
+        """Plain text: a line for each check, then the failures, then the counts."""
         width = max((len(result.label) for result in self.results), default=0)
         lines = [f"{result.status:<7}  {result.label:<{width}}  {result.detail}".rstrip() for result in self.results]
         failures = [f"\n{result}" for result in self.failed]

@@ -1,4 +1,4 @@
-"""Where in a plugin's code something is: the line that a report tells the author to look at."""
+"""Finds the line of a plugin's source that a report points its author to."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from typing import Any
 from reallm.errors import PluginError
 from reallm.references import TypeOrPath, resolve
 
-OWN = "reallm_devkit"
-"""The kit's own package, whose lines help no author."""
+KIT_PACKAGE = "reallm_devkit"
+"""The package of the kit, whose lines are of no help to a plugin's author."""
 
 
 def location(target: Any, method: str = "") -> str:
-    """`my_data/dataset.py:34 (MyDataset.__getitem__)`: where a class or function, or a method of it, is written.
+    """The file and line that define a class, function or method: `my_data/dataset.py:34 (MyDataset.__getitem__)`.
 
     Args:
-        target: a class, function or module; of any other object its class.
-        method: a name in the class. If the class does not define it, even by inheritance, the class is the place.
+        target: a class, function or module; any other object stands for its class.
+        method: the name of a method of the class. If the class neither defines nor inherits it, the class is located.
     """
     if not isinstance(target, type | ModuleType) and not inspect.isroutine(target):
         target = type(target)
     found = inspect.unwrap(getattr(target, method, target)) if method else target
-    for one in (found, target):
+    for candidate in (found, target):
         try:
-            file = inspect.getsourcefile(one)
-            _, line = inspect.getsourcelines(one)
+            file = inspect.getsourcefile(candidate)
+            _, line = inspect.getsourcelines(candidate)
         except (TypeError, OSError):  # built in, or typed at a prompt
             continue
-        name = getattr(one, "__qualname__", "")
-        place = f"{shown(file)}:{max(line, 1)}" if file else ""
-        return f"{place} ({name})" if name else place
+        name = getattr(candidate, "__qualname__", "")
+        position = f"{display_path(file)}:{max(line, 1)}" if file else ""
+        return f"{position} ({name})" if name else position
     return getattr(target, "__qualname__", repr(target))
 
 
 def reference_location(reference: TypeOrPath, method: str = "") -> str:
-    """The same of a class that a plugin names, or the reference itself where it cannot be imported."""
+    """The location of a class that a plugin refers to, or the reference itself if it cannot be imported."""
     try:
         return location(resolve(reference), method)
     except PluginError:
@@ -47,34 +47,37 @@ def reference_location(reference: TypeOrPath, method: str = "") -> str:
 
 
 def reference_module(reference: TypeOrPath) -> str:
-    """The module of a class that a plugin names, without importing it."""
+    """The module of a class that a plugin refers to, without importing it."""
     return reference.partition(":")[0] if isinstance(reference, str) else reference.__module__
 
 
-def shown(file: str | Path) -> str:
-    """A path below the working directory as it is from there, any other whole."""
+def display_path(file: str | Path) -> str:
+    """A path relative to the working directory if it is below it, absolute otherwise."""
     path = Path(file).resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def innermost(error: BaseException, module: str = "") -> str:
-    """The innermost line of a traceback that is in `module`, or else in its package; empty if none is.
+def innermost_line(error: BaseException, module: str = "") -> str:
+    """The innermost line of an exception's traceback that is in `module`, or else in its package; empty if none is.
 
     Args:
-        error: with the traceback it was caught with.
-        module: that the plugin's class is in. Without one, any line counts but those of the kit, Python and torch.
+        error: the exception, with its traceback.
+        module: the module of the plugin's class. If empty, any line counts that is not in the kit, Python or torch.
     """
     frames = [
-        (frame.f_globals.get("__name__", ""), f"{shown(frame.f_code.co_filename)}:{line} ({frame.f_code.co_qualname})")
+        (
+            frame.f_globals.get("__name__", ""),
+            f"{display_path(frame.f_code.co_filename)}:{line} ({frame.f_code.co_qualname})",
+        )
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    frames = [(name, place) for name, place in frames if not f"{name}.".startswith(f"{OWN}.")]
+    frames = [(name, line) for name, line in frames if not f"{name}.".startswith(f"{KIT_PACKAGE}.")]
     if module:
-        of_package = [(name, place) for name, place in frames if _package(name) == _package(module)]
-        places = [place for name, place in of_package if name == module] or [place for _, place in of_package]
+        in_package = [(name, line) for name, line in frames if _package(name) == _package(module)]
+        lines = [line for name, line in in_package if name == module] or [line for _, line in in_package]
     else:
-        places = [place for name, place in frames if _package(name) not in {*sys.stdlib_module_names, "torch"}]
-    return places[-1] if places else ""
+        lines = [line for name, line in frames if _package(name) not in {*sys.stdlib_module_names, "torch"}]
+    return lines[-1] if lines else ""
 
 
 def _package(module: str) -> str:

@@ -1,4 +1,4 @@
-"""The other process of the check `another-process`: `python -m reallm_devkit.testing.datasets.child PICKLED ANSWER`."""
+"""The subprocess of the check `another-process`: `python -m reallm_devkit.testing.datasets.child PICKLED DIGESTS`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 from reallm.data.datasets import construct
-from reallm_devkit.testing.datasets.subject import digest, read
+from reallm_devkit.testing.datasets.subject import digest, read_samples
 
 
-def main(content: Path, answer: Path) -> None:
-    """Write the digests of the samples: of the dataset as it was pickled, and of one that is constructed here."""
-    samples, made = pickle.loads(content.read_bytes())  # written by the check that has started this process
-    found = {"pickled": samples, "constructed": construct(*made)}
-    digests = {how: [digest(item) for item in read(dataset)] for how, dataset in found.items()}
-    answer.write_text(json.dumps(digests), encoding="utf-8")
+def main(pickled: Path, digests_path: Path) -> None:
+    """Write the digests of the samples of the pickled dataset, and of one constructed in this process."""
+    samples, construct_args = pickle.loads(pickled.read_bytes())  # written by the check that started this process
+    datasets = {"pickled": samples, "constructed": construct(*construct_args)}
+    digests = {how: [digest(sample) for sample in read_samples(dataset)] for how, dataset in datasets.items()}
+    digests_path.write_text(json.dumps(digests), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checks of a dataset's configuration dataclass, and of the line it reports."""
+"""Checks of a dataset's configuration dataclass, and of its method `report()`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,13 @@ from reallm.data.namedarray import NamedArray, flatten
 from reallm.data.serialization import to_bytes
 from reallm.errors import ConfigError, DataError, PluginError, ReallmError
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
-from reallm_devkit.testing.datasets.subject import DatasetSubject, first_difference, read, sample_name, short
+from reallm_devkit.testing.datasets.subject import (
+    DatasetSubject,
+    first_difference,
+    read_samples,
+    sample_name,
+    summarize,
+)
 
 
 @check()
@@ -55,17 +61,17 @@ def sample(subject: DatasetSubject) -> str:
 def seqlens(subject: DatasetSubject) -> str:
     """`seqlens` says for every field how long the sample is there"""
     for number, item in enumerate(subject.items):
-        known = item.metadata.get("seqlens", {})
+        seqlens_of = item.metadata.get("seqlens", {})
         for name, value in subject.array_fields(number):
             field = name.partition(".")[0]
-            if field not in known:
+            if field not in seqlens_of:
                 raise CheckFailed(
                     f"seqlens of '{field}', such as [[{value.shape[0] if value.ndim else 1}]]",
-                    f"seqlens of {', '.join(known) or 'no field'}",
+                    f"seqlens of {', '.join(seqlens_of) or 'no field'}",
                     f"{sample_name(number, item)}, field '{name}'",
                     subject.at("__getitem__"),
                 )
-        if not any(sum(sum(lengths) for lengths in rows) for rows in known.values()):
+        if not any(sum(sum(lengths) for lengths in rows) for rows in seqlens_of.values()):
             where = sample_name(number, item)
             raise CheckFailed("a sample that holds something", "no elements", where, subject.at("__getitem__"))
     return ", ".join(f"{field} {rows[0]}" for field, rows in subject.items[0].metadata["seqlens"].items())
@@ -83,28 +89,28 @@ def tokens(subject: DatasetSubject) -> str:
         where = sample_name(number, item)
         for name in fields:
             value = dict(flatten(item)).get(name)
-            place = f"{where}, field '{name}'"
+            position = f"{where}, field '{name}'"
             if not isinstance(value, torch.Tensor) or value.dtype != torch.int64 or value.ndim != 1:
-                raise CheckFailed("an int64 tensor of one dimension", short(value), place, look_at)
+                raise CheckFailed("an int64 tensor of one dimension", summarize(value), position, look_at)
             if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < size:
                 seen = f"{int(value.min())} to {int(value.max())}"
-                raise CheckFailed(f"token ids from 0 to {size - 1}, as the tokenizer's", seen, place, look_at)
+                raise CheckFailed(f"token ids from 0 to {size - 1}, as the tokenizer's", seen, position, look_at)
             highest = max([highest, *value.tolist()])
         if "loss_mask" in item and "input_ids" in item:
             mask, lengths = item["loss_mask"], item.metadata["seqlens"]
-            place = f"{where}, field 'loss_mask'"
+            position = f"{where}, field 'loss_mask'"
             if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
-                raise CheckFailed("a bool tensor", short(mask), place, look_at)
+                raise CheckFailed("a bool tensor", summarize(mask), position, look_at)
             if lengths["loss_mask"] != lengths["input_ids"]:
                 expected = f"the seqlens of 'input_ids', {lengths['input_ids'][0]}"
-                raise CheckFailed(expected, f"{lengths['loss_mask'][0]}", place, look_at)
+                raise CheckFailed(expected, f"{lengths['loss_mask'][0]}", position, look_at)
     return f"{', '.join(fields)} up to {highest} of {size} tokens"
 
 
 @check(needs=[sample])
 def ids(subject: DatasetSubject) -> str:
     """each sample has an id of its own, by which errors name it"""
-    owners: dict[str, int] = {}
+    index_by_id: dict[str, int] = {}
     with_ids = [number for number, item in enumerate(subject.items) if "ids" in item.metadata]
     if not with_ids:
         raise Skipped("samples have no ids; with_metadata(ids=[...]) has errors name the row")
@@ -113,18 +119,18 @@ def ids(subject: DatasetSubject) -> str:
             seen = f"none, though sample {with_ids[0]} has one"
             raise CheckFailed("an id for each sample, or for none", seen, f"sample {number}", subject.at("__getitem__"))
         name = item.metadata["ids"][0]
-        if name in owners:
-            seen = f"'{name}' for samples {owners[name]} and {number}"
+        if name in index_by_id:
+            seen = f"'{name}' for samples {index_by_id[name]} and {number}"
             raise CheckFailed("ids that differ", seen, "metadata 'ids'", subject.at("__getitem__"))
-        owners[name] = number
-    return f"'{next(iter(owners))}', ..." if len(owners) > 1 else f"'{next(iter(owners))}'"
+        index_by_id[name] = number
+    return f"'{next(iter(index_by_id))}', ..." if len(index_by_id) > 1 else f"'{next(iter(index_by_id))}'"
 
 
 @check(needs=[sample])
 def same_twice(subject: DatasetSubject) -> str:
     """the same number gives the same sample, whatever was read before"""
     backwards = [subject.samples[i] for i in reversed(range(len(subject.items)))][::-1]
-    for again in (backwards, read(subject.samples)):
+    for again in (backwards, read_samples(subject.samples)):
         different = first_difference(subject.items, again)
         if different:
             raise CheckFailed(*different, subject.at("__getitem__"))
@@ -137,16 +143,16 @@ def indices(subject: DatasetSubject) -> str:
     count = len(subject.samples)
     for index, allowed in ((count, None), (-1, count - 1), (-count - 1, None)):
         expected = "IndexError" + ("" if allowed is None else f", or sample {allowed}")
-        place = f"dataset[{index}] of {count} samples"
+        position = f"dataset[{index}] of {count} samples"
         try:
             found = subject.samples[index]
         except IndexError:
             continue
-        except Exception as error:  # the plugin's: whatever it is, it is not what a loop over the dataset ends with
+        except Exception as error:  # the plugin may raise anything, but only IndexError ends a loop over the dataset
             seen = f"{type(error).__name__}: {error}"
-            raise CheckFailed(expected, seen, place, subject.at("__getitem__")) from error
+            raise CheckFailed(expected, seen, position, subject.at("__getitem__")) from error
         if allowed is None or found != subject.samples[allowed]:
-            raise CheckFailed(expected, f"{found!r}", place, subject.at("__getitem__"))
+            raise CheckFailed(expected, f"{found!r}", position, subject.at("__getitem__"))
     return f"0 to {count - 1}"
 
 
@@ -156,15 +162,15 @@ def packing(subject: DatasetSubject) -> str:
     items, look_at = subject.items, subject.at("__getitem__")
     try:
         batch = gather(items)
-        taken_out = split_samples(batch)
+        unpacked = split_samples(batch)
         order = list(reversed(range(len(items))))
         selected = split_samples(select(batch, order))[::-1]
         field = next(iter(batch.metadata["seqlens"]))
-        parts = [one for part in partition(batch, field, min(2, len(items))) for one in split_samples(part)]
+        parts = [sample for part in partition(batch, field, min(2, len(items))) for sample in split_samples(part)]
     except ReallmError as error:
         raise CheckFailed("samples with the same fields and dtypes", str(error), look_at=look_at) from error
-    for found in (taken_out, selected):
+    for found in (unpacked, selected):
         different = first_difference(items, found)
-        assert different is None, different  # the core's own functions, on samples they have accepted
+        assert different is None, different  # these are functions of the core, which accepted the samples
     assert len(parts) == len(items)
     return f"{n_samples(batch)} samples in {batch!r}"

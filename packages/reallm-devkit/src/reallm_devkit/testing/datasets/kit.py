@@ -1,4 +1,4 @@
-"""The kit for datasets: inputs, checks, and how it is called."""
+"""`DatasetKit`, the conformance kit for datasets."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from reallm.options import option
 from reallm.plugins import registry
 from reallm.specs import DatasetSpec
 from reallm_devkit.testing.checks import Check
+from reallm_devkit.testing.common_checks import description, hook_location, light_import
 from reallm_devkit.testing.datasets import configuration, items, order, processes, rows
 from reallm_devkit.testing.datasets.subject import DatasetSubject, is_required
-from reallm_devkit.testing.folders import Folder
 from reallm_devkit.testing.kit import Kit
-from reallm_devkit.testing.offers import description, hook_place, light_import
 from reallm_devkit.testing.report import Report
+from reallm_devkit.testing.scratch import ScratchFolder
 from reallm_devkit.testing.source import reference_module
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ DATASET_CHECKS: tuple[Check[Any], ...] = (
     rows.single_row,
     rows.bad_row,
 )
-"""All promises of a dataset."""
+"""The checks of a dataset."""
 
 PATH_KEYS = ("train_path", "path")
-"""Keys of a configuration that name the file with the rows, the usual one first."""
+"""Keys of a configuration that may name the file with the rows, the usual one first."""
 
 
 class DatasetKit(Kit[DatasetSubject]):
@@ -76,25 +76,25 @@ class DatasetKit(Kit[DatasetSubject]):
     checks: ClassVar[tuple[Check[Any], ...]] = DATASET_CHECKS
 
     dataset: ClassVar[str | DatasetSpec] = ""
-    """The name it is installed under, or the `DatasetSpec` itself, of one that is not installed yet."""
+    """The name it is installed under, or the `DatasetSpec` of one that is not installed yet."""
 
     config: ClassVar[Mapping[str, Any]] = {}
-    """Its keys `dataset.<key>`, with the path of a file that has a few rows: `{"train_path": "tests/rows.jsonl"}`."""
+    """Values of its keys, among them the path of a file with a few rows: `{"train_path": "tests/rows.jsonl"}`."""
 
     rows: ClassVar[Sequence[Mapping[str, Any] | str]] = ()
-    """The rows themselves, instead of a path: objects become a `.jsonl` file, texts the lines of a `.txt` file."""
+    """Rows instead of a path: mappings are written to a `.jsonl` file, strings to the lines of a `.txt` file."""
 
     tokenizer: ClassVar[PreTrainedTokenizerBase | str | Path | None] = None
-    """Handed to the dataset: a tokenizer, the folder or hub id of one, or None for one with a token for each byte."""
+    """The tokenizer for the dataset, or its folder or hub id; None for one with a token per byte."""
 
     @classmethod
     def from_command(cls, offer: Offer, arguments: Sequence[str], checkpoint: Path | None) -> Self:
-        """The kit for `reallm plugins check my-dataset dataset.train_path=lines.txt tokenizer=path/to/model`."""
+        """Make the kit for `reallm plugins check my-dataset dataset.train_path=lines.txt tokenizer=path/to/model`."""
         if checkpoint is not None:
             raise ConfigError("--checkpoint is for model families; a dataset takes tokenizer=PATH")
-        chosen = f"dataset.name={offer.name}"
+        name = f"dataset.name={offer.name}"
         try:
-            loaded = load(_CommandConfig, (), [chosen, *arguments])
+            loaded = load(_CommandConfig, (), [name, *arguments])
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise PluginError(f"dataset '{offer.name}': its configuration cannot be read: {reason}") from error
@@ -103,8 +103,8 @@ class DatasetKit(Kit[DatasetSubject]):
             raise ConfigError(f"dataset.name={config.dataset.name} is another dataset than {offer.name}; leave it out")
         experiment_checks.check_dataset("dataset", config.dataset)
         values = {item.name: getattr(config.dataset, item.name) for item in dataclasses.fields(config.dataset)}
-        own = {item.name for item in dataclasses.fields(offer.value.config_class())}
-        given = {name: value for name, value in values.items() if name in own}
+        keys = {item.name for item in dataclasses.fields(offer.value.config_class())}
+        given = {name: value for name, value in values.items() if name in keys}
         return cls.of(dataset=offer.name, config=given, tokenizer=config.tokenizer)
 
     def title(self) -> str:
@@ -121,24 +121,24 @@ class DatasetKit(Kit[DatasetSubject]):
         """The module of the dataset's class."""
         return reference_module(subject.spec.dataset)
 
-    def place(self, subject: DatasetSubject) -> str:
-        """The class."""
+    def source_location(self, subject: DatasetSubject) -> str:
+        """The location of the dataset's class."""
         return subject.at("")
 
     def subject(self, case: str) -> DatasetSubject:
-        """The dataset with its arguments, and a file with the rows, if they are given as values."""
+        """Make the subject, and write `rows` to a file if they are given."""
         if not self.dataset:
             raise ConfigError(f"{type(self).__name__}: say which dataset is to be checked: dataset = 'my-dataset'")
         spec: DatasetSpec = self._offer().value if isinstance(self.dataset, str) else self.dataset
         config_class = spec.config_class()
         if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
             raise PluginError(f"dataset '{self.title()}': its configuration {config_class!r} is not a dataclass")
-        folder = Folder() if self.rows else None
+        folder = ScratchFolder() if self.rows else None
         values = self._values(config_class, folder)
         for item in dataclasses.fields(config_class):
             if item.name not in values and is_required(item):
-                about = item.metadata.get("help", "")
-                raise ConfigError(f"dataset.{item.name} is required" + (f": {about}" if about else ""))
+                help_text = item.metadata.get("help", "")
+                raise ConfigError(f"dataset.{item.name} is required" + (f": {help_text}" if help_text else ""))
         config = config_class(**values)
         args = split_args(config)["train"]
         return DatasetSubject(
@@ -146,9 +146,9 @@ class DatasetKit(Kit[DatasetSubject]):
             spec=spec,
             config=config,
             args=args,
-            source="path" if "path" in args else None,
+            path_arg="path" if "path" in args else None,
             tokenizer=self._tokenizer(),
-            table=hook_place(self._offer()) if isinstance(self.dataset, str) else "the DatasetSpec",
+            table=hook_location(self._offer()) if isinstance(self.dataset, str) else "the DatasetSpec",
             light_modules=self._light_modules(spec),
             folder=folder,
         )
@@ -157,7 +157,7 @@ class DatasetKit(Kit[DatasetSubject]):
         assert isinstance(self.dataset, str)
         return registry.registry().offer("dataset", self.dataset)
 
-    def _values(self, config_class: type, folder: Folder | None) -> dict[str, Any]:
+    def _values(self, config_class: type, folder: ScratchFolder | None) -> dict[str, Any]:
         keys = [item.name for item in dataclasses.fields(config_class)]
         values = {name: str(value) if isinstance(value, Path) else value for name, value in self.config.items()}
         for name in values:
@@ -168,7 +168,7 @@ class DatasetKit(Kit[DatasetSubject]):
             key = next((key for key in PATH_KEYS if key in keys), None)
             if key is None:
                 raise ConfigError(f"rows: dataset '{self.title()}' has no key {' or '.join(PATH_KEYS)} to read them by")
-            values[key] = str(_written(self.rows, folder.path))
+            values[key] = str(_write_rows(self.rows, folder.path))
         return values
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -184,9 +184,9 @@ class DatasetKit(Kit[DatasetSubject]):
         return self.tokenizer
 
     def _light_modules(self, spec: DatasetSpec) -> tuple[str, ...]:
-        named = (self._offer().plugin.module,) if isinstance(self.dataset, str) else ()
-        by_text = (spec.config.partition(":")[0],) if isinstance(spec.config, str) else ()
-        return tuple(dict.fromkeys(named + by_text))
+        plugin_module = (self._offer().plugin.module,) if isinstance(self.dataset, str) else ()
+        config_module = (spec.config.partition(":")[0],) if isinstance(spec.config, str) else ()
+        return tuple(dict.fromkeys(plugin_module + config_module))
 
 
 def check_dataset(
@@ -197,7 +197,7 @@ def check_dataset(
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> Report:
-    """Check a dataset, given as the attributes of `DatasetKit` are: `assert check_dataset(...).passed`.
+    """Check a dataset; the arguments are the attributes of `DatasetKit`: `assert check_dataset(...).passed`.
 
     Raises:
         ReallmError: if no plugin offers it, or an argument is wrong.
@@ -208,15 +208,15 @@ def check_dataset(
 
 @dataclass(frozen=True)
 class _CommandConfig:
-    """What `reallm plugins check` understands for a dataset."""
+    """The arguments of `reallm plugins check` for a dataset."""
 
     dataset: Any = dataset_option("prompt_answer", "the dataset's own keys")
     tokenizer: str | None = option(
-        None, "a folder or hub id whose tokenizer is handed to the dataset; null: one with a token for each byte"
+        None, "folder or hub id of the tokenizer for the dataset; null: one with a token per byte"
     )
 
 
-def _written(rows: Sequence[Mapping[str, Any] | str], folder: Path) -> Path:
+def _write_rows(rows: Sequence[Mapping[str, Any] | str], folder: Path) -> Path:
     texts = [row for row in rows if isinstance(row, str)]
     if texts and len(texts) < len(rows):
         raise ConfigError("rows are either all objects or all texts")

@@ -1,4 +1,4 @@
-"""Checks of which samples there are, in which order, and who holds them."""
+"""Checks of the order of samples under a seed, and of their distribution over data-parallel ranks."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.datasets.items import same_twice
-from reallm_devkit.testing.datasets.subject import SEED, DatasetSubject, digest, first_difference, key, read
-from reallm_devkit.testing.process_state import random_states
+from reallm_devkit.testing.datasets.subject import (
+    SEED,
+    DatasetSubject,
+    digest,
+    first_difference,
+    read_samples,
+    sample_key,
+)
+from reallm_devkit.testing.process_state import seeded_generators
 
-RANKS = 4
-"""Most data-parallel ranks that are tried."""
+MAX_DP_SIZE = 4
+"""The largest data-parallel size that is tried."""
 
 
 @check(needs=[same_twice])
 def seed(subject: DatasetSubject) -> str:
     """the seed alone decides on the order: constructed again, the samples are the same; another seed loses none"""
     look_at = subject.at("__init__")
-    with random_states(20_000_023):
-        again = read(subject.make())
+    with seeded_generators(20_000_023):
+        again = read_samples(subject.make())
     different = first_difference(subject.items, again)
     if different:
         expected, seen, where = different
         raise CheckFailed(f"with seed {SEED} again: {expected}", seen, where, look_at)
     other = subject.make(seed=SEED + 1)
-    names, others = _names(subject.samples), _names(other)
-    if Counter(names) != Counter(others):
-        expected = f"with seed {SEED + 1}: the same {len(names)} samples in any order"
-        raise CheckFailed(expected, _lost(names, others), look_at=look_at)
-    return f"{len(names)} samples, {'another' if names != others else 'the same'} order with another seed"
+    keys, other_keys = _keys(subject.samples), _keys(other)
+    if Counter(keys) != Counter(other_keys):
+        expected = f"with seed {SEED + 1}: the same {len(keys)} samples in any order"
+        raise CheckFailed(expected, _key_difference(keys, other_keys), look_at=look_at)
+    return f"{len(keys)} samples, {'another' if keys != other_keys else 'the same'} order with another seed"
 
 
 @check(needs=[seed])
@@ -41,7 +48,7 @@ def ranks(subject: DatasetSubject) -> str:
     look_at = subject.at("__init__")
     whole = _contents(subject.samples)
     tried = 1
-    for dp_size in range(2, RANKS + 1):
+    for dp_size in range(2, MAX_DP_SIZE + 1):
         try:
             shards = [_contents(subject.make(dp_rank=rank, dp_size=dp_size)) for rank in range(dp_size)]
         except DataError:
@@ -51,12 +58,12 @@ def ranks(subject: DatasetSubject) -> str:
         held = Counter(pair for shard in shards for pair in shard)
         for (name, content), count in held.items():
             if (name, content) not in whole:
-                known = any(name == other for other, _ in whole)
-                seen = f"'{_readable(name)}', which is {'another sample' if known else 'not there'} with one rank"
+                is_changed = any(name == other for other, _ in whole)
+                seen = f"'{_readable(name)}', which is {'another sample' if is_changed else 'not there'} with one rank"
                 raise CheckFailed("the samples that there are with one rank", seen, f"dp_size={dp_size}", look_at)
             if count > whole[name, content]:
-                owners = [str(rank) for rank, shard in enumerate(shards) if (name, content) in shard]
-                seen = f"'{_readable(name)}' is on rank{'s' if len(owners) > 1 else ''} {' and '.join(owners)}"
+                holders = [str(rank) for rank, shard in enumerate(shards) if (name, content) in shard]
+                seen = f"'{_readable(name)}' is on rank{'s' if len(holders) > 1 else ''} {' and '.join(holders)}"
                 raise CheckFailed("each sample on one rank, once", seen, f"dp_size={dp_size}", look_at)
         missing = whole - held
         if missing:
@@ -67,19 +74,19 @@ def ranks(subject: DatasetSubject) -> str:
 
 
 def _contents(samples: Samples) -> Counter[tuple[str, str]]:
-    return Counter((key(sample), digest(sample)) for sample in _all(samples))
+    return Counter((sample_key(sample), digest(sample)) for sample in _iterate(samples))
 
 
-def _names(samples: Samples) -> list[str]:
-    return [key(sample) for sample in _all(samples)]
+def _keys(samples: Samples) -> list[str]:
+    return [sample_key(sample) for sample in _iterate(samples)]
 
 
-def _all(samples: Samples) -> Iterator[NamedArray]:
+def _iterate(samples: Samples) -> Iterator[NamedArray]:
     return (samples[i] for i in range(len(samples)))
 
 
-def _lost(names: list[str], others: list[str]) -> str:
-    missing, new = Counter(names) - Counter(others), Counter(others) - Counter(names)
+def _key_difference(keys: list[str], others: list[str]) -> str:
+    missing, new = Counter(keys) - Counter(others), Counter(others) - Counter(keys)
     parts = [f"{len(others)} samples"]
     parts += [f"without '{_readable(next(iter(missing)))}'"] if missing else []
     parts += [f"with '{_readable(next(iter(new)))}'"] if new else []
@@ -87,5 +94,5 @@ def _lost(names: list[str], others: list[str]) -> str:
 
 
 def _readable(name: str) -> str:
-    """An id as it is; of a digest, which nobody can read, the beginning."""
+    """An id in full; only the first digits of a digest."""
     return f"{name[:8]}... (no id)" if len(name) == 64 and name.isalnum() else name

@@ -1,4 +1,4 @@
-"""A dataset under test: how it is made, and what its samples are compared by."""
+"""`DatasetSubject`, the dataset under test, and functions that compare samples."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from reallm.data.namedarray import NamedArray, flatten
 from reallm.data.serialization import to_bytes
 from reallm.options import REQUIRED
 from reallm.specs import DatasetSpec
-from reallm_devkit.testing.folders import Folder
-from reallm_devkit.testing.process_state import changes
+from reallm_devkit.testing.process_state import call_and_compare
+from reallm_devkit.testing.scratch import ScratchFolder
 from reallm_devkit.testing.source import reference_location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED = 1
-MOST = 256
-"""Samples that are looked at one by one, at the most."""
+MAX_SAMPLES = 256
+"""How many samples are checked one by one."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,30 @@ class DatasetSubject:
     """A dataset with its arguments.
 
     Attributes:
-        title: as errors call it, `dataset 'my-dataset' of reallm-my-data 1.0`.
-        spec: what the plugin returns.
-        config: of the dataset, with the author's values.
-        args: what the class is constructed with beside `util`.
-        source: the argument that names the file with the rows; None if no argument does.
-        tokenizer: handed to the dataset.
-        table: where the plugin says so.
-        light_modules: imported to look at the plugin.
-        folder: of the file with the rows, if the kit wrote it.
+        title: the name in error messages, `dataset 'my-dataset' of reallm-my-data 1.0`.
+        spec: the `DatasetSpec` that the plugin returns.
+        config: the dataset's configuration, with the author's values.
+        args: the arguments of the class besides `util`.
+        path_arg: the argument that names the file with the rows; None if there is none.
+        tokenizer: passed to the dataset in `util`.
+        table: the location of the hook that returns the spec.
+        light_modules: modules that are imported to list the plugin.
+        folder: keeps the file with the rows, if the kit wrote it.
     """
 
     title: str
     spec: DatasetSpec
     config: Any
     args: Mapping[str, Any]
-    source: str | None
+    path_arg: str | None
     tokenizer: PreTrainedTokenizerBase
     table: str
     light_modules: tuple[str, ...] = ()
-    folder: Folder | None = None
+    folder: ScratchFolder | None = None
 
     @property
     def description(self) -> str:
-        """What the plugin says of the dataset."""
+        """The plugin's description of the dataset."""
         return self.spec.description
 
     @cached_property
@@ -66,21 +66,21 @@ class DatasetSubject:
 
     @property
     def file(self) -> Path | None:
-        """The file with the rows, if there is one."""
-        value = None if self.source is None else self.args.get(self.source)
+        """The file with the rows; None if the dataset reads none."""
+        value = None if self.path_arg is None else self.args.get(self.path_arg)
         path = Path(value) if isinstance(value, str | Path) else None
         return path if path is not None and path.is_file() else None
 
     def util(self, seed: int = SEED, dp_rank: int = 0, dp_size: int = 1) -> DatasetUtility:
-        """What the dataset is given beside its arguments."""
+        """The `util` argument of the dataset."""
         return DatasetUtility(seed, dp_rank, dp_size, self.tokenizer)
 
     def make(self, *, seed: int = SEED, dp_rank: int = 0, dp_size: int = 1, file: Path | None = None) -> Samples:
-        """The dataset, constructed anew; from other rows if `file` is given. Raises what its construction raises."""
+        """Construct the dataset, from other rows if `file` is given. Raises whatever the construction raises."""
         args = dict(self.args)
         if file is not None:
-            assert self.source is not None
-            args[self.source] = str(file)
+            assert self.path_arg is not None
+            args[self.path_arg] = str(file)
         return construct(self.title, self.spec, self.util(seed, dp_rank, dp_size), args)
 
     @property
@@ -90,34 +90,34 @@ class DatasetSubject:
 
     @property
     def items(self) -> list[NamedArray]:
-        """Its first samples."""
+        """Its first samples, at most `MAX_SAMPLES`."""
         return self._read[0]
 
     @property
     def side_effects(self) -> dict[str, list[str]]:
-        """What changed in the process when the dataset was first constructed, and when it was first read."""
+        """Global state that the first construction (`__init__`) and the first reading (`__getitem__`) changed."""
         return {"__init__": self._constructed[1], "__getitem__": self._read[1]}
 
     @cached_property
     def _constructed(self) -> tuple[Samples, list[str]]:
-        return changes(self.make)
+        return call_and_compare(self.make)
 
     @cached_property
     def _read(self) -> tuple[list[NamedArray], list[str]]:
-        return changes(lambda: read(self.samples))
+        return call_and_compare(lambda: read_samples(self.samples))
 
     def at(self, method: str) -> str:
-        """Where the class defines a method, or is itself."""
+        """The location of a method, or of the class if it has no such method."""
         return reference_location(self.spec.dataset, method)
 
     def array_fields(self, number: int) -> list[tuple[str, Any]]:
-        """Dotted names and values of the arrays of a sample."""
+        """Dotted names and values of the arrays in a sample."""
         return [(name, value) for name, value in flatten(self.items[number]) if is_array(value)]
 
 
-def read(samples: Samples) -> list[NamedArray]:
-    """The first samples, by their numbers."""
-    return [samples[i] for i in range(min(len(samples), MOST))]
+def read_samples(samples: Samples) -> list[NamedArray]:
+    """The first samples, at most `MAX_SAMPLES`."""
+    return [samples[i] for i in range(min(len(samples), MAX_SAMPLES))]
 
 
 def sample_name(number: int, sample: NamedArray) -> str:
@@ -127,24 +127,24 @@ def sample_name(number: int, sample: NamedArray) -> str:
 
 
 def digest(sample: NamedArray) -> str:
-    """The same for equal samples."""
+    """A hash of the sample's content."""
     return hashlib.sha256(to_bytes(sample)).hexdigest()
 
 
-def key(sample: NamedArray) -> str:
-    """What tells samples apart: the id, or else the content."""
+def sample_key(sample: NamedArray) -> str:
+    """Identifies a sample: its id, or else the hash of its content."""
     ids = sample.metadata.get("ids")
     return str(ids[0]) if ids else digest(sample)
 
 
 def first_difference(expected: list[NamedArray], seen: list[NamedArray]) -> tuple[str, str, str] | None:
-    """What is expected, what is seen, and where, of the first sample that differs; None if all are equal."""
+    """Expected, seen and where, for the first sample that differs; None if all are equal."""
     if len(expected) != len(seen):
         return f"{len(expected)} samples", f"{len(seen)} samples", ""
     for number, (one, other) in enumerate(zip(expected, seen, strict=True)):
         if one != other:
-            what, field = _difference(one, other)
-            return (*what, sample_name(number, one) + field)
+            values, field = _difference(one, other)
+            return (*values, sample_name(number, one) + field)
     return None
 
 
@@ -156,14 +156,14 @@ def _difference(one: NamedArray, other: NamedArray) -> tuple[tuple[str, str], st
         found = others[name]
         same = equal(value, found) if isinstance(value, Array) and isinstance(found, Array) else value is found
         if not same:
-            return (short(value), short(found)), f", field '{name}'"
+            return (summarize(value), summarize(found)), f", field '{name}'"
     for item in sorted({*one.metadata, *other.metadata}):
         if one.metadata.get(item) != other.metadata.get(item):
             return (repr(one.metadata.get(item)), repr(other.metadata.get(item))), f", metadata '{item}'"
     return (f"the fields {', '.join(fields)}", f"the fields {', '.join(others)}"), ""
 
 
-def short(value: Any) -> str:
+def summarize(value: Any) -> str:
     """`int64[7] 5 2 9 ...`."""
     if not is_array(value):
         return repr(value)
@@ -173,11 +173,11 @@ def short(value: Any) -> str:
 
 
 def required_values(config: Any) -> dict[str, Any]:
-    """The values of a configuration that have no default."""
+    """The values of the fields that have no default."""
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if is_required(item)}
 
 
 def is_required(item: dataclasses.Field[Any]) -> bool:
-    """Whether a field of a configuration must be given."""
+    """Whether a field of a configuration has no default."""
     missing = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     return missing or (isinstance(item.default, str) and item.default == REQUIRED)

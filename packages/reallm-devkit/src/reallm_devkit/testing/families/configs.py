@@ -24,7 +24,7 @@ CHANGES: Mapping[str, tuple[Any, ...]] = {
     "embedding_multiplier": (3.0,), "residual_multiplier": (0.5,), "logit_multiplier": (0.5,), "attn_softcap": (20.0,),
     "logit_softcap": (15.0,), "attn_scale": (0.3,), "qkv_clip": (2.0,), "sliding_window": (3,),
 }  # fmt: skip
-"""Fields with other values, which are written and read again wherever the table can state them."""
+"""Fields with other values, which are written and read back wherever the table can state them."""
 
 
 @check()

@@ -17,7 +17,7 @@ from reallm_devkit.testing.families.closeness import MOST_LOGITS, largest, scale
 from reallm_devkit.testing.families.numbers import logits
 from reallm_devkit.testing.families.saving import load_theirs, save_ours
 from reallm_devkit.testing.families.subject import FamilySubject, network, run_packed
-from reallm_devkit.testing.folders import scratch
+from reallm_devkit.testing.scratch import scratch_folder
 
 
 @check(needs=[logits])
@@ -87,7 +87,7 @@ def critic(subject: FamilySubject) -> str:
     if not difference <= MOST_LOGITS * scale(expected):
         seen = f"they differ by up to {difference:.2g}"
         raise CheckFailed(f"scores of {architecture} within {MOST_LOGITS:.0e}", seen, subject.place(row), look_at)
-    with scratch() as folder:
+    with scratch_folder() as folder:
         save_ours(folder, family, ours, config_to_hf(family, config, subject.raw))
         again, mismatch = load_theirs(folder, architecture)
         if mismatch:

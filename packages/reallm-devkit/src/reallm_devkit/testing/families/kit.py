@@ -11,6 +11,7 @@ from reallm.errors import ConfigError, ReallmError
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 from reallm_devkit.testing.checks import Check, CheckFailed
+from reallm_devkit.testing.common_checks import description, light_import
 from reallm_devkit.testing.families import (
     configs,
     decoding,
@@ -26,7 +27,6 @@ from reallm_devkit.testing.families import (
 from reallm_devkit.testing.families.lines import TableLines, module_of
 from reallm_devkit.testing.families.subject import FamilySubject, own_classes
 from reallm_devkit.testing.kit import Kit
-from reallm_devkit.testing.offers import description, light_import
 from reallm_devkit.testing.report import Report
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class FamilyKit(Kit[FamilySubject]):
         others = [raw for name in rest if isinstance(raw := self._contents()[name], Mapping)] if case == first else None
         return FamilySubject(family, case, content, lines, self.checkpoint, modules, others)
 
-    def place(self, subject: FamilySubject) -> str:
+    def source_location(self, subject: FamilySubject) -> str:
         """The family's own layers: where one of them is wrong, torch may only find out later."""
         try:
             return own_classes(subject)

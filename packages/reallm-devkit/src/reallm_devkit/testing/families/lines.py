@@ -16,7 +16,7 @@ from reallm.hf.family import HFFamily
 from reallm.hf.standard import GATED_DECODER, QK_NORMS, decoder_rows
 from reallm.hf.tables.fields import FieldRow, Nested
 from reallm.hf.tables.weights import Ours, names_in
-from reallm_devkit.testing.source import shown
+from reallm_devkit.testing.source import display_path
 
 PARTS = ("embedding", "block", "head", "critic_head")
 """Parts of a `WeightTable`, in the order of the network."""
@@ -148,7 +148,7 @@ class TableLines:
     @cached_property
     def _file(self) -> str:
         file = None if self._module is None else inspect.getsourcefile(self._module)
-        return shown(file) if file else self.module
+        return display_path(file) if file else self.module
 
     @cached_property
     def _all(self) -> Numbered:

@@ -30,7 +30,7 @@ from reallm_devkit.testing.families.decoding import decode
 from reallm_devkit.testing.families.numbers import logits
 from reallm_devkit.testing.families.reference import hf_class, logits_of, packed, quiet, sequences
 from reallm_devkit.testing.families.subject import FamilySubject, run_packed
-from reallm_devkit.testing.folders import scratch
+from reallm_devkit.testing.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def save(subject: FamilySubject) -> str:
     """transformers loads what we save: the same logits bit for bit, and the same greedy tokens"""
     family, config = subject.family, subject.config
     for base, how in ((subject.raw, "with the config.json it came with"), (None, "with a new config.json")):
-        with scratch() as folder:
+        with scratch_folder() as folder:
             raw = config_to_hf(family, config, base, "float32")
             save_ours(folder, family, subject.ours, raw)
             again, mismatch = load_theirs(folder, subject.architecture)

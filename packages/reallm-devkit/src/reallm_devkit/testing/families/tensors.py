@@ -29,7 +29,7 @@ from reallm_devkit.testing.families.configs import default_config
 from reallm_devkit.testing.families.entries import check_entries, is_of, made_by
 from reallm_devkit.testing.families.reference import SEED, quiet
 from reallm_devkit.testing.families.subject import FamilySubject, network
-from reallm_devkit.testing.folders import scratch
+from reallm_devkit.testing.scratch import scratch_folder
 
 N_SUBSETS = 20
 
@@ -53,7 +53,7 @@ def table(subject: FamilySubject) -> str:
 @check(needs=[table])
 def names(subject: FamilySubject) -> str:
     """the table names exactly the tensors that transformers saves, each in one layer"""
-    with scratch() as folder, quiet():
+    with scratch_folder() as folder, quiet():
         subject.theirs.save_pretrained(folder)
         with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
             saved = set(file.keys())

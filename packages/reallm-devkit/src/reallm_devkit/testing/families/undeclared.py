@@ -53,7 +53,7 @@ def check_keys(subject: FamilySubject) -> None:
 
 
 def _has_effect(subject: FamilySubject, row: FieldRow) -> bool:
-    """Whether a key changes the model of transformers; also if there is no telling."""
+    """Whether a key changes the model of transformers; also if there is no recording."""
     samples = reference.sequences(subject.config.vocab_size, LENGTHS)
     shapes, before = _shapes(subject.theirs), behaviour_of(subject.theirs, samples)
     tried = False

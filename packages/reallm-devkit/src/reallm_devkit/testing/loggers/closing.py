@@ -1,4 +1,4 @@
-"""Checks of the end of a logger."""
+"""Checks of a logger's `close()`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from pathlib import Path
 
 from reallm_devkit.testing.checks import CheckFailed, check
-from reallm_devkit.testing.folders import scratch
-from reallm_devkit.testing.loggers.subject import LoggerSubject, part_of_a_run
-from reallm_devkit.testing.loggers.telling import steps
+from reallm_devkit.testing.loggers.recording import steps
+from reallm_devkit.testing.loggers.subject import LoggerSubject, run_records
+from reallm_devkit.testing.scratch import scratch_folder
 
 PATIENCE_S = 5.0
-"""How long threads and processes may take to end after `close()`."""
+"""How long threads and processes may run on after `close()`."""
 
 
 @check(needs=[steps])
 def close(subject: LoggerSubject) -> str:
     """`close()` releases its files, also if nothing was logged"""
-    with scratch() as folder:
-        with subject.opened(folder / "silent"):
+    with scratch_folder() as folder:
+        with subject.open(folder / "silent"):
             pass
-        subject.run(folder / "run", part_of_a_run(range(4)))
+        subject.run(folder / "run", run_records(range(4)))
         still_open = [path for path in _open_files() if path.is_relative_to(folder)]
     if still_open:
         seen = f"'{still_open[0].name}' is still open"
@@ -34,8 +34,8 @@ def close(subject: LoggerSubject) -> str:
 def background(subject: LoggerSubject) -> str:
     """no thread and no process of it runs on after `close()`"""
     threads, processes = set(threading.enumerate()), _children()
-    with scratch() as folder:
-        subject.run(folder / "run", part_of_a_run(range(4)))
+    with scratch_folder() as folder:
+        subject.run(folder / "run", run_records(range(4)))
         begin = time.monotonic()
         while True:
             left = [f"thread '{thread.name}'" for thread in set(threading.enumerate()) - threads]
@@ -50,19 +50,19 @@ def background(subject: LoggerSubject) -> str:
 
 
 def _open_files() -> list[Path]:
-    """Files that this process has open, where the system tells."""
+    """Files that this process has open; empty where there is no /proc."""
     found = []
     folder = Path("/proc/self/fd")
     for entry in folder.iterdir() if folder.is_dir() else ():
         try:
             found.append(entry.readlink())
-        except OSError:  # closed meanwhile: that of the listing itself
+        except OSError:  # closed meanwhile, such as the one of the listing itself
             continue
     return found
 
 
 def _children() -> set[int]:
-    """Processes that this one has started and that still run, where the system tells."""
+    """Running child processes; empty where there is no /proc."""
     children: set[int] = set()
     for file in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
         try:

@@ -1,4 +1,4 @@
-"""The kit for metric loggers: inputs, checks, and how it is called."""
+"""`LoggerKit`, the conformance kit for metric loggers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reallm.errors import ConfigError
 from reallm.plugins import registry
 from reallm.specs import LoggerSpec
 from reallm_devkit.testing.checks import Check
+from reallm_devkit.testing.common_checks import description, hook_location, light_import
 from reallm_devkit.testing.kit import Kit
-from reallm_devkit.testing.loggers import closing, continuing, telling
+from reallm_devkit.testing.loggers import closing, recording, resuming
 from reallm_devkit.testing.loggers.subject import Curves, LoggerSubject
-from reallm_devkit.testing.offers import description, hook_place, light_import
 from reallm_devkit.testing.report import Report
 from reallm_devkit.testing.source import reference_module
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 LOGGER_CHECKS: tuple[Check[Any], ...] = (
     description,
     light_import,
-    telling.construction,
-    telling.new_names,
-    telling.steps,
-    telling.names,
-    telling.values,
-    telling.inputs,
-    telling.run_folder,
+    recording.construction,
+    recording.new_names,
+    recording.steps,
+    recording.names,
+    recording.values,
+    recording.inputs,
+    recording.run_folder,
     closing.close,
     closing.background,
-    continuing.continues,
-    continuing.resume,
-    continuing.resume_anew,
-    continuing.moved,
-    continuing.killed,
-    continuing.torn_file,
+    resuming.continues,
+    resuming.resume,
+    resuming.resume_anew,
+    resuming.moved,
+    resuming.killed,
+    resuming.torn_file,
 )
-"""All promises of a logger."""
+"""The checks of a logger."""
 
 
 class LoggerKit(Kit[LoggerSubject]):
@@ -56,22 +56,24 @@ class LoggerKit(Kit[LoggerSubject]):
     checks: ClassVar[tuple[Check[Any], ...]] = LOGGER_CHECKS
 
     logger: ClassVar[str | LoggerSpec] = ""
-    """The name it is installed under, or the `LoggerSpec` itself, of one that is not installed yet."""
+    """The name it is installed under, or the `LoggerSpec` of one that is not installed yet."""
 
     def read(self, run_dir: Path) -> Curves | None:
-        """The metrics that the files in a run folder hold: step -> name -> value.
+        """Read the metrics from the files in a run folder: step -> name -> value.
 
-        Of several values of one name and step the last counts. A number that the format lacks may be None. Without
-        this method the kit compares files, which shows less.
+        The last of several values of one name and step counts. A number that the format cannot hold may be None.
+        Without this method the kit compares files, which finds fewer mistakes.
         """
         return None
 
     @classmethod
     def from_command(cls, offer: Offer, arguments: Sequence[str], checkpoint: Path | None) -> Self:
-        """The kit for `reallm plugins check my-logger`, which takes nothing more."""
+        """Make the kit for `reallm plugins check my-logger`."""
         if arguments or checkpoint is not None:
-            what = arguments[0] if arguments else "--checkpoint"
-            raise ConfigError(f"'{what}': a logger is checked without keys; write reallm plugins check {offer.name}")
+            argument = arguments[0] if arguments else "--checkpoint"
+            raise ConfigError(
+                f"'{argument}': a logger is checked without keys; write reallm plugins check {offer.name}"
+            )
         return cls.of(logger=offer.name)
 
     def title(self) -> str:
@@ -88,18 +90,18 @@ class LoggerKit(Kit[LoggerSubject]):
         """The module of the logger's class."""
         return reference_module(subject.spec.logger)
 
-    def place(self, subject: LoggerSubject) -> str:
-        """The class."""
+    def source_location(self, subject: LoggerSubject) -> str:
+        """The location of the logger's class."""
         return subject.at("")
 
     def subject(self, case: str) -> LoggerSubject:
-        """The logger, and how to read what it writes."""
+        """Make the subject."""
         if not self.logger:
             raise ConfigError(f"{type(self).__name__}: say which logger is to be checked: logger = 'my-logger'")
         return LoggerSubject(
             spec=self._offer().value if isinstance(self.logger, str) else self.logger,
             read=self.read,
-            table=hook_place(self._offer()) if isinstance(self.logger, str) else "the LoggerSpec",
+            table=hook_location(self._offer()) if isinstance(self.logger, str) else "the LoggerSpec",
             light_modules=(self._offer().plugin.module,) if isinstance(self.logger, str) else (),
         )
 
@@ -114,7 +116,7 @@ def check_logger(
     read: Callable[[Path], Curves | None] | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> Report:
-    """Check a logger, given as the attributes of `LoggerKit` are: `assert check_logger("csv").passed`.
+    """Check a logger; the arguments are the attributes of `LoggerKit`: `assert check_logger("csv").passed`.
 
     Raises:
         ReallmError: if no plugin offers it, or an argument is wrong.

@@ -1,4 +1,4 @@
-"""A logger under test: how it is made, what it is told, and what it has kept of that."""
+"""`LoggerSubject`, the logger under test, and the records that it logs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from reallm_devkit.testing.checks import CheckFailed
 from reallm_devkit.testing.source import reference_location
 
 Curves = Mapping[int, Mapping[str, float | None]]
-"""Step -> name -> value; None for a number that the format of the logger lacks."""
+"""Step -> name -> value; None for a number that the logger's format cannot hold."""
 
 Records = Sequence[tuple[int, Mapping[str, float]]]
-"""What a logger is told, in order."""
+"""Arguments of `log` calls, in order: step and metrics."""
 
 CONFIG: Mapping[str, Any] = {
     "name": "first-try",
@@ -27,10 +27,10 @@ CONFIG: Mapping[str, Any] = {
     "optimizer": {"lr": 2e-05, "warmup_steps": None},
     "loggers": ["jsonl", "tensorboard"],
 }
-"""The settings of a run, of every type that there is."""
+"""Settings of a run, with a value of every type that settings can have."""
 
 TOLERANCE = 1e-6
-"""Relative: some formats keep float32."""
+"""Relative; some formats store float32."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class LoggerSubject:
     """A logger, and how to read what it has written.
 
     Attributes:
-        spec: what the plugin returns.
-        read: the metrics in a run folder; None if that cannot be told.
-        table: where the plugin says so.
-        light_modules: imported to look at the plugin.
+        spec: the `LoggerSpec` that the plugin returns.
+        read: reads the metrics in a run folder; returns None if it cannot.
+        table: the location of the hook that returns the spec.
+        light_modules: modules that are imported to list the plugin.
     """
 
     spec: LoggerSpec
@@ -51,7 +51,7 @@ class LoggerSubject:
 
     @property
     def description(self) -> str:
-        """What the plugin says of the logger."""
+        """The plugin's description of the logger."""
         return self.spec.description
 
     @cached_property
@@ -61,59 +61,63 @@ class LoggerSubject:
 
     @property
     def can_resume(self) -> bool:
-        """Whether it wants to know that a run continues."""
+        """Whether it has a method `resume`."""
         return hasattr(self.cls, "resume")
 
     def at(self, method: str) -> str:
-        """Where the class defines a method, or is itself."""
+        """The location of a method, or of the class if it has no such method."""
         return reference_location(self.spec.logger, method)
 
     def make(self, run_dir: Path, config: Mapping[str, Any] | None = None) -> Any:
-        """A new logger, for a run folder that exists; its configuration is a copy of `CONFIG`, or the one given."""
+        """Create the run folder if needed and make a logger for it, with `config` or else a copy of `CONFIG`."""
         run_dir.mkdir(parents=True, exist_ok=True)
         return self.cls(run_dir, copy.deepcopy(dict(CONFIG)) if config is None else config)
 
     @contextmanager
-    def opened(self, run_dir: Path, resume: int | None = None) -> Iterator[Any]:
-        """A new logger, of a run that continues after step `resume`, which is closed in the end."""
+    def open(self, run_dir: Path, resume: int | None = None) -> Iterator[Any]:
+        """Make a logger, resumed after step `resume` if given, and close it at the end of the block."""
         logger = self.make(run_dir)
         try:
             if resume is not None and self.can_resume:
                 logger.resume(resume)
             yield logger
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is to be told
+            with suppress(Exception):  # the first error is the one to report
                 logger.close()
             raise
         logger.close()
 
     def run(self, run_dir: Path, records: Records, resume: int | None = None) -> None:
-        """A whole run, or a part of one that continues after step `resume`."""
-        with self.opened(run_dir, resume) as logger:
-            tell(logger, records)
+        """Log all records of a run, or of one that is resumed after step `resume`."""
+        with self.open(run_dir, resume) as logger:
+            log_records(logger, records)
 
     def check_read(self, run_dir: Path, records: Records, method: str, where: str = "") -> bool:
-        """Whether the run folder can be read. If so, it holds what was told, or the check fails for `method`."""
+        """Compare the metrics in the run folder with the records; False if they cannot be read.
+
+        Raises:
+            CheckFailed: they differ; points to `method` of the logger.
+        """
         found = self.read(run_dir)
         if found is None:
             return False
         different = difference(curves(records), found)
         if different:
-            expected, seen, place = different
-            raise CheckFailed(expected, seen, ", ".join(filter(None, (where, place))), self.at(method))
+            expected, seen, position = different
+            raise CheckFailed(expected, seen, ", ".join(filter(None, (where, position))), self.at(method))
         return True
 
 
-def tell(logger: Any, records: Records) -> None:
-    """Log all records, each as a mapping of its own."""
+def log_records(logger: Any, records: Records) -> None:
+    """Log all records, each as a new dict."""
     for step, metrics in records:
         logger.log(step, dict(metrics))
 
 
-def part_of_a_run(steps: Iterable[int]) -> Records:
-    """What a run logs of these steps: after each a loss, after every second an evaluation as well.
+def run_records(steps: Iterable[int]) -> Records:
+    """The records of these steps of a run: training metrics after each step, an evaluation after every second.
 
-    A step has the same values each time. All are exact in float32.
+    The values of a step are always the same, and exact in float32.
     """
     records: list[tuple[int, Mapping[str, float]]] = []
     for step in steps:
@@ -125,22 +129,22 @@ def part_of_a_run(steps: Iterable[int]) -> Records:
 
 
 def curves(records: Records) -> dict[int, dict[str, float | None]]:
-    """What is known of each step after all that was told."""
-    found: dict[int, dict[str, float | None]] = {}
+    """The metrics of each step after all records were logged."""
+    by_step: dict[int, dict[str, float | None]] = {}
     for step, metrics in records:
-        found.setdefault(step, {}).update(metrics)
-    return found
+        by_step.setdefault(step, {}).update(metrics)
+    return by_step
 
 
 def difference(expected: Curves, found: Curves) -> tuple[str, str, str] | None:
-    """What is expected, what is seen, and where; None if both hold the same. A step without metrics is none."""
-    expected, found = ({step: of for step, of in one.items() if of} for one in (expected, found))
+    """Expected, seen and where, for the first difference; None if there is none. Steps without metrics do not count."""
+    expected, found = ({step: metrics for step, metrics in curves.items() if metrics} for curves in (expected, found))
     if sorted(expected) != sorted(found):
-        return f"the steps {_listed(sorted(expected))}", f"the steps {_listed(sorted(found))}", ""
+        return f"the steps {_join(sorted(expected))}", f"the steps {_join(sorted(found))}", ""
     for step, metrics in expected.items():
         seen = found[step]
         if sorted(metrics) != sorted(seen):
-            return f"the metrics {_listed(sorted(metrics))}", f"the metrics {_listed(sorted(seen))}", f"step {step}"
+            return f"the metrics {_join(sorted(metrics))}", f"the metrics {_join(sorted(seen))}", f"step {step}"
         for name, value in metrics.items():
             if not _is_same(value, seen[name]):
                 return f"{value}", f"{seen[name]}", f"step {step}, metric '{name}'"
@@ -148,16 +152,16 @@ def difference(expected: Curves, found: Curves) -> tuple[str, str, str] | None:
 
 
 def _is_same(value: float | None, seen: float | None) -> bool:
-    if value is None or not math.isfinite(value):  # formats differ in what they have for these
+    if value is None or not math.isfinite(value):  # formats store these in different ways
         return seen is None or seen == value or math.isnan(seen)
     return seen is not None and math.isclose(value, seen, rel_tol=TOLERANCE)
 
 
-def _listed(items: Sequence[Any]) -> str:
+def _join(items: Sequence[Any]) -> str:
     shown = ", ".join(map(str, items[:8])) or "none"
     return f"{shown}, ... ({len(items)})" if len(items) > 8 else shown
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
+def folder_content(folder: Path) -> dict[str, bytes]:
+    """Relative path -> content of all files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

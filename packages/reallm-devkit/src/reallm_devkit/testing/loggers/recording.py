@@ -1,4 +1,4 @@
-"""Checks of what a logger takes, and of what it keeps of it."""
+"""Checks of `log`: which steps, names and values a logger accepts, and whether it records them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from reallm.experiments.run.loggers import is_installed
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
-from reallm_devkit.testing.folders import scratch
-from reallm_devkit.testing.loggers.subject import CONFIG, LoggerSubject, Records, content, part_of_a_run
+from reallm_devkit.testing.loggers.subject import CONFIG, LoggerSubject, Records, folder_content, run_records
+from reallm_devkit.testing.scratch import scratch_folder
 
 
 @check()
@@ -24,9 +24,9 @@ def construction(subject: LoggerSubject) -> str:
     lacking = [name for name in ("log", "close") if not callable(getattr(subject.cls, name, None))]
     if lacking:
         raise CheckFailed("methods log and close", f"no {' and no '.join(lacking)}", look_at=subject.at("__init__"))
-    with scratch() as folder:
+    with scratch_folder() as folder:
         subject.run(folder / "run", [(1, {"train/loss": 2.5})])
-        files = list(content(folder / "run"))
+        files = list(folder_content(folder / "run"))
     return f"{subject.cls.__qualname__}" + (f" writes {', '.join(files[:3])}" if files else "")
 
 
@@ -40,7 +40,7 @@ def new_names(subject: LoggerSubject) -> str:
         (4, {}),
         (5, {"train/lr": 0.25}),
     ]
-    return _told(subject, records)
+    return _log_and_read(subject, records)
 
 
 @check(needs=[new_names])
@@ -54,7 +54,7 @@ def steps(subject: LoggerSubject) -> str:
         (7, {"eval/loss": 3.75}),
         (1_000_000, {"train/loss": 1.5}),
     ]
-    return _told(subject, records)
+    return _log_and_read(subject, records)
 
 
 @check(needs=[new_names])
@@ -72,7 +72,7 @@ def names(subject: LoggerSubject) -> str:
         "a.b-c_d",
     )
     records: Records = [(step, {name: step + i / 4 for i, name in enumerate(odd)}) for step in (1, 2)]
-    return _told(subject, records)
+    return _log_and_read(subject, records)
 
 
 @check(needs=[new_names])
@@ -80,20 +80,20 @@ def values(subject: LoggerSubject) -> str:
     """it takes any number: NaN, infinities, whole, tiny and huge ones"""
     odd = (math.nan, math.inf, -math.inf, 0.0, -0.0, 3, -2, 1e-30, 3e30, 12_345_678.0)
     records: Records = [(step, {f"value/{i}": value for i, value in enumerate(odd)}) for step in (1, 2)]
-    return _told(subject, records)
+    return _log_and_read(subject, records)
 
 
 @check(needs=[steps])
 def run_folder(subject: LoggerSubject) -> str:
     """it writes into its run folder and nowhere else"""
-    with scratch() as folder, _only_here(folder):
-        subject.run(folder / "runs" / "run", part_of_a_run(range(4)))
-        written = content(folder)
+    with scratch_folder() as folder, _redirect_home_and_cwd(folder):
+        subject.run(folder / "runs" / "run", run_records(range(4)))
+        written = folder_content(folder)
     outside = [name for name in written if Path(name).parts[:2] != ("runs", "run")]
     if outside:
-        places = {"runs": "beside the run folder", "here": "in the working directory", "home": "in the home folder"}
-        place = places.get(Path(outside[0]).parts[0], "elsewhere")
-        seen = f"'{Path(*Path(outside[0]).parts[1:])}' {place}"
+        positions = {"runs": "beside the run folder", "cwd": "in the working directory", "home": "in the home folder"}
+        position = positions.get(Path(outside[0]).parts[0], "elsewhere")
+        seen = f"'{Path(*Path(outside[0]).parts[1:])}' {position}"
         raise CheckFailed("files in the run folder alone", seen, look_at=subject.at("__init__"))
     return f"{len(written)} file{'' if len(written) == 1 else 's'}, {sum(map(len, written.values())):,} bytes"
 
@@ -103,7 +103,7 @@ def inputs(subject: LoggerSubject) -> str:
     """it leaves the metrics and the configuration, which others are given too, as they are"""
     config, metrics = copy.deepcopy(dict(CONFIG)), {"train/loss": 2.5, "train/lr": 0.5}
     given = dict(metrics)
-    with scratch() as folder:
+    with scratch_folder() as folder:
         logger = subject.make(folder / "run", config)
         logger.log(1, given)
         logger.close()
@@ -114,23 +114,23 @@ def inputs(subject: LoggerSubject) -> str:
     return "metrics and configuration"
 
 
-def _told(subject: LoggerSubject, records: Records) -> str:
-    with scratch() as folder:
+def _log_and_read(subject: LoggerSubject, records: Records) -> str:
+    with scratch_folder() as folder:
         subject.run(folder / "run", records)
         is_read = subject.check_read(folder / "run", records, "log")
     n_values = sum(len(metrics) for _, metrics in records)
-    return f"{n_values} values told{' and read again' if is_read else ''}"
+    return f"{n_values} values logged{' and read back' if is_read else ''}"
 
 
 @contextmanager
-def _only_here(folder: Path) -> Iterator[None]:
-    """Have the working directory and the home folder be in `folder`, for a while."""
-    (folder / "here").mkdir()
+def _redirect_home_and_cwd(folder: Path) -> Iterator[None]:
+    """Set the working directory and the home folder to folders in `folder`, for a block."""
+    (folder / "cwd").mkdir()
     (folder / "home").mkdir()
     before = os.environ.get("HOME")
     os.environ["HOME"] = str(folder / "home")
     try:
-        with chdir(folder / "here"):
+        with chdir(folder / "cwd"):
             yield
     finally:
         if before is None:

@@ -1,4 +1,4 @@
-"""Checks that every kind of plugin shares: what it says of itself, and that looking at it costs nothing."""
+"""Checks that all kits share: a plugin has a description, and importing it is fast."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from reallm.plugins.loader import Offer
 
 HEAVY = ("torch", "transformers")
-"""What takes seconds to import, and `reallm --help` and `reallm plugins` do without."""
+"""Modules that take seconds to import, and that `reallm --help` and `reallm plugins` never import."""
 
 
-class Offered(Protocol):
-    """What these checks need to know of a subject."""
+class PluginSubject(Protocol):
+    """The attributes of a subject that these checks read."""
 
     @property
     def description(self) -> str:
-        """What the plugin says of itself."""
+        """The plugin's description of what it offers."""
 
     @property
     def table(self) -> str:
-        """Where it says so: a line of the plugin, or the name of what it returns."""
+        """The location of the description: a line of the plugin, or the name of the object it returns."""
 
     @property
     def light_modules(self) -> Sequence[str]:
-        """Modules that are imported to look at the plugin; none if it was given as a class."""
+        """Modules that are imported to list the plugin; empty if it was given as a class."""
 
 
 @check()
-def description(subject: Offered) -> str:
+def description(subject: PluginSubject) -> str:
     """`reallm plugins show` has one line that says what it is"""
     text = subject.description
     if not text.strip():
@@ -50,40 +50,47 @@ def description(subject: Offered) -> str:
 
 
 @check()
-def light_import(subject: Offered) -> str:
+def light_import(subject: PluginSubject) -> str:
     """looking at the plugin imports neither torch nor transformers"""
     if not subject.light_modules:
         raise Skipped("check it by the name it is installed under, or name its classes as 'module:Class'")
     for module in subject.light_modules:
-        found = _imported_with(module)
-        if found:
+        heavy = _heavy_imports(module)
+        if heavy:
             raise CheckFailed(
                 f"`import {module}` imports neither {' nor '.join(HEAVY)}",
-                f"it imports {' and '.join(found)}",
+                f"it imports {' and '.join(heavy)}",
                 look_at=f"the imports at the top of {module}; refer to heavy classes as 'module:Class'",
             )
     return f"{', '.join(subject.light_modules)} without {' and '.join(HEAVY)}"
 
 
-def hook_place(offer: Offer) -> str:
-    """Where a plugin says what it offers: `my_data/plugin.py:9 (reallm_datasets)`."""
+def hook_location(offer: Offer) -> str:
+    """The location of the hook that returns the offer: `my_data/plugin.py:9 (reallm_datasets)`."""
     hook = KINDS[offer.kind].hook
-    plugin = EntryPoint(offer.plugin.entries[0], offer.plugin.value, GROUP).load()  # imported before: it has an offer
+    plugin = EntryPoint(
+        offer.plugin.entries[0], offer.plugin.value, GROUP
+    ).load()  # already imported, since it has an offer
     return location(getattr(plugin, hook, plugin))
 
 
-def _imported_with(module: str) -> list[str]:
-    """Which of `HEAVY` another process has after importing `module`."""
+def _heavy_imports(module: str) -> list[str]:
+    """The modules of `HEAVY` that a new process has imported after importing `module`."""
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=same_path(), capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code],
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CheckFailed(f"`import {module}` works in a process of its own", reason, look_at=module)
-    return (done.stdout.splitlines() or [""])[-1].split()  # what the module itself prints comes before
+    return (done.stdout.splitlines() or [""])[-1].split()  # after whatever the module itself prints
 
 
-def same_path(**variables: str) -> dict[str, str]:
-    """The environment for another Python that imports from the same places."""
+def subprocess_environment(**variables: str) -> dict[str, str]:
+    """The environment of a Python subprocess that has the same `sys.path`, with `variables` set."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path), **variables}

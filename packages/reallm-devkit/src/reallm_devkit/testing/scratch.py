@@ -1,4 +1,4 @@
-"""Folders for the files that checks write."""
+"""Temporary folders for the files that checks write."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tempfile import mkdtemp
 PREFIX = "reallm-check-"
 
 
-class Folder:
-    """A new folder that is removed with this object."""
+class ScratchFolder:
+    """A new temporary folder, deleted when this object is garbage-collected."""
 
     def __init__(self) -> None:
         self.path = Path(mkdtemp(prefix=PREFIX)).resolve()
@@ -21,7 +21,7 @@ class Folder:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A new folder that is removed at the end of the block."""
-    folder = Folder()
+def scratch_folder() -> Iterator[Path]:
+    """A new temporary folder, deleted at the end of the block."""
+    folder = ScratchFolder()
     yield folder.path
