@@ -19,7 +19,7 @@ from reallm.errors import CheckpointError, ConfigError
 from reallm.hf.checkpoint_folder import read_hf_config
 from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.families import family_for
-from reallm.hf.conversion.slicing import read_slice, runs
+from reallm.hf.conversion.slicing import contiguous_runs, read_slice
 from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import GATED_DECODER
@@ -152,7 +152,7 @@ class TestOptions:
         family, config = opened(folders["gqa"])
         boxes = local_boxes(config, Layout.parse("tp2fsdp2"), 3)
         there = {name: torch.empty(box.shape, dtype=torch.float64) for name, box in boxes.items()}
-        read = read_boxes(folders["gqa"], family, config, boxes, onto=there).tensors
+        read = read_boxes(folders["gqa"], family, config, boxes, out=there).tensors
         whole = read_checkpoint(folders["gqa"], family, config)
         assert all(read[name] is there[name] for name in boxes)
         assert all(torch.equal(read[name], whole[name][box.slices].double()) for name, box in boxes.items())
@@ -247,6 +247,6 @@ def test_runs_have_each_element_once_and_in_order(dims: list[int], data: st.Data
     n = int(torch.Size(dims).numel())
     start, stop = sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))
     numbers = torch.arange(n).reshape(dims)
-    found = [(run.place, numbers[run.slices].flatten().tolist()) for run in runs(dims, start, stop)]
+    found = [(run.target, numbers[run.source].flatten().tolist()) for run in contiguous_runs(dims, start, stop)]
     assert [number for _, block in found for number in block] == list(range(start, stop))
     assert [number for place, _ in found for number in range(place.start, place.stop)] == list(range(stop - start))

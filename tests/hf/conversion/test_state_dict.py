@@ -11,11 +11,7 @@ from reallm.errors import CheckpointError, ConfigError
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.conversion.mapping import weight_mappings
 from reallm.hf.conversion.state_dict import (
-    block_hf_names,
-    embedding_hf_names,
-    head_hf_names,
     hf_names,
-    layer_hf_names,
     state_dict_from_hf,
     state_dict_to_hf,
 )
@@ -44,7 +40,7 @@ def test_names_shapes_and_order_are_those_of_transformers(name):
     if config.tied_embeddings:
         del theirs["lm_head.weight"]
     shapes = parameter_shapes(config)
-    ours = {holding.theirs[0]: shapes[holding.ours[0]] for holding in weight_mappings(family, config)}
+    ours = {mapping.hf_names[0]: shapes[mapping.parameters[0]] for mapping in weight_mappings(family, config)}
     assert list(ours.items()) == list(theirs.items())
 
 
@@ -52,24 +48,25 @@ def test_names_of_a_critic_are_those_of_transformers():
     family, config = family_and_config("gqa", is_critic=True)
     model = hf_model(config_to_hf(family, config))
     assert list(hf_names(family, config)) == list(model.state_dict())
-    assert head_hf_names(family, config) == ["model.norm.weight", "score.weight"]
+    assert hf_names(family, config, config.n_layers + 1) == ["model.norm.weight", "score.weight"]
 
 
 def test_names_per_layer():
     family, config = family_and_config("attention-bias")
-    assert embedding_hf_names(family, config) == ["model.embed_tokens.weight"]
-    assert head_hf_names(family, config) == ["model.norm.weight", "lm_head.weight"]
-    assert block_hf_names(family, config, 1)[:3] == [
+    assert hf_names(family, config, 0) == ["model.embed_tokens.weight"]
+    assert hf_names(family, config, config.n_layers + 1) == ["model.norm.weight", "lm_head.weight"]
+    assert hf_names(family, config, 2)[:3] == [
         "model.layers.1.self_attn.q_proj.weight",
         "model.layers.1.self_attn.q_proj.bias",
         "model.layers.1.self_attn.k_proj.weight",
     ]
-    parts = [layer_hf_names(family, config, layer) for layer in range(config.n_layers + 2)]
+    parts = [hf_names(family, config, layer) for layer in range(config.n_layers + 2)]
     assert [name for part in parts for name in part] == list(hf_names(family, config))
 
 
 def test_a_tied_head_has_only_its_norm():
-    assert head_hf_names(*family_and_config("tied")) == ["model.norm.weight"]
+    family, config = family_and_config("tied")
+    assert hf_names(family, config, config.n_layers + 1) == ["model.norm.weight"]
 
 
 @given(st.data(), st.booleans(), st.booleans())

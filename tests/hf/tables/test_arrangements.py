@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError, PluginError
 from reallm.hf.conversion.mapping import weight_mappings
-from reallm.hf.conversion.state_dict import block_hf_names, hf_names, state_dict_from_hf, state_dict_to_hf
+from reallm.hf.conversion.state_dict import hf_names, state_dict_from_hf, state_dict_to_hf
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import GATED_DECODER
 from reallm.hf.tables import Source, Transposed, WeightTable, fused, transposed
@@ -99,7 +99,7 @@ def test_a_tensor_for_each_expert():
     theirs = state_dict_to_hf(ONE_BY_ONE, state, MOE)
     for expert in range(3):
         assert torch.equal(theirs[f"h.0.experts.{expert}.up.weight"], state[f"{BLOCK}mlp.experts.up.weight"][expert])
-    assert block_hf_names(ONE_BY_ONE, MOE, 1)[-9:] == [
+    assert hf_names(ONE_BY_ONE, MOE, 2)[-9:] == [
         f"h.1.experts.{expert}.{name}.weight" for name in ("gate", "up", "down") for expert in range(3)
     ]
 
@@ -128,9 +128,9 @@ FAMILIES = {
 def test_any_subset_there_and_back_is_the_same_bit_for_bit(name, data):
     of_name, config = FAMILIES[name]
     state, found = ours(config), weight_mappings(of_name, config)
-    chosen = {ours for item in data.draw(st.lists(st.sampled_from(found))) for ours in item.ours}
+    chosen = {name for item in data.draw(st.lists(st.sampled_from(found))) for name in item.parameters}
     there = state_dict_to_hf(of_name, {key: state[key] for key in chosen}, config)
-    assert all(there.like(key).shape == tensor.shape for key, tensor in there.items())
+    assert all(there.meta_tensor(key).shape == tensor.shape for key, tensor in there.items())
     back = state_dict_from_hf(of_name, there, config)
     assert back.keys() == chosen
     assert all(torch.equal(back[key], state[key]) and back[key].is_contiguous() for key in chosen)

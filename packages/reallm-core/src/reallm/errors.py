@@ -7,7 +7,7 @@ without a traceback, and exits with code 2. A broken invariant of our own is an 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ReallmError(Exception):
@@ -52,3 +52,10 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """`"; did you mean 'llama'?"`, or an empty string if no option is similar."""
     similar = nearest(name, options)
     return f"; did you mean '{similar}'?" if similar else ""
+
+
+def quoted(names: Sequence[str], at_most: int | None = None) -> str:
+    """Names as errors show them: `'a', 'b'`; with `at_most=2`, `'a', 'b' and 7 more`."""
+    shown = ", ".join(f"'{name}'" for name in names[:at_most])
+    n_more = 0 if at_most is None else len(names) - at_most
+    return f"{shown} and {n_more} more" if n_more > 0 else shown

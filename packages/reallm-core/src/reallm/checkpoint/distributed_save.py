@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reallm.atomic_files import AnyPath, atomic_folder
 from reallm.checkpoint.file_plan import File, assign_writers, plan_files, write_rounds
-from reallm.checkpoint.save import ExportOptions, is_no_part, write_file, write_index, write_small_files
+from reallm.checkpoint.save import ExportOptions, is_unrelated_file, write_file, write_index, write_small_files
 from reallm.errors import DataError
 from reallm.hf.conversion.mapping import weight_mappings
 from reallm.hf.family import HFFamily
@@ -91,14 +91,14 @@ class ShardedExport(ExportOptions):
         tensors = [
             TensorToWrite(
                 name,
-                mapping.shape,
-                self.dtype or source_dtypes[mapping.ours[0]],
-                source_dtypes[mapping.ours[0]],
-                tuple(zip(mapping.ours, mapping.boxes_in(item), strict=True)),
-                mapping.joined,
+                mapping.hf_shape,
+                self.dtype or source_dtypes[mapping.parameters[0]],
+                source_dtypes[mapping.parameters[0]],
+                tuple(zip(mapping.parameters, mapping.boxes_in(item), strict=True)),
+                mapping.pack,
             )
             for mapping in weight_mappings(self.family, self.config)
-            for item, name in enumerate(mapping.theirs)
+            for item, name in enumerate(mapping.hf_names)
         ]
         write_tensors_distributed(
             folder, self.mesh, tensors, boxes, self.local_tensors, max_shard_size=self.max_shard_size
@@ -115,7 +115,7 @@ def write_distributed(folder: AnyPath, export: ShardedExport) -> None:
     """
     if not export.mesh.is_member:
         return
-    with atomic_folder_distributed(folder, export.mesh, keep=is_no_part) as new:
+    with atomic_folder_distributed(folder, export.mesh, keep=is_unrelated_file) as new:
         export.write_into(new)
 
 

@@ -1,12 +1,12 @@
-"""Checkpoint folders of safetensors files: what is in them, checked before a tensor is read, and the tensors.
+"""Parameters read from a checkpoint folder of safetensors files, which is checked before a tensor is read.
 
-Tensors are views of the file, mapped privately: nothing is copied until it is written to, and writing to a tensor never
-reaches the file.
+Tensors are views of the memory-mapped file (copy-on-write): nothing is copied until it is written to, and writing to a
+tensor never reaches the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reallm.checkpoint.reader import DTYPES, Checkpoint, _some, open_checkpoint
-from reallm.errors import CheckpointError
+from reallm.checkpoint.reader import DTYPES, Checkpoint, open_checkpoint
+from reallm.errors import CheckpointError, quoted
 from reallm.hf.checkpoint_folder import read_hf_config
 from reallm.hf.conversion.config import has_critic_head
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
-from reallm.hf.conversion.state_dict import refuse_untied_head, unused_names
+from reallm.hf.conversion.state_dict import check_tied_head, unused_head_names
 from reallm.hf.family import HFFamily
-from reallm.hf.tables.weights import stored
+from reallm.hf.tables.weights import as_source
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_weight_name
 from reallm.model.parameters import parameter_shapes
@@ -29,47 +29,16 @@ from reallm.model.sharding import Box
 from reallm.model.transformer import initial_weight
 
 
-def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> list[WeightMapping]:
-    """What to read of a checkpoint, after checking that it fits `config`.
-
-    The head of a critic is not among it if the checkpoint is that of a language model.
-
-    Raises:
-        CheckpointError: missing or unexpected tensors, or wrong shapes or types; names them.
-        PluginError: the family's table is wrong.
-    """
-    found = list(weight_mappings(family, config))
-    if config.is_critic and not has_critic_head(family, read_hf_config(checkpoint.folder)):
-        head = head_weight_name(config)
-        found = [holding for holding in found if head not in holding.ours]
-    _check_names(checkpoint, family, {name for item in found for name in item.theirs}, unused_names(family, config))
-    for holding in found:
-        wanted = holding.shape  # the same for all experts
-        for theirs in holding.theirs:
-            info = checkpoint.infos[theirs]
-            if info.dtype not in DTYPES:
-                raise CheckpointError(
-                    f"{info.file}: tensor '{theirs}' has dtype {info.dtype}; supported are {', '.join(DTYPES)}: "
-                    "dequantize or convert the checkpoint"
-                )
-            if info.shape != wanted:
-                raise CheckpointError(
-                    f"{info.file}: tensor '{theirs}' has shape {list(info.shape)}, but config.json asks for "
-                    f"{list(wanted)}; they belong to different models"
-                )
-    return found
-
-
 def read_checkpoint(
     folder: str | Path, family: HFFamily, config: ReaLModelConfig, wanted: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Whole parameters by our names, in the types they are stored in; see `read_boxes`.
+    """Whole parameters under our names, in their stored dtypes; see `read_boxes`.
 
     Args:
         folder: with `config.json` and safetensors files.
         family: whose names the tensors have.
         config: the architecture that they must fit.
-        wanted: our names of the parameters to read; None reads all. A critic's head that the checkpoint does not have,
+        wanted: names of the parameters to read; None reads all. A critic's head that the checkpoint does not have,
             because it is that of a language model, is left out.
 
     Raises:
@@ -83,14 +52,14 @@ def read_checkpoint(
 
 @dataclass(frozen=True)
 class LoadedBoxes:
-    """Parts of the parameters in a checkpoint."""
+    """Boxes of a checkpoint's parameters."""
 
     tensors: dict[str, Tensor]
     """By our names."""
     bytes_read: int
-    """Of the files' tensors: those of the parts, each once."""
+    """Bytes of the files' tensors that the boxes need, each counted once."""
     stored_dtypes: frozenset[torch.dtype]
-    """The types in which the checkpoint has the parameters, these and all others."""
+    """The dtypes of all parameters in the checkpoint, read or not."""
 
 
 def read_boxes(
@@ -101,84 +70,111 @@ def read_boxes(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    onto: Mapping[str, Tensor] | None = None,
+    out: Mapping[str, Tensor] | None = None,
     seed: int | None = None,
 ) -> LoadedBoxes:
-    """A part of each of some parameters; nothing else in the files is read but their headers.
+    """One box of each of some parameters; of the rest of the files only headers are read.
 
-    On the CPU and in the stored type, a part that lies together in the file is a view of it (see the top of this
-    module), so that it is read when it is used. A disk reads whole pages: where a part takes some columns of every
-    row, what passes through the page cache may be more.
+    On the CPU and in the stored dtype, a box that is contiguous in the file is a view of it (see the top of this
+    module), read when it is used. A disk reads whole pages: where a box has some columns of every row, more than
+    `bytes_read` may pass through the page cache.
 
     Args:
         folder: with `config.json` and safetensors files.
         family: whose names the tensors have.
         config: the architecture that they must fit.
-        boxes: our names of the parameters and which part of each, in coordinates of the whole.
+        boxes: parameter -> the box of it to read, in coordinates of the whole parameter.
         dtype: of the results; None: that of the file.
         device: of the results.
-        onto: tensors, of the shapes of the parts, that take them; they are then the result, as they are.
-        seed: from which a critic's head is drawn that the checkpoint does not have, because it is that of a language
+        out: tensors of the boxes' shapes to copy into, which keep their dtype and device; they are then the result.
+        seed: of the generator for a critic's head that the checkpoint does not have, because it is that of a language
             model; None leaves it out.
 
     Raises:
-        CheckpointError: what is wrong with the folder, and what to do about it. What the headers tell is found by all
-            who read the folder, whatever they read of it.
+        CheckpointError: what is wrong with the folder, and what to do about it. Errors in headers are found by every
+            rank that reads the folder, whichever boxes it reads.
         PluginError: the family's table is wrong.
     """
     checkpoint = with_prefix(open_checkpoint(folder), family)
-    tensors, bytes_read, dtypes = dict[str, Tensor](), 0, set[torch.dtype]()
+    mappings = check_against_config(checkpoint, family, config)
+    tensors, bytes_read = dict[str, Tensor](), 0
 
-    def put(name: str, part: Tensor) -> None:
-        if onto is None:
-            tensors[name] = part.to(device, dtype)
+    def put(name: str, tensor: Tensor) -> None:
+        if out is None:
+            tensors[name] = tensor.to(device, dtype)
         else:
             with torch.no_grad():
-                tensors[name] = onto[name].copy_(part)
+                tensors[name] = out[name].copy_(tensor)
 
-    found = check_against_config(checkpoint, family, config)
     if EMBEDDING_WEIGHT in boxes:
-        bytes_read += _refuse_untied_head(checkpoint, family, config, boxes[EMBEDDING_WEIGHT])
-    for holding in found:
-        dtypes |= {DTYPES[checkpoint.infos[theirs].dtype] for theirs in holding.theirs}
-        their_tensor = partial(_numbered, checkpoint, holding.theirs)
-        for name in holding.ours:
+        bytes_read += _check_tied_head(checkpoint, family, config, boxes[EMBEDDING_WEIGHT])
+    for mapping in mappings:
+        hf_tensor = partial(_nth_tensor, checkpoint, mapping.hf_names)
+        for name in mapping.parameters:
             if name in boxes:
-                part = holding.part(name, boxes[name], their_tensor)
-                put(name, part.tensor)
-                bytes_read += part.bytes_read
+                read = mapping.read_box(name, boxes[name], hf_tensor)
+                put(name, read.tensor)
+                bytes_read += read.bytes_read
     for name in boxes.keys() - tensors.keys():  # at most the scalar head of a new critic
         if seed is not None:
-            whole = initial_weight(name, torch.Size(parameter_shapes(config)[name]), config, seed)
-            put(name, whole[boxes[name].slices])
+            head = initial_weight(name, torch.Size(parameter_shapes(config)[name]), config, seed)
+            put(name, head[boxes[name].slices])
+    dtypes = {DTYPES[checkpoint.infos[name].dtype] for mapping in mappings for name in mapping.hf_names}
     return LoadedBoxes(tensors, bytes_read, frozenset(dtypes))
 
 
+def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> list[WeightMapping]:
+    """Check that a checkpoint fits `config`, by its headers, and return the mappings to read.
+
+    The head of a critic is not among them if the checkpoint is that of a language model.
+
+    Raises:
+        CheckpointError: missing or unexpected tensors, or wrong shapes or dtypes; names them.
+        PluginError: the family's table is wrong.
+    """
+    mappings = list(weight_mappings(family, config))
+    if config.is_critic and not has_critic_head(family, read_hf_config(checkpoint.folder)):
+        head = head_weight_name(config)
+        mappings = [mapping for mapping in mappings if head not in mapping.parameters]
+    expected = {name for mapping in mappings for name in mapping.hf_names}
+    _check_names(checkpoint, family, expected, unused_head_names(family, config))
+    for mapping in mappings:
+        shape = mapping.hf_shape  # the same for all experts
+        for name in mapping.hf_names:
+            info = checkpoint.infos[name]
+            if info.dtype not in DTYPES:
+                raise CheckpointError(
+                    f"{info.file}: tensor '{name}' has dtype {info.dtype}; supported are {', '.join(DTYPES)}: "
+                    "dequantize or convert the checkpoint"
+                )
+            if info.shape != shape:
+                raise CheckpointError(
+                    f"{info.file}: tensor '{name}' has shape {list(info.shape)}, but config.json asks for "
+                    f"{list(shape)}; they belong to different models"
+                )
+    return mappings
+
+
 def with_prefix(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
-    """The checkpoint with the beginning of names that some of the family lack."""
+    """The checkpoint with the family's `optional_prefix` before the names of its tensors, where the files lack it."""
     prefix = family.weights.optional_prefix
     if not prefix or any(name.startswith(prefix) for name in checkpoint):
         return checkpoint
-    # the head stands beside what the prefix is the name of
-    own = {
-        stored(theirs).name for part in (family.weights.head, family.weights.critic_head) for theirs in part.values()
-    }
-    beside = tuple(name for name in own if not name.startswith(prefix))
-    names = {name if name.startswith(beside) else prefix + name: name for name in checkpoint}
-    infos = {long: checkpoint.infos[name] for long, name in names.items()}
-    return Checkpoint(checkpoint.folder, infos, checkpoint._files, names)
+    # The head's modules are not under the prefix: `transformer.h.0...`, but `lm_head`.
+    head_entries = (*family.weights.head.values(), *family.weights.critic_head.values())
+    head_modules = {as_source(entry).name for entry in head_entries}
+    without_prefix = tuple(name for name in head_modules if not name.startswith(prefix))
+    return checkpoint.renamed({name if name.startswith(without_prefix) else prefix + name: name for name in checkpoint})
 
 
-def _check_names(checkpoint: Checkpoint, family: HFFamily, wanted: set[str], unused: set[str]) -> None:
-    missing = [name for name in wanted if name not in checkpoint]
-    extra = [
-        name for name in checkpoint if name not in wanted and name not in unused and not family.weights.is_ignored(name)
-    ]
+def _check_names(checkpoint: Checkpoint, family: HFFamily, expected: Set[str], unused: Set[str]) -> None:
+    missing = sorted(expected - checkpoint.keys())
+    extra = sorted(name for name in checkpoint.keys() - expected - unused if not family.weights.is_ignored(name))
     faults = []
     if missing:
-        faults.append(f"lacks {_some(sorted(missing))}")
+        faults.append(f"lacks {quoted(missing, 3)}")
     if extra:
-        faults.append(f"has {_some(sorted(extra))} too many")
+        faults.append(f"has {quoted(extra, 3)} too many")
     if faults:
         raise CheckpointError(
             f"{checkpoint.folder}: compared with config.json the checkpoint {' and '.join(faults)}; "
@@ -186,12 +182,12 @@ def _check_names(checkpoint: Checkpoint, family: HFFamily, wanted: set[str], unu
         )
 
 
-def _numbered(checkpoint: Checkpoint, names: tuple[str, ...], item: int) -> Tensor:
-    return checkpoint[names[item]]
+def _nth_tensor(checkpoint: Checkpoint, names: tuple[str, ...], index: int) -> Tensor:
+    return checkpoint[names[index]]
 
 
-def _refuse_untied_head(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig, box: Box) -> int:
+def _check_tied_head(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig, box: Box) -> int:
     try:
-        return refuse_untied_head(family, checkpoint, config, box)
+        return check_tied_head(family, checkpoint, config, box)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error

@@ -1,4 +1,4 @@
-"""Open a folder of safetensors files: what tensors there are, in which file, and their slices."""
+"""Opens a folder of safetensors files: which tensors there are and in which file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from reallm.errors import CheckpointError
+from reallm.errors import CheckpointError, quoted
 from reallm.hf.file_names import INDEX_NAME, WEIGHTS_NAME
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types of tensors that are read, by their names in safetensors files."""
-
+"""Dtypes that parameters may have, by their names in safetensors files."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
 _CONVERT = (
     "convert them once, on a machine that trusts their source: "
     "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) of transformers"
@@ -30,7 +27,7 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file's header says of a tensor. `dtype` is the name safetensors gives it, such as "BF16"."""
+    """A tensor by its file's header. `dtype` is safetensors' name for it, such as "BF16"."""
 
     file: Path
     dtype: str
@@ -39,16 +36,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a folder under their own names; each is a view of its file, read when it is used."""
+    """The tensors of a folder by name; each is a view of its memory-mapped file, read when it is used."""
 
     folder: Path
     infos: Mapping[str, TensorInfo]
     _files: Mapping[Path, Any] = field(repr=False)
-    _spellings: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Names that are others in the files."""
+    _names_in_files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Name -> the tensor's name in its file, where that is another."""
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._files[self.infos[name].file].get_tensor(self._spellings.get(name, name))
+        tensor = self._files[self.infos[name].file].get_tensor(self._names_in_files.get(name, name))
         assert isinstance(tensor, Tensor)
         return tensor
 
@@ -61,15 +58,21 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.infos)
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors under other names: new name -> present name."""
+        infos = {new: self.infos[name] for new, name in names.items()}
+        in_files = {new: self._names_in_files.get(name, name) for new, name in names.items()}
+        return Checkpoint(self.folder, infos, self._files, in_files)
+
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Map the safetensors files of a folder; reads their headers only.
+    """Memory-map the safetensors files of a folder; only their headers are read.
 
     Raises:
         CheckpointError: no safetensors files, a broken one, or an index that does not fit them.
     """
     folder = Path(folder)
-    # As in transformers, a single file comes before an index.
+    # As in transformers, a single file takes precedence over an index.
     if (folder / WEIGHTS_NAME).exists():
         indexed: dict[str, str] = {}
         file_names = [WEIGHTS_NAME]
@@ -78,8 +81,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         file_names = list(dict.fromkeys(indexed.values()))
     else:
         raise CheckpointError(_why_no_weights(folder))
-    files = {folder / name: _open(folder / name) for name in file_names}
-    headers = {path: _infos(path, file) for path, file in files.items()}
+    files = {folder / name: _open_file(folder / name) for name in file_names}
+    headers = {path: _tensor_infos(path, file) for path, file in files.items()}
     infos = {name: info for header in headers.values() for name, info in header.items()}
     for name, file_name in indexed.items():
         if name not in headers[folder / file_name]:
@@ -89,7 +92,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor -> name of the file that holds it; the names lead to existing files of this folder and nowhere else."""
+    """Tensor -> name of the file that holds it, an existing file directly in this folder."""
     path = folder / INDEX_NAME
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -108,30 +111,24 @@ def _read_index(folder: Path) -> dict[str, str]:
             raise CheckpointError(f"{path}: tensor '{name}' is in '{file_name}', not a safetensors file; {_CONVERT}")
     missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})
     if missing:
-        raise CheckpointError(f"{path} names {_some(missing)}, not in the folder; download or copy the rest")
+        raise CheckpointError(f"{path} names {quoted(missing, 3)}, not in the folder; download or copy the rest")
     return weight_map
 
 
 def _why_no_weights(folder: Path) -> str:
     pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
     if pickles:
-        return f"{folder} holds weights only as pickle files ({_some(pickles)}), which can run code; {_CONVERT}"
+        return f"{folder} holds weights only as pickle files ({quoted(pickles, 3)}), which can run code; {_CONVERT}"
     return f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}: it is not a complete checkpoint"
 
 
-def _open(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); download or copy it again") from error
 
 
-def _infos(path: Path, file: Any) -> dict[str, TensorInfo]:
+def _tensor_infos(path: Path, file: Any) -> dict[str, TensorInfo]:
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    return {name: TensorInfo(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-
-
-def _some(names: list[str]) -> str:
-    """A few of many names: `'a', 'b', 'c' and 7 more`."""
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    return {name: TensorInfo(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}

@@ -1,6 +1,6 @@
-"""What each tensor of a checkpoint holds: a family's table applied to one configuration, and checked.
+"""Which parameters each tensor of a checkpoint holds: a family's `WeightTable`, applied to a configuration and checked.
 
-holdings(family, config)  ->  for each tensor: our parameters in it, and how
+weight_mappings(family, config) -> for each HF tensor: the parameters in it, and how they are arranged
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from reallm.errors import ConfigError, PluginError, did_you_mean
+from reallm.errors import ConfigError, PluginError, did_you_mean, quoted
 from reallm.hf.conversion.families import describe_family
 from reallm.hf.conversion.slicing import SliceRead, read_slice
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Transposed
-from reallm.hf.tables.weights import Ours, Part, names_in, stored
+from reallm.hf.tables.weights import Entries, ModuleKey, as_source, names_in
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.parameter_names import layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
 
 EACH = "{each}"
-
+"""In the name of an HF tensor: the number of the item along dim 0 of the parameters, such as the expert."""
 
 CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "positions": ("learned_positions",),
@@ -46,102 +46,104 @@ CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "norm": ("final_norm",),
     "out": ("tied_embeddings",),
 }
-"""Modules that a network may or may not have -> the fields of `ReaLModelConfig` that decide."""
-
+"""Modules that only some networks have -> the fields of `ReaLModelConfig` that decide."""
 
 STANDARD_MODULES = CONTROLLED_BY.keys() | {"tokens", "attn.q", "attn.k", "attn.v", "attn.o"}
-"""Modules with parameters that the core's own layers have, in one configuration or another."""
+"""Modules with parameters of the core's layers, over all configurations."""
 
 
 @dataclass(frozen=True)
 class WeightMapping:
-    """Tensors of a checkpoint and the parameters of ours that they hold, which are read and written together.
+    """HF tensors and the parameters that they hold; the parameters are read and written together.
 
-    It is one tensor, or one for each item along the first dim of ours.
+    It is one HF tensor, or, if `is_stacked`, one for each item along dim 0 of the parameters.
     """
 
     layer: int
     """0 is the embedding, n+1 the head."""
-    ours: tuple[str, ...]
-    theirs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    """Names of our parameters."""
+    hf_names: tuple[str, ...]
+    """Names of the HF tensors."""
     shapes: tuple[Shape, ...]
-    """Of ours."""
+    """Shapes of the parameters."""
     arrangement: Arrangement
     config: ReaLModelConfig
-    is_stack: bool = False
-    """Whether each of their tensors is one item along the first dim of ours."""
+    is_stacked: bool = False
+    """Whether each HF tensor is one item along dim 0 of the parameters, such as one expert."""
 
     @property
     def is_renaming(self) -> bool:
-        """Whether their tensor is our parameter under another name."""
-        return len(self.theirs) == 1 and not self.is_stack and isinstance(self.arrangement, Same)
+        """Whether the HF tensor is the parameter under another name."""
+        return len(self.hf_names) == 1 and not self.is_stacked and isinstance(self.arrangement, Same)
 
     @property
-    def shape(self) -> Shape:
-        """The shape of each of their tensors."""
+    def hf_shape(self) -> Shape:
+        """The shape of each HF tensor."""
         return self.arrangement.shape(self._item_shapes, self._kind, self.config)
 
     def to_hf(self, state: Mapping[str, Tensor], item: int) -> Tensor:
-        """Their tensor number `item`, made from ours; not a copy if it is a renaming."""
+        """HF tensor number `item`, made from the parameters in `state`; not a copy if it is a renaming."""
         if self.is_renaming:
-            return state[self.ours[0]]
+            return state[self.parameters[0]]
         boxes = self.boxes_in(item)
-        return self.joined([state[name][box.slices] for name, box in zip(self.ours, boxes, strict=True)])
+        return self.pack([state[name][box.slices] for name, box in zip(self.parameters, boxes, strict=True)])
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """One of their tensors, made from what it holds of each of ours: `parts_of` it."""
+    def pack(self, parts: Sequence[Tensor]) -> Tensor:
+        """One HF tensor, made from the box of each parameter that it holds (`boxes_in`)."""
         if isinstance(self.arrangement, Same):
-            return parts[0].reshape(self.shape)
-        theirs = parts[0].new_empty(self.shape)
-        for view, part in zip(self._views(theirs), parts, strict=True):
+            return parts[0].reshape(self.hf_shape)
+        hf_tensor = parts[0].new_empty(self.hf_shape)
+        for view, part in zip(self._views(hf_tensor), parts, strict=True):
             view.copy_(part.reshape(view.shape))
-        return theirs
+        return hf_tensor
 
     def boxes_in(self, item: int) -> list[Box]:
-        """The part of each of ours that their tensor number `item` holds."""
+        """The box of each parameter that HF tensor number `item` holds."""
         boxes = [Box.whole(shape) for shape in self.shapes]
-        return [box.narrowed(0, item, item + 1) for box in boxes] if self.is_stack else boxes
+        return [box.narrowed(0, item, item + 1) for box in boxes] if self.is_stacked else boxes
 
-    def from_hf(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Ours, made from all of their tensors; views of theirs where the numbers lie together."""
+    def from_hf(self, hf_tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters, made from all of the HF tensors; views where their elements are contiguous there."""
         if self.is_renaming:
-            return {self.ours[0]: tensors[0]}
+            return {self.parameters[0]: hf_tensors[0]}
         return {
-            name: self.part(name, Box.whole(shape), tensors.__getitem__).tensor
-            for name, shape in zip(self.ours, self.shapes, strict=True)
+            name: self.read_box(name, Box.whole(shape), hf_tensors.__getitem__).tensor
+            for name, shape in zip(self.parameters, self.shapes, strict=True)
         }
 
-    def part(self, name: str, box: Box, tensor: Callable[[int], Tensor]) -> SliceRead:
-        """The part `box` of a parameter of ours.
+    def read_box(self, parameter: str, box: Box, hf_tensor: Callable[[int], Tensor]) -> SliceRead:
+        """A box of one parameter.
 
         Args:
-            name: of ours.
+            parameter: its name.
             box: in coordinates of the whole parameter.
-            tensor: gives their tensor of a number; only those are asked for of which something is needed.
+            hf_tensor: gives the HF tensor of a number; called only for tensors that `box` needs.
         """
-        place = self.ours.index(name)
-        shape = self._item_shapes[place]
-        if not self.is_stack:
-            return read_slice(self._views(tensor(0))[place], shape, box)
+        index = self.parameters.index(parameter)
+        shape = self._item_shapes[index]
+        if not self.is_stacked:
+            return read_slice(self._views(hf_tensor(0))[index], shape, box)
         if not box.numel:
-            return SliceRead(tensor(0).new_empty(box.shape), 0)
-        of_item = Box(box.starts[1:], box.stops[1:])
+            return SliceRead(hf_tensor(0).new_empty(box.shape), 0)
+        box_of_item = Box(box.starts[1:], box.stops[1:])
         items = [
-            read_slice(self._views(tensor(item))[place], shape, of_item) for item in range(box.starts[0], box.stops[0])
+            read_slice(self._views(hf_tensor(item))[index], shape, box_of_item)
+            for item in range(box.starts[0], box.stops[0])
         ]
         return SliceRead(torch.stack([item.tensor for item in items]), sum(item.bytes_read for item in items))
 
-    def fault(self) -> str | None:
-        """What is wrong with the arrangement: numbers of theirs that are no parameter's, or several parameters'."""
+    def arrangement_error(self) -> str | None:
+        """Why the arrangement has no inverse: HF numbers that are in no parameter, or in several; None if it has."""
         if isinstance(self.arrangement, Same):
-            return None if len(self.ours) == 1 else "holds one parameter, but the key names several"
+            return None if len(self.parameters) == 1 else "holds one parameter, but the key names several"
         try:
-            n_theirs, n_ours = math.prod(self.shape), sum(map(math.prod, self._item_shapes))
-            if n_theirs != n_ours:
-                return f"has the shape {list(self.shape)}, {n_theirs:,} numbers, for parameters of {n_ours:,}"
-            if _is_sure(self.arrangement):
+            n_hf, n_ours = math.prod(self.hf_shape), sum(map(math.prod, self._item_shapes))
+            if n_hf != n_ours:
+                return f"has the shape {list(self.hf_shape)}, {n_hf:,} numbers, for parameters of {n_ours:,}"
+            if _is_known_to_invert(self.arrangement):
                 return None
-            uses = torch.zeros(self.shape, dtype=torch.uint8)
+            uses = torch.zeros(self.hf_shape, dtype=torch.uint8)
             for view, shape in zip(self._views(uses), self._item_shapes, strict=True):
                 if view.numel() != math.prod(shape):
                     return f"has a part of the shape {list(view.shape)} for a parameter of the shape {list(shape)}"
@@ -149,44 +151,45 @@ class WeightMapping:
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             return f"cannot be taken apart: {' '.join(str(error).split())}"
         wrong = int((uses != 1).sum())
-        return f"has {wrong:,} of its {n_theirs:,} numbers in no parameter or in several" if wrong else None
+        return f"has {wrong:,} of its {n_hf:,} numbers in no parameter or in several" if wrong else None
 
     @property
     def _item_shapes(self) -> list[Shape]:
-        return [shape[1:] if self.is_stack else shape for shape in self.shapes]
+        """Shapes of what one HF tensor holds of each parameter."""
+        return [shape[1:] if self.is_stacked else shape for shape in self.shapes]
 
     @property
     def _kind(self) -> str:
-        return self.ours[0].rpartition(".")[2]
+        return self.parameters[0].rpartition(".")[2]
 
-    def _views(self, theirs: Tensor) -> Sequence[Tensor]:
-        return self.arrangement.views(theirs, self._item_shapes, self._kind, self.config)
+    def _views(self, hf_tensor: Tensor) -> Sequence[Tensor]:
+        return self.arrangement.views(hf_tensor, self._item_shapes, self._kind, self.config)
 
 
-def _is_sure(arrangement: Arrangement) -> bool:
-    """Whether an arrangement of the core has an inverse for all shapes, so that none must be tried."""
+def _is_known_to_invert(arrangement: Arrangement) -> bool:
+    """Whether an arrangement of the core has an inverse for all shapes, so that no tensor is needed to try it."""
     inner = arrangement.of if isinstance(arrangement, Transposed) else arrangement
     return isinstance(inner, Same) or (isinstance(inner, Fused) and inner.groups is None)
 
 
 @lru_cache(maxsize=16)
 def weight_mappings(family: HFFamily, config: ReaLModelConfig) -> tuple[WeightMapping, ...]:
-    """What every tensor of a checkpoint holds, in the order in which checkpoints have them.
+    """The mapping of every HF tensor of a checkpoint, in the order in which checkpoints have them.
 
     Raises:
         PluginError: the family's table misses a parameter, names one that does not exist, or has an arrangement without
             an inverse; names the plugin and the key.
     """
     try:
-        found = list(_holdings(family, config))
-        _check_first_blocks(found)
+        mappings = list(_apply_table(family, config))
+        _check_arrangements(mappings)
     except ConfigError as error:
         raise PluginError(f"{describe_family(family)}: weight table: {error}") from error
-    return tuple(found)
+    return tuple(mappings)
 
 
-def _holdings(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMapping]:
-    """Those of all layers; each parameter is in one of them.
+def _apply_table(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMapping]:
+    """The mappings of all layers; each parameter is in exactly one.
 
     Raises:
         ConfigError: a parameter without an entry, or an entry without a parameter.
@@ -194,64 +197,64 @@ def _holdings(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMappi
     shapes = parameter_shapes(config)
     used: set[str] = set()
     for layer, names in groupby(shapes, key=layer_number):
-        part = family.weights.part(layer, config.n_layers, is_critic=config.is_critic)
-        by_kind = _by_entry(part, layer, list(names))
-        for key, theirs in part.items():
-            for kind, ours in sorted(by_kind.pop(key, {}).items(), key=lambda item: item[0] == "bias"):
+        entries = family.weights.entries(layer, config.n_layers, is_critic=config.is_critic)
+        by_kind = _by_key(entries, layer, list(names))
+        for key, entry in entries.items():
+            for kind, parameters in sorted(by_kind.pop(key, {}).items(), key=lambda item: item[0] == "bias"):
                 used.update(names_in(key))
-                name, arrangement = stored(theirs).name, stored(theirs).arrangement
-                their_name = name.replace("{}", str(layer - 1)) + (f".{kind}" if kind else "")
-                is_stack = EACH in name
-                n_items = shapes[ours[0]][0] if is_stack else 1
+                source = as_source(entry)
+                hf_name = source.name.replace("{}", str(layer - 1)) + (f".{kind}" if kind else "")
+                is_stacked = EACH in source.name
+                n_items = shapes[parameters[0]][0] if is_stacked else 1
                 yield WeightMapping(
                     layer,
-                    tuple(ours),
-                    tuple(their_name.replace(EACH, str(item)) for item in range(n_items)),
-                    tuple(shapes[name] for name in ours),
-                    arrangement,
+                    tuple(parameters),
+                    tuple(hf_name.replace(EACH, str(item)) for item in range(n_items)),
+                    tuple(shapes[name] for name in parameters),
+                    source.arrangement,
                     config,
-                    is_stack,
+                    is_stacked,
                 )
     if not any(map(is_custom_class, (config.norm, config.attention, config.mlp, config.block))):
-        _refuse_unknown(family, used)
+        _refuse_unknown_modules(family, used)
 
 
-def _by_entry(part: Part, layer: int, names: Sequence[str]) -> dict[Ours, dict[str, list[str]]]:
-    """Key of the table -> kind -> our parameters in the key's order.
+def _by_key(entries: Entries, layer: int, names: Sequence[str]) -> dict[ModuleKey, dict[str, list[str]]]:
+    """Key of the table -> kind -> the parameters of a layer, in the key's order.
 
     The kind is `weight` or `bias`, or empty where the key is a whole parameter.
 
     Raises:
         ConfigError: a parameter that has no entry, or whose partners in a shared tensor do not exist.
     """
-    homes = {name: key for key in part for name in names_in(key)}
-    found: dict[Ours, dict[str, dict[str, str]]] = {}
+    key_of = {name: key for key in entries for name in names_in(key)}
+    found: dict[ModuleKey, dict[str, dict[str, str]]] = {}
     for name in names:
         path = path_in_layer(name)
         module, _, kind = path.rpartition(".")
-        here, kind = (path, "") if path in homes else (module, kind)
-        if here not in homes:
-            fields = CONTROLLED_BY.get(here, ())
+        entry, kind = (path, "") if path in key_of else (module, kind)
+        if entry not in key_of:
+            fields = CONTROLLED_BY.get(entry, ())
             why = f", which is there because of {' and '.join(fields)}" if fields else ""
-            raise ConfigError(f"has no entry '{here}' for the parameter '{name}'{why}{did_you_mean(here, homes)}")
-        found.setdefault(homes[here], {}).setdefault(kind, {})[here] = name
+            raise ConfigError(f"has no entry '{entry}' for the parameter '{name}'{why}{did_you_mean(entry, key_of)}")
+        found.setdefault(key_of[entry], {}).setdefault(kind, {})[entry] = name
     for key, kinds in found.items():
-        for kind, ours in kinds.items():
-            missing = [name for name in names_in(key) if name not in ours]
+        for kind, parameters in kinds.items():
+            missing = [name for name in names_in(key) if name not in parameters]
             if missing:
                 what = f"{missing[0]}.{kind}" if kind else missing[0]
-                raise ConfigError(f"{listed(names_in(key))} share a tensor, but layer {layer} has no '{what}'")
+                raise ConfigError(f"{quoted(names_in(key))} share a tensor, but layer {layer} has no '{what}'")
     return {
-        key: {kind: [ours[name] for name in names_in(key)] for kind, ours in kinds.items()}
+        key: {kind: [parameters[name] for name in names_in(key)] for kind, parameters in kinds.items()}
         for key, kinds in found.items()
     }
 
 
-def _refuse_unknown(family: HFFamily, used: set[str]) -> None:
-    """Raise ConfigError for an entry of the table that no network of the core's own layers has."""
+def _refuse_unknown_modules(family: HFFamily, used: set[str]) -> None:
+    """Raise ConfigError for an entry whose module is in no network of the core's layers."""
     table = family.weights
-    for part in (table.embedding, table.block, table.head, table.critic_head):
-        for key in part:
+    for entries in (table.embedding, table.block, table.head, table.critic_head):
+        for key in entries:
             for name in names_in(key):
                 module = name.removesuffix(".weight").removesuffix(".bias")
                 if name not in used and module not in STANDARD_MODULES:
@@ -259,20 +262,15 @@ def _refuse_unknown(family: HFFamily, used: set[str]) -> None:
                     raise ConfigError(f"'{name}' is no parameter of the model{near}")
 
 
-def _check_first_blocks(found: Sequence[WeightMapping]) -> None:
-    """Raise ConfigError for an arrangement without an inverse; what is the same in many blocks is looked at once."""
+def _check_arrangements(mappings: Sequence[WeightMapping]) -> None:
+    """Raise ConfigError for an arrangement without an inverse; one that many blocks share is checked once."""
     seen: set[tuple[Arrangement, tuple[Shape, ...]]] = set()
-    for holding in found:
-        what = (holding.arrangement, holding.shapes)
-        if what in seen:
+    for mapping in mappings:
+        checked = (mapping.arrangement, mapping.shapes)
+        if checked in seen:
             continue
-        seen.add(what)
-        fault = holding.fault()
-        if fault:
-            keys = listed([name.split(".", 2)[2] for name in holding.ours])
-            raise ConfigError(f"{keys}: the tensor '{holding.theirs[0]}' {fault}; the arrangement has no inverse")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as errors show them: `'a', 'b'`."""
-    return ", ".join(f"'{name}'" for name in names)
+        seen.add(checked)
+        error = mapping.arrangement_error()
+        if error:
+            keys = quoted([path_in_layer(name) for name in mapping.parameters])
+            raise ConfigError(f"{keys}: the tensor '{mapping.hf_names[0]}' {error}; the arrangement has no inverse")

@@ -1,9 +1,9 @@
-"""A part of a parameter, taken out of a view of the tensor that holds it: what is not in the part is not touched.
+"""Copies a box of a parameter out of a view of the tensor that holds it; elements outside the box are not touched.
 
-The dims of the view may be finer than ours. With rows dealt out in 2 groups of 3, rows 2 to 5 of ours lie in the view
-[groups, rows in group, in] as the last row of the first group and the first two of the second:
+The dims of the view may be finer than the parameter's. With a parameter's rows interleaved in 2 groups of 3, rows 2 to
+4 lie in the view [groups, rows in group, in] as the last row of the first group and the first two rows of the second:
 
-    >>> [run.slices for run in runs((2, 3), 2, 5)]
+    >>> [run.source for run in contiguous_runs((2, 3), 2, 5)]
     [(slice(0, 1, None), slice(2, 3, None)), (slice(1, 2, None), slice(0, 2, None))]
 """
 
@@ -20,52 +20,55 @@ from reallm.model.sharding import Box, Shape
 
 
 class SliceRead(NamedTuple):
-    """A part of a parameter."""
+    """A box of a parameter."""
 
     tensor: Tensor
-    """A view of where it was taken from, if its numbers lie together there."""
+    """A view of the source where its elements are contiguous there, else a copy."""
     bytes_read: int
-    """Of what was looked at, or will be when a view is."""
+    """Bytes of the source that were read, or that will be when the view is."""
 
 
 class Run(NamedTuple):
-    """Consecutive elements along one dim of ours that are a block of the finer dims of a view."""
+    """Consecutive elements along one dim of a parameter that form one block in the finer dims of a view."""
 
-    place: slice
-    """In the part."""
-    slices: tuple[slice, ...]
-    """In the view."""
+    target: slice
+    """In the box, along the parameter's dim."""
+    source: tuple[slice, ...]
+    """In the view, along the dims into which the parameter's dim is divided."""
 
 
 def read_slice(view: Tensor, shape: Shape, box: Box) -> SliceRead:
-    """The part `box` of a parameter of the shape `shape`, of which `view` has the numbers in the right order.
+    """The box `box` of a parameter of shape `shape`, whose elements are those of `view` in row-major order.
 
-    A view whose dims are not those of ours, divided further, is read whole.
+    Where the view's dims are not a division of the parameter's, the whole view is read.
     """
     if not box.numel:
         return SliceRead(view.new_empty(box.shape), 0)
-    finer = _finer_dims(tuple(view.shape), shape)
-    if finer is None:
+    dims_of = _divided_dims(tuple(view.shape), shape)
+    if dims_of is None:
         return SliceRead(view.reshape(shape)[box.slices].contiguous(), view.nbytes)
-    ones = (0,) * (view.dim() - sum(map(len, finer)))  # dims of a single element after the last of ours
-    all_runs = [list(runs(dims, start, stop)) for dims, start, stop in zip(finer, box.starts, box.stops, strict=True)]
+    trailing = (0,) * (view.dim() - sum(map(len, dims_of)))  # dims of size 1 after the parameter's last
+    runs_of = [
+        list(contiguous_runs(dims, start, stop))
+        for dims, start, stop in zip(dims_of, box.starts, box.stops, strict=True)
+    ]
     n_bytes = box.numel * view.itemsize
-    blocks = list(product(*all_runs))
+    blocks = list(product(*runs_of))
     if len(blocks) == 1:
-        return SliceRead(_block(view, blocks[0], ones).reshape(box.shape).contiguous(), n_bytes)
-    part = view.new_empty(box.shape)
+        return SliceRead(_read_block(view, blocks[0], trailing).reshape(box.shape).contiguous(), n_bytes)
+    result = view.new_empty(box.shape)
     for block in blocks:
-        target = part[tuple(run.place for run in block)]
-        target.copy_(_block(view, block, ones).reshape(target.shape))
-    return SliceRead(part, n_bytes)
+        target = result[tuple(run.target for run in block)]
+        target.copy_(_read_block(view, block, trailing).reshape(target.shape))
+    return SliceRead(result, n_bytes)
 
 
-def runs(dims: Sequence[int], start: int, stop: int) -> Iterator[Run]:
-    """The elements from `start` up to `stop` of dims in row-major order, in the fewest blocks."""
+def contiguous_runs(dims: Sequence[int], start: int, stop: int) -> Iterator[Run]:
+    """Elements `start` to `stop` (exclusive) of `dims` in row-major order, as the fewest rectangular blocks."""
     done = start
-    for index in _blocks(dims, start, stop):
-        n = math.prod(each.stop - each.start for each in index)
-        yield Run(slice(done - start, done - start + n), index)
+    for source in _blocks(dims, start, stop):
+        n = math.prod(each.stop - each.start for each in source)
+        yield Run(slice(done - start, done - start + n), source)
         done += n
 
 
@@ -77,7 +80,7 @@ def _blocks(dims: Sequence[int], start: int, stop: int) -> Iterator[tuple[slice,
     while start < stop:
         first, begin = divmod(start, size)
         n_whole = (stop - start) // size
-        if begin or not n_whole:  # a part of one item of the first dim
+        if begin or not n_whole:  # some of one item of the first dim
             end = min(stop - first * size, size)
             for rest in _blocks(dims[1:], begin, end):
                 yield (slice(first, first + 1), *rest)
@@ -87,9 +90,9 @@ def _blocks(dims: Sequence[int], start: int, stop: int) -> Iterator[tuple[slice,
             start += n_whole * size
 
 
-def _finer_dims(finer: Shape, shape: Shape) -> list[Shape] | None:
-    """Which dims of `finer` each dim of `shape` is divided into; None if it is not."""
-    left, found = list(finer), []
+def _divided_dims(view_shape: Shape, shape: Shape) -> list[Shape] | None:
+    """The dims of the view into which each dim of `shape` is divided; None if they do not line up."""
+    left, found = list(view_shape), []
     for size in shape:
         dims: list[int] = []
         while left and math.prod(dims) < size:
@@ -100,6 +103,6 @@ def _finer_dims(finer: Shape, shape: Shape) -> list[Shape] | None:
     return found if all(dim == 1 for dim in left) else None
 
 
-def _block(view: Tensor, block: Sequence[Run], ones: tuple[int, ...]) -> Tensor:
-    slices: list[slice | int] = [each for run in block for each in run.slices]
-    return view[(*slices, *ones)]
+def _read_block(view: Tensor, block: Sequence[Run], trailing: Sequence[int]) -> Tensor:
+    slices: list[slice | int] = [each for run in block for each in run.source]
+    return view[(*slices, *trailing)]

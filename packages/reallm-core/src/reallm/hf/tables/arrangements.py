@@ -1,7 +1,7 @@
-"""How one tensor of a checkpoint holds one or several parameters of ours: which of its numbers are whose.
+"""How one tensor of a checkpoint holds one or several of our parameters: which of its numbers belong to which.
 
-An arrangement moves numbers and computes none, so that what is loaded and saved again is the same bit for bit. It says
-in one direction where the parts of a tensor are; the other direction follows. Imports no torch.
+An arrangement moves numbers and computes none, so that a checkpoint loaded and saved again is the same bit for bit. It
+says in one direction where the parameters lie in a tensor; the other direction follows. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
 
 
 class Arrangement(Protocol):
-    """How a tensor of theirs holds parameters of ours, whose `shapes` are given in the order of the table's key.
+    """How an HF tensor holds parameters, whose `shapes` are given in the order of the table's key.
 
-    `kind` is the last part of our parameters' names, `weight` or `bias` for most.
+    `kind` is the last component of the parameters' names, `weight` or `bias` for most.
     """
 
     def shape(self, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Shape:
-        """The shape of their tensor."""
+        """The shape of the HF tensor."""
 
-    def views(self, theirs: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
-        """The part of `theirs` that each parameter of ours is: a view, with its numbers in our order.
+    def views(self, hf_tensor: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
+        """One view of `hf_tensor` for each parameter, with its numbers in row-major order.
 
-        It need not have our shape yet. Together the views have each number of `theirs` once.
+        A view need not have the parameter's shape. Together the views cover each number of `hf_tensor` once.
         """
 
 
 @dataclass(frozen=True)
 class Same:
-    """Their tensor is our parameter."""
+    """The HF tensor is the parameter."""
 
     def shape(self, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Shape:
         """See `Arrangement.shape`."""
         return shapes[0]
 
-    def views(self, theirs: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
+    def views(self, hf_tensor: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
         """See `Arrangement.views`."""
-        return [theirs]
+        return [hf_tensor]
 
 
 @dataclass(frozen=True)
 class Fused:
-    """Their tensor holds the outputs of several projections, one projection after another.
+    """The HF tensor holds the outputs of several projections, one projection after another.
 
-    With `groups`, a number of heads by the name of its field such as `"n_kv_heads"`, the outputs of all projections are
-    dealt out in that many groups: the queries, keys and values of the first group, then those of the second.
+    With `groups`, a field of `ReaLModelConfig` that is a number of heads such as `"n_kv_heads"`, outputs are
+    interleaved in that many groups: queries, keys and values of the first group, then those of the second.
     """
 
     groups: str | None = None
@@ -59,21 +59,21 @@ class Fused:
     def shape(self, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Shape:
         """See `Arrangement.shape`."""
         dim = _output_dim(kind)
-        whole = list(shapes[0])
-        whole[dim] = sum(shape[dim] for shape in shapes)
-        return tuple(whole)
+        fused_shape = list(shapes[0])
+        fused_shape[dim] = sum(shape[dim] for shape in shapes)
+        return tuple(fused_shape)
 
-    def views(self, theirs: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
+    def views(self, hf_tensor: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
         """See `Arrangement.views`."""
-        dim = theirs.dim() + _output_dim(kind)
+        dim = hf_tensor.dim() + _output_dim(kind)
         n_groups = 1 if self.groups is None else getattr(config, self.groups)
-        grouped = theirs.unflatten(dim, (n_groups, -1))
+        grouped = hf_tensor.unflatten(dim, (n_groups, -1))
         return grouped.split([shape[dim] // n_groups for shape in shapes], dim=dim + 1)
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """Their weights are [in, out], ours [out, in]; biases are the same. `of` is what holds once that is undone."""
+    """HF weights are [in, out], ours [out, in]; biases are the same. `of` is the arrangement after transposing."""
 
     of: Arrangement = field(default_factory=Same)
 
@@ -82,14 +82,14 @@ class Transposed:
         shape = self.of.shape(shapes, kind, config)
         return shape if kind == "bias" else (*shape[:-2], shape[-1], shape[-2])
 
-    def views(self, theirs: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
+    def views(self, hf_tensor: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
         """See `Arrangement.views`."""
-        return self.of.views(theirs if kind == "bias" else theirs.transpose(-1, -2), shapes, kind, config)
+        return self.of.views(hf_tensor if kind == "bias" else hf_tensor.transpose(-1, -2), shapes, kind, config)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Names of a checkpoint, and how the tensors that they name hold ours."""
+    """A module or tensor of the checkpoint, and the arrangement of our parameters in its tensors."""
 
     name: str
     arrangement: Arrangement = field(default_factory=Same)

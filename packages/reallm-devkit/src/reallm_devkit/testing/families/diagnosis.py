@@ -127,10 +127,10 @@ def _pairs(subject: FamilySubject) -> dict[str, str]:
     """Modules of ours -> modules of theirs, as the table names their weights."""
     found: dict[str, str] = {}
     modules = {name for name, _ in subject.theirs.named_modules()}
-    for holding in weight_mappings(subject.family, subject.config):
-        for ours in holding.ours:
-            theirs = holding.theirs[0].rpartition(".")[0]
-            if len(holding.theirs) == 1 and theirs in modules:
+    for mapping in weight_mappings(subject.family, subject.config):
+        for ours in mapping.parameters:
+            theirs = mapping.hf_names[0].rpartition(".")[0]
+            if len(mapping.hf_names) == 1 and theirs in modules:
                 found.setdefault(module_of(ours), theirs)
     return found
 

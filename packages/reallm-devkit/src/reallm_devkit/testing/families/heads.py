@@ -9,7 +9,7 @@ from reallm.errors import CheckpointError, ReallmError
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.conversion.state_dict import hf_names, state_dict_to_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
-from reallm.hf.tables.weights import names_in, stored
+from reallm.hf.tables.weights import as_source, names_in
 from reallm.model.parameter_names import EMBEDDING_WEIGHT
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families import reference
@@ -75,7 +75,7 @@ def critic(subject: FamilySubject) -> str:
         raise CheckFailed("an entry 'out' in weights.critic_head", "none", f"{architecture}", look_at)
     try:
         ours = network(family, config, checkpoint_state(theirs)).eval()
-        scorer = theirs.get_submodule(stored(head).name)
+        scorer = theirs.get_submodule(as_source(head).name)
     except (ReallmError, AttributeError) as error:
         raise CheckFailed(f"the tensors of {architecture}", " ".join(str(error).split()), look_at=look_at) from error
     with torch.no_grad():
@@ -101,7 +101,7 @@ def critic(subject: FamilySubject) -> str:
 def _head_names(subject: FamilySubject) -> list[str]:
     """The tensor that a language model's head has where it is not tied."""
     table = subject.family.weights.head
-    return [f"{stored(theirs).name}.weight" for key, theirs in table.items() if "out" in names_in(key)]
+    return [f"{as_source(theirs).name}.weight" for key, theirs in table.items() if "out" in names_in(key)]
 
 
 def _scores(model: torch.nn.Module, scorer: torch.nn.Module, sample: Tensor) -> Tensor:

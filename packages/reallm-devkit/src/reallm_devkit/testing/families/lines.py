@@ -15,7 +15,7 @@ from typing import Any
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import GATED_DECODER, QK_NORMS, decoder_rows
 from reallm.hf.tables.fields import FieldRow, Nested
-from reallm.hf.tables.weights import Ours, names_in
+from reallm.hf.tables.weights import ModuleKey, names_in
 from reallm_devkit.testing.source import display_path
 
 PARTS = ("embedding", "block", "head", "critic_head")
@@ -99,7 +99,7 @@ class TableLines:
         """
         table = self.family.weights
         for part in parts:
-            entries: Mapping[Ours, Any] = getattr(table, part)
+            entries: Mapping[ModuleKey, Any] = getattr(table, part)
             for key in entries:
                 own = [one for one in names_in(key) if f"{name}.".startswith(f"{one}.") or one.startswith(f"{name}.")]
                 if own:

@@ -13,16 +13,13 @@ from torch import Tensor
 from reallm.errors import CheckpointError, ConfigError, PluginError, ReallmError
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
 from reallm.hf.conversion.state_dict import (
-    block_hf_names,
-    embedding_hf_names,
-    head_hf_names,
     hf_names,
     state_dict_from_hf,
     state_dict_to_hf,
 )
 from reallm.hf.file_names import WEIGHTS_NAME
-from reallm.hf.tables.weights import names_in, stored
-from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, layer_number, path_in_layer
+from reallm.hf.tables.weights import as_source, names_in
+from reallm.model.parameter_names import EMBEDDING_LAYER, all_layers, head_layer, layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.families.configs import default_config
@@ -46,7 +43,7 @@ def table(subject: FamilySubject) -> str:
         raise CheckFailed(
             "an entry for each parameter, and a parameter for each entry", text, look_at=look_at
         ) from error
-    n_tensors = sum(len(holding.theirs) for holding in found)
+    n_tensors = sum(len(mapping.hf_names) for mapping in found)
     return f"{len(parameter_shapes(subject.config))} parameters in {n_tensors} tensors"
 
 
@@ -97,7 +94,7 @@ def state_dict(subject: FamilySubject) -> str:
     everything = weight_mappings(family, config)
     for _ in range(N_SUBSETS):
         chosen = generator.sample(everything, generator.randrange(1, len(everything)))
-        part = {name: state[name] for holding in chosen for name in holding.ours}
+        part = {name: state[name] for mapping in chosen for name in mapping.parameters}
         _check_same(subject, part, chosen, f"{len(part)} parameters chosen at random")
     for layer, of_layer in _by_layer(subject).items():
         found = state_dict_from_hf(family, {name: hf_state[name] for name in of_layer}, config)
@@ -117,8 +114,8 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
     found: dict[str, str] = {}
     for layer in (EMBEDDING_LAYER, 1, head_layer(config)):
         names = [path_in_layer(name) for name in parameter_shapes(config) if layer_number(name) == layer]
-        for key, theirs in family.weights.part(layer, config.n_layers).items():
-            name = stored(theirs).name.replace("{}", "0")
+        for key, theirs in family.weights.entries(layer, config.n_layers).items():
+            name = as_source(theirs).name.replace("{}", "0")
             for path in names_in(key):
                 if not any(is_of(one, path) for one in names):
                     found |= {f"{name}{kind}": path for kind in ("", ".weight", ".bias")}
@@ -127,58 +124,57 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
 
 def _by_layer(subject: FamilySubject) -> dict[int, list[str]]:
     family, config = subject.family, subject.config
-    blocks = {block + 1: block_hf_names(family, config, block) for block in range(config.n_layers)}
-    ends = {
-        EMBEDDING_LAYER: embedding_hf_names(family, config),
-        head_layer(config): head_hf_names(family, config),
-    }
-    return {**ends, **blocks}
+    return {layer: hf_names(family, config, layer) for layer in all_layers(config)}
 
 
 def _check_shapes(subject: FamilySubject) -> None:
     """The shapes that the table expects of tensors are those of transformers."""
-    for holding in weight_mappings(subject.family, subject.config):
-        for name in holding.theirs:
+    for mapping in weight_mappings(subject.family, subject.config):
+        for name in mapping.hf_names:
             shape = tuple(subject.hf_state[name].shape)
-            if shape != tuple(holding.shape):
+            if shape != tuple(mapping.hf_shape):
                 raise CheckFailed(
-                    f"a tensor of shape {list(holding.shape)}, as the network and the table have it",
+                    f"a tensor of shape {list(mapping.hf_shape)}, as the network and the table have it",
                     f"{list(shape)} in {subject.architecture}",
                     f"tensor '{name}'",
-                    subject.at((), [path_in_layer(holding.ours[0])]),
+                    subject.at((), [path_in_layer(mapping.parameters[0])]),
                 )
 
 
 def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: list[WeightMapping], where: str) -> None:
     """To tensors, which are those of transformers, and back."""
     tensors = dict(state_dict_to_hf(subject.family, state, subject.config))
-    wanted = {name for holding in chosen for name in holding.theirs}
+    wanted = {name for mapping in chosen for name in mapping.hf_names}
     if set(tensors) != wanted:
         raise CheckFailed("the tensors that hold them", _compared(tensors, wanted), where, subject.lines.weights())
     again = state_dict_from_hf(subject.family, tensors, subject.config)
-    for holding in chosen:
-        same = all(torch.equal(tensors[name], subject.hf_state[name]) for name in holding.theirs)
-        back = all(name in again and torch.equal(again[name], state[name]) for name in holding.ours)
+    for mapping in chosen:
+        same = all(torch.equal(tensors[name], subject.hf_state[name]) for name in mapping.hf_names)
+        back = all(name in again and torch.equal(again[name], state[name]) for name in mapping.parameters)
         if not (same and back):
-            look_at = subject.at((), [path_in_layer(holding.ours[0])])
+            look_at = subject.at((), [path_in_layer(mapping.parameters[0])])
             seen = "other numbers in the tensor" if not same else "other numbers in the parameters, there and back"
-            raise CheckFailed("the same numbers, bit for bit", seen, f"{where}, tensor '{holding.theirs[0]}'", look_at)
+            raise CheckFailed(
+                "the same numbers, bit for bit", seen, f"{where}, tensor '{mapping.hf_names[0]}'", look_at
+            )
 
 
 def _check_split(subject: FamilySubject, state: Mapping[str, Tensor]) -> int:
     """A part of a shared tensor is refused by name; how many of them there are."""
     family, config = subject.family, subject.config
     shared = [
-        holding for holding in weight_mappings(family, config) if len(holding.ours) > 1 or len(holding.theirs) > 1
+        mapping
+        for mapping in weight_mappings(family, config)
+        if len(mapping.parameters) > 1 or len(mapping.hf_names) > 1
     ]
-    for holding in shared:
-        one, tensor = holding.ours[0], holding.theirs[0]
-        if len(holding.ours) > 1:
+    for mapping in shared:
+        one, tensor = mapping.parameters[0], mapping.hf_names[0]
+        if len(mapping.parameters) > 1:
             to_hf = partial(state_dict_to_hf, family, {one: state[one]}, config)
-            _check_refused(subject, to_hf, holding.ours[1])
-        if len(holding.theirs) > 1:
+            _check_refused(subject, to_hf, mapping.parameters[1])
+        if len(mapping.hf_names) > 1:
             from_hf = partial(state_dict_from_hf, family, {tensor: subject.hf_state[tensor]}, config)
-            _check_refused(subject, from_hf, holding.theirs[1])
+            _check_refused(subject, from_hf, mapping.hf_names[1])
     return len(shared)
 
 
@@ -200,14 +196,14 @@ def _compared(found: Iterable[str], wanted: set[str]) -> str:
 
 def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str:
     """The entry of the first tensor that transformers does not have, or the one that its missing one would be near."""
-    for holding in weight_mappings(subject.family, subject.config):
-        if not set(holding.theirs) <= saved:
-            return subject.at((), [path_in_layer(holding.ours[0])])
+    for mapping in weight_mappings(subject.family, subject.config):
+        if not set(mapping.hf_names) <= saved:
+            return subject.at((), [path_in_layer(mapping.parameters[0])])
     missing = sorted(saved - set(ours))[0]
     module, _, kind = missing.rpartition(".")
-    for holding in weight_mappings(subject.family, subject.config):
-        if holding.theirs[0].rpartition(".")[0] == module:  # the bias of a weight that is there
-            name = path_in_layer(holding.ours[0])
+    for mapping in weight_mappings(subject.family, subject.config):
+        if mapping.hf_names[0].rpartition(".")[0] == module:  # the bias of a weight that is there
+            name = path_in_layer(mapping.parameters[0])
             fields = [f"{name.split('.')[-2]}_bias"] if kind == "bias" else []
             return subject.at(fields, [name], unstated=True)
     return subject.lines.weights()
