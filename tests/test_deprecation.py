@@ -59,7 +59,7 @@ def old_plugin(tmp_path, monkeypatch):
 def test_a_warning_says_what_since_when_until_when_and_what_instead():
     with pytest.warns(HookDeprecationWarning) as caught:
         use_old_field(stacklevel=1)
-    assert str(caught[0].message).startswith(f"{TEXT} (core/test_deprecation.py:")
+    assert str(caught[0].message).startswith(f"{TEXT} (tests/test_deprecation.py:")
 
 
 def test_it_is_a_deprecation_warning_as_python_and_pytest_treat_them():

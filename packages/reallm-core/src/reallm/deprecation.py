@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-_NEVER_BLAMED = frozenset({"reallm", "reallm_devkit", "dataclasses", "functools"})
-"""Packages whose lines are on the way from a plugin's line to `deprecated`, and not what is to be changed."""
+_NEVER_BLAMED = frozenset({"reallm", "reallm_devkit", "dataclasses", "functools", "importlib"})
+"""Packages whose frames lie between a plugin's line and `deprecated`; the line to change is not theirs."""
 
 
 class HookDeprecationWarning(DeprecationWarning):

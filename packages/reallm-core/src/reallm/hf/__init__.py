@@ -1,1 +1,1 @@
-"""HuggingFace model families: their tables, and safetensors checkpoints."""
+"""HuggingFace model families: `tables` are what their authors write, `conversion` is what the core does with them."""

@@ -1,4 +1,4 @@
-"""`HFFamily`: everything the core must know of a HuggingFace model family, as tables. Imports no torch."""
+"""`HFFamily`: everything the core needs to know about a HuggingFace model family, as tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reallm.hf.tables.weights import WeightTable
 class HFFamily:
     """A family of HuggingFace checkpoints that `ReaLModel` reads and writes.
 
-    `names` are what users say (`ReaLModel.from_<name>`); `model_type` is that of `config.json`.
-    `architectures` are class names found in `config.json`; the first is written.
-    `critic_architectures` are those of a scalar head (`LlamaForSequenceClassification`), or empty.
+    `names` are those that users type (`ReaLModel.from_<name>`); `model_type` is that of `config.json`.
+    `architectures` are class names in `config.json`; the first is written.
+    `critic_architectures` are those of models with a scalar head (`LlamaForSequenceClassification`), or empty.
     """
 
     names: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""What most decoder-only families of HuggingFace have in common, as building blocks for a family's tables.
+"""What most decoder-only families of HuggingFace share, as building blocks for a family's tables.
 
-A family takes these and adds or replaces what differs. Imports no torch.
+A family takes these and adds or replaces where it differs. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ACTIVATIONS: Mapping[str, str] = {
     **{name: name for name in ("gelu_10", "relu", "relu2", "relu6", "leaky_relu", "mish", "hardswish", "laplace")},
     **{name: name for name in ("sigmoid", "tanh", "linear")},
 }
-"""transformers' names of activations -> ours. Those with parameters of their own need a class of the family's own."""
+"""transformers' names of activations -> ours. An activation with parameters needs a class of the family's own."""
 
 QKV_BIAS = ("q_bias", "k_bias", "v_bias")
 ATTENTION_BIAS = (*QKV_BIAS, "o_bias")
 MLP_BIAS = ("gate_bias", "up_bias", "down_bias")
-"""Fields that one key sets together, `Key("attention_bias", bool, ATTENTION_BIAS, default=False)`."""
+"""Fields that one key sets at once, `Key("attention_bias", bool, ATTENTION_BIAS, default=False)`."""
 
 GATED_DECODER = WeightTable(
     embedding={"tokens": "model.embed_tokens"},
@@ -60,7 +60,7 @@ QK_NORMS = {"attn.q_norm": "model.layers.{}.self_attn.q_norm", "attn.k_norm": "m
 AUX_LOSS = Computed(
     keys=("router_aux_loss_coef", "output_router_logits"),
     fields=("aux_loss_coef",),
-    # transformers adds the loss only where it is asked for the router's logits
+    # transformers adds the loss only if it outputs the router's logits
     reading=lambda raw, known: {
         "aux_loss_coef": raw.get("router_aux_loss_coef", 0.001) if raw.get("output_router_logits") else 0.0
     },
@@ -78,7 +78,7 @@ def same_as(name: str) -> Any:
 
 
 def head_dim_from_hidden_size(known: FieldsSoFar) -> int:
-    """A default: the hidden size divided among the heads."""
+    """A default: the hidden size divided by the number of heads."""
     return int(known["hidden_size"] // known["n_q_heads"])
 
 
@@ -99,23 +99,24 @@ def decoder_rows(
 ) -> tuple[FieldRow, ...]:
     """Rows that nearly all families share: sizes, activation, norm epsilon, dropout, tied embeddings, RoPE.
 
+    Values are the defaults of the transformers class, for files without the key.
+
     Args:
-        n_kv_heads: what the transformers class assumes where a file has no such key, as are the other values here: a
-            value, or a function of the fields above such as `same_as("n_q_heads")`.
-        max_positions: of `max_position_embeddings`.
-        n_kv_heads_key: None if there is no key for it; `n_kv_heads` is then a function.
-        norm_eps: of `norm_eps_key`.
+        n_kv_heads: a value, or a function of the fields of earlier rows such as `same_as("n_q_heads")`.
+        max_positions: default of `max_position_embeddings`.
+        n_kv_heads_key: None if there is no such key; `n_kv_heads` is then a function.
+        norm_eps: default of `norm_eps_key`.
         norm_eps_key: such as `layer_norm_eps`.
-        head_dim: of `head_dim_key`.
-        head_dim_key: None if there is no key for it; `head_dim` is then a function.
+        head_dim: a value, or a function of the fields of earlier rows.
+        head_dim_key: None if there is no such key; `head_dim` is then a function.
         activation: in transformers' spelling, a key of `ACTIVATIONS`.
         activation_key: such as `hidden_activation`.
-        tied: of `tie_word_embeddings`.
-        attn_dropout: of `attention_dropout`.
+        tied: default of `tie_word_embeddings`.
+        attn_dropout: default of `attention_dropout`.
         rope: the last row; None: `RopeRow()`.
 
     Raises:
-        ConfigError: an activation that is not known.
+        ConfigError: the activation is not known.
     """
     if activation not in ACTIVATIONS:
         near = did_you_mean(activation, ACTIVATIONS)
@@ -126,8 +127,8 @@ def decoder_rows(
         Key("intermediate_size", int, "intermediate_size"),
         Key("num_hidden_layers", int, "n_layers"),
         Key("num_attention_heads", int, "n_q_heads"),
-        _size(n_kv_heads_key, "n_kv_heads", n_kv_heads),
-        _size(head_dim_key, "head_dim", head_dim),
+        _size_row(n_kv_heads_key, "n_kv_heads", n_kv_heads),
+        _size_row(head_dim_key, "head_dim", head_dim),
         Key("max_position_embeddings", int, "max_positions", default=max_positions),
         Key(activation_key, str, "activation", default=ACTIVATIONS[activation], spellings=ACTIVATIONS),
         Key(norm_eps_key, float, "norm_eps", default=norm_eps),
@@ -138,12 +139,12 @@ def decoder_rows(
     )
 
 
-def _size(key: str | None, field: str, value: Any) -> FieldRow:
+def _size_row(key: str | None, field: str, value: Any) -> FieldRow:
     return Derived(field, value) if key is None else Key(key, int, field, default=value)
 
 
 def without(rows: tuple[FieldRow, ...], *keys: str) -> tuple[FieldRow, ...]:
-    """`rows` less those of some keys, for a family that has another row in their place.
+    """`rows` without those of some keys, for a family that has other rows in their place.
 
     Raises:
         ValueError: no row has one of the keys.

@@ -1,1 +1,1 @@
-"""What the core does with the tables of a family: configurations, weights, and which family reads a checkpoint."""
+"""Configurations and weights converted by the tables of a family, and the family that reads a checkpoint."""

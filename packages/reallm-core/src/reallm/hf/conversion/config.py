@@ -1,4 +1,4 @@
-"""`config.json` <-> `ReaLModelConfig`, by the table of a family. Imports no torch."""
+"""`config.json` <-> `ReaLModelConfig`, by a family's `ConfigTable`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 def hf_config_dict(config: Any) -> dict[str, Any]:
-    """The dict of a HuggingFace configuration: of a mapping, or of a `PretrainedConfig`.
+    """A HuggingFace configuration, given as a mapping or a `PreTrainedConfig`, as a dict.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: it is neither.
     """
     if isinstance(config, Mapping):
         return dict(config)
@@ -35,10 +35,10 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
 
 
 def load_model_config(path: str | Path) -> ReaLModelConfig:
-    """The architecture of a checkpoint, a folder or a hub id, from its `config.json` alone.
+    """The architecture of a checkpoint, given as a folder or a hub id; reads its `config.json` alone.
 
     Raises:
-        CheckpointError: no checkpoint, no installed family reads it, or a key that is unsupported.
+        CheckpointError: it is not a checkpoint, no installed family reads it, or a key is unsupported.
     """
     folder = resolve_path(path)
     raw = read_hf_config(folder)
@@ -46,20 +46,20 @@ def load_model_config(path: str | Path) -> ReaLModelConfig:
 
 
 def has_critic_head(family: HFFamily, raw: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a model with a scalar head."""
+    """Whether `architectures` in a `config.json` names a model with a scalar head."""
     return any(name in family.critic_architectures for name in raw.get("architectures") or ())
 
 
 def config_from_hf(
     family: HFFamily, raw: Mapping[str, Any], *, is_critic: bool | None = None, source: str | Path = CONFIG_NAME
 ) -> ReaLModelConfig:
-    """The architecture that a `config.json` states.
+    """The architecture that a `config.json` describes.
 
-    `is_critic=None` follows its `architectures`; True asks for a scalar head where the file may have none.
-    `source` is named in errors.
+    `is_critic=None` follows its `architectures`; True gives a scalar head even if the file has none. `source` is named
+    in errors.
 
     Raises:
-        CheckpointError: a key that is missing, unsupported, or has a value that is not allowed; names it.
+        CheckpointError: a key is missing, unsupported, or has a value that is not allowed; names it.
     """
     has_scalar_head = has_critic_head(family, raw)
     if is_critic is False and has_scalar_head:
@@ -77,8 +77,8 @@ def config_from_hf(
 def _refuse_unknown(family: HFFamily, raw: Mapping[str, Any], source: str | Path) -> None:
     """Refuse keys that the table does not know but transformers does.
 
-    Checkpoints carry notes of all sorts of tools; transformers ignores what its class does not declare, and so do we.
-    transformers is imported only where there is such a key.
+    Other unknown keys are notes of all sorts of tools: transformers ignores what its class does not declare, and so do
+    we. transformers is imported only if there is an unknown key.
     """
     unknown = family.config.unknown_keys(raw)
     if not unknown:
@@ -101,12 +101,12 @@ def config_to_hf(
 ) -> dict[str, Any]:
     """The `config.json` of an architecture.
 
-    With `base`, the content of an original file, only what differs from it is changed: the rest, also its spelling,
-    is carried over; `architectures` are added if it has none. Without `base` a complete one is made, with token ids
-    null. `dtype` ("bfloat16", or torch's object) is that of the tensors; None keeps what `base` says.
+    With `base`, the content of an original file, only keys whose values differ are changed; the rest is carried over,
+    spellings included, and `architectures` are added if it has none. Without `base` a complete file is made, with token
+    ids null. `dtype` ("bfloat16", or torch's object) is that of the tensors; None keeps that of `base`.
 
     Raises:
-        ConfigError: the family cannot state a field's value.
+        ConfigError: the family cannot express a field's value.
     """
     if config.is_critic and not family.critic_architectures:
         raise ConfigError(f"family '{family.names[0]}' has no checkpoints with a scalar head")
@@ -120,7 +120,7 @@ def config_to_hf(
             raw.pop(key, None)
         raw.update(_ONE_LABEL if config.is_critic else {})
     if dtype is not None:
-        # A file that states no dtype stays so: readers then take that of the tensors.
+        # A file without a dtype stays so: readers then take that of the tensors.
         spellings = [key for key in ("dtype", "torch_dtype") if key in raw] if base is not None else ["dtype"]
         raw.update(dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
     try:
@@ -130,7 +130,7 @@ def config_to_hf(
 
 
 def _n_labels(raw: Mapping[str, Any]) -> int:
-    """How many numbers a classification head gives; transformers assumes two if nothing is said."""
+    """Outputs of a classification head; transformers' default is two."""
     labels = raw.get("id2label")
     if labels is not None:
         return len(labels)

@@ -1,12 +1,12 @@
-"""Which installed family reads a checkpoint. Imports no torch."""
+"""Finds the installed family that reads a checkpoint. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reallm.errors import CheckpointError, PluginError, UnknownNameError
+from reallm.errors import CheckpointError, PluginError, UnknownNameError, quoted
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 
@@ -14,7 +14,7 @@ KIND = "family"
 
 
 def get_family(name: str) -> HFFamily:
-    """The family that users call `name`.
+    """The family with this name.
 
     Raises:
         UnknownNameError: no installed plugin offers it; says what to install.
@@ -39,23 +39,23 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
         )
     family = _by_name(model_type) or _by_search(model_type, architectures)
     if family is None:
-        raise CheckpointError(f"{path}: {_unread(model_type, architectures)}")
+        raise CheckpointError(f"{path}: {_no_family(model_type, architectures)}")
     known = family.architectures + family.critic_architectures
     if architectures and not any(name in known for name in architectures):
         raise CheckpointError(
-            f"{path}: architecture {_listed(architectures)} is not one that family '{family.names[0]}' reads: "
-            f"{_listed(known)}"
+            f"{path}: architecture {quoted(architectures)} is not one that family '{family.names[0]}' reads: "
+            f"{quoted(known)}"
         )
     return family
 
 
 def check_family(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "config.json") -> None:
-    """Check that a `config.json` is one that this family reads; one that says nothing of its family passes.
+    """Check that this family reads a `config.json`; one without `model_type` and `architectures` passes.
 
     Another family may read it as well.
 
     Raises:
-        CheckpointError: it is of another family, or of none that is installed; names `path`.
+        CheckpointError: it belongs to another family, or to none that is installed; names `path`.
     """
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or ()
     known = family.architectures + family.critic_architectures
@@ -68,7 +68,7 @@ def check_family(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "c
 
 
 def describe_family(family: HFFamily) -> str:
-    """A family as errors name it: `family 'llama' of reallm-hf-llama 0.1.0`."""
+    """A family's name for errors: `family 'llama' of reallm-hf-llama 0.1.0`."""
     for name in family.names:
         try:
             offer = registry.registry().offer(KIND, name)
@@ -80,19 +80,19 @@ def describe_family(family: HFFamily) -> str:
 
 
 def _by_name(model_type: Any) -> HFFamily | None:
-    """The family named like the model type, which costs the import of its plugin alone."""
+    """The family whose name is the model type; imports only the plugin that offers it."""
     if not isinstance(model_type, str):
         return None
     try:
         family = get_family(model_type)
     except UnknownNameError:
         return None
-    # Names are chosen freely: "deepseek" may name a family whose checkpoints have another model type.
+    # A name need not be the model type: the checkpoints of family "deepseek" have another.
     return family if family.model_type == model_type else None
 
 
 def _by_search(model_type: Any, architectures: tuple[str, ...]) -> HFFamily | None:
-    """Any installed family with that model type, or, if the file has none, with one of the architectures."""
+    """An installed family with the model type, or, if the file has none, with one of the architectures."""
     families: list[HFFamily] = list(registry.offers(KIND).values())
     for family in families:
         classes = family.architectures + family.critic_architectures
@@ -101,15 +101,11 @@ def _by_search(model_type: Any, architectures: tuple[str, ...]) -> HFFamily | No
     return None
 
 
-def _unread(model_type: Any, architectures: tuple[str, ...]) -> str:
-    """That no installed family reads this, those that are installed, and what to install if that is known."""
+def _no_family(model_type: Any, architectures: tuple[str, ...]) -> str:
+    """The error's text: no installed family reads this, which are installed, and what to install if that is known."""
     installed = registry.names(KIND)
-    what = f"architecture {_listed(architectures)}" if model_type is None else f"model_type '{model_type}'"
+    what = f"architecture {quoted(architectures)}" if model_type is None else f"model_type '{model_type}'"
     text = f"no installed family reads {what}; installed: {', '.join(installed) or 'none'}"
-    # A name that is installed means something else there.
+    # An installed family of that name reads another model type.
     hint = registry.install_hint(KIND, str(model_type)) if model_type and model_type not in installed else ""
     return f"{text}; try {hint}" if hint else text
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -1,4 +1,4 @@
-"""To and from objects of transformers, which is imported when they are asked for."""
+"""Conversion to and from objects of transformers, which is imported inside the functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
-    """The transformers config that a `config.json` gives."""
+    """The transformers config for the content of a `config.json`."""
     from transformers import AutoConfig
 
     content = dict(raw)
@@ -28,7 +28,7 @@ def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 def transformers_keys(model_type: str) -> frozenset[str]:
     """The keys of `config.json` that transformers knows for a model type.
 
-    Besides those that its class declares, they are older ones that it only takes out of its keyword arguments.
+    They are those that its class declares, and older ones that it only pops from its keyword arguments.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -37,13 +37,13 @@ def transformers_keys(model_type: str) -> frozenset[str]:
     for cls in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
         try:
             keys.update(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", inspect.getsource(cls)))
-        except OSError:  # installed without its source
+        except OSError:  # its source is not installed
             continue
     return frozenset(keys)
 
 
 def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The transformers model of a `config.json` with a copy of the given tensors, in evaluation mode."""
+    """The transformers model of a `config.json`, with copies of the given tensors, in evaluation mode."""
     import transformers
 
     config = transformers_config(raw)
@@ -55,9 +55,9 @@ def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> P
 
 
 def checkpoint_state(model: PreTrainedModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors of a transformers model as its checkpoints have them, which in memory may be fused or stacked.
+    """The tensors of a transformers model as in its checkpoints; in memory they may be fused or stacked.
 
-    `state` are other tensors under the names that parameters have in memory, such as gradients.
+    `state` are other tensors to convert, such as gradients, by the names that parameters have in memory.
     """
     tensors = model.state_dict() if state is None else dict(state)
     try:
@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint's folder.
 
     Raises:
-        CheckpointError: the folder has none, or transformers cannot load it.
+        CheckpointError: the folder has no tokenizer, or transformers cannot load it.
     """
     from transformers import AutoTokenizer
 
@@ -85,7 +85,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def end_of_sequence_ids(raw: Mapping[str, Any], folder: Path | None = None) -> list[int]:
-    """Token ids that end a sequence: those of the folder's generation config, else of `config.json`; may be none.
+    """Token ids that end a sequence, from the folder's generation config, else from `config.json`; may be empty.
 
     Raises:
         CheckpointError: the generation config cannot be read.

@@ -1,10 +1,15 @@
-"""All that a family's tables are written with. Imports no torch.
+"""Everything that a family's tables are written with. Imports no torch.
 
-A `ConfigTable` says what the keys of `config.json` mean, a `WeightTable` where checkpoints hold our parameters. Each is
-read in both directions, so that loading and saving cannot drift apart. What most decoders share is in
+A `ConfigTable` says what the keys of `config.json` mean, a `WeightTable` where checkpoints hold our parameters. Each
+converts in both directions, so that loading and saving cannot drift apart. What most decoders share is in
 `reallm.hf.standard`.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+from reallm.deprecation import deprecated
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Source, Transposed, fused, transposed
 from reallm.hf.tables.config import ConfigTable
 from reallm.hf.tables.fields import (
@@ -52,3 +57,13 @@ __all__ = [
     "sliding_except_every",
     "transposed",
 ]
+
+_RENAMED = {"Row": FieldRow, "Stored": Source}
+"""Names of hook API 1.0 -> what has taken their place."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    deprecated(f"{__name__}.{name}", instead=f"'{_RENAMED[name].__name__}'", since="1.1", removed_in="2.0")
+    return _RENAMED[name]

@@ -1,4 +1,4 @@
-"""The table that says what every key of a family's `config.json` means. Imports no torch."""
+"""`ConfigTable`: what every key of a family's `config.json` means. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
     "mlp_bias": ("gate_bias", "up_bias", "down_bias"),
 }
-"""Fields as tables made for hook API 1.0 name them -> what they are now."""
+"""Fields by their names in hook API 1.0 -> present names."""
 
 
 @dataclass(frozen=True)
 class ConfigTable:
-    """What every key of a family's `config.json` means: used by a row, without effect, or restricted.
+    """What every key of a family's `config.json` means: it is read by a row, has no effect, or is restricted.
 
-    Of keys that the table does not know, those that the family's transformers class has are refused; others have no
-    effect in transformers, nor here.
+    Keys that the table does not know are refused if the family's transformers class has them; other unknown keys have
+    no effect in transformers, nor here.
 
-    `constants` are fields of `ReaLModelConfig` that no key states because they are the same for the whole family, or
-    follow from others: a function is called with the fields that the rows gave. A field in neither `rows` nor
-    `constants` has its default value. `irrelevant` and `restricted` add to the lists that hold for all families
-    (`reallm.hf.tables.ignored_keys`).
+    `constants` are fields of `ReaLModelConfig` without a key, because they are the same for the whole family or follow
+    from other fields: a function is called with the fields that the rows have read. A field in neither `rows` nor
+    `constants` has its default value. `irrelevant` keys have no effect and `restricted` keys allow only certain values;
+    both add to the lists for all families (`reallm.hf.tables.ignored_keys`).
 
     Raises:
-        ConfigError: a field that there is not, one that is stated twice, one that has no row but needs one.
+        ConfigError: a field that does not exist, is set twice, or needs a row and has none.
     """
 
     rows: tuple[FieldRow, ...]
@@ -42,7 +42,7 @@ class ConfigTable:
     restricted: Mapping[str, Allowed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._modernise()
+        self._rename_old_fields()
         fields = {item.name: item for item in dataclasses.fields(ReaLModelConfig)}
         stated = [name for row in self.rows for name in row.fields] + list(self.constants)
         for name in stated:
@@ -66,10 +66,10 @@ class ConfigTable:
             if _default(item) is dataclasses.MISSING and name not in stated:
                 raise ConfigError(f"config table: field '{name}' has no default and no row")
 
-    def _modernise(self) -> None:
-        """Put the present names in place of those of hook API 1.0."""
+    def _rename_old_fields(self) -> None:
+        """Replace field names of hook API 1.0 by the present ones."""
 
-        def now(name: str) -> tuple[str, ...]:
+        def present_names(name: str) -> tuple[str, ...]:
             names = RENAMED_FIELDS.get(name, (name,))
             if names != (name,):
                 instead = " and ".join(f"'{new}'" for new in names)
@@ -77,27 +77,27 @@ class ConfigTable:
             return tuple(new for new in names if new != "gate_bias" or self.constants.get("mlp") != "plain")
 
         rows = tuple(
-            dataclasses.replace(row, field=tuple(new for name in row.fields for new in now(name)))
+            dataclasses.replace(row, field=tuple(new for name in row.fields for new in present_names(name)))
             if isinstance(row, Key) and any(name in RENAMED_FIELDS for name in row.fields)
             else row
             for row in self.rows
         )
-        constants = {new: value for name, value in self.constants.items() for new in now(name)}
+        constants = {new: value for name, value in self.constants.items() for new in present_names(name)}
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "constants", constants)
 
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of `ReaLModelConfig` (all but `is_critic`) that a `config.json` states.
+        """Fields of `ReaLModelConfig` (all but `is_critic`) from a `config.json`.
 
-        Keys that the table does not know (`unknown_keys`) are passed over.
+        Keys that the table does not know (`unknown_keys`) are skipped.
 
         Raises:
-            ConfigError: a value that is not allowed; names the key too.
+            ConfigError: a value that is not allowed; names the key.
         """
         self._refuse_restricted(raw)
-        values = _Known({name: value for name, value in self.constants.items() if not callable(value)})
+        values = _FieldsRead({name: value for name, value in self.constants.items() if not callable(value)})
         for row in self.rows:
-            values.asked_by = row
+            values.reader = row
             values.update(row.read(raw, values))
         for name, value in self.constants.items():
             if callable(value):
@@ -105,17 +105,16 @@ class ConfigTable:
         return dict(values)
 
     def write(self, config: ReaLModelConfig, base: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
-        """`base` changed as little as possible so that it states `config`; `complete` states every row in full.
+        """`base` with as few changes as express `config`; `complete` writes every row in full.
 
         Raises:
-            ConfigError: a field with a value that the family cannot state.
+            ConfigError: the family cannot express a field's value.
         """
         known = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
         self._refuse_inexpressible(config, known)
         raw = dict(base)
         for row in self.rows:
-            # Defaults that follow from other fields follow from ours, so that a changed size does not leave a stale
-            # default behind.
+            # Derived defaults are computed from `config`, so that a changed size leaves no stale default behind.
             if not complete and all(known[name] == value for name, value in row.read(base, known).items()):
                 continue
             for key in row.keys:
@@ -124,9 +123,9 @@ class ConfigTable:
         return raw
 
     def unknown_keys(self, raw: Mapping[str, Any]) -> list[str]:
-        """Keys with a value that are neither used, nor restricted, nor known to have no effect."""
-        told = {key for row in self.rows for key in row.keys} | self.irrelevant | self._restricted.keys()
-        return [key for key, value in raw.items() if value is not None and key not in told and not is_irrelevant(key)]
+        """Keys with a value that are neither read by a row, nor restricted, nor known to have no effect."""
+        known = {key for row in self.rows for key in row.keys} | self.irrelevant | self._restricted.keys()
+        return [key for key, value in raw.items() if value is not None and key not in known and not is_irrelevant(key)]
 
     @property
     def _restricted(self) -> Mapping[str, Allowed]:
@@ -152,7 +151,7 @@ class ConfigTable:
 
 
 def _check_value(fields: Iterable[str], value: Any, where: str) -> None:
-    """Raise ConfigError for a name that a field does not have."""
+    """Raise ConfigError if `value` is not one that the fields allow."""
     for name in fields:
         allowed = ALLOWED.get(name)
         if allowed is None or value in allowed or (isinstance(value, str) and is_custom_class(value)):
@@ -167,14 +166,14 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
-class _Known(dict[str, Any]):
-    """Fields that earlier rows gave; one that is missing says so."""
+class _FieldsRead(dict[str, Any]):
+    """Fields of the rows read so far; a missing one is an error that names the row which needs it."""
 
-    asked_by: FieldRow
+    reader: FieldRow
 
     def __missing__(self, name: str) -> Any:
-        what = f"the row of {' and '.join(map(repr, self.asked_by.fields))}"
-        raise ConfigError(f"config table: {what} needs the field '{name}', whose row must come before it")
+        row = f"the row of {' and '.join(map(repr, self.reader.fields))}"
+        raise ConfigError(f"config table: {row} needs the field '{name}', whose row must come before it")
 
 
 def _short(value: Any) -> str:

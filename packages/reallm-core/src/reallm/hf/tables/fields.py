@@ -1,6 +1,6 @@
-"""Rows of a family's config table: keys of `config.json` and the fields of `ReaLModelConfig` that they state.
+"""Rows of a family's config table: keys of `config.json` <-> fields of `ReaLModelConfig`.
 
-Each row is read in both directions, so that loading and saving cannot drift apart. Imports no torch.
+Each row converts in both directions, so that loading and saving cannot drift apart. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ REQUIRED = object()
 """Default of a key that `config.json` must have."""
 
 FieldsSoFar = Mapping[str, Any]
-"""Fields of `ReaLModelConfig` that the rows above gave."""
+"""Fields of `ReaLModelConfig` that earlier rows have set."""
 
 Default = Any | Callable[[FieldsSoFar], Any]
-"""A value, or a function of the fields that the rows above gave."""
+"""A value, or a function of the fields that earlier rows have set."""
 
 
 class FieldRow(Protocol):
-    """One fact of an architecture: the keys of `config.json` that state it and the fields of `ReaLModelConfig`."""
+    """One row of a `ConfigTable`: keys of `config.json` and the fields of `ReaLModelConfig` that they set."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -33,38 +33,38 @@ class FieldRow(Protocol):
         """Keys of `config.json`."""
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """Values of `fields`; `known` are the fields that the rows above gave. Raises ConfigError."""
+        """The values of `fields` from a `config.json`; `known` are the fields of earlier rows. Raises ConfigError."""
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of (some of) `keys`, spelled as in `base` where that has a spelling. Raises ConfigError.
+        """The values of (some of) `keys`, under the aliases and spellings that `base` uses. Raises ConfigError.
 
-        `config` has the fields as attributes: a `ReaLModelConfig`, or in a `Nested` row a part of one.
+        `config` has the fields as attributes: a `ReaLModelConfig`, or in a `Nested` row the value of one of its fields.
         """
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A value in `config.json` to ours and back: `Conversion(lambda theirs: 1 / theirs, lambda ours: 1 / ours)`."""
+    """Value in `config.json` -> ours, and back: `Conversion(lambda theirs: 1 / theirs, lambda ours: 1 / ours)`."""
 
     to_ours: Callable[[Any], Any]
     to_theirs: Callable[[Any], Any]
 
 
-RECIPROCAL = Conversion(lambda theirs: 1 / theirs, lambda ours: _tidy(1 / ours))
-"""What they divide by, we multiply with."""
+RECIPROCAL = Conversion(lambda theirs: 1 / theirs, lambda ours: _without_rounding_error(1 / ours))
+"""`config.json` has the divisor, `ReaLModelConfig` the factor."""
 
-INVERSE_SQUARE_ROOT = Conversion(lambda theirs: theirs**-0.5, lambda ours: _tidy(ours**-2))
-"""Their size, our scale: attention scores are divided by the root of it."""
+INVERSE_SQUARE_ROOT = Conversion(lambda theirs: theirs**-0.5, lambda ours: _without_rounding_error(ours**-2))
+"""`config.json` has a size, `ReaLModelConfig` the scale of attention scores, one over its square root."""
 
 
 @dataclass(frozen=True)
 class Key:
     """A row with one key: `Key("rms_norm_eps", float, "norm_eps", default=1e-6)`.
 
-    `default` stands in where the key is absent (as in the family's transformers class), and for null unless `nullable`.
-    It is a value of the field: one of ours, where `spellings` or `conversion` tell theirs from ours.
-    `spellings` maps the values in `config.json` to ours; of several that mean the same the first is written.
-    `conversion` computes ours from theirs. `aliases` are other keys for the same, which older files may have.
+    `default` is the field's value where the key is absent (that of the family's transformers class), and where it is
+    null unless `nullable`. It is a value of `ReaLModelConfig`: `spellings` and `conversion` are not applied to it.
+    `spellings` maps values in `config.json` to those of the field; of several for one value the first is written.
+    `conversion` computes the field's value. `aliases` are further keys for the same, which older files may have.
     """
 
     key: str
@@ -87,7 +87,7 @@ class Key:
         return (self.key, *self.aliases)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """See `Row.read`."""
+        """See `FieldRow.read`."""
         key = self._spelling(raw)
         value = raw.get(key)
         if value is not None:
@@ -99,19 +99,19 @@ class Key:
         return dict.fromkeys(self.fields, value)
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Row.write`."""
+        """See `FieldRow.write`."""
         values = {name: getattr(config, name) for name in self.fields}
         value = values[self.fields[0]]
         if any(other != value for other in values.values()):
-            said = ", ".join(f"{name}={other!r}" for name, other in values.items())
-            raise ConfigError(f"{said} differ, but '{self.key}' sets them all; give them one value")
+            shown = ", ".join(f"{name}={other!r}" for name, other in values.items())
+            raise ConfigError(f"{shown} differ, but '{self.key}' sets them all; give them one value")
         return {self._spelling(base): self._to_theirs(value)}
 
     def _spelling(self, raw: Mapping[str, Any]) -> str:
         return next((key for key in self.keys if key in raw), self.key)
 
     def _to_ours(self, key: str, value: Any) -> Any:
-        """`value` as ours, if its type and spelling are right."""
+        """The field's value, if type and spelling of `value` are right."""
         wanted = (int, float) if self.kind is float else self.kind
         if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
             raise ConfigError(f"{key}={value!r} must be of type {self.kind.__name__}")
@@ -140,9 +140,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Derived:
-    """A row without a key: a field that follows from those of the rows above, `Derived("n_kv_heads", same_as(...))`.
+    """A row without a key: a field that follows from those of earlier rows, `Derived("n_kv_heads", same_as(...))`.
 
-    A field that no row needs can as well be a constant of the table.
+    A field that no other row needs can be one of the table's `constants` instead.
     """
 
     field: str
@@ -159,22 +159,22 @@ class Derived:
         return ()
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """See `Row.read`."""
+        """See `FieldRow.read`."""
         return {self.field: self.value(known)}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing, if the field has the value that follows; see `Row.write`."""
-        value, follows = getattr(config, self.field), self.value(_Fields(config))
-        if value != follows:
-            raise ConfigError(f"{self.field}={value!r} cannot be stated in config.json; it must be {follows!r}")
+        """Nothing, provided that the field has the derived value; see `FieldRow.write`."""
+        value, derived = getattr(config, self.field), self.value(_FieldsOf(config))
+        if value != derived:
+            raise ConfigError(f"{self.field}={value!r} cannot be stated in config.json; it must be {derived!r}")
         return {}
 
 
 @dataclass(frozen=True)
 class Nested:
-    """Rows for the fields of a value that is itself one field: `Nested("moe", MoEConfig, (Key(...), ...))`.
+    """A field whose value is itself a dataclass with rows: `Nested("moe", MoEConfig, (Key(...), ...))`.
 
-    `make` is called with what the rows read, by name. Where the field is None, nothing is written.
+    `make` is called with the fields that the rows read, by keyword. If the field is None, nothing is written.
     """
 
     field: str
@@ -192,26 +192,26 @@ class Nested:
         return tuple(key for row in self.rows for key in row.keys)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """See `Row.read`; the rows know the fields of the rows above, too."""
-        values = _Layer(known)
+        """See `FieldRow.read`; the nested rows also see the fields of earlier rows."""
+        values = _Overlay(known)
         for row in self.rows:
             values.update(row.read(raw, values))
         return {self.field: self.make(**values)}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Row.write`."""
+        """See `FieldRow.write`."""
         if getattr(config, self.field) is None:
             return {}
-        part = _Part(getattr(config, self.field), config)
-        return {key: value for row in self.rows for key, value in row.write(part, base).items()}
+        nested = _AttributesOfBoth(getattr(config, self.field), config)
+        return {key: value for row in self.rows for key, value in row.write(nested, base).items()}
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A row whose meaning is a pair of functions, for what no other row can say; see `Row` for their arguments.
+    """A row made of two functions, for what no other row can express; see `FieldRow` for their arguments.
 
-    `reading` gives the fields, `writing` the keys to change, null for one that no longer holds. Where another row is
-    almost right, they call its `read` and `write`.
+    `reading` returns the fields, `writing` the keys to change, with None for a key that no longer applies. Where
+    another row is almost right, the functions call its `read` and `write`.
     """
 
     keys: tuple[str, ...]
@@ -220,16 +220,16 @@ class Computed:
     writing: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """See `Row.read`."""
+        """See `FieldRow.read`."""
         return self.reading(raw, known)
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Row.write`."""
+        """See `FieldRow.write`."""
         return self.writing(config, base)
 
 
-class _Fields(Mapping[str, Any]):
-    """The fields of a configuration by name."""
+class _FieldsOf(Mapping[str, Any]):
+    """The attributes of a configuration, as a mapping."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -244,28 +244,28 @@ class _Fields(Mapping[str, Any]):
         return len(vars(self._config))
 
 
-class _Layer(dict[str, Any]):
-    """Values on top of others, which are asked for what is not here."""
+class _Overlay(dict[str, Any]):
+    """A dict that falls back to another mapping."""
 
-    def __init__(self, below: FieldsSoFar) -> None:
+    def __init__(self, fallback: FieldsSoFar) -> None:
         super().__init__()
-        self._below = below
+        self._fallback = fallback
 
     def __missing__(self, name: str) -> Any:
-        return self._below[name]
+        return self._fallback[name]
 
 
-class _Part:
-    """The fields of a part of a configuration and, where it has none of the name, those of the whole."""
+class _AttributesOfBoth:
+    """The attributes of a nested value and, where it lacks one, those of the configuration that has it."""
 
-    def __init__(self, part: Any, whole: Any) -> None:
-        self._part, self._whole = part, whole
+    def __init__(self, nested: Any, config: Any) -> None:
+        self._nested, self._config = nested, config
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._part if hasattr(self._part, name) else self._whole, name)
+        return getattr(self._nested if hasattr(self._nested, name) else self._config, name)
 
 
-def _tidy(value: float) -> float:
-    """Without the last digits, which the way there and back has made: 256.00000000000006 -> 256."""
+def _without_rounding_error(value: float) -> float:
+    """Drop the digits that converting back and forth has added: 256.00000000000006 -> 256."""
     rounded = float(f"{value:.12g}")
     return int(rounded) if rounded.is_integer() else rounded

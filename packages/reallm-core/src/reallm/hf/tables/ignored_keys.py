@@ -1,4 +1,4 @@
-"""Keys of `config.json` that mean the same in every family: those without effect here, those that must have a value.
+"""Keys of `config.json` with the same meaning in every family: those without effect, and those with few allowed values.
 
 Imports no torch.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """Values of a key that we can honour (null always is), and what to do about any other."""
+    """The supported values of a key (besides null), and the remedy for any other."""
 
     values: tuple[Any, ...]
     remedy: str
@@ -48,7 +48,7 @@ IRRELEVANT = frozenset(
 
 
 def is_irrelevant(key: str) -> bool:
-    """Whether a key does not change what the network computes; those with an underscore are notes of who wrote it."""
+    """Whether a key does not change what the network computes; a leading underscore marks a note of the writer."""
     return key in IRRELEVANT or key.startswith("_")
 
 
@@ -66,4 +66,4 @@ RESTRICTED: Mapping[str, Allowed] = {
     "partial_rotary_factor": Allowed((1,), "rotating a part of each head is not supported"),
     "rope_interleaved": Allowed((False,), "interleaved RoPE is not supported"),
 }
-"""Keys that may only have certain values."""
+"""Keys of which only some values are supported."""

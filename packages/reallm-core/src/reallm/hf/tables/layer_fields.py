@@ -1,4 +1,4 @@
-"""Rows for what differs from block to block: which blocks have a sliding window, and a RoPE of their own for each kind.
+"""Rows for what differs from block to block: sliding windows, and RoPE for blocks with and without one.
 
 Imports no torch.
 """
@@ -15,20 +15,20 @@ from reallm.hf.tables.rope import RopeDialect
 from reallm.model.config import RopeConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""Names of transformers for blocks whose tokens see all before them, or those in a window."""
+"""transformers' names for blocks with full and with sliding-window attention."""
 
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """The row for `layer_types` and `sliding_window`: which blocks have the window.
+    """The row for `layer_types` and `sliding_window`: which blocks have a sliding window.
 
     Args:
-        default: the types where the file has none, from its content and the fields of the rows above: transformers
-            computes them from other keys, which are then `older_keys`.
-        window: the window where the file states none.
-        enabled_key: a truth value without which no block has a window.
+        default: the types if the file has none, from its content and the fields of earlier rows. transformers computes
+            them from other keys: name those as `older_keys`.
+        window: the window's size if the file has none.
+        enabled_key: a boolean key without which no block has a window.
         older_keys: keys that only `default` reads.
-        types_key: where the types stand; None: nowhere, they always are the default.
+        types_key: the key of the types; None: there is none, and types are always the default.
     """
 
     default: Callable[[Mapping[str, Any], FieldsSoFar], Sequence[str]]
@@ -44,12 +44,12 @@ class LayerTypes:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All keys that it reads."""
+        """All keys that the row reads."""
         others = [key for key in (self.types_key, self.enabled_key) if key is not None]
         return ("sliding_window", *others, *self.older_keys)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """See `Row.read`."""
+        """See `FieldRow.read`."""
         types = (raw.get(self.types_key) if self.types_key else None) or self.default(raw, known)
         if len(types) != known["n_layers"]:
             raise ConfigError(
@@ -66,7 +66,7 @@ class LayerTypes:
         return {"sliding_window": one_or_each([window if kind == SLIDING else None for kind in types])}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Row.write`."""
+        """See `FieldRow.write`."""
         windows = sorted({window for window in config.windows if window is not None})
         if len(windows) > 1:
             raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; all windows must be alike")
@@ -82,12 +82,12 @@ class LayerTypes:
 
 
 def always_sliding(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
-    """Types of layers that all have the window, for `LayerTypes.default`."""
+    """For `LayerTypes.default`: every layer has the window."""
     return [SLIDING] * known["n_layers"]
 
 
 def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[str, Any], FieldsSoFar], list[str]]:
-    """Types of layers of which each `n`-th is a full one, for `LayerTypes.default`; `key` may state another number."""
+    """For `LayerTypes.default`: every `n`-th layer has full attention; `key` may give another number than `n`."""
 
     def types(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
         every = n if key is None else raw.get(key) or n
@@ -98,11 +98,11 @@ def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[st
 
 @dataclass(frozen=True)
 class LayerRopes:
-    """The row for RoPE where blocks with a sliding window have one of their own.
+    """The row for RoPE where blocks with a sliding window have a different RoPE than those without.
 
     `config.json` has `rope_parameters` with an entry for each type of layer, or in older files `rope_theta` and
-    `rope_scaling` for the full layers and `sliding_theta_key` for the others. It uses `max_positions`, `head_dim` and
-    `sliding_window`, whose rows must come before.
+    `rope_scaling` for the full layers and `sliding_theta_key` for the others. The row needs `max_positions`, `head_dim`
+    and `sliding_window`, whose rows must come before it.
     """
 
     full_theta: float
@@ -121,15 +121,15 @@ class LayerRopes:
         return ("rope_parameters", "rope_theta", "rope_scaling", self.sliding_theta_key)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """See `Row.read`."""
-        ropes = self._both(raw, known)
+        """See `FieldRow.read`."""
+        ropes = self._read_both(raw, known)
         windows = _each(known["sliding_window"], known["n_layers"])
         return {"rope": one_or_each([ropes[FULL if window is None else SLIDING] for window in windows])}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Row.write`."""
+        """See `FieldRow.write`."""
         known = {name: getattr(config, name) for name in ("max_positions", "head_dim")}
-        ropes = self._both(base, known)  # where no block is of a type, what the file says of it stays
+        ropes = self._read_both(base, known)  # a type that no block has keeps what the file says
         for kind in ropes:
             of_kind = {
                 rope
@@ -152,7 +152,7 @@ class LayerRopes:
             }
         }
 
-    def _both(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, RopeConfig]:
+    def _read_both(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, RopeConfig]:
         parameters = raw.get("rope_parameters") or {}
         full = {**(parameters.get(FULL) or {}), **(raw.get("rope_scaling") or {})}
         sliding = parameters.get(SLIDING) or {}
@@ -167,7 +167,7 @@ class LayerRopes:
 
 
 def one_or_each(values: Sequence[Any]) -> Any:
-    """A field with a value for each block: one value if they are all the same, else a tuple."""
+    """One value if those of all blocks are equal, else a tuple with one for each block."""
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 

@@ -36,10 +36,11 @@ _RELATIVE_TO_PRETRAINING = ("llama3", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class RopeDialect:
-    """What a family makes of RoPE, beyond what is written in the file.
+    """A family's conventions for RoPE, which are not in the file.
 
-    `interleaved`: dims `2d` and `2d + 1` form a pair. `partial`: the fraction of each head that is rotated if no key
-    says so; None: no key can, and all of it is. `kinds`: further names of kinds, `{"su": "longrope"}`.
+    `interleaved`: dims `2d` and `2d + 1` form a pair. `partial`: the default fraction of each head that is rotated,
+    which a key may change; None: there is no such key, and whole heads are rotated. `kinds`: further names of kinds,
+    `{"su": "longrope"}`.
     """
 
     interleaved: bool = False
@@ -47,7 +48,7 @@ class RopeDialect:
     kinds: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, parameters: Mapping[str, Any], where: str, theta: float, known: FieldsSoFar) -> RopeConfig:
-        """The RoPE that a `rope_parameters` or `rope_scaling` states; `theta` if it states none."""
+        """The RoPE of a `rope_parameters` or `rope_scaling`, with base `theta` if that has none."""
         rest = dict(parameters)
         stated = rest.pop("rope_theta", None)
         old_kind = rest.pop("type", None)
@@ -68,7 +69,7 @@ class RopeDialect:
         if kind == "yarn" and fields.get("factor") is None:
             fields["factor"] = known["max_positions"] / fields["original_max_positions"]
         if kind == "default":
-            fields.pop("original_max_positions", None)  # some files state it without having a use for it
+            fields.pop("original_max_positions", None)  # some files have it without using it
         return RopeConfig(
             kind=cast(RopeKind, kind),
             theta=number("rope_theta", theta if stated is None else stated),
@@ -77,7 +78,7 @@ class RopeDialect:
         )
 
     def write(self, rope: RopeConfig, head_dim: int) -> dict[str, Any]:
-        """The `rope_parameters` of a RoPE, without kind and base."""
+        """The `rope_parameters` of a RoPE, without kind and theta."""
         if rope.interleaved != self.interleaved:
             raise ConfigError(f"rope.interleaved={rope.interleaved} cannot be stated; it must be {self.interleaved}")
         values = {name: getattr(rope, attribute) for name, attribute in _NUMBERS.items()}
@@ -101,11 +102,11 @@ class RopeDialect:
 class RopeRow:
     """The row of a `ConfigTable` for RoPE, the same in all blocks.
 
-    It uses `max_positions` and `head_dim`, whose rows must come before. `default_theta` is the base where a file
-    states none. `theta_key` and `partial_key` are what older files have instead of `rope_parameters`. `original_key`
-    is a key of its own for the context length of pretraining. `absent` is what a file means that has neither
-    `rope_parameters` nor `rope_scaling`, if that is not plain RoPE of its `theta_key`. For the other arguments see
-    `RopeDialect`.
+    The row needs `max_positions` and `head_dim`, whose rows must come before it. `default_theta` is the theta of a file
+    that has none. `theta_key` and `partial_key` are what older files have instead of `rope_parameters`. `original_key`
+    is a separate key for the context length of pretraining. `absent` is the RoPE of a file with neither
+    `rope_parameters` nor `rope_scaling`, if that is not plain RoPE with the theta of `theta_key`. For the other
+    arguments see `RopeDialect`.
     """
 
     default_theta: float = 10000.0
@@ -133,7 +134,7 @@ class RopeRow:
         return tuple(keys)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
-        """`{"rope": RopeConfig}`; see `Row.read`."""
+        """`{"rope": RopeConfig}`; see `FieldRow.read`."""
         if self.absent is not None and not (raw.get("rope_scaling") or raw.get("rope_parameters")):
             return {"rope": self.absent}
         # transformers prefers `rope_scaling` where a file has both.
@@ -148,24 +149,24 @@ class RopeRow:
         return {"rope": self._dialect.read(parameters, where, theta, known)}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """RoPE in the spelling of `base`, or the newer one; see `Row.write`."""
+        """RoPE in the spelling of `base`, or the newer one; see `FieldRow.write`."""
         rope = config.rope
         if not isinstance(rope, RopeConfig):
             raise ConfigError(f"rope={rope!r} cannot be stated; this family has one RoPE for all blocks")
         parameters = self._dialect.write(rope, config.head_dim)
-        own: dict[str, Any] = {}
+        separate: dict[str, Any] = {}
         if self.original_key is not None and rope.original_max_positions is not None:
-            own[self.original_key] = rope.original_max_positions
+            separate[self.original_key] = rope.original_max_positions
         old_spelling = base.get("rope_parameters") is None and (self.theta_key in base or "rope_scaling" in base)
         if not old_spelling or (self.absent is not None and rope.kind == "default"):
-            return {"rope_parameters": {"rope_type": rope.kind, "rope_theta": rope.theta, **parameters}, **own}
-        own[self.theta_key] = rope.theta
+            return {"rope_parameters": {"rope_type": rope.kind, "rope_theta": rope.theta, **parameters}, **separate}
+        separate[self.theta_key] = rope.theta
         if self.partial is not None:
-            own[self.partial_key] = parameters.pop("partial_rotary_factor")
+            separate[self.partial_key] = parameters.pop("partial_rotary_factor")
         if rope.kind == "default":
-            return {**own, "rope_scaling": None}
+            return {**separate, "rope_scaling": None}
         kind_key = "type" if "type" in (base.get("rope_scaling") or {}) else "rope_type"
-        return {**own, "rope_scaling": {kind_key: rope.kind, **parameters}}
+        return {**separate, "rope_scaling": {kind_key: rope.kind, **parameters}}
 
     @property
     def _dialect(self) -> RopeDialect:
@@ -173,10 +174,10 @@ class RopeRow:
 
 
 def number(name: str, value: Any) -> Any:
-    """`value` if it is a number, a truth value or null.
+    """`value`, if it is a number, a boolean or None.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is none of these.
     """
     if value is not None and not isinstance(value, (int, float)):
         raise ConfigError(f"{name}={value!r} must be a number")
@@ -184,6 +185,6 @@ def number(name: str, value: Any) -> Any:
 
 
 def _fraction(part: int, whole: int) -> float:
-    """The fraction of which `int(whole * fraction)` is `part`."""
+    """The fraction for which `int(whole * fraction)` is `part`."""
     fraction = part / whole
     return fraction if int(whole * fraction) == part else math.nextafter(fraction, 1.0)

@@ -1,4 +1,4 @@
-"""The table that says where a family's checkpoints hold our parameters. Imports no torch."""
+"""`WeightTable`: where a family's checkpoints hold our parameters. Imports no torch."""
 
 from __future__ import annotations
 
