@@ -1,4 +1,4 @@
-"""What is wrong with the settings, files or processes of a job: one line, told by one rank; all end with code 2."""
+"""What is wrong with the settings, files or processes of a job: one line, reported by one rank; all end with code 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         ("parallel.tp=3", "parallel.tp=3 does not fit the model's 4 query heads; use tp=1 or 2 or 4"),
         ("parallel.tp=8", "parallel.tp=8 does not fit the model's 4 query heads; use tp=1 or 2 or 4"),
@@ -32,16 +32,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tp=2", "unknown key 'tp'; did you mean 'parallel.tp'?"),
     ],
 )
-def test_layouts_that_cannot_be(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], asked, said):
+def test_layouts_that_cannot_be(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], asked, message):
     code = main.run(sft(inputs, tmp_path, asked))
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
-    assert line.startswith(f"error: {said}")
+    assert line.startswith(f"error: {message}")
 
 
-def told(ended: list[Ended], tmp_path: Path) -> tuple[int, str]:
-    """The rank that told, and its one line."""
+def reported(ended: list[Ended], tmp_path: Path) -> tuple[int, str]:
+    """The rank that reported, and its one line."""
     assert [each.code for each in ended] == [2] * len(ended)
     assert list(tmp_path.glob("runs/*")) == [], "no run was begun"
     ((rank, line),) = [(rank, line) for rank, each in enumerate(ended) for line in each.errors]
@@ -50,7 +50,7 @@ def told(ended: list[Ended], tmp_path: Path) -> tuple[int, str]:
 
 def test_more_processes_than_the_layout_takes(inputs: Path, tmp_path: Path):
     ended = side_by_side(tmp_path, [sft(inputs, tmp_path / "runs", "parallel.tp=2")] * 3)
-    assert told(ended, tmp_path) == (
+    assert reported(ended, tmp_path) == (
         0,
         "error: parallel.tp=2 takes 2 processes or a multiple of it, but 3 were started; start as many "
         "(torchrun --nproc-per-node), or change the sizes",
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_another_size_than_its_config(inputs: Path, tmp_path: Pa
     config = json.loads((inputs / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
     arguments = [*sft(inputs, tmp_path / "runs", "parallel.tp=2"), f"model.path={tmp_path / 'model'}"]
-    rank, line = told(side_by_side(tmp_path, [arguments] * 2), tmp_path)
+    rank, line = reported(side_by_side(tmp_path, [arguments] * 2), tmp_path)
     assert rank == 0
     assert line.startswith("error: ")
     assert line.endswith("shape [48, 32], but config.json asks for [64, 32]; they belong to different models")
@@ -78,7 +78,7 @@ if os.environ["SLURM_PROCID"] == "1":
 from reallm.cli.main import main
 main()
 """
-"""`reallm` in a folder of rank 1's own, whose packages it sees too: as on a machine that is set up otherwise."""
+"""`reallm` in another folder on rank 1, whose packages it sees too: as on a machine that is set up otherwise."""
 
 
 def elsewhere(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Ended]:
@@ -100,13 +100,13 @@ def test_ranks_that_see_other_plugins(inputs: Path, tmp_path: Path, monkeypatch:
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: reallm-extra\nVersion: 1.2\n")
     (package / "entry_points.txt").write_text("[reallm]\ndataset.extra = reallm_extra\n")
     line = f"error: the version of reallm-extra is 1.2 on rank 1 and nothing on rank 0{ALIKE}"
-    assert told(elsewhere(inputs, tmp_path, monkeypatch), tmp_path) == (0, line)
+    assert reported(elsewhere(inputs, tmp_path, monkeypatch), tmp_path) == (0, line)
 
 
 def test_ranks_that_see_other_models(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path):
     config = json.loads((other / "model/config.json").read_text())
     (other / "model/config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-6}))
-    rank, line = told(elsewhere(inputs, tmp_path, monkeypatch), tmp_path)
+    rank, line = reported(elsewhere(inputs, tmp_path, monkeypatch), tmp_path)
     assert rank == 0
     assert line.startswith("error: the content of model/config.json is ")
     assert line.endswith(ALIKE)
@@ -115,7 +115,7 @@ def test_ranks_that_see_other_models(inputs: Path, tmp_path: Path, monkeypatch: 
 def test_ranks_that_see_other_rows(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path):
     rows = (other / "train.jsonl").read_text().splitlines(keepends=True)
     (other / "train.jsonl").write_text("".join(rows[:-1]))
-    rank, line = told(elsewhere(inputs, tmp_path, monkeypatch), tmp_path)
+    rank, line = reported(elsewhere(inputs, tmp_path, monkeypatch), tmp_path)
     assert rank == 0
     assert line.startswith("error: the fingerprint of dataset.train_path is ")
     assert line.endswith(ALIKE)

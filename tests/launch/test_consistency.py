@@ -1,4 +1,4 @@
-"""Ranks that differ, and who says so. The ranks are threads here: all they need of each other is a store."""
+"""Ranks that differ, and which one reports an error. The ranks are threads: all they share is a store."""
 
 import threading
 from collections.abc import Callable
@@ -52,10 +52,10 @@ def test_all_ranks_raise_the_same_line():
     }
 
 
-def test_equal_ranks_go_on_and_can_compare_again():
+def test_equal_ranks_continue_and_can_compare_again():
     def work(job: Job) -> str:
         check_same_on_all_ranks(job, "settings", {"lr": "0.1"}, SOON)
-        check_same_on_all_ranks(job, "data", {"fingerprint": "abc"}, SOON)
+        check_same_on_all_ranks(job, "data", {"checksum": "abc"}, SOON)
         return "done"
 
     assert on_threads(3, work) == ["done"] * 3
@@ -72,12 +72,12 @@ def test_a_rank_that_does_not_come_is_named():
     assert str(first).startswith("rank 2 (never seen) has not come within 0.2 s")
 
 
-def test_what_rank_0_finds_is_told_to_all():
+def test_all_ranks_get_the_value_of_rank_0():
     assert on_threads(3, lambda job: job.broadcast_from_rank0(lambda: {"path": job.rank}, SOON)) == [{"path": 0}] * 3
     assert Job().broadcast_from_rank0(lambda: "alone", SOON) == "alone"
 
 
-def test_where_rank_0_fails_nobody_waits():
+def test_if_rank_0_fails_the_others_do_not_wait():
     def fails() -> None:
         raise DataError("no such folder")
 
@@ -86,7 +86,7 @@ def test_where_rank_0_fails_nobody_waits():
     assert is_peer_error(second)
 
 
-def test_nobody_waits_for_rank_0_for_ever():
+def test_waiting_for_rank_0_times_out():
     asked = threading.Event()
 
     def work(job: Job) -> None:
@@ -102,18 +102,18 @@ def test_nobody_waits_for_rank_0_for_ever():
 
 
 @pytest.fixture
-def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failure, "WAIT_FOR_RANK0_S", 1.0)
     monkeypatch.setattr(failure, "WAIT_FOR_CAUSE_S", 1.0)
 
 
-@pytest.mark.usefixtures("_in_haste")
-def test_a_mistake_of_all_is_told_by_rank_0():
+@pytest.mark.usefixtures("_short_waits")
+def test_rank_0_reports_an_error_that_all_ranks_have():
     assert on_threads(3, lambda job: message_to_print(job, ConfigError("lr=0"))) == ["lr=0", None, None]
 
 
-@pytest.mark.usefixtures("_in_haste")
-def test_a_mistake_of_one_is_told_by_it():
+@pytest.mark.usefixtures("_short_waits")
+def test_a_rank_reports_an_error_that_it_alone_has():
     def work(job: Job) -> str | None:
         lost = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:35187")
         return message_to_print(job, DataError("no such file") if job.rank == 2 else lost)
@@ -121,10 +121,10 @@ def test_a_mistake_of_one_is_told_by_it():
     assert on_threads(3, work) == [None, None, "rank 2: no such file"]
 
 
-@pytest.mark.usefixtures("_in_haste")
+@pytest.mark.usefixtures("_short_waits")
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("lost", "message"),
     [
         (
             "gloo: Timed out waiting 5000ms for recv operation to complete",
@@ -136,16 +136,16 @@ def test_a_mistake_of_one_is_told_by_it():
         ),
     ],
 )
-def test_a_rank_that_says_nothing_is_named(n, lost, said):
+def test_a_rank_that_does_not_answer_is_named(n, lost, message):
     def work(job: Job) -> str | None:
         job.set(f"process/{job.rank}", f"node7 {job.rank + 100}")
         return None if job.rank == 1 else message_to_print(job, RuntimeError(lost))
 
-    told = [text for text in on_threads(n, work) if text]
-    assert told == [f"rank 1 (process 101 on node7) {said}"]
+    reported = [text for text in on_threads(n, work) if text]
+    assert reported == [f"rank 1 (process 101 on node7) {message}"]
 
 
-class Stopped:
+class StoppedStore:
     """A store that does not answer any more."""
 
     def check(self, keys: list[str]) -> bool:
@@ -154,15 +154,15 @@ class Stopped:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_store_that_does_not_answer_is_told_once_and_nobody_hangs(rank):
-    store = StoreWithTimeout(Stopped(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
+def test_a_store_that_does_not_answer_is_reported_once_and_no_rank_hangs(rank):
+    store = StoreWithTimeout(StoppedStore(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
     lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
-    told = message_to_print(Job(rank, 3, rank, 3, store), lost)
+    reported = message_to_print(Job(rank, 3, rank, 3, store), lost)
     line = "rank 0 or its launcher, at node7:29500, has not answered for 0.2 s; see what it waits for"
-    assert told == (line if rank <= 1 else None)
+    assert reported == (line if rank <= 1 else None)
 
 
-def test_what_a_store_raises_is_raised_where_it_was_asked():
+def test_an_error_of_the_store_is_raised_in_the_caller():
     store = StoreWithTimeout(dist.HashStore(), "rank 0")
     assert store.add("n", 2) == 2
     with pytest.raises(TypeError):
@@ -180,5 +180,5 @@ def test_what_a_store_raises_is_raised_where_it_was_asked():
         (DataError("no such file"), False),
     ],
 )
-def test_errors_that_only_say_that_another_is_gone(error, is_so):
+def test_errors_that_mean_that_a_peer_is_gone(error, is_so):
     assert is_peer_error(error) is is_so

@@ -1,4 +1,4 @@
-"""`reallm sft` on several processes: what is printed, by whom, and how it ends."""
+"""`reallm sft` on several processes: what is printed, by which rank, and how it ends."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def test_ranks_that_were_started_with_other_settings(inputs: Path, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_mistake_of_one_rank_is_told_by_it(inputs: Path, tmp_path: Path):
+def test_a_rank_reports_an_error_that_it_alone_has(inputs: Path, tmp_path: Path):
     common = sft(inputs, tmp_path / "runs")
     first, second = side_by_side(tmp_path, [common, [*common, "dataset.train_path=nowhere.jsonl"]])
     assert (first.code, second.code) == (2, 2)
@@ -87,7 +87,7 @@ def test_a_mistake_of_one_rank_is_told_by_it(inputs: Path, tmp_path: Path):
     assert line.startswith("error: rank 1: dataset.train_path: nowhere.jsonl: no such file")
 
 
-def test_what_is_unexpected_keeps_its_traceback_once(inputs: Path, tmp_path: Path):
+def test_an_unexpected_error_keeps_its_traceback_once(inputs: Path, tmp_path: Path):
     broken = """
 import os
 import sys

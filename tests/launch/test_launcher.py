@@ -22,29 +22,29 @@ def launched(code: str, n: int = 3) -> launcher.WorkerExit | None:
 
 
 @pytest.fixture(autouse=True)
-def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "GRACE_S", 0.3)
 
 
-def test_each_is_told_its_place(tmp_path: Path):
+def test_each_process_gets_its_rank(tmp_path: Path):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     code = f"open(f'{tmp_path}/{{rank}}', 'w').write(' '.join(os.environ[name] for name in {names}))"
     assert launched(code) is None
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["0 0 3 3", "1 1 3 3", "2 2 3 3"]
 
 
-def test_one_that_fails_ends_the_others():
+def test_a_failed_process_ends_the_others():
     ended = launched(f"sys.exit(3) if rank == 1 else {SLEEP}")
     assert (ended.rank, ended.code, ended.signal_name, ended.reported) == (1, 3, None, False)
 
 
-def test_one_that_is_killed_is_the_cause():
+def test_of_several_that_end_the_killed_one_is_the_cause():
     ended = launched(f"os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else {SLEEP}")
     assert (ended.rank, ended.code, ended.signal_name) == (2, -9, "SIGKILL")
 
 
-class Asking(threading.Thread):
-    """Asks this process to end, so often, when as many others are ready as have made a file in the folder."""
+class Signaller(threading.Thread):
+    """Sends SIGTERM to this process, so many times, once `n` processes have made a file `ready*` in the folder."""
 
     def __init__(self, folder: Path, n: int, times: int) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class Asking(threading.Thread):
             time.sleep(0.1)
 
 
-def test_a_request_to_stop_reaches_all_and_is_waited_for(tmp_path: Path):
-    asking = Asking(tmp_path, n=2, times=1)
+def test_a_signal_reaches_all_processes_and_the_launcher_waits_for_them(tmp_path: Path):
+    signaller = Signaller(tmp_path, n=2, times=1)
     code = f"""
 def stop(number, frame):
     time.sleep(1)  # longer than the grace for those who outlive a failure
@@ -71,18 +71,18 @@ open(f'{tmp_path}/ready{{rank}}', 'w').close()
 {SLEEP}
 """
     assert launched(code, n=2) is None
-    asking.join()
+    signaller.join()
     assert len(list(tmp_path.glob("ended*"))) == 2
 
 
-def test_a_second_request_is_not_waited_for(tmp_path: Path):
-    asking = Asking(tmp_path, n=2, times=2)
+def test_after_a_second_signal_processes_are_killed(tmp_path: Path):
+    signaller = Signaller(tmp_path, n=2, times=2)
     code = f"""
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(f'{tmp_path}/ready{{rank}}', 'w').close()
 {SLEEP}
 """
     ended = launched(code, n=2)
-    asking.join()
+    signaller.join()
     assert ended.user_stopped
     assert ended.signal_name == "SIGKILL"

@@ -36,7 +36,7 @@ def test_alone():
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"RANK": "8"}, "RANK=8 is not below WORLD_SIZE=8"),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many in the environment must be a whole number"),
@@ -44,9 +44,9 @@ def test_alone():
         ({"MASTER_ADDR": None}, "WORLD_SIZE=8, but MASTER_ADDR is not set"),
     ],
 )
-def test_variables_that_do_not_fit(changed, said):
+def test_variables_that_do_not_fit(changed, message):
     environment = {name: value for name, value in (TORCHRUN | changed).items() if value is not None}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         RankEnv.from_environment(environment)
 
 
@@ -59,7 +59,7 @@ def test_dp_is_what_is_left():
 
 
 @pytest.mark.parametrize(
-    ("args", "n", "said"),
+    ("args", "n", "message"),
     [
         (
             ParallelArgs(dp=2, tp=2),
@@ -72,10 +72,10 @@ def test_dp_is_what_is_left():
         (ParallelArgs(dp=1), 2, "parallel.dp=1 takes 1 process, but 2 were started"),
     ],
 )
-def test_sizes_that_do_not_fit_the_processes(args, n, said):
+def test_sizes_that_do_not_fit_the_processes(args, n, message):
     with pytest.raises(ConfigError) as caught:
         args.layout(n)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(("name", "value"), [("dp", 0), ("tp", -1), ("timeout_s", 0.0)])

@@ -1,4 +1,4 @@
-"""Whose gradients are added up, and by whom the elements of the network are counted."""
+"""Which gradients are summed, and which rank counts an element in the norm."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def summed(rank: int, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     return tensors
 
 
-def test_gradients_large_and_small_are_added_up_in_place() -> None:
+def test_gradients_large_and_small_are_summed_in_place() -> None:
     shapes: list[tuple[int, ...]] = [(), (3,), (MAX_COALESCED_NUMEL + 1,), (2, 2), (300, 300), (0, 4)]
     for tensors in on_ranks(3, summed, shapes):
         assert [tuple(tensor.shape) for tensor in tensors] == [*shapes, (2, 3), (299, 300)]

@@ -39,7 +39,7 @@ CONFIGS = {
 SIZES = [[5, 3], [1], [9, 2, 4], [2, 2], [7]]
 """Lengths of the sequences of each micro-batch."""
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
-"""Operations are those of one process; gradients of several micro-batches may be added up in another grouping."""
+"""Operations are those of one process; gradients of several micro-batches may be summed in another order."""
 COEF = 0.1
 
 
@@ -59,7 +59,7 @@ def loss_of(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def stage_of(config: ReaLModelConfig, mesh: Mesh, mode: str = "none") -> Transformer:
-    """This rank's stage of a network with fresh weights."""
+    """This rank's stage of a network with initial weights."""
     model = Transformer(config, stage_layers(config, mesh.layout.pp)[mesh.coordinate.pp])
     make_stage(model, mesh)
     model.init_weights(3)
@@ -67,26 +67,26 @@ def stage_of(config: ReaLModelConfig, mesh: Mesh, mode: str = "none") -> Transfo
     return model.train()
 
 
-def aux_notes(model: Transformer, routing: dict[int, RouterStatsLog], tokens: list[int]) -> StageReduction:
+def aux_loss(model: Transformer, routing: dict[int, RouterStatsLog], tokens: list[int]) -> StageReduction:
     """The load-balancing loss, as the example of `StageReduction` has it."""
     moe = model.config.moe
     assert moe is not None
-    noted = {}
+    routings = {}
 
-    def own(i):
-        noted[i] = routing[i].close()
-        counts, probs = zip(*((each.counts, each.prob_sums) for each in noted[i]), strict=True)
+    def local(i):
+        routings[i] = routing[i].close()
+        counts, probs = zip(*((each.counts, each.prob_sums) for each in routings[i]), strict=True)
         return torch.stack([sum(counts).float(), sum(probs)])
 
     def loss(i, total):
         n_tokens = tokens[i] * model.config.n_layers
-        probs = sum(each.prob_sums for each in noted.pop(i))
+        probs = sum(each.prob_sums for each in routings.pop(i))
         return COEF * len(probs) / n_tokens**2 * (total[0] * probs).sum()
 
-    return StageReduction((2, moe.n_experts), own, loss)
+    return StageReduction((2, moe.n_experts), local, loss)
 
 
-def train(model: Transformer, mesh: Mesh, n: int, *, sizes: bool = False) -> list[Tensor]:
+def train(model: Transformer, mesh: Mesh, n: int, *, with_sizes: bool = False) -> list[Tensor]:
     parts = micro_batches(n)
     routing: dict[int, RouterStatsLog] = {}
 
@@ -96,9 +96,9 @@ def train(model: Transformer, mesh: Mesh, n: int, *, sizes: bool = False) -> lis
         return loss_of(model, *parts[i])
 
     n_tokens = [len(tokens) for tokens, _ in parts]
-    planned = n_tokens if sizes else None
-    notes = aux_notes(model, routing, n_tokens) if model.config.moe else None
-    return PipelineRunner(model, mesh).run(n, forward, train=True, reduction=notes, n_tokens=planned)
+    planned = n_tokens if with_sizes else None
+    reduction = aux_loss(model, routing, n_tokens) if model.config.moe else None
+    return PipelineRunner(model, mesh).run(n, forward, train=True, reduction=reduction, n_tokens=planned)
 
 
 def gradients(model: Transformer) -> dict[str, Tensor]:
@@ -115,10 +115,10 @@ def stages_train(rank, cases):
         mesh = Mesh.of(layout)
         model = stage_of(config, mesh, mode)
         assert list(dict(model.named_parameters())) == list(local_boxes(config, layout, rank))
-        losses = train(model, mesh, n, sizes=n % 2 == 0)
+        losses = train(model, mesh, n, with_sizes=n % 2 == 0)
         first = gradients(model)
         model.zero_grad()
-        again = train(model, mesh, n, sizes=n % 2 == 1)
+        again = train(model, mesh, n, with_sizes=n % 2 == 1)
         assert all(torch.equal(one, other) for one, other in zip(losses, again, strict=True))
         assert first.keys() == gradients(model).keys()
         assert all(torch.equal(first[name], grad) for name, grad in gradients(model).items())
@@ -144,7 +144,7 @@ def whole_network(config: ReaLModelConfig, n: int) -> tuple[list[Tensor], dict[s
 
 
 def put_together(stages: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Gradients of all stages; those of a tied table added up."""
+    """Gradients of all stages; those of a tied embedding are summed."""
     together: dict[str, Tensor] = {}
     for grads in stages:
         for name, grad in grads.items():

@@ -1,4 +1,4 @@
-"""A pipeline in evaluation and in trouble: what callers get, keep and are told."""
+"""A pipeline in evaluation and in trouble: results, memory and errors."""
 
 from __future__ import annotations
 

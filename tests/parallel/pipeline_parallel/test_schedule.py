@@ -40,12 +40,12 @@ def test_stages_never_wait_for_each_other_forever_and_idle_as_little_as_can_be(p
 
 
 @given(STAGES, st.integers(1, 30))
-def test_evaluation_takes_the_way_down_and_one_pass_for_each_micro_batch(pp, n):
+def test_evaluation_takes_one_pass_for_each_stage_and_micro_batch(pp, n):
     begins = simulate([forward_only(n)] * pp, forward=3)
     assert begins[-1][Op("F", n - 1)] + 3 == (n + pp - 1) * 3
 
 
-def test_stages_that_cannot_go_on_are_named():
+def test_a_deadlock_names_the_stages():
     waits = [Op("F", 0), Op("B", 0), Op("F", 1), Op("B", 1)]
     needs_both = [Op("F", 0), Op("F", 1), Op("B", 0), Op("B", 1)]
     with pytest.raises(ValueError, match="stage 0 for B0, stage 1 for F1"):

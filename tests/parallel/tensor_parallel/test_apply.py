@@ -1,4 +1,4 @@
-"""Layers split over ranks: what is said between them, what each holds of the tokens, and what cannot be."""
+"""Layers split between ranks: their collectives, the tokens of each rank, and what is refused."""
 
 from __future__ import annotations
 
@@ -47,60 +47,60 @@ class OwnRowParallel(nn.Module):
 
 
 @contextmanager
-def counted(said: Counter[str]) -> Iterator[None]:
+def counted(counts: Counter[str]) -> Iterator[None]:
     """Count the collectives of tensor parallelism."""
-    usual = {
+    originals = {
         name: getattr(mappings.GroupPeers, name)
         for name in ("all_reduce_sum", "all_reduce_max", "all_gather", "reduce_scatter")
     }
 
     def counting(name: str) -> None:
         def method(self: mappings.GroupPeers, x: Tensor) -> Tensor:
-            said[name] += 1
-            return usual[name](self, x)
+            counts[name] += 1
+            return originals[name](self, x)
 
         setattr(mappings.GroupPeers, name, method)
 
-    for name in usual:
+    for name in originals:
         counting(name)
     try:
         yield
     finally:
-        for name, method in usual.items():
+        for name, method in originals.items():
             setattr(mappings.GroupPeers, name, method)
 
 
-def said_in_a_step(rank: int, config: ReaLModelConfig, sequence_parallel: bool) -> dict[str, dict[str, int]]:
+def collectives_of_a_step(rank: int, config: ReaLModelConfig, sequence_parallel: bool) -> dict[str, dict[str, int]]:
     torch.set_num_threads(1)
     model = ReaLModel(config, seed=3, mesh=Mesh.of("tp2"), sequence_parallel=sequence_parallel)
-    said: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter(), "inference": Counter()}
+    counts: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter(), "inference": Counter()}
     tokens, cu_seqlens = PACK
-    with counted(said["forward"]):
+    with counted(counts["forward"]):
         hidden = model.hidden(tokens, cu_seqlens)
-    with counted(said["backward"]):
+    with counted(counts["backward"]):
         hidden.sum().backward()
-    with counted(said["inference"]), torch.no_grad():
+    with counted(counts["inference"]), torch.no_grad():
         model.hidden(tokens, cu_seqlens)
-    return {name: dict(each) for name, each in said.items()}
+    return {name: dict(each) for name, each in counts.items()}
 
 
-def test_a_block_adds_up_twice_on_its_way_and_twice_back():
-    (said, other) = on_ranks(2, said_in_a_step, CONFIG, False)
-    assert said == other
-    # queries, keys and values share what they read, so do gate and up; the embedding adds up once
-    assert said == {
+def test_a_block_has_two_all_reduces_forward_and_two_backward():
+    (counts, other) = on_ranks(2, collectives_of_a_step, CONFIG, False)
+    assert counts == other
+    # queries, keys and values share their input, so do gate and up; the embedding has one more
+    assert counts == {
         "forward": {"all_reduce_sum": 2 * 2 + 1},
         "backward": {"all_reduce_sum": 2 * 2},
         "inference": {"all_reduce_sum": 2 * 2 + 1},
     }
 
 
-def test_with_tokens_dealt_out_sums_are_scattered_and_gathered():
-    (said, other) = on_ranks(2, said_in_a_step, CONFIG, True)
-    assert said == other
-    assert said["forward"] == {"all_reduce_sum": 1, "all_gather": 2 * 2 + 1, "reduce_scatter": 2 * 2}
-    assert said["backward"] == {"all_gather": 2 * 2 + 1, "reduce_scatter": 2 * 2}
-    assert said["inference"] == {"all_reduce_sum": 2 * 2 + 1}
+def test_sequence_parallelism_has_reduce_scatters_and_all_gathers_instead():
+    (counts, other) = on_ranks(2, collectives_of_a_step, CONFIG, True)
+    assert counts == other
+    assert counts["forward"] == {"all_reduce_sum": 1, "all_gather": 2 * 2 + 1, "reduce_scatter": 2 * 2}
+    assert counts["backward"] == {"all_gather": 2 * 2 + 1, "reduce_scatter": 2 * 2}
+    assert counts["inference"] == {"all_reduce_sum": 2 * 2 + 1}
 
 
 def rows_in_norms(rank: int, config: ReaLModelConfig) -> tuple[list[int], list[int]]:
