@@ -50,7 +50,7 @@ def test_looking_at_a_lock_makes_no_file_and_keeps_nobody_out(tmp_path):
     assert read_run(path).status == "killed"
     with (path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the reader still held it
-        assert run_files.is_held(path / ".lock") is True
+        assert run_files.is_locked(path / ".lock") is True
 
 
 def test_where_locks_do_not_work_the_summary_is_believed(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the core itself offers, through the same hooks as any plugin."""
+"""Algorithms and loggers of the core, offered through the same hooks as those of plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plugin says of a dataset. Imports no torch: discovery reads it."""
+"""What plugins offer: datasets, loggers, algorithms. Imports no torch, for plugins are discovered with it."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class DatasetSpec:
 
 
 class Logger(Protocol):
-    """Receives the metrics of a run; made as `LoggerClass(run_dir, config)`.
+    """Receives the metrics of a run; constructed as `LoggerClass(run_dir, config)`.
 
-    One that raises, wherever it does, is reported in one line and switched off: it never ends a run.
+    A logger that raises is reported in one line and switched off: it never ends a run.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Start logging.
 
         Args:
-            run_dir: the folder of the run, which exists. One that has been started before is continued in it.
+            run_dir: the folder of the run, which exists. A resumed run has the same folder as before.
             config: all settings of the run: nested mappings, lists and plain values, as in `config.yaml`.
         """
 
@@ -59,13 +59,13 @@ class Logger(Protocol):
 
 @runtime_checkable
 class ResumableLogger(Logger, Protocol):
-    """A logger that has to know when a run continues. Those without this method simply go on."""
+    """A logger with a method that is called when a run is resumed."""
 
     def resume(self, step: int) -> None:
-        """Go on after optimizer step `step`: called once, before the first `log`, if the run is a continued one.
+        """Continue after optimizer step `step`: called once, before the first `log`, if the run is resumed.
 
-        What was logged of later steps is to be forgotten, for a killed run may have got further than the state it
-        saved. What was logged of `step` itself stays. It is -1 if nothing was saved: the run then begins anew.
+        Drop what was logged of later steps: a killed run may have got further than its last save. What was logged of
+        `step` itself stays. `step` is -1 if nothing was saved and the run starts from the beginning.
         """
 
 
@@ -73,8 +73,8 @@ class ResumableLogger(Logger, Protocol):
 class LoggerSpec:
     """A logger class, or a lazy `"module:Class"`, and what it needs beyond its own distribution's dependencies.
 
-    `requires` are modules, without which the logger is off. `install` is what pip installs them by, such as
-    `reallm-core[wandb]`; without it, distributions are taken to be called like the modules.
+    Without the modules in `requires` the logger is off. `install` is what pip is told to install to get them, such as
+    `reallm-core[wandb]`; by default the names of the modules.
     """
 
     logger: TypeOrPath
@@ -88,7 +88,7 @@ class LoggerSpec:
 
     @property
     def install_command(self) -> str:
-        """How to get what it needs: `pip install "reallm-core[wandb]"`; empty if it needs nothing."""
+        """The command that installs its requirements: `pip install "reallm-core[wandb]"`; empty if it has none."""
         if not self.requires:
             return ""
         wanted = [self.install] if self.install else self.requires
@@ -98,7 +98,7 @@ class LoggerSpec:
 
 @dataclass(frozen=True)
 class ModelFunctionCall:
-    """One node of the dataflow graph: what `role`'s model does, from which keys of the batch to which.
+    """A node of the dataflow graph: a call to the model of `role`, with the batch's keys that it reads and writes.
 
     Edges follow from the keys: a call that reads a key runs after the call that writes it.
     """
@@ -112,7 +112,7 @@ class ModelFunctionCall:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm: its configuration dataclass, its graph, and for each role the interface that does the work."""
+    """An algorithm: its configuration dataclass, its graph, and the interface class of each role."""
 
     config: TypeOrPath
     graph: tuple[ModelFunctionCall, ...]
@@ -120,7 +120,7 @@ class Algorithm:
     description: str = ""
 
     def config_class(self) -> Any:
-        """The experiment's configuration dataclass, imported now."""
+        """The configuration dataclass, imported now."""
         return resolve(self.config)
 
     def interface_class(self, role: str) -> Any:

@@ -1,4 +1,4 @@
-"""What an algorithm's interface offers: one method for each kind of call that the graph makes to its role."""
+"""Protocols of an algorithm's interfaces: one method for each kind of call that the graph makes to their role."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from reallm.training.objective import Objective
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, as token ids, and what is expected to follow it, if that is known."""
+    """A prompt as token ids, and the expected completion if it is known."""
 
     prompt_ids: list[int]
     expected_ids: list[int] | None = None
 
 
 class TrainInterface(Objective, Protocol):
-    """A role that is trained: it says how its loss is computed, and makes a step of it.
+    """Interface of a role that is trained: defines the loss and makes an optimizer step with it.
 
-    One that also has `example(sample: NamedArray) -> Example | None` has its model continue a few prompts of the
+    With an optional method `example(sample: NamedArray) -> Example | None`, the model continues a few prompts of the
     validation data at each evaluation, for people to read.
     """
 
@@ -31,14 +31,14 @@ class TrainInterface(Objective, Protocol):
 
 
 class InferenceInterface(Protocol):
-    """A role that computes something of a batch without being changed."""
+    """Interface of a role that computes outputs for a batch without being trained."""
 
     def inference(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""
 
 
 class GenerateInterface(Protocol):
-    """A role that continues prompts."""
+    """Interface of a role that generates completions of prompts."""
 
     def generate(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""

@@ -51,12 +51,12 @@ def algorithm_command(name: str) -> Any:
 
 def _run(name: str, files: list[Path], arguments: list[str], print_config: bool) -> None:
     if print_config:
-        typer.echo(_configuration(name, files, arguments).to_yaml(), nl=False)
+        typer.echo(_load(name, files, arguments).to_yaml(), nl=False)
         return
-    started = RankEnv.from_environment(os.environ)
-    if started is not None:
-        run_worker(name, started, lambda job: _train(name, _checked(name, files, arguments), job))
-    config = _checked(name, files, arguments)
+    rank_env = RankEnv.from_environment(os.environ)
+    if rank_env is not None:
+        run_worker(name, rank_env, lambda job: _train(name, _load_and_check(name, files, arguments), job))
+    config = _load_and_check(name, files, arguments)
     n = config.parallel.n_processes if hasattr(config, "parallel") else 1
     if n > 1:
         raise typer.Exit(launch([name, *(f"--config={file}" for file in files), *arguments], n))
@@ -64,7 +64,7 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
         raise typer.Exit(130)
 
 
-def _configuration(name: str, files: list[Path], arguments: list[str]) -> Configuration:
+def _load(name: str, files: list[Path], arguments: list[str]) -> Configuration:
     from reallm.config.load import load
 
     run_files, run_arguments = _settings_of_resumed_run(arguments)
@@ -72,10 +72,10 @@ def _configuration(name: str, files: list[Path], arguments: list[str]) -> Config
     return load(config_class, [*run_files, *files], [*run_arguments, *arguments])
 
 
-def _checked(name: str, files: list[Path], arguments: list[str]) -> Any:
+def _load_and_check(name: str, files: list[Path], arguments: list[str]) -> Any:
     from reallm.experiments.preflight.checks import check
 
-    config = _configuration(name, files, arguments).build()
+    config = _load(name, files, arguments).build()
     check(config)
     return config
 

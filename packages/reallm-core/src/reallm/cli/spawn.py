@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,6 +65,7 @@ def _resume_hint(algorithm: str, run_folder: str | None) -> str:
 
     if run_folder is None:
         return ""
-    if not RunFolder(Path(run_folder)).saved_steps():
+    folder = RunFolder(Path(run_folder))
+    if not folder.saved_steps():
         return "; nothing was saved yet"
-    return f"; to go on: reallm {algorithm} {shlex.quote(f'resume={run_folder}')}"
+    return f"; to go on: {folder.resume_command(algorithm)}"

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the mean negative log-likelihood of the answers' tokens.
 
-Shapes: T packed tokens, S sequences, N tokens that carry loss, E hidden.
+Shapes: T packed tokens, N tokens in the loss.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from reallm.training.objective import LossOutput, Totals
 
 
 class SFTInterface:
-    """Reads `input_ids` [T] int64 and `loss_mask` [T] bool, True on the tokens to be learned.
+    """Reads `input_ids` [T] int64 and `loss_mask` [T] bool, True for the tokens in the loss.
 
-    Every such token of a batch counts the same, whichever sequence or micro-batch it is in.
+    Each of these tokens has the same weight, whichever sequence or micro-batch it is in.
     """
 
     def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
@@ -34,7 +34,7 @@ class SFTInterface:
         return lengths(batch, "input_ids")
 
     def loss_weight(self, batch: NamedArray) -> int:
-        """Tokens that carry loss."""
+        """Number of tokens in the loss."""
         positions, _ = _targets(batch)
         return positions.numel()
 
@@ -57,14 +57,14 @@ class SFTInterface:
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
 
     def example(self, sample: NamedArray) -> Example | None:
-        """What comes before the first learned token, and what is learned; None where nothing comes before."""
+        """The tokens before the first one in the loss, and those in the loss; None if there are none before."""
         ids, mask = sample["input_ids"].tolist(), sample["loss_mask"].tolist()
         start = mask.index(True) if True in mask else 0
         learned = [token for token, is_learned in zip(ids[start:], mask[start:], strict=True) if is_learned]
         return Example(ids[:start], learned) if start else None
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Mean loss in nats a token, perplexity, accuracy of the most likely token; the last is a count."""
+        """Mean loss in nats per token, perplexity, accuracy of the most likely token, and number of tokens."""
         if not totals.loss_weight:
             return {"loss_tokens": 0.0}
         loss = totals.loss_sum / totals.loss_weight
@@ -77,6 +77,6 @@ class SFTInterface:
 
 
 def _targets(batch: NamedArray) -> tuple[Tensor, Tensor]:
-    """Positions [N] whose next token is learned, and those tokens [N]."""
+    """Positions [N] whose next token is in the loss, and those tokens [N]."""
     tokens = batch["input_ids"]
     return next_token_targets(tokens, cu_seqlens(batch, "input_ids").to(tokens.device), batch["loss_mask"])

@@ -1,8 +1,8 @@
-"""Saves a run while it goes on: the writing thread reads the parameters while the next step computes with them.
+"""Saves a run in the background: a thread writes the parameters while the next step computes with them.
 
-Nothing is copied. A step only reads the parameters until its gradients are there; before it changes them, it waits
-until the writer has read them all (`TrainEngine.before_optimizer_step`). Making the written files durable and giving
-the folder its name, the longer half, is done meanwhile.
+Nothing is copied. A step only reads the parameters until its gradients are computed; before it changes them, it waits
+until the writer has read them all (`TrainEngine.before_optimizer_step`). Making the written files durable and renaming
+the folder, the longer half, overlaps with further steps.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from reallm.atomic_files import remove_folder, sweep
 from reallm.checkpoint.distributed_save import ShardedExport, atomic_folder_distributed
 from reallm.checkpoint.save import Export
 from reallm.errors import DataError
-from reallm.experiments.checkpointing.train_state import Best, TrainState, has_state, spread_over, write_state
+from reallm.experiments.checkpointing.train_state import Best, TrainState, has_state, saving_mesh, write_state
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.parallel.object_collectives import fail_together
 
 
 @dataclass
-class _Job:
+class _Save:
     path: Path
-    read: threading.Event = field(default_factory=threading.Event)
-    """Set when nothing more is read from the model."""
+    is_read: threading.Event = field(default_factory=threading.Event)
+    """Set when nothing more is read from the models and engines."""
     error: Exception | None = None
 
 
 class Checkpointer:
-    """Writes checkpoints with training state into a run folder, one at a time, and removes those not to be kept.
+    """Writes checkpoints with training state into a run folder, one at a time, and removes old ones.
 
     Args:
         folder: of the run.
-        keep_last: how many of the newest checkpoints are kept, beside the best; None: all.
-        in_background: write in a thread. Whoever changes what is saved must call `wait_until_read` before.
-        newest: the checkpoint that the run goes on from.
+        keep_last: how many of the newest checkpoints are kept, besides the best; None: all.
+        in_background: write in a thread. `wait_until_read` must then be called before anything saved is changed.
+        newest: the checkpoint that the run is resumed from.
         is_rank0: whether this is rank 0, which links and removes checkpoints.
     """
 
@@ -53,77 +53,77 @@ class Checkpointer:
     ) -> None:
         self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
         self.newest = newest
-        """The newest whole checkpoint."""
-        self._job: _Job | None = None
+        """The newest complete checkpoint."""
+        self._save: _Save | None = None
         self._thread: threading.Thread | None = None
         self._is_rank0 = is_rank0
         if is_rank0:
             sweep(folder.checkpoints)
 
     def save(self, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
-        """Begin to save, or save where that is not done in the background. `finish` must have ended the save before.
+        """Start to save, or save at once where that is not done in the background. Call `finish` for the save before.
 
         Args:
-            exports: by role; a single one makes the checkpoint itself, several make folders in it. All ranks of those
-                that are spread save at the same time.
-            state: what a resumed run needs.
+            exports: by role; a single one is the checkpoint itself, several are folders in it. All ranks of sharded
+                ones call this at the same time.
+            state: of the run.
         """
-        assert self._job is None, "an earlier save has not been finished"
-        self._job = job = _Job(self._folder.checkpoint(state.step))
+        assert self._save is None, "an earlier save has not been finished"
+        self._save = save = _Save(self._folder.checkpoint(state.step))
         if not self._in_background:
-            self._write(job, exports, state)
+            self._write(save, exports, state)
             return
-        # not a daemon: a process that ends in good order ends with a whole checkpoint
-        self._thread = threading.Thread(target=self._write, args=(job, exports, state), name="saving")
+        # not a daemon: a process that exits normally finishes the checkpoint first
+        self._thread = threading.Thread(target=self._write, args=(save, exports, state), name="saving")
         self._thread.start()
 
     def wait_until_read(self) -> None:
-        """Return when parameters and optimizer may change."""
-        if self._job is not None:
-            self._job.read.wait()
+        """Block until parameters and optimizer state may be changed."""
+        if self._save is not None:
+            self._save.is_read.wait()
 
     @property
     def has_failed(self) -> bool:
-        """Whether the save has ended with an error, which `finish` raises."""
-        return self._job is not None and self._job.error is not None
+        """Whether the save in progress has failed; `finish` raises its error."""
+        return self._save is not None and self._save.error is not None
 
     def finish(self) -> None:
-        """Wait for the end of the save, if there is one.
+        """Wait for the save in progress, if there is one.
 
         Raises:
-            DataError: the checkpoint could not be written; what was saved before is still there.
+            DataError: the checkpoint could not be written; earlier ones still exist.
         """
         if self._thread is not None:
             self._thread.join()
-        job, self._job, self._thread = self._job, None, None
-        if job is None:
+        save, self._save, self._thread = self._save, None, None
+        if save is None:
             return
-        if job.error is not None:
-            raise job.error
-        self.newest = job.path
+        if save.error is not None:
+            raise save.error
+        self.newest = save.path
 
-    def _write(self, job: _Job, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
-        mesh = spread_over(exports)
+    def _write(self, save: _Save, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
+        mesh = saving_mesh(exports)
         try:
-            with atomic_folder_distributed(job.path, mesh) as new:
+            with atomic_folder_distributed(save.path, mesh) as new:
                 for role, export in exports.items():
                     target = new if len(exports) == 1 else new / role
                     target.mkdir(exist_ok=True)
-                    # the checkpoint that the model came from may be gone by now; the tokenizer goes from save to save
+                    # the original checkpoint may be gone by now; tokenizer files are copied from save to save
                     source = export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
                     dataclasses.replace(export, carry_from=source).write_into(target)
                 write_state(new, state, exports)
-                job.read.set()
+                save.is_read.set()
             with fail_together(mesh):
                 if self._is_rank0:
-                    self._point(job.path, state.best)
-        except Exception as error:  # also what a thread may not raise: it is handed to `finish`
-            job.error = error
+                    self._link(save.path, state.best)
+        except Exception as error:  # a thread must not raise: `finish` does
+            save.error = error
         finally:
-            job.read.set()
+            save.is_read.set()
 
-    def _point(self, newest: Path, best: Best | None) -> None:
-        """Let the names of the newest and the best lead there, and remove what is not to be kept."""
+    def _link(self, newest: Path, best: Best | None) -> None:
+        """Point the links `last` and `best` at their checkpoints, and remove old ones."""
         self._folder.point(self._folder.last_checkpoint, newest)
         best_path = None if best is None else self._folder.path / best.checkpoint
         if best_path is not None:
@@ -131,11 +131,11 @@ class Checkpointer:
         self._prune(newest, best_path)
 
     def _prune(self, newest: Path, best: Path | None) -> None:
-        """Only the newest keeps its training state; of the others, those are removed that are not to be kept."""
+        """Remove old checkpoints, and the training state of those kept: only the newest can be resumed from."""
         older = [path for path in self._folder.saved_steps().values() if path != newest]
         kept = older if self._keep_last is None else older[len(older) - (self._keep_last - 1) :]
         for path in older:
-            with suppress(DataError):  # what cannot be removed now is removed after the next save
+            with suppress(DataError):  # tried again after the next save
                 if path in kept or path == best:
                     if has_state(path):
                         remove_folder(path / TRAINING_STATE)

@@ -1,12 +1,12 @@
-"""What a run needs beside its model to go on as if it had never stopped, and how it lies in a folder.
+"""The training state of a run, with which it resumes as if it had never stopped, and its files.
 
     checkpoints/step-000100/                     the model, as transformers loads it
     checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
-                                                 rank-2.json: the generators of another rank than the first
+                                                 rank-2.json: the generators of rank 2
                                       <role>/    the optimizer's tensors, in safetensors files
 
-Tensors are whole, in however many files the ranks have written them: which layout they were saved in does not matter to
-whoever reads them. Nothing is pickled. The order of data needs no place: it follows from the seed and the step.
+Tensors are whole, in however many files the ranks wrote: any layout can read what another one saved. Nothing is
+pickled. The data order is not saved: it follows from the seed and the step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from reallm.parallel.object_collectives import fail_together, is_leader
 from reallm.training.engine import EngineState
 
 FORMAT = 1
-"""Of the files; raised when an older reader would misread them."""
+"""Version of the files; raised when an older reader would misread them."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,21 @@ class Generators:
 
     @classmethod
     def capture(cls) -> Generators:
-        """Of this process, now."""
-        kind, keys, *rest = np.random.get_state(legacy=True)
+        """The current states in this process."""
+        algorithm, keys, *rest = np.random.get_state(legacy=True)
         states = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         return cls(
-            random.getstate(), [kind, np.asarray(keys).tolist(), *rest], {k: v.tolist() for k, v in states.items()}
+            random.getstate(), [algorithm, np.asarray(keys).tolist(), *rest], {k: v.tolist() for k, v in states.items()}
         )
 
     def restore(self) -> None:
-        """Let this process draw what the other would have drawn."""
+        """Set the generators of this process to these states."""
         number, keys, gauss = self.python
         random.setstate((number, tuple(keys), gauss))
-        kind, keys, *rest = self.numpy
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        algorithm, keys, *rest = self.numpy
+        np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
         for device, state in self.torch.items():
             tensor = torch.tensor(state, dtype=torch.uint8)
             if device == "cpu":
@@ -87,7 +87,7 @@ class Generators:
 
 @dataclass(frozen=True)
 class TrainState:
-    """A run after a step."""
+    """The state of a run after a step."""
 
     step: int
     evaluated_step: int | None
@@ -105,15 +105,15 @@ class TrainState:
 
 
 def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | ShardedExport]) -> None:
-    """Write into the existing folder of a checkpoint; not atomic, for whoever makes the checkpoint is.
+    """Write the state into the folder of a checkpoint, which exists; the caller makes it atomic.
 
     Args:
         folder: of the checkpoint.
-        state: of the run; what engines hold of models that are spread over several ranks is that of this rank.
-        exports: of the models, by role; all ranks of one that is spread call this.
+        state: of the run; the engines of sharded models hold the shards of this rank.
+        exports: of the models, by role; all ranks of sharded ones call this.
     """
     top = folder / TRAINING_STATE
-    mesh = spread_over(exports)
+    mesh = saving_mesh(exports)
     with fail_together(mesh):
         for role in state.engines:
             (top / role).mkdir(parents=True, exist_ok=True)
@@ -143,17 +143,17 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
         if is_leader(mesh):
             (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
         elif mesh is not None:
-            own = json.dumps({"generators": asdict(state.generators)})
-            (top / _of_rank(mesh.rank)).write_text(own, encoding="utf-8")
+            generators = json.dumps({"generators": asdict(state.generators)})
+            (top / _rank_file(mesh.rank)).write_text(generators, encoding="utf-8")
 
 
-def spread_over(exports: Mapping[str, Export | ShardedExport]) -> Mesh | None:
-    """The ranks that save together; None if this process does so alone."""
+def saving_mesh(exports: Mapping[str, Export | ShardedExport]) -> Mesh | None:
+    """The mesh of the ranks that save together; None if this process saves alone."""
     return next((export.mesh for export in exports.values() if isinstance(export, ShardedExport)), None)
 
 
 def has_state(checkpoint: Path) -> bool:
-    """Whether training can go on from a checkpoint."""
+    """Whether a run can be resumed from a checkpoint."""
     return (checkpoint / TRAINING_STATE / "state.json").is_file()
 
 
@@ -162,7 +162,7 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
 
     Args:
         checkpoint: its folder.
-        rank: whose random generators are meant; a rank that was not there when they were saved has those of the first.
+        rank: whose random generators to read; those of rank 0 for a rank that did not exist when they were saved.
 
     Raises:
         CheckpointError: it is damaged, or written by a later reallm; names the file.
@@ -176,13 +176,13 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
         for role, numbers in content["engines"].items():
             tensors = _read_tensors(checkpoint / TRAINING_STATE / role)
             moments, weights = (
-                {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
-                for kind in ("moments/", "weights/")
+                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                for prefix in ("moments/", "weights/")
             )
             engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
         generators = content["generators"]
-        if path.with_name(_of_rank(rank)).is_file():
-            path = path.with_name(_of_rank(rank))
+        if path.with_name(_rank_file(rank)).is_file():
+            path = path.with_name(_rank_file(rank))
             generators = json.loads(path.read_text(encoding="utf-8"))["generators"]
         state = TrainState(
             content["step"],
@@ -203,16 +203,16 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
 
 
 def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None:
-    """Put a role's part of `state` into its `TrainEngine`.
+    """Load the state of a role into its `TrainEngine`.
 
     Raises:
         CheckpointError: the state is not that of this model.
     """
     try:
         saved = state.engines[role]
-        _refuse_other_shapes(saved, parameter_shapes(engine.model.config))
+        _check_shapes(saved, parameter_shapes(engine.model.config))
         if engine.model.mesh is not None:
-            saved = _part(saved, engine.model.boxes)
+            saved = _shard(saved, engine.model.boxes)
         engine.load_state(saved)
     except (KeyError, ValueError, RuntimeError) as error:
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
@@ -222,34 +222,38 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
         ) from error
 
 
-def _refuse_other_shapes(saved: EngineState, shapes: Mapping[str, Shape]) -> None:
-    """Raise ValueError for a tensor that is not in the shape of its parameter: a part of it might fit all the same."""
+def _check_shapes(saved: EngineState, shapes: Mapping[str, Shape]) -> None:
+    """Raise ValueError if a tensor's shape is not that of its parameter: a slice of it might fit nevertheless."""
     for name, tensor in (*saved.moments.items(), *saved.weights.items()):
-        shape = shapes[name.partition("/")[0]]
+        shape = shapes[_parameter_of(name)]
         if tensor.dim() and tuple(tensor.shape) != shape:
             raise ValueError(f"'{name}' has the shape {list(tensor.shape)}, its parameter {list(shape)}")
 
 
-def _part(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
-    """What a rank needs of a state, whatever the layout was in which it was saved."""
+def _shard(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
+    """Slice whole tensors to the boxes of this rank's parameters."""
 
-    def here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = ((name, tensor, name.partition("/")[0]) for name, tensor in tensors.items())
+    def slice_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             name: tensor[boxes[parameter].slices] if tensor.dim() else tensor
-            for name, tensor, parameter in own
-            if parameter in boxes
+            for name, tensor in tensors.items()
+            if (parameter := _parameter_of(name)) in boxes
         }
 
-    return dataclasses.replace(saved, moments=here(saved.moments), weights=here(saved.weights))
+    return dataclasses.replace(saved, moments=slice_all(saved.moments), weights=slice_all(saved.weights))
 
 
-def _of_rank(rank: int) -> str:
+def _parameter_of(name: str) -> str:
+    """The parameter that a tensor of the optimizer belongs to: `embedding.weight` of `embedding.weight/exp_avg`."""
+    return name.partition("/")[0]
+
+
+def _rank_file(rank: int) -> str:
     return f"rank-{rank}.json"
 
 
 def versions() -> dict[str, str]:
-    """What may change the last bits of a result."""
+    """The versions of packages that may change the last bits of a result."""
     return {"reallm-core": version("reallm-core"), "torch": torch.__version__}
 
 

@@ -1,4 +1,4 @@
-"""Which device and number format a configuration means on this machine."""
+"""Chooses device and dtype on this machine, and deterministic CUDA kernels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from reallm.errors import ConfigError
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device that `model.device` names; `auto` is a GPU if there is one.
+    """The device for a value of `model.device`; `auto` is a GPU if there is one.
 
     Args:
         name: `auto`, `cuda` or `cpu`.
-        local_rank: of this process among those on this machine, each of which takes the GPU of its number; None if
-            it is alone, and takes the first.
+        local_rank: of this process on its machine, which is the index of its GPU; None for a single process, which
+            takes torch's current one.
 
     Raises:
-        ConfigError: `cuda` is asked for where there is none, or there are fewer GPUs than processes.
+        ConfigError: `cuda` on a machine without a GPU, or with fewer GPUs than processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +40,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `model.dtype` names; `auto` is bfloat16 on a GPU that has it, else float32."""
+    """The dtype for a value of `model.dtype`; `auto` is bfloat16 on a GPU that supports it, else float32."""
     if name == "auto":
         has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
@@ -50,21 +50,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Have torch use only deterministic CUDA kernels within the block, where there is a GPU.
+def deterministic_kernels(enabled: bool) -> Iterator[None]:
+    """Let torch use only deterministic CUDA kernels within the block, if there is a GPU.
 
-    The backward pass of packed attention then sums in a fixed order, which costs some of its speed.
+    The backward pass of packed attention then sums in a fixed order, which makes it slower.
     """
-    if not (wanted and torch.cuda.is_available()):
+    if not (enabled and torch.cuda.is_available()):
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
     options: Any = torch.utils.deterministic
-    was_on, filled = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+    was_enabled, fill = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    options.fill_uninitialized_memory = False  # meant for finding bugs: it writes every new tensor twice
+    options.fill_uninitialized_memory = False  # a debugging aid that writes every new tensor twice
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was_on)
-        options.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(was_enabled)
+        options.fill_uninitialized_memory = fill

@@ -104,8 +104,8 @@ def run(
 
 def _connect(config: TrainingConfig) -> Job:
     """The job that this process was started for, or a single process."""
-    started = RankEnv.from_environment(os.environ)
-    return Job() if started is None else Job.connect(started, config.parallel.timeout)
+    rank_env = RankEnv.from_environment(os.environ)
+    return Job() if rank_env is None else Job.connect(rank_env, config.parallel.timeout)
 
 
 def _name_of(algorithm: Algorithm) -> str | None:

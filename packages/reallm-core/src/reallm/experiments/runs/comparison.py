@@ -1,4 +1,4 @@
-"""Several runs beside each other: their losses over the same axis, last and best values, settings that differ."""
+"""Compares runs: losses over one axis, last and best values of metrics, settings that differ."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from reallm.experiments.runs.metrics import Curve, Points, along, is_evaluation,
 from reallm.experiments.runs.settings import LOCATION_KEYS, flatten, read_settings
 
 By = Literal["steps", "tokens", "epochs"]
-"""What a curve runs along."""
+"""The x axis of curves."""
 
 BETTER = {"loss": min, "perplexity": min, "accuracy": max}
-"""Metrics of which one end is the better one, by the last part of their names."""
+"""Last part of a metric's name -> which of its values is the best, for metrics that have a best one."""
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run with its curves and settings, and the letter that stands for it in plots."""
+    """A run with its curves and settings, and its letter in plots."""
 
     info: RunInfo
     letter: str
@@ -35,7 +35,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one run: its last value, and, if one end is the better one, its best value and where that was."""
+    """A metric of one run: its last value and, for a metric in `BETTER`, its best value and the step of that."""
 
     last: float
     best: float | None = None
@@ -44,7 +44,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that are compared, at least two. What is by run is by its letter."""
+    """At least two runs that are compared; mappings by run have its letter as key."""
 
     runs: tuple[ComparedRun, ...]
     by: By
@@ -53,14 +53,14 @@ class Comparison:
     metrics: Mapping[str, Mapping[str, Value]]
     """Metric -> run -> values, for the runs that have the metric."""
     settings: Mapping[str, Mapping[str, Any]]
-    """Those that differ: dotted key -> run -> value; a run without the key is left out."""
+    """The settings that differ: dotted key -> run -> value; a run without the key is left out."""
 
 
 def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
-    """Read the curves and settings of runs and put them side by side.
+    """Read and compare the curves and settings of runs.
 
     Raises:
-        RunError: fewer than two runs, one that is named twice, one without metrics, or without what `by` asks for.
+        RunError: fewer than two runs, a run named twice, one without metrics, or without those that `by` needs.
     """
     if by not in get_args(By):
         near = nearest(by, get_args(By))
@@ -125,7 +125,7 @@ def _metrics(runs: Sequence[ComparedRun]) -> dict[str, dict[str, Value]]:
 
 
 def _names(runs: Sequence[ComparedRun]) -> list[str]:
-    """Of all metrics, those of training first."""
+    """The names of all metrics, those of training first."""
     return sorted(dict.fromkeys(name for run in runs for name in run.curves), key=is_evaluation)
 
 

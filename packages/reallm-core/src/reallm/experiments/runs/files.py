@@ -1,4 +1,4 @@
-"""Reads the files of a run folder as they are found: missing, of an older version, or torn by a process that died."""
+"""Reads the files of a run folder in any state: missing, of an older version, or cut off when a process died."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_run(folder: Path) -> bool:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file, or something else in it."""
+    """The object in a JSON file; empty if the file does not exist or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
@@ -28,16 +28,13 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; none if there is no such file.
-
-    A line that a killed process did not finish is passed over.
-    """
+    """The objects of a JSONL file; none if it does not exist. A line that a killed process cut off is skipped."""
     with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         yield from _objects(file)
 
 
 def last_json_lines(path: Path, n_bytes: int = 1 << 18) -> list[dict[str, Any]]:
-    """As `json_lines`, those that lie in the last `n_bytes` of the file: some hundred lines, however long it is."""
+    """As `json_lines`, but only the last `n_bytes` of the file: some hundred lines, however long it is."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
@@ -58,10 +55,10 @@ def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def is_held(lock: Path) -> bool | None:
-    """Whether a process holds the lock file of a run; None if that cannot be known, on a file system without locks.
+def is_locked(lock: Path) -> bool | None:
+    """Whether a process holds the lock of a run; None if that is unknown, on a file system without locks.
 
-    A file that is not there is held by nobody, and is not made.
+    A file that does not exist is not locked, and is not created.
     """
     try:
         descriptor = os.open(lock, os.O_RDONLY)
@@ -70,7 +67,7 @@ def is_held(lock: Path) -> bool | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of as the file is closed
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
         return True
     except OSError:

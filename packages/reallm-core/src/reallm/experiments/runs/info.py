@@ -1,10 +1,9 @@
-"""What is known of a run from its folder: state, steps, losses, checkpoints. Imports no torch."""
+"""Information about a run, read from its folder: status, steps, losses, checkpoints. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reallm.errors import ReallmError, nearest
-from reallm.experiments.runs.files import is_held, is_run, json_object, last_json_lines
+from reallm.experiments.runs.files import is_locked, is_run, json_object, last_json_lines
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number
 
@@ -21,12 +20,12 @@ Status = Literal["running", "done", "stopped", "failed", "killed"]
 
 
 class RunError(ReallmError):
-    """A run that is not there, or that lacks what is asked of it."""
+    """A run that does not exist, or that lacks what is needed of it."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best value of the metric that a run watched, and the checkpoint that was kept for it."""
+    """The best value of a run's `best_metric`, and the checkpoint kept for it."""
 
     metric: str
     value: float
@@ -36,13 +35,13 @@ class Best:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run, as its folder tells it; None where the folder does not say."""
+    """A run, read from its folder; None where the folder does not say."""
 
     path: Path
     name: str
-    """As one would call it: the folder's name, or its path below the folder that was listed."""
+    """The folder's name, or its path relative to the folder that was listed."""
     status: Status
-    """`stopped` was asked to end early, `failed` says in `error` why, `killed` could not say anything."""
+    """`stopped`: by the user; `failed`: by the error in `error`; `killed`: its process ended without writing a status."""
     algorithm: str | None
     steps: int
     total_steps: int | None
@@ -51,7 +50,7 @@ class RunInfo:
     """The last value of each metric; NaN for what was NaN or infinite."""
     best: Best | None
     checkpoint: Path | None
-    """The newest checkpoint, if it is still there."""
+    """The newest checkpoint, if it still exists."""
     started: datetime | None
     """Local time."""
     seconds: float | None
@@ -59,7 +58,7 @@ class RunInfo:
     train_samples: int | None
     valid_samples: int | None
     parameters: Mapping[str, int]
-    """Of each model, by role."""
+    """Number of parameters of each model, by role."""
 
     @property
     def loss(self) -> float | None:
@@ -73,48 +72,48 @@ class RunInfo:
 
     @property
     def resume_command(self) -> str | None:
-        """What continues the run; None if it is done, still going on, or has saved nothing to continue from."""
+        """The command that resumes the run; None if it is done, still running, or has saved no state."""
         if self.status in ("done", "running") or self.checkpoint is None or self.algorithm is None:
             return None
         if not (self.checkpoint / TRAINING_STATE).is_dir():
             return None
-        return f"reallm {self.algorithm} {shlex.quote(f'resume={self.path}')}"
+        return RunFolder(self.path).resume_command(self.algorithm)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON's types; NaN is null. Keys are only ever added."""
+        """All fields as JSON types, with NaN as null. A stable format: keys are only ever added."""
         fields = {**asdict(self), "loss": self.loss, "eval_loss": self.eval_loss, "resume": self.resume_command}
         plain: dict[str, Any] = json.loads(json.dumps(fields, default=_text), parse_constant=lambda _: None)
         return plain
 
 
 def read_run(path: Path, *, name: str | None = None) -> RunInfo:
-    """What is known of the run in the folder `path`.
+    """Read the run in the folder `path`.
 
     Raises:
-        RunError: there is no run in it; names the nearest run beside it.
+        RunError: there is no run in it; names the one that was probably meant.
     """
     if not is_run(path):
         raise _no_run(path)
     summary = json_object(RunFolder(path).summary)
     status = _status(path, summary)
-    # The summary of a run that goes on, or was killed, is as old as its last evaluation or save.
+    # The summary of a run that is running, or was killed, is as old as its last evaluation or save.
     recent = last_json_lines(RunFolder(path).metrics) if status in ("running", "killed") else []
     return RunInfo(
         path=path,
         name=name or path.resolve().name,
         status=status,
-        algorithm=_of(str, summary.get("algorithm")),
+        algorithm=_typed(str, summary.get("algorithm")),
         steps=_steps(summary, recent),
-        total_steps=_of(int, summary.get("total_steps")),
+        total_steps=_typed(int, summary.get("total_steps")),
         epochs=_number(_latest("epoch", recent, summary.get("epochs"))),
         metrics=_metrics(summary, recent),
         best=_best(path, summary.get("best")),
         checkpoint=_existing(path, summary.get("checkpoint")),
         started=_started(path, summary.get("started")),
         seconds=_seconds(path, summary.get("seconds"), status),
-        error=_of(str, summary.get("error")),
-        train_samples=_of(int, summary.get("train_samples")),
-        valid_samples=_of(int, summary.get("valid_samples")),
+        error=_typed(str, summary.get("error")),
+        train_samples=_typed(int, summary.get("train_samples")),
+        valid_samples=_typed(int, summary.get("valid_samples")),
         parameters=_counts(summary.get("parameters")),
     )
 
@@ -126,7 +125,7 @@ def list_runs(folder: Path) -> list[RunInfo]:
 
 
 def run_folders(folder: Path) -> dict[str, Path]:
-    """The folders of `list_runs` by name, without a look into them."""
+    """The folders of `list_runs` by name; reads no file in them."""
     found = {}
     for path in _folders(folder):
         inner = [path] if is_run(path) else [below for below in _folders(path) if is_run(below)]
@@ -135,10 +134,10 @@ def run_folders(folder: Path) -> dict[str, Path]:
 
 
 def find_run(name: str, folder: Path) -> RunInfo:
-    """The run of this name in `folder`, or else in the folder that `name` is the path of.
+    """The run of this name in `folder`, or else the one whose path is `name`.
 
     Raises:
-        RunError: there is neither; names the nearest.
+        RunError: neither exists; names the one that was probably meant.
     """
     path = Path(name)
     if is_run(folder / path):
@@ -168,7 +167,7 @@ def _no_run(path: Path) -> RunError:
 def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:  # not there, or not ours to read
+    except OSError:  # does not exist, or is not readable
         return []
 
 
@@ -176,16 +175,16 @@ def _status(path: Path, summary: Mapping[str, Any]) -> Status:
     written = summary.get("status")
     if written in ("done", "stopped", "failed"):
         return written
-    if written is None and "interrupted" in summary:  # of a version that wrote it at the end only
+    if written is None and "interrupted" in summary:  # of a version that wrote the summary only at the end
         return "stopped" if summary["interrupted"] else "done"
-    held = is_held(RunFolder(path).lock_file)
-    if held is None:
-        held = written == "running"
-    return "running" if held else "killed"
+    locked = is_locked(RunFolder(path).lock_file)
+    if locked is None:
+        locked = written == "running"
+    return "running" if locked else "killed"
 
 
 def _steps(summary: Mapping[str, Any], recent: list[dict[str, Any]]) -> int:
-    return _of(int, _latest("step", recent, summary.get("steps"))) or 0
+    return _typed(int, _latest("step", recent, summary.get("steps"))) or 0
 
 
 def _latest(name: str, recent: list[dict[str, Any]], otherwise: Any) -> Any:
@@ -208,7 +207,7 @@ def _best(path: Path, written: Any) -> Best | None:
     if not isinstance(written, dict) or not is_number(written.get("value")):
         return None
     checkpoint = _existing(path, written.get("checkpoint"))
-    return Best(str(written.get("metric")), written["value"], _of(int, written.get("step")) or 0, checkpoint)
+    return Best(str(written.get("metric")), written["value"], _typed(int, written.get("step")) or 0, checkpoint)
 
 
 def _existing(path: Path, relative: Any) -> Path | None:
@@ -220,24 +219,24 @@ def _started(path: Path, written: Any) -> datetime | None:
         return datetime.fromisoformat(written).astimezone().replace(tzinfo=None)
     except (TypeError, ValueError):
         pass
-    first = _changed(RunFolder(path).config) or _changed(
+    first = _modified_at(RunFolder(path).config) or _modified_at(
         RunFolder(path).metrics
     )  # the former is written once, as a run starts
     return datetime.fromtimestamp(first) if first else None
 
 
 def _seconds(path: Path, written: Any, status: Status) -> float | None:
-    """As written; where no end was written, up to now or to the last sign of life."""
+    """The time spent; if the end was not written down, until now or until the last logged step."""
     if not is_number(written):
         return None
     if status not in ("running", "killed"):
         return float(written)
-    until = time.time() if status == "running" else _changed(RunFolder(path).metrics)
-    return float(written + max(0.0, until - _changed(RunFolder(path).summary)))
+    until = time.time() if status == "running" else _modified_at(RunFolder(path).metrics)
+    return float(written + max(0.0, until - _modified_at(RunFolder(path).summary)))
 
 
-def _changed(path: Path) -> float:
-    """Seconds since the epoch; 0 if there is no such file."""
+def _modified_at(path: Path) -> float:
+    """Seconds since 1970; 0 if the file does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -254,8 +253,9 @@ def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def _of(kind: type, value: Any) -> Any:
-    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+def _typed(expected: type, value: Any) -> Any:
+    """The value if it has the expected type; else None."""
+    return value if isinstance(value, expected) and not isinstance(value, bool) else None
 
 
 def _first(values: Iterable[float]) -> float | None:

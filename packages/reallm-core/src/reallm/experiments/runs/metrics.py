@@ -1,4 +1,4 @@
-"""The metrics of a run as curves, and what is done to curves before they are drawn."""
+"""The metrics of a run as curves, and smoothing and thinning of curves before they are drawn."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Points = Sequence[tuple[float, float]]
 """(x, y) in the order of x, which may be steps, tokens or epochs."""
 
 INFINITE = 1e100
-"""From here on a value, such as the perplexity of a diverged model, is beyond what can be added up and drawn."""
+"""Values from here on, such as the perplexity of a diverged model, are too large to be summed and drawn."""
 
 
 def read_curves(metrics_file: Path) -> dict[str, Curve]:
-    """The curve of every metric in a `metrics.jsonl`, by name; empty if there is no such file.
+    """The curve of every metric in a `metrics.jsonl`, by name; empty if the file does not exist.
 
-    NaN and what is or as good as is infinite are left out, as are lines that a killed process did not finish.
+    NaN and values from `INFINITE` on are left out, as are lines that a killed process cut off.
     """
     curves: dict[str, Curve] = {}
     for record in json_lines(metrics_file):
@@ -57,21 +57,21 @@ def smoothed(points: Points, window: int) -> list[tuple[float, float]]:
     window = max(1, window)
     result = []
     for start in range(0, len(points), window):
-        part = points[start : start + window]
-        result.append((part[-1][0], sum(value for _, value in part) / len(part)))
+        chunk = points[start : start + window]
+        result.append((chunk[-1][0], sum(value for _, value in chunk) / len(chunk)))
     return result
 
 
 def trend(points: Points, n: int = 200) -> list[tuple[float, float]]:
-    """A noisy curve without its noise: at `n` places of it, the mean of what lies around, a 25th of all points.
+    """A moving average of a noisy curve, at `n` points of it, over a window of a 25th of all points.
 
-    Near the ends there is less around, so that the trend follows a steep beginning.
+    The window is smaller near the ends, so that the trend follows a steep beginning.
     """
     last = len(points) - 1
     sums = [0.0, *accumulate(value for _, value in points)]
     widest = max(1, len(points) // 50)
     result = []
-    for i in sorted({round(last * place / (n - 1)) for place in range(n)}):
+    for i in sorted({round(last * number / (n - 1)) for number in range(n)}):
         reach = min(widest, max(widest // 4, min(i, last - i)))
         start, end = max(0, i - reach), min(last, i + reach) + 1
         result.append((points[i][0], (sums[end] - sums[start]) / (end - start)))
@@ -79,19 +79,19 @@ def trend(points: Points, n: int = 200) -> list[tuple[float, float]]:
 
 
 def thinned(points: Points, n: int) -> Points:
-    """At most about `n` of the points, the lowest and highest of each stretch among them, so that no spike is lost."""
+    """About `n` of the points at most: the lowest and highest of each stretch, so that no spike is lost."""
     if len(points) <= n:
         return points
     size = math.ceil(2 * len(points) / n)
     kept: list[tuple[float, float]] = []
     for start in range(0, len(points), size):
-        part = points[start : start + size]
-        kept += sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
+        stretch = points[start : start + size]
+        kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
     return kept
 
 
 def tokens_trained(curves: Mapping[str, Curve]) -> Curve:
-    """Tokens that went through the (first) train call up to each step; empty if the run did not count them."""
+    """Tokens that the (first) train call has processed up to each step; empty if the run did not log them."""
     for name, curve in curves.items():
         if name.endswith("/tokens") and not is_evaluation(name):
             sums = accumulate(value for _, value in curve)
@@ -100,11 +100,11 @@ def tokens_trained(curves: Mapping[str, Curve]) -> Curve:
 
 
 def along(progress: Curve) -> Callable[[int], float]:
-    """What `progress`, such as tokens by step, has reached after a step: 0 before its first, its last beyond it."""
+    """A function from a step to the value of `progress` after it, such as tokens: 0 before its first point."""
     steps = [step for step, _ in progress]
 
     def reached(step: int) -> float:
-        place = bisect_right(steps, step)
-        return progress[place - 1][1] if place else 0.0
+        index = bisect_right(steps, step)
+        return progress[index - 1][1] if index else 0.0
 
     return reached
