@@ -325,23 +325,23 @@ def test_many_prompts_and_evaluations_are_not_all_shown():
     assert found[0].first is not None
     assert found[0].first.step == 0
     assert len(found[0].between) == EVALUATIONS - 2
-    assert len(found[0].between) + found[0].n_left_out == 98
+    assert len(found[0].between) + found[0].n_omitted == 98
 
 
 @settings(deadline=None)
 @given(st.text(max_size=2000))
 def test_a_folded_text_is_all_there(text):
     found = passage(text)
-    assert len(found.seen + found.folded) == len(text)
-    assert all(a in (b, "·") for a, b in zip(found.seen + found.folded, text, strict=True))
+    assert len(found.visible + found.folded) == len(text)
+    assert all(a in (b, "·") for a, b in zip(found.visible + found.folded, text, strict=True))
 
 
 def test_long_texts_are_folded_and_endless_ones_cut():
     assert passage("short").folded == ""
-    assert passage("word " * 200).seen.endswith(" ")
-    assert passage("line\n" * 200).seen == "line\n" * 10
+    assert passage("word " * 200).visible.endswith(" ")
+    assert passage("line\n" * 200).visible == "line\n" * 10
     endless = passage("x" * (LONGEST + 1))
-    assert len(endless.seen + endless.folded) == LONGEST
+    assert len(endless.visible + endless.folded) == LONGEST
     assert endless.length == LONGEST + 1
 
 
@@ -367,7 +367,7 @@ def test_axis_labels_have_the_digits_they_need():
 def test_a_chart_can_be_read_off_where_evaluations_are():
     train = [(step, float(step)) for step in range(1, 1001)]
     chart = line_chart("loss", {"train/loss": train, "eval/loss": [(0, 9.0), (333, 8.0), (1000, 7.0)]})
-    values = {reading.head: [text for _, _, text in reading.values] for reading in chart.readings}
+    values = {reading.title: [text for _, _, text in reading.values] for reading in chart.readings}
     assert values["step 0"] == ["9.000"]
     assert values["step 333"] == ["333.0", "8.000"]
     assert values["step 1,000"] == ["1,000", "7.000"]

@@ -1,7 +1,7 @@
-"""Where the lines, bars and labels of a chart lie on a page: numbers only, which a template draws.
+"""Lays out charts: the positions of lines, bars and labels as plain numbers, which a template draws.
 
-Places are in permille of the drawing area, x from the left and y from the top, so that a chart can be stretched to any
-width while lines and letters keep their size.
+Positions are in permille of the drawing area, x from the left and y from the top, so that a chart can be stretched to
+any width while lines and letters keep their size.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from reallm.experiments.reports.number_format import number, short
 from reallm.experiments.runs.metrics import Points, is_evaluation, thinned, trend
 
 MANY = 100
-"""Points from which a line is drawn faint, with its trend over it."""
+"""Number of points from which a line is drawn faint, with its trend over it."""
 
 DRAWN = 800
-"""Points of a line that are drawn at most: more than a screen shows."""
+"""Most points drawn of a line: more than a screen can show."""
 
 READINGS = 80
-"""Places at which values can be read off, at most."""
+"""Most points at which a chart shows values under the mouse."""
 
 
 @dataclass(frozen=True)
 class Tick:
     """A label at an axis."""
 
-    place: float
+    position: float
     text: str
 
 
@@ -39,24 +39,24 @@ class Line:
 
     label: str
     color: int
-    """Of the page's palette, counted from 0."""
+    """Index in the page's palette, from 0."""
     path: str
-    """`M0 10L5 12...` as in SVG."""
+    """As in SVG: `M0 10L5 12...`."""
     faint: str
-    """As `path`, the curve with its noise, where `path` is its trend; else empty."""
+    """The noisy curve as a path, if `path` is its trend; else empty."""
     dots: str
-    """As `path`, a dot for each point; empty for a curve that is only a line."""
+    """A path with a dot for each point; empty for a curve drawn as a line only."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A stretch of the x axis, and the values to read off there."""
+    """A stretch of the x axis, and the values shown while the mouse is over it."""
 
     left: float
     width: float
-    place: float
-    """Of the point that is read off."""
-    head: str
+    position: float
+    """Of the point whose values are shown."""
+    title: str
     values: tuple[tuple[int, str, str], ...]
     """(color, label, value)."""
 
@@ -95,9 +95,9 @@ def line_chart(
     """A chart of curves over optimizer steps; those of evaluations have a dot at each point.
 
     Args:
-        title: above it.
+        title: above the chart.
         curves: at least one, each with at least one point.
-        from_zero: let the y axis begin at 0 if no value is below.
+        from_zero: start the y axis at 0 if no value is negative.
         is_noisy: draw a long curve faint, with its trend over it.
     """
     x_low, x_high = 0.0, float(max(points[-1][0] for points in curves.values()))
@@ -114,8 +114,8 @@ def line_chart(
     return LineChart(
         title,
         lines,
-        tuple(Tick(x_axis.place(value), short(value)) for value in x_values),
-        tuple(Tick(y_axis.place(value), text) for value, text in zip(y_values, _tick_texts(y_values), strict=True)),
+        tuple(Tick(x_axis.position(value), short(value)) for value in x_values),
+        tuple(Tick(y_axis.position(value), text) for value, text in zip(y_values, _tick_texts(y_values), strict=True)),
         _readings(curves, x_axis),
     )
 
@@ -141,12 +141,12 @@ def bar_chart(edges: Sequence[float], counts: Sequence[int], unit: str) -> BarCh
 
 
 def nice_steps(low: float, high: float, n: int) -> list[float]:
-    """About `n` round numbers, evenly spaced, the first not above `low` and the last not below `high`, and unlike it.
+    """About `n` evenly spaced round numbers; the first is at most `low`, the last at least `high`, and they differ.
 
     `nice_steps(0, 93, 5) == [0, 20, 40, 60, 80, 100]`
     """
     size = max(abs(low), abs(high))
-    if high - low <= 1e-9 * size or size < 1e-100:  # as good as a single value
+    if high - low <= 1e-9 * size or size < 1e-100:  # practically a single value
         low, high = (low - size / 2, high + size / 2) if size > 1e-100 else (0.0, 1.0)
     rough = (high - low) / n
     power = 10.0 ** math.floor(math.log10(rough))
@@ -156,7 +156,7 @@ def nice_steps(low: float, high: float, n: int) -> list[float]:
 
 
 def _tick_texts(values: Sequence[float]) -> list[str]:
-    """With as many digits as their distance asks for."""
+    """Labels with as many digits as it takes to tell neighbours apart."""
     step, largest = abs(values[1] - values[0]), max(map(abs, values))
     if largest >= 1000:
         return [short(value) for value in values]
@@ -171,17 +171,17 @@ class _Axis:
     start: float
     end: float
 
-    def place(self, value: float) -> float:
-        """In permille from the start."""
+    def position(self, value: float) -> float:
+        """Position of a value, in permille from the start."""
         return round(1000 * (value - self.start) / ((self.end - self.start) or 1), 1) + 0.0  # no -0
 
 
 def _line(label: str, color: int, points: Points, x_axis: _Axis, y_axis: _Axis, is_noisy: bool) -> Line:
     def path(some: Points) -> str:
-        return "M" + "L".join(f"{x_axis.place(x):g} {y_axis.place(y):g}" for x, y in some)
+        return "M" + "L".join(f"{x_axis.position(x):g} {y_axis.position(y):g}" for x, y in some)
 
     def dots(some: Points) -> str:
-        return "".join(f"M{x_axis.place(x):g} {y_axis.place(y):g}h0" for x, y in some)
+        return "".join(f"M{x_axis.position(x):g} {y_axis.position(y):g}h0" for x, y in some)
 
     shown = thinned(points, DRAWN)
     if is_evaluation(label) or len(points) == 1:
@@ -192,18 +192,18 @@ def _line(label: str, color: int, points: Points, x_axis: _Axis, y_axis: _Axis, 
 
 
 def _readings(curves: Mapping[str, Points], x_axis: _Axis) -> tuple[Reading, ...]:
-    """All steps of evaluations, and steps between them, as many as can be told apart with a mouse."""
+    """The steps of evaluations, and as many steps between them as can be told apart with a mouse."""
     steps = {label: [x for x, _ in points] for label, points in curves.items()}
     chosen: set[float] = set()
     for xs in sorted(steps.values(), key=len):
         n = min(len(xs), READINGS - len(chosen))
         chosen.update(xs[round(i * (len(xs) - 1) / max(1, n - 1))] for i in range(n))
     xs = sorted(chosen)
-    places = [x_axis.place(x) for x in xs]
-    bounds = [0.0, *((a + b) / 2 for a, b in pairwise(places)), 1000.0]
+    positions = [x_axis.position(x) for x in xs]
+    bounds = [0.0, *((a + b) / 2 for a, b in pairwise(positions)), 1000.0]
     return tuple(
-        Reading(round(left, 1), round(right - left, 1), place, f"step {x:,.0f}", _values_at(x, curves, steps))
-        for x, place, (left, right) in zip(xs, places, pairwise(bounds), strict=True)
+        Reading(round(left, 1), round(right - left, 1), position, f"step {x:,.0f}", _values_at(x, curves, steps))
+        for x, position, (left, right) in zip(xs, positions, pairwise(bounds), strict=True)
     )
 
 
@@ -212,7 +212,7 @@ def _values_at(
 ) -> tuple[tuple[int, str, str], ...]:
     found = []
     for color, (label, points) in enumerate(curves.items()):
-        place = bisect_left(steps[label], x)
-        if place < len(points) and points[place][0] == x:
-            found.append((color, label, number(points[place][1])))
+        index = bisect_left(steps[label], x)
+        if index < len(points) and points[index][0] == x:
+            found.append((color, label, number(points[index][1])))
     return tuple(found)

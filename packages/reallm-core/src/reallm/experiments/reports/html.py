@@ -1,4 +1,4 @@
-"""`summary.html` in a run folder: all there is to see of a run, on one page that needs nothing else."""
+"""Renders `summary.html` of a run: charts, samples, data, settings and next steps, in one file without scripts."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
 }
-"""Of metrics that are known, by the last part of their names, in the order of their charts; others come before."""
+"""Titles of known metrics by the last part of their names, in the order of their charts; others come before."""
 
 UNDRAWN = frozenset({"loss", "perplexity", "loss_tokens", "tokens", "epoch", "skipped_steps"})
-"""Metrics without a chart of their own: losses are the first, and perplexity is the loss over again."""
+"""Metrics without a chart here: losses have theirs, and perplexity shows the same."""
 
 EXACT = frozenset({"lr", "memory_gib"})
-"""Metrics whose every bend means something, so that no trend is laid over them."""
+"""Metrics without noise, over which no trend is drawn."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A number of the headline, what it is, and what more there is to say of it."""
+    """A number of the headline with its label, and a note below it."""
 
     label: str
     value: str
@@ -48,16 +48,16 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What can be done with a run, and the command or program for it."""
+class NextStep:
+    """Something to do with a run, and the command or program for it."""
 
-    what: str
+    title: str
     code: str
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """What is known of the samples of a split."""
+class SplitStats:
+    """The samples of a split: the dataset's report, and the histogram of lengths."""
 
     split: str
     report: str
@@ -66,9 +66,9 @@ class Lengths:
 
 
 def write_summary_page(folder: Path) -> Path:
-    """Write `summary.html` into the folder of a run, whatever state it is in, and return its path.
+    """Write `summary.html` into the folder of a run, whatever its status, and return its path.
 
-    The page is one file without scripts. What the folder does not tell is left out.
+    What the folder has no files for is left out.
 
     Raises:
         RunError: there is no run in the folder.
@@ -77,7 +77,7 @@ def write_summary_page(folder: Path) -> Path:
     html = render(folder, now=datetime.now())
     path = RunFolder(folder).page
     with atomic_write(path) as temporary:
-        temporary.write_bytes(html.encode(errors="replace"))  # JSON can hold half a character, which UTF-8 cannot
+        temporary.write_bytes(html.encode(errors="replace"))  # JSON can hold lone surrogates, which UTF-8 cannot
     return path
 
 
@@ -86,7 +86,7 @@ def render(folder: Path, *, now: datetime) -> str:
 
     Args:
         folder: of the run.
-        now: when the page is written.
+        now: time of writing, which the page shows.
 
     Raises:
         RunError: there is no run in the folder.
@@ -102,7 +102,7 @@ def render(folder: Path, *, now: datetime) -> str:
         next_steps=next_steps(run),
         losses=loss_charts(curves),
         charts=other_charts(curves),
-        lengths=[_lengths(split, about) for split, about in json_object(RunFolder(folder).data).items()],
+        lengths=[_split_stats(split, content) for split, content in json_object(files.data).items()],
         prompts=prompt_histories(json_lines(files.samples)),
         config=_text(files.config),
     )
@@ -112,7 +112,7 @@ def render(folder: Path, *, now: datetime) -> str:
 def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("reallm.experiments.reports", ""),
-        autoescape=True,  # samples are whatever a model says, names whatever a plugin calls them
+        autoescape=True,  # samples and the names of metrics can contain anything
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -122,17 +122,18 @@ def _template() -> Template:
 
 
 def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:
-    """The headline."""
+    """The numbers of the headline."""
     found = []
     for name in sorted(filter(is_loss, curves), key=is_evaluation):
         curve = curves[name]
         step, best = min(curve, key=lambda point: point[1])
-        begun = f"from {number(curve[0][1])}" if len(curve) > 1 else ""
-        lowest = f"lowest {number(best)} at step {step:,}" if is_evaluation(name) and len(curve) > 1 else begun
-        found.append(Tile(_loss_title(name), number(curve[-1][1]), lowest))
-    of = [] if run.total_steps is None else [f"of {run.total_steps:,}"]
+        note = f"from {number(curve[0][1])}" if len(curve) > 1 else ""
+        if is_evaluation(name) and len(curve) > 1:
+            note = f"lowest {number(best)} at step {step:,}"
+        found.append(Tile(_loss_title(name), number(curve[-1][1]), note))
+    total = [] if run.total_steps is None else [f"of {run.total_steps:,}"]
     epochs = [] if run.epochs is None else [f"{run.epochs:.3g} epochs"]
-    found.append(Tile("Steps", f"{run.steps:,}", ", ".join(of + epochs)))
+    found.append(Tile("Steps", f"{run.steps:,}", ", ".join(total + epochs)))
     if run.seconds is not None:
         each = f"{run.seconds / run.steps:.3g} s a step" if run.steps else ""
         found.append(Tile("Time", duration(run.seconds), each))
@@ -155,15 +156,15 @@ def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:
 
 
 def skipped_steps(curves: Mapping[str, Curve]) -> int:
-    """Steps that changed nothing because gradients were not finite."""
+    """Number of steps without an update, because loss or gradients were not finite."""
     return round(sum(curve[-1][1] for name, curve in curves.items() if name.endswith("/skipped_steps")))
 
 
-def next_steps(run: RunInfo) -> list[Step]:
-    """How to go on: continue, load, generate, run again."""
+def next_steps(run: RunInfo) -> list[NextStep]:
+    """How to resume the run, load its model, generate with it, and run it again."""
     steps = []
     if run.resume_command:
-        steps.append(Step("Continue where it ended", run.resume_command))
+        steps.append(NextStep("Continue where it ended", run.resume_command))
     best = run.best.checkpoint if run.best else None
     which = "newest checkpoint" if best is None else "best checkpoint"
     for model in map(str, _models(best or run.checkpoint)[:1]):
@@ -172,24 +173,24 @@ def next_steps(run: RunInfo) -> list[Step]:
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(model, ensure_ascii=False)})\n"
             f"model = AutoModelForCausalLM.from_pretrained({json.dumps(model, ensure_ascii=False)})"
         )
-        steps.append(Step(f"Load it with transformers ({which})", code))
-        steps.append(Step("Ask it something", f'reallm generate --model {shlex.quote(model)} "Once upon a time"'))
+        steps.append(NextStep(f"Load it with transformers ({which})", code))
+        steps.append(NextStep("Ask it something", f'reallm generate --model {shlex.quote(model)} "Once upon a time"'))
     config = RunFolder(run.path).config
     if run.algorithm and config.is_file():
         again = f"--config {shlex.quote(str(config))} name=again"
-        steps.append(Step("Run it again, with changes", f"reallm {run.algorithm} {again} optimizer.lr=1e-5"))
+        steps.append(NextStep("Run it again, with changes", f"reallm {run.algorithm} {again} optimizer.lr=1e-5"))
     return steps
 
 
 def _models(checkpoint: Path | None) -> list[Path]:
-    """The model in a checkpoint, or one for each role."""
+    """The folders of the models in a checkpoint: itself, or one for each role."""
     if checkpoint is None:
         return []
     return [path for path in (checkpoint, *sorted(checkpoint.iterdir())) if (path / "config.json").is_file()]
 
 
 def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
-    """A chart for each train call, with the loss of its evaluations."""
+    """A chart for each train call, with its training and validation loss."""
     trained = [name for name in curves if is_loss(name) and not is_evaluation(name)]
     evaluated = [name for name in curves if is_loss(name) and is_evaluation(name)]
     if len(trained) == 1:
@@ -204,8 +205,8 @@ def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
 
 
 def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
-    """A chart for each other kind of metric, the same of several calls in one."""
-    names = sorted(curves, key=is_evaluation)  # training has the first color everywhere
+    """A chart for each other metric; that of several calls is drawn in one."""
+    names = sorted(curves, key=is_evaluation)  # training gets the first color in each chart
     leaves = dict.fromkeys(name.rpartition("/")[2] for name in names)
     known = list(TITLES)
     order = sorted(leaves, key=lambda leaf: 1 + known.index(leaf) if leaf in TITLES and leaf != "accuracy" else 0)
@@ -222,26 +223,26 @@ def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
 
 
 def _loss_title(name: str) -> str:
-    """`train/loss` is the training loss, `eval/loss` the validation loss; others are called by their calls."""
+    """`Training loss` of `train/loss`, `Validation loss` of `eval/loss`, `critic loss` of `critic/loss`."""
     usual = {"train/loss": "Training loss", "eval/loss": "Validation loss"}
     return usual.get(name, f"{name.rpartition('/')[0]} loss")
 
 
 def _values(curves: Mapping[str, Curve], leaf: str) -> list[float]:
-    """Of the first metric that is called so."""
+    """The values of the first metric with this last part of its name."""
     return next(([value for _, value in curve] for name, curve in curves.items() if name.endswith(f"/{leaf}")), [])
 
 
-def _lengths(split: str, about: Any) -> Lengths:
-    about = about if isinstance(about, dict) else {}
-    histogram = about.get("lengths")
+def _split_stats(split: str, content: Any) -> SplitStats:
+    content = content if isinstance(content, dict) else {}
+    histogram = content.get("lengths")
     chart, note = None, ""
     if isinstance(histogram, dict) and _is_histogram(histogram.get("edges"), histogram.get("counts")):
         chart = bar_chart(histogram["edges"], histogram["counts"], "tokens")
-        counted, total = about.get("counted"), about.get("n_samples")
+        counted, total = content.get("counted"), content.get("n_samples")
         if is_number(counted) and is_number(total) and counted < total:
             note = f"{counted:,} of {total:,} samples were looked at"
-    return Lengths(split, str(about.get("report") or ""), chart, note)
+    return SplitStats(split, str(content.get("report") or ""), chart, note)
 
 
 def _is_histogram(edges: Any, counts: Any) -> bool:
@@ -251,7 +252,7 @@ def _is_histogram(edges: Any, counts: Any) -> bool:
 
 
 def _text(path: Path) -> str:
-    """What is in a file; nothing if it cannot be read."""
+    """The content of a file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,16 +1,12 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def number(value: float) -> str:
-    """Four digits of a measured number: `1.750`, `12,345`, `2.28e-06`, `1.2e+09`; a whole one and `nan` as they are."""
+    """A measurement with four digits: `1.750`, `12,345`, `2.28e-06`, `1.2e+09`; an int with all its digits; `nan`."""
     size = abs(value)
     if isinstance(value, int):
         return f"{value:,}"
@@ -24,7 +20,7 @@ def number(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """A count in the least space: `950`, `12.3K`, `476K`, `1.24B`."""
+    """A count with three digits and a letter: `950`, `12.3K`, `476K`, `1.24B`."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= size * 0.9995:
             return f"{value / size:.3g}{letter}"
@@ -32,12 +28,12 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a clock shows them: `0:05`, `12:34`, `1:02:03`."""
+    """Seconds as minutes and hours: `0:05`, `12:34`, `1:02:03`."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def counted(n: int, noun: str) -> str:
-    """`"1 step"`, `"2,000 steps"`."""
+    """A number with its noun: `1 step`, `2,000 steps`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

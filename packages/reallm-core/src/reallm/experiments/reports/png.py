@@ -1,4 +1,4 @@
-"""Curves as PNG files: the losses of a run, and those of several runs side by side."""
+"""Draws loss curves into PNG files: those of a run, or of several runs that are compared."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Of Okabe and Ito: told apart by people who see colours differently."""
+"""The colours of Okabe and Ito, which colour-blind people can tell apart."""
 
 MANY = 50
-"""Points from which a curve is drawn faint, with its mean over it."""
+"""Number of points from which a curve is drawn faint, with its trend over it."""
 
 LOSS = "loss (nats per token)"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share their axes, by the labels of the legend."""
+    """Curves over the same axes, by their labels in the legend."""
 
     title: str
     curves: Mapping[str, Points]
     marked: bool = False
-    """Whether each point is to be seen, as of evaluations."""
+    """Whether each point has a marker, as those of evaluations."""
 
 
 def save_plot(curves: Mapping[str, Curve], path: Path) -> None:
-    """Draw the losses, those measured while training and those of evaluations, into a PNG file."""
+    """Draw the training and validation losses among `curves` into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     losses = {name: curves[name] for name in sorted(filter(is_loss, curves), key=is_evaluation)}
-    for number, (name, curve) in enumerate(losses.items()):
-        _draw(axes, name, curve, PALETTE[number % len(PALETTE)], marked=is_evaluation(name))
-    _finish(axes, "optimizer step", LOSS)
+    for index, (name, curve) in enumerate(losses.items()):
+        _draw(axes, name, curve, PALETTE[index % len(PALETTE)], marked=is_evaluation(name))
+    _set_up(axes, "optimizer step", LOSS)
     axes.set_ylim(bottom=0)
     _save(figure, path)
 
 
 def save_panels(panels: Sequence[Panel], path: Path, *, x_label: str) -> None:
-    """Draw panels one below the other into a PNG file. The same label has the same colour in each."""
+    """Draw panels below each other into a PNG file. A label has the same colour in all of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1 + 3.4 * len(panels)), dpi=120, layout="constrained")
@@ -58,27 +58,27 @@ def save_panels(panels: Sequence[Panel], path: Path, *, x_label: str) -> None:
         for label, points in panel.curves.items():
             _draw(axes, label, points, PALETTE[labels.index(label) % len(PALETTE)], marked=panel.marked)
         axes.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
-        _finish(axes, x_label, LOSS)
+        _set_up(axes, x_label, LOSS)
     _save(figure, path)
 
 
 def _draw(axes: Axes, label: str, points: Points, color: str, *, marked: bool) -> None:
-    many = len(points) > MANY and not marked
+    is_faint = len(points) > MANY and not marked
     shown = thinned(points, 2000)
     axes.plot(
         *zip(*shown, strict=True),
         color=color,
-        alpha=0.3 if many else 1.0,
-        linewidth=0.8 if many else 1.6,
+        alpha=0.3 if is_faint else 1.0,
+        linewidth=0.8 if is_faint else 1.6,
         marker="o" if marked or len(points) == 1 else "",
         markersize=4,
-        label=None if many else label,
+        label=None if is_faint else label,
     )
-    if many:
+    if is_faint:
         axes.plot(*zip(*trend(points), strict=True), color=color, linewidth=1.8, label=label)
 
 
-def _finish(axes: Axes, x_label: str, y_label: str) -> None:
+def _set_up(axes: Axes, x_label: str, y_label: str) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: short(x))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

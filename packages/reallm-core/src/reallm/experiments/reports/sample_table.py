@@ -1,4 +1,4 @@
-"""What a model said to a few prompts at each evaluation, arranged for a page."""
+"""The completions of `samples.jsonl` grouped by prompt, for the summary page."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import Any
 
 PROMPTS = 20
 EVALUATIONS = 12
-"""Most that a page shows of a prompt, the first and the latest among them."""
+"""Most completions shown of a prompt, the first and the latest among them."""
 
-SEEN, SEEN_LINES = 500, 10
-"""Characters and lines of a text that are seen without unfolding it."""
+VISIBLE, VISIBLE_LINES = 500, 10
+"""Most characters and lines of a text that are visible without unfolding it."""
 
 LONGEST = 10_000
-"""Characters of a text on the page; all of it is in `samples.jsonl`."""
+"""Most characters of a text on the page; the whole text is in `samples.jsonl`."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A text in two parts, of which the second is folded away; it is empty for a short text."""
+    """A text that is folded after some lines."""
 
-    seen: str
+    visible: str
     folded: str
+    """Empty for a short text."""
     length: int
-    """Characters of the whole text, of which even unfolded there may be fewer."""
+    """Characters of the whole text, of which `visible` and `folded` may be only the first."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said after a step; `is_expected`: to the letter what was wanted."""
+    """A completion after a step; `is_expected`: whether it is exactly the expected one."""
 
     step: int
     text: Passage
@@ -41,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PromptHistory:
-    """A prompt, what is expected, and what was said: the latest, the first if that is another one, those between."""
+    """A prompt, the expected completion, and the completions: the latest, the first if it is another, and between."""
 
     id: str
     prompt: Passage
@@ -50,11 +51,11 @@ class PromptHistory:
     first: Answer | None
     between: tuple[Answer, ...]
     """Newest first."""
-    n_left_out: int
+    n_omitted: int
 
 
 def prompt_histories(records: Iterable[Mapping[str, Any]]) -> list[PromptHistory]:
-    """The lines of a `samples.jsonl` by prompt, in the order in which prompts first appear."""
+    """Group the lines of a `samples.jsonl` by prompt, in the order in which prompts first appear."""
     by_prompt: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for record in records:
         if isinstance(record.get("step"), int):
@@ -67,7 +68,7 @@ def _history(name: str, prompt: str, steps: Mapping[int, Mapping[str, Any]]) -> 
     order = sorted(steps)
     latest, *older = order[::-1]
     first, between = (older[-1], older[:-1]) if older else (None, [])
-    shown = _spread(between, EVALUATIONS - 2)
+    shown = _evenly_spaced(between, EVALUATIONS - 2)
     expected = steps[latest].get("expected")
     return PromptHistory(
         _clean(name),
@@ -80,26 +81,26 @@ def _history(name: str, prompt: str, steps: Mapping[int, Mapping[str, Any]]) -> 
     )
 
 
-def _spread(items: list[int], n: int) -> list[int]:
+def _evenly_spaced(items: list[int], n: int) -> list[int]:
     if len(items) <= n:
         return items
     return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 
 def _answer(step: int, record: Mapping[str, Any]) -> Answer:
-    said, wanted = str(record.get("completion")), record.get("expected")
-    return Answer(step, passage(said), isinstance(wanted, str) and said.strip() == wanted.strip())
+    completion, expected = str(record.get("completion")), record.get("expected")
+    return Answer(step, passage(completion), isinstance(expected, str) and completion.strip() == expected.strip())
 
 
 def passage(text: str) -> Passage:
-    """A text made fit to be shown, folded where it is long."""
+    """A text without control characters, folded if it is long."""
     shown = _clean(text[:LONGEST])
-    seen = "".join(shown[:SEEN].splitlines(keepends=True)[:SEEN_LINES])
-    if seen != shown:
-        seen = seen[: seen.rfind(" ", SEEN - 40) + 1] or seen  # not within a word
-    return Passage(seen, shown[len(seen) :], len(text))
+    visible = "".join(shown[:VISIBLE].splitlines(keepends=True)[:VISIBLE_LINES])
+    if visible != shown:
+        visible = visible[: visible.rfind(" ", VISIBLE - 40) + 1] or visible  # not within a word
+    return Passage(visible, shown[len(visible) :], len(text))
 
 
 def _clean(text: str) -> str:
-    """Untrained models say anything: what cannot be printed is a dot."""
+    """Replace control characters, which untrained models do generate, by dots."""
     return _CONTROL.sub("·", text)

@@ -1,4 +1,4 @@
-"""Curves for a terminal, in braille dots: eight to a character."""
+"""Draws curves in a terminal with braille characters, eight dots each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from reallm.experiments.runs.metrics import Points
 
 COLORS = ("cyan", "yellow", "magenta", "green", "blue", "red")
-"""Of the curves in one plot, in turn. Their letters tell them apart without colours, too."""
+"""Colours of the curves in a plot, in turn. Their letters tell them apart as well."""
 
 _BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bit of each dot of a braille character, by row and column."""
@@ -19,7 +19,7 @@ _BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 @dataclass(frozen=True)
 class TextCurve:
-    """A curve of a plot, and the letter that is written on it here and there; empty for a curve that is alone."""
+    """A curve of a plot, and the letter written on it here and there; empty if it is the only one."""
 
     points: Points
     letter: str = ""
@@ -27,7 +27,7 @@ class TextCurve:
 
 
 def terminal_plot(curve: Points, width: int = 60, height: int = 10) -> str:
-    """A curve, with its highest and lowest value and its steps at the axes.
+    """Draw a curve, with its highest and lowest value and its steps at the axes.
 
     Args:
         curve: at least one point.
@@ -39,11 +39,11 @@ def terminal_plot(curve: Points, width: int = 60, height: int = 10) -> str:
 
 
 def overlay(curves: Sequence[TextCurve], x_labels: tuple[str, str], *, width: int = 60, height: int = 10) -> Text:
-    """Several curves over the same axes. Where they meet, the first is on top.
+    """Draw several curves over the same axes, the first on top.
 
     Args:
         curves: at least one, each with at least one point.
-        x_labels: what is written below the left and the right end.
+        x_labels: labels of the left and the right end of the x axis.
         width: characters across, without the axis.
         height: lines, without the axis.
     """
@@ -55,8 +55,8 @@ def overlay(curves: Sequence[TextCurve], x_labels: tuple[str, str], *, width: in
     cells: dict[tuple[int, int], tuple[int, str]] = {}  # (line, character) -> bits, style
     traces = [_trace(column, low, high, height) for column in columns]
     for curve, trace in reversed(list(zip(curves, traces, strict=True))):
-        for place, bits in trace.items():
-            cells[place] = bits | cells.get(place, (0, ""))[0], curve.style
+        for cell, bits in trace.items():
+            cells[cell] = bits | cells.get(cell, (0, ""))[0], curve.style
     letters = _letters(curves, traces, width)
 
     labels = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"] if height > 1 else [f"{high:.3g}"]
@@ -75,9 +75,9 @@ def overlay(curves: Sequence[TextCurve], x_labels: tuple[str, str], *, width: in
 
 
 def _columns(points: Points, left: float, right: float, n: int) -> dict[int, float]:
-    """The height of a curve in each of the `n` columns it passes through.
+    """The value of a curve in each of the `n` columns it passes through.
 
-    The mean where a column has several points, on the straight line between its neighbours where it has none.
+    The mean of several points in a column; linear interpolation in a column without points.
     """
     sums: dict[int, tuple[float, int]] = {}
     for x, y in points:
@@ -108,22 +108,22 @@ def _trace(column: dict[int, float], low: float, high: float, height: int) -> di
 def _letters(
     curves: Sequence[TextCurve], traces: Sequence[dict[tuple[int, int], int]], width: int
 ) -> dict[tuple[int, int], tuple[str, str]]:
-    """Where the letter of each curve is written on it: at its end, and at every sixth of the width.
+    """(line, character) -> letter and style: each curve has its letter at its end and at every sixth of the width.
 
-    Each curve has its letters at places of its own, so curves that run as one show the letters of all in turn.
+    The letters of different curves are in different columns, so that overlapping curves show all their letters.
     """
     letters: dict[tuple[int, int], tuple[str, str]] = {}
     period = max(len(curves) + 1, width // 6)
-    for number, (curve, trace) in enumerate(zip(curves, traces, strict=True)):
+    for index, (curve, trace) in enumerate(zip(curves, traces, strict=True)):
         if not curve.letter:
             continue
         by_column: dict[int, list[int]] = {}
         for y, x in sorted(trace):
             by_column.setdefault(x, []).append(y)
-        places = {x: (ys[len(ys) // 2], x) for x, ys in by_column.items()}
-        end = max(places)
-        at_end = next((x for x in range(end, -1, -1) if x in places and places[x] not in letters), end)
-        for x in (at_end, *range(period * (2 * number + 1) // (2 * len(curves)), end - period // 2, period)):
-            if x in places:
-                letters.setdefault(places[x], (curve.letter, f"bold {curve.style}".strip()))
+        cells = {x: (ys[len(ys) // 2], x) for x, ys in by_column.items()}
+        end = max(cells)
+        at_end = next((x for x in range(end, -1, -1) if x in cells and cells[x] not in letters), end)
+        for x in (at_end, *range(period * (2 * index + 1) // (2 * len(curves)), end - period // 2, period)):
+            if x in cells:
+                letters.setdefault(cells[x], (curve.letter, f"bold {curve.style}".strip()))
     return letters

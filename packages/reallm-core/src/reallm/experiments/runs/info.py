@@ -41,7 +41,7 @@ class RunInfo:
     name: str
     """The folder's name, or its path relative to the folder that was listed."""
     status: Status
-    """`stopped`: by the user; `failed`: by the error in `error`; `killed`: its process ended without writing a status."""
+    """`stopped`: by the user; `failed`: with the error in `error`; `killed`: the process wrote no end."""
     algorithm: str | None
     steps: int
     total_steps: int | None
