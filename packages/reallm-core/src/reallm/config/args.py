@@ -1,4 +1,4 @@
-"""Parts of an experiment's configuration: the model, and a dataset chosen by name. Imports no torch."""
+"""Fields of a configuration: a model, and a dataset chosen by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Literal
 from reallm.options import REQUIRED, option
 
 DATASET_KEY = "dataset"
-"""Metadata key of a field that holds a dataset's configuration; its value is the name of the default dataset."""
+"""Metadata key of a field for a dataset's configuration; its value is the name of the default dataset."""
 
 
 def dataset_option(default_name: str, help: str) -> Any:  # noqa: A002 - as in `option`
-    """A field whose keys are those of the dataset that `<field>.name` names, `default_name` unless it is given."""
+    """A field with the keys of the dataset that `<field>.name` names, by default `default_name`."""
     return field(default=REQUIRED, metadata={"help": help, DATASET_KEY: default_name})
 
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Which model to train, and how it is held in memory."""
+    """The model of a role: its checkpoint, dtype, device and memory options."""
 
     path: str = option(REQUIRED, "HuggingFace checkpoint with its tokenizer: a folder, or a hub id such as org/name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -29,8 +29,8 @@ class ModelArgs:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto takes a GPU if there is one")
     gradient_checkpointing: Literal["none", "selective", "full"] = option(
         "none",
-        "what the backward pass computes again instead of keeping it in memory: selective keeps the results of matrix "
-        "products and attention, full keeps only what goes from block to block",
+        "activations that the backward pass recomputes instead of keeping them in memory: selective keeps the results "
+        "of matrix products and attention, full keeps only the inputs of blocks",
     )
     moe_aux_loss_coef: float | None = option(
         None,

@@ -1,4 +1,4 @@
-"""What the user set, in order: the leaves of YAML files and the `key=value` arguments. Keys are not checked here."""
+"""Parses YAML files and `key=value` arguments into assignments, in order. Keys are not checked."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from reallm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Assignment:
-    """One key and its value. `text` is what was written, for keys that take text as it stands (`007`)."""
+    """A key and its value. `text` is the value as written, for keys whose text is not parsed (`007`)."""
 
     key: str
     value: Any
     text: str | None = None
     origin: str = ""
-    """`"run.yaml:3: "` to begin an error message with; empty for the command line."""
+    """The beginning of an error message, such as `run.yaml:3: `; empty for the command line."""
 
 
 def from_arguments(arguments: Sequence[str], groups: Callable[[], Sequence[Group]]) -> list[Assignment]:
-    """`["optimizer.lr=1e-4"]` as assignments; `groups` is asked only to explain a mistake.
+    """The assignments of a command line, `["optimizer.lr=1e-4"]`; `groups` is called only to explain a mistake.
 
     Raises:
         ConfigError: an argument that is not `key=value`; says how to write it.
     """
     found = []
-    for place, argument in enumerate(arguments):
+    for index, argument in enumerate(arguments):
         key, equals, text = argument.partition("=")
         if not equals or not key or key.startswith("-") or " " in key:
-            raise ConfigError(not_an_assignment(arguments, place, groups()))
+            raise ConfigError(not_an_assignment(arguments, index, groups()))
         if not text:
             raise ConfigError(f"'{argument}' has no value; write {key}=VALUE without spaces (null for none)")
         found.append(Assignment(key, _parse(text), text))
@@ -45,10 +45,10 @@ def from_arguments(arguments: Sequence[str], groups: Callable[[], Sequence[Group
 
 
 def from_yaml(path: Path) -> list[Assignment]:
-    """The leaves of a YAML file; a mapping of mappings, or dotted keys, or both.
+    """The assignments of a YAML file: a mapping of mappings, or dotted keys, or both.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping; names file and line.
+        ConfigError: the file does not exist, is not YAML, or not a mapping; names file and line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -70,7 +70,7 @@ def from_yaml(path: Path) -> list[Assignment]:
     written: dict[str, tuple[int | None, str | None]] = dict(_written(root, ""))
     found = []
     for key, value in _leaves(values, ""):
-        line, raw = written.get(key, (None, None))  # not there for what a YAML merge (`<<`) brings in
+        line, raw = written.get(key, (None, None))  # missing for the keys of a YAML merge (`<<`)
         found.append(Assignment(key, value, raw, f"{path}:{line}: " if line else f"{path}: "))
     return found
 
@@ -85,7 +85,7 @@ def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _written(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, tuple[int | None, str | None]]]:
-    """Dotted key -> its line and, for a single value, its text."""
+    """Dotted key -> its line and, for a scalar, its text."""
     for name, value in node.value:
         key = f"{prefix}{name.value}"
         yield key, (name.start_mark.line + 1, value.value if isinstance(value, yaml.ScalarNode) else None)
@@ -94,7 +94,7 @@ def _written(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, tuple[i
 
 
 def _parse(text: str) -> Any:
-    """The value that YAML reads in `text`, or the text itself where it is not YAML (`@x`)."""
+    """The value of `text` as YAML, or the text itself if it is not YAML (`@x`)."""
     try:
         values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         return values["value"]

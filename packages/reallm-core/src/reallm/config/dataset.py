@@ -1,4 +1,4 @@
-"""The dataset part of a configuration: which dataclass a dataset's name stands for, and the splits it describes."""
+"""The dataset of a configuration: the dataclass of a dataset's name, and the splits it describes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
 
 PATHS = {"train": "train_path", "valid": "valid_path"}
-"""Split -> the field with its file. A dataset class receives the one of its split as `path`."""
+"""Split -> the field with its file, which a dataset class receives as `path`."""
 BATCH_SIZES = {"train": "train_bs_n_seqs", "valid": "valid_bs_n_seqs"}
-"""Split -> the field with its batch size in sequences, which is the experiment's affair and not the dataset's."""
+"""Split -> the field with its batch size in sequences, which a dataset class does not receive."""
 DEFAULT_BATCH_SIZE = 32
 
 
 def config_class(name: str) -> type:
-    """The configuration dataclass of dataset `name`, with a field `name` added whose default is that name.
+    """The configuration dataclass of dataset `name`, with an additional field `name` whose default is that name.
 
     Raises:
-        PluginError: no installed plugin offers the dataset, or what it offers is not a usable dataclass.
+        PluginError: no installed plugin offers the dataset, or its configuration is not a usable dataclass.
     """
     cls = registry.get("dataset", name).config_class()
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
@@ -50,7 +50,7 @@ def _with_name(cls: type, name: str, about: str) -> type:
 
 
 def dataset_name(config: Any) -> str:
-    """The name of the dataset that a configuration belongs to.
+    """The name of the dataset whose configuration this is.
 
     Raises:
         ConfigError: no installed plugin offers a dataset with this class of configuration.
@@ -60,14 +60,14 @@ def dataset_name(config: Any) -> str:
         return name
     cls = type(config)
     for name, spec in registry.offers("dataset").items():
-        # A reference is compared as text, so that nobody else's module is imported.
+        # References are compared as text, so that no other plugin is imported.
         if spec.config is cls or spec.config == f"{cls.__module__}:{cls.__qualname__}":
             return name
     raise ConfigError(f"dataset: {cls.__qualname__} is not the configuration of an installed dataset")
 
 
 def splits(config: Any) -> dict[str, Dataset]:
-    """`{"train": Dataset(name, args)}`, and `"valid"` too if its file is given; see `split_args`."""
+    """Split -> `Dataset(name, args)`: `"train"`, and `"valid"` if its file is given; see `split_args`."""
     from reallm.data.datasets import Dataset
 
     name = dataset_name(config)
@@ -77,11 +77,11 @@ def splits(config: Any) -> dict[str, Dataset]:
 def split_args(config: Any) -> dict[str, dict[str, Any]]:
     """Split -> the arguments that a dataset class is constructed with: `{"train": {"path": "a.jsonl", ...}}`.
 
-    They are the fields of `config` without those for the experiment (paths, batch sizes, name), with `path` for
-    the split's file. A configuration without `train_path` describes one split, of which it gets all other fields.
+    These are the fields of `config` but for paths, batch sizes and name, and `path` with the split's file. A
+    configuration without `train_path` has only the split `"train"`, without `path` unless that is a field.
     """
-    consumed = {"name", *PATHS.values(), *BATCH_SIZES.values()}
-    args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in consumed}
+    not_passed = {"name", *PATHS.values(), *BATCH_SIZES.values()}
+    args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in not_passed}
     if not hasattr(config, PATHS["train"]):
         return {"train": args}
     paths = {split: getattr(config, field, None) for split, field in PATHS.items()}
@@ -89,5 +89,5 @@ def split_args(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def batch_size(config: Any, split: str) -> int:
-    """Sequences in a batch of `split` ("train" or "valid"), from the dataset's configuration where it says so."""
+    """Sequences in a batch of `split` ("train" or "valid"), given by the dataset's configuration or the default."""
     return getattr(config, BATCH_SIZES[split], DEFAULT_BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""From YAML files and `key=value` arguments to a configuration object: dataclass < YAML < command line."""
+"""Loads a configuration object: defaults of its dataclass, overridden by YAML files, overridden by `key=value`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from reallm.config import suggestions as mistakes
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import dataset_name
 from reallm.config.schema import (
@@ -27,19 +26,20 @@ from reallm.config.schema import (
     literals,
     missing_text,
 )
+from reallm.config.suggestions import unknown_key
 from reallm.errors import ConfigError, ReallmError, did_you_mean
 from reallm.options import REQUIRED
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A value for each key of an experiment (`"optimizer.lr"`); `REQUIRED` where one is still to be given."""
+    """The value of each key (`"optimizer.lr"`); `REQUIRED` for a required one that is not given."""
 
     groups: tuple[Group, ...]
     values: Mapping[str, Any]
 
     def tree(self) -> dict[str, Any]:
-        """The values as nested mappings, the chosen dataset's name included."""
+        """The values as nested mappings, including the dataset's name."""
         tree: dict[str, Any] = {}
         for name, value in self.values.items():
             *parents, leaf = name.split(".")
@@ -50,11 +50,11 @@ class Configuration:
         return tree
 
     def to_yaml(self) -> str:
-        """All values as YAML that `load` reads again, with `???` for a required one that is missing."""
+        """All values as YAML that `load` reads, with `???` for a required one that is missing."""
         return OmegaConf.to_yaml(OmegaConf.create(self.tree()))
 
     def build(self) -> Any:
-        """The configuration object, an instance of the dataclass that `load` was given.
+        """An instance of the configuration dataclass.
 
         Raises:
             ConfigError: required values are missing (all are named), or the dataclass refuses a value.
@@ -67,21 +67,21 @@ class Configuration:
     def _instance(self, name: str) -> Any:
         group = next(group for group in self.groups if group.name == name)
         assert group.cls is not None
-        parts = [part.name for part in self.groups if part.name and part.name.rpartition(".")[0] == name]
+        inner = [group.name for group in self.groups if group.name and group.name.rpartition(".")[0] == name]
         fields = {key.leaf: self.values[key.name] for key in group.keys}
-        fields.update({part.rpartition(".")[2]: self._instance(part) for part in parts})
+        fields.update({inner_name.rpartition(".")[2]: self._instance(inner_name) for inner_name in inner})
         try:
             return group.cls(**fields)
-        except (ReallmError, ValueError) as error:  # the latter from a plugin's own dataclass
+        except (ReallmError, ValueError) as error:  # a ValueError from the dataclass of a plugin
             raise ConfigError(in_group(name, group.cls, error)) from error
 
 
 def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str] = ()) -> Configuration:
-    """The values of a configuration dataclass: its defaults, then `files` in order, then `key=value` arguments.
+    """Load the values of a configuration dataclass: its defaults, then `files` in order, then `key=value` arguments.
 
     Raises:
-        ConfigError: an argument, key, value or file that is wrong: one line with the nearest right one.
-        PluginError: the dataset that is asked for is not installed.
+        ConfigError: an argument, key, value or file is wrong: one line with the nearest right one.
+        PluginError: the chosen dataset is not installed.
     """
     assignments = _assignments(config_class, files, arguments)
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
@@ -93,23 +93,23 @@ def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str
 
 
 def describe(config: Any) -> Configuration:
-    """The values of a configuration object, as they would have been loaded: `describe(config).to_yaml()`."""
+    """The values of a configuration object, as `load` would return them: `describe(config).to_yaml()`."""
     chosen = {name: dataset_name(getattr(config, name)) for name in dataset_fields(type(config))}
     found = tuple(groups(type(config), chosen))
     values: dict[str, Any] = {}
     for group in found:
-        part = config
+        node = config
         for name in filter(None, group.name.split(".")):
-            part = getattr(part, name)
+            node = getattr(node, name)
         for key in group.keys:
-            # A dataset's configuration that was made in Python has no `name`.
-            unnamed = group.dataset is not None and key.leaf == "name" and not hasattr(part, "name")
-            values[key.name] = group.dataset if unnamed else getattr(part, key.leaf)
+            # The configuration of a dataset that was constructed in Python has no `name`.
+            is_unnamed = group.dataset is not None and key.leaf == "name" and not hasattr(node, "name")
+            values[key.name] = group.dataset if is_unnamed else getattr(node, key.leaf)
     return Configuration(found, values)
 
 
 def chosen_datasets(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> dict[str, str]:
-    """For each dataset field of a configuration dataclass, the name that files or arguments give it, if any."""
+    """The dataset names that files or arguments give, by dataset field of a configuration dataclass."""
     return _chosen(config_class, _assignments(config_class, files, arguments))
 
 
@@ -124,7 +124,7 @@ def _chosen(config_class: type, assignments: Sequence[Assignment]) -> dict[str, 
 
 
 def _tree(config_class: type, found: Sequence[Group]) -> DictConfig:
-    """The dataclass as an OmegaConf tree of typed values, with the chosen datasets in their places."""
+    """The dataclass as a typed OmegaConf tree, with the configurations of the chosen datasets."""
     tree = OmegaConf.structured(config_class)
     _thaw(tree)
     for group in found:
@@ -135,7 +135,7 @@ def _tree(config_class: type, found: Sequence[Group]) -> DictConfig:
 
 
 def _thaw(node: DictConfig) -> None:
-    """Let values be set in what OmegaConf makes of frozen dataclasses."""
+    """Make the OmegaConf nodes of frozen dataclasses writable."""
     OmegaConf.set_readonly(node, False)
     for name in node:
         if not OmegaConf.is_missing(node, name) and OmegaConf.is_dict(node[name]):
@@ -147,7 +147,7 @@ def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: 
         return  # `optimizer:` with nothing below it in a YAML file
     key = keys.get(item.key) or _mapping_above(item.key, keys)
     if key is None:
-        raise ConfigError(item.origin + mistakes.unknown_key(item.key, found))
+        raise ConfigError(item.origin + unknown_key(item.key, found))
     shown = item.text if item.text is not None else item.value
     if item.value is None and not is_optional(key.type):
         raise ConfigError(f"{item.origin}{item.key} must not be null; it must be {allowed_text(key.type)}")
@@ -164,7 +164,7 @@ def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: 
 
 
 def _mapping_above(name: str, keys: Mapping[str, Key]) -> Key | None:
-    """The key of type `dict` or `Any` that `name` lies in: `dataset.extra` for `dataset.extra.a`."""
+    """The key of type `dict` or `Any` that contains `name`: `dataset.extra` for `dataset.extra.a`."""
     while "." in name:
         name = name.rpartition(".")[0]
         if name in keys:
@@ -173,7 +173,7 @@ def _mapping_above(name: str, keys: Mapping[str, Key]) -> Key | None:
 
 
 def _read(tree: DictConfig, name: str) -> Any:
-    """The value of a key, with `${...}` resolved; lists and mappings as plain Python."""
+    """The value of a key with `${...}` resolved; lists and mappings as plain Python objects."""
     try:
         parent, _, leaf = name.rpartition(".")
         node = OmegaConf.select(tree, parent) if parent else tree

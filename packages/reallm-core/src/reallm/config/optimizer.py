@@ -18,7 +18,7 @@ class OptimizerConfig:
     """AdamW, its learning-rate schedule and gradient clipping.
 
     Raises:
-        ConfigError: a value that is not allowed, naming the field, the value and what is allowed.
+        ConfigError: a value is not allowed; names the field, the value and what is allowed.
     """
 
     lr: float = option(2e-5, "peak learning rate, reached at the end of the warm-up")
@@ -35,8 +35,8 @@ class OptimizerConfig:
     max_grad_norm: float = option(1.0, "gradients are scaled down to this global L2 norm; 0 turns clipping off")
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop",
-        "what happens when the loss or the gradients are NaN or infinite: save, stop and name the samples, or skip the "
-        "step and count it; the parameters stay as they were either way",
+        "when the loss or the gradients are NaN or infinite: save, stop and name the samples, or skip the step and "
+        "count it; neither changes the parameters",
     )
 
     def __post_init__(self) -> None:
@@ -90,8 +90,8 @@ def check_trainable(dtype: str, key: str = "model.dtype") -> None:
 def lr_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
     """Learning rate of optimizer step `step` (1 is the first, `total_steps` the last).
 
-    It rises linearly to `lr` at the last step of the warm-up, then falls so that it would reach `lr * min_lr_ratio`
-    one step after the last: no step, neither the first nor the last, is wasted on a learning rate of zero.
+    It rises linearly to `lr` at the last step of the warm-up, then falls such that it would reach `lr * min_lr_ratio`
+    one step after the last: no step is wasted on a learning rate of zero.
     With 6 steps, 2 of them warm-up, and schedule `linear`: `lr * [1/2, 1, 1, 3/4, 2/4, 1/4]`.
     """
     warmup = _warmup_steps(total_steps, config)

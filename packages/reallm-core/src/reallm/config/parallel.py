@@ -1,4 +1,4 @@
-"""The part of a configuration that says how a training is spread over processes. Imports no torch."""
+"""The keys `parallel.*`: how training is split over processes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from reallm.options import option
 from reallm.parallel.layout import Layout
 
 PREFIX = "parallel."
-"""What the keys begin with. They say where a run computes and not what, and may change when it is resumed."""
+"""Prefix of the keys. They do not change what a run computes, so they may change when it is resumed."""
 
 
 @dataclass(frozen=True)
 class ParallelArgs:
-    """How a training is spread over processes, one for each GPU.
+    """How training is split over processes, one for each GPU.
 
     Raises:
-        ConfigError: a size that cannot be; names the key without `parallel.`.
+        ConfigError: a value out of range; names the key without `parallel.`.
     """
 
     dp: int | None = option(
-        None, "copies that work on other samples of each batch; null: as many as the started processes leave, or 1"
+        None, "data parallelism: replicas, each on its share of a batch; null: the processes divided by pp * tp, or 1"
     )
-    pp: int = option(1, "stages of the pipeline, each with some of the model's layers")
-    tp: int = option(1, "parts into which each layer is split; keep them on one machine")
+    pp: int = option(1, "pipeline parallelism: stages, each with some of the model's layers")
+    tp: int = option(1, "tensor parallelism: ranks that each layer is split over; keep them on one machine")
     zero: Literal[1, 2, 3] = option(
         1,
-        "what the dp copies hold only a part of, to save memory: 1 the optimizer's state, "
+        "ZeRO stage, what the dp replicas shard to save memory: 1 the optimizer's state, "
         "2 gradients as well, 3 parameters as well",
     )
     sequence_parallel: bool = option(
-        False, "with tp: between layers, each part holds only some of the tokens, which saves memory"
+        False, "with tp: between layers, each rank holds only some of the tokens, which saves memory"
     )
-    timeout_s: float = option(600.0, "seconds that a process waits for another one before the run is given up")
+    timeout_s: float = option(600.0, "seconds that a process waits for another one before the run fails")
 
     def __post_init__(self) -> None:
         for key, size in {"dp": self.dp, "pp": self.pp, "tp": self.tp}.items():
@@ -46,32 +46,32 @@ class ParallelArgs:
 
     @property
     def n_processes(self) -> int:
-        """How many processes the sizes ask for where none have been started."""
+        """Number of processes to start: the product of the sizes."""
         return (self.dp or 1) * self.pp * self.tp
 
     @property
     def timeout(self) -> timedelta:
-        """`timeout_s`."""
+        """`timeout_s` as a timedelta."""
         return timedelta(seconds=self.timeout_s)
 
     def layout(self, n_processes: int, *, trained: bool = True) -> Layout:
-        """The layout over so many processes, all of them.
+        """The layout over all processes of a job.
 
         Args:
             n_processes: of the job.
-            trained: whether the dp ranks of the model share its optimizer's state.
+            trained: whether the model is trained, and so sharded over the dp ranks.
 
         Raises:
-            ConfigError: the sizes take another number of processes.
+            ConfigError: the sizes need another number of processes.
         """
         sizes = {"dp": self.dp, "pp": self.pp, "tp": self.tp}
-        asked = " ".join(f"parallel.{name}={size}" for name, size in sizes.items() if size not in (None, 1))
+        given = " ".join(f"parallel.{name}={size}" for name, size in sizes.items() if size not in (None, 1))
         dp = n_processes // (self.pp * self.tp) if self.dp is None else self.dp
-        takes = max(dp, 1) * self.pp * self.tp
-        if takes != n_processes:
+        needed = max(dp, 1) * self.pp * self.tp
+        if needed != n_processes:
             or_more = " or a multiple of it" if self.dp is None else ""
             raise ConfigError(
-                f"{asked or 'parallel.dp=1'} takes {_processes(takes)}{or_more}, but {n_processes} "
+                f"{given or 'parallel.dp=1'} takes {_processes(needed)}{or_more}, but {n_processes} "
                 f"{'was' if n_processes == 1 else 'were'} started; start as many (torchrun --nproc-per-node), or "
                 "change the sizes"
             )

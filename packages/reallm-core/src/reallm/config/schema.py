@@ -1,4 +1,4 @@
-"""What a configuration dataclass holds, as plain data: groups of keys with type, default and help. Imports no torch."""
+"""The schema of a configuration dataclass: groups of keys with type, default and help. Imports no torch."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Group:
-    """The keys of one dataclass: those of the experiment itself (name ``) or of a part of it (`optimizer`).
+    """The keys of one dataclass: the configuration itself (with an empty name) or one of its fields (`optimizer`).
 
-    `dataset` is the dataset's name where the group belongs to one; `problem` says why its keys are not known.
+    `dataset` is the name of the dataset if the group is that of one; `problem` says why its keys are unknown.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Group:
 
 
 def groups(config_class: type, chosen: Mapping[str, str] | None = None, tolerate: bool = False) -> list[Group]:
-    """All groups of keys of a configuration dataclass, its own keys last, as they are documented and parsed.
+    """All groups of keys of a configuration dataclass; those of nested dataclasses come first.
 
     Args:
         config_class: the dataclass; its fields are values, dataclasses, or datasets (`dataset_option`).
-        chosen: for each dataset field the name of the dataset, where it is not the default.
-        tolerate: describe a dataset that cannot be found as a group with a `problem`, instead of raising PluginError.
+        chosen: for each dataset field the name of the dataset, if it is not the default.
+        tolerate: describe a dataset that cannot be loaded as a group with a `problem`, instead of raising PluginError.
     """
     return list(_walk(config_class, "", "", chosen or {}, tolerate))
 
@@ -69,9 +69,9 @@ def _walk(
     prefix = f"{name}." if name else ""
     hints = typing.get_type_hints(cls)
     keys: list[Key] = []
-    own = inspect.get_annotations(cls)
-    # what a class adds is more telling than what it inherits: the model of an algorithm comes first
-    for item in sorted(dataclasses.fields(cls), key=lambda item: item.name not in own):
+    declared = inspect.get_annotations(cls)
+    # fields that a class adds come before inherited ones: the model of an algorithm comes first
+    for item in sorted(dataclasses.fields(cls), key=lambda item: item.name not in declared):
         if not item.init:
             continue
         key, text, hint = prefix + item.name, item.metadata.get("help", ""), hints[item.name]
@@ -100,7 +100,7 @@ def _default(item: dataclasses.Field) -> Any:
 
 
 def dataset_fields(config_class: type) -> dict[str, str]:
-    """The fields that hold a dataset -> the name of its default dataset."""
+    """The name of each dataset field -> that of its default dataset."""
     return {
         item.name: item.metadata[DATASET_KEY]
         for item in dataclasses.fields(config_class)
@@ -109,7 +109,7 @@ def dataset_fields(config_class: type) -> dict[str, str]:
 
 
 def type_text(hint: Any) -> str:
-    """A type as `--help` prints it: `float`, `int|null`, `cosine|linear|constant`, `list[str]`."""
+    """A type as shown by `--help`: `float`, `int|null`, `cosine|linear|constant`, `list[str]`."""
     if hint is None or hint is type(None):
         return "null"
     if hint is Any:
@@ -136,7 +136,7 @@ def value_text(value: Any) -> str:
 
 
 def allowed_text(hint: Any) -> str:
-    """What a value of this type must be, to end the sentence "it must be ...": `a number`, `one of a, b`."""
+    """The values of a type, to end "it must be ..." with: `a number`, `one of a, b`."""
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(allowed_text(arg) for arg in get_args(hint))
     if get_origin(hint) is Literal:
@@ -150,37 +150,37 @@ def allowed_text(hint: Any) -> str:
 
 
 def literals(hint: Any) -> list[str]:
-    """The choices of a `Literal`, also where it may be null; empty for other types."""
-    parts = [hint, *get_args(hint)] if get_origin(hint) in (Union, types.UnionType) else [hint]
-    return [value_text(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    """The choices of a `Literal` or an optional one; empty for other types."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    return [value_text(value) for member in members if get_origin(member) is Literal for value in get_args(member)]
 
 
 def is_list(hint: Any) -> bool:
-    """Whether a value is a list or tuple."""
+    """Whether the type is a list or tuple."""
     return (get_origin(hint) or hint) in (list, tuple)
 
 
 def is_mapping(hint: Any) -> bool:
-    """Whether a value may itself have keys."""
+    """Whether the type's values may be mappings."""
     return hint is Any or (get_origin(hint) or hint) is dict
 
 
 def is_optional(hint: Any) -> bool:
-    """Whether `null` is allowed."""
+    """Whether the type allows `null`."""
     return hint is Any or type(None) in get_args(hint)
 
 
 def is_text(hint: Any) -> bool:
-    """Whether a value is taken from the command line letter by letter (`007` stays `007`) and not read as YAML."""
+    """Whether the type is text, whose values are taken literally (`007` stays `007`) and not parsed as YAML."""
     options = [arg for arg in get_args(hint) if arg is not type(None)] if is_optional(hint) else [hint]
     return options == [str]
 
 
 def check_values(config: Any, name: str = "") -> None:
-    """Check an experiment's configuration object, parts included.
+    """Check required values and choices of a configuration object, nested dataclasses included.
 
     Raises:
-        ConfigError: a required value is missing, or one is not among its choices; names the key.
+        ConfigError: a required value is missing, or a value is not among its choices; names the key.
     """
     prefix = f"{name}." if name else ""
     hints = typing.get_type_hints(type(config))
@@ -198,7 +198,7 @@ def check_values(config: Any, name: str = "") -> None:
 
 
 def in_group(name: str, cls: type, error: Exception) -> str:
-    """The message of an error that a part of the configuration raised: `lr=0 ...` -> `optimizer.lr=0 ...`."""
+    """The message of an error raised by a nested dataclass, with the full key: `lr=0 ...` -> `optimizer.lr=0 ...`."""
     message = str(error)
     if not name or message.startswith(f"{name}."):
         return message
@@ -209,5 +209,5 @@ def in_group(name: str, cls: type, error: Exception) -> str:
 
 
 def missing_text(key: Key) -> str:
-    """What to say when a required key is not given."""
+    """The message that a required key is not given."""
     return f"{key.name} is required" + (f": {key.help}" if key.help else "")

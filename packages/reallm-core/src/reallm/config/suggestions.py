@@ -1,4 +1,4 @@
-"""What to say when a configuration key or argument is wrong: what was typed, the nearest right key, what is allowed."""
+"""Error messages for wrong keys and arguments: what was typed, the nearest right key, and what is allowed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from reallm.config.schema import Group, Key
 from reallm.errors import nearest
 
 OPTIONS = ("config", "print-config", "help")
-"""What is written with dashes; everything else is `key=value`."""
+"""Names of the options with dashes; everything else is `key=value`."""
 
 
 def unknown_key(name: str, groups: Sequence[Group]) -> str:
     """`unknown key 'dataset.train_pth'; did you mean 'dataset.train_path'? Keys of dataset: name, train_path, ...`."""
     by_name = {group.name: group for group in groups}
     if name in by_name:
-        return f"'{name}' is a group of keys, not a value; write {_usual(by_name[name])}=VALUE"
+        return f"'{name}' is a group of keys, not a value; write {_main_key(by_name[name])}=VALUE"
     above = name.rpartition(".")[0]
     while above not in by_name:
         above = above.rpartition(".")[0]
@@ -25,12 +25,12 @@ def unknown_key(name: str, groups: Sequence[Group]) -> str:
     near = suggestion(name, groups)
     hint = f"; did you mean '{near}'? Keys" if near else "; keys"
     if not above:
-        return f"unknown key '{name}'{hint}: {', '.join([f'{part}.*' for part in by_name if part] + leaves)}"
+        return f"unknown key '{name}'{hint}: {', '.join([f'{name}.*' for name in by_name if name] + leaves)}"
     return f"unknown key '{name}'{hint} of {group.dataset or above}: {', '.join(leaves)}"
 
 
 def suggestion(name: str, groups: Sequence[Group]) -> str | None:
-    """The key that was most likely meant, or None.
+    """The key that was probably meant, or None.
 
     `dataset.path` -> `dataset.train_path`, `lr` and `model.lr` -> `optimizer.lr`, `learning_rate` -> `optimizer.lr`
     (its help says "learning rate").
@@ -41,13 +41,13 @@ def suggestion(name: str, groups: Sequence[Group]) -> str | None:
     siblings = [key for group in groups if parent and group.name == parent for key in group.keys]
     return (
         _first(key for key in keys if key.name.replace(".", "_") == name.replace(".", "_"))
-        or _alike(leaf, siblings)
+        or _similar(leaf, siblings)
         or _first(key for key in keys if key.leaf == leaf)
-        or _alike(leaf, keys)
+        or _similar(leaf, keys)
     )
 
 
-def _alike(leaf: str, keys: Sequence[Key]) -> str | None:
+def _similar(leaf: str, keys: Sequence[Key]) -> str | None:
     near = nearest(leaf, [key.leaf for key in keys])
     words = leaf.split("_")
     return (
@@ -61,22 +61,22 @@ def _first(keys: Iterator[Key]) -> str | None:
     return next((key.name for key in keys), None)
 
 
-def _usual(group: Group) -> str:
-    """The key of a group that people most likely mean when they assign to the group itself."""
+def _main_key(group: Group) -> str:
+    """The key that is probably meant by an assignment to a group."""
     names = [key for key in group.keys if key.leaf == "name" or key.required] or list(group.keys)
     return names[0].name if names else group.name
 
 
-def not_an_assignment(arguments: Sequence[str], place: int, groups: Sequence[Group]) -> str:
-    """What to say of an argument that is not `key=value`, given all of them and its place."""
-    argument = arguments[place]
-    following = arguments[place + 1] if place + 1 < len(arguments) else ""
+def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Group]) -> str:
+    """The message for `arguments[index]`, which is not `key=value`."""
+    argument = arguments[index]
+    following = arguments[index + 1] if index + 1 < len(arguments) else ""
     if argument.startswith("="):
         return f"'{argument}' has no key; write key=value without spaces"
-    spaced = " " in argument.partition("=")[0] or following.startswith("=")
-    if spaced:  # `lr =1`, `lr = 1`, or the same in quotes
-        n_parts = 3 if following == "=" else 2 if following.startswith("=") else 1
-        written = " ".join(arguments[place : place + n_parts])
+    has_spaces = " " in argument.partition("=")[0] or following.startswith("=")
+    if has_spaces:  # `lr =1`, `lr = 1`, or the same in quotes
+        n_words = 3 if following == "=" else 2 if following.startswith("=") else 1
+        written = " ".join(arguments[index : index + n_words])
         return f"'{written}': write {written.replace(' ', '')} without spaces"
     if argument.startswith("-"):
         return _option(argument, following, groups)
@@ -92,7 +92,7 @@ def not_an_assignment(arguments: Sequence[str], place: int, groups: Sequence[Gro
 
 
 def _option(argument: str, following: str, groups: Sequence[Group]) -> str:
-    """`--lr 1e-4`, `--model.path=x`: keys written as options."""
+    """The message for a key written as an option: `--lr 1e-4`, `--model.path=x`."""
     name, _, value = argument.lstrip("-").partition("=")
     keys = [key for group in groups for key in group.keys]
     option = nearest(name, OPTIONS)
