@@ -13,7 +13,7 @@ import torch
 from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, layer_number
-from reallm.model.sharding import Shape, Shard
+from reallm.model.sharding import Shape, Shard, TPUnits
 from reallm.model.transformer import Transformer
 
 
@@ -32,6 +32,12 @@ def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, Shape]:
 def n_parameters(config: ReaLModelConfig) -> int:
     """Number of elements of all parameters of the whole network; a tied head counts once."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+@lru_cache(maxsize=16)
+def tp_units(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
+    """The units that tensor parallelism divides among ranks, as the layers of a network declare them."""
+    return meta_model(config).tp_units()
 
 
 @dataclass(frozen=True)

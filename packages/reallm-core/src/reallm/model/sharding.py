@@ -94,6 +94,21 @@ class Shard:
     unit: int = 1
 
 
+@dataclass(frozen=True)
+class TPUnits:
+    """Units, such as heads, that tensor parallelism divides among ranks; a layer lists its own in `tp_units`."""
+
+    n: int
+    name: str
+    """For messages, in the plural: `query heads`."""
+    may_be_replicated: bool = False
+    """Whether fewer units than ranks are held by several ranks each, as KV heads are."""
+
+    def fit(self, tp: int) -> bool:
+        """Whether `tp` ranks can have equally many of them."""
+        return self.n % tp == 0 or (self.may_be_replicated and tp % self.n == 0)
+
+
 Shards = dict[str, Shard | None]
 """Shard of each parameter of a module, by its name there."""
 

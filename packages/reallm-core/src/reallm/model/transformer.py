@@ -5,8 +5,9 @@ Shapes: T packed tokens, S sequences, N chosen tokens, E hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from reallm.errors import ConfigError, PluginError, did_you_mean
 from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
 from reallm.model.attention.functional import attend_rotated
-from reallm.model.attention.kv_cache import KVCache
+from reallm.model.attention.gqa import attention_heads
+from reallm.model.attention.kv_cache import CacheSpec, KVCache, keys_and_values
 from reallm.model.block import call_block, make_block
 from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
@@ -41,7 +43,7 @@ from reallm.model.parameter_names import (
 )
 from reallm.model.rope import rotations
 from reallm.model.router_stats import RouterStatsLog
-from reallm.model.sharding import Shard, Split, as_split
+from reallm.model.sharding import Shard, Split, TPUnits, as_split
 from reallm.seeding import derive_seed
 
 
@@ -100,8 +102,8 @@ class Transformer(nn.Module):
         self.gradient_checkpointing: GradientCheckpointing = "none"
         """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
         self._compiled: CompiledBlocks | None = None
-        self.n_kv_heads = config.n_kv_heads
-        """KV heads that are computed here."""
+        self.tp_size = 1
+        """Number of ranks among which tensor parallelism has split the layers."""
         self.vocabulary: Vocabulary = VocabReplicated()
         """The rows of the head that are here."""
         self.compile_blocker: str | None = None
@@ -156,13 +158,28 @@ class Transformer(nn.Module):
 
     def new_cache(self, n_sequences: int, capacity: int) -> KVCache:
         """An empty cache for so many sequences of up to `capacity` tokens, like the parameters in type and place."""
-        parameter = next(self.parameters())
-        return KVCache(
-            self.block_numbers,
-            (n_sequences, self.n_kv_heads, capacity, self.config.head_dim),
-            dtype=parameter.dtype,
-            device=parameter.device,
-        )
+        parameter, specs = next(self.parameters()), self.cache_specs()
+        return KVCache(specs, n_sequences, capacity, tp=self.tp_size, dtype=parameter.dtype, device=parameter.device)
+
+    def cache_specs(self) -> dict[int, CacheSpec]:
+        """Number of a block -> what its attention declares to keep for decoding; keys and values where it does not."""
+        default = keys_and_values(self.config)
+        return {
+            number: next(_declared(self.layers[str(number)], "cache_spec"), default) for number in self.block_numbers
+        }
+
+    def tp_units(self) -> tuple[TPUnits, ...]:
+        """The units of all blocks that tensor parallelism divides among ranks, as layers declare them.
+
+        The attention of a block in which nothing declares a `cache_spec` is taken to have query and KV heads.
+        """
+        found: dict[TPUnits, None] = {}
+        for block in (self.layers[str(number)] for number in self.block_numbers):
+            if next(_declared(block, "cache_spec"), None) is None:
+                found |= dict.fromkeys(attention_heads(self.config))
+            for units in _declared(block, "tp_units"):
+                found |= dict.fromkeys(units)
+        return tuple(found)
 
     def compile_blocks(self) -> None:
         """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding stays as it is.
@@ -258,6 +275,11 @@ class Transformer(nn.Module):
                 name = f"{path}.{own_name}"
                 value = fresh(own_name, _random_stream(name, seed)) if fresh else None
                 parameter.copy_(initial_weight(name, parameter.shape, self.config, seed) if value is None else value)
+
+
+def _declared(block: nn.Module, name: str) -> Iterator[Any]:
+    """Values of an attribute of the modules in a block that have it."""
+    return (getattr(module, name) for module in block.modules() if getattr(module, name, None) is not None)
 
 
 def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:

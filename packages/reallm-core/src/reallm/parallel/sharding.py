@@ -9,7 +9,7 @@ from types import MappingProxyType
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_layer
-from reallm.model.parameters import ParameterInfo, parameter_infos
+from reallm.model.parameters import ParameterInfo, parameter_infos, tp_units
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 
@@ -114,13 +114,12 @@ def check_fits(config: ReaLModelConfig, layout: Layout) -> None:
     stage_layers(config, layout.pp)
     if layout.tp == 1:
         return
-    for heads, what in ((config.n_q_heads, "query heads"), (config.n_kv_heads, "KV heads")):
-        spread = heads % layout.tp == 0 or (what == "KV heads" and layout.tp % heads == 0)
-        if not spread:
-            fitting = [tp for tp in range(1, config.n_q_heads + 1) if config.n_q_heads % tp == 0
-                       and (config.n_kv_heads % tp == 0 or tp % config.n_kv_heads == 0)]  # fmt: skip
+    units = tp_units(config)
+    for each in units:
+        if not each.fit(layout.tp):
+            fitting = [tp for tp in range(1, max(one.n for one in units) + 1) if all(one.fit(tp) for one in units)]
             raise ConfigError(
-                f"tp={layout.tp} does not fit the model's {heads} {what}; use tp={' or '.join(map(str, fitting))}"
+                f"tp={layout.tp} does not fit the model's {each.n} {each.name}; use tp={' or '.join(map(str, fitting))}"
             )
     for info in parameter_infos(config):
         tp_box(info, layout.tp, 0)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reallm.model.activation_checkpointing import checkpoint
-from reallm.model.attention.kv_cache import store
+from reallm.model.attention.kv_cache import LayerCache, store
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
@@ -63,7 +63,7 @@ class AttentionSpec:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache | None
 ) -> Tensor:
     """Rotate, attend, and with a cache remember.
 
@@ -85,7 +85,7 @@ def attend(
 
 
 def attend_rotated(
-    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache | None
 ) -> Tensor:
     """The same without the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
     seqs = context.seqs

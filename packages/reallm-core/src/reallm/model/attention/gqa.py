@@ -8,10 +8,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reallm.model.attention.functional import AttentionSpec, attend
-from reallm.model.attention.kv_cache import LayerCache
+from reallm.model.attention.kv_cache import LayerCache, keys_and_values
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import Linear, make_qk_norm
+from reallm.model.sharding import TPUnits
+
+
+def attention_heads(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
+    """Query and KV heads, as for an attention layer that declares no `cache_spec`."""
+    return (
+        TPUnits(config.n_q_heads, "query heads"),
+        TPUnits(config.n_kv_heads, "KV heads", may_be_replicated=True),
+    )
 
 
 class Attention(nn.Module):
@@ -29,6 +38,8 @@ class Attention(nn.Module):
         self.norms_whole = config.qk_norm == "whole"
         self.clip = config.qkv_clip
         self.head_dim = dim
+        self.cache_spec = keys_and_values(config)
+        self.tp_units = attention_heads(config)
         self.spec = AttentionSpec.of_block(config, block)
         self.inference_spec = self.spec.without_dropout()
 

@@ -1,65 +1,128 @@
-"""The KV cache: keys and values of the tokens seen so far.
+"""The KV cache: what attention layers keep of the tokens seen so far, of the shapes that they declare.
 
-Shapes: S sequences, K KV heads, C capacity in tokens, D head dim.
+Shapes: S sequences, K KV heads, C capacity in tokens, D head dim, T packed tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reallm.errors import ConfigError
+from reallm.model.config import ReaLModelConfig
+from reallm.model.sharding import Shard
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One tensor that an attention layer keeps for decoding, as the layer declares it.
+
+    Keys of grouped-query attention are `CacheTensor((K, D), shard=Shard(0))`, a latent of R numbers a token is
+    `CacheTensor((R,))`, the state of a recurrence is `CacheTensor((H, D, D), per_token=False, shard=Shard(0))`.
+    """
+
+    shape: tuple[int, ...]
+    """Of one token, or without `per_token` of one sequence; of the whole layer, before tensor parallelism."""
+    per_token: bool = True
+    """Whether there is one for each token; else one for each sequence, which the layer updates."""
+    shard: Shard | None = None
+    """How tensor parallelism splits `shape`; fewer units than ranks are replicated. None: every rank has all of it."""
+    dtype: torch.dtype | None = None
+    """None: that of the parameters."""
+
+    def local_shape(self, tp: int) -> tuple[int, ...]:
+        """`shape` on one of `tp` ranks.
+
+        Raises:
+            ConfigError: the units neither divide by the ranks nor the ranks by the units.
+        """
+        if self.shard is None or tp == 1:
+            return self.shape
+        dim, unit = self.shard.dim % len(self.shape), self.shard.unit
+        n_units = self.shape[dim] // unit
+        if n_units % tp and tp % n_units:
+            raise ConfigError(f"tp={tp} does not fit a cache of {n_units} units {list(self.shape)}; use another tp")
+        return (*self.shape[:dim], max(1, n_units // tp) * unit, *self.shape[dim + 1 :])
+
+    def allocate(self, n_sequences: int, capacity: int, tp: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros [S, *shape], with the tokens before the last dim where they are counted: keys are [S, K, C, D]."""
+        shape = self.local_shape(tp)
+        if self.per_token:
+            shape = (*shape[:-1], capacity, *shape[-1:])
+        return torch.zeros(n_sequences, *shape, dtype=self.dtype or dtype, device=device)
+
+
+CacheSpec = tuple[CacheTensor, ...]
+"""What an attention layer keeps for decoding, as its attribute `cache_spec`."""
+
+LayerCache = tuple[Tensor, ...]
+"""The tensors of one layer's `CacheSpec`; keys and values of grouped-query attention are [S, K, C, D] each."""
+
+
+def keys_and_values(config: ReaLModelConfig) -> CacheSpec:
+    """Keys and values of each KV head, as for a layer that declares nothing."""
+    per_head = CacheTensor((config.n_kv_heads, config.head_dim), shard=Shard(0))
+    return per_head, per_head
+
 
 class KVCache:
-    """Keys and values of S sequences, one [S, K, C, D] pair for each block, and how many tokens are filled in.
+    """What the attention layers of some blocks keep for S sequences, and how many tokens of each are in it.
+
+    Where the length of a sequence is 0 a layer starts anew, whatever its tensors hold.
 
     Args:
-        blocks: the numbers of the blocks, from 1.
-        shape: S, K, C, D.
+        specs: number of a block, from 1 -> what its attention keeps.
+        n_sequences: S.
+        capacity: most tokens of a sequence, C.
+        tp: number of ranks among which each layer is split.
+        dtype: of tensors that declare none.
+        device: where they lie.
     """
 
     def __init__(
         self,
-        blocks: Sequence[int],
-        shape: tuple[int, int, int, int],
+        specs: Mapping[int, CacheSpec],
+        n_sequences: int,
+        capacity: int,
         *,
+        tp: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.blocks = {
-            number: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for number in blocks
+        device = torch.device(device)
+        self.blocks: dict[int, LayerCache] = {
+            number: tuple(each.allocate(n_sequences, capacity, tp, dtype, device) for each in spec)
+            for number, spec in specs.items()
         }
-        """Number of a block -> its keys and values."""
-        self.lengths = [0] * shape[0]
-        self.capacity = shape[2]
+        """Number of a block -> its tensors."""
+        self.lengths = [0] * n_sequences
+        self.capacity = capacity
 
     def keep(self, sequences: Sequence[int]) -> None:
         """Drop all but these sequences, in this order."""
-        for number, (keys, values) in self.blocks.items():
-            rows = torch.tensor(list(sequences), dtype=torch.int64, device=keys.device)
-            self.blocks[number] = (keys[rows], values[rows])
+        for number, tensors in self.blocks.items():
+            rows = torch.tensor(list(sequences), dtype=torch.int64)
+            self.blocks[number] = tuple(tensor[rows.to(tensor.device)] for tensor in tensors)
         self.lengths = [self.lengths[row] for row in sequences]
 
     def advance(self, lengths: Sequence[int]) -> None:
-        """Count the tokens that a forward pass has filled in."""
+        """Count the tokens that a forward pass has written."""
         self.lengths = [old + new for old, new in zip(self.lengths, lengths, strict=True)]
 
 
 def store(
-    cache: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, past: Sequence[int], lengths: Sequence[int]
+    cache: LayerCache, keys: Tensor, values: Tensor, cached_lengths: Sequence[int], lengths: Sequence[int]
 ) -> None:
-    """Write packed `keys` and `values` [T, K, D] behind the `past` tokens of each sequence, in place."""
+    """Write packed `keys` and `values` [T, K, D] behind the `cached_lengths` tokens of each sequence, in place."""
     if all(length == 1 for length in lengths):
         rows = torch.arange(len(lengths), device=keys.device)
-        columns = torch.tensor(list(past), device=keys.device)
-        cache[0][rows, :, columns] = keys
-        cache[1][rows, :, columns] = values
+        columns = torch.tensor(list(cached_lengths), device=keys.device)
+        for held, new in zip(cache, (keys, values), strict=True):
+            held[rows, :, columns] = new
         return
     for held, packed in zip(cache, (keys, values), strict=True):
-        for row, (start, new) in enumerate(zip(past, packed.split(list(lengths)), strict=True)):
+        for row, (start, new) in enumerate(zip(cached_lengths, packed.split(list(lengths)), strict=True)):
             held[row, :, start : start + len(new)] = new.transpose(0, 1)
-
-
-LayerCache = tuple[Tensor, Tensor]

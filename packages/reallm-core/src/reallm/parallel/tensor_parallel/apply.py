@@ -88,7 +88,7 @@ def apply_tensor_parallel(
     head = head_weight_name(model.config)
     if not model.config.is_critic and head in boxes[0]:
         model.vocabulary = VocabParallel(peers, [of_rank[head].shape[0] for of_rank in boxes])
-    model.n_kv_heads = max(1, model.config.n_kv_heads // peers.size)
+    model.tp_size = peers.size
     model.compile_blocker = "tensor parallelism"
     model.sequence_parallel = sequence_parallel  # type: ignore[assignment] # modules declare nothing but tensors
 
