@@ -219,7 +219,7 @@ def test_every_activation_is_its_formula(activation):
 def test_rows_are_assigned_as_documented():
     assignment = Assignment.of(torch.tensor([[2, 0], [0, 1]]), 3)
     assert assignment.tokens.tolist() == [0, 1, 1, 0]
-    assert assignment.places.tolist() == [[3, 0], [1, 2]]
+    assert assignment.row_of.tolist() == [[3, 0], [1, 2]]
     assert assignment.ends.tolist() == [2, 3, 4]
     assert assignment.counts.tolist() == [2, 1, 1]
 
@@ -304,8 +304,8 @@ def test_products_of_each_experts_rows(sizes, width, threads):
     torch.testing.assert_close(linear.outputs(x, weight), outputs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(linear.outputs(x, weight, out=torch.empty_like(grad)), outputs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(linear.input_grads(grad, weight), input_grads, rtol=1e-5, atol=1e-5)
-    onto = linear.input_grads(grad, weight, onto=x.clone())
-    torch.testing.assert_close(onto, x + input_grads, rtol=1e-5, atol=1e-5)
+    out = linear.input_grads(grad, weight, out=x.clone())
+    torch.testing.assert_close(out, x + input_grads, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(linear.weight_grads(grad, x), weight_grads, rtol=1e-5, atol=1e-5)
 
 
@@ -323,8 +323,8 @@ def test_the_grouped_kernel_gives_the_same(sizes, dtype):
     same = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}  # 8 bits
     torch.testing.assert_close(kernel.outputs(x, weight), looped.outputs(x, weight), **same)
     torch.testing.assert_close(kernel.input_grads(grad, weight), looped.input_grads(grad, weight), **same)
-    onto = kernel.input_grads(grad, weight, onto=x.clone())
-    torch.testing.assert_close(onto, looped.input_grads(grad, weight, onto=x.clone()), **same)
+    out = kernel.input_grads(grad, weight, out=x.clone())
+    torch.testing.assert_close(out, looped.input_grads(grad, weight, out=x.clone()), **same)
     torch.testing.assert_close(kernel.weight_grads(grad, x), looped.weight_grads(grad, x), **same)
 
 

@@ -1,1 +1,1 @@
-"""Sampling and the decoding loop over a KV cache."""
+"""Generation with a KV cache, sampling, and log-probabilities of given tokens; on one process or a whole layout."""

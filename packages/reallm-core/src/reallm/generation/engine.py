@@ -8,7 +8,7 @@ import torch
 
 from reallm.errors import DataError
 from reallm.generation.sampling import SamplingConfig
-from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_rows
+from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_hidden
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
 
@@ -26,22 +26,24 @@ def generate_tokens(
 ) -> list[Completion]:
     """Continue each prompt (token ids) until a stop token, a stop string or `max_new_tokens`.
 
-    What a prompt is continued with depends on the prompt, the seed and its place in the list, not on the other prompts
-    and not on the layout.
+    The completion of a prompt depends on the prompt, its index and the seed, not on other prompts or the layout.
 
     Args:
         model: the whole network, or this rank's part of it.
-        prompts: token ids.
-        sampling: how tokens are drawn, and when a text ends.
-        to_text: for stop strings.
-        mesh: the layout over which the model is spread: all its ranks make the same call and have the same result.
+        prompts: token ids of each.
+        sampling: how tokens are sampled, and when a sequence ends.
+        to_text: decodes token ids, for stop strings.
+        mesh: the layout over which the model is parallelized: all its ranks make the same call and get the same result.
             None: this process has the whole network.
 
+    Returns:
+        One completion for each prompt, in their order.
+
     Raises:
-        DataError: an empty prompt, a token the vocabulary does not have, or a prompt that may grow beyond the positions
-            that the model has learned, by its place in the list.
+        DataError: an empty prompt, a token that is not in the vocabulary, or a prompt that may outgrow the model's
+            learned positions; names its index.
     """
-    completions = [Completion(_checked(model, place, prompt)) for place, prompt in enumerate(prompts)]
+    completions = [Completion(_checked(model, index, prompt)) for index, prompt in enumerate(prompts)]
     if not completions:
         return []
     _check_lengths(model, completions, sampling.max_new_tokens)
@@ -55,40 +57,41 @@ def generate_tokens(
 
 
 def run_local(model: Transformer, batch: DecodeBatch) -> None:
-    """Continue the texts of a batch to their ends with a network that is all here."""
+    """Decode a batch to its end with a network that this process has as a whole."""
     device = next(model.parameters()).device
     while batch.running:
         tokens, seqs = batch.next_input(device)
         hidden = model.forward_hidden(tokens, seqs, batch.cache)
-        drawn, logprobs = batch.draw(model.head(last_rows(hidden, seqs)))
-        batch.extend(drawn.tolist(), logprobs.tolist())
+        next_tokens, logprobs = batch.sample(model.head(last_hidden(hidden, seqs)))
+        batch.append(next_tokens.tolist(), logprobs.tolist())
 
 
-def _checked(model: Transformer, place: int, prompt: Sequence[int]) -> list[int]:
+def _checked(model: Transformer, index: int, prompt: Sequence[int]) -> list[int]:
+    """The token ids of a prompt, after checking that the model knows them."""
     ids = [int(token) for token in prompt]
     if not ids:
-        raise DataError(f"prompt {place} has no tokens; give at least one, such as the beginning-of-sequence token")
+        raise DataError(f"prompt {index} has no tokens; give at least one, such as the beginning-of-sequence token")
     highest, lowest = max(ids), min(ids)
     if lowest < 0 or highest >= model.config.vocab_size:
         culprit = lowest if lowest < 0 else highest
         raise DataError(
-            f"prompt {place} has token {culprit}, but the model knows 0 to {model.config.vocab_size - 1}; "
+            f"prompt {index} has token {culprit}, but the model knows 0 to {model.config.vocab_size - 1}; "
             "is the tokenizer that of this model?"
         )
     return ids
 
 
 def _check_lengths(model: Transformer, completions: Sequence[Completion], max_new_tokens: int) -> None:
-    """Refuse at once what would otherwise fail in the middle."""
+    """Refuse before the first token what would fail in the middle."""
     longest = model.config.longest_sequence
     if longest is None:
         return
-    for place, completion in enumerate(completions):
+    for index, completion in enumerate(completions):
         n = len(completion.prompt_ids)
         room = longest + 1 - n  # the last new token is never read
         if room < max_new_tokens:
             remedy = f"give max_new_tokens={room} or less" if room > 0 else "shorten it"
             raise DataError(
-                f"prompt {place} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
+                f"prompt {index} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
                 f"positions that the model has learned; {remedy}"
             )

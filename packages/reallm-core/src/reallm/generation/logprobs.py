@@ -1,4 +1,4 @@
-"""Inference: something of each token of a packed batch, forward only, by all ranks of a layout together.
+"""Forward passes over a packed batch for one value per token, such as its log-probability, on all ranks of a layout.
 
 Shapes: T packed tokens, S sequences, E hidden.
 """
@@ -22,7 +22,7 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.pipeline_parallel.forward_only import ForwardOnlyPipeline
 
 PerToken = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`per_token(hidden [T, E], tokens [T], cu_seqlens [S+1] int32) -> [T]`: of whole sequences, each by itself."""
+"""`per_token(hidden [T, E], tokens [T], cu_seqlens [S+1] int32) -> [T]`, for whole sequences, each by itself."""
 
 
 @torch.no_grad()
@@ -35,19 +35,21 @@ def forward_packed(
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
 ) -> Tensor:
-    """What `per_token` gives for each token, [T] float32 where the parameters lie; without dropout.
+    """`per_token` of all tokens of a packed batch, in evaluation mode and without gradients.
 
-        scores = infer(critic, tokens, cu_seqlens, lambda hidden, tokens, cu_seqlens: critic.head(hidden))
+        scores = forward_packed(critic, tokens, cu_seqlens, lambda hidden, tokens, cu_seqlens: critic.head(hidden))
 
     Args:
         model: the whole network, or this rank's part of it.
         tokens: [T] integers, the sequences one after another.
         cu_seqlens: [S+1] integers, bounds of the sequences.
-        per_token: called where the last hidden states are, for some of the sequences at a time.
-        mesh: the layout over which the model is spread: all its ranks make the same call and have the same result.
+        per_token: called on the last pipeline stage, on micro-batches of whole sequences.
+        mesh: the layout over which the model is parallelized: all its ranks make the same call and get the same result.
             None: this process has the whole network.
-        max_tokens: how many go through the network at once, a longer sequence apart; None: all that a rank has, or a
-            part for each stage of a pipeline.
+        max_tokens: of a micro-batch; a longer sequence is one by itself. None: one micro-batch for each pipeline stage.
+
+    Returns:
+        [T] float32, on the device of the parameters.
 
     Raises:
         DataError: `cu_seqlens` does not bound the tokens.
@@ -59,30 +61,30 @@ def forward_packed(
     lengths = PackedSequences.from_cu_seqlens(cu_seqlens, tokens).lengths
     layout, dp_rank = (Layout(), 0) if mesh is None else (mesh.layout, mesh.coordinate.dp)
     result = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-    # of each sequence that has tokens, these and its part of the result (a view)
-    pieces, parts = ([part for part in whole.split(list(lengths)) if len(part)] for whole in (tokens, result))
+    # for each sequence that is not empty: its tokens, and a view of its part of the result
+    sequences, outputs = ([each for each in whole.split(list(lengths)) if len(each)] for whole in (tokens, result))
 
-    relay = None if mesh is None else ForwardOnlyPipeline(model, mesh)
+    pipeline = None if mesh is None else ForwardOnlyPipeline(model, mesh)
     was_training = model.training
     model.eval()
     try:
         with unsharded(model):
-            lengths_per_piece = [len(piece) for piece in pieces]
-            for chosen in inference_micro_batches(lengths_per_piece, layout.dp, layout.pp, max_tokens)[dp_rank]:
-                pack, seqs = _packed(pieces, chosen)
-                hidden = model.forward_hidden(pack, seqs) if relay is None else relay.run(pack, seqs)
+            sizes = [len(sequence) for sequence in sequences]
+            for indices in inference_micro_batches(sizes, layout.dp, layout.pp, max_tokens)[dp_rank]:
+                packed, seqs = _pack([sequences[i] for i in indices])
+                hidden = model.forward_hidden(packed, seqs) if pipeline is None else pipeline.run(packed, seqs)
                 if hidden is not None:
-                    values = per_token(hidden, pack, seqs.cu_seqlens).to(result.dtype)
-                    for i, part in zip(chosen, values.split(list(seqs.lengths)), strict=True):
-                        parts[i].copy_(part)
-            if relay is not None:
-                relay.finish()
+                    values = per_token(hidden, packed, seqs.cu_seqlens).to(result.dtype)
+                    for i, value in zip(indices, values.split(list(seqs.lengths)), strict=True):
+                        outputs[i].copy_(value)
+            if pipeline is not None:
+                pipeline.finish()
     finally:
         model.train(was_training)
     if mesh is not None and layout.size > 1:
-        if mesh.coordinate.tp > 0:  # these have the same as the first of them
+        if mesh.coordinate.tp > 0:  # the same values as on the first tensor-parallel rank
             result.zero_()
-        dist.all_reduce(result, group=mesh.all)  # of all terms of a sum one is not zero
+        dist.all_reduce(result, group=mesh.all)  # exact: all terms of each sum but one are zero
     return result
 
 
@@ -94,22 +96,22 @@ def logprobs(
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
 ) -> Tensor:
-    """Log-probability [T] float32 of each token after those before it in its sequence; 0 for the first of each.
+    """Log-probability [T] float32 of each token given those before it in its sequence; 0 for the first token of each.
 
-    Arguments and errors as in `infer`. They are those of the model at temperature 1; whole logits are never held.
+    At temperature 1, without holding logits [T, V]. Arguments and errors as in `forward_packed`.
     """
 
-    def of_tokens(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-        everything = torch.ones_like(tokens, dtype=torch.bool)
-        before, targets = next_token_targets(tokens, cu_seqlens, everything)
+    def per_token(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        all_tokens = torch.ones_like(tokens, dtype=torch.bool)
+        predicting, targets = next_token_targets(tokens, cu_seqlens, all_tokens)
         logps = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-        logps[before + 1] = -model.cross_entropy(hidden[before], targets).nll.float()
+        logps[predicting + 1] = -model.cross_entropy(hidden[predicting], targets).nll.float()
         return logps
 
-    return forward_packed(model, tokens, cu_seqlens, of_tokens, mesh=mesh, max_tokens=max_tokens)
+    return forward_packed(model, tokens, cu_seqlens, per_token, mesh=mesh, max_tokens=max_tokens)
 
 
-def _packed(pieces: Sequence[Tensor], chosen: Sequence[int]) -> tuple[Tensor, PackedSequences]:
-    """Some of the sequences, one after another."""
-    some = [pieces[i] for i in chosen]
-    return torch.cat(some), PackedSequences.from_lengths([len(piece) for piece in some], device=some[0].device)
+def _pack(sequences: Sequence[Tensor]) -> tuple[Tensor, PackedSequences]:
+    """Sequences one after another [T], and their bounds."""
+    lengths = [len(sequence) for sequence in sequences]
+    return torch.cat(list(sequences)), PackedSequences.from_lengths(lengths, device=sequences[0].device)

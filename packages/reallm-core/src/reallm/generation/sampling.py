@@ -1,4 +1,4 @@
-"""From logits to the next token.
+"""Sampling the next token from logits.
 
 Shapes: S sequences, V vocabulary.
 """
@@ -16,7 +16,7 @@ from reallm.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn, and when a sequence ends.
+    """How tokens are sampled, and when a sequence ends.
 
     Raises:
         ConfigError: a value that is not allowed, by name.
@@ -24,11 +24,11 @@ class SamplingConfig:
 
     max_new_tokens: int = 128
     temperature: float = 1.0
-    """0 takes the most likely token."""
+    """0: greedy, the most likely token."""
     top_k: int | None = None
-    """Draw from the `top_k` most likely tokens."""
+    """Sample from the `top_k` most likely tokens."""
     top_p: float | None = None
-    """Draw from the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
+    """Sample from the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
     stop_token_ids: tuple[int, ...] = ()
     """A sequence ends with any of these; it is part of the result."""
     stop: tuple[str, ...] = ()
@@ -49,22 +49,29 @@ class SamplingConfig:
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """Tokens [S] int64 drawn from logits [S, V], each sequence with its own generator, and their log-probabilities [S].
+    """Sample a token for each sequence, with the generator of that sequence.
 
-    The log-probabilities are those of the model at this temperature (at 1 if greedy), before top-k and top-p.
+    Args:
+        logits: [S, V].
+        sampling: temperature, top-k and top-p.
+        generators: S of them, on the CPU.
+
+    Returns:
+        Tokens [S] int64, and their log-probabilities [S] float32 under the model at this temperature (1 if greedy),
+        before top-k and top-p.
     """
     greedy = sampling.temperature == 0
     logp = torch.log_softmax(logits.float() if greedy else logits.float() / sampling.temperature, dim=-1)
     if greedy:
         tokens = logp.argmax(dim=-1)
     else:
-        # one uniform number a sequence: what it draws does not depend on its neighbours in the batch
+        # one uniform number for each sequence, so that its token does not depend on its neighbours in the batch
         uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(logits.device)
-        tokens = _draw(logp, uniform, sampling)
+        tokens = _inverse_transform(logp, uniform, sampling)
     return tokens, logp.gather(1, tokens[:, None])[:, 0]
 
 
-def _draw(logp: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
+def _inverse_transform(logp: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
     """Inverse-transform sampling over the tokens from most to least likely: `logp` [S, V], `uniform` [S] in [0, 1)."""
     if sampling.top_k is not None and sampling.top_k < logp.shape[-1]:
         ordered, order = logp.topk(sampling.top_k, dim=-1)
@@ -75,11 +82,11 @@ def _draw(logp: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     cumulative = probabilities.cumsum(dim=-1)
     if sampling.top_p is not None:
-        # a token stays if those before it have not yet reached top_p; the first always stays
+        # a token is kept if those before it have not reached top_p yet; the first is always kept
         probabilities = probabilities.masked_fill(cumulative - probabilities >= sampling.top_p, 0.0)
         cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]
     ranks = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-    # rounding may push a draw past the last kept token
+    # rounding may lead past the last token that is kept
     last_kept = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
     return order.gather(1, torch.minimum(ranks, last_kept))[:, 0]

@@ -1,6 +1,6 @@
-"""Prompts that are continued together, one token at a time, over a KV cache.
+"""A batch of sequences that are decoded together over a KV cache.
 
-Shapes: T packed tokens, A sequences still running, V vocabulary.
+Shapes: T packed tokens, A running sequences, V vocabulary, E hidden.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from reallm.model.transformer import Transformer
 from reallm.seeding import derive_seed
 
 ToText = Callable[[list[int]], str]
+"""Token ids -> text."""
 
 
 @dataclass
 class Completion:
-    """What one prompt was continued with."""
+    """A prompt and the tokens generated after it."""
 
     prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
-    """The new tokens, the stop token included."""
+    """The generated tokens, the stop token included."""
     logprobs: list[float] = field(default_factory=list)
-    """Of each new token, under the model at the sampling temperature."""
+    """Of each generated token, under the model at the sampling temperature."""
     finish_reason: Literal["stop", "length"] = "length"
     text: str | None = None
-    """The new tokens as text without special tokens; None where no tokenizer was at hand."""
+    """The generated tokens as text without special tokens; None without a tokenizer."""
 
 
 class DecodeBatch:
-    """Texts that grow together, and the keys and values that a model, or a stage of one, has of them.
+    """Sequences that are decoded together, and the KV cache that a model, or a stage of one, has of them.
 
     Args:
-        model: what they are continued with.
-        completions: by their places in the whole list of prompts, from which their random streams follow; they grow.
-        sampling: how tokens are drawn, and when a text ends.
-        to_text: for stop strings.
+        model: the network, or this rank's part of it.
+        completions: by index in the whole list of prompts, which determines their random streams; extended in place.
+        sampling: how tokens are sampled, and when a sequence ends.
+        to_text: decodes token ids, for stop strings.
     """
 
     def __init__(
@@ -55,47 +56,49 @@ class DecodeBatch:
     ) -> None:
         self.completions, self.sampling, self.to_text = completions, sampling, to_text
         self.running = list(completions)
-        """Places of the texts that go on; `A` is how many."""
+        """Indices of the sequences that have not ended; `A` is their number."""
         longest = max(len(completion.prompt_ids) for completion in completions.values())
         self.config = model.config
         self.cache = model.new_cache(len(self.running), longest + sampling.max_new_tokens)
 
     def next_input(self, device: torch.device) -> tuple[Tensor, PackedSequences]:
-        """What the cache does not hold of the texts, their last tokens included: [T], and where each text's lie."""
-        texts = [[*self.completions[place].prompt_ids, *self.completions[place].token_ids] for place in self.running]
-        totals = [len(text) for text in texts]
+        """Tokens [T] of the running sequences that are not in the cache, and their bounds."""
+        running = [self.completions[index] for index in self.running]
+        sequences = [[*completion.prompt_ids, *completion.token_ids] for completion in running]
+        totals = [len(sequence) for sequence in sequences]
         if keys_are_stale(self.config, self.cache.lengths, totals):
-            self.cache.lengths = [0] * len(texts)  # where frequencies follow the length, as in dynamic RoPE
-        past = list(self.cache.lengths)
-        fresh = [token for text, held in zip(texts, past, strict=True) for token in text[held:]]
-        seqs = PackedSequences.from_lengths(
-            [total - held for total, held in zip(totals, past, strict=True)], cached_lengths=past, device=device
+            self.cache.lengths = [0] * len(sequences)  # where RoPE frequencies depend on the length, as in dynamic RoPE
+        cached = list(self.cache.lengths)
+        new_tokens = [token for sequence, n in zip(sequences, cached, strict=True) for token in sequence[n:]]
+        lengths = [total - n for total, n in zip(totals, cached, strict=True)]
+        return (
+            torch.tensor(new_tokens, device=device),
+            PackedSequences.from_lengths(lengths, cached_lengths=cached, device=device),
         )
-        return torch.tensor(fresh, device=device), seqs
 
-    def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token [A] of each text from logits [A, V], and its log-probability [A]."""
-        return sample(logits, self.sampling, [self._generators[place] for place in self.running])
+    def sample(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Next token [A] of each running sequence from logits [A, V], and its log-probability [A]."""
+        return sample(logits, self.sampling, [self._generators[index] for index in self.running])
 
-    def extend(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Give each running text its next token; those that end with it stop running."""
-        for place, token, logprob in zip(self.running, tokens, logprobs, strict=True):
-            completion = self.completions[place]
+    def append(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Append the next token to each running sequence; those that end with it leave the batch."""
+        for index, token, logprob in zip(self.running, tokens, logprobs, strict=True):
+            completion = self.completions[index]
             completion.token_ids.append(token)
             completion.logprobs.append(logprob)
             if self._stops(completion):
                 completion.finish_reason = "stop"
-        going = [row for row, place in enumerate(self.running) if self._goes_on(self.completions[place])]
-        if len(going) < len(self.running):
-            self.cache.keep(going)
-            self.running = [self.running[row] for row in going]
+        unfinished = [row for row, index in enumerate(self.running) if self._is_unfinished(self.completions[index])]
+        if len(unfinished) < len(self.running):
+            self.cache.keep(unfinished)
+            self.running = [self.running[row] for row in unfinished]
 
     @cached_property
     def _generators(self) -> dict[int, torch.Generator]:
         seed = self.sampling.seed
-        return {place: torch.Generator().manual_seed(derive_seed(seed, "sample", place)) for place in self.completions}
+        return {index: torch.Generator().manual_seed(derive_seed(seed, "sample", index)) for index in self.completions}
 
-    def _goes_on(self, completion: Completion) -> bool:
+    def _is_unfinished(self, completion: Completion) -> bool:
         return completion.finish_reason != "stop" and len(completion.token_ids) < self.sampling.max_new_tokens
 
     def _stops(self, completion: Completion) -> bool:
@@ -108,6 +111,6 @@ class DecodeBatch:
         return any(stop in text for stop in self.sampling.stop)
 
 
-def last_rows(hidden: Tensor, seqs: PackedSequences) -> Tensor:
-    """Hidden states [A, E] of the last token of each text, of those of all tokens [T, E]."""
+def last_hidden(hidden: Tensor, seqs: PackedSequences) -> Tensor:
+    """Hidden states [A, E] of the last token of each sequence, from those of all tokens [T, E]."""
     return hidden[seqs.cu_seqlens[1:].long() - 1]

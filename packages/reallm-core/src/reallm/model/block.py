@@ -19,9 +19,9 @@ from reallm.model.moe.layer import MoEMLP
 
 
 class ResidualAdd(nn.Module):
-    """The stream after a branch was added to it: scaled, in training with dropout, and normed where that is the place.
+    """Residual connection: `x + multiplier * dropout(branch)`, with an optional norm of the branch or of the sum.
 
-    `norm` is that of the branch's output (`norm_placement` branch or sandwich) or of the sum (post).
+    `norm` is applied to the branch (`norm_placement` branch or sandwich) or to the sum (post).
     """
 
     def __init__(self, config: ReaLModelConfig) -> None:
@@ -40,7 +40,7 @@ class ResidualAdd(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the MLP; each reads the stream and adds to it."""
+    """Attention, then the MLP, each with a residual connection."""
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP both read the stream as it enters, through norms of their own or a shared one."""
+    """Attention and MLP side by side: both read the block's input, through a norm each or a shared one."""
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
@@ -78,21 +78,21 @@ class ParallelBlock(nn.Module):
 
 
 def make_block(config: ReaLModelConfig, block: int) -> nn.Module:
-    """A block, numbered from 0, as the configuration says."""
+    """A block, numbered from 0, of the kind that the configuration names."""
     if is_custom_class(config.block):
         return custom_layer(config.block, config, block)
     return ParallelBlock(config, block) if config.parallel_residual else Block(config, block)
 
 
 def make_attention(config: ReaLModelConfig, block: int) -> nn.Module:
-    """The attention of a block, numbered from 0."""
+    """The attention layer of a block, numbered from 0."""
     return (
         custom_layer(config.attention, config, block) if is_custom_class(config.attention) else Attention(config, block)
     )
 
 
 def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:
-    """The MLP of a block, numbered from 0, or the experts in its place."""
+    """The MLP of a block, numbered from 0, or the mixture of experts in its place."""
     if block in config.expert_blocks:
         return MoEMLP(config)
     if is_custom_class(config.mlp):

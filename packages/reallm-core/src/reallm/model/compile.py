@@ -1,7 +1,7 @@
-"""`torch.compile` for the blocks of a model, in a way that survives lengths that change with every batch.
+"""`torch.compile` for the blocks of a model, without recompiling for the lengths of each batch.
 
-All blocks share what is compiled. The number of packed tokens is a symbol in it, and attention, whose code depends on
-how long each sequence is, runs between the compiled parts as it always does.
+All blocks share the compiled code. The number of packed tokens is dynamic in it, and attention, which depends on the
+length of each sequence, runs eagerly between the compiled parts.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from reallm.model.forward_context import ForwardContext
 
 @dataclass(frozen=True)
 class CompiledBlocks:
-    """How a forward pass differs with compiled blocks."""
+    """What a forward pass calls in place of blocks and attention when they are compiled."""
 
     call: Callable[..., Tensor]
     """`call(block, x, context, None)` in place of `block(x, context, None)`."""
     attention: Callable[..., Tensor]
-    """In place of `attend_rotated`: the same, and not compiled."""
+    """`attend_rotated`, excluded from compilation."""
 
     def prepare(self, x: Tensor, context: ForwardContext) -> None:
-        """Say which dim changes from call to call, so that the first lengths are not compiled for themselves alone."""
-        for tensor in (x, *(part for rotation in context.rotations for part in (rotation.cos, rotation.sin))):
-            _changes_length(tensor)
+        """Mark the token dim of the inputs as dynamic, so that the first lengths are not compiled as constants."""
+        for tensor in (x, *(each for rotation in context.rotations for each in (rotation.cos, rotation.sin))):
+            _mark_tokens_dynamic(tensor)
 
 
 def compile_blocks() -> CompiledBlocks:
-    """Nothing is compiled before the first call; then it takes some ten seconds, in training and in evaluation."""
+    """Compiled blocks; the first call in training and in evaluation compiles them, which takes some ten seconds."""
 
     def attention(*inputs: object) -> Tensor:
         attended = attend_rotated(*inputs)  # type: ignore[arg-type]
-        _changes_length(attended)
+        _mark_tokens_dynamic(attended)
         return attended
 
     return CompiledBlocks(torch.compile(call_block), torch.compiler.disable(attention))
 
 
 def check_compiler(device: torch.device) -> None:
-    """Whether what `torch.compile` calls is installed.
+    """Check that the compilers that `torch.compile` needs on a device are installed.
 
     Raises:
-        ConfigError: something is missing; the line says what, and how to do without.
+        ConfigError: something is missing; says what, and how to do without.
     """
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -73,5 +73,5 @@ def check_compiler(device: torch.device) -> None:
     raise ConfigError(f"model.compile=true needs {missing}, or leave model.compile out")
 
 
-def _changes_length(tensor: Tensor) -> None:
+def _mark_tokens_dynamic(tensor: Tensor) -> None:
     torch._dynamo.maybe_mark_dynamic(tensor, 0)

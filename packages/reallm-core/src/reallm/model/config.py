@@ -21,7 +21,7 @@ NormPlacement = Literal["pre", "branch", "sandwich", "post"]
 QKNormKind = Literal["head", "per_head", "whole"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 GradientCheckpointing = Literal["none", "selective", "full"]
-"""What a block computes again in the backward pass instead of keeping it; see `model.checkpointing`."""
+"""What the backward pass recomputes instead of saving it; see `model.activation_checkpointing`."""
 
 ACTIVATIONS = (
     "silu", "gelu", "gelu_tanh", "gelu_quick", "gelu_10", "relu", "relu2", "relu6", "leaky_relu", "mish", "hardswish",
@@ -142,8 +142,8 @@ class RopeConfig:
             raise ConfigError(f"rope.factor={self.factor} must be at least 1")
 
     @property
-    def follows_length(self) -> bool:
-        """Whether frequencies are others in long sequences."""
+    def depends_on_length(self) -> bool:
+        """Whether frequencies depend on the length of the sequence."""
         return self.kind in ("dynamic", "longrope")
 
 

@@ -21,7 +21,7 @@ LOGIT_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of N targets: the sum that is differentiated, and what is known of each."""
+    """Cross-entropy of N targets: the differentiable sum, and detached values for each."""
 
     loss_sum: Tensor
     """0-dim, float32 or wider: sum of `nll`, differentiable."""
@@ -32,7 +32,7 @@ class CrossEntropy:
 
 
 def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions [N] that predict a trained token, and those tokens [N].
+    """Positions [N] that predict a token with loss, and those target tokens [N].
 
     Position `t` counts if `t + 1` belongs to the same sequence and `loss_mask[t + 1]` is set: with
     `tokens = [p p a e | p a e]` and the mask on `a` and `e`, positions 1, 2, 4 and 5 predict `a e a e`.
@@ -40,7 +40,7 @@ def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) ->
     Args:
         tokens: [T] integers.
         cu_seqlens: [S+1] bounds of the sequences.
-        loss_mask: [T] bool, True on tokens that are trained.
+        loss_mask: [T] bool, True on tokens that carry loss.
     """
     trained = loss_mask.clone()
     starts = cu_seqlens[:-1].to(tokens.device, torch.int64)
@@ -50,25 +50,26 @@ def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) ->
 
 
 class Vocabulary(Protocol):
-    """Rows of the head, from `start` on."""
+    """The rows of the output head that this rank has, and their reductions over ranks."""
 
     start: int
+    """Token of the first row."""
 
     def read(self, hidden: Tensor) -> Tensor:
-        """Hidden states [N, E] as they go into the product with these rows."""
+        """Hidden states [N, E] as input of the product with these rows."""
 
     def whole(self, logits: Tensor) -> Tensor:
-        """Logits [N, V] of all rows, from those of these."""
+        """Logits [N, V] of the whole vocabulary, from those [N, v] of these rows."""
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
-        """The sum over all parts of the vocabulary, in place."""
+        """Sum over all parts of the vocabulary, in place."""
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
-        """The maximum over all parts of the vocabulary, in place."""
+        """Maximum over all parts of the vocabulary, in place."""
 
 
 class VocabReplicated:
-    """All of it is here."""
+    """The whole vocabulary on every rank."""
 
     start = 0
 
@@ -91,16 +92,16 @@ class VocabReplicated:
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What makes logits of hidden states: `softcap(multiplier * (hidden @ weight.T + bias))`."""
+    """Output projection: `softcap(multiplier * (hidden @ weight.T + bias))`."""
 
     weight: Tensor
-    """[v, E]: the rows that are here."""
+    """[v, E]: the local rows."""
     bias: Tensor | None = None
     """[v]."""
     multiplier: float = 1.0
     softcap: float | None = None
     vocabulary: Vocabulary = field(default_factory=VocabReplicated)
-    """Which rows of the whole head these are."""
+    """Which rows of the whole vocabulary these are."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], of the whole vocabulary."""
@@ -113,8 +114,8 @@ class OutputHead:
 def head_cross_entropy(hidden: Tensor, targets: Tensor, head: OutputHead) -> CrossEntropy:
     """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N] int64, chunk by chunk.
 
-    Gradients are computed in the forward pass while a chunk of logits is there, so that the backward pass only scales
-    them; the logits are never kept or computed twice.
+    Gradients are computed in the forward pass while a chunk of logits exists, so that the backward pass only scales
+    them; logits are neither saved nor computed twice.
     """
     loss_sum, nll, correct = _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, head)
     return CrossEntropy(loss_sum, nll, correct)
@@ -123,67 +124,67 @@ def head_cross_entropy(hidden: Tensor, targets: Tensor, head: OutputHead) -> Cro
 def head_logprobs(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
     """Log-probabilities [N], at least float32, of `targets` [N] int64 under the logits of `hidden` [N, E].
 
-    Differentiable once, with a weight for each of them that is not known before: in the backward pass the logits are
-    computed again, chunk by chunk.
+    Differentiable once. Gradients with respect to each log-probability are known only in the backward pass, which
+    therefore recomputes the logits, chunk by chunk.
     """
     logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head)
     return logprobs
 
 
 def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
-    """Tokens that go through the head at once: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
+    """Tokens in one chunk: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
     most = max(1, LOGIT_CHUNK_BYTES.get(device.type, 64 << 20) // (4 * n_vocab))
     n_chunks = max(1, -(-n_tokens // most))
     return max(1, -(-n_tokens // n_chunks))
 
 
 class _Chunk(NamedTuple):
-    """Some of the N tokens, and the logits that are here."""
+    """Some of the N tokens, and their local logits."""
 
     rows: slice
     hidden: Tensor
     logits: Tensor
     """[n, v] at least float32, to be overwritten."""
-    wanted: Tensor
-    """[n, 1]: where the target is among these logits; anywhere if it is not."""
-    is_here: Tensor
-    """[n, 1] bool: whether it is."""
+    targets: Tensor
+    """[n, 1]: column of the target in `logits`; any column where `is_local` is False."""
+    is_local: Tensor
+    """[n, 1] bool: whether the target is among the local rows of the head."""
 
-    def of_target(self) -> Tensor:
-        """[n, 1]: the logit of the target where it is here, else 0."""
-        return self.logits.gather(1, self.wanted).masked_fill_(~self.is_here, 0.0)
+    def target_logits(self) -> Tensor:
+        """[n, 1]: logit of the target, 0 where it is not local."""
+        return self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
 
     def add_at_target(self, x: Tensor, value: float) -> None:
-        """Add to `x` [n, v] where the target is, if it is here."""
+        """Add `value` to `x` [n, v] at the target, where it is local."""
         rows = torch.arange(len(x), device=x.device)
-        x[rows, self.wanted[:, 0]] += value * self.is_here[:, 0].to(x.dtype)
+        x[rows, self.targets[:, 0]] += value * self.is_local[:, 0].to(x.dtype)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chunk]:
     n_tokens, n_vocab = hidden.shape[0], head.weight.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)  # half precision is summed in float32
     chunk = _chunk_size(n_tokens, n_vocab, hidden.device)
-    space = torch.empty(chunk, n_vocab, dtype=exact, device=hidden.device)  # fresh memory for each chunk costs time
+    buffer = torch.empty(chunk, n_vocab, dtype=exact, device=hidden.device)  # allocating one for each chunk costs time
     for start in range(0, n_tokens, chunk):
         rows = slice(start, start + chunk)
-        part, places = hidden[rows], targets[rows, None] - head.vocabulary.start
-        logits = space[: len(part)]
-        if part.dtype == exact:
-            torch.mm(part, head.weight.t(), out=logits)
+        inputs, columns = hidden[rows], targets[rows, None] - head.vocabulary.start
+        logits = buffer[: len(inputs)]
+        if inputs.dtype == exact:
+            torch.mm(inputs, head.weight.t(), out=logits)
         else:
-            logits.copy_(part @ head.weight.t())
+            logits.copy_(inputs @ head.weight.t())
         if head.bias is not None:
             logits.add_(head.bias)
         if head.multiplier != 1.0:
             logits.mul_(head.multiplier)
         if head.softcap is not None:
             logits.div_(head.softcap).tanh_().mul_(head.softcap)
-        is_here = (places >= 0) & (places < n_vocab)
-        yield _Chunk(rows, part, logits, places.masked_fill(~is_here, 0), is_here)
+        is_local = (columns >= 0) & (columns < n_vocab)
+        yield _Chunk(rows, inputs, logits, columns.masked_fill(~is_local, 0), is_local)
 
 
 class _Gradients:
-    """Those of the head and of what it reads, added up chunk by chunk."""
+    """Gradients of hidden states, weight and bias of the head, accumulated chunk by chunk."""
 
     def __init__(self, hidden: Tensor, head: OutputHead, needed: Sequence[bool]) -> None:
         exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -195,11 +196,11 @@ class _Gradients:
         self._bias_dtype = None if bias is None else bias.dtype
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """Of the soft cap, before the logits are overwritten."""
+        """Derivative of the soft cap, taken before the logits are overwritten; None without one."""
         return None if self._head.softcap is None else 1 - (logits / self._head.softcap) ** 2
 
     def add(self, chunk: _Chunk, grad_logits: Tensor, slope: Tensor | None) -> None:
-        """What follows from the gradients [n, v] of a chunk's logits, which are overwritten."""
+        """Accumulate from the gradients [n, v] of a chunk's logits, which are overwritten."""
         if slope is not None:
             grad_logits.mul_(slope)
         if self._head.multiplier != 1.0:
@@ -215,8 +216,8 @@ class _Gradients:
             else:
                 self.weight.add_(low.t() @ chunk.hidden)
 
-    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of hidden states, weight and bias, in their types."""
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of hidden states, weight and bias, in their dtypes."""
         return (
             None if self.hidden is None else self._head.vocabulary.all_reduce_sum(self.hidden),
             None if self.weight is None else self.weight.to(self._head.weight.dtype),
@@ -238,18 +239,20 @@ class _HeadCrossEntropy(torch.autograd.Function):
             logits = chunk.logits
             slope = gradients.slope(logits) if any(needed) else None
             highest = head.vocabulary.all_reduce_max(logits.amax(dim=-1, keepdim=True))
-            of_target = chunk.of_target()
+            target_logits = chunk.target_logits()
             exponentials = logits.sub_(highest).exp_()
-            sums = head.vocabulary.all_reduce_sum(torch.cat((of_target, exponentials.sum(dim=-1, keepdim=True)), dim=1))
-            of_target, total = sums[:, :1], sums[:, 1:]
-            nll[chunk.rows] = (highest - of_target + total.log())[:, 0]
-            correct[chunk.rows] = (of_target >= highest)[:, 0]
+            sums = head.vocabulary.all_reduce_sum(
+                torch.cat((target_logits, exponentials.sum(dim=-1, keepdim=True)), dim=1)
+            )
+            target_logits, total = sums[:, :1], sums[:, 1:]
+            nll[chunk.rows] = (highest - target_logits + total.log())[:, 0]
+            correct[chunk.rows] = (target_logits >= highest)[:, 0]
             if any(needed):
                 # d nll / d logits = softmax - one_hot(target)
                 grad_logits = exponentials.div_(total)
                 chunk.add_at_target(grad_logits, -1.0)
                 gradients.add(chunk, grad_logits, slope)
-        ctx.gradients = gradients.finished()
+        ctx.gradients = gradients.result()
         ctx.mark_non_differentiable(nll, correct)
         return nll.sum(), nll, correct
 
@@ -276,9 +279,9 @@ class _HeadLogprobs(torch.autograd.Function):
         normalizers = torch.empty_like(logprobs)
         for chunk in _chunks(hidden, targets, head):
             highest = head.vocabulary.all_reduce_max(chunk.logits.amax(dim=-1, keepdim=True))
-            of_target = chunk.of_target()
+            target_logits = chunk.target_logits()
             total = chunk.logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-            sums = head.vocabulary.all_reduce_sum(torch.cat((of_target, total), dim=1))
+            sums = head.vocabulary.all_reduce_sum(torch.cat((target_logits, total), dim=1))
             normalizers[chunk.rows] = highest[:, 0] + sums[:, 1].log()
             logprobs[chunk.rows] = sums[:, 0] - normalizers[chunk.rows]
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
@@ -297,4 +300,4 @@ class _HeadLogprobs(torch.autograd.Function):
             grad_logits = chunk.logits.sub_(normalizers[chunk.rows, None]).exp_().neg_()
             chunk.add_at_target(grad_logits, 1.0)
             gradients.add(chunk, grad_logits.mul_(grad[chunk.rows, None]), slope)
-        return *gradients.finished(), None, None
+        return *gradients.result(), None, None

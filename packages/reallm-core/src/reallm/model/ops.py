@@ -1,7 +1,7 @@
-"""Formulas with a derivative written out, where autograd would make more passes over memory and keep more of it.
+"""RMS norm, gated activation and rotation with a backward pass written by hand: fewer passes over memory, less saved.
 
-Each equals its plain formula up to rounding, and is differentiable once. `torch.compile` fuses plain formulas by itself
-and is given those.
+Each equals its plain formula up to rounding, and is differentiable once. Under `torch.compile`, which fuses by itself,
+the plain formulas are used.
 
 Shapes: T packed tokens, H heads, D head dim.
 """
@@ -18,14 +18,14 @@ from torch.autograd.function import once_differentiable
 
 ActivationFunction = Callable[[Tensor], Tensor]
 FEW_TOKENS = 64
-"""Up to here, as in decoding, fewer calls count for more than fewer passes."""
+"""Up to this many tokens, as in decoding, fewer calls matter more than fewer passes over memory."""
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * (weight + offset)` over the last dim (Zhang and Sennrich, 2019).
 
-    It is computed in at least float32; without `weight` nothing is multiplied. On CUDA torch has a kernel for it; on
-    CPU it is nine operations, whose backward pass takes three times as long.
+    Computed in at least float32; without `weight` there is no factor. On CUDA torch has a kernel for it; on CPU it is
+    nine operations, whose backward pass takes three times as long.
     """
     shape = (x.shape[-1],)
     if weight is None:
@@ -35,14 +35,14 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) 
         if not offset:
             return F.rms_norm(x, shape, weight, eps)
         normed = F.rms_norm(x, shape, None, eps)
-        return torch.addcmul(normed * offset, normed, weight)  # the sum itself would be rounded in half precision
+        return torch.addcmul(normed * offset, normed, weight)  # `weight + offset` would be rounded in half precision
     if offset:
         weight = weight + offset
     return cast(Tensor, _RMSNorm.apply(x, weight, eps)) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The normed `x`, and the factor that normed it: one for each vector."""
+    """The normed `x`, and the scale of each vector."""
     normed = x * x
     scale = normed.mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
     return torch.mul(x, scale, out=normed).mul_(weight), scale
@@ -67,7 +67,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def gated(gate: Tensor, up: Tensor, activation: ActivationFunction) -> Tensor:
-    """`activation(gate) * up`, keeping only `gate` and `up` for the backward pass."""
+    """`activation(gate) * up`, saving only `gate` and `up` for the backward pass."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return activation(gate) * up
     return cast(Tensor, _Gated.apply(gate, up, activation))
@@ -107,7 +107,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) ->
 
 
 def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Views of the first and the second dims of all pairs."""
+    """Views of the first and the second dim of all pairs."""
     if interleaved:
         return x[..., 0::2], x[..., 1::2]
     first, second = x.chunk(2, dim=-1)
@@ -115,7 +115,7 @@ def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: bool = False) -> Tensor:
-    """The same, or with `back` by the negative angle."""
+    """`rotate`, or with `back` by the negative angle."""
     rotated = x * cos
     (first, second), (x_first, x_second) = _pairs(rotated, interleaved), _pairs(x, interleaved)
     sin_first, sin_second = _pairs(sin, interleaved)

@@ -1,4 +1,4 @@
-"""Where each sequence lies in a packed batch.
+"""Bounds and positions of the sequences in a packed batch.
 
 Two sequences of 3 and 2 tokens: `tokens = [a0 a1 a2 b0 b1]`, `cu_seqlens = [0 3 5]`, `positions = [0 1 2 0 1]`.
 """
@@ -18,13 +18,13 @@ from reallm.errors import DataError
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Lengths of S packed sequences on a device, and for each how many of its tokens a KV cache already holds."""
+    """Lengths of S packed sequences, and how many tokens of each a KV cache already holds."""
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
     """[S+1] int32: sequence `i` owns the tokens `cu_seqlens[i]:cu_seqlens[i+1]`."""
     cached_lengths: tuple[int, ...]
-    """Tokens of each sequence that came before these; zeros without a cache."""
+    """Tokens of each sequence that are in the cache, before these; zeros without a cache."""
 
     @classmethod
     def from_lengths(
@@ -36,9 +36,9 @@ class PackedSequences:
 
     @classmethod
     def from_cu_seqlens(cls, cu_seqlens: Tensor, tokens: Tensor) -> PackedSequences:
-        """Sequences of `tokens` [T], bounded by `cu_seqlens` [S+1] integers; the result lies where the tokens lie.
+        """Sequences of `tokens` [T] with bounds `cu_seqlens` [S+1] integers, on the device of the tokens.
 
-        Bounds on the CPU are better: from a GPU they must be fetched.
+        Bounds on the CPU are faster: from a GPU they must be copied.
 
         Raises:
             DataError: unless the bounds start at 0, never fall and end at `n_tokens`.
@@ -64,12 +64,12 @@ class PackedSequences:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sequence, without those in a cache."""
+        """Tokens of the longest sequence, not counting those in the cache."""
         return max(self.lengths, default=0)
 
     @cached_property
     def totals(self) -> tuple[int, ...]:
-        """Length of each sequence with what the cache holds of it."""
+        """Length of each sequence, including its tokens in the cache."""
         return tuple(cached + length for cached, length in zip(self.cached_lengths, self.lengths, strict=True))
 
     @cached_property

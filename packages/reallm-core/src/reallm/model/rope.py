@@ -1,7 +1,7 @@
-"""Rotary position embedding (Su et al., 2021), and the ways to stretch it to longer contexts.
+"""Rotary position embedding (Su et al., 2021), and its variants for longer contexts.
 
 Shapes: T packed tokens, H heads, D head dim, R rotated dims of each head. Frequencies are computed in float32 as
-transformers does, so that both give the same numbers.
+transformers does, so that results are equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rotation:
     cos: Tensor
     sin: Tensor
     interleaved: bool = False
-    """Which dims form a pair: `2d` and `2d + 1`, or `d` and `d + R/2`."""
+    """Dims `2d` and `2d + 1` form a pair, rather than `d` and `d + R/2`."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate `x` [T, H, D]."""
@@ -37,13 +37,13 @@ class Rotation:
 
 
 def rotations(config: ReaLModelConfig, seqs: PackedSequences, dtype: torch.dtype) -> tuple[Rotation, ...]:
-    """The rotation of the tokens of `seqs`, in `dtype`, for each of `config.distinct_ropes`."""
+    """Rotation of the tokens of `seqs`, in `dtype`, for each of `config.distinct_ropes`."""
     return tuple(_rotation(config, rope, seqs, dtype) for rope in config.distinct_ropes)
 
 
 def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: PackedSequences, dtype: torch.dtype) -> Rotation:
     device = seqs.cu_seqlens.device
-    lengths = [_decisive_length(config, rope, total) for total in seqs.totals] if rope.follows_length else []
+    lengths = [_frequency_length(config, rope, total) for total in seqs.totals] if rope.depends_on_length else []
     if any(lengths):
         per_sequence = [inverse_frequencies(config, rope, length=length, device=device) for length in lengths]
         repeats = torch.tensor(seqs.lengths, device=device)
@@ -57,23 +57,24 @@ def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: PackedSequences, 
     return Rotation((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype), rope.interleaved)
 
 
-def keys_are_stale(config: ReaLModelConfig, past: Sequence[int], totals: Sequence[int]) -> bool:
-    """Whether keys of a cache were rotated by other frequencies than sequences that have grown to `totals` need.
+def keys_are_stale(config: ReaLModelConfig, cached_lengths: Sequence[int], totals: Sequence[int]) -> bool:
+    """Whether cached keys were rotated by other frequencies than sequences that have grown to `totals` need.
 
     Args:
-        past: tokens of each sequence that the cache holds.
-        totals: tokens of each sequence with the new ones.
+        config: of the network.
+        cached_lengths: tokens of each sequence in the cache.
+        totals: tokens of each sequence, including the new ones.
     """
     return any(
-        held > 0 and _decisive_length(config, rope, held) != _decisive_length(config, rope, total)
+        cached > 0 and _frequency_length(config, rope, cached) != _frequency_length(config, rope, total)
         for rope in config.distinct_ropes
-        if rope.follows_length
-        for held, total in zip(past, totals, strict=True)
+        if rope.depends_on_length
+        for cached, total in zip(cached_lengths, totals, strict=True)
     )
 
 
-def _decisive_length(config: ReaLModelConfig, rope: RopeConfig, length: int) -> int:
-    """What of a sequence's length its frequencies depend on: 0 as long as they are those of pretraining."""
+def _frequency_length(config: ReaLModelConfig, rope: RopeConfig, length: int) -> int:
+    """The length for which a sequence's frequencies are computed: 0 as long as they are those of pretraining."""
     if rope.kind == "dynamic":
         return length if length > config.max_positions else 0
     if rope.kind == "longrope":

@@ -1,4 +1,4 @@
-"""What routers of experts did in a forward pass, for the load-balancing loss.
+"""Statistics of mixture-of-experts routers, for the load-balancing loss.
 
 Shapes: X experts.
 """
@@ -13,7 +13,7 @@ from torch._compile import _disable_dynamo
 
 @dataclass(frozen=True)
 class RouterStats:
-    """What one layer's router did with the tokens of one forward pass."""
+    """Statistics of one layer's router over the tokens of one forward pass."""
 
     counts: Tensor
     """[X]: how many of the tokens chose each expert, counted over the `top_k` choices."""
@@ -23,23 +23,23 @@ class RouterStats:
 
 
 class RouterStatsLog:
-    """What routers did in one forward pass or several, in the order in which they ran.
+    """Statistics of all routers in one forward pass or several, in the order in which they ran.
 
-    Closed, it takes no more: a block that runs again in the backward pass, as with full gradient checkpointing, is not
-    counted twice, and nothing of it is kept.
+    Once closed it ignores what is appended: a block that runs again in the backward pass, as with full gradient
+    checkpointing, is not counted twice.
     """
 
     def __init__(self) -> None:
-        self._noted: list[RouterStats] = []
+        self._stats: list[RouterStats] = []
         self._is_open = True
 
     @_disable_dynamo  # torch.compiler.disable would import the compiler with this module, which takes seconds
-    def append(self, routing: RouterStats) -> None:
-        """Note what one router did; outside of compiled code, which would be compiled anew for each layer's turn."""
+    def append(self, stats: RouterStats) -> None:
+        """Record one router's statistics; outside of compiled code, which would be recompiled for each layer."""
         if self._is_open:
-            self._noted.append(routing)
+            self._stats.append(stats)
 
     def close(self) -> list[RouterStats]:
-        """What has been noted; nothing more will be."""
-        noted, self._noted, self._is_open = self._noted, [], False
-        return noted
+        """The recorded statistics; later ones are ignored."""
+        stats, self._stats, self._is_open = self._stats, [], False
+        return stats

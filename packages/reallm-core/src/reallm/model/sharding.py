@@ -14,7 +14,7 @@ from reallm.errors import PluginError
 
 @dataclass(frozen=True, order=True)
 class Box:
-    """A part of a tensor: along each dim the elements from `starts` up to, but without, `stops`.
+    """A rectangular part of a tensor: along each dim the elements from `starts` to `stops`, exclusive.
 
     >>> Box((0, 2), (4, 6)) & Box((1, 0), (9, 3))
     Box(starts=(1, 2), stops=(4, 3))
@@ -25,32 +25,32 @@ class Box:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Box:
-        """All of a tensor."""
+        """The whole of a tensor."""
         return cls((0,) * len(shape), tuple(shape))
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Its size along each dim."""
+        """Size along each dim."""
         return tuple(stop - start for start, stop in zip(self.starts, self.stops, strict=True))
 
     @cached_property
     def numel(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """What indexes it in the whole tensor."""
+        """Indices of the part in the whole tensor."""
         return tuple(slice(start, stop) for start, stop in zip(self.starts, self.stops, strict=True))
 
     def __and__(self, other: Box) -> Box:
-        """What both have; without elements if they have nothing in common."""
+        """Intersection; without elements if they are disjoint."""
         starts = tuple(max(pair) for pair in zip(self.starts, other.starts, strict=True))
         stops = tuple(min(pair) for pair in zip(self.stops, other.stops, strict=True))
         return Box(starts, tuple(max(pair) for pair in zip(starts, stops, strict=True)))
 
     def __sub__(self, other: Box) -> list[Box]:
-        """What is left without the other, as boxes that have nothing in common; at most two for each dim."""
+        """Difference, as disjoint boxes; at most two for each dim."""
         shared = self & other
         if not shared.numel:
             return [self] if self.numel else []
@@ -68,7 +68,7 @@ class Box:
         return left
 
     def narrowed(self, dim: int, start: int, stop: int) -> Box:
-        """The part of it from `start` up to `stop` along `dim`, counted from its own start."""
+        """The part from `start` to `stop` along `dim`, relative to the start of this box."""
         begin = self.starts[dim]
         return Box(
             (*self.starts[:dim], begin + start, *self.starts[dim + 1 :]),
@@ -76,7 +76,7 @@ class Box:
         )
 
     def within(self, outer: Box) -> Box:
-        """The same part in the coordinates of `outer`, which holds it."""
+        """The same part in the coordinates of `outer`, which contains it."""
         return Box(
             tuple(start - origin for start, origin in zip(self.starts, outer.starts, strict=True)),
             tuple(stop - origin for stop, origin in zip(self.stops, outer.starts, strict=True)),
@@ -110,7 +110,7 @@ class TPUnits:
 
 
 Shards = dict[str, Shard | None]
-"""Shard of each parameter of a module, by its name there."""
+"""Name of a parameter in its module -> how it may be split."""
 
 
 Split = Literal["column", "row", "column_row"]

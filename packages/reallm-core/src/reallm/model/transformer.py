@@ -60,7 +60,8 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor, seqs: PackedSequences) -> Tensor:
         x = self.tokens(tokens)
         if self.multiplier != 1.0:
-            x = x * torch.tensor(self.multiplier, dtype=x.dtype)  # rounded to the type of the weights, as they are
+            # rounded to the dtype of the weights, as in transformers
+            x = x * torch.tensor(self.multiplier, dtype=x.dtype)
         if self.positions is not None:
             x = x + self.positions(seqs)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -93,25 +94,25 @@ class Transformer(nn.Module):
 
     Args:
         config: of the whole network.
-        layers: the layers that it has, a stage of a pipeline; None: all. They keep their numbers.
+        layers: numbers of the layers to build, those of a pipeline stage; None: all.
     """
 
     def __init__(self, config: ReaLModelConfig, layers: range | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing: GradientCheckpointing = "none"
-        """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
+        """What training recomputes in the backward pass instead of saving it; may be changed at any time."""
         self._compiled: CompiledBlocks | None = None
         self.tp_size = 1
         """Number of ranks among which tensor parallelism has split the layers."""
         self.vocabulary: Vocabulary = VocabReplicated()
-        """The rows of the head that are here."""
+        """The local rows of the output head."""
         self.compile_blocker: str | None = None
-        """Why blocks cannot go through `torch.compile`, where they cannot."""
+        """What keeps blocks from going through `torch.compile`; None: nothing."""
         self.router_stats: RouterStatsLog | None = None
-        """Where forward passes in training note what routers of experts did; None where nobody asks."""
-        present = all_layers(config) if layers is None else layers
-        self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in present})
+        """Where forward passes in training record router statistics; None: nowhere."""
+        numbers = all_layers(config) if layers is None else layers
+        self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in numbers})
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [T, V] of packed sequences, or scores [T] if this is a critic.
@@ -122,7 +123,7 @@ class Transformer(nn.Module):
                 `cu_seqlens[i]:cu_seqlens[i+1]`.
 
         Raises:
-            DataError: if `cu_seqlens` does not bound the tokens.
+            DataError: `cu_seqlens` does not bound the tokens.
         """
         return self.head(self.hidden(tokens, cu_seqlens))
 
@@ -131,7 +132,13 @@ class Transformer(nn.Module):
         return self.forward_hidden(tokens, PackedSequences.from_cu_seqlens(cu_seqlens, tokens))
 
     def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [T, E]; with a cache, `seqs.past` tokens of each sequence are in it, and these are added."""
+        """Hidden states [T, E] after the final norm; with a cache, of the tokens that follow those in it.
+
+        Args:
+            tokens: [T] integers; only the embedding reads them.
+            seqs: the sequences of the batch.
+            cache: what the attention layers have kept of earlier tokens; updated in place.
+        """
         x = self.layers[str(EMBEDDING_LAYER)](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
         compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
@@ -153,11 +160,11 @@ class Transformer(nn.Module):
 
     @property
     def block_numbers(self) -> list[int]:
-        """The numbers, from 1, of the blocks that are here."""
+        """Numbers, from 1, of the blocks that this model has."""
         return [number for number in map(int, self.layers) if number in block_layers(self.config)]
 
     def new_cache(self, n_sequences: int, capacity: int) -> KVCache:
-        """An empty cache for so many sequences of up to `capacity` tokens, like the parameters in type and place."""
+        """An empty cache for sequences of up to `capacity` tokens, in dtype and on the device of the parameters."""
         parameter, specs = next(self.parameters()), self.cache_specs()
         return KVCache(specs, n_sequences, capacity, tp=self.tp_size, dtype=parameter.dtype, device=parameter.device)
 
@@ -225,17 +232,21 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> nn.Parameter:
-        """The output projection [V, E] ([1, E] for a critic); the embedding's own table if the head is tied."""
+        """Output projection [V, E] ([1, E] for a critic); the embedding itself if the head is tied."""
         return self.get_parameter(head_weight_name(self.config))
 
     @property
     def head_bias(self) -> nn.Parameter | None:
-        """The bias [V] of the output projection, if it has one."""
+        """Bias [V] of the output projection, if it has one."""
         name = head_bias_name(self.config)
         return None if name is None else self.get_parameter(name)
 
     def parameter_shards(self) -> dict[str, Shard | None]:
-        """How each parameter may be split under tensor parallelism, as its layer declares it."""
+        """How tensor parallelism may split each parameter, as its layer declares it.
+
+        Raises:
+            PluginError: a layer does not declare one of its parameters, or declares one that it does not have.
+        """
         declared = {
             f"{path}.{name}": shard
             for path, module in self.named_modules()
@@ -264,16 +275,16 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Draw fresh weights: matrices normal with `config.init_std`, vectors one, biases zero.
+        """Initialise all parameters: matrices normal with `config.init_std`, vectors one, biases zero.
 
-        A layer that wants others has a method `fresh_parameter(name, generator)`, which gives the value of a parameter
-        of its own by its name there, or None for the usual one.
+        A layer can have other values by a method `fresh_parameter(name, generator)`, which returns the value of one of
+        its parameters, or None for the default.
         """
         for path, module in self.named_modules():
-            fresh = getattr(module, "fresh_parameter", None)
+            fresh_parameter = getattr(module, "fresh_parameter", None)
             for own_name, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{own_name}"
-                value = fresh(own_name, _random_stream(name, seed)) if fresh else None
+                value = fresh_parameter(own_name, _random_stream(name, seed)) if fresh_parameter else None
                 parameter.copy_(initial_weight(name, parameter.shape, self.config, seed) if value is None else value)
 
 
@@ -289,7 +300,7 @@ def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:
-    """What gives `block(x, context, cache)` when called as `runner(block, x, context, cache)`."""
+    """A function `runner(block, x, context, cache)` that runs a block with checkpointing and compilation."""
     call = compiled.call if compiled else call_block
     runners: dict[str, Callable[..., Tensor]] = {
         "none": call,
@@ -300,20 +311,20 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
         known = ", ".join(runners)
         raise ConfigError(f"gradient_checkpointing={mode!r} is not one of {known}{did_you_mean(mode, runners)}")
     if mode == "selective" and compiled:
-        # layers are not separate in compiled code, and there torch keeps what goes into matrix products
+        # compiled code has no separate layers, and saves the inputs of matrix products by itself
         raise ConfigError("model.compile=true goes with gradient_checkpointing none or full, not with selective")
     return runners[mode]
 
 
 def initial_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: int) -> Tensor:
-    """The usual initial value of a parameter, float32 on the CPU.
+    """Default initial value of a parameter, float32 on the CPU.
 
-    Each parameter has its own random stream from the seed and its name, so that values depend neither on the order of
-    layers nor on which of them are present.
+    Each parameter has its own random stream, from the seed and its name, so that values depend neither on the order of
+    layers nor on which of them a rank has.
     """
     if name.endswith(".bias"):
         return torch.zeros(shape)
-    if len(shape) < 2:  # it scales something
+    if len(shape) < 2:  # a scale
         return torch.ones(shape)
     return torch.empty(shape).normal_(0.0, config.init_std, generator=_random_stream(name, seed))
 

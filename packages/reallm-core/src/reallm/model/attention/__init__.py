@@ -1,1 +1,1 @@
-"""Attention: the packed computation, grouped-query attention, and what is cached for decoding."""
+"""Attention over packed sequences, grouped-query attention, and the KV cache."""

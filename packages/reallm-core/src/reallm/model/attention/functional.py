@@ -1,4 +1,4 @@
-"""Causal attention over packed sequences: one signature, several bodies.
+"""Causal attention over packed sequences: one signature, several implementations.
 
 Shapes: T packed tokens, S sequences, H query heads, K KV heads, D head dim, L length of one sequence.
 
@@ -29,20 +29,22 @@ WINDOW_CHUNK = 256
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What a block's attention does: scale, window (tokens seen, itself included), soft cap and dropout of scores.
-
-    `rotation` is the place of its RoPE among `config.distinct_ropes`; None: positions have no effect.
-    """
+    """Settings of a block's attention."""
 
     scale: float
+    """Factor on scores."""
     window: int | None = None
+    """Tokens that each token sees, itself included; None: all before it."""
     softcap: float | None = None
+    """Scores become `softcap * tanh(score / softcap)`."""
     dropout: float = 0.0
+    """Of attention weights."""
     rotation: int | None = None
+    """Index of its RoPE in `config.distinct_ropes`; None: no rotation."""
 
     @classmethod
     def of_block(cls, config: ReaLModelConfig, block: int) -> AttentionSpec:
-        """What the configuration says of a block, numbered from 0."""
+        """Settings of a block, numbered from 0, from the configuration."""
         rope = config.ropes[block]
         return cls(
             scale=config.attn_scales[block],
@@ -53,27 +55,27 @@ class AttentionSpec:
         )
 
     def without_dropout(self) -> AttentionSpec:
-        """The same for inference."""
+        """The same without dropout, for inference."""
         return replace(self, dropout=0.0)
 
     @property
     def has_kernel(self) -> bool:
-        """Whether torch has a kernel for it that never holds all scores."""
+        """Whether torch has a fused kernel for it, which never materialises the scores."""
         return self.softcap is None and self.dropout == 0.0
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache | None
 ) -> Tensor:
-    """Rotate, attend, and with a cache remember.
+    """Rotate queries and keys, write keys and values to the cache, attend.
 
     Args:
-        q: [T, H, D] queries, not yet rotated.
-        k: [T, K, D] keys of the same tokens, not yet rotated; K divides H.
-        v: [T, K, D] values of the same tokens.
-        context: what all blocks of this forward pass share.
-        spec: what this block's attention does, `AttentionSpec.of_block(config, block)`; in evaluation without dropout.
-        cache: this block's keys and values [S, K, C, D] of the tokens before; the new ones are written behind them.
+        q: [T, H, D] queries, before rotation.
+        k: [T, K, D] keys, before rotation; K divides H.
+        v: [T, K, D] values.
+        context: of this forward pass.
+        spec: settings of this block, `AttentionSpec.of_block(config, block)`; in evaluation `.without_dropout()`.
+        cache: keys and values [S, K, C, D] of the earlier tokens of this block; the new ones are appended in place.
 
     Returns:
         [T, H, D], dtype of `q`.
@@ -87,7 +89,7 @@ def attend(
 def attend_rotated(
     q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache | None
 ) -> Tensor:
-    """The same without the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
+    """`attend` after the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
     seqs = context.seqs
     if cache is not None:
         store(cache, k, v, seqs.cached_lengths, seqs.lengths)
@@ -120,7 +122,7 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: 
 
 
 def _one_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-    """The last L queries [H, L, D] of a sequence against all its keys [K, L', D] -> [H, L, D]."""
+    """Attention of the last L queries [H, L, D] of one sequence over all its keys [K, L', D] -> [H, L, D]."""
     n_new, total = q.shape[1], k.shape[1]
     if n_new == 0:
         return q
@@ -148,7 +150,7 @@ def _causal_mask(positions: Tensor, left: int, right: int, window: int | None) -
 
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
-    """One new token for each sequence: `q` [S, H, D] against `keys` and `values` [S, K, C, D] -> [S, H, D]."""
+    """Attention of one new token of each sequence: `q` [S, H, D] over cached `keys` and `values` [S, K, C, D]."""
     longest = max(seqs.totals)
     mask = _causal_mask(torch.tensor(seqs.cached_lengths, device=q.device), 0, longest, spec.window)
     out = _sdpa(q[:, :, None], keys[:, :, :longest], values[:, :, :longest], mask[:, None, None], spec)
@@ -172,7 +174,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionS
 
 
 def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
-    """The same written out, because no kernel of torch caps scores (Gemma 2 report, section 2)."""
+    """`_sdpa` with soft-capped scores, for which torch has no kernel (Gemma 2 report, section 2)."""
     assert spec.softcap is not None
     groups = q.shape[-3] // k.shape[-3]
     k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
@@ -193,7 +195,7 @@ def _varlen_takes_gqa() -> bool:
 
 
 def _varlen_kernel_fits(q: Tensor, spec: AttentionSpec) -> bool:
-    """Whether torch's packed kernel does this: half precision on CUDA, no soft cap, no dropout, its head sizes."""
+    """Whether torch's packed kernel supports this: half precision on CUDA, no soft cap, no dropout, some head sizes."""
     head_dim = q.shape[-1]
     return (
         q.is_cuda

@@ -1,1 +1,1 @@
-"""Mixtures of experts: routing, and all experts as one grouped computation."""
+"""Mixture of experts: router, and all experts as one grouped computation."""

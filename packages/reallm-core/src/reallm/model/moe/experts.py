@@ -1,4 +1,4 @@
-"""What a mixture of experts computes once it is known which tokens go where: all experts at once, forward and backward.
+"""Forward and backward pass of all experts at once, after the router has assigned tokens to them.
 
 Shapes: T tokens, E hidden, X experts, F intermediate size of one, k experts a token, N = T * k rows, sorted by expert.
 """
@@ -22,46 +22,46 @@ from reallm.model.ops import ActivationFunction
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Which rows each expert computes: two tokens that chose experts (2, 0) and (0, 1) make the four rows
+    """Rows sorted by expert: two tokens that chose experts (2, 0) and (0, 1) make the four rows
 
-    expert  0 0 1 2        token  0 1 1 0        places  [[3, 0], [1, 2]]
+    expert  0 0 1 2        token  0 1 1 0        row_of  [[3, 0], [1, 2]]
     """
 
     order: Tensor
-    """[N]: the choice, numbered along `chosen.flatten()`, that each row computes."""
-    places: Tensor
-    """[T, k]: the row that computes each choice."""
+    """[N]: index into `chosen.flatten()` of each row."""
+    row_of: Tensor
+    """[T, k]: the row of each choice."""
     ends: Tensor
     """[X] int32: where the rows of each expert end."""
 
     @classmethod
     def of(cls, chosen: Tensor, n_experts: int) -> Assignment:
-        """From the experts [T, k] that each token chose."""
+        """From the expert indices [T, k] that each token chose."""
         experts, order = chosen.flatten().sort(stable=True)
         rows = torch.arange(len(order), device=order.device)
-        places = torch.empty_like(order).scatter_(0, order, rows).view_as(chosen)
+        row_of = torch.empty_like(order).scatter_(0, order, rows).view_as(chosen)
         each = torch.arange(n_experts, device=experts.device)
-        return cls(order, places, torch.searchsorted(experts, each, right=True, out_int32=True))
+        return cls(order, row_of, torch.searchsorted(experts, each, right=True, out_int32=True))
 
     @cached_property
     def tokens(self) -> Tensor:
         """[N]: the token of each row."""
-        return self.order // self.places.shape[1]
+        return self.order // self.row_of.shape[1]
 
     @property
     def counts(self) -> Tensor:
-        """[X] int32: how many rows each expert has."""
+        """[X] int32: number of rows of each expert."""
         return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     def linear(self, x: Tensor, weight: Tensor) -> GroupedLinear:
-        """How to multiply rows of the type of `x` with weights like `weight`."""
+        """The grouped linear implementation for rows like `x` and weights like `weight`."""
         if KernelLinear.fits(x, weight):
             return KernelLinear(self.ends)
         ends = self.ends.tolist() if not isinstance(self.ends, FakeTensor) else self._even_ends()
         return LoopedLinear.of([end - start for start, end in pairwise([0, *ends])])
 
     def _even_ends(self) -> list[int]:
-        """Ends that spread tokens as evenly as can be, for tensors without numbers, as in the memory estimate."""
+        """Ends of segments as even as possible, for fake tensors, as in the memory estimate."""
         n_rows, n_experts = len(self.order), len(self.ends)
         return [(expert + 1) * n_rows // n_experts for expert in range(n_experts)]
 
@@ -75,13 +75,13 @@ def grouped_expert_mlp(
     down: Tensor,
     activation: ActivationFunction,
 ) -> Tensor:
-    """The sum over each token's experts of `weight * down_e(activation(gate_e(x)) * up_e(x))`.
+    """Sum over each token's experts of `weight * down_e(activation(gate_e(x)) * up_e(x))`.
 
-    Differentiable once. For the backward pass `gate_e(x)` and `up_e(x)` are kept, two numbers for F of each row.
+    Differentiable once. `gate_e(x)` and `up_e(x)` are saved for the backward pass, 2F numbers for each row.
 
     Args:
         x: [T, E].
-        chosen: which experts each token goes through.
+        chosen: the assignment of tokens to experts.
         weights: [T, k], dtype of `x`.
         gate, up: [X, F, E].
         down: [X, E, F].
@@ -91,22 +91,22 @@ def grouped_expert_mlp(
         [T, E], dtype of `x`.
     """
     if torch.is_grad_enabled():
-        return cast(Tensor, _MixExperts.apply(x, chosen, weights, gate, up, down, activation))
-    return _mixed(x, chosen, weights, gate, up, down, activation)[0]
+        return cast(Tensor, _GroupedExpertMLP.apply(x, chosen, weights, gate, up, down, activation))
+    return _forward(x, chosen, weights, gate, up, down, activation)[0]
 
 
-def _mixed(
+def _forward(
     x: Tensor, chosen: Assignment, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and what `gate` and `up` gave, [N, F] each."""
+    """The output [T, E], and those of `gate` and `up`, [N, F] each."""
     linear = chosen.linear(x, gate)
     rows = x.index_select(0, chosen.tokens)
     gates, ups = linear.outputs(rows, gate), linear.outputs(rows, up)
     outputs = linear.outputs(activation(gates).mul_(ups), down, out=rows)
-    return F.embedding_bag(chosen.places, outputs, per_sample_weights=weights, mode="sum"), gates, ups
+    return F.embedding_bag(chosen.row_of, outputs, per_sample_weights=weights, mode="sum"), gates, ups
 
 
-class _MixExperts(torch.autograd.Function):
+class _GroupedExpertMLP(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -118,10 +118,10 @@ class _MixExperts(torch.autograd.Function):
         down: Tensor,
         activation: ActivationFunction,
     ) -> Tensor:
-        mixed, gates, ups = _mixed(x, chosen, weights, gate, up, down, activation)
+        out, gates, ups = _forward(x, chosen, weights, gate, up, down, activation)
         ctx.save_for_backward(x, weights, gate, up, down, gates, ups)
         ctx.chosen, ctx.activation = chosen, activation
-        return mixed
+        return out
 
     @staticmethod
     @once_differentiable
@@ -134,7 +134,7 @@ class _MixExperts(torch.autograd.Function):
         with torch.enable_grad():
             gates = gates.detach().requires_grad_()
             activated = ctx.activation(gates)
-        inner = activated.detach() * ups  # what went into `down`
+        inner = activated.detach() * ups  # the input of `down`
         grads = grad.index_select(0, chosen.tokens)
         grad_inner = linear.input_grads(grads, down)
         # weight * down(inner): the gradient of the weight is down(inner) . grad = inner . down^T(grad)
@@ -143,13 +143,13 @@ class _MixExperts(torch.autograd.Function):
         grad_down = linear.weight_grads(grads, inner.mul_(row_weights)) if needs_down else None
         (grad_gates,) = torch.autograd.grad(activated, gates, torch.mul(grad_inner, ups, out=inner))
         grad_ups = activated.detach().mul_(grad_inner)
-        grad_rows = linear.input_grads(grad_ups, up, onto=linear.input_grads(grad_gates, gate))
-        grad_x = F.embedding_bag(chosen.places, grad_rows, mode="sum")
+        grad_rows = linear.input_grads(grad_ups, up, out=linear.input_grads(grad_gates, gate))
+        grad_x = F.embedding_bag(chosen.row_of, grad_rows, mode="sum")
         rows = x.index_select(0, chosen.tokens) if needs_gate or needs_up else None
         return (
             grad_x,
             None,
-            grad_weights.index_select(0, chosen.places.flatten()).view_as(weights),
+            grad_weights.index_select(0, chosen.row_of.flatten()).view_as(weights),
             linear.weight_grads(grad_gates, rows) if needs_gate and rows is not None else None,
             linear.weight_grads(grad_ups, rows) if needs_up and rows is not None else None,
             grad_down,

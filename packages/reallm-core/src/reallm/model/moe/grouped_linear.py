@@ -1,7 +1,6 @@
-"""Linear layers of many experts, each on rows of its own, in the three products of a linear layer.
+"""Grouped linear layer: the three matrix products of a linear layer, for many experts with a segment of rows each.
 
-Rows are sorted by expert, so that each expert has a segment of them. Everywhere but on newer GPUs each segment is one
-ordinary matrix product, written where it belongs.
+Rows are sorted by expert. Except on newer GPUs, each segment is one matrix product into its part of the output.
 
 Shapes: N rows, X experts, I inputs, O outputs; weights [X, O, I].
 """
@@ -17,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_ROWS = 16
-"""Up to here the time of a matrix product on a CPU is that of reading the weight."""
+"""Up to this many rows a matrix product on a CPU takes as long as reading the weight."""
 
 
 class GroupedLinear(Protocol):
-    """The products of a linear layer without bias that belong to a division of rows over experts."""
+    """The products of a linear layer without bias, for a given division of rows over experts."""
 
     def outputs(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        """`x_e @ weight_e.T` of each expert: [N, I] -> [N, O]; `out` is memory that may be used for it."""
+        """`x_e @ weight_e.T` of each expert: [N, I] -> [N, O]; `out` is memory that may be used for the result."""
 
-    def input_grads(self, grad: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-        """`grad_e @ weight_e` of each expert: [N, O] -> [N, I]; added to `onto`, which may be overwritten."""
+    def input_grads(self, grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        """`grad_e @ weight_e` of each expert: [N, O] -> [N, I]; added to `out`, in place, if given."""
 
     def weight_grads(self, grad: Tensor, x: Tensor) -> Tensor:
         """`grad_e.T @ x_e` of each expert: [N, O] and [N, I] -> [X, O, I], zero for an expert without rows."""
@@ -39,13 +38,13 @@ class LoopedLinear:
 
     n_experts: int
     busy: Sequence[int]
-    """The experts that have rows, in order; in decoding they are few."""
+    """Experts that have rows, in order; in decoding they are few."""
     sizes: Sequence[int]
-    """How many rows each of them has."""
+    """Number of rows of each of them."""
 
     @classmethod
     def of(cls, sizes: Sequence[int]) -> LoopedLinear:
-        """From the number of rows of every expert."""
+        """From the number of rows of every expert, zeros included."""
         busy = [expert for expert, size in enumerate(sizes) if size]
         return cls(len(sizes), busy, [sizes[expert] for expert in busy])
 
@@ -56,15 +55,15 @@ class LoopedLinear:
             _product(rows, matrix, result)
         return out
 
-    def input_grads(self, grad: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-        if onto is None:
-            onto = grad.new_empty(len(grad), weight.shape[2])
-            for rows, matrix, result in self._products(grad, weight, onto):
+    def input_grads(self, grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = grad.new_empty(len(grad), weight.shape[2])
+            for rows, matrix, result in self._products(grad, weight, out):
                 _product(rows, matrix, result)
         else:
-            for rows, matrix, result in self._products(grad, weight, onto):
+            for rows, matrix, result in self._products(grad, weight, out):
                 result.addmm_(rows, matrix)
-        return onto
+        return out
 
     def weight_grads(self, grad: Tensor, x: Tensor) -> Tensor:
         make = x.new_empty if len(self.busy) == self.n_experts else x.new_zeros
@@ -74,7 +73,7 @@ class LoopedLinear:
         return out
 
     def _products(self, rows: Tensor, matrices: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Of each busy expert its rows of two tensors, and its matrix."""
+        """For each busy expert its rows of `rows`, its matrix, and its rows of `others`."""
         sizes = list(self.sizes)
         each = matrices.unbind() if len(self.busy) == self.n_experts else [matrices[expert] for expert in self.busy]
         return zip(rows.split(sizes), each, others.split(sizes), strict=True)
@@ -85,7 +84,7 @@ def _product(x: Tensor, matrix: Tensor, out: Tensor) -> None:
     n_slices = torch.get_num_threads()
     few = len(x) <= FEW_ROWS and x.device.type == "cpu" and x.dtype == torch.float32
     if few and n_slices > 1 and matrix.shape[1] % n_slices == 0:
-        # MKL reads a matrix with one thread when there is little to multiply it with; a batch of slices has all of them
+        # MKL reads a matrix with one thread when there are few rows; a batch of slices uses all threads
         slices = matrix.t().unflatten(0, (n_slices, -1))
         columns = torch.bmm(slices, x.t().expand(n_slices, -1, -1))
         out.copy_(columns.flatten(0, 1).t())
@@ -95,14 +94,14 @@ def _product(x: Tensor, matrix: Tensor, out: Tensor) -> None:
 
 @dataclass(frozen=True)
 class KernelLinear:
-    """One call of torch's grouped kernel for all experts, which needs no number on the CPU."""
+    """One call of torch's grouped kernel for all experts, without a copy of sizes to the CPU."""
 
     ends: Tensor
     """[X] int32: where the rows of each expert end."""
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor) -> bool:
-        """Whether the kernel runs here: bfloat16 on CUDA from Ampere on, with rows of whole 16 bytes."""
+        """Whether the kernel supports these: bfloat16 on CUDA from Ampere on, with rows of whole 16 bytes."""
         return (
             x.is_cuda
             and x.dtype == weight.dtype == torch.bfloat16
@@ -114,9 +113,9 @@ class KernelLinear:
     def outputs(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         return F.grouped_mm(x, weight.transpose(1, 2), offs=self.ends)
 
-    def input_grads(self, grad: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
+    def input_grads(self, grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         product = F.grouped_mm(grad, weight, offs=self.ends)
-        return product if onto is None else onto.add_(product)
+        return product if out is None else out.add_(product)
 
     def weight_grads(self, grad: Tensor, x: Tensor) -> Tensor:
         return F.grouped_mm(grad.t(), x, offs=self.ends)

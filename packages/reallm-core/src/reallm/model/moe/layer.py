@@ -1,4 +1,4 @@
-"""A mixture of experts in place of the MLP, and the loss that keeps it balanced.
+"""Mixture of experts in place of the MLP, and its load-balancing loss.
 
 Shapes: T packed tokens, E hidden, X experts, F intermediate size of one, k experts a token.
 """
@@ -42,7 +42,7 @@ class MoEMLP(nn.Module):
 def _mix(
     experts: nn.Module, x: Tensor, probs: Tensor, weights: Tensor, chosen: Tensor, context: ForwardContext
 ) -> Tensor:
-    """What the chosen experts give, [T, E]; notes the routing if somebody asks for it."""
+    """Output [T, E] of the chosen experts; records the router's statistics where the context has a log."""
     assignment = Assignment.of(chosen, probs.shape[1])
     if context.router_stats is not None:
         context.router_stats.append(RouterStats(assignment.counts, probs.sum(dim=0, dtype=torch.float32), len(x)))
@@ -50,22 +50,22 @@ def _mix(
 
 
 _mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import the compiler here and now
-"""The same outside of compiled code, because how many tokens an expert has is known only when they are there."""
+"""`_mix` excluded from compilation, because the number of tokens of an expert depends on the data."""
 
 
 class Router(nn.Module):
-    """Which experts a token goes through, and how much each of them counts; probabilities are computed in float32."""
+    """Chooses the experts of each token and their weights; probabilities are computed in float32."""
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         moe = _moe_of(config)
         self.weight = nn.Parameter(torch.empty(moe.n_experts, config.hidden_size))
-        self.shards: Shards = {"weight": None}  # every rank of tensor parallelism has a part of all experts
+        self.shards: Shards = {"weight": None}  # all experts are split, none is left out on any rank
         self.top_k = moe.top_k
         self.normalize = moe.normalize_top_k
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities [T, X] of all experts, and weights [T, k] (dtype of `x`) and numbers [T, k] of the chosen."""
+        """Probabilities [T, X] of all experts, and weights [T, k] (dtype of `x`) and indices [T, k] of the chosen."""
         logits = F.linear(x, self.weight)
         probs = logits.softmax(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
         weights, chosen = probs.topk(self.top_k, dim=-1)
@@ -75,7 +75,7 @@ class Router(nn.Module):
 
 
 class ExpertLinear(nn.Module):
-    """The weights [X, out, in] of a linear layer that each expert has."""
+    """Stacked weights [X, out, in] of a linear layer of each expert."""
 
     def __init__(self, n_experts: int, n_in: int, n_out: int, *, split: Split) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts: gated MLPs, each on the tokens that chose it."""
+    """All experts: gated MLPs, each computing the tokens that chose it."""
 
     split: Split = "column_row"
 
@@ -101,21 +101,21 @@ class Experts(nn.Module):
         return grouped_expert_mlp(x, chosen, weights, gate, up, down, self.activation)
 
 
-def load_balancing_loss(routing: Sequence[RouterStats]) -> Tensor:
-    """`X * sum_e f_e p_e`: how unevenly tokens are spread over experts (Fedus et al., 2022, equations 4 to 6).
+def load_balancing_loss(stats: Sequence[RouterStats]) -> Tensor:
+    """Load-balancing loss `X * sum_e f_e p_e` (Fedus et al., 2022, equations 4 to 6).
 
-    `f_e` is how many of the `k` choices of a token fall on expert `e`, `p_e` its probability, both averaged over the
-    tokens of all layers together, as `load_balancing_loss_func` of transformers does. With even routing it is `k`.
+    `f_e` is the number of the `k` choices of a token that fall on expert `e`, `p_e` its probability, both averaged over
+    the tokens of all layers together, as in `load_balancing_loss_func` of transformers. With even routing it is `k`.
 
     Args:
-        routing: of each layer with experts, from one or more forward passes. At least one.
+        stats: of each layer with experts, from one or more forward passes. At least one.
 
     Returns:
         [] float32, differentiable with respect to the probabilities.
     """
-    n_tokens = max(1, sum(each.n_tokens for each in routing))
-    chosen = torch.stack([each.counts for each in routing]).sum(dim=0) / n_tokens
-    probs = torch.stack([each.prob_sums for each in routing]).sum(dim=0) / n_tokens
+    n_tokens = max(1, sum(each.n_tokens for each in stats))
+    chosen = torch.stack([each.counts for each in stats]).sum(dim=0) / n_tokens
+    probs = torch.stack([each.prob_sums for each in stats]).sum(dim=0) / n_tokens
     return len(probs) * (chosen * probs).sum()
 
 

@@ -37,7 +37,7 @@ def decode(subject: FamilySubject) -> str:
         past = list(cache.lengths)
         wanted = [_next(held, len(sample)) for held, sample in zip(past, samples, strict=True)]
         totals = [held + new for held, new in zip(past, wanted, strict=True)]
-        if keys_are_stale(model.config, past, totals):  # as `decode` of reallm.generation does
+        if keys_are_stale(model.config, past, totals):  # as `generate_tokens` does
             cache.lengths = past = [0] * len(samples)
             wanted = totals
         seqs = PackedSequences.from_lengths(wanted, cached_lengths=past)
