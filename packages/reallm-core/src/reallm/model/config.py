@@ -31,7 +31,7 @@ ACTIVATIONS = (
 
 
 class Extra(Mapping[str, Any]):
-    """Hyperparameters of a family's own classes, by name; immutable, and hashable as a configuration must be.
+    """Hyperparameters of a family's custom layer classes, by name; immutable, and hashable as a configuration must be.
 
     Lists become tuples, and mappings `Extra`, at any depth.
     """
@@ -195,12 +195,12 @@ class ReaLModelConfig:
     """Longest sequence of pretraining; longer ones run, but `dynamic` RoPE changes beyond it."""
 
     norm: str = "rms"
-    """`rms`, `layer`, or a class of the family's own, `"package.module:Class"`; likewise the three below."""
+    """`rms`, `layer`, or a custom class of the family, `"package.module:Class"`; likewise the three below."""
     attention: str = "standard"
     mlp: str = "gated"
     block: str = "standard"
     extra: Extra = field(default_factory=Extra)
-    """Hyperparameters of the family's own classes."""
+    """Hyperparameters of the family's custom classes."""
 
     norm_eps: float = 1e-6
     norm_weight: bool = True
@@ -242,7 +242,7 @@ class ReaLModelConfig:
     tied_embeddings: bool = False
     qk_norm: QKNormKind | None = None
     """Norm of queries and keys before RoPE: over each head with one weight for all of them (`head`), over each head
-    with weights of its own (`per_head`), or over all heads together (`whole`)."""
+    with separate weights (`per_head`), or over all heads together (`whole`)."""
     qk_norm_bias: bool = False
     qkv_clip: float | None = None
     """Queries, keys and values are clamped to `[-qkv_clip, qkv_clip]`."""
@@ -356,8 +356,8 @@ class ReaLModelConfig:
     @property
     def expert_size(self) -> int:
         """The intermediate size of each expert."""
-        own = self.moe.intermediate_size if self.moe else None
-        return self.intermediate_size if own is None else own
+        of_experts = self.moe.intermediate_size if self.moe else None
+        return self.intermediate_size if of_experts is None else of_experts
 
     @property
     def head_has_bias(self) -> bool:
@@ -390,7 +390,7 @@ class ReaLModelConfig:
             if isinstance(value, tuple):
                 changes[name] = tuple(value[block] for block in blocks)
         if self.moe and self.moe.layers is not None:
-            kept = tuple(place for place, block in enumerate(blocks) if block in self.moe.layers)
+            kept = tuple(index for index, block in enumerate(blocks) if block in self.moe.layers)
             changes["moe"] = dataclasses.replace(self.moe, layers=kept)
         return dataclasses.replace(self, **changes)
 
@@ -407,7 +407,7 @@ ALLOWED: Mapping[str, tuple[str | None, ...]] = {
     "activation": ACTIVATIONS,
     "qk_norm": (None, *get_args(QKNormKind)),
 }
-"""The values of fields that are one of a few names; of the first four a class of the family's own is one too."""
+"""The values of fields that are one of a few names; the first four may also name a custom class."""
 
 PER_BLOCK = ("sliding_window", "rope", "attn_scale")
 """Fields with one value for all blocks, or a tuple with one a block."""
@@ -428,7 +428,7 @@ def _frozen(value: Any) -> Any:
 
 
 def is_custom_class(value: str) -> bool:
-    """Whether a kind of layer is a class of the family's own, `"package.module:Class"`."""
+    """Whether a kind of layer is a custom class of the family, `"package.module:Class"`."""
     return ":" in value
 
 

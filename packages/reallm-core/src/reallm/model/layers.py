@@ -1,6 +1,6 @@
 """Small layers: linear, norms, activations, MLPs, embeddings.
 
-What a layer, a family's own too, may declare as attributes:
+Attributes by which a layer, a family's custom one too, declares what the core needs to know:
 
 - `shards`: how tensor parallelism may split each parameter (see `model.sharding`); every parameter needs an entry.
 - `split`: which of its inputs and outputs are then partial; see `model.sharding.Split`.
@@ -10,6 +10,8 @@ What a layer, a family's own too, may declare as attributes:
 - `weight_decay = False`: its parameters are not decayed. Vectors and biases never are.
 - `fresh_parameter(name, generator)`: initial value of a parameter that differs from the default, which is normal for
   matrices, one for vectors and zero for biases.
+- `cache_spec`, of an attention layer: what it keeps for decoding; see `model.attention.kv_cache`.
+- `tp_units`: units, such as heads, that tensor parallelism divides evenly; see `model.sharding.TPUnits`.
 - `nn.Parameter(..., requires_grad=False)`: loaded and saved, never trained: a buffer of the checkpoint.
 
 Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head dim.
@@ -171,7 +173,7 @@ def _norm(config: ReaLModelConfig, size: int, *, bias: bool, shard: Shard | None
 
 
 def custom_layer(path: str, *arguments: object) -> nn.Module:
-    """An instance of a family's own class, `"package.module:Class"`.
+    """An instance of a family's custom class, `"package.module:Class"`.
 
     Raises:
         PluginError: the class cannot be imported.

@@ -131,17 +131,17 @@ def experts(subject: FamilySubject) -> str:
     sample = max(subject.samples, key=len)
     model.router_stats = notes = RouterStatsLog()
     run_packed(model, *packed([sample]))
-    routing = notes.close()
+    stats = notes.close()
     n_layers = len(config.expert_blocks)
-    if len(routing) != n_layers:
+    if len(stats) != n_layers:
         expected = f"statistics of {n_layers} routers in training"
-        raise CheckFailed(expected, f"of {len(routing)}", look_at=own_classes(subject) or subject.at(["moe"]))
+        raise CheckFailed(expected, f"of {len(stats)}", look_at=own_classes(subject) or subject.at(["moe"]))
     with quiet(), torch.no_grad():
         outputs = subject.theirs(sample[None], output_router_logits=True, use_cache=False)
     theirs = getattr(outputs, "aux_loss", None)
     if theirs is None:
         raise Skipped(f"{subject.architecture} has no load-balancing loss to compare with")
-    found, expected_loss = float(load_balancing_loss(routing).detach()), float(theirs)
+    found, expected_loss = float(load_balancing_loss(stats).detach()), float(theirs)
     if not abs(found - expected_loss) <= MOST_AUX_LOSS * max(1.0, expected_loss):
         look_at = own_classes(subject) or subject.at(["moe", "top_k", "n_experts"])
         raise CheckFailed(f"a load-balancing loss of {expected_loss:.6f}", f"{found:.6f}", look_at=look_at)
