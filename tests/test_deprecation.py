@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import reallm
-from reallm.deprecation import HookDeprecationWarning, deprecated, listening
+from reallm.deprecation import HookDeprecationWarning, collect_deprecations, deprecated
 from reallm.hookspecs import HOOK_API
 from reallm.plugins.finder import Plugin
 from reallm.plugins.loader import load
@@ -113,10 +113,10 @@ def test_whoever_makes_warnings_errors_gets_a_failed_plugin_and_no_exception(old
 
 def test_other_warnings_of_a_plugin_go_their_usual_way():
     def load_it():
-        with listening() as heard:
+        with collect_deprecations() as collected:
             warnings.warn("mine", UserWarning, stacklevel=1)
             use_old_field()
-        return heard
+        return collected
 
     with pytest.warns(UserWarning, match="mine") as caught:
         heard = load_it()

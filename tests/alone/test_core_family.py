@@ -10,14 +10,14 @@ import pytest
 import reallm as package
 from reallm.errors import ReallmError
 from reallm.plugins import registry
-from reallm.plugins.known import known
+from reallm.plugins.known import known_distributions
 from reallm_devkit import check_family
 
 INSTALLED = {one.name for one in distributions()}
 FAMILIES = {family.names[0]: family for family in registry.offers("family").values()}
 ELSEWHERE = [
     (name, item.distribution)
-    for item in known()
+    for item in known_distributions()
     if item.distribution not in INSTALLED
     for name in item.offers.get("family", ())
 ]
@@ -31,7 +31,9 @@ def test_the_conformance_kit_passes(family):
 
 
 def test_exactly_its_families_are_offered():
-    (promised,) = [item.offers["family"] for item in known() if item.distribution in INSTALLED and item.offers]
+    (promised,) = [
+        item.offers["family"] for item in known_distributions() if item.distribution in INSTALLED and item.offers
+    ]
     assert sorted(registry.names("family")) == sorted(promised)
     assert sorted(name for family in FAMILIES.values() for name in family.names) == sorted(promised)
     assert registry.names("dataset") == []

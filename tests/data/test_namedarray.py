@@ -366,7 +366,7 @@ def test_arithmetic_that_cannot_be_names_the_field() -> None:
     x = from_dict({"a": torch.zeros(2), "b": {"c": torch.zeros(3)}})
     with pytest.raises(DataError, match=r"field 'b\.c': The size of tensor a \(3\) must match"):
         x + from_dict({"a": torch.zeros(2), "b": {"c": torch.zeros(4)}})
-    with pytest.raises(DataError, match=r"field 'a': cannot reckon with float32\[2\] and numpy float64\[2\]"):
+    with pytest.raises(DataError, match=r"field 'a': cannot combine float32\[2\] with numpy float64\[2\]"):
         x + np.zeros(2)
     with pytest.raises(DataError, match=r"field 'b\.c' is in NamedArray 0 but not in 1"):
         x + NamedArray(a=torch.zeros(2))

@@ -13,7 +13,7 @@ from reallm.hf.family import HFFamily
 from reallm.hookspecs import HOOK_API, hookimpl
 from reallm.plugins import configs, registry
 from reallm.plugins.finder import Entry, Plan, Plugin, plan, promise_of
-from reallm.plugins.known import known
+from reallm.plugins.known import known_distributions
 from reallm.plugins.loader import Loaded, Offer, load
 from reallm.plugins.registry import Registry, install_hint
 from reallm.specs import DatasetSpec
@@ -73,7 +73,7 @@ def test_a_plugin_without_enabled_entry_points_is_blocked(disabled):
 def test_one_entry_point_can_be_blocked_alone(disabled):
     (plugin,) = plan(LLAMA, disabled).plugins
     assert plugin.promises == (("family", "codellama"),)
-    assert plugin.withheld == (("family", "llama"),)
+    assert plugin.blocked_promises == (("family", "llama"),)
 
 
 def test_what_is_disabled_but_not_installed_is_reported():
@@ -354,19 +354,19 @@ def test_with_no_plugin_at_all_an_unknown_name_says_where_datasets_come_from():
 def test_a_thing_is_found_by_its_name_alone():
     loader = offering()
     found = Registry(datasets_of(a=["dataset.x"], b=["dataset.y"]), loader)
-    assert [offer.kind for offer in found.anything("x")] == ["dataset"]
+    assert [offer.kind for offer in found.offers_named("x")] == ["dataset"]
     assert loader.calls == ["a"]
     with pytest.raises(UnknownNameError, match="offers anything named 'z'"):
-        found.anything("z")
+        found.offers_named("z")
 
 
 # ---------------------------------------------------------------- known distributions
 
 
-@pytest.mark.parametrize("distribution", [item.distribution for item in known()])
+@pytest.mark.parametrize("distribution", [item.distribution for item in known_distributions()])
 def test_what_is_known_of_our_distributions_is_what_their_entry_points_promise(distribution):
     project = tomllib.loads((ROOT / "packages" / distribution / "pyproject.toml").read_text(encoding="utf-8"))
-    (item,) = [item for item in known() if item.distribution == distribution]
+    (item,) = [item for item in known_distributions() if item.distribution == distribution]
     promised = {f"{kind}.{name}" for kind, names in item.offers.items() for name in names}
     assert promised == set(project["project"]["entry-points"]["reallm"])
 
@@ -392,6 +392,6 @@ def test_a_known_configuration_class_comes_from_the_dataset_it_belongs_to(monkey
 
     spec = DatasetSpec("somewhere:Dataset", PromptAnswerDatasetConfig)
     monkeypatch.setattr(registry, "get", lambda kind, name: {("dataset", "prompt_answer"): spec}[kind, name])
-    assert configs.offered_config("PromptAnswerDatasetConfig") is PromptAnswerDatasetConfig
+    assert configs.dataset_config_class("PromptAnswerDatasetConfig") is PromptAnswerDatasetConfig
     with pytest.raises(AttributeError, match="did you mean 'PromptAnswerDatasetConfig'"):
-        configs.offered_config("PromptAnswersDatasetConfig")
+        configs.dataset_config_class("PromptAnswersDatasetConfig")

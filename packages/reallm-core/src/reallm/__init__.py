@@ -127,7 +127,7 @@ def __getattr__(name: str) -> Any:
     if name.endswith("Config"):
         from reallm.plugins import configs
 
-        return configs.offered_config(name)
+        return configs.dataset_config_class(name)
     raise AttributeError(f"module 'reallm' has no attribute '{name}'{did_you_mean(name, __all__)}")
 
 

@@ -1,10 +1,10 @@
-"""What plugins may still do but should not: said once, with what takes its place, and never in a user's way.
+"""Deprecation warnings of the hook API: shown to plugin authors, once a line, with what to use instead.
 
     deprecated("the field 'qkv_bias' of ReaLModelConfig", instead="'q_bias', 'k_bias' and 'v_bias'",
                since="1.1", removed_in="2.0")
 
-The loader listens while it imports a plugin and calls its hooks, adds the plugin's name, and keeps what it heard as
-notes for `reallm plugins`. Versions are those of the hook API; see `docs/plugins.md` for what grows them.
+The loader collects them while it imports a plugin and calls its hooks, adds the plugin's name, and keeps them as notes
+for `reallm plugins`. Versions are those of the hook API; `docs/plugins.md` has the policy.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NEVER_BLAMED = frozenset({"reallm", "reallm_devkit", "dataclasses", "functools"
 
 
 class HookDeprecationWarning(DeprecationWarning):
-    """Something of the hook API that is going to be removed.
+    """A plugin uses something of the hook API that will be removed.
 
     Attributes:
         message: `the field 'qkv_bias' is deprecated since hook API 1.1 and goes with 2.0; use 'q_bias'`.
-        filename: the file of the plugin's line that used it.
-        lineno: its number, from 1.
+        filename: the file of the plugin's line that uses it.
+        lineno: number of the line, from 1.
     """
 
     def __init__(self, message: str, filename: str, lineno: int) -> None:
@@ -41,17 +41,17 @@ class HookDeprecationWarning(DeprecationWarning):
 
 
 def deprecated(what: str, *, instead: str, since: str, removed_in: str, stacklevel: int | None = None) -> None:
-    """Warn that something of the hook API is going to be removed.
+    """Warn that something of the hook API will be removed.
 
-    Python shows it once for each line that causes it, and by default only to authors: in tests and in `__main__`.
+    Python shows the warning once for each line that causes it, by default only in tests and in `__main__`.
 
     Args:
-        what: what is deprecated, as its author knows it: `the field 'qkv_bias' of ReaLModelConfig`.
-        instead: what takes its place.
+        what: what is deprecated, in words that the plugin's author knows: `the field 'qkv_bias' of ReaLModelConfig`.
+        instead: its replacement.
         since: the minor version that deprecated it, `"1.1"`.
         removed_in: the major version that removes it, `"2.0"`.
         stacklevel: as for `warnings.warn`: 1 blames the line that calls this, 2 the line that called that function.
-            None blames the innermost line outside of `reallm`: the plugin's, if this is called while it makes a value.
+            None blames the innermost line outside of `reallm`, which is the plugin's while it constructs a value.
     """
     assert _version(since) < _version(removed_in), f"{what}: deprecated in {since}, after it goes in {removed_in}"
     assert _version(removed_in)[1] == 0, f"{what}: only a major version removes things, and {removed_in} is none"
@@ -66,34 +66,34 @@ def deprecated(what: str, *, instead: str, since: str, removed_in: str, stacklev
     warnings.warn_explicit(warning, HookDeprecationWarning, warning.filename, warning.lineno, module, registry)
 
 
-def give(warning: HookDeprecationWarning) -> None:
-    """Show a warning that was heard, at the line that it is about."""
+def show(warning: HookDeprecationWarning) -> None:
+    """Show a collected warning, at the line that caused it."""
     warnings.warn_explicit(warning, HookDeprecationWarning, warning.filename, warning.lineno)
 
 
 @contextmanager
-def listening() -> Iterator[list[HookDeprecationWarning]]:
-    """Collect the deprecations of a block instead of showing them; other warnings go their usual way after it.
+def collect_deprecations() -> Iterator[list[HookDeprecationWarning]]:
+    """Collect the deprecations of a block instead of showing them; other warnings are shown after it.
 
-        with listening() as heard:
+        with collect_deprecations() as collected:
             module = importlib.import_module("my_plugin")
-        print(*heard)
+        print(*collected)
 
-    The list is filled when the block ends. Each text is in it once.
+    The list is filled when the block ends, each text once.
     """
-    heard: list[HookDeprecationWarning] = []
+    collected: list[HookDeprecationWarning] = []
     others: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as recorded:
             warnings.simplefilter("always", HookDeprecationWarning)
             try:
-                yield heard
+                yield collected
             finally:
                 for entry in recorded:
                     if not isinstance(entry.message, HookDeprecationWarning):
                         others.append(entry)
-                    elif str(entry.message) not in map(str, heard):
-                        heard.append(entry.message)
+                    elif str(entry.message) not in map(str, collected):
+                        collected.append(entry.message)
     finally:
         for entry in others:
             warnings.warn_explicit(entry.message, entry.category, entry.filename, entry.lineno, source=entry.source)

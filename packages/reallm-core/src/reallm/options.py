@@ -1,4 +1,4 @@
-"""Fields of configuration dataclasses that explain themselves in `--help`."""
+"""Fields of configuration dataclasses, with their help texts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import field
 from typing import Any
 
 REQUIRED: Any = "???"
-"""Default of a field that the user must give (the value OmegaConf knows as missing)."""
+"""Default of a field that the user must give (OmegaConf's mark of a missing value)."""
 
 
-def option(default: Any, help: str) -> Any:  # noqa: A002 - the word users type
+def option(default: Any, help: str) -> Any:  # noqa: A002 - argparse and typer call it so
     """A dataclass field with a default (lists and dicts are copied for each instance) and its line in `--help`."""
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata={"help": help})

@@ -12,10 +12,10 @@ TypeOrPath = str | type
 
 
 def resolve(reference: Any) -> Any:
-    """The object that `"package.module:name"` refers to; anything but a string is returned as it is.
+    """The object that `"package.module:name"` refers to; what is not a string is returned unchanged.
 
     Raises:
-        PluginError: if the module or the name in it does not exist; names the reference.
+        PluginError: the module or the name in it does not exist; names the reference.
     """
     if not isinstance(reference, str):
         return reference

@@ -1,4 +1,4 @@
-"""One random stream for each purpose: streams with different purposes never disturb each other."""
+"""Derives an independent random seed for each purpose."""
 
 from __future__ import annotations
 

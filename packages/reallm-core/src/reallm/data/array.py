@@ -1,4 +1,4 @@
-"""What `NamedArray` does with one array, be it a torch tensor or a numpy array."""
+"""Operations of `NamedArray` on one array, a torch tensor or a numpy array."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Index: TypeAlias = int | slice | list[int] | Array
 
 
 def is_array(value: object) -> bool:
-    """Whether it is a torch tensor or a numpy array."""
+    """Whether `value` is a torch tensor or a numpy array."""
     return isinstance(value, Array)
 
 
 def describe(array: Array) -> str:
-    """`"int64[17]"`, `"numpy float32[3, 2]"`, `"bfloat16[8] on cuda:0"`."""
+    """Dtype, shape and device: `"int64[17]"`, `"numpy float32[3, 2]"`, `"bfloat16[8] on cuda:0"`."""
     if isinstance(array, torch.Tensor):
         device = "" if array.device.type == "cpu" else f" on {array.device}"
         return f"{str(array.dtype).removeprefix('torch.')}{list(array.shape)}{device}"
@@ -50,10 +50,10 @@ def index(array: Array, at: Index) -> Array:
 
 
 def concatenate(arrays: Sequence[Array]) -> Array:
-    """The arrays one after the other along dim 0; the array itself if there is one.
+    """Concatenate arrays along dim 0; a single array is returned as it is.
 
     Raises:
-        DataError: if they differ in kind, dtype, device or in a size other than that of dim 0.
+        DataError: they differ in kind, dtype, device or in a size other than that of dim 0.
     """
     first = arrays[0]
     for i, other in enumerate(arrays):
@@ -70,7 +70,7 @@ def concatenate(arrays: Sequence[Array]) -> Array:
 def move(
     array: Array, devices: Sequence[torch.device | str], dtypes: Sequence[torch.dtype], non_blocking: bool
 ) -> Array:
-    """On another device, and in another dtype if it is of floating point; numpy arrays stay in host memory."""
+    """Move to other devices, and cast to other dtypes if floating-point; numpy arrays stay in host memory."""
     if isinstance(array, torch.Tensor):
         for target in [*devices, *(dtypes if array.is_floating_point() else ())]:
             array = array.to(target, non_blocking=non_blocking)

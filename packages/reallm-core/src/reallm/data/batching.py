@@ -1,4 +1,4 @@
-"""Samples into a packed batch and back, by nothing but the batch's `seqlens`: no field is known by its name."""
+"""Packs samples into a batch and takes them out again, by the batch's `seqlens` alone: no field is special."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reallm.errors import DataError, did_you_mean
 
 
 def n_samples(batch: NamedArray) -> int:
-    """How many samples the batch holds.
+    """Number of samples in the batch.
 
     Raises:
         DataError: if it has neither `seqlens` nor `ids`.
@@ -28,7 +28,7 @@ def n_samples(batch: NamedArray) -> int:
 
 
 def lengths(batch: NamedArray, key: str) -> list[int]:
-    """How many elements along dim 0 of field `key` each sample owns, over all its sequences.
+    """Elements of each sample along dim 0 of field `key`, over all its sequences.
 
     Raises:
         FieldError: if the field has no `seqlens`.
@@ -46,13 +46,13 @@ def cu_seqlens(batch: NamedArray, key: str) -> torch.Tensor:
 
 
 def gather(samples: Sequence[NamedArray]) -> NamedArray:
-    """One batch of all samples, packed along dim 0; each may also be a batch of several.
+    """Pack samples, or batches of several, into one batch along dim 0. Inverse of `split_samples`.
 
-    `seqlens` and `ids` are joined, other metadata must be the same everywhere. Inverse of `split_samples`.
+    `seqlens` and `ids` are concatenated; other metadata must be equal in all.
 
     Raises:
-        DataError: if there is no sample, or if samples differ in fields, dtypes, sizes other than that of dim 0, or
-            in what their metadata holds; names the field.
+        DataError: there is no sample, or samples differ in fields, dtypes, sizes other than that of dim 0, or
+            metadata; names the field.
     """
     if not samples:
         raise DataError("cannot gather a batch of no samples")
@@ -78,16 +78,16 @@ def gather(samples: Sequence[NamedArray]) -> NamedArray:
 
 
 def select(batch: NamedArray, indices: Sequence[int]) -> NamedArray:
-    """The batch of these samples, in this order; a sample may be taken several times.
+    """A batch of the samples at `indices`, in this order; a sample may be repeated.
 
     Raises:
-        DataError: if there is no such sample, or if a field has no `seqlens`; names it.
+        DataError: there is no such sample, or a field has no `seqlens`; names it.
     """
     return _selections(batch, [indices])[0]
 
 
 def split_samples(batch: NamedArray) -> list[NamedArray]:
-    """Its samples one by one, as views of the batch. Inverse of `gather`.
+    """The samples of a batch, as views of it. Inverse of `gather`.
 
     Raises:
         DataError: if a field has no `seqlens`; names it.
@@ -96,9 +96,10 @@ def split_samples(batch: NamedArray) -> list[NamedArray]:
 
 
 def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:
-    """`k` batches (one for each data-parallel rank) with nearly equal numbers of elements of field `key`.
+    """Split a batch into `k` (one for each data-parallel rank) with nearly equal numbers of elements of field `key`.
 
-    Each sample is in one of them, none is empty if there are `k` samples; see `packing.balanced_partition`.
+    Each sample is in one of them, and none is empty if there are at least `k` samples; see
+    `packing.balanced_partition`.
 
     Raises:
         DataError: if `k` is below 1 or a field has no `seqlens`; names it.
@@ -140,7 +141,7 @@ def _seqlens(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _check_fields(batch: NamedArray) -> None:
-    """Every array must say which of its elements belong to which sample."""
+    """Raise DataError for an array without `seqlens`."""
     seqlens = batch.metadata.get("seqlens", {})
     for name, value in flatten(batch):
         key = name.partition(".")[0]

@@ -1,12 +1,12 @@
-"""Conversations as a tokenizer's chat template writes them, and which characters of that text are the assistant's.
+"""Renders conversations with a tokenizer's chat template, and finds the characters that are the assistant's.
 
     user: hi  ->  <|user|>hi<|end|><|assistant|>Hello!<|end|>
     assistant: Hello!                           ^^^^^^^^^^^^^ the turn: what the model is to write after its prompt
 
-A template is a program, so a turn is found by running it: the text before the turn is what the template writes of
-the messages so far as a prompt for generation, and the turn ends where the template's text of the messages up to
-and including it ends. Both must be prefixes of the whole; then the model is trained on what it will see in use.
-A template that marks the turns itself (`{% generation %}`) is taken at its word.
+A template is a program, so a turn is found by running it: a turn starts after the text that the template renders for
+the messages before it, as a prompt for generation, and ends with the text for the messages up to and including it. Both
+texts must be prefixes of the whole; then training shows the model exactly what generation will. If the template marks
+the turns itself (`{% generation %}`), its marks are used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EDGE = "\ufdd0"  # not a character, and never will be: no text has it
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as text, and the spans of characters (start, end) in it that the assistant wrote, in order.
+    """A conversation as text, and in order the spans of characters (start, end) of the assistant's turns.
 
     A span includes the token that ends the turn. The text ends with the last span.
     """
@@ -45,7 +45,7 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Raises:
-        DataError: if the tokenizer has none.
+        DataError: the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,8 +57,8 @@ class ChatTemplate:
                 "use the tokenizer of a chat model, or rows with 'prompt' and 'answer'"
             ) from error
         self._tokenizer = tokenizer
-        # transformers tells in tokens what is marked, and loses it where offsets leave out whitespace: print the edges.
-        self._with_edges = _MARK.sub(rf"{{%\1 print '{_EDGE}' \2%}}", template) if _MARK.search(template) else None
+        # transformers maps marks to tokens, and loses some where offsets skip whitespace: have the template print them.
+        self._marked_template = _MARK.sub(rf"{{%\1 print '{_EDGE}' \2%}}", template) if _MARK.search(template) else None
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special.update(tokenizer.all_special_tokens)
         any_special = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)"
@@ -66,24 +66,24 @@ class ChatTemplate:
         self._closes_turn = re.compile(rf"\s*(?:{any_special})")
 
     def prompt(self, messages: Sequence[Message], row: Row) -> str:
-        """The text after which the assistant is to write.
+        """The text that prompts the assistant's answer.
 
         Raises:
-            DataError: if the last message is the assistant's, or the template refuses the messages; names the row.
+            DataError: the last message is the assistant's, or the template refuses the messages; names the row.
         """
         if messages[-1]["role"] == "assistant":
             raise row.error("the last message is the assistant's, wanted one to be answered")
         return self._render(messages, row, add_generation_prompt=True)
 
     def conversation(self, messages: Sequence[Message], row: Row, *, only_last: bool = False) -> Conversation:
-        """The text of a conversation up to the assistant's last turn, with all of its turns or `only_last` that one.
+        """The text of a conversation up to the assistant's last turn, and the spans of its turns (or `only_last`).
 
-        A turn includes the special token that ends it, and not the whitespace that the template writes after that.
-        If the template ends turns with no special token, the end-of-sequence token is added to the last one.
+        A turn includes the special token that ends it, but no whitespace after that. If the template ends turns without
+        a special token, the end-of-sequence token is added to the last one.
 
         Raises:
-            DataError: if the conversation has no turn of the assistant or begins with one, the template refuses it,
-                or the text of its beginning changes with what follows; names the row.
+            DataError: the conversation has no turn of the assistant or begins with one, the template refuses it, or
+                the text of its beginning depends on what follows; names the row.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
@@ -91,11 +91,15 @@ class ChatTemplate:
         if turns[0] == 0:
             raise row.error("the first message is the assistant's, wanted one of the system or the user before it")
         turns = turns[-1:] if only_last else turns
-        messages = messages[: turns[-1] + 1]  # what comes later has no influence on what is trained
-        text, spans = self._derived(messages, turns, row) if self._with_edges is None else self._marked(messages, row)
-        return self._closed(text, spans[-1:] if only_last else spans)
+        messages = messages[: turns[-1] + 1]  # later messages are not trained
+        text, spans = (
+            self._turns_by_prefix(messages, turns, row)
+            if self._marked_template is None
+            else self._turns_by_marks(messages, row)
+        )
+        return self._with_end_tokens(text, spans[-1:] if only_last else spans)
 
-    def _derived(self, messages: Sequence[Message], turns: Sequence[int], row: Row) -> tuple[str, list[Span]]:
+    def _turns_by_prefix(self, messages: Sequence[Message], turns: Sequence[int], row: Row) -> tuple[str, list[Span]]:
         text = self._render(messages, row)
         spans = []
         for i in turns:
@@ -110,18 +114,18 @@ class ChatTemplate:
             spans.append((len(before), len(after)))
         return text, spans
 
-    def _marked(self, messages: Sequence[Message], row: Row) -> tuple[str, list[Span]]:
-        parts = self._render(messages, row, chat_template=self._with_edges).split(_EDGE)
+    def _turns_by_marks(self, messages: Sequence[Message], row: Row) -> tuple[str, list[Span]]:
+        parts = self._render(messages, row, chat_template=self._marked_template).split(_EDGE)
         if len(parts) == 1:
             raise row.error("the chat template marks nothing of it with {% generation %}, so there is nothing to train")
         edges = [0, *accumulate(map(len, parts))]
         return "".join(parts), list(zip(edges[1::2], edges[2::2], strict=False))
 
-    def _closed(self, text: str, spans: list[Span]) -> Conversation:
-        """The spans with the special token that ends a turn, and nothing after it."""
+    def _with_end_tokens(self, text: str, spans: list[Span]) -> Conversation:
+        """Extend or cut the spans so that each ends with the special token that ends its turn."""
         last = spans[-1][1]
         closing = self._closes_turn.match(text, last)
-        if closing:  # what the template leaves out of its marks at the last turn, it leaves out at all of them
+        if closing:  # a token that the marks leave out at the last turn, they leave out at every turn
             spans = [
                 (start, end + len(closing[0]) if text.startswith(closing[0], end) else end) for start, end in spans
             ]

@@ -1,4 +1,4 @@
-"""From a dataset's name and arguments to the dataset: what a dataset is given, and how it is found and made."""
+"""Makes a dataset from its name and arguments, through the plugin that offers the name."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DatasetUtility:
-    """What every dataset is given beside its own arguments.
+    """The arguments that every dataset gets besides those of its configuration.
 
-    `dp_rank` of `dp_size` data-parallel ranks holds a slice of the samples of its own: see `shard`.
+    Each of `dp_size` data-parallel ranks holds its own slice of the rows: see `shard`.
 
     Raises:
-        ConfigError: if a number is out of range.
+        ConfigError: a number is out of range.
     """
 
     seed: int
@@ -42,10 +42,10 @@ class DatasetUtility:
             raise ConfigError(f"dp_rank={self.dp_rank} is not a rank of dp_size={self.dp_size}")
 
     def shard(self, rows: Sequence[T]) -> list[T]:
-        """This rank's rows, shuffled. The same seed gives the same slices; together the ranks hold each row once.
+        """This rank's rows, shuffled. The same seed gives the same slices; each row is on exactly one rank.
 
         Raises:
-            DataError: if there are fewer rows than ranks.
+            DataError: there are fewer rows than ranks.
         """
         if len(rows) < self.dp_size:
             raise DataError(f"{len(rows)} rows are too few for {self.dp_size} data-parallel ranks")
@@ -55,16 +55,16 @@ class DatasetUtility:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as a configuration describes it: the name a plugin offers it under, and its arguments."""
+    """A dataset to be made: the name under which a plugin offers it, and its arguments."""
 
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Samples(Protocol):
-    """A made dataset: map-style, as `torch.utils.data.Dataset`, each item one sample with its `seqlens`.
+    """A dataset: map-style, as `torch.utils.data.Dataset`, each item one sample with its `seqlens`.
 
-    One that also has `report() -> str` is asked, in one line, what became of its rows.
+    If it also has `report() -> str`, that is a line about what became of its rows.
     """
 
     def __len__(self) -> int: ...
@@ -77,9 +77,9 @@ def make_dataset(
     """Find the dataset's class through the plugin that offers its name, and construct it.
 
     Raises:
-        UnknownNameError: if no installed plugin offers the name.
-        ConfigError: if the class does not take the arguments; names the dataset, its distribution and the argument.
-        DataError: if its data is bad.
+        UnknownNameError: no installed plugin offers the name.
+        ConfigError: the class does not take the arguments; names the dataset, its distribution and the argument.
+        DataError: its data is bad.
     """
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
     offer = registry.registry().offer("dataset", dataset.name)
@@ -90,23 +90,23 @@ def construct(title: str, spec: DatasetSpec, util: DatasetUtility, args: Mapping
     """Construct the dataset that a plugin describes.
 
     Args:
-        title: what errors call it.
-        spec: names its class.
-        util: what every dataset is given.
-        args: the dataset's own.
+        title: the dataset's name in errors.
+        spec: with its class.
+        util: the argument `util` of every dataset.
+        args: the other arguments.
 
     Raises:
-        PluginError: if the class cannot be imported, or is not that of a map-style dataset.
-        ConfigError: if the class does not take the arguments; names the argument.
-        DataError: if its data is bad.
+        PluginError: the class cannot be imported, or is not that of a map-style dataset.
+        ConfigError: the class does not take the arguments; names the argument.
+        DataError: its data is bad.
     """
     cls = spec.dataset_class()
     _check_args(title, cls, args)
-    made = cls(util=util, **args)
-    missing = [method for method in ("__len__", "__getitem__") if not hasattr(made, method)]
+    dataset = cls(util=util, **args)
+    missing = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
     if missing:
         raise PluginError(f"{title} is not a map-style dataset: {cls.__qualname__} has no {' and no '.join(missing)}")
-    samples: Samples = made
+    samples: Samples = dataset
     return samples
 
 

@@ -1,7 +1,7 @@
-"""What a `NamedArray` knows beside its arrays: immutable, made of JSON's types, checked. Imports no torch.
+"""Metadata of a `NamedArray`: immutable, made of JSON's types, validated. Imports no torch.
 
-`seqlens` says for each field how many elements along dim 0 each sample owns, sequence by sequence.
-Two samples, of which the second owns two sequences of `input_ids`, and one score for each sequence:
+`seqlens` has for each field the lengths, along dim 0, of each sample's sequences.
+Two samples, the second with two sequences of `input_ids`, and one score for each sequence:
 
     {"input_ids": ((5,), (3, 2)), "scores": ((1,), (1, 1))}
 
@@ -23,14 +23,14 @@ Metadata = Mapping[str, Any]
 SeqLens = Mapping[str, tuple[tuple[int, ...], ...]]
 
 PER_SAMPLE = ("seqlens", "ids")
-"""Items with one entry for each sample. They follow the samples when these are gathered, selected or split."""
+"""Items with one entry for each sample, which are gathered, selected and split with the samples."""
 
 
 def freeze_metadata(metadata: Metadata) -> Metadata:
-    """An immutable copy: mappings become read-only, sequences tuples, numpy's scalars Python's; items of None go.
+    """An immutable copy: read-only mappings, tuples, Python scalars for numpy's; items that are None are dropped.
 
     Raises:
-        DataError: if a value is not made of JSON's types, or `seqlens` or `ids` has not its form; names the item.
+        DataError: a value is not made of JSON's types, or `seqlens` or `ids` is malformed; names the item.
     """
     frozen: dict[str, Any] = {}
     for name, value in metadata.items():
@@ -38,7 +38,7 @@ def freeze_metadata(metadata: Metadata) -> Metadata:
             continue
         if name == "seqlens":
             value = _freeze_seqlens(value)
-            if not value:  # no field has any: the same as not being there
+            if not value:  # empty is the same as absent
                 continue
         frozen[name] = _freeze(value, f"metadata '{name}'")
     if not all(isinstance(item, str) for item in frozen.get("ids", ())):
@@ -47,17 +47,17 @@ def freeze_metadata(metadata: Metadata) -> Metadata:
 
 
 def thaw(value: Any) -> Any:
-    """The same in plain dicts and lists, as `json.dumps` and `pickle` take it."""
+    """A frozen value as plain dicts and lists, which `json.dumps` and `pickle` accept."""
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     return [thaw(item) for item in value] if isinstance(value, tuple) else value
 
 
 def sample_count(metadata: Metadata) -> int | None:
-    """How many samples the metadata speaks of; None if it has neither `seqlens` nor `ids`.
+    """Number of samples that the metadata describes; None if it has neither `seqlens` nor `ids`.
 
     Raises:
-        DataError: if two fields, or a field and `ids`, disagree; names both.
+        DataError: two fields, or a field and `ids`, disagree; names both.
     """
     counts = {f"seqlens of '{key}'": len(samples) for key, samples in metadata.get("seqlens", {}).items()}
     if "ids" in metadata:

@@ -1,11 +1,11 @@
-"""`NamedArray`: named tensors that belong together, the one value that data travels in.
+"""`NamedArray`: named tensors that belong together, the type of all data that is passed around.
 
     batch = NamedArray(input_ids=torch.arange(5), loss_mask=torch.ones(5, dtype=torch.bool))
     batch = batch.with_metadata(seqlens={"input_ids": [[3], [2]], "loss_mask": [[3], [2]]}, ids=["a", "b"])
     batch.input_ids is batch["input_ids"]
 
-Its fields are torch tensors, numpy arrays, further `NamedArray`s, or None. How samples are packed into it, and
-taken out again, is in `reallm.data.batching`.
+Its fields are torch tensors, numpy arrays, nested `NamedArray`s, or None. `reallm.data.batching` packs samples into
+one and takes them out again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
 
 
 class FieldError(DataError, KeyError, AttributeError):
-    """A field that is not there. Also a `KeyError` and an `AttributeError`, as Python expects of `x[...]` and `x.y`."""
+    """A field does not exist. Also a `KeyError` and an `AttributeError`, as Python expects of `x[...]` and `x.y`."""
 
     __str__ = Exception.__str__  # a KeyError would print its message in quotes
 
@@ -40,8 +40,8 @@ class NamedArray:
     """An immutable ordered mapping from names to arrays, with attribute and key access.
 
     Iteration, `len`, `in`, `keys` and `items` are those of a mapping from field names; the number of samples is
-    `batching.n_samples(batch)`. Fields can neither be set nor removed (their elements, as those of any tensor,
-    can): `with_fields` and `with_metadata` return changed copies that share the arrays.
+    `batching.n_samples(batch)`. Fields can neither be set nor removed (elements of their tensors can be set):
+    `with_fields` and `with_metadata` return changed copies that share the arrays.
 
     Indexing with a name gives the field. Indexing with anything else (a number, a slice, a list, a mask) indexes
     dim 0 of every array, for arrays that are aligned there. A batch with `seqlens` or `ids` refuses that, because
@@ -57,8 +57,8 @@ class NamedArray:
         **fields: torch tensors, numpy arrays, `NamedArray`s without metadata, or None.
 
     Raises:
-        DataError: if a name cannot be one (empty, with a dot, with a leading underscore, or that of a method) or
-            a value is of another type; names the field.
+        DataError: a name is not allowed (empty, with a dot, with a leading underscore, or that of a method), or a
+            value is of another type; names the field.
     """
 
     __slots__ = ("_fields", "_metadata")
@@ -73,7 +73,7 @@ class NamedArray:
 
     @property
     def metadata(self) -> Metadata:
-        """What is known beside the arrays, read-only: `seqlens`, `ids` and whatever was given to `with_metadata`."""
+        """Read-only items beside the arrays: `seqlens`, `ids` and whatever was given to `with_metadata`."""
         return self._metadata
 
     def with_metadata(self, **items: Any) -> NamedArray:
@@ -85,12 +85,12 @@ class NamedArray:
                 string for each sample.
 
         Raises:
-            DataError: if `seqlens` or `ids` contradicts the fields or each other; names the field.
+            DataError: `seqlens` or `ids` contradicts the fields or each other; names the field.
         """
         return _new(self._fields, {**self._metadata, **items})
 
     def with_fields(self, **fields: Value) -> NamedArray:
-        """A copy with these fields added or replaced, and the same metadata, which must still be true."""
+        """A copy with these fields added or replaced, and the same metadata, which must still fit."""
         return _new({**self._fields, **fields}, self._metadata)
 
     def to(self, *targets: torch.device | str | torch.dtype, non_blocking: bool = False) -> NamedArray:
@@ -99,7 +99,7 @@ class NamedArray:
         Integers and masks keep their dtype, as in `torch.nn.Module.to`. Numpy arrays stay in host memory.
 
         Raises:
-            DataError: if a numpy array is to take a dtype that numpy lacks; names the field.
+            DataError: a numpy array would take a dtype that numpy lacks; names the field.
         """
         dtypes = [target for target in targets if isinstance(target, torch.dtype)]
         devices = [target for target in targets if not isinstance(target, torch.dtype)]
@@ -153,7 +153,7 @@ class NamedArray:
     def __repr__(self) -> str:
         count = sample_count(self._metadata)
         samples = [] if count is None else [f"{count} sample{'' if count == 1 else 's'}"]
-        return f"NamedArray({', '.join([*samples, *(f'{k}={_described(v)}' for k, v in self._fields.items())])})"
+        return f"NamedArray({', '.join([*samples, *(f'{k}={_describe(v)}' for k, v in self._fields.items())])})"
 
     def __reduce__(self) -> tuple[Callable[..., NamedArray], tuple[Any, ...]]:
         # How a data-loader's worker sends it. Read-only mappings cannot be pickled, so plain ones travel.
@@ -201,7 +201,7 @@ def from_flattened(items: Iterable[tuple[str, Value]], metadata: Metadata | None
     """The inverse of `flatten`: `from_flattened(flatten(x), x.metadata) == x`.
 
     Raises:
-        DataError: if a name is given twice, or both as an array and as a group of fields; names it.
+        DataError: a name is given twice, or both as an array and as a group of fields; names it.
     """
     tree: dict[str, Any] = {}
     for name, value in items:
@@ -220,10 +220,10 @@ def from_flattened(items: Iterable[tuple[str, Value]], metadata: Metadata | None
 
 
 def aligned(xs: Sequence[NamedArray]) -> list[tuple[str, list[Any]]]:
-    """For each dotted name, in the order of the first, the values that `NamedArray`s of one structure have there.
+    """For each dotted name, in the order of the first, its values in several `NamedArray`s of the same structure.
 
     Raises:
-        DataError: if one lacks a field, or has one more, or if a field is None in some only; names the field.
+        DataError: they differ in fields, or a field is None in some only; names the field.
     """
     columns: dict[str, list[Any]] = {name: [value] for name, value in flatten(xs[0])} if xs else {}
     for i, x in enumerate(xs[1:], start=1):
@@ -234,44 +234,45 @@ def aligned(xs: Sequence[NamedArray]) -> list[tuple[str, list[Any]]]:
         for name, column in columns.items():
             first, value = column[0], values[name]
             if is_array(first) != is_array(value) or (first is None) != (value is None):
-                raise DataError(f"field '{name}' is {_described(first)} in NamedArray 0, {_described(value)} in {i}")
+                raise DataError(f"field '{name}' is {_describe(first)} in NamedArray 0, {_describe(value)} in {i}")
             column.append(value)
     return list(columns.items())
 
 
 def recursive_apply(x: NamedArray, fn: Callable[[Any], Value]) -> NamedArray:
-    """`fn(array)` for every array, nested ones too. None stays None; metadata stays, and must still be true.
+    """`fn(array)` for every array, nested ones too. None stays None; metadata is kept and must still fit.
 
-    An exception of `fn` passes through with a note that names the field.
+    An exception of `fn` is raised with a note that names the field.
     """
     return from_flattened(
-        [(name, _noted(name, fn, value) if is_array(value) else value) for name, value in flatten(x)], x.metadata
+        [(name, _call_with_note(name, fn, value) if is_array(value) else value) for name, value in flatten(x)],
+        x.metadata,
     )
 
 
 def recursive_aggregate(xs: Sequence[NamedArray], aggregate_fn: Callable[[list[Any]], Value]) -> NamedArray:
     """`aggregate_fn([x.field for x in xs])` for every array, nested ones too: `recursive_aggregate(xs, torch.stack)`.
 
-    What is None in all stays None. The result has no metadata, since `aggregate_fn` may have changed the sizes
-    that it speaks of (`batching.gather` joins samples with theirs). An exception of `aggregate_fn` passes through
-    with a note that names the field.
+    Fields that are None in all stay None. The result has no metadata, since `aggregate_fn` may have changed sizes
+    (`batching.gather` packs samples together with theirs). An exception of `aggregate_fn` is raised with a note that
+    names the field.
 
     Raises:
-        DataError: if the structures differ; names the field.
+        DataError: the structures differ; names the field.
     """
     return from_flattened(
         [
-            (name, _noted(name, aggregate_fn, values) if is_array(values[0]) else values[0])
+            (name, _call_with_note(name, aggregate_fn, values) if is_array(values[0]) else values[0])
             for name, values in aligned(xs)
         ]
     )
 
 
 def merge(parts: Iterable[NamedArray]) -> NamedArray:
-    """One `NamedArray` with the fields of all parts, which speak of the same samples.
+    """One `NamedArray` with the fields of all parts, which are about the same samples.
 
     Raises:
-        DataError: if two parts have a field of the same name, or metadata that contradict; names it.
+        DataError: two parts have a field of the same name, or different metadata; names it.
     """
     fields: dict[str, Value] = {}
     metadata: dict[str, Any] = {}
@@ -293,17 +294,17 @@ def split(x: NamedArray, groups: Iterable[Iterable[str]] | None = None) -> list[
     instead, see `batching.split_samples`.
 
     Raises:
-        DataError: if a name is no field, or is in two groups; names it.
+        DataError: a name is not a field, or is in two groups; names it.
     """
     if groups is None:
-        return [_part(x, [name]) for name in x] or [x]
+        return [_with_only(x, [name]) for name in x] or [x]
     named = [list(group) for group in groups]
     taken: set[str] = set()
     for name in (name for group in named for name in group):
         if name in taken:
             raise DataError(f"cannot split: field '{name}' is named twice")
         taken.add(name)
-    return [_part(x, group) for group in [*named, [name for name in x if name not in taken]]]
+    return [_with_only(x, group) for group in [*named, [name for name in x if name not in taken]]]
 
 
 def _nested(values: Mapping[str, Any], metadata: Metadata, prefix: str = "") -> NamedArray:
@@ -359,7 +360,7 @@ def _checked(name: Any, value: Any, prefix: str) -> Value:
     )
 
 
-def _described(value: Value) -> str:
+def _describe(value: Value) -> str:
     return describe(value) if isinstance(value, Array) else repr(value)
 
 
@@ -367,7 +368,7 @@ def _immutable(name: object) -> str:
     return f"a NamedArray cannot be changed (field {name!r}): use batch.with_fields(...), merge or split"
 
 
-def _noted(name: str, fn: Callable[[Any], Value], value: Any) -> Value:
+def _call_with_note(name: str, fn: Callable[[Any], Value], value: Any) -> Value:
     try:
         return fn(value)
     except DataError as error:
@@ -377,7 +378,7 @@ def _noted(name: str, fn: Callable[[Any], Value], value: Any) -> Value:
         raise
 
 
-def _part(x: NamedArray, names: Iterable[str]) -> NamedArray:
+def _with_only(x: NamedArray, names: Iterable[str]) -> NamedArray:
     fields = {name: x[name] for name in names}
     seqlens = {key: value for key, value in x.metadata.get("seqlens", {}).items() if key in fields}
     return _new(fields, {**x.metadata, "seqlens": seqlens})
@@ -399,12 +400,12 @@ def _sliced(x: NamedArray, at: Index) -> NamedArray:
         try:
             items.append((name, index(value, at) if isinstance(value, Array) else value))
         except (IndexError, TypeError, ValueError) as error:
-            raise DataError(f"field '{name}' ({_described(value)}) cannot be indexed with {at!r}: {error}") from error
+            raise DataError(f"field '{name}' ({_describe(value)}) cannot be indexed with {at!r}: {error}") from error
     return from_flattened(items, x.metadata)
 
 
 def _combined(op: Callable[[Any, Any], Any], left: object, right: object) -> NamedArray:
-    """`left op right`, of which at least one is a `NamedArray`; NotImplemented if the other is no number or array."""
+    """`left op right`, at least one a `NamedArray`; NotImplemented if the other is neither number nor array."""
     plain = (torch.Tensor, np.ndarray, np.generic, float, int)
     if isinstance(left, NamedArray) and isinstance(right, NamedArray):
         metadata = _joined(left.metadata, right.metadata, "operands")
@@ -417,15 +418,15 @@ def _combined(op: Callable[[Any, Any], Any], left: object, right: object) -> Nam
         pairs = [(name, left, value) for name, value in flatten(right)]
     else:
         return NotImplemented
-    return from_flattened([(name, _reckoned(name, op, a, b)) for name, a, b in pairs], metadata)
+    return from_flattened([(name, _apply_op(name, op, a, b)) for name, a, b in pairs], metadata)
 
 
-def _reckoned(name: str, op: Callable[[Any, Any], Any], a: Any, b: Any) -> Value:
+def _apply_op(name: str, op: Callable[[Any, Any], Any], a: Any, b: Any) -> Value:
     for value in (a, b):
         if value is None or isinstance(value, NamedArray):  # None, or nested without fields, stays what it is
             return value
     if is_array(a) and is_array(b) and isinstance(a, np.ndarray) != isinstance(b, np.ndarray):
-        raise DataError(f"field '{name}': cannot reckon with {describe(a)} and {describe(b)}")
+        raise DataError(f"field '{name}': cannot combine {describe(a)} with {describe(b)}")
     try:
         return op(a, b)
     except (RuntimeError, TypeError, ValueError) as error:

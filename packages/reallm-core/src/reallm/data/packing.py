@@ -1,8 +1,8 @@
-"""Which samples go together: plans on plain lengths, deterministic, without any data.
+"""Plans which samples go together: deterministic, on plain lengths, without any data.
 
 >>> balanced_partition([8, 7, 6, 5, 4], 2)  # 15 and 15 tokens
 [[0, 1], [2, 3, 4]]
->>> micro_batches([6, 5, 5, 4, 30], 16)  # 10, 10, and the one that is too long for any
+>>> micro_batches([6, 5, 5, 4, 30], 16)  # 10, 10, and one longer than the budget
 [[0, 3], [1, 2], [4]]
 """
 
@@ -16,7 +16,7 @@ from reallm.errors import DataError
 
 
 def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
-    """Indices of `lengths` in `k` parts of nearly equal sums, each index once.
+    """Partition the indices of `lengths` into `k` parts with nearly equal sums.
 
     Longest-first greedy assignment (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969), then moves
     and swaps between the fullest part and another for as long as they bring the two closer together.
@@ -25,10 +25,10 @@ def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
         `k` parts in order of their first index, each ascending. No part is empty if there are `k` samples.
 
     Raises:
-        DataError: if `k` is below 1 or a length negative.
+        DataError: `k` is below 1 or a length negative.
     """
     _check(lengths, "k", k)
-    # (sum, count, part): a part without any sample comes before one whose samples are empty.
+    # (sum, count, part): a part without samples comes before one whose samples are empty.
     heap = [(0, 0, part) for part in range(k)]
     parts: list[list[int]] = [[] for _ in range(k)]
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -40,30 +40,30 @@ def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of `lengths` in micro-batches of at most `max_tokens`, each index once.
+    """Partition the indices of `lengths` into micro-batches of at most `max_tokens`.
 
-    As few micro-batches as the heuristics find, then as equal as possible. A sample longer than `max_tokens` has a
+    They are as few as the heuristics find, then as equal as possible. A sample longer than `max_tokens` has a
     micro-batch to itself.
 
     Returns:
         Micro-batches in order of their first index, each ascending; none for no samples.
 
     Raises:
-        DataError: if `max_tokens` is below 1 or a length negative.
+        DataError: `max_tokens` is below 1 or a length negative.
     """
     _check(lengths, "max_tokens", max_tokens)
     alone = [[i] for i, length in enumerate(lengths) if length > max_tokens]
     rest = [i for i, length in enumerate(lengths) if length <= max_tokens]
-    return _ordered(alone + [[rest[j] for j in part] for part in _fitted([lengths[i] for i in rest], max_tokens)])
+    return _ordered(alone + [[rest[j] for j in part] for part in _fewest_parts([lengths[i] for i in rest], max_tokens)])
 
 
 def parallel_micro_batches(
     lengths: Sequence[int], max_tokens: int, dp: int, *, at_least: int = 1
 ) -> list[list[list[int]]]:
-    """For each of `dp` ranks its micro-batches of indices of `lengths`: as many for each rank, each index once.
+    """The micro-batches of each of `dp` ranks, the same number on every rank; each index of `lengths` is in one.
 
-    Micro-batches at the same place have nearly equal sums, so that ranks that meet after each of them wait little, and
-    so has all that each rank gets. Where there are too few samples, some ranks have empty micro-batches at the end.
+    The n-th micro-batches of all ranks have nearly equal sums, so that ranks which synchronize after each wait little;
+    so have the totals of all ranks. If there are too few samples, some ranks have empty micro-batches at the end.
 
     >>> parallel_micro_batches([6, 5, 5, 4], 10, 2)  # at most 10 tokens each
     [[[0, 3]], [[1, 2]]]
@@ -72,9 +72,9 @@ def parallel_micro_batches(
 
     Args:
         lengths: tokens of each sample.
-        max_tokens: of a micro-batch; a longer sample has one to itself.
-        dp: the number of ranks.
-        at_least: micro-batches for each rank, if there are so many samples; a pipeline is busy only with several.
+        max_tokens: most tokens of a micro-batch; a longer sample has one to itself.
+        dp: data-parallel ranks.
+        at_least: fewest micro-batches for each rank, if there are enough samples; a pipeline needs several to be busy.
 
     Raises:
         DataError: `max_tokens`, `dp` or `at_least` is below 1, or a length negative.
@@ -88,11 +88,11 @@ def parallel_micro_batches(
         equal = [part for part in balanced_partition(lengths, max(1, n_parts)) if part]
         if all(len(part) == 1 or sum(lengths[i] for i in part) <= max_tokens for part in equal):
             parts = equal
-    return _dealt(lengths, parts, dp) if dp > 1 else [parts]
+    return _assign_to_ranks(lengths, parts, dp) if dp > 1 else [parts]
 
 
-def _fitted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """The fewest parts within the budget: equal ones if they fit, else as best-fit-decreasing packs them.
+def _fewest_parts(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """As few parts within the budget as possible: equal ones if they fit, else those of best-fit-decreasing.
 
     Budget 10, lengths 6 6 4 4: the sum asks for 2 parts, and 6+4, 6+4 are equal and fit.
     Budget 10, lengths 6 6 6: the sum asks for 2, but only 3 fit.
@@ -104,7 +104,7 @@ def _fitted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         parts = balanced_partition(lengths, k)
         if max(sum(lengths[i] for i in part) for part in parts) <= max_tokens:
             return parts
-    # The smallest tighter budget that still makes do with as many parts evens out what best fit fills up first.
+    # Best fit fills the first parts up. The smallest budget that needs no more parts makes them more equal.
     low, high = max(lengths), max_tokens
     while low < high:
         middle = (low + high) // 2
@@ -116,28 +116,28 @@ def _fitted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return packed
 
 
-def _dealt(lengths: Sequence[int], parts: list[list[int]], dp: int) -> list[list[list[int]]]:
-    """Parts in turns of `dp`, the fullest first; in each turn the rank with the least so far takes the fullest."""
+def _assign_to_ranks(lengths: Sequence[int], parts: list[list[int]], dp: int) -> list[list[list[int]]]:
+    """Assign parts in rounds of `dp`, fullest first; in each round the rank with the lowest total takes the fullest."""
     sums = [sum(lengths[i] for i in part) for part in parts]
     order = sorted(range(len(parts)), key=lambda part: (-sums[part], parts[part]))
     ranks: list[list[list[int]]] = [[] for _ in range(dp)]
     totals = [0] * dp
-    for turn in range(0, len(order), dp):
-        taken = order[turn : turn + dp]
-        for place, rank in enumerate(sorted(range(dp), key=lambda rank: (totals[rank], rank))):
-            ranks[rank].append(parts[taken[place]] if place < len(taken) else [])
-            totals[rank] += sums[taken[place]] if place < len(taken) else 0
+    for start in range(0, len(order), dp):
+        of_round = order[start : start + dp]
+        for i, rank in enumerate(sorted(range(dp), key=lambda rank: (totals[rank], rank))):
+            ranks[rank].append(parts[of_round[i]] if i < len(of_round) else [])
+            totals[rank] += sums[of_round[i]] if i < len(of_round) else 0
     return ranks
 
 
 def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Longest first, each into the part with the least room that is enough; every length is within `capacity`."""
+    """Best-fit-decreasing: longest first, each into the fullest part with room; no length exceeds `capacity`."""
     parts: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, part), ascending
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = bisect.bisect_left(rooms, (lengths[i], -1))
-        if place < len(rooms):
-            room, part = rooms.pop(place)
+        position = bisect.bisect_left(rooms, (lengths[i], -1))
+        if position < len(rooms):
+            room, part = rooms.pop(position)
         else:
             room, part = capacity, len(parts)
             parts.append([])
@@ -147,9 +147,9 @@ def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _refine(lengths: Sequence[int], parts: list[list[int]]) -> None:
-    """Even out `parts` in place.
+    """Make the sums of `parts` more equal, in place.
 
-    Fullest 8 5 4 = 17, other 7 6 = 13: swapping 8 for 6 carries over 2, half of the gap, and leaves 15 and 15.
+    Fullest 8 5 4 = 17, other 7 6 = 13: swapping 8 for 6 moves 2, half of the gap, and leaves 15 and 15.
     """
     sums = [sum(lengths[i] for i in part) for part in parts]
     while True:
@@ -171,14 +171,14 @@ def _refine(lengths: Sequence[int], parts: list[list[int]]) -> None:
 def _best_exchange(
     lengths: Sequence[int], full: list[int], other: list[int], gap: int
 ) -> tuple[int, int | None] | None:
-    """What `full` gives and what it takes back (None: nothing) so that nearest to half of `gap` is carried over."""
+    """The index to move from `full` and the one to move back (None: none), so that about half of `gap` moves."""
     candidates: list[tuple[int, int | None]] = [(0, None), *sorted((lengths[i], i) for i in other)]
     sizes = [size for size, _ in candidates]
-    best = gap  # distance of the gap from twice what is carried over: where it is smaller, the two come closer
+    best = gap  # distance of the gap from twice what moves: the smaller, the closer the two sums
     chosen: tuple[int, int | None] | None = None
     for i in full:
-        place = bisect.bisect_left(sizes, lengths[i] - gap / 2)
-        for size, j in candidates[max(0, place - 1) : place + 1]:
+        position = bisect.bisect_left(sizes, lengths[i] - gap / 2)
+        for size, j in candidates[max(0, position - 1) : position + 1]:
             distance = abs(gap - 2 * (lengths[i] - size))
             if distance < best:
                 best, chosen = distance, (i, j)
@@ -186,7 +186,7 @@ def _best_exchange(
 
 
 def _ordered(parts: list[list[int]]) -> list[list[int]]:
-    """Each part ascending, parts by their first index, empty ones last."""
+    """Sort each part, and parts by their first index, empty ones last."""
     return sorted((sorted(part) for part in parts), key=lambda part: part or [2**63])
 
 
@@ -200,11 +200,11 @@ def _check(lengths: Sequence[int], name: str, value: int) -> None:
 def inference_micro_batches(
     lengths: Sequence[int], dp: int, pp: int, max_tokens: int | None = None
 ) -> list[list[list[int]]]:
-    """For each of `dp` ranks its micro-batches of indices of `lengths`, which go through `pp` stages one after another.
+    """The micro-batches of each of `dp` ranks for a forward pass through `pp` stages; each index is in one of them.
 
-    Ranks have nearly equal sums, and so have the micro-batches of a rank. Unlike in `parallel_micro_batches`, each rank
-    has its own number of them: as many as stages, which keeps all stages busy, or as many as `max_tokens` asks for;
-    fewer where there are too few samples, none without any.
+    Ranks have nearly equal sums, and so have the micro-batches of a rank. Unlike in `parallel_micro_batches`, ranks may
+    have different numbers of them: one for each stage, which keeps all stages busy, or more if `max_tokens` requires;
+    fewer if there are too few samples.
 
     >>> inference_micro_batches([8, 7, 6, 5, 4], dp=2, pp=2)  # 15 and 15
     [[[0], [1]], [[2], [3, 4]]]
@@ -216,7 +216,7 @@ def inference_micro_batches(
 
 
 def _fill_stages(lengths: Sequence[int], indices: Sequence[int], pp: int, max_tokens: int | None) -> list[list[int]]:
-    """The samples of one rank in at least `pp` micro-batches, if there are so many."""
+    """Split the samples of one rank into at least `pp` micro-batches, if there are that many samples."""
     chosen = [lengths[i] for i in indices]
     n_batches = min(pp, len(indices))
     batches = [] if max_tokens is None else micro_batches(chosen, max_tokens)

@@ -1,4 +1,4 @@
-"""Where rows come from: files of several formats, or a function. Raw records with their place. Imports no torch."""
+"""Reads raw records, with their place, from files of several formats or from a function. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Record(NamedTuple):
-    """What was read: a value, its place for messages (`data/a.jsonl:12`), and its position for ids (`a.jsonl:12`)."""
+    """A value that was read, its place for messages (`data/a.jsonl:12`), and its position for ids (`a.jsonl:12`)."""
 
     value: Any
     place: str
@@ -38,22 +38,22 @@ def records(source: Source) -> Records:
     """The records of a file, of a function, or of the function that `"module:function"` names.
 
     Raises:
-        DataError: if the source cannot be found or read.
+        DataError: the source cannot be found or read.
     """
     return _opener(source)()
 
 
 def check_source(source: Source) -> None:
-    """Whether there can be rows at all: the file is there and of a known format. Reads nothing and runs nothing.
+    """Check that the file exists and has a known format, without reading it or running the function.
 
     Raises:
-        DataError: if not.
+        DataError: it does not.
     """
     _opener(source)
 
 
 def _opener(source: Source) -> Callable[[], Records]:
-    """What reads the source, when it is called."""
+    """A function that reads the source."""
     if callable(source):
         return partial(_built, source, getattr(source, "__qualname__", type(source).__name__))
     if not str(source):
@@ -92,13 +92,13 @@ def _read(path: Path, read: Callable[[Path], Records]) -> Records:
 
 
 def _record(path: Path, line: int, value: Any, nth: int = 1) -> Record:
-    """A row; `nth` counts those that begin on one line, of which the first is named after the line alone."""
+    """A record; `nth` numbers those that begin on the same line: `12`, `12#2`, ..."""
     place = str(line) if nth == 1 else f"{line}#{nth}"
     return Record(value, f"{path}:{place}", f"{path.name}:{place}")
 
 
 def _json(path: Path) -> Records:
-    """The elements of a list, each with the line it starts on."""
+    """The elements of a list, each with the line on which it starts."""
     with path.open("rb") as file:
         text = "".join(_text(raw, path, number) for number, raw in _lines(file))
     if not text.strip():
@@ -110,7 +110,7 @@ def _json(path: Path) -> Records:
         raise _not_json(f"{path}:{line}", error) from error
     if not isinstance(whole, list):
         raise DataError(f"{path}: wanted a list of objects: [{{...}}, ...]; one object a line is .jsonl")
-    # It is valid, so that a second pass needs only to step over what lies between the elements to learn their lines.
+    # A second pass finds the line of each element. The text is known to be valid, so it need not check separators.
     decoder, line, counted, at, nth = json.JSONDecoder(), 1, 0, text.index("[") + 1, 0
     for _ in whole:
         between = _BETWEEN.match(text, at)
@@ -147,7 +147,7 @@ def _json_lines(path: Path, file: Iterable[bytes]) -> Records:
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    # Cut as bytes, at \n alone: text may hold other characters that Python counts as ends of lines (U+2028).
+    # Split bytes, at \n alone: str.splitlines would also split at characters such as U+2028 within text.
     for number, line in enumerate(file, 1):
         yield number, line.removeprefix(_BOM) if number == 1 else line
 
@@ -201,12 +201,12 @@ _READERS: Mapping[str, Callable[[Path], Records]] = {
 def _load(module: str, name: str) -> Builder:
     """The function `name` of an importable module, or of a Python file.
 
-    Naming it in a configuration runs its code, as importing it does: it is the user's own. No data file can name one.
+    Naming it in a configuration runs its code, as an import would: it is the user's code. No data file can name one.
     """
     source = f"{module}:{name}"
     try:
         loaded = _load_file(Path(module).expanduser()) if module.endswith(".py") else importlib.import_module(module)
-    except Exception as error:  # any code of the user's runs here, and whatever it raises is the user's to see
+    except Exception as error:  # the user's code runs here and may raise anything
         hint = "; a file is given as path/to/file.py:function" if isinstance(error, ModuleNotFoundError) else ""
         raise DataError(
             f"{source}: cannot import '{module}': {type(error).__name__}: {_one_line(error)}{hint}"
@@ -225,7 +225,7 @@ def _load_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    sys.modules[name] = module  # as an import does: dataclasses look their module up there
+    sys.modules[name] = module  # as an import does: dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -247,5 +247,5 @@ def _built(build: Builder, name: str) -> Records:
             yield Record(value, f"{name}, row {number}", f"{name}:{number}")
     except DataError:
         raise
-    except Exception as error:  # the user's own code may raise anything; say whose it is
+    except Exception as error:  # the user's code may raise anything; name it
         raise DataError(f"{name}: raised {type(error).__name__}: {_one_line(error)}") from error

@@ -1,9 +1,9 @@
-"""Rows of training data: from a file or a function to checked values that know their place. Imports no torch.
+"""Rows of training data with checked access to their values. Imports no torch.
 
     rows = read_rows("train.jsonl", required={"prompt": str})
     rows[0].text("prompt")
 
-What is wrong with a row is told as `train.jsonl:12: key 'prompt': found a number (3), wanted text`.
+An error about a row reads `train.jsonl:12: key 'prompt': found a number (3), wanted text`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = type | tuple[type, ...]
 class Row:
     """One object of a data file: its values, its id, and its place (`train.jsonl:12`) for messages.
 
-    A value of null counts as not there, because that is how tables export a key that a row does not have.
+    A key with the value null counts as absent: that is how tables export a key that a row does not have.
     """
 
     id: str
@@ -34,11 +34,11 @@ class Row:
         return self.values.get(key) is not None  # type: ignore[call-overload]
 
     def error(self, problem: str) -> DataError:
-        """The error that says what is wrong with this row, to be raised: `raise row.error("prompt is ...")`."""
+        """An error about this row, for the caller to raise: `raise row.error("prompt is ...")`."""
         return DataError(f"{self.place}: {problem}")
 
     def need_one_of(self, *keys: str) -> None:
-        """Raises DataError unless one of the keys is there."""
+        """Raise DataError unless the row has one of the keys."""
         if not any(key in self for key in keys):
             wanted = " or ".join(f"'{key}'" for key in keys)
             raise self.error(f"found no such key{self._keys()}, wanted {wanted}")
@@ -47,7 +47,7 @@ class Row:
         """The value of `key`, of type `kind`.
 
         Raises:
-            DataError: if it is missing or of another type; says the place, what was found and what is `wanted`.
+            DataError: it is missing or of another type; names the place, what was found and what is `wanted`.
         """
         value = self.values.get(key)
         if value is None:
@@ -59,11 +59,11 @@ class Row:
         raise self.error(f"key '{key}': found {found}, wanted {wanted or _kind_text(kind)}")
 
     def text(self, key: str) -> str:
-        """The text of `key`; it may be empty. Raises DataError as `get` does, also for text that is broken Unicode."""
+        """The text of `key`; it may be empty. Raises DataError as `get` does, and for broken Unicode."""
         return self._text(self.get(key, str), f"key '{key}'")
 
     def texts(self, key: str) -> list[str]:
-        """The list of texts of `key`, at least one. Raises DataError as `get` does."""
+        """The non-empty list of texts of `key`. Raises DataError as `get` does."""
         wanted = "a list of texts"
         texts = self.get(key, list, wanted)
         if not texts:
@@ -74,7 +74,7 @@ class Row:
         return [self._text(value, f"key '{key}[{i}]'") for i, value in enumerate(texts)]
 
     def messages(self, key: str) -> list[dict[str, Any]]:
-        """The conversation of `key`, at least one message; each has the texts `role` and `content`, and maybe more.
+        """The messages of `key`, at least one; each has the texts `role` and `content`, and may have further keys.
 
         Raises DataError as `get` does.
         """
@@ -113,12 +113,12 @@ def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> 
 
     Args:
         source: a path to `.json` (a list of objects), `.jsonl`, `.jsonl.gz` or `.parquet`; a function that takes
-            nothing and returns an iterable of mappings; or where to find one: `"package.module:function"` or
+            no arguments and returns an iterable of mappings; or a reference to one: `"package.module:function"` or
             `"file.py:function"`.
-        required: keys that every row must have, and the types of their values.
+        required: key -> type of its value, for keys that every row must have.
 
     Raises:
-        DataError: if the source cannot be read, has no rows, or has a bad one; one line that says where.
+        DataError: the source cannot be read, has no rows, or has a bad one; names the place.
     """
     rows: list[Row] = []
     places: dict[str, str] = {}
@@ -137,7 +137,7 @@ def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> 
 
 
 def describe(value: Any) -> str:
-    """A value as a message shows it, in JSON's words and cut short: `a number (3)`, `text ('abc')`, `null`."""
+    """Describe a value for a message, in JSON's terms and shortened: `a number (3)`, `text ('abc')`, `null`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -163,7 +163,7 @@ def _row(record: Record) -> Row:
 
 
 def _is(value: Any, kind: Kind) -> bool:
-    if isinstance(value, bool):  # Python counts it among the numbers, JSON does not
+    if isinstance(value, bool):  # bool is a subclass of int in Python, but not a number in JSON
         return kind is bool or (isinstance(kind, tuple) and bool in kind)
     return isinstance(value, kind)
 

@@ -1,6 +1,6 @@
-"""A `NamedArray` in one safetensors file. Nothing in such a file is ever executed.
+"""Saves a `NamedArray` as one safetensors file, and loads it. Nothing in such a file is ever executed.
 
-Arrays lie under their dotted names. The header's metadata holds one JSON text under `reallm.namedarray`: the format's
+Arrays have their dotted names. The header's metadata holds one JSON text under `reallm.namedarray`: the format's
 version, the kind of every field in order (torch, numpy, none, empty: nested without fields), and the metadata.
 """
 
@@ -28,32 +28,32 @@ VERSION = 1
 
 
 def save(batch: NamedArray, path: str | os.PathLike[str]) -> None:
-    """Write `batch` to `path`, whole or not at all.
+    """Write `batch` to `path` atomically.
 
     Nesting, None fields, the kinds (torch, numpy), dtypes and metadata survive; devices and gradients do not.
 
     Raises:
-        DataError: if a dtype has no place in the format, or the file cannot be written; names the field or path.
+        DataError: the format lacks a dtype, or the file cannot be written; names the field or path.
     """
-    tensors, header = _parts(batch)
+    tensors, header = _encode(batch)
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, header)
 
 
 def to_bytes(batch: NamedArray) -> bytes:
-    """The content of the file that `save` writes; the same for equal batches.
+    """The bytes of the file that `save` writes; the same for equal batches.
 
     Raises:
-        DataError: if a dtype has no place in the format; names the field.
+        DataError: the format lacks a dtype; names the field.
     """
-    return safetensors_bytes(*_parts(batch))
+    return safetensors_bytes(*_encode(batch))
 
 
 def load(path: str | os.PathLike[str]) -> NamedArray:
     """The `NamedArray` that `save` wrote to `path`, on the CPU.
 
     Raises:
-        DataError: if the file is missing, damaged, or something else; one line that names the path.
+        DataError: the file is missing, damaged, or something else; names the path.
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
@@ -66,18 +66,18 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
     if header is None:
         raise DataError(f"{path}: a safetensors file, but not of a NamedArray (no '{HEADER}' in its metadata)")
     try:
-        return _restored(json.loads(header), tensors)
+        return _decode(json.loads(header), tensors)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
         raise DataError(f"{path}: damaged header: {' '.join(str(error).split())}") from error
 
 
-def _parts(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _encode(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     fields = [[name, _kind(value)] for name, value in flatten(batch)]
     tensors = {name: _tensor(name, value) for name, value in flatten(batch) if isinstance(value, Array)}
     return tensors, {HEADER: json.dumps({"version": VERSION, "fields": fields, "metadata": thaw(batch.metadata)})}
 
 
-def _restored(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NamedArray:
+def _decode(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NamedArray:
     if header["version"] != VERSION:
         raise DataError(f"format version {header['version']!r}; this reallm reads version {VERSION}")
     items: list[tuple[str, Value]] = []
@@ -103,7 +103,7 @@ def _kind(value: Value) -> str:
 
 
 def _tensor(name: str, array: Array) -> torch.Tensor:
-    """A contiguous copy of its own in host memory: views of one memory are refused by the format."""
+    """A contiguous copy in host memory: the format refuses tensors that share memory."""
     try:
         if isinstance(array, np.ndarray):
             tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

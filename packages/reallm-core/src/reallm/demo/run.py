@@ -30,7 +30,7 @@ from reallm.hf.conversion.config import config_to_hf
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry
-from reallm.plugins.known import to_begin_with
+from reallm.plugins.known import suggested_first
 
 DATASET = "prompt_answer"
 STEPS = 700
@@ -107,7 +107,7 @@ def _installed_family(architecture: ReaLModelConfig) -> str:
         PluginError: there is none, or the dataset is missing too.
     """
     found = [name for name, family in registry.offers("family").items() if _can_be(family, architecture)]
-    missing = [] if found else [to_begin_with("family")[0]]
+    missing = [] if found else [suggested_first("family")[0]]
     try:
         registry.get("dataset", DATASET)
     except UnknownNameError:

@@ -1,1 +1,1 @@
-"""Metric loggers that come with the core."""
+"""Metric loggers of the core."""

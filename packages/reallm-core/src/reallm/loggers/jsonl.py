@@ -1,4 +1,4 @@
-"""Metrics as one JSON object a line, flushed at once: `{"step": 7, "train/loss": 1.25, ...}`."""
+"""Logs metrics as JSON lines, flushed at once: `{"step": 7, "train/loss": 1.25, ...}`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class JsonlLogger:
         self._file = self._path.open("a", encoding="utf-8")
 
     def resume(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and a last line that was cut off while it was written.
+        """Drop the lines of steps after `step`, and an incomplete last line.
 
-        All other lines stay as they are, byte for byte. Killed at any moment, the file is the old one or the new.
+        All other lines stay as they are, byte for byte. The file is replaced atomically.
         """
         self._file.close()
         old = self._path.read_bytes()
@@ -49,9 +49,9 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
 def lines_up_to(step: int, content: bytes) -> bytes:
     """`content` without the lines of later steps, and without what follows the last line break.
 
-    A line that is not a JSON object with a step is none of ours, and stays.
+    A line that is not a JSON object with a step was not written by this logger, and stays.
     """
-    *lines, _torn = content.split(b"\n")
+    *lines, _incomplete = content.split(b"\n")
     return b"".join(line + b"\n" for line in lines if not _is_later(line, step))
 
 

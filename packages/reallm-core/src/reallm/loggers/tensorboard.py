@@ -1,4 +1,4 @@
-"""Metrics as TensorBoard event files: `tensorboard --logdir <run folder>`."""
+"""Logs metrics as TensorBoard event files: `tensorboard --logdir <run folder>`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorBoardLogger:
         self._writer: SummaryWriter | None = None
 
     def resume(self, step: int) -> None:
-        """Have TensorBoard hide what earlier event files say of later steps. They are not rewritten."""
+        """Have TensorBoard hide later steps in earlier event files, which are not rewritten."""
         self._resumed_after = step
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -29,12 +29,12 @@ class TensorBoardLogger:
             writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Flush and close the event file."""
         if self._writer is not None:
             self._writer.close()
 
     def _open(self) -> SummaryWriter:
-        # Opened by the first point: until then it is open whether this file supersedes a part of earlier ones.
+        # Opened by the first point: until then `resume` may still set the step after which earlier files are purged.
         after = self._resumed_after
         self._writer = SummaryWriter(str(self._folder), purge_step=None if after is None else after + 1)
         self._writer.add_text("config", self._config, max(after or 0, 0))

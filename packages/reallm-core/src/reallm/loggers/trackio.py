@@ -1,4 +1,4 @@
-"""Metrics to trackio: `trackio show --project reallm`."""
+"""Logs metrics to trackio: `trackio show --project reallm`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from reallm.atomic_files import atomic_write
 
 
 class TrackioLogger:
-    """A trackio run with the name and the configuration of ours, in trackio's database on this machine.
+    """A trackio run with the name and configuration of this run, in trackio's database on this machine.
 
-    Its project is `TRACKIO_PROJECT`, or `reallm`; all else is as trackio's own environment variables say
-    (`TRACKIO_DIR`, `TRACKIO_SPACE_ID`, `TRACKIO_SERVER_URL`, ...). A run that continues in the same folder continues
-    the same trackio run, whose id is kept in `trackio-id.txt`. trackio cannot forget single steps: those that are
-    trained a second time are there twice.
+    Its project is `TRACKIO_PROJECT`, or `reallm`; trackio's other environment variables apply (`TRACKIO_DIR`,
+    `TRACKIO_SPACE_ID`, `TRACKIO_SERVER_URL`, ...). A run that is resumed in the same folder continues the same trackio
+    run, whose id is in `trackio-id.txt`. trackio cannot delete single steps: those that are trained again appear twice.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         file = run_dir / "trackio-id.txt"
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
         self._run = _start(run_dir, config, resume="never" if known is None else "allow")
-        if known not in (None, self._run.id):  # trackio finds runs by name: this is a newer one, of another folder
+        if known not in (None, self._run.id):  # trackio finds runs by name: this is a newer run, of another folder
             self._run = _start(run_dir, config, resume="never")
         with atomic_write(file) as temporary:
             temporary.write_text(self._run.id + "\n", encoding="utf-8")
@@ -35,12 +34,12 @@ class TrackioLogger:
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         trackio.finish()
 
 
 def _start(run_dir: Path, config: Mapping[str, Any], *, resume: str) -> Any:
-    """The run, begun or continued; trackio knows one at a time, and ends the one before."""
+    """Start or continue the trackio run; trackio has one at a time, and ends the previous one."""
     return trackio.init(
         project=os.environ.get("TRACKIO_PROJECT") or "reallm",
         name=config.get("name") or run_dir.name,

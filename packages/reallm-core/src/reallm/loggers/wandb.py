@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases."""
+"""Logs metrics to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from reallm.atomic_files import atomic_write
 
 
 class WandbLogger:
-    """A W&B run with the name and the configuration of ours.
+    """A W&B run with the name and configuration of this run.
 
-    Its project is `WANDB_PROJECT`, or `reallm`; all else is as wandb's environment variables and files say
-    (`WANDB_ENTITY`, `WANDB_MODE`, `WANDB_BASE_URL`, ...). Local files lie in `wandb/` in the run folder, and with them
-    the run's id: a run that continues in the same folder continues the same W&B run. W&B cannot forget single steps:
-    those that are trained a second time are there twice. Neither code nor what is printed is uploaded.
+    Its project is `WANDB_PROJECT`, or `reallm`; wandb's other environment variables and files apply (`WANDB_ENTITY`,
+    `WANDB_MODE`, `WANDB_BASE_URL`, ...). Local files and the run's id are in `wandb/` in the run folder: a run that is
+    resumed in the same folder continues the same W&B run. W&B cannot delete single steps: those that are trained again
+    appear twice. Neither code nor console output is uploaded.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -31,12 +31,12 @@ class WandbLogger:
             dir=str(run_dir),
             id=run_id,
             resume="allow" if known else None,
-            reinit="create_new",  # a run that the caller's own code has open is neither used nor ended
+            reinit="create_new",  # a run that the caller has open is neither used nor ended
             save_code=False,
             settings=wandb.Settings(console="off"),
         )
-        # W&B's own steps only grow, also over a continued run, and it ignores what is logged at an earlier one. Ours
-        # go back to the last saved state, so they are a value of their own, which charts take for the x axis.
+        # W&B's own steps never decrease, even in a resumed run, and it ignores what is logged at an earlier one. Ours
+        # go back to the last saved state, so they are logged as a metric, which charts use as the x axis.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
@@ -45,12 +45,12 @@ class WandbLogger:
         self._run.log({**metrics, "step": step})
 
     def close(self) -> None:
-        """Wait until all is sent."""
+        """Wait until everything is sent."""
         self._run.finish()
 
 
 def _run_id(file: Path) -> tuple[str, bool]:
-    """The id of the W&B run, and whether it is that of an earlier part of this run; a new one is written down."""
+    """The id of the W&B run, and whether it is that of a run to resume; a new id is written to `file`."""
     if file.exists():
         return file.read_text(encoding="utf-8").strip(), True
     run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)  # sweep agents set it

@@ -1,9 +1,9 @@
-"""What is installed, from the metadata of distributions alone: nothing is imported.
+"""Finds plugins in the metadata of installed distributions; nothing is imported.
 
     installed()  ->  entries  ->  plan(entries, disabled)  ->  plugins
 
-An entry point named `<kind>.<name>` is a promise to offer exactly that. It lets a look-up import only the plugins
-that matter. An entry point with a name of another form promises nothing, so its plugin has to be asked every time.
+An entry point named `<kind>.<name>` is a promise to offer exactly that, so that a look-up imports only the plugins that
+promise the name. An entry point with a name of another form promises nothing: its plugin is imported by every look-up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUP = "reallm"
 """The entry-point group of plugins."""
 
 CORE = "reallm-core"
-"""The distribution of the core, whose own plugin is listed first."""
+"""The distribution of the core, whose plugin is listed first."""
 
 DISABLE = "REALLM_DISABLE_PLUGINS"
 """The environment variable with a comma-separated list of distributions, entry points or `distribution[entry]`."""
@@ -45,7 +45,7 @@ class Entry:
 class Plugin:
     """A module (or an object in one) that one distribution exposes, and the names of all its entry points for it.
 
-    `blocked` are those of `entries` that the user disabled.
+    `blocked` are the entries that the user disabled.
     """
 
     distribution: str
@@ -57,7 +57,7 @@ class Plugin:
 
     @property
     def label(self) -> str:
-        """A name that no other plugin has: `reallm-hf-llama[family.codellama,family.llama]`."""
+        """A unique name: `reallm-hf-llama[family.codellama,family.llama]`."""
         return f"{self.distribution}[{','.join(self.entries)}]"
 
     @property
@@ -72,7 +72,7 @@ class Plugin:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The entry points that the user did not disable."""
+        """The entry points that are not disabled."""
         return tuple(name for name in self.entries if name not in self.blocked)
 
     @property
@@ -81,23 +81,23 @@ class Plugin:
         return _promises(self.active)
 
     @property
-    def withheld(self) -> tuple[Promise, ...]:
+    def blocked_promises(self) -> tuple[Promise, ...]:
         """What the disabled entry points promise."""
         return _promises(self.blocked)
 
     @property
     def is_open(self) -> bool:
-        """Whether it may offer more than it promises: an active entry point has a name that is no promise."""
+        """Whether it may offer more than it promises: an active entry point has a name that is not a promise."""
         return any(promise_of(name) is None for name in self.active)
 
     def __str__(self) -> str:
-        """As errors name it: `reallm-hf-llama 0.1.0 (reallm_hf_llama.plugin)`."""
+        """The plugin as named in errors: `reallm-hf-llama 0.1.0 (reallm_hf_llama.plugin)`."""
         return f"{self.release} ({self.value})"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All plugins there are, and the names in `REALLM_DISABLE_PLUGINS` that fit none of them."""
+    """All plugins, and the names in `REALLM_DISABLE_PLUGINS` that match none of them."""
 
     plugins: tuple[Plugin, ...]
     unknown_disabled: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ def find() -> Plan:
 
 
 def installed() -> list[Entry]:
-    """The entry points of the group `reallm`. Of a distribution that is on `sys.path` twice, the first counts."""
+    """The entry points of the group `reallm`. If a distribution is on `sys.path` twice, the first one counts."""
     return [
         Entry(point.dist.name, point.dist.version, point.name, point.value, _is_editable(point.dist))
         for point in entry_points(group=GROUP)
@@ -118,9 +118,9 @@ def installed() -> list[Entry]:
 
 
 def plan(entries: Iterable[Entry], disabled: str = "") -> Plan:
-    """Group the entry points of one distribution with the same value into plugins, and mark the disabled ones.
+    """Group entry points of the same distribution and value into plugins, and mark the disabled ones.
 
-    Plugins come in the order of their distributions' names, those of the core first.
+    Plugins are sorted by distribution, the core first.
     """
     names = [name.strip() for name in disabled.split(",") if name.strip()]
     entries = list(entries)
@@ -138,21 +138,19 @@ def plan(entries: Iterable[Entry], disabled: str = "") -> Plan:
         )
         for (distribution, version, value, editable), group in groups.items()
     ]
-    plugins.sort(
-        key=lambda plugin: (plugin.distribution != "reallm-core", canonical(plugin.distribution), plugin.value)
-    )
+    plugins.sort(key=lambda plugin: (plugin.distribution != CORE, canonical(plugin.distribution), plugin.value))
     unknown = tuple(name for name in names if not any(_is_named(entry, name) for entry in entries))
     return Plan(tuple(plugins), unknown)
 
 
 def promise_of(entry_name: str) -> Promise | None:
-    """`"family.llama"` -> `("family", "llama")`; None if it has not that form."""
+    """`"family.llama"` -> `("family", "llama")`; None if it does not have that form."""
     kind, _, name = entry_name.partition(".")
     return (kind, name) if kind in KINDS and name else None
 
 
 def canonical(distribution: str) -> str:
-    """The spelling under which distribution names are compared: `My_Data` -> `my-data`."""
+    """The normalized name by which distributions are compared: `My_Data` -> `my-data`."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
@@ -161,7 +159,7 @@ def _promises(entry_names: Iterable[str]) -> tuple[Promise, ...]:
 
 
 def _is_named(entry: Entry, name: str) -> bool:
-    """Whether `name` means this entry point: `reallm-x`, `family.x` or `reallm-x[family.x]`."""
+    """Whether `name` matches this entry point: `reallm-x`, `family.x` or `reallm-x[family.x]`."""
     distribution, bracket, rest = name.partition("[")
     if bracket:
         return canonical(distribution) == canonical(entry.distribution) and rest == f"{entry.name}]"

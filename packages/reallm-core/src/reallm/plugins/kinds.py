@@ -1,4 +1,4 @@
-"""The kinds of things that plugins offer, as a table: which hook returns them, and what it must return."""
+"""The kinds of things that plugins offer: which hook returns them, and of which type."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Kind:
-    """One row: entry points of the kind are named `<name>.<what is offered>`.
+    """A kind, whose entry points are named `<kind>.<name>`.
 
-    `value_type` is a lazy reference, for this layer lies below the ones that define the types.
-    A hook returns a mapping from names to values or, if values know their names (`own_names`), an iterable of values.
+    `value_type` is a lazy reference, since this module must not import the rooms that define the types.
+    A hook returns a mapping from names to values or, if values have their names (`own_names`), an iterable of values.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Kind:
 
     @property
     def type_name(self) -> str:
-        """The value type as users read it: `HFFamily`."""
+        """The name of the value type: `HFFamily`."""
         return self.value_type.partition(":")[2]
 
 

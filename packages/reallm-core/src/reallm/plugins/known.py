@@ -1,7 +1,6 @@
-"""What is known of distributions that need not be installed: which offers what, so that errors say what to install.
+"""Distributions that need not be installed and what they offer, so that errors can say what to install.
 
-The facts are in `known.json`; a distribution that is not in it works just as well. What stands first there is what
-somebody who has nothing yet is told to begin with.
+The table is `known.json`; plugins work without being in it. The first entry of a kind is suggested to new users.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from reallm.plugins.kinds import KINDS
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownDistribution:
     """A distribution, the names it offers of each kind, and the datasets its configuration classes belong to."""
 
     distribution: str
@@ -27,11 +26,11 @@ class Known:
 
 
 @functools.cache
-def known() -> tuple[Known, ...]:
+def known_distributions() -> tuple[KnownDistribution, ...]:
     """All known distributions, read from `known.json` once."""
     table = json.loads(resources.files("reallm.plugins").joinpath("known.json").read_text("utf-8"))
     return tuple(
-        Known(
+        KnownDistribution(
             distribution,
             offers={kind: tuple(facts[kind]) for kind in KINDS if kind in facts},
             config_classes=facts.get("config_classes", {}),
@@ -42,27 +41,31 @@ def known() -> tuple[Known, ...]:
 
 def providers(kind: str | None, name: str | None = None) -> list[str]:
     """The known distributions that offer `name`, or anything, of a kind (None: of any kind)."""
-    return [item.distribution for item in known() if (name in _names(item, kind) if name else _names(item, kind))]
+    return [
+        item.distribution
+        for item in known_distributions()
+        if (name in _names(item, kind) if name else _names(item, kind))
+    ]
 
 
-def to_begin_with(kind: str) -> tuple[str, str]:
-    """The distribution and the name of a kind that are suggested to somebody who has none."""
-    return next((item.distribution, item.offers[kind][0]) for item in known() if kind in item.offers)
+def suggested_first(kind: str) -> tuple[str, str]:
+    """The distribution, and a name that it offers, suggested to a user who has none of a kind."""
+    return next((item.distribution, item.offers[kind][0]) for item in known_distributions() if kind in item.offers)
 
 
 def known_names(kind: str | None) -> list[str]:
     """The names of a kind (None: of all kinds) that known distributions offer."""
-    return sorted({name for item in known() for name in _names(item, kind)})
+    return sorted({name for item in known_distributions() for name in _names(item, kind)})
 
 
-def _names(item: Known, kind: str | None) -> list[str]:
+def _names(item: KnownDistribution, kind: str | None) -> list[str]:
     return [name for its, names in item.offers.items() if kind in (None, its) for name in names]
 
 
 def install_hint(kind: str, name: str) -> str:
-    """How to get something: `pip install reallm-hf-mistral`; empty if nothing is known.
+    """The command that installs something: `pip install reallm-hf-mistral`; empty if it is not known.
 
-    For a family that no known distribution offers, the naming convention gives a guess, which is marked as one.
+    For a family that no known distribution offers, it is a guess by the naming convention, marked as such.
     """
     found = providers(kind, name)
     if found:

@@ -1,4 +1,4 @@
-"""From a plugin that was found to what it offers. Whatever goes wrong is kept as a reason and hurts no other plugin."""
+"""Loads a plugin and collects its offers. Whatever goes wrong is kept as a failure and affects no other plugin."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import pluggy
 
 from reallm import hookspecs
-from reallm.deprecation import HookDeprecationWarning, give, listening
+from reallm.deprecation import HookDeprecationWarning, collect_deprecations, show
 from reallm.errors import did_you_mean
 from reallm.plugins.finder import GROUP, Plugin
+from reallm.plugins.foreign_errors import describe_error, missing_module, one_line, type_name
 from reallm.plugins.kinds import KINDS, Kind
-from reallm.plugins.reasons import described, missing_module, one_line, type_name
 from reallm.references import resolve
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One thing that a plugin offers. A family with several names is one offer for each."""
+    """One thing that a plugin offers; a family with several names is one offer for each."""
 
     kind: str
     name: str
@@ -31,9 +31,9 @@ class Offer:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading a plugin gave. A plugin with `failures` may still have offers: those of its other hooks.
+    """The result of loading a plugin. One with `failures` may still have offers: those of its other hooks.
 
-    `notes` are what it should not do any more, which works all the same.
+    `notes` are deprecations.
     """
 
     plugin: Plugin
@@ -47,15 +47,15 @@ class _LoadError(Exception):
 
 
 def load(plugin: Plugin) -> Loaded:
-    """Import a plugin, check it, and call its hooks. Raises nothing: what is wrong is in `failures`."""
-    with listening() as heard:
+    """Import a plugin, check it, and call its hooks. Never raises: errors are in `failures`."""
+    with collect_deprecations() as collected:
         loaded = _load(plugin)
     try:
-        for warning in heard:
-            give(HookDeprecationWarning(f"{plugin}: {warning.message}", warning.filename, warning.lineno))
-    except HookDeprecationWarning as error:  # whoever makes warnings errors wants no such plugin
+        for warning in collected:
+            show(HookDeprecationWarning(f"{plugin}: {warning.message}", warning.filename, warning.lineno))
+    except HookDeprecationWarning as error:  # the user has turned warnings into errors
         return Loaded(plugin, failures=(str(error),))
-    return replace(loaded, notes=tuple(map(str, heard)))
+    return replace(loaded, notes=tuple(map(str, collected)))
 
 
 def _load(plugin: Plugin) -> Loaded:
@@ -65,22 +65,22 @@ def _load(plugin: Plugin) -> Loaded:
         hooks = _register(module, plugin)
     except _LoadError as failure:
         return Loaded(plugin, failures=(str(failure),))
-    except Exception as error:  # looking at attributes may run somebody else's code as well
-        return Loaded(plugin, failures=(f"cannot be loaded: {described(error, plugin)}",))
+    except Exception as error:  # even attribute access may run the plugin's code
+        return Loaded(plugin, failures=(f"cannot be loaded: {describe_error(error, plugin)}",))
 
     offers: list[Offer] = []
     failures: list[str] = []
-    silent: list[Kind] = []  # their hooks failed: what they promise is not held against the plugin once more
+    failed_kinds: list[Kind] = []  # their promises are not reported as broken a second time
     for kind, hook in hooks.items():
         try:
             offers += _call(hook, kind, plugin)
         except _LoadError as failure:
             failures.append(f"{kind.hook} {failure}")
-            silent.append(kind)
-    unkept = list(_unkept(plugin, offers, silent))
-    if unkept:
-        # Half of such a plugin would be worse than none: what is found would depend on what was looked up before.
-        return Loaded(plugin, failures=(*failures, *unkept))
+            failed_kinds.append(kind)
+    broken = list(_broken_promises(plugin, offers, failed_kinds))
+    if broken:
+        # Its other offers are dropped too: else what is found would depend on what was looked up before.
+        return Loaded(plugin, failures=(*failures, *broken))
     return Loaded(plugin, tuple(offer for offer in offers if _is_allowed(offer)), tuple(failures))
 
 
@@ -89,12 +89,12 @@ def _import(plugin: Plugin) -> Any:
         return EntryPoint(plugin.entries[0], plugin.value, GROUP).load()
     except ModuleNotFoundError as error:
         raise _LoadError(missing_module(error, plugin)) from error
-    except (Exception, SystemExit) as error:  # somebody else's code: it must not end this program
-        raise _LoadError(f"cannot be imported: {described(error, plugin)}") from error
+    except (Exception, SystemExit) as error:  # the plugin's code must not end this program
+        raise _LoadError(f"cannot be imported: {describe_error(error, plugin)}") from error
 
 
 def _check_api(module: Any, plugin: Plugin) -> None:
-    """The major version must be ours and the minor not newer; a plugin that states none is taken for one of ours."""
+    """Check that the major version is ours and the minor not newer; a plugin that states no version is accepted."""
     stated = getattr(module, "REALLM_HOOK_API", None)
     if stated is None:
         return
@@ -112,9 +112,9 @@ def _check_api(module: Any, plugin: Plugin) -> None:
 
 
 def _register(module: Any, plugin: Plugin) -> dict[Kind, pluggy.HookCaller]:
-    """The hooks that the plugin implements, checked against their specifications.
+    """The hooks that the plugin implements, validated against their specifications.
 
-    Each plugin gets a manager of its own, so that what is pending, called and returned is that plugin's alone.
+    Each plugin has its own manager, so that errors and results are that plugin's alone.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -141,21 +141,21 @@ def _register(module: Any, plugin: Plugin) -> dict[Kind, pluggy.HookCaller]:
 def _call(hook: pluggy.HookCaller, kind: Kind, plugin: Plugin) -> list[Offer]:
     offers: dict[str, Offer] = {}
     try:
-        # The functions are called directly, since a hook caller drops a result of None without a word.
+        # The functions are called directly, since a hook caller silently drops a result of None.
         for implementation in hook.get_hookimpls():
-            for name, value in _named(kind, implementation.function()):
+            for name, value in _named_values(kind, implementation.function()):
                 if name in offers:
                     raise _LoadError(f"offers '{name}' twice")
                 offers[name] = Offer(kind.name, name, value, plugin)
     except _LoadError:
         raise
-    except (Exception, SystemExit) as error:  # somebody else's code
-        raise _LoadError(f"raised {described(error, plugin)}") from error
+    except (Exception, SystemExit) as error:  # the plugin's code may raise anything
+        raise _LoadError(f"raised {describe_error(error, plugin)}") from error
     return list(offers.values())
 
 
-def _named(kind: Kind, returned: Any) -> Iterator[tuple[str, Any]]:
-    """Names and values of what a hook returned, checked."""
+def _named_values(kind: Kind, returned: Any) -> Iterator[tuple[str, Any]]:
+    """Validated (name, value) pairs of what a hook returned."""
     if not kind.own_names:
         if not isinstance(returned, Mapping):
             raise _LoadError(f"returned {type_name(returned)}, not a mapping from names to {kind.type_name}")
@@ -184,20 +184,20 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-def _unkept(plugin: Plugin, offers: Iterable[Offer], silent: Iterable[Kind]) -> Iterator[str]:
-    """A line for each promise that is not kept and, unless the plugin is open, for each offer that is not promised."""
+def _broken_promises(plugin: Plugin, offers: Iterable[Offer], failed_kinds: Iterable[Kind]) -> Iterator[str]:
+    """A line for each promise without an offer and, unless the plugin is open, for each offer without a promise."""
     offered = {(offer.kind, offer.name) for offer in offers}
-    excused = {kind.name for kind in silent}
+    excused = {kind.name for kind in failed_kinds}
     for kind, name in plugin.promises:
         if (kind, name) not in offered and kind not in excused:
             yield f"the entry point '{kind}.{name}' promises the {kind} '{name}', which no hook returns"
-    promised = {*plugin.promises, *plugin.withheld}
+    promised = {*plugin.promises, *plugin.blocked_promises}
     if len(promised) == len(plugin.entries):  # every entry point is a promise
         for kind, name in sorted(offered - promised):
             yield f'offers the {kind} \'{name}\' without an entry point; add "{kind}.{name}" = "{plugin.value}"'
 
 
 def _is_allowed(offer: Offer) -> bool:
-    """Whether an entry point that the user left enabled stands for this offer."""
+    """Whether an active entry point covers this offer."""
     plugin, what = offer.plugin, (offer.kind, offer.name)
-    return what in plugin.promises or (plugin.is_open and what not in plugin.withheld)
+    return what in plugin.promises or (plugin.is_open and what not in plugin.blocked_promises)

@@ -1,4 +1,4 @@
-"""What to say when a look-up finds nothing, or too much: one line with the culprit and the remedy."""
+"""Errors of a look-up that finds nothing, or too much: one line with the culprit and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reallm.plugins.loader import Loaded
 
 
 def conflict(kind: str, name: str, plugins: Sequence[Plugin], plan: Plan) -> PluginError:
-    """Two plugins offer the name; either can be disabled alone."""
+    """Several plugins offer the name; one of them can be disabled."""
     last = plugins[-1]
     entry = f"{kind}.{name}"
     disable = f"{last.distribution}[{entry}]" if entry in last.entries else last.distribution
@@ -34,10 +34,10 @@ def blocked(kind: str, name: str, plugin: Plugin) -> PluginError:
 
 
 def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iterable[Loaded]) -> UnknownNameError:
-    """Nothing offers the name: what is near, what to install, what is installed, and what failed or is blocked.
+    """No plugin offers the name: what is similar, what to install, what is installed, what failed or is blocked.
 
     Args:
-        kind: None if the name could have been of any kind.
+        kind: None if the name may be of any kind.
         installed: the names of that kind that can be used.
         listing: all plugins.
     """
@@ -57,7 +57,7 @@ def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iter
 
 
 def _advice(kind: str | None, name: str, installed: Sequence[str], distributions: Container[str]) -> str:
-    """What to install if it is known; else the nearest name; else a guess by the naming convention."""
+    """What to install if that is known; else the most similar name; else a guess by the naming convention."""
     for distribution in providers(kind, name):
         return f"; pip install {'--upgrade ' if distribution in distributions else ''}{distribution}"
     names = [*installed, *known_names(kind)]

@@ -1,11 +1,11 @@
-"""Look-ups by kind and name over everything that is installed.
+"""Looks things up by kind and name in all installed plugins.
 
-    registry.get("family", "llama")      the HFFamily, or one line that says what to install or to mend
-    registry.names("dataset")            all datasets there are
-    registry.declared("algorithm")       the same from entry points alone: imports nothing
+    registry.get("family", "llama")      the HFFamily, or an error that says what to install or fix
+    registry.names("dataset")            the names of all datasets
+    registry.declared("algorithm")       names from entry points alone: imports nothing
 
-Nothing is found or imported before the first look-up, and a look-up imports only the plugins that can have the name.
-There is no state beside the metadata of what is installed and the environment, so every process finds the same.
+Plugins are found at the first look-up, and a look-up imports only those that can offer the name. The only inputs are
+the metadata of installed distributions and the environment, so every process finds the same.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ class Registry:
         return self.offer(kind, name).value
 
     def offer(self, kind: str, name: str) -> Offer:
-        """The one offer of this name, with the plugin it comes from.
+        """The offer of this name, with the plugin it comes from.
 
         Raises:
-            UnknownNameError: if no plugin offers it.
-            PluginError: if the plugin that promises it failed or is blocked, or if two offer it.
+            UnknownNameError: no plugin offers it.
+            PluginError: the plugin that promises it failed or is blocked, or two plugins offer it.
         """
         assert kind in KINDS, kind
         found = self._search(kind, name)
         if not found:
             installed = self.names(kind)
-            raise self._excuse(kind, name) or lookup_errors.unknown(kind, name, installed, self.listing())
+            raise self._why_unavailable(kind, name) or lookup_errors.unknown(kind, name, installed, self.listing())
         return found[0]
 
-    def anything(self, name: str) -> list[Offer]:
-        """What is offered under this name, of whatever kind. Raises what `offer` does."""
+    def offers_named(self, name: str) -> list[Offer]:
+        """The offers of this name, of all kinds. Raises what `offer` does."""
         found = [offer for kind in KINDS for offer in self._search(kind, name)]
         if not found:
             installed = sorted({name for kind in KINDS for name in self.names(kind)})
-            excuses = filter(None, (self._excuse(kind, name) for kind in KINDS))
-            raise next(excuses, None) or lookup_errors.unknown(None, name, installed, self.listing())
+            errors = filter(None, (self._why_unavailable(kind, name) for kind in KINDS))
+            raise next(errors, None) or lookup_errors.unknown(None, name, installed, self.listing())
         return found
 
     def declared(self, kind: str) -> list[str]:
-        """The names that entry points promise, sorted. Imports no plugin, so it cannot know of failures."""
+        """The names that entry points promise, sorted, whether or not their plugins fail. Imports no plugin."""
         return sorted({name for plugin in self.plan.plugins for its, name in plugin.promises if its == kind})
 
     def names(self, kind: str) -> list[str]:
@@ -101,20 +101,20 @@ class Registry:
         return self._loaded[plugin]
 
     def _search(self, kind: str, name: str) -> list[Offer]:
-        """At most one offer, from the plugins that promise it and those that may offer anything."""
+        """At most one offer, from the plugins that promise it and those that are open."""
         candidates = [plugin for plugin in self.plan.plugins if plugin.is_open or (kind, name) in plugin.promises]
         found = [offer for offer in self._offers(candidates) if (offer.kind, offer.name) == (kind, name)]
         if len(found) > 1:
             raise lookup_errors.conflict(kind, name, [offer.plugin for offer in found], self.plan)
         return found
 
-    def _excuse(self, kind: str, name: str) -> PluginError | None:
-        """Why a name that an entry point promises is not there, if it is promised at all."""
+    def _why_unavailable(self, kind: str, name: str) -> PluginError | None:
+        """The error for a name that an entry point promises but that is not available; None if none promises it."""
         for plugin in self.plan.plugins:
             if (kind, name) in plugin.promises:
                 return lookup_errors.failed(kind, name, self._loaded_plugin(plugin))
         for plugin in self.plan.plugins:
-            if (kind, name) in plugin.withheld:
+            if (kind, name) in plugin.blocked_promises:
                 return lookup_errors.blocked(kind, name, plugin)
         return None
 
@@ -129,8 +129,8 @@ def get(kind: str, name: str) -> Any:
     """The value that a plugin offers under this name: `get("family", "llama")` is an `HFFamily`.
 
     Raises:
-        UnknownNameError: if no plugin offers it; says what is near, what to install and what is installed.
-        PluginError: if the plugin that promises it failed or is blocked, or if two offer it.
+        UnknownNameError: no plugin offers it; says what is similar, what to install and what is installed.
+        PluginError: the plugin that promises it failed or is blocked, or two plugins offer it.
     """
     return registry().get(kind, name)
 

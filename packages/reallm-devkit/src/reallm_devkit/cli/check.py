@@ -53,7 +53,7 @@ def _find_offer(name: str, kind: str | None) -> Offer:
             hint = did_you_mean(kind, KINDS) or f"; kinds: {', '.join(KINDS)}"
             raise ConfigError(f"--kind {kind}: there is no such kind of plugin{hint}")
         return registry.registry().offer(kind, name)
-    offers = registry.registry().anything(name)
+    offers = registry.registry().offers_named(name)
     if len(offers) > 1:
         kinds = " and of ".join(f"the {offer.kind}" for offer in offers)
         raise ConfigError(f"'{name}' is the name of {kinds}; say which is meant: --kind {offers[0].kind}")

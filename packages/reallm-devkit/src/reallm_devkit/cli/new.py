@@ -11,7 +11,7 @@ import typer
 from reallm.errors import ConfigError
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
-from reallm.plugins.known import providers, to_begin_with
+from reallm.plugins.known import providers, suggested_first
 from reallm_devkit.scaffold.architecture import architecture_of
 from reallm_devkit.scaffold.family import Draft, drafted
 from reallm_devkit.scaffold.project import planned
@@ -37,7 +37,7 @@ def new_plugin(kind: str, name: str, *, folder: Path, model_type: str | None) ->
     for distribution in providers(kind, project.name):
         raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
     if kind == "family":
-        architecture = architecture_of(model_type or to_begin_with("family")[1])
+        architecture = architecture_of(model_type or suggested_first("family")[1])
         project = replace(project, architecture=architecture, draft=drafted(architecture))
     files = rendered(project)
     target = folder.expanduser() / project.distribution

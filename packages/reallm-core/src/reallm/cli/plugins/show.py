@@ -31,7 +31,7 @@ def show(registry: Registry, name: str) -> None:
     if own:
         pages = [_distribution_page(loaded) for loaded in registry.listing() if loaded.plugin in own]
     else:
-        pages = [_offer_page(offer) for offer in registry.anything(name)]
+        pages = [_offer_page(offer) for offer in registry.offers_named(name)]
     for number, (title, facts) in enumerate(pages):
         if number:
             console.print()

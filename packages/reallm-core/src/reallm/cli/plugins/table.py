@@ -12,7 +12,7 @@ from rich.text import Text
 from reallm.plugins import lookup_errors
 from reallm.plugins.finder import CORE, DISABLE, Promise, canonical
 from reallm.plugins.kinds import KINDS
-from reallm.plugins.known import Known, known
+from reallm.plugins.known import KnownDistribution, known_distributions
 from reallm.plugins.loader import Loaded
 from reallm.plugins.registry import Registry
 
@@ -64,10 +64,10 @@ def as_json(registry: Registry) -> dict[str, Any]:
     }
 
 
-def not_installed(registry: Registry) -> list[Known]:
+def not_installed(registry: Registry) -> list[KnownDistribution]:
     """Known distributions that are not there."""
     present = {canonical(plugin.distribution) for plugin in registry.plan.plugins}
-    return [item for item in known() if item.distribution not in present]
+    return [item for item in known_distributions() if item.distribution not in present]
 
 
 def show(registry: Registry) -> None:
@@ -110,7 +110,7 @@ def _offers_text(loaded: Loaded, conflicts: Iterable[Promise]) -> Text:
     """Line by line what works; in parentheses what was promised and does not."""
     offered = {(offer.kind, offer.name) for offer in loaded.offers}
     working = offered.difference(conflicts)
-    others = (offered | {*loaded.plugin.promises, *loaded.plugin.withheld}) - working
+    others = (offered | {*loaded.plugin.promises, *loaded.plugin.blocked_promises}) - working
     return Text("\n").join(
         [*map(Text, by_kind(working)), *(Text(f"({line})", style="dim") for line in by_kind(others))],
     )

@@ -1,4 +1,4 @@
-"""Somebody else's exception as one line: what, where in the plugin, and a remedy where one is known."""
+"""Exceptions of plugins as one line: what, where in the plugin, and a remedy if one is known."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any
 from reallm.plugins.finder import Plugin
 
 LENGTH = 300
-"""Characters of a foreign message that are kept."""
+"""Longest message, in characters, of an exception that is kept."""
 
 
 def one_line(message: str) -> str:
-    """A message without line breaks, cut to `LENGTH`."""
+    """A message without line breaks, shortened to `LENGTH`."""
     return shorten(message, LENGTH, placeholder=" ...")
 
 
-def described(error: BaseException, plugin: Plugin) -> str:
-    """`ValueError: no such thing (my_plugin/plugin.py:12)`: the last line in the plugin's own code."""
+def describe_error(error: BaseException, plugin: Plugin) -> str:
+    """`ValueError: no such thing (my_plugin/plugin.py:12)`, with the innermost line of the plugin's code."""
     message = one_line(str(error))
-    return f"{type(error).__name__}{': ' if message else ''}{message}{_place(error, plugin)}"
+    return f"{type(error).__name__}{': ' if message else ''}{message}{_source_line(error, plugin)}"
 
 
 def missing_module(error: ModuleNotFoundError, plugin: Plugin) -> str:
-    """What to install or reinstall when an import of the plugin finds nothing."""
-    if error.name is None:  # raised by hand
-        return f"cannot be imported: {described(error, plugin)}"
+    """What to install or reinstall if the plugin imports a module that does not exist."""
+    if error.name is None:  # not raised by the import system
+        return f"cannot be imported: {describe_error(error, plugin)}"
     package = error.name.partition(".")[0]
     if package == _package(plugin):
         return f"its module '{error.name}' does not exist; pip install --force-reinstall {plugin.distribution}"
@@ -43,7 +43,7 @@ def type_name(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
 
 
-def _place(error: BaseException, plugin: Plugin) -> str:
+def _source_line(error: BaseException, plugin: Plugin) -> str:
     package = _package(plugin)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
