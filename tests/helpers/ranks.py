@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 MAX_RANKS = 8
-PRELOADED = ["torch.distributed.fsdp", "reallm.engine.real_model", "reallm.experiments.run.runner"]
+PRELOADED = [
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "transformers",
+    "reallm.engine.real_model",
+    "reallm.experiments.run.runner",
+]
 """What the server imports; each process would need seconds for it."""
 
 
