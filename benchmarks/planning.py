@@ -1,8 +1,9 @@
-"""Planning: how long one process needs, on one core, to plan the move of a 70B model between layouts of many ranks.
+"""Planning: how long one process takes, on one core, to plan the reallocation of a 70B model between many ranks.
 
 A plan says for every rank what it sends, to whom, and what it keeps; each rank of a job makes it for itself, once for a
-pair of layouts. What is timed is the plan of Llama 3 70B (723 parameters) from nothing, with the shapes of the network,
-and the share of the busiest sender, without importing torch; in process time, which a busy machine disturbs little.
+pair of layouts. Timed are the plan of Llama 3 70B (723 parameters) with empty caches, including the shapes of the
+network, and the transfers of the busiest sender, without importing torch; in process time, which a busy machine
+disturbs little.
 Nothing is allocated and no rank is started. The bars are 2 s for 128 ranks and 20 s for 1,024.
 `planning_<ranks>_ranks_speedup_over_bar` is how many times as fast the slowest of the moves is. That each plan sends as
 little as can be is checked before its time is printed.
@@ -36,8 +37,8 @@ MOVES = {
 """From which layout to which: pipelines and FSDP train, tensor parallelism generates; the last has ranks of its own."""
 
 
-def planned(source: str, target: str) -> tuple[float, Plan]:
-    """Process time in seconds and the plan, made without anything that an earlier one has left."""
+def timed_plan(source: str, target: str) -> tuple[float, Plan]:
+    """Process time in seconds and the plan, made with empty caches."""
     from reallm import Layout, ReaLModelConfig
     from reallm.model.parameters import parameter_infos
     from reallm.reallocation.plan import plan
@@ -75,7 +76,7 @@ def main() -> None:
         for source, target in moves:
             seconds = []
             for _ in range(3 if options.quick else 9):
-                took, made = planned(source, target)
+                took, made = timed_plan(source, target)
                 seconds.append(took)
             if made.total_elements != made.lower_bound:
                 raise SystemExit(f"{source} to {target} sends more than it must")

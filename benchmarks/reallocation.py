@@ -2,20 +2,20 @@
 
 Ranks of a job on gloo, each pinned to a core, move float32 parameters of a Llama-like model of 44 MB (`--quick`) or of
 the sizes of SmolLM2-135M (520 MB), with 8 heads in place of its 9, which two ranks cannot share. Each side ends with
-the same parts of the parameters on each rank, which is checked before anything is timed, and is repeated with whatever
+the same boxes of the parameters on each rank, which is checked before anything is timed, and is repeated with whatever
 it can keep: plans, groups, buffers.
 
 | side | what it does |
 |---|---|
 | reallm | `model.reallocate(layout, into=target)` |
-| broadcast | each part of each parameter is broadcast by a rank that has it; all take what they need of it |
+| broadcast | each box of each parameter is broadcast by a rank that has it; all take what they need of it |
 | all_gather | each parameter is gathered on all ranks, which take what they need |
 | full_tensor | parameters are `DTensor`s; `full_tensor()`, of which all take what they need |
 | dcp | `torch.distributed.checkpoint`: saved to memory (/dev/shm), and loaded in the new layout |
 
 Layouts are those of training and of generation. `fsdp2_to_tp2` is the first: a model that was trained with FSDP
-generates in parts that compute together. `reallocation_over_<side>` is how many times as long a side takes for it; the
-figures of other moves carry their names. `tp2_to_pp2` goes to a pipeline, `fsdp4_to_dp2tp2` has four ranks, two to a
+generates with tensor parallelism. `reallocation_over_<side>` is how many times as long a side takes for it; the figures
+of other moves carry their names. `tp2_to_pp2` goes to a pipeline, `fsdp4_to_dp2tp2` has four ranks, two to a
 core, and in `fsdp2_to_dp2` each rank needs the whole model: there all sides must send the same.
 
     python benchmarks/reallocation.py --quick --json figures.json
@@ -102,7 +102,7 @@ def make(way: str, work: Work) -> Callable[[], Any]:
 
 
 def by_reallm(model: Any, result: Any) -> Callable[[], None]:
-    """Ours, as it is called."""
+    """`model.reallocate`."""
 
     def run() -> None:
         model.reallocate(result.layout, into=result)
@@ -110,78 +110,81 @@ def by_reallm(model: Any, result: Any) -> Callable[[], None]:
     return run
 
 
-class Parts:
-    """Which rank has, and which is to have, which part of a parameter."""
+class BothModels:
+    """The tensors of this rank in the source and the target model, and their boxes."""
 
     def __init__(self, model: Any, result: Any) -> None:
         from reallm.model.parameters import parameter_infos
         from reallm.parallel.sharding import local_boxes
 
         ranks = model.layout.ranks
-        self.held = [local_boxes(model.config, model.layout, rank) for rank in ranks]
+        self.source_boxes = [local_boxes(model.config, model.layout, rank) for rank in ranks]
         self.shapes = {info.name: info.shape for info in parameter_infos(model.config)}
-        self.own, self.target = model.local_tensors(), result.local_tensors()
-        self.wanted = result.boxes
+        self.source, self.target = model.local_tensors(), result.local_tensors()
+        self.target_boxes = result.boxes
 
     def take(self, name: str, box: Any, values: Any) -> None:
-        """Copy what this rank needs of a part into its place."""
-        if name in self.wanted and (shared := box & self.wanted[name]).numel:
-            place = self.target[name][shared.within(self.wanted[name]).slices]
-            place.copy_(values[shared.within(box).slices])
+        """Copy what this rank needs of a box into its tensors."""
+        if name in self.target_boxes and (shared := box & self.target_boxes[name]).numel:
+            view = self.target[name][shared.within(self.target_boxes[name]).slices]
+            view.copy_(values[shared.within(box).slices])
 
 
 def by_broadcast(model: Any, result: Any) -> Callable[[], None]:
-    """Each distinct part from the first rank that has it."""
+    """Each distinct box from the first rank that has it."""
     import torch
     import torch.distributed as dist
 
-    parts, rank = Parts(model, result), dist.get_rank()
+    both, rank = BothModels(model, result), dist.get_rank()
 
     def run() -> None:
-        for name in parts.shapes:
-            sources = {held[name]: who for who, held in reversed(list(enumerate(parts.held))) if name in held}
-            for box, who in sources.items():
-                buffer = parts.own[name].contiguous() if rank == who else torch.empty(box.shape)
-                dist.broadcast(buffer, who)
-                parts.take(name, box, buffer)
+        for name in both.shapes:
+            sources = {
+                of_rank[name]: source
+                for source, of_rank in reversed(list(enumerate(both.source_boxes)))
+                if name in of_rank
+            }
+            for box, source in sources.items():
+                buffer = both.source[name].contiguous() if rank == source else torch.empty(box.shape)
+                dist.broadcast(buffer, source)
+                both.take(name, box, buffer)
 
     return run
 
 
 def by_all_gather(model: Any, result: Any) -> Callable[[], None]:
-    """Parameters that all ranks have whole are not gathered."""
+    """Each parameter that not all ranks have whole."""
     import torch
     import torch.distributed as dist
 
     from reallm.model.sharding import Box
 
-    parts = Parts(model, result)
+    both = BothModels(model, result)
 
     def run() -> None:
-        for name, shape in parts.shapes.items():
-            boxes = [held[name] for held in parts.held]
-            own = parts.own[name].contiguous()
+        for name, shape in both.shapes.items():
+            boxes = [of_rank[name] for of_rank in both.source_boxes]
+            local = both.source[name].contiguous()
             if boxes[0] == boxes[-1]:
-                parts.take(name, boxes[0], own)
+                both.take(name, boxes[0], local)
                 continue
-            found = [torch.empty(box.shape) for box in boxes]
-            dist.all_gather(found, own)
+            gathered = [torch.empty(box.shape) for box in boxes]
+            dist.all_gather(gathered, local)
             dim = next(dim for dim, size in enumerate(shape) if boxes[0].shape[dim] != size)
-            parts.take(name, Box.whole(shape), torch.cat(found, dim))
+            both.take(name, Box.whole(shape), torch.cat(gathered, dim))
 
     return run
 
 
-def dtensors(parts: Parts, layout: Any, held: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts as `DTensor`s over the ranks of a layout, in which data-parallel ranks differ in parts or tensor-parallel
-    ones, not both."""
+def dtensors(both: BothModels, layout: Any, boxes: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """`DTensor`s of a layout that splits parameters over data-parallel ranks or tensor-parallel ones, not both."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     mesh, found = init_device_mesh("cpu", (layout.dp, layout.tp)), {}
     for name, tensor in tensors.items():
-        box, shape = held[dist.get_rank()][name], parts.shapes[name]
+        box, shape = boxes[dist.get_rank()][name], both.shapes[name]
         dims = [dim for dim, size in enumerate(shape) if box.shape[dim] != size]
         split = Shard(dims[0]) if dims else Replicate()
         placements = [split, Replicate()] if layout.fsdp else [Replicate(), split]
@@ -193,12 +196,12 @@ def by_full_tensor(model: Any, result: Any) -> Callable[[], None]:
     """Whole parameters, one after another."""
     from reallm.model.sharding import Box
 
-    parts = Parts(model, result)
-    sharded = dtensors(parts, model.layout, parts.held, parts.own)
+    both = BothModels(model, result)
+    sharded = dtensors(both, model.layout, both.source_boxes, both.source)
 
     def run() -> None:
         for name, tensor in sharded.items():
-            parts.take(name, Box.whole(parts.shapes[name]), tensor.full_tensor())
+            both.take(name, Box.whole(both.shapes[name]), tensor.full_tensor())
 
     return run
 
@@ -211,11 +214,11 @@ def by_dcp(model: Any, result: Any) -> Callable[[], None]:
 
     from reallm.parallel.sharding import local_boxes
 
-    parts = Parts(model, result)
-    sharded = dtensors(parts, model.layout, parts.held, parts.own)
-    wanted = [local_boxes(model.config, result.layout, rank) for rank in result.layout.ranks]
+    both = BothModels(model, result)
+    sharded = dtensors(both, model.layout, both.source_boxes, both.source)
+    target_boxes = [local_boxes(model.config, result.layout, rank) for rank in result.layout.ranks]
     is_pipeline = result.layout.pp > 1
-    loaded = dict(parts.target) if is_pipeline else dtensors(parts, result.layout, wanted, parts.target)
+    loaded = dict(both.target) if is_pipeline else dtensors(both, result.layout, target_boxes, both.target)
     process = torch.tensor(os.getpid())
     dist.broadcast(process, 0)
     folder = Path("/dev/shm") / f"reallocation-{process.item()}"

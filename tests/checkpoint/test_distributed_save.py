@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from safetensors import safe_open
 
 from reallm import Mesh, ReaLModel
 from reallm.checkpoint import distributed_save as saving
+from reallm.checkpoint.distributed_save import TensorToWrite, write_tensors_distributed
 from reallm.errors import DataError, PeerError
+from reallm.model.sharding import Box
 from reallm.parallel.mesh import Group
 from reallm.parallel.object_collectives import all_gather_json, fail_together
 from tests.helpers.hf_grid import raw_config, save_hf
@@ -145,3 +149,53 @@ def test_an_error_of_the_program_keeps_its_traceback_where_it_is():
         "PeerError: rank 1 failed: ZeroDivisionError: by zero",
         "ZeroDivisionError: by zero",
     ]
+
+
+def save_beside_others(rank: int, checkpoints: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    if rank < 2:
+        for layout in ("tp2@0-1", "pp2@0-1"):
+            model = ReaLModel.from_pretrained(checkpoints / "gqa", mesh=Mesh.of(layout))
+            model.save_pretrained(out / layout, max_shard_size="20KB")
+        return
+    whole = ReaLModel.from_pretrained(checkpoints / "gqa")
+    model = ReaLModel.from_pretrained(checkpoints / "gqa", mesh=Mesh.of("tp2@2-3"))
+    for layout in ("pp2@2-3", "dp2@2-3", "tp2@2-3"):
+        model = model.reallocate(layout)
+    expected = whole.local_tensors()
+    assert all(torch.equal(tensor, expected[name][model.boxes[name].slices])
+               for name, tensor in model.local_tensors().items())  # fmt: skip
+
+
+def test_some_ranks_save_while_others_move_a_model(checkpoints, tmp_path):
+    on_ranks(4, save_beside_others, checkpoints, tmp_path)
+    expected = tensors_of(checkpoints / "gqa")
+    for layout in ("tp2@0-1", "pp2@0-1"):
+        found = tensors_of(tmp_path / layout)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def save_without_rank_1(rank: int, out: Path) -> str:
+    """Each of two ranks has half of the rows of a matrix."""
+    mesh = Mesh.of("fsdp2", timeout=timedelta(seconds=2))
+    boxes = {0: {"m": Box((0, 0), (2, 3))}, 1: {"m": Box((2, 0), (4, 3))}}
+    whole = torch.arange(12.0).view(4, 3)
+    matrix = TensorToWrite(
+        "w", (4, 3), torch.bfloat16, torch.float32, (("m", Box.whole((4, 3))),), lambda boxes: boxes[0]
+    )
+    local = {"m": whole[boxes[rank]["m"].slices]}
+    write_tensors_distributed(out, mesh, [matrix], boxes, local)
+    if rank == 1:
+        time.sleep(4)
+        return ""
+    with pytest.raises(PeerError) as caught:
+        write_tensors_distributed(out, mesh, [matrix], boxes, local)
+    return str(caught.value)
+
+
+def test_a_rank_that_is_missing_while_files_are_gathered_is_named(tmp_path):
+    error, _ = on_ranks(2, save_without_rank_1, tmp_path)
+    assert re.match(r"rank 0 waited 2\.\d s for rank 1 to send 'm for w': that rank is missing, stuck, or waits", error)
+    (tensor,) = tensors_of(tmp_path).values()
+    assert torch.equal(tensor, torch.arange(12.0).view(4, 3).bfloat16())
