@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -40,10 +42,50 @@ def test_a_family_that_is_not_there(model):
     with pytest.raises(AttributeError, match="llama"):
         model.to_lama
     assert not hasattr(ReaLModel, "from_nothing_like_it")
-    with pytest.raises(AttributeError, match="no attribute 'hiden'"):
+    with pytest.raises(AttributeError, match="no attribute 'hiden'$"):
         model.hiden
     with pytest.raises(AttributeError, match="from_pretrained"):
         ReaLModel.from_pretraind
+
+
+def test_what_only_its_network_has_is_found_there(model):
+    assert not isinstance(model, torch.nn.Module)
+    assert isinstance(model.network, torch.nn.Module)
+    with pytest.raises(AttributeError, match=r"no attribute 'layers'; use model\.network\.layers"):
+        model.layers
+    assert torch.equal(model.hidden(TOKENS, BOUNDS), model.network.hidden(TOKENS, BOUNDS))
+    assert repr(model).startswith("ReaLModel(Transformer(")
+
+
+def test_it_goes_with_torchs_utilities_for_modules(model):
+    names = [name for name, _ in model.named_parameters()]
+    assert names == list(model.state_dict()) == list(model.network.state_dict())
+    assert names[0] == "layers.0.tokens.weight"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(TOKENS, BOUNDS).square().sum().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert norm > 1e-3
+    assert torch.nn.utils.get_total_norm([each.grad for each in model.parameters()]) == pytest.approx(1e-3, rel=1e-3)
+    before = copy.deepcopy(model)
+    optimizer.step()
+    model.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not torch.equal(model.head_weight, before.head_weight)
+    assert str(model.load_state_dict(before.state_dict())) == "<All keys matched successfully>"
+    assert torch.equal(model.head_weight, before.head_weight)
+    assert model.to(torch.float64) is model
+    assert {parameter.dtype for parameter in model.parameters()} == {model.dtype} == {torch.float64}
+    assert not model.eval().training
+    assert model.train().network.training
+
+
+def test_offloaded_parameters_are_back_before_they_are_converted_or_replaced(model):
+    expected = copy.deepcopy(model.state_dict())
+    for use in (lambda: model.to(torch.float64).to(torch.float32), lambda: model.load_state_dict(expected)):
+        model.async_offload()
+        model.wait_for_offload()
+        use()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 def test_there_and_back_through_transformers(model):

@@ -3,9 +3,6 @@
     results = on_ranks(4, work, "tp2pp2")  # work(rank, "tp2pp2") on four ranks, in a gloo group; its results by rank
 
 The function must be importable: a function at the top of a test file or of a module.
-
-The processes are forked from a server that has imported torch and the core, so that starting one takes a fraction of a
-second, as it does again after a rank has died.
 """
 
 from __future__ import annotations
@@ -23,14 +20,6 @@ from pathlib import Path
 from typing import Any
 
 MAX_RANKS = 8
-PRELOADED = [
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "transformers",
-    "reallm.engine.real_model",
-    "reallm.experiments.run.runner",
-]
-"""What the server imports; each process would need seconds for it."""
 
 
 class RankError(AssertionError):
@@ -47,8 +36,8 @@ def on_ranks(
     """`[work(0, *args), work(1, *args), ...]`, each in a process of its own with `torch.distributed` on gloo.
 
     Raises:
-        RankError: the first rank that raised; the other processes are killed.
-        TimeoutError: not all ranks finished in time.
+        RankError: the first rank that raised; the other processes are ended.
+        TimeoutError: not all were done in time.
     """
     assert 1 <= n <= MAX_RANKS
     workers = _POOL.workers(n)
@@ -60,32 +49,28 @@ def on_ranks(
         while waiting:
             ready = wait(list(waiting), timeout_s)
             if not ready:
-                _POOL.kill()
+                _POOL.end()
                 raise TimeoutError(f"ranks {sorted(waiting.values())} of {n} were not done after {timeout_s} s")
             for connection in ready:
                 rank = waiting.pop(connection)
                 try:
-                    succeeded, value = connection.recv()
+                    is_result, value = connection.recv()
                 except EOFError:
-                    _POOL.kill()
+                    _POOL.end()
                     raise RankError(rank, "EOFError", "the process died", "") from None
-                if not succeeded:
-                    _POOL.kill()  # the other ranks wait for this one
+                if not is_result:
+                    _POOL.end()  # the others wait for it
                     raise RankError(rank, *value)
                 results[rank] = value
     return [results[rank] for rank in range(n)]
 
 
 class _Pool:
-    """Processes that serve one rank each, reused by later calls."""
-
     def __init__(self) -> None:
         self._workers: list[tuple[Any, Connection]] = []
 
     def workers(self, n: int) -> list[tuple[Any, Connection]]:
-        """The first `n` processes, started if there are fewer."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = multiprocessing.get_context("spawn")
         while len(self._workers) < n:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -94,7 +79,7 @@ class _Pool:
             self._workers.append((process, ours))
         return self._workers[:n]
 
-    def kill(self) -> None:
+    def end(self) -> None:
         for process, connection in self._workers:
             process.kill()
             process.join()
@@ -103,7 +88,7 @@ class _Pool:
 
 
 _POOL = _Pool()
-atexit.register(_POOL.kill)
+atexit.register(_POOL.end)
 
 
 def _serve(connection: Connection) -> None:
@@ -126,7 +111,7 @@ def _serve(connection: Connection) -> None:
                 timeout=timedelta(seconds=group_timeout_s),
             )
             result = work(rank, *args)
-            with contextlib.suppress(RuntimeError):  # so that no rank leaves early; fails after another rank was lost
+            with contextlib.suppress(RuntimeError):  # so that none leaves early; after a lost rank it cannot be had
                 dist.barrier()
             connection.send((True, result))
         except BaseException as error:

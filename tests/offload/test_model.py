@@ -108,17 +108,17 @@ def test_offloading_twice_and_gradients(model):
 def test_a_group_goes_only_when_it_was_used():
     groups = [[torch.full((5,), float(i))] for i in range(3)]
     offload = Offload(groups, torch.device("cpu"), stream=True)
-    assert offload.is_leaving
+    assert offload.is_offloading
     offload.wait()
-    assert offload.bytes_here == 0
-    offload.before(0)
-    assert offload.bytes_here == 40, "the next one comes"
+    assert offload.resident_bytes == 0
+    offload.before_use(0)
+    assert offload.resident_bytes == 40, "the next one comes"
     assert groups[0][0].tolist() == [0.0] * 5
-    offload.after(0)
-    offload.before(1)
+    offload.after_use(0)
+    offload.before_use(1)
     assert groups[1][0].tolist() == [1.0] * 5
     offload.reload()
-    assert offload.is_over
+    assert offload.finished
     assert [group[0].tolist() for group in groups] == [[float(i)] * 5 for i in range(3)]
 
 

@@ -119,6 +119,21 @@ def test_the_narrower_type_travels():
     assert again < half  # each part goes to one stage only
 
 
+def converted_first(rank: int) -> None:
+    torch.set_num_threads(1)
+    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("dp1@0")).to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16, "on rank 1, which has no parameters, too"
+    moved = model.reallocate("dp1@1")
+    expected = ReaLModel(CONFIG, seed=3, dtype=torch.bfloat16)
+    assert differing(moved, expected) == []
+    assert moved.dtype == torch.bfloat16
+    assert moved.moved.bytes_sent == (0 if rank else sum(each.nbytes for each in expected.parameters()))
+
+
+def test_a_rank_without_parameters_follows_their_conversion():
+    on_ranks(2, converted_first)
+
+
 def mixed(rank: int) -> None:
     torch.set_num_threads(1)
     actor, reference = (ReaLModel(CONFIG, seed=seed, mesh=Mesh.of("tp2pp2")) for seed in (3, 4))

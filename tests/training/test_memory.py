@@ -82,8 +82,8 @@ def test_the_rest_follows_from_the_sizes() -> None:
     half = estimate(CONFIG, torch.bfloat16, CPU, LENGTHS)
     # gradients are summed in float32, and the optimizer has a float32 copy of each parameter
     assert (half.parameters, half.gradients, half.optimizer) == (2 * n, 4 * n, 12 * n)
-    assert single.total == 16 * n + (single.activations or 0) + single.holes
-    assert estimate(CONFIG, torch.float32, torch.device("meta"), LENGTHS).holes == 0
+    assert single.total == 16 * n + (single.activations or 0) + single.fragmentation
+    assert estimate(CONFIG, torch.float32, torch.device("meta"), LENGTHS).fragmentation == 0
     assert f"activations at {sum(LENGTHS)} tokens" in str(single)
 
 
@@ -95,20 +95,20 @@ def test_checkpointing_saves_memory() -> None:
     assert none > selective > full > 0
 
 
-def test_a_critic_and_dropout_can_be_walked() -> None:
+def test_a_critic_and_dropout_can_be_traced() -> None:
     config = CONFIG.replace(is_critic=True, residual_dropout=0.1, attn_dropout=0.1)
     for kind in ("none", "selective", "full"):
         assert estimate(config, torch.float32, CPU, LENGTHS, gradient_checkpointing=kind).activations
 
 
-def test_a_network_that_cannot_be_walked_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_traced_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> int:
         raise RuntimeError("an operation without a fake implementation")
 
-    monkeypatch.setattr(memory, "_walk", fail)
+    monkeypatch.setattr(memory, "_trace_step", fail)
     told = estimate(CONFIG, torch.float32, CPU, LENGTHS)
     assert told.activations is None
-    assert told.total == told.kept + told.holes > 0
+    assert told.total == told.persistent + told.fragmentation > 0
     assert "activations at 712 tokens unknown" in str(told)
 
 

@@ -1,4 +1,4 @@
-"""`reallm demo`: trains a tiny model in three minutes."""
+"""`reallm demo`: the whole way in three minutes, on a tiny model."""
 
 from __future__ import annotations
 

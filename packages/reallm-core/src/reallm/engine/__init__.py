@@ -1,1 +1,1 @@
-"""`ReaLModel`, the class users hold, and the training engine around it."""
+"""`ReaLModel`, the class users hold: a network on the ranks of a layout, its checkpoints, and generation."""

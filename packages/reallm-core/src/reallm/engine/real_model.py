@@ -72,7 +72,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             return bound_method(self, attribute)
         message = f"'{type(self).__name__}' object has no attribute '{attribute}'"
         if hasattr(vars(self).get("_network"), attribute):
-            message += f", but its network has: use model.network.{attribute}"
+            message += f"; use model.network.{attribute}"
         raise AttributeError(message)
 
     def __dir__(self) -> list[str]:
@@ -93,15 +93,15 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         zero: int = 3,
         sequence_parallel: bool = False,
     ) -> ReaLModel:
-        """A model from a HuggingFace checkpoint: a folder, or an id on the hub; its config tells the family.
+        """A model from a HuggingFace checkpoint: a folder, or an id on the hub; its config says which family it is of.
 
         It is in evaluation mode, without dropout; `TrainEngine` trains it in training mode.
 
         Args:
             path: folder with `config.json` and safetensors files.
-            dtype: of the parameters; None keeps the checkpoint's. On CPU the tensors are then used where they lie in
-                the file, without a copy.
-            is_critic: True puts a scalar head on, drawn from `seed` if the checkpoint has none; None follows the
+            dtype: of the parameters; None keeps the checkpoint's. On CPU the tensors are then memory-mapped
+                from the files, without a copy.
+            is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
             mesh: the layout over whose ranks the model is sharded, each of which reads its part of the files only;
                 None: this process holds all of it. See `ShardedModel` for `zero` and `sequence_parallel`.
@@ -187,14 +187,14 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     def token_logprobs(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
         """Log-probability [T] float32 of each token after those before it in its sequence, 0 for the first of each.
 
-        Without dropout and without gradients; logits are never held. With a mesh, all ranks of its layout make the same
-        call, share the sequences and have the same result.
+        Without dropout and without gradients, and without holding logits. With a mesh, all ranks of its layout make the
+        same call, each computes some of the sequences, and all get the same result.
 
         Args:
             tokens: [T] integers, the sequences one after another.
             cu_seqlens: [S+1] integers, bounds of the sequences.
-            max_tokens: how many go through the network at once, a longer sequence apart; None: all that a rank has, or
-                a part for each stage of a pipeline.
+            max_tokens: tokens per forward pass; one longer sequence goes alone. None: all of a rank's in one pass, or
+                in one for each stage of a pipeline.
 
         Raises:
             DataError: `cu_seqlens` does not bound the tokens.
@@ -213,7 +213,6 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         """
         if not self.config.is_critic:
             raise ConfigError("only a critic gives scores; load the model with is_critic=True, or call token_logprobs")
-
         network = self.network
 
         def per_token(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -236,7 +235,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     ) -> list[Completion]:
         """Continue prompts, given as text or as token ids, all of them as one batch.
 
-        In a layout of several ranks all of them make the same call, and have the same result.
+        With a mesh, all ranks of its layout make the same call and get the same result.
 
         Args:
             prompts: texts, or lists of token ids.
@@ -244,7 +243,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             temperature: 0 is greedy.
             stop_token_ids: None takes the end-of-sequence tokens of the checkpoint.
             stop: strings that end a completion.
-            seed: same seed, same completions; each prompt has a random stream of its own.
+            seed: same seed, same completions; each prompt has its own random stream.
 
         Returns:
             A `Completion` for each prompt, in order.

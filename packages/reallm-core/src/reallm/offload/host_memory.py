@@ -1,4 +1,4 @@
-"""Where tensors go that leave the memory of their device: pinned memory for a GPU, a mapped file for a CPU."""
+"""Where offloaded tensors are kept: in pinned memory for a GPU, in a memory-mapped file for a CPU."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 class HostMemory(Protocol):
-    """Room for several pieces of bytes."""
+    """Buffers of fixed sizes."""
 
     @property
     def slots(self) -> Sequence[Tensor]:
-        """The pieces, uint8 [n] each."""
+        """The buffers, uint8 [n] each."""
 
     def flush(self) -> None:
-        """Let what was written to the slots leave memory, where it can."""
+        """Move what was written to the slots out of RAM, where that is possible."""
 
-    def expect(self, index: int) -> None:
-        """A hint that a slot is about to be read."""
+    def prefetch(self, index: int) -> None:
+        """A hint that a slot is read soon."""
 
-    def release(self, index: int) -> None:
+    def evict(self, index: int) -> None:
         """A hint that a slot is not read soon."""
 
 
 class PinnedMemory:
-    """Pages that the GPU reads and writes by itself while the CPU does other things.
+    """Page-locked RAM, which the GPU reads and writes by itself while the CPU does other things.
 
-    torch keeps them for the next time, and rounds the size of each slot up to a power of two.
+    torch caches it for the next time, and rounds the size of each slot up to a power of two.
 
     Raises:
         DataError: the host has no room.
@@ -52,21 +52,21 @@ class PinnedMemory:
             ) from error
 
     def flush(self) -> None:
-        """Nothing: pinned memory stays where it is."""
+        """Nothing: pinned memory stays in RAM."""
 
-    def expect(self, index: int) -> None:
-        """Nothing: it is there."""
+    def prefetch(self, index: int) -> None:
+        """Nothing: it is in RAM."""
 
-    def release(self, index: int) -> None:
-        """Nothing: it stays."""
+    def evict(self, index: int) -> None:
+        """Nothing: it stays in RAM."""
 
 
 class MappedFile:
-    """A file without a name, which is gone when the process is, however it ends; the system keeps of it what it can.
+    """A file without a name, which is gone with the process, however it ends; the kernel caches of it what it can.
 
     Args:
         sizes: of the slots in bytes.
-        folder: on which disk; None: that of temporary files (`TMPDIR`).
+        folder: where the file is made; None: where temporary files are (`TMPDIR`).
 
     Raises:
         DataError: the folder has no room or cannot be written.
@@ -92,17 +92,17 @@ class MappedFile:
         ]
 
     def flush(self) -> None:
-        """Write it to the disk: pages that are as on the disk can be dropped."""
+        """Write all slots to the disk: clean pages can be dropped from RAM."""
         self._map.flush()
         for index in range(len(self.slots)):
-            self.release(index)
+            self.evict(index)
 
-    def expect(self, index: int) -> None:
-        """Have the system read a slot ahead."""
+    def prefetch(self, index: int) -> None:
+        """Have the kernel read a slot ahead."""
         self._advise(index, mmap.MADV_WILLNEED)
 
-    def release(self, index: int) -> None:
-        """Take a slot out of this process' memory; it stays in the file."""
+    def evict(self, index: int) -> None:
+        """Take a slot's pages out of this process' memory; they stay in the file."""
         self._advise(index, mmap.MADV_DONTNEED)
 
     def _advise(self, index: int, advice: int) -> None:
@@ -112,5 +112,5 @@ class MappedFile:
 
 
 def host_memory(device: torch.device, sizes: Sequence[int]) -> HostMemory:
-    """Host memory for what lies on a device."""
+    """Slots of these sizes for tensors of a device."""
     return PinnedMemory(sizes) if device.type == "cuda" else MappedFile(sizes)

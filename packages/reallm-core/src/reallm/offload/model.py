@@ -1,4 +1,4 @@
-"""A model whose layers are in host memory, and come to their device as the forward pass reaches them."""
+"""Offloading of a network: its layers are loaded again as the forward pass reaches them."""
 
 from __future__ import annotations
 
@@ -16,85 +16,70 @@ from reallm.parallel.fsdp import is_fsdp, local_tensors
 
 
 class ModelOffload:
-    """The parameters of a model on their way to host memory, there, or on their way back.
+    """Moves the local parameters of a network to host memory, and back in the next forward pass or by `reload`.
 
-    Embedding and head stay when they have come back, because a head is used after its layer's forward pass and may have
-    the embedding's table.
+    Embedding and head stay on the device once they are loaded, because a head is used after its layer's forward pass
+    and may share the embedding's table.
 
     Args:
-        model: at least one layer of it is here.
-        stream: have at most two blocks on the device at a time, which are let go as soon as they were used. For models
-            that are not trained.
+        network: has at least one layer.
+        stream: have at most two blocks on the device at a time, each freed after its use. For models that are not
+            trained.
 
     Raises:
         DataError: the host has no room.
     """
 
-    def __init__(self, model: Transformer, *, stream: bool = False) -> None:
-        # parameters themselves where they can be: those of a mapped checkpoint get other memory
-        tensors = local_tensors(model) if is_fsdp(model) else dict[str, Tensor](model.named_parameters())
-        numbers = sorted(map(int, model.layers))
+    def __init__(self, network: Transformer, *, stream: bool = False) -> None:
+        # where possible the parameters themselves: those of a mapped checkpoint get another storage
+        tensors = local_tensors(network) if is_fsdp(network) else dict[str, Tensor](network.named_parameters())
+        numbers = sorted(map(int, network.layers))
         groups = [[tensor for name, tensor in tensors.items() if layer_number(name) == n] for n in numbers]
         device = next(iter(tensors.values())).device
-        stay = [place for place, number in enumerate(numbers) if number not in block_layers(model.config)]
-        self._offload = Offload(groups, device, stream=stream, stay=stay)
+        keep = [index for index, number in enumerate(numbers) if number not in block_layers(network.config)]
+        self._offload = Offload(groups, device, stream=stream, keep=keep)
         self._undo: list[Callable[[], None]] = []
-        if is_fsdp(model) or model.is_compiled:  # these use layers otherwise than by calling them one by one
-            self._reload_first(model)
+        if is_fsdp(network) or network.is_compiled:  # these do not run layers by calling them one by one
+            self._reload_before_forward(network)
         else:
-            for place, number in enumerate(numbers):
-                self._follow(model.layers[str(number)], place, is_last=place == len(numbers) - 1)
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether `wait` is still to be called; until then the model can be used, and must not change."""
-        return self._offload.is_leaving
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the whole model is back for good."""
-        return self._offload.is_over
-
-    @property
-    def bytes_here(self) -> int:
-        """Bytes of parameters that are on their device or coming."""
-        return self._offload.bytes_here
+            for index, number in enumerate(numbers):
+                self._load_in_turn(network.layers[str(number)], index, is_last=index == len(numbers) - 1)
 
     def wait(self) -> None:
-        """Return when the parameters are in host memory and no longer on their device."""
+        """Wait until the parameters are in host memory, and free their memory on the device."""
         self._offload.wait()
 
     def reload(self) -> None:
-        """Return when the whole model is back, for good."""
+        """Load all layers, for good."""
         self._offload.reload()
-        self._end()
+        self._remove_hooks()
 
-    def _follow(self, layer: nn.Module, place: int, *, is_last: bool) -> None:
-        """Have a layer come before its forward pass, and go after it where that is wanted."""
+    def _load_in_turn(self, layer: nn.Module, index: int, *, is_last: bool) -> None:
+        """Have a layer loaded before its forward pass and, when streaming, freed after it."""
 
         def after(*_: object) -> None:
-            self._offload.after(place)
-            if is_last and self._offload.is_over:
-                self._end()
+            self._offload.after_use(index)
+            if is_last and self._offload.finished:
+                self._remove_hooks()
 
-        before = partial(self._before, place)
+        before = partial(self._before, index)
         self._undo.append(layer.register_forward_pre_hook(before, prepend=True).remove)
         self._undo.append(layer.register_forward_hook(after).remove)
 
-    def _before(self, place: int, *_: object) -> None:
-        self._offload.before(place)
+    def _before(self, index: int, *_: object) -> None:
+        self._offload.before_use(index)
 
-    def _reload_first(self, model: Transformer) -> None:
-        forward_hidden = model.forward_hidden
+    def _reload_before_forward(self, network: Transformer) -> None:
+        forward_hidden = network.forward_hidden
 
         def after_reloading(*args: Any, **options: Any) -> torch.Tensor:
             self.reload()
             return forward_hidden(*args, **options)
 
-        model.forward_hidden = after_reloading  # type: ignore[method-assign]
-        self._undo.append(lambda: setattr(model, "forward_hidden", forward_hidden))
+        network.forward_hidden = after_reloading  # type: ignore[method-assign]
+        self._undo.append(lambda: setattr(network, "forward_hidden", forward_hidden))
 
-    def _end(self) -> None:
+    def _remove_hooks(self) -> None:
         for undo in self._undo:
             undo()
         self._undo.clear()

@@ -1,8 +1,8 @@
-"""Tensors that leave their device's memory, all at once and in the background, and come back group by group.
+"""Offloading of tensors: all at once in the background, and back group by group.
 
 A tensor stays the same object: its storage is emptied and filled again, so that optimizers, FSDP and views that share
-the storage need not know. Several groups are copied back while others are computed with: `before(k)` waits for group
-`k` alone, and has the next one come.
+the storage need not know. Groups are copied back while others are used in computation: `before_use(k)` waits for group
+`k` alone, and starts to load the next one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from reallm.offload.host_memory import HostMemory, host_memory
 
-AHEAD = 1
-"""Groups that come while one is computed with."""
+PREFETCHED_GROUPS = 1
+"""Groups that are loaded while the one before them is used."""
 
 
 class Offload:
-    """Groups of tensors, such as the layers of a model, and where each is.
+    """Groups of tensors, such as the layers of a model, which are on their device or in host memory.
 
     Args:
-        groups: the tensors of each, in the order in which they are used. What several tensors share moves once, with
-            the first group that has it.
+        groups: the tensors of each, in the order in which they are used. A storage that several tensors share moves
+            once, with the first group that has it.
         device: of the tensors.
-        stream: let a group go again after it was used; its numbers must not change meanwhile.
-        stay: groups that stay once they have come back, even with `stream`.
+        stream: free a group again after each use; its values must not change meanwhile.
+        keep: groups that stay on the device once they are loaded, even with `stream`.
 
     Raises:
         DataError: the host has no room.
@@ -41,110 +41,110 @@ class Offload:
         device: torch.device,
         *,
         stream: bool = False,
-        stay: Iterable[int] = (),
+        keep: Iterable[int] = (),
     ) -> None:
-        self._coming: dict[int, list[_Ticket]] = {}
-        self._groups = _pieces(groups)
-        self._host: HostMemory = host_memory(device, [piece.size for group in self._groups for piece in group])
+        self._loading: dict[int, list[_PendingCopy]] = {}
+        self._groups = _with_slots(groups)
+        self._host: HostMemory = host_memory(device, [item.size for group in self._groups for item in group])
         self._copies: _Copies = _StreamCopies(device) if device.type == "cuda" else _ThreadCopies()
-        self._stream, self._stay = stream, frozenset(stay)
-        self._here = [True] * len(self._groups)
-        self._leaving = [
-            self._copies.start(self._host.slots[piece.slot], piece.bytes()) for group in self._groups for piece in group
+        self._stream, self._keep = stream, frozenset(keep)
+        self._is_resident = [True] * len(self._groups)
+        self._offloading = [
+            self._copies.start(self._host.slots[item.slot], item.bytes()) for group in self._groups for item in group
         ]
 
     def __del__(self) -> None:
-        for ticket in (ticket for tickets in self._coming.values() for ticket in tickets):
-            ticket.wait()  # after an error in the middle of a pass: what still comes would land in memory of others
+        for copy in (copy for copies in self._loading.values() for copy in copies):
+            copy.wait()  # after an error in the middle of a pass: it would write to memory that others have by then
 
     @property
-    def is_leaving(self) -> bool:
+    def is_offloading(self) -> bool:
         """Whether `wait` is still to be called; until then the tensors can be read, and must not change."""
-        return bool(self._leaving)
+        return bool(self._offloading)
 
     @property
-    def is_over(self) -> bool:
-        """Whether all groups are back for good."""
-        return not self._leaving and not self._stream and all(self._here) and not self._coming
+    def finished(self) -> bool:
+        """Whether all groups are back on their device for good."""
+        return not self._offloading and not self._stream and all(self._is_resident) and not self._loading
 
     @property
-    def bytes_here(self) -> int:
-        """Bytes of the groups that are on their device or coming."""
-        groups = zip(self._groups, self._here, strict=True)
-        return sum(piece.size for group, is_here in groups if is_here for piece in group)
+    def resident_bytes(self) -> int:
+        """Bytes of the groups that are on their device or being loaded."""
+        groups = zip(self._groups, self._is_resident, strict=True)
+        return sum(item.size for group, is_resident in groups if is_resident for item in group)
 
     def wait(self) -> None:
-        """Return when all tensors are in host memory and no longer on their device."""
-        if not self._leaving:
+        """Wait until all tensors are in host memory, and free their memory on the device."""
+        if not self._offloading:
             return
-        self._finish_leaving()
+        self._finish_offloading()
         self._host.flush()
         for index in range(len(self._groups)):
-            self._empty(index)
+            self._free(index)
 
-    def before(self, index: int) -> None:
-        """Return when a group is there; the next one begins to come."""
-        if self._leaving:
+    def before_use(self, index: int) -> None:
+        """Wait until a group is on the device, and start to load the next one."""
+        if self._offloading:
             return
-        for coming in range(index, min(index + AHEAD + 1, len(self._groups))):
-            self._start(coming)
-        for ticket in self._coming.pop(index, []):
-            ticket.wait()
+        for following in range(index, min(index + PREFETCHED_GROUPS + 1, len(self._groups))):
+            self._start_loading(following)
+        for copy in self._loading.pop(index, []):
+            copy.wait()
 
-    def after(self, index: int) -> None:
-        """Let a group go that was used, if groups are streamed."""
-        if self._stream and index not in self._stay and not self._leaving and index not in self._coming:
-            self._empty(index)
+    def after_use(self, index: int) -> None:
+        """Free a group again, if groups are streamed."""
+        if self._stream and index not in self._keep and not self._offloading and index not in self._loading:
+            self._free(index)
 
     def reload(self) -> None:
-        """Return when all groups are back, for good.
+        """Load all groups, for good.
 
         Raises:
-            RuntimeError: the device has no room; what has come stays, and the rest can come later.
+            RuntimeError: the device has no room; what is loaded stays, and the rest can be loaded later.
         """
-        self._finish_leaving()
+        self._finish_offloading()
         for index in range(len(self._groups)):
-            self.before(index)
+            self.before_use(index)
         self._stream = False
 
-    def _finish_leaving(self) -> None:
-        for ticket in self._leaving:
-            ticket.wait()
-        self._leaving = []
+    def _finish_offloading(self) -> None:
+        for copy in self._offloading:
+            copy.wait()
+        self._offloading = []
 
-    def _start(self, index: int) -> None:
-        if self._here[index]:
+    def _start_loading(self, index: int) -> None:
+        if self._is_resident[index]:
             return
-        pieces = self._groups[index]
+        group = self._groups[index]
         try:
-            for piece in pieces:
-                piece.storage.resize_(piece.size)
-        except RuntimeError:  # no room for all of the group: none of it comes, or the next use would read nothing
-            for piece in pieces:
-                piece.storage.resize_(0)
+            for item in group:
+                item.storage.resize_(item.size)
+        except RuntimeError:  # no room for all of the group: none of it is loaded, or the next use would read garbage
+            for item in group:
+                item.storage.resize_(0)
             raise
-        self._here[index] = True
-        self._coming[index] = [self._copies.start(piece.bytes(), self._host.slots[piece.slot]) for piece in pieces]
-        for piece in self._groups[index + 1] if index + 1 < len(self._groups) else ():
-            self._host.expect(piece.slot)
+        self._is_resident[index] = True
+        self._loading[index] = [self._copies.start(item.bytes(), self._host.slots[item.slot]) for item in group]
+        for item in self._groups[index + 1] if index + 1 < len(self._groups) else ():
+            self._host.prefetch(item.slot)
 
-    def _empty(self, index: int) -> None:
-        for piece in self._groups[index]:
-            piece.empty()
-            self._host.release(piece.slot)
-        self._here[index] = False
+    def _free(self, index: int) -> None:
+        for item in self._groups[index]:
+            item.free()
+            self._host.evict(item.slot)
+        self._is_resident[index] = False
 
 
 @dataclass(eq=False)
-class _Piece:
-    """A storage, and the slot that holds its bytes."""
+class _OffloadedStorage:
+    """A storage, and the slot of host memory for its bytes."""
 
     slot: int
     storage: torch.UntypedStorage
     size: int
     """In bytes."""
     mapped: Tensor | None = None
-    """The tensor, where its storage is that of a mapped checkpoint, which cannot be given back: it gets another one."""
+    """The tensor, if its storage is that of a mapped checkpoint, which cannot be resized: it gets another storage."""
 
     def bytes(self) -> Tensor:
         """Its bytes [size] uint8, not a copy."""
@@ -152,56 +152,57 @@ class _Piece:
             return self.mapped.detach().contiguous().flatten().view(torch.uint8)
         return torch.empty(0, dtype=torch.uint8, device=self.storage.device).set_(self.storage)
 
-    def empty(self) -> None:
-        """Give the memory back."""
+    def free(self) -> None:
+        """Free its memory on the device."""
         if self.mapped is not None:
             self.mapped.data = torch.empty_like(self.mapped, memory_format=torch.contiguous_format)
             self.storage, self.mapped = self.mapped.untyped_storage(), None
         self.storage.resize_(0)
 
 
-def _pieces(groups: Sequence[Iterable[Tensor]]) -> list[list[_Piece]]:
+def _with_slots(groups: Sequence[Iterable[Tensor]]) -> list[list[_OffloadedStorage]]:
+    """The storages of each group, each storage once, with slots numbered from 0."""
     seen: set[int] = set()
-    found: list[list[_Piece]] = []
+    numbered: list[list[_OffloadedStorage]] = []
     n_slots = 0
     for group in groups:
-        found.append([])
+        numbered.append([])
         for tensor in group:
             storage = tensor.untyped_storage()
             if storage.resizable():
                 if storage._cdata in seen:
                     continue
                 seen.add(storage._cdata)
-                piece = _Piece(n_slots, storage, storage.nbytes())
+                item = _OffloadedStorage(n_slots, storage, storage.nbytes())
             else:
-                piece = _Piece(n_slots, storage, tensor.nbytes, tensor)
-            found[-1].append(piece)
+                item = _OffloadedStorage(n_slots, storage, tensor.nbytes, tensor)
+            numbered[-1].append(item)
             n_slots += 1
-    return found
+    return numbered
 
 
-class _Ticket(Protocol):
+class _PendingCopy(Protocol):
     def wait(self) -> None:
-        """Return when the copy is done, or will be for all that is queued from now on."""
+        """Return when the copy is done, or when whatever is queued from now on will find it done."""
 
 
 class _Copies(Protocol):
     """Copies in the background, one after another."""
 
-    def start(self, target: Tensor, source: Tensor) -> _Ticket: ...
+    def start(self, target: Tensor, source: Tensor) -> _PendingCopy: ...
 
 
 class _ThreadCopies:
-    """A thread: copying releases Python's lock."""
+    """Copies by a thread: copying releases Python's lock."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="offload")
 
-    def start(self, target: Tensor, source: Tensor) -> _Ticket:
-        return _FutureTicket(self._pool.submit(target.copy_, source))
+    def start(self, target: Tensor, source: Tensor) -> _PendingCopy:
+        return _ThreadCopy(self._pool.submit(target.copy_, source))
 
 
-class _FutureTicket:
+class _ThreadCopy:
     def __init__(self, future: Future[Tensor]) -> None:
         self._future = future
 
@@ -210,32 +211,32 @@ class _FutureTicket:
 
 
 class _StreamCopies:
-    """A stream of its own, that waits for what is queued where the tensors are used, and is waited for there.
+    """Copies on a CUDA stream, which waits for the stream that uses the tensors, and is waited for there.
 
-    What is queued may still write a tensor that leaves, or read memory that is given to one that comes: it belongs to
-    whoever had it before. Since both streams wait for each other, and memory is taken and given back on the one where
-    tensors are used, `record_stream` is not needed.
+    Kernels queued on the stream of use may still write a tensor that is offloaded, or read memory that a loaded tensor
+    gets. Since both streams wait for each other, and memory is allocated and freed on the stream of use,
+    `record_stream` is not needed.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def start(self, target: Tensor, source: Tensor) -> _Ticket:
+    def start(self, target: Tensor, source: Tensor) -> _PendingCopy:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
             event = torch.cuda.Event()
             event.record(self._stream)
-        return _EventTicket(event, self._device, is_leaving=target.device.type == "cpu")
+        return _StreamCopy(event, self._device, to_host=target.device.type == "cpu")
 
 
-class _EventTicket:
-    def __init__(self, event: torch.cuda.Event, device: torch.device, *, is_leaving: bool) -> None:
-        self._event, self._device, self._is_leaving = event, device, is_leaving
+class _StreamCopy:
+    def __init__(self, event: torch.cuda.Event, device: torch.device, *, to_host: bool) -> None:
+        self._event, self._device, self._to_host = event, device, to_host
 
     def wait(self) -> None:
-        if self._is_leaving:  # the memory is given back next, so that the CPU itself must know
+        if self._to_host:  # the source is freed next, so that the CPU itself must wait
             self._event.synchronize()
         else:
             torch.cuda.current_stream(self._device).wait_event(self._event)

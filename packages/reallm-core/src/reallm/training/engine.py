@@ -124,10 +124,10 @@ class TrainEngine:
     def train_batch(self, batch: NamedArray, objective: Objective) -> dict[str, float]:
         """One optimizer step on `batch`; its loss is the loss sum of the whole batch over its total weight.
 
-        With experts, the load-balancing loss of each micro-batch is added, in proportion to the
-        micro-batch's weight. It is the one thing that depends on how the batch is cut, as in every framework: it is
-        a product of two means over the tokens that go through the model together, and the mean of such products is
-        not the product of the means. To have it over the whole batch, all micro-batches would have to be kept at once.
+        With experts, the load-balancing loss of each micro-batch is added, in proportion to its weight. It is the one
+        thing that depends on how the batch is cut, as in every framework: it is a product of two means over the tokens
+        that go through the model together, and the mean of such products is not the product of the means. To have it
+        over the whole batch, all micro-batches would have to be kept at once.
 
         Returns:
             The objective's metrics before the step, and `lr`, `grad_norm`, `tokens`; with `on_nonfinite="skip"` also
@@ -144,7 +144,7 @@ class TrainEngine:
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
         if self._offload is not None:
-            self._offload.before(0)  # an empty group: the optimizer state is the next one, and begins to come back
+            self._offload.before_use(0)  # an empty group: the optimizer state is the next one, and begins to come back
         try:
             with self._dropout_seed():
                 losses = self._forward_backward.train(local_batch, objective, self._optimizer.accumulate_gradients)

@@ -1,8 +1,8 @@
-"""How much memory training takes, told before anything is allocated, and what there is.
+"""An estimate of the memory that training takes, made before anything is allocated, and the memory that is available.
 
-Parameters, gradients and optimizer follow from the shapes. Activations are found by walking the network itself, forward
-and backward, with fake tensors that have shapes and no memory, and counting what is alive: whatever a plugin's block
-does, and whatever is recomputed, is in the number.
+Parameters, gradients and optimizer follow from the shapes. Activations are found by tracing the network, forward and
+backward, with fake tensors that have shapes and no memory, and counting what is alive: whatever a plugin's block does,
+and whatever is recomputed, is in the number.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from reallm.model.packed import PackedSequences
 from reallm.model.parameters import meta_model, n_parameters
 
 GIB = 2**30
-HOLES = 0.2
-"""What the C library's allocator loses to holes on a CPU, as a share of what is alive: 0.20 to 0.29 were seen with
-glibc 2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
-WALKED_BLOCKS = (2, 4)
-"""Of blocks of one kind that are more, so many are walked, and the rest is continued along the line through both."""
+FRAGMENTATION = 0.2
+"""What the C library's allocator loses on a CPU, as a share of what is alive: 0.20 to 0.29 were measured with glibc
+2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
+TRACED_BLOCKS = (2, 4)
+"""Where a network has more blocks of one kind, two networks with this many are traced and extrapolated from."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class MemoryEstimate:
     optimizer: int
     """Moments, and float32 masters of half-precision parameters."""
     activations: int | None
-    """What a micro-batch of `n_tokens` adds, with the gradients in passing; None if the network could not be walked."""
+    """What a micro-batch of `n_tokens` adds, temporary gradients included; None if the network cannot be traced."""
     n_tokens: int
-    holes: int = 0
+    fragmentation: int = 0
     """What the allocator loses, on a CPU."""
 
     @property
-    def kept(self) -> int:
-        """What is there all the time, without any activations."""
+    def persistent(self) -> int:
+        """What is allocated from step to step, without any activations."""
         return self.parameters + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
         """All of it together."""
-        return self.kept + (self.activations or 0) + self.holes
+        return self.persistent + (self.activations or 0) + self.fragmentation
 
     def __str__(self) -> str:
         parts: dict[str, int | None] = {
@@ -65,8 +65,8 @@ class MemoryEstimate:
             "optimizer": self.optimizer,
             f"activations at {self.n_tokens:,} tokens": self.activations,
         }
-        if self.holes:
-            parts["allocator"] = self.holes
+        if self.fragmentation:
+            parts["allocator"] = self.fragmentation
         listed = ", ".join(f"{name} {'unknown' if n is None else size_text(n)}" for name, n in parts.items())
         return f"about {size_text(self.total)}: {listed}"
 
@@ -92,10 +92,10 @@ def estimate(
         activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
     except ReallmError:  # such as a sequence longer than the positions that the model has learned
         raise
-    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is worth telling all the same
+    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is worth knowing all the same
         activations = None
     if activations is not None and is_half:
-        activations += n * size  # gradients in half precision, before they join those of the masters
+        activations += n * size  # gradients in half precision, before they are added to those of the masters
     alive = MemoryEstimate(
         parameters=n * size,
         gradients=n * max(size, 4),
@@ -103,14 +103,14 @@ def estimate(
         activations=activations,
         n_tokens=sum(lengths),
     )
-    return dataclasses.replace(alive, holes=int(HOLES * alive.total)) if device.type == "cpu" else alive
+    return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still have on a device; None where that cannot be found out."""
+    """Bytes that this process can still allocate on a device; None where that is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [limit for limit in (_cgroup_room(), _meminfo("MemAvailable")) if limit is not None]
+    limits = [limit for limit in (_cgroup_available(), _meminfo("MemAvailable")) if limit is not None]
     return min(limits, default=None)
 
 
@@ -130,22 +130,22 @@ def _activations(
     lengths: Sequence[int],
     gradient_checkpointing: Any,
 ) -> int:
-    def walk(blocks: Iterable[int]) -> _Peaks:
-        return _walk(config.with_blocks(*sorted(blocks)), dtype, device, lengths, gradient_checkpointing)
+    def trace(blocks: Iterable[int]) -> _Peaks:
+        return _trace_step(config.with_blocks(*sorted(blocks)), dtype, device, lengths, gradient_checkpointing)
 
-    few, more = WALKED_BLOCKS
+    few, more = TRACED_BLOCKS
     if config.n_layers <= more:
-        return max(walk(range(config.n_layers)))
+        return max(trace(range(config.n_layers)))
     kinds: dict[ReaLModelConfig, list[int]] = {}  # blocks that are configured alike
     for block in range(config.n_layers):
         kinds.setdefault(config.with_blocks(block), []).append(block)
     # the last of each kind: with them the last block of all, in whose backward pass most may be alive
-    low = walk(block for blocks in kinds.values() for block in blocks[-few:])
+    low = trace(block for blocks in kinds.values() for block in blocks[-few:])
     forward, last_block, other_blocks = low
     for kind, blocks in kinds.items():
         if len(blocks) <= few:
             continue
-        high = walk(block for each, places in kinds.items() for block in places[-(more if each == kind else few) :])
+        high = trace(block for each, numbers in kinds.items() for block in numbers[-(more if each == kind else few) :])
         slope = Fraction(len(blocks) - few, min(len(blocks), more) - few)
         forward += int(slope * (high.forward - low.forward))
         last_block += int(slope * (high.last_block - low.last_block))
@@ -156,7 +156,7 @@ def _activations(
 
 
 class _Peaks(NamedTuple):
-    """The most bytes alive at once beyond parameters and gradients, in parts of a step."""
+    """The most bytes alive at once beyond parameters and gradients, in each phase of a step."""
 
     forward: int
     """In the forward pass, up to the loss."""
@@ -166,23 +166,23 @@ class _Peaks(NamedTuple):
     """In the rest of the backward pass."""
 
 
-def _walk(
+def _trace_step(
     config: ReaLModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     lengths: Sequence[int],
     gradient_checkpointing: Any,
 ) -> _Peaks:
-    seqs = PackedSequences.from_lengths(_alike(config, lengths))
-    positions = seqs.positions  # needs real numbers, so it is made before the tensors are fake
-    model = meta_model(config).train()
-    model.gradient_checkpointing = gradient_checkpointing
+    seqs = PackedSequences.from_lengths(_equivalent_lengths(config, lengths))
+    positions = seqs.positions  # needs real values, so it is made before the tensors are fake
+    network = meta_model(config).train()
+    network.gradient_checkpointing = gradient_checkpointing
     fake, alive = FakeTensorMode(), AliveBytes()
     with fake:
-        for module in model.modules():
+        for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-                value.grad = torch.empty_like(value)  # there from an earlier micro-batch
+                value.grad = torch.empty_like(value)  # as from an earlier micro-batch
                 setattr(module, name, value)
         tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
         on_device = PackedSequences(seqs.lengths, fake.from_tensor(seqs.cu_seqlens).to(device), seqs.cached_lengths)
@@ -191,23 +191,23 @@ def _walk(
 
         def watch(block: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0]
-            if not after_last_block and x.grad_fn is not None:  # not where it is run again, with inputs cut off
+            if not after_last_block and x.grad_fn is not None:  # not when it is recomputed, with detached inputs
                 x.register_hook(lambda gradient: after_last_block.append(alive.restart()))
 
-        model.layers[str(config.n_layers)].register_forward_pre_hook(watch)
+        network.layers[str(config.n_layers)].register_forward_pre_hook(watch)
         with alive:
-            hidden = model.forward_hidden(tokens, on_device)
-            loss = model.head(hidden).sum() if config.is_critic else model.cross_entropy(hidden, tokens).loss_sum
+            hidden = network.forward_hidden(tokens, on_device)
+            loss = network.head(hidden).sum() if config.is_critic else network.cross_entropy(hidden, tokens).loss_sum
             forward = alive.restart()
             loss.backward()
     return _Peaks(forward, max(after_last_block), alive.peak)
 
 
-def _alike(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
-    """Fewer sequences that take the same memory, since each costs time to walk.
+def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
+    """Fewer sequences that take the same memory, since each costs time to trace.
 
-    Where scores are not kept, only the number of tokens counts. Where they are, or masks, a sequence's length does, and
-    learned positions have an end: then all are as long as the longest, which takes no less.
+    Where attention scores are not kept, only the number of tokens counts. Where they are, or masks, the length of a
+    sequence does, and learned positions have an end: then all are as long as the longest, which takes no less.
     """
     total = sum(lengths)
     keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
@@ -218,7 +218,7 @@ def _alike(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
 
 
 class AliveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operations make and that are still referred to."""
+    """Counts the bytes of storages that operations allocate and that are still referenced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class AliveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            self._count(storage, 0)  # what was there before; a result may be a view of it
+            self._count(storage, 0)  # allocated before; a result may be a view of it
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             self._count(storage, storage.nbytes())
@@ -236,7 +236,7 @@ class AliveBytes(TorchDispatchMode):
         return result
 
     def restart(self) -> int:
-        """The peak so far; it begins anew with what is alive now."""
+        """The peak so far; the next peak starts from what is alive now."""
         peak, self.peak = self.peak, self._now
         return peak
 
@@ -264,17 +264,17 @@ def _meminfo(name: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
-def _cgroup_room() -> int | None:
-    """What a container's limit leaves, cgroup version 2 or 1; None without a limit."""
+def _cgroup_available() -> int | None:
+    """Bytes left below a container's limit, cgroup version 2 or 1; None without a limit."""
     for limit, usage in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            most = Path(limit).read_text(encoding="ascii").strip()
+            maximum = Path(limit).read_text(encoding="ascii").strip()
             used = int(Path(usage).read_text(encoding="ascii"))
         except (OSError, ValueError):
             continue
-        if most != "max" and int(most) < 2**60:  # version 1 says "no limit" with a huge number
-            return max(0, int(most) - used)
+        if maximum != "max" and int(maximum) < 2**60:  # version 1 says "no limit" with a huge number
+            return max(0, int(maximum) - used)
     return None

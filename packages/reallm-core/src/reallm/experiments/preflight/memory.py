@@ -52,10 +52,10 @@ def split_estimate(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEs
     optimizer = whole.optimizer // (n * fsdp)
     activations = None if whole.activations is None else whole.activations // layout.tp
     alive = dataclasses.replace(
-        whole, parameters=parameters, gradients=gradients, optimizer=optimizer, activations=activations, holes=0
+        whole, parameters=parameters, gradients=gradients, optimizer=optimizer, activations=activations, fragmentation=0
     )
-    lost = whole.holes / max(1, whole.total - whole.holes)
-    return dataclasses.replace(alive, holes=int(lost * alive.total))
+    lost = whole.fragmentation / max(1, whole.total - whole.fragmentation)
+    return dataclasses.replace(alive, fragmentation=int(lost * alive.total))
 
 
 def memory_lines(
@@ -98,7 +98,7 @@ def _compare(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharin
     if available is None:
         return []
     available //= n_sharing
-    total, kept = sum(one.total for one in estimates), sum(one.kept for one in estimates)
+    total, kept = sum(one.total for one in estimates), sum(one.persistent for one in estimates)
     if total <= available:
         return [f"        {size_text(available)} is free on {device}"]
     remedy = (
