@@ -123,7 +123,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_subset_there_and_back_is_the_same_bit_for_bit(name, data):
     of_name, config = FAMILIES[name]
