@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -35,3 +36,21 @@ def test_importing_a_name_from_it_works():
 def test_what_is_no_public_name_is_an_attribute_error(name):
     with pytest.raises(AttributeError, match=f"module 'reallm.testing' has no attribute '{name}'"):
         getattr(reallm.testing, name)
+
+
+SUITE = """
+from reallm.testing import LoggerKit
+
+
+class TestJsonl(LoggerKit):
+    logger = "jsonl"
+"""
+
+
+def test_a_suite_that_imports_it_still_passes_and_is_told_the_new_name(tmp_path):
+    (tmp_path / "test_suite.py").write_text(SUITE, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_suite.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    assert "use 'reallm_devkit' of reallm-devkit" in done.stdout

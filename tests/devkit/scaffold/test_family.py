@@ -15,19 +15,19 @@ from reallm.plugins import registry
 from reallm_devkit import check_family
 from reallm_devkit.cli.new import state_of_draft
 from reallm_devkit.scaffold.architecture import Architecture, architecture_of
-from reallm_devkit.scaffold.family import Draft, drafted
-from reallm_devkit.scaffold.project import planned
-from reallm_devkit.scaffold.weights import placed
-from reallm_devkit.scaffold.writing import rendered
+from reallm_devkit.scaffold.family import Draft, draft_tables
+from reallm_devkit.scaffold.project import plan_project
+from reallm_devkit.scaffold.weights import match_modules
+from reallm_devkit.scaffold.writing import render
 
 
 def plugin(model_type: str) -> tuple[Draft, str]:
     """The draft of a model type, and the source of its module."""
     architecture = architecture_of(model_type)
-    draft = drafted(architecture)
-    project = planned("family", "my-model", core="0.1", hook_api="1.1")
+    draft = draft_tables(architecture)
+    project = plan_project("family", "my-model", core="0.1", hook_api="1.1")
     project = dataclasses.replace(project, architecture=architecture, draft=draft)
-    return draft, rendered(project)["src/reallm_hf_my_model/plugin.py"]
+    return draft, render(project)["src/reallm_hf_my_model/plugin.py"]
 
 
 def family_of(source: str) -> HFFamily:
@@ -42,8 +42,8 @@ def family_of(source: str) -> HFFamily:
 def test_where_every_key_that_is_on_has_a_row_the_tables_are_right(model_type):
     """Norms after branches, shared and sandwiched, layer norms, biases, interleaved RoPE, windows, experts."""
     draft, source = plugin(model_type)
-    assert not [key for key in draft.keys if not key.endswith(" = None")]
-    assert draft.tensors == ()
+    assert not [key for key in draft.missing_keys if not key.endswith(" = None")]
+    assert draft.missing_tensors == ()
     report = check_family(family_of(source))
     assert report.passed, str(report)
     assert report.counts["passed"] > 30
@@ -63,27 +63,27 @@ def test_where_every_key_that_is_on_has_a_row_the_tables_are_right(model_type):
 def test_a_key_that_is_not_understood_is_a_comment_and_the_table_is_read_all_the_same(model_type, keys):
     draft, source = plugin(model_type)
     for key in keys:
-        assert any(one.startswith(key) for one in draft.keys)
+        assert any(one.startswith(key) for one in draft.missing_keys)
         assert f"            # no row yet: {key}" in source
     family = family_of(source)
     assert (family.model_type, family.names) == (model_type, ("my_model",))
     stated = {key for row in family.config.rows for key in row.keys}
-    assert not stated & {key.partition(" = ")[0] for key in draft.keys} - {"rope_parameters"}
+    assert not stated & {key.partition(" = ")[0] for key in draft.missing_keys} - {"rope_parameters"}
 
 
 def test_a_tensor_that_is_not_understood_is_a_comment():
     draft, source = plugin("apertus")
-    assert set(draft.tensors) == {
+    assert set(draft.missing_tensors) == {
         f"model.layers.{{}}.mlp.act_fn.{name}" for name in ("alpha_p", "alpha_n", "beta", "eps")
     }
-    for tensor in draft.tensors:
+    for tensor in draft.missing_tensors:
         assert f"    # no entry yet: {tensor}\n" in source
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "gpt_oss", "bloom", "gptj", "rwkv", "deepseek_v3", "bert"])
 def test_whatever_the_model_is_there_is_a_table_to_begin_with(model_type):
     draft, source = plugin(model_type)
-    assert draft.keys or draft.tensors
+    assert draft.missing_keys or draft.missing_tensors
     assert family_of(source).model_type == model_type
 
 
@@ -91,7 +91,7 @@ def test_a_configuration_is_read_once_the_rest_is_declared():
     """GPT-2: other names for everything, learned positions, weights that are transposed and fused."""
     draft, source = plugin("gpt2")
     family = family_of(source)
-    irrelevant = frozenset(key.partition(" = ")[0] for key in draft.keys)
+    irrelevant = frozenset(key.partition(" = ")[0] for key in draft.missing_keys)
     table = dataclasses.replace(family.config, irrelevant=irrelevant)
     raw = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_layer": 3, "n_head": 4}
     config = config_from_hf(dataclasses.replace(family, config=table), raw)
@@ -127,15 +127,15 @@ def test_what_the_tables_say_of_a_model_type(model_type, expected):
 def test_a_key_that_is_off_by_default_is_not_taken_for_granted():
     """Gemma 3 has the key of Gemma 2 and does nothing with it."""
     draft, _ = plugin("gemma3_text")
-    assert "attn_logit_softcapping = None" in draft.keys
+    assert "attn_logit_softcapping = None" in draft.missing_keys
 
 
 def test_nothing_is_said_of_tensors_where_no_small_model_can_be_made():
     architecture = Architecture(
         "llama", "LlamaForCausalLM", "", {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_parameters": None, "odd": 1}
     )
-    draft = drafted(architecture)
-    assert (draft.seen, draft.weights, draft.keys) == (False, "GATED_DECODER", ("odd = 1",))
+    draft = draft_tables(architecture)
+    assert (draft.inspected, draft.weights, draft.missing_keys) == (False, "GATED_DECODER", ("odd = 1",))
     said = state_of_draft(draft, "llama")
     assert "transformers could make no small model of it" in said
     assert "1 key of config.json" in said
@@ -146,7 +146,7 @@ def test_what_is_printed_says_how_much_is_left():
     assert "Left to you: 2 keys of config.json without a row and 4 tensors without an entry" in state_of_draft(
         draft, "apertus"
     )
-    complete = SimpleNamespace(seen=True, keys=(), tensors=())
+    complete = SimpleNamespace(inspected=True, missing_keys=(), missing_tensors=())
     assert state_of_draft(complete, "llama") == (  # type: ignore[arg-type]
         "Every key and tensor of llama has a place; the checks say whether it is the right one."
     )
@@ -164,7 +164,7 @@ def test_the_command_writes_the_draft_and_says_where_to_read_on(tmp_path, monkey
 
 
 def test_names_within_other_modules_are_not_mistaken():
-    found = placed(
+    found = match_modules(
         [
             "model.layers.0.mlp.gate.weight",
             "model.layers.0.mlp.experts.0.up_proj.weight",
@@ -179,14 +179,16 @@ def test_names_within_other_modules_are_not_mistaken():
         ("mlp.up",): "model.layers.{}.mlp.up_proj",
         ("mlp.experts.up",): "model.layers.{}.mlp.experts.{each}.up_proj",
     }
-    assert found.unplaced == (
+    assert found.unmatched == (
         "model.layers.{}.mlp.shared_expert.up_proj.weight",
         "model.layers.{}.norm_of_another_kind.weight",
     )
 
 
 def test_norms_are_placed_only_if_all_of_them_are_known():
-    known = placed(f"model.layers.0.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm"))
-    assert (known.norms, known.unplaced) == ("pre", ())
-    three = placed(f"h.0.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm", "another_norm"))
-    assert (three.norms, len(three.unplaced)) == ("", 3)
+    known = match_modules(f"model.layers.0.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm"))
+    assert (known.norms, known.unmatched) == ("pre", ())
+    three = match_modules(
+        f"h.0.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm", "another_norm")
+    )
+    assert (three.norms, len(three.unmatched)) == ("", 3)

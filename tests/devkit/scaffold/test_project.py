@@ -15,9 +15,9 @@ from reallm.errors import ConfigError
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
 from reallm_devkit.scaffold.architecture import architecture_of
-from reallm_devkit.scaffold.family import drafted
-from reallm_devkit.scaffold.project import TEMPLATES, planned
-from reallm_devkit.scaffold.writing import rendered, write
+from reallm_devkit.scaffold.family import draft_tables
+from reallm_devkit.scaffold.project import TEMPLATES, plan_project
+from reallm_devkit.scaffold.writing import render, write_files
 from workspace import ROOT
 
 NAMES = {"dataset": "my-data", "family": "my-model", "logger": "csv"}
@@ -79,11 +79,11 @@ def test_its_entry_point_promises_what_its_hook_returns(kind):
 @pytest.mark.parametrize("kind", TEMPLATES)
 @pytest.mark.parametrize("name", ["x", "csv2.5", "a-rather-long-name-of-several-words"])
 def test_whatever_the_name_nothing_is_left_to_fill_in_and_python_reads_it(kind, name):
-    project = planned(kind, name, core="0.1", hook_api="1.1")
+    project = plan_project(kind, name, core="0.1", hook_api="1.1")
     if kind == "family":
         architecture = architecture_of("llama")
-        project = replace(project, architecture=architecture, draft=drafted(architecture))
-    for path, text in rendered(project).items():
+        project = replace(project, architecture=architecture, draft=draft_tables(architecture))
+    for path, text in render(project).items():
         assert "{{" not in text, path
         assert "package" not in Path(path).parts
         assert text.endswith("\n") or not text
@@ -104,7 +104,7 @@ def test_whatever_the_name_nothing_is_left_to_fill_in_and_python_reads_it(kind, 
     ],
 )
 def test_names_follow_from_the_one_that_is_given(kind, name, expected):
-    project = planned(kind, name, core="0.1", hook_api="1.1")
+    project = plan_project(kind, name, core="0.1", hook_api="1.1")
     assert (project.name, project.distribution, project.package, project.class_name) == expected
 
 
@@ -141,7 +141,7 @@ def test_a_file_in_its_place_is_left_alone(capsys):
 
 def test_a_failure_half_way_leaves_nothing():
     with pytest.raises(TypeError):
-        write({"a": "text", "b": None}, Path("package"))
+        write_files({"a": "text", "b": None}, Path("package"))
     assert list(Path().iterdir()) == []
 
 
@@ -177,14 +177,14 @@ def test_an_unwritable_place_is_one_line(capsys):
 @pytest.mark.parametrize(("kind", "name"), [("dataset", "1x"), ("what", "x")])
 def test_in_python_it_is_an_error_of_ours(kind, name):
     with pytest.raises(ConfigError):
-        planned(kind, name, core="0.1", hook_api="1.1")
+        plan_project(kind, name, core="0.1", hook_api="1.1")
 
 
 def test_the_logger_of_the_documentation_is_what_the_command_writes():
-    project = planned("logger", "csv", core="0.1", hook_api="{}.{}".format(*HOOK_API))
+    project = plan_project("logger", "csv", core="0.1", hook_api="{}.{}".format(*HOOK_API))
     example = ROOT / "tests" / "installable" / "reallm-csv"
     assert [path for path in tree(example) if not re.search("__pycache__|egg-info|build/", path)] == list(
-        rendered(project)
+        render(project)
     )
-    for path, text in rendered(project).items():
+    for path, text in render(project).items():
         assert (example / path).read_text(encoding="utf-8") == text

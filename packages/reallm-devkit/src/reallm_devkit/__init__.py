@@ -1,6 +1,6 @@
-"""The conformance kit: does a plugin keep the promises that `reallm` relies on?
+"""The conformance kit: checks whether a plugin keeps the promises that `reallm` relies on.
 
-In a plugin's own test suite, a class that says what to test is the whole suite, a pytest test for each check:
+In a plugin's test suite, a class that names the plugin is the whole suite, with a pytest test for each check:
 
     from reallm_devkit import DatasetKit, FamilyKit, LoggerKit
 
@@ -15,9 +15,9 @@ In a plugin's own test suite, a class that says what to test is the whole suite,
         logger = "my-logger"
 
         def read(self, run_dir):
-            return {step: {name: value}, ...}  # of the files in run_dir, so that values can be compared
+            return {step: {name: value}, ...}  # from the files in run_dir, so that values can be compared
 
-Without a test suite, from Python and from the command line:
+Without a test suite, from Python or from the command line:
 
     report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})  # also check_family, check_logger
     print(report)
@@ -28,19 +28,19 @@ Without a test suite, from Python and from the command line:
 
 A check that fails says what was expected, what was seen, where, and which line of the plugin to look at.
 
-Its parts, for those who extend it:
+To extend the kit:
 
-- `Check` is one promise: a name, a line, and a function of a *subject* (the plugin with tiny inputs), which returns a
-  short line of what it saw, or raises `CheckFailed(expected, seen, where, look_at)` or `Skipped(reason)`. Any other
-  exception is the plugin's failure, reported with the innermost line of the plugin's own code. `@check(needs=[...])`
-  makes one of a function; it runs only if those it needs have passed.
-- `Kit` is the checks of one kind of plugin, and how their subjects are made. Its public attributes are the inputs: a
-  test class sets them as class attributes, `Kit.of(**inputs)` makes one for a call. A subclass says `kind`, `checks`,
-  `title()`, `subject(case)` and `from_command(...)`, and `cases()` if it has several subjects.
-- `run(kit)` is the `Report`, with a `Result` for each check and case.
-- `kits.KITS` says for each kind of plugin where its kit is.
+- `Check` is one promise: a name, a line of text, and a function of a *subject* (the plugin with tiny inputs). The
+  function returns a short line on what it saw, or raises `CheckFailed(expected, seen, where, look_at)` or
+  `Skipped(reason)`. Any other exception is a failure of the plugin, reported with the innermost line of its code.
+  `@check(needs=[...])` makes a check of a function; it runs only if the checks that it needs have passed.
+- `Kit` has the checks of one kind of plugin and makes their subjects. Its public attributes are the inputs: a test
+  class sets them as class attributes, a call passes them to `Kit.of(**inputs)`. A subclass defines `kind`, `checks`,
+  `title()`, `subject(case)`, `module(subject)` and `from_command(...)`, and `cases()` if it has several subjects.
+- `run(kit)` returns a `Report`, with a `Result` for each check and case.
+- `reallm_devkit.testing.kits.KITS` maps each kind of plugin to its kit.
 
-Importing this module brings neither pytest nor torch.
+Importing this module imports neither pytest nor torch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from reallm_devkit.testing.loggers.kit import LOGGER_CHECKS, LoggerKit, check_logger
     from reallm_devkit.testing.report import Report, Result
 
-_HOMES = {
+_MODULES = {
     "Check": "reallm_devkit.testing.checks",
     "CheckFailed": "reallm_devkit.testing.checks",
     "DATASET_CHECKS": "reallm_devkit.testing.datasets.kit",
@@ -100,10 +100,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'reallm_devkit' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # found once
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # not looked up again
     return value
 
 

@@ -13,8 +13,8 @@ from reallm.model.layers import Linear
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
-from reallm_devkit.testing.families.reference import fill, packed, sequences
-from reallm_devkit.testing.families.split_run import CannotSplitError, Declared, RankError, loss_of, run_split
+from reallm_devkit.testing.families.reference import init_by_name, pack, sequences
+from reallm_devkit.testing.families.split_run import CannotSplitError, DeclaredSharding, RankError, loss_of, run_split
 
 SIZES: dict[str, Any] = {
     "n_layers": 2,
@@ -51,7 +51,7 @@ def model_of(**changes: Any) -> Transformer:
     model = Transformer(ReaLModelConfig(**{**SIZES, **changes}))
     for parameter in model.parameters():
         torch.nn.init.ones_(parameter)
-    fill(model)
+    init_by_name(model)
     return model.eval()
 
 
@@ -59,11 +59,11 @@ def model_of(**changes: Any) -> Transformer:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
     model = model_of(**CONFIGS[name])
-    pack = packed(sequences(97, (7, 16, 33)))
-    whole, declared = model(*pack), Declared.of(model)
+    packed = pack(sequences(97, (7, 16, 33)))
+    whole, declared = model(*packed), DeclaredSharding.of(model)
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss_of(whole), list(parameters.values()))
-    run = run_split(model, declared, n_ranks, *pack, ["layers.2.mlp"])
+    run = run_split(model, declared, n_ranks, *packed, ["layers.2.mlp"])
     assert (run.logits - whole).abs().max() <= 1e-5 * whole.abs().max()
     assert run.heard["layers.2.mlp"].shape == (56, 32)
     parts = declared.parts(model, n_ranks)
@@ -77,22 +77,22 @@ def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
 
 def test_a_rank_that_fails_says_in_which_module() -> None:
     model = model_of()
-    declared = Declared.of(model)
-    wrong = Declared({**declared.shards, "layers.2.mlp.up.weight": Shard(1)}, declared.splits)
+    declared = DeclaredSharding.of(model)
+    wrong = DeclaredSharding({**declared.shards, "layers.2.mlp.up.weight": Shard(1)}, declared.splits)
     with pytest.raises(RankError, match="RuntimeError: mat1 and mat2") as failed:
-        run_split(model, wrong, 2, *packed(sequences(97, (7,))))
+        run_split(model, wrong, 2, *pack(sequences(97, (7,))))
     assert failed.value.path == "layers.2.mlp.up"
 
 
 def test_the_bias_of_what_is_added_up_is_added_once() -> None:
     model = model_of(**BIASES)
-    declared = Declared.of(model)
+    declared = DeclaredSharding.of(model)
     assert declared.shards["layers.1.mlp.down.bias"] is None
-    pack = packed(sequences(97, (7,)))
-    twice = Declared(declared.shards, {**declared.splits, "layers.1.mlp.down": "column"})
+    packed = pack(sequences(97, (7,)))
+    twice = DeclaredSharding(declared.shards, {**declared.splits, "layers.1.mlp.down": "column"})
     with torch.no_grad():
-        whole = model(*pack)
-    assert (run_split(model, twice, 2, *pack).logits - whole).abs().max() > 0.1
+        whole = model(*packed)
+    assert (run_split(model, twice, 2, *packed).logits - whole).abs().max() > 0.1
 
 
 class AddsItsBias(Linear):
@@ -108,14 +108,14 @@ class AddsItsBias(Linear):
 
 def test_a_bias_that_a_class_adds_itself_is_added_once_and_stays_its_parameter() -> None:
     model = model_of(**BIASES)
-    pack = packed(sequences(97, (7, 16)))
+    packed = pack(sequences(97, (7, 16)))
     names = [name for name, _ in model.named_parameters() if name.endswith("mlp.down.bias")]
     for layer in ("1", "2"):
         down = model.get_submodule(f"layers.{layer}.mlp.down")
         down.__class__ = AddsItsBias
-    whole = model(*pack)
+    whole = model(*packed)
     expected = torch.autograd.grad(loss_of(whole), [model.get_parameter(name) for name in names])
-    run = run_split(model, Declared.of(model), 2, *pack)
+    run = run_split(model, DeclaredSharding.of(model), 2, *packed)
     assert (run.logits - whole).abs().max() <= 1e-5 * whole.abs().max()
     for name, gradient in zip(names, expected, strict=True):
         for rank in range(2):
@@ -126,4 +126,4 @@ def test_a_bias_that_a_class_adds_itself_is_added_once_and_stays_its_parameter()
 def test_what_is_added_up_must_not_be_there_twice() -> None:
     model = model_of(n_q_heads=1, n_kv_heads=1)
     with pytest.raises(CannotSplitError, match="tp=2 does not fit the parameter 'layers.1.attn.o.weight'"):
-        run_split(model, Declared.of(model), 2, *packed(sequences(97, (7,))))
+        run_split(model, DeclaredSharding.of(model), 2, *pack(sequences(97, (7,))))

@@ -13,9 +13,9 @@ from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
 from reallm.plugins.known import providers, suggested_first
 from reallm_devkit.scaffold.architecture import architecture_of
-from reallm_devkit.scaffold.family import Draft, drafted
-from reallm_devkit.scaffold.project import planned
-from reallm_devkit.scaffold.writing import rendered, write
+from reallm_devkit.scaffold.family import Draft, draft_tables
+from reallm_devkit.scaffold.project import plan_project
+from reallm_devkit.scaffold.writing import render, write_files
 
 CHECK_ARGUMENTS = {"dataset": " dataset.train_path=tests/rows.jsonl"}
 """Kind -> what `reallm plugins check` needs beside the name."""
@@ -31,17 +31,17 @@ def new_plugin(kind: str, name: str, *, folder: Path, model_type: str | None) ->
     if model_type is not None and kind != "family":
         raise ConfigError(f"--model-type is for families, and this is to be a {kind}; leave it out")
     core = ".".join(version("reallm-core").split(".")[:2])
-    project = planned(kind, name, core=core, hook_api="{}.{}".format(*HOOK_API))
+    project = plan_project(kind, name, core=core, hook_api="{}.{}".format(*HOOK_API))
     if project.name in registry.declared(kind):
         raise ConfigError(f"the {kind} '{project.name}' is installed already; choose another name")
     for distribution in providers(kind, project.name):
         raise ConfigError(f"the {kind} '{project.name}' is in {distribution}; install that, or choose another name")
     if kind == "family":
         architecture = architecture_of(model_type or suggested_first("family")[1])
-        project = replace(project, architecture=architecture, draft=drafted(architecture))
-    files = rendered(project)
+        project = replace(project, architecture=architecture, draft=draft_tables(architecture))
+    files = render(project)
     target = folder.expanduser() / project.distribution
-    write(files, target)
+    write_files(files, target)
     typer.echo(f"{target}/")
     for path in files:
         typer.echo(f"  {path}")
@@ -60,15 +60,15 @@ def new_plugin(kind: str, name: str, *, folder: Path, model_type: str | None) ->
 
 def state_of_draft(draft: Draft, model_type: str) -> str:
     """A sentence or two on what the draft of a family has, and what its author has to add."""
-    if not draft.seen:
+    if not draft.inspected:
         return (
             f"A beginning, from the configuration of {model_type} alone: transformers could make no small model of it "
-            f"to look at. {counted(len(draft.keys), 'key')} of config.json have no row yet, and the entries of the "
-            "weight table are those that most decoders have."
+            f"to look at. {counted(len(draft.missing_keys), 'key')} of config.json have no row yet, and the entries of "
+            "the weight table are those that most decoders have."
         )
     gaps = [
-        *([f"{counted(len(draft.keys), 'key')} of config.json without a row"] if draft.keys else []),
-        *([f"{counted(len(draft.tensors), 'tensor')} without an entry"] if draft.tensors else []),
+        *([f"{counted(len(draft.missing_keys), 'key')} of config.json without a row"] if draft.missing_keys else []),
+        *([f"{counted(len(draft.missing_tensors), 'tensor')} without an entry"] if draft.missing_tensors else []),
     ]
     if gaps:
         return (

@@ -1,1 +1,1 @@
-"""New plugins: small packages that install, pass their own tests, and are there to be changed."""
+"""Templates for new plugins: small packages that install, pass their own tests, and are meant to be changed."""

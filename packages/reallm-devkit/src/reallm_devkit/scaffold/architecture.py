@@ -1,4 +1,4 @@
-"""What transformers declares of a model type, for the tables that a new family begins with."""
+"""What transformers declares for a model type, from which the tables of a new family are drafted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reallm.errors import ConfigError, did_you_mean
 from reallm.hf.tables.ignored_keys import RESTRICTED, is_irrelevant
 from reallm_devkit.scaffold.names import OLDER_ROPE_KEYS
-from reallm_devkit.scaffold.tiny import Tiny, tiny_of
+from reallm_devkit.scaffold.tiny import TinyModel, inspect_tiny
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -21,14 +21,15 @@ class Architecture:
     """An architecture of transformers.
 
     Attributes:
-        model_type: as in `config.json`: `llama`.
-        language_model: the class of its causal language model: `LlamaForCausalLM`.
+        model_type: `model_type` in `config.json`: `llama`.
+        language_model: the class of the causal language model: `LlamaForCausalLM`.
         critic: the class with a scalar head, `LlamaForSequenceClassification`; empty if there is none.
-        defaults: what its configuration class assumes for keys that `config.json` lacks, less keys that mean nothing
-            to the network or the same in all families.
-        derived: what it makes of that, where it is something else: lists with an entry for each layer, RoPE.
+        defaults: the configuration class's defaults of missing keys, without keys that have no effect on the network
+            or the same effect in all families.
+        derived: values that the class computes from defaults and that differ from them: lists with an entry per layer,
+            RoPE.
         older_rope: arguments of `RopeRow` for keys that the class reads in older files.
-        tiny: what is seen of a tiny model; None if none can be made.
+        tiny: the inspected tiny model; None if none can be made.
     """
 
     model_type: str
@@ -37,11 +38,11 @@ class Architecture:
     defaults: Mapping[str, Any]
     derived: Mapping[str, Any] = field(default_factory=dict)
     older_rope: Mapping[str, str] = field(default_factory=dict)
-    tiny: Tiny | None = None
+    tiny: TinyModel | None = None
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The architecture of a model type. Imports transformers, and makes a tiny model to look at.
+    """The architecture of a model type. Imports transformers and builds a tiny model to inspect.
 
     Raises:
         ConfigError: if transformers has no causal language model of that type; names the nearest.
@@ -58,30 +59,30 @@ def architecture_of(model_type: str) -> Architecture:
     critics = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     config, language_model = CONFIG_MAPPING[model_type], str(names[model_type])
     with quiet():
-        everything = config().to_dict()
+        all_defaults = config().to_dict()
         older_rope = _older_rope(config)
-        tiny = tiny_of(language_model, config, everything)
+        tiny = inspect_tiny(language_model, config, all_defaults)
     fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
     declared = {item.name: item.default for item in fields if item.default is not dataclasses.MISSING}
-    defaults = {key: declared.get(key, value) for key, value in everything.items() if not _means_nothing(key, value)}
+    defaults = {key: declared.get(key, value) for key, value in all_defaults.items() if not _can_be_ignored(key, value)}
     return Architecture(
         model_type,
         language_model,
         critic=str(critics.get(model_type, "")),
         defaults=defaults,
-        derived={key: everything[key] for key, value in defaults.items() if everything[key] != value},
+        derived={key: all_defaults[key] for key, value in defaults.items() if all_defaults[key] != value},
         older_rope=older_rope,
         tiny=tiny,
     )
 
 
-def _means_nothing(key: str, value: object) -> bool:
-    """Whether the tables of a family need not know a key, with what it is by default."""
+def _can_be_ignored(key: str, value: object) -> bool:
+    """Whether the tables of a family need no row for a key with this default."""
     return is_irrelevant(key) or (key in RESTRICTED and value in RESTRICTED[key].values)
 
 
 def _older_rope(config: Callable[..., PreTrainedConfig]) -> dict[str, str]:
-    """Arguments of `RopeRow` for keys with which the configuration comes to have another RoPE."""
+    """Arguments of `RopeRow` for older keys that change the configuration's RoPE."""
     default = getattr(config(), "rope_parameters", None)
     return {
         argument: key

@@ -1,24 +1,24 @@
-"""Pieces of Python source, laid out as ruff's formatter would: on one line if that is short enough."""
+"""Pieces of Python source, formatted as by ruff: on one line if it is short enough."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 WIDTH = 88
-"""Ruff's own line length, for an author without settings."""
+"""Ruff's default line length."""
 
 INDENT = 4
 
 
-def enclosed(opening: str, items: Sequence[str], closing: str, column: int, *, before: int = 0) -> str:
-    """`opening item, item closing` on one line, or with a line for each item where that is too long.
+def bracketed(opening: str, items: Sequence[str], closing: str, column: int, *, before: int = 0) -> str:
+    """`opening item, item closing` on one line, or with a line for each item if it is too long.
 
     Args:
         opening: such as `Key(`.
-        items: what stands between, each laid out for `column + INDENT`; a comment is an item that begins with `#`.
-        closing: such as `)`; `,)` of a tuple with one item.
-        column: of the line that it stands on.
-        before: characters that this line has before it, beyond `column`; behind it, a comma follows.
+        items: the items, formatted for the column `column + INDENT`; an item that begins with `#` is a comment.
+        closing: such as `)`; `,)` for a tuple with one item.
+        column: the indentation of the line.
+        before: the number of characters between the indentation and `opening`; a comma is assumed to follow.
     """
     line = f"{opening}{', '.join(items)}{closing}"
     plain = not any(item.startswith("#") or "\n" in item for item in items)
@@ -30,17 +30,17 @@ def enclosed(opening: str, items: Sequence[str], closing: str, column: int, *, b
 
 
 def call(name: str, arguments: Sequence[str], column: int, *, before: int = 0) -> str:
-    """`name(argument, argument)`; see `enclosed`."""
-    return enclosed(f"{name}(", arguments, ")", column, before=before)
+    """`name(argument, argument)`; see `bracketed`."""
+    return bracketed(f"{name}(", arguments, ")", column, before=before)
 
 
-def imported(module: str, names: Iterable[str]) -> str:
-    """`from module import name, name`, or nothing; in the order of isort: constants, classes, functions."""
+def import_line(module: str, names: Iterable[str]) -> str:
+    """`from module import name, name` in the order of isort: constants, classes, functions; empty without names."""
     ordered = sorted(set(names), key=lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name))
     if not ordered:
         return ""
     line = f"from {module} import {', '.join(ordered)}"
-    return line if fits(line) else enclosed(f"from {module} import (", ordered, ")", 0, before=WIDTH)
+    return line if fits(line) else bracketed(f"from {module} import (", ordered, ")", 0, before=WIDTH)
 
 
 def fits(line: str) -> bool:
@@ -48,14 +48,14 @@ def fits(line: str) -> bool:
     return len(line) <= WIDTH
 
 
-def strings(values: Sequence[str]) -> str:
-    """A tuple of strings, or the one string."""
-    quoted = [text(value) for value in values]
+def quoted_tuple(values: Sequence[str]) -> str:
+    """The source of a tuple of strings, or of a single string."""
+    quoted = [literal(value) for value in values]
     return quoted[0] if len(quoted) == 1 else f"({', '.join(quoted)})"
 
 
-def text(value: object) -> str:
-    """A value as ruff would write it: strings in double quotes."""
+def literal(value: object) -> str:
+    """The source of a value as ruff formats it: strings in double quotes."""
     if isinstance(value, str):
         return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
     return repr(value)

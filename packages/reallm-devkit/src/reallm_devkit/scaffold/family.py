@@ -1,7 +1,7 @@
-"""From what is seen of an architecture to the source of the tables that a new family begins with.
+"""Drafts the source of a new family's tables from an inspected architecture.
 
-What is certain becomes a row, a constant or an entry. What is not becomes a comment, so that nothing is dropped without
-a word: a wrong guess would cost its author more than a gap.
+What is certain becomes a row, a constant or an entry. Everything else becomes a comment, so that nothing is dropped
+silently: a wrong guess would cost the author more than a gap.
 """
 
 from __future__ import annotations
@@ -12,78 +12,82 @@ from dataclasses import dataclass
 
 from reallm.hf import standard, tables
 from reallm_devkit.scaffold.architecture import Architecture
-from reallm_devkit.scaffold.code import enclosed, imported
+from reallm_devkit.scaffold.code import bracketed, import_line
 from reallm_devkit.scaffold.constants import constants
 from reallm_devkit.scaffold.rows import LAST_LAYERS_SLIDE, config_rows
 from reallm_devkit.scaffold.switches import switches
-from reallm_devkit.scaffold.weights import Placed, placed, weight_table
+from reallm_devkit.scaffold.weights import MatchedModules, match_modules, weight_table
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The tables of a family as source, and what they leave open.
+    """The tables of a family as source, and what is still missing in them.
 
     Attributes:
-        imports: lines that import what the tables are written with.
-        slides: whether the tables use the helper `last_layers_slide`.
-        rows: of the config table, a tuple.
-        constants: of the config table, a dict.
+        imports: the import lines that the tables need.
+        needs_last_layers_slide: whether the tables use the helper `last_layers_slide`.
+        rows: the rows of the config table, a tuple.
+        constants: the constants of the config table, a dict.
         weights: the weight table.
-        keys: of `config.json` that have no row yet, with their defaults.
-        tensors: names that have no entry yet.
-        seen: whether there was a model to look at.
+        missing_keys: keys of `config.json` without a row, with their defaults.
+        missing_tensors: names of tensors without an entry.
+        inspected: whether a tiny model could be built and inspected.
     """
 
     imports: str
-    slides: bool
+    needs_last_layers_slide: bool
     rows: str
     constants: str
     weights: str
-    keys: tuple[str, ...]
-    tensors: tuple[str, ...]
-    seen: bool
+    missing_keys: tuple[str, ...]
+    missing_tensors: tuple[str, ...]
+    inspected: bool
 
 
-def drafted(architecture: Architecture) -> Draft:
-    """The tables of an architecture, as far as they can be told."""
+def draft_tables(architecture: Architecture) -> Draft:
+    """Draft the tables of an architecture."""
     tiny = architecture.tiny
-    known = {} if tiny is None else switches(tiny)
-    modules = Placed() if tiny is None else placed(tiny.tensors)
-    rows_made, keys = config_rows(architecture, modules, known)
-    everything, weights = modules, "GATED_DECODER"
+    known_switches = {} if tiny is None else switches(tiny)
+    modules = MatchedModules() if tiny is None else match_modules(tiny.tensors)
+    rows_made, keys = config_rows(architecture, modules, known_switches)
+    all_modules, weights = modules, "GATED_DECODER"
     if tiny is not None:
-        of_switches = (name for key, one in known.items() if key in architecture.defaults for name in one.tensors)
-        everything = placed([*tiny.tensors, *of_switches])
-        weights = weight_table(everything, tiny, has_critic=bool(architecture.critic))
+        switch_tensors = (
+            name for key, one in known_switches.items() if key in architecture.defaults for name in one.tensors
+        )
+        all_modules = match_modules([*tiny.tensors, *switch_tensors])
+        weights = weight_table(all_modules, tiny, has_critic=bool(architecture.critic))
     rows = _tuple([*rows_made, *(f"# no row yet: {key}" for key in keys)])
-    of_table = enclosed("{", constants(architecture, modules, known), "}", 8, before=len("constants="))
+    constants_source = bracketed(
+        "{", constants(architecture, modules, known_switches), "}", 8, before=len("constants=")
+    )
     slides = LAST_LAYERS_SLIDE in rows
     return Draft(
-        imports=_imports("\n".join([rows, of_table, weights]), slides=slides),
-        slides=slides,
+        imports=_imports("\n".join([rows, constants_source, weights]), slides=slides),
+        needs_last_layers_slide=slides,
         rows=rows,
-        constants=of_table,
+        constants=constants_source,
         weights=weights,
-        keys=tuple(keys),
-        tensors=everything.unplaced,
-        seen=tiny is not None,
+        missing_keys=tuple(keys),
+        missing_tensors=all_modules.unmatched,
+        inspected=tiny is not None,
     )
 
 
 def _tuple(items: Sequence[str]) -> str:
-    """A tuple of rows."""
+    """The source of the tuple of rows."""
     closing = ",)" if len(items) == 1 else ")"
-    return enclosed("(", items, closing, 8, before=len("rows="))
+    return bracketed("(", items, closing, 8, before=len("rows="))
 
 
 def _imports(source: str, *, slides: bool) -> str:
-    """The lines that import what some source names."""
+    """The import lines for the names that the source uses."""
     code = re.sub(r'#.*|"[^"]*"', "", source)
     names = set(re.findall(r"\b[A-Za-z_]\w*", code))
     ours = {"HFFamily", "hookimpl", *({"MoEConfig"} & names)}
     of_tables = {name for name in tables.__all__ if name in names} | {"ConfigTable"}
     of_standard = {name for name in vars(standard) if name in names} - of_tables
-    lines = [imported("reallm", ours), imported("reallm.hf.standard", of_standard)]
-    lines.append(imported("reallm.hf.tables", of_tables))
+    lines = [import_line("reallm", ours), import_line("reallm.hf.standard", of_standard)]
+    lines.append(import_line("reallm.hf.tables", of_tables))
     typing = ["from collections.abc import Mapping", "from typing import Any", ""] if slides else []
     return "\n".join([*typing, *filter(None, lines)])

@@ -1,6 +1,6 @@
-"""What names mean in transformers: keys of `config.json`, and the last parts of names of tensors.
+"""The meaning of names in transformers: keys of `config.json`, and ends of tensor names.
 
-Only names that mean the same in every class that has them. All others are left to the author of a family.
+Only names with the same meaning in every class that has them. All others are left to the author of a family.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STANDARD_KEYS: Mapping[str, tuple[str, ...]] = {
     "tie_word_embeddings": (),
     "attention_dropout": ("attn_pdrop",),
 }
-"""Keys of the rows of `decoder_rows`, in their order -> what some classes call them."""
+"""Keys of the rows of `decoder_rows`, in their order -> other names that some classes use."""
 
 STANDARD_FIELDS: Mapping[str, str] = {
     "vocab_size": "vocab_size",
@@ -40,12 +40,12 @@ STANDARD_FIELDS: Mapping[str, str] = {
     "tie_word_embeddings": "tied_embeddings",
     "attention_dropout": "attn_dropout",
 }
-"""The same keys -> our fields."""
+"""Keys of the rows of `decoder_rows` -> fields of `ReaLModelConfig`."""
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """The row of a key: its field, the type of its values, and how they become ours."""
+class FieldMeaning:
+    """The row of a key: its field, the type of its values, and their conversion."""
 
     field: str
     kind: str = "float"
@@ -53,32 +53,32 @@ class Meaning:
     conversion: str = ""
 
 
-KEYS: Mapping[str, Meaning] = {
-    "attention_multiplier": Meaning("attn_scale"),
-    "attn_logit_softcapping": Meaning("attn_softcap", nullable=True),
-    "clip_qkv": Meaning("qkv_clip", nullable=True),
-    "embd_pdrop": Meaning("embedding_dropout"),
-    "embedding_dropout": Meaning("embedding_dropout"),
-    "embedding_multiplier": Meaning("embedding_multiplier"),
-    "final_logit_softcapping": Meaning("logit_softcap", nullable=True),
-    "logit_scale": Meaning("logit_multiplier"),
-    "logits_scaling": Meaning("logit_multiplier", conversion="RECIPROCAL"),
-    "query_pre_attn_scalar": Meaning("attn_scale", conversion="INVERSE_SQUARE_ROOT"),
-    "resid_pdrop": Meaning("residual_dropout"),
-    "residual_dropout": Meaning("residual_dropout"),
-    "residual_multiplier": Meaning("residual_multiplier"),
-    "use_parallel_residual": Meaning("parallel_residual", "bool"),
+KEYS: Mapping[str, FieldMeaning] = {
+    "attention_multiplier": FieldMeaning("attn_scale"),
+    "attn_logit_softcapping": FieldMeaning("attn_softcap", nullable=True),
+    "clip_qkv": FieldMeaning("qkv_clip", nullable=True),
+    "embd_pdrop": FieldMeaning("embedding_dropout"),
+    "embedding_dropout": FieldMeaning("embedding_dropout"),
+    "embedding_multiplier": FieldMeaning("embedding_multiplier"),
+    "final_logit_softcapping": FieldMeaning("logit_softcap", nullable=True),
+    "logit_scale": FieldMeaning("logit_multiplier"),
+    "logits_scaling": FieldMeaning("logit_multiplier", conversion="RECIPROCAL"),
+    "query_pre_attn_scalar": FieldMeaning("attn_scale", conversion="INVERSE_SQUARE_ROOT"),
+    "resid_pdrop": FieldMeaning("residual_dropout"),
+    "residual_dropout": FieldMeaning("residual_dropout"),
+    "residual_multiplier": FieldMeaning("residual_multiplier"),
+    "use_parallel_residual": FieldMeaning("parallel_residual", "bool"),
 }
 
-EXPERT_KEYS: Mapping[str, Meaning] = {
-    "num_local_experts": Meaning("n_experts", "int"),
-    "num_experts": Meaning("n_experts", "int"),
-    "num_experts_per_tok": Meaning("top_k", "int"),
-    "moe_intermediate_size": Meaning("intermediate_size", "int"),
-    "norm_topk_prob": Meaning("normalize_top_k", "bool"),
-    "router_jitter_noise": Meaning("jitter"),
+EXPERT_KEYS: Mapping[str, FieldMeaning] = {
+    "num_local_experts": FieldMeaning("n_experts", "int"),
+    "num_experts": FieldMeaning("n_experts", "int"),
+    "num_experts_per_tok": FieldMeaning("top_k", "int"),
+    "moe_intermediate_size": FieldMeaning("intermediate_size", "int"),
+    "norm_topk_prob": FieldMeaning("normalize_top_k", "bool"),
+    "router_jitter_noise": FieldMeaning("jitter"),
 }
-"""The same for `MoEConfig`."""
+"""Keys -> fields of `MoEConfig`."""
 
 AUX_LOSS_KEYS = ("router_aux_loss_coef", "output_router_logits")
 
@@ -88,7 +88,7 @@ OUTER_MODULES: Mapping[str, tuple[str, ...]] = {
     "norm": ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm"),
     "out": ("lm_head", "embed_out"),
 }
-"""Our modules outside of blocks -> the last part of their names in checkpoints."""
+"""Our modules outside of blocks -> ends of their names in checkpoints."""
 
 BLOCK_MODULES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("attn.q",): ("self_attn.q_proj", "attention.q_proj", "attn.q_proj"),
@@ -112,10 +112,10 @@ BLOCK_MODULES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("mlp.experts.up",): ("mlp.experts.{each}.up_proj", "block_sparse_moe.experts.{each}.w3"),
     ("mlp.experts.down",): ("mlp.experts.{each}.down_proj", "block_sparse_moe.experts.{each}.w2"),
 }  # fmt: skip
-"""The same within a block; of several that are stored in one tensor, in its order."""
+"""Our modules within a block -> ends of their names. Several modules in one tensor are in its order."""
 
-DEALT_OUT = frozenset({"query_key_value"})
-"""Tensors of several projections that hold them head by head."""
+INTERLEAVED_QKV = frozenset({"query_key_value"})
+"""Fused projections whose tensor interleaves queries, keys and values by head."""
 
 BEFORE_ATTENTION = ("input_layernorm", "ln_1", "self_attn_layer_norm", "attention_layernorm")
 BEFORE_MLP = ("post_attention_layernorm", "ln_2", "final_layer_norm", "feedforward_layernorm")
@@ -143,7 +143,7 @@ NORMS: tuple[tuple[str, Mapping[str, tuple[str, ...]]], ...] = (
         },
     ),
 )
-"""Where norms stand in a block -> their names, if these and no others are there. `shared`: one for both branches."""
+"""Placement of norms in a block -> their names, if a block has exactly these. `shared`: one norm for both branches."""
 
 BIASES: Mapping[str, str] = {
     "attn.q": "q_bias",
@@ -155,7 +155,7 @@ BIASES: Mapping[str, str] = {
     "mlp.down": "down_bias",
     "out": "head_bias",
 }
-"""Our modules -> the field for their bias; of norms it is `norm_bias`."""
+"""Our modules -> the field for their bias; for norms it is `norm_bias`."""
 
 OLDER_ROPE_KEYS = {"theta_key": ("rotary_emb_base",), "partial_key": ("rotary_pct",)}
 """Arguments of `RopeRow` -> keys that some classes read in older files."""

@@ -1,6 +1,6 @@
-"""From what a user asks for to the names of a new plugin package. Pure: nothing is written, nothing imported.
+"""Chooses the names of a new plugin package. Pure: writes nothing and imports no plugin.
 
-planned("dataset", "my-data")  ->  Project(distribution="reallm-my-data", package="reallm_my_data", ...)
+plan_project("dataset", "my-data")  ->  Project(distribution="reallm-my-data", package="reallm_my_data", ...)
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from reallm_devkit.scaffold.architecture import Architecture
 from reallm_devkit.scaffold.family import Draft
 
 TEMPLATES = ("dataset", "family", "logger")
-"""The kinds of plugins that there are templates for."""
+"""The kinds of plugins that have templates."""
 
 _NAME = r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*"
 
 
 @dataclass(frozen=True)
 class Project:
-    """What the templates are filled with.
+    """The variables of the templates.
 
     Attributes:
-        kind: of plugin, one of `TEMPLATES`.
-        name: what users call the thing that is offered: `my-data`.
-        distribution: what pip installs: `reallm-my-data`.
-        package: what Python imports: `reallm_my_data`.
-        class_name: of the class that does the work: `MyDataDataset`; a family has none, but its test has.
+        kind: the kind of plugin, one of `TEMPLATES`.
+        name: the name that the plugin offers: `my-data`.
+        distribution: the name for pip: `reallm-my-data`.
+        package: the name for import: `reallm_my_data`.
+        class_name: the name of the main class: `MyDataDataset`; for a family, only that of its test.
         core: the oldest version of reallm-core that it works with.
-        hook_api: the version of the hooks that it is made for.
-        architecture: of a family, what transformers declares of it.
-        draft: of a family, the tables that follow from that.
+        hook_api: the version of the hook API that it is made for.
+        architecture: for a family, what transformers declares.
+        draft: for a family, its drafted tables.
     """
 
     kind: str
@@ -48,15 +48,15 @@ class Project:
 
     @property
     def entry_point(self) -> str:
-        """The promise that the package makes: `dataset.my-data`."""
+        """The name of the entry point: `dataset.my-data`."""
         return f"{self.kind}.{self.name}"
 
 
-def planned(kind: str, name: str, *, core: str, hook_api: str) -> Project:
-    """The names of a new package; of a family, all but `architecture` and `draft`.
+def plan_project(kind: str, name: str, *, core: str, hook_api: str) -> Project:
+    """Choose the names of a new package; a family still needs `architecture` and `draft`.
 
     Raises:
-        ConfigError: if there is no template for the kind, or the name cannot be one.
+        ConfigError: if there is no template for the kind, or the name is not allowed.
     """
     if kind not in TEMPLATES:
         if kind in KINDS:

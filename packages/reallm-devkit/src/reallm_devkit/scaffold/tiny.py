@@ -1,6 +1,6 @@
-"""A tiny model of an architecture of transformers, looked at: its tensors, and what its norms and embeddings do.
+"""Inspects a tiny model of an architecture of transformers: its tensors, and how its norms and embedding compute.
 
-It is made without memory for its parameters as often as its tensors are looked at, and once with.
+Tensors are inspected on the meta device, computations on one real model.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ SIZES = {
     "max_position_embeddings": 64,
 }
 EXPERT_SIZES = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-MOST_PARAMETERS = 10_000_000
-"""Of a model that is made for what its parts do; one that is larger has sizes of other names."""
+MAX_PARAMETERS = 10_000_000
+"""Largest model that is built to inspect its computations; a larger one has size keys that are not in `SIZES`."""
 HEAD_DIM = 16
-"""Other than the hidden size divided among the heads, to see whether a class listens to it."""
+"""Different from hidden size / number of heads, to find out whether a class reads it."""
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """What is seen of a tiny model.
+class TinyModel:
+    """The properties of an inspected tiny model.
 
     Attributes:
-        tensors: names in its checkpoints -> shapes.
-        values: truth values of its configuration.
-        switches: these, if both values make a model -> the tensors there are with the other one.
-        transposed: modules that hold weights as [in, out].
-        norm: `rms` or `layer`, of the norm before the head; empty if neither, or there is none.
-        norm_offset: what that adds to its weight.
-        norm_eps: of that; None if it does not say.
-        embedding_scale: what the embedding of tokens multiplies by.
-        interleaved: whether RoPE rotates neighbours.
-        head_dim: what the configuration makes of the key where none is given; None if it has no such key.
-        reads_head_dim: whether the projections follow a key `head_dim`.
+        tensors: tensor name in its checkpoint -> shape.
+        values: the boolean keys of its configuration.
+        switches: boolean keys for which both values make a model -> the tensors with the other value.
+        transposed: modules that store weights as [in, out].
+        norm: the kind of the norm before the head, `rms` or `layer`; empty if it is neither, or there is none.
+        norm_offset: what that norm adds to its weight.
+        norm_eps: the epsilon of that norm; None if unknown.
+        embedding_scale: the factor of the token embedding.
+        interleaved: whether RoPE rotates pairs of neighbouring dims.
+        head_dim: the configuration's head_dim if none is given; None if it has no such key.
+        reads_head_dim: whether the shapes of projections depend on a key `head_dim`.
     """
 
     tensors: Mapping[str, Shape]
@@ -65,13 +65,13 @@ class Tiny:
     reads_head_dim: bool
 
 
-def tiny_of(language_model: str, config: type[PreTrainedConfig], raw: Mapping[str, Any]) -> Tiny | None:
-    """A tiny model of a class; None if it does not let itself be made with small sizes.
+def inspect_tiny(language_model: str, config: type[PreTrainedConfig], raw: Mapping[str, Any]) -> TinyModel | None:
+    """Build and inspect a tiny model; None if the class cannot be built with small sizes.
 
     Args:
-        language_model: name of the class.
-        config: the class of its configuration.
-        raw: what that states by default.
+        language_model: the name of the model class.
+        config: its configuration class.
+        raw: the defaults of the configuration.
     """
     import torch
 
@@ -80,29 +80,29 @@ def tiny_of(language_model: str, config: type[PreTrainedConfig], raw: Mapping[st
     cls = hf_class(language_model)
     if cls is None:
         return None
-    small = _small(config, raw)
-    model = _model(cls, config, small)
-    if model is None and "head_dim" in raw:  # null by default, and yet needed
+    small = _small_values(config, raw)
+    model = _meta_model(cls, config, small)
+    if model is None and "head_dim" in raw:  # null by default, but required
         small["head_dim"] = SIZES["hidden_size"] // SIZES["num_attention_heads"]
-        model = _model(cls, config, small)
+        model = _meta_model(cls, config, small)
     if model is None:
         return None
-    tensors = _tensors(model)
+    tensors = _tensor_shapes(model)
     values = {key: value for key, value in raw.items() if isinstance(value, bool)}
     switches = {
-        key: _tensors(other)
+        key: _tensor_shapes(other)
         for key, value in values.items()
-        if (other := _model(cls, config, {**small, key: not value})) is not None
+        if (other := _meta_model(cls, config, {**small, key: not value})) is not None
     }
     is_computed = isinstance(getattr(config, "head_dim", None), property)
-    wide = None if is_computed else _model(cls, config, {**small, "head_dim": HEAD_DIM})
+    wide = None if is_computed else _meta_model(cls, config, {**small, "head_dim": HEAD_DIM})
     norm, norm_offset, norm_eps, embedding_scale = "", 0.0, None, 1.0
-    if sum(parameter.numel() for parameter in model.parameters()) < MOST_PARAMETERS:
+    if sum(parameter.numel() for parameter in model.parameters()) < MAX_PARAMETERS:
         with torch.no_grad():
             real = cls(config(**small))
-            norm, norm_offset, norm_eps = _norm_facts(real)
+            norm, norm_offset, norm_eps = _inspect_norm(real)
             embedding_scale = _embedding_scale(real)
-    return Tiny(
+    return TinyModel(
         tensors=tensors,
         values=values,
         switches=switches,
@@ -113,42 +113,42 @@ def tiny_of(language_model: str, config: type[PreTrainedConfig], raw: Mapping[st
         embedding_scale=embedding_scale,
         interleaved=_is_interleaved(cls),
         head_dim=getattr(model.config, "head_dim", None),
-        reads_head_dim=wide is not None and _tensors(wide) != tensors,
+        reads_head_dim=wide is not None and _tensor_shapes(wide) != tensors,
     )
 
 
-def _small(config: type[PreTrainedConfig], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Small sizes by the keys of the class, and token ids within the vocabulary."""
+def _small_values(config: type[PreTrainedConfig], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Small sizes under the keys of the class, and token ids within the vocabulary."""
     sizes = {key: value for key, value in EXPERT_SIZES.items() if isinstance(raw.get(key), int)}
     for key, value in SIZES.items():
-        for own in (key, config.attribute_map.get(key, key), *STANDARD_KEYS[key]):
-            if own in raw and not (own == "n_inner" and raw[own] is None):
-                sizes[own] = value
+        for name in (key, config.attribute_map.get(key, key), *STANDARD_KEYS[key]):
+            if name in raw and not (name == "n_inner" and raw[name] is None):
+                sizes[name] = value
                 break
     return {**sizes, **{key: 1 for key, value in raw.items() if key.endswith("_token_id") and isinstance(value, int)}}
 
 
-def _model(
+def _meta_model(
     cls: type[PreTrainedModel], config: type[PreTrainedConfig], values: Mapping[str, Any]
 ) -> PreTrainedModel | None:
-    """A model that no memory is taken for; None if there can be none."""
+    """The model on the meta device; None if it cannot be built."""
     import torch
 
     try:
         with torch.device("meta"):
             return cls(config(**values))
-    except Exception:  # whatever transformers does about sizes and switches that do not go together
+    except Exception:  # transformers raises anything for values that do not fit together
         return None
 
 
-def _tensors(model: PreTrainedModel) -> dict[str, Shape]:
+def _tensor_shapes(model: PreTrainedModel) -> dict[str, Shape]:
     from reallm.hf.conversion.transformers_io import checkpoint_state
 
     return {name: tuple(tensor.shape) for name, tensor in checkpoint_state(model).items()}
 
 
-def _norm_facts(model: nn.Module) -> tuple[str, float, float | None]:
-    """Kind, offset of the weight and epsilon of the last norm: does a shift matter, does it vanish with its weight?"""
+def _inspect_norm(model: nn.Module) -> tuple[str, float, float | None]:
+    """Kind, weight offset and epsilon of the last norm, found by shifting its input and by zeroing its weight."""
     import torch
 
     norms = [part for name, part in model.named_modules() if "Norm" in type(part).__name__ and ".0." not in name]
@@ -161,7 +161,7 @@ def _norm_facts(model: nn.Module) -> tuple[str, float, float | None]:
         for parameter in norm.parameters():
             parameter.zero_()
         vanishes = not bool(norm(x).any()) or not any(True for _ in norm.parameters())
-    except (RuntimeError, TypeError):  # one with other inputs
+    except (RuntimeError, TypeError):  # a norm with other inputs
         return "", 0.0, None
     if not torch.allclose(found, scaled, atol=1e-3):
         return "", 0.0, None
@@ -173,12 +173,12 @@ def _embedding_scale(model: PreTrainedModel) -> float:
     import torch
 
     embedding = model.get_input_embeddings()
-    row = embedding.get_parameter("weight")[2]  # that of a padding token is zero
+    row = embedding.get_parameter("weight")[2]  # not that of a padding token, which is zero
     return float((embedding(torch.tensor(2)) / row).median())
 
 
 def _is_interleaved(cls: type[PreTrainedModel]) -> bool:
-    """Whether the class's `rotate_half` takes neighbours together: `[0, 1, 2, 3]` becomes `[-1, 0, -3, 2]`."""
+    """Whether the class's `rotate_half` pairs neighbours: `[0, 1, 2, 3]` becomes `[-1, 0, -3, 2]`."""
     import torch
 
     rotate_half = getattr(sys.modules[cls.__module__], "rotate_half", None)

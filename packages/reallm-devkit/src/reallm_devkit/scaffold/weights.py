@@ -1,4 +1,4 @@
-"""From the names of tensors to the weight table that a new family begins with."""
+"""Drafts the weight table of a new family from the names of tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from reallm.hf.standard import GATED_DECODER, QK_NORMS
 from reallm.hf.tables.weights import WeightTable
-from reallm_devkit.scaffold.code import call, enclosed, fits, strings, text
-from reallm_devkit.scaffold.names import BLOCK_MODULES, DEALT_OUT, NORMS, OUTER_MODULES
-from reallm_devkit.scaffold.tiny import Tiny
+from reallm_devkit.scaffold.code import bracketed, call, fits, literal, quoted_tuple
+from reallm_devkit.scaffold.names import BLOCK_MODULES, INTERLEAVED_QKV, NORMS, OUTER_MODULES
+from reallm_devkit.scaffold.tiny import TinyModel
 
 Ours = tuple[str, ...]
 
@@ -20,27 +20,27 @@ ORDER = (
     "mlp.router", "mlp.gate", "mlp.up", "mlp.down", "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down",
     "mlp_post_norm",
 )  # fmt: skip
-"""Our modules of a block, as it computes."""
+"""Our modules of a block, in the order of computation."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Tensors of an architecture by our modules.
+class MatchedModules:
+    """Modules of an architecture, matched with ours by name.
 
     Attributes:
         outer: our modules outside of blocks -> theirs.
-        block: our modules of a block -> theirs, with `{}` for its number; of several in one tensor, all of them.
-        norms: where the norms of blocks stand, a name in `names.NORMS`; empty if they are called otherwise.
-        unplaced: names of tensors that nothing of ours is known to be.
+        block: our modules of a block, several if their tensors are fused -> theirs, with `{}` for the block's number.
+        norms: the placement of norms in blocks, a name in `names.NORMS`; empty if none matches.
+        unmatched: names of tensors without a module of ours.
     """
 
     outer: Mapping[str, str] = field(default_factory=dict)
     block: Mapping[Ours, str] = field(default_factory=dict)
     norms: str = ""
-    unplaced: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
     def ours(self, tensor: str) -> Ours:
-        """The modules of ours that a tensor is of; none if it is of none."""
+        """Our modules of a tensor; empty if it is unmatched."""
         module = module_of(tensor)
         for key, theirs in (*self.block.items(), *(((key,), theirs) for key, theirs in self.outer.items())):
             if theirs == module:
@@ -48,40 +48,40 @@ class Placed:
         return ()
 
     def has(self, module: str) -> bool:
-        """Whether a module of ours is placed."""
+        """Whether a module of ours is matched."""
         return module in self.outer or any(module in key for key in self.block)
 
 
-def placed(tensors: Iterable[str]) -> Placed:
-    """What the tensors of checkpoints are with us, as far as their names tell."""
+def match_modules(tensors: Iterable[str]) -> MatchedModules:
+    """Match the tensors of a checkpoint with our modules by name."""
     names = list(dict.fromkeys(tensors))
     modules = list(dict.fromkeys(map(module_of, names)))
-    outer = {module: theirs for theirs in modules if (module := _outer(theirs))}
+    outer = {module: theirs for theirs in modules if (module := _outer_module(theirs))}
     block: dict[Ours, str] = {}
     for theirs in modules:
-        ours = _inner(theirs)
+        ours = _block_module(theirs)
         if ours and not any(set(ours) & set(key) for key in block):
             block[ours] = theirs
-    norms, of_norms = _norms([theirs for theirs in modules if re.fullmatch(r"[^{}]*\.\{\}\.\w+", theirs)])
-    block = dict(sorted({**block, **of_norms}.items(), key=lambda item: _place(item[0])))
+    norms, norm_modules = _norms([theirs for theirs in modules if re.fullmatch(r"[^{}]*\.\{\}\.\w+", theirs)])
+    block = dict(sorted({**block, **norm_modules}.items(), key=lambda item: _order(item[0])))
     known = {*outer.values(), *block.values()}
-    unplaced = [_numberless(name) for name in names if module_of(name) not in known]
-    return Placed(outer, block, norms, tuple(dict.fromkeys(unplaced)))
+    unmatched = [_without_numbers(name) for name in names if module_of(name) not in known]
+    return MatchedModules(outer, block, norms, tuple(dict.fromkeys(unmatched)))
 
 
-def weight_table(found: Placed, tiny: Tiny, *, has_critic: bool) -> str:
-    """The table's source: `GATED_DECODER` with what differs, or all of it."""
-    entries = {ours: _stored(theirs, ours, tiny) for ours, theirs in found.block.items()}
-    common = _plain(GATED_DECODER.block)
-    if any(entries.get(ours) == theirs for ours, theirs in common.items()) and _is_outer_of(found, GATED_DECODER):
-        return _updated(entries, common)
-    block = [f"{strings(ours)}: {value}" for ours, value in entries.items()]
+def weight_table(found: MatchedModules, tiny: TinyModel, *, has_critic: bool) -> str:
+    """The source of the table: `GATED_DECODER` with changes, or written out."""
+    entries = {ours: _entry_value(theirs, ours, tiny) for ours, theirs in found.block.items()}
+    common = _as_source(GATED_DECODER.block)
+    if any(entries.get(ours) == theirs for ours, theirs in common.items()) and _has_standard_ends(found, GATED_DECODER):
+        return _updated_standard(entries, common)
+    block = [f"{quoted_tuple(ours)}: {value}" for ours, value in entries.items()]
     head = {ours: theirs for ours, theirs in found.outer.items() if ours in GATED_DECODER.head}
     embedding = {ours: theirs for ours, theirs in found.outer.items() if ours not in GATED_DECODER.head}
     arguments = [
-        f"embedding={_part(embedding)}",
-        f"block={enclosed('{', block, '}', 8, before=len('block='))}",
-        f"head={_part(head)}",
+        f"embedding={_dict_source(embedding)}",
+        f"block={bracketed('{', block, '}', 8, before=len('block='))}",
+        f"head={_dict_source(head)}",
         *(['critic_head={"out": "score"}'] if has_critic else []),
     ]
     return call("WeightTable", arguments, 4, before=len("weights="))
@@ -89,21 +89,21 @@ def weight_table(found: Placed, tiny: Tiny, *, has_critic: bool) -> str:
 
 def module_of(tensor: str) -> str:
     """`model.layers.3.mlp.up_proj.weight` -> `model.layers.{}.mlp.up_proj`; a second number becomes `{each}`."""
-    return re.sub(r"\.(weight|bias)$", "", _numberless(tensor))
+    return re.sub(r"\.(weight|bias)$", "", _without_numbers(tensor))
 
 
-def _numberless(tensor: str) -> str:
+def _without_numbers(tensor: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".{each}", re.sub(r"\.\d+(?=\.)", ".{}", tensor, count=1))
 
 
-def _outer(theirs: str) -> str:
+def _outer_module(theirs: str) -> str:
     if "{}" in theirs:
         return ""
     return next((ours for ours, names in OUTER_MODULES.items() if theirs.rpartition(".")[2] in names), "")
 
 
-def _inner(theirs: str) -> Ours:
-    """Our modules of a block by the longest end of the name that is known."""
+def _block_module(theirs: str) -> Ours:
+    """Our modules of a block by the longest known end of the name."""
     ends = [
         (len(end), ours)
         for ours, names in BLOCK_MODULES.items()
@@ -115,7 +115,7 @@ def _inner(theirs: str) -> Ours:
 
 def _norms(modules: list[str]) -> tuple[str, dict[Ours, str]]:
     """Where the norms stand, if the modules directly in a block are the norms of one of the kinds that are known."""
-    ends = {theirs.rpartition(".")[2]: theirs for theirs in modules if not _inner(theirs)}
+    ends = {theirs.rpartition(".")[2]: theirs for theirs in modules if not _block_module(theirs)}
     for kind, wanted in NORMS:
         found = {ours: end for ours, names in wanted.items() for end in names if end in ends}
         if len(found) == len(wanted) == len(ends):
@@ -123,47 +123,47 @@ def _norms(modules: list[str]) -> tuple[str, dict[Ours, str]]:
     return "", {}
 
 
-def _place(ours: Ours) -> int:
-    """In the order in which a block computes."""
+def _order(ours: Ours) -> int:
+    """The sort key of a block's module."""
     return ORDER.index(ours[0])
 
 
-def _stored(theirs: str, ours: Ours, tiny: Tiny) -> str:
-    """The entry's value: a name, or how the tensor holds ours."""
+def _entry_value(theirs: str, ours: Ours, tiny: TinyModel) -> str:
+    """The source of an entry's value: a name, or an arrangement of the tensor."""
     is_transposed = any(module_of(f"{name}.weight") == theirs for name in tiny.transposed)
     if len(ours) == 1:
-        return f"transposed({text(theirs)})" if is_transposed else text(theirs)
-    arguments = [text(theirs)]
-    if theirs.rpartition(".")[2] in DEALT_OUT:
+        return f"transposed({literal(theirs)})" if is_transposed else literal(theirs)
+    arguments = [literal(theirs)]
+    if theirs.rpartition(".")[2] in INTERLEAVED_QKV:
         arguments.append('groups="n_kv_heads"')
     if is_transposed:
         arguments.append("transposed=True")
-    # On a line with its key, in `block={...}` of an argument of the family
-    return call("fused", arguments, 12, before=len(f"{strings(ours)}: "))
+    # on a line with its key, in `block={...}` of an argument of the family
+    return call("fused", arguments, 12, before=len(f"{quoted_tuple(ours)}: "))
 
 
-def _plain(part: Mapping[Any, Any]) -> dict[Ours, str]:
-    """Entries of a table that are names, as keys and source."""
-    return {(ours,): text(theirs) for ours, theirs in part.items()}
+def _as_source(part: Mapping[Any, Any]) -> dict[Ours, str]:
+    """Entries of a table that are plain names, as keys and source."""
+    return {(ours,): literal(theirs) for ours, theirs in part.items()}
 
 
-def _is_outer_of(found: Placed, table: WeightTable) -> bool:
+def _has_standard_ends(found: MatchedModules, table: WeightTable) -> bool:
     return dict(found.outer) in (
         {**table.embedding, **table.head},
         {**table.embedding, "norm": table.head["norm"]},  # a tied head
     )
 
 
-def _updated(entries: Mapping[Ours, str], common: Mapping[Ours, str]) -> str:
+def _updated_standard(entries: Mapping[Ours, str], common: Mapping[Ours, str]) -> str:
     changes = {ours: value for ours, value in entries.items() if common.get(ours) != value}
     items = []
-    qk_norms = _plain(QK_NORMS)
+    qk_norms = _as_source(QK_NORMS)
     if qk_norms.items() <= changes.items():
         items.append("**QK_NORMS")
         changes = {ours: value for ours, value in changes.items() if ours not in qk_norms}
-    items += [f"{strings(ours)}: {value}" for ours, value in changes.items()]
+    items += [f"{quoted_tuple(ours)}: {value}" for ours, value in changes.items()]
     replaced = {one for ours in entries for one in ours}
-    items += [f"{strings(ours)}: None" for ours in common if ours[0] not in replaced]
+    items += [f"{quoted_tuple(ours)}: None" for ours in common if ours[0] not in replaced]
     if not items:
         return "GATED_DECODER"
     if items == ["**QK_NORMS"]:
@@ -171,10 +171,10 @@ def _updated(entries: Mapping[Ours, str], common: Mapping[Ours, str]) -> str:
     line = f"GATED_DECODER.updated(block={{{', '.join(items)}}})"
     if "\n" not in line and fits(f"    weights={line},"):
         return line
-    block = enclosed("{", items, "}", 8, before=len("block="))
+    block = bracketed("{", items, "}", 8, before=len("block="))
     return f"GATED_DECODER.updated(\n        block={block}\n    )"
 
 
-def _part(modules: Mapping[str, str]) -> str:
-    items = [f"{text(ours)}: {text(theirs)}" for ours, theirs in modules.items()]
-    return enclosed("{", items, "}", 8, before=len("embedding="))
+def _dict_source(modules: Mapping[str, str]) -> str:
+    items = [f"{literal(ours)}: {literal(theirs)}" for ours, theirs in modules.items()]
+    return bracketed("{", items, "}", 8, before=len("embedding="))

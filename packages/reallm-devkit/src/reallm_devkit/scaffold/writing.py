@@ -1,4 +1,4 @@
-"""From a project to its files: templates filled in, and written as a whole or not at all."""
+"""Renders the templates of a project, and writes its files all at once or not at all."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from reallm_devkit.scaffold.project import Project
 _SUFFIX = ".j2"
 
 
-def rendered(project: Project) -> dict[str, str]:
-    """Path within the package's folder -> content, sorted; from the templates for all kinds and those for this one.
+def render(project: Project) -> dict[str, str]:
+    """Render the common templates and those of the kind: path within the project's folder -> content, sorted.
 
-    Templates lie where the files go, with `package` in the place of the package's name:
+    A template has the path of its file, with `package` instead of the package's name:
     `dataset/src/package/plugin.py.j2`.
     """
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    facts = {**asdict(project), "entry_point": project.entry_point}
+    variables = {**asdict(project), "entry_point": project.entry_point}
     templates = resources.files("reallm_devkit.scaffold").joinpath("templates")
     texts = dict(sorted({**_texts(templates.joinpath("common")), **_texts(templates.joinpath(project.kind))}.items()))
-    return {_target(path, project.package): environment.from_string(text).render(facts) for path, text in texts.items()}
+    return {
+        _target(path, project.package): environment.from_string(text).render(variables) for path, text in texts.items()
+    }
 
 
-def write(files: Mapping[str, str], folder: Path) -> None:
-    """Write files into a folder that is not there yet, or empty. Killed at any moment, it is complete or as before.
+def write_files(files: Mapping[str, str], folder: Path) -> None:
+    """Write files into a new or empty folder. If the process is killed, the folder is complete or unchanged.
 
     Raises:
-        ConfigError: if something is there already.
+        ConfigError: if the folder is not empty.
         DataError: if the folder cannot be written.
     """
     if folder.is_dir() and any(folder.iterdir()):
@@ -51,7 +53,7 @@ def _target(path: str, package: str) -> str:
 
 
 def _texts(folder: Traversable, prefix: str = "") -> dict[str, str]:
-    """The texts of all templates under a folder, which may lie in a zip file, by path."""
+    """Path -> text of all templates below a folder, which may be in a zip file."""
     texts: dict[str, str] = {}
     for item in folder.iterdir():
         if item.is_dir():

@@ -51,7 +51,7 @@ def description(subject: PluginSubject) -> str:
 
 @check()
 def light_import(subject: PluginSubject) -> str:
-    """looking at the plugin imports neither torch nor transformers"""
+    """listing the plugin imports neither torch nor transformers"""
     if not subject.light_modules:
         raise Skipped("check it by the name it is installed under, or name its classes as 'module:Class'")
     for module in subject.light_modules:

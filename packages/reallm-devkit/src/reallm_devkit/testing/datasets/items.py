@@ -59,7 +59,7 @@ def sample(subject: DatasetSubject) -> str:
 
 @check(needs=[sample])
 def seqlens(subject: DatasetSubject) -> str:
-    """`seqlens` says for every field how long the sample is there"""
+    """`seqlens` has the sample's length in every field"""
     for number, item in enumerate(subject.items):
         seqlens_of = item.metadata.get("seqlens", {})
         for name, value in subject.array_fields(number):
@@ -109,7 +109,7 @@ def tokens(subject: DatasetSubject) -> str:
 
 @check(needs=[sample])
 def ids(subject: DatasetSubject) -> str:
-    """each sample has an id of its own, by which errors name it"""
+    """each sample has a unique id, by which errors name it"""
     index_by_id: dict[str, int] = {}
     with_ids = [number for number, item in enumerate(subject.items) if "ids" in item.metadata]
     if not with_ids:
@@ -128,7 +128,7 @@ def ids(subject: DatasetSubject) -> str:
 
 @check(needs=[sample])
 def same_twice(subject: DatasetSubject) -> str:
-    """the same number gives the same sample, whatever was read before"""
+    """the same index gives the same sample, whatever was read before"""
     backwards = [subject.samples[i] for i in reversed(range(len(subject.items)))][::-1]
     for again in (backwards, read_samples(subject.samples)):
         different = first_difference(subject.items, again)
@@ -139,7 +139,7 @@ def same_twice(subject: DatasetSubject) -> str:
 
 @check(needs=[same_twice])
 def indices(subject: DatasetSubject) -> str:
-    """numbers from 0 to `len` - 1 are samples, beyond them is an IndexError; -1 may be the last sample"""
+    """indices from 0 to `len` - 1 are samples, others raise IndexError; -1 may be the last sample"""
     count = len(subject.samples)
     for index, allowed in ((count, None), (-1, count - 1), (-count - 1, None)):
         expected = "IndexError" + ("" if allowed is None else f", or sample {allowed}")
@@ -158,7 +158,7 @@ def indices(subject: DatasetSubject) -> str:
 
 @check(needs=[seqlens, same_twice])
 def packing(subject: DatasetSubject) -> str:
-    """samples are packed into a batch and taken out again unchanged"""
+    """samples are packed into a batch and unpacked again unchanged"""
     items, look_at = subject.items, subject.at("__getitem__")
     try:
         batch = gather(items)

@@ -26,7 +26,7 @@ MAX_DP_SIZE = 4
 
 @check(needs=[same_twice])
 def seed(subject: DatasetSubject) -> str:
-    """the seed alone decides on the order: constructed again, the samples are the same; another seed loses none"""
+    """the seed alone determines the order: constructed again, the samples are the same; another seed loses none"""
     look_at = subject.at("__init__")
     with seeded_generators(20_000_023):
         again = read_samples(subject.make())
@@ -44,7 +44,7 @@ def seed(subject: DatasetSubject) -> str:
 
 @check(needs=[seed])
 def ranks(subject: DatasetSubject) -> str:
-    """together the data-parallel ranks hold each sample once, the same as if there were one rank"""
+    """together the data-parallel ranks hold each sample once, the same ones as a single rank"""
     look_at = subject.at("__init__")
     whole = _contents(subject.samples)
     tried = 1

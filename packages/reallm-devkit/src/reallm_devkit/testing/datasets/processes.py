@@ -63,7 +63,7 @@ def another_process(subject: DatasetSubject) -> str:
 
 @check(needs=[sample])
 def side_effects(subject: DatasetSubject) -> str:
-    """neither making nor reading it changes random generators, environment, working directory or default dtype"""
+    """neither constructing nor reading it changes random generators, environment, working directory or default dtype"""
     for method, changed in subject.side_effects.items():
         if changed:
             where = "constructing the dataset" if method == "__init__" else "reading its samples"

@@ -1,4 +1,4 @@
-"""What a model of transformers does, and whether another one does the same.
+"""The outputs of a transformers model in evaluation and training, to compare with those of another one.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -14,29 +14,29 @@ from reallm_devkit.testing.families.closeness import is_close
 from reallm_devkit.testing.families.reference import SEED, logits_of, quiet
 
 LENGTHS = (40, 7)
-LOSS = 1e-5
-"""Difference of losses, in nats, that is no rounding."""
+LOSS_TOLERANCE = 1e-5
+"""Largest difference of equal losses, in nats."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model of transformers does: logits [T, V] in evaluation, and logits and loss in training."""
+    """Outputs of a transformers model: logits [T, V] in evaluation mode, logits and loss in training mode."""
 
     logits: Tensor
     training: Tensor
     loss: Tensor
 
     def is_like(self, other: Behaviour) -> bool:
-        """Whether evaluation gives the same."""
+        """Whether the outputs in evaluation mode are equal."""
         return is_close(self.logits, other.logits)
 
     def trains_like(self, other: Behaviour) -> bool:
-        """Whether training gives the same."""
-        return is_close(self.training, other.training) and bool((self.loss - other.loss).abs() <= LOSS)
+        """Whether the outputs in training mode are equal."""
+        return is_close(self.training, other.training) and bool((self.loss - other.loss).abs() <= LOSS_TOLERANCE)
 
 
 def behaviour_of(model: nn.Module, samples: list[Tensor]) -> Behaviour:
-    """What it does; training with dropout and noise from a seed."""
+    """Run a model in both modes; dropout and noise come from a fixed seed."""
     with quiet(), torch.no_grad(), torch.random.fork_rng(devices=()):
         evaluated = logits_of(model, samples)
         torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""Checks of the config table: configurations there and back, and what keys mean that are not there."""
+"""Checks of the config table: reading, round trips, and defaults of missing keys."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from reallm_devkit.testing.families.same_config import check_same, check_transfo
 from reallm_devkit.testing.families.subject import LAYER_KINDS, FamilySubject
 from reallm_devkit.testing.families.undeclared import check_keys
 
-CHANGES: Mapping[str, tuple[Any, ...]] = {
+CHANGED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n_kv_heads": (1, 4), "intermediate_size": (40,), "vocab_size": (89,), "max_positions": (48,), "norm_eps": (0.003,),
     "init_std": (0.03,), "attn_dropout": (0.25,), "residual_dropout": (0.25,), "embedding_dropout": (0.25,),
     "embedding_multiplier": (3.0,), "residual_multiplier": (0.5,), "logit_multiplier": (0.5,), "attn_softcap": (20.0,),
     "logit_softcap": (15.0,), "attn_scale": (0.3,), "qkv_clip": (2.0,), "sliding_window": (3,),
 }  # fmt: skip
-"""Fields with other values, which are written and read back wherever the table can state them."""
+"""Field -> other values, which are written and read back if the table can state them."""
 
 
 @check()
@@ -34,16 +34,16 @@ def default_config(subject: FamilySubject) -> str:
         config = subject.config
     except ReallmError as error:
         expected = f"a table that reads the configuration '{subject.case}'"
-        raise CheckFailed(expected, str(error), look_at=subject.lines.named_in(str(error))) from error
-    _check_own_classes(subject)
+        raise CheckFailed(expected, str(error), look_at=subject.lines.mentioned_in(str(error))) from error
+    _check_custom_classes(subject)
     if reference.hf_class(subject.architecture) is None:
         raise CheckFailed(
             "a model class of transformers, to compare with", f"architecture '{subject.architecture}'",
             look_at=subject.table,
         )  # fmt: skip
     try:
-        subject.theirs  # noqa: B018 - it is made here, and kept
-    except Exception as error:  # of transformers, about sizes that do not go together
+        subject.hf_model  # noqa: B018 - builds it
+    except Exception as error:  # from transformers, about sizes that do not fit together
         expected = f"a configuration '{subject.case}' that {subject.architecture} takes"
         raise CheckFailed(expected, f"{type(error).__name__}: {error}", look_at="configs of the kit") from error
     check_keys(subject)
@@ -56,15 +56,15 @@ def config_round_trip(subject: FamilySubject) -> str:
     """a configuration is the same after it was written and read, for us and for transformers"""
     family, config = subject.family, subject.config
     for base, how in ((subject.raw, "on the file it came from"), (None, "as a new file")):
-        written = _written(subject, config, base, how)
+        written = _write_config(subject, config, base, how)
         check_same(subject, config, config_from_hf(family, written), f"written {how}")
         check_transformers(subject, subject.raw, written, f"written {how}")
     n_changes = 0
-    for changed in _changed(config):
+    for changed in _changed_configs(config):
         for base in (subject.raw, None):
             try:
                 written = config_to_hf(family, changed, base)
-            except ConfigError:  # the family has no such thing, and says so
+            except ConfigError:  # the family refuses the value
                 continue
             fields = [item.name for item in dataclasses.fields(config)]
             (field,) = (name for name in fields if getattr(changed, name) != getattr(config, name))
@@ -86,7 +86,7 @@ def defaults(subject: FamilySubject) -> str:
         try:
             full = {**reference.hf_config(raw).to_dict(), "architectures": raw["architectures"]}
             expected = config_from_hf(subject.family, full)
-        except Exception:  # transformers does without this key no better: whatever it raises
+        except Exception:  # transformers cannot do without this key either
             continue
         try:
             found = config_from_hf(subject.family, raw)
@@ -110,33 +110,33 @@ def defaults(subject: FamilySubject) -> str:
     return f"{count} configurations with keys left out"
 
 
-def _check_own_classes(subject: FamilySubject) -> None:
+def _check_custom_classes(subject: FamilySubject) -> None:
     for kind in LAYER_KINDS:
-        named = getattr(subject.config, kind)
+        name = getattr(subject.config, kind)
         try:
-            _ = resolve(named) if is_custom_class(named) else None
+            _ = resolve(name) if is_custom_class(name) else None
         except PluginError as error:
             expected = "a class for the layers of the family's own, as 'module:Class'"
-            raise CheckFailed(expected, str(error), f"{kind}='{named}'", subject.at([kind])) from error
+            raise CheckFailed(expected, str(error), f"{kind}='{name}'", subject.at([kind])) from error
 
 
-def _written(
+def _write_config(
     subject: FamilySubject, config: ReaLModelConfig, base: Mapping[str, Any] | None, how: str
 ) -> Mapping[str, Any]:
     try:
         return config_to_hf(subject.family, config, base)
     except ConfigError as error:
         expected = "a table that states what it has read"
-        raise CheckFailed(expected, str(error), f"written {how}", subject.lines.named_in(str(error))) from error
+        raise CheckFailed(expected, str(error), f"written {how}", subject.lines.mentioned_in(str(error))) from error
 
 
-def _changed(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
-    for field, values in CHANGES.items():
+def _changed_configs(config: ReaLModelConfig) -> Iterator[ReaLModelConfig]:
+    for field, values in CHANGED_VALUES.items():
         for value in values:
             before = getattr(config, field)
             if isinstance(before, tuple):
                 value = tuple(None if one is None else value for one in before)
-            if before is None or value == before:  # turning things on is for the check of fields
+            if before is None or value == before:  # the check `config-fields` turns features on
                 continue
             try:
                 yield config.replace(**{field: value})

@@ -1,8 +1,8 @@
-"""Where two models begin to differ, and which rows and entries of the tables speak of that place.
+"""Finds where two models begin to differ, and the rows and entries of the tables that may be the cause.
 
-The modules that the weight table pairs are listened to on both sides while one sequence goes through. The first of our
-modules that gets something else, though what came before it agrees, or that gives something else for the same, is the
-place.
+Inputs and outputs of the modules that the weight table pairs are recorded in both models while one sequence runs. The
+first of our modules with another input although all outputs before it agree, or with another output for the same input,
+is where they diverge.
 
 Shapes: T tokens of one sequence.
 """
@@ -18,17 +18,22 @@ from torch import Tensor, nn
 
 from reallm.hf.conversion.mapping import weight_mappings
 from reallm.model.parameter_names import EMBEDDING_LAYER, layer_number, module_of, path_in_layer
-from reallm_devkit.testing.families.reference import packed
-from reallm_devkit.testing.families.subject import FamilySubject, own_class, own_classes, run_packed
+from reallm_devkit.testing.families.reference import pack
+from reallm_devkit.testing.families.subject import (
+    FamilySubject,
+    custom_class_location,
+    custom_layers_location,
+    run_packed,
+)
 
-SEEN = 1e-4
-"""Relative to the largest number: a difference that is no rounding."""
+TOLERANCE = 1e-4
+"""Largest difference of equal activations, relative to the largest number."""
 
 Side = Literal["in", "out"]
 Event = tuple[str, Side]
 
 Suspects = tuple[tuple[str, ...], tuple[str, ...]]
-"""Fields, and entries of the weight table."""
+"""Names of fields, and of entries of the weight table."""
 
 NORM = ("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset")
 STREAM = ("norm_placement", "residual_multiplier", "parallel_residual", "shared_norm", "block")
@@ -49,7 +54,7 @@ BETWEEN: Mapping[str, Suspects] = {
     "mlp.down": (("activation", "mlp"), ("mlp.gate", "mlp.up")),
     "mlp_post_norm": ((*STREAM, "moe"), ("mlp.down", "mlp.experts.down")),
 }
-"""Module of ours -> what makes its inputs of what the modules before it gave: fields, and entries of the tables."""
+"""Module -> the fields and entries that determine its inputs from the outputs of the modules before it."""
 
 EMBEDDING: Suspects = (("embedding_multiplier", "learned_positions", "position_offset"), ("tokens", "positions"))
 END_OF_BLOCK: Suspects = (
@@ -65,100 +70,100 @@ BIASES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where it begins: a line that says so, and what of the tables to look at."""
+class Divergence:
+    """Where two models begin to differ, and which rows and entries of the tables to look at."""
 
     where: str
     look_at: str
 
 
 @torch.no_grad()
-def first_difference(subject: FamilySubject) -> Place:
-    """Where our network begins to differ from that of transformers."""
+def find_divergence(subject: FamilySubject) -> Divergence:
+    """Find where our model begins to differ from that of transformers."""
     pairs = _pairs(subject)
     sample = max(subject.samples, key=len)
-    ours, order = _listen(subject.ours, list(pairs), lambda: run_packed(subject.ours, *packed([sample])))
-    theirs, _ = _listen(subject.theirs, list(pairs.values()), lambda: subject.theirs(sample[None], use_cache=False))
+    ours, order = _record(subject.model, list(pairs), lambda: run_packed(subject.model, *pack([sample])))
+    theirs, _ = _record(subject.hf_model, list(pairs.values()), lambda: subject.hf_model(sample[None], use_cache=False))
     agreed: list[str] = []
     for path, side in order:
         one, other = ours[path, side], theirs.get((pairs[path], side))
-        # some embeddings are multiplied where they are looked up
+        # some models scale embeddings within the module, others after it
         if other is None or layer_number(path) == EMBEDDING_LAYER:
             continue
         other = other[0] if other.dim() == one.dim() + 1 else other
-        if one.shape != other.shape:  # heads before tokens, or several projections at once
+        if one.shape != other.shape:  # another layout of heads, or fused projections
             continue
-        if (one - other).abs().max() > SEEN * other.abs().max().clamp_min(1e-6):
-            return _place(subject, path, pairs[path], side, agreed)
+        if (one - other).abs().max() > TOLERANCE * other.abs().max().clamp_min(1e-6):
+            return _divergence(subject, path, pairs[path], side, agreed)
         if side == "out":
             agreed.append(path)
     fields, entries = HEAD
-    return Place("after the last block, in the output head", _at(subject, fields, entries))
+    return Divergence("after the last block, in the output head", _at(subject, fields, entries))
 
 
-def _place(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: list[str]) -> Place:
+def _divergence(subject: FamilySubject, path: str, theirs: str, side: Side, agreed: list[str]) -> Divergence:
     layer, module = layer_number(path), path_in_layer(path)
     if side == "out":
         fields = NORM if module.endswith("norm") else (*filter(None, [BIASES.get(module)]),)
         where = f"{path} gives something else than {theirs} for the same input"
-        tables = subject.at(fields if module.endswith("norm") else (), [module]) + _and(subject, fields)
-        own = own_class(subject.ours, path)
-        return Place(where, f"{own}; {tables}" if own else tables)
+        tables = subject.at(fields if module.endswith("norm") else (), [module]) + _bias_rows(subject, fields)
+        custom = custom_class_location(subject.model, path)
+        return Divergence(where, f"{custom}; {tables}" if custom else tables)
     is_first = not any(layer_number(one) == layer for one in agreed)
     ends = EMBEDDING if layer == 1 else END_OF_BLOCK
     fields, entries = ends if is_first else BETWEEN.get(module, ((), ()))
     before = [path_in_layer(one) for one in agreed if layer_number(one) == layer]
-    where = f"what goes into {path} ({theirs}) differs" + (f", while {_listed(before)} agree" if before else "")
-    return Place(where, _at(subject, fields, (*entries, module)))
+    where = f"what goes into {path} ({theirs}) differs" + (f", while {_join(before)} agree" if before else "")
+    return Divergence(where, _at(subject, fields, (*entries, module)))
 
 
 def _at(subject: FamilySubject, fields: tuple[str, ...], entries: tuple[str, ...]) -> str:
-    own = own_classes(subject)
-    return "; ".join(filter(None, [subject.at(fields, entries, unstated=True), own]))
+    rows = subject.at(fields, entries, unstated=True)
+    return "; ".join(filter(None, [rows, custom_layers_location(subject)]))
 
 
-def _and(subject: FamilySubject, fields: tuple[str, ...]) -> str:
-    """A bias's row, after the entry that it belongs to."""
+def _bias_rows(subject: FamilySubject, fields: tuple[str, ...]) -> str:
+    """The rows of biases, to append to the entry of their weight."""
     rows = [subject.lines.field(field) for field in fields if field in BIASES.values()]
     return "".join(f"; {row}" for row in rows if row)
 
 
 def _pairs(subject: FamilySubject) -> dict[str, str]:
-    """Modules of ours -> modules of theirs, as the table names their weights."""
-    found: dict[str, str] = {}
-    modules = {name for name, _ in subject.theirs.named_modules()}
+    """Our modules -> modules of transformers, paired by the weight table."""
+    pairs: dict[str, str] = {}
+    modules = {name for name, _ in subject.hf_model.named_modules()}
     for mapping in weight_mappings(subject.family, subject.config):
         for ours in mapping.parameters:
             theirs = mapping.hf_names[0].rpartition(".")[0]
             if len(mapping.hf_names) == 1 and theirs in modules:
-                found.setdefault(module_of(ours), theirs)
-    return found
+                pairs.setdefault(module_of(ours), theirs)
+    return pairs
 
 
-def _listen(model: nn.Module, paths: list[str], run: Callable[[], Any]) -> tuple[dict[Event, Tensor], list[Event]]:
-    """What goes into and comes out of modules, and the order in which it does."""
-    heard: dict[Event, Tensor] = {}
+def _record(model: nn.Module, paths: list[str], run: Callable[[], Any]) -> tuple[dict[Event, Tensor], list[Event]]:
+    """Run a model and record the inputs and outputs of modules, and the order in which they come."""
+    recorded: dict[Event, Tensor] = {}
 
     def note(path: str, side: Side, value: Any) -> None:
         value = value[0] if isinstance(value, tuple) and value else value
         if isinstance(value, Tensor) and value.is_floating_point():
-            heard.setdefault((path, side), value.detach())
+            recorded.setdefault((path, side), value.detach())
 
-    def listen(path: str) -> list[Any]:
+    def register(path: str) -> list[Any]:
         module = model.get_submodule(path)
         return [
             module.register_forward_pre_hook(lambda _, inputs: note(path, "in", inputs)),
             module.register_forward_hook(lambda _, __, output: note(path, "out", output)),
         ]
 
-    handles = [handle for path in paths for handle in listen(path)]
+    handles = [handle for path in paths for handle in register(path)]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
-    return heard, list(heard)
+    return recorded, list(recorded)
 
 
-def _listed(modules: list[str]) -> str:
+def _join(modules: list[str]) -> str:
     return ", ".join(modules[-3:])

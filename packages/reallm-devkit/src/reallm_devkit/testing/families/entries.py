@@ -1,4 +1,4 @@
-"""Entries of the weight table that no configuration of the family has a parameter for."""
+"""Finds entries of the weight table that have no parameter in any configuration of the family."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from reallm_devkit.testing.families.subject import FamilySubject
 from reallm_devkit.testing.families.values import changes
 
 
-def made_by(name: str) -> tuple[str, ...]:
-    """The fields that decide whether there is a module, or the parameter of one; none if all networks have it."""
+def controlling_fields(name: str) -> tuple[str, ...]:
+    """The fields that decide whether a module or its parameter exists; empty if it always does."""
     return CONTROLLED_BY.get(name.removesuffix(".weight").removesuffix(".bias"), ())
 
 
-def is_of(name: str, entry: str) -> bool:
-    """Whether a parameter, by its name in its layer, is that of an entry."""
+def belongs_to(name: str, entry: str) -> bool:
+    """Whether a parameter, by its name within its layer, belongs to an entry."""
     return name == entry or name.rpartition(".")[0] == entry
 
 
 def check_entries(subject: FamilySubject) -> None:
-    """Every entry is used by some configuration: by one of the kit's, or with another value of a single key.
+    """Check that some configuration uses each entry: one of the kit's, or one with another value of a single key.
 
-    The heads are left out: some families are always tied, and not all have critics.
+    Entries of the heads are not checked: some families are always tied, and not all have critics.
 
     Raises:
-        CheckFailed: an entry that none uses.
+        CheckFailed: no configuration uses an entry.
     """
     if not subject.is_first:
         return
     table = subject.family.weights
-    idle = {name for part in (table.embedding, table.block) for key in part for name in names_in(key)}
+    unused = {name for part in (table.embedding, table.block) for key in part for name in names_in(key)}
     for config in _configs(subject):
         present = {path_in_layer(name) for name in parameter_shapes(config)}
-        idle = {entry for entry in idle if not any(is_of(name, entry) for name in present)}
-        if not idle:
+        unused = {entry for entry in unused if not any(belongs_to(name, entry) for name in present)}
+        if not unused:
             return
-    name = sorted(idle)[0]
-    fields = made_by(name)
+    name = sorted(unused)[0]
+    fields = controlling_fields(name)
     by = f", which {' and '.join(fields)} would make" if fields else ""
     raise CheckFailed(
         "a parameter for each entry, in one configuration or another: take the entry out (None in `updated`), or give "
@@ -54,11 +54,11 @@ def check_entries(subject: FamilySubject) -> None:
 
 
 def _configs(subject: FamilySubject) -> Iterator[ReaLModelConfig]:
-    """This configuration, the others, and all that differ from this one in one key."""
+    """This configuration, the others of the kit, and variants of this one with one key changed."""
     raws = [subject.raw, *(subject.others or ())]
     changed = ({**subject.raw, **change} for key in subject.raw for change in changes(subject.raw, key, None))
     for raw in (*raws, *changed):
         try:
             yield config_from_hf(subject.family, raw)
-        except Exception:  # of a value that makes no sense, whatever the family's own functions make of it
+        except Exception:  # the family's functions may raise anything for values that make no sense
             continue

@@ -1,7 +1,7 @@
 """The check that no field of a family's configuration is silently ignored.
 
-Each field of transformers' class gets other values. Where transformers then computes something else, ours must compute
-the same, or refuse the value by name.
+Each field of transformers' configuration class gets other values. If transformers then computes something else, our
+model must compute the same, or the table must refuse the value by name.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from reallm.model.config import ReaLModelConfig
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.families import reference
 from reallm_devkit.testing.families.behaviour import LENGTHS, Behaviour, behaviour_of
-from reallm_devkit.testing.families.closeness import MOST_LOGITS, is_close, largest
-from reallm_devkit.testing.families.numbers import logits
-from reallm_devkit.testing.families.subject import FamilySubject, network, run_packed
+from reallm_devkit.testing.families.closeness import LOGITS_TOLERANCE, is_close, max_difference
+from reallm_devkit.testing.families.numerics import logits
+from reallm_devkit.testing.families.subject import FamilySubject, load_network, run_packed
 from reallm_devkit.testing.families.values import changes
 
 
-class Unnamed(CheckFailed):
-    """A value is refused, but not by the name of its key."""
+class UnnamedRefusal(CheckFailed):
+    """A value is refused by an error that does not name its key."""
 
 
 @check(needs=[logits])
 def config_fields(subject: FamilySubject) -> str:
     """every field of transformers' configuration is honoured, or refused by name"""
     samples = reference.sequences(subject.config.vocab_size, LENGTHS)
-    before = behaviour_of(subject.theirs, samples)
-    positions = _key_of(subject, "max_positions")
+    before = behaviour_of(subject.hf_model, samples)
+    positions_key = _key_of(subject, "max_positions")
     counts = {"honoured": 0, "refused": 0, "without effect": 0}
     for raw, key in _fields(subject):
         outcomes: list[str] = []
         unnamed: list[CheckFailed] = []
-        for change in changes(raw, key, positions):
+        for change in changes(raw, key, positions_key):
             try:
-                outcomes.append(_tried(subject, key, {**raw, **change}, samples, before))
-            except Unnamed as failure:
+                outcomes.append(_try_value(subject, key, {**raw, **change}, samples, before))
+            except UnnamedRefusal as failure:
                 unnamed.append(failure)
-        if unnamed and "honoured" not in outcomes:  # else it is refused for what follows from it, as odd sizes are
+        if unnamed and "honoured" not in outcomes:  # otherwise it is refused for a consequence, as odd sizes are
             raise unnamed[0]
         for outcome in filter(None, outcomes):
             counts[outcome] += 1
@@ -54,17 +54,17 @@ def config_fields(subject: FamilySubject) -> str:
 
 
 def _fields(subject: FamilySubject) -> Iterator[tuple[dict[str, Any], str]]:
-    """Keys and fields of transformers' class, less those that have no effect in any family, and what they stand in.
+    """Each key or field of transformers' configuration class that may have an effect, with a config that has it.
 
-    A key that is another name of one that is there takes its place.
+    Yields (config, key). A key that is a synonym of one in the config replaces it there.
     """
     config = reference.hf_config(subject.raw)
     declared = [item.name for item in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    known = [*subject.raw, *config.to_dict(), *declared]
-    if "rope_parameters" in known:
-        known.append("rope_scaling")
+    keys = [*subject.raw, *config.to_dict(), *declared]
+    if "rope_parameters" in keys:
+        keys.append("rope_scaling")
     synonyms = {**config.attribute_map, **{real: alias for alias, real in config.attribute_map.items()}}
-    for key in dict.fromkeys(known):
+    for key in dict.fromkeys(keys):
         if is_irrelevant(key):
             continue
         raw, other = dict(subject.raw), synonyms.get(key)
@@ -73,31 +73,38 @@ def _fields(subject: FamilySubject) -> Iterator[tuple[dict[str, Any], str]]:
         yield raw, key
 
 
-def _tried(subject: FamilySubject, key: str, raw: Mapping[str, Any], samples: list[Tensor], before: Behaviour) -> str:
-    """What came of another value; empty if transformers cannot do it."""
+def _try_value(
+    subject: FamilySubject, key: str, raw: Mapping[str, Any], samples: list[Tensor], before: Behaviour
+) -> str:
+    """`honoured`, `refused` or `without effect`, for another value of a key; empty if transformers refuses it.
+
+    Raises:
+        UnnamedRefusal: our table refuses it without naming the key.
+        CheckFailed: it is ignored, or our model computes something else than transformers.
+    """
     try:
         theirs = reference.hf_model(raw)
         after = behaviour_of(theirs, samples)
-    except Exception:  # whatever transformers does about values that it cannot use
+    except Exception:  # transformers raises anything for values that it cannot use
         return ""
     has_effect, trains_otherwise = not after.is_like(before), not after.trains_like(before)
-    said = f"{key}={_short(raw[key])}"
+    setting = f"{key}={_shorten(raw[key])}"
     try:
         config = config_from_hf(subject.family, raw)
     except CheckpointError as error:
-        if has_effect and not _names(subject, key, str(error)):
-            expected = f"an error about {said} that names '{key}'"
-            raise Unnamed(expected, str(error), look_at=subject.lines.key(key)) from error
+        if has_effect and not _mentions(subject, key, str(error)):
+            expected = f"an error about {setting} that names '{key}'"
+            raise UnnamedRefusal(expected, str(error), look_at=subject.lines.key(key)) from error
         return "refused"
     if config == subject.config:
         if has_effect or trains_otherwise:
-            _fail_ignored(subject, key, said, before, after)
+            _fail_ignored(subject, key, setting, before, after)
         return "without effect"
-    _check_agrees(subject, key, said, theirs, config, samples, after)
+    _check_agrees(subject, key, setting, theirs, config, samples, after)
     return "honoured"
 
 
-def _fail_ignored(subject: FamilySubject, key: str, said: str, before: Behaviour, after: Behaviour) -> None:
+def _fail_ignored(subject: FamilySubject, key: str, setting: str, before: Behaviour, after: Behaviour) -> None:
     if before.is_like(after):
         effect = "training in transformers"
     elif before.logits.shape == after.logits.shape:
@@ -105,7 +112,7 @@ def _fail_ignored(subject: FamilySubject, key: str, said: str, before: Behaviour
     else:
         effect = "the shape of transformers' logits"
     raise CheckFailed(
-        f"{said} is honoured, or refused by name: it changes {effect}",
+        f"{setting} is honoured, or refused by name: it changes {effect}",
         "it is silently ignored: our configuration is the same as without it",
         f"key '{key}' of config.json",
         subject.lines.key(key),
@@ -115,47 +122,47 @@ def _fail_ignored(subject: FamilySubject, key: str, said: str, before: Behaviour
 def _check_agrees(
     subject: FamilySubject,
     key: str,
-    said: str,
+    setting: str,
     theirs: nn.Module,
     config: ReaLModelConfig,
     samples: list[Tensor],
     after: Behaviour,
 ) -> None:
     try:
-        ours = network(subject.family, config, checkpoint_state(theirs))  # type: ignore[arg-type]
+        ours = load_network(subject.family, config, checkpoint_state(theirs))  # type: ignore[arg-type]
     except ReallmError as error:
-        expected = f"a network for {said}, or an error about the configuration that names it"
+        expected = f"a network for {setting}, or an error about the configuration that names it"
         raise CheckFailed(expected, str(error), f"key '{key}' of config.json", subject.lines.key(key)) from error
     with torch.no_grad():
-        found = run_packed(ours.eval(), *reference.packed(samples))
+        found = run_packed(ours.eval(), *reference.pack(samples))
     if found.shape != after.logits.shape:
         seen = f"logits of shape {list(found.shape)}"
-        raise CheckFailed(f"{list(after.logits.shape)} for {said}", seen, look_at=subject.lines.key(key))
+        raise CheckFailed(f"{list(after.logits.shape)} for {setting}", seen, look_at=subject.lines.key(key))
     if not is_close(found, after.logits):
-        difference, _, _ = largest(found, after.logits)
+        difference, _, _ = max_difference(found, after.logits)
         fields = [item.name for item in dataclasses.fields(config)]
         other = [name for name in fields if getattr(config, name) != getattr(subject.config, name)]
         raise CheckFailed(
-            f"with {said}, logits of {subject.architecture} within {MOST_LOGITS:.0e}",
+            f"with {setting}, logits of {subject.architecture} within {LOGITS_TOLERANCE:.0e}",
             f"they differ by up to {difference:.2g}; it became "
-            + ", ".join(f"{name}={_short(getattr(config, name))}" for name in other),
+            + ", ".join(f"{name}={_shorten(getattr(config, name))}" for name in other),
             f"key '{key}' of config.json",
             subject.lines.key(key),
         )
 
 
 def _key_of(subject: FamilySubject, field: str) -> str | None:
-    """The key that states a field."""
+    """The key of `config.json` that states a field."""
     return next((row.keys[0] for row in subject.family.config.rows if field in row.fields and row.keys), None)
 
 
-def _names(subject: FamilySubject, key: str, text: str) -> bool:
-    """Whether an error names a key, or the field of ours that its row states."""
+def _mentions(subject: FamilySubject, key: str, text: str) -> bool:
+    """Whether an error message names a key, or the field that its row states."""
     rows = [row for row in subject.family.config.rows if key in row.keys]
     return any(name in text for name in (key, *(name for row in rows for name in (*row.keys, *row.fields))))
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     if isinstance(value, Mapping):
         value = dict(value)
     text = repr(value)

@@ -1,4 +1,4 @@
-"""Checks of the output head: tied to the embedding or not, and the scalar head of a critic."""
+"""Checks of the output head, tied or not, and of the scalar head of a critic."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from reallm.hf.tables.weights import as_source, names_in
 from reallm.model.parameter_names import EMBEDDING_WEIGHT
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families import reference
-from reallm_devkit.testing.families.closeness import MOST_LOGITS, largest, scale
-from reallm_devkit.testing.families.numbers import logits
+from reallm_devkit.testing.families.closeness import LOGITS_TOLERANCE, max_difference, tolerance_scale
+from reallm_devkit.testing.families.numerics import logits
 from reallm_devkit.testing.families.saving import load_theirs, save_ours
-from reallm_devkit.testing.families.subject import FamilySubject, network, run_packed
+from reallm_devkit.testing.families.subject import FamilySubject, load_network, run_packed
 from reallm_devkit.testing.scratch import scratch_folder
 
 
 @check(needs=[logits])
 def tied(subject: FamilySubject) -> str:
     """a tied head is the embedding's own tensor and in no file twice; an untied one has a tensor of its own"""
-    model, hf_state = subject.ours, subject.hf_state
+    model, hf_state = subject.model, subject.hf_state
     (head,) = _head_names(subject)
     embedding = model.get_parameter(EMBEDDING_WEIGHT)
     table = subject.at(["tied_embeddings"], ["out", "tokens"])
-    is_tied = bool(getattr(subject.theirs.config, "tie_word_embeddings", False))
+    is_tied = bool(getattr(subject.hf_model.config, "tie_word_embeddings", False))
     if (model.head_weight is embedding) != is_tied:
         expected = f"a head {'tied to the embedding' if is_tied else 'of its own'}, as {subject.architecture} has it"
         seen = f"one {'of its own' if is_tied else 'tied to the embedding'}"
@@ -36,7 +36,7 @@ def tied(subject: FamilySubject) -> str:
     if (head in written) == is_tied:
         raise CheckFailed(f"'{head}' in a checkpoint unless it is tied", f"{is_tied=}", look_at=table)
     if not is_tied:
-        changed = network(subject.family, subject.config, {**hf_state, head: -hf_state[head]}).eval()
+        changed = load_network(subject.family, subject.config, {**hf_state, head: -hf_state[head]}).eval()
         with torch.no_grad():
             found = run_packed(changed, *subject.packed)
         if torch.equal(found, subject.logits):
@@ -44,12 +44,12 @@ def tied(subject: FamilySubject) -> str:
         return f"'{head}' is a tensor of its own"
     (name,) = state_dict_to_hf(subject.family, {EMBEDDING_WEIGHT: embedding}, subject.config)
     try:
-        network(subject.family, subject.config, {**hf_state, head: hf_state[name].clone()})
+        load_network(subject.family, subject.config, {**hf_state, head: hf_state[name].clone()})
     except ReallmError as error:
         expected = "a checkpoint that has the embedding again as its head is read"
         raise CheckFailed(expected, str(error), look_at=table) from error
     try:
-        network(subject.family, subject.config, {**hf_state, head: -hf_state[name]})
+        load_network(subject.family, subject.config, {**hf_state, head: -hf_state[name]})
     except CheckpointError:
         return f"'{head}' is '{name}', and is read where a file repeats it"
     raise CheckFailed(f"an error about a head '{head}' that differs from the embedding", "none", look_at=table)
@@ -74,7 +74,7 @@ def critic(subject: FamilySubject) -> str:
     if head is None:
         raise CheckFailed("an entry 'out' in weights.critic_head", "none", f"{architecture}", look_at)
     try:
-        ours = network(family, config, checkpoint_state(theirs)).eval()
+        ours = load_network(family, config, checkpoint_state(theirs)).eval()
         scorer = theirs.get_submodule(as_source(head).name)
     except (ReallmError, AttributeError) as error:
         raise CheckFailed(f"the tensors of {architecture}", " ".join(str(error).split()), look_at=look_at) from error
@@ -83,10 +83,12 @@ def critic(subject: FamilySubject) -> str:
         found = run_packed(ours, *subject.packed)
     if found.shape != expected.shape:
         raise CheckFailed(f"scores of shape {list(expected.shape)}", f"{list(found.shape)}", look_at=look_at)
-    difference, row, _ = largest(found, expected)
-    if not difference <= MOST_LOGITS * scale(expected):
+    difference, row, _ = max_difference(found, expected)
+    if not difference <= LOGITS_TOLERANCE * tolerance_scale(expected):
         seen = f"they differ by up to {difference:.2g}"
-        raise CheckFailed(f"scores of {architecture} within {MOST_LOGITS:.0e}", seen, subject.place(row), look_at)
+        raise CheckFailed(
+            f"scores of {architecture} within {LOGITS_TOLERANCE:.0e}", seen, subject.token_position(row), look_at
+        )
     with scratch_folder() as folder:
         save_ours(folder, family, ours, config_to_hf(family, config, subject.raw))
         again, mismatch = load_theirs(folder, architecture)
@@ -99,13 +101,13 @@ def critic(subject: FamilySubject) -> str:
 
 
 def _head_names(subject: FamilySubject) -> list[str]:
-    """The tensor that a language model's head has where it is not tied."""
+    """Names of the tensor of an untied language model head."""
     table = subject.family.weights.head
     return [f"{as_source(theirs).name}.weight" for key, theirs in table.items() if "out" in names_in(key)]
 
 
 def _scores(model: torch.nn.Module, scorer: torch.nn.Module, sample: Tensor) -> Tensor:
-    """Scores [T] of every token, of which the model itself takes the last."""
+    """Scores [T] of every token; the model's own forward pass returns only the last."""
     hidden = model.base_model(sample[None], use_cache=False)[0]  # type: ignore[operator]
     scores = scorer(hidden)[0, :, 0]
     assert isinstance(scores, Tensor)

@@ -1,4 +1,4 @@
-"""The kit for model families: inputs, checks, and how it is called."""
+"""`FamilyKit`, the conformance kit for model families."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reallm_devkit.testing.families import (
     decoding,
     fields,
     heads,
-    numbers,
+    numerics,
     saving,
     shards,
     tensors,
@@ -25,7 +25,7 @@ from reallm_devkit.testing.families import (
     training,
 )
 from reallm_devkit.testing.families.lines import TableLines, module_of
-from reallm_devkit.testing.families.subject import FamilySubject, own_classes
+from reallm_devkit.testing.families.subject import FamilySubject, custom_layers_location
 from reallm_devkit.testing.kit import Kit
 from reallm_devkit.testing.report import Report
 
@@ -41,10 +41,10 @@ FAMILY_CHECKS: tuple[Check[Any], ...] = (
     tensors.table,
     tensors.names,
     tensors.state_dict,
-    numbers.packing,
-    numbers.logits,
-    numbers.gradients,
-    numbers.bf16,
+    numerics.packing,
+    numerics.logits,
+    numerics.gradients,
+    numerics.bf16,
     fields.config_fields,
     heads.tied,
     heads.critic,
@@ -56,7 +56,7 @@ FAMILY_CHECKS: tuple[Check[Any], ...] = (
     training.experts,
     saving.checkpoint,
 )
-"""All promises of a model family."""
+"""The checks of a model family."""
 
 Raw = Mapping[str, Any]
 
@@ -67,8 +67,8 @@ class FamilyKit(Kit[FamilySubject]):
     class TestMyModel(FamilyKit):
         family = "my-model"
 
-    Small configurations follow from what transformers assumes for the model type, with tied and untied embeddings
-    where the family has both.
+    It is tested with small configurations, derived from transformers' default one of the model type, with tied and
+    untied embeddings if the family has both.
     """
 
     kind = "family"
@@ -76,18 +76,18 @@ class FamilyKit(Kit[FamilySubject]):
     has_cases: ClassVar[bool] = True
 
     family: str | HFFamily = ""
-    """The name it is installed under, or the `HFFamily` itself, of one that is not installed yet."""
+    """The name it is installed under, or the `HFFamily` of one that is not installed yet."""
 
     configs: Mapping[str, Raw] = {}
-    """Small configurations of your own, as `config.json` would have them, by a name each, in place of those that follow
-    from transformers': `{"windows": {"vocab_size": 97, ...}}`."""
+    """Name -> small configuration, as in `config.json`, to test instead of the derived ones:
+    `{"windows": {"vocab_size": 97, ...}}`."""
 
     checkpoint: str | Path | None = None
-    """A real checkpoint of the family, a folder or hub id, which is loaded, compared and saved again."""
+    """A real checkpoint of the family, a folder or hub id, to load, compare and save again."""
 
     @classmethod
     def from_command(cls, offer: Offer, arguments: Sequence[str], checkpoint: Path | None) -> Self:
-        """The kit for `reallm plugins check my-model --checkpoint path/to/model`."""
+        """Make the kit for `reallm plugins check my-model --checkpoint path/to/model`."""
         if arguments:
             raise ConfigError(f"a family takes no {arguments[0].partition('=')[0]}=...; it may have --checkpoint PATH")
         return cls.of(family=offer.name, checkpoint=checkpoint)
@@ -101,28 +101,32 @@ class FamilyKit(Kit[FamilySubject]):
         return self._offer().plugin.release if isinstance(self.family, str) else ""
 
     def module(self, subject: FamilySubject) -> str:
-        """The module that makes the family."""
+        """The module that defines the family."""
         return subject.lines.module
 
     def cases(self) -> Sequence[str]:
         """Names of the configurations."""
-        return list(self._contents())
+        return list(self._configs_by_case())
 
     def subject(self, case: str) -> FamilySubject:
-        """The family with one of its configurations."""
-        content = self._contents()[case]
+        """Make the subject: the family with one of its configurations."""
+        config_json = self._configs_by_case()[case]
         family = self._family()
         modules = (self._offer().plugin.module,) if isinstance(self.family, str) else ()
         lines = TableLines(family, module_of(family))
-        first, *rest = self._contents()
-        others = [raw for name in rest if isinstance(raw := self._contents()[name], Mapping)] if case == first else None
-        return FamilySubject(family, case, content, lines, self.checkpoint, modules, others)
+        first, *rest = self._configs_by_case()
+        others = (
+            [raw for name in rest if isinstance(raw := self._configs_by_case()[name], Mapping)]
+            if case == first
+            else None
+        )
+        return FamilySubject(family, case, config_json, lines, self.checkpoint, modules, others)
 
     def source_location(self, subject: FamilySubject) -> str:
-        """The family's own layers: where one of them is wrong, torch may only find out later."""
+        """The location of the family's custom layers, whose mistakes may raise only later, within torch."""
         try:
-            return own_classes(subject)
-        except (CheckFailed, ReallmError):  # there is no configuration
+            return custom_layers_location(subject)
+        except (CheckFailed, ReallmError):  # no configuration
             return ""
 
     def _family(self) -> HFFamily:
@@ -136,18 +140,18 @@ class FamilyKit(Kit[FamilySubject]):
         assert isinstance(self.family, str)
         return registry.registry().offer("family", self.family)
 
-    def _contents(self) -> Mapping[str, Raw | CheckFailed]:
+    def _configs_by_case(self) -> Mapping[str, Raw | CheckFailed]:
         family = self._family()
         if not self.configs:
-            return _derived(family)
-        contents: dict[str, Raw | CheckFailed] = {}
+            return _derived_configs(family)
+        configs: dict[str, Raw | CheckFailed] = {}
         for name, raw in self.configs.items():
-            whole = tiny.as_given(family, raw)
-            contents[name] = whole
-            other = tiny.other_head(family, whole)
+            config = tiny.completed(family, raw)
+            configs[name] = config
+            other = tiny.with_other_head(family, config)
             if other is not None:
-                contents[f"{name}-{'untied' if _is_tied(family, whole) else 'tied'}"] = other
-        return contents
+                configs[f"{name}-{'untied' if _is_tied(family, config) else 'tied'}"] = other
+        return configs
 
 
 def check_family(
@@ -157,7 +161,7 @@ def check_family(
     checkpoint: str | Path | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> Report:
-    """Check a model family, given as the attributes of `FamilyKit` are: `assert check_family("my-model").passed`.
+    """Check a model family; the arguments are the attributes of `FamilyKit`: `assert check_family("my-model").passed`.
 
     Raises:
         ReallmError: if no plugin offers it, or an argument is wrong.
@@ -167,13 +171,13 @@ def check_family(
 
 
 @lru_cache(maxsize=64)
-def _derived(family: HFFamily) -> Mapping[str, Raw | CheckFailed]:
-    """Small configurations by name; why there is none, under the name of the one there would have been."""
+def _derived_configs(family: HFFamily) -> Mapping[str, Raw | CheckFailed]:
+    """Name -> small configuration, or the reason why none can be made."""
     try:
         raw = tiny.tiny_config(TableLines(family, module_of(family)))
     except CheckFailed as reason:
         return {"default": reason}
-    other = tiny.other_head(family, raw)
+    other = tiny.with_other_head(family, raw)
     if other is None:
         return {"default": raw}
     names = ("tied", "untied") if _is_tied(family, raw) else ("untied", "tied")

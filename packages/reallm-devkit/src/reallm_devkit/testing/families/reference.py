@@ -1,4 +1,4 @@
-"""The other side of the comparison: models of transformers with random weights, of which every part has an effect.
+"""Reference models of transformers, with random weights large enough that every part has an effect.
 
 Shapes: T tokens of one sequence, V vocabulary.
 """
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 SEED = 1
 STD = 0.25
-"""Of matrices; with hidden states of 32 numbers, logits are then of order one and attention is far from uniform."""
+"""Of matrices: with a hidden size of 32, logits are of order one and attention is far from uniform."""
 VECTOR_STD = 0.2
-"""Added to vectors as transformers initialises them: norms and biases have an effect, too."""
+"""Of the noise added to the initial values of vectors, so that norms and biases have an effect."""
 LENGTHS = (1, 7, 16, 33, 2, 40)
-"""Of the sequences that are compared: around windows, and on both sides of where frequencies change."""
-MOST_TOKENS = 80
-"""Token ids are lower, so that a vocabulary may be made smaller."""
+"""Lengths of the compared sequences: below and above window sizes, and lengths at which RoPE frequencies change."""
+TOKEN_ID_BOUND = 80
+"""All token ids are below this, so that they fit a smaller vocabulary as well."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what transformers says in log messages and warnings about models as odd as these."""
+    """Silence transformers' log messages, warnings and progress bars for a block."""
     from transformers.utils import logging
 
     before, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -50,46 +50,46 @@ def quiet() -> Iterator[None]:
 
 
 def hf_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
-    """What transformers makes of a `config.json`; attention is computed step by step, as written."""
+    """transformers' configuration of a `config.json`, with eager attention."""
     from transformers import AutoConfig
 
-    content = copy.deepcopy(dict(raw))  # it may change what it is given
+    content = copy.deepcopy(dict(raw))  # transformers may change it
     with quiet():
         return AutoConfig.for_model(content.pop("model_type"), **content, attn_implementation="eager")
 
 
 def hf_class(name: str) -> type[PreTrainedModel] | None:
-    """The class of transformers of this name; None if it has none."""
+    """The model class of transformers of this name; None if there is none."""
     import transformers
 
-    found = getattr(transformers, name, None)
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if is_model else None
+    cls = getattr(transformers, name, None)
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    return cls if is_model else None
 
 
 def hf_model(raw: Mapping[str, Any]) -> PreTrainedModel:
-    """The model of a `config.json`, in evaluation mode. Each weight follows from its name, whatever else there is."""
+    """transformers' model of a `config.json`, in evaluation mode. Each weight depends only on its name and shape."""
     model = _fresh_model(raw, SEED)
-    fill(model)
+    init_by_name(model)
     return model.eval()
 
 
 def fresh_state(raw: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of a model that transformers has just made."""
+    """The checkpoint tensors of a model as transformers initialises it."""
     return checkpoint_state(_fresh_model(raw, seed))
 
 
 def _fresh_model(raw: Mapping[str, Any], seed: int) -> PreTrainedModel:
     cls = hf_class(raw["architectures"][0])
-    assert cls is not None, "checked before"
+    assert cls is not None, "the check `default-config` makes sure of it"
     with quiet(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return cls(hf_config(raw))
 
 
 @torch.no_grad()
-def fill(model: nn.Module) -> None:
-    """Give every parameter the value that follows from its name."""
+def init_by_name(model: nn.Module) -> None:
+    """Initialise every parameter from a seed derived from its name."""
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(derive_seed(SEED, "weights", name))
         drawn = torch.empty(parameter.shape).normal_(generator=generator)
@@ -100,17 +100,17 @@ def fill(model: nn.Module) -> None:
 
 
 def sequences(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[Tensor]:
-    """Random sequences [T] int64 of some lengths."""
+    """Random sequences of token ids [T] int64 of the given lengths."""
     generator = torch.Generator().manual_seed(SEED)
-    return [torch.randint(0, min(vocab_size, MOST_TOKENS), (length,), generator=generator) for length in lengths]
+    return [torch.randint(0, min(vocab_size, TOKEN_ID_BOUND), (length,), generator=generator) for length in lengths]
 
 
-def packed(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sequences one after another, and their bounds."""
-    bounds = torch.tensor([0, *map(len, samples)]).cumsum(0).to(torch.int32)
-    return torch.cat(list(samples)), bounds
+def pack(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Concatenate sequences: tokens [T] and cu_seqlens [S+1] int32."""
+    cu_seqlens = torch.tensor([0, *map(len, samples)]).cumsum(0).to(torch.int32)
+    return torch.cat(list(samples)), cu_seqlens
 
 
 def logits_of(model: nn.Module, samples: Sequence[Tensor]) -> Tensor:
-    """Logits [T, V] of a transformers model for each sequence alone, one after another."""
+    """Logits [T, V] of a transformers model, which runs each sequence alone, concatenated."""
     return torch.cat([model(sample[None], use_cache=False).logits[0] for sample in samples])

@@ -1,4 +1,4 @@
-"""Other kinds of RoPE, written on files in the present and in the older spelling."""
+"""Round trips of other kinds of RoPE, in files with the present and with the older spelling."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ FACTOR = 2.0
 
 
 def check_ropes(subject: FamilySubject) -> int:
-    """A changed RoPE is the same after writing and reading, to transformers, too; how many kinds the family states.
+    """Check that other kinds of RoPE survive writing and reading, for us and for transformers; returns how many.
 
     Raises:
-        CheckFailed: it is not.
+        CheckFailed: one does not.
     """
     n_ropes = 0
     for rope in _ropes(subject.config.rope):
         config = subject.config.replace(rope=rope)
         try:
-            whole = config_to_hf(subject.family, config)
-        except ConfigError:  # the family has no such kind, and says so
+            fresh = config_to_hf(subject.family, config)
+        except ConfigError:  # the family refuses this kind
             continue
-        if _theirs(whole) is None:
+        if _hf_rope(fresh) is None:
             continue
         n_ropes += 1
-        for base, spelling in ((subject.raw, "rope_parameters"), (older(subject), "rope_theta and rope_scaling")):
+        for base, spelling in (
+            (subject.raw, "rope_parameters"),
+            (legacy_spelling(subject), "rope_theta and rope_scaling"),
+        ):
             if base is None:
                 continue
             where = f"rope_type={rope.kind} with rope_theta={rope.theta:g} written on a file that has {spelling}"
             written = config_to_hf(subject.family, config, base)
             check_same(subject, config, read_again(subject, written, where), where)
-            check_transformers(subject, whole, written, where)
+            check_transformers(subject, fresh, written, where)
     return n_ropes
 
 
-def older(subject: FamilySubject) -> Mapping[str, Any] | None:
+def legacy_spelling(subject: FamilySubject) -> Mapping[str, Any] | None:
     """The configuration in the older spelling; None if the family or transformers' class does not read that."""
     parameters = subject.raw.get("rope_parameters")
     row = next((row for row in subject.family.config.rows if "rope" in row.fields), None)
@@ -53,19 +56,19 @@ def older(subject: FamilySubject) -> Mapping[str, Any] | None:
     theta_key = getattr(row, "theta_key", "rope_theta")
     raw = {key: value for key, value in subject.raw.items() if key not in row.keys}
     raw |= {theta_key: parameters.get("rope_theta"), "rope_scaling": scaling}
-    return raw if _theirs(raw) == _theirs(subject.raw) else None
+    return raw if _hf_rope(raw) == _hf_rope(subject.raw) else None
 
 
-def _theirs(raw: Mapping[str, Any]) -> Any:
-    """The RoPE that transformers reads; None if it refuses the file, as its class does with some kinds."""
+def _hf_rope(raw: Mapping[str, Any]) -> Any:
+    """The RoPE parameters that transformers reads; None if it refuses the file."""
     try:
         return reference.hf_config(raw).to_dict().get("rope_parameters")
-    except Exception:  # each of its versions raises another
+    except Exception:  # depends on the version of transformers
         return None
 
 
 def _ropes(rope: Any) -> Iterator[RopeConfig]:
-    """Other kinds for all blocks alike, which rotate the same dims."""
+    """Other kinds of RoPE with the same rotary dim; none for families with a RoPE per block."""
     if not isinstance(rope, RopeConfig):
         return
     yield dataclasses.replace(rope, theta=THETA)

@@ -1,4 +1,4 @@
-"""Whether a configuration that was written and read is the same, to us and to transformers."""
+"""Compares a configuration with itself after writing and reading, for us and for transformers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from reallm_devkit.testing.families import reference
 from reallm_devkit.testing.families.subject import FamilySubject
 
 ROUNDING = 1e-9
-"""Relative, of a number that a row computes from another and back."""
-SAME = 1e-5
-"""Difference of logits of order one that two spellings of one activation may make."""
+"""Relative difference of a number that a row converts and converts back."""
+SPELLING_TOLERANCE = 1e-5
+"""Largest difference of logits of order one between two spellings of the same activation."""
 
 
 def read_again(subject: FamilySubject, written: Mapping[str, Any], where: str) -> ReaLModelConfig:
-    """What our table reads of a file that it has written."""
+    """Read a config that the family's table has written."""
     try:
         return config_from_hf(subject.family, written)
     except ReallmError as error:
         expected = "a table that reads what it has written"
-        raise CheckFailed(expected, str(error), where, subject.lines.named_in(str(error))) from error
+        raise CheckFailed(expected, str(error), where, subject.lines.mentioned_in(str(error))) from error
 
 
 def check_same(subject: FamilySubject, config: ReaLModelConfig, again: ReaLModelConfig, where: str) -> None:
-    """Raise CheckFailed for the first field that is other after writing and reading."""
+    """Raise CheckFailed for the first field that differs after writing and reading."""
     for item in dataclasses.fields(config):
         one, other = getattr(config, item.name), getattr(again, item.name)
         rounded = isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=ROUNDING)
@@ -44,7 +44,7 @@ def check_same(subject: FamilySubject, config: ReaLModelConfig, again: ReaLModel
 
 
 def check_transformers(subject: FamilySubject, raw: Mapping[str, Any], written: Mapping[str, Any], where: str) -> None:
-    """What is written is the same to transformers as `raw`: an equal configuration, or one that computes the same."""
+    """Check that transformers reads `written` as `raw`: to an equal configuration, or one that computes the same."""
     try:
         theirs, again = (reference.hf_config(raw).to_dict() for raw in (raw, written))
         different = [
@@ -56,11 +56,11 @@ def check_transformers(subject: FamilySubject, raw: Mapping[str, Any], written: 
         ]
         if not different:
             return
-        expected, found = (_a_few_logits(raw) for raw in (raw, written))
-    except Exception as error:  # of transformers, about a file that we wrote
+        expected, found = (_sample_logits(raw) for raw in (raw, written))
+    except Exception as error:  # from transformers, about a config that we wrote
         seen = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckFailed("a file that transformers reads", seen, where, subject.lines.config()) from error
-    if not torch.allclose(expected, found, atol=SAME):
+    if not torch.allclose(expected, found, atol=SPELLING_TOLERANCE):
         key = sorted(different)[0]
         raise CheckFailed(
             f"a file that means the same to transformers: {key}={theirs.get(key)!r}",
@@ -71,12 +71,12 @@ def check_transformers(subject: FamilySubject, raw: Mapping[str, Any], written: 
 
 
 @torch.no_grad()
-def _a_few_logits(raw: Mapping[str, Any]) -> torch.Tensor:
+def _sample_logits(raw: Mapping[str, Any]) -> torch.Tensor:
     return reference.logits_of(reference.hf_model(raw), reference.sequences(int(raw["vocab_size"]), (40,)))
 
 
 def differing(name: str, one: Any, other: Any) -> tuple[str, str]:
-    """Two values of a field as a report shows them: of RoPE or experts only what differs."""
+    """Two values of a field as text; of RoPE or experts only the attributes that differ."""
     if type(one) is type(other) and dataclasses.is_dataclass(one):
         parts = [item.name for item in dataclasses.fields(one)]
         parts = [part for part in parts if getattr(one, part) != getattr(other, part)]

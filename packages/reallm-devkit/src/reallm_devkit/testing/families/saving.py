@@ -1,4 +1,4 @@
-"""Checks of checkpoint folders: what we save, transformers loads; and a real checkpoint, if there is one."""
+"""Checks of checkpoint folders: transformers loads what we save; and of a real checkpoint, if one is given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reallm.checkpoint.load import read_checkpoint, with_prefix
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import ReallmError
-from reallm.generation.engine import generate_tokens as continue_prompts
+from reallm.generation.engine import generate_tokens as generate_tokens
 from reallm.generation.sampling import SamplingConfig
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
@@ -24,11 +24,11 @@ from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.parameters import meta_model
 from reallm.model.transformer import Transformer
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
-from reallm_devkit.testing.families.closeness import MOST_LOGITS, is_close, largest, scale
+from reallm_devkit.testing.families.closeness import LOGITS_TOLERANCE, is_close, max_difference, tolerance_scale
 from reallm_devkit.testing.families.configs import config_round_trip
 from reallm_devkit.testing.families.decoding import decode
-from reallm_devkit.testing.families.numbers import logits
-from reallm_devkit.testing.families.reference import hf_class, logits_of, packed, quiet, sequences
+from reallm_devkit.testing.families.numerics import logits
+from reallm_devkit.testing.families.reference import hf_class, logits_of, pack, quiet, sequences
 from reallm_devkit.testing.families.subject import FamilySubject, run_packed
 from reallm_devkit.testing.scratch import scratch_folder
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 N_NEW = 12
 SHARD_BYTES = 20_000
-"""So small that even tiny models are several files."""
+"""So small that even tiny models are saved in several files."""
 
 
 @check(needs=[config_round_trip, decode, logits])
@@ -47,25 +47,25 @@ def save(subject: FamilySubject) -> str:
     for base, how in ((subject.raw, "with the config.json it came with"), (None, "with a new config.json")):
         with scratch_folder() as folder:
             raw = config_to_hf(family, config, base, "float32")
-            save_ours(folder, family, subject.ours, raw)
+            save_ours(folder, family, subject.model, raw)
             again, mismatch = load_theirs(folder, subject.architecture)
             if mismatch:
                 expected = f"a folder that {subject.architecture} loads"
                 raise CheckFailed(expected, mismatch, f"saved {how}", subject.lines.weights())
             state = read_checkpoint(folder, family, config_from_hf(family, read_hf_config(folder)))
-        for name, parameter in subject.ours.named_parameters():
+        for name, parameter in subject.model.named_parameters():
             if not torch.equal(state[name], parameter):
                 look_at = subject.at((), [name.split(".", 2)[2]])
                 raise CheckFailed("the same parameters after saving and loading", "others", f"'{name}'", look_at)
         with torch.no_grad():
             found = logits_of(again, subject.samples)
-        # a new file may spell an activation otherwise, which transformers then computes in other steps
+        # a new file may spell an activation in another way, which transformers computes in other steps
         same = torch.equal(found, subject.expected) if base is not None else is_close(found, subject.expected)
         if not same:
-            difference, row, _ = largest(found, subject.expected)
+            difference, row, _ = max_difference(found, subject.expected)
             raise CheckFailed(
                 "the same logits of transformers, bit for bit", f"they differ by up to {difference:.2g}",
-                f"saved {how}; {subject.place(row)}", subject.lines.config(),
+                f"saved {how}; {subject.token_position(row)}", subject.lines.config(),
             )  # fmt: skip
     _check_greedy(subject, again)
     return f"loaded by {subject.architecture}; {N_NEW} greedy tokens are the same"
@@ -92,11 +92,11 @@ def checkpoint(subject: FamilySubject) -> str:
     theirs, mismatch = load_theirs(folder, architecture)
     samples = sequences(config.vocab_size, (5, 12, 24))
     with torch.no_grad():
-        expected, found = logits_of(theirs, samples), run_packed(ours, *packed(samples))
-    difference, row, _ = largest(found, expected)
-    most = 10 * MOST_LOGITS * scale(expected)  # sums of thousands of numbers
-    if not difference <= most:
-        expectation = f"logits of {architecture} within {most:.0e} in float32"
+        expected, found = logits_of(theirs, samples), run_packed(ours, *pack(samples))
+    difference, row, _ = max_difference(found, expected)
+    tolerance = 10 * LOGITS_TOLERANCE * tolerance_scale(expected)  # sums of thousands of terms
+    if not difference <= tolerance:
+        expectation = f"logits of {architecture} within {tolerance:.0e} in float32"
         raise CheckFailed(expectation, f"they differ by up to {difference:.2g}", f"token {row}", subject.lines.config())
     for sample in samples:
         prompt = sample.tolist()
@@ -117,14 +117,14 @@ def checkpoint(subject: FamilySubject) -> str:
 
 
 def save_ours(folder: Path, family: HFFamily, model: Transformer, raw: Mapping[str, Any]) -> None:
-    """Write a checkpoint, in several files."""
+    """Save a model of ours as a checkpoint in several files."""
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     export = Export(raw, state_dict_to_hf(family, tensors, model.config), max_shard_size=SHARD_BYTES)
     write_checkpoint(folder, export)
 
 
 def load_theirs(folder: Path, architecture: str) -> tuple[PreTrainedModel, str]:
-    """The model that transformers loads, float32, and what it says is missing or too many."""
+    """Load a checkpoint by transformers in float32; returns the model and what transformers reports as mismatched."""
     cls = hf_class(architecture)
     if cls is None:
         raise ReallmError(f"transformers has no class '{architecture}'")
@@ -134,35 +134,35 @@ def load_theirs(folder: Path, architecture: str) -> tuple[PreTrainedModel, str]:
     model: PreTrainedModel = loaded[0]
     info: Mapping[str, Any] = loaded[1]
     wrong = [f"{what.replace('_', ' ')}: {sorted(map(str, names))[0]}" for what, names in info.items() if names]
-    for parameter in model.parameters():  # sums over numbers that lie otherwise in memory may end in another last bit
+    for parameter in model.parameters():  # another memory layout may change the last bit of sums
         parameter.data = parameter.data.clone()
     return model.eval(), "; ".join(wrong)
 
 
 def _check_greedy(subject: FamilySubject, theirs: PreTrainedModel) -> None:
     prompts = [sample for sample in subject.samples if len(sample) > 1]
-    ours = _greedy(subject.ours, [prompt.tolist() for prompt in prompts])
+    ours = _greedy(subject.model, [prompt.tolist() for prompt in prompts])
     for prompt, continued in zip(prompts, ours, strict=True):
         _check_same_tokens(prompt.tolist(), continued, _their_greedy(theirs, prompt), subject)
 
 
 def _check_same_tokens(prompt: list[int], ours: list[int], theirs: list[int], subject: FamilySubject) -> None:
     if ours != theirs:
-        place = next(i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
+        index = next(i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
         raise CheckFailed(
             f"the greedy tokens of transformers, {theirs}", f"{ours}",
-            f"a prompt of {len(prompt)} tokens, new token {place}", subject.lines.config(),
+            f"a prompt of {len(prompt)} tokens, new token {index}", subject.lines.config(),
         )  # fmt: skip
 
 
 def _greedy(model: Transformer, prompts: list[list[int]]) -> list[list[int]]:
-    found = continue_prompts(model, prompts, SamplingConfig(max_new_tokens=N_NEW, temperature=0.0))
+    found = generate_tokens(model, prompts, SamplingConfig(max_new_tokens=N_NEW, temperature=0.0))
     return [completion.token_ids for completion in found]
 
 
 def _their_greedy(model: PreTrainedModel, prompt: Tensor) -> list[int]:
     options: dict[str, Any] = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False}
-    options["use_cache"] = False  # its cache keeps keys as they were rotated when the sequence was shorter
+    options["use_cache"] = False  # its cache keeps keys rotated for the shorter sequence
     with quiet(), torch.no_grad():
         out = model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), pad_token_id=0, **options)  # type: ignore[operator]
     new: list[int] = out[0, len(prompt) :].tolist()

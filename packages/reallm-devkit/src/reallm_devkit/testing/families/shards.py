@@ -1,4 +1,4 @@
-"""The check of what layers say of how their parameters may be split."""
+"""The check of how layers declare that their parameters are sharded by tensor parallelism."""
 
 from __future__ import annotations
 
@@ -22,100 +22,109 @@ from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
-from reallm_devkit.testing.families.closeness import is_close, largest
-from reallm_devkit.testing.families.numbers import MOST_GRADIENTS, packing
-from reallm_devkit.testing.families.reference import packed
-from reallm_devkit.testing.families.split_run import CannotSplitError, Declared, RankError, SplitRun, loss_of, run_split
+from reallm_devkit.testing.families.closeness import is_close, max_difference
+from reallm_devkit.testing.families.numerics import GRADIENT_TOLERANCE, packing
+from reallm_devkit.testing.families.reference import pack
+from reallm_devkit.testing.families.split_run import (
+    CannotSplitError,
+    DeclaredSharding,
+    RankError,
+    SplitRun,
+    loss_of,
+    run_split,
+)
 from reallm_devkit.testing.families.subject import FamilySubject
 from reallm_devkit.testing.source import location
 
-RANKS = (2, 4)
+TP_SIZES = (2, 4)
 
 
-class _Fault(NamedTuple):
-    """Where results begin to differ, what is seen there, and for gradients where to look and what would do."""
+class _Mismatch(NamedTuple):
+    """Where results begin to differ, what is seen there, and, for gradients, what to look at."""
 
     where: str
     seen: str
     look_at: str = ""
 
 
-class _Whole(NamedTuple):
-    """What the network gives where it is whole."""
+class _Unsplit(NamedTuple):
+    """The results of the unsplit network."""
 
-    heard: Mapping[str, Tensor]
-    """Outputs of the embedding, of the parts of blocks, and of blocks, in the order in which they come."""
+    outputs: Mapping[str, Tensor]
+    """Outputs of the embedding, of the modules of blocks, and of blocks, in the order of computation."""
     logits: Tensor
     gradients: Mapping[str, Tensor]
 
 
 @check(needs=[packing])
 def shards(subject: FamilySubject) -> str:
-    """split among ranks as its layers declare, the network computes what it computes whole, gradients too"""
-    model = subject.ours
-    declared = _declared(model)
-    done, why_not = [], ""
-    for n_ranks in RANKS:
+    """sharded over ranks as its layers declare, the network computes the same outputs and gradients"""
+    model = subject.model
+    declared = _declared_sharding(model)
+    done, obstacle = [], ""
+    for n_ranks in TP_SIZES:
         try:
-            fault = _fault(subject, declared, n_ranks)
+            mismatch = _find_mismatch(subject, declared, n_ranks)
         except CannotSplitError as reason:
-            why_not = why_not or f"{n_ranks} ranks: {reason}"
+            obstacle = obstacle or f"{n_ranks} ranks: {reason}"
             continue
-        if fault is not None:
-            what = "gradients" if fault.look_at else "logits"
-            look_at = fault.look_at or _culprit(subject, declared, n_ranks, fault.where)
-            raise CheckFailed(f"on {n_ranks} ranks, the {what} of the whole", fault.seen, fault.where, look_at)
+        if mismatch is not None:
+            results = "gradients" if mismatch.look_at else "logits"
+            look_at = mismatch.look_at or _suggestion(subject, declared, n_ranks, mismatch.where)
+            raise CheckFailed(f"on {n_ranks} ranks, the {results} of the whole", mismatch.seen, mismatch.where, look_at)
         done.append(str(n_ranks))
     if not done:
-        raise Skipped(f"this configuration cannot be split ({why_not}); give one with more heads: configs = ...")
+        raise Skipped(f"this configuration cannot be split ({obstacle}); give one with more heads: configs = ...")
     n_split = sum(shard is not None for shard in declared.shards.values())
     return f"{' and '.join(done)} ranks, {n_split} of {len(declared.shards)} parameters split"
 
 
-def _declared(model: Transformer) -> Declared:
+def _declared_sharding(model: Transformer) -> DeclaredSharding:
     try:
-        return Declared.of(model)
+        return DeclaredSharding.of(model)
     except PluginError as error:
         for path, module in model.named_modules():
-            own = {name for name, _ in module.named_parameters(recurse=False)}
-            for name in sorted(own ^ getattr(module, "shards", {}).keys()):
+            names = {name for name, _ in module.named_parameters(recurse=False)}
+            for name in sorted(names ^ getattr(module, "shards", {}).keys()):
                 expected = "how each parameter may be split, in `shards` of the module that has it"
                 raise CheckFailed(expected, str(error), f"'{path}.{name}'", location(type(module))) from error
         raise
 
 
-def _fault(subject: FamilySubject, declared: Declared, n_ranks: int) -> _Fault | None:
-    """Where results begin to differ; None if they are those of the whole."""
-    model = subject.ours
-    tokens, cu_seqlens = packed(subject.samples[1:4])
-    whole = _whole(model, tokens, cu_seqlens)
+def _find_mismatch(subject: FamilySubject, declared: DeclaredSharding, n_ranks: int) -> _Mismatch | None:
+    """Where results of the split network begin to differ from those of the unsplit one; None if nowhere."""
+    model = subject.model
+    tokens, cu_seqlens = pack(subject.samples[1:4])
+    whole = _run_unsplit(model, tokens, cu_seqlens)
     try:
-        run = run_split(model, declared, n_ranks, tokens, cu_seqlens, list(whole.heard))
+        run = run_split(model, declared, n_ranks, tokens, cu_seqlens, list(whole.outputs))
     except RankError as error:
-        return _Fault(_described(model, error.path), f"raised {error}")
+        return _Mismatch(_describe_module(model, error.path), f"raised {error}")
     if is_close(run.logits, whole.logits):
-        return _gradient_fault(subject, declared, run, whole)
-    for path, value in whole.heard.items():
-        if path in run.heard and not is_close(run.heard[path], value):
-            return _Fault(_described(model, path), f"its outputs on {n_ranks} ranks are not those of the whole")
+        return _find_gradient_mismatch(subject, declared, run, whole)
+    for path, value in whole.outputs.items():
+        if path in run.outputs and not is_close(run.outputs[path], value):
+            return _Mismatch(
+                _describe_module(model, path), f"its outputs on {n_ranks} ranks are not those of the whole"
+            )
     if run.logits.shape != whole.logits.shape:
-        return _Fault("the output head", f"logits of shape {list(run.logits.shape)}")
-    return _Fault("the output head", f"logits differ by up to {largest(run.logits, whole.logits)[0]:.2g}")
+        return _Mismatch("the output head", f"logits of shape {list(run.logits.shape)}")
+    return _Mismatch("the output head", f"logits differ by up to {max_difference(run.logits, whole.logits)[0]:.2g}")
 
 
-def _whole(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> _Whole:
-    heard: dict[str, Tensor] = {}
+def _run_unsplit(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> _Unsplit:
+    outputs: dict[str, Tensor] = {}
 
-    def listen(path: str) -> torch.utils.hooks.RemovableHandle:
-        def note(_: object, __: object, out: object) -> None:
+    def register(path: str) -> torch.utils.hooks.RemovableHandle:
+        def record(_: object, __: object, out: object) -> None:
             if isinstance(out, Tensor):
-                heard[path] = out.detach()
+                outputs[path] = out.detach()
 
-        return model.get_submodule(path).register_forward_hook(note)
+        return model.get_submodule(path).register_forward_hook(record)
 
     blocks = [layer_path(layer) for layer in block_layers(model.config)]
     children = [f"{block}.{name}" for block in blocks for name, _ in model.get_submodule(block).named_children()]
-    handles = [listen(path) for path in (layer_path(EMBEDDING_LAYER), *children, *blocks)]
+    handles = [register(path) for path in (layer_path(EMBEDDING_LAYER), *children, *blocks)]
     try:
         logits = model(tokens, cu_seqlens)
     finally:
@@ -124,118 +133,122 @@ def _whole(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> _Whole:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = torch.autograd.grad(loss_of(logits), list(trained.values()), allow_unused=True)
     gradients = {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
-    return _Whole(heard, logits.detach(), gradients)
+    return _Unsplit(outputs, logits.detach(), gradients)
 
 
-def _gradient_fault(subject: FamilySubject, declared: Declared, run: SplitRun, whole: _Whole) -> _Fault | None:
-    """The last parameter whose gradients, added up as training adds them up, are not those of the whole: what is wrong
-    there is wrong in all that comes before."""
-    n_ranks, model = len(run.gradients), subject.ours
-    parts = declared.parts(model, n_ranks)
+def _find_gradient_mismatch(
+    subject: FamilySubject, declared: DeclaredSharding, run: SplitRun, whole: _Unsplit
+) -> _Mismatch | None:
+    """The last parameter whose gradient, reduced as in training, is not that of the unsplit network; None if all are.
+
+    The last, since a wrong gradient makes those of all parameters before it wrong.
+    """
+    n_ranks, model = len(run.gradients), subject.model
+    boxes = declared.boxes(model, n_ranks)
     floor = max(float(gradient.abs().max()) for gradient in whole.gradients.values()) / 100
 
     def same(found: Tensor, expected: Tensor, gradient: Tensor) -> bool:
         scale = max(float(gradient.abs().max()), floor)
-        return found.shape == expected.shape and largest(found, expected)[0] <= MOST_GRADIENTS * scale
+        return found.shape == expected.shape and max_difference(found, expected)[0] <= GRADIENT_TOLERANCE * scale
 
     for name, gradient in reversed(list(whole.gradients.items())):
-        where, owner = f"'{name}'", location(type(model.get_submodule(_authors(model, module_of(name)))))
-        of_ranks = [each[name] for each in run.gradients if name in each]
-        if len(of_ranks) < n_ranks:
-            return _Fault(where, f"no gradient on {n_ranks - len(of_ranks)} of {n_ranks} ranks", owner)
+        where, owner = f"'{name}'", location(type(model.get_submodule(_author_module(model, module_of(name)))))
+        by_rank = [each[name] for each in run.gradients if name in each]
+        if len(by_rank) < n_ranks:
+            return _Mismatch(where, f"no gradient on {n_ranks - len(by_rank)} of {n_ranks} ranks", owner)
         for rank in range(n_ranks):
-            summed_over = partial_grad_groups(model, declared.shards, parts, rank).get(name, [rank])
-            found = sum((of_ranks[one] for one in summed_over), torch.zeros(()))
-            if same(found, gradient[parts[rank][name].slices], gradient):
+            group = partial_grad_groups(model, declared.shards, boxes, rank).get(name, [rank])
+            found = sum((by_rank[one] for one in group), torch.zeros(()))
+            if same(found, gradient[boxes[rank][name].slices], gradient):
                 continue
             seen = f"its gradient on {n_ranks} ranks is not that of the whole"
-            if taking := _that_takes_whole_inputs(subject, declared, n_ranks):
-                return _Fault(where, seen, taking)
-            is_whole = all(each.shape == gradient.shape for each in of_ranks)
-            if is_whole and same(sum(of_ranks, torch.zeros(())), gradient, gradient):
+            if suggestion := _column_row_suggestion(subject, declared, n_ranks):
+                return _Mismatch(where, seen, suggestion)
+            is_whole = all(each.shape == gradient.shape for each in by_rank)
+            if is_whole and same(sum(by_rank, torch.zeros(())), gradient, gradient):
                 seen = "each rank has a summand of its gradient: what the layer acts on is a part of the whole"
-                return _Fault(where, seen, f"{owner}: `partial_grad = True` in the class would do")
-            return _Fault(where, seen, owner)
+                return _Mismatch(where, seen, f"{owner}: `partial_grad = True` in the class would do")
+            return _Mismatch(where, seen, owner)
     return None
 
 
-def _that_takes_whole_inputs(subject: FamilySubject, declared: Declared, n_ranks: int) -> str:
-    """The module that says "row" and with which all would be well if it said "column_row"."""
+def _column_row_suggestion(subject: FamilySubject, declared: DeclaredSharding, n_ranks: int) -> str:
+    """Suggests "column_row" for a module declared "row", if the results would then be right; empty otherwise."""
     alike: dict[str, list[str]] = {}
     for path, split in declared.splits.items():
         if split == "row":
             alike.setdefault(path_in_layer(path), []).append(path)
     for paths in alike.values():
         other = dataclasses.replace(declared, splits={**declared.splits, **dict.fromkeys(paths, "column_row")})
-        if _fault(subject, other, n_ranks) is None:
-            owner = location(type(subject.ours.get_submodule(_authors(subject.ours, paths[0]))))
+        if _find_mismatch(subject, other, n_ranks) is None:
+            owner = location(type(subject.model.get_submodule(_author_module(subject.model, paths[0]))))
             return f'{owner}: it takes whole inputs; split="column_row" would do'
     return ""
 
 
-def _described(model: Transformer, path: str) -> str:
+def _describe_module(model: Transformer, path: str) -> str:
     return f"{path} ({type(model.get_submodule(path)).__qualname__})"
 
 
-def _culprit(subject: FamilySubject, declared: Declared, n_ranks: int, where: str) -> str:
-    """The one parameter with which all would be well if it were declared otherwise; else all that are declared."""
-    for name, other, said in _otherwise(declared):
+def _suggestion(subject: FamilySubject, declared: DeclaredSharding, n_ranks: int, where: str) -> str:
+    """Suggests another declaration of one parameter with which the results are right; else lists the declarations."""
+    for name, other, declaration in _alternatives(declared):
         try:
-            if _fault(subject, other, n_ranks) is None:
-                owner = location(type(subject.ours.get_submodule(_authors(subject.ours, module_of(name)))))
-                return f"{owner}: '{name}' is declared {_said(declared, name)}; {said} would do"
+            if _find_mismatch(subject, other, n_ranks) is None:
+                owner = location(type(subject.model.get_submodule(_author_module(subject.model, module_of(name)))))
+                return f"{owner}: '{name}' is declared {_describe_declaration(declared, name)}; {declaration} would do"
         except CannotSplitError:
             continue
     path = where.partition(" ")[0]
     if not path.startswith("layers."):
         return subject.table
-    path = _authors(subject.ours, path)
-    said = ", ".join(
-        f"'{name.removeprefix(f'{path}.')}' {_said(declared, name)}"
+    path = _author_module(subject.model, path)
+    declarations = ", ".join(
+        f"'{name.removeprefix(f'{path}.')}' {_describe_declaration(declared, name)}"
         for name in declared.shards
         if name.startswith(f"{path}.")
     )
-    return f"{location(type(subject.ours.get_submodule(path)))}: declared are {said}"
+    return f"{location(type(subject.model.get_submodule(path)))}: declared are {declarations}"
 
 
-def _otherwise(declared: Declared) -> Iterator[tuple[str, Declared, str]]:
-    """Declarations in which one parameter, in all blocks alike, is split otherwise."""
-    for name in _first_of_each(declared):
-        shard, (path, own_name) = declared.shards[name], split_parameter_name(name)
+def _alternatives(declared: DeclaredSharding) -> Iterator[tuple[str, DeclaredSharding, str]]:
+    """Yields (parameter, declarations, text) with another declaration of one parameter, the same in all blocks."""
+    for name in _one_of_each_kind(declared):
+        shard, (path, parameter_name) = declared.shards[name], split_parameter_name(name)
         alike = [one for one in declared.shards if path_in_layer(one) == path_in_layer(name)]
         unit = 1 if shard is None else shard.unit
         for other in (Shard(0, unit), Shard(1, unit), None):
             if other == shard:
                 continue
             shards = {**declared.shards, **dict.fromkeys(alike, other)}
-            yield name, dataclasses.replace(declared, shards=shards), _shown(other)
-            if path in declared.splits and own_name == "weight" and other is not None:
+            yield name, dataclasses.replace(declared, shards=shards), _describe_shard(other)
+            if path in declared.splits and parameter_name == "weight" and other is not None:
                 split = "column" if other.dim == 0 else "row"
-                of_all = dict.fromkeys(map(module_of, alike), split)
-                both = Declared(shards, {**declared.splits, **of_all})
-                yield name, both, f'{_shown(other)} with split="{split}"'
+                splits = dict.fromkeys(map(module_of, alike), split)
+                both = DeclaredSharding(shards, {**declared.splits, **splits})
+                yield name, both, f'{_describe_shard(other)} with split="{split}"'
 
 
-def _first_of_each(declared: Declared) -> list[str]:
+def _one_of_each_kind(declared: DeclaredSharding) -> list[str]:
     found: dict[str, str] = {}
     for name in declared.shards:
         found.setdefault(path_in_layer(name), name)
     return list(found.values())
 
 
-def _authors(model: Transformer, path: str) -> str:
-    """The module whose class the author wrote: the core's own small layers are made by another."""
+def _author_module(model: Transformer, path: str) -> str:
+    """The innermost module around `path` whose class the plugin's author wrote, not the core."""
     while type(model.get_submodule(path)).__module__.startswith("reallm.model.") and path.count(".") > 2:
         path = path.rpartition(".")[0]
     return path
 
 
-def _said(declared: Declared, name: str) -> str:
+def _describe_declaration(declared: DeclaredSharding, name: str) -> str:
     split = declared.splits.get(module_of(name))
-    return _shown(declared.shards[name]) + (f' with split="{split}"' if split else "")
+    return _describe_shard(declared.shards[name]) + (f' with split="{split}"' if split else "")
 
 
-def _shown(shard: Shard | None) -> str:
+def _describe_shard(shard: Shard | None) -> str:
     if shard is None:
         return "None"
     return f"Shard({shard.dim})" if shard.unit == 1 else f"Shard({shard.dim}, unit={shard.unit})"

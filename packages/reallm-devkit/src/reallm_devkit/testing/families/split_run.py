@@ -1,4 +1,4 @@
-"""Tensor parallelism on one process: each rank is a thread with its part of every parameter, and they run in lockstep.
+"""Tensor parallelism in one process: each rank is a thread with its shard of every parameter.
 
 Layers are split as in a real run (`parallel.tensor_parallel`); only the collectives are different.
 
@@ -26,11 +26,11 @@ from reallm.parallel.tensor_parallel.apply import apply_tensor_parallel
 
 
 class CannotSplitError(Exception):
-    """A parameter cannot be divided among so many ranks."""
+    """A parameter cannot be sharded over this number of ranks."""
 
 
 class RankError(Exception):
-    """What a rank raised, and the module in which it did."""
+    """An exception of a rank, with the path of the module that it ran last."""
 
     def __init__(self, path: str, cause: BaseException) -> None:
         self.path, self.cause = path, cause
@@ -38,22 +38,22 @@ class RankError(Exception):
 
 
 @dataclass(frozen=True)
-class Declared:
-    """How a network may be split: the shard of each parameter, and `split` of each module that has one."""
+class DeclaredSharding:
+    """How a network is sharded: the `Shard` of each parameter, and the `split` of each module that has one."""
 
     shards: Mapping[str, Shard | None]
     splits: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: Transformer) -> Declared:
-        """What the layers say."""
+    def of(cls, model: Transformer) -> DeclaredSharding:
+        """The declarations of a model's layers."""
         return cls(model.parameter_shards(), model.module_splits())
 
-    def parts(self, model: Transformer, n_ranks: int) -> BoxesByRank:
-        """Which part of each parameter of a network each rank has.
+    def boxes(self, model: Transformer, n_ranks: int) -> BoxesByRank:
+        """The box of each parameter, by rank.
 
         Raises:
-            CannotSplitError: a parameter has too few units for the ranks, or does not divide into whole ones.
+            CannotSplitError: a parameter has too few units for the ranks, or does not divide into whole units.
         """
         try:
             infos = [
@@ -67,19 +67,19 @@ class Declared:
 
 @dataclass(frozen=True)
 class SplitRun:
-    """What came out."""
+    """The results of a split forward and backward pass."""
 
     logits: Tensor
     """[T, V]."""
     gradients: Sequence[Mapping[str, Tensor]]
-    """By rank, of `loss_of` the logits with respect to each part, before ranks add any of them up."""
-    heard: Mapping[str, Tensor]
-    """What rank 0 had at some modules."""
+    """By rank: the gradient of `loss_of(logits)` for each shard, before any reduction between ranks."""
+    outputs: Mapping[str, Tensor]
+    """Outputs of the requested modules on rank 0."""
 
 
 @dataclass
 class _Exchange:
-    """Where ranks show each other a value each."""
+    """All-gathers values between threads."""
 
     n_ranks: int
     barrier: threading.Barrier = field(init=False)
@@ -89,17 +89,17 @@ class _Exchange:
         self.barrier = threading.Barrier(self.n_ranks)
         self.values = [None] * self.n_ranks
 
-    def all(self, rank: int, value: Any) -> list[Any]:
+    def all_gather(self, rank: int, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
         self.values[rank] = value
         self.barrier.wait()
-        found = list(self.values)
-        self.barrier.wait()  # nobody shows the next one before all have seen these
-        return found
+        values = list(self.values)
+        self.barrier.wait()  # no rank writes the next value before all have read these
+        return values
 
 
-class _Threads:
-    """The threads that play the ranks, as one of them; see `parallel.tensor_parallel.mappings.Peers`."""
+class _ThreadPeers:
+    """Collectives between threads, as one rank; see `parallel.tensor_parallel.mappings.Peers`."""
 
     def __init__(self, rank: int, exchange: _Exchange) -> None:
         self.rank, self.size, self._exchange = rank, exchange.n_ranks, exchange
@@ -117,71 +117,73 @@ class _Threads:
         return torch.stack(self._all(x)).sum(dim=0).chunk(self.size)[self.rank]
 
     def _all(self, x: Tensor) -> list[Tensor]:
-        return self._exchange.all(self.rank, x.detach().clone())  # a copy: its owner goes on, and may write to it
+        return self._exchange.all_gather(
+            self.rank, x.detach().clone()
+        )  # a copy, since its rank may write to x afterwards
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    """A number that depends on all logits, each with a weight of its own."""
+    """A scalar that weights every logit by another random number."""
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(7), dtype=logits.dtype)
     return (logits * weights).sum()
 
 
 def run_split(
     model: Transformer,
-    declared: Declared,
+    declared: DeclaredSharding,
     n_ranks: int,
     tokens: Tensor,
     cu_seqlens: Tensor,
-    listen_to: Sequence[str] = (),
+    output_modules: Sequence[str] = (),
 ) -> SplitRun:
-    """A forward and a backward pass of `model` divided among ranks.
+    """Run a forward and a backward pass of a model that is sharded over ranks.
 
     Args:
-        model: the whole.
-        declared: how it may be split.
-        n_ranks: how many ranks.
-        tokens: [T] of a pack.
-        cu_seqlens: [S+1] its bounds.
-        listen_to: modules whose outputs are wanted, as they are after ranks have added them up.
+        model: the unsplit model.
+        declared: how it is sharded.
+        n_ranks: the tensor-parallel size.
+        tokens: packed tokens [T].
+        cu_seqlens: [S+1].
+        output_modules: paths of modules whose outputs are returned, as they are after reductions.
 
     Raises:
-        CannotSplitError: a parameter has too few units for the ranks, or does not divide into whole ones.
+        CannotSplitError: a parameter has too few units for the ranks, or does not divide into whole units.
         RankError: a rank's computation failed.
     """
-    exchange, heard, entered = _Exchange(n_ranks), dict[str, Tensor](), [""] * n_ranks
-    parts, ranks = declared.parts(model, n_ranks), list[Transformer]()
+    exchange, outputs, last_module = _Exchange(n_ranks), dict[str, Tensor](), [""] * n_ranks
+    boxes, ranks = declared.boxes(model, n_ranks), list[Transformer]()
     for rank in range(n_ranks):
         ranks.append(copy.deepcopy(model))
         for path, module in ranks[rank].named_modules():
             if path:
-                note = lambda _, __, path=path, rank=rank: entered.__setitem__(rank, path)  # noqa: E731
-                module.register_forward_pre_hook(note)
-        apply_tensor_parallel(ranks[rank], _Threads(rank, exchange), parts, declared.shards, declared.splits)
-    for path in listen_to:
-        listen = lambda _, __, out, path=path: heard.update({path: out.detach()})  # noqa: E731
-        ranks[0].get_submodule(path).register_forward_hook(listen)
+                record = lambda _, __, path=path, rank=rank: last_module.__setitem__(rank, path)  # noqa: E731
+                module.register_forward_pre_hook(record)
+        apply_tensor_parallel(ranks[rank], _ThreadPeers(rank, exchange), boxes, declared.shards, declared.splits)
+    for path in output_modules:
+        record_output = lambda _, __, out, path=path: outputs.update({path: out.detach()})  # noqa: E731
+        ranks[0].get_submodule(path).register_forward_hook(record_output)
     logits, errors = dict[int, Tensor](), dict[int, BaseException]()
 
-    def work(rank: int) -> None:
+    def run_rank(rank: int) -> None:
         try:
             seqs = PackedSequences.from_cu_seqlens(cu_seqlens, tokens)
             out = ranks[rank].head(ranks[rank].forward_hidden(tokens, seqs))
             logits[rank] = out.detach()
             loss_of(out).backward()
         except threading.BrokenBarrierError:
-            pass  # another one has failed
-        except Exception as error:  # an author's layers raise whatever they like when they get a part only
+            pass  # another rank has failed
+        except Exception as error:  # custom layers may raise anything when they get a shard only
             errors[rank] = error
             exchange.barrier.abort()
 
-    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(n_ranks)]
+    threads = [threading.Thread(target=run_rank, args=(rank,), daemon=True) for rank in range(n_ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for rank, error in errors.items():
-        raise RankError(entered[rank], error) from error
-    return SplitRun(logits[0], [_gradients(rank) for rank in ranks], heard)
+        raise RankError(last_module[rank], error) from error
+    return SplitRun(logits[0], [_gradients(rank) for rank in ranks], outputs)
 
 
 def _gradients(model: Transformer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A family under test: one small configuration of it, in transformers and in our network.
+"""`FamilySubject`, the family under test: one small configuration, as a transformers model and as ours.
 
 Shapes: T packed tokens, V vocabulary.
 """
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LAYER_KINDS = ("norm", "attention", "mlp", "block")
-"""Fields that name kinds of layers, or classes of the family's own."""
+"""Fields that name a kind of layer, or a class of the plugin."""
 
 
 @dataclass(frozen=True, eq=False)
 class FamilySubject:
     """A family and one small configuration.
 
-    Everything is made when it is first asked for, and once: the checks share models and their results.
+    Models and their results are computed lazily and once, and shared by the checks.
 
     Attributes:
         family: the tables.
-        case: name of the configuration.
-        content: of its `config.json`, or why there is none.
-        lines: where the tables stand in the plugin's source.
-        checkpoint: a real one, a folder or hub id; None if none is given.
-        light_modules: imported to look at the plugin.
-        others: the configurations after this one, of the first of them all; None of any other.
+        case: the name of the configuration.
+        config_json: its `config.json`, or the reason why there is none.
+        lines: finds the source lines of the tables.
+        checkpoint: the folder or hub id of a real checkpoint, if one is given.
+        light_modules: modules that are imported to list the plugin.
+        others: the other configurations if this is the first one, otherwise None.
     """
 
     family: HFFamily
     case: str
-    content: Mapping[str, Any] | CheckFailed
+    config_json: Mapping[str, Any] | CheckFailed
     lines: TableLines
     checkpoint: str | Path | None = None
     light_modules: tuple[str, ...] = ()
@@ -60,75 +60,75 @@ class FamilySubject:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the first of several configurations: what is the same in all is checked with that."""
+        """Whether it is the first configuration, with which is checked what all of them share."""
         return self.others is not None
 
     @property
     def description(self) -> str:
-        """What the plugin says of the family."""
+        """The plugin's description of the family."""
         return self.family.description
 
     @property
     def table(self) -> str:
-        """Where the family is stated."""
+        """The location of the family."""
         return f"the HFFamily '{self.family.names[0]}', {self.lines.family_line()}"
 
     @property
     def raw(self) -> Mapping[str, Any]:
-        """The `config.json`."""
-        if isinstance(self.content, CheckFailed):
-            raise self.content
-        return self.content
+        """The `config.json`; raises the reason if there is none."""
+        if isinstance(self.config_json, CheckFailed):
+            raise self.config_json
+        return self.config_json
 
     @property
     def architecture(self) -> str:
-        """The class of transformers that it is compared with."""
+        """The model class of transformers."""
         return str(self.raw["architectures"][0])
 
     @cached_property
     def config(self) -> ReaLModelConfig:
-        """What the table makes of it."""
+        """The configuration as our table reads it."""
         return config_from_hf(self.family, self.raw)
 
     @cached_property
-    def theirs(self) -> PreTrainedModel:
-        """The model of transformers, float32 with random weights."""
+    def hf_model(self) -> PreTrainedModel:
+        """The transformers model, float32 with random weights."""
         return reference.hf_model(self.raw)
 
     @cached_property
     def hf_state(self) -> dict[str, Tensor]:
-        """Its tensors as its checkpoint has them."""
-        return {name: tensor.detach().clone() for name, tensor in checkpoint_state(self.theirs).items()}
+        """The tensors of the transformers model, as in a checkpoint."""
+        return {name: tensor.detach().clone() for name, tensor in checkpoint_state(self.hf_model).items()}
 
     @cached_property
-    def ours(self) -> Transformer:
-        """Our network with the same weights, in evaluation mode."""
-        return network(self.family, self.config, self.hf_state).eval()
+    def model(self) -> Transformer:
+        """Our model with the same weights, in evaluation mode."""
+        return load_network(self.family, self.config, self.hf_state).eval()
 
     @cached_property
     def samples(self) -> list[Tensor]:
-        """Sequences [T] of unequal lengths."""
+        """Sequences [T] of different lengths."""
         return reference.sequences(self.config.vocab_size)
 
     @cached_property
     def packed(self) -> tuple[Tensor, Tensor]:
-        """The same as one pack: tokens [T] and bounds."""
-        return reference.packed(self.samples)
+        """The sequences as one pack: tokens [T] and cu_seqlens [S+1]."""
+        return reference.pack(self.samples)
 
     @cached_property
     def expected(self) -> Tensor:
-        """Logits [T, V] of transformers, for each sequence alone."""
+        """Logits [T, V] of transformers, which runs each sequence alone."""
         with torch.no_grad():
-            return reference.logits_of(self.theirs, self.samples)
+            return reference.logits_of(self.hf_model, self.samples)
 
     @cached_property
     def logits(self) -> Tensor:
         """Our logits [T, V] of the pack."""
         with torch.no_grad():
-            return run_packed(self.ours, *self.packed)
+            return run_packed(self.model, *self.packed)
 
     def at(self, fields: Iterable[str] = (), entries: Iterable[str] = (), *, unstated: bool = False) -> str:
-        """The rows of fields and the entries of parameters that there are; `unstated` tells also what is missing."""
+        """The locations of the rows of fields and the entries of parameters; `unstated` adds fields without one."""
         rows = {field: self.lines.field(field) for field in fields}
         found = [*filter(None, rows.values()), *filter(None, map(self.lines.entry, entries))]
         lacking = [field for field, row in rows.items() if not row and field not in LAYER_KINDS]
@@ -136,8 +136,8 @@ class FamilySubject:
             found.append(f"stated nowhere: {', '.join(lacking)}")
         return "; ".join(dict.fromkeys(found)) or self.lines.config()
 
-    def place(self, row: int) -> str:
-        """`sequence 3 of 33 tokens, token 12`, of a row of the pack."""
+    def token_position(self, row: int) -> str:
+        """`sequence 3 of 33 tokens, token 12`, for a row of the pack."""
         for number, sample in enumerate(self.samples):
             if row < len(sample):
                 return f"sequence {number} of {len(sample)} tokens, token {row}"
@@ -145,14 +145,14 @@ class FamilySubject:
         raise AssertionError(row)
 
 
-def network(family: HFFamily, config: ReaLModelConfig, hf_state: Mapping[str, Tensor]) -> Transformer:
-    """Our network with the tensors of a checkpoint.
+def load_network(family: HFFamily, config: ReaLModelConfig, hf_state: Mapping[str, Tensor]) -> Transformer:
+    """Our model with the tensors of a checkpoint.
 
     Raises:
-        ReallmError: they are not those that the tables say.
+        ReallmError: they are not the tensors that the tables name, or have other shapes.
     """
     state = state_dict_from_hf(family, hf_state, config)
-    model = empty_network(config)
+    model = Transformer(config)
     parameters = dict(model.named_parameters())
     missing = [name for name in parameters if name not in state]
     if missing:
@@ -166,11 +166,6 @@ def network(family: HFFamily, config: ReaLModelConfig, hf_state: Mapping[str, Te
     return model
 
 
-def empty_network(config: ReaLModelConfig) -> Transformer:
-    """Our network; its parameters have yet to get values."""
-    return Transformer(config)
-
-
 def run_packed(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Logits [T, V] or scores [T]."""
     out = model(tokens, cu_seqlens)
@@ -178,8 +173,8 @@ def run_packed(model: Transformer, tokens: Tensor, cu_seqlens: Tensor) -> Tensor
     return out
 
 
-def own_class(model: Transformer, path: str) -> str:
-    """Where the innermost class of the family's own is written that a module is, or is a part of; empty if none is."""
+def custom_class_location(model: Transformer, path: str) -> str:
+    """The location of the innermost class of the plugin around a module of the model; empty if there is none."""
     while path:
         cls = type(model.get_submodule(path))
         if not cls.__module__.startswith(("reallm.model.", "torch.")):
@@ -188,7 +183,7 @@ def own_class(model: Transformer, path: str) -> str:
     return ""
 
 
-def own_classes(subject: FamilySubject) -> str:
-    """Where the family's own layers are written; empty if it has none."""
+def custom_layers_location(subject: FamilySubject) -> str:
+    """The locations of the plugin's layer classes; empty if there are none."""
     named = {kind: getattr(subject.config, kind) for kind in LAYER_KINDS}
     return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in named.items() if is_custom_class(name))

@@ -1,4 +1,4 @@
-"""Checks of the weight table: names of tensors, and tensors there and back."""
+"""Checks of the weight table: names, shapes and round trips of tensors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from reallm.model.parameter_names import EMBEDDING_LAYER, all_layers, head_layer
 from reallm.model.parameters import parameter_shapes
 from reallm_devkit.testing.checks import CheckFailed, check
 from reallm_devkit.testing.families.configs import default_config
-from reallm_devkit.testing.families.entries import check_entries, is_of, made_by
+from reallm_devkit.testing.families.entries import belongs_to, check_entries, controlling_fields
 from reallm_devkit.testing.families.reference import SEED, quiet
-from reallm_devkit.testing.families.subject import FamilySubject, network
+from reallm_devkit.testing.families.subject import FamilySubject, load_network
 from reallm_devkit.testing.scratch import scratch_folder
 
 N_SUBSETS = 20
@@ -51,39 +51,39 @@ def table(subject: FamilySubject) -> str:
 def names(subject: FamilySubject) -> str:
     """the table names exactly the tensors that transformers saves, each in one layer"""
     with scratch_folder() as folder, quiet():
-        subject.theirs.save_pretrained(folder)
+        subject.hf_model.save_pretrained(folder)
         with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
             saved = set(file.keys())
     ours = hf_names(subject.family, subject.config)
     saved = {name for name in saved if not subject.family.weights.is_ignored(name)}
     if set(ours) != saved:
         expected, without = f"the {len(saved)} tensors that {subject.architecture} saves", _without_parameter(subject)
-        idle = {name: path for name, path in without.items() if name in saved}
-        if idle:
-            name, path = next(iter(idle.items()))
-            fields = made_by(path)
+        unused = {name: path for name, path in without.items() if name in saved}
+        if unused:
+            name, path = next(iter(unused.items()))
+            fields = controlling_fields(path)
             by = f", which depends on {' and '.join(fields)}" if fields else ""
             seen = f"{_compared(ours, saved)}: the entry '{path}' is there, but the network has no such parameter{by}"
             look_at = subject.at(fields, [path], unstated=True)
             raise CheckFailed(expected, seen, f"tensor '{name}'", look_at)
         raise CheckFailed(expected, _compared(ours, saved), look_at=_entry_near(subject, ours, saved))
     check_entries(subject)
-    in_layers = _by_layer(subject)
+    by_layer = _tensors_by_layer(subject)
     for name in ours:
-        owners = [layer for layer, of_layer in in_layers.items() if name in of_layer]
+        owners = [layer for layer, tensors in by_layer.items() if name in tensors]
         if len(owners) != 1:
             seen = f"in {len(owners)}: {', '.join(map(str, owners))}"
             raise CheckFailed("each tensor in one layer", seen, f"tensor '{name}'", subject.lines.weights())
-    return f"{len(ours)} tensors, {len(in_layers)} layers"
+    return f"{len(ours)} tensors, {len(by_layer)} layers"
 
 
 @check(needs=[names])
 def state_dict(subject: FamilySubject) -> str:
-    """tensors become parameters and parameters tensors without a bit changed, in any subset that can be taken apart"""
+    """tensors convert to parameters and back bit for bit, in any subset that can be converted"""
     family, config, hf_state = subject.family, subject.config, subject.hf_state
     _check_shapes(subject)
     try:
-        network(family, config, hf_state)
+        load_network(family, config, hf_state)
         state = state_dict_from_hf(family, hf_state, config)
     except ReallmError as error:
         raise CheckFailed(
@@ -96,8 +96,8 @@ def state_dict(subject: FamilySubject) -> str:
         chosen = generator.sample(everything, generator.randrange(1, len(everything)))
         part = {name: state[name] for mapping in chosen for name in mapping.parameters}
         _check_same(subject, part, chosen, f"{len(part)} parameters chosen at random")
-    for layer, of_layer in _by_layer(subject).items():
-        found = state_dict_from_hf(family, {name: hf_state[name] for name in of_layer}, config)
+    for layer, tensors in _tensors_by_layer(subject).items():
+        found = state_dict_from_hf(family, {name: hf_state[name] for name in tensors}, config)
         wanted = {name for name in state if layer_number(name) == layer}
         if set(found) != wanted:
             raise CheckFailed(
@@ -105,11 +105,11 @@ def state_dict(subject: FamilySubject) -> str:
             )
     n_split = _check_split(subject, state)
     shared = f", {n_split} that cannot be split" if n_split else ""
-    return f"{len(state)} parameters, {N_SUBSETS} subsets, {len(_by_layer(subject))} layers{shared}"
+    return f"{len(state)} parameters, {N_SUBSETS} subsets, {len(_tensors_by_layer(subject))} layers{shared}"
 
 
 def _without_parameter(subject: FamilySubject) -> dict[str, str]:
-    """Tensors of the first block and the ends that entries name, but that hold no parameter of ours -> the entry."""
+    """Tensors of the first block, embedding and head whose entry has no parameter in the network -> the entry."""
     family, config = subject.family, subject.config
     found: dict[str, str] = {}
     for layer in (EMBEDDING_LAYER, 1, head_layer(config)):
@@ -117,18 +117,18 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
         for key, theirs in family.weights.entries(layer, config.n_layers).items():
             name = as_source(theirs).name.replace("{}", "0")
             for path in names_in(key):
-                if not any(is_of(one, path) for one in names):
+                if not any(belongs_to(one, path) for one in names):
                     found |= {f"{name}{kind}": path for kind in ("", ".weight", ".bias")}
     return found
 
 
-def _by_layer(subject: FamilySubject) -> dict[int, list[str]]:
+def _tensors_by_layer(subject: FamilySubject) -> dict[int, list[str]]:
     family, config = subject.family, subject.config
     return {layer: hf_names(family, config, layer) for layer in all_layers(config)}
 
 
 def _check_shapes(subject: FamilySubject) -> None:
-    """The shapes that the table expects of tensors are those of transformers."""
+    """Check the shapes that the table expects of tensors against those of transformers."""
     for mapping in weight_mappings(subject.family, subject.config):
         for name in mapping.hf_names:
             shape = tuple(subject.hf_state[name].shape)
@@ -142,7 +142,7 @@ def _check_shapes(subject: FamilySubject) -> None:
 
 
 def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: list[WeightMapping], where: str) -> None:
-    """To tensors, which are those of transformers, and back."""
+    """Convert parameters to tensors, which have to be those of transformers, and back."""
     tensors = dict(state_dict_to_hf(subject.family, state, subject.config))
     wanted = {name for mapping in chosen for name in mapping.hf_names}
     if set(tensors) != wanted:
@@ -160,7 +160,7 @@ def _check_same(subject: FamilySubject, state: Mapping[str, Tensor], chosen: lis
 
 
 def _check_split(subject: FamilySubject, state: Mapping[str, Tensor]) -> int:
-    """A part of a shared tensor is refused by name; how many of them there are."""
+    """Check that some but not all parameters of a tensor are refused by name; returns the number of such tensors."""
     family, config = subject.family, subject.config
     shared = [
         mapping
@@ -190,12 +190,12 @@ def _check_refused(subject: FamilySubject, convert: Callable[[], object], missin
 def _compared(found: Iterable[str], wanted: set[str]) -> str:
     have = set(found)
     missing, extra = sorted(wanted - have), sorted(have - wanted)
-    said = [f"{_some(missing)} missing"] if missing else []
-    return " and ".join([*said, *([f"{_some(extra)} too many"] if extra else [])])
+    texts = [f"{_some(missing)} missing"] if missing else []
+    return " and ".join([*texts, *([f"{_some(extra)} too many"] if extra else [])])
 
 
 def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str:
-    """The entry of the first tensor that transformers does not have, or the one that its missing one would be near."""
+    """The entry of the first tensor that transformers does not have, or the one nearest to a missing one."""
     for mapping in weight_mappings(subject.family, subject.config):
         if not set(mapping.hf_names) <= saved:
             return subject.at((), [path_in_layer(mapping.parameters[0])])

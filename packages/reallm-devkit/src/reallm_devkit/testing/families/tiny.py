@@ -1,4 +1,4 @@
-"""Small configurations of a family, made of what transformers assumes by default."""
+"""Small configurations of a family, derived from transformers' default configuration."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from reallm_devkit.testing.checks import CheckFailed
 from reallm_devkit.testing.families.lines import TableLines
 from reallm_devkit.testing.families.reference import hf_class, hf_config
 
-MOST_BLOCKS = 4
+MAX_BLOCKS = 4
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 97, "max_positions": 64}
 WINDOW = 5
 PRETRAINED_POSITIONS = 16
-"""Where RoPE of longer contexts begins to stretch; the longest sequence that is compared has 40 tokens."""
+"""Context length from which scaled RoPE applies; the longest compared sequence has 40 tokens."""
 
 Raw = Mapping[str, Any]
 
 
 def tiny_config(lines: TableLines) -> Raw:
-    """A `config.json` as transformers' default one of the model type, with small sizes.
+    """transformers' default `config.json` of the model type, with small sizes.
 
     Raises:
-        CheckFailed: there is nothing to compare with, or the table cannot read or write it.
+        CheckFailed: transformers has no such model, or the table cannot read or write the configuration.
     """
     family = lines.family
     default = default_config(lines)
     try:
-        known = config_from_hf(family, default, source=f"the default {family.model_type} configuration")
+        config = config_from_hf(family, default, source=f"the default {family.model_type} configuration")
     except ReallmError as error:
         expected = f"a table that reads transformers' default configuration of model_type '{family.model_type}'"
-        raise CheckFailed(expected, str(error), look_at=lines.named_in(str(error))) from error
+        raise CheckFailed(expected, str(error), look_at=lines.mentioned_in(str(error))) from error
     reason = ""
-    for small, blocks in _candidates(family, known):
+    for small, blocks in _candidates(family, config):
         try:
-            raw = family.config.write(small, _of_blocks(default, known.n_layers, blocks))
-            hf_config(raw)  # some sizes go together only in transformers
+            raw = family.config.write(small, _of_blocks(default, config.n_layers, blocks))
+            hf_config(raw)  # transformers may refuse some sizes
             return raw
         except (ReallmError, ValueError, TypeError) as error:
             reason = reason or " ".join(str(error).split())
@@ -52,7 +52,7 @@ def tiny_config(lines: TableLines) -> Raw:
 
 
 def default_config(lines: TableLines) -> dict[str, Any]:
-    """What transformers writes for the model type if nothing is said, without token ids.
+    """transformers' default `config.json` of the model type, without token ids.
 
     Raises:
         CheckFailed: transformers does not know the model type or the architecture.
@@ -74,23 +74,23 @@ def default_config(lines: TableLines) -> dict[str, Any]:
             look_at=f"architectures of the HFFamily, {lines.family_line()}",
         )
     raw: dict[str, Any] = CONFIG_MAPPING[family.model_type]().to_dict()
-    return without_ids({**raw, "architectures": [architecture]})
+    return without_token_ids({**raw, "architectures": [architecture]})
 
 
-def without_ids(raw: Raw) -> dict[str, Any]:
-    """A configuration whose special tokens are none, since they may lie beyond a small vocabulary."""
+def without_token_ids(raw: Raw) -> dict[str, Any]:
+    """The configuration with all special token ids None, since they may be outside of a small vocabulary."""
     return {key: None if key.endswith("_token_id") else value for key, value in raw.items()}
 
 
-def as_given(family: HFFamily, raw: Raw) -> Raw:
-    """An author's configuration, completed by what says which family it is of."""
+def completed(family: HFFamily, raw: Raw) -> Raw:
+    """An author's configuration with model type, architecture and token ids added if missing."""
     known = {"model_type": family.model_type, "architectures": [family.architectures[0]]}
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return {**known, **ids, **raw}
 
 
-def other_head(family: HFFamily, raw: Raw) -> Raw | None:
-    """The same with a tied head where it is not tied, and the other way round; None if the table cannot say so."""
+def with_other_head(family: HFFamily, raw: Raw) -> Raw | None:
+    """The configuration with `tied_embeddings` negated; None if the table cannot write that."""
     try:
         config = config_from_hf(family, raw)
         return family.config.write(config.replace(tied_embeddings=not config.tied_embeddings), raw)
@@ -99,22 +99,22 @@ def other_head(family: HFFamily, raw: Raw) -> Raw | None:
 
 
 def _candidates(family: HFFamily, config: ReaLModelConfig) -> Iterator[tuple[ReaLModelConfig, list[int]]]:
-    """Small configurations of the same kind and the blocks they have, the ones that show more mistakes first."""
+    """Yields (small configuration, blocks that it keeps), those that reveal more mistakes first."""
     chosen = _chosen_blocks(config)
-    for head_dim in (16, 8):  # heads that are wider together than the stream, where the family can have them
+    for head_dim in (16, 8):  # n_heads * head_dim above the hidden size, if the family allows it
         for blocks in (chosen, list(range(len(chosen)))):
-            several = config.with_blocks(*blocks)
-            changes = _small(several, head_dim)
-            known = {item.name: getattr(several, item.name) for item in dataclasses.fields(several)} | changes
-            following = {name: value(known) for name, value in family.config.constants.items() if callable(value)}
+            shortened = config.with_blocks(*blocks)
+            changes = _small(shortened, head_dim)
+            known = {item.name: getattr(shortened, item.name) for item in dataclasses.fields(shortened)} | changes
+            computed = {name: value(known) for name, value in family.config.constants.items() if callable(value)}
             try:
-                yield several.replace(**{**changes, **following}), blocks
+                yield shortened.replace(**{**changes, **computed}), blocks
             except (ConfigError, TypeError):
                 continue
 
 
 def _of_blocks(raw: Raw, n_layers: int, blocks: list[int]) -> Raw:
-    """The same with lists that have an entry for each block cut to some blocks."""
+    """The configuration with lists that have an entry per block cut to some blocks."""
     return {
         key: [value[block] for block in blocks] if isinstance(value, list) and len(value) == n_layers else value
         for key, value in raw.items()
@@ -127,7 +127,7 @@ def _chosen_blocks(config: ReaLModelConfig) -> list[int]:
     kinds: dict[tuple[object, ...], int] = {}
     for block, kind in enumerate(zip(config.windows, config.ropes, strict=True)):
         kinds.setdefault((*kind, block in experts), block)
-    chosen = sorted(kinds.values())[:MOST_BLOCKS]
+    chosen = sorted(kinds.values())[:MAX_BLOCKS]
     return chosen if len(chosen) > 1 else list(range(min(2, config.n_layers)))
 
 

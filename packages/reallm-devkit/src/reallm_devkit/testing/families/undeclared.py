@@ -1,4 +1,4 @@
-"""Rows with a key that transformers' class does not have, and does not listen to."""
+"""Finds rows with a key that transformers' configuration class neither declares nor reads."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from reallm_devkit.testing.families.subject import FamilySubject
 from reallm_devkit.testing.families.values import changes
 
 WITHOUT_BEHAVIOUR = frozenset({"init_std", "max_positions"})
-"""Fields on which nothing that is loaded and run depends: no value shows whether transformers listens."""
+"""Fields without effect on a loaded model, so that no value shows whether transformers reads the key."""
 
 SIZES = frozenset({"vocab_size", "hidden_size", "intermediate_size", "n_layers", "n_kv_heads", "head_dim"})
-"""Fields that shapes of parameters depend on."""
+"""Fields that determine shapes of parameters."""
 
 ARGUMENTS = {"head_dim": "head_dim_key", "n_kv_heads": "n_kv_heads_key"}
-"""Fields whose row `decoder_rows` leaves out where this argument is None."""
+"""Field -> the argument of `decoder_rows` that leaves out its row if it is None."""
 
 
 def check_keys(subject: FamilySubject) -> None:
-    """A key that transformers' class does not declare must have an effect all the same, as some are read if there.
+    """Check that keys of rows which transformers' class does not declare have an effect: it reads some of those, too.
 
     Raises:
-        CheckFailed: a row states such a key, and whatever its value, the model of transformers is the same.
+        CheckFailed: a row has such a key, and no value of it changes the transformers model.
     """
     config = reference.hf_config({"model_type": subject.raw["model_type"]})
     declared = set(config.to_dict()) | set(config.attribute_map) | set(config.attribute_map.values())
@@ -53,23 +53,23 @@ def check_keys(subject: FamilySubject) -> None:
 
 
 def _has_effect(subject: FamilySubject, row: FieldRow) -> bool:
-    """Whether a key changes the model of transformers; also if there is no recording."""
+    """Whether the key of a row changes the transformers model; True if no other value can be tried."""
     samples = reference.sequences(subject.config.vocab_size, LENGTHS)
-    shapes, before = _shapes(subject.theirs), behaviour_of(subject.theirs, samples)
+    shapes, before = _shapes(subject.hf_model), behaviour_of(subject.hf_model, samples)
     tried = False
     for raw in _others(subject, row):
         try:
             theirs = reference.hf_model(raw)
-        except Exception:  # transformers refuses it; another value may tell more
+        except Exception:  # refused by transformers; another value may not be
             continue
         tried = True
         if _shapes(theirs) != shapes:
             return True
-        if SIZES & set(row.fields):  # shapes alone count: RoPE may read a head_dim that the projections do not
+        if SIZES & set(row.fields):  # only shapes count: RoPE may read a head_dim that the projections do not
             continue
         try:
             after = behaviour_of(theirs, samples)
-        except Exception:  # it does not compute, and would without the key
+        except Exception:  # the value breaks the model, so the key has an effect
             return True
         if not (after.is_like(before) and after.trains_like(before)):
             return True
@@ -81,10 +81,10 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _others(subject: FamilySubject, row: FieldRow) -> Iterator[dict[str, Any]]:
-    """The configuration with other values of a row's key."""
+    """Yields the configuration with other values of a row's key."""
     key = row.keys[0]
     try:
         raw = {**subject.raw, key: row.write(subject.config, {}).get(key)}
-    except (ReallmError, AttributeError):  # a row within another, of what is not there
+    except (ReallmError, AttributeError):  # a row of a nested table whose object is None
         return
     yield from ({**raw, **change} for change in changes(raw, key, None) if change[key] is not None)

@@ -1,4 +1,4 @@
-"""Other values for the keys of a `config.json`: what a checkpoint of the family might say there."""
+"""Other values for the keys of a `config.json`, such as other checkpoints of the family may have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Raw = Mapping[str, Any]
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "quick_gelu", "relu", "silu", "relu2")
 CHUNKED = "chunked_attention"
 POSITIONS = 16
-"""Of pretraining, for RoPE of longer contexts; sequences that are compared have up to 40 tokens."""
+"""Pretraining context length for scaled RoPE; the longest compared sequence has 40 tokens."""
 
 ROPES: tuple[Mapping[str, Any], ...] = (
     {"rope_type": "default", "rope_theta": 300.0},
@@ -40,16 +40,16 @@ ROPES: tuple[Mapping[str, Any], ...] = (
 )
 
 Change = Mapping[str, Any]
-"""What of a `config.json` is other, by key."""
+"""Changed keys of a `config.json`."""
 
 
 def changes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
-    """Other values of a key, each as the change it makes; some only show in short contexts, which they state, too.
+    """Yields changes that give a key other values. Some need a shorter context length to have an effect.
 
     Args:
         raw: the configuration that is changed.
-        key: one that transformers' class has.
-        positions_key: that of the longest sequence of pretraining.
+        key: a key that transformers' class reads.
+        positions_key: the key of the context length; None if there is none.
     """
     value = raw.get(key)
     if "rope" in key and (isinstance(value, Mapping) or key == "rope_scaling"):
@@ -57,7 +57,7 @@ def changes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
     elif key == "layer_types":
         yield from ({key: types} for types in _layer_types(value or []))
     else:
-        # transformers adds the loss of routers where it is asked for what they give
+        # transformers adds the router loss only if it returns router logits
         also = {"output_router_logits": True} if "router" in key and "output_router_logits" in raw else {}
         if value is not None:
             yield {key: None}
@@ -88,7 +88,7 @@ def _others(raw: Raw, key: str, value: Any) -> Iterator[Any]:
 
 
 def _from_nothing(raw: Raw, key: str) -> Iterator[Any]:
-    """Values for a key that has none: guessed by its name, since transformers' classes do not always say the type."""
+    """Values for a key that is None, guessed by its name, since transformers' classes do not always declare types."""
     if "window" in key:
         yield from (3, 9)
     elif "softcap" in key or "clip" in key or "scal" in key or "multiplier" in key:
@@ -109,17 +109,17 @@ def _layer_types(types: list[str]) -> Iterator[list[str]]:
 
 
 def _ropes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
-    """All kinds of RoPE, in the present spelling and in the older one."""
+    """Changes to all kinds of RoPE, in the present or the older spelling."""
     value = raw.get(key) or {}
-    by_type = [kind for kind, item in value.items() if isinstance(item, Mapping)]
+    layer_types = [kind for kind, item in value.items() if isinstance(item, Mapping)]
     kept = {name: value[name] for name in ("partial_rotary_factor",) if name in value}
     for parameters in ROPES:
         short = {} if positions_key is None or parameters["rope_type"] != "dynamic" else {positions_key: POSITIONS}
         if key == "rope_scaling":
-            older = {name: item for name, item in parameters.items() if name != "rope_theta"}
-            yield {"rope_parameters": None, "rope_theta": parameters["rope_theta"], key: older, **short}
-        elif by_type:
-            yield from ({key: {**value, kind: {**kept, **parameters}}, **short} for kind in by_type)
+            scaling = {name: item for name, item in parameters.items() if name != "rope_theta"}
+            yield {"rope_parameters": None, "rope_theta": parameters["rope_theta"], key: scaling, **short}
+        elif layer_types:
+            yield from ({key: {**value, kind: {**kept, **parameters}}, **short} for kind in layer_types)
         else:
             yield {key: {**kept, **parameters}, **short}
     if "partial_rotary_factor" in value:

@@ -100,7 +100,7 @@ def run_folder(subject: LoggerSubject) -> str:
 
 @check(needs=[construction])
 def inputs(subject: LoggerSubject) -> str:
-    """it leaves the metrics and the configuration, which others are given too, as they are"""
+    """it does not change the metrics and the configuration, which others get, too"""
     config, metrics = copy.deepcopy(dict(CONFIG)), {"train/loss": 2.5, "train/lr": 0.5}
     given = dict(metrics)
     with scratch_folder() as folder:

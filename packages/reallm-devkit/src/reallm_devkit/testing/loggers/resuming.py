@@ -71,7 +71,7 @@ def resume_anew(subject: LoggerSubject) -> str:
 
 @check(needs=[continues])
 def moved(subject: LoggerSubject) -> str:
-    """the run folder can be moved when the run has ended, and the run be continued where it then is"""
+    """the run folder can be moved after the run, and the run continued in the new folder"""
     with scratch_folder() as folder:
         old, new = folder / "old", folder / "elsewhere" / "new"
         subject.run(old, run_records(range(REACHED + 1)))
