@@ -1,4 +1,4 @@
-"""Real text without a download: functions of the standard library and what their docstrings say of them."""
+"""Real text without a download: functions of the standard library and their docstrings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = (
 
 
 def docstring_rows() -> list[dict[str, str]]:
-    """Some 750 rows, sorted: the signature of a function or class as prompt, the first paragraph of its docstring."""
+    """About 750 sorted rows: a question with a signature as prompt, the docstring's first paragraph as answer."""
     rows: dict[str, dict[str, str]] = {}
     for module_name in MODULES:
         module = importlib.import_module(module_name)

@@ -1,4 +1,4 @@
-"""Plugins for tests of the core alone, put in the place of what is installed."""
+"""Fake plugins for tests of the core alone, which replace the installed ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reallm.specs import Algorithm, DatasetSpec
 
 @dataclasses.dataclass
 class RowsConfig:
-    """Stands for the default dataset."""
+    """The configuration of a fake default dataset."""
 
     train_path: str = option(REQUIRED, "rows to train on")
     valid_path: str | None = option(None, "rows to evaluate on")
@@ -30,14 +30,14 @@ class RowsConfig:
             raise ConfigError(f"max_seqlen={self.max_seqlen} must be at least 2")
 
     def check(self) -> None:
-        """As a dataset may: look at its files before a model is loaded."""
+        """Check files before a model is loaded, as a dataset may."""
         if not self.train_path.endswith(".jsonl"):
             raise ConfigError(f"train_path: {self.train_path}: unknown extension")
 
 
 @dataclasses.dataclass(frozen=True)
 class MyConfig:
-    """Stands for a third party's dataset, with a frozen configuration and nothing in common with the default one."""
+    """The configuration of a fake third-party dataset: frozen, and with no field in common with the default one."""
 
     my_arg: int = option(REQUIRED, "how many")
     mode: str = option("fast", "which way")
@@ -66,7 +66,7 @@ DECLARED = {"dataset": ["my-dataset", "prompt_answer"], "algorithm": ["sft"], "l
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *, without: str = "") -> None:
-    """Let the registry offer `OFFERS`, but for the name `without`."""
+    """Make the registry offer `OFFERS` except the name `without`."""
 
     def get(kind: str, name: str) -> Any:
         if name not in OFFERS[kind] or name == without:

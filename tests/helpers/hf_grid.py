@@ -1,4 +1,4 @@
-"""Tiny architectures that differ in one thing each, as the `config.json` that transformers would write."""
+"""Tiny architectures that differ in one setting each, as the `config.json` that transformers would write."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def _old(kind: str, key: str = "rope_type", theta: float = 500.0, **parameters: Any) -> dict[str, Any]:
-    """RoPE as files before transformers 5 spell it."""
+    """RoPE as written before transformers 5."""
     return {"rope_theta": theta, "rope_scaling": {key: kind, **parameters}}
 
 
 def _new(kind: str, theta: float = 500.0, **parameters: Any) -> dict[str, Any]:
-    """RoPE as transformers 5 spells it."""
+    """RoPE as written by transformers 5."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **parameters}}
 
 
 def _yarn(spelling: Any, **parameters: Any) -> dict[str, Any]:
-    """YaRN with sizes for which each of its parameters changes some frequency."""
+    """YaRN, with sizes for which each parameter changes some frequency."""
     return {**spelling("yarn", theta=50.0, **{**YARN, **parameters}), "max_position_embeddings": 128}
 
 
 def _last_slide(window: int) -> dict[str, Any]:
-    """Qwen's window, on all blocks but the first."""
+    """Qwen's sliding window on all blocks except the first."""
     return {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
 
 
 GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 3}
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5}
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]}
-"""Beyond 16 tokens, where `original_max_position_embeddings` says so, the long factors hold."""
+"""With `original_max_position_embeddings` 16, the long factors apply beyond 16 tokens."""
 
 GRID: dict[str, tuple[str, dict[str, Any]]] = {
     "gqa": ("llama", {}),
@@ -157,27 +157,27 @@ GRID: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Name -> (model type, what differs from `SIZES`)."""
+"""Name -> (model type, changes to `SIZES`)."""
 
 
 def raw_config(name: str) -> dict[str, Any]:
-    """The `config.json` of an entry of the grid."""
+    """The `config.json` of a grid entry."""
     model_type, changes = GRID[name]
     sizes = GPT2_SIZES if model_type == "gpt2" else SIZES
-    # The usual token for padding is not in so small a vocabulary.
+    # So small a vocabulary does not have the usual padding token.
     padding = {} if model_type in ("llama", "mistral", "gpt2") else {"pad_token_id": None}
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     return {"model_type": model_type, "architectures": [architecture], **sizes, **padding, **changes}
 
 
 def read_by_transformers(raw: dict[str, Any]) -> transformers.PreTrainedConfig:
-    """What transformers makes of a `config.json`."""
+    """The configuration that transformers reads from a `config.json`."""
     content = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     return transformers.AutoConfig.for_model(content.pop("model_type"), **content)
 
 
 def hf_model(raw: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
-    """A model of transformers with random weights, norms and biases included, in evaluation mode.
+    """A transformers model in evaluation mode, with random weights, norms and biases.
 
     Queries and keys are large, so that attention is far from uniform and positions matter.
     """
@@ -194,7 +194,7 @@ def hf_model(raw: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.f
 
 
 def save_hf(raw: dict[str, Any], folder: Any, **options: Any) -> transformers.PreTrainedModel:
-    """Write a tiny random model as transformers does, and return it; `options` go to its `save_pretrained`."""
+    """Save a tiny random transformers model and return it; `options` go to `save_pretrained`."""
     dtype = options.pop("dtype", torch.float32)
     model = hf_model(raw, seed=options.pop("seed", 0), dtype=dtype)
     model.save_pretrained(folder, **options)

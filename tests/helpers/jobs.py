@@ -1,4 +1,4 @@
-"""Runs the command `reallm` in processes of its own, as one or several of a job, on a tiny model."""
+"""Runs the command `reallm` on a tiny model in processes: one, or the ranks of a job."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ HF_CONFIG = {
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -35,20 +35,20 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        """The lines of standard error."""
+        """The lines of standard error that are not blank."""
         return [line for line in self.err.splitlines() if line.strip()]
 
 
 class Command:
-    """`reallm` in a process, with what it prints in files.
+    """A process of `reallm` whose output goes to files.
 
     Args:
-        folder: where these files go.
+        folder: of the output files.
         arguments: of the command.
-        environment: variables beside those of this process.
-        program: Python lines to run in its place.
-        under: arguments of Python that start it, such as those of `torchrun`.
-        through: a command that runs the command that follows it.
+        environment: variables added to those of this process.
+        program: Python source to run instead of `reallm`.
+        under: arguments of Python that start the command, such as those of `torchrun`.
+        through: a command that runs the command after it, such as `ip netns exec NAME`.
     """
 
     def __init__(
@@ -72,28 +72,28 @@ class Command:
             )
 
     def wait_for(self, text: str, timeout_s: float = 90.0) -> None:
-        """Wait until it has printed a text."""
+        """Wait until the command has printed a text."""
         self.wait_until(lambda: text in self._out.read_text(), f"'{text}'", timeout_s)
 
     def wait_until(self, is_so: Callable[[], object], what: str, timeout_s: float = 90.0) -> None:
-        """Wait for something that happens while it runs."""
+        """Wait for a condition that holds while the command runs."""
         until = time.monotonic() + timeout_s
         while not is_so():
             assert self.process.poll() is None, f"ended without {what}:\n{self._err.read_text()}"
             assert time.monotonic() < until, f"no {what} in {timeout_s} s:\n{self._out.read_text()}"
             time.sleep(0.005)
 
-    def end(self, timeout_s: float = 90.0) -> Ended:
-        """Wait for its end."""
+    def end(self, timeout_s: float = 90.0) -> CommandResult:
+        """Wait for the command to end."""
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.process.kill()  # its processes notice
+            self.process.kill()  # its ranks notice
             raise
-        return Ended(code, self._out.read_text(), self._err.read_text())
+        return CommandResult(code, self._out.read_text(), self._err.read_text())
 
     def ranks(self) -> dict[int, int]:
-        """Rank -> process id of the processes that it has started."""
+        """Rank -> process id of the ranks that the command has started."""
         found = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal() and _parent(folder) == self.process.pid:
@@ -105,24 +105,24 @@ class Command:
         return found
 
     def kill_rank(self, rank: int, number: int = signal.SIGKILL) -> int:
-        """Send one of its processes a signal; the process id."""
+        """Send a signal to one rank; returns its process id."""
         pid = self.ranks()[rank]
         os.kill(pid, number)
         return pid
 
 
-def side_by_side(folder: Path, arguments: Sequence[Sequence[str]], program: str | None = None) -> list[Ended]:
-    """One command for each rank of a job, which find each other as under srun, and how they ended."""
+def side_by_side(folder: Path, arguments: Sequence[Sequence[str]], program: str | None = None) -> list[CommandResult]:
+    """Run one command for each rank of a job, as srun does, and wait for all."""
     return [command.end() for command in as_under_srun(folder, arguments, program)]
 
 
 def as_under_srun(folder: Path, arguments: Sequence[Sequence[str]], program: str | None = None) -> list[Command]:
-    """One command for each rank of a job; rank 0 has the store.
+    """Start one command for each rank of a job with the variables that srun sets; rank 0 serves the store.
 
     Args:
-        folder: where what they print goes.
+        folder: of the output files.
         arguments: of each rank.
-        program: Python lines to run in the place of `reallm`.
+        program: Python source to run instead of `reallm`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -130,19 +130,19 @@ def as_under_srun(folder: Path, arguments: Sequence[Sequence[str]], program: str
     return [
         Command(
             folder,
-            own,
+            of_rank,
             {
                 "SLURM_PROCID": str(rank), "SLURM_NTASKS": str(len(arguments)), "SLURM_LOCALID": str(rank),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             },
             program,
         )
-        for rank, own in enumerate(arguments)
+        for rank, of_rank in enumerate(arguments)
     ]  # fmt: skip
 
 
 def torchrun(n: int) -> list[str]:
-    """What `Command` is to run under for `n` processes on this machine, started by torchrun."""
+    """`under` of a `Command` that torchrun starts as `n` processes on this machine."""
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
 
 
@@ -169,7 +169,7 @@ def sft(inputs: Path, output: Path, *arguments: str) -> list[str]:
 
 
 def losses(run: Path) -> list[float]:
-    """Of each training step that a run's `metrics.jsonl` has; a line that is being written is left out."""
+    """The loss of each training step in a run's `metrics.jsonl`; an unfinished last line is left out."""
     lines = (run / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
     records = [json.loads(line) for line in lines]
     return [record["train/loss"] for record in records if "train/loss" in record]
@@ -179,4 +179,4 @@ def _parent(process: Path) -> int | None:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
-        return None  # it has ended meanwhile
+        return None  # the process has ended meanwhile

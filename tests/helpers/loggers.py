@@ -1,4 +1,4 @@
-"""What the tests of loggers share: a short training, and stand-ins for services that are not installed."""
+"""Helpers of the logger tests: the log of a short training, and a fake run of a service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG = {"name": None, "optimizer": {"lr": 1e-3}, "loggers": ["jsonl"]}
 
 
 def part_of_a_run(loggers: Logger | Loggers, *steps: int) -> None:
-    """Trains at each step, and evaluates at each second."""
+    """Log a training loss at each step and an evaluation loss at each second one, then close."""
     for step in steps:
         loggers.log(step, {"train/loss": 1 / step})
         if step % 2 == 0:
@@ -22,7 +22,7 @@ def part_of_a_run(loggers: Logger | Loggers, *steps: int) -> None:
 
 
 class FakeRun:
-    """What `wandb.init` and `trackio.init` return."""
+    """The run that a fake `wandb.init` or `trackio.init` returns."""
 
     def __init__(self, run_id: str) -> None:
         self.id = run_id
@@ -41,7 +41,8 @@ class FakeRun:
 
 
 def built_in(name: str, folder: Path, resume_step: int | None = None, config: dict[str, Any] = CONFIG) -> Loggers:
-    said: list[str] = []
-    loggers = Loggers({name: builtin.reallm_loggers()[name]}, folder, config, said.append, resume_step)
-    assert said == []
+    """A built-in logger in its own `Loggers`, without any message."""
+    messages: list[str] = []
+    loggers = Loggers({name: builtin.reallm_loggers()[name]}, folder, config, messages.append, resume_step)
+    assert messages == []
     return loggers

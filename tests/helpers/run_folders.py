@@ -1,4 +1,4 @@
-"""Run folders, written by hand as a run writes them."""
+"""Writes run folders as a run would."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def write_run(
     resumable: bool = False,
     **summary: Any,
 ) -> Path:
-    """A folder with `config.yaml`, `metrics.jsonl` and `summary.json`.
+    """Write a run folder with `config.yaml`, `metrics.jsonl` and `summary.json`.
 
     Args:
         path: of the folder.
         losses: of steps 1, 2, ...; each step trains on 100 tokens, ten steps are an epoch.
         eval_losses: by step.
         call: name of the train call.
-        settings: of `config.yaml`; None for no such file.
-        resumable: whether there is a checkpoint to continue from.
+        settings: content of `config.yaml`; None writes no such file.
+        resumable: whether to write a checkpoint to resume from.
         **summary: changes to `summary.json`.
     """
     path.mkdir(parents=True)

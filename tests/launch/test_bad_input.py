@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reallm.cli import main
-from tests.helpers.jobs import Ended, make_inputs, sft, side_by_side
+from tests.helpers.jobs import CommandResult, make_inputs, sft, side_by_side
 
 ALIKE = "; all processes of a job must have the same settings, packages and files"
 
@@ -40,7 +40,7 @@ def test_layouts_that_cannot_be(inputs: Path, tmp_path: Path, capsys: pytest.Cap
     assert line.startswith(f"error: {message}")
 
 
-def reported(ended: list[Ended], tmp_path: Path) -> tuple[int, str]:
+def reported(ended: list[CommandResult], tmp_path: Path) -> tuple[int, str]:
     """The rank that reported, and its one line."""
     assert [each.code for each in ended] == [2] * len(ended)
     assert list(tmp_path.glob("runs/*")) == [], "no run was begun"
@@ -81,7 +81,7 @@ main()
 """`reallm` in another folder on rank 1, whose packages it sees too: as on a machine that is set up otherwise."""
 
 
-def elsewhere(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Ended]:
+def elsewhere(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[CommandResult]:
     """A job whose rank 1 is in `tmp_path/other`, with files named as those of rank 0."""
     monkeypatch.chdir(inputs)
     arguments = [*sft(inputs, tmp_path / "runs"), "model.path=model", "dataset.train_path=train.jsonl"]
