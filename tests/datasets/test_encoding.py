@@ -31,8 +31,8 @@ def encode(prompt: str, answer: str, kind: str = "bytes") -> tuple[list[int], li
 
 
 def split(encoded: Encoded) -> tuple[list[int], list[int]]:
-    ids, n_prompt = encoded.ids.tolist(), int((~encoded.written).sum())
-    assert not encoded.written[:n_prompt].any()
+    ids, n_prompt = encoded.ids.tolist(), int((~encoded.answer_mask).sum())
+    assert not encoded.answer_mask[:n_prompt].any()
     return ids[:n_prompt], ids[n_prompt:]
 
 
@@ -110,13 +110,13 @@ def test_in_a_conversation_what_is_written_is_the_turns_and_each_prompt_has_its_
         conversation = chat(encoder, *contents)
         [encoded] = encoder.sequences([conversation])
         assert tokenizer.decode(encoded.ids) == conversation.text
-        written = tokenizer.decode(encoded.ids[encoded.written])
+        written = tokenizer.decode(encoded.ids[encoded.answer_mask])
         assert written == "".join(conversation.text[start:end] for start, end in conversation.turns)
         start = conversation.turns[0][0]
         prompt = tokenizer(conversation.text[:start])["input_ids"]
         assert encoded.ids[: len(prompt)].tolist() == prompt
-        assert not encoded.written[: len(prompt)].any()
-        assert encoded.written[len(prompt)]
+        assert not encoded.answer_mask[: len(prompt)].any()
+        assert encoded.answer_mask[len(prompt)]
 
 
 def test_an_answer_that_would_merge_with_the_header_of_its_turn_does_not() -> None:
@@ -126,7 +126,7 @@ def test_an_answer_that_would_merge_with_the_header_of_its_turn_does_not() -> No
     assert "ĊĊ" in tokenizer.convert_ids_to_tokens(tokenizer(conversation.text)["input_ids"])
     [encoded] = encoder.sequences([conversation])
     assert tokenizer.decode(encoded.ids) == conversation.text
-    assert tokenizer.decode(encoded.ids[encoded.written]) == "\n\nI am<|im_end|>well<|im_end|>"
+    assert tokenizer.decode(encoded.ids[encoded.answer_mask]) == "\n\nI am<|im_end|>well<|im_end|>"
 
 
 @pytest.mark.parametrize("kind", ["bytes", "words"])
@@ -138,7 +138,7 @@ def test_a_conversation_without_special_tokens(kind: Literal["bytes", "words"]) 
     tokenizer = tiny_tokenizer(kind=kind, chat_template=template)
     encoder = Encoder(tokenizer)
     [encoded] = encoder.sequences([chat(encoder, "hello", "I am well", "how", "the dog")])
-    written = str(tokenizer.decode(encoded.ids[encoded.written]))
+    written = str(tokenizer.decode(encoded.ids[encoded.answer_mask]))
     assert written.replace(" ", "") == "Iamwell.thedog.<|im_end|>"
 
 
@@ -150,7 +150,7 @@ def test_pairs_and_conversations_may_be_mixed() -> None:
     for text, encoded in zip(texts, together, strict=True):
         [alone] = encoder.sequences([text])
         assert alone.ids.tolist() == encoded.ids.tolist()
-        assert alone.written.tolist() == encoded.written.tolist()
+        assert alone.answer_mask.tolist() == encoded.answer_mask.tolist()
 
 
 def test_conversations_need_a_tokenizer_that_knows_positions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced as a whole: killed at any moment, the path holds the old content or the new.
+"""Atomic replacement of files and folders: killed at any moment, the path has the old content or the new.
 
 New content is built under a hidden name beside the path, flushed to disk and renamed. A folder that exists is
 exchanged with the new one in one step where the system can (Linux `renameat2`). Elsewhere the old one is first
@@ -45,12 +45,12 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     final = Path(path)
     if final.is_dir():
         raise DataError(f"cannot write {path}: it is a folder")
-    with _workspace(final) as work:
-        with _named(final):
+    with _locked_siblings(final) as work:
+        with _errors_name(final):
             work.new.touch()
-        with _named(final, only_full_disk=True):
+        with _errors_name(final, only_full_disk=True):
             yield work.new
-        with _named(final):
+        with _errors_name(final):
             _flush(work.new)
             work.new.replace(final)
             _flush(final.parent)
@@ -79,55 +79,55 @@ def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -
         raise DataError(f"cannot write {path}: it is a file, not a folder")
     if Path.cwd().is_relative_to(final):
         raise DataError(f"cannot replace {final}: it is the working folder or holds it; choose a folder of its own")
-    with _workspace(final) as work:
-        with _named(final):
+    with _locked_siblings(final) as work:
+        with _errors_name(final):
             work.new.mkdir()
-        with _named(final, only_full_disk=True):
+        with _errors_name(final, only_full_disk=True):
             yield work.new
-        with _named(final):
+        with _errors_name(final):
             if keep is not None and final.is_dir():
                 _carry_over(final, work.new, keep)
             _flush_tree(work.new)
-            _install(work, final)
+            _move_into_place(work, final)
             _flush(final.parent)
 
 
 def recover_folder(path: AnyPath) -> None:
-    """Put back the old folder if a process was killed while `path` was absent; else do nothing.
+    """Restore the old folder if a process was killed while `path` was absent; else do nothing.
 
-    Call it before reading what `atomic_folder` writes. Where folders are exchanged in one step there is never
-    anything to put back.
+    Call it before reading what `atomic_folder` writes. Where folders are exchanged in one step, there is never anything
+    to restore.
     """
     final = Path(os.path.realpath(path))
     if final.exists():
         return
-    for work in _workspaces(final):
+    for work in _all_siblings(final):
         if work.old.exists():
             lock = _lock(work.lock)
-            if lock is not None:  # else its writer lives, and is about to put the new folder in place
-                _settle(work, final, lock)
+            if lock is not None:  # else its writer is alive, and about to move the new folder into place
+                _clean_up(work, final, lock)
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Remove a folder so that, killed at any moment, `path` is whole or gone. Nothing happens if it is not there."""
+    """Remove a folder atomically: killed at any moment, `path` is complete or absent. It need not exist."""
     final = Path(path)
     doomed = _siblings(final, secrets.token_hex(8)).gone
-    with _named(final), suppress(FileNotFoundError):
+    with _errors_name(final), suppress(FileNotFoundError):
         final.rename(doomed)
         shutil.rmtree(doomed)
 
 
 def sweep(folder: AnyPath) -> None:
-    """Clear away what killed writes and removals have left in a folder, whatever paths they were about."""
-    pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}\.reallm-(?:{'|'.join(_Work._fields)})")
+    """Remove what killed writes and removals have left in a folder, for all paths in it."""
+    pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}\.reallm-(?:{'|'.join(_Siblings._fields)})")
     siblings = Path(folder).iterdir() if Path(folder).is_dir() else ()
     matches = [pattern.fullmatch(path.name) for path in siblings]
     for name in sorted({match[1] for match in matches if match}):
-        _settle_leftovers(Path(folder, name))
+        _clean_up_killed_writes(Path(folder, name))
 
 
-class _Work(NamedTuple):
-    """The siblings of a path that one write uses."""
+class _Siblings(NamedTuple):
+    """The temporary siblings of a path that one write uses."""
 
     new: Path
     old: Path
@@ -135,68 +135,68 @@ class _Work(NamedTuple):
     lock: Path
 
 
-def _siblings(final: Path, token: str) -> _Work:
-    return _Work(*(final.with_name(f".{final.name}.{token}.reallm-{kind}") for kind in _Work._fields))
+def _siblings(final: Path, token: str) -> _Siblings:
+    return _Siblings(*(final.with_name(f".{final.name}.{token}.reallm-{kind}") for kind in _Siblings._fields))
 
 
-def _workspaces(final: Path) -> list[_Work]:
-    """Those of all writes to `final` that run, or were killed."""
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.([0-9a-f]{{16}})\.reallm-(?:{'|'.join(_Work._fields)})")
+def _all_siblings(final: Path) -> list[_Siblings]:
+    """The siblings of all writes to `final` that are running or were killed."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.([0-9a-f]{{16}})\.reallm-(?:{'|'.join(_Siblings._fields)})")
     siblings = final.parent.iterdir() if final.parent.is_dir() else ()
     matches = [pattern.fullmatch(path.name) for path in siblings]
     return [_siblings(final, token) for token in sorted({match[1] for match in matches if match})]
 
 
 @contextmanager
-def _workspace(final: Path) -> Iterator[_Work]:
-    """Siblings of `final` for one write, locked, after removing those of killed processes; gone in the end."""
-    with _named(final):
+def _locked_siblings(final: Path) -> Iterator[_Siblings]:
+    """New siblings of `final` for one write, locked; those of killed processes are removed first, these at the end."""
+    with _errors_name(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _settle_leftovers(final)
-        work, lock = _claim(final)
+        _clean_up_killed_writes(final)
+        work, lock = _new_siblings(final)
     try:
         yield work
     finally:
-        _settle(work, final, lock)
+        _clean_up(work, final, lock)
 
 
-def _settle_leftovers(final: Path) -> None:
-    for leftover in _workspaces(final):
+def _clean_up_killed_writes(final: Path) -> None:
+    for leftover in _all_siblings(final):
         held = _lock(leftover.lock)
         if held is not None:
-            _settle(leftover, final, held)
+            _clean_up(leftover, final, held)
 
 
-def _claim(final: Path) -> tuple[_Work, int]:
-    """New siblings, of which only the locked lock exists, and its descriptor."""
+def _new_siblings(final: Path) -> tuple[_Siblings, int]:
+    """New siblings, of which only the lock file exists, and the descriptor that holds its lock."""
     while True:
         work = _siblings(final, secrets.token_hex(8))
         work.lock.touch(exist_ok=False)
         lock = _lock(work.lock)
         if lock is not None and os.fstat(lock).st_nlink:
             return work, lock
-        if lock is not None:  # another process took it for a leftover before it was locked
+        if lock is not None:  # another process removed it as a leftover before it was locked
             os.close(lock)
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed; None if another process holds it."""
+    """Lock a file: a descriptor that holds the lock until it is closed; None if another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
-    except OSError as error:  # this file system has no locks: see above
+    except OSError as error:  # this file system has no locks: see the top of this file
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF):
             os.close(descriptor)
             raise
     return descriptor
 
 
-def _settle(work: _Work, final: Path, lock: int) -> None:
-    """End a write that is done, failed or was killed: no siblings are left, and if it had an old folder, `final` is."""
-    with suppress(OSError):  # what cannot be settled now is a leftover for the next write
+def _clean_up(work: _Siblings, final: Path, lock: int) -> None:
+    """End a write, done, failed or killed: restore the old folder if `final` is absent, and remove siblings."""
+    with suppress(OSError):  # what cannot be removed now, the next write removes
         if work.old.exists() and not final.exists():
             work.old.rename(final)
         for path in work:
@@ -207,9 +207,9 @@ def _settle(work: _Work, final: Path, lock: int) -> None:
     os.close(lock)
 
 
-def _install(work: _Work, final: Path) -> None:
+def _move_into_place(work: _Siblings, final: Path) -> None:
     try:
-        work.new.rename(final)  # there is nothing yet, or an empty folder
+        work.new.rename(final)  # nothing there yet, or an empty folder
         return
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -217,11 +217,11 @@ def _install(work: _Work, final: Path) -> None:
     if _exchange(work.new, final):
         return
     final.rename(work.old)
-    work.new.rename(final)  # if this fails, `_settle` puts the old folder back
+    work.new.rename(final)  # if this fails, `_clean_up` puts the old folder back
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two paths in one step; False where the system or the file system has no such step."""
+    """Exchange two paths atomically; False if the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -235,7 +235,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _carry_over(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
-    """Have what is kept in both folders: linked, so it costs no space, or copied where links cannot be made."""
+    """Put what is kept into the new folder too: as hard links, which take no space, or copies where links fail."""
     for source in old.iterdir():
         target = new / source.name
         if not keep(source.name) or target.exists():
@@ -270,10 +270,10 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _named(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
-    """Say which path could not be written.
+def _errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
+    """Turn errors into a DataError that names the path.
 
-    In the block of the caller, an error other than that of a full disk may well be about another file, and passes.
+    With `only_full_disk`, for the caller's block, other errors pass: they may be about another file.
     """
     try:
         yield
@@ -288,4 +288,4 @@ def _is_full_disk(error: Exception) -> bool:
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in codes
-    return any(f"(os error {code})" in str(error) for code in codes)  # as libraries in Rust say it: safetensors
+    return any(f"(os error {code})" in str(error) for code in codes)  # the text of Rust libraries: safetensors

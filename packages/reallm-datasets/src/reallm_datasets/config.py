@@ -33,7 +33,7 @@ class PromptAnswerDatasetConfig:
         check_overlong(self.overlong)
 
     def check(self) -> None:
-        """Raises ConfigError unless the files are there and of a kind that can be read."""
+        """Raise ConfigError unless the files exist and have a format that can be read."""
         check_sources(train_path=self.train_path, valid_path=self.valid_path)
 
 
@@ -57,7 +57,7 @@ class PairedComparisonDatasetConfig:
         check_overlong(self.overlong)
 
     def check(self) -> None:
-        """Raises ConfigError unless the files are there and of a kind that can be read."""
+        """Raise ConfigError unless the files exist and have a format that can be read."""
         check_sources(train_path=self.train_path, valid_path=self.valid_path)
 
 
@@ -77,28 +77,28 @@ class PromptOnlyDatasetConfig:
         check_overlong(self.overlong)
 
     def check(self) -> None:
-        """Raises ConfigError unless the files are there and of a kind that can be read."""
+        """Raise ConfigError unless the files exist and have a format that can be read."""
         check_sources(path=self.path)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
-    """Raises ConfigError unless `value` is a whole number of `least` or more."""
+    """Raise ConfigError unless `value` is a whole number of `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} must be a whole number, at least {least}")
 
 
 def check_overlong(value: str) -> None:
-    """Raises ConfigError unless `value` is "truncate" or "drop"."""
+    """Raise ConfigError unless `value` is "truncate" or "drop"."""
     if value not in ("truncate", "drop"):
         raise ConfigError(f"overlong={value!r} must be 'truncate' or 'drop'")
 
 
 def check_sources(**sources: str | None) -> None:
-    """Raises ConfigError unless each is a file that can be read or a function that can be called; names the field."""
+    """Raise ConfigError unless each is a file that can be read or a function that can be called; names the field."""
     for name, source in sources.items():
         if source is None:
             continue
         try:
-            records(source)  # looks the source up; no row is read
+            records(source)  # checks the source; no row is read
         except DataError as error:
             raise ConfigError(f"{name}: {error}") from error

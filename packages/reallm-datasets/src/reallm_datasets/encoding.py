@@ -1,10 +1,10 @@
-"""From text to tokens, keeping apart what a model is given and what it is to write.
+"""Tokenizes prompts with answers and conversations, with a mask of the tokens that the model is to write.
 
-In use, a model is given the tokens of the prompt alone and goes on from there. A tokenizer that sees prompt and
-answer as one text may merge the end of the one with the beginning of the other, and the model would be trained on
-a prompt it never meets. So the whole is tokenized, which gives the answer the tokens it has in running text, and
-it is used if the prompt's own tokens are a prefix of it; if not, prompt and answer are tokenized each for itself.
-The same holds for each turn of a conversation, with all that comes before it as its prompt.
+In generation, a model gets the tokens of the prompt alone. A tokenizer that sees prompt and answer as one text may
+merge the end of the one with the beginning of the other, and training would use a prompt that generation never has.
+So the whole text is tokenized, which gives the answer the tokens that it has in running text, and the result is used
+if the tokens of the prompt alone are a prefix of it; if not, prompt and answer are tokenized separately. The same
+holds for each turn of a conversation, with everything before it as its prompt.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ _ANCHOR = "\n"
 
 
 class PromptAnswer(NamedTuple):
-    """A prompt and what a model is to write after it."""
+    """A prompt and its answer."""
 
     prompt: str
     answer: str
 
 
 class Encoded(NamedTuple):
-    """Tokens of a sequence: `ids` int32 [L], and `written` bool [L], True for those that the model is to write."""
+    """Tokens of a sequence: `ids` int32 [L], and `answer_mask` bool [L], True for those that the model is to write."""
 
     ids: np.ndarray
-    written: np.ndarray
+    answer_mask: np.ndarray
 
 
-class _Located(NamedTuple):
-    """Tokens of a text, and for each the end of its characters there: int64 [L], never falling."""
+class _TokensWithEnds(NamedTuple):
+    """Tokens of a text, and for each the offset where its characters end: int64 [L], never decreasing."""
 
     ids: list[int]
     ends: np.ndarray
 
 
 class Encoder:
-    """A tokenizer, and the rules for the tokens at the ends.
+    """A tokenizer, with the rules for special tokens at both ends.
 
-    The beginning-of-sequence token is put before a prompt once, if the tokenizer does so by itself; the
-    end-of-sequence token is put after an answer once, and is to be written. Where the text spells special tokens,
-    they are taken as such. What a chat template writes gets no further tokens.
+    The beginning-of-sequence token is put before a prompt once, if the tokenizer adds one; the end-of-sequence token is
+    put after an answer once, and is part of it. Special tokens that are spelled out in the text are encoded as special
+    tokens. The output of a chat template gets no further tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -67,52 +67,55 @@ class Encoder:
 
     @property
     def padding(self) -> int:
-        """The padding token, or else the end-of-sequence token."""
+        """The id of the padding token, or else of the end-of-sequence token."""
         pad = self._tokenizer.pad_token_id
         return self._eos if pad is None else int(pad)
 
     def prompts(self, texts: Sequence[str], rendered: Sequence[bool]) -> list[np.ndarray]:
-        """Tokens int32 [L] of each prompt; `rendered` says which were written by the chat template."""
+        """Tokens int32 [L] of each prompt; `rendered` says which are output of the chat template."""
         return [
             np.array(ids if by_template else self._with_bos(ids), np.int32)
             for ids, by_template in zip(self._ids(texts), rendered, strict=True)
         ]
 
     def sequences(self, texts: Sequence[PromptAnswer | Conversation]) -> list[Encoded]:
-        """Tokens of each text, in order, and which of them are to be written."""
-        pairs = iter(self._pairs([text for text in texts if isinstance(text, PromptAnswer)]))
-        chats = iter(self._chats([text for text in texts if isinstance(text, Conversation)]))
+        """Tokens of each text, in order, with their answer masks."""
+        pairs = iter(self._encode_pairs([text for text in texts if isinstance(text, PromptAnswer)]))
+        chats = iter(self._encode_chats([text for text in texts if isinstance(text, Conversation)]))
         return [next(pairs if isinstance(text, PromptAnswer) else chats) for text in texts]
 
-    def _pairs(self, pairs: Sequence[PromptAnswer]) -> list[Encoded]:
+    def _encode_pairs(self, pairs: Sequence[PromptAnswer]) -> list[Encoded]:
         prompts = self._ids([pair.prompt for pair in pairs])
         wholes = self._ids([pair.prompt + pair.answer for pair in pairs])
-        return [self._joined(*one) for one in zip(prompts, wholes, pairs, strict=True)]
+        return [self._encode_pair(*one) for one in zip(prompts, wholes, pairs, strict=True)]
 
-    def _joined(self, prompt: list[int], whole: list[int], pair: PromptAnswer) -> Encoded:
+    def _encode_pair(self, prompt: list[int], whole: list[int], pair: PromptAnswer) -> Encoded:
         is_prefix = whole[: len(prompt)] == prompt
-        answer = whole[len(prompt) :] if is_prefix else self._continuation(pair.answer)
+        answer = whole[len(prompt) :] if is_prefix else self._encode_continuation(pair.answer)
         if answer[-1:] != [self._eos]:
             answer = [*answer, self._eos]
         prompt = self._with_bos(prompt)
-        written = np.arange(len(prompt) + len(answer)) >= len(prompt)
-        return Encoded(np.array(prompt + answer, np.int32), written)
+        answer_mask = np.arange(len(prompt) + len(answer)) >= len(prompt)
+        return Encoded(np.array(prompt + answer, np.int32), answer_mask)
 
-    def _chats(self, chats: Sequence[Conversation]) -> list[Encoded]:
-        return [self._chat(*one) for one in zip(chats, self._located([chat.text for chat in chats]), strict=True)]
+    def _encode_chats(self, chats: Sequence[Conversation]) -> list[Encoded]:
+        return [
+            self._encode_chat(*one)
+            for one in zip(chats, self._tokens_with_ends([chat.text for chat in chats]), strict=True)
+        ]
 
-    def _chat(self, chat: Conversation, whole: _Located) -> Encoded:
-        written = np.zeros(len(whole.ids), np.bool_)
+    def _encode_chat(self, chat: Conversation, whole: _TokensWithEnds) -> Encoded:
+        answer_mask = np.zeros(len(whole.ids), np.bool_)
         for start, end in chat.turns:
             n_before = self._prompt_length(chat.text, start, whole)
             if n_before is None:
-                return self._chat_in_pieces(chat)
-            written[n_before:] |= whole.ends[n_before:] <= end
-        return Encoded(np.array(whole.ids, np.int32), written)
+                return self._encode_chat_in_pieces(chat)
+            answer_mask[n_before:] |= whole.ends[n_before:] <= end
+        return Encoded(np.array(whole.ids, np.int32), answer_mask)
 
-    def _prompt_length(self, text: str, start: int, whole: _Located) -> int | None:
-        """How many tokens of the whole `text[:start]` has, or None if its own tokens are not a prefix of the whole."""
-        # Tokenizers cut a text at added tokens first, so only what stands after the last one need be tokenized: the
+    def _prompt_length(self, text: str, start: int, whole: _TokensWithEnds) -> int | None:
+        """Number of tokens of `text[:start]`, or None if these are not a prefix of the tokens of the whole text."""
+        # Tokenizers first split a text at added tokens, so only the text after the last one needs to be tokenized: the
         # header of the turn, which is always the same.
         n = int(np.searchsorted(whole.ends, start, side="right"))
         while n and whole.ids[n - 1] not in self._added:
@@ -126,19 +129,19 @@ class Encoder:
         prompt = self._ids([text[:start]])[0]
         return len(prompt) if whole.ids[: len(prompt)] == prompt else None
 
-    def _chat_in_pieces(self, chat: Conversation) -> Encoded:
-        """The conversation cut where the turns begin, each piece tokenized for itself."""
+    def _encode_chat_in_pieces(self, chat: Conversation) -> Encoded:
+        """The conversation split where turns start, each piece tokenized separately."""
         starts = [start for start, _ in chat.turns]
         ids = self._ids([chat.text[: starts[0]]])[0]
-        written = [False] * len(ids)
+        answer_mask = [False] * len(ids)
         for (start, end), stop in zip(chat.turns, [*starts[1:], len(chat.text)], strict=True):
-            turn, rest = self._continuation(chat.text[start:end]), self._ids([chat.text[end:stop]])[0]
+            turn, rest = self._encode_continuation(chat.text[start:end]), self._ids([chat.text[end:stop]])[0]
             ids = [*ids, *turn, *rest]
-            written += [True] * len(turn) + [False] * len(rest)
-        return Encoded(np.array(ids, np.int32), np.array(written, np.bool_))
+            answer_mask += [True] * len(turn) + [False] * len(rest)
+        return Encoded(np.array(ids, np.int32), np.array(answer_mask, np.bool_))
 
-    def _continuation(self, text: str) -> list[int]:
-        """Tokens of a text that follows another: without the space that some tokenizers put before the first word."""
+    def _encode_continuation(self, text: str) -> list[int]:
+        """Tokens of a text that follows another, without the space that some tokenizers put before the first word."""
         anchor, whole = self._ids([_ANCHOR, _ANCHOR + text])
         return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._ids([text])[0]
 
@@ -156,7 +159,7 @@ class Encoder:
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
 
-    def _located(self, texts: Sequence[str]) -> list[_Located]:
+    def _tokens_with_ends(self, texts: Sequence[str]) -> list[_TokensWithEnds]:
         if not texts:
             return []
         if not self._tokenizer.is_fast:
@@ -166,7 +169,7 @@ class Encoder:
             )
         tokens = self._tokenize(texts, return_offsets_mapping=True)
         return [
-            _Located(ids, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
+            _TokensWithEnds(ids, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
             for ids, offsets in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""Sequences that are too long."""
+"""Truncates or drops sequences that are too long."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from reallm_datasets.config import Overlong
 from reallm_datasets.encoding import Encoded
 
 
-def fit(sequence: Encoded, max_seqlen: int, overlong: Overlong) -> tuple[Encoded | None, str]:
-    """The sequence as it is, cut at its end, or None if it is dropped; and what was done, for the report.
+def truncate_or_drop(sequence: Encoded, max_seqlen: int, overlong: Overlong) -> tuple[Encoded | None, str]:
+    """The sequence, whole or truncated, or None if it is dropped; and a phrase for the report, empty if it is whole.
 
-    A sequence is dropped too if nothing of it could be trained: the first token has none before it to be predicted
-    from, and cutting must leave something of the answer.
+    A sequence is also dropped if it has nothing to train: its first token has no token before it to be predicted from,
+    and truncating must leave some of the answer.
     """
-    if not sequence.written[1:].any():
+    if not sequence.answer_mask[1:].any():
         return None, "dropped: prompt and answer are empty"
-    if not sequence.written[1:max_seqlen].any():
+    if not sequence.answer_mask[1:max_seqlen].any():
         return None, f"dropped: the prompt alone fills {max_seqlen} tokens"
     if len(sequence.ids) <= max_seqlen:
         return sequence, ""
     if overlong == "drop":
         return None, f"dropped: longer than {max_seqlen} tokens"
-    return Encoded(sequence.ids[:max_seqlen], sequence.written[:max_seqlen]), f"cut to {max_seqlen} tokens"
+    return Encoded(sequence.ids[:max_seqlen], sequence.answer_mask[:max_seqlen]), f"cut to {max_seqlen} tokens"

@@ -11,7 +11,7 @@ from reallm.data.row_sources import Source
 from reallm.data.rows import Row, read_rows
 from reallm_datasets.config import Overlong, PromptOnlyDatasetConfig, check_at_least, check_overlong
 from reallm_datasets.encoding import Encoder
-from reallm_datasets.progress import to_tokenize
+from reallm_datasets.progress import tokenizer_batches
 from reallm_datasets.report import Report
 from reallm_datasets.sequences import SequenceBuilder
 
@@ -53,7 +53,7 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         self._padding = encoder.padding if pad_to_max_length else 0
         ids = SequenceBuilder(np.int32)
         names: list[str] = []
-        for batch in to_tokenize(rows, util):
+        for batch in tokenizer_batches(rows, util):
             prompts = encoder.prompts([_text(row, encoder) for row in batch], ["messages" in row for row in batch])
             for row, prompt in zip(batch, prompts, strict=True):
                 if not len(prompt):
@@ -68,7 +68,7 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
                 ids.append(prompt)
                 names.append(row.id)
         if not names:
-            raise self._report.nothing_left("raise max_prompt_len")
+            raise self._report.no_samples_error("raise max_prompt_len")
         self._ids, self._names = ids.build(), names
 
     def __len__(self) -> int:

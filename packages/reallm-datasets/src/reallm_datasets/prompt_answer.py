@@ -12,8 +12,8 @@ from reallm.data.row_sources import Source
 from reallm.data.rows import Row, read_rows
 from reallm_datasets.config import Overlong, PromptAnswerDatasetConfig, check_at_least, check_overlong
 from reallm_datasets.encoding import Encoder, PromptAnswer
-from reallm_datasets.limits import fit
-from reallm_datasets.progress import to_tokenize
+from reallm_datasets.limits import truncate_or_drop
+from reallm_datasets.progress import tokenizer_batches
 from reallm_datasets.report import Report
 from reallm_datasets.sequences import SequenceBuilder
 
@@ -55,22 +55,22 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
         self._padding = encoder.padding if pad_to_max_length else 0
         ids, trained = SequenceBuilder(np.int32), SequenceBuilder(np.bool_)
         names: list[str] = []
-        for batch in to_tokenize(rows, util):
+        for batch in tokenizer_batches(rows, util):
             texts = [_text(row, encoder) for row in batch]
             for row, text, sequence in zip(batch, texts, encoder.sequences(texts), strict=True):
-                kept, what = fit(sequence, max_seqlen, overlong)
-                if what:
-                    self._report.count(what)
+                kept, phrase = truncate_or_drop(sequence, max_seqlen, overlong)
+                if phrase:
+                    self._report.count(phrase)
                 if kept is None:
                     continue
                 if isinstance(text, PromptAnswer) and not text.answer:
                     self._report.count("with an empty answer")
-                kept.written[0] = False  # there is nothing before it to predict it from
+                kept.answer_mask[0] = False  # no token before it to predict it from
                 ids.append(kept.ids)
-                trained.append(kept.written)
+                trained.append(kept.answer_mask)
                 names.append(row.id)
         if not names:
-            raise self._report.nothing_left("raise max_seqlen")
+            raise self._report.no_samples_error("raise max_seqlen")
         self._ids, self._trained, self._names = ids.build(), trained.build(), names
 
     def __len__(self) -> int:

@@ -17,8 +17,8 @@ from reallm.data.rows import Row, read_rows
 from reallm.seeding import derive_seed
 from reallm_datasets.config import Overlong, PairedComparisonDatasetConfig, check_at_least, check_overlong
 from reallm_datasets.encoding import Encoded, Encoder, PromptAnswer
-from reallm_datasets.limits import fit
-from reallm_datasets.progress import to_tokenize
+from reallm_datasets.limits import truncate_or_drop
+from reallm_datasets.progress import tokenizer_batches
 from reallm_datasets.report import Report
 from reallm_datasets.sequences import SequenceBuilder
 
@@ -67,7 +67,7 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         self._report = Report(path, len(rows))
         ids, prompt_lens, first = SequenceBuilder(np.int32), array("q"), array("q", [0])
         names: list[str] = []
-        for batch in to_tokenize(rows, util):
+        for batch in tokenizer_batches(rows, util):
             pairs = [_chosen(_pairs(row, encoder), max_pairs_per_prompt, row, util.seed) for row in batch]
             texts = [text for of_row in pairs for pair in of_row for text in pair]
             sequences = iter(encoder.sequences(texts))
@@ -78,11 +78,11 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
                     continue
                 for sequence in kept:
                     ids.append(sequence.ids)
-                    prompt_lens.append(int(sequence.written.argmax()))
+                    prompt_lens.append(int(sequence.answer_mask.argmax()))
                 first.append(len(prompt_lens))
                 names.append(row.id)
         if not names:
-            raise self._report.nothing_left("raise max_seqlen, or look at the answers")
+            raise self._report.no_samples_error("raise max_seqlen, or look at the answers")
         self._ids, self._names = ids.build(), names
         self._prompt_lens = np.frombuffer(prompt_lens, np.int64)
         self._first = np.frombuffer(first, np.int64)
@@ -91,7 +91,7 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         """The sequences of the next pairs, without those pairs that are dropped."""
         kept: list[Encoded] = []
         for _ in range(n_pairs):
-            fitted = [fit(next(sequences), max_seqlen, overlong) for _ in range(2)]
+            fitted = [truncate_or_drop(next(sequences), max_seqlen, overlong) for _ in range(2)]
             pair = [sequence for sequence, _ in fitted if sequence is not None]
             what = {what for _, what in fitted if what}
             dropped = {phrase for phrase in what if phrase.startswith("dropped")}

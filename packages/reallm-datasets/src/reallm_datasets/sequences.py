@@ -1,4 +1,4 @@
-"""Many sequences of unequal length in one flat array."""
+"""Sequences of different lengths in one flat array."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FlatSequences:
-    """Sequences one after the other in memory; `sequences[i]` is a view of the i-th.
+    """Concatenated sequences; `sequences[i]` is a view of the i-th.
 
     Args:
         values: [T] the elements of all sequences.
-        offsets: int64 [n + 1]; the i-th sequence lies at `offsets[i]` to `offsets[i + 1]`.
+        offsets: int64 [n + 1]; the i-th sequence is `values[offsets[i] : offsets[i + 1]]`.
     """
 
     values: np.ndarray
@@ -30,7 +30,7 @@ class FlatSequences:
 
 
 class SequenceBuilder:
-    """Collects sequences of a numpy dtype without ever holding them twice."""
+    """Collects sequences of a numpy dtype in one growing buffer, so that they are never in memory twice."""
 
     def __init__(self, dtype: type[np.generic]) -> None:
         self._dtype = np.dtype(dtype)
@@ -38,10 +38,10 @@ class SequenceBuilder:
         self._offsets = array("q", [0])
 
     def append(self, sequence: np.ndarray) -> None:
-        """Add one sequence of numbers, [L]."""
+        """Append one sequence, [L]."""
         self._values += sequence.astype(self._dtype, copy=False).tobytes()
         self._offsets.append(len(self._values) // self._dtype.itemsize)
 
     def build(self) -> FlatSequences:
-        """All sequences that were added, sharing the memory they were collected in; nothing can be added afterwards."""
+        """The sequences that were appended, sharing the buffer; nothing can be appended afterwards."""
         return FlatSequences(np.frombuffer(self._values, self._dtype), np.frombuffer(self._offsets, np.int64))
