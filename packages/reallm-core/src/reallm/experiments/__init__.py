@@ -1,1 +1,1 @@
-"""Experiments: configuration, the runner, run folders, progress."""
+"""Runs of an algorithm. Imports point down: run, then preflight, checkpointing and reports, then runs (run folders)."""

@@ -77,8 +77,8 @@ class Trainer:
 
         Args:
             config: of the run.
-            algorithm: its interfaces.
-            graph: the graph of the algorithm.
+            algorithm: for its interfaces.
+            graph: of the algorithm.
             run: the opened run. Nothing is written into its folder before everything is loaded and checked.
             job: the processes that train together.
             console: where progress is printed.
