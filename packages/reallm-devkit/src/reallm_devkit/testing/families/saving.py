@@ -21,6 +21,7 @@ from reallm.hf.conversion.families import check_family
 from reallm.hf.conversion.state_dict import state_dict_to_hf
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
+from reallm.model.parameter_names import path_in_layer
 from reallm.model.parameters import meta_model
 from reallm.model.transformer import Transformer
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
@@ -55,7 +56,7 @@ def save(subject: FamilySubject) -> str:
             state = read_checkpoint(folder, family, config_from_hf(family, read_hf_config(folder)))
         for name, parameter in subject.model.named_parameters():
             if not torch.equal(state[name], parameter):
-                look_at = subject.at((), [name.split(".", 2)[2]])
+                look_at = subject.at((), [path_in_layer(name)])
                 raise CheckFailed("the same parameters after saving and loading", "others", f"'{name}'", look_at)
         with torch.no_grad():
             found = logits_of(again, subject.samples)
