@@ -3,6 +3,9 @@
     results = on_ranks(4, work, "tp2pp2")  # work(rank, "tp2pp2") on four ranks, in a gloo group; its results by rank
 
 The function must be importable: a function at the top of a test file or of a module.
+
+The processes are forked from a server that has imported torch and the core, so that starting one takes a fraction of a
+second, as it does again after a rank has died.
 """
 
 from __future__ import annotations
@@ -20,6 +23,14 @@ from pathlib import Path
 from typing import Any
 
 MAX_RANKS = 8
+PRELOADED = [
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "transformers",
+    "reallm.engine.real_model",
+    "reallm.experiments.run.runner",
+]
+"""What the server imports; each process would need seconds for it."""
 
 
 class RankError(AssertionError):
@@ -36,8 +47,8 @@ def on_ranks(
     """`[work(0, *args), work(1, *args), ...]`, each in a process of its own with `torch.distributed` on gloo.
 
     Raises:
-        RankError: the first rank that raised; the other processes are ended.
-        TimeoutError: not all were done in time.
+        RankError: the first rank that raised; the other processes are killed.
+        TimeoutError: not all ranks finished in time.
     """
     assert 1 <= n <= MAX_RANKS
     workers = _POOL.workers(n)
@@ -49,28 +60,32 @@ def on_ranks(
         while waiting:
             ready = wait(list(waiting), timeout_s)
             if not ready:
-                _POOL.end()
+                _POOL.kill()
                 raise TimeoutError(f"ranks {sorted(waiting.values())} of {n} were not done after {timeout_s} s")
             for connection in ready:
                 rank = waiting.pop(connection)
                 try:
-                    is_result, value = connection.recv()
+                    succeeded, value = connection.recv()
                 except EOFError:
-                    _POOL.end()
+                    _POOL.kill()
                     raise RankError(rank, "EOFError", "the process died", "") from None
-                if not is_result:
-                    _POOL.end()  # the others wait for it
+                if not succeeded:
+                    _POOL.kill()  # the other ranks wait for this one
                     raise RankError(rank, *value)
                 results[rank] = value
     return [results[rank] for rank in range(n)]
 
 
 class _Pool:
+    """Processes that serve one rank each, reused by later calls."""
+
     def __init__(self) -> None:
         self._workers: list[tuple[Any, Connection]] = []
 
     def workers(self, n: int) -> list[tuple[Any, Connection]]:
-        context = multiprocessing.get_context("spawn")
+        """The first `n` processes, started if there are fewer."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         while len(self._workers) < n:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -79,7 +94,7 @@ class _Pool:
             self._workers.append((process, ours))
         return self._workers[:n]
 
-    def end(self) -> None:
+    def kill(self) -> None:
         for process, connection in self._workers:
             process.kill()
             process.join()
@@ -88,7 +103,7 @@ class _Pool:
 
 
 _POOL = _Pool()
-atexit.register(_POOL.end)
+atexit.register(_POOL.kill)
 
 
 def _serve(connection: Connection) -> None:
@@ -111,7 +126,7 @@ def _serve(connection: Connection) -> None:
                 timeout=timedelta(seconds=group_timeout_s),
             )
             result = work(rank, *args)
-            with contextlib.suppress(RuntimeError):  # so that none leaves early; after a lost rank it cannot be had
+            with contextlib.suppress(RuntimeError):  # so that no rank leaves early; fails after another rank was lost
                 dist.barrier()
             connection.send((True, result))
         except BaseException as error:

@@ -22,7 +22,7 @@ def test_it_starts_the_processes_and_trains_as_one_would(inputs: Path, tmp_path:
     together = Command(tmp_path, sft(inputs, tmp_path, "name=together", "parallel.dp=2")).end()
     assert (alone.code, together.code) == (0, 0), together.err
     assert together.errors == []
-    assert "spread as tp1pp1fsdp2 over 2 processes" in together.out
+    assert "layout tp1pp1fsdp2 on 2 processes" in together.out
     lines = [line for line in together.out.splitlines() if not line.startswith("step ")]
     assert len(lines) == len(set(lines)), "one rank prints"
     assert "saving: training waits for each save; async_save=true has no effect with several processes" in lines
@@ -40,7 +40,7 @@ def test_a_killed_rank_ends_the_job_with_one_line(inputs: Path, tmp_path: Path):
     assert ended.code != 0
     (line,) = ended.errors
     assert line.startswith(f"error: rank 1 (process {pid}) was killed (SIGKILL), by someone or by the system")
-    assert line.endswith((f"; to go on: reallm sft resume={tmp_path / 'run'}", "; nothing was saved yet"))
+    assert line.endswith((f"; to resume: reallm sft resume={tmp_path / 'run'}", "; nothing was saved yet"))
 
 
 def test_ctrl_c_saves_after_the_same_step_on_all_ranks(inputs: Path, tmp_path: Path):
@@ -54,7 +54,7 @@ def test_ctrl_c_saves_after_the_same_step_on_all_ranks(inputs: Path, tmp_path: P
         "interrupted",
     ]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
-    assert f"to go on: reallm sft resume={tmp_path / 'run'}" in ended.out
+    assert f"to resume: reallm sft resume={tmp_path / 'run'}" in ended.out
 
 
 def test_mistakes_are_found_before_processes_are_started(inputs: Path, tmp_path: Path):

@@ -28,7 +28,7 @@ def test_rank_0_is_killed_while_it_saves_and_one_process_goes_on(inputs: Path, t
     assert ended.code == 128 + signal.SIGKILL
     (line,) = ended.errors
     assert line.startswith(f"error: rank 0 (process {pid}) was killed (SIGKILL)")
-    assert line.endswith(f"; to go on: reallm sft {'resume=' + str(tmp_path / 'run')}")
+    assert line.endswith(f"; to resume: reallm sft {'resume=' + str(tmp_path / 'run')}")
     again = Command(tmp_path, sft(inputs, tmp_path, *steps)).end()
     assert again.code == 0, again.err
     assert "changed: parallel.pp 2 -> 1" in again.out

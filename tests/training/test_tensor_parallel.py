@@ -7,16 +7,16 @@ import pytest
 from tests.training.train_cases import Case, Run, assert_as_one_process, twice_on_ranks
 
 CASES = [
-    Case("tp4", "tied"),  # two KV heads on four ranks
+    Case("tp4", "tied", n_layers=2),  # two KV heads on four ranks
     Case("tp2", "mixtral"),
-    Case("dp2tp2", "tied"),
-    *(Case("fsdp2tp2", "tied", zero=zero) for zero in (1, 3)),
+    Case("dp2tp2", "tied", n_layers=2),
+    *(Case("fsdp2tp2", "tied", zero=zero, n_layers=2) for zero in (1, 3)),
     Case("tp2pp2", "mixtral", checkpointing="full"),
-    Case("tp2", "norm-of-all-heads"),
-    Case("tp4", "layer-norm-of-all-heads", checkpointing="selective"),
-    Case("tp4", "layer-norm-of-all-heads", sequence_parallel=True),
+    Case("tp2", "norm-of-all-heads", n_layers=2),
+    Case("tp4", "layer-norm-of-all-heads", checkpointing="selective", n_layers=2),
+    Case("tp4", "layer-norm-of-all-heads", sequence_parallel=True, n_layers=2),
     Case("tp2pp2", "mixtral", sequence_parallel=True, checkpointing="full"),
-    Case("fsdp2tp2", "tied", sequence_parallel=True, checkpointing="selective"),
+    Case("fsdp2tp2", "tied", sequence_parallel=True, checkpointing="selective", n_layers=2),
 ]
 
 

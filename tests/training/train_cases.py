@@ -57,19 +57,28 @@ class Case:
     checkpointing: str = "none"
     dropout: float = 0.0
     sequence_parallel: bool = False
+    n_layers: int | None = None
+    """Other than those of the configuration."""
 
     def __str__(self) -> str:
         changed = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in changed.items() if value != getattr(Case, name, None)}
         return "-".join(name if value is True else str(value) for name, value in shown.items())
 
-    def model(self) -> ReaLModel:
+    def model_config(self) -> ReaLModelConfig:
         config = CONFIGS[self.config]
-        if self.dropout:
-            config = config.replace(residual_dropout=self.dropout)
+        changes = {"residual_dropout": self.dropout or None, "n_layers": self.n_layers}
+        return config.replace(**{name: value for name, value in changes.items() if value is not None})
+
+    def model(self) -> ReaLModel:
         mesh = None if self.layout is None else Mesh.of(self.layout)
         model = ReaLModel(
-            config, dtype=self.dtype, seed=3, mesh=mesh, zero=self.zero, sequence_parallel=self.sequence_parallel
+            self.model_config(),
+            dtype=self.dtype,
+            seed=3,
+            mesh=mesh,
+            zero=self.zero,
+            sequence_parallel=self.sequence_parallel,
         )
         model.gradient_checkpointing = self.checkpointing  # type: ignore[assignment]
         return model
@@ -156,7 +165,7 @@ def assert_as_one_process(case: Case, by_rank: list[Run | None]) -> None:
                     assert one[name] == pytest.approx(other[name], rel=1e-5), name
     copies: dict[tuple[str, Box], Tensor] = {}
     for rank, run in enumerate(by_rank):
-        boxes = local_boxes(CONFIGS[case.config], layout, rank)
+        boxes = local_boxes(case.model_config(), layout, rank)
         assert (run is None) == (not boxes)
         if run is not None:
             assert run.parameters.keys() == boxes.keys()

@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_old_state_and_training_goes_on(
     assert "saving failed: cannot write" in trainer.output
     assert "Training goes on; " in trainer.output
     assert "step-000003 is still there" in trainer.output
-    assert f"to go on: reallm sft resume={folder}" in trainer.output
+    assert f"to resume: reallm sft resume={folder}" in trainer.output
     assert checkpoints(folder) == {"step-000003", "last"}  # nothing half written
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
@@ -216,7 +216,7 @@ def test_a_process_killed_while_it_begins_is_no_obstacle(trainer: Trainer) -> No
     other.mkdir()
     (folder.parent / "config.yaml").rename(other / "config.yaml")  # killed before it wrote anything else
     assert trainer.run(trainer.config(resume="auto")).run_dir == other
-    assert "nothing is saved there yet, beginning anew" in trainer.output
+    assert "nothing is saved there yet, starting from the beginning" in trainer.output
 
 
 def test_the_checkpoint_that_training_began_with_may_be_gone(trainer: Trainer, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_other_samples_under_the_old_name_are_noticed(trainer: Trainer) -> None:
     folder = finished(trainer)
     config = trainer.config(name="run", resume=str(folder))
     write_rows(Path(config.dataset.train_path), range(3, 13))
-    with pytest.raises(ConfigError, match="the samples are not those that this run was begun with"):
+    with pytest.raises(ConfigError, match="the samples are not those that this run was started with"):
         trainer.run(config)
 
 

@@ -96,7 +96,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         stop_after(patch, at, number)
         stopped = with_dropout.run(config(name="stopped"))
     assert stopped.interrupted
-    assert f"to go on: reallm sft resume={stopped.run_dir}" in with_dropout.output
+    assert f"to resume: reallm sft resume={stopped.run_dir}" in with_dropout.output
 
     resumed = with_dropout.run(config(name="stopped", resume=str(stopped.run_dir)))
     assert f"resuming {stopped.run_dir} after step {at}" in with_dropout.output

@@ -69,7 +69,7 @@ def test_a_plugins_algorithm_is_resumed_by_the_command_that_is_printed(
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith(f"{NAME}-")
     command = f"reallm {NAME} resume={folder}"
-    assert f"to go on: {command}" in capsys.readouterr().out.splitlines()
+    assert f"to resume: {command}" in capsys.readouterr().out.splitlines()
     assert json.loads((folder / "summary.json").read_text())["algorithm"] == NAME
     assert command in (folder / "summary.html").read_text()
 
@@ -93,4 +93,4 @@ def test_an_algorithm_without_a_name_is_resumed_by_its_key(trainer: Trainer, mon
     trainer.name = None
     result = trainer.run(trainer.config())
     assert result.run_dir.name.startswith("run-")
-    assert f"to go on: resume={result.run_dir}" in trainer.output.splitlines()
+    assert f"to resume: resume={result.run_dir}" in trainer.output.splitlines()

@@ -45,7 +45,7 @@ def test_a_bad_row_stops_the_run_with_its_name_after_saving(trainer: Trainer) ->
     assert "train-10.jsonl:4" in summary["error"]
     assert summary["steps"] >= 1
     assert summary["checkpoint"] == f"checkpoints/step-{summary['steps']:06d}"
-    assert f"the last save is {folder / summary['checkpoint']}; to go on: reallm sft resume={folder}" in trainer.output
+    assert f"the last save is {folder / summary['checkpoint']}; to resume: reallm sft resume={folder}" in trainer.output
 
     skipping = dataclasses.replace(config, resume=str(folder), optimizer=OptimizerConfig(lr=1e-3, on_nonfinite="skip"))
     result = trainer.run(skipping)

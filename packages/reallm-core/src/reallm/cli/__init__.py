@@ -1,1 +1,1 @@
-"""The command line. Nothing heavy is imported at the top of any module here."""
+"""The command line. Its modules import nothing heavy at the top."""

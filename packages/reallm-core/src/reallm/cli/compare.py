@@ -28,22 +28,22 @@ def compare(
       reallm compare first-try second-try third-try --by tokens
     """
     from reallm.errors import ConfigError
-    from reallm.experiments.runs import comparison
+    from reallm.experiments.runs.comparison import compare as compare_runs
     from reallm.experiments.runs.info import find_run
 
     if output is not None and output.suffix != ".png":
         raise ConfigError(f"--output {output}: the name must end in .png")
-    found = comparison.compare([find_run(name, folder) for name in runs or []], by)
+    comparison = compare_runs([find_run(name, folder) for name in runs or []], by)
 
-    from reallm.cli import compare_view as compare_page
+    from reallm.cli.compare_view import print_comparison, save_picture, to_json
 
     if as_json:
-        typer.echo(json.dumps(compare_page.as_json(found), indent=2))
+        typer.echo(json.dumps(to_json(comparison), indent=2))
     else:
-        compare_page.show(found)
-        if output is None and found.losses:
+        print_comparison(comparison)
+        if output is None and comparison.losses:
             output = (folder if folder.is_dir() else Path()) / "compare.png"
     if output is not None:
-        compare_page.save_picture(found, output)
+        save_picture(comparison, output)
         if not as_json:
             typer.echo(f"\nas a picture: {output}")

@@ -1,4 +1,4 @@
-"""What `reallm compare` shows: plots and tables for people, plain data for programs, a picture."""
+"""Output of `reallm compare`: plots and tables, JSON, or a picture."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from reallm.experiments.reports.terminal import COLORS, TextCurve, overlay
 from reallm.experiments.runs.comparison import BETTER, ComparedRun, Comparison, Value
 from reallm.experiments.runs.metrics import Points, is_evaluation, tokens_trained
 
-UNTOLD = frozenset({"epoch", "loss_tokens", "lr", "tokens"})
-"""Metrics whose last value says nothing of how a run went, by the last part of their names."""
+OMITTED = frozenset({"epoch", "loss_tokens", "lr", "tokens"})
+"""Metrics that are not in the table, by the last part of their names: their last value says nothing about a run."""
 
 X_LABELS = {"steps": "optimizer step", "tokens": "tokens trained", "epochs": "epochs"}
 
 
-def show(comparison: Comparison) -> None:
-    """Print plots and tables, as wide as the terminal up to 110 columns, a pipe being 80 columns."""
+def print_comparison(comparison: Comparison) -> None:
+    """Print plots and tables as wide as the terminal, up to 110 columns; a pipe is 80 columns wide."""
     console = Console(highlight=False)
     for run in comparison.runs:
         console.print(Text.assemble((f"{run.letter}  ", f"bold {_style(comparison, run.letter)}"), run.info.name))
@@ -39,8 +39,8 @@ def show(comparison: Comparison) -> None:
     _show_settings(console, comparison)
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON's types, by the names of the runs. Keys are only ever added."""
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The output of `--json`, by the names of the runs. Keys are only ever added."""
     names = {run.letter: run.info.name for run in comparison.runs}
 
     def by_name(values: Mapping[str, Any], plain: Callable[[Any], Any]) -> dict[str, Any]:
@@ -95,12 +95,12 @@ def _metrics_table(comparison: Comparison) -> Table:
         table.add_row(title, *(Text(text(run)) for run in comparison.runs))
     for name, values in comparison.metrics.items():
         leaf = name.rpartition("/")[2]
-        if leaf in UNTOLD or (leaf == "skipped_steps" and not any(value.last for value in values.values())):
+        if leaf in OMITTED or (leaf == "skipped_steps" and not any(value.last for value in values.values())):
             continue
         if leaf == "tokens_per_s":
-            table.add_row(Text(f"{name}, mean"), *_summed(comparison, name, lambda curve: sum(curve) / len(curve)))
+            table.add_row(Text(f"{name}, mean"), *_reduced(comparison, name, lambda curve: sum(curve) / len(curve)))
         elif leaf == "memory_gib":
-            table.add_row(Text(f"{name}, highest"), *_summed(comparison, name, max))
+            table.add_row(Text(f"{name}, highest"), *_reduced(comparison, name, max))
         else:
             table.add_row(Text(name), *_cells(comparison, values, lambda value: value.last, BETTER.get(leaf)))
         if leaf in BETTER and any(value.best != value.last for value in values.values()):
@@ -120,13 +120,13 @@ def _table(title: str, comparison: Comparison) -> Table:
 def _cells(
     comparison: Comparison,
     values: Mapping[str, Value],
-    of: Callable[[Value], float | None],
+    number_of: Callable[[Value], float | None],
     better: Callable[[Iterable[float]], float] | None,
     *,
     with_step: bool = False,
 ) -> list[Text]:
-    """A cell for each run; the best of them is bold and has a star, unless all are the same."""
-    numbers = {letter: found for letter, value in values.items() if (found := of(value)) is not None}
+    """A cell for each run; the best one is bold and has a star, unless all are equal."""
+    numbers = {letter: found for letter, value in values.items() if (found := number_of(value)) is not None}
     best = better(numbers.values()) if better and len(set(numbers.values())) > 1 else None
     cells = []
     for run in comparison.runs:
@@ -139,9 +139,9 @@ def _cells(
     return cells
 
 
-def _summed(comparison: Comparison, name: str, of: Callable[[list[float]], float]) -> list[Text]:
+def _reduced(comparison: Comparison, name: str, reduce: Callable[[list[float]], float]) -> list[Text]:
     curves = [[value for _, value in run.curves.get(name, [])] for run in comparison.runs]
-    return [Text(number(of(curve)) if curve else "") for curve in curves]
+    return [Text(number(reduce(curve)) if curve else "") for curve in curves]
 
 
 def _state(run: ComparedRun) -> str:
@@ -180,5 +180,5 @@ def _show_settings(console: Console, comparison: Comparison) -> None:
 
 
 def _setting(value: Any) -> str:
-    """As on the command line."""
+    """A value as it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""`reallm demo`: the whole way in three minutes, on a tiny model."""
+"""`reallm demo`: trains a tiny model in three minutes."""
 
 from __future__ import annotations
 

@@ -43,27 +43,27 @@ def generate(
         raise ConfigError("--model PATH is required: a checkpoint's folder or a hub id")
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
-    wanted = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
-    if not wanted:
+    texts = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
+    if not texts:
         raise ConfigError('nothing to continue; give prompts ("Once upon a time") or a file of them (--prompts FILE)')
-    if not all(wanted):
+    if not all(texts):
         raise ConfigError("a prompt is empty")
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
                                 "top_p": top_p, "stop": tuple(stop or ()), "seed": seed}  # fmt: skip
 
-    completions = _complete(model, wanted, sampling, chat=chat, device=device)
-    for place, (prompt, completion) in enumerate(zip(wanted, completions, strict=True)):
+    completions = _complete(model, texts, sampling, chat=chat, device=device)
+    for index, (prompt, completion) in enumerate(zip(texts, completions, strict=True)):
         if as_json:
             typer.echo(_as_json(prompt, completion))
         else:
-            typer.echo(("\n" if place else "") + _as_text(prompt, completion))
+            typer.echo(("\n" if index else "") + _as_text(prompt, completion))
 
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: the lines of a .txt, or the values of `prompt` in a .jsonl; blank lines do not count.
 
     Raises:
-        DataError: no such file, another kind of file, or a line without a prompt; names file and line.
+        DataError: the file does not exist, is of another type, or has a line without a prompt; names file and line.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise DataError(f"--prompts {path}: the name must end in .txt or .jsonl")
@@ -99,7 +99,7 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
     from reallm.hf.checkpoint_folder import resolve_path
     from reallm.hf.conversion.transformers_io import load_tokenizer
 
-    SamplingConfig(**sampling)  # refuses wrong values before a model is loaded
+    SamplingConfig(**sampling)  # checks the values before a model is loaded
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise ConfigError("--device cuda: PyTorch sees no GPU here; use cpu or auto")
@@ -110,7 +110,7 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
     if chat and not tokenizer.chat_template:
         raise ConfigError(f"--chat: the tokenizer in '{folder}' has no chat template; leave --chat out")
     ids = [_chat_ids(tokenizer, prompt) if chat else tokenizer.encode(prompt) for prompt in prompts]
-    # A CPU is fastest in float32; a GPU takes what the checkpoint holds.
+    # A CPU is fastest in float32; on a GPU the dtype of the checkpoint is kept.
     model = ReaLModel.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else None, device=device)
     return model.generate(ids, tokenizer=tokenizer, **sampling)
 
@@ -118,7 +118,7 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
 def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)  # the template wrote them already
+    return tokenizer.encode(text, add_special_tokens=False)  # the template has added them
 
 
 def _as_json(prompt: str, completion: Completion) -> str:
@@ -134,9 +134,9 @@ def _as_json(prompt: str, completion: Completion) -> str:
 
 
 def _as_text(prompt: str, completion: Completion) -> str:
-    asked = "\n".join(f"> {line}" for line in prompt.splitlines())
+    quoted = "\n".join(f"> {line}" for line in prompt.splitlines())
     end = ""
     if completion.finish_reason == "length":
         n_tokens = len(completion.token_ids)
         end = typer.style(f"\n[cut after {n_tokens} tokens; --max-new-tokens N for more]", dim=True)
-    return f"{typer.style(asked, bold=True)}\n{(completion.text or '').strip()}{end}"
+    return f"{typer.style(quoted, bold=True)}\n{(completion.text or '').strip()}{end}"

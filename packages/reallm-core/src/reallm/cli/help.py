@@ -1,4 +1,4 @@
-"""`reallm sft --help`: every key of an experiment with type, default and help, in 80 columns."""
+"""`reallm sft --help`: every key of an algorithm with type, default and help, in 80 columns."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ Options:
 def help_text(name: str, algorithm: Algorithm, arguments: Sequence[str], files: Sequence[Path]) -> str:
     """The help page of an algorithm's command.
 
-    `arguments` and `files` are looked at only for the names of datasets, whose keys are then shown.
+    `arguments` and `files` are read only for the names of datasets, whose keys are then listed.
     """
     config_class = algorithm.config_class()
     found = groups(config_class, _chosen(config_class, arguments, files), tolerate=True)
-    found.sort(key=lambda group: group.name == "")  # the experiment's own keys last
+    found.sort(key=lambda group: group.name == "")  # the algorithm's own keys last
     required = " ".join(f"{key.name}=..." for group in found for key in group.keys if key.required)
-    parts = [
+    sections = [
         f"Usage: reallm {name} [--config FILE] [--print-config] key=value ...\n",
         f"{_wrap(_sentence(algorithm.description), '')}\n" if algorithm.description else "",
         f"  reallm {name} {required}\n" if required else "",
         OPTIONS,
         *(_group_text(group) for group in found),
     ]
-    return "\n".join(part for part in parts if part).rstrip()
+    return "\n".join(section for section in sections if section).rstrip()
 
 
 def _chosen(config_class: type, arguments: Sequence[str], files: Sequence[Path]) -> dict[str, str]:
     if not (files or arguments):
         return {}
-    from reallm.config.load import chosen_datasets  # brings OmegaConf
+    from reallm.config.load import chosen_datasets  # imports OmegaConf
 
     return chosen_datasets(config_class, files, [item for item in arguments if "=" in item])
 

@@ -1,4 +1,4 @@
-"""The command `reallm`: its subcommands, and how errors are shown."""
+"""The command `reallm`: its subcommands, and the output and exit code of errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reallm.errors import ReallmError, did_you_mean
 from reallm.plugins import registry
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""What typer raises of a wrong option or argument; its public names hold only this subclass of it."""
+"""Typer's error for a wrong option or argument, of which only this subclass is public."""
 
 HELP = """\
 Post-training of large language models: fine-tune, generate, and see what is installed.
@@ -37,21 +37,21 @@ Post-training of large language models: fine-tune, generate, and see what is ins
 
 
 class Commands(TyperGroup):
-    """The commands written here, and each algorithm that a plugin offers as a command of its name."""
+    """The core's commands, and a command for each algorithm that a plugin offers."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All names; reads what entry points promise and imports no plugin."""
+        """The names of all commands; reads entry points and imports no plugin."""
         return list(dict.fromkeys([*registry.declared("algorithm"), *super().list_commands(ctx)]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by name; None if there is none."""
+        """The command of a name; None if there is none."""
         found = super().get_command(ctx, cmd_name)
         if found is None and (cmd_name in registry.declared("algorithm") or cmd_name in registry.names("algorithm")):
             return algorithm_command(cmd_name)
         return found
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that `args` begin with; an unknown one names the nearest."""
+        """The command that `args` begin with; the error for an unknown one names the nearest."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             names = list(dict.fromkeys([*self.list_commands(ctx), *registry.names("algorithm")]))
             hint = did_you_mean(args[0], names)
@@ -79,8 +79,8 @@ app.command()(realloc)
 app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         from importlib.metadata import version
 
         typer.echo(f"reallm-core {version('reallm-core')}")
@@ -99,7 +99,7 @@ def _options(
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C.
 
-    Other exceptions are ours and keep their traceback.
+    Other exceptions are bugs and keep their traceback.
     """
     try:
         code = app(list(arguments) or ["--help"], prog_name="reallm", standalone_mode=False)
@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         message = error.format_message()  # type: ignore[attr-defined]
         return _fail(message[:1].lower() + message[1:].rstrip("."))
     except BrokenPipeError:
-        # The reader of a pipe (`| head`) left. What is still buffered goes nowhere, or flushing at exit would complain.
+        # The reader of a pipe (`| head`) has closed it. Discard what is buffered, or flushing at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (KeyboardInterrupt, typer.Abort):

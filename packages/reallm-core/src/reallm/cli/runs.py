@@ -1,4 +1,4 @@
-"""`reallm runs`: the runs in a folder, what became of them, and how to go on with those that ended early."""
+"""`reallm runs`: lists the runs in a folder, with the commands that resume those that ended early."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def runs(
 
 
 def _show(found: list[RunInfo]) -> None:
-    """The table; as wide as the terminal, a pipe being 80 columns."""
+    """Print the table as wide as the terminal; a pipe is 80 columns wide."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -64,7 +64,7 @@ def _show(found: list[RunInfo]) -> None:
 
 
 def row(run: RunInfo) -> list[str]:
-    """Name, state, steps, loss, validation loss, start and duration as texts; empty where nothing is known."""
+    """Name, status, steps, loss, validation loss, start and duration as text; empty if unknown."""
     from reallm.experiments.reports.number_format import duration, number
 
     return [
@@ -79,7 +79,7 @@ def row(run: RunInfo) -> list[str]:
 
 
 def _day(run: RunInfo) -> str:
-    """`11-24 14:00`, or the date alone if that was in another year."""
+    """When a run was started: `11-24 14:00`, or the date if that was in another year."""
     from datetime import datetime
 
     assert run.started is not None
@@ -88,7 +88,7 @@ def _day(run: RunInfo) -> str:
 
 
 def _show_hints(console: Console, found: list[RunInfo]) -> None:
-    """Why runs failed and how to continue what ended early: a line each, unbroken, which can be copied."""
+    """Print the errors of failed runs and the commands that resume: an unwrapped line each, to be copied."""
     from rich.text import Text
 
     failed = [Text(f"{run.name} failed: {run.error}") for run in found if run.status == "failed" and run.error]

@@ -68,4 +68,4 @@ def _resume_hint(algorithm: str, run_folder: str | None) -> str:
     folder = RunFolder(Path(run_folder))
     if not folder.saved_steps():
         return "; nothing was saved yet"
-    return f"; to go on: {folder.resume_command(algorithm)}"
+    return f"; to resume: {folder.resume_command(algorithm)}"

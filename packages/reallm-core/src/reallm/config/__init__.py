@@ -1,1 +1,1 @@
-"""Configurations: their dataclasses, reading them from files and `key=value`, and what is said of mistakes."""
+"""Configurations: dataclasses, loading from files and `key=value`, and error messages for mistakes."""

@@ -1,1 +1,1 @@
-"""The embedded demonstration: a tiny model trained on a small data set that ships with the core."""
+"""The demo: trains a tiny model on a small dataset that comes with the core."""

@@ -1,4 +1,4 @@
-"""The demo's data: small tasks whose rules can be learned, so that rows never seen in training show whether they were.
+"""The demo's data: small tasks with a rule, so that held-out rows show whether it was learned.
 
 {"prompt": "Spell river.", "answer": " r-i-v-e-r"}
 {"prompt": "Shout lamp.", "answer": " LAMP!"}
@@ -22,12 +22,12 @@ LARGEST_SUMMAND = 15
 LARGEST_SUCCESSOR = 199
 HELD_OUT_SHARE = 0.1
 NUMBER_REPEATS = 3
-"""How often a row with numbers is trained on in an epoch: there are few of them, and carrying is hard."""
+"""How often an epoch has each row with numbers: there are few of them, and carrying is hard."""
 
 
 @dataclass(frozen=True)
 class DemoRows:
-    """Rows to train on, rows held out, and some of both to show."""
+    """Rows to train on, held-out rows, and some of both to show."""
 
     train: list[Row]
     valid: list[Row]
@@ -42,7 +42,7 @@ def demo_rows(seed: int) -> DemoRows:
     real = [[_spell(word), _shout(word)] for word in words]
     summands = range(LARGEST_SUMMAND + 1)
     sums = [[_sum(a, b)] for a in summands for b in summands if a < b]
-    other_sums = [_sum(a, b) for a in summands for b in summands if a >= b]  # what 5 + 7 is can be learned from 7 + 5
+    other_sums = [_sum(a, b) for a in summands for b in summands if a >= b]  # 5 + 7 can be learned from 7 + 5
     successors = [[_successor(number)] for number in range(LARGEST_SUCCESSOR + 1)]
 
     train = [row for word in _made_up_words(generator, set(words)) for row in (_spell(word), _shout(word))]
@@ -55,13 +55,13 @@ def demo_rows(seed: int) -> DemoRows:
         shown += held_out[:2]
         train += [row for group in groups[n_held_out:] for row in group] * repeats
     train += other_sums * NUMBER_REPEATS
-    train += facts * 10  # a fact has no rule: it is learned by heart
+    train += facts * 10  # a fact has no rule: it must be memorized
     generator.shuffle(train)
     return DemoRows(train, valid, shown)
 
 
 def _made_up_words(generator: random.Random, taken: set[str]) -> list[str]:
-    """Words nobody knows, so that spelling must be learned letter by letter."""
+    """Random words, so that spelling must be learned letter by letter."""
     found: dict[str, None] = {}
     while len(found) < N_MADE_UP_WORDS:
         word = "".join(generator.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(generator.randint(3, 8)))

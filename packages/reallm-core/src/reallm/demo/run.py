@@ -1,4 +1,4 @@
-"""`reallm demo`: a tiny model from random weights to right answers, by the way that every training takes."""
+"""`reallm demo`: trains a tiny model from random weights, with the same runner as every algorithm."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ BATCH_SIZE = 64
 def run_demo(
     output_dir: str | Path = "runs", steps: int | None = None, seed: int = 1, *, console: Console | None = None
 ) -> RunResult:
-    """Write data and an untrained model, train it with `run`, and show what it says before and after.
+    """Write data and an untrained model, train it with `run`, and show its answers before and after.
 
     Args:
         output_dir: where the folder `demo-<date>` is made.
-        steps: optimizer steps; None is enough to learn the tasks, in a minute or two on two cores.
+        steps: optimizer steps; None: enough to learn the tasks, in a minute or two on two cores.
         seed: of the data, the weights and the order of rows.
         console: where to print; None is the standard output.
 
@@ -84,7 +84,7 @@ def run_demo(
         seed=seed,
     )
     with _one_thread():
-        result = run(config, registry.get("algorithm", "sft"), console=console)
+        result = run(config, registry.get("algorithm", "sft"), name="sft", console=console)
     if result.checkpoint is not None:
         trained = ReaLModel.from_pretrained(result.checkpoint)
         _show(console, result, rows.shown, before, _answers(trained, tokenizer, rows.shown))
@@ -101,12 +101,12 @@ def run_demo(
 
 
 def _installed_family(architecture: ReaLModelConfig) -> str:
-    """An installed family that has checkpoints of this architecture.
+    """An installed family that can store this architecture.
 
     Raises:
-        PluginError: there is none, or the dataset is missing too.
+        PluginError: there is none, or the dataset is not installed.
     """
-    found = [name for name, family in registry.offers("family").items() if _can_be(family, architecture)]
+    found = [name for name, family in registry.offers("family").items() if _can_store(family, architecture)]
     missing = [] if found else [suggested_first("family")[0]]
     try:
         registry.get("dataset", DATASET)
@@ -117,7 +117,7 @@ def _installed_family(architecture: ReaLModelConfig) -> str:
     return found[0]
 
 
-def _can_be(family: HFFamily, architecture: ReaLModelConfig) -> bool:
+def _can_store(family: HFFamily, architecture: ReaLModelConfig) -> bool:
     try:
         config_to_hf(family, architecture)
     except ConfigError:
@@ -146,7 +146,7 @@ def _dataset_config(data: Path) -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread: work this small is slower with more on a machine that has other things to do."""
+    """Compute with one thread in the block: for work this small, more threads are slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -184,6 +184,6 @@ def _show(
 
 
 def _one_line(text: str, width: int) -> str:
-    """Text of an untrained model, made fit for a table: what cannot be printed is a dot."""
+    """Shorten text for a table, with dots for unprintable characters, which untrained models do generate."""
     shown = "".join(char if char.isprintable() and char != "\ufffd" else "·" for char in text)
     return shown if len(shown) <= width else shown[: width - 1] + "…"

@@ -73,7 +73,7 @@ def refuse_other_data(before: str, now: str) -> None:
     """
     if before != now:
         raise ConfigError(
-            "dataset.train_path: the samples are not those that this run was begun with; put the old file back, or "
+            "dataset.train_path: the samples are not those that this run was started with; put the old file back, or "
             "start a new run from the checkpoint with model.path="
         )
 

@@ -72,7 +72,7 @@ def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], 
             f"name={folder.path.name} output_dir={folder.path.parent}"
         )
     if not saved:
-        echo(f"{folder.path}: nothing is saved there yet, beginning anew")
+        echo(f"{folder.path}: nothing is saved there yet, starting from the beginning")
         return ResumePoint(None, None)
     state, written_with = read_state(saved[-1], rank)
     echo(f"resuming {folder.path} after step {state.step}")

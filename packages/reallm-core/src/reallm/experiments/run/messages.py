@@ -22,7 +22,7 @@ def overview(config: TrainingConfig, data: Data, roles: Mapping[str, Role], fold
         model = role.model
         where = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         if model.mesh is not None:
-            where += f", spread as {model.layout} over {model.layout.size} processes"
+            where += f", layout {model.layout} on {model.layout.size} processes"
         lines.append(f"{name}: {role.args.path}, {role.n_parameters:,} parameters, {where}")
     lines.append(f"train: {report(data.train)}")
     if data.valid is not None:
@@ -55,7 +55,7 @@ def final_lines(
         return [*lines, "nothing is saved: there was no step to save"]
     folder = run.folder
     if not is_done:
-        lines.append(f"to go on: {run.resume_command}")
+        lines.append(f"to resume: {run.resume_command}")
     lines.append(f"to look at: {folder.page}   curves: {folder.plot}   numbers: {folder.metrics}")
     if best is not None:
         lines.append(f"best {best.metric}: {best.value:.4g} after step {best.step}, {folder.path / best.checkpoint}")

@@ -130,7 +130,7 @@ def _train(trainer: Trainer) -> RunResult:
                 write_page(folder, echo)
             # if a process died, whoever reports it prints the command as well
             if isinstance(error, ReallmError) and not is_peer_error(error) and trainer.newest is not None:
-                echo(f"the last save is {trainer.newest}; to go on: {opened.resume_command}")
+                echo(f"the last save is {trainer.newest}; to resume: {opened.resume_command}")
             raise
         finally:
             trainer.loggers.close()
