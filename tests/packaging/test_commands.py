@@ -94,6 +94,23 @@ def test_every_test_file_is_run_by_one_environment(tox):
         assert len(running) == 1, f"{file.relative_to(ROOT)} is run by {running or 'no environment'} of tox.ini"
 
 
+BY_KIND = {
+    "alone", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers", "layouts",
+    "packaging", "pages", "pretrained", "third_party", "two_nodes",
+}  # fmt: skip
+"""Folders of tests that belong to no room of the code."""
+
+
+def test_folders_of_tests_are_those_of_the_code():
+    rooms = {"devkit": ROOT / "packages/reallm-devkit/src/reallm_devkit", "datasets": ROOT / "packages/reallm-datasets"}
+    core = ROOT / "packages/reallm-core/src/reallm"
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        first, *inner = file.relative_to(ROOT / "tests").parts[:-1] or ["."]
+        if first not in BY_KIND:
+            folder = rooms.get(first, core / first).joinpath(*inner)
+            assert folder.is_dir(), f"{file.relative_to(ROOT)} tests no folder {folder.relative_to(ROOT)}"
+
+
 def test_every_path_in_tox_exists(tox):
     for command, arguments in pytest_commands(tox).items():
         for path in arguments:
