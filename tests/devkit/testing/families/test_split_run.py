@@ -65,8 +65,8 @@ def test_the_parts_give_the_whole(name: str, n_ranks: int) -> None:
     gradients = torch.autograd.grad(loss_of(whole), list(parameters.values()))
     run = run_split(model, declared, n_ranks, *packed, ["layers.2.mlp"])
     assert (run.logits - whole).abs().max() <= 1e-5 * whole.abs().max()
-    assert run.heard["layers.2.mlp"].shape == (56, 32)
-    parts = declared.parts(model, n_ranks)
+    assert run.outputs["layers.2.mlp"].shape == (56, 32)
+    parts = declared.boxes(model, n_ranks)
     for rank in range(n_ranks):
         summed_over = partial_grad_groups(model, declared.shards, parts, rank)
         for parameter, gradient in zip(parameters, gradients, strict=True):
