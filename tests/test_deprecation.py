@@ -17,7 +17,7 @@ from reallm.plugins.finder import Plugin
 from reallm.plugins.loader import load
 from workspace import ROOT
 
-TEXT = "the field 'a' is deprecated since hook API 1.1 and goes with 2.0; use 'b'"
+TEXT = "the field 'a' is deprecated since hook API 1.1 and will be removed in 2.0; use 'b'"
 
 OLD_PLUGIN = """
 from reallm import DatasetSpec, hookimpl

@@ -224,7 +224,7 @@ def boxes_of(draw: st.DrawFn, shape: Shape) -> Box:
     return Box(tuple(start for start, _ in ends), tuple(stop for _, stop in ends))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_any_part_of_a_view_with_finer_dims(data: st.DataObject) -> None:
     finer = [
@@ -242,6 +242,7 @@ def test_any_part_of_a_view_with_finer_dims(data: st.DataObject) -> None:
     assert taken.bytes_read == 8 * box.numel
 
 
+@settings(deadline=None)
 @given(dims=st.lists(st.integers(1, 4), min_size=1, max_size=4), data=st.data())
 def test_runs_have_each_element_once_and_in_order(dims: list[int], data: st.DataObject) -> None:
     n = int(torch.Size(dims).numel())

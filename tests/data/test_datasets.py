@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
@@ -124,6 +124,7 @@ def util(seed: int, rank: int, size: int) -> DatasetUtility:
     return DatasetUtility(seed, rank, size, None)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63), st.integers(1, 8), st.integers(0, 50))
 def test_the_ranks_share_the_rows_evenly_and_leave_none_out(seed: int, size: int, more: int) -> None:
     rows = list(range(size + more))

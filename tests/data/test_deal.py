@@ -1,6 +1,6 @@
 """Micro-batches of inference for the ranks of a layout."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.data.packing import inference_micro_batches
@@ -9,6 +9,7 @@ SIZES = st.lists(st.integers(1, 60), max_size=24)
 COUNTS = st.integers(1, 4)
 
 
+@settings(deadline=None)
 @given(SIZES, COUNTS, COUNTS, st.none() | st.integers(1, 80))
 def test_each_index_is_in_one_batch_and_there_are_enough_for_all_stages(sizes, dp, pp, max_tokens):
     ranks = inference_micro_batches(sizes, dp, pp, max_tokens)

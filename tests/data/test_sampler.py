@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.data.sampler import StepSampler
 
 
+@settings(deadline=None)
 @given(n_rows=st.integers(1, 50), batch_size=st.integers(1, 60), seed=st.integers(0, 3))
 def test_every_epoch_trains_on_every_row_once(n_rows: int, batch_size: int, seed: int) -> None:
     plan = StepSampler(n_rows, batch_size, epochs=2, max_steps=None, seed=seed)

@@ -20,7 +20,7 @@ def test_every_public_name_is_that_of_the_devkit_with_a_note(name):
     assert found is getattr(reallm_devkit, name)
     (warning,) = caught
     assert warning.message.message == (
-        "the module 'reallm.testing' is deprecated since hook API 1.1 and goes with 2.0; "
+        "the module 'reallm.testing' is deprecated since hook API 1.1 and will be removed in 2.0; "
         "use 'reallm_devkit' of reallm-devkit"
     )
     assert (warning.filename, warning.lineno) == (__file__, line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.loggers.jsonl import JsonlLogger, lines_up_to
@@ -32,6 +32,7 @@ def test_a_continued_log_is_that_of_a_run_that_was_never_killed(tmp_path: Path) 
     assert [path.name for path in killed.iterdir()] == ["metrics.jsonl"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 20), max_size=30).map(sorted), st.integers(-1, 20), st.data())
 def test_wherever_a_log_was_cut_off_what_stays_is_whole_and_of_steps_up_to_the_one_resumed(
     steps: list[int], step: int, data: st.DataObject

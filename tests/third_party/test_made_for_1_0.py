@@ -52,7 +52,7 @@ def test_it_is_listed_as_well_and_what_it_should_do_otherwise_is_a_note(environm
     assert {offer["name"] for offer in row["offers"]} == {"old-numbers", "llama", "old-lines"}
     for field in ("qkv_bias", "mlp_bias"):
         (note,) = [note for note in row["notes"] if f"'{field}'" in note]
-        assert "is deprecated since hook API 1.1 and goes with 2.0; use '" in note
+        assert "is deprecated since hook API 1.1 and will be removed in 2.0; use '" in note
         assert "reallm_made_for_1_0/plugin.py:" in note
 
 

@@ -16,7 +16,7 @@ from reallm.specs import DatasetSpec
 
 REASON = "needs the module 'a_module_with_a_long_name', which is not installed; pip install a_module_with_a_long_name"
 
-NOTE = "the field 'a' is deprecated since hook API 1.1 and goes with 2.0; use 'b' (reallm_old/plugin.py:3)"
+NOTE = "the field 'a' is deprecated since hook API 1.1 and will be removed in 2.0; use 'b' (reallm_old/plugin.py:3)"
 
 
 def loader(plugin):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
@@ -285,6 +285,7 @@ def test_notes_of_other_tools_are_carried_over():
     assert config_to_hf(LLAMA, config, raw)["unsloth_version"] == "2024.9"
 
 
+@settings(deadline=None)
 @given(RAW, RAW)
 def test_any_config_is_stated_on_top_of_any_file(raw, base):
     config = config_from_hf(LLAMA, raw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm.errors import CheckpointError, ConfigError
@@ -69,6 +69,7 @@ def test_a_tied_head_has_only_its_norm():
     assert hf_names(family, config, config.n_layers + 1) == ["model.norm.weight"]
 
 
+@settings(deadline=None)
 @given(st.data(), st.booleans(), st.booleans())
 def test_converting_any_subset_there_and_back_is_the_identity(data, tied, is_critic):
     config = ALL_BIASES.replace(tied_embeddings=tied, is_critic=is_critic)
@@ -148,5 +149,5 @@ class TestWeightTableIsChecked:
             WeightTable(embedding={}, block={"up": "mlp.up"}, head={})
 
     def test_two_modules_of_one_name(self):
-        with pytest.raises(ConfigError, match="'h.{}.x' stands for two modules, 'up' and 'down'; the table"):
+        with pytest.raises(ConfigError, match="'h.{}.x' is the name of two modules, 'up' and 'down'; the table"):
             WeightTable(embedding={}, block={"up": "h.{}.x", "down": "h.{}.x"}, head={})

@@ -197,8 +197,8 @@ class TestAWrongTableIsRefused:
     @pytest.mark.parametrize(
         ("block", "said"),
         [
-            ({"attn.q": "h.{}.q", ("attn.q", "attn.k"): fused("h.{}.qk")}, "'attn.q' stands in two rows"),
-            ({"attn.q": "h.{}.x", "attn.k": "h.{}.x"}, "'h.{}.x' stands for two modules, 'attn.q' and 'attn.k'"),
+            ({"attn.q": "h.{}.q", ("attn.q", "attn.k"): fused("h.{}.qk")}, "'attn.q' is in two rows"),
+            ({"attn.q": "h.{}.x", "attn.k": "h.{}.x"}, "'h.{}.x' is the name of two modules, 'attn.q' and 'attn.k'"),
             ({"attn_norm": "h.{}.n", "mlp_norm": "h.{}.n"}, "no inverse; a norm that .* share is shared_norm=True"),
             ({("attn.q", "attn.k"): "h.{}.qk"}, r"must say how one tensor holds several parameters, such as fused"),
             ({"attn.q": "h.q"}, r"'attn.q': 'h.q' must have {} 1 times"),

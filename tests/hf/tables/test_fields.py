@@ -278,7 +278,7 @@ class TestConfigTable:
             ConfigTable(rows).read({"vocab_size": 9})
 
     def test_a_key_in_two_rows_and_a_field_with_a_nearby_name(self):
-        with pytest.raises(ConfigError, match="the key 'head_dim' stands in two rows"):
+        with pytest.raises(ConfigError, match="the key 'head_dim' is in two rows"):
             ConfigTable((*self.sizes, Key("head_dim", int, "attn_scale")))
         with pytest.raises(ConfigError, match="no field 'norm_epss' to be set by a table; did you mean 'norm_eps'"):
             ConfigTable(self.sizes, {"norm_epss": 1.0})

@@ -33,7 +33,7 @@ def test_a_plugin_with_old_names_works_and_its_line_is_named(tmp_path, monkeypat
         loaded = load(Plugin("reallm-old", "1.0", "plugin_with_old_names", ("plugin",)))
     module = sys.modules.pop("plugin_with_old_names")
     where = f"({Path(module.__file__).parent.name}/plugin_with_old_names.py:2)"
-    until = "is deprecated since hook API 1.1 and goes with 2.0; use"
+    until = "is deprecated since hook API 1.1 and will be removed in 2.0; use"
     assert loaded.failures == ()
     assert loaded.notes == (
         f"reallm.hf.tables.Row {until} 'FieldRow' {where}",

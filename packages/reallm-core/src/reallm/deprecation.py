@@ -25,7 +25,7 @@ class HookDeprecationWarning(DeprecationWarning):
     """A plugin uses something of the hook API that will be removed.
 
     Attributes:
-        message: `the field 'qkv_bias' is deprecated since hook API 1.1 and goes with 2.0; use 'q_bias'`.
+        message: `the field 'qkv_bias' is deprecated since hook API 1.1 and will be removed in 2.0; use 'q_bias'`.
         filename: the file of the plugin's line that uses it.
         lineno: number of the line, from 1.
     """
@@ -57,7 +57,7 @@ def deprecated(what: str, *, instead: str, since: str, removed_in: str, stacklev
     assert _version(removed_in)[1] == 0, f"{what}: only a major version removes things, and {removed_in} is none"
     frame = _foreign_frame() if stacklevel is None else sys._getframe(stacklevel)
     warning = HookDeprecationWarning(
-        f"{what} is deprecated since hook API {since} and goes with {removed_in}; use {instead}",
+        f"{what} is deprecated since hook API {since} and will be removed in {removed_in}; use {instead}",
         frame.f_code.co_filename,
         frame.f_lineno,
     )

@@ -104,9 +104,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         # Links in the folder are followed (the hub's cache is made of them), paths in the index are not.
         plain = isinstance(file_name, str) and file_name not in ("", ".", "..") and not set(file_name) & set("/\\\0")
         if not plain:
-            raise CheckpointError(
-                f"{path}: tensor '{name}' is said to be in {file_name!r}, outside of the folder: refused"
-            )
+            raise CheckpointError(f"{path}: tensor '{name}' is placed in {file_name!r}, outside of the folder: refused")
         if not file_name.endswith(".safetensors"):
             raise CheckpointError(f"{path}: tensor '{name}' is in '{file_name}', not a safetensors file; {_CONVERT}")
     missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})

@@ -18,7 +18,7 @@ def import_devkit(module: str, needed_by: str) -> ModuleType:
     """A module of `reallm_devkit`, by its full name.
 
     Raises:
-        DevkitMissingError: if reallm-devkit is not installed; says what needs it and what to install.
+        DevkitMissingError: reallm-devkit is not installed; says what needs it and what to install.
     """
     try:
         return importlib.import_module(module)

@@ -91,7 +91,7 @@ def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config:
         present = [name for name in mapping.hf_names if name in hf_state]
         if present and len(present) < len(mapping.hf_names):
             missing = next(name for name in mapping.hf_names if name not in hf_state)
-            raise CheckpointError(f"'{present[0]}' is there without '{missing}', and both are one parameter of ours")
+            raise CheckpointError(f"'{present[0]}' is present without '{missing}', and both belong to one parameter")
         if present:
             state.update(mapping.from_hf([hf_state[name] for name in present]))
     return state

@@ -61,7 +61,7 @@ class ConfigTable:
         keys = [key for row in self.rows for key in row.keys]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"config table: the key '{key}' stands in two rows")
+                raise ConfigError(f"config table: the key '{key}' is in two rows")
         for name, item in fields.items():
             if _default(item) is dataclasses.MISSING and name not in stated:
                 raise ConfigError(f"config table: field '{name}' has no default and no row")

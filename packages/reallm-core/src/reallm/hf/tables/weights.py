@@ -54,7 +54,7 @@ class WeightTable:
             modules = [name for key in entries for name in names_in(key)]
             for module in modules:
                 if modules.count(module) > 1:
-                    raise ConfigError(f"weight table: '{module}' stands in two rows; remove one")
+                    raise ConfigError(f"weight table: '{module}' is in two rows; remove one")
             for key, entry in entries.items():
                 name = as_source(entry).name
                 if name.count("{}") != n_braces:
@@ -129,7 +129,7 @@ def _no_inverse(name: str, one: ModuleKey, other: ModuleKey) -> str:
     hint = ""
     if {one, other} == {"attn_norm", "mlp_norm"}:
         hint = "; a norm that attention and MLP share is shared_norm=True, with an entry for 'attn_norm' alone"
-    return f"'{name}' stands for two modules, {both}; the table has no inverse{hint}"
+    return f"'{name}' is the name of two modules, {both}; the table has no inverse{hint}"
 
 
 def _shown(key: ModuleKey) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from reallm.errors import CheckpointError, ConfigError, PluginError, ReallmError
+from reallm.errors import CheckpointError, ConfigError, PluginError, ReallmError, quoted
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
 from reallm.hf.conversion.state_dict import (
     hf_names,
@@ -190,8 +190,8 @@ def _check_refused(subject: FamilySubject, convert: Callable[[], object], missin
 def _compared(found: Iterable[str], wanted: set[str]) -> str:
     have = set(found)
     missing, extra = sorted(wanted - have), sorted(have - wanted)
-    texts = [f"{_some(missing)} missing"] if missing else []
-    return " and ".join([*texts, *([f"{_some(extra)} too many"] if extra else [])])
+    texts = [f"{quoted(missing, 3)} missing"] if missing else []
+    return " and ".join([*texts, *([f"{quoted(extra, 3)} too many"] if extra else [])])
 
 
 def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str:
@@ -207,8 +207,3 @@ def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str
             fields = [f"{name.split('.')[-2]}_bias"] if kind == "bias" else []
             return subject.at(fields, [name], unstated=True)
     return subject.lines.weights()
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
