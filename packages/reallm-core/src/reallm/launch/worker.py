@@ -23,6 +23,8 @@ from reallm.launch.signals import INTERRUPTED
 
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """For finding the other processes, before the settings are read that say how long to wait later."""
+RAISE_AGAIN_S = 5.0
+"""After SIGTERM, if the process has not ended; torchrun waits 30 s before it kills."""
 
 
 class _Terminated(BaseException):
@@ -49,6 +51,7 @@ def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[
     except KeyboardInterrupt:
         interrupted = True
     except _Terminated:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         dead_ranks = describe_dead_ranks(job)
         if dead_ranks is not None:  # then it was torchrun that sent SIGTERM, not the user
             _fail(job, PeerError(dead_ranks), resume_hint)
@@ -61,11 +64,15 @@ def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    # Python discards an exception that is raised in a callback of its own, as in an import: then raise it again later
+    signal.signal(signal.SIGALRM, _on_sigterm)
+    signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_S)
     raise _Terminated
 
 
 def _fail(job: Job, error: Exception, resume_hint: Callable[[str | None], str]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to ranks that are about to report
+    signal.setitimer(signal.ITIMER_REAL, 0)
     is_of_peer = is_peer_error(error)
     is_expected = is_of_peer or isinstance(error, ReallmError)
     text = message_to_print(job, error)

@@ -18,6 +18,7 @@ Shapes: T packed tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -228,7 +229,11 @@ def _linear_without_bias(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _forward_without_bias(module: nn.Module, *args: Any) -> Tensor:
-    """Output of a module of any class, less the bias that it has added; the gradients of the two cancel."""
-    out: Tensor = type(module).forward(module, *args)
-    bias = getattr(module, "bias", None)
-    return out if bias is None else out - bias
+    """The forward pass of any class, as if the module's bias were zero: subtracting it would round in bfloat16."""
+    forward: Callable[..., Tensor] = type(module).forward
+    bias = module._parameters.get("bias")
+    if bias is None:
+        return forward(module, *args)
+    twin = copy.copy(module)  # shares everything with the module but the bias
+    twin._parameters = {**module._parameters, "bias": nn.Parameter(torch.zeros_like(bias), requires_grad=False)}
+    return forward(twin, *args)
