@@ -10,7 +10,7 @@ class TestCsvLogger(LoggerKit):
     logger = "csv"
 
     def read(self, run_dir: Path) -> dict[int, dict[str, float]]:
-        """What the logger has written, for the kit to hold against what it was told."""
+        """The logged values, which the kit compares with the values that it logged."""
         metrics: dict[int, dict[str, float]] = {}
         with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
             for step, name, value in csv.reader(file):

@@ -17,7 +17,7 @@ from reallm.plugins.loader import Loaded, Offer
 from reallm.plugins.registry import Registry
 
 Fact = tuple[str, str]
-"""A label and what is to be said under it."""
+"""A label and its text."""
 
 
 def show(registry: Registry, name: str) -> None:
@@ -27,9 +27,9 @@ def show(registry: Registry, name: str) -> None:
         PluginError: if nothing has the name; says what is near, what to install and what is installed.
     """
     console = Console(highlight=False)
-    own = [plugin for plugin in registry.plan.plugins if canonical(plugin.distribution) == canonical(name)]
-    if own:
-        pages = [_distribution_page(loaded) for loaded in registry.listing() if loaded.plugin in own]
+    by_distribution = [plugin for plugin in registry.plan.plugins if canonical(plugin.distribution) == canonical(name)]
+    if by_distribution:
+        pages = [_distribution_page(loaded) for loaded in registry.listing() if loaded.plugin in by_distribution]
     else:
         pages = [_offer_page(offer) for offer in registry.offers_named(name)]
     for number, (title, facts) in enumerate(pages):
