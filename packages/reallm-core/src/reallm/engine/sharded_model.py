@@ -395,7 +395,7 @@ class ShardedModel:
 
     @contextmanager
     def broken_by_error(self, why: str) -> Iterator[None]:
-        """An error in the block leaves the model unusable: whoever uses it afterwards is told `why`."""
+        """An error in the block leaves the model unusable: later uses raise PeerError(why)."""
         try:
             yield
         except BaseException:
