@@ -37,7 +37,6 @@ def sample_lists(draw: st.DrawFn, min_size: int = 1) -> list[NamedArray]:
 
 
 @quick
-@settings(deadline=None)
 @given(sample_lists())
 def test_gather_then_split_is_the_identity(samples: list[NamedArray]) -> None:
     batch = gather(samples)
@@ -46,7 +45,6 @@ def test_gather_then_split_is_the_identity(samples: list[NamedArray]) -> None:
 
 
 @quick
-@settings(deadline=None)
 @given(sample_lists())
 def test_split_then_gather_is_the_identity(samples: list[NamedArray]) -> None:
     batch = gather(samples)
@@ -55,7 +53,6 @@ def test_split_then_gather_is_the_identity(samples: list[NamedArray]) -> None:
 
 
 @quick
-@settings(deadline=None)
 @given(sample_lists(), st.data())
 def test_select_takes_samples_in_the_order_asked_for(samples: list[NamedArray], data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(0, len(samples) - 1)))
@@ -65,7 +62,6 @@ def test_select_takes_samples_in_the_order_asked_for(samples: list[NamedArray], 
 
 
 @quick
-@settings(deadline=None)
 @given(sample_lists(min_size=2), st.integers(1, 5), st.data())
 def test_partition_gives_each_sample_to_one_rank(samples: list[NamedArray], k: int, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from([*samples[0], "absent"]))

@@ -206,7 +206,6 @@ trees = st.recursive(st.dictionaries(names, leaves), lambda inner: st.dictionari
 
 
 @quick
-@settings(deadline=None)
 @given(trees)
 def test_from_flattened_is_the_inverse_of_flatten(tree: dict) -> None:
     x = from_dict(tree, {"source": ["s", 1, None]})
@@ -231,7 +230,6 @@ def test_from_flattened_refuses_names_that_clash(items: list, message: str) -> N
 
 
 @quick
-@settings(deadline=None)
 @given(trees, st.lists(names, unique=True), st.integers(0, 3))
 def test_merge_is_the_inverse_of_split(tree: dict, chosen: list[str], cut: int) -> None:
     x = from_dict(tree, {"ids": ["a", "b"]})

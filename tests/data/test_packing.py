@@ -24,7 +24,6 @@ def test_the_examples_in_the_documentation_are_true() -> None:
 
 
 @quick
-@settings(deadline=None)
 @given(any_lengths, st.integers(1, 9))
 def test_a_partition_has_every_sample_once_in_k_ordered_parts(lengths: list[int], k: int) -> None:
     parts = balanced_partition(lengths, k)
@@ -36,7 +35,6 @@ def test_a_partition_has_every_sample_once_in_k_ordered_parts(lengths: list[int]
 
 
 @quick
-@settings(deadline=None)
 @given(any_lengths, st.integers(1, 9))
 def test_no_single_move_makes_a_partition_more_even(lengths: list[int], k: int) -> None:
     parts = balanced_partition(lengths, k)
@@ -46,7 +44,6 @@ def test_no_single_move_makes_a_partition_more_even(lengths: list[int], k: int) 
 
 
 @quick
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=7), st.integers(1, 3))
 def test_a_partition_is_near_the_best_there_is(lengths: list[int], k: int) -> None:
     best = sum(lengths)
@@ -57,7 +54,6 @@ def test_a_partition_is_near_the_best_there_is(lengths: list[int], k: int) -> No
 
 
 @quick
-@settings(deadline=None)
 @given(any_lengths, st.integers(1, 5000))
 def test_no_micro_batch_is_above_the_budget_but_a_lone_longer_sample(lengths: list[int], budget: int) -> None:
     batches = micro_batches(lengths, budget)
@@ -79,14 +75,12 @@ def fewest(lengths: list[int], budget: int) -> int:
 
 
 @quick
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), max_size=6), st.integers(20, 40))
 def test_micro_batches_are_at_most_one_more_than_the_fewest(lengths: list[int], budget: int) -> None:
     assert len(micro_batches(lengths, budget)) <= fewest(lengths, budget) + 1
 
 
 @quick
-@settings(deadline=None)
 @given(any_lengths, st.integers(1, 5000), st.integers(1, 5), st.integers(1, 4))
 def test_ranks_have_as_many_micro_batches_with_nearly_as_many_tokens(
     lengths: list[int], budget: int, dp: int, at_least: int
@@ -105,7 +99,6 @@ def test_ranks_have_as_many_micro_batches_with_nearly_as_many_tokens(
 
 
 @quick
-@settings(deadline=None)
 @given(any_lengths, st.integers(1, 5000))
 def test_a_single_rank_has_the_micro_batches_of_one_process(lengths: list[int], budget: int) -> None:
     assert parallel_micro_batches(lengths, budget, 1) == [micro_batches(lengths, budget)]

@@ -44,7 +44,6 @@ plain = st.recursive(
 
 
 @quick
-@settings(deadline=None)
 @given(trees, st.dictionaries(st.text().filter(lambda name: name not in ("ids", "seqlens")), plain, max_size=3))
 def test_load_gives_what_was_saved(tmp_path_factory: pytest.TempPathFactory, tree: dict, metadata: dict) -> None:
     path = tmp_path_factory.getbasetemp() / "batch.safetensors"
@@ -104,7 +103,6 @@ def test_a_truncated_file_says_so(tmp_path: Path) -> None:
 
 
 @quick
-@settings(deadline=None)
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_a_changed_byte_gives_an_error_or_a_batch(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int
