@@ -138,6 +138,8 @@ def refusals(rank: int) -> None:
         ConfigError, match=r"tp=2 does not fit the parameter 'layers.1.mlp.down.weight' \[32, 1\]: its 1 c"
     ):
         ReaLModel(CONFIG.replace(intermediate_size=1), mesh=Mesh.of("tp2"))
+    with pytest.raises(ConfigError, match=r"tp2pp1dp1@1,0 splits parameters over ranks that must ascend"):
+        ReaLModel(CONFIG, mesh=Mesh.of("tp2@1,0"))
 
 
 def test_what_cannot_be_split_is_named():

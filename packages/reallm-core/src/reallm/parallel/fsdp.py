@@ -52,11 +52,7 @@ def apply_fsdp(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
 
     if zero not in ZERO_LEVELS:
         raise ConfigError(f"zero={zero} is not one of {', '.join(map(str, ZERO_LEVELS))}")
-    ranks = mesh.layout.dp_ranks(mesh.coordinate)
-    if ranks != sorted(ranks):  # torch sorts the ranks of a group, so that they would hold each other's rows
-        raise ConfigError(
-            f"the layout {mesh.layout} splits parameters over ranks that must ascend; write them in order"
-        )
+    mesh.layout.check_ascending(mesh.layout.dp_ranks(mesh.coordinate))
     device_mesh = DeviceMesh.from_group(mesh.dp, _device_type(mesh.dp), mesh_dim_names=("dp",))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}

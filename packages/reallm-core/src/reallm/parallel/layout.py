@@ -106,6 +106,14 @@ class Layout:
         """The ranks of a pipeline: those whose `dp` and `tp` are these, by `pp`."""
         return [self.rank_at(dp=coordinate.dp, pp=pp, tp=coordinate.tp) for pp in range(self.pp)]
 
+    def check_ascending(self, ranks: list[int]) -> None:
+        """Raise ConfigError unless the ranks of a group ascend, so that a rank's number in the group is its coordinate.
+
+        torch sorts the ranks of a group, so that they would otherwise hold each other's parts of the parameters.
+        """
+        if ranks != sorted(ranks):
+            raise ConfigError(f"the layout {self} splits parameters over ranks that must ascend; write them in order")
+
     @property
     def _sizes(self) -> str:
         return f"tp{self.tp}pp{self.pp}{'fsdp' if self.fsdp else 'dp'}{self.dp}"

@@ -44,6 +44,7 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
         from reallm.parallel.tensor_parallel.apply import apply_tensor_parallel
         from reallm.parallel.tensor_parallel.mappings import GroupPeers
 
+        mesh.layout.check_ascending(mesh.layout.tp_ranks(mesh.coordinate))
         boxes = tp_boxes(model.config, mesh.layout, mesh.coordinate.pp)
         shards, splits = model.parameter_shards(), model.module_splits()
         peers = GroupPeers(mesh.tp)
