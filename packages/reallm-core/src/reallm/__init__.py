@@ -1,7 +1,7 @@
 """reallm: LLM post-training with packed sequences, parameter reallocation and plugins.
 
 Public names are imported when first used, so that `import reallm` costs nothing. Names that plugins offer, such as
-`reallm.PromptAnswerDatasetConfig`, resolve through the plugin that is installed for them.
+`reallm.PromptAnswerDatasetConfig`, are imported from the plugin installed for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m reallm` is the command `reallm`."""
+"""Entry point of `python -m reallm`, which is the command `reallm`."""
 
 from __future__ import annotations
 

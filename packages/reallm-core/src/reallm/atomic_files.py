@@ -1,13 +1,13 @@
-"""Atomic replacement of files and folders: killed at any moment, the path has the old content or the new.
+"""Atomic replacement of files and folders: even after a kill, the path has either the old or the new content.
 
-New content is built under a hidden name beside the path, flushed to disk and renamed. A folder that exists is
-exchanged with the new one in one step where the system can (Linux `renameat2`). Elsewhere the old one is first
-renamed, and for an instant the path is absent: a process killed right then leaves what `recover_folder` puts back.
+New content is built under a hidden name next to the path, flushed to disk and renamed. A folder that exists is
+exchanged with the new one in one step if the system supports it (Linux `renameat2`). Otherwise the old folder is
+renamed first, and the path is absent for an instant: if a process is killed then, `recover_folder` restores it.
 
 A write to `name` uses siblings, `.name.<16 hex digits>.reallm-{new,old,lock}`, and a removal `...-gone`. A write holds
 a lock on the `lock`, which the system releases when the process ends, however it ends. So siblings whose lock is free
-are leftovers: the next write to the same path removes them, and `sweep` removes those of all paths in a folder. On a
-file system without locks that holds for one process at a time. POSIX systems only.
+are leftovers: the next write to the same path removes them, and `sweep` removes the leftovers of all paths in a folder.
+On a file system without locks this is safe for one process at a time. POSIX systems only.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         with atomic_write("run/metrics.json") as temporary:
             temporary.write_text(text)
 
-    The temporary name has another suffix than `path`, so tell a writer that goes by suffixes which format it is.
-    Missing parent folders are made. After an exception `path` is as it was. A symbolic link is replaced.
+    The temporary name has another suffix than `path`, so a writer that goes by suffixes must be given the format.
+    Missing parent folders are made. After an exception `path` is unchanged. A symbolic link is replaced.
 
     Raises:
-        DataError: if the file cannot be written (no space, no permission, a folder); one line that names `path`.
+        DataError: the file cannot be written (no space, no permission, a folder); one line that names `path`.
     """
     final = Path(path)
     if final.is_dir():
@@ -63,16 +63,16 @@ def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -
         with atomic_folder("run/checkpoints/last") as temporary:
             save_file(tensors, temporary / "model.safetensors")
 
-    The old folder and all it held are gone afterwards, but for what `keep` saves. Missing parent folders are made;
-    a symbolic link is followed. After an exception `path` is as it was. Of two processes that write to one path at
+    The old folder and its contents are removed afterwards, except for names that `keep` selects. Missing parent folders
+    are made; a symbolic link is followed. After an exception `path` is unchanged. If two processes write to one path at
     the same time, the last one wins.
 
     Args:
-        path: the folder to make or replace; not the working folder nor one that holds it.
-        keep: says for a name at the top of the old folder whether it is carried over, unless it was written anew.
+        path: the folder to make or replace; neither the working folder nor one that contains it.
+        keep: whether a name at the top of the old folder is carried over, unless the block has written it again.
 
     Raises:
-        DataError: if the folder cannot be written (no space, no permission, a file); one line that names `path`.
+        DataError: the folder cannot be written (no space, no permission, a file); one line that names `path`.
     """
     final = Path(os.path.realpath(path))
     if final.exists() and not final.is_dir():
@@ -95,8 +95,8 @@ def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -
 def recover_folder(path: AnyPath) -> None:
     """Restore the old folder if a process was killed while `path` was absent; else do nothing.
 
-    Call it before reading what `atomic_folder` writes. Where folders are exchanged in one step, there is never anything
-    to restore.
+    Call it before reading a folder that `atomic_folder` writes. If folders are exchanged in one step, there is never
+    anything to restore.
     """
     final = Path(os.path.realpath(path))
     if final.exists():
@@ -104,12 +104,12 @@ def recover_folder(path: AnyPath) -> None:
     for work in _all_siblings(final):
         if work.old.exists():
             lock = _lock(work.lock)
-            if lock is not None:  # else its writer is alive, and about to move the new folder into place
+            if lock is not None:  # otherwise its writer is alive, and about to move the new folder into place
                 _clean_up(work, final, lock)
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Remove a folder atomically: killed at any moment, `path` is complete or absent. It need not exist."""
+    """Remove a folder atomically: even after a kill, `path` is either complete or absent. It need not exist."""
     final = Path(path)
     doomed = _siblings(final, secrets.token_hex(8)).gone
     with _errors_name(final), suppress(FileNotFoundError):
@@ -118,7 +118,7 @@ def remove_folder(path: AnyPath) -> None:
 
 
 def sweep(folder: AnyPath) -> None:
-    """Remove what killed writes and removals have left in a folder, for all paths in it."""
+    """Remove the leftovers of killed writes and removals in a folder, for all paths in it."""
     pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}\.reallm-(?:{'|'.join(_Siblings._fields)})")
     siblings = Path(folder).iterdir() if Path(folder).is_dir() else ()
     matches = [pattern.fullmatch(path.name) for path in siblings]
@@ -149,7 +149,7 @@ def _all_siblings(final: Path) -> list[_Siblings]:
 
 @contextmanager
 def _locked_siblings(final: Path) -> Iterator[_Siblings]:
-    """New siblings of `final` for one write, locked; those of killed processes are removed first, these at the end."""
+    """Make locked siblings of `final` for one write; leftovers are removed before it, and these siblings afterwards."""
     with _errors_name(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         _clean_up_killed_writes(final)
@@ -180,14 +180,14 @@ def _new_siblings(final: Path) -> tuple[_Siblings, int]:
 
 
 def _lock(path: Path) -> int | None:
-    """Lock a file: a descriptor that holds the lock until it is closed; None if another process holds it."""
+    """Lock a file; returns a descriptor that holds the lock until it is closed, or None if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
-    except OSError as error:  # this file system has no locks: see the top of this file
+    except OSError as error:  # this file system has no locks: see the module docstring
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF):
             os.close(descriptor)
             raise
@@ -195,7 +195,7 @@ def _lock(path: Path) -> int | None:
 
 
 def _clean_up(work: _Siblings, final: Path, lock: int) -> None:
-    """End a write, done, failed or killed: restore the old folder if `final` is absent, and remove siblings."""
+    """End a write, whether done, failed or killed: restore the old folder if `final` is absent, and remove siblings."""
     with suppress(OSError):  # what cannot be removed now, the next write removes
         if work.old.exists() and not final.exists():
             work.old.rename(final)
@@ -235,7 +235,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _carry_over(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
-    """Put what is kept into the new folder too: as hard links, which take no space, or copies where links fail."""
+    """Carry kept files over to the new folder: as hard links, which take no space, or as copies if links fail."""
     for source in old.iterdir():
         target = new / source.name
         if not keep(source.name) or target.exists():
@@ -271,7 +271,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
-    """Turn errors into a DataError that names the path.
+    """Context that turns errors into a DataError that names the path.
 
     With `only_full_disk`, for the caller's block, other errors pass: they may be about another file.
     """

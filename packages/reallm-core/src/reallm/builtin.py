@@ -1,4 +1,4 @@
-"""Algorithms and loggers of the core, offered through the same hooks as those of plugins."""
+"""Algorithms and loggers of the core, offered through the same hooks as a plugin's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deprecation warnings of the hook API: shown to plugin authors, once a line, with what to use instead.
+"""Deprecation warnings of the hook API: shown to plugin authors, once for each line, with the replacement.
 
     deprecated("the field 'qkv_bias' of ReaLModelConfig", instead="'q_bias', 'k_bias' and 'v_bias'",
                since="1.1", removed_in="2.0")
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 _NEVER_BLAMED = frozenset({"reallm", "reallm_devkit", "dataclasses", "functools", "importlib"})
-"""Packages whose frames lie between a plugin's line and `deprecated`; the line to change is not theirs."""
+"""Packages whose frames are between a plugin's line and `deprecated`; they do not have the line to change."""
 
 
 class HookDeprecationWarning(DeprecationWarning):
@@ -31,7 +31,7 @@ class HookDeprecationWarning(DeprecationWarning):
     """
 
     def __init__(self, message: str, filename: str, lineno: int) -> None:
-        super().__init__(message, filename, lineno)  # all of them, or it could not be pickled
+        super().__init__(message, filename, lineno)  # all arguments, or it could not be pickled
         self.message = message
         self.filename = filename
         self.lineno = lineno
@@ -46,12 +46,13 @@ def deprecated(what: str, *, instead: str, since: str, removed_in: str, stacklev
     Python shows the warning once for each line that causes it, by default only in tests and in `__main__`.
 
     Args:
-        what: what is deprecated, in words that the plugin's author knows: `the field 'qkv_bias' of ReaLModelConfig`.
+        what: the deprecated thing, in terms that the plugin's author knows: `the field 'qkv_bias' of ReaLModelConfig`.
         instead: its replacement.
         since: the minor version that deprecated it, `"1.1"`.
         removed_in: the major version that removes it, `"2.0"`.
-        stacklevel: as for `warnings.warn`: 1 blames the line that calls this, 2 the line that called that function.
-            None blames the innermost line outside of `reallm`, which is the plugin's while it constructs a value.
+        stacklevel: stack level as in `warnings.warn`: 1 blames the line that calls this, 2 the line that called that
+            function. None blames the innermost line outside of `reallm`, which is the plugin's while it constructs a
+            value.
     """
     assert _version(since) < _version(removed_in), f"{what}: deprecated in {since}, after it goes in {removed_in}"
     assert _version(removed_in)[1] == 0, f"{what}: only a major version removes things, and {removed_in} is none"
@@ -61,7 +62,7 @@ def deprecated(what: str, *, instead: str, since: str, removed_in: str, stacklev
         frame.f_code.co_filename,
         frame.f_lineno,
     )
-    registry = frame.f_globals.setdefault("__warningregistry__", {})  # where Python keeps what it has shown
+    registry = frame.f_globals.setdefault("__warningregistry__", {})  # where Python records shown warnings
     module = frame.f_globals.get("__name__", "<unknown>")
     warnings.warn_explicit(warning, HookDeprecationWarning, warning.filename, warning.lineno, module, registry)
 
@@ -73,7 +74,7 @@ def show(warning: HookDeprecationWarning) -> None:
 
 @contextmanager
 def collect_deprecations() -> Iterator[list[HookDeprecationWarning]]:
-    """Collect the deprecations of a block instead of showing them; other warnings are shown after it.
+    """Context that collects deprecations instead of showing them; other warnings are shown after it.
 
         with collect_deprecations() as collected:
             module = importlib.import_module("my_plugin")
@@ -100,7 +101,7 @@ def collect_deprecations() -> Iterator[list[HookDeprecationWarning]]:
 
 
 def _foreign_frame() -> FrameType:
-    """The innermost frame whose module is not one of `reallm`; the outermost if all are."""
+    """The innermost frame whose module is outside of `reallm`; the outermost frame if there is none."""
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_blameless(frame):
         frame = frame.f_back

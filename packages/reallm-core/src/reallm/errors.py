@@ -1,7 +1,7 @@
-"""Errors that a user can put right, each with a message of one line.
+"""Errors that a user can fix, each with a message of one line.
 
 All of them derive from `ReallmError`. The message names the culprit and the remedy; the command line prints it alone,
-without a traceback, and exits with code 2. A broken invariant of our own is an `assert`, never one of these.
+without a traceback, and exits with code 2. A broken internal invariant is an `assert`, never one of these.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 
 class ReallmError(Exception):
-    """An error that the user can put right. The message is one line: what is wrong, where, and what to do."""
+    """An error that the user can fix. The message is one line: what is wrong, where, and what to do."""
 
 
 class ConfigError(ReallmError):
@@ -23,7 +23,7 @@ class DataError(ReallmError):
 
 
 class NonFiniteError(ReallmError):
-    """A loss or gradients are NaN or infinite. The parameters are as they were before the step."""
+    """A loss or gradients are NaN or infinite. The step has not changed the parameters."""
 
 
 class CheckpointError(ReallmError):
@@ -55,7 +55,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 def quoted(names: Sequence[str], at_most: int | None = None) -> str:
-    """Names as errors show them: `'a', 'b'`; with `at_most=2`, `'a', 'b' and 7 more`."""
+    """Format names for errors: `'a', 'b'`; with `at_most=2`, `'a', 'b' and 7 more`."""
     shown = ", ".join(f"'{name}'" for name in names[:at_most])
     n_more = 0 if at_most is None else len(names) - at_most
     return f"{shown} and {n_more} more" if n_more > 0 else shown

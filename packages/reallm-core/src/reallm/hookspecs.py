@@ -1,5 +1,5 @@
 """The whole extension API. A plugin is a module with some of these functions, marked `@reallm.hookimpl`,
-and entry points in the group `reallm` named `<kind>.<name>` for what it offers:
+and entry points in the group `reallm` named `<kind>.<name>` for the things that it offers:
 
     [project.entry-points.reallm]
     "dataset.my-dataset" = "my_package.plugin"
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reallm.specs import Algorithm, DatasetSpec, LoggerSpec
 
 HOOK_API = (1, 1)
-"""Version (major, minor) of this page. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.1"`."""
+"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.1"`."""
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")

@@ -8,11 +8,11 @@ from typing import Any
 from reallm.errors import PluginError
 
 TypeOrPath = str | type
-"""A class, or `"package.module:Class"`, which costs no import until it is resolved."""
+"""A class, or `"package.module:Class"`, which is not imported until it is resolved."""
 
 
 def resolve(reference: Any) -> Any:
-    """The object that `"package.module:name"` refers to; what is not a string is returned unchanged.
+    """The object that `"package.module:name"` refers to; other values are returned unchanged.
 
     Raises:
         PluginError: the module or the name in it does not exist; names the reference.

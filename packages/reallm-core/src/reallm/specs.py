@@ -1,4 +1,4 @@
-"""What plugins offer: datasets, loggers, algorithms. Imports no torch, for plugins are discovered with it."""
+"""Specs of what plugins offer: datasets, loggers, algorithms. Imports no torch, since plugin discovery uses it."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ class ResumableLogger(Logger, Protocol):
     def resume(self, step: int) -> None:
         """Continue after optimizer step `step`: called once, before the first `log`, if the run is resumed.
 
-        Drop what was logged of later steps: a killed run may have got further than its last save. What was logged of
-        `step` itself stays. `step` is -1 if nothing was saved and the run starts from the beginning.
+        Drop the records of later steps: a killed run may have got further than its last save. The records of `step`
+        itself stay. `step` is -1 if nothing was saved and the run starts from the beginning.
         """
 
 
 @dataclass(frozen=True)
 class LoggerSpec:
-    """A logger class, or a lazy `"module:Class"`, and what it needs beyond its own distribution's dependencies.
+    """A logger class, or a lazy `"module:Class"`, and its requirements beyond its distribution's dependencies.
 
-    Without the modules in `requires` the logger is off. `install` is what pip is told to install to get them, such as
-    `reallm-core[wandb]`; by default the names of the modules.
+    Without the modules in `requires` the logger is off. `install` is the requirement that pip installs to provide them,
+    such as `reallm-core[wandb]`; by default the names of the modules.
     """
 
     logger: TypeOrPath

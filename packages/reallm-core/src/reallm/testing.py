@@ -1,4 +1,4 @@
-"""The old name of `reallm_devkit`, the conformance kit. Deprecated; it goes with hook API 2.0."""
+"""The old name of `reallm_devkit`, the conformance kit. Deprecated; to be removed with hook API 2.0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reallm.plugins.devkit import import_devkit
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):  # Python looks for `__path__` and others
+    if name.startswith("__"):  # Python looks up `__path__` and other names
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     kit = import_devkit("reallm_devkit", needed_by=__name__)
     if name not in kit.__all__:

@@ -1,4 +1,4 @@
-"""The dataflow graph of an algorithm, and its execution: what each call computes is merged into the batch."""
+"""The dataflow graph of an algorithm, and its execution: the outputs of each call are merged into the batch."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Role:
     interface: Any
     model: ReaLModel
     engine: TrainEngine | None
-    """None for a model that is not trained."""
+    """The training engine; None for a model that is not trained."""
     args: ModelArgs
     checkpoint_dtype: torch.dtype
-    """The dtype of the checkpoint it was loaded from, in which it is saved again."""
+    """The dtype of the checkpoint that the model was loaded from, in which it is saved again."""
 
     @property
     def n_parameters(self) -> int:
-        """Number of parameters of the whole model, whatever this rank holds of it."""
+        """Number of parameters of the whole model, not only of this rank's part."""
         if self.model.mesh is not None:
             return n_parameters(self.model.config)
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -75,7 +75,7 @@ class GraphExecutor:
         self._roles = roles
 
     def train(self, batch: NamedArray) -> dict[str, float]:
-        """One step: every call once. Metrics are named after the train calls: `train/loss` for a call `train`."""
+        """Run one step, every call once. Metrics are named after the train calls: `train/loss` for a call `train`."""
         metrics: dict[str, float] = {}
         for call in self._graph.calls:
             role = self._roles[call.role]
@@ -92,7 +92,7 @@ class GraphExecutor:
     def evaluate(self, batches: Iterable[NamedArray]) -> dict[str, float]:
         """Metrics of the train calls' objectives over all batches, as `eval/loss`.
 
-        With several train calls, as `eval/<call>/loss`.
+        With several train calls, names are `eval/<call>/loss`.
         """
         train_calls = [call for call in self._graph.calls if call.kind == "train_step"]
         totals = {call.name: Totals() for call in train_calls}
@@ -119,10 +119,10 @@ class GraphExecutor:
 
 
 def execution_order(graph: Sequence[ModelFunctionCall]) -> list[ModelFunctionCall]:
-    """The calls, each after those that write the keys it reads; keys that no call writes come from the dataset.
+    """Sort the calls so that each follows those that write the keys it reads; other keys come from the dataset.
 
     Raises:
-        PluginError: two calls have one name or write the same key, or calls wait for each other in a circle.
+        PluginError: two calls have the same name or write the same key, or calls depend on each other in a cycle.
     """
     calls: dict[str, ModelFunctionCall] = {}
     writers: dict[str, str] = {}

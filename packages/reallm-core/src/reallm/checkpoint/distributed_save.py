@@ -1,11 +1,11 @@
-"""One checkpoint, written by all ranks of a layout into one folder.
+"""Distributed saving: all ranks of a layout write one checkpoint into one folder.
 
-Each rank writes some of the tensors into files of its own, nearly the same bytes as the others; the leader adds the
-index and the small files. The tensors of a file are gathered from all ranks just before the file is written, so that no
-rank holds more than one file beside its own shard of the model.
+Each rank writes some of the tensors into separate files, with nearly the same number of bytes per rank; the leader adds
+the index and the small files. The tensors of a file are gathered from all ranks just before the file is written, so
+that no rank holds more than one file in addition to its shard of the model.
 
-The folder must be on a file system that all ranks share. It gets its name when all have written; if one cannot, what
-was there before stays, and all ranks raise the same error.
+The folder must be on a file system that all ranks share. It gets its name when all ranks have written; if one fails,
+the former content stays, and all ranks raise the same error.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from reallm.reallocation.types import BoxesByRank
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """A tensor of a file, and the boxes of the ranks' tensors that it is made from."""
+    """A tensor of a file, with the boxes of the ranks' tensors that it is made from."""
 
     name: str
     shape: Shape
     dtype: torch.dtype
     source_dtype: torch.dtype
-    """Of the tensors that it is made from."""
+    """Dtype of the tensors that it is made from."""
     sources: tuple[tuple[str, Box], ...]
-    """Name of a tensor of the ranks, and the box of it that is needed."""
+    """Names of the ranks' tensors, each with the box of it that is needed."""
     pack: Callable[[Sequence[Tensor]], Tensor]
-    """Makes the tensor from these boxes."""
+    """Function that makes the tensor from these boxes."""
 
     @property
     def n_bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file."""
         return Box.whole(self.shape).numel * self.dtype.itemsize
 
 
@@ -63,19 +63,19 @@ class ShardedExport(ExportOptions):
     """The content of a checkpoint folder for a model that is sharded over the ranks of a layout; see `Export`.
 
     Raises:
-        ConfigError: `max_shard_size` is no size.
+        ConfigError: `max_shard_size` is not a size.
     """
 
     hf_config: Mapping[str, Any]
     """Content of `config.json`."""
     family: HFFamily
-    """Whose format the checkpoint has."""
+    """Family whose format the checkpoint has."""
     config: ReaLModelConfig
-    """Of the whole model."""
+    """Configuration of the whole model."""
     mesh: Mesh
-    """Its layout."""
+    """Mesh of the layout."""
     local_tensors: Mapping[str, Tensor]
-    """This rank's boxes of the parameters, those of `local_boxes`; not copies."""
+    """This rank's boxes of the parameters, as given by `local_boxes`; not copies."""
 
     def write_into(self, folder: Path) -> None:
         """Write the files into an existing folder; all ranks of the layout call it, and fail together.
@@ -106,12 +106,12 @@ class ShardedExport(ExportOptions):
 
 
 def write_distributed(folder: AnyPath, export: ShardedExport) -> None:
-    """Write a checkpoint; killed at any moment, `folder` holds what it held before or the whole new checkpoint.
+    """Write a checkpoint atomically: even if killed, `folder` holds either its former content or the new checkpoint.
 
-    All ranks of the layout call it; on other ranks it does nothing.
+    All ranks of the layout must call it; other ranks may, and do nothing.
 
     Raises:
-        ReallmError: it cannot be written; the same on all ranks.
+        ReallmError: the checkpoint cannot be written; the same error on all ranks.
     """
     if not export.mesh.is_member:
         return
@@ -125,12 +125,12 @@ def atomic_folder_distributed(
 ) -> Iterator[Path]:
     """`atomic_folder` for all ranks of a layout, which write into the same new folder.
 
-    An error in the block must be raised on all ranks, as those of `fail_together` are.
+    An error in the block must be raised on all ranks, as `fail_together` does.
 
     Raises:
-        DataError: the folder cannot be made or get its name; the same on all ranks.
+        DataError: the folder cannot be made or renamed; the same error on all ranks.
     """
-    with ExitStack() as stack:  # of the leader: at the end the folder gets its name, or is removed
+    with ExitStack() as stack:  # on the leader: at the end the folder gets its name, or is removed
         with fail_together(mesh):
             new = stack.enter_context(atomic_folder(path, keep=keep)) if is_leader(mesh) else None
         if mesh is None or mesh.layout.size == 1:
@@ -143,7 +143,7 @@ def atomic_folder_distributed(
 
 
 def _broadcast_folder(new: Path | None, mesh: Mesh) -> Path:
-    """The leader's folder, which the other ranks must see, too."""
+    """Broadcast the leader's folder, which must be visible to the other ranks too."""
     leader = mesh.layout.ranks[0]
     folder = Path(all_gather_json(new and str(new), mesh.all)[leader])
     with fail_together(mesh):
@@ -161,9 +161,10 @@ def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, te
     Args:
         folder: exists, and is the same for all ranks.
         mesh: the layout.
-        config: of the whole model.
-        tensors: of this rank, named `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`; each has the shape
-            of this rank's box of the parameter, or is a single number, which is the same on all ranks that have it.
+        config: configuration of the whole model.
+        tensors: tensors of this rank, named `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`; each has
+            the shape of this rank's box of the parameter, or is a single number, which is the same on all ranks that
+            have it.
 
     Raises:
         ReallmError: what went wrong and on which rank.
@@ -202,7 +203,7 @@ def parameter_of(name: str) -> str:
 
 
 def _dtypes_of_all_stages(mesh: Mesh, tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """Name -> dtype of the tensors of all pipeline stages."""
+    """Name -> dtype, for the tensors of all pipeline stages."""
     if mesh.layout.pp == 1:
         return {name: tensor.dtype for name, tensor in tensors.items()}
     by_rank = all_gather_json({name: str(tensor.dtype) for name, tensor in tensors.items()}, mesh.pp)
@@ -229,9 +230,9 @@ def write_tensors_distributed(
     Args:
         folder: exists, and is the same for all ranks.
         mesh: the layout.
-        tensors: what is written, the same for all ranks.
-        boxes: which boxes of their sources the ranks have.
-        local_tensors: this rank's boxes of their sources.
+        tensors: tensors to write, the same on all ranks.
+        boxes: boxes of the tensors' sources that the ranks hold.
+        local_tensors: this rank's boxes of the sources.
         max_shard_size: see `ShardedExport`.
 
     Raises:
@@ -264,9 +265,9 @@ def _gather_files(
     local_tensors: Mapping[str, Tensor],
     mesh: Mesh,
 ) -> dict[str, Tensor]:
-    """Gather the tensors of this rank's file on the CPU, those of other files on their writers.
+    """Gather the tensors of each file on the CPU of its writer; returns those of this rank's file.
 
-    A reallocation to the placement in which each writer has the boxes that the tensors of its file are made from.
+    This is a reallocation to the placement in which each writer holds the boxes that its file's tensors are made from.
 
     Raises:
         PeerError: another rank is missing or stuck; names the rank and the tensor.
@@ -313,7 +314,7 @@ def _gather_files(
 
 
 def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file and fsync it: the leader, which does that for the folder, may be another machine."""
+    """Write a file and fsync it, since the leader, which syncs the folder, may be on another machine."""
     try:
         write_file(path, tensors)
         with path.open("rb+") as file:

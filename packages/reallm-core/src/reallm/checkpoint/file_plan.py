@@ -1,4 +1,4 @@
-"""Plans which rank writes which tensors of a checkpoint into which files. Pure; the same on all ranks."""
+"""Plans the tensors and files of a checkpoint that each rank writes. Pure functions; same results on all ranks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class File(NamedTuple):
 def assign_writers(
     sizes: Mapping[str, int], owners: Mapping[str, Sequence[int]], writers: Sequence[int]
 ) -> dict[int, list[str]]:
-    """Writer -> its tensors, in their order: nearly the same bytes for all, and few that it must receive.
+    """Writer -> its tensors, in order: nearly the same number of bytes for all, of which it must receive few.
 
-    Largest first, each tensor is assigned to the least busy of its owners, unless that one would have more than its
-    fair share and another writer is less busy.
+    Largest first, each tensor is assigned to the least busy of its owners, unless that owner would exceed its fair
+    share and another writer is less busy.
 
     Args:
         sizes: bytes of each tensor.
-        owners: the writers that have a part of each tensor.
-        writers: ranks.
+        owners: the writers that hold a part of each tensor.
+        writers: ranks that write.
     """
     order = {name: number for number, name in enumerate(sizes)}
     fair_share = sum(sizes.values()) / len(writers)
@@ -51,10 +51,10 @@ def plan_files(
     Args:
         assigned: writer -> its tensors.
         sizes: bytes of each tensor.
-        max_shard_size: in bytes, or with a unit.
+        max_shard_size: maximum size of a file, in bytes or with a unit.
 
     Raises:
-        ConfigError: `max_shard_size` is no size.
+        ConfigError: `max_shard_size` is not a size.
     """
     shards = [
         (writer, tuple(shard))

@@ -1,4 +1,4 @@
-"""Parameters read from a checkpoint folder of safetensors files, which is checked before a tensor is read.
+"""Reads parameters from a checkpoint folder of safetensors files, which is checked before a tensor is read.
 
 Tensors are views of the memory-mapped file (copy-on-write): nothing is copied until it is written to, and writing to a
 tensor never reaches the file.
@@ -32,11 +32,11 @@ from reallm.model.transformer import initial_weight
 def read_checkpoint(
     folder: str | Path, family: HFFamily, config: ReaLModelConfig, wanted: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Whole parameters under our names, in their stored dtypes; see `read_boxes`.
+    """Read whole parameters under our names, in their stored dtypes; see `read_boxes`.
 
     Args:
-        folder: with `config.json` and safetensors files.
-        family: whose names the tensors have.
+        folder: folder with `config.json` and safetensors files.
+        family: family whose names the tensors have.
         config: the architecture that they must fit.
         wanted: names of the parameters to read; None reads all. A critic's head that the checkpoint does not have,
             because it is that of a language model, is left out.
@@ -55,7 +55,7 @@ class LoadedBoxes:
     """Boxes of a checkpoint's parameters."""
 
     tensors: dict[str, Tensor]
-    """By our names."""
+    """Tensors by our parameter names."""
     bytes_read: int
     """Bytes of the files' tensors that the boxes need, each counted once."""
     stored_dtypes: frozenset[torch.dtype]
@@ -73,26 +73,26 @@ def read_boxes(
     out: Mapping[str, Tensor] | None = None,
     seed: int | None = None,
 ) -> LoadedBoxes:
-    """One box of each of some parameters; of the rest of the files only headers are read.
+    """Read one box of each given parameter; of the rest of the files only headers are read.
 
-    On the CPU and in the stored dtype, a box that is contiguous in the file is a view of it (see the top of this
-    module), read when it is used. A disk reads whole pages: where a box has some columns of every row, more than
-    `bytes_read` may pass through the page cache.
+    On the CPU and in the stored dtype, a box that is contiguous in the file is a view of it (see the module docstring),
+    read when it is used. A disk reads whole pages: if a box has some columns of every row, more than `bytes_read` may
+    pass through the page cache.
 
     Args:
-        folder: with `config.json` and safetensors files.
-        family: whose names the tensors have.
+        folder: folder with `config.json` and safetensors files.
+        family: family whose names the tensors have.
         config: the architecture that they must fit.
         boxes: parameter -> the box of it to read, in coordinates of the whole parameter.
-        dtype: of the results; None: that of the file.
-        device: of the results.
-        out: tensors of the boxes' shapes to copy into, which keep their dtype and device; they are then the result.
-        seed: of the generator for a critic's head that the checkpoint does not have, because it is that of a language
-            model; None leaves it out.
+        dtype: dtype of the results; None: the dtype in the file.
+        device: device of the results.
+        out: tensors of the boxes' shapes to copy into, which keep their dtype and device, and are then returned.
+        seed: seed for a critic's head that the checkpoint lacks because it is a language model's; None leaves the head
+            out.
 
     Raises:
-        CheckpointError: what is wrong with the folder, and what to do about it. Errors in headers are found by every
-            rank that reads the folder, whichever boxes it reads.
+        CheckpointError: the folder cannot be read; says what is wrong and what to do. Errors in headers are found by
+            every rank that reads the folder, whichever boxes it reads.
         PluginError: the family's table is wrong.
     """
     checkpoint = with_prefix(open_checkpoint(folder), family)
@@ -126,7 +126,7 @@ def read_boxes(
 def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> list[WeightMapping]:
     """Check that a checkpoint fits `config`, by its headers, and return the mappings to read.
 
-    The head of a critic is not among them if the checkpoint is that of a language model.
+    A critic's head is not among them if the checkpoint is a language model's.
 
     Raises:
         CheckpointError: missing or unexpected tensors, or wrong shapes or dtypes; names them.
@@ -156,7 +156,7 @@ def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLM
 
 
 def with_prefix(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
-    """The checkpoint with the family's `optional_prefix` before the names of its tensors, where the files lack it."""
+    """The checkpoint with the family's `optional_prefix` before its tensors' names, if the files lack it."""
     prefix = family.weights.optional_prefix
     if not prefix or any(name.startswith(prefix) for name in checkpoint):
         return checkpoint

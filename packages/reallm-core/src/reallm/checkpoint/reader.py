@@ -1,4 +1,4 @@
-"""Opens a folder of safetensors files: which tensors there are and in which file."""
+"""Opens a folder of safetensors files, and lists its tensors with their files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor by its file's header. `dtype` is safetensors' name for it, such as "BF16"."""
+    """A tensor as described by its file's header. `dtype` is safetensors' name for it, such as "BF16"."""
 
     file: Path
     dtype: str
@@ -42,7 +42,7 @@ class Checkpoint(Mapping[str, Tensor]):
     infos: Mapping[str, TensorInfo]
     _files: Mapping[Path, Any] = field(repr=False)
     _names_in_files: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Name -> the tensor's name in its file, where that is another."""
+    """Name -> the tensor's name in its file, if it differs."""
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._files[self.infos[name].file].get_tensor(self._names_in_files.get(name, name))

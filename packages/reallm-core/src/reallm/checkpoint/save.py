@@ -1,4 +1,4 @@
-"""Writes checkpoint folders as transformers does, one file or shards with an index; a folder appears only complete."""
+"""Writes checkpoint folders as transformers does, one file or shards with an index; folders appear atomically."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _CHECKPOINT_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NA
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of `Export` and of its distributed sibling.
+    """Options of `Export` and of `ShardedExport`.
 
     Raises:
-        ConfigError: `max_shard_size` is no size.
+        ConfigError: `max_shard_size` is not a size.
     """
 
     dtype: torch.dtype | None = None
-    """Convert to this dtype while writing; None keeps each tensor's."""
+    """Dtype to convert to while writing; None keeps each tensor's dtype."""
     max_shard_size: int | str = "5GB"
     """Largest size of a file, in bytes or such as "5GB". Of several ranks, each writes its own files."""
     carry_from: Path | None = None
     """Folder whose tokenizer and generation config are copied."""
     tokenizer: PreTrainedTokenizerBase | None = None
-    """Saved instead of the tokenizer in `carry_from`."""
+    """Tokenizer to save instead of the one in `carry_from`."""
 
     def __post_init__(self) -> None:
         plan_shards({}, self.max_shard_size)
@@ -50,10 +50,10 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Export(ExportOptions):
-    """The content of a checkpoint folder that one process writes. The tensors are those of the model, not copies.
+    """The content of a checkpoint folder that one process writes. The tensors are the model's, not copies.
 
     Raises:
-        ConfigError: `max_shard_size` is no size.
+        ConfigError: `max_shard_size` is not a size.
     """
 
     hf_config: Mapping[str, Any]
@@ -63,13 +63,13 @@ class Export(ExportOptions):
     a time."""
 
     def write_into(self, folder: Path) -> None:
-        """Write the files into an existing folder, which may be half written if this is interrupted."""
+        """Write the files into an existing folder; an interruption may leave it incomplete."""
         write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
         write_tensors(folder, self.tensors, dtype=self.dtype, max_shard_size=self.max_shard_size)
 
 
 def write_checkpoint(folder: str | Path, export: Export) -> None:
-    """Write a checkpoint atomically: killed at any moment, `folder` holds its former content or the complete new one.
+    """Write a checkpoint atomically: even if killed, `folder` holds either its former content or the new checkpoint.
 
     The folder is made if missing. Files in it that are not part of a checkpoint, such as a README, stay.
 
@@ -101,7 +101,7 @@ def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str) -> dict[str
     """File -> names of the tensors in it, sharded as transformers would; `sizes` are in bytes.
 
     Raises:
-        ConfigError: `max_shard_size` is no size.
+        ConfigError: `max_shard_size` is not a size.
     """
     try:
         split = split_state_dict_into_shards_factory(
@@ -144,7 +144,7 @@ def write_small_files(
 
 
 def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the same shapes and dtypes; none is made for it."""
+    """Tensors of the same shapes and dtypes on the meta device, without making the real ones."""
     if isinstance(tensors, LazyHFStateDict):
         return {name: tensors.meta_tensor(name) for name in tensors}
     return dict(tensors)

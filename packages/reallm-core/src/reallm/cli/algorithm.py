@@ -1,6 +1,6 @@
 """The command of an algorithm, such as `reallm sft`: load and check the configuration, then run it.
 
-With several processes, this one launches them, or is one of those launched; each runs the same command line.
+With several processes, this process launches them, or is a launched one; each runs the same command line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def algorithm_command(name: str) -> Any:
     app.command(
         name,
         help=BUILT_IN.get(name, f"An algorithm of an installed plugin; see reallm {name} --help."),
-        add_help_option=False,  # ours lists the keys, and those of the chosen dataset
+        add_help_option=False,  # our option lists the keys, including those of the chosen dataset
         context_settings={"ignore_unknown_options": True},  # `--lr 1e-4` reaches us, and the error says how to write it
     )(command)
     return typer.main.get_command(app)
@@ -81,7 +81,7 @@ def _load_and_check(name: str, files: list[Path], arguments: list[str]) -> Any:
 
 
 def _train(name: str, config: Any, job: Job | None) -> bool:
-    """Run the algorithm; whether the user interrupted it."""
+    """Run the algorithm; returns whether the user interrupted it."""
     from reallm.experiments.run.runner import run
 
     return run(config, registry.get("algorithm", name), name=name, job=job).interrupted

@@ -19,7 +19,7 @@ from reallm.experiments.runs.comparison import BETTER, ComparedRun, Comparison, 
 from reallm.experiments.runs.metrics import Points, is_evaluation, tokens_trained
 
 OMITTED = frozenset({"epoch", "loss_tokens", "lr", "tokens"})
-"""Metrics that are not in the table, by the last part of their names: their last value says nothing about a run."""
+"""Metrics left out of the table, by the last part of their names: their last value tells nothing about a run."""
 
 X_LABELS = {"steps": "optimizer step", "tokens": "tokens trained", "epochs": "epochs"}
 
@@ -180,5 +180,5 @@ def _show_settings(console: Console, comparison: Comparison) -> None:
 
 
 def _setting(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A setting's value, as written on the command line."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -60,7 +60,7 @@ def generate(
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: the lines of a .txt, or the values of `prompt` in a .jsonl; blank lines do not count.
+    """The prompts of a file: the lines of a .txt, or the values of `prompt` in a .jsonl; blank lines are skipped.
 
     Raises:
         DataError: the file does not exist, is of another type, or has a line without a prompt; names file and line.

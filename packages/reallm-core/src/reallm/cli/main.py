@@ -21,7 +21,7 @@ from reallm.errors import ReallmError, did_you_mean
 from reallm.plugins import registry
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""Typer's error for a wrong option or argument, of which only this subclass is public."""
+"""Typer's error for a wrong option or argument, of which typer makes only the subclass `BadParameter` public."""
 
 HELP = """\
 Post-training of large language models: fine-tune, generate, and see what is installed.
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
         return list(dict.fromkeys([*registry.declared("algorithm"), *super().list_commands(ctx)]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a name; None if there is none."""
+        """The command with this name; None if there is none."""
         found = super().get_command(ctx, cmd_name)
         if found is None and (cmd_name in registry.declared("algorithm") or cmd_name in registry.names("algorithm")):
             return algorithm_command(cmd_name)
@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         message = error.format_message()  # type: ignore[attr-defined]
         return _fail(message[:1].lower() + message[1:].rstrip("."))
     except BrokenPipeError:
-        # The reader of a pipe (`| head`) has closed it. Discard what is buffered, or flushing at exit would fail.
+        # The reader of a pipe (`| head`) has closed it. Discard buffered output, or flushing at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (KeyboardInterrupt, typer.Abort):

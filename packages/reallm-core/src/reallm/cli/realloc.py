@@ -1,4 +1,4 @@
-"""`reallm realloc`: what a reallocation between two layouts sends, computed before anything is started."""
+"""`reallm realloc`: the cost of a reallocation between two layouts, computed before anything is started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reallm.parallel.layout import Layout
 
 BANDWIDTH = "25GB/s"
-"""Of a 200 Gbit/s network card, each way."""
+"""Bandwidth of a 200 Gbit/s network card, in each direction."""
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_DTYPE = "bfloat16"
 UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
@@ -100,7 +100,7 @@ def bytes_per_second(text: str) -> float:
     """Parse a rate such as `25GB/s`, `12.5GiB/s` or `200Gbit/s`.
 
     Raises:
-        ConfigError: it is no rate; says what one looks like.
+        ConfigError: the text is not a rate; shows an example.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i|[kKMGT]?)(B|bit|b)(?:/s|ps)?", text.strip())
     if not match or not float(match[1]):
@@ -109,7 +109,7 @@ def bytes_per_second(text: str) -> float:
 
 
 def _read_model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]:
-    """Path, architecture, and the dtype that `config.json` names, if it is one of `ITEMSIZES`."""
+    """The path, the architecture, and the dtype in `config.json` if it is one of `ITEMSIZES`."""
     from reallm.config.load import load
 
     path = load(PlannedModels, arguments=arguments).build().model.path

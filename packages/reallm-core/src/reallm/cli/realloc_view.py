@@ -14,13 +14,13 @@ from reallm.parallel.layout import Layout
 from reallm.reallocation.cost import PlanCost
 
 MAX_ROWS = 8
-"""Of more ranks or pairs, only the busiest are listed."""
+"""Maximum number of ranks or pairs to list; of more, only the busiest are listed."""
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
 class Move:
-    """A model, two layouts, and the cost of the reallocation between them."""
+    """A planned reallocation: a model, two layouts, and the cost."""
 
     path: str
     dtype: str
@@ -144,7 +144,7 @@ def _summary(cost: PlanCost) -> list[tuple[str, str]]:
 
 
 def size(n_bytes: float) -> str:
-    """A size in three digits: `950 B`, `12.3 KB`, `1.24 GB`, 1 KB being 1,000 bytes; `-` for none."""
+    """Format a size with three digits: `950 B`, `12.3 KB`, `1.24 GB`, where 1 KB is 1,000 bytes; `-` for none."""
     if not n_bytes:
         return "-"
     unit = 0
@@ -154,7 +154,7 @@ def size(n_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in three digits: `85.3 µs`, `1.24 s`."""
+    """Format a time with three digits: `85.3 µs`, `1.24 s`."""
     for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 0.9995:
             return f"{seconds * factor:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""`reallm runs`: lists the runs in a folder, with the commands that resume those that ended early."""
+"""`reallm runs`: lists the runs in a folder, with commands to resume the ones that ended early."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def row(run: RunInfo) -> list[str]:
 
 
 def _day(run: RunInfo) -> str:
-    """When a run was started: `11-24 14:00`, or the date if that was in another year."""
+    """Start of a run: `11-24 14:00`, or the date if it was in another year."""
     from datetime import datetime
 
     assert run.started is not None
@@ -88,7 +88,7 @@ def _day(run: RunInfo) -> str:
 
 
 def _show_hints(console: Console, found: list[RunInfo]) -> None:
-    """Print the errors of failed runs and the commands that resume: an unwrapped line each, to be copied."""
+    """Print the errors of failed runs and commands to resume, each in one unwrapped line that can be copied."""
     from rich.text import Text
 
     failed = [Text(f"{run.name} failed: {run.error}") for run in found if run.status == "failed" and run.error]

@@ -1,4 +1,4 @@
-"""A training on many processes, from the command line: this process starts them, or is one of them."""
+"""Training with many processes from the command line: this process starts them, or is one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def launch(arguments: Sequence[str], n: int) -> int:
     """Run a command line of `reallm` in `n` processes on this machine, and return the exit code of the job.
 
-    The processes report their errors themselves. For one that could not, a line says how it ended and how to resume.
+    The processes report their errors themselves. If one cannot, a line reports how it ended and how to resume.
     """
     from reallm.launch.launcher import Launcher
     from reallm.launch.signals import INTERRUPTED
@@ -35,7 +35,8 @@ def launch(arguments: Sequence[str], n: int) -> int:
 
 def run_worker(algorithm: str, env: RankEnv, work: Callable[[Job], bool]) -> NoReturn:
     """Do the work of one process of a job, and end it; `work` returns whether the user has stopped it."""
-    # torch's C++ parts warn in pages when a process is gone, which is one line here. Read when torch is imported.
+    # torch's C++ code warns at length when a process has ended, which we report in one line. Read when torch is
+    # imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from reallm.launch import worker
 
@@ -43,12 +44,12 @@ def run_worker(algorithm: str, env: RankEnv, work: Callable[[Job], bool]) -> NoR
 
 
 def _n_cores() -> int:
-    """The CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _describe_exit(failure: WorkerExit, algorithm: str) -> str:
-    """How a process ended that could not report it itself."""
+    """Describe the end of a process that could not report it itself."""
     who = f"rank {failure.rank} (process {failure.pid})"
     if failure.signal_name is None:
         how = f"ended with exit code {failure.code} without a word"
@@ -60,7 +61,7 @@ def _describe_exit(failure: WorkerExit, algorithm: str) -> str:
 
 
 def _resume_hint(algorithm: str, run_folder: str | None) -> str:
-    """How to resume a run that has ended early, as the end of a line; empty if there is no run yet."""
+    """A hint how to resume a run that has ended early, as the end of a line; empty if there is no run yet."""
     from reallm.experiments.runs.folder import RunFolder
 
     if run_folder is None:

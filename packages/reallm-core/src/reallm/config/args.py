@@ -1,4 +1,4 @@
-"""Fields of a configuration: a model, and a dataset chosen by name. Imports no torch."""
+"""Field types of configurations: a model, and a dataset chosen by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATASET_KEY = "dataset"
 
 
 def dataset_option(default_name: str, help: str) -> Any:  # noqa: A002 - as in `option`
-    """A field with the keys of the dataset that `<field>.name` names, by default `default_name`."""
+    """A field with the keys of the dataset named by `<field>.name`, by default `default_name`."""
     return field(default=REQUIRED, metadata={"help": help, DATASET_KEY: default_name})
 
 

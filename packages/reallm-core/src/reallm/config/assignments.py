@@ -31,7 +31,7 @@ def from_arguments(arguments: Sequence[str], groups: Callable[[], Sequence[Group
     """The assignments of a command line, `["optimizer.lr=1e-4"]`; `groups` is called only to explain a mistake.
 
     Raises:
-        ConfigError: an argument that is not `key=value`; says how to write it.
+        ConfigError: an argument is not `key=value`; says how to write it.
     """
     found = []
     for index, argument in enumerate(arguments):

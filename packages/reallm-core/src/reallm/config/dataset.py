@@ -1,4 +1,4 @@
-"""The dataset of a configuration: the dataclass of a dataset's name, and the splits it describes."""
+"""The dataset of a configuration: the dataclass for a dataset's name, and the splits that it describes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def splits(config: Any) -> dict[str, Dataset]:
 def split_args(config: Any) -> dict[str, dict[str, Any]]:
     """Split -> the arguments that a dataset class is constructed with: `{"train": {"path": "a.jsonl", ...}}`.
 
-    These are the fields of `config` but for paths, batch sizes and name, and `path` with the split's file. A
+    These are the fields of `config` except paths, batch sizes and name, plus `path` with the split's file. A
     configuration without `train_path` has only the split `"train"`, without `path` unless that is a field.
     """
     not_passed = {"name", *PATHS.values(), *BATCH_SIZES.values()}

@@ -72,7 +72,7 @@ class Configuration:
         fields.update({inner_name.rpartition(".")[2]: self._instance(inner_name) for inner_name in inner})
         try:
             return group.cls(**fields)
-        except (ReallmError, ValueError) as error:  # a ValueError from the dataclass of a plugin
+        except (ReallmError, ValueError) as error:  # a plugin's dataclass may raise a ValueError
             raise ConfigError(in_group(name, group.cls, error)) from error
 
 
@@ -80,7 +80,7 @@ def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str
     """Load the values of a configuration dataclass: its defaults, then `files` in order, then `key=value` arguments.
 
     Raises:
-        ConfigError: an argument, key, value or file is wrong: one line with the nearest right one.
+        ConfigError: an argument, key, value or file is wrong; suggests the nearest right one in one line.
         PluginError: the chosen dataset is not installed.
     """
     assignments = _assignments(config_class, files, arguments)
@@ -109,7 +109,7 @@ def describe(config: Any) -> Configuration:
 
 
 def chosen_datasets(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> dict[str, str]:
-    """The dataset names that files or arguments give, by dataset field of a configuration dataclass."""
+    """The dataset names given by files or arguments, by dataset field of a configuration dataclass."""
     return _chosen(config_class, _assignments(config_class, files, arguments))
 
 

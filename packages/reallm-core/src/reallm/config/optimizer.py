@@ -66,9 +66,9 @@ def check_warmup(config: OptimizerConfig, total_steps: int, limit: str) -> None:
     """Check that the warm-up ends before training does.
 
     Args:
-        config: of the optimizer.
-        total_steps: of training.
-        limit: what gives their number, to end the message with: `max_steps=10`.
+        config: configuration of the optimizer.
+        total_steps: number of training steps.
+        limit: setting that determines this number, for the end of the message: `max_steps=10`.
 
     Raises:
         ConfigError: `warmup_steps` is too large.
@@ -81,14 +81,14 @@ def check_trainable(dtype: str, key: str = "model.dtype") -> None:
     """Check that parameters of a dtype can be trained.
 
     Raises:
-        ConfigError: they cannot; names the key.
+        ConfigError: parameters of this dtype cannot be trained; names the key.
     """
     if dtype == "float16":
         raise ConfigError(f"{key}=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
 
 
 def lr_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of optimizer step `step` (1 is the first, `total_steps` the last).
+    """Learning rate of optimizer step `step`, from 1 to `total_steps`.
 
     It rises linearly to `lr` at the last step of the warm-up, then falls such that it would reach `lr * min_lr_ratio`
     one step after the last: no step is wasted on a learning rate of zero.

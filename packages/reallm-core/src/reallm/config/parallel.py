@@ -1,4 +1,4 @@
-"""The keys `parallel.*`: how training is split over processes. Imports no torch."""
+"""The keys `parallel.*`, which split training over processes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "parallel."
 
 @dataclass(frozen=True)
 class ParallelArgs:
-    """How training is split over processes, one for each GPU.
+    """Settings for splitting training over processes, one for each GPU.
 
     Raises:
         ConfigError: a value out of range; names the key without `parallel.`.
@@ -58,7 +58,7 @@ class ParallelArgs:
         """The layout over all processes of a job.
 
         Args:
-            n_processes: of the job.
+            n_processes: number of processes of the job.
             trained: whether the model is trained, and so sharded over the dp ranks.
 
         Raises:

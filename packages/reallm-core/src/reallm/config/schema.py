@@ -33,7 +33,7 @@ class Key:
 
     @property
     def required(self) -> bool:
-        """Whether the user must give it."""
+        """Whether the user must give a value."""
         return isinstance(self.default, str) and self.default == REQUIRED
 
 
@@ -41,7 +41,7 @@ class Key:
 class Group:
     """The keys of one dataclass: the configuration itself (with an empty name) or one of its fields (`optimizer`).
 
-    `dataset` is the name of the dataset if the group is that of one; `problem` says why its keys are unknown.
+    `dataset` is the dataset's name if the group belongs to a dataset; `problem` says why its keys are unknown.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Group:
 
 
 def groups(config_class: type, chosen: Mapping[str, str] | None = None, tolerate: bool = False) -> list[Group]:
-    """All groups of keys of a configuration dataclass; those of nested dataclasses come first.
+    """All groups of keys of a configuration dataclass; groups of nested dataclasses come first.
 
     Args:
         config_class: the dataclass; its fields are values, dataclasses, or datasets (`dataset_option`).
-        chosen: for each dataset field the name of the dataset, if it is not the default.
+        chosen: name of the dataset for each dataset field that does not have the default.
         tolerate: describe a dataset that cannot be loaded as a group with a `problem`, instead of raising PluginError.
     """
     return list(_walk(config_class, "", "", chosen or {}, tolerate))
@@ -100,7 +100,7 @@ def _default(item: dataclasses.Field) -> Any:
 
 
 def dataset_fields(config_class: type) -> dict[str, str]:
-    """The name of each dataset field -> that of its default dataset."""
+    """Name of each dataset field -> name of its default dataset."""
     return {
         item.name: item.metadata[DATASET_KEY]
         for item in dataclasses.fields(config_class)
@@ -136,7 +136,7 @@ def value_text(value: Any) -> str:
 
 
 def allowed_text(hint: Any) -> str:
-    """The values of a type, to end "it must be ..." with: `a number`, `one of a, b`."""
+    """The values of a type as the end of "it must be ...": `a number`, `one of a, b`."""
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(allowed_text(arg) for arg in get_args(hint))
     if get_origin(hint) is Literal:
@@ -209,5 +209,5 @@ def in_group(name: str, cls: type, error: Exception) -> str:
 
 
 def missing_text(key: Key) -> str:
-    """The message that a required key is not given."""
+    """The error message for a required key that is not given."""
     return f"{key.name} is required" + (f": {key.help}" if key.help else "")

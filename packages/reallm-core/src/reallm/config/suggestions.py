@@ -1,4 +1,4 @@
-"""Error messages for wrong keys and arguments: what was typed, the nearest right key, and what is allowed."""
+"""Error messages for wrong keys and arguments: the input, the nearest right key, and the allowed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration that all training algorithms share: data, steps, evaluation, saving. Imports no torch."""
+"""Configuration shared by all training algorithms: data, steps, evaluation, saving. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rows, datasets, named arrays, packing: everything between a file and a packed batch."""
+"""Rows, datasets, named arrays and packing: the path from a file to a packed batch."""

@@ -50,7 +50,7 @@ def index(array: Array, at: Index) -> Array:
 
 
 def concatenate(arrays: Sequence[Array]) -> Array:
-    """Concatenate arrays along dim 0; a single array is returned as it is.
+    """Concatenate arrays along dim 0; a single array is returned unchanged.
 
     Raises:
         DataError: they differ in kind, dtype, device or in a size other than that of dim 0.

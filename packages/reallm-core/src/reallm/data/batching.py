@@ -1,4 +1,4 @@
-"""Packs samples into a batch and takes them out again, by the batch's `seqlens` alone: no field is special."""
+"""Packs samples into a batch and splits it again, using only the batch's `seqlens`: no field is special."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def n_samples(batch: NamedArray) -> int:
     """Number of samples in the batch.
 
     Raises:
-        DataError: if it has neither `seqlens` nor `ids`.
+        DataError: it has neither `seqlens` nor `ids`.
     """
     count = sample_count(batch.metadata)
     if count is None:
@@ -28,10 +28,10 @@ def n_samples(batch: NamedArray) -> int:
 
 
 def lengths(batch: NamedArray, key: str) -> list[int]:
-    """Elements of each sample along dim 0 of field `key`, over all its sequences.
+    """Number of elements of each sample along dim 0 of field `key`, over all its sequences.
 
     Raises:
-        FieldError: if the field has no `seqlens`.
+        FieldError: the field has no `seqlens`.
     """
     return [sum(sample) for sample in _seqlens(batch, key)]
 
@@ -40,7 +40,7 @@ def cu_seqlens(batch: NamedArray, key: str) -> torch.Tensor:
     """Offsets of all sequences of field `key`, int32 [S+1] on the CPU: `((5,), (3, 2))` gives 0 5 8 10.
 
     Raises:
-        FieldError: if the field has no `seqlens`.
+        FieldError: the field has no `seqlens`.
     """
     return torch.tensor([0, *accumulate(chain.from_iterable(_seqlens(batch, key)))], dtype=torch.int32)
 
@@ -90,19 +90,19 @@ def split_samples(batch: NamedArray) -> list[NamedArray]:
     """The samples of a batch, as views of it. Inverse of `gather`.
 
     Raises:
-        DataError: if a field has no `seqlens`; names it.
+        DataError: a field has no `seqlens`; names it.
     """
     return _selections(batch, [[i] for i in range(n_samples(batch))])
 
 
 def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:
-    """Split a batch into `k` (one for each data-parallel rank) with nearly equal numbers of elements of field `key`.
+    """Split a batch into `k` batches (one per data-parallel rank) with nearly equal numbers of elements of field `key`.
 
-    Each sample is in one of them, and none is empty if there are at least `k` samples; see
+    Each sample is in one batch, and no batch is empty if there are at least `k` samples; see
     `packing.balanced_partition`.
 
     Raises:
-        DataError: if `k` is below 1 or a field has no `seqlens`; names it.
+        DataError: `k` is below 1 or a field has no `seqlens`; names it.
     """
     return _selections(batch, balanced_partition(lengths(batch, key), k))
 

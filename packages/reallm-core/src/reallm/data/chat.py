@@ -1,12 +1,12 @@
-"""Renders conversations with a tokenizer's chat template, and finds the characters that are the assistant's.
+"""Renders conversations with a tokenizer's chat template, and finds the characters of the assistant's turns.
 
     user: hi  ->  <|user|>hi<|end|><|assistant|>Hello!<|end|>
     assistant: Hello!                           ^^^^^^^^^^^^^ the turn: what the model is to write after its prompt
 
 A template is a program, so a turn is found by running it: a turn starts after the text that the template renders for
 the messages before it, as a prompt for generation, and ends with the text for the messages up to and including it. Both
-texts must be prefixes of the whole; then training shows the model exactly what generation will. If the template marks
-the turns itself (`{% generation %}`), its marks are used.
+texts must be prefixes of the whole; then the model sees the same text in training as in generation. If the template
+marks the turns itself (`{% generation %}`), its marks are used.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Message = Mapping[str, Any]
 Span = tuple[int, int]
 
 _MARK = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-_EDGE = "\ufdd0"  # not a character, and never will be: no text has it
+_EDGE = "\ufdd0"  # permanently not a character: no text contains it
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as text, and in order the spans of characters (start, end) of the assistant's turns.
+    """A conversation as text, and the character spans (start, end) of the assistant's turns, in order.
 
     A span includes the token that ends the turn. The text ends with the last span.
     """
@@ -45,7 +45,7 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Raises:
-        DataError: the tokenizer has none.
+        DataError: the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,7 +57,7 @@ class ChatTemplate:
                 "use the tokenizer of a chat model, or rows with 'prompt' and 'answer'"
             ) from error
         self._tokenizer = tokenizer
-        # transformers maps marks to tokens, and loses some where offsets skip whitespace: have the template print them.
+        # transformers maps marks to tokens, and loses some if offsets skip whitespace: make the template print them.
         self._marked_template = _MARK.sub(rf"{{%\1 print '{_EDGE}' \2%}}", template) if _MARK.search(template) else None
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special.update(tokenizer.all_special_tokens)
@@ -82,8 +82,8 @@ class ChatTemplate:
         a special token, the end-of-sequence token is added to the last one.
 
         Raises:
-            DataError: the conversation has no turn of the assistant or begins with one, the template refuses it, or
-                the text of its beginning depends on what follows; names the row.
+            DataError: the conversation has no turn of the assistant or begins with one, the template refuses it, or the
+                text of its beginning depends on later messages; names the row.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:

@@ -15,7 +15,7 @@ from reallm.data.sampler import StepSampler
 from reallm.data.serialization import to_bytes
 
 MAX_SAMPLES = 4096
-"""Most samples that are measured. In larger datasets they are those of the first steps, a random choice."""
+"""Maximum number of samples to measure: in larger datasets the samples of the first steps, a random choice."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class DatasetStats:
     rows: tuple[int, ...]
     """Indices of the samples that were measured."""
     lengths: tuple[int, ...]
-    """Tokens of each."""
+    """Number of tokens of each measured sample."""
     tokens_per_step: float
     micro_batches_per_step: float
     largest: tuple[int, ...]
-    """Tokens of the samples in the largest micro-batch."""
+    """Number of tokens of each sample in the largest micro-batch."""
     is_whole: bool
     """Whether every sample of the dataset was measured."""
 
@@ -41,9 +41,9 @@ def measure(
 
     Args:
         samples: the training data.
-        sizes: tokens of each sample of a batch that go through the model, see `Objective`.
+        sizes: function that returns the tokens of each sample in a batch that go through the model; see `Objective`.
         plan: the samples of each step.
-        max_tokens: most tokens of a micro-batch.
+        max_tokens: maximum number of tokens of a micro-batch.
     """
     n_steps = max(1, min(plan.steps_per_epoch, MAX_SAMPLES // plan.batch_size))
     rows: list[int] = []

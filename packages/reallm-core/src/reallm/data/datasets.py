@@ -1,4 +1,4 @@
-"""Makes a dataset from its name and arguments, through the plugin that offers the name."""
+"""Makes a dataset from its name and arguments, using the plugin that offers the name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DatasetUtility:
-    """The arguments that every dataset gets besides those of its configuration.
+    """Arguments that every dataset gets in addition to those of its configuration.
 
-    Each of `dp_size` data-parallel ranks holds its own slice of the rows: see `shard`.
+    Each of `dp_size` data-parallel ranks holds a different slice of the rows: see `shard`.
 
     Raises:
         ConfigError: a number is out of range.
@@ -62,9 +62,9 @@ class Dataset:
 
 
 class Samples(Protocol):
-    """A dataset: map-style, as `torch.utils.data.Dataset`, each item one sample with its `seqlens`.
+    """A map-style dataset, like `torch.utils.data.Dataset`; each item is one sample with its `seqlens`.
 
-    If it also has `report() -> str`, that is a line about what became of its rows.
+    An optional method `report() -> str` returns one line about the use of its rows.
     """
 
     def __len__(self) -> int: ...
@@ -79,7 +79,7 @@ def make_dataset(
     Raises:
         UnknownNameError: no installed plugin offers the name.
         ConfigError: the class does not take the arguments; names the dataset, its distribution and the argument.
-        DataError: its data is bad.
+        DataError: its data is invalid.
     """
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
     offer = registry.registry().offer("dataset", dataset.name)
@@ -91,14 +91,14 @@ def construct(title: str, spec: DatasetSpec, util: DatasetUtility, args: Mapping
 
     Args:
         title: the dataset's name in errors.
-        spec: with its class.
+        spec: spec of the dataset, with its class.
         util: the argument `util` of every dataset.
         args: the other arguments.
 
     Raises:
-        PluginError: the class cannot be imported, or is not that of a map-style dataset.
+        PluginError: the class cannot be imported, or is not a map-style dataset.
         ConfigError: the class does not take the arguments; names the argument.
-        DataError: its data is bad.
+        DataError: its data is invalid.
     """
     cls = spec.dataset_class()
     _check_args(title, cls, args)

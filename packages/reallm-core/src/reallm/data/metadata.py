@@ -1,6 +1,6 @@
 """Metadata of a `NamedArray`: immutable, made of JSON's types, validated. Imports no torch.
 
-`seqlens` has for each field the lengths, along dim 0, of each sample's sequences.
+`seqlens` gives, for each field, the lengths along dim 0 of each sample's sequences.
 Two samples, the second with two sequences of `input_ids`, and one score for each sequence:
 
     {"input_ids": ((5,), (3, 2)), "scores": ((1,), (1, 1))}
@@ -27,7 +27,7 @@ PER_SAMPLE = ("seqlens", "ids")
 
 
 def freeze_metadata(metadata: Metadata) -> Metadata:
-    """An immutable copy: read-only mappings, tuples, Python scalars for numpy's; items that are None are dropped.
+    """An immutable copy: read-only mappings, tuples, Python scalars instead of numpy's; items of None are dropped.
 
     Raises:
         DataError: a value is not made of JSON's types, or `seqlens` or `ids` is malformed; names the item.

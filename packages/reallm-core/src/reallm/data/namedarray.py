@@ -1,11 +1,11 @@
-"""`NamedArray`: named tensors that belong together, the type of all data that is passed around.
+"""`NamedArray`: a group of named tensors, the type of all data passed between components.
 
     batch = NamedArray(input_ids=torch.arange(5), loss_mask=torch.ones(5, dtype=torch.bool))
     batch = batch.with_metadata(seqlens={"input_ids": [[3], [2]], "loss_mask": [[3], [2]]}, ids=["a", "b"])
     batch.input_ids is batch["input_ids"]
 
-Its fields are torch tensors, numpy arrays, nested `NamedArray`s, or None. `reallm.data.batching` packs samples into
-one and takes them out again.
+Its fields are torch tensors, numpy arrays, nested `NamedArray`s, or None. `reallm.data.batching` packs samples into one
+and splits it again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
 
 
 class FieldError(DataError, KeyError, AttributeError):
-    """A field does not exist. Also a `KeyError` and an `AttributeError`, as Python expects of `x[...]` and `x.y`."""
+    """Raised for a field that does not exist; also a `KeyError` and an `AttributeError`, as `x[...]` and `x.y` need."""
 
     __str__ = Exception.__str__  # a KeyError would print its message in quotes
 
@@ -51,19 +51,19 @@ class NamedArray:
     structure, or with a number or an array on all fields. Fields of None stay None.
 
     `==` compares names, kinds, dtypes, shapes, values (NaN equals NaN) and metadata, and gives one bool; like
-    that of a dict, it does not look at the order of fields.
+    that of a dict, it ignores the order of fields.
 
     Args:
         **fields: torch tensors, numpy arrays, `NamedArray`s without metadata, or None.
 
     Raises:
-        DataError: a name is not allowed (empty, with a dot, with a leading underscore, or that of a method), or a
-            value is of another type; names the field.
+        DataError: a name is not allowed (empty, with a dot, with a leading underscore, or a method's name), or a
+            value has another type; names the field.
     """
 
     __slots__ = ("_fields", "_metadata")
     __hash__: ClassVar[None]  # type: ignore[assignment]
-    __array_ufunc__ = None  # `numpy_array + batch` asks the batch, instead of looping over it
+    __array_ufunc__ = None  # `numpy_array + batch` calls the batch's method, instead of looping over it
 
     _fields: Mapping[str, Value]
     _metadata: Metadata
@@ -73,7 +73,7 @@ class NamedArray:
 
     @property
     def metadata(self) -> Metadata:
-        """Read-only items beside the arrays: `seqlens`, `ids` and whatever was given to `with_metadata`."""
+        """Read-only items that accompany the arrays: `seqlens`, `ids` and all others given to `with_metadata`."""
         return self._metadata
 
     def with_metadata(self, **items: Any) -> NamedArray:
@@ -134,7 +134,7 @@ class NamedArray:
         return self._fields[at]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # never a field; `copy` and `pickle` ask for such names on unfinished objects
+        if name.startswith("_"):  # never a field; `copy` and `pickle` look such names up on unfinished objects
             raise AttributeError(f"'NamedArray' object has no attribute '{name}'")
         return self[name]
 
@@ -156,7 +156,7 @@ class NamedArray:
         return f"NamedArray({', '.join([*samples, *(f'{k}={_describe(v)}' for k, v in self._fields.items())])})"
 
     def __reduce__(self) -> tuple[Callable[..., NamedArray], tuple[Any, ...]]:
-        # How a data-loader's worker sends it. Read-only mappings cannot be pickled, so plain ones travel.
+        # Used when a data loader's worker sends it. Read-only mappings cannot be pickled, so plain ones are sent.
         return _new, (dict(self._fields), thaw(self._metadata))
 
     def __eq__(self, other: object) -> bool:
@@ -186,7 +186,7 @@ def from_dict(values: Mapping[str, Any], metadata: Metadata | None = None) -> Na
 def flatten(x: NamedArray) -> list[tuple[str, Value]]:
     """All fields as (dotted name, value) in order: `[("input_ids", ...), ("critic.values", ...)]`.
 
-    Values are arrays and None; a nested `NamedArray` without fields stands for itself, so that none is lost.
+    Values are arrays and None; a nested `NamedArray` without fields is its own value, so that it is not lost.
     """
     items: list[tuple[str, Value]] = []
     for name, value in x.items():
@@ -220,10 +220,10 @@ def from_flattened(items: Iterable[tuple[str, Value]], metadata: Metadata | None
 
 
 def aligned(xs: Sequence[NamedArray]) -> list[tuple[str, list[Any]]]:
-    """For each dotted name, in the order of the first, its values in several `NamedArray`s of the same structure.
+    """Dotted name -> its values in several `NamedArray`s of the same structure, in the order of the first of them.
 
     Raises:
-        DataError: they differ in fields, or a field is None in some only; names the field.
+        DataError: they differ in fields, or a field is None in only some of them; names the field.
     """
     columns: dict[str, list[Any]] = {name: [value] for name, value in flatten(xs[0])} if xs else {}
     for i, x in enumerate(xs[1:], start=1):
@@ -253,9 +253,9 @@ def recursive_apply(x: NamedArray, fn: Callable[[Any], Value]) -> NamedArray:
 def recursive_aggregate(xs: Sequence[NamedArray], aggregate_fn: Callable[[list[Any]], Value]) -> NamedArray:
     """`aggregate_fn([x.field for x in xs])` for every array, nested ones too: `recursive_aggregate(xs, torch.stack)`.
 
-    Fields that are None in all stay None. The result has no metadata, since `aggregate_fn` may have changed sizes
-    (`batching.gather` packs samples together with theirs). An exception of `aggregate_fn` is raised with a note that
-    names the field.
+    Fields that are None in all of them stay None. The result has no metadata, since `aggregate_fn` may have changed
+    sizes (`batching.gather` packs samples together with theirs). An exception of `aggregate_fn` is raised with a note
+    that names the field.
 
     Raises:
         DataError: the structures differ; names the field.
@@ -269,7 +269,7 @@ def recursive_aggregate(xs: Sequence[NamedArray], aggregate_fn: Callable[[list[A
 
 
 def merge(parts: Iterable[NamedArray]) -> NamedArray:
-    """One `NamedArray` with the fields of all parts, which are about the same samples.
+    """One `NamedArray` with the fields of all parts, which describe the same samples.
 
     Raises:
         DataError: two parts have a field of the same name, or different metadata; names it.
@@ -290,7 +290,7 @@ def merge(parts: Iterable[NamedArray]) -> NamedArray:
 def split(x: NamedArray, groups: Iterable[Iterable[str]] | None = None) -> list[NamedArray]:
     """One `NamedArray` for each group of field names, with their metadata, and a last one with all other fields.
 
-    Without groups, each field on its own. Always `merge(split(x, groups)) == x`. To cut a batch into its samples
+    Without groups, there is one for each field. Always `merge(split(x, groups)) == x`. To cut a batch into its samples
     instead, see `batching.split_samples`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Plans which samples go together: deterministic, on plain lengths, without any data.
+"""Plans the grouping of samples into parts and micro-batches: deterministic, from their lengths alone.
 
 >>> balanced_partition([8, 7, 6, 5, 4], 2)  # 15 and 15 tokens
 [[0, 1], [2, 3, 4]]
@@ -19,7 +19,7 @@ def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
     """Partition the indices of `lengths` into `k` parts with nearly equal sums.
 
     Longest-first greedy assignment (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969), then moves
-    and swaps between the fullest part and another for as long as they bring the two closer together.
+    and swaps between the fullest part and another as long as they bring the two closer together.
 
     Returns:
         `k` parts in order of their first index, each ascending. No part is empty if there are `k` samples.
@@ -42,8 +42,8 @@ def balanced_partition(lengths: Sequence[int], k: int) -> list[list[int]]:
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Partition the indices of `lengths` into micro-batches of at most `max_tokens`.
 
-    They are as few as the heuristics find, then as equal as possible. A sample longer than `max_tokens` has a
-    micro-batch to itself.
+    Micro-batches are as few as the heuristics find, then as equal as possible. A sample longer than `max_tokens` is a
+    micro-batch of its own.
 
     Returns:
         Micro-batches in order of their first index, each ascending; none for no samples.
@@ -62,8 +62,9 @@ def parallel_micro_batches(
 ) -> list[list[list[int]]]:
     """The micro-batches of each of `dp` ranks, the same number on every rank; each index of `lengths` is in one.
 
-    The n-th micro-batches of all ranks have nearly equal sums, so that ranks which synchronize after each wait little;
-    so have the totals of all ranks. If there are too few samples, some ranks have empty micro-batches at the end.
+    The n-th micro-batches of all ranks have nearly equal sums, so that ranks which synchronize after each micro-batch
+    wait little; so do the totals of all ranks. If there are too few samples, some ranks have empty micro-batches at the
+    end.
 
     >>> parallel_micro_batches([6, 5, 5, 4], 10, 2)  # at most 10 tokens each
     [[[0, 3]], [[1, 2]]]
@@ -72,9 +73,9 @@ def parallel_micro_batches(
 
     Args:
         lengths: tokens of each sample.
-        max_tokens: most tokens of a micro-batch; a longer sample has one to itself.
-        dp: data-parallel ranks.
-        at_least: fewest micro-batches for each rank, if there are enough samples; a pipeline needs several to be busy.
+        max_tokens: maximum number of tokens of a micro-batch; a longer sample is a micro-batch of its own.
+        dp: number of data-parallel ranks.
+        at_least: minimum number of micro-batches for each rank, if there are enough samples; a pipeline needs several.
 
     Raises:
         DataError: `max_tokens`, `dp` or `at_least` is below 1, or a length negative.
@@ -92,7 +93,7 @@ def parallel_micro_batches(
 
 
 def _fewest_parts(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """As few parts within the budget as possible: equal ones if they fit, else those of best-fit-decreasing.
+    """As few parts within the budget as possible: equal parts if they fit, else the result of best-fit-decreasing.
 
     Budget 10, lengths 6 6 4 4: the sum asks for 2 parts, and 6+4, 6+4 are equal and fit.
     Budget 10, lengths 6 6 6: the sum asks for 2, but only 3 fit.
@@ -171,10 +172,10 @@ def _refine(lengths: Sequence[int], parts: list[list[int]]) -> None:
 def _best_exchange(
     lengths: Sequence[int], full: list[int], other: list[int], gap: int
 ) -> tuple[int, int | None] | None:
-    """The index to move from `full` and the one to move back (None: none), so that about half of `gap` moves."""
+    """The index to move from `full` and the one to move back (None: none), which together move about half of `gap`."""
     candidates: list[tuple[int, int | None]] = [(0, None), *sorted((lengths[i], i) for i in other)]
     sizes = [size for size, _ in candidates]
-    best = gap  # distance of the gap from twice what moves: the smaller, the closer the two sums
+    best = gap  # distance of the gap from twice the amount moved: the smaller, the closer the two sums
     chosen: tuple[int, int | None] | None = None
     for i in full:
         position = bisect.bisect_left(sizes, lengths[i] - gap / 2)
@@ -202,7 +203,7 @@ def inference_micro_batches(
 ) -> list[list[list[int]]]:
     """The micro-batches of each of `dp` ranks for a forward pass through `pp` stages; each index is in one of them.
 
-    Ranks have nearly equal sums, and so have the micro-batches of a rank. Unlike in `parallel_micro_batches`, ranks may
+    Ranks have nearly equal sums, and so do the micro-batches of a rank. Unlike in `parallel_micro_batches`, ranks may
     have different numbers of them: one for each stage, which keeps all stages busy, or more if `max_tokens` requires;
     fewer if there are too few samples.
 

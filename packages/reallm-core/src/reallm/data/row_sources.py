@@ -1,4 +1,4 @@
-"""Reads raw records, with their place, from files of several formats or from a function. Imports no torch."""
+"""Reads raw records, with their locations, from files of several formats or from a function. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_source(source: Source) -> None:
     """Check that the file exists and has a known format, without reading it or running the function.
 
     Raises:
-        DataError: it does not.
+        DataError: the file does not exist, or has an unknown format.
     """
     _opener(source)
 
@@ -147,7 +147,7 @@ def _json_lines(path: Path, file: Iterable[bytes]) -> Records:
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    # Split bytes, at \n alone: str.splitlines would also split at characters such as U+2028 within text.
+    # Split bytes, at \n only: str.splitlines would also split at characters such as U+2028 within text.
     for number, line in enumerate(file, 1):
         yield number, line.removeprefix(_BOM) if number == 1 else line
 
@@ -201,12 +201,13 @@ _READERS: Mapping[str, Callable[[Path], Records]] = {
 def _load(module: str, name: str) -> Builder:
     """The function `name` of an importable module, or of a Python file.
 
-    Naming it in a configuration runs its code, as an import would: it is the user's code. No data file can name one.
+    Naming a function in a configuration runs its code, as an import would: it is the user's code. Data files cannot
+    name one.
     """
     source = f"{module}:{name}"
     try:
         loaded = _load_file(Path(module).expanduser()) if module.endswith(".py") else importlib.import_module(module)
-    except Exception as error:  # the user's code runs here and may raise anything
+    except Exception as error:  # this runs the user's code, which may raise anything
         hint = "; a file is given as path/to/file.py:function" if isinstance(error, ModuleNotFoundError) else ""
         raise DataError(
             f"{source}: cannot import '{module}': {type(error).__name__}: {_one_line(error)}{hint}"

@@ -21,9 +21,9 @@ Kind = type | tuple[type, ...]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object of a data file: its values, its id, and its place (`train.jsonl:12`) for messages.
+    """One object of a data file: its values, its id, and its location (`train.jsonl:12`) for messages.
 
-    A key with the value null counts as absent: that is how tables export a key that a row does not have.
+    A key with the value null counts as absent, because tables export missing keys as null.
     """
 
     id: str
@@ -44,10 +44,11 @@ class Row:
             raise self.error(f"found no such key{self._keys()}, wanted {wanted}")
 
     def get(self, key: str, kind: Kind, wanted: str = "") -> Any:
-        """The value of `key`, of type `kind`.
+        """The value of `key`, checked to be of type `kind`.
 
         Raises:
-            DataError: it is missing or of another type; names the place, what was found and what is `wanted`.
+            DataError: the value is missing or of another type; names the location, the value found and what is
+                `wanted`.
         """
         value = self.values.get(key)
         if value is None:
@@ -97,7 +98,7 @@ class Row:
     def _text(self, value: str, name: str) -> str:
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half a character, as in "\ud83d"; no tokenizer takes it
+        except UnicodeEncodeError as error:  # JSON can hold half a character, as in "\ud83d"; tokenizers refuse it
             broken = ascii(value[error.start])
             raise self.error(f"{name}: found half of a surrogate pair ({broken}), wanted valid Unicode text") from None
         return value
@@ -118,7 +119,7 @@ def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> 
         required: key -> type of its value, for keys that every row must have.
 
     Raises:
-        DataError: the source cannot be read, has no rows, or has a bad one; names the place.
+        DataError: the source cannot be read, has no rows, or has an invalid one; names the location.
     """
     rows: list[Row] = []
     places: dict[str, str] = {}

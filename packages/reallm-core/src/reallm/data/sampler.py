@@ -1,4 +1,4 @@
-"""The samples of each optimizer step, as a pure function of seed and step: no order of data needs to be saved."""
+"""Choice of the samples of each optimizer step, a pure function of seed and step: no data order must be saved."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class StepSampler:
         return [int(row) for row in _order(self.n_rows, self.seed, epoch)[start : start + self.batch_size]]
 
     def epoch_after(self, step: int) -> float:
-        """Epochs done after `step`, a fraction."""
+        """Number of epochs done after `step`, a fraction."""
         return step / self.steps_per_epoch
 
     def is_due(self, step: int, every: int | None) -> bool:
-        """Whether what is done every `every` steps (None: every epoch), and after the last, is due after `step`."""
+        """Whether an action done every `every` steps (None: every epoch) and after the last is due after `step`."""
         return step % (every or self.steps_per_epoch) == 0 or step == self.total_steps
 
 

@@ -1,7 +1,7 @@
 """Saves a `NamedArray` as one safetensors file, and loads it. Nothing in such a file is ever executed.
 
-Arrays have their dotted names. The header's metadata holds one JSON text under `reallm.namedarray`: the format's
-version, the kind of every field in order (torch, numpy, none, empty: nested without fields), and the metadata.
+Arrays are stored under their dotted names. The header's metadata holds one JSON text under `reallm.namedarray`: the
+format's version, the kind of every field in order (torch, numpy, none, empty: nested without fields), and the metadata.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSION = 1
 def save(batch: NamedArray, path: str | os.PathLike[str]) -> None:
     """Write `batch` to `path` atomically.
 
-    Nesting, None fields, the kinds (torch, numpy), dtypes and metadata survive; devices and gradients do not.
+    Nesting, None fields, the kinds (torch, numpy), dtypes and metadata are kept; devices and gradients are not.
 
     Raises:
         DataError: the format lacks a dtype, or the file cannot be written; names the field or path.
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
     """The `NamedArray` that `save` wrote to `path`, on the CPU.
 
     Raises:
-        DataError: the file is missing, damaged, or something else; names the path.
+        DataError: the file is missing, damaged, or not such a file; names the path.
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")

@@ -1,1 +1,1 @@
-"""The demo: trains a tiny model on a small dataset that comes with the core."""
+"""The demo, which trains a tiny model on a small dataset that is part of the core."""

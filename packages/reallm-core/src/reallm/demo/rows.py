@@ -22,12 +22,12 @@ LARGEST_SUMMAND = 15
 LARGEST_SUCCESSOR = 199
 HELD_OUT_SHARE = 0.1
 NUMBER_REPEATS = 3
-"""How often an epoch has each row with numbers: there are few of them, and carrying is hard."""
+"""Number of times that an epoch has each row with numbers: they are few, and carrying is hard."""
 
 
 @dataclass(frozen=True)
 class DemoRows:
-    """Rows to train on, held-out rows, and some of both to show."""
+    """Training rows, held-out rows, and some of both to show."""
 
     train: list[Row]
     valid: list[Row]
@@ -55,7 +55,7 @@ def demo_rows(seed: int) -> DemoRows:
         shown += held_out[:2]
         train += [row for group in groups[n_held_out:] for row in group] * repeats
     train += other_sums * NUMBER_REPEATS
-    train += facts * 10  # a fact has no rule: it must be memorized
+    train += facts * 10  # facts follow no rule: they must be memorized
     generator.shuffle(train)
     return DemoRows(train, valid, shown)
 

@@ -43,10 +43,10 @@ def run_demo(
     """Write data and an untrained model, train it with `run`, and show its answers before and after.
 
     Args:
-        output_dir: where the folder `demo-<date>` is made.
+        output_dir: folder in which `demo-<date>` is made.
         steps: optimizer steps; None: enough to learn the tasks, in a minute or two on two cores.
-        seed: of the data, the weights and the order of rows.
-        console: where to print; None is the standard output.
+        seed: seed of the data, the weights and the order of rows.
+        console: console to print on; None is the standard output.
 
     Raises:
         PluginError: a package that the demo needs is not installed; says what to install.
@@ -104,7 +104,7 @@ def _installed_family(architecture: ReaLModelConfig) -> str:
     """An installed family that can store this architecture.
 
     Raises:
-        PluginError: there is none, or the dataset is not installed.
+        PluginError: there is no such family, or the dataset is not installed.
     """
     found = [name for name, family in registry.offers("family").items() if _can_store(family, architecture)]
     missing = [] if found else [suggested_first("family")[0]]
@@ -146,7 +146,7 @@ def _dataset_config(data: Path) -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread in the block: for work this small, more threads are slower on a busy machine."""
+    """Context that computes with one thread: for such small work, more threads are slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

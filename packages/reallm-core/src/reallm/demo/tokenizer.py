@@ -19,7 +19,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # trained on nothing: the alphabet, and no merges
+    # trained without data: only the alphabet, no merges
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + 1, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )

@@ -1,1 +1,1 @@
-"""`ReaLModel`, the class users hold: a network on the ranks of a layout, its checkpoints, and generation."""
+"""`ReaLModel`, the class that users work with: a network on the ranks of a layout, its checkpoints, and generation."""

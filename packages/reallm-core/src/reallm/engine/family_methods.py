@@ -1,11 +1,11 @@
-"""`ReaLModel.from_<family>` and its three siblings, which exist for every installed family without being written.
+"""`ReaLModel.from_<family>` and its three siblings, provided dynamically for every installed family.
 
     ReaLModel.from_<family>(source)         a model, from a checkpoint folder, a HF config or a HF model
     model.to_<family>()                     the transformers model with the same weights
     ReaLModel.config_from_<family>(source)  a ReaLModelConfig, from a checkpoint folder or a HF config
     ReaLModel.config_to_<family>(config)    the transformers config
 
-They are found when asked for, so that importing the class imports no plugin; `dir(ReaLModel)` lists them.
+They are looked up when they are accessed, so that importing the class imports no plugin; `dir(ReaLModel)` lists them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from reallm.hf.family import HFFamily
 from reallm.plugins import registry
 
 PREFIXES = ("config_from_", "config_to_", "from_", "to_")
-"""Of the methods, longer ones first, so that the longest match counts."""
+"""Prefixes of the methods, longer ones first, so that the longest match counts."""
 
 
 class FamilyMethods(type):
-    """Metaclass of a model class with family methods: Python looks missing attributes of a class up nowhere else.
+    """Metaclass of a model class with family methods: only a metaclass can supply missing attributes of a class.
 
     The class implements the class methods `_from_family`, `_config_from_family` and `_config_to_family`, and the method
     `_to_family`; each takes the `HFFamily` first.
@@ -41,7 +41,7 @@ class FamilyMethods(type):
 
 
 def bound_method(model: object, attribute: str) -> Callable[..., Any]:
-    """The same on instances: `model.to_<family>`. To be called by the class' `__getattr__`.
+    """The family method of an instance, `model.to_<family>`; for the `__getattr__` of its class to call.
 
     Raises:
         AttributeError: `attribute` names no family method.
@@ -56,7 +56,7 @@ def method_names() -> list[str]:
 
 
 def split_name(attribute: str) -> tuple[str, str] | None:
-    """`"config_from_llama"` -> `("config_from_", "llama")`; None if it has not that form."""
+    """`"config_from_llama"` -> `("config_from_", "llama")`; None if it does not have that form."""
     for prefix in PREFIXES:
         if attribute.startswith(prefix) and len(attribute) > len(prefix):
             return prefix, attribute.removeprefix(prefix)
@@ -67,7 +67,7 @@ def _find(cls: type, attribute: str) -> tuple[str, HFFamily]:
     """The prefix and the family that `attribute` names.
 
     Raises:
-        AttributeError: it names no installed family; gives the nearest name, or what to install.
+        AttributeError: `attribute` names no installed family; gives the nearest name, or what to install.
     """
     parts = split_name(attribute)
     if parts is None:

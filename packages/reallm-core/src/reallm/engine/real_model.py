@@ -1,4 +1,4 @@
-"""`ReaLModel`: a network together with the checkpoint it came from, how it is saved, and how it generates."""
+"""`ReaLModel`: a network with the checkpoint it came from, and methods to save it and to generate with it."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     """
 
     family: HFFamily | None = None
-    """The family in which it is saved."""
+    """The family in whose format the model is saved."""
     source: Path | None = None
-    """The checkpoint that it came from."""
+    """The folder of the checkpoint that the model came from."""
     bytes_read: int = 0
     """Bytes of the checkpoint's tensors that this process has read."""
     _raw_hf_config: Mapping[str, Any] | None = None
@@ -93,21 +93,21 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         zero: int = 3,
         sequence_parallel: bool = False,
     ) -> ReaLModel:
-        """A model from a HuggingFace checkpoint: a folder, or an id on the hub; its config says which family it is of.
+        """Load a model from a HuggingFace checkpoint: a folder, or an id on the hub; its config names the family.
 
         It is in evaluation mode, without dropout; `TrainEngine` trains it in training mode.
 
         Args:
             path: folder with `config.json` and safetensors files.
-            dtype: of the parameters; None keeps the checkpoint's. On CPU the tensors are then memory-mapped
+            dtype: dtype of the parameters; None keeps the checkpoint's. On CPU the tensors are then memory-mapped
                 from the files, without a copy.
             is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
-            mesh: the layout over whose ranks the model is sharded, each of which reads its part of the files only;
-                None: this process holds all of it. See `ShardedModel` for `zero` and `sequence_parallel`.
+            mesh: the layout over whose ranks the model is sharded; each rank reads only its part of the files. None:
+                this process holds the whole model. See `ShardedModel` for `zero` and `sequence_parallel`.
 
         Raises:
-            CheckpointError: what is wrong with the folder, and how to put it right.
+            CheckpointError: the folder cannot be loaded; says what is wrong with it and how to fix it.
             PluginError: no installed plugin offers the family; says what to install.
             ConfigError: the layout does not fit the model.
         """
@@ -136,12 +136,13 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         """Write a HuggingFace checkpoint folder that transformers loads.
 
         The tokenizer, chat template and generation config of the checkpoint the model came from are carried over, or
-        `tokenizer` is saved. The folder is replaced in one step: killed at any moment, it holds the old or the new.
-        With a mesh, all ranks of its layout call it and write parts of the one checkpoint, in a folder that all see.
+        `tokenizer` is saved. The folder is replaced atomically: even if the process is killed, it holds either the old
+        or the new checkpoint. With a mesh, all ranks of its layout call it and write parts of one checkpoint, in a
+        folder that all can access.
 
         Args:
             path: the folder; made if missing.
-            dtype: convert to this on the way; None keeps that of the parameters.
+            dtype: dtype of the saved tensors; None keeps the parameters' dtype.
             max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
         """
         export = self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
@@ -157,7 +158,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Export | ShardedExport:
-        """What `save_pretrained` would write, as a value; its tensors are the parameters themselves, not copies."""
+        """The checkpoint that `save_pretrained` would write, as a value; its tensors are the parameters, not copies."""
         if self.family is None:
             raise CheckpointError(
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
@@ -185,7 +186,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     # ------------------------------------------------------------------ inference and generation
 
     def token_logprobs(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
-        """Log-probability [T] float32 of each token after those before it in its sequence, 0 for the first of each.
+        """Log-probability [T] float32 of each token given the tokens before it in its sequence; 0 for a first token.
 
         Without dropout and without gradients, and without holding logits. With a mesh, all ranks of its layout make the
         same call, each computes some of the sequences, and all get the same result.
@@ -193,8 +194,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         Args:
             tokens: [T] integers, the sequences one after another.
             cu_seqlens: [S+1] integers, bounds of the sequences.
-            max_tokens: tokens per forward pass; one longer sequence goes alone. None: all of a rank's in one pass, or
-                in one for each stage of a pipeline.
+            max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own. None: one pass
+                for all of a rank's sequences, or one for each stage of a pipeline.
 
         Raises:
             DataError: `cu_seqlens` does not bound the tokens.
@@ -209,7 +210,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         Raises:
             DataError: `cu_seqlens` does not bound the tokens.
-            ConfigError: `max_tokens` below 1, or this is no critic.
+            ConfigError: `max_tokens` below 1, or this is not a critic.
         """
         if not self.config.is_critic:
             raise ConfigError("only a critic gives scores; load the model with is_critic=True, or call token_logprobs")
@@ -239,7 +240,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         Args:
             prompts: texts, or lists of token ids.
-            tokenizer: for texts and stop strings; None takes the one in the checkpoint's folder.
+            tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
             temperature: 0 is greedy.
             stop_token_ids: None takes the end-of-sequence tokens of the checkpoint.
             stop: strings that end a completion.
@@ -362,7 +363,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
     @classmethod
     def _config_to_family(cls, family: HFFamily, config: ReaLModelConfig) -> PreTrainedConfig:
-        """The transformers config that says the same as `config`."""
+        """The transformers config that is equivalent to `config`."""
         return transformers_config(config_to_hf(family, config))
 
     # ------------------------------------------------------------------ private helpers
@@ -376,7 +377,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         return model
 
     def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:
-        """This model's `config.json` in a family, for tensors of `dtype`; None: that of the parameters."""
+        """This model's `config.json` in a family, for tensors of `dtype`; None: the dtype of the parameters."""
         base = self._raw_hf_config if self.family is family else None
         return config_to_hf(family, self.config, base, str(dtype or self.dtype).removeprefix("torch."))
 

@@ -1,4 +1,4 @@
-"""A network of which each rank of a layout holds a part: how it is called, offloaded and moved to other layouts."""
+"""`ShardedModel`: a network of which each rank of a layout holds a part; it can be offloaded and reallocated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class MeshCache:
-    """The meshes between which a model is moved, kept because making process groups takes longer than a move."""
+    """Cache of the meshes between which a model is moved: making process groups takes longer than a move."""
 
     known: dict[Layout, Mesh] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class MeshCache:
 
 @dataclass(frozen=True)
 class _BuildArgs:
-    """What a model was built with beside its configuration and its mesh."""
+    """Arguments that a model was built with, other than its configuration and its mesh."""
 
     dtype: torch.dtype
     device: torch.device
@@ -56,18 +56,19 @@ class _BuildArgs:
 class ShardedModel:
     """A `Transformer` of which this rank holds the part that a mesh assigns to it, or all of it without a mesh.
 
-    It is called as its `network` is, and passes on those methods of an `nn.Module` that deal with parameters and modes.
-    Parameters are named as in the network: `layers.0.tokens.weight`. Everything else of a module is that of `network`.
+    It is called like its `network`, and has the methods of an `nn.Module` that deal with parameters and modes.
+    Parameters are named as in the network: `layers.0.tokens.weight`. Other attributes of a module are found on
+    `network`.
 
     Args:
-        config: of the whole network.
-        dtype: of the parameters.
-        device: of the parameters; `meta` for a network without values.
-        seed: of initial weights, which are the same in every layout.
+        config: configuration of the whole network.
+        dtype: dtype of the parameters.
+        device: device of the parameters; `meta` for a network without values.
+        seed: seed of the initial weights, which are the same in every layout.
         mesh: the layout; None: this process holds the whole network.
-        zero: how much FSDP2 frees, where the layout is one of FSDP: 1 nothing, 2 gradients after each micro-batch, 3
-            parameters after each use as well.
-        sequence_parallel: whether tensor-parallel ranks split the tokens between their layers.
+        zero: ZeRO level, for a layout with FSDP: 1 frees nothing, 2 frees gradients after each micro-batch, 3 also
+            frees parameters after each use.
+        sequence_parallel: whether tensor-parallel ranks also split the tokens, outside of the layers that they split.
 
     Raises:
         ConfigError: the layout does not fit the heads, the layers or the number of ranks.
@@ -92,12 +93,12 @@ class ShardedModel:
         """The ranks that share the model; None if this process holds all of it."""
         self.meshes = MeshCache({} if mesh is None else {mesh.layout: mesh})
         self.moved: ReallocationResult | None = None
-        """What the last `reallocate` that made this model, or wrote into it, has moved."""
+        """Result of the last `reallocate` that made this model or wrote into it: how much was moved."""
         self._network = network
         self._build_args = _BuildArgs(dtype, device, zero, sequence_parallel)
         self._offload: ModelOffload | None = None
         self._broken: str | None = None
-        """Why the parameters or the ranks' passes cannot be relied on any more; None: they can."""
+        """The reason that the parameters or the ranks' passes can no longer be relied on; None: they can."""
         if mesh is not None:
             parallelize(network, mesh, zero=zero, sequence_parallel=sequence_parallel)
         if device.type == "meta":
@@ -115,7 +116,7 @@ class ShardedModel:
 
     @property
     def network(self) -> Transformer:
-        """The layers that this rank holds, with which losses are called.
+        """The layers that this rank holds, as a module to pass to losses.
 
         Raises:
             PeerError: an earlier error has left it unusable; says which.
@@ -155,7 +156,7 @@ class ShardedModel:
 
     @property
     def gradient_checkpointing(self) -> GradientCheckpointing:
-        """What training computes again in the backward pass instead of keeping it; may be changed at any time."""
+        """The activations that training recomputes in the backward pass instead of keeping; can be changed any time."""
         return self._network.gradient_checkpointing
 
     @gradient_checkpointing.setter
@@ -171,10 +172,10 @@ class ShardedModel:
         """Whether the blocks run through `torch.compile`."""
         return self._network.is_compiled
 
-    # ------------------------------------------------------------------ parameters and modes, as of an nn.Module
+    # ------------------------------------------------------------------ parameters and modes, as in an nn.Module
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The local parameters; where they are offloaded, without their memory until `reload`."""
+        """The local parameters; offloaded ones have no memory until `reload`."""
         return self._network.parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -186,7 +187,7 @@ class ShardedModel:
         return self._network.get_parameter(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The local parameters by name, not copies. What is offloaded is brought back first."""
+        """The local parameters by name, not copies. Offloaded parameters are brought back first."""
         self.reload()
         return self._network.state_dict()
 
@@ -203,7 +204,7 @@ class ShardedModel:
         """Move or convert the parameters in place; arguments as in `nn.Module.to`. Reloads what is offloaded."""
         self.reload()
         self._network.to(*args, **kwargs)
-        # the same for a rank without parameters, whose dtype and device follow from the arguments alone
+        # applies to a rank without parameters too, whose dtype and device follow from the arguments alone
         like = torch.empty(0, dtype=self._build_args.dtype, device=self._build_args.device).to(*args, **kwargs)
         self._build_args = replace(self._build_args, dtype=like.dtype, device=like.device)
         return self
@@ -224,19 +225,19 @@ class ShardedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters; on a rank without any, that of the other ranks."""
+        """The dtype of the parameters; on a rank without any, the dtype on the other ranks."""
         return next((parameter.dtype for parameter in self.parameters()), self._build_args.dtype)
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters; on a rank without any, the one they would be on."""
+        """The device of the parameters; on a rank without any, the device they would be on."""
         return next((parameter.device for parameter in self.parameters()), self._build_args.device)
 
     # ------------------------------------------------------------------ placement
 
     @property
     def layout(self) -> Layout:
-        """How the ranks share the model; `dp<n>` without a mesh, where each process of a job holds all of it."""
+        """The layout in which ranks share the model; `dp<n>` without a mesh, where each process holds all of it."""
         return self._effective_mesh.layout
 
     @property
@@ -245,7 +246,7 @@ class ShardedModel:
         return local_boxes(self.config, self.layout, self._effective_mesh.rank)
 
     def local_tensors(self) -> dict[str, Tensor]:
-        """Parameter -> this rank's part, `boxes[name].shape`, not a copy. What is offloaded is brought back first."""
+        """Parameter -> this rank's part, `boxes[name].shape`, not a copy. Offloaded parts are brought back first."""
         self.reload()
         return local_tensors(self._network)
 
@@ -258,14 +259,14 @@ class ShardedModel:
     # ------------------------------------------------------------------ offloading
 
     def async_offload(self, *, stream: bool = False) -> None:
-        """Begin to move the parameters to host memory: pinned memory for those of a GPU, a file for those of a CPU.
+        """Begin to move the parameters to host memory: from a GPU to pinned memory, from a CPU to a file.
 
-        Until `wait_for_offload`, which frees their memory, the model can be used and must not be changed. Afterwards
-        the next forward pass brings it back layer by layer, each while the one before it computes.
+        Until `wait_for_offload`, which frees their memory, the model can be used but must not be changed. Afterwards
+        the next forward pass brings it back layer by layer, each layer while the one before it computes.
 
         Args:
-            stream: free blocks again after each use, so that two of them are in memory at a time: a model that is
-                larger than the memory can serve. Not for models that are trained.
+            stream: free blocks again after each use, so that only two are in memory at a time, which lets a model
+                larger than the memory run inference. Not for models that are trained.
 
         Raises:
             DataError: the host has no room; says where.
@@ -311,18 +312,18 @@ class ShardedModel:
         """The model in another layout, such as `"tp2pp1dp2"` or `"dp2@4-7"`; this one stays as it is.
 
         All ranks of both layouts call it; other ranks of the job may, and take no part. Models on disjoint ranks are
-        moved side by side. Each element that a rank lacks is sent to it once; what it has it keeps. The plan is made
-        once for each pair of layouts. It succeeds on all ranks or on none.
+        moved concurrently. Each element that a rank lacks is sent to it once; elements that it already holds are kept.
+        The plan is made once for each pair of layouts. It succeeds on all ranks or on none.
 
         Args:
             to: the layout.
-            into: a model in that layout, such as an earlier result, that takes the parameters into its memory, where
-                they go straight; if that fails it cannot be used until another move into it succeeds. None makes one.
+            into: a model in that layout, such as an earlier result, whose memory receives the parameters directly; if
+                the move fails, it cannot be used until another move into it succeeds. None makes a new model.
             eta: weight of the new parameters: `into` becomes `eta * new + (1 - eta) * old`, as in a moving average.
-            dtype: of the result; None: that of `into`, or else of this model.
-            share: let the result use the memory of parts that it has in common with this model. To be used where this
-                model is given up, as in `model = model.reallocate(to, share=True)`, or does not change.
-            checksum: prove that what arrives is what was sent.
+            dtype: dtype of the result; None: the dtype of `into`, or else of this model.
+            share: let the result use the memory of parts that it has in common with this model. Only for a model that
+                is discarded, as in `model = model.reallocate(to, share=True)`, or does not change.
+            checksum: verify that the values received are the values sent.
 
         Raises:
             ConfigError: the layout does not fit the model or the job, or is not that of `into`.
@@ -381,7 +382,7 @@ class ShardedModel:
 
     @contextmanager
     def _receiving_weights(self) -> Iterator[None]:
-        """Parameters are overwritten in the block. After an error in it they are neither the old nor the new ones."""
+        """Context for overwriting the parameters; an error leaves the model unusable until another move into it."""
         half_moved = (
             f"rank {self._effective_mesh.rank}: an earlier move into this model has failed, so that its parameters are "
             "of no use; move into it again, or use the model that was moved"
@@ -395,7 +396,7 @@ class ShardedModel:
 
     @contextmanager
     def broken_by_error(self, why: str) -> Iterator[None]:
-        """An error in the block leaves the model unusable: later uses raise PeerError(why)."""
+        """Context in which an error leaves the model unusable: later uses raise PeerError(why)."""
         try:
             yield
         except BaseException:

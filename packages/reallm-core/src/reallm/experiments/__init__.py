@@ -1,1 +1,1 @@
-"""Runs of an algorithm. Imports point down: run, then preflight, checkpointing and reports, then runs (run folders)."""
+"""Runs of an algorithm. Imports go down only: run, then preflight, checkpointing, reports, then runs (run folders)."""

@@ -30,11 +30,11 @@ def generate_tokens(
 
     Args:
         model: the whole network, or this rank's part of it.
-        prompts: token ids of each.
-        sampling: how tokens are sampled, and when a sequence ends.
+        prompts: token ids of each prompt.
+        sampling: settings for sampling tokens and for ending a sequence.
         to_text: decodes token ids, for stop strings.
         mesh: the layout over which the model is parallelized: all its ranks make the same call and get the same result.
-            None: this process has the whole network.
+            None: this process holds the whole network.
 
     Returns:
         One completion for each prompt, in their order.
@@ -57,7 +57,7 @@ def generate_tokens(
 
 
 def run_local(model: Transformer, batch: DecodeBatch) -> None:
-    """Decode a batch to its end with a network that this process has as a whole."""
+    """Decode a batch until all its sequences have ended, in a process that holds the whole network."""
     device = next(model.parameters()).device
     while batch.running:
         tokens, seqs = batch.next_input(device)
@@ -82,7 +82,7 @@ def _checked(model: Transformer, index: int, prompt: Sequence[int]) -> list[int]
 
 
 def _check_lengths(model: Transformer, completions: Sequence[Completion], max_new_tokens: int) -> None:
-    """Refuse before the first token what would fail in the middle."""
+    """Raise DataError for a prompt that may outgrow the learned positions, before any token is generated."""
     longest = model.config.longest_sequence
     if longest is None:
         return

@@ -1,4 +1,4 @@
-"""Forward passes over a packed batch for one value per token, such as its log-probability, on all ranks of a layout.
+"""Packed forward passes that give one value per token, such as its log-probability, on all ranks of a layout.
 
 Shapes: T packed tokens, S sequences, E hidden.
 """
@@ -22,7 +22,8 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.pipeline_parallel.forward_only import ForwardOnlyPipeline
 
 PerToken = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`per_token(hidden [T, E], tokens [T], cu_seqlens [S+1] int32) -> [T]`, for whole sequences, each by itself."""
+"""`per_token(hidden [T, E], tokens [T], cu_seqlens [S+1] int32) -> [T]`, called with whole
+sequences, each of which is independent of the others."""
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def forward_packed(
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
 ) -> Tensor:
-    """`per_token` of all tokens of a packed batch, in evaluation mode and without gradients.
+    """Compute `per_token` for all tokens of a packed batch, in evaluation mode and without gradients.
 
         scores = forward_packed(critic, tokens, cu_seqlens, lambda hidden, tokens, cu_seqlens: critic.head(hidden))
 
@@ -45,8 +46,9 @@ def forward_packed(
         cu_seqlens: [S+1] integers, bounds of the sequences.
         per_token: called on the last pipeline stage, on micro-batches of whole sequences.
         mesh: the layout over which the model is parallelized: all its ranks make the same call and get the same result.
-            None: this process has the whole network.
-        max_tokens: of a micro-batch; a longer sequence is one by itself. None: one micro-batch for each pipeline stage.
+            None: this process holds the whole network.
+        max_tokens: limit on the tokens of a micro-batch; a longer sequence is a micro-batch of its own. None: one
+            micro-batch for each pipeline stage.
 
     Returns:
         [T] float32, on the device of the parameters.
@@ -61,7 +63,7 @@ def forward_packed(
     lengths = PackedSequences.from_cu_seqlens(cu_seqlens, tokens).lengths
     layout, dp_rank = (Layout(), 0) if mesh is None else (mesh.layout, mesh.coordinate.dp)
     result = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-    # for each sequence that is not empty: its tokens, and a view of its part of the result
+    # for each non-empty sequence: its tokens, and a view of its part of the result
     sequences, outputs = ([each for each in whole.split(list(lengths)) if len(each)] for whole in (tokens, result))
 
     pipeline = None if mesh is None else ForwardOnlyPipeline(model, mesh)
@@ -96,7 +98,7 @@ def logprobs(
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
 ) -> Tensor:
-    """Log-probability [T] float32 of each token given those before it in its sequence; 0 for the first token of each.
+    """Log-probability [T] float32 of each token given the tokens before it in its sequence; 0 for a first token.
 
     At temperature 1, without holding logits [T, V]. Arguments and errors as in `forward_packed`.
     """
@@ -112,6 +114,6 @@ def logprobs(
 
 
 def _pack(sequences: Sequence[Tensor]) -> tuple[Tensor, PackedSequences]:
-    """Sequences one after another [T], and their bounds."""
+    """Concatenate sequences: their tokens [T], and their bounds."""
     lengths = [len(sequence) for sequence in sequences]
     return torch.cat(list(sequences)), PackedSequences.from_lengths(lengths, device=sequences[0].device)

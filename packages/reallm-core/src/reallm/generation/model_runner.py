@@ -32,7 +32,7 @@ def run_distributed(
     mesh: Mesh,
 ) -> None:
     """Decode all completions to their ends, in place; called by all ranks of the layout with the same arguments."""
-    # the longest that a sequence may become: it bounds the cache as well as the time
+    # the longest that each sequence may become: a bound on its cache memory and its decoding time
     sizes = [len(completion.prompt_ids) + sampling.max_new_tokens for completion in completions]
     groups = inference_micro_batches(sizes, mesh.layout.dp, mesh.layout.pp)[mesh.coordinate.dp]
     with unsharded(model):
@@ -46,7 +46,7 @@ def run_distributed(
 
 
 def _decode_round_robin(model: Transformer, batches: Sequence[DecodeBatch], mesh: Mesh) -> None:
-    """One token for each batch in turn, in the same order on all stages, until all batches have ended."""
+    """Decode one token per sequence for each batch in turn, in the same order on all stages, until all have ended."""
     device = next(model.parameters()).device
     broadcast = _TokenBroadcast(mesh, device)
     pipeline = ForwardOnlyPipeline(model, mesh)
@@ -66,20 +66,20 @@ def _decode_round_robin(model: Transformer, batches: Sequence[DecodeBatch], mesh
 
 
 class _PendingTokens:
-    """A broadcast of next tokens that has been started."""
+    """A broadcast of next tokens that is in flight."""
 
     def __init__(self, values: Tensor, work: dist.Work) -> None:
         self._values, self._work = values, work
 
     def wait(self) -> tuple[list[int], list[float]]:
-        """The next tokens and their log-probabilities, when they are here."""
+        """Wait for the broadcast; returns the next tokens and their log-probabilities."""
         self._work.wait()
         tokens, logprobs = self._values.tolist()
         return [int(token) for token in tokens], logprobs
 
 
 class _TokenBroadcast:
-    """One rank samples, the first of the last stage: on others logits may differ in their last bits."""
+    """Broadcasts tokens sampled by the first rank of the last stage: logits on others may differ in their last bits."""
 
     def __init__(self, mesh: Mesh, device: torch.device) -> None:
         layout, dp = mesh.layout, mesh.coordinate.dp
@@ -92,7 +92,7 @@ class _TokenBroadcast:
     def start(self, batch: DecodeBatch, logits: Tensor | None) -> _PendingTokens:
         """Sample from logits [A, V] on the source rank, and start the broadcast of the next tokens on all ranks.
 
-        It is waited for only at the batch's next turn, so that ranks which forward it can compute meanwhile.
+        The broadcast is waited for only at the batch's next turn, so that ranks can compute while it is in flight.
         """
         # float64 holds token ids and float32 log-probabilities exactly
         values = torch.empty(2, len(batch.running), dtype=torch.float64, device=self._device)
@@ -107,13 +107,13 @@ class _TokenBroadcast:
 def _all_gather_completions(
     completions: Sequence[Completion], decoded: Sequence[int], mesh: Mesh, device: torch.device
 ) -> None:
-    """Give all data-parallel ranks the completions that each has decoded: sums of which all terms but one are zero.
+    """Give all data-parallel ranks the completions of all, by all-reduces in which all terms but one are zero.
 
     Args:
-        completions: all of them; those of other ranks are filled in.
-        decoded: indices of those that this rank has decoded.
+        completions: all completions; the ones that other ranks have decoded are filled in, in place.
+        decoded: indices of the completions that this rank has decoded.
         mesh: the layout.
-        device: of the tensors that are sent.
+        device: device of the tensors that are communicated.
     """
     ends = torch.zeros(2, len(completions), dtype=torch.int64)
     for index in decoded:

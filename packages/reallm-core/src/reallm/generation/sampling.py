@@ -16,23 +16,23 @@ from reallm.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are sampled, and when a sequence ends.
+    """Settings for sampling tokens and for ending a sequence.
 
     Raises:
-        ConfigError: a value that is not allowed, by name.
+        ConfigError: a value is not allowed; names it.
     """
 
     max_new_tokens: int = 128
     temperature: float = 1.0
-    """0: greedy, the most likely token."""
+    """Divisor of the logits; 0 is greedy: always the most likely token."""
     top_k: int | None = None
     """Sample from the `top_k` most likely tokens."""
     top_p: float | None = None
     """Sample from the smallest set of most likely tokens whose probabilities sum to at least `top_p`."""
     stop_token_ids: tuple[int, ...] = ()
-    """A sequence ends with any of these; it is part of the result."""
+    """Token ids that end a sequence; the one that does is part of the completion."""
     stop: tuple[str, ...] = ()
-    """A sequence ends when its text contains any of these; needs a tokenizer."""
+    """Strings that end a sequence when its text contains one; they need a tokenizer."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ def sample(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.
     Args:
         logits: [S, V].
         sampling: temperature, top-k and top-p.
-        generators: S of them, on the CPU.
+        generators: one for each sequence, on the CPU.
 
     Returns:
         Tokens [S] int64, and their log-probabilities [S] float32 under the model at this temperature (1 if greedy),
@@ -82,7 +82,7 @@ def _inverse_transform(logp: Tensor, uniform: Tensor, sampling: SamplingConfig) 
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     cumulative = probabilities.cumsum(dim=-1)
     if sampling.top_p is not None:
-        # a token is kept if those before it have not reached top_p yet; the first is always kept
+        # a token is kept if the tokens before it have not reached top_p yet; the first is always kept
         probabilities = probabilities.masked_fill(cumulative - probabilities >= sampling.top_p, 0.0)
         cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]

@@ -31,19 +31,20 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     """The generated tokens, the stop token included."""
     logprobs: list[float] = field(default_factory=list)
-    """Of each generated token, under the model at the sampling temperature."""
+    """Log-probability of each generated token, under the model at the sampling temperature."""
     finish_reason: Literal["stop", "length"] = "length"
     text: str | None = None
     """The generated tokens as text without special tokens; None without a tokenizer."""
 
 
 class DecodeBatch:
-    """Sequences that are decoded together, and the KV cache that a model, or a stage of one, has of them.
+    """Sequences that are decoded together, and their KV cache for a model or a stage of one.
 
     Args:
         model: the network, or this rank's part of it.
-        completions: by index in the whole list of prompts, which determines their random streams; extended in place.
-        sampling: how tokens are sampled, and when a sequence ends.
+        completions: completions by their index in the whole list of prompts, which determines their random streams;
+            extended in place.
+        sampling: settings for sampling tokens and for ending a sequence.
         to_text: decodes token ids, for stop strings.
     """
 
@@ -62,12 +63,12 @@ class DecodeBatch:
         self.cache = model.new_cache(len(self.running), longest + sampling.max_new_tokens)
 
     def next_input(self, device: torch.device) -> tuple[Tensor, PackedSequences]:
-        """Tokens [T] of the running sequences that are not in the cache, and their bounds."""
+        """The tokens [T] of the running sequences that are not in the cache yet, and their bounds."""
         running = [self.completions[index] for index in self.running]
         sequences = [[*completion.prompt_ids, *completion.token_ids] for completion in running]
         totals = [len(sequence) for sequence in sequences]
         if keys_are_stale(self.config, self.cache.lengths, totals):
-            self.cache.lengths = [0] * len(sequences)  # where RoPE frequencies depend on the length, as in dynamic RoPE
+            self.cache.lengths = [0] * len(sequences)  # RoPE frequencies depend on the length (dynamic RoPE)
         cached = list(self.cache.lengths)
         new_tokens = [token for sequence, n in zip(sequences, cached, strict=True) for token in sequence[n:]]
         lengths = [total - n for total, n in zip(totals, cached, strict=True)]
@@ -81,7 +82,7 @@ class DecodeBatch:
         return sample(logits, self.sampling, [self._generators[index] for index in self.running])
 
     def append(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Append the next token to each running sequence; those that end with it leave the batch."""
+        """Append the next token to each running sequence; sequences that end with it leave the batch."""
         for index, token, logprob in zip(self.running, tokens, logprobs, strict=True):
             completion = self.completions[index]
             completion.token_ids.append(token)
@@ -112,5 +113,5 @@ class DecodeBatch:
 
 
 def last_hidden(hidden: Tensor, seqs: PackedSequences) -> Tensor:
-    """Hidden states [A, E] of the last token of each sequence, from those of all tokens [T, E]."""
+    """Hidden states [A, E] of the last token of each sequence, from the hidden states of all tokens [T, E]."""
     return hidden[seqs.cu_seqlens[1:].long() - 1]

@@ -1,1 +1,1 @@
-"""HuggingFace model families: `tables` are what their authors write, `conversion` is what the core does with them."""
+"""HuggingFace model families: `tables` for authors to write, and `conversion`, in which the core applies them."""

@@ -19,10 +19,10 @@ _DOWNLOADED = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_
 
 
 def resolve_path(path_or_id: str | Path) -> Path:
-    """The folder of a checkpoint: a local one, or that of a hub model, downloaded if it is not in the cache.
+    """The folder of a checkpoint: a local one, or a hub model's, downloaded if it is not in the cache.
 
     Raises:
-        CheckpointError: neither a folder nor a model that can be downloaded.
+        CheckpointError: it is neither a folder nor a model that can be downloaded.
     """
     path = Path(path_or_id).expanduser()
     recover_folder(path)

@@ -1,4 +1,4 @@
-"""`HFFamily`: everything the core needs to know about a HuggingFace model family, as tables. Imports no torch."""
+"""`HFFamily`: the tables that describe a HuggingFace model family to the core. Imports no torch."""
 
 from __future__ import annotations
 

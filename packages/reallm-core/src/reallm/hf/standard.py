@@ -1,6 +1,6 @@
-"""What most decoder-only families of HuggingFace share, as building blocks for a family's tables.
+"""Building blocks for a family's tables, shared by most decoder-only families of HuggingFace.
 
-A family takes these and adds or replaces where it differs. Imports no torch.
+A family uses these, and adds or replaces entries where it differs. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACTIVATIONS: Mapping[str, str] = {
     **{name: name for name in ("gelu_10", "relu", "relu2", "relu6", "leaky_relu", "mish", "hardswish", "laplace")},
     **{name: name for name in ("sigmoid", "tanh", "linear")},
 }
-"""transformers' names of activations -> ours. An activation with parameters needs a class of the family's own."""
+"""transformers' names of activations -> ours. An activation with parameters needs a class in the family."""
 
 QKV_BIAS = ("q_bias", "k_bias", "v_bias")
 ATTENTION_BIAS = (*QKV_BIAS, "o_bias")
@@ -104,19 +104,19 @@ def decoder_rows(
     Args:
         n_kv_heads: a value, or a function of the fields of earlier rows such as `same_as("n_q_heads")`.
         max_positions: default of `max_position_embeddings`.
-        n_kv_heads_key: None if there is no such key; `n_kv_heads` is then a function.
+        n_kv_heads_key: key of `n_kv_heads`; None if there is none; `n_kv_heads` is then a function.
         norm_eps: default of `norm_eps_key`.
-        norm_eps_key: such as `layer_norm_eps`.
+        norm_eps_key: key of the norm epsilon, such as `layer_norm_eps`.
         head_dim: a value, or a function of the fields of earlier rows.
-        head_dim_key: None if there is no such key; `head_dim` is then a function.
-        activation: in transformers' spelling, a key of `ACTIVATIONS`.
-        activation_key: such as `hidden_activation`.
+        head_dim_key: key of `head_dim`; None if there is none; `head_dim` is then a function.
+        activation: default activation in transformers' spelling, a key of `ACTIVATIONS`.
+        activation_key: key of the activation, such as `hidden_activation`.
         tied: default of `tie_word_embeddings`.
         attn_dropout: default of `attention_dropout`.
         rope: the last row; None: `RopeRow()`.
 
     Raises:
-        ConfigError: the activation is not known.
+        ConfigError: the activation is unknown.
     """
     if activation not in ACTIVATIONS:
         near = did_you_mean(activation, ACTIVATIONS)
@@ -144,7 +144,7 @@ def _size_row(key: str | None, field: str, value: Any) -> FieldRow:
 
 
 def without(rows: tuple[FieldRow, ...], *keys: str) -> tuple[FieldRow, ...]:
-    """`rows` without those of some keys, for a family that has other rows in their place.
+    """`rows` without the rows of some keys, for a family that replaces them.
 
     Raises:
         ValueError: no row has one of the keys.

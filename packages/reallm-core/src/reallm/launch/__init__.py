@@ -1,1 +1,1 @@
-"""Jobs of many processes: starting them, finding each other, and reporting the failure of one."""
+"""Jobs of many processes: starting and connecting the processes, and reporting the failure of one."""

@@ -1,4 +1,4 @@
-"""Check that all ranks run with the same settings, versions and data, before any work is lost."""
+"""Checks that all ranks run with the same settings, versions and data, before any work is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = "nothing"
 
 
 class Difference(NamedTuple):
-    """A value that a rank does not share with rank 0."""
+    """A value that differs between a rank and rank 0."""
 
     name: str
     rank: int
@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 
 
 def first_difference(values: Sequence[Mapping[str, str]]) -> Difference | None:
-    """The first name, in rank 0's order, with another value on some rank; by rank -> name -> value."""
+    """The first difference, in the order of rank 0's names; `values` is rank -> name -> value."""
     rank0 = values[0]
     added = {name: None for on_rank in values[1:] for name in on_rank if name not in rank0}
     for name in (*rank0, *added):
@@ -40,17 +40,17 @@ def check_same_on_all_ranks(job: Job, subject: str, values: Mapping[str, str], t
         job: a job of one process has nothing to compare.
         subject: one word, different for each comparison.
         values: name -> value, as shown to the user.
-        timeout: how long rank 0 waits for the others.
+        timeout: time that rank 0 waits for the others.
 
     Raises:
-        ConfigError: on all ranks, with the first value that differs, the rank and both values.
-        PeerError: a rank did not come in time.
+        ConfigError: a value differs; names the first, the rank and both values. Raised on all ranks.
+        PeerError: a rank has not sent its values in time.
     """
     if job.is_alone:
         return
     assert job.store is not None
     job.store.set(f"values/{subject}/{job.rank}", json.dumps(values))
-    # twice as long: rank 0 may be late itself before it starts to wait
+    # twice as long: rank 0 itself may start to wait late
     problem = job.broadcast_from_rank0(lambda: _compare(job, subject, timeout), 2 * timeout)
     if problem is not None:
         kind, text = problem
@@ -58,7 +58,7 @@ def check_same_on_all_ranks(job: Job, subject: str, values: Mapping[str, str], t
 
 
 def _compare(job: Job, subject: str, timeout: timedelta) -> tuple[str, str] | None:
-    """What is wrong, as (`late` or `different`, message); None if all is well."""
+    """The problem as (`late` or `different`, message); None if there is none."""
     assert job.store is not None
     keys = [f"values/{subject}/{rank}" for rank in range(job.size)]
     for rank, key in enumerate(keys):

@@ -1,7 +1,7 @@
-"""Decide which rank reports why a job ends: one line, or one traceback, however many ranks fail.
+"""Decides which rank reports the failure of a job: one line, or one traceback, however many ranks fail.
 
-Rank 0 reports an error that all ranks have. The rank itself reports one that it alone has, with its number. When a rank
-is gone, the others fail in their next exchange with it: they wait, so that it or the launcher can report first.
+Rank 0 reports an error that all ranks have; a rank reports an error that it alone has, with its number. When a rank has
+ended, the others fail in their next communication with it: they wait, so that it or the launcher can report first.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from reallm.launch.job import FAILURE, Job
 from reallm.launch.store import Store
 
 WAIT_FOR_RANK0_S = 2.0
-"""How long another rank waits for rank 0 to report the same error."""
+"""Seconds that another rank waits for rank 0 to report the same error."""
 WAIT_FOR_CAUSE_S = 5.0
-"""How long a rank that lost another one waits for whoever knows the cause."""
+"""Seconds that a rank which lost another one waits for the cause to be reported."""
 _GLOO_MESSAGES = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _N_REPORTERS = "reporters"
-"""Key of the store that counts who wants to report; the first one does."""
+"""Key of the store that counts the ranks that want to report; the first one does."""
 
 
 def is_peer_error(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone or stuck; torch has no class for all of these."""
+    """Whether an error only reports that another process has ended or is stuck; torch has no class for all of these."""
     return any(
         isinstance(one, PeerError | dist.DistError)
         or (isinstance(one, RuntimeError) and any(words in str(one) for words in _GLOO_MESSAGES))
@@ -35,11 +35,11 @@ def is_peer_error(error: BaseException) -> bool:
 
 
 def message_to_print(job: Job, error: BaseException) -> str | None:
-    """The message this rank prints of an error, with the rank where that matters; None if another rank reports it.
+    """The message this rank prints for an error, with the rank if it matters; None if another rank reports it.
 
     Args:
-        job: of several processes.
-        error: what ended the work of this rank.
+        job: a job of several processes.
+        error: the error that ended the work of this rank.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     assert job.store is not None
@@ -53,7 +53,7 @@ def message_to_print(job: Job, error: BaseException) -> str | None:
             return None
         job.set(FAILURE, str(job.rank))
     except (dist.DistError, PeerError) as lost:
-        # the store is gone, and mostly rank 0 with it; rank 1 then reports in its place
+        # the store has ended, and usually rank 0 with it; rank 1 then reports in its place
         ended = "rank 0, or the launcher, has ended"
         return (str(lost) if isinstance(lost, PeerError) else ended) if job.rank <= 1 else None
     return text if job.is_rank0 or text.startswith("rank") else f"rank {job.rank}: {text}"
@@ -66,14 +66,14 @@ def describe_dead_ranks(job: Job) -> str | None:
 
 
 def claim_report(store: Store, rank: int) -> bool:
-    """Claim to report how a rank ended, so that no rank does; False if a rank has reported already."""
+    """Claim the report of a rank's end, so that no rank reports it; False if a rank has already reported."""
     is_free = store.add(_N_REPORTERS, 1) == 1
     store.set(FAILURE, str(rank))
     return is_free
 
 
 def wait_for_peers_to_read(job: Job, patience: timedelta = timedelta(seconds=3)) -> None:
-    """Before a failed rank ends: if the store ends with it, let the others read there that the job has failed."""
+    """Wait before a failed rank ends, if it serves the store, until the others have read there of the failure."""
     try:
         assert job.store is not None
         n_ended = job.store.add("ended", 1)
@@ -82,12 +82,12 @@ def wait_for_peers_to_read(job: Job, patience: timedelta = timedelta(seconds=3))
             time.sleep(0.05)
             n_ended = job.store.add("ended", 0)
     except (dist.DistError, PeerError):
-        pass  # the store is gone already
+        pass  # the store has already ended
 
 
 def _find_cause(job: Job, text: str) -> str:
-    """Which rank an exchange failed with, and what is known of it; lets those who know why it is gone report first."""
-    ended = describe_dead_ranks(job)  # before the wait, in which torchrun may end the others too
+    """The rank that communication failed with, and its known state; lets ranks that know the cause report first."""
+    ended = describe_dead_ranks(job)  # before the wait, during which torchrun may end the others too
     job.set(f"lost_a_peer/{job.rank}", "")
     _wait_for_report(job, WAIT_FOR_CAUSE_S)
     if ended is not None:
@@ -101,7 +101,7 @@ def _find_cause(job: Job, text: str) -> str:
 
 
 def _dead_ranks(job: Job, patience_s: float = 0.3) -> list[int]:
-    """As `Job.dead_ranks`; waits a little, since connections close just before their process has ended."""
+    """Like `Job.dead_ranks`, but waits a little, since connections close just before their process has ended."""
     deadline = time.monotonic() + patience_s
     while not (dead := job.dead_ranks()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -119,7 +119,7 @@ def _wait_for_report(job: Job, seconds: float) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those it was raised from."""
+    """An error, followed by the errors it was raised from."""
     current: BaseException | None = error
     while current is not None:
         yield current

@@ -1,4 +1,4 @@
-"""All processes of a run: how they find each other, agree on a value, and learn that one has failed."""
+"""`Job`: the processes of a run, which find each other, agree on values, and learn that one has failed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reallm.launch.rank_env import RankEnv
 from reallm.launch.store import Store, StoreWithTimeout
 
 POLL_S, LONGEST_POLL_S = 0.01, 0.5
-"""Pauses between two looks into the store, which serves all ranks: they grow the longer it takes."""
+"""Pauses between two queries of the store, which serves all ranks; they grow with the waiting time."""
 FAILURE = "failure"
 """Key of the store that is set once a rank has reported why the job ends."""
 RUN_FOLDER = "run_folder"
@@ -31,7 +31,7 @@ RUN_FOLDER = "run_folder"
 
 @dataclass(eq=False)
 class Job:
-    """The processes of a run, as one of them sees it. `Job()` is a single process.
+    """The processes of a run, as seen from one of them. `Job()` is a single process.
 
     Values in the store (a key-value server in one process) work before there are process groups, and may take any
     time; collectives of the process groups must finish within their timeout.
@@ -40,7 +40,7 @@ class Job:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes on this machine."""
+    """Rank among the processes on this machine."""
     local_size: int = 1
     store: Store | None = None
     is_store_server: bool = False
@@ -49,10 +49,10 @@ class Job:
 
     @classmethod
     def connect(cls, env: RankEnv, timeout: timedelta) -> Job:
-        """The job that this process was started for, once it has found the store.
+        """Connect to the store of the job that this process was started for.
 
         Raises:
-            PeerError: there is no store within the timeout.
+            PeerError: the store is not found within the timeout.
         """
         try:
             server = dist.TCPStore(  # type: ignore[attr-defined]
@@ -82,21 +82,21 @@ class Job:
 
     @property
     def is_alone(self) -> bool:
-        """Whether it is a job of one process."""
+        """Whether the job consists of one process."""
         return self.size == 1
 
     @property
     def gpu(self) -> int | None:
-        """The index of this process's GPU on this machine; None if it is alone, and may choose."""
+        """The index of this process's GPU on this machine; None for a single process, which may choose."""
         return None if self.is_alone else self.local_rank
 
     @contextmanager
     def process_groups(self, device: torch.device, timeout: timedelta) -> Iterator[None]:
-        """Initialize torch's process groups for the block: NCCL for tensors on a GPU, gloo for those on a CPU.
+        """Context with torch's process groups: NCCL for tensors on a GPU, gloo for those on a CPU.
 
         Args:
-            device: where this process computes.
-            timeout: how long a rank waits for another one.
+            device: device on which this process computes.
+            timeout: time that a rank waits for another one.
         """
         if self.is_alone or dist.is_initialized():
             yield
@@ -113,8 +113,8 @@ class Job:
             timeout=timeout,
         )
         yield
-        # Not if the block has raised: with a peer gone, the groups cannot be taken down in good order.
-        self.any(False)  # a barrier: all are done with the store, which may end with rank 0
+        # Not if the block has raised: if a peer has ended, the groups cannot be destroyed in an orderly way.
+        self.any(False)  # a barrier: no rank needs the store any more, which may end with rank 0
         dist.destroy_process_group()
 
     def any(self, flag: bool) -> bool:
@@ -129,11 +129,11 @@ class Job:
         """Do `work` on rank 0 alone, and return its result, which must be JSON, on all ranks.
 
         Args:
-            work: called on rank 0.
-            timeout: how long the others wait for it.
+            work: function called on rank 0.
+            timeout: time that the other ranks wait for it.
 
         Raises:
-            PeerError: on the other ranks, if `work` raised on rank 0, or took too long.
+            PeerError: `work` raised on rank 0, or took too long; raised on the other ranks.
         """
         if self.is_alone:
             return work()
@@ -158,12 +158,13 @@ class Job:
         return value
 
     def wait_for(self, key: str, timeout: timedelta) -> bool:
-        """Wait until some rank has set a key of the store; False if none did in time.
+        """Wait until some rank has set a key of the store; returns False if none does in time.
 
-        Polls: torch's client serves no other thread, and Python no signal, while one waits in it.
+        It polls: while a thread waits in torch's client, the client serves no other thread, and Python handles no
+        signal.
 
         Raises:
-            PeerError: a rank has failed meanwhile.
+            PeerError: a rank has failed in the meantime.
         """
         assert self.store is not None
         deadline = time.monotonic() + timeout.total_seconds()
@@ -183,7 +184,7 @@ class Job:
             self.store.set(key, text)
 
     def get(self, key: str) -> str | None:
-        """The value of a key of the store; None if it is not set, or the store is gone."""
+        """The value of a key of the store; None if it is not set, or the store has ended."""
         try:
             if self.store is None or not self.store.check([key]):
                 return None

@@ -1,8 +1,8 @@
-"""Start the processes of a job on this machine, and end them all when one of them has failed.
+"""Starts the processes of a job on this machine, and ends them all when one of them fails.
 
-Takes the place of torchrun's agent on a single machine. That one gives its workers 30 s to save after Ctrl-C and
-reports a failure in pages; here a save may take as long as it needs, and the caller gets a value to make one line of.
-The processes get torchrun's environment variables, so that they need not know who has started them.
+The launcher replaces torchrun's agent on a single machine. The agent gives its workers 30 s to save after Ctrl-C and
+reports a failure at length; with this launcher a save may take as long as it needs, and the caller gets a value to
+report in one line. The processes get torchrun's environment variables, so that they run alike under both.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
 LOCALHOST = "127.0.0.1"
 POLL_S = 0.05
 GRACE_S = 5.0
-"""How long the other processes have to end by themselves once one has failed."""
+"""Seconds that the other processes have to end by themselves once one has failed."""
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How a process failed."""
+    """The exit of a process that failed."""
 
     rank: int
     pid: int
     code: int
-    """Its exit code; -9 if signal 9 killed it."""
+    """Exit code; -9 if signal 9 killed the process."""
     reported: bool
-    """Whether it, or another rank, has told the user why."""
+    """Whether this or another rank has reported the reason to the user."""
     run_folder: str | None
     """The folder of the run; None if the run had none yet."""
     user_stopped: bool
@@ -47,7 +47,7 @@ class WorkerExit:
 
     @property
     def signal_name(self) -> str | None:
-        """Such as `SIGKILL`, if a signal killed it."""
+        """Name of the signal that killed the process, such as `SIGKILL`; None if none did."""
         return signal.Signals(-self.code).name if self.code < 0 else None
 
 
@@ -55,9 +55,9 @@ class Launcher:
     """The processes of one job on this machine.
 
     Args:
-        command: what each process runs.
-        n: how many processes.
-        environment: what they inherit.
+        command: command that each process runs.
+        n: number of processes.
+        environment: environment variables that they inherit.
     """
 
     def __init__(self, command: Sequence[str], n: int, environment: Mapping[str, str]) -> None:
@@ -69,10 +69,10 @@ class Launcher:
         self._store = dist.PrefixStore("reallm", self._server)  # type: ignore[attr-defined]
         self._processes: list[subprocess.Popen[bytes]] = []
         self._n_signals = 0
-        """How often the user has asked to stop."""
+        """Number of times that the user has asked to stop."""
 
     def run(self) -> WorkerExit | None:
-        """Start the processes and wait until all have ended: the first failure, or None if all ended well.
+        """Start the processes and wait until all have ended; returns the first failure, or None if there is none.
 
         SIGINT and SIGTERM are forwarded to the processes, which save and end. If this process is killed, they end at
         once.
@@ -97,7 +97,7 @@ class Launcher:
             self._command,
             env={**self._environment, **env.to_environment(), LAUNCHER_PIPE: str(pipe)},
             pass_fds=[pipe],
-            # Ctrl-C in a terminal then reaches this process alone, which forwards it: once, and when all are there.
+            # Ctrl-C in a terminal then reaches only this process, which forwards it once, when all have started.
             start_new_session=True,
         )
 
@@ -121,7 +121,7 @@ class Launcher:
             time.sleep(POLL_S)
 
     def _claim_exit(self, rank: int) -> WorkerExit:
-        """How a process ended; claims its report, so that the others do not report that they lost it."""
+        """The exit of a process; claims its report, so that the others do not report that they lost it."""
         process = self._processes[rank]
         assert process.returncode is not None
         reported = not claim_report(self._store, rank)
@@ -152,10 +152,10 @@ class Launcher:
 
 
 def exit_with_launcher(pipe: int) -> None:
-    """End this process at once when the launcher is gone, even if it was killed.
+    """End this process at once when the launcher ends, even if it is killed.
 
     Args:
-        pipe: file descriptor that reaches end of file then.
+        pipe: file descriptor that reaches end of file when the launcher ends.
     """
 
     def watch() -> None:

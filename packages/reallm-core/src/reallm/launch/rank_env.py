@@ -1,4 +1,4 @@
-"""This process's rank in its job, as the environment variables of `torchrun`, `srun` or reallm's launcher say it.
+"""This process's rank in its job, read from environment variables of `torchrun`, `srun` or reallm's launcher.
 
 Imports no torch.
 """
@@ -12,23 +12,23 @@ from reallm.errors import ConfigError
 
 DEFAULT_PORT = 29500
 LAUNCHER_PIPE = "REALLM_LAUNCHER_PIPE"
-"""Environment variable with a file descriptor that reaches end of file when the launcher is gone."""
+"""Environment variable with a file descriptor that reaches end of file when the launcher ends."""
 
 
 @dataclass(frozen=True)
 class RankEnv:
-    """One process of a job."""
+    """A process of a job, as described by environment variables."""
 
     rank: int
-    """In the whole job, from 0."""
+    """Rank in the whole job, from 0."""
     size: int
-    """Processes in the whole job."""
+    """Number of processes in the whole job."""
     local_rank: int
-    """Among the processes on this machine, from 0."""
+    """Rank among the processes on this machine, from 0."""
     local_size: int
-    """Processes on this machine."""
+    """Number of processes on this machine."""
     address: str
-    """Of the machine that serves the job's store."""
+    """Address of the machine that serves the job's store."""
     port: int
     is_store_server: bool
     """Whether this process serves the store; otherwise a launcher or another rank does."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM stop a run between two steps, so that it can save whole checkpoints."""
+"""Handling of Ctrl-C and SIGTERM, which stop a run between two steps, so that it can save whole checkpoints."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _MESSAGE = b"\nstopping after this step and saving; press Ctrl-C again to stop a
 
 
 class StopRequest(Protocol):
-    """Whether the user has asked to stop, such as a `threading.Event`."""
+    """A flag that is set when the user asks to stop, such as a `threading.Event`."""
 
     def is_set(self) -> bool:
-        """Whether they have."""
+        """Whether the user has asked to stop."""
 
 
 class SynchronizedStop:
-    """The stop requests of all ranks as one: at the same call, all ranks get the same answer.
+    """Combines the stop requests of all ranks: at the same call, all ranks get the same answer.
 
     Args:
         local: the stop request of this process.
-        job: all its processes call `is_set` equally often.
+        job: the job, all of whose processes call `is_set` equally often.
     """
 
     def __init__(self, local: StopRequest, job: Job) -> None:
@@ -45,7 +45,7 @@ class SynchronizedStop:
 
 @contextmanager
 def stop_requests(*, announce: bool = True) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second SIGINT raises KeyboardInterrupt at once.
+    """Context with an event that the first SIGINT or SIGTERM sets; a second SIGINT raises KeyboardInterrupt at once.
 
     Outside the main thread, where Python allows no signal handlers, signals are left alone.
 

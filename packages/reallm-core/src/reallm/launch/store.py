@@ -1,6 +1,6 @@
-"""The key-value store of a job, with a deadline on every answer.
+"""The key-value store of a job, with a timeout for every call.
 
-torch's client waits forever for a server that is there and does not answer, such as a stopped process.
+torch's client waits forever for a server that exists but does not answer, such as a stopped process.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Store(Protocol):
 
 
 class StoreWithTimeout:
-    """A store that is called in a thread of its own, so that the caller can give up on it.
+    """A store that is called in a separate thread, so that the caller can stop waiting for it.
 
     Args:
-        raw: torch's store; no method may wait in it for a key that is not set.
-        server: who serves it, as error messages name it.
-        timeout: for each call.
+        raw: torch's store; methods must not be called that wait for a key which is not set.
+        server: name of the process that serves it, for error messages.
+        timeout: timeout of each call.
 
     Raises:
         PeerError: from every method, once a call has not returned in time.
@@ -75,7 +75,7 @@ class StoreWithTimeout:
     def _call(self, function: Callable[[], Any]) -> Any:
         with self._lock:
             if not self._is_lost:
-                result: SimpleQueue[Any] = SimpleQueue()  # one per call: a signal may have ended the wait for the last
+                result: SimpleQueue[Any] = SimpleQueue()  # one per call: a signal may have ended an earlier wait
                 self._calls.put((function, result))
                 try:
                     value, error = result.get(timeout=self._timeout_s)

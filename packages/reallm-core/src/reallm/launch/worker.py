@@ -1,4 +1,4 @@
-"""One process of a job: joins the others, does its work, and ends so that one rank tells the user of a failure."""
+"""A process of a job: connects to the others, does its work, and ends so that one rank reports a failure."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
 from reallm.launch.signals import INTERRUPTED
 
 CONNECT_TIMEOUT = timedelta(minutes=10)
-"""For finding the other processes, before the settings are read that say how long to wait later."""
+"""Timeout for finding the other processes, before the settings with later timeouts are read."""
 RAISE_AGAIN_S = 5.0
-"""After SIGTERM, if the process has not ended; torchrun waits 30 s before it kills."""
+"""Seconds after SIGTERM until it is raised again, if the process has not ended; torchrun waits 30 s before it kills."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM outside of the steps of a run, which handle it themselves (`signals.stop_requests`)."""
+    """Raised by SIGTERM outside of the steps of a run, which handle it themselves (`signals.stop_requests`)."""
 
 
 def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[[str | None], str]) -> NoReturn:
-    """Do the work of this process, and end it. Only rank 0 prints; of a failure one rank tells the user.
+    """Do the work of this process, and end it. Only rank 0 prints; one rank reports a failure.
 
-    Exits with 0, 130 if the user has stopped the run, 2 after an error that a user can put right, 1 after any other.
+    The exit code is 0, 130 if the user has stopped the run, 2 after an error that a user can fix, 1 after any other.
 
     Args:
-        env: which process this is.
-        work: returns whether the user has stopped it.
-        resume_hint: the folder of the run, if there is one -> how to resume it, as the end of a line.
+        env: this process in its job.
+        work: function that does the work, and returns whether the user has stopped it.
+        resume_hint: function from the folder of the run, or None, to a hint how to resume it, as the end of a line.
     """
     if LAUNCHER_PIPE in os.environ:
         exit_with_launcher(int(os.environ[LAUNCHER_PIPE]))
@@ -53,12 +53,12 @@ def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[
     except _Terminated:
         signal.setitimer(signal.ITIMER_REAL, 0)
         dead_ranks = describe_dead_ranks(job)
-        if dead_ranks is not None:  # then it was torchrun that sent SIGTERM, not the user
+        if dead_ranks is not None:  # then torchrun sent SIGTERM, not the user
             _fail(job, PeerError(dead_ranks), resume_hint)
         interrupted = True
-    except Exception as error:  # whatever goes wrong, the ranks settle who tells the user
+    except Exception as error:  # whatever the error, the ranks agree on one that reports it
         _fail(job, error, resume_hint)
-    if interrupted and job.is_rank0 and LAUNCHER_PIPE not in os.environ:  # else our launcher says so
+    if interrupted and job.is_rank0 and LAUNCHER_PIPE not in os.environ:  # otherwise our launcher prints this
         sys.stderr.write("\ninterrupted\n")
     _exit(INTERRUPTED if interrupted else 0)
 
@@ -87,8 +87,8 @@ def _fail(job: Job, error: Exception, resume_hint: Callable[[str | None], str]) 
 
 
 def _exit(code: int) -> NoReturn:
-    """End at once: torch's threads that wait for a process that is gone would hold up an orderly exit."""
-    with suppress(OSError):  # the reader of a pipe has left
+    """End at once: torch's threads that wait for an ended process would delay an orderly exit."""
+    with suppress(OSError):  # the reader of a pipe may have ended
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
@@ -96,7 +96,7 @@ def _exit(code: int) -> NoReturn:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Discard what the block prints and warns of; rank 0 says the same."""
+    """Context that discards output and warnings; rank 0 prints the same."""
     with (
         Path(os.devnull).open("w", encoding="utf-8") as devnull,
         redirect_stdout(devnull),

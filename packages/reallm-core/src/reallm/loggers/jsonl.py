@@ -21,7 +21,7 @@ class JsonlLogger:
     def resume(self, step: int) -> None:
         """Drop the lines of steps after `step`, and an incomplete last line.
 
-        All other lines stay as they are, byte for byte. The file is replaced atomically.
+        All other lines stay unchanged, byte for byte. The file is replaced atomically.
         """
         self._file.close()
         old = self._path.read_bytes()
@@ -47,7 +47,7 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def lines_up_to(step: int, content: bytes) -> bytes:
-    """`content` without the lines of later steps, and without what follows the last line break.
+    """`content` without the lines of later steps, and without an incomplete last line.
 
     A line that is not a JSON object with a step was not written by this logger, and stays.
     """

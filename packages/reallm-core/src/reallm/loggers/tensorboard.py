@@ -19,7 +19,7 @@ class TensorBoardLogger:
         self._writer: SummaryWriter | None = None
 
     def resume(self, step: int) -> None:
-        """Have TensorBoard hide later steps in earlier event files, which are not rewritten."""
+        """Make TensorBoard hide later steps in earlier event files, which are not rewritten."""
         self._resumed_after = step
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

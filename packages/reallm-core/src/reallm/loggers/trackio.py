@@ -17,7 +17,7 @@ class TrackioLogger:
 
     Its project is `TRACKIO_PROJECT`, or `reallm`; trackio's other environment variables apply (`TRACKIO_DIR`,
     `TRACKIO_SPACE_ID`, `TRACKIO_SERVER_URL`, ...). A run that is resumed in the same folder continues the same trackio
-    run, whose id is in `trackio-id.txt`. trackio cannot delete single steps: those that are trained again appear twice.
+    run, whose id is in `trackio-id.txt`. trackio cannot delete single steps: steps that are trained again appear twice.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ class WandbLogger:
 
     Its project is `WANDB_PROJECT`, or `reallm`; wandb's other environment variables and files apply (`WANDB_ENTITY`,
     `WANDB_MODE`, `WANDB_BASE_URL`, ...). Local files and the run's id are in `wandb/` in the run folder: a run that is
-    resumed in the same folder continues the same W&B run. W&B cannot delete single steps: those that are trained again
+    resumed in the same folder continues the same W&B run. W&B cannot delete single steps: steps that are trained again
     appear twice. Neither code nor console output is uploaded.
     """
 
@@ -35,7 +35,7 @@ class WandbLogger:
             save_code=False,
             settings=wandb.Settings(console="off"),
         )
-        # W&B's own steps never decrease, even in a resumed run, and it ignores what is logged at an earlier one. Ours
+        # W&B's steps never decrease, even in a resumed run, and it ignores values logged at an earlier step. Our steps
         # go back to the last saved state, so they are logged as a metric, which charts use as the x axis.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -50,7 +50,7 @@ class WandbLogger:
 
 
 def _run_id(file: Path) -> tuple[str, bool]:
-    """The id of the W&B run, and whether it is that of a run to resume; a new id is written to `file`."""
+    """The id of the W&B run, and whether a run is resumed with it; a new id is written to `file`."""
     if file.exists():
         return file.read_text(encoding="utf-8").strip(), True
     run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)  # sweep agents set it

@@ -1,1 +1,1 @@
-"""The network: configuration, layers, attention, packed forward. It knows no parallelism and no file format."""
+"""The network: configuration, layers, attention, packed forward. Independent of parallelism and files."""

@@ -1,6 +1,6 @@
 """Gradient (activation) checkpointing: recomputing activations in the backward pass instead of saving them.
 
-- `none`: everything that autograd asks for is saved.
+- `none`: all tensors that autograd needs are saved.
 - `selective`: outputs of matrix products and of attention are saved. Outputs of layers that declare `recompute = True`
   (norms, activations), which are as large and cheap to compute, are recomputed (Korthikanti et al., 2022, section 5).
 - `full`: only the inputs of a block are saved, and the block runs again (Chen et al., 2016).
@@ -42,16 +42,16 @@ def selective_checkpoint(block: nn.Module, *inputs: object) -> Tensor:
 
 @dataclass(eq=False)
 class _Recipe:
-    """Saved in place of a tensor: the layer and the inputs that it can be recomputed from."""
+    """A layer and its inputs, saved in place of a tensor that can be recomputed from them."""
 
     layer: nn.Module
     inputs: tuple[Tensor, ...]
     layout: tuple[object, ...]
     n_uses: int = 0
-    """How often the backward pass will unpack it: queries, keys and values read the same normed hidden states."""
+    """Number of uses in the backward pass: queries, keys and values read the same normed hidden states."""
     n_unpacked: int = 0
     value: Tensor | None = None
-    """Kept from the first use to the last."""
+    """The recomputed tensor, kept from the first use to the last."""
 
     def compute(self) -> Tensor:
         if self.value is None:
@@ -72,7 +72,7 @@ class _Recipes:
     """The recipes of one block's forward pass, by the storage of the tensor that each computes."""
 
     def __init__(self) -> None:
-        # a weak reference does not keep the memory, but as long as it exists its address names no other storage
+        # a weak reference does not keep the memory, but while it exists no other storage gets its address
         self._recipes: dict[StorageWeakRef, _Recipe] = {}
 
     def record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -81,7 +81,7 @@ class _Recipes:
         self._recipes[StorageWeakRef(output.untyped_storage())] = recipe
 
     def pack(self, tensor: Tensor) -> Tensor | _Recipe:
-        """What autograd saves in place of a tensor."""
+        """The object that autograd saves in place of a tensor: its recipe, or the tensor itself."""
         recipe = self._recipes.get(StorageWeakRef(tensor.untyped_storage()))
         if recipe is None or recipe.layout != _layout(tensor):
             return tensor

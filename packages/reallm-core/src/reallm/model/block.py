@@ -1,4 +1,4 @@
-"""One transformer block.
+"""Transformer blocks: attention and MLP with residual connections.
 
 Shapes: T packed tokens, E hidden, H query heads, K KV heads, D head dim.
 """
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP side by side: both read the block's input, through a norm each or a shared one."""
+    """Attention and MLP in parallel: both read the block's input, through separate norms or a shared one."""
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()

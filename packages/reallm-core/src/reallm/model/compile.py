@@ -26,7 +26,7 @@ from reallm.model.forward_context import ForwardContext
 
 @dataclass(frozen=True)
 class CompiledBlocks:
-    """What a forward pass calls in place of blocks and attention when they are compiled."""
+    """The functions that a forward pass calls in place of blocks and attention when they are compiled."""
 
     call: Callable[..., Tensor]
     """`call(block, x, context, None)` in place of `block(x, context, None)`."""
@@ -54,7 +54,7 @@ def check_compiler(device: torch.device) -> None:
     """Check that the compilers that `torch.compile` needs on a device are installed.
 
     Raises:
-        ConfigError: something is missing; says what, and how to do without.
+        ConfigError: something is missing; says what, and how to proceed without it.
     """
     on_gpu = device.type == "cuda"
     if on_gpu:

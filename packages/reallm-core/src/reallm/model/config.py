@@ -21,7 +21,7 @@ NormPlacement = Literal["pre", "branch", "sandwich", "post"]
 QKNormKind = Literal["head", "per_head", "whole"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 GradientCheckpointing = Literal["none", "selective", "full"]
-"""What the backward pass recomputes instead of saving it; see `model.activation_checkpointing`."""
+"""The activations that the backward pass recomputes instead of saving; see `model.activation_checkpointing`."""
 
 ACTIVATIONS = (
     "silu", "gelu", "gelu_tanh", "gelu_quick", "gelu_10", "relu", "relu2", "relu6", "leaky_relu", "mish", "hardswish",
@@ -67,13 +67,13 @@ class MoEConfig:
     n_experts: int
     top_k: int
     intermediate_size: int | None = None
-    """Of each expert; None: that of the model's other MLPs."""
+    """Intermediate size of each expert; None: that of the model's other MLPs."""
     normalize_top_k: bool = True
     """The weights of the chosen experts are scaled so that they sum to 1."""
     aux_loss_coef: float = 0.0
-    """What the load-balancing loss is multiplied by before training adds it; 0 leaves it out."""
+    """Coefficient of the load-balancing loss in training; 0 leaves it out."""
     jitter: float = 0.0
-    """In training, what enters is multiplied by uniform noise in `[1 - jitter, 1 + jitter]`."""
+    """Amount of noise: in training, inputs are multiplied by uniform noise in `[1 - jitter, 1 + jitter]`."""
     layers: tuple[int, ...] | None = None
     """The blocks, from 0, that have experts; None: all of them."""
 
@@ -94,17 +94,17 @@ class MoEConfig:
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: its base and how it is stretched to longer contexts.
+    """Rotary position embedding: its base, and its scaling to longer contexts.
 
-    Fields follow transformers' `rope_parameters`; those that a kind does not use must be left at None.
+    Fields follow transformers' `rope_parameters`; fields that a kind does not use must be left at None.
     """
 
     kind: RopeKind = "default"
     theta: float = 10000.0
     factor: float | None = None
-    """linear, dynamic, llama3, yarn, longrope: how many times longer the context becomes."""
+    """linear, dynamic, llama3, yarn, longrope: factor by which the context becomes longer."""
     original_max_positions: int | None = None
-    """llama3, yarn, longrope: context length of pretraining. Elsewhere the model's `max_positions` counts."""
+    """llama3, yarn, longrope: context length of pretraining. Other kinds use the model's `max_positions`."""
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
     beta_fast: float | None = None
@@ -114,12 +114,12 @@ class RopeConfig:
     attention_factor: float | None = None
     truncate: bool | None = None
     short_factor: tuple[float, ...] | None = None
-    """longrope: what each wavelength is multiplied by in sequences of at most `original_max_positions` tokens."""
+    """longrope: factor on each wavelength in sequences of at most `original_max_positions` tokens."""
     long_factor: tuple[float, ...] | None = None
-    """longrope: the same in longer sequences."""
+    """longrope: factor on each wavelength in longer sequences."""
 
     rotary_dim: int | None = None
-    """How many dims of each head are rotated, the first ones; None: all."""
+    """Number of dims of each head, from the first, that are rotated; None: all."""
     interleaved: bool = False
     """Dims `2d` and `2d + 1` form a pair, not `d` and `d + rotary_dim / 2`."""
 
@@ -181,7 +181,7 @@ class ReaLModelConfig:
     """Architecture of a decoder-only transformer; sizes in elements, probabilities in [0, 1).
 
     Raises:
-        ConfigError: a value that is not allowed, naming the field, the value and what is allowed.
+        ConfigError: a value is not allowed; names the field, the value and the allowed values.
     """
 
     n_layers: int
@@ -208,7 +208,7 @@ class ReaLModelConfig:
     norm_offset: float = 0.0
     """Norms multiply by `weight + norm_offset`."""
     norm_placement: NormPlacement = "pre"
-    """What each half of a block does to the stream. `pre`: `x + f(norm(x))`; `branch`: `x + norm(f(x))`;
+    """Placement of norms in each half of a block. `pre`: `x + f(norm(x))`; `branch`: `x + norm(f(x))`;
     `sandwich`: `x + norm(f(norm(x)))`; `post`: `norm(x + f(x))`."""
     final_norm: bool = True
     """A norm before the output head."""
@@ -228,17 +228,17 @@ class ReaLModelConfig:
     up_bias: bool = False
     down_bias: bool = False
     head_bias: bool = False
-    """Of the output head; a critic's scalar head has none."""
+    """Bias of the output head; a critic's scalar head has none."""
 
     rope: RopeConfig | tuple[RopeConfig | None, ...] | None = field(default_factory=RopeConfig)
-    """One for all blocks, or one a block; None: no rotation."""
+    """RoPE of all blocks, or one for each block; None: no rotation."""
     learned_positions: bool = False
     """A table of `max_positions` vectors is added to the embeddings of the tokens."""
     position_offset: int = 0
     """Rows at the start of that table that no position uses."""
 
     sliding_window: int | tuple[int | None, ...] | None = None
-    """Each token sees itself and the `sliding_window - 1` before it; one number for all blocks, or one a block."""
+    """Each token sees itself and the `sliding_window - 1` before it; one number for all blocks, or one for each."""
     tied_embeddings: bool = False
     qk_norm: QKNormKind | None = None
     """Norm of queries and keys before RoPE: over each head with one weight for all of them (`head`), over each head
@@ -247,7 +247,7 @@ class ReaLModelConfig:
     qkv_clip: float | None = None
     """Queries, keys and values are clamped to `[-qkv_clip, qkv_clip]`."""
     attn_scale: float | tuple[float, ...] | None = None
-    """Factor on attention scores, one for all blocks or one a block; None means `head_dim ** -0.5`."""
+    """Factor on attention scores, one for all blocks or one for each; None means `head_dim ** -0.5`."""
     attn_softcap: float | None = None
     """Scores become `cap * tanh(score / cap)` before masking."""
     logit_softcap: float | None = None
@@ -335,9 +335,9 @@ class ReaLModelConfig:
         """The RoPE of each block."""
         return self._each_block(self.rope)
 
-    @cached_property  # asked for by each forward pass
+    @cached_property  # read by each forward pass
     def distinct_ropes(self) -> tuple[RopeConfig, ...]:
-        """Every RoPE that some block has, once, in the order of the blocks."""
+        """The distinct RoPEs of the blocks, in the order of the blocks."""
         return tuple(dict.fromkeys(rope for rope in self.ropes if rope is not None))
 
     @property
@@ -366,7 +366,7 @@ class ReaLModelConfig:
 
     @property
     def longest_sequence(self) -> int | None:
-        """The most tokens that a sequence can have: as many as there are learned positions; None: any number."""
+        """Maximum number of tokens of a sequence, which is the number of learned positions; None: any number."""
         return self.max_positions if self.learned_positions else None
 
     @property
@@ -375,7 +375,7 @@ class ReaLModelConfig:
         return self.tied_embeddings and not self.is_critic
 
     def replace(self, **changes: Any) -> ReaLModelConfig:
-        """A copy with some fields changed, validated again; an unknown field names the nearest."""
+        """A copy with some fields changed, validated again; the error for an unknown field names the nearest one."""
         names = [item.name for item in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
@@ -383,7 +383,7 @@ class ReaLModelConfig:
         return dataclasses.replace(self, **changes)
 
     def with_blocks(self, *blocks: int) -> ReaLModelConfig:
-        """The same architecture with some of its blocks (from 0) only, in the given order."""
+        """The same architecture with only some of its blocks (from 0), in the given order."""
         changes: dict[str, Any] = {"n_layers": len(blocks)}
         for name in PER_BLOCK:
             value = getattr(self, name)
@@ -407,7 +407,7 @@ ALLOWED: Mapping[str, tuple[str | None, ...]] = {
     "activation": ACTIVATIONS,
     "qk_norm": (None, *get_args(QKNormKind)),
 }
-"""The values of fields that are one of a few names; the first four may also name a custom class."""
+"""Allowed values of fields whose values are one of a few names; the first four may also name a custom class."""
 
 PER_BLOCK = ("sliding_window", "rope", "attn_scale")
 """Fields with one value for all blocks, or a tuple with one a block."""
@@ -418,7 +418,7 @@ NEEDS: tuple[tuple[str, str, Any], ...] = (
     ("position_offset", "learned_positions", True),
     ("norm_offset", "norm_weight", True),
 )
-"""A field that is set, and the value that another field must then have."""
+"""Fields that, when they are set, require a value of another field."""
 
 
 def _frozen(value: Any) -> Any:

@@ -22,10 +22,10 @@ class ForwardContext:
 
     seqs: PackedSequences
     rotations: tuple[Rotation, ...]
-    """One for each of `config.distinct_ropes`."""
+    """Rotations, one for each of `config.distinct_ropes`."""
     attention: AttentionFunction
     """Computes attention; a compiled model has one that is not compiled."""
     checkpoint_attention: bool = False
     """Whether attention without a kernel recomputes its [L, L] scores in the backward pass instead of keeping them."""
     router_stats: RouterStatsLog | None = None
-    """Where mixture-of-experts layers record what their routers did; None: nowhere."""
+    """Log in which mixture-of-experts layers record their routers' statistics; None: they are not recorded."""

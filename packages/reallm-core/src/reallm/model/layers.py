@@ -1,16 +1,16 @@
 """Small layers: linear, norms, activations, MLPs, embeddings.
 
-Attributes by which a layer, a family's custom one too, declares what the core needs to know:
+Attributes by which a layer, including a family's custom layers, declares its properties to the core:
 
 - `shards`: how tensor parallelism may split each parameter (see `model.sharding`); every parameter needs an entry.
 - `split`: which of its inputs and outputs are then partial; see `model.sharding.Split`.
-- `partial_grad = True`: under tensor parallelism it acts on a part of the features or heads, also where its parameters
-  are replicated: each rank's gradient of those is a partial sum.
+- `partial_grad = True`: under tensor parallelism it acts on a part of the features or heads, even if its parameters are
+  replicated: each rank's gradient of these parameters is a partial sum.
 - `recompute = True`: selective checkpointing recomputes it in the backward pass. It takes tensors and returns one.
-- `weight_decay = False`: its parameters are not decayed. Vectors and biases never are.
+- `weight_decay = False`: its parameters are exempt from weight decay, as vectors and biases always are.
 - `fresh_parameter(name, generator)`: initial value of a parameter that differs from the default, which is normal for
   matrices, one for vectors and zero for biases.
-- `cache_spec`, of an attention layer: what it keeps for decoding; see `model.attention.kv_cache`.
+- `cache_spec`, of an attention layer: the tensors that it keeps for decoding; see `model.attention.kv_cache`.
 - `tp_units`: units, such as heads, that tensor parallelism divides evenly; see `model.sharding.TPUnits`.
 - `nn.Parameter(..., requires_grad=False)`: loaded and saved, never trained: a buffer of the checkpoint.
 
@@ -48,7 +48,7 @@ ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
     "laplace": lambda x: 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
-    "linear": torch.clone,  # a new tensor, as the others return: callers may write to the result
+    "linear": torch.clone,  # a new tensor, as other activations return: callers may write to the result
 }
 
 
@@ -58,9 +58,9 @@ class Linear(nn.Linear):
     Args:
         n_in: number of inputs.
         n_out: number of outputs.
-        bias: whether it has one.
-        split: how tensor parallelism may split it. `"column"`: outputs, with rows of the weight and the bias; `"row"`:
-            inputs, with columns of the weight; outputs are summed over the ranks, and the bias is added once.
+        bias: whether the layer has a bias.
+        split: how tensor parallelism may split the layer. `"column"`: outputs, with rows of the weight and the bias;
+            `"row"`: inputs, with columns of the weight; outputs are summed over the ranks, and the bias is added once.
         unit: number of outputs or inputs that stay together, such as those of a head.
     """
 
@@ -73,11 +73,11 @@ class Linear(nn.Linear):
             self.shards["bias"] = Shard(0, unit) if splits_outputs else None
 
     def reset_parameters(self) -> None:
-        """Does nothing: values come from `Transformer.init_weights` or a checkpoint."""
+        """Do nothing: values come from `Transformer.init_weights` or a checkpoint."""
 
 
 class Norm(nn.Module):
-    """Base of norms over the last dim: `weight + offset` and a bias, each of which may be missing.
+    """Base class of norms over the last dim: `weight + offset` and a bias, each of which may be missing.
 
     With `shard` the norm is over a dim that tensor parallelism splits; its statistics are then reduced over the ranks.
     """
@@ -104,7 +104,7 @@ class Norm(nn.Module):
         self.over_sharded_dim = shard is not None
 
     def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor | None:
-        """Initially the norm scales by 1."""
+        """Initial value of the weight, with which the norm scales by 1."""
         return None if self.weight is None or name != "weight" else torch.full(self.weight.shape, 1.0 - self.offset)
 
 
@@ -149,7 +149,7 @@ def make_norm(config: ReaLModelConfig) -> nn.Module:
 
 
 def make_qk_norm(config: ReaLModelConfig, n_heads: int) -> nn.Module:
-    """Norm of queries or keys: of [T, H, D], or of [T, H * D] where `config.qk_norm` is "whole"."""
+    """Norm of queries or keys: of [T, H, D], or of [T, H * D] if `config.qk_norm` is "whole"."""
     whole = config.qk_norm == "whole"
     if config.qk_norm is None:
         return nn.Identity()

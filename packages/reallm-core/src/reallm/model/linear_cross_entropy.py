@@ -21,7 +21,7 @@ LOGIT_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of N targets: the differentiable sum, and detached values for each."""
+    """Cross-entropy of N targets: the differentiable sum, and detached values of each target."""
 
     loss_sum: Tensor
     """0-dim, float32 or wider: sum of `nll`, differentiable."""
@@ -50,7 +50,7 @@ def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) ->
 
 
 class Vocabulary(Protocol):
-    """The rows of the output head that this rank has, and their reductions over ranks."""
+    """The rows of the output head that this rank holds, and the reductions over ranks."""
 
     start: int
     """Token of the first row."""
@@ -59,7 +59,7 @@ class Vocabulary(Protocol):
         """Hidden states [N, E] as input of the product with these rows."""
 
     def whole(self, logits: Tensor) -> Tensor:
-        """Logits [N, V] of the whole vocabulary, from those [N, v] of these rows."""
+        """Logits [N, V] of the whole vocabulary, from the logits [N, v] of these rows."""
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """Sum over all parts of the vocabulary, in place."""
@@ -95,13 +95,13 @@ class OutputHead:
     """Output projection: `softcap(multiplier * (hidden @ weight.T + bias))`."""
 
     weight: Tensor
-    """[v, E]: the local rows."""
+    """The local rows [v, E]."""
     bias: Tensor | None = None
     """[v]."""
     multiplier: float = 1.0
     softcap: float | None = None
     vocabulary: Vocabulary = field(default_factory=VocabReplicated)
-    """Which rows of the whole vocabulary these are."""
+    """Position of the local rows in the whole vocabulary, and reductions over ranks."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], of the whole vocabulary."""
@@ -132,7 +132,7 @@ def head_logprobs(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
 
 
 def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
-    """Tokens in one chunk: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
+    """Number of tokens in a chunk: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
     most = max(1, LOGIT_CHUNK_BYTES.get(device.type, 64 << 20) // (4 * n_vocab))
     n_chunks = max(1, -(-n_tokens // most))
     return max(1, -(-n_tokens // n_chunks))

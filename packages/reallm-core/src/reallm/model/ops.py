@@ -1,6 +1,6 @@
-"""RMS norm, gated activation and rotation with a backward pass written by hand: fewer passes over memory, less saved.
+"""RMS norm, gated activation and rotation with hand-written backward passes: fewer passes over memory, less saved.
 
-Each equals its plain formula up to rounding, and is differentiable once. Under `torch.compile`, which fuses by itself,
+Each equals its plain formula up to rounding, and is differentiable once. Under `torch.compile`, which fuses operations,
 the plain formulas are used.
 
 Shapes: T packed tokens, H heads, D head dim.
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 ActivationFunction = Callable[[Tensor], Tensor]
 FEW_TOKENS = 64
-"""Up to this many tokens, as in decoding, fewer calls matter more than fewer passes over memory."""
+"""Number of tokens up to which, as in decoding, fewer calls matter more than fewer passes over memory."""
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) -> Tensor:
@@ -115,7 +115,7 @@ def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: bool = False) -> Tensor:
-    """`rotate`, or with `back` by the negative angle."""
+    """`rotate`, or with `back` rotation by the negative angle."""
     rotated = x * cos
     (first, second), (x_first, x_second) = _pairs(rotated, interleaved), _pairs(x, interleaved)
     sin_first, sin_second = _pairs(sin, interleaved)

@@ -1,4 +1,4 @@
-"""Bounds and positions of the sequences in a packed batch.
+"""`PackedSequences`: bounds and positions of the sequences in a packed batch.
 
 Two sequences of 3 and 2 tokens: `tokens = [a0 a1 a2 b0 b1]`, `cu_seqlens = [0 3 5]`, `positions = [0 1 2 0 1]`.
 """
@@ -18,13 +18,13 @@ from reallm.errors import DataError
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Lengths of S packed sequences, and how many tokens of each a KV cache already holds."""
+    """Lengths of S packed sequences, and the number of tokens of each that a KV cache already holds."""
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
     """[S+1] int32: sequence `i` owns the tokens `cu_seqlens[i]:cu_seqlens[i+1]`."""
     cached_lengths: tuple[int, ...]
-    """Tokens of each sequence that are in the cache, before these; zeros without a cache."""
+    """Number of earlier tokens of each sequence that are in the cache; zeros without a cache."""
 
     @classmethod
     def from_lengths(
@@ -41,7 +41,7 @@ class PackedSequences:
         Bounds on the CPU are faster: from a GPU they must be copied.
 
         Raises:
-            DataError: unless the bounds start at 0, never fall and end at `n_tokens`.
+            DataError: the bounds do not start at 0, decrease, or do not end at the number of tokens.
         """
         if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.numel() < 1:
             raise DataError(
@@ -64,7 +64,7 @@ class PackedSequences:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sequence, not counting those in the cache."""
+        """Number of tokens of the longest sequence, not counting cached ones."""
         return max(self.lengths, default=0)
 
     @cached_property
@@ -74,7 +74,7 @@ class PackedSequences:
 
     @cached_property
     def positions(self) -> Tensor:
-        """[T] int64: the position of each token in its own sequence."""
+        """Position [T] int64 of each token in its sequence."""
         device = self.cu_seqlens.device
         repeats = torch.tensor(self.lengths, device=device)
         # positions = index in the pack - start of the sequence + tokens before it

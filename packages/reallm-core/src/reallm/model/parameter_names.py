@@ -1,6 +1,6 @@
 """Names of parameters: `layers.{layer}.{path}`, as in `layers.3.attn.q.weight`. Imports no torch.
 
-Layer 0 is the embedding, layers 1..n are the blocks, layer n+1 is the head, in every part of a network alike.
+Layer 0 is the embedding, layers 1..n are the blocks, layer n+1 is the head; a part of a network keeps these numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def path_in_layer(name: str) -> str:
 
 
 def split_parameter_name(name: str) -> tuple[str, str]:
-    """Module and name within it: `layers.3.attn.q.weight` -> (`layers.3.attn.q`, `weight`)."""
+    """Split into the module and the name within it: `layers.3.attn.q.weight` -> (`layers.3.attn.q`, `weight`)."""
     module, _, own_name = name.rpartition(".")
     return module, own_name
 
@@ -59,7 +59,7 @@ def head_layer(config: ReaLModelConfig) -> int:
 
 
 def head_weight_name(config: ReaLModelConfig) -> str:
-    """Name of the output projection: the embedding's where the head is tied."""
+    """Name of the output projection: the embedding's name if the head is tied."""
     return EMBEDDING_WEIGHT if config.head_is_tied else parameter_name(head_layer(config), "out.weight")
 
 

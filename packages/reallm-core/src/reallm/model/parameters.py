@@ -1,4 +1,4 @@
-"""The parameters of a network, from its configuration alone: names, shapes and how they can be split."""
+"""The parameters of a network, from its configuration alone: names, shapes and possible splits."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class ParameterInfo:
 
     name: str
     layer: int
-    """0 is the embedding, n+1 the head."""
+    """Number of the layer: 0 is the embedding, n+1 the head."""
     shape: Shape
     shard: Shard | None
-    """How tensor parallelism may split it; None: replicated."""
+    """Split that tensor parallelism may use; None: replicated."""
     needs_distinct_parts: bool = False
     """Whether no two ranks may hold the same part, because outputs are summed or concatenated over the parts."""
 
@@ -76,10 +76,10 @@ def parameter_info(
 
     Args:
         name: full name of the parameter.
-        shape: of the whole parameter.
-        shard: how it may be split.
-        splits: path of a module -> its `split`, of all modules of the network.
-        config: of the network.
+        shape: shape of the whole parameter.
+        shard: split that tensor parallelism may use.
+        splits: path of a module -> its `split`, for all modules of the network.
+        config: configuration of the network.
 
     Raises:
         PluginError: `shard` names a dim that the parameter does not have.

@@ -50,7 +50,7 @@ def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: PackedSequences, 
         inverse = torch.repeat_interleave(torch.stack(per_sequence), repeats, dim=0)
     else:
         inverse = inverse_frequencies(config, rope, device=device)
-    # `inverse` is [R/2], or [T, R/2] where each token has its own
+    # `inverse` is [R/2], or [T, R/2] if tokens have different ones
     angles = seqs.positions[:, None].float() * inverse
     angles = angles.repeat_interleave(2, dim=-1) if rope.interleaved else torch.cat((angles, angles), dim=-1)
     scale, angles = attention_factor(config, rope), angles[:, None, :]
@@ -58,10 +58,10 @@ def _rotation(config: ReaLModelConfig, rope: RopeConfig, seqs: PackedSequences, 
 
 
 def keys_are_stale(config: ReaLModelConfig, cached_lengths: Sequence[int], totals: Sequence[int]) -> bool:
-    """Whether cached keys were rotated by other frequencies than sequences that have grown to `totals` need.
+    """Whether cached keys were rotated by frequencies other than those that sequences of lengths `totals` need.
 
     Args:
-        config: of the network.
+        config: configuration of the network.
         cached_lengths: tokens of each sequence in the cache.
         totals: tokens of each sequence, including the new ones.
     """
@@ -74,7 +74,7 @@ def keys_are_stale(config: ReaLModelConfig, cached_lengths: Sequence[int], total
 
 
 def _frequency_length(config: ReaLModelConfig, rope: RopeConfig, length: int) -> int:
-    """The length for which a sequence's frequencies are computed: 0 as long as they are those of pretraining."""
+    """The length for which a sequence's frequencies are computed: 0 while they equal those of pretraining."""
     if rope.kind == "dynamic":
         return length if length > config.max_positions else 0
     if rope.kind == "longrope":
@@ -102,7 +102,7 @@ def attention_factor(config: ReaLModelConfig, rope: RopeConfig) -> float:
 def inverse_frequencies(
     config: ReaLModelConfig, rope: RopeConfig, *, length: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Inverse frequencies [R/2] float32; `length` is that of the sequence, for kinds that depend on it."""
+    """Inverse frequencies [R/2] float32; `length` is the sequence's length, for kinds that depend on it."""
     dim = rope.rotary_dim or config.head_dim
     exponents = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
     if rope.kind == "default":
@@ -124,7 +124,7 @@ def inverse_frequencies(
 
 
 def _llama3(inverse: Tensor, rope: RopeConfig, original: int) -> Tensor:
-    """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1 reference code)."""
+    """Slow long waves by `factor`, keep short ones, and blend between them (Llama 3.1 reference code)."""
     factor, low, high = rope.factor, rope.low_freq_factor, rope.high_freq_factor
     assert factor is not None
     assert low is not None
@@ -147,7 +147,7 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, dim: int, original: int) -> Ten
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
-        high += 0.001  # a ramp of no width would divide by zero
+        high += 0.001  # a ramp of zero width would divide by zero
     ramp = ((torch.arange(dim // 2, device=frequencies.device).float() - low) / (high - low)).clamp(0, 1)
     return ramp / (rope.factor * frequencies) + (1 - ramp) / frequencies
 

@@ -16,9 +16,9 @@ class RouterStats:
     """Statistics of one layer's router over the tokens of one forward pass."""
 
     counts: Tensor
-    """[X]: how many of the tokens chose each expert, counted over the `top_k` choices."""
+    """Number of tokens [X] that chose each expert, counted over the `top_k` choices."""
     prob_sums: Tensor
-    """[X] float32, differentiable: the sum over tokens of each expert's probability."""
+    """Sum [X] over tokens of each expert's probability, float32, differentiable."""
     n_tokens: int
 
 

@@ -1,4 +1,4 @@
-"""How layers declare what tensor parallelism may split, and parts of a tensor in whole-tensor coordinates. No torch."""
+"""Declarations of the splits that tensor parallelism may use, and boxes of tensors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Box:
         return left
 
     def narrowed(self, dim: int, start: int, stop: int) -> Box:
-        """The part from `start` to `stop` along `dim`, relative to the start of this box."""
+        """The part of this box from `start` to `stop` along `dim`, relative to its start."""
         begin = self.starts[dim]
         return Box(
             (*self.starts[:dim], begin + start, *self.starts[dim + 1 :]),
@@ -76,7 +76,7 @@ class Box:
         )
 
     def within(self, outer: Box) -> Box:
-        """The same part in the coordinates of `outer`, which contains it."""
+        """This box in the coordinates of `outer`, which contains it."""
         return Box(
             tuple(start - origin for start, origin in zip(self.starts, outer.starts, strict=True)),
             tuple(stop - origin for stop, origin in zip(self.stops, outer.starts, strict=True)),
@@ -85,7 +85,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Shard:
-    """Split along `dim` into whole multiples of `unit` elements; a missing `Shard` (None) means replicated.
+    """A split along `dim` into whole multiples of `unit` elements; a missing `Shard` (None) means replicated.
 
     Queries are split between heads, never inside one: `Shard(0, unit=head_dim)`.
     """
@@ -96,16 +96,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class TPUnits:
-    """Units, such as heads, that tensor parallelism divides among ranks; a layer lists its own in `tp_units`."""
+    """Units, such as heads, that tensor parallelism divides among ranks; a layer lists its units in `tp_units`."""
 
     n: int
     name: str
-    """For messages, in the plural: `query heads`."""
+    """Name for messages, in the plural: `query heads`."""
     may_be_replicated: bool = False
-    """Whether fewer units than ranks are held by several ranks each, as KV heads are."""
+    """Whether each unit may be held by several ranks if there are fewer units than ranks, as with KV heads."""
 
     def fit(self, tp: int) -> bool:
-        """Whether `tp` ranks can have equally many of them."""
+        """Whether `tp` ranks can have the same number of units."""
         return self.n % tp == 0 or (self.may_be_replicated and tp % self.n == 0)
 
 
@@ -114,7 +114,7 @@ Shards = dict[str, Shard | None]
 
 
 Split = Literal["column", "row", "column_row"]
-"""How a module with split parameters takes part in tensor parallelism (Megatron's words):
+"""The role of a module with split parameters in tensor parallelism, in Megatron's terms:
 
 - `"column"`: whole inputs, a part of the outputs: some rows of a weight `[out, in]`;
 - `"row"`: a part of the inputs, partial sums of the outputs: some columns of the weight;
@@ -128,11 +128,11 @@ def as_split(value: str, owner: str) -> Split:
     """`value` as a `Split`; the words of hook API 1.0 (`out`, `in`, `inside`) are deprecated.
 
     Args:
-        value: what a layer declares.
-        owner: name of its class, for messages.
+        value: value that a layer declares.
+        owner: name of the layer's class, for messages.
 
     Raises:
-        PluginError: it is none of them.
+        PluginError: the value is none of them.
     """
     if value in get_args(Split):
         return cast(Split, value)
@@ -145,7 +145,7 @@ def as_split(value: str, owner: str) -> Split:
 
 
 def has_partial_grad(module: object) -> bool:
-    """Whether each rank's gradient of the module's replicated parameters is a partial sum, as it declares itself."""
+    """Whether the module declares that each rank's gradient of its replicated parameters is a partial sum."""
     found = getattr(module, "partial_grad", None)
     if found is None and (found := getattr(module, "sees_part", None)) is not None:
         what = f"the attribute 'sees_part' of {type(module).__qualname__}"

@@ -1,6 +1,6 @@
-"""The network: embedding, blocks and head over packed tokens.
+"""`Transformer`: the network of embedding, blocks and head over packed tokens.
 
-Shapes: T packed tokens, S sequences, N chosen tokens, E hidden, V vocabulary.
+Shapes: T packed tokens, S sequences, N selected tokens, E hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -93,24 +93,24 @@ class Transformer(nn.Module):
     `layers.0.tokens.weight`, `layers.3.attn.q.weight`, `layers.9.out.weight`.
 
     Args:
-        config: of the whole network.
-        layers: numbers of the layers to build, those of a pipeline stage; None: all.
+        config: configuration of the whole network.
+        layers: numbers of the layers to build, such as those of a pipeline stage; None: all.
     """
 
     def __init__(self, config: ReaLModelConfig, layers: range | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing: GradientCheckpointing = "none"
-        """What training recomputes in the backward pass instead of saving it; may be changed at any time."""
+        """The activations that training recomputes in the backward pass instead of saving; can be changed any time."""
         self._compiled: CompiledBlocks | None = None
         self.tp_size = 1
         """Number of ranks among which tensor parallelism has split the layers."""
         self.vocabulary: Vocabulary = VocabReplicated()
         """The local rows of the output head."""
         self.compile_blocker: str | None = None
-        """What keeps blocks from going through `torch.compile`; None: nothing."""
+        """The reason that blocks cannot go through `torch.compile`; None: they can."""
         self.router_stats: RouterStatsLog | None = None
-        """Where forward passes in training record router statistics; None: nowhere."""
+        """Log in which forward passes in training record router statistics; None: they are not recorded."""
         numbers = all_layers(config) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in numbers})
 
@@ -132,16 +132,16 @@ class Transformer(nn.Module):
         return self.forward_hidden(tokens, PackedSequences.from_cu_seqlens(cu_seqlens, tokens))
 
     def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [T, E] after the final norm; with a cache, of the tokens that follow those in it.
+        """Hidden states [T, E] after the final norm; with a cache, of the tokens that follow the cached ones.
 
         Args:
             tokens: [T] integers; only the embedding reads them.
             seqs: the sequences of the batch.
-            cache: what the attention layers have kept of earlier tokens; updated in place.
+            cache: the attention layers' tensors of earlier tokens; updated in place.
         """
         x = self.layers[str(EMBEDDING_LAYER)](tokens, seqs)
         mode = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else "none"
-        compiled = self._compiled if cache is None else None  # decoding is many small steps of other shapes
+        compiled = self._compiled if cache is None else None  # decoding consists of many small steps of other shapes
         context = ForwardContext(
             seqs,
             rotations(self.config, seqs, x.dtype),
@@ -164,12 +164,12 @@ class Transformer(nn.Module):
         return [number for number in map(int, self.layers) if number in block_layers(self.config)]
 
     def new_cache(self, n_sequences: int, capacity: int) -> KVCache:
-        """An empty cache for sequences of up to `capacity` tokens, in dtype and on the device of the parameters."""
+        """An empty cache for sequences of up to `capacity` tokens, with the dtype and device of the parameters."""
         parameter, specs = next(self.parameters()), self.cache_specs()
         return KVCache(specs, n_sequences, capacity, tp=self.tp_size, dtype=parameter.dtype, device=parameter.device)
 
     def cache_specs(self) -> dict[int, CacheSpec]:
-        """Number of a block -> what its attention declares to keep for decoding; keys and values where it does not."""
+        """Number of a block -> tensors that its attention declares to keep for decoding; by default keys and values."""
         default = keys_and_values(self.config)
         return {
             number: next(_declared(self.layers[str(number)], "cache_spec"), default) for number in self.block_numbers
@@ -189,11 +189,11 @@ class Transformer(nn.Module):
         return tuple(found)
 
     def compile_blocks(self) -> None:
-        """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding stays as it is.
+        """Run the blocks through `torch.compile` from now on, in training and evaluation; decoding is not compiled.
 
         Raises:
-            ConfigError: what `torch.compile` needs is not installed, gradient checkpointing is selective, or layers
-                are split.
+            ConfigError: a requirement of `torch.compile` is not installed, gradient checkpointing is selective, or
+                layers are split.
         """
         if self.compile_blocker is not None:
             raise ConfigError(f"model.compile=true does not go with {self.compile_blocker}; leave model.compile out")
@@ -242,7 +242,7 @@ class Transformer(nn.Module):
         return None if name is None else self.get_parameter(name)
 
     def parameter_shards(self) -> dict[str, Shard | None]:
-        """How tensor parallelism may split each parameter, as its layer declares it.
+        """Parameter -> the split that tensor parallelism may use, as its layer declares it.
 
         Raises:
             PluginError: a layer does not declare one of its parameters, or declares one that it does not have.
@@ -262,10 +262,10 @@ class Transformer(nn.Module):
         return declared
 
     def module_splits(self) -> dict[str, Split]:
-        """Path of a module -> its `split`, for those that declare one.
+        """Path of a module -> its `split`, for modules that declare one.
 
         Raises:
-            PluginError: a module declares none of the allowed values.
+            PluginError: a module declares a value that is not allowed.
         """
         return {
             path: as_split(str(module.split), type(module).__qualname__)
@@ -277,8 +277,8 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int = 0) -> None:
         """Initialise all parameters: matrices normal with `config.init_std`, vectors one, biases zero.
 
-        A layer can have other values by a method `fresh_parameter(name, generator)`, which returns the value of one of
-        its parameters, or None for the default.
+        A layer can choose other values with a method `fresh_parameter(name, generator)`, which returns the value of one
+        of its parameters, or None for the default.
         """
         for path, module in self.named_modules():
             fresh_parameter = getattr(module, "fresh_parameter", None)
@@ -311,7 +311,7 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
         known = ", ".join(runners)
         raise ConfigError(f"gradient_checkpointing={mode!r} is not one of {known}{did_you_mean(mode, runners)}")
     if mode == "selective" and compiled:
-        # compiled code has no separate layers, and saves the inputs of matrix products by itself
+        # compiled code has no separate layers, and saves the inputs of matrix products anyway
         raise ConfigError("model.compile=true goes with gradient_checkpointing none or full, not with selective")
     return runners[mode]
 
@@ -319,8 +319,8 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
 def initial_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: int) -> Tensor:
     """Default initial value of a parameter, float32 on the CPU.
 
-    Each parameter has its own random stream, from the seed and its name, so that values depend neither on the order of
-    layers nor on which of them a rank has.
+    Each parameter has its own random stream, from the seed and its name, so that values do not depend on the order of
+    layers or on the layers that a rank holds.
     """
     if name.endswith(".bias"):
         return torch.zeros(shape)

@@ -1,4 +1,4 @@
-"""Where offloaded tensors are kept: in pinned memory for a GPU, in a memory-mapped file for a CPU."""
+"""Storage of offloaded tensors: pinned memory for a GPU, a memory-mapped file for a CPU."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 class HostMemory(Protocol):
-    """Buffers of fixed sizes."""
+    """Storage that consists of buffers of fixed sizes, called slots."""
 
     @property
     def slots(self) -> Sequence[Tensor]:
         """The buffers, uint8 [n] each."""
 
     def flush(self) -> None:
-        """Move what was written to the slots out of RAM, where that is possible."""
+        """Move the contents of the slots out of RAM, if possible."""
 
     def prefetch(self, index: int) -> None:
-        """A hint that a slot is read soon."""
+        """Hint that a slot will be read soon."""
 
     def evict(self, index: int) -> None:
-        """A hint that a slot is not read soon."""
+        """Hint that a slot will not be read soon."""
 
 
 class PinnedMemory:
-    """Page-locked RAM, which the GPU reads and writes by itself while the CPU does other things.
+    """Page-locked RAM, which the GPU reads and writes independently of the CPU.
 
-    torch caches it for the next time, and rounds the size of each slot up to a power of two.
+    torch caches it for reuse, and rounds the size of each slot up to a power of two.
 
     Raises:
         DataError: the host has no room.
@@ -52,21 +52,21 @@ class PinnedMemory:
             ) from error
 
     def flush(self) -> None:
-        """Nothing: pinned memory stays in RAM."""
+        """Do nothing: pinned memory stays in RAM."""
 
     def prefetch(self, index: int) -> None:
-        """Nothing: it is in RAM."""
+        """Do nothing: pinned memory is in RAM."""
 
     def evict(self, index: int) -> None:
-        """Nothing: it stays in RAM."""
+        """Do nothing: pinned memory stays in RAM."""
 
 
 class MappedFile:
-    """A file without a name, which is gone with the process, however it ends; the kernel caches of it what it can.
+    """An unnamed memory-mapped file, which disappears with the process, however it ends; the kernel caches what it can.
 
     Args:
-        sizes: of the slots in bytes.
-        folder: where the file is made; None: where temporary files are (`TMPDIR`).
+        sizes: sizes of the slots in bytes.
+        folder: folder in which the file is made; None: the folder of temporary files (`TMPDIR`).
 
     Raises:
         DataError: the folder has no room or cannot be written.
@@ -80,7 +80,7 @@ class MappedFile:
         where = folder or tempfile.gettempdir()
         try:
             with tempfile.TemporaryFile(dir=where) as file:
-                os.posix_fallocate(file.fileno(), 0, total)  # a full disk is an error here, not a signal later
+                os.posix_fallocate(file.fileno(), 0, total)  # a full disk raises an error now, not a signal later
                 self._map = mmap.mmap(file.fileno(), total)
         except OSError as error:
             raise DataError(
@@ -92,17 +92,17 @@ class MappedFile:
         ]
 
     def flush(self) -> None:
-        """Write all slots to the disk: clean pages can be dropped from RAM."""
+        """Write all slots to the disk, so that the kernel can drop their pages from RAM."""
         self._map.flush()
         for index in range(len(self.slots)):
             self.evict(index)
 
     def prefetch(self, index: int) -> None:
-        """Have the kernel read a slot ahead."""
+        """Ask the kernel to read a slot ahead."""
         self._advise(index, mmap.MADV_WILLNEED)
 
     def evict(self, index: int) -> None:
-        """Take a slot's pages out of this process' memory; they stay in the file."""
+        """Remove a slot's pages from this process' memory; they stay in the file."""
         self._advise(index, mmap.MADV_DONTNEED)
 
     def _advise(self, index: int, advice: int) -> None:
@@ -112,5 +112,5 @@ class MappedFile:
 
 
 def host_memory(device: torch.device, sizes: Sequence[int]) -> HostMemory:
-    """Slots of these sizes for tensors of a device."""
+    """Allocate slots of these sizes, in bytes, for tensors of a device."""
     return PinnedMemory(sizes) if device.type == "cuda" else MappedFile(sizes)

@@ -1,4 +1,4 @@
-"""Offloading of a network: its layers are loaded again as the forward pass reaches them."""
+"""Offloading of a network, whose layers are loaded again when the forward pass reaches them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ModelOffload:
     and may share the embedding's table.
 
     Args:
-        network: has at least one layer.
-        stream: have at most two blocks on the device at a time, each freed after its use. For models that are not
+        network: a network with at least one layer.
+        stream: keep at most two blocks on the device at a time, each freed after its use. Only for models that are not
             trained.
 
     Raises:
@@ -31,7 +31,7 @@ class ModelOffload:
     """
 
     def __init__(self, network: Transformer, *, stream: bool = False) -> None:
-        # where possible the parameters themselves: those of a mapped checkpoint get another storage
+        # the parameters themselves if possible: parameters of a mapped checkpoint get another storage
         tensors = local_tensors(network) if is_fsdp(network) else dict[str, Tensor](network.named_parameters())
         numbers = sorted(map(int, network.layers))
         groups = [[tensor for name, tensor in tensors.items() if layer_number(name) == n] for n in numbers]
@@ -39,7 +39,7 @@ class ModelOffload:
         keep = [index for index, number in enumerate(numbers) if number not in block_layers(network.config)]
         self._offload = Offload(groups, device, stream=stream, keep=keep)
         self._undo: list[Callable[[], None]] = []
-        if is_fsdp(network) or network.is_compiled:  # these do not run layers by calling them one by one
+        if is_fsdp(network) or network.is_compiled:  # their layers are not run by calling them one by one
             self._reload_before_forward(network)
         else:
             for index, number in enumerate(numbers):
@@ -55,7 +55,7 @@ class ModelOffload:
         self._remove_hooks()
 
     def _load_in_turn(self, layer: nn.Module, index: int, *, is_last: bool) -> None:
-        """Have a layer loaded before its forward pass and, when streaming, freed after it."""
+        """Register hooks that load a layer before its forward pass and, when streaming, free it afterwards."""
 
         def after(*_: object) -> None:
             self._offload.after_use(index)

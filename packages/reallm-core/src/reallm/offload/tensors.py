@@ -1,8 +1,8 @@
-"""Offloading of tensors: all at once in the background, and back group by group.
+"""Offloading of tensors: all are moved to host memory in the background, and loaded again group by group.
 
 A tensor stays the same object: its storage is emptied and filled again, so that optimizers, FSDP and views that share
-the storage need not know. Groups are copied back while others are used in computation: `before_use(k)` waits for group
-`k` alone, and starts to load the next one.
+the storage need no changes. Loading overlaps computation: `before_use(k)` waits for group `k` only, and starts to load
+the next group.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from reallm.offload.host_memory import HostMemory, host_memory
 
 PREFETCHED_GROUPS = 1
-"""Groups that are loaded while the one before them is used."""
+"""Number of groups that are loaded ahead while a group is in use."""
 
 
 class Offload:
     """Groups of tensors, such as the layers of a model, which are on their device or in host memory.
 
     Args:
-        groups: the tensors of each, in the order in which they are used. A storage that several tensors share moves
-            once, with the first group that has it.
-        device: of the tensors.
-        stream: free a group again after each use; its values must not change meanwhile.
+        groups: the tensors of each group, in the order of use. A storage that several tensors share is moved once, with
+            the first group that contains it.
+        device: device of the tensors.
+        stream: free a group again after each use; its values must not change while it is loaded.
         keep: groups that stay on the device once they are loaded, even with `stream`.
 
     Raises:
@@ -55,11 +55,11 @@ class Offload:
 
     def __del__(self) -> None:
         for copy in (copy for copies in self._loading.values() for copy in copies):
-            copy.wait()  # after an error in the middle of a pass: it would write to memory that others have by then
+            copy.wait()  # after an error in the middle of a pass, the copy would write to memory that has been reused
 
     @property
     def is_offloading(self) -> bool:
-        """Whether `wait` is still to be called; until then the tensors can be read, and must not change."""
+        """Whether `wait` must still be called; until then the tensors can be read, but must not change."""
         return bool(self._offloading)
 
     @property
@@ -100,7 +100,7 @@ class Offload:
         """Load all groups, for good.
 
         Raises:
-            RuntimeError: the device has no room; what is loaded stays, and the rest can be loaded later.
+            RuntimeError: the device has no room; loaded groups stay loaded, and the rest can be loaded later.
         """
         self._finish_offloading()
         for index in range(len(self._groups)):
@@ -119,7 +119,7 @@ class Offload:
         try:
             for item in group:
                 item.storage.resize_(item.size)
-        except RuntimeError:  # no room for all of the group: none of it is loaded, or the next use would read garbage
+        except RuntimeError:  # no room for the whole group: load none of it, or the next use would read garbage
             for item in group:
                 item.storage.resize_(0)
             raise
@@ -142,18 +142,18 @@ class _OffloadedStorage:
     slot: int
     storage: torch.UntypedStorage
     size: int
-    """In bytes."""
+    """Size in bytes."""
     mapped: Tensor | None = None
-    """The tensor, if its storage is that of a mapped checkpoint, which cannot be resized: it gets another storage."""
+    """The tensor, if its storage belongs to a mapped checkpoint and cannot be resized: it gets another storage."""
 
     def bytes(self) -> Tensor:
-        """Its bytes [size] uint8, not a copy."""
+        """The storage's bytes, uint8 [size], not a copy."""
         if self.mapped is not None:
             return self.mapped.detach().contiguous().flatten().view(torch.uint8)
         return torch.empty(0, dtype=torch.uint8, device=self.storage.device).set_(self.storage)
 
     def free(self) -> None:
-        """Free its memory on the device."""
+        """Free the storage's memory on the device."""
         if self.mapped is not None:
             self.mapped.data = torch.empty_like(self.mapped, memory_format=torch.contiguous_format)
             self.storage, self.mapped = self.mapped.untyped_storage(), None
@@ -183,17 +183,17 @@ def _with_slots(groups: Sequence[Iterable[Tensor]]) -> list[list[_OffloadedStora
 
 class _PendingCopy(Protocol):
     def wait(self) -> None:
-        """Return when the copy is done, or when whatever is queued from now on will find it done."""
+        """Return when the copy is done, or when all work queued later will run after it."""
 
 
 class _Copies(Protocol):
-    """Copies in the background, one after another."""
+    """Runs copies in the background, one after another."""
 
     def start(self, target: Tensor, source: Tensor) -> _PendingCopy: ...
 
 
 class _ThreadCopies:
-    """Copies by a thread: copying releases Python's lock."""
+    """Runs copies in a thread: copying releases Python's global interpreter lock."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="offload")
@@ -211,10 +211,10 @@ class _ThreadCopy:
 
 
 class _StreamCopies:
-    """Copies on a CUDA stream, which waits for the stream that uses the tensors, and is waited for there.
+    """Runs copies on a CUDA stream that waits for the stream that uses the tensors, and vice versa.
 
-    Kernels queued on the stream of use may still write a tensor that is offloaded, or read memory that a loaded tensor
-    gets. Since both streams wait for each other, and memory is allocated and freed on the stream of use,
+    Kernels queued on the using stream may still write a tensor that is offloaded, or read memory that is assigned to a
+    loaded tensor. Since both streams wait for each other, and memory is allocated and freed on the using stream,
     `record_stream` is not needed.
     """
 
@@ -236,7 +236,7 @@ class _StreamCopy:
         self._event, self._device, self._to_host = event, device, to_host
 
     def wait(self) -> None:
-        if self._to_host:  # the source is freed next, so that the CPU itself must wait
+        if self._to_host:  # the source is freed next, so the CPU must wait
             self._event.synchronize()
         else:
             torch.cuda.current_stream(self._device).wait_event(self._event)

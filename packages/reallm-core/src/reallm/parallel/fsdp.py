@@ -1,7 +1,8 @@
 """Data parallelism with sharded parameters: FSDP2 over the data-parallel ranks.
 
 Each rank holds some rows of each parameter, with their gradient and optimizer state (`sharding.fsdp_box`), and gathers
-whole parameters to compute. A ZeRO level (Rajbhandari et al., 2020) says how much it keeps between micro-batches:
+whole parameters to compute. The ZeRO level (Rajbhandari et al., 2020) determines how much a rank keeps between
+micro-batches:
 
 | level | gradients are reduce-scattered | whole parameters are held |
 |---|---|---|
@@ -35,17 +36,18 @@ ZERO_LEVELS = (1, 2, 3)
 def apply_fsdp(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
     """Shard the parameters of this rank's network over `mesh.dp`, in place.
 
-    Each block is an FSDP unit. Embedding, final norm and head are one unit together, which stays gathered from the
-    forward pass to the end of the backward pass, since the head is called from outside. Scalar parameters are not
-    sharded, and their gradients are not reduced here.
+    Each block is an FSDP unit. Embedding, final norm and head together form one unit, which stays gathered from the
+    forward pass to the end of the backward pass, since the head is called separately from the forward pass. Scalar
+    parameters are not sharded, and their gradients are not reduced by FSDP.
 
     Args:
-        model: its parameters may be on the meta device, and filled later through `local_tensors`.
-        mesh: of a layout with FSDP.
+        model: this rank's network; its parameters may be on the meta device, to be filled later through
+            `local_tensors`.
+        mesh: the mesh of a layout with FSDP.
         zero: the ZeRO level.
 
     Raises:
-        ConfigError: no such level, or the data-parallel ranks are not in ascending order.
+        ConfigError: the level does not exist, or the data-parallel ranks are not in ascending order.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -65,21 +67,22 @@ def apply_fsdp(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
             ignored_params=scalars,
         )
         sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo supports no other
     state = _root(model)._get_fsdp_state()
     for hook in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
-        # `forward_hidden` is the forward pass; around it, another one of `forward` would end before that of the head
+        # `forward_hidden` is FSDP's forward pass; hooks of `forward` would add an outer pass, and the inner one would
+        # end before the head's
         hook.remove()
     register_fsdp_forward_method(model, "forward_hidden")
     model.zero = zero  # type: ignore[assignment] # modules declare nothing but tensors and modules
 
 
 def before_backward(model: nn.Module, *, is_last: bool) -> None:
-    """Set what FSDP2 reduces and frees in the next backward pass; does nothing for a network without FSDP.
+    """Configure what FSDP2 reduces and frees in the next backward pass; does nothing for a network without FSDP.
 
     Args:
         model: any network.
-        is_last: whether it is the last backward pass of the step.
+        is_last: whether the next backward pass is the last of the step.
     """
     if not is_fsdp(model):
         return
@@ -99,8 +102,8 @@ def reshard(model: nn.Module) -> None:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Gather whole parameters (of this rank's stage and its tensor-parallel box) for the block, then shard them again.
 
-    For many forward passes whose number differs between ranks, as in generation: there are no FSDP collectives in the
-    block. All ranks enter it; nested blocks, and networks without FSDP, stay as they are.
+    For forward passes whose number differs between ranks, as in generation: the block runs without FSDP collectives.
+    All ranks enter it; nested blocks, and blocks for networks without FSDP, have no effect.
     """
     if not any(hasattr(parameter, "to_local") for parameter in model.parameters()):
         yield
@@ -136,13 +139,13 @@ def is_fsdp(model: nn.Module) -> bool:
 
 
 def local_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """This rank's part of each parameter by name, not a copy; with FSDP this rank's rows, after a reshard."""
+    """This rank's part of each parameter by name, not a copy; with FSDP, its rows, after gathered ones are freed."""
     reshard(model)
     return {name: to_local(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def to_local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor; any other tensor as it is."""
+    """This rank's part of a DTensor; any other tensor unchanged."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     assert isinstance(local, Tensor)
     return local

@@ -1,4 +1,4 @@
-"""Sum gradients over the ranks that hold partial ones, and take the norm of the whole network's gradients."""
+"""Sums gradients over the ranks that hold partial ones, and computes the norm of the whole network's gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reallm.parallel.mesh import Group, Mesh
 from reallm.parallel.sharding import local_boxes, tp_boxes
 
 MAX_COALESCED_NUMEL = 1 << 16
-"""Gradients of up to so many elements are flattened into one all-reduce."""
+"""Maximum number of elements of a gradient that is flattened into one all-reduce together with others."""
 
 
 class GradientReducer:
@@ -25,11 +25,11 @@ class GradientReducer:
     partial one, and over the first and the last stage for a tied embedding.
 
     Args:
-        config: of the whole network.
-        mesh: its layout.
-        partial_grads: parameter -> the tensor-parallel ranks over which its gradient is summed, as numbers within the
+        config: configuration of the whole network.
+        mesh: the layout of the network.
+        partial_grads: parameter -> the tensor-parallel ranks over which its gradient is summed, as ranks within the
             group; see `tensor_parallel.partial_grads`.
-        device: of the gradients.
+        device: device of the gradients.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GradientReducer:
 
     @classmethod
     def of(cls, model: Transformer, mesh: Mesh) -> GradientReducer:
-        """For a network after `parallelize`."""
+        """Make a reducer for a network after `parallelize`."""
         partial_grads: Mapping[str, Sequence[int]] = {}
         if mesh.layout.tp > 1:
             from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
@@ -67,7 +67,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def reduce(self, gradients: Mapping[str, Tensor]) -> None:
-        """All-reduce partial gradients, in place; then all ranks that hold a parameter have its gradient."""
+        """All-reduce partial gradients, in place; then all ranks that hold a parameter have its whole gradient."""
         for group, names in self._all_reduces:
             all_reduce_coalesced([gradients[name] for name in names if name in gradients], group)
 
@@ -85,7 +85,7 @@ class GradientReducer:
 def owned_for_norm(config: ReaLModelConfig, mesh: Mesh) -> frozenset[str]:
     """The parameters that this rank counts in a norm, so that each element of the network is counted once.
 
-    Of ranks with the same box the first one counts it; a tied embedding is counted on the first stage.
+    Among ranks with the same box, only the first counts it; a tied embedding is counted on the first stage.
     """
     layout, coordinate = mesh.layout, mesh.coordinate
     lower_tp_ranks = [layout.rank_at(dp=coordinate.dp, pp=coordinate.pp, tp=tp) for tp in range(coordinate.tp)]

@@ -1,7 +1,7 @@
-"""How many ranks a model has for data, pipeline and tensor parallelism, and which ones. Imports no torch.
+"""Layouts: the number of ranks for data, pipeline and tensor parallelism, and which ranks. Imports no torch.
 
-A layout is written `tp2pp1dp2`, sizes in any order and those of 1 left out; `fsdp4` instead of `dp4` says that the
-data-parallel ranks shard each parameter instead of having copies. `@4-7` or `@0,2` names the ranks.
+A layout is written `tp2pp1dp2`, with sizes in any order; sizes of 1 may be left out. `fsdp4` instead of `dp4` means
+that the data-parallel ranks shard each parameter instead of holding copies. `@4-7` or `@0,2` names the ranks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Coordinate(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """`dp * pp * tp` ranks: `tp` split each layer, `pp` are stages of a pipeline, `dp` work on different data.
+    """A layout of `dp * pp * tp` ranks: `tp` ranks split each layer, `pp` are pipeline stages, `dp` use different data.
 
     `tp` varies fastest from rank to rank, then `dp`, then `pp`: tensor parallelism communicates most, pipelines least.
 
     Raises:
-        ConfigError: a size is below 1, or the number of ranks is not that of the sizes.
+        ConfigError: a size is below 1, or the number of ranks is not the product of the sizes.
     """
 
     dp: int = 1
@@ -58,7 +58,7 @@ class Layout:
         """Parse text such as `tp2pp1dp2` or `fsdp2tp2@4-7`.
 
         Raises:
-            ConfigError: it is no layout; shows one.
+            ConfigError: the text is not a layout; shows an example.
         """
         sizes, _, ranks = text.strip().lower().partition("@")
         found = re.findall(r"(fsdp|dp|pp|tp)[=_]?(\d+)[,_.]?", sizes)
@@ -95,21 +95,21 @@ class Layout:
         return self.ranks[(pp * self.dp + dp) * self.tp + tp]
 
     def tp_ranks(self, coordinate: Coordinate) -> list[int]:
-        """The ranks of a tensor-parallel group: those whose `dp` and `pp` are these, by `tp`."""
+        """The ranks of a tensor-parallel group, in the order of `tp`: the ranks with this `dp` and `pp`."""
         return [self.rank_at(dp=coordinate.dp, pp=coordinate.pp, tp=tp) for tp in range(self.tp)]
 
     def dp_ranks(self, coordinate: Coordinate) -> list[int]:
-        """The ranks of a data-parallel group: those whose `pp` and `tp` are these, by `dp`."""
+        """The ranks of a data-parallel group, in the order of `dp`: the ranks with this `pp` and `tp`."""
         return [self.rank_at(dp=dp, pp=coordinate.pp, tp=coordinate.tp) for dp in range(self.dp)]
 
     def pp_ranks(self, coordinate: Coordinate) -> list[int]:
-        """The ranks of a pipeline: those whose `dp` and `tp` are these, by `pp`."""
+        """The ranks of a pipeline, in the order of `pp`: the ranks with this `dp` and `tp`."""
         return [self.rank_at(dp=coordinate.dp, pp=pp, tp=coordinate.tp) for pp in range(self.pp)]
 
     def check_ascending(self, ranks: list[int]) -> None:
         """Raise ConfigError unless the ranks of a group ascend, so that a rank's number in the group is its coordinate.
 
-        torch sorts the ranks of a group, so that they would otherwise hold each other's parts of the parameters.
+        torch sorts the ranks of a group, so ranks that do not ascend would hold each other's parts of the parameters.
         """
         if ranks != sorted(ranks):
             raise ConfigError(f"the layout {self} splits parameters over ranks that must ascend; write them in order")

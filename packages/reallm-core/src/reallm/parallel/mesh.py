@@ -1,4 +1,4 @@
-"""A rank's coordinates in a layout, and its process groups."""
+"""`Mesh`: a rank's coordinates in a layout, and its process groups."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from reallm.parallel.layout import Coordinate, Layout
 Group = dist.ProcessGroup
 all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
-"""Their names from torch 2.13 on."""
+"""Single-tensor collectives, by their names from torch 2.13 on or else by their older names."""
 
 
 @dataclass(eq=False)
 class Mesh:
-    """A layout as one rank sees it. A process group is created when it is first used, by all its members.
+    """A layout as seen from one rank. A process group is created when it is first used, by all its members.
 
-    Each pair of neighbouring stages has a group for each direction: in a single one, NCCL would let messages that cross
-    wait for each other.
+    Each pair of neighbouring stages has one group per direction: in a single group, NCCL would make messages in
+    opposite directions wait for each other.
     """
 
     layout: Layout
     rank: int
-    """In the whole job."""
+    """This rank's number in the whole job."""
     timeout: timedelta | None = None
-    """Of the process groups: how long a rank waits for another one. None: that of torch's default group."""
+    """Timeout of the process groups: how long a rank waits for another one. None: that of torch's default group."""
     _groups: dict[tuple[object, ...], Group] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, layout: Layout | str, *, timeout: timedelta | None = None) -> Mesh:
-        """The mesh of a layout, also as text such as `tp2pp2`, for this process, which need not be in the layout.
+        """Make this process' mesh for a layout, or for text such as `tp2pp2`; the process need not be in the layout.
 
         Raises:
             ConfigError: the job has fewer ranks than the layout names.
@@ -73,7 +73,7 @@ class Mesh:
 
     @property
     def dp(self) -> Group:
-        """The data-parallel ranks that do the same on different data."""
+        """The data-parallel ranks that hold the same layers as this rank and use different data."""
         return self._group("dp", self.layout.dp_ranks(self.coordinate))
 
     @property
@@ -88,11 +88,11 @@ class Mesh:
         return self._group("first_and_last_stage", [first, last])
 
     def p2p_forward_group(self, stage: int) -> Group:
-        """For messages from `stage` to the next one; this rank is one of the two."""
+        """The group for messages from `stage` to the next stage; this rank belongs to one of the two."""
         return self._group("p2p_forward", self.layout.pp_ranks(self.coordinate)[stage : stage + 2])
 
     def p2p_backward_group(self, stage: int) -> Group:
-        """For messages to `stage` from the next one; this rank is one of the two."""
+        """The group for messages to `stage` from the next stage; this rank belongs to one of the two."""
         return self._group("p2p_backward", self.layout.pp_ranks(self.coordinate)[stage : stage + 2])
 
     def subgroup(self, ranks: list[int]) -> Group:
@@ -100,11 +100,11 @@ class Mesh:
         return self._group("subgroup", ranks)
 
     def transfer_group(self, ranks: tuple[int, ...], rendezvous: Callable[[str], None]) -> Group:
-        """The group of these ranks, whatever layouts they are in; this rank is one of them.
+        """The group of these ranks, which may belong to different layouts; this rank is one of them.
 
         Args:
-            ranks: of the group.
-            rendezvous: called with the name of the group before it is created, to wait until all members have come.
+            ranks: the ranks of the group.
+            rendezvous: called with the name of the group before it is created, to wait for all members.
         """
         return self._group("transfer", list(ranks), prefix="transfer", before=rendezvous)
 
@@ -145,10 +145,10 @@ class Mesh:
 
 @contextmanager
 def _group_name(prefix: str) -> Iterator[str]:
-    """Make `new_group` use this name in the block: the prefix, and how many groups with it there are already.
+    """Make `new_group` use this name in the block: the prefix, and the number of groups that already have it.
 
-    The members of a group find each other by its name. torch's own name is the number of groups that a process has, of
-    whatever ranks; where members have different numbers, as stages of a pipeline do, they wait for each other forever.
+    The members of a group find each other by its name. By default torch names a group by the number of groups that the
+    process has, whatever their ranks; if the members' numbers differ, as on pipeline stages, they wait forever.
     """
     name = f"{prefix}#{sum(known.startswith(f'{prefix}#') for known in c10d._world.pg_names.values())}"
     torch_module: Any = c10d

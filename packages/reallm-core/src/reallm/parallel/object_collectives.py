@@ -1,4 +1,4 @@
-"""Python objects between ranks: all-gather as JSON, and errors that all ranks raise together."""
+"""Collectives for Python objects: all-gather of JSON values, and errors that all ranks raise together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reallm.errors import DataError, PeerError, ReallmError
 from reallm.parallel.mesh import Group, Mesh, all_gather_single
 
 USER_ERRORS = (ReallmError, OSError, SafetensorError)
-"""Errors a user can put right. Any other one keeps its traceback on the rank that has it."""
+"""Errors that a user can fix. Any other error keeps its traceback on the rank where it is raised."""
 _ERROR_CLASSES = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, ReallmError)
 }
@@ -24,14 +24,14 @@ _ERROR_CLASSES = {
 
 @contextmanager
 def fail_together(mesh: Mesh | None) -> Iterator[None]:
-    """End the block once all ranks of the layout have reached its end, or raise on all of them if one has failed.
+    """Context that ends once all ranks of the layout have reached its end, or raises on all of them if one has failed.
 
-    In the block a rank works alone, such as writing a file, without collectives. Without a mesh, or in a layout of one
-    rank, the block is an ordinary one.
+    The block is for work that each rank does alone, such as writing a file, without collectives. Without a mesh, or in
+    a layout of one rank, the context does nothing.
 
     Raises:
-        ReallmError: on all ranks, the error of the first rank that failed, with its number. An error that no user can
-            put right is raised as it is on its own rank, and as a `PeerError` on the others.
+        ReallmError: on all ranks, the error of the first rank that failed, with its number. An error that a user cannot
+            fix is raised unchanged on its rank, and as a `PeerError` on the others.
     """
     if mesh is None or mesh.layout.size == 1:
         yield
@@ -39,7 +39,7 @@ def fail_together(mesh: Mesh | None) -> Iterator[None]:
     local_error: Exception | None = None
     try:
         yield
-    except Exception as error:  # whatever it is, the other ranks wait in the all-gather
+    except Exception as error:  # whatever the error, the other ranks wait in the all-gather
         local_error = error
     by_rank = all_gather_json(None if local_error is None else _describe(local_error, mesh.rank), mesh.all)
     first = next((error for error in by_rank.values() if error is not None), None)
@@ -52,12 +52,12 @@ def fail_together(mesh: Mesh | None) -> Iterator[None]:
 
 
 def is_leader(mesh: Mesh | None) -> bool:
-    """Whether this is the first rank of the layout, which does what only one rank does, such as writing a file."""
+    """Whether this is the first rank of the layout, which does the work of a single rank, such as writing a file."""
     return mesh is None or mesh.rank == mesh.layout.ranks[0]
 
 
 def _describe(error: Exception, rank: int) -> tuple[str, str]:
-    """Class name and message with which all ranks raise the error of one."""
+    """The class name and the message with which all ranks raise one rank's error."""
     text = " ".join(str(error).split())
     if isinstance(error, ReallmError):
         name = type(error).__name__
@@ -73,8 +73,8 @@ def all_gather_json(value: Any, group: Group) -> dict[int, Any]:
     """All-gather of JSON values: rank -> value, in ascending order of ranks.
 
     Args:
-        value: any JSON; floats arrive exactly, also those that are not finite.
-        group: with a backend for tensors on the CPU.
+        value: any JSON value; floats arrive exactly, including non-finite ones.
+        group: process group with a backend for CPU tensors.
     """
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     ranks = dist.get_process_group_ranks(group)

@@ -1,4 +1,4 @@
-"""Make a network on the meta device this rank's part of a layout, and give it values.
+"""Turns a network on the meta device into this rank's part of a layout, and fills it with values.
 
 model = Transformer(config, local_layers(config, mesh))  # on the meta device
 parallelize(model, mesh, zero=3)  # tensor parallelism, then the pipeline stage, then FSDP
@@ -32,7 +32,7 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
         model: `Transformer(config, local_layers(config, mesh))`.
         mesh: the layout.
         zero: ZeRO level of a layout with FSDP; see `apply_fsdp`.
-        sequence_parallel: whether tensor-parallel ranks split the tokens between them outside of split layers.
+        sequence_parallel: whether tensor-parallel ranks also split the tokens, outside of the layers that they split.
 
     Raises:
         ConfigError: the layout does not fit the model.
@@ -60,12 +60,12 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
 
 
 def load_local(model: Transformer, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put tensors in place of the meta parameters: with FSDP copied, otherwise used as they are.
+    """Replace the meta parameters by tensors, which are copied with FSDP and otherwise used without a copy.
 
     Args:
-        model: after `parallelize`.
+        model: a network after `parallelize`.
         tensors: this rank's part of each parameter, by name.
-        device: for the parameters that FSDP holds.
+        device: device of the parameters that FSDP shards.
     """
     from reallm.parallel.fsdp import is_fsdp, local_tensors
 
@@ -79,9 +79,9 @@ def load_local(model: Transformer, tensors: Mapping[str, Tensor], device: torch.
 
 
 def init_local_weights(config: ReaLModelConfig, boxes: Mapping[str, Box], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Initial values of boxes of parameters, float32 on the CPU: cut from those that the whole network gets by a seed.
+    """Initial values of boxes of parameters, float32 on the CPU, cut from the whole network's values for this seed.
 
-    Makes one layer at a time.
+    One layer is initialised at a time.
     """
     for layer in sorted({layer_number(name) for name in boxes}):
         whole = Transformer(config, range(layer, layer + 1))

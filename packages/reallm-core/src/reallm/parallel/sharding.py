@@ -1,4 +1,4 @@
-"""Which box of each parameter a rank holds: pure functions of the configuration and the layout."""
+"""The box of each parameter that a rank holds: pure functions of the configuration and the layout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 
 BoxesByRank = Sequence[Mapping[str, Box]]
-"""By tensor-parallel rank: parameter -> the box that it holds, in coordinates of the whole parameter."""
+"""For each tensor-parallel rank: parameter -> the box that the rank holds, in coordinates of the whole parameter."""
 
 
 def stage_layers(config: ReaLModelConfig, pp: int) -> list[range]:
-    """The layers of each pipeline stage: 0 is the embedding, n+1 the head.
+    """The layers of each pipeline stage; layer 0 is the embedding, n+1 the head.
 
     Stages get equally many blocks; a remainder goes to stages in the middle, since the first also has the embedding and
     the last the head: 5 blocks on 2 stages are layers 0-3 and 4-6, 10 blocks on 4 are 0-2, 3-5, 6-8 and 9-11.
@@ -47,8 +47,9 @@ def stage_parameters(config: ReaLModelConfig, pp: int, stage: int) -> list[Param
 def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
     """The box of a parameter that one of `tp` ranks holds, without FSDP.
 
-    Each rank gets equally many units. If there are fewer units than ranks, as with few KV heads, several ranks hold the
-    same one. Units of a single element, as in a vocabulary, may be divided unevenly: 7 rows on 2 ranks are 3 and 4.
+    Each rank gets the same number of units. If there are fewer units than ranks, as with few KV heads, several ranks
+    hold the same unit. Units of a single element, as in a vocabulary, may be divided unevenly: 7 rows on 2 ranks are 3
+    and 4.
 
     Raises:
         ConfigError: the units cannot be divided between so many ranks.
@@ -110,7 +111,7 @@ def local_boxes(config: ReaLModelConfig, layout: Layout, rank: int) -> Mapping[s
 
 
 def check_fits(config: ReaLModelConfig, layout: Layout) -> None:
-    """Raise ConfigError, naming the size, unless a model can be spread over a layout."""
+    """Raise ConfigError, naming the size, unless a model can be split over a layout."""
     stage_layers(config, layout.pp)
     if layout.tp == 1:
         return

@@ -1,1 +1,1 @@
-"""Finding what is installed: discovery over the entry-point group `reallm`, and look-ups by kind and name."""
+"""Plugins: discovery through the entry-point group `reallm`, and look-ups by kind and name."""

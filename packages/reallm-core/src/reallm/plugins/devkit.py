@@ -1,4 +1,4 @@
-"""The distribution `reallm-devkit`, which the core uses where it is installed, and does without elsewhere."""
+"""Imports from the distribution `reallm-devkit`, which need not be installed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PACKAGE = "reallm_devkit"
 
 
 class DevkitMissingError(PluginError, ImportError):
-    """`reallm-devkit` is not installed. A line for the command's user, and an `ImportError` for who imports it."""
+    """Raised if `reallm-devkit` is not installed: one line for a command's user, and an `ImportError` for importers."""
 
 
 def import_devkit(module: str, needed_by: str) -> ModuleType:
-    """A module of `reallm_devkit`, by its full name.
+    """Import a module of `reallm_devkit`, by its full name.
 
     Raises:
         DevkitMissingError: reallm-devkit is not installed; says what needs it and what to install.

@@ -77,17 +77,17 @@ class Plugin:
 
     @property
     def promises(self) -> tuple[Promise, ...]:
-        """What the active entry points promise."""
+        """The promises of the active entry points."""
         return _promises(self.active)
 
     @property
     def blocked_promises(self) -> tuple[Promise, ...]:
-        """What the disabled entry points promise."""
+        """The promises of the disabled entry points."""
         return _promises(self.blocked)
 
     @property
     def is_open(self) -> bool:
-        """Whether it may offer more than it promises: an active entry point has a name that is not a promise."""
+        """Whether the plugin may offer more than it promises: the name of an active entry point promises nothing."""
         return any(promise_of(name) is None for name in self.active)
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class Plan:
 
 
 def find() -> Plan:
-    """The plugins of this environment: what is on `sys.path`, less what `REALLM_DISABLE_PLUGINS` blocks."""
+    """Find the plugins on `sys.path`, and mark the ones that `REALLM_DISABLE_PLUGINS` disables."""
     return plan(installed(), os.environ.get(DISABLE, ""))
 
 

@@ -1,4 +1,4 @@
-"""Exceptions of plugins as one line: what, where in the plugin, and a remedy if one is known."""
+"""Formats exceptions of plugins in one line: the error, its place in the plugin, and a remedy if one is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from reallm.plugins.finder import Plugin
 
 LENGTH = 300
-"""Longest message, in characters, of an exception that is kept."""
+"""Maximum length, in characters, of an exception's message."""
 
 
 def one_line(message: str) -> str:
@@ -27,7 +27,7 @@ def describe_error(error: BaseException, plugin: Plugin) -> str:
 
 
 def missing_module(error: ModuleNotFoundError, plugin: Plugin) -> str:
-    """What to install or reinstall if the plugin imports a module that does not exist."""
+    """The error for a plugin that imports a module which does not exist, with what to install or reinstall."""
     if error.name is None:  # not raised by the import system
         return f"cannot be imported: {describe_error(error, plugin)}"
     package = error.name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""The kinds of things that plugins offer: which hook returns them, and of which type."""
+"""The kinds of things that plugins offer: the hooks that return them, and their types."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from types import MappingProxyType
 class Kind:
     """A kind, whose entry points are named `<kind>.<name>`.
 
-    `value_type` is a lazy reference, since this module must not import the rooms that define the types.
-    A hook returns a mapping from names to values or, if values have their names (`own_names`), an iterable of values.
+    `value_type` is a lazy reference, since this module must not import the packages that define the types.
+    A hook returns a mapping from names to values or, if values contain their names (`own_names`), an iterable of
+    values.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Distributions that need not be installed and what they offer, so that errors can say what to install.
+"""Known distributions, installed or not, and the things that they offer, so that errors can say what to install.
 
 The table is `known.json`; plugins work without being in it. The first entry of a kind is suggested to new users.
 """
@@ -63,7 +63,7 @@ def _names(item: KnownDistribution, kind: str | None) -> list[str]:
 
 
 def install_hint(kind: str, name: str) -> str:
-    """The command that installs something: `pip install reallm-hf-mistral`; empty if it is not known.
+    """The command that installs a thing: `pip install reallm-hf-mistral`; empty if it is unknown.
 
     For a family that no known distribution offers, it is a guess by the naming convention, marked as such.
     """

@@ -1,4 +1,4 @@
-"""Loads a plugin and collects its offers. Whatever goes wrong is kept as a failure and affects no other plugin."""
+"""Loads a plugin and collects its offers. Errors are recorded as failures and affect no other plugin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The result of loading a plugin. One with `failures` may still have offers: those of its other hooks.
+    """The result of loading a plugin. One with `failures` may still have offers from its other hooks.
 
     `notes` are deprecations.
     """
@@ -43,7 +43,7 @@ class Loaded:
 
 
 class _LoadError(Exception):
-    """Why a plugin or one of its hooks cannot be used: one line."""
+    """Raised with the reason, in one line, that a plugin or one of its hooks cannot be used."""
 
 
 def load(plugin: Plugin) -> Loaded:
@@ -79,7 +79,7 @@ def _load(plugin: Plugin) -> Loaded:
             failed_kinds.append(kind)
     broken = list(_broken_promises(plugin, offers, failed_kinds))
     if broken:
-        # Its other offers are dropped too: else what is found would depend on what was looked up before.
+        # Its other offers are dropped too: otherwise the result of a look-up would depend on earlier ones.
         return Loaded(plugin, failures=(*failures, *broken))
     return Loaded(plugin, tuple(offer for offer in offers if _is_allowed(offer)), tuple(failures))
 
@@ -114,7 +114,7 @@ def _check_api(module: Any, plugin: Plugin) -> None:
 def _register(module: Any, plugin: Plugin) -> dict[Kind, pluggy.HookCaller]:
     """The hooks that the plugin implements, validated against their specifications.
 
-    Each plugin has its own manager, so that errors and results are that plugin's alone.
+    Each plugin has a separate manager, so that errors and results belong to that plugin only.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -155,7 +155,7 @@ def _call(hook: pluggy.HookCaller, kind: Kind, plugin: Plugin) -> list[Offer]:
 
 
 def _named_values(kind: Kind, returned: Any) -> Iterator[tuple[str, Any]]:
-    """Validated (name, value) pairs of what a hook returned."""
+    """Validated (name, value) pairs of a hook's result."""
     if not kind.own_names:
         if not isinstance(returned, Mapping):
             raise _LoadError(f"returned {type_name(returned)}, not a mapping from names to {kind.type_name}")

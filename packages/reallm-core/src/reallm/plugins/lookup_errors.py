@@ -1,4 +1,4 @@
-"""Errors of a look-up that finds nothing, or too much: one line with the culprit and the remedy."""
+"""Errors of a look-up with no result, or with several: one line with the culprit and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reallm.plugins.loader import Loaded
 
 
 def conflict(kind: str, name: str, plugins: Sequence[Plugin], plan: Plan) -> PluginError:
-    """Several plugins offer the name; one of them can be disabled."""
+    """The error for a name that several plugins offer; one of them can be disabled."""
     last = plugins[-1]
     entry = f"{kind}.{name}"
     disable = f"{last.distribution}[{entry}]" if entry in last.entries else last.distribution
@@ -24,20 +24,20 @@ def conflict(kind: str, name: str, plugins: Sequence[Plugin], plan: Plan) -> Plu
 
 
 def failed(kind: str, name: str, loaded: Loaded) -> PluginError:
-    """The plugin that should offer the name is broken."""
+    """The error for a name whose plugin is broken."""
     return PluginError(f"the {kind} '{name}' is in {loaded.plugin}, which failed: {'; '.join(loaded.failures)}")
 
 
 def blocked(kind: str, name: str, plugin: Plugin) -> PluginError:
-    """The plugin that offers the name is disabled."""
+    """The error for a name whose plugin is disabled."""
     return PluginError(f"the {kind} '{name}' is in {plugin}, which {DISABLE} blocks; remove it from there")
 
 
 def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iterable[Loaded]) -> UnknownNameError:
-    """No plugin offers the name: what is similar, what to install, what is installed, what failed or is blocked.
+    """The error for an unknown name: gives similar names, what to install, and what is installed, failed or blocked.
 
     Args:
-        kind: None if the name may be of any kind.
+        kind: kind of the name; None if it may be of any kind.
         installed: the names of that kind that can be used.
         listing: all plugins.
     """
@@ -57,7 +57,7 @@ def unknown(kind: str | None, name: str, installed: Iterable[str], listing: Iter
 
 
 def _advice(kind: str | None, name: str, installed: Sequence[str], distributions: Container[str]) -> str:
-    """What to install if that is known; else the most similar name; else a guess by the naming convention."""
+    """Advice what to install if known; else the most similar name; else a guess by the naming convention."""
     for distribution in providers(kind, name):
         return f"; pip install {'--upgrade ' if distribution in distributions else ''}{distribution}"
     names = [*installed, *known_names(kind)]

@@ -28,8 +28,8 @@ class Registry:
     """The plugins of a plan, each loaded when a look-up needs it, and only once.
 
     Args:
-        plan: what is installed.
-        load: how a plugin is loaded.
+        plan: the installed plugins.
+        load: function that loads a plugin.
     """
 
     def __init__(self, plan: Plan, load: Callable[[Plugin], Loaded] = load) -> None:
@@ -56,7 +56,7 @@ class Registry:
         return found[0]
 
     def offers_named(self, name: str) -> list[Offer]:
-        """The offers of this name, of all kinds. Raises what `offer` does."""
+        """The offers of this name, of all kinds. Raises the same errors as `offer`."""
         found = [offer for kind in KINDS for offer in self._search(kind, name)]
         if not found:
             installed = sorted({name for kind in KINDS for name in self.names(kind)})
@@ -89,7 +89,7 @@ class Registry:
         return {what: plugins for what, plugins in owners.items() if len(plugins) > 1}
 
     def listing(self) -> list[Loaded]:
-        """All plugins with what they offer and why they failed. Imports all but those that are blocked."""
+        """All plugins with their offers and failures. Imports all plugins that are not blocked."""
         return [self._loaded_plugin(plugin) for plugin in self.plan.plugins]
 
     def _offers(self, plugins: Iterable[Plugin]) -> list[Offer]:
@@ -101,7 +101,7 @@ class Registry:
         return self._loaded[plugin]
 
     def _search(self, kind: str, name: str) -> list[Offer]:
-        """At most one offer, from the plugins that promise it and those that are open."""
+        """Search the plugins that promise the name and the open ones; returns at most one offer."""
         candidates = [plugin for plugin in self.plan.plugins if plugin.is_open or (kind, name) in plugin.promises]
         found = [offer for offer in self._offers(candidates) if (offer.kind, offer.name) == (kind, name)]
         if len(found) > 1:
@@ -129,7 +129,7 @@ def get(kind: str, name: str) -> Any:
     """The value that a plugin offers under this name: `get("family", "llama")` is an `HFFamily`.
 
     Raises:
-        UnknownNameError: no plugin offers it; says what is similar, what to install and what is installed.
+        UnknownNameError: no plugin offers it; gives similar names, what to install and what is installed.
         PluginError: the plugin that promises it failed or is blocked, or two plugins offer it.
     """
     return registry().get(kind, name)

@@ -9,13 +9,13 @@ from reallm.reallocation.plan import Plan
 
 @dataclass(frozen=True)
 class PlanCost:
-    """A plan in bytes and seconds."""
+    """The cost of a plan in bytes and seconds."""
 
     plan: Plan
     itemsize: int
     """Bytes of an element."""
     bandwidth: float
-    """Bytes per second that a rank can send, and receive at the same time."""
+    """Bytes per second that a rank can send, and at the same time receive."""
 
     def sent(self, rank: int) -> int:
         """Bytes that a rank sends."""
@@ -26,7 +26,7 @@ class PlanCost:
         return self.itemsize * self.plan.received_elements(rank)
 
     def kept(self, rank: int) -> int:
-        """Bytes that a rank has before and needs afterwards."""
+        """Bytes that a rank holds before and needs afterwards."""
         return self.itemsize * self.plan.kept_elements(rank)
 
     @property
@@ -46,7 +46,7 @@ class PlanCost:
 
     @property
     def min_max_sent(self) -> float:
-        """Lower bound: in any plan, some rank sends at least as many bytes."""
+        """Lower bound: in any plan, some rank sends at least this many bytes."""
         return self.itemsize * self.plan.min_max_sent
 
     @property
@@ -61,5 +61,5 @@ class PlanCost:
 
     @property
     def seconds(self) -> float:
-        """Lower bound of the time: that of the busiest rank at full bandwidth."""
+        """Lower bound of the time: the busiest rank's time at full bandwidth."""
         return max(self.sent(self.busiest_rank), self.received(self.busiest_rank)) / self.bandwidth

@@ -20,17 +20,17 @@ from reallm.reallocation.verify import SCRATCH_BYTES, Checksums, agree_on_result
 
 @dataclass(frozen=True)
 class ReallocationResult:
-    """The tensors of a rank after a reallocation, and what it took."""
+    """The tensors of a rank after a reallocation, and statistics of the reallocation."""
 
     tensors: dict[str, Tensor]
-    """By name, in the order of `target_boxes`: those of `into`, or else new ones, except where the box is the one that
-    the rank had before: then it is the source tensor itself, not a copy."""
+    """Tensors by name, in the order of `target_boxes`: those of `into`, or else new ones; but if the rank already had
+    the box before, the source tensor itself, not a copy."""
     bytes_sent: int
     bytes_received: int
     n_messages: int
-    """Sent and received."""
+    """Number of messages sent and received."""
     peak_bytes: int
-    """Peak memory beside the source and the result."""
+    """Peak memory in addition to the source and the result."""
     seconds: float
 
 
@@ -52,31 +52,31 @@ def execute(
 ) -> ReallocationResult:
     """Execute this rank's share of a plan; all of `ranks` call it, other ranks of the job need not.
 
-    Reallocations of disjoint sets of ranks run side by side and do not wait for each other. The source is not written
-    to. When it returns, all of the ranks have succeeded; when it raises on one, it raises on all of them that still
-    run, and what `into` holds is of no use.
+    Reallocations of disjoint sets of ranks run concurrently and do not wait for each other. The source is not modified.
+    When it returns, all of the ranks have succeeded; when it raises on one, it raises on all that are still running,
+    and the contents of `into` are unusable.
 
     Args:
-        plan: which boxes go from which rank to which.
-        mesh: makes and keeps the process group of the ranks; its timeout is that of the whole call, or, if it has
-            none, the timeout of the job's process group is that of each message.
+        plan: the boxes to send, with their source and target ranks.
+        mesh: makes and keeps the process group of the ranks; its timeout applies to the whole call, or, if it has none,
+            the timeout of the job's process group applies to each message.
         source: this rank's tensors, `source_boxes[name].shape` each, all of one dtype on all ranks.
-        source_boxes: the box that each of them is, in whole-tensor coordinates.
+        source_boxes: the box of each of these tensors, in whole-tensor coordinates.
         target_boxes: the boxes that this rank needs.
-        ranks: that take part, at least those of the plan, ascending; None: those of the plan.
-        source_dtype: of the sources; needed where a rank without a source gets another dtype than `dtype`.
-        dtype: of the result; None: that of the sources. The narrower of both is sent.
-        into: tensors in the shape and dtype of the result, which are written as messages come in; None: new ones.
+        ranks: ranks that take part, ascending, including all ranks of the plan; None: the ranks of the plan.
+        source_dtype: dtype of the sources; needed if a rank without a source receives another dtype than `dtype`.
+        dtype: dtype of the result; None: the sources' dtype. The narrower of the two is sent.
+        into: tensors in the shape and dtype of the result, which are written as messages arrive; None: new ones.
         eta: the result is `eta * source + (1 - eta) * into`, computed in float32 or wider. Values are then sent in the
             dtype of the sources, so that the result does not depend on the layouts.
-        device: of the result; None: that of the source.
-        checksum: compare checksums of what was sent with what has arrived.
-        limits: of messages and staging memory; the same on all ranks.
+        device: device of the result; None: the source's device.
+        checksum: compare checksums of the values sent and the values received.
+        limits: limits of messages and staging memory; the same on all ranks.
 
     Raises:
-        PeerError: a rank is missing, stuck, or was called with something else; or a checksum differs. Names this rank,
-            the other one and the parameter. After a rank was lost, the process group of the ranks cannot be used any
-            more; those of other ranks can.
+        PeerError: a rank is missing, stuck, or was called with other arguments; or a checksum differs. Names this rank,
+            the other one and the parameter. After a rank is lost, the process group of the ranks can no longer be used;
+            groups of other ranks can.
     """
     deadline, limits, ranks = Deadline(mesh.timeout), limits or Limits(), ranks or plan.ranks
     rank_plan = plan.for_rank(mesh.rank)
@@ -109,7 +109,7 @@ def execute(
         else:
             tensors.copy_kept(rank_plan, limits)
             stats = TransferStats()
-    # A checksum copies what is not contiguous, and what is not in the wire dtype.
+    # A checksum copies values that are not contiguous or not in the wire dtype.
     checksum_bytes = SCRATCH_BYTES + 2 * limits.message_bytes if checksum else 0
     return ReallocationResult(
         tensors=tensors.result,
@@ -133,7 +133,7 @@ def _exchange(
     deadline: Deadline,
     limits: Limits,
 ) -> TransferStats:
-    """Send and receive, copy what stays meanwhile, and agree with the other ranks that all have succeeded."""
+    """Send and receive, meanwhile copy what this rank keeps, and agree with all ranks that all have succeeded."""
     rank, itemsize = mesh.rank, tensors.wire_dtype.itemsize
     messages = ordered_messages((*rank_plan.sends, *rank_plan.receives), ranks[-1] + 1, itemsize, limits)
     endpoints = [tensors.endpoint(message, is_send=message.source == rank) for message in messages]
@@ -178,9 +178,9 @@ class _RankTensors:
     source_boxes: Mapping[str, Box]
     target_boxes: Mapping[str, Box]
     wire_dtype: torch.dtype
-    """In which elements are sent."""
+    """Dtype in which elements are sent."""
     dtype: torch.dtype
-    """Of the result."""
+    """Dtype of the result."""
     ema: EMA | None
     result: dict[str, Tensor] = field(default_factory=dict)
 
@@ -190,7 +190,7 @@ class _RankTensors:
         return self.ema is None and self.wire_dtype == self.dtype
 
     def allocate(self, device: torch.device, into: Mapping[str, Tensor] | None) -> None:
-        """Take the result's tensors from `into` or make them: uninitialised, or the source itself where it fits."""
+        """Take the result's tensors from `into`, or make them uninitialised, or use the source itself where it fits."""
         if into is not None:
             self.result.update({name: into[name].detach() for name in self.target_boxes})
             assert all(self.result[name].shape == box.shape for name, box in self.target_boxes.items())
@@ -227,7 +227,7 @@ class _RankTensors:
             self.ema.update(view, values)
 
     def copy_kept(self, rank_plan: RankPlan, limits: Limits) -> None:
-        """Copy what this rank keeps; nothing where the source itself is the result."""
+        """Copy the elements that this rank keeps, except where the source itself is the result."""
         for one in rank_plan.keeps:
             max_numel = limits.message_bytes // self.wire_dtype.itemsize
             boxes = [one.box] if self.ema is None else split_box(one.box, max_numel)
@@ -239,7 +239,7 @@ class _RankTensors:
                     self.write(values, self.result[name][box.within(self.target_boxes[name]).slices])
 
     def scratch_bytes(self, limits: Limits) -> int:
-        """Maximum memory that averaging takes."""
+        """Upper bound of the memory that averaging takes."""
         return 0 if self.ema is None else self.ema.scratch_bytes(limits.message_bytes // self.wire_dtype.itemsize)
 
 
@@ -249,13 +249,13 @@ class EMA:
 
     eta: float
     dtype: torch.dtype
-    """In which it is computed."""
+    """Dtype in which the average is computed."""
 
     def update(self, average: Tensor, new: Tensor) -> None:
         """Update the average in place.
 
-        Two products and a sum, each rounded by itself: fused ones would round differently at the end of a vector
-        register, so that the result would depend on how a parameter is cut.
+        It consists of two products and a sum, each rounded separately: fused operations would round differently at the
+        end of a vector register, so that the result would depend on how a parameter is cut.
         """
         updated = new.to(self.dtype) * self.eta
         updated += average.to(self.dtype) * (1 - self.eta)

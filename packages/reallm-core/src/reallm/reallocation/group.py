@@ -1,4 +1,4 @@
-"""The process group of the ranks of a reallocation, made when these ranks first exchange anything."""
+"""The process group of the ranks of a reallocation, made when these ranks first communicate."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from reallm.reallocation.types import Ranks
 def transfer_group(
     mesh: Mesh, ranks: Ranks, endpoints: Sequence[Endpoint], *, device: torch.device, deadline: Deadline
 ) -> Group:
-    """The group of some ranks, this one among them; other ranks of the job need not know of it.
+    """The group of some ranks, including this one; other ranks of the job take no part in making it.
 
-    The mesh keeps it. Before it is made, all of its ranks check in at the store of the job, so that a missing rank is
-    known by its number, as it is not once a backend connects ranks.
+    The mesh keeps it. Before it is made, all of its ranks check in at the job's store, so that a missing rank can be
+    named; a backend that connects ranks could not name it.
 
     Args:
         mesh: keeps the group and gives its timeout.
-        ranks: all that take part in the reallocation.
-        endpoints: of the messages of this rank, which say what a missing rank is waited for.
-        device: of the tensors that are sent.
-        deadline: of the reallocation.
+        ranks: all ranks that take part in the reallocation.
+        endpoints: endpoints of this rank's messages, used to report what a missing rank was needed for.
+        device: device of the tensors that are sent.
+        deadline: deadline of the reallocation.
 
     Raises:
-        PeerError: a rank has not come in time, or was lost; names it and a parameter.
+        PeerError: a rank has not checked in in time, or was lost; names it and a parameter.
     """
 
     is_new = False
@@ -48,7 +48,7 @@ def transfer_group(
 
     try:
         group = mesh.transfer_group(ranks, check_in)
-        if is_new and device.type == "cuda":  # NCCL connects ranks in the first operation, which must be one of all
+        if is_new and device.type == "cuda":  # NCCL connects ranks in the first operation, which must involve all
             dist.all_reduce(torch.zeros(1, device=device), group=group)
         return group
     except RuntimeError as error:
@@ -59,13 +59,13 @@ def transfer_group(
 
 
 def _check_in(name: str, rank: int, ranks: Ranks, timeout: timedelta) -> list[int]:
-    """Wait in the job's store for all ranks of a group; returns those that have not come."""
+    """Wait in the job's store for all ranks of a group; returns the ranks that are missing."""
     store = c10d._get_default_store()
     keys = {other: f"{name}/{other}" for other in ranks}
     store.set(keys[rank], "")
     try:
         store.wait(list(keys.values()), timeout)
-    except RuntimeError:  # which store raises what differs
+    except RuntimeError:  # stores raise different errors
         missing = [other for other, key in keys.items() if not store.check([key])]
         if not missing:
             raise

@@ -1,4 +1,4 @@
-"""How much each owner of the same elements sends, and which ones: as evenly as possible. Plain numbers, no tensors."""
+"""Balances the elements that owners of the same elements send, as evenly as possible. Plain numbers, no tensors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from reallm.reallocation.types import Ranks
 
 MAX_SWEEPS = 200
 PRECISION = 1e-3
-"""Balancing stops once the busiest rank is this close, relatively, to what no plan can go below."""
+"""Balancing stops once the busiest rank is this close, relatively, to the lower bound of any plan."""
 
 
 @dataclass(frozen=True)
 class SenderShares:
-    """How much of each demand each of its owners sends, as real numbers."""
+    """The amount of each demand that each of its owners sends, as real numbers."""
 
     by_owners: Mapping[Ranks, tuple[float, ...]]
-    """Owners of the same elements -> what each of them sends, in their order."""
+    """Owners of the same elements -> the amount that each of them sends, in their order."""
     min_max_sent: float
     """Lower bound: however the demands are shared, some rank sends at least this much."""
 
@@ -30,9 +30,9 @@ class SenderShares:
 def balance_senders(demands: Mapping[Ranks, float]) -> SenderShares:
     """Split each demand over its owners so that the busiest rank sends as little as possible.
 
-    Each set of owners in turn fills up its least busy members, like water in a basin, until nothing improves any more.
-    This minimises the sum of squares of the loads, a convex function, over one simplex for each set of owners; at its
-    minimum the largest load is minimal, too.
+    Each set of owners in turn fills up its least busy members, like water in a basin, until no step improves the
+    result. This minimises the sum of squares of the loads, a convex function, over one simplex for each set of owners;
+    at its minimum the largest load is minimal, too.
 
     >>> balance_senders({(0,): 6.0, (0, 1): 4.0, (1, 2): 4.0}).by_owners[(0, 1)]
     (0.0, 4.0)
@@ -55,7 +55,7 @@ def balance_senders(demands: Mapping[Ranks, float]) -> SenderShares:
 
 
 def _water_fill(levels: list[float], amount: float) -> tuple[float, ...]:
-    """How much each level gets when `amount` is poured over them: the lowest are raised to one common level."""
+    """The part of `amount` that each level gets when it is poured over them: the lowest rise to a common level."""
     total, level = 0.0, 0.0
     for n, lowest in enumerate(sorted(levels), 1):
         total += lowest
@@ -66,7 +66,7 @@ def _water_fill(levels: list[float], amount: float) -> tuple[float, ...]:
 
 
 def _lower_bound(demands: Mapping[Ranks, float], loads: Mapping[int, float]) -> float:
-    """Lower bound of the largest load: what only the busiest `n` ranks can send, divided by `n`, for the best `n`.
+    """Lower bound of the largest load: the amount that only the busiest `n` ranks can send over `n`, for the best `n`.
 
     When the loads are as even as possible, the bound is the largest load itself.
     """
@@ -98,25 +98,25 @@ class BoxOfParams(NamedTuple):
 
 @dataclass(frozen=True)
 class TransferBatch:
-    """Boxes that all of the targets need."""
+    """Boxes to send to all of the targets."""
 
     targets: Ranks
     boxes: tuple[BoxOfParams, ...]
 
     @cached_property
     def weight(self) -> int:
-        """Weight of all that is sent, to all targets together."""
+        """Total weight of the elements sent to all targets."""
         return len(self.targets) * sum(box.weight for box in self.boxes)
 
 
 def cut_by_sender(
     batches: Sequence[TransferBatch], shares: Sequence[float], slack: float
 ) -> Iterator[list[TransferBatch]]:
-    """Divide a sequence of batches between senders: consecutive ones for each, about as much as its share.
+    """Divide a sequence of batches between senders: each gets a consecutive part of about its share.
 
-    Cuts are made between targets, or within `slack` of the exact position between boxes or parameters; only where
-    there is no such position is a parameter cut, along its first dim if its rows are fine enough. The sequence is cut
-    at most once for each sender but the last, and the errors of the cuts do not add up.
+    A cut is made between targets, boxes or parameters if there is such a position within `slack` of the exact one;
+    otherwise a parameter is cut, along its first dim if its rows are fine enough. The sequence is cut at most once for
+    each sender but the last, and the errors of the cuts do not accumulate.
     """
     rest, start, stop = list(reversed(batches)), 0.0, 0.0
     for share in shares[:-1]:
@@ -135,7 +135,7 @@ def cut_by_sender(
 
 
 def _split(batch: TransferBatch, amount: float, slack: float) -> tuple[list[TransferBatch], list[TransferBatch]]:
-    """About the first `amount` of a batch, and the rest."""
+    """Split a batch into about its first `amount`, and the rest."""
     n_units, units = _units(batch)
     near_an_end = len(batch.targets) == 1 and min(amount, batch.weight - amount) <= slack
     if n_units == 1 or near_an_end:

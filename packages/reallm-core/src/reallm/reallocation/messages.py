@@ -1,10 +1,10 @@
 """Cuts the transfers of a plan into messages and orders them: pure, the same on both ends, no torch.
 
-Each pair of ranks has a list of messages that both derive from their own plan: large boxes are cut, small ones
+Each pair of ranks has a list of messages, which both ranks derive from the plan: large boxes are cut, small ones
 coalesced. All messages of a reallocation have one global order, first by their number in the list of their pair. Each
-rank works through its own messages in that order, as many at a time as its staging memory allows. This cannot deadlock:
-of all messages that are not yet done, the first one in the order is in flight on both of its ends, since all messages
-before it are done there.
+rank processes its messages in that order, as many at a time as its staging memory allows. This cannot deadlock: of all
+messages that are not yet done, the first one in the order is in flight on both of its ends, since all messages before
+it are done there.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class TensorSlice(NamedTuple):
 
 
 class Message(NamedTuple):
-    """Slices that are sent together, one after the other."""
+    """Slices that are sent together, concatenated."""
 
     number: int
-    """In the list of its pair of ranks."""
+    """Number of the message in the list of its pair of ranks."""
     source: int
     target: int
     slices: tuple[TensorSlice, ...]
@@ -41,17 +41,17 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes of messages and of what is in flight; the same on all ranks.
+    """Limits of the sizes of messages and of the messages in flight; the same on all ranks.
 
     They bound the staging memory of a rank to `depth * batch_bytes`.
     """
 
     small_bytes: int = 128 << 10
-    """Slices below this are coalesced: a copy costs less than a message."""
+    """Slices below this size are coalesced: a copy costs less than a message."""
     message_bytes: int = 8 << 20
-    """Maximum of a message; larger boxes are cut."""
+    """Maximum size of a message; larger boxes are cut."""
     batch_bytes: int = 16 << 20
-    """Maximum of the messages of a batch that need staging memory, which are posted together."""
+    """Maximum size of the messages that need staging memory in a batch, which is posted at once."""
     batch_messages: int = 256
     """Maximum number of messages in a batch."""
     depth: int = 4
@@ -67,9 +67,9 @@ def messages_between(transfers: Iterable[Transfer], itemsize: int, limits: Limit
     """The messages of one pair of ranks, in the order of its transfers: large slices first, then coalesced small ones.
 
     Args:
-        transfers: all from one rank to another.
+        transfers: all transfers from one rank to another.
         itemsize: bytes of an element as it is sent.
-        limits: of the sizes.
+        limits: limits of the sizes of messages.
     """
     max_numel = max(limits.message_bytes // itemsize, 1)
     number, pending, pending_numel = 0, list[TensorSlice](), 0
@@ -116,13 +116,13 @@ def split_box(box: Box, max_numel: int) -> list[Box]:
 def ordered_messages(transfers: Sequence[Transfer], n_ranks: int, itemsize: int, limits: Limits) -> list[Message]:
     """The messages that one rank sends and receives, in the global order.
 
-    Messages of the same number are ordered by the distance of their ranks: no rank is the target of all at once.
+    Messages of the same number are ordered by the distance of their ranks, so that not all ranks send to the same one.
 
     Args:
         transfers: all sends and receives of the rank.
-        n_ranks: above all ranks of the plan; the same on all of them.
+        n_ranks: a number above all ranks of the plan; the same on all of them.
         itemsize: bytes of an element as it is sent.
-        limits: of the sizes.
+        limits: limits of the sizes of messages.
     """
     by_pair: dict[tuple[int, int], list[Transfer]] = {}
     for transfer in transfers:
@@ -135,8 +135,8 @@ def batch_ranges(staging_bytes: Sequence[int], limits: Limits) -> list[range]:
     """Divide consecutive messages into batches that are posted together, as large as the limits allow.
 
     Args:
-        staging_bytes: of each message, in order; 0 for those that need no staging memory.
-        limits: of a batch.
+        staging_bytes: staging memory of each message, in order; 0 for messages that need none.
+        limits: limits of the sizes of batches.
     """
     batches, start, total = [], 0, 0
     for index, n_bytes in enumerate(staging_bytes):

@@ -1,4 +1,4 @@
-"""Which ranks have which boxes of the parameters, before and after; parameters with equal sharding are one group."""
+"""The boxes of the parameters that ranks hold before and after; parameters with equal sharding form one group."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reallm.parallel.sharding import check_fits, fsdp_box, stage_parameters, tp_
 from reallm.reallocation.types import BoxesByRank, Ranks
 
 RanksByBox = dict[Box, Ranks]
-"""Box of a tensor -> the ranks that have it. No box is empty."""
+"""Box of a tensor -> the ranks that hold it. No box is empty."""
 
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Parameters of one shape that have the same boxes on the same ranks, before and after."""
+    """Parameters of one shape with the same boxes on the same ranks, before and after."""
 
     names: tuple[str, ...]
     source: RanksByBox
@@ -31,12 +31,12 @@ class TensorGroup:
 
     @cached_property
     def source_box(self) -> dict[int, Box]:
-        """Rank -> the box that it has before."""
+        """Rank -> the box that it holds before."""
         return {rank: box for box, ranks in self.source.items() for rank in ranks}
 
     @cached_property
     def n_missing(self) -> dict[int, int]:
-        """Rank -> number of elements that it needs and does not have, all parameters together."""
+        """Rank -> number of elements that it needs but does not hold, all parameters together."""
         missing = {}
         for box, ranks in self.target.items():
             for rank in ranks:
@@ -49,7 +49,7 @@ def groups_between_layouts(config: ReaLModelConfig, source: Layout, target: Layo
     """Group the parameters of a model by how they are sharded in two layouts.
 
     In a model of many equal blocks, all blocks with the same stage before and after are in the same groups: there are
-    about a dozen groups for each pair of stages, however many blocks and ranks.
+    about a dozen groups for each pair of stages, whatever the number of blocks and ranks.
 
     Raises:
         ConfigError: a layout does not fit the model.
@@ -87,7 +87,7 @@ def groups_between_boxes(
 
 
 def _stages_by_name(config: ReaLModelConfig, pp: int) -> dict[str, tuple[int, ...]]:
-    """The stages of each parameter: one, except for a tied embedding, which the first and the last stage may have."""
+    """The stages of each parameter: one, except for a tied embedding, which may be on the first and the last stage."""
     stages: dict[str, tuple[int, ...]] = {}
     for stage in range(pp):
         for info in stage_parameters(config, pp, stage):
@@ -96,7 +96,7 @@ def _stages_by_name(config: ReaLModelConfig, pp: int) -> dict[str, tuple[int, ..
 
 
 def _ranks_by_box(info: ParameterInfo, layout: Layout, stages: Sequence[int]) -> RanksByBox:
-    """The boxes of one parameter on all ranks at once; the same ones as `local_boxes`."""
+    """The boxes of one parameter on all ranks at once; equal to the result of `local_boxes`."""
     found: dict[Box, list[int]] = {}
     for box, ranks in _boxes_with_ranks(info, layout, stages):
         if box.numel:
@@ -127,25 +127,25 @@ def _invert(boxes: BoxesByRank) -> dict[str, RanksByBox]:
 
 
 OwnedBox = tuple[Box, Ranks]
-"""A box of a tensor, and all ranks that have it."""
+"""A box of a tensor, and all ranks that hold it."""
 
 
 class OwnerIndex:
-    """Looks up who owns any box of one tensor.
+    """Looks up the owners of any box of one tensor.
 
-    Boxes are searched by their rows (first dim): with a thousand ranks that have some rows each, a look-up costs no
-    more than the ranks that share rows with the box.
+    Boxes are searched by their rows (first dim): the cost of a look-up depends only on the ranks that share rows with
+    the box, not on the number of all ranks.
     """
 
     def __init__(self, ranks_by_box: Mapping[Box, Ranks]) -> None:
         self._owned = sorted(ranks_by_box.items(), key=lambda item: item[0].starts[:1])
         self._starts = [_row_range(box)[0] for box, _ in self._owned]
-        # The largest stop so far, not that of each box: these ascend, whatever the boxes are, and can be bisected.
+        # The largest stop so far, not each box's stop: it always ascends, and can be bisected.
         self._stops = list(accumulate((_row_range(box)[1] for box, _ in self._owned), max))
         self._disjoint = all(len(self._overlapping(box)) == 1 for box, _ in self._owned)
 
     def lookup(self, box: Box) -> list[OwnedBox]:
-        """Cut a box into disjoint pieces, each with all its owners. What nobody owns is left out."""
+        """Cut a box into disjoint pieces, each with all its owners. Elements without an owner are left out."""
         overlapping = self._overlapping(box)
         return overlapping if self._disjoint else _disjoint_pieces(overlapping)
 
@@ -162,7 +162,7 @@ def _row_range(box: Box) -> tuple[int, int]:
 
 
 def _disjoint_pieces(overlapping: list[OwnedBox]) -> list[OwnedBox]:
-    """Cut boxes that may overlap wherever their owners change."""
+    """Cut boxes, which may overlap, into disjoint ones with constant owners."""
     pieces: list[OwnedBox] = []
     for owned, ranks in overlapping:
         finer: list[OwnedBox] = []

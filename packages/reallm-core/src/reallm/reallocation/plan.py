@@ -1,8 +1,8 @@
-"""Plans a reallocation: which rank sends what to which, so that as little as possible is sent, and evenly.
+"""Plans a reallocation: the boxes that ranks send to each other, as few elements as possible and evenly balanced.
 
-A plan follows from the layouts alone and is made in one process, in four steps: parameters with equal sharding are
-grouped and their owners looked up (`ownership`), each owner of the same elements is given a share of what is to be
-sent, and these shares are cut into batches (`load_balance`).
+A plan depends only on the layouts and is made in one process, in four steps: parameters with equal sharding are grouped
+and their owners looked up (`ownership`), each owner of the same elements gets a share of the elements to send, and
+these shares are cut into batches (`load_balance`).
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from reallm.reallocation.ownership import OwnerIndex, TensorGroup, groups_betwee
 from reallm.reallocation.types import BoxesByRank, RankPlan, Ranks, Transfer
 
 SLACK = 0.05
-"""How much more than its share a rank may send, relative to what the busiest must, so that pieces stay large."""
+"""Excess over its share that a rank may send, relative to the busiest rank's load, so that pieces stay large."""
 
 
 class Route(NamedTuple):
-    """A batch and the rank that sends it. Not expanded into transfers, of which there can be millions."""
+    """A batch and the rank that sends it; not expanded into transfers, which could number millions."""
 
     source: int
     batch: TransferBatch
 
     def transfers(self, target: int) -> Iterator[Transfer]:
-        """What one of the targets gets."""
+        """The transfers to one of the targets."""
         return (Transfer(box.names, box.box, self.source, target) for box in self.batch.boxes)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every element that a rank needs and does not have is sent to it once; what it has, it keeps."""
+    """A plan that sends each rank every element that it needs but does not hold once; ranks keep what they hold."""
 
     routes: tuple[Route, ...]
     kept: Mapping[int, tuple[BoxOfParams, ...]]
-    """Rank -> what it has before and needs afterwards."""
+    """Rank -> the boxes that it holds before and needs afterwards."""
     groups: tuple[TensorGroup, ...]
     min_max_sent: float
-    """Lower bound: in any plan for these layouts, some rank sends at least as many elements."""
+    """Lower bound: in any plan for these layouts, some rank sends at least this many elements."""
 
     def for_rank(self, rank: int) -> RankPlan:
-        """The transfers of one rank. Ranks begin with different peers, so that no peer is waited for by all at once."""
+        """The transfers of one rank. Ranks begin with different peers, so that not all wait for the same peer."""
         if rank not in self._rank_plans:
             self._rank_plans[rank] = self._rank_plan(rank)
         return self._rank_plans[rank]
@@ -72,18 +72,18 @@ class Plan:
         return self._received.get(rank, 0)
 
     def kept_elements(self, rank: int) -> int:
-        """Number of elements that a rank has before and needs afterwards."""
+        """Number of elements that a rank holds before and needs afterwards."""
         return sum(box.numel for box in self.kept.get(rank, ()))
 
     @cached_property
     def ranks(self) -> Ranks:
-        """All ranks that have something before or afterwards."""
+        """All ranks that hold elements before or afterwards."""
         both = (by_box for group in self.groups for by_box in (group.source, group.target))
         return tuple(sorted({rank for by_box in both for ranks in by_box.values() for rank in ranks}))
 
     @cached_property
     def elements_by_pair(self) -> dict[tuple[int, int], int]:
-        """(source, target) -> number of elements, of all pairs of ranks that exchange anything."""
+        """(source, target) -> number of elements, for all pairs of ranks that communicate."""
         found: dict[tuple[int, int], int] = defaultdict(int)
         for source, batch in self.routes:
             numel = sum(box.numel for box in batch.boxes)
@@ -108,7 +108,7 @@ class Plan:
 
     @cached_property
     def lower_bound(self) -> int:
-        """Number of elements that the ranks need and do not have; no plan can send fewer."""
+        """Number of elements that the ranks need but do not hold; no plan can send fewer."""
         return sum(sum(group.n_missing.values()) for group in self.groups)
 
     @cached_property
@@ -147,7 +147,7 @@ class Plan:
 
 @lru_cache(maxsize=32)
 def plan(config: ReaLModelConfig, source: Layout, target: Layout) -> Plan:
-    """Plan the way of a model's parameters from one layout to another, on the same, some of the same, or other ranks.
+    """Plan moving a model's parameters from one layout to another, on the same, overlapping or other ranks.
 
     Raises:
         ConfigError: a layout does not fit the model.
@@ -156,20 +156,20 @@ def plan(config: ReaLModelConfig, source: Layout, target: Layout) -> Plan:
 
 
 def plan_boxes(source: BoxesByRank, target: BoxesByRank, *, itemsizes: Mapping[str, int] | None = None) -> Plan:
-    """Plan the way of arbitrary tensors from the boxes that ranks have to the boxes that ranks need.
+    """Plan moving arbitrary tensors from the boxes that ranks hold to the boxes that ranks need.
 
-    `itemsizes` are the bytes of an element by tensor, if they differ: bytes are then sent evenly, and `min_max_sent`
-    is in bytes.
+    `itemsizes` are the bytes of an element by tensor, if they differ: bytes are then balanced instead of elements, and
+    `min_max_sent` is in bytes.
 
     Raises:
-        ConfigError: no rank has some elements that a rank needs; names the tensor.
+        ConfigError: no rank holds some elements that a rank needs; names the tensor.
     """
     return _plan_groups(groups_between_boxes(source, target, itemsizes))
 
 
 def _plan_groups(groups: list[TensorGroup]) -> Plan:
     demands, kept = _demands(groups)
-    # Neighbours in a sequence of batches have neighbouring targets: a sender then has few of them.
+    # Neighbours in a sequence of batches have neighbouring targets, so that a sender has few targets.
     batches = {
         owners: [TransferBatch(targets, tuple(boxes)) for targets, boxes in sorted(by_targets.items())]
         for owners, by_targets in demands.items()
@@ -188,7 +188,7 @@ def _plan_groups(groups: list[TensorGroup]) -> Plan:
 def _demands(
     groups: list[TensorGroup],
 ) -> tuple[dict[Ranks, dict[Ranks, list[BoxOfParams]]], dict[int, list[BoxOfParams]]]:
-    """Owners -> targets that need what these own -> the boxes; and rank -> what it keeps."""
+    """Owners -> targets that need their boxes -> these boxes; and rank -> the boxes that it keeps."""
     demands: dict[Ranks, dict[Ranks, list[BoxOfParams]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[int, list[BoxOfParams]] = defaultdict(list)
     for group in groups:
@@ -210,7 +210,7 @@ def _demands(
 
 
 def _slacks(shares: Mapping[Ranks, tuple[float, ...]], slack: float) -> dict[Ranks, float]:
-    """How far each cut may be off so that all errors at a rank stay within `slack`: two cuts in each sequence."""
+    """The error allowed for each cut so that a rank's total stays within `slack`: two cuts in each sequence."""
     n_sequences: dict[int, int] = defaultdict(int)
     for owners, amounts in shares.items():
         for rank, amount in zip(owners, amounts, strict=True):

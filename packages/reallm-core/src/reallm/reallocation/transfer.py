@@ -1,4 +1,4 @@
-"""Sends and receives messages: directly from and into tensors where slices are contiguous, else via staging memory."""
+"""Sends and receives messages: directly from and into tensors if slices are contiguous, else via staging memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from reallm.reallocation.messages import Limits, Message, TensorSlice, batch_ran
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A message on one of its two ranks."""
+    """One end of a message: the message as seen by its sender or its receiver."""
 
     message: Message
     is_send: bool
     views: tuple[Tensor, ...]
-    """Of each slice in the tensor that it comes from or goes to."""
+    """View of each slice in the tensor that it comes from or goes to."""
     in_place: bool
     """Whether it is one slice that is sent from or received into its view, contiguous and in the wire dtype."""
 
@@ -41,7 +41,7 @@ class Endpoint:
 
     @property
     def awaited(self) -> str:
-        """What the peer is waited for to do, as errors say it."""
+        """The action expected of the peer, as worded in errors."""
         first, *others = (one.name for one in self.message.slices)
         return f"to {'take' if self.is_send else 'send'} '{first}'" + (f" and {len(others)} more" if others else "")
 
@@ -53,7 +53,7 @@ place."""
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a rank gives up; `timeout` None: after the timeout of the process group, for each operation."""
+    """The time at which a rank gives up; with `timeout` None, the process group's timeout for each operation."""
 
     timeout: timedelta | None
     started: float = field(default_factory=time.monotonic)
@@ -65,18 +65,18 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """Whether it is time to give up; an operation that failed slightly earlier has failed because of it."""
+        """Whether the deadline has passed or nearly so: an operation that failed just before it timed out."""
         return self.timeout is not None and self.elapsed_s > self.timeout.total_seconds() - 0.05
 
     @property
     def remaining(self) -> timedelta | None:
-        """Time that is left, at least a millisecond; None without a timeout."""
+        """Remaining time, at least a millisecond; None without a timeout."""
         if self.timeout is None:
             return None
         return max(self.timeout - timedelta(seconds=self.elapsed_s), timedelta(milliseconds=1))
 
     def wait(self, work: dist.Work, grace: timedelta = timedelta()) -> None:
-        """Wait for a message or a collective, as long as there is time left."""
+        """Wait for a message or a collective until the deadline, plus `grace`."""
         if self.remaining is None:
             work.wait()
         else:
@@ -85,18 +85,18 @@ class Deadline:
 
 @dataclass
 class TransferStats:
-    """What was sent and received over the network."""
+    """Statistics of the messages sent and received."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
     n_messages: int = 0
     staging_bytes: int = 0
-    """Peak memory beside the tensors that messages came from and went to."""
+    """Peak memory in addition to the tensors that messages are sent from and received into."""
 
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A batch of messages that was posted."""
+    """A batch of messages that has been posted."""
 
     endpoints: Sequence[Endpoint]
     works: Sequence[dist.Work]
@@ -118,18 +118,18 @@ def transfer(
     """Send and receive all messages of this rank; returns when all of them are done.
 
     Args:
-        endpoints: of the messages of this rank, in the global order (see `messages`).
-        group: the ranks that messages go between.
-        wire_dtype: in which elements are sent.
-        device: of the tensors and the staging memory.
-        limits: of what is in flight at a time.
-        deadline: for all messages together.
-        on_receive: called for each slice that was received, in order.
+        endpoints: endpoints of this rank's messages, in the global order (see `messages`).
+        group: the ranks that exchange messages.
+        wire_dtype: dtype in which elements are sent.
+        device: device of the tensors and the staging memory.
+        limits: limits of the messages in flight.
+        deadline: deadline for all messages together.
+        on_receive: called for each received slice, in order.
         overlap: called once, while the first messages are in flight.
 
     Raises:
-        PeerError: a rank has not sent or taken a message in time, or is gone. The process group cannot be used any
-            more.
+        PeerError: a rank has not sent or received a message in time, or has ended. The process group can no longer be
+            used.
     """
     stats, in_flight, free = TransferStats(), deque[_InFlight](), list[Tensor]()
     staging_bytes = [0 if one.in_place else one.message.numel * wire_dtype.itemsize for one in endpoints]
@@ -190,7 +190,7 @@ def _start(endpoints: Sequence[Endpoint], group: Group, staging: Tensor | None, 
 
 
 def post(endpoints: Sequence[Endpoint], buffers: Sequence[Tensor], group: Group, deadline: Deadline) -> list[dist.Work]:
-    """Post the send or receive of each flat buffer with `batch_isend_irecv`; returns what to wait for, for each."""
+    """Post the send or receive of each flat buffer with `batch_isend_irecv`; returns the work to wait for, for each."""
     operations = [
         # As bytes: not every backend knows every dtype.
         dist.P2POp(dist.isend if one.is_send else dist.irecv, buffer.view(torch.uint8), one.peer, group)
@@ -212,7 +212,7 @@ def _values_of_slices(endpoint: Endpoint, buffer: Tensor) -> Sequence[Tensor]:
 
 @contextmanager
 def _peer_errors(endpoint: Endpoint, deadline: Deadline) -> Iterator[None]:
-    """Turn what a backend raises in the block into an error that names the peer and the parameter."""
+    """Context that turns a backend's errors into errors that name the peer and the parameter."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,6 +1,6 @@
-"""Plain data that a reallocation plan is made of: which box of which parameters goes from which rank to which.
+"""Plain data types of a reallocation plan: boxes of parameters with their source and target ranks.
 
-Imports no torch: a plan can be made, printed and tested for a thousand ranks without running one of them.
+Imports no torch: a plan can be made, printed and tested for a thousand ranks without running any of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Transfer(NamedTuple):
 
     names: tuple[str, ...]
     box: Box
-    """In whole-tensor coordinates."""
+    """The box, in whole-tensor coordinates."""
     source: int
     target: int
 
@@ -43,4 +43,4 @@ class RankPlan:
     sends: tuple[Transfer, ...]
     receives: tuple[Transfer, ...]
     keeps: tuple[Transfer, ...]
-    """What the rank has before and needs afterwards."""
+    """The boxes that the rank holds before and needs afterwards."""

@@ -18,7 +18,7 @@ from reallm.reallocation.messages import Message, TensorSlice
 from reallm.reallocation.transfer import Deadline, Endpoint, TransferStats, post
 
 GRACE = timedelta(seconds=2)
-"""How much longer a rank waits that is done: the others can say which rank they miss, and for what."""
+"""Additional time that a finished rank waits: the others can name the rank that they miss, and what they wait for."""
 _MODULUS = 1 << 40  # sums over all ranks stay below 2**63
 
 
@@ -35,7 +35,7 @@ class Checksums:
             self._sent.setdefault(endpoint.peer, []).append(checksum(view.to(wire_dtype)))
 
     def add_received(self, endpoint: Endpoint, one: TensorSlice, values: Tensor) -> None:
-        """Add a slice that was received."""
+        """Add a received slice."""
         self._received.setdefault(endpoint.peer, []).append((one, checksum(values)))
 
     def exchange(
@@ -84,15 +84,15 @@ def agree_on_result(
 
     Args:
         group: the ranks of the reallocation.
-        messages: that this rank has sent and received.
-        settings: the same text on all ranks that were called with the same arguments.
-        error: what went wrong on this rank.
+        messages: messages that this rank has sent and received.
+        settings: text that is equal on all ranks that were called with the same arguments.
+        error: error message of this rank; None if it has succeeded.
         itemsize: bytes of an element as it is sent.
-        device: of the tensors that the backend of the group takes.
-        deadline: of the reallocation.
+        device: device of the tensors that the group's backend accepts.
+        deadline: deadline of the reallocation.
 
     Raises:
-        PeerError: on all ranks, if one has not succeeded, or was called with other arguments.
+        PeerError: a rank has not succeeded, or was called with other arguments; raised on all ranks.
     """
     rank = dist.get_rank()
     # Each message is added by its sender and subtracted by its receiver: the sum is 0 if all have the same plan.
@@ -141,13 +141,13 @@ _INT_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 18
 
 SCRATCH_BYTES = 4 * 8 * _CHUNK
-"""Maximum memory that `checksum` takes, beside a copy of values that are not contiguous."""
+"""Maximum memory that `checksum` takes, in addition to a copy of values that are not contiguous."""
 
 
 def checksum(values: Tensor) -> Tensor:
     """The sum of all bit patterns, and their sum weighted by position, modulo 2**64.
 
-    The first changes with any altered element, the second with two that have changed places.
+    The first changes if an element is altered, the second if two elements are swapped.
 
     Args:
         values: any shape and dtype of up to 8 bytes.

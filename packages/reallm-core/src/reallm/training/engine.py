@@ -1,4 +1,4 @@
-"""`TrainEngine`: optimizer steps on packed batches, cut by token budget, and exact evaluation."""
+"""`TrainEngine`: optimizer steps on packed batches, split by a token budget, and exact evaluation."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ from reallm.training.optimizer import Optimizer
 
 @dataclass(frozen=True)
 class EngineState:
-    """All that training changes. The tensors are those of the engine, not copies, and valid until the next step."""
+    """The state that training changes. Its tensors are the engine's own, not copies, and valid until the next step."""
 
     step: int
     skipped_steps: int
     moments: Mapping[str, Tensor]
     """The optimizer's state, as `<parameter>/exp_avg` and so on."""
     weights: Mapping[str, Tensor]
-    """What the optimizer updates, by parameter name: the parameters, or their float32 masters."""
+    """The tensors that the optimizer updates, by parameter name: the parameters, or their float32 masters."""
 
 
 class TrainEngine:
     """Trains a model on batches of any size within a memory budget.
 
-    Of a model with a mesh, each rank of the layout has an engine. All make the same calls with the same whole batches,
-    compute some of their micro-batches each, and get the same results: those of one process, up to the order of sums.
+    For a model with a mesh, each rank of the layout has an engine. All ranks make the same calls with the same whole
+    batches, compute some of the micro-batches each, and get the same results as a single process, up to the order of
+    sums.
 
-    All that changes from step to step is the model's parameters and what `state` gives.
+    Only the model's parameters and the contents of `state` change from step to step.
 
     Args:
-        model: trained in place, on the device of its parameters.
+        model: the model, trained in place on the device of its parameters.
         optimizer_config: AdamW, schedule and clipping.
         total_steps: the steps over which the learning rate follows its schedule.
-        max_tokens_per_microbatch: tokens that go through the model at once; one longer sample goes alone. Results do
-            not depend on it, except for the masks of dropout.
-        seed: of dropout, which has a random stream for each step, and on other data or another stage of a pipeline.
-        moe_aux_loss_coef: what the load-balancing loss of a model with experts is multiplied by, 0 for none; None takes
+        max_tokens_per_microbatch: limit on the tokens of a micro-batch; a longer sample is a micro-batch of its own.
+            Results do not depend on it, except for the masks of dropout.
+        seed: seed of dropout, which has a random stream for each step, data-parallel rank and pipeline stage.
+        moe_aux_loss_coef: coefficient of the load-balancing loss of a model with experts, 0 for none; None takes
             `config.moe.aux_loss_coef`.
 
     Raises:
@@ -81,7 +82,7 @@ class TrainEngine:
         self.skipped_steps = 0
         """Steps that changed nothing, because the loss or the gradients were not finite."""
         self.before_optimizer_step: Callable[[], None] | None = None
-        """Called before what `state` gives changes in a step or is offloaded, so that whoever reads it can finish."""
+        """Called before a step changes the contents of `state`, or they are offloaded, so that readers can finish."""
         self._optimizer_config = optimizer_config
         self._optimizer = Optimizer(model.network, optimizer_config)
         self._offload: Offload | None = None
@@ -95,7 +96,7 @@ class TrainEngine:
     def async_offload(self) -> None:
         """Start moving the model and the optimizer state to host memory; see `ReaLModel.async_offload`.
 
-        The next step brings them back by itself: the model layer by layer, the optimizer state while losses and
+        The next step brings them back automatically: the model layer by layer, the optimizer state while losses and
         gradients are computed. An evaluation brings back the model.
 
         Raises:
@@ -107,7 +108,7 @@ class TrainEngine:
             self._offload = Offload([[], tensors], tensors[0].device)
 
     def wait_for_offload(self) -> None:
-        """Wait until they have left the memory of their device; return at once if no offload has begun."""
+        """Wait until model and optimizer state have left the device's memory; returns at once without an offload."""
         if self.before_optimizer_step is not None:
             self.before_optimizer_step()
         self.model.wait_for_offload()
@@ -122,22 +123,22 @@ class TrainEngine:
             self._offload = None
 
     def train_batch(self, batch: NamedArray, objective: Objective) -> dict[str, float]:
-        """One optimizer step on `batch`; its loss is the loss sum of the whole batch over its total weight.
+        """Take one optimizer step on `batch`; the loss is the loss sum of the whole batch divided by its total weight.
 
-        With experts, the load-balancing loss of each micro-batch is added, in proportion to its weight. It is the one
-        thing that depends on how the batch is cut, as in every framework: it is a product of two means over the tokens
-        that go through the model together, and the mean of such products is not the product of the means. To have it
-        over the whole batch, all micro-batches would have to be kept at once.
+        With experts, the load-balancing loss of each micro-batch is added, in proportion to its weight. It alone
+        depends on how the batch is split into micro-batches, as in every framework: it is a product of two means over
+        the tokens of a micro-batch, and the mean of such products is not the product of the means. To compute it over
+        the whole batch, the activations of all micro-batches would have to be kept at once.
 
         Returns:
             The objective's metrics before the step, and `lr`, `grad_norm`, `tokens`; with `on_nonfinite="skip"` also
-            `skipped_steps`, how many there have been, and with a load-balancing loss `aux_loss`, its mean over the
-            micro-batches by weight, before it is multiplied by its coefficient. A batch without any weight (no token
+            `skipped_steps`, the number of skipped steps so far, and with a load-balancing loss `aux_loss`, its weighted
+            mean over the micro-batches before multiplication by its coefficient. A batch without any weight (no token
             carries loss) changes no parameter.
 
         Raises:
-            NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples,
-                with a mesh all those of their micro-batches. The parameters, the optimizer and `step` are as they were.
+            NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples, or
+                with a mesh all samples of their micro-batches. The parameters, the optimizer and `step` are unchanged.
             PeerError: an earlier error has left the model unusable.
         """
         local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
@@ -150,7 +151,7 @@ class TrainEngine:
                 losses = self._forward_backward.train(local_batch, objective, self._optimizer.accumulate_gradients)
             grad_norm = self._optimizer_step(lr, losses, batch, objective) if local_batch.loss_weight else 0.0
         except BaseException:
-            self._optimizer.zero_grad()  # or what was accumulated so far would join the next step
+            self._optimizer.zero_grad()  # otherwise partial gradients would be added to those of the next step
             raise
         self.step += 1
         totals = losses.totals
@@ -168,17 +169,17 @@ class TrainEngine:
             return sum((self._evaluate_batch(batch, objective) for batch in batches), Totals())
 
     def state(self, *, weights: bool = True) -> EngineState:
-        """What a resumed engine needs; without `weights` where the model's parameters are saved elsewhere unrounded."""
+        """The state that a resumed engine needs; `weights=False` if unrounded parameters are saved elsewhere."""
         self.reload()
         return EngineState(
             self.step, self.skipped_steps, self._optimizer.moments(), self._optimizer.weights() if weights else {}
         )
 
     def load_state(self, state: EngineState) -> None:
-        """Continue from where `state` was taken. Its tensors are copied; without weights, the model must hold them.
+        """Restore `state`, whose tensors are copied; if it has no weights, the model must already hold them.
 
         Raises:
-            KeyError: it has a tensor of a parameter that this engine does not train.
+            KeyError: `state` has a tensor of a parameter that this engine does not train.
         """
         self.reload()
         reshard(self.model.network)  # unsharded parameters would keep the old values
@@ -187,7 +188,7 @@ class TrainEngine:
 
     @property
     def has_masters(self) -> bool:
-        """Whether the model's parameters are rounded copies of float32 masters, which only `state` gives."""
+        """Whether the model's parameters are rounded copies of float32 masters, which only `state` exposes."""
         return self._optimizer.has_masters
 
     def _evaluate_batch(self, batch: NamedArray, objective: Objective) -> Totals:
@@ -195,7 +196,7 @@ class TrainEngine:
         return self._forward_backward.evaluate(local_batch, objective).totals
 
     def _optimizer_step(self, lr: float, losses: ReducedLosses, batch: NamedArray, objective: Objective) -> float:
-        """Step with the accumulated gradients, or not if something is not finite; the norm of the gradients."""
+        """Step with the accumulated gradients, unless something is not finite; returns the norm of the gradients."""
         norm = self._reduced_grad_norm()
         grad_norm, loss_sum = float(norm), losses.totals.loss_sum
         if math.isfinite(loss_sum) and math.isfinite(grad_norm):
@@ -214,7 +215,7 @@ class TrainEngine:
         return grad_norm
 
     def _reduced_grad_norm(self) -> Tensor:
-        """Reduce the accumulated gradients over all ranks; their norm."""
+        """Reduce the accumulated gradients over all ranks; returns their norm."""
         if self._reducer is None:
             return self._optimizer.grad_norm()
         gradients = self._optimizer.gradients()
@@ -222,7 +223,7 @@ class TrainEngine:
         return self._reducer.norm(gradients)
 
     def _nonfinite_samples(self, batch: NamedArray, objective: Objective) -> list[str]:
-        """Names of the samples whose loss, each by itself, is not finite."""
+        """Names of the samples whose loss is not finite when each is computed separately."""
         with self._evaluating():
             return [
                 name
@@ -243,7 +244,7 @@ class TrainEngine:
     def _dropout_seed(self) -> Iterator[None]:
         """Seed the global generator, from which dropout draws, for this step, and restore it afterwards.
 
-        Tensor-parallel ranks draw the same numbers, those with other data or another stage draw others.
+        Tensor-parallel ranks draw the same numbers; data-parallel ranks and pipeline stages draw different ones.
         """
         device = self.model.device
         coordinate = () if self._mesh is None else (self._mesh.coordinate.dp, self._mesh.coordinate.pp)
@@ -266,10 +267,10 @@ def _aux_loss_coef(config: ReaLModelConfig, requested: float | None) -> float:
 
 
 def _align_parameters(network: Transformer) -> None:
-    """Copy parameters that lie in a mapped file at odd addresses.
+    """Copy parameters that a mapped file holds at addresses that are not multiples of 64 bytes.
 
-    Sums over the same numbers at another alignment can differ in the last bit, and a resumed run would not be the
-    uninterrupted one. All of them change in the first step, so that the copy costs no memory in the end.
+    Sums over the same numbers at another alignment can differ in the last bit, so that a resumed run would differ from
+    an uninterrupted one. The first step changes all parameters, so in the end the copy costs no memory.
     """
     if is_fsdp(network):
         return  # FSDP has allocated its parameters

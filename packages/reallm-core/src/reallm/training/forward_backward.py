@@ -1,4 +1,4 @@
-"""Forward and backward passes over micro-batches, whichever part of the network this rank holds.
+"""Forward and backward passes over micro-batches, for a whole network or the part of one that this rank holds.
 
 Shapes: X experts.
 """
@@ -34,7 +34,7 @@ class ReducedLosses(NamedTuple):
 
     totals: Totals
     nonfinite_samples: list[str]
-    """With several ranks, the samples of micro-batches whose loss is not finite."""
+    """Names of the samples in micro-batches whose loss is not finite; only with several ranks."""
 
 
 class LossAccumulator:
@@ -60,7 +60,7 @@ class LossAccumulator:
             self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
 
     def local_totals(self) -> Totals:
-        """The sums of this rank."""
+        """This rank's sums."""
         stats = {name: value.item() for name, value in self._sums.items()}
         return Totals(stats.pop("loss_sum", 0.0), self._loss_weight, self._n_tokens, stats)
 
@@ -86,12 +86,12 @@ class LossAccumulator:
 
 
 class ForwardBackward:
-    """Forward and backward passes of a model, of which this process holds all or, with a mesh, a part.
+    """Forward and backward passes of a model that this process holds as a whole or, with a mesh, in part.
 
     Args:
-        model: in training or evaluation mode, as it is when a method is called.
-        mesh: the ranks that share it; None if this process holds all of it.
-        aux_loss_coef: what the load-balancing loss is multiplied by in training; 0 for none.
+        model: the model; methods use whichever of training and evaluation mode it is in.
+        mesh: the ranks that share the model; None if this process holds all of it.
+        aux_loss_coef: coefficient of the load-balancing loss in training; 0 for none.
     """
 
     def __init__(self, model: ReaLModel, mesh: Mesh | None, aux_loss_coef: float) -> None:
@@ -101,12 +101,12 @@ class ForwardBackward:
     def train(
         self, local_batch: LocalBatch, objective: Objective, accumulate_gradients: Callable[[], None]
     ) -> ReducedLosses:
-        """Gradients of the loss of the whole batch, as far as they are due to this rank's micro-batches.
+        """Compute what this rank's micro-batches contribute to the gradients of the whole batch's loss.
 
         Args:
             local_batch: the micro-batches.
             objective: the loss.
-            accumulate_gradients: called after each backward pass.
+            accumulate_gradients: function called after each backward pass.
 
         Raises:
             PeerError: an earlier error has left the model unusable.
@@ -140,7 +140,7 @@ class ForwardBackward:
             return
 
         def on_backward(number: int) -> None:
-            accumulate_gradients()  # of the backward pass before
+            accumulate_gradients()  # from the previous backward pass
             before_backward(losses.network, is_last=number == n - 1)
 
         reduction = losses.aux_loss_over_stages() if self._aux_loss_coef else None
@@ -158,7 +158,7 @@ class ForwardBackward:
             self._pipeline.run(n, losses.loss, train=False, n_tokens=losses.n_tokens)
 
     def _broken_by_error(self) -> AbstractContextManager[None]:
-        """An error in the block leaves FSDP or a pipeline in the middle of a pass, which other ranks go on with."""
+        """Context in which an error makes the model unusable: FSDP or a pipeline is left in the middle of a pass."""
         if self._pipeline is None and not is_fsdp(self._model.network):
             return nullcontext()
         return self._model.broken_by_error(
@@ -176,17 +176,17 @@ class _BatchLosses:
     aux_loss_coef: float
     sums: LossAccumulator = field(default_factory=LossAccumulator)
     router_logs: dict[int, RouterStatsLog] = field(default_factory=dict)
-    """Of each micro-batch, from its forward pass on."""
+    """Router logs by micro-batch, from its forward pass on."""
     router_stats: dict[int, list[RouterStats]] = field(default_factory=dict)
-    """With a pipeline, of each micro-batch until its backward pass."""
+    """Router statistics by micro-batch, until its backward pass; only with a pipeline."""
 
     @property
     def n_tokens(self) -> list[int]:
-        """The tokens of each micro-batch."""
+        """The number of tokens of each micro-batch."""
         return [micro_batch.n_tokens for micro_batch in self.local_batch.micro_batches]
 
     def loss(self, number: int) -> Tensor:
-        """What a micro-batch adds to the loss of the whole batch, without the load-balancing loss."""
+        """A micro-batch's contribution to the loss of the whole batch, without the load-balancing loss."""
         micro_batch = self.local_batch.micro_batches[number]
         batch = micro_batch.batch.to(next(self.network.parameters()).device)
         with self._logging_routers(number):
@@ -196,7 +196,7 @@ class _BatchLosses:
         return loss if micro_batch.loss_weight else loss * 0.0
 
     def loss_with_aux_loss(self, number: int) -> Tensor:
-        """The same with the load-balancing loss, where this process holds all layers."""
+        """A micro-batch's contribution with the load-balancing loss, if this process holds all layers."""
         loss, micro_batch = self.loss(number), self.local_batch.micro_batches[number]
         if not (self.aux_loss_coef and (router_stats := self.router_logs.pop(number).close())):
             return loss
@@ -207,7 +207,7 @@ class _BatchLosses:
     def aux_loss_over_stages(self) -> StageReduction:
         """The load-balancing loss as a reduction over the stages of a pipeline; see `StageReduction` for its split.
 
-        Stages sum [3, X]: how many tokens chose each expert, the sums of probabilities, and the number of tokens.
+        Stages sum [3, X]: the number of tokens that chose each expert, sums of probabilities, and the number of tokens.
         """
         moe = self.network.config.moe
         assert moe is not None

@@ -1,8 +1,8 @@
-"""An estimate of the memory that training takes, made before anything is allocated, and the memory that is available.
+"""Estimates of the memory that training takes, made before anything is allocated, and the memory available.
 
-Parameters, gradients and optimizer follow from the shapes. Activations are found by tracing the network, forward and
-backward, with fake tensors that have shapes and no memory, and counting what is alive: whatever a plugin's block does,
-and whatever is recomputed, is in the number.
+The memory of parameters, gradients and optimizer follows from their shapes. That of activations is found by tracing the
+network, forward and backward, with fake tensors, which have shapes but no memory, and counting the bytes alive: the
+count includes whatever a plugin's block does, and recomputation.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ from reallm.model.parameters import meta_model, n_parameters
 
 GIB = 2**30
 FRAGMENTATION = 0.2
-"""What the C library's allocator loses on a CPU, as a share of what is alive: 0.20 to 0.29 were measured with glibc
-2.36. With an allocator that maps each tensor by itself, what is alive was within 2 % of what the process took."""
+"""Memory that the C library's allocator loses on a CPU, as a share of the bytes alive: 0.20 to 0.29 were measured
+with glibc 2.36. With an allocator that maps each tensor separately, the bytes alive were within 2 % of what the
+process took."""
 TRACED_BLOCKS = (2, 4)
-"""Where a network has more blocks of one kind, two networks with this many are traced and extrapolated from."""
+"""Numbers of blocks of one kind in the two traced networks from which a network with more is extrapolated."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that training one model takes at its peak, by what they are for."""
+    """Bytes that training one model takes at its peak, by purpose."""
 
     parameters: int
     gradients: int
     optimizer: int
     """Moments, and float32 masters of half-precision parameters."""
     activations: int | None
-    """What a micro-batch of `n_tokens` adds, temporary gradients included; None if the network cannot be traced."""
+    """Bytes that a micro-batch of `n_tokens` adds, with temporary gradients; None if the network cannot be traced."""
     n_tokens: int
     fragmentation: int = 0
-    """What the allocator loses, on a CPU."""
+    """Bytes that the allocator loses, on a CPU."""
 
     @property
     def persistent(self) -> int:
-        """What is allocated from step to step, without any activations."""
+        """Bytes that stay allocated from step to step: everything but activations."""
         return self.parameters + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        """All of it together."""
+        """The sum of all bytes."""
         return self.persistent + (self.activations or 0) + self.fragmentation
 
     def __str__(self) -> str:
@@ -72,7 +73,7 @@ class MemoryEstimate:
 
 
 def size_text(n_bytes: float) -> str:
-    """Bytes as people read them: `0.7 MiB`, `42 MiB`, `1.3 GiB`, `24 GiB`."""
+    """Format bytes for people: `0.7 MiB`, `42 MiB`, `1.3 GiB`, `24 GiB`."""
     size, unit = (n_bytes / GIB, "GiB") if n_bytes >= GIB else (n_bytes / 2**20, "MiB")
     return f"{size:.1f} {unit}" if size < 10 else f"{size:,.0f} {unit}"
 
@@ -85,14 +86,14 @@ def estimate(
     *,
     gradient_checkpointing: Any = "none",
 ) -> MemoryEstimate:
-    """What training a model with `TrainEngine` takes when `lengths` are the sequences of the largest micro-batch."""
+    """Estimate the memory of training with `TrainEngine`; `lengths` are the sequences of the largest micro-batch."""
     n, size = n_parameters(config), dtype.itemsize
     is_half = size < 4
     try:
         activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
     except ReallmError:  # such as a sequence longer than the positions that the model has learned
         raise
-    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is worth knowing all the same
+    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is still worth estimating
         activations = None
     if activations is not None and is_half:
         activations += n * size  # gradients in half precision, before they are added to those of the masters
@@ -118,7 +119,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held so far: tensors on a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # POSIX only, like the rest of what looks at the machine
+    import resource  # POSIX only, like the other functions that inspect the machine
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -139,7 +140,7 @@ def _activations(
     kinds: dict[ReaLModelConfig, list[int]] = {}  # blocks that are configured alike
     for block in range(config.n_layers):
         kinds.setdefault(config.with_blocks(block), []).append(block)
-    # the last of each kind: with them the last block of all, in whose backward pass most may be alive
+    # the last blocks of each kind, which include the last of all: memory may peak in its backward pass
     low = trace(block for blocks in kinds.values() for block in blocks[-few:])
     forward, last_block, other_blocks = low
     for kind, blocks in kinds.items():
@@ -149,7 +150,7 @@ def _activations(
         slope = Fraction(len(blocks) - few, min(len(blocks), more) - few)
         forward += int(slope * (high.forward - low.forward))
         last_block += int(slope * (high.last_block - low.last_block))
-        # what follows the last block's backward pass only falls, but for the embedding's gradient, which is the same
+        # after the last block's backward pass memory only falls, except for the embedding's gradient, which is the same
         # at any depth
         other_blocks = max(other_blocks, high.other_blocks)
     return max(forward, last_block, other_blocks)
@@ -159,11 +160,11 @@ class _Peaks(NamedTuple):
     """The most bytes alive at once beyond parameters and gradients, in each phase of a step."""
 
     forward: int
-    """In the forward pass, up to the loss."""
+    """Peak in the forward pass, up to the loss."""
     last_block: int
-    """In the backward pass of the head and the last block."""
+    """Peak in the backward pass of the head and the last block."""
     other_blocks: int
-    """In the rest of the backward pass."""
+    """Peak in the rest of the backward pass."""
 
 
 def _trace_step(
@@ -174,7 +175,7 @@ def _trace_step(
     gradient_checkpointing: Any,
 ) -> _Peaks:
     seqs = PackedSequences.from_lengths(_equivalent_lengths(config, lengths))
-    positions = seqs.positions  # needs real values, so it is made before the tensors are fake
+    positions = seqs.positions  # needs real values, so it is computed before tensors are fake
     network = meta_model(config).train()
     network.gradient_checkpointing = gradient_checkpointing
     fake, alive = FakeTensorMode(), AliveBytes()
@@ -182,7 +183,7 @@ def _trace_step(
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-                value.grad = torch.empty_like(value)  # as from an earlier micro-batch
+                value.grad = torch.empty_like(value)  # as if from an earlier micro-batch
                 setattr(module, name, value)
         tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
         on_device = PackedSequences(seqs.lengths, fake.from_tensor(seqs.cu_seqlens).to(device), seqs.cached_lengths)
@@ -204,10 +205,10 @@ def _trace_step(
 
 
 def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
-    """Fewer sequences that take the same memory, since each costs time to trace.
+    """Lengths of fewer sequences that take the same memory, since each sequence costs time to trace.
 
-    Where attention scores are not kept, only the number of tokens counts. Where they are, or masks, the length of a
-    sequence does, and learned positions have an end: then all are as long as the longest, which takes no less.
+    If attention scores are not kept, only the number of tokens matters. If they or masks are kept, the lengths matter
+    too, and learned positions limit them: then all sequences are made as long as the longest, which takes no less.
     """
     total = sum(lengths)
     keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
@@ -228,7 +229,7 @@ class AliveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            self._count(storage, 0)  # allocated before; a result may be a view of it
+            self._count(storage, 0)  # allocated earlier; a result may be a view of it
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             self._count(storage, storage.nbytes())
@@ -236,7 +237,7 @@ class AliveBytes(TorchDispatchMode):
         return result
 
     def restart(self) -> int:
-        """The peak so far; the next peak starts from what is alive now."""
+        """Return the peak so far; the next peak starts from the bytes alive now."""
         peak, self.peak = self.peak, self._now
         return peak
 

@@ -1,4 +1,4 @@
-"""A batch cut into micro-batches within a token budget, and those of them that a rank computes."""
+"""Splitting a batch into micro-batches within a token budget, and choosing the ones that a rank computes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class MicroBatch:
 
     batch: NamedArray
     loss_weight: float
-    """0 for a padding micro-batch, of a rank that has fewer with a loss than others: ranks communicate in each forward
-    and backward pass, so that all need the same number of them."""
+    """Weight of its loss; 0 for a padding micro-batch, which a rank gets if it has fewer micro-batches than others:
+    ranks communicate in each forward and backward pass, so that all need the same number of passes."""
     n_tokens: int
 
 
@@ -30,14 +30,14 @@ class LocalBatch:
     micro_batches: Sequence[MicroBatch]
     """The same number on all ranks; none for a batch without any weight."""
     loss_weight: float
-    """Of the whole batch, on all ranks."""
+    """Loss weight of the whole batch, over all ranks."""
 
 
 def split_micro_batches(batch: NamedArray, objective: Objective, max_tokens: int, mesh: Mesh | None) -> LocalBatch:
-    """The micro-batches of this rank; of one process all that have a weight.
+    """Split a batch into micro-batches; returns this rank's, or in one process all that have a weight.
 
     Raises:
-        DataError: a field of the batch does not say which of its elements belong to which sample.
+        DataError: a field of the batch does not tell which of its elements belong to which sample.
     """
     n_tokens = objective.n_tokens(batch)
     if mesh is None:
@@ -61,7 +61,7 @@ def _micro_batch(batch: NamedArray, rows: Sequence[int], n_tokens: Sequence[int]
 
 
 def _padding_micro_batch(batch: NamedArray, n_tokens: Sequence[int], objective: Objective) -> MicroBatch:
-    """The shortest sample that has a loss, with weight 0; of others an objective may not be able to compute one."""
+    """The shortest sample that has a loss, with weight 0; an objective may fail to compute a loss for others."""
     for row in sorted(range(len(n_tokens)), key=lambda row: (n_tokens[row], row)):
         sample = select(batch, [row])
         if objective.loss_weight(sample):

@@ -16,10 +16,10 @@ def nonfinite_error(
     """The error of a step that changed nothing.
 
     Args:
-        step: 1 is the first.
-        nonfinite_samples: those whose loss is not finite, as far as it is known; with several ranks all samples of the
-            micro-batches that have one.
-        all_samples: of the step.
+        step: number of the step, from 1.
+        nonfinite_samples: samples whose loss is not finite, as far as known; with several ranks all samples of the
+            micro-batches that contain one.
+        all_samples: all samples of the step.
     """
     if math.isfinite(loss_sum):
         what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {first_names(all_samples)}"
@@ -34,12 +34,12 @@ def nonfinite_error(
 
 
 def sample_names(batch: NamedArray) -> Sequence[str]:
-    """The ids of the samples; of a batch without ids, numbers."""
+    """The ids of the samples, or numbers for a batch without ids."""
     ids: Sequence[str] | None = batch.metadata.get("ids")
     return ids if ids is not None else [f"sample {row}" for row in range(n_samples(batch))]
 
 
 def first_names(names: Sequence[str], n: int = 8) -> str:
-    """The first names, quoted, and how many more there are."""
+    """The first names, quoted, and the number of further ones."""
     shown = ", ".join(f"'{name}'" for name in names[:n])
     return shown if len(names) <= n else f"{shown} and {len(names) - n} more"

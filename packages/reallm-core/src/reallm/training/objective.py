@@ -1,6 +1,6 @@
-"""What an engine minimises: a sum over the tokens or samples of a batch, divided by the batch's total weight.
+"""Objectives that an engine minimises: a sum over the tokens or samples of a batch over the batch's total weight.
 
-Keeping sum and weight apart makes the loss of a batch independent of how it is cut into micro-batches.
+Keeping sum and weight separate makes the loss of a batch independent of how it is split into micro-batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reallm.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The loss of one micro-batch as a sum, and whatever else is worth summing."""
+    """The loss of one micro-batch as a sum, and other statistics to sum."""
 
     loss_sum: Tensor
     """0-dim, differentiable: the sum of losses over the micro-batch, not divided by anything."""
@@ -27,7 +27,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a whole batch or data set; ratios of them are exact means."""
+    """Sums over a whole batch or data set, whose ratios are exact means."""
 
     loss_sum: float = 0.0
     loss_weight: float = 0.0
@@ -46,23 +46,23 @@ class Totals:
 
 
 class Objective(Protocol):
-    """How an algorithm's loss is computed; the engine cuts batches, accumulates gradients and steps.
+    """Computes an algorithm's loss; the engine splits batches, accumulates gradients and steps.
 
-    An example where each sample counts the same, whatever its length: `loss_weight` is the number of samples, and
-    `loss` sums the mean loss of each.
+    For example, to weight all samples equally whatever their length, `loss_weight` is the number of samples, and `loss`
+    sums the mean loss of each.
     """
 
     def n_tokens(self, batch: NamedArray) -> list[int]:
-        """Tokens that each sample puts through the model: what the budget of a micro-batch counts."""
+        """Number of tokens that each sample puts through the model, which the token budget of a micro-batch limits."""
 
     def loss_weight(self, batch: NamedArray) -> float:
-        """What the loss sum of `batch` is divided by; additive over samples."""
+        """The weight that the loss sum of `batch` is divided by; additive over samples."""
 
     def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         """The summed loss of a micro-batch, whose tensors are on the device of the network.
 
-        It calls `network.hidden` once, whatever the layout; see `PipelineRunner.run`.
+        An implementation calls `network.hidden` exactly once, whatever the layout; see `PipelineRunner.run`.
         """
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Numbers for people, such as `loss` and `accuracy`, from sums."""
+        """Metrics to report, such as `loss` and `accuracy`, computed from sums."""

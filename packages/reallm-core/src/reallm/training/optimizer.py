@@ -1,4 +1,4 @@
-"""AdamW over a model's parameters, with float32 master weights for those held in half precision."""
+"""AdamW over a model's parameters, with float32 master weights for parameters in half precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Optimizer:
     Parameters in bfloat16 are stepped in float32: near 1.0 bfloat16 moves in steps of 2^-7, so that an update of
     1e-5 would be lost. Their gradients are summed over micro-batches in float32 too.
 
-    Of parameters that FSDP shards, this rank's shard is stepped, as a plain tensor.
+    For parameters that FSDP shards, this rank's shard is updated, as a plain tensor.
 
     Raises:
         ConfigError: for float16 parameters, whose gradients underflow.
@@ -27,7 +27,7 @@ class Optimizer:
         self._config = config
         self._parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
-        """What AdamW steps: the parameters themselves where they are plain tensors of float32 or wider."""
+        """The tensors that AdamW updates: the parameters themselves if they are plain tensors of float32 or wider."""
         decayed = decayed_parameters(network)
         self._adamw = torch.optim.AdamW(
             [
@@ -48,7 +48,7 @@ class Optimizer:
 
     @torch.no_grad()
     def accumulate_gradients(self) -> None:
-        """Add the gradients of parameters to those of their masters; to be called after each backward pass."""
+        """Add the parameters' gradients to the gradients of their masters; to be called after each backward pass."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:
@@ -93,7 +93,7 @@ class Optimizer:
         return any(self._masters[name].dtype != parameter.dtype for name, parameter in self._parameters.items())
 
     def weights(self) -> dict[str, Tensor]:
-        """What AdamW steps, by parameter name: the parameters, or their float32 masters. Not copies."""
+        """The tensors that AdamW updates, by parameter name: the parameters, or their float32 masters. Not copies."""
         return {name: master.detach() for name, master in self._masters.items()}
 
     def moments(self) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class Optimizer:
         }
 
     def state_tensors(self) -> list[Tensor]:
-        """Masters and moments, whatever is kept beside the parameters but for scalars. Not copies."""
+        """Masters and moments: all tensors kept in addition to the parameters, except scalars. Not copies."""
         masters = [
             master.detach() for name, master in self._masters.items() if master.dtype != self._parameters[name].dtype
         ]
@@ -113,7 +113,7 @@ class Optimizer:
 
     @torch.no_grad()
     def load(self, moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Restore what `moments` and `weights` gave; `weights` may be empty where the parameters are in place.
+        """Restore the results of `moments` and `weights`; `weights` may be empty if the parameters are in place.
 
         Raises:
             KeyError: a parameter of that name is not trained.
@@ -129,7 +129,7 @@ class Optimizer:
 
 
 def decayed_parameters(network: nn.Module) -> set[str]:
-    """The names of the parameters that weight decay applies to: matrices, but not those of norms and biases.
+    """The names of the parameters that weight decay applies to: matrices, except in norms and biases.
 
     Most norms and biases are vectors. A layer whose parameters are exempt whatever their shape sets
     `weight_decay = False`.
@@ -144,9 +144,9 @@ def decayed_parameters(network: nn.Module) -> set[str]:
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
-    """What AdamW steps in place of a parameter: a float32 copy of one in bfloat16, or else itself.
+    """The tensor that AdamW updates for a parameter: a float32 copy of a bfloat16 one, otherwise the parameter itself.
 
-    Of one that FSDP shards, the local shard in the same memory.
+    For a parameter that FSDP shards, it is the local shard, in the same memory.
     """
     local = to_local(parameter.detach())
     check_trainable(str(parameter.dtype).removeprefix("torch."))

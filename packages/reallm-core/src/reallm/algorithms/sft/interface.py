@@ -39,7 +39,7 @@ class SFTInterface:
         return positions.numel()
 
     def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
-        """Summed negative log-likelihood in nats, and how many of the tokens were the most likely.
+        """Summed negative log-likelihood in nats, and the number of tokens that were the most likely ones.
 
         Raises:
             DataError: a token is not in the model's vocabulary.
@@ -57,7 +57,7 @@ class SFTInterface:
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
 
     def example(self, sample: NamedArray) -> Example | None:
-        """The tokens before the first one in the loss, and those in the loss; None if there are none before."""
+        """The tokens before the first one in the loss, and the tokens in the loss; None if none come before."""
         ids, mask = sample["input_ids"].tolist(), sample["loss_mask"].tolist()
         start = mask.index(True) if True in mask else 0
         learned = [token for token, is_learned in zip(ids[start:], mask[start:], strict=True) if is_learned]
@@ -70,7 +70,7 @@ class SFTInterface:
         loss = totals.loss_sum / totals.loss_weight
         return {
             "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),  # e^710 is no float
+            "perplexity": math.exp(min(loss, 700.0)),  # e^710 overflows a float
             "accuracy": totals.stats["correct"] / totals.loss_weight,
             "loss_tokens": totals.loss_weight,
         }

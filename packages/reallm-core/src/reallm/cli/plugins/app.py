@@ -1,4 +1,4 @@
-"""`reallm plugins`: what is installed, what it offers, and what is wrong with it."""
+"""`reallm plugins`: lists the installed plugins, the things that they offer, and their problems."""
 
 from __future__ import annotations
 

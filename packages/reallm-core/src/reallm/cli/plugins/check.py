@@ -1,4 +1,4 @@
-"""`reallm plugins check`: its arguments. What it does is in `reallm_devkit`."""
+"""Arguments of `reallm plugins check`, which is implemented in `reallm_devkit`."""
 
 from __future__ import annotations
 

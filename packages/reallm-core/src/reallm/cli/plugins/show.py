@@ -21,10 +21,10 @@ Fact = tuple[str, str]
 
 
 def show(registry: Registry, name: str) -> None:
-    """Print a page for each thing of this name: what plugins offer under it, or a distribution's plugins.
+    """Print a page for each thing of this name: things that plugins offer, or a distribution with its plugins.
 
     Raises:
-        PluginError: if nothing has the name; says what is near, what to install and what is installed.
+        PluginError: nothing has the name; gives similar names, what to install and what is installed.
     """
     console = Console(highlight=False)
     by_distribution = [plugin for plugin in registry.plan.plugins if canonical(plugin.distribution) == canonical(name)]

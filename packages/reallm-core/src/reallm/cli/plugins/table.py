@@ -29,7 +29,7 @@ def state(loaded: Loaded) -> str:
 def as_json(registry: Registry) -> dict[str, Any]:
     """The listing as JSON's types. Keys are only ever added.
 
-    `offers` are the names that work, so those of a conflict are not among them.
+    `offers` are the names that work, so names in conflict are not among them.
     """
     conflicts = registry.conflicts()
     return {
@@ -65,17 +65,17 @@ def as_json(registry: Registry) -> dict[str, Any]:
 
 
 def not_installed(registry: Registry) -> list[KnownDistribution]:
-    """Known distributions that are not there."""
+    """Known distributions that are not installed."""
     present = {canonical(plugin.distribution) for plugin in registry.plan.plugins}
     return [item for item in known_distributions() if item.distribution not in present]
 
 
 def show(registry: Registry) -> None:
-    """Print the table, what is wrong, and what could be installed; as wide as the terminal, a pipe being 80 columns."""
+    """Print the table, problems, and what could be installed, as wide as the terminal; a pipe is 80 columns wide."""
     console = Console(highlight=False)
     listing, conflicts = registry.listing(), registry.conflicts()
     rows = [_row(loaded, conflicts) for loaded in listing]
-    # Names are long words: where they fit they are not broken, and what is offered is wrapped instead.
+    # Names are long words: if they fit they are not broken, and the column of offers is wrapped instead.
     widths = {
         title: min(limit, max(_width(text) for text in (Text(title), *(row[title] for row in rows))))
         for title, limit in {"Distribution": 20, "Version": 10, "Entry point": 24, "State": 8}.items()
@@ -107,7 +107,7 @@ def _width(text: Text) -> int:
 
 
 def _offers_text(loaded: Loaded, conflicts: Iterable[Promise]) -> Text:
-    """Line by line what works; in parentheses what was promised and does not."""
+    """A line for each kind of offers that work; offers that were promised but do not work are in parentheses."""
     offered = {(offer.kind, offer.name) for offer in loaded.offers}
     working = offered.difference(conflicts)
     others = (offered | {*loaded.plugin.promises, *loaded.plugin.blocked_promises}) - working
@@ -125,7 +125,7 @@ def by_kind(offers: Iterable[Promise]) -> list[str]:
 
 
 def _show_problems(console: Console, registry: Registry) -> None:
-    """One unbroken line for each, which `grep` finds whole."""
+    """Print one unbroken line for each problem, so that `grep` shows all of it."""
     lines: list[tuple[str, str]] = []
     for loaded in registry.listing():
         lines += [("failed", f"{loaded.plugin}: {failure}") for failure in loaded.failures]

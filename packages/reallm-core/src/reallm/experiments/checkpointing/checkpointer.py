@@ -2,7 +2,7 @@
 
 Nothing is copied. A step only reads the parameters until its gradients are computed; before it changes them, it waits
 until the writer has read them all (`TrainEngine.before_optimizer_step`). Making the written files durable and renaming
-the folder, the longer half, overlaps with further steps.
+the folder, which takes longer, overlaps with further steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reallm.parallel.object_collectives import fail_together
 class _Save:
     path: Path
     is_read: threading.Event = field(default_factory=threading.Event)
-    """Set when nothing more is read from the models and engines."""
+    """Set when the models and engines have been read completely."""
     error: Exception | None = None
 
 
@@ -35,9 +35,9 @@ class Checkpointer:
     """Writes checkpoints with training state into a run folder, one at a time, and removes old ones.
 
     Args:
-        folder: of the run.
-        keep_last: how many of the newest checkpoints are kept, besides the best; None: all.
-        in_background: write in a thread. `wait_until_read` must then be called before anything saved is changed.
+        folder: folder of the run.
+        keep_last: number of newest checkpoints to keep, in addition to the best; None: all.
+        in_background: write in a thread. `wait_until_read` must then be called before saved tensors are changed.
         newest: the checkpoint that the run is resumed from.
         is_rank0: whether this is rank 0, which links and removes checkpoints.
     """
@@ -61,12 +61,12 @@ class Checkpointer:
             sweep(folder.checkpoints)
 
     def save(self, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
-        """Start to save, or save at once where that is not done in the background. Call `finish` for the save before.
+        """Start to save, or save at once if not in the background. Call `finish` first for the previous save.
 
         Args:
-            exports: by role; a single one is the checkpoint itself, several are folders in it. All ranks of sharded
-                ones call this at the same time.
-            state: of the run.
+            exports: exports by role; a single one is the checkpoint itself, several are folders in it. All ranks of
+                sharded ones call this at the same time.
+            state: training state of the run.
         """
         assert self._save is None, "an earlier save has not been finished"
         self._save = save = _Save(self._folder.checkpoint(state.step))
@@ -123,7 +123,7 @@ class Checkpointer:
             save.is_read.set()
 
     def _link(self, newest: Path, best: Best | None) -> None:
-        """Point the links `last` and `best` at their checkpoints, and remove old ones."""
+        """Point the links `last` and `best` at their checkpoints, and remove old checkpoints."""
         self._folder.point(self._folder.last_checkpoint, newest)
         best_path = None if best is None else self._folder.path / best.checkpoint
         if best_path is not None:
@@ -131,7 +131,7 @@ class Checkpointer:
         self._prune(newest, best_path)
 
     def _prune(self, newest: Path, best: Path | None) -> None:
-        """Remove old checkpoints, and the training state of those kept: only the newest can be resumed from."""
+        """Remove old checkpoints, and the training state of kept ones but the newest, the only one to resume from."""
         older = [path for path in self._folder.saved_steps().values() if path != newest]
         kept = older if self._keep_last is None else older[len(older) - (self._keep_last - 1) :]
         for path in older:

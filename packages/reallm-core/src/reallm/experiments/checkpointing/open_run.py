@@ -1,4 +1,4 @@
-"""Opens the folder of a run: a new one, or that of the run to resume. Rank 0 does, and tells the other ranks."""
+"""Opens the folder of a new run or of the run to resume, on rank 0, which sends the result to the other ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reallm.experiments.runs.settings import Diff, diff, plain, read_settings, w
 from reallm.launch.job import RUN_FOLDER, Job
 
 DEFAULT_PREFIX = "run"
-"""Of the folder's name, for an algorithm without a name."""
+"""Prefix of the folder's name, for an algorithm without a name."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class OpenRun:
     """A run whose folder exists and is locked by rank 0."""
 
     algorithm: str | None
-    """The name of the algorithm, which is that of its command; None for one that no plugin offers."""
+    """The name of the algorithm and of its command; None for an algorithm that no plugin offers."""
     settings: Mapping[str, Any]
     """All settings, as nested mappings of plain values."""
     folder: RunFolder
     started_at: datetime
-    """Local time; for a resumed run, when it was first started."""
+    """Local time of the start; for a resumed run, of its first start."""
     is_resume: bool
-    """Whether it continues the run in the folder; otherwise the folder is new."""
+    """Whether this continues the run in the folder; otherwise the folder is new."""
     is_finished: bool
-    """Whether that run has no steps left to do."""
+    """Whether the resumed run has no steps left."""
     changed: Diff
-    """For a resumed run, the settings that differ from those it was started with."""
+    """For a resumed run, the settings that differ from those at its start."""
 
     @property
     def resume_command(self) -> str:
-        """What continues the run: `reallm sft resume=runs/a`."""
+        """The command that continues the run: `reallm sft resume=runs/a`."""
         return self.folder.resume_command(self.algorithm)
 
 
@@ -51,8 +51,8 @@ def open_run(
     """Make a run folder, or find the one to resume; the same on all ranks.
 
     Args:
-        job: all of its processes call this.
-        config: of the run.
+        job: the job, all of whose processes call this.
+        config: configuration of the run.
         settings: see `OpenRun`.
         algorithm: see `OpenRun`.
         stack: on rank 0, holds the folder's lock until it is closed.

@@ -1,4 +1,4 @@
-"""Finds the run that `resume=` means, and refuses settings and data it cannot continue with. Imports no torch.
+"""Finds the run that `resume=` refers to, and refuses settings and data that it cannot continue with. No torch.
 
 `resume=<run folder>` names it. `resume=auto` means the run of this `name`, or without a name the newest unfinished one
 with these settings; without such a run, a new one is started.
@@ -25,13 +25,13 @@ def find_run(resume: str | None, output_dir: str, name: str | None, settings: Ma
     """The folder of the run to resume; None to start a new one.
 
     Args:
-        resume: the value of the key.
-        output_dir: where `auto` searches.
-        name: of the run, for `auto`.
+        resume: value of the key `resume`.
+        output_dir: folder that `auto` searches.
+        name: name of the run, for `auto`.
         settings: all settings as nested mappings, for `auto` without a name.
 
     Raises:
-        ConfigError: a folder is named that is not that of a run.
+        ConfigError: the named folder is not the folder of a run.
     """
     if resume is None:
         return None
@@ -51,10 +51,10 @@ def find_run(resume: str | None, output_dir: str, name: str | None, settings: Ma
 
 
 def refuse_changes(changed: Diff) -> None:
-    """Refuse settings that cannot change in the middle of a run.
+    """Raise an error for settings that cannot change in the middle of a run.
 
     Raises:
-        ConfigError: names the key with both values.
+        ConfigError: such a setting has changed; names the key with both values.
     """
     for key, (before, now) in changed.items():
         is_fixed = key == "seed" or key.startswith("dataset.") or key.endswith(".path")
@@ -66,7 +66,7 @@ def refuse_changes(changed: Diff) -> None:
 
 
 def refuse_other_data(before: str, now: str) -> None:
-    """Refuse training data that differ from those the run was started with.
+    """Raise an error if the training data differ from the data the run was started with.
 
     Raises:
         ConfigError: the fingerprints differ.

@@ -24,11 +24,11 @@ class ResumePoint:
 
     @property
     def step(self) -> int:
-        """The last step whose metrics still count; -1: none do, the run starts from the beginning."""
+        """The last step whose metrics are kept; -1: none are, the run starts from the beginning."""
         return -1 if self.state is None else self.state.step
 
     def with_saved_models(self, config: TrainingConfig, trained: Sequence[str]) -> TrainingConfig:
-        """The configuration with the saved models in place of those the run was started from, which may be gone."""
+        """The configuration with the saved models in place of the initial ones, which may no longer exist."""
         if self.checkpoint is None:
             return config
         saved = {role: self.checkpoint if len(trained) == 1 else self.checkpoint / role for role in trained}
@@ -41,7 +41,7 @@ class ResumePoint:
         """Load the saved state into the engines of the trained roles.
 
         Raises:
-            CheckpointError: the state is not that of these models.
+            CheckpointError: the state does not belong to these models.
         """
         if self.state is not None and self.checkpoint is not None:
             for role, engine in engines.items():
@@ -49,13 +49,13 @@ class ResumePoint:
 
 
 def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], rank: int = 0) -> ResumePoint | None:
-    """Read the state that a run is resumed from, and print from which step and with which changes; None for a new run.
+    """Read the state that a run is resumed from, and print its step and changed settings; None for a new run.
 
     Args:
         run: the opened run.
-        resume: the value of the key; with `auto`, a run that has saved nothing starts from the beginning.
+        resume: value of the key `resume`; with `auto`, a run that has saved nothing starts from the beginning.
         echo: prints a line.
-        rank: of this process in its job.
+        rank: rank of this process in its job.
 
     Raises:
         ConfigError: nothing is saved, or a setting cannot change.

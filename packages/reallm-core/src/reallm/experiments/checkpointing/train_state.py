@@ -1,12 +1,12 @@
-"""The training state of a run, with which it resumes as if it had never stopped, and its files.
+"""The training state of a run, from which it resumes as if it had never stopped, and its files.
 
     checkpoints/step-000100/                     the model, as transformers loads it
     checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
                                                  rank-2.json: the generators of rank 2
                                       <role>/    the optimizer's tensors, in safetensors files
 
-Tensors are whole, in however many files the ranks wrote: any layout can read what another one saved. Nothing is
-pickled. The data order is not saved: it follows from the seed and the step.
+Tensors are whole, whatever the number of files that the ranks wrote: any layout can read another layout's files.
+Nothing is pickled. The data order is not saved: it follows from the seed and the step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from reallm.parallel.object_collectives import fail_together, is_leader
 from reallm.training.engine import EngineState
 
 FORMAT = 1
-"""Version of the files; raised when an older reader would misread them."""
+"""Version of the file format; incremented when an older reader would misread the files."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Generators:
     python: Any
     numpy: Any
     torch: Mapping[str, list[int]]
-    """By device: `cpu`, `cuda:0`."""
+    """Generator state by device: `cpu`, `cuda:0`."""
 
     @classmethod
     def capture(cls) -> Generators:
@@ -93,12 +93,12 @@ class TrainState:
     evaluated_step: int | None
     """The step of the last evaluation."""
     engines: Mapping[str, EngineState]
-    """By role."""
+    """State of each engine, by role."""
     metrics: Mapping[str, float]
-    """The last value of each."""
+    """The last value of each metric."""
     best: Best | None
     seconds: float
-    """Spent on the run so far."""
+    """Time spent on the run so far."""
     data: str
     """Fingerprint of the training data."""
     generators: Generators
@@ -108,9 +108,9 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
     """Write the state into the folder of a checkpoint, which exists; the caller makes it atomic.
 
     Args:
-        folder: of the checkpoint.
-        state: of the run; the engines of sharded models hold the shards of this rank.
-        exports: of the models, by role; all ranks of sharded ones call this.
+        folder: folder of the checkpoint.
+        state: state of the run; the engines of sharded models hold the shards of this rank.
+        exports: exports of the models, by role; all ranks of sharded ones call this.
     """
     top = folder / TRAINING_STATE
     mesh = saving_mesh(exports)
@@ -158,14 +158,14 @@ def has_state(checkpoint: Path) -> bool:
 
 
 def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, str]]:
-    """The state in a checkpoint's folder, its tensors as views of the files, and the versions it was written with.
+    """Read the state in a checkpoint's folder, its tensors as views of the files, and the versions that wrote it.
 
     Args:
-        checkpoint: its folder.
-        rank: whose random generators to read; those of rank 0 for a rank that did not exist when they were saved.
+        checkpoint: folder of the checkpoint.
+        rank: rank whose random generators are read; rank 0's for a rank that did not exist when they were saved.
 
     Raises:
-        CheckpointError: it is damaged, or written by a later reallm; names the file.
+        CheckpointError: the state is damaged, or was written by a later reallm; names the file.
     """
     path = checkpoint / TRAINING_STATE / "state.json"
     try:
@@ -206,7 +206,7 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
     """Load the state of a role into its `TrainEngine`.
 
     Raises:
-        CheckpointError: the state is not that of this model.
+        CheckpointError: the state does not belong to this model.
     """
     try:
         saved = state.engines[role]
@@ -223,7 +223,7 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
 
 
 def _check_shapes(saved: EngineState, shapes: Mapping[str, Shape]) -> None:
-    """Raise ValueError if a tensor's shape is not that of its parameter: a slice of it might fit nevertheless."""
+    """Raise ValueError if a tensor's shape differs from its parameter's: a slice of it might fit by accident."""
     for name, tensor in (*saved.moments.items(), *saved.weights.items()):
         shape = shapes[_parameter_of(name)]
         if tensor.dim() and tuple(tensor.shape) != shape:

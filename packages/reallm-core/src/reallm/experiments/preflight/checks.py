@@ -1,7 +1,7 @@
 """Checks of a configuration before a model is loaded, each a small function.
 
-They depend on what a configuration holds (a `ModelArgs`, a dataset, loggers, a run folder) and so apply to every
-algorithm's. Each raises a `ReallmError` that names the key.
+They depend only on the contents of a configuration (a `ModelArgs`, a dataset, loggers, a run folder), and so apply to
+every algorithm. Each raises a `ReallmError` that names the key.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from reallm.plugins import registry
 
 
 def check(config: Any) -> None:
-    """All checks that apply to the configuration of an algorithm.
+    """Run all checks that apply to the configuration of an algorithm.
 
     Raises:
-        ReallmError: the first thing that would stop the run; one line with the key and the remedy.
+        ReallmError: something would stop the run; reports the first in one line, with the key and the remedy.
     """
     if hasattr(config, "loggers"):
         check_loggers(config.loggers)
@@ -55,7 +55,7 @@ def check(config: Any) -> None:
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Each logger is offered by an installed plugin."""
+    """Check that an installed plugin offers each logger."""
     for name in names:
         try:
             registry.get("logger", name)
@@ -64,13 +64,13 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def check_run_folder(folder: Path) -> None:
-    """The folder of a new run does not exist, or is empty."""
+    """Check that the folder of a new run does not exist, or is empty."""
     if folder.is_file() or (folder.is_dir() and has_content(folder)):
         raise ConfigError(f"name={folder.name}: the run folder '{folder}' exists; choose another name or remove it")
 
 
 def check_dataset(key: str, config: Any) -> None:
-    """The dataset's configuration passes its own method `check()`, if it has one."""
+    """Check that the dataset's configuration passes its method `check()`, if it has one."""
     if callable(getattr(config, "check", None)):
         try:
             config.check()
@@ -79,7 +79,7 @@ def check_dataset(key: str, config: Any) -> None:
 
 
 def check_checkpoint(key: str, path: str) -> None:
-    """An installed family reads the checkpoint, its files are complete, and it has a tokenizer."""
+    """Check that an installed family can read the checkpoint, its files are complete, and it has a tokenizer."""
     try:
         folder = resolve_path(path)
         raw = read_hf_config(folder)
@@ -95,7 +95,7 @@ def check_checkpoint(key: str, path: str) -> None:
 
 
 def check_layout(key: str, path: str, layout: Layout) -> None:
-    """The model of a checkpoint can be split as a layout says, by its config alone."""
+    """Check that the model of a checkpoint can be split over a layout, by its config alone."""
     if layout.pp == layout.tp == 1:
         return
     from reallm.parallel.sharding import check_fits  # imports torch, so only when it is needed
@@ -107,7 +107,7 @@ def check_layout(key: str, path: str, layout: Layout) -> None:
 
 
 def check_device(name: str) -> None:
-    """The machine has the device."""
+    """Check that the machine has the device."""
     if name == "cuda":
         from reallm.experiments.preflight.device import choose_device  # imports torch, so only when it is needed
 

@@ -1,4 +1,4 @@
-"""What must be equal on all processes of a job, as text to compare: settings, package versions, model configs."""
+"""Values that must be equal on all processes of a job, as text: settings, package versions, model configs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,16 @@ def settings_and_versions(config: TrainingConfig, settings: Mapping[str, Any], r
     """Settings, versions of packages and hashes of model configs: name -> text, settings first.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         settings: all settings as nested mappings.
-        roles: whose `config.json` is hashed.
+        roles: roles whose `config.json` is hashed.
     """
     found = {key: str(value) for key, value in flatten(settings).items()}
     found |= {"the version of Python": platform.python_version()}
     found |= {f"the version of {name}": version(name) for name in ("torch", "reallm-core")}
     found |= {f"the version of {name}": number for name, number in _plugin_versions().items()}
     for role in roles:
-        with suppress(
-            CheckpointError
-        ):  # a resumed run may not need it; where it is needed, loading says that it is gone
+        with suppress(CheckpointError):  # a resumed run may not need it; if it does, loading reports that it is missing
             path = resolve_path(model_args(config, role).path) / CONFIG_NAME
             if path.is_file():
                 found[f"the content of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -40,6 +38,6 @@ def settings_and_versions(config: TrainingConfig, settings: Mapping[str, Any], r
 
 
 def _plugin_versions() -> dict[str, str]:
-    """Distribution -> version, of all that offer plugins."""
+    """Distribution -> version, for all distributions that offer plugins."""
     dists = [point.dist for point in entry_points(group=GROUP)]
     return dict(sorted((dist.name, dist.version) for dist in dists if dist is not None))

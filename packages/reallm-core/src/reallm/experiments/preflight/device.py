@@ -1,4 +1,4 @@
-"""Chooses device and dtype on this machine, and deterministic CUDA kernels."""
+"""Chooses the device and the dtype, and enables deterministic CUDA kernels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
     Args:
         name: `auto`, `cuda` or `cpu`.
-        local_rank: of this process on its machine, which is the index of its GPU; None for a single process, which
-            takes torch's current one.
+        local_rank: rank of this process on its machine, which is the index of its GPU; None for a single process, which
+            uses torch's current GPU.
 
     Raises:
         ConfigError: `cuda` on a machine without a GPU, or with fewer GPUs than processes.
@@ -51,7 +51,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Let torch use only deterministic CUDA kernels within the block, if there is a GPU.
+    """Context in which torch uses only deterministic CUDA kernels, if there is a GPU.
 
     The backward pass of packed attention then sums in a fixed order, which makes it slower.
     """

@@ -1,4 +1,4 @@
-"""Compares the memory that training needs with what is free, before it starts; explains an allocation that failed."""
+"""Compares the memory that training needs with the free memory before it starts; explains failed allocations."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from reallm.algorithms.executor import Role
 
 TOLERANCE = 0.85
-"""Estimates are within 15 % of what is measured: a run is refused only if this share of its estimate does not fit."""
+"""Share of an estimate that must fit for a run to start: estimates are within 15 % of the measured memory."""
 
 
 def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, largest: Sequence[int]) -> MemoryEstimate:
     """Estimate the memory for training the model of a checkpoint, from its config alone.
 
     Args:
-        args: of the model.
-        dtype: of its parameters.
-        device: where it is trained.
+        args: arguments of the model.
+        dtype: dtype of its parameters.
+        device: device on which it is trained.
         largest: lengths of the sequences in the largest micro-batch.
     """
     return estimate(
@@ -41,10 +41,10 @@ def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, la
 
 
 def split_estimate(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEstimate:
-    """Approximate memory of one process of a layout, given that of a single process.
+    """Approximate memory of one process of a layout, given the estimate for a single process.
 
-    Stages and shards are assumed to be of equal size. Activations are not divided by `pp`: each stage holds fewer, but
-    for several micro-batches at a time.
+    Stages and shards are assumed to be of equal size. Activations are not divided by `pp`: each stage holds the
+    activations of fewer layers, but of several micro-batches at a time.
     """
     n, fsdp = layout.pp * layout.tp, layout.dp if layout.fsdp else 1
     parameters = whole.parameters // (n * (fsdp if zero >= 3 else 1))
@@ -65,17 +65,17 @@ def memory_lines(
     job: Job,
     layouts: Mapping[str, Layout] | None,
 ) -> list[str]:
-    """Lines about the memory that training needs and what is free, to print before anything is loaded.
+    """Lines about the memory that training needs and the free memory, to print before anything is loaded.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         trained: the roles that are trained.
         largest: lengths of the sequences in the largest micro-batch.
-        job: of this process; processes on one machine share the memory of its CPUs.
-        layouts: by role; None for a single process.
+        job: job of this process; processes on one machine share its main memory.
+        layouts: layout of each role; None for a single process.
 
     Raises:
-        ConfigError: it cannot fit, even if the estimate is too high by its largest error.
+        ConfigError: training cannot fit, even if the estimate is too high by its largest error.
     """
     needed: dict[torch.device, list[MemoryEstimate]] = {}
     lines = []
@@ -114,12 +114,12 @@ def _compare(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharin
 
 @contextmanager
 def explained_shortage(what: str, roles: Mapping[str, Role], config: TrainingConfig) -> Iterator[None]:
-    """Replace the error of a failed allocation in the block by one that says what memory is used for and what helps.
+    """Context that replaces a failed allocation's error by one that lists the uses of memory and the remedies.
 
     Args:
-        what: the block does, to end `out of memory in` with.
-        roles: whose models are in memory.
-        config: of the run.
+        what: activity of the block, which completes the message `out of memory in`.
+        roles: roles whose models are in memory.
+        config: configuration of the run.
 
     Raises:
         ReallmError: in place of torch's error.

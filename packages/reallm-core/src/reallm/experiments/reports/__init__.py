@@ -1,1 +1,1 @@
-"""What a run looks like: its HTML page, charts, pictures and plots in the terminal."""
+"""Reports of a run: its HTML page, charts, pictures and terminal plots."""

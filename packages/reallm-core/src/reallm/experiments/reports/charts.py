@@ -19,10 +19,10 @@ MANY = 100
 """Number of points from which a line is drawn faint, with its trend over it."""
 
 DRAWN = 800
-"""Most points drawn of a line: more than a screen can show."""
+"""Maximum number of points drawn of a line: more than a screen can show."""
 
 READINGS = 80
-"""Most points at which a chart shows values under the mouse."""
+"""Maximum number of points at which a chart shows values under the mouse."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Line:
     color: int
     """Index in the page's palette, from 0."""
     path: str
-    """As in SVG: `M0 10L5 12...`."""
+    """Path as in SVG: `M0 10L5 12...`."""
     faint: str
     """The noisy curve as a path, if `path` is its trend; else empty."""
     dots: str
@@ -55,7 +55,7 @@ class Reading:
     left: float
     width: float
     position: float
-    """Of the point whose values are shown."""
+    """Position of the point whose values are shown."""
     title: str
     values: tuple[tuple[int, str, str], ...]
     """(color, label, value)."""
@@ -92,10 +92,10 @@ class BarChart:
 def line_chart(
     title: str, curves: Mapping[str, Points], *, from_zero: bool = False, is_noisy: bool = True
 ) -> LineChart:
-    """A chart of curves over optimizer steps; those of evaluations have a dot at each point.
+    """A chart of curves over optimizer steps; curves of evaluations have a dot at each point.
 
     Args:
-        title: above the chart.
+        title: text above the chart.
         curves: at least one, each with at least one point.
         from_zero: start the y axis at 0 if no value is negative.
         is_noisy: draw a long curve faint, with its trend over it.
@@ -124,9 +124,9 @@ def bar_chart(edges: Sequence[float], counts: Sequence[int], unit: str) -> BarCh
     """A histogram.
 
     Args:
-        edges: of the bins, one more than there are bins.
-        counts: of each bin; at least one.
-        unit: of the edges, such as `tokens`.
+        edges: edges of the bins, one more than there are bins.
+        counts: number of values in each bin; at least one bin.
+        unit: unit of the edges, such as `tokens`.
     """
     highest = max(counts) or 1
     bars = tuple(
@@ -156,7 +156,7 @@ def nice_steps(low: float, high: float, n: int) -> list[float]:
 
 
 def _tick_texts(values: Sequence[float]) -> list[str]:
-    """Labels with as many digits as it takes to tell neighbours apart."""
+    """Labels with enough digits to distinguish neighbours."""
     step, largest = abs(values[1] - values[0]), max(map(abs, values))
     if largest >= 1000:
         return [short(value) for value in values]
@@ -192,7 +192,7 @@ def _line(label: str, color: int, points: Points, x_axis: _Axis, y_axis: _Axis, 
 
 
 def _readings(curves: Mapping[str, Points], x_axis: _Axis) -> tuple[Reading, ...]:
-    """The steps of evaluations, and as many steps between them as can be told apart with a mouse."""
+    """The steps of evaluations, and as many steps between them as a mouse can distinguish."""
     steps = {label: [x for x, _ in points] for label, points in curves.items()}
     chosen: set[float] = set()
     for xs in sorted(steps.values(), key=len):

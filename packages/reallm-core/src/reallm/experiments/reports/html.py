@@ -29,10 +29,10 @@ TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
 }
-"""Titles of known metrics by the last part of their names, in the order of their charts; others come before."""
+"""Titles of known metrics by the last part of their names, in the order of their charts; other metrics come first."""
 
 UNDRAWN = frozenset({"loss", "perplexity", "loss_tokens", "tokens", "epoch", "skipped_steps"})
-"""Metrics without a chart here: losses have theirs, and perplexity shows the same."""
+"""Metrics without a chart among the others: losses have their own charts, and perplexity shows the same."""
 
 EXACT = frozenset({"lr", "memory_gib"})
 """Metrics without noise, over which no trend is drawn."""
@@ -68,7 +68,7 @@ class SplitStats:
 def write_summary_page(folder: Path) -> Path:
     """Write `summary.html` into the folder of a run, whatever its status, and return its path.
 
-    What the folder has no files for is left out.
+    Parts for which the folder has no files are left out.
 
     Raises:
         RunError: there is no run in the folder.
@@ -85,7 +85,7 @@ def render(folder: Path, *, now: datetime) -> str:
     """The page of a run as HTML.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         now: time of writing, which the page shows.
 
     Raises:
@@ -161,7 +161,7 @@ def skipped_steps(curves: Mapping[str, Curve]) -> int:
 
 
 def next_steps(run: RunInfo) -> list[NextStep]:
-    """How to resume the run, load its model, generate with it, and run it again."""
+    """Next steps: resuming the run, loading its model, generating with it, and running it again."""
     steps = []
     if run.resume_command:
         steps.append(NextStep("Continue where it ended", run.resume_command))
@@ -205,7 +205,7 @@ def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
 
 
 def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
-    """A chart for each other metric; that of several calls is drawn in one."""
+    """A chart for each other metric; a metric of several calls is drawn in one chart."""
     names = sorted(curves, key=is_evaluation)  # training gets the first color in each chart
     leaves = dict.fromkeys(name.rpartition("/")[2] for name in names)
     known = list(TITLES)

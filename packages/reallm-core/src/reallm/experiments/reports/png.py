@@ -1,4 +1,4 @@
-"""Draws loss curves into PNG files: those of a run, or of several runs that are compared."""
+"""Draws the loss curves of one run, or of several runs to compare, into PNG files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""The colours of Okabe and Ito, which colour-blind people can tell apart."""
+"""The colours of Okabe and Ito, which colour-blind people can distinguish."""
 
 MANY = 50
 """Number of points from which a curve is drawn faint, with its trend over it."""
@@ -31,7 +31,7 @@ class Panel:
     title: str
     curves: Mapping[str, Points]
     marked: bool = False
-    """Whether each point has a marker, as those of evaluations."""
+    """Whether each point has a marker, as in curves of evaluations."""
 
 
 def save_plot(curves: Mapping[str, Curve], path: Path) -> None:

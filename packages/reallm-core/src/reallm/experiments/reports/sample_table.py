@@ -9,13 +9,13 @@ from typing import Any
 
 PROMPTS = 20
 EVALUATIONS = 12
-"""Most completions shown of a prompt, the first and the latest among them."""
+"""Maximum number of completions shown of a prompt, including the first and the latest."""
 
 VISIBLE, VISIBLE_LINES = 500, 10
-"""Most characters and lines of a text that are visible without unfolding it."""
+"""Maximum number of characters and lines of a text that are visible without unfolding it."""
 
 LONGEST = 10_000
-"""Most characters of a text on the page; the whole text is in `samples.jsonl`."""
+"""Maximum number of characters of a text on the page; the whole text is in `samples.jsonl`."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -26,9 +26,9 @@ class Passage:
 
     visible: str
     folded: str
-    """Empty for a short text."""
+    """The folded rest of the text; empty for a short text."""
     length: int
-    """Characters of the whole text, of which `visible` and `folded` may be only the first."""
+    """Number of characters of the whole text; `visible` and `folded` may be only its beginning."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PromptHistory:
-    """A prompt, the expected completion, and the completions: the latest, the first if it is another, and between."""
+    """A prompt, its expected completion, and its completions: the latest, the first if different, and those between."""
 
     id: str
     prompt: Passage
@@ -50,7 +50,7 @@ class PromptHistory:
     latest: Answer
     first: Answer | None
     between: tuple[Answer, ...]
-    """Newest first."""
+    """The other completions, newest first."""
     n_omitted: int
 
 

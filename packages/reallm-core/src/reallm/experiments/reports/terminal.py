@@ -11,7 +11,7 @@ from rich.text import Text
 from reallm.experiments.runs.metrics import Points
 
 COLORS = ("cyan", "yellow", "magenta", "green", "blue", "red")
-"""Colours of the curves in a plot, in turn. Their letters tell them apart as well."""
+"""Colours of the curves in a plot, used in turn. Letters distinguish the curves as well."""
 
 _BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bit of each dot of a braille character, by row and column."""
@@ -19,7 +19,7 @@ _BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 @dataclass(frozen=True)
 class TextCurve:
-    """A curve of a plot, and the letter written on it here and there; empty if it is the only one."""
+    """A curve of a plot, and the letter written on it at several points; empty if it is the only curve."""
 
     points: Points
     letter: str = ""
@@ -77,7 +77,7 @@ def overlay(curves: Sequence[TextCurve], x_labels: tuple[str, str], *, width: in
 def _columns(points: Points, left: float, right: float, n: int) -> dict[int, float]:
     """The value of a curve in each of the `n` columns it passes through.
 
-    The mean of several points in a column; linear interpolation in a column without points.
+    It is the mean of the points in the column; in a column without points it is interpolated linearly.
     """
     sums: dict[int, tuple[float, int]] = {}
     for x, y in points:

@@ -13,7 +13,7 @@ from reallm.experiments.runs.metrics import read_curves
 
 
 def write_plot(folder: RunFolder, echo: Callable[[str], None]) -> None:
-    """Draw the loss curves; print why if that fails, or if there are none."""
+    """Draw the loss curves; print the reason if that fails or if there are none."""
     with report_failure(echo, "no plot of the losses"):
         curves = read_curves(folder.metrics)
         if any(name.endswith("/loss") for name in curves):
@@ -23,14 +23,14 @@ def write_plot(folder: RunFolder, echo: Callable[[str], None]) -> None:
 
 
 def write_page(folder: RunFolder, echo: Callable[[str], None]) -> None:
-    """Write the summary page; print why if that fails."""
+    """Write the summary page; print the reason if that fails."""
     with report_failure(echo, "no summary page"):
         write_summary_page(folder.path)
 
 
 @contextmanager
 def report_failure(echo: Callable[[str], None], what: str) -> Iterator[None]:
-    """Print why the block failed to write `what`: a full disk must neither end a run nor hide its checkpoint."""
+    """Context that prints why it failed to write `what`: a full disk must not end a run or hide its checkpoint."""
     try:
         yield
     except (OSError, ValueError, DataError) as error:

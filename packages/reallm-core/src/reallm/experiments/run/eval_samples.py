@@ -28,9 +28,9 @@ class EvalSamples:
     model: ReaLModel
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[tuple[str, Example]]
-    """Each with the name of its sample."""
+    """Examples, each with the name of its sample."""
     file: Path | None
-    """None on the ranks that generate with rank 0, which writes."""
+    """The JSONL file; None on the ranks that generate together with rank 0, which writes it."""
     max_new_tokens: int
 
     def write(self, step: int) -> None:
@@ -69,9 +69,9 @@ def make_eval_samples(config: TrainingConfig, data: Data, role: Role, file: Path
     """The prompts of the validation data that the model of a role continues at evaluations; None if there are none.
 
     Args:
-        config: says how many, and how long completions are.
-        data: of the run.
-        role: the first that is trained; its interface makes the prompts.
+        config: configuration with the number of prompts and the length of completions.
+        data: data of the run.
+        role: the first trained role; its interface makes the prompts.
         file: see `EvalSamples`.
     """
     if data.valid is None or role.model.config.is_critic:
@@ -100,10 +100,10 @@ def choose(samples: Samples, interface: Any, n: int) -> list[tuple[str, Example]
 def fitting(
     examples: Sequence[tuple[str, Example]], max_new_tokens: int, longest_sequence: int | None
 ) -> tuple[list[tuple[str, Example]], int]:
-    """The examples that a model with this many positions can continue, and by how many tokens each."""
+    """The examples that a model with this many positions can continue, and the number of new tokens for each."""
     if longest_sequence is None:
         return list(examples), max_new_tokens
-    # the last new token is never read, and so needs no position
+    # the last new token is never an input, and so needs no position
     rooms = [longest_sequence + 1 - len(example.prompt_ids) for _, example in examples]
     wanted = min(max_new_tokens, max(rooms, default=0) // 2)  # prompts that leave less room are dropped
     kept = [(named, room) for named, room in zip(examples, rooms, strict=True) if room >= max(1, wanted)]

@@ -16,7 +16,7 @@ ALWAYS = "jsonl"
 
 
 def logger_specs(names: Iterable[str]) -> dict[str, LoggerSpec]:
-    """The specs of the loggers named in a configuration, after that of `jsonl`.
+    """The specs of the loggers named in a configuration, preceded by that of `jsonl`.
 
     Raises:
         PluginError: no installed plugin offers a logger of that name.
@@ -29,11 +29,11 @@ class Loggers:
 
     Args:
         specs: from `logger_specs`; one whose packages are not installed is left out with a note.
-        run_dir: passed to each logger, as is `config`.
-        config: all settings of the run.
+        run_dir: folder of the run, passed to each logger.
+        config: all settings of the run, passed to each logger.
         echo: prints a line for the user.
         resume_step: the optimizer step after which a run is resumed, -1 if from the beginning; None if the folder is
-            new. Loggers drop what was logged of later steps.
+            new. Loggers drop the records of later steps.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Loggers:
             self._echo(f"logger '{name}' failed and is off from here on: {reason}")
             failed = self._active.pop(name, None)
             if failed is not None:
-                with contextlib.suppress(Exception):  # its first failure is reported; a second helps nobody
+                with contextlib.suppress(Exception):  # its first failure is reported; a second one helps nobody
                     failed.close()
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported, which a mere folder of its name, such as `wandb/`, cannot."""
+    """Whether a module can be imported; a mere folder of that name, such as `wandb/`, does not count."""
     try:
         spec = find_spec(module)
-    except (ImportError, ValueError):  # the package that should hold it is not there, or is no real package
+    except (ImportError, ValueError):  # the package that should contain it is missing, or is not a real package
         return False
     return spec is not None and spec.origin is not None

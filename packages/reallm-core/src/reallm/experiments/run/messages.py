@@ -1,4 +1,4 @@
-"""What a run prints before its first step and after its last."""
+"""Messages that a run prints before its first step and after its last."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def overview(config: TrainingConfig, data: Data, roles: Mapping[str, Role], fold
 def final_lines(
     run: OpenRun, *, is_done: bool, steps: int, seconds: float, checkpoint: Path | None, best: Best | None
 ) -> list[str]:
-    """The last lines of a run that ended without an error: its result, and what can be done with it."""
+    """The last lines of a run that ended without an error: its result, and what to do with it."""
     lines = [f"{'done' if is_done else 'stopped'} after {counted(steps, 'step')} in {duration(seconds)}"]
     if checkpoint is None:
         return [*lines, "nothing is saved: there was no step to save"]

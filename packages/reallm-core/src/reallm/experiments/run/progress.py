@@ -16,17 +16,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a line as it is: neither wrapped nor highlighted, and without markup."""
+    """Print a line verbatim: neither wrapped nor highlighted, and without interpreting markup."""
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class TrainingProgress:
-    """Loss, learning rate, tokens a second and remaining time of a run of `total_steps`.
+    """Display of loss, learning rate, tokens per second and remaining time of a run of `total_steps`.
 
     Args:
-        console: a bar is drawn if it is a terminal, lines are printed if not.
-        total_steps: of the whole run.
-        clock: gives the time in seconds, as `time.monotonic`.
+        console: console on which a bar is drawn if it is a terminal; otherwise lines are printed.
+        total_steps: steps of the whole run.
+        clock: function that returns the time in seconds, like `time.monotonic`.
     """
 
     def __init__(self, console: Console, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -59,7 +59,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that `step` is done; `metrics` are those of a train call: `loss`, `lr`, `tokens_per_s`."""
+        """Show that `step` is done, with the metrics of a train call: `loss`, `lr`, `tokens_per_s`."""
         now = self._clock()
         numbers = "  ".join([*_numbers(metrics), *self._remaining(step, now)])
         if self._bar:
@@ -69,7 +69,7 @@ class TrainingProgress:
             self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False, soft_wrap=True)
 
     def _remaining(self, step: int, now: float) -> list[str]:
-        """Estimated from the second step on: the first includes an evaluation and warming up."""
+        """The remaining time, estimated from the second step on: the first includes an evaluation and warming up."""
         if self._first is None:
             self._first = step, now
             return []
@@ -78,7 +78,7 @@ class TrainingProgress:
 
     @contextmanager
     def doing(self, activity: str) -> Iterator[None]:
-        """Show another activity than training at the bar within the block, such as `saving`."""
+        """Context in which the bar shows another activity than training, such as `saving`."""
         if self._bar:
             self._bar.update(self._task, description=activity)
         try:

@@ -1,4 +1,4 @@
-"""`run`: trains what a configuration describes, and leaves a run folder behind."""
+"""`run`: trains as a configuration describes, and writes a run folder."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def run(
 ) -> RunResult:
     """Train, evaluate, log and save as `config` says, executing the graph of `algorithm` once a step.
 
-    What the run folder holds is listed in docs/training.md. Ctrl-C or SIGTERM ends the run after the step in progress,
-    and saves; `config.resume` continues from the last save, however the run ended.
+    The contents of the run folder are listed in docs/training.md. Ctrl-C or SIGTERM ends the run after the step in
+    progress, and saves; `config.resume` continues from the last save, however the run ended.
 
     In a job of many processes, started by torchrun or srun, all of them call it and get the same result. Only rank 0
     prints and writes into the run folder, except for the checkpoints, which the ranks write together.
 
     Args:
-        config: of the algorithm's configuration class, such as `SFTConfig`.
-        algorithm: graph and interfaces, as in `registry.get("algorithm", "sft")`.
-        name: of the algorithm's command, for the folder's name and for hints such as `reallm sft resume=...`; None:
-            the name under which an installed plugin offers `algorithm`, if one does.
-        console: where progress is printed; None is the standard output.
-        job: the processes that train together; None: those that were started with this one, if any.
+        config: an instance of the algorithm's configuration class, such as `SFTConfig`.
+        algorithm: graph and interfaces, such as `registry.get("algorithm", "sft")`.
+        name: name of the algorithm's command, for the folder's name and for hints such as `reallm sft resume=...`;
+            None: the name under which an installed plugin offers `algorithm`, if one does.
+        console: console on which progress is printed; None is the standard output.
+        job: the processes that train together; None: the processes that were started with this one, if any.
 
     Raises:
-        ReallmError: in one line, what in the configuration, the data or the checkpoint is wrong, or why training
-            cannot continue.
+        ReallmError: the configuration, the data or the checkpoint is wrong, or training cannot continue; says why in
+            one line.
     """
     job = _connect(config) if job is None else job
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     name = _name_of(algorithm) if name is None else name
-    logger_specs(config.loggers)  # an unknown one is reported before a folder is made
+    logger_specs(config.loggers)  # an unknown logger is reported before a folder is made
     graph = Graph.of(algorithm)
     settings = plain(describe(config).tree())
     found = settings_and_versions(config, settings, graph.roles)
@@ -114,11 +114,11 @@ def _name_of(algorithm: Algorithm) -> str | None:
 
 
 def _train(trainer: Trainer) -> RunResult:
-    """Train, and write and print how it ended."""
+    """Train, and write and print the outcome."""
     opened, job, echo = trainer.run, trainer.job, trainer.progress.echo
     folder = opened.folder
     trainer.write_summary("running")
-    # Signals are handled until the end is written down: torchrun sends SIGTERM to the peers of a dead process.
+    # Signals are handled until the outcome is written: torchrun sends SIGTERM to the peers of a dead process.
     with stop_requests(announce=job.is_rank0) as stop:
         try:
             with trainer.progress:

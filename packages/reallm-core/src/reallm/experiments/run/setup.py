@@ -1,4 +1,4 @@
-"""Loads what a run needs: layouts, tokenizer and datasets, models with their engines."""
+"""Loads the parts of a run: layouts, tokenizer and datasets, models with their engines."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Data:
     valid_batch_size: int
     sampler: StepSampler
     stats: DatasetStats
-    """Of the training data."""
+    """Statistics of the training data."""
     fingerprint: str
-    """Of the training data."""
+    """Fingerprint of the training data."""
     tokenizer: PreTrainedTokenizerBase
 
     def as_json(self) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def load_roles(
     """Load the model of each role, with a training engine if the graph trains it.
 
     Args:
-        config: of the run.
-        graph: of the algorithm.
-        interfaces: by role.
-        total_steps: of the whole run.
+        config: configuration of the run.
+        graph: graph of the algorithm.
+        interfaces: interface instances by role.
+        total_steps: steps of the whole run.
         job: the processes that load the models together.
-        layouts: by role; None for a single process.
+        layouts: layout of each role; None for a single process.
 
     Raises:
         ReallmError: a checkpoint cannot be loaded, or a device does not exist.
@@ -181,7 +181,7 @@ def _check_keys(sample: NamedArray, graph: Graph, dataset: str) -> None:
 
 
 def report(dataset: Samples) -> str:
-    """A dataset's own report of its rows in one line, or else how many samples it has."""
+    """A dataset's own one-line report of its rows, or else its number of samples."""
     own_report: Callable[[], str] | None = getattr(dataset, "report", None)
     return own_report() if callable(own_report) else counted(len(dataset), "sample")
 

@@ -1,4 +1,4 @@
-"""Builds everything a run needs, then trains, evaluates, logs and saves until the last step or a stop request."""
+"""`Trainer`: builds the parts of a run, and trains, evaluates, logs and saves to the last step or a stop request."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from reallm.specs import Algorithm
 class Trainer:
     """Trains the models of an algorithm's graph.
 
-    Each rank of a job has one, and all make the same calls. What they decide is the same on all ranks: metrics are,
-    and what is not, such as the time or a signal, is reduced over the ranks first.
+    Each rank of a job has one, and all make the same calls. Decisions are the same on all ranks: they depend on
+    metrics, which are equal, and on values such as the time or a signal only after a reduction over the ranks.
     """
 
     run: OpenRun
@@ -65,7 +65,7 @@ class Trainer:
     """The step of the newest save, finished or not."""
     _evaluated_step: int | None = None
     _seconds_before: float = 0.0
-    """Spent on the run by earlier processes."""
+    """Time spent on the run by earlier processes."""
     _start: float = field(default_factory=time.monotonic)
     _last_save: float = field(default_factory=time.monotonic)
 
@@ -76,15 +76,15 @@ class Trainer:
         """Load data, models and the state to resume from; check them; then start loggers and write the first files.
 
         Args:
-            config: of the run.
-            algorithm: for its interfaces.
-            graph: of the algorithm.
+            config: configuration of the run.
+            algorithm: the algorithm, for its interfaces.
+            graph: graph of the algorithm.
             run: the opened run. Nothing is written into its folder before everything is loaded and checked.
             job: the processes that train together.
-            console: where progress is printed.
+            console: console on which progress is printed.
 
         Raises:
-            ReallmError: what in the configuration, the data or a checkpoint is wrong.
+            ReallmError: something in the configuration, the data or a checkpoint is wrong; says what.
         """
         trained, folder, echo = graph.trained_roles, run.folder, partial(print_line, console)
         point = resume_point(run, config.resume, echo, job.rank)
@@ -157,7 +157,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Time spent on the run so far, by this process and those it was resumed from."""
+        """Time spent on the run so far, by this process and earlier ones."""
         return self._seconds_before + time.monotonic() - self._start
 
     @property
@@ -169,7 +169,7 @@ class Trainer:
         """Train to the last step, or until asked to stop; then save.
 
         Raises:
-            ReallmError: training cannot continue; what can be saved is saved.
+            ReallmError: training cannot continue; the state is saved if possible.
         """
         if self._evaluation_is_due():
             self._evaluate(stop)  # before the first step, or the evaluation that a stopped run had left out
@@ -184,7 +184,7 @@ class Trainer:
                 elif self.checkpointer.has_failed:
                     self._finish_save()
         except NonFiniteError:
-            self._save()  # the parameters are those of the step before
+            self._save()  # the parameters are those of the previous step
             self.checkpointer.finish()
             raise
         self._save()
@@ -243,7 +243,7 @@ class Trainer:
             )
 
     def _update_best(self, metrics: Mapping[str, float]) -> bool:
-        """Remember these metrics if they are the best so far; whether they are. Before training none are."""
+        """Remember these metrics if they are the best so far, and return whether they are; False before training."""
         name = self.config.best_metric
         value = metrics.get(name) if name is not None else None
         if name is None or value is None or value != value or not self.step:
@@ -335,7 +335,7 @@ class Trainer:
 
 
 def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:
-    """What all ranks must have read alike, by name."""
+    """Values that all ranks must have read alike, by name."""
     identity = {"the fingerprint of dataset.train_path": data.fingerprint[:12]}
     if point is not None:
         identity["the last save"] = f"that of step {point.step}"

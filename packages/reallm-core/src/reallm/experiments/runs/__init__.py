@@ -1,1 +1,1 @@
-"""Run folders: what is in them, and reading and comparing them."""
+"""Run folders: their contents, and reading and comparing them."""

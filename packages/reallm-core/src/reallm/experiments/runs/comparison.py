@@ -30,12 +30,12 @@ class ComparedRun:
     letter: str
     curves: Mapping[str, Curve]
     settings: Mapping[str, Any] | None
-    """By dotted key; None if the folder has no `config.yaml` that can be read."""
+    """Settings by dotted key; None if the folder has no readable `config.yaml`."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one run: its last value and, for a metric in `BETTER`, its best value and the step of that."""
+    """A metric of one run: its last value and, for a metric in `BETTER`, its best value with the step."""
 
     last: float
     best: float | None = None
@@ -44,7 +44,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """At least two runs that are compared; mappings by run have its letter as key."""
+    """A comparison of at least two runs; mappings by run have its letter as key."""
 
     runs: tuple[ComparedRun, ...]
     by: By
@@ -60,7 +60,7 @@ def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
     """Read and compare the curves and settings of runs.
 
     Raises:
-        RunError: fewer than two runs, a run named twice, one without metrics, or without those that `by` needs.
+        RunError: there are fewer than two runs, a run is named twice, or has no metrics or not those that `by` needs.
     """
     if by not in get_args(By):
         near = nearest(by, get_args(By))
@@ -125,7 +125,7 @@ def _metrics(runs: Sequence[ComparedRun]) -> dict[str, dict[str, Value]]:
 
 
 def _names(runs: Sequence[ComparedRun]) -> list[str]:
-    """The names of all metrics, those of training first."""
+    """The names of all metrics, training metrics first."""
     return sorted(dict.fromkeys(name for run in runs for name in run.curves), key=is_evaluation)
 
 

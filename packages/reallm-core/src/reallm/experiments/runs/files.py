@@ -34,7 +34,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_json_lines(path: Path, n_bytes: int = 1 << 18) -> list[dict[str, Any]]:
-    """As `json_lines`, but only the last `n_bytes` of the file: some hundred lines, however long it is."""
+    """Like `json_lines`, but only for the last `n_bytes` of the file: some hundred lines, however long the file is."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - n_bytes)

@@ -22,7 +22,7 @@ from reallm.errors import ConfigError, did_you_mean
 
 LOCK = ".lock"
 TRAINING_STATE = "training_state"
-"""Folder in a checkpoint that a run can be resumed from."""
+"""Name of the folder in a checkpoint that holds the state to resume a run from."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RunFolder:
         """The folder `path` of an earlier run, as `resume=` names it.
 
         Raises:
-            ConfigError: it does not exist or is not the folder of a run; names runs that were probably meant.
+            ConfigError: the folder does not exist or is not a run's; names runs that were probably meant.
         """
         folder = cls(path)
         if folder.config.is_file():
@@ -73,7 +73,7 @@ class RunFolder:
         raise ConfigError(f"resume={path}: there is no such folder{did_you_mean(path.name, siblings)}")
 
     def remove_if_empty(self) -> None:
-        """Remove the folder if nothing but a lock was written into it."""
+        """Remove the folder if it contains nothing but a lock."""
         with contextlib.suppress(OSError):
             if [item.name for item in self.path.iterdir()] in ([], [LOCK]):
                 self.lock_file.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder within the block. The system releases it when the process ends, however it ends.
+        """Context that holds the lock of the folder. The system releases it when the process ends, however it ends.
 
         Raises:
             ConfigError: another process holds it.
@@ -96,7 +96,7 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        """Locked while a process trains in the folder."""
+        """The file that is locked while a process trains in the folder."""
         return self.path / LOCK
 
     @property
@@ -159,7 +159,7 @@ class RunFolder:
         return argument if algorithm is None else f"reallm {algorithm} {argument}"
 
     def saved_steps(self) -> dict[int, Path]:
-        """Step -> checkpoint of all saved ones, in the order of steps."""
+        """Step -> checkpoint, for all saved checkpoints, in the order of steps."""
         found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in found]
         return dict(sorted((int(match[1]), path) for match, path in matches if match))
@@ -190,7 +190,7 @@ class RunFolder:
 
 
 def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
-    """Whether the lock was acquired; a process that only asks whether a run is running holds it for an instant."""
+    """Try to acquire the lock; returns whether it was. A process that checks for a running run holds it briefly."""
     until = time.monotonic() + patience_s
     while True:
         try:
@@ -201,11 +201,11 @@ def _lock(descriptor: int, patience_s: float = 0.5) -> bool:
                 return False
             time.sleep(0.01)
         except OSError:
-            return True  # a file system without locks: two processes cannot be kept apart on it
+            return True  # a file system without locks cannot keep two processes apart
 
 
 def has_content(folder: Path) -> bool:
-    """Whether a folder has any file but hidden ones, which a process killed at its start may have left."""
+    """Whether a folder contains any non-hidden file; a process killed at its start may leave hidden ones."""
     return any(not item.name.startswith(".") for item in folder.iterdir())
 
 

@@ -20,7 +20,7 @@ Status = Literal["running", "done", "stopped", "failed", "killed"]
 
 
 class RunError(ReallmError):
-    """A run that does not exist, or that lacks what is needed of it."""
+    """Raised for a run that does not exist, or that lacks data needed of it."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Best:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run, read from its folder; None where the folder does not say."""
+    """A run, read from its folder; a field is None if the folder does not give its value."""
 
     path: Path
     name: str
     """The folder's name, or its path relative to the folder that was listed."""
     status: Status
-    """`stopped`: by the user; `failed`: with the error in `error`; `killed`: the process wrote no end."""
+    """`stopped`: by the user; `failed`: with the error in `error`; `killed`: the process did not record its end."""
     algorithm: str | None
     steps: int
     total_steps: int | None
     epochs: float | None
     metrics: Mapping[str, float]
-    """The last value of each metric; NaN for what was NaN or infinite."""
+    """The last value of each metric; NaN if it was NaN or infinite."""
     best: Best | None
     checkpoint: Path | None
     """The newest checkpoint, if it still exists."""
     started: datetime | None
-    """Local time."""
+    """Local time of the start."""
     seconds: float | None
     error: str | None
     train_samples: int | None
@@ -90,13 +90,13 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
     """Read the run in the folder `path`.
 
     Raises:
-        RunError: there is no run in it; names the one that was probably meant.
+        RunError: there is no run in the folder; names the one that was probably meant.
     """
     if not is_run(path):
         raise _no_run(path)
     summary = json_object(RunFolder(path).summary)
     status = _status(path, summary)
-    # The summary of a run that is running, or was killed, is as old as its last evaluation or save.
+    # The summary of a running or killed run is as old as its last evaluation or save.
     recent = last_json_lines(RunFolder(path).metrics) if status in ("running", "killed") else []
     return RunInfo(
         path=path,
@@ -125,7 +125,7 @@ def list_runs(folder: Path) -> list[RunInfo]:
 
 
 def run_folders(folder: Path) -> dict[str, Path]:
-    """The folders of `list_runs` by name; reads no file in them."""
+    """The folders of `list_runs` by name; does not read files in them."""
     found = {}
     for path in _folders(folder):
         inner = [path] if is_run(path) else [below for below in _folders(path) if is_run(below)]
@@ -175,7 +175,7 @@ def _status(path: Path, summary: Mapping[str, Any]) -> Status:
     written = summary.get("status")
     if written in ("done", "stopped", "failed"):
         return written
-    if written is None and "interrupted" in summary:  # of a version that wrote the summary only at the end
+    if written is None and "interrupted" in summary:  # written by a version that wrote the summary only at the end
         return "stopped" if summary["interrupted"] else "done"
     locked = is_locked(RunFolder(path).lock_file)
     if locked is None:
@@ -226,7 +226,7 @@ def _started(path: Path, written: Any) -> datetime | None:
 
 
 def _seconds(path: Path, written: Any, status: Status) -> float | None:
-    """The time spent; if the end was not written down, until now or until the last logged step."""
+    """The time spent on the run; if its end was not recorded, until now or until the last logged step."""
     if not is_number(written):
         return None
     if status not in ("running", "killed"):

@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]
 """(x, y) in the order of x, which may be steps, tokens or epochs."""
 
 INFINITE = 1e100
-"""Values from here on, such as the perplexity of a diverged model, are too large to be summed and drawn."""
+"""Values from this one on, such as the perplexity of a diverged model, are too large to be summed and drawn."""
 
 
 def read_curves(metrics_file: Path) -> dict[str, Curve]:
@@ -38,7 +38,7 @@ def read_curves(metrics_file: Path) -> dict[str, Curve]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number, which `true` is not."""
+    """Whether a JSON value is a number; `true` is not one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -63,7 +63,7 @@ def smoothed(points: Points, window: int) -> list[tuple[float, float]]:
 
 
 def trend(points: Points, n: int = 200) -> list[tuple[float, float]]:
-    """A moving average of a noisy curve, at `n` points of it, over a window of a 25th of all points.
+    """A moving average of a noisy curve, at `n` of its points, over a window of a 25th of all points.
 
     The window is smaller near the ends, so that the trend follows a steep beginning.
     """
@@ -79,7 +79,7 @@ def trend(points: Points, n: int = 200) -> list[tuple[float, float]]:
 
 
 def thinned(points: Points, n: int) -> Points:
-    """About `n` of the points at most: the lowest and highest of each stretch, so that no spike is lost."""
+    """At most about `n` of the points: the lowest and highest of each stretch, so that no spike is lost."""
     if len(points) <= n:
         return points
     size = math.ceil(2 * len(points) / n)

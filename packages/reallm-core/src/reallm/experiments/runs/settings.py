@@ -12,14 +12,14 @@ from reallm.config.parallel import PREFIX
 from reallm.errors import ConfigError
 
 LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
-"""Keys that say where a run writes, not what it computes."""
+"""Keys that determine where a run writes, not what it computes."""
 
 Diff = dict[str, tuple[Any, Any]]
-"""Dotted key -> value before and now; None where a key is missing."""
+"""Dotted key -> values before and now; None if a key is missing."""
 
 
 def plain(value: Any) -> Any:
-    """Settings as mappings, lists and values that YAML and JSON know; anything else, such as a function, as text."""
+    """Convert settings to mappings, lists and values of YAML and JSON; anything else, such as a function, to text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -56,7 +56,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> Diff:
-    """The settings that differ between two runs, both given as nested mappings, but for the location keys."""
+    """The settings that differ between two runs, both given as nested mappings, except location keys."""
     old, new = flatten(before), flatten(now)
     return {
         key: (old.get(key), new.get(key))
@@ -66,5 +66,5 @@ def diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> Diff:
 
 
 def without_parallel(changed: Diff) -> Diff:
-    """The changed settings that may alter results; how a run is split over processes does not."""
+    """The changed settings that may alter results; the split of a run over processes does not."""
     return {key: values for key, values in changed.items() if not key.startswith(PREFIX)}

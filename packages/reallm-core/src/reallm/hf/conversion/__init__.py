@@ -1,1 +1,1 @@
-"""Configurations and weights converted by the tables of a family, and the family that reads a checkpoint."""
+"""Conversion of configurations and weights by a family's tables, and finding the family of a checkpoint."""

@@ -1,4 +1,4 @@
-"""`config.json` <-> `ReaLModelConfig`, by a family's `ConfigTable`. Imports no torch."""
+"""Conversion between `config.json` and `ReaLModelConfig` by a family's `ConfigTable`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reallm.model.config import ReaLModelConfig
 if TYPE_CHECKING:
     import torch
 
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null, for the usual ones may exceed the vocabulary
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null, since the usual ids may exceed the vocabulary
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
@@ -25,7 +25,7 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
     """A HuggingFace configuration, given as a mapping or a `PreTrainedConfig`, as a dict.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: `config` is neither of these.
     """
     if isinstance(config, Mapping):
         return dict(config)
@@ -35,7 +35,7 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
 
 
 def load_model_config(path: str | Path) -> ReaLModelConfig:
-    """The architecture of a checkpoint, given as a folder or a hub id; reads its `config.json` alone.
+    """The architecture of a checkpoint, given as a folder or a hub id; reads only its `config.json`.
 
     Raises:
         CheckpointError: it is not a checkpoint, no installed family reads it, or a key is unsupported.
@@ -75,9 +75,9 @@ def config_from_hf(
 
 
 def _refuse_unknown(family: HFFamily, raw: Mapping[str, Any], source: str | Path) -> None:
-    """Refuse keys that the table does not know but transformers does.
+    """Raise an error for keys that transformers knows but the table does not.
 
-    Other unknown keys are notes of all sorts of tools: transformers ignores what its class does not declare, and so do
+    Other unknown keys are notes of various tools: transformers ignores keys that its class does not declare, and so do
     we. transformers is imported only if there is an unknown key.
     """
     unknown = family.config.unknown_keys(raw)
@@ -103,7 +103,7 @@ def config_to_hf(
 
     With `base`, the content of an original file, only keys whose values differ are changed; the rest is carried over,
     spellings included, and `architectures` are added if it has none. Without `base` a complete file is made, with token
-    ids null. `dtype` ("bfloat16", or torch's object) is that of the tensors; None keeps that of `base`.
+    ids null. `dtype` ("bfloat16", or torch's object) is the dtype of the tensors; None keeps the dtype of `base`.
 
     Raises:
         ConfigError: the family cannot express a field's value.
@@ -120,7 +120,7 @@ def config_to_hf(
             raw.pop(key, None)
         raw.update(_ONE_LABEL if config.is_critic else {})
     if dtype is not None:
-        # A file without a dtype stays so: readers then take that of the tensors.
+        # A file without a dtype gets none: readers then use the tensors' dtype.
         spellings = [key for key in ("dtype", "torch_dtype") if key in raw] if base is not None else ["dtype"]
         raw.update(dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
     try:
@@ -130,7 +130,7 @@ def config_to_hf(
 
 
 def _n_labels(raw: Mapping[str, Any]) -> int:
-    """Outputs of a classification head; transformers' default is two."""
+    """Number of outputs of a classification head; transformers' default is two."""
     labels = raw.get("id2label")
     if labels is not None:
         return len(labels)

@@ -1,4 +1,4 @@
-"""Which parameters each tensor of a checkpoint holds: a family's `WeightTable`, applied to a configuration and checked.
+"""Mappings from checkpoint tensors to parameters: a family's `WeightTable`, applied to a configuration and checked.
 
 weight_mappings(family, config) -> for each HF tensor: the parameters in it, and how they are arranged
 """
@@ -26,7 +26,7 @@ from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
 
 EACH = "{each}"
-"""In the name of an HF tensor: the number of the item along dim 0 of the parameters, such as the expert."""
+"""Placeholder in an HF tensor's name: the index of the item along dim 0 of the parameters, such as the expert."""
 
 CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "positions": ("learned_positions",),
@@ -46,7 +46,7 @@ CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "norm": ("final_norm",),
     "out": ("tied_embeddings",),
 }
-"""Modules that only some networks have -> the fields of `ReaLModelConfig` that decide."""
+"""Modules that only some networks have -> the fields of `ReaLModelConfig` that determine whether they do."""
 
 STANDARD_MODULES = CONTROLLED_BY.keys() | {"tokens", "attn.q", "attn.k", "attn.v", "attn.o"}
 """Modules with parameters of the core's layers, over all configurations."""
@@ -56,11 +56,11 @@ STANDARD_MODULES = CONTROLLED_BY.keys() | {"tokens", "attn.q", "attn.k", "attn.v
 class WeightMapping:
     """HF tensors and the parameters that they hold; the parameters are read and written together.
 
-    It is one HF tensor, or, if `is_stacked`, one for each item along dim 0 of the parameters.
+    There is one HF tensor, or, if `is_stacked`, one for each item along dim 0 of the parameters.
     """
 
     layer: int
-    """0 is the embedding, n+1 the head."""
+    """Number of the layer: 0 is the embedding, n+1 the head."""
     parameters: tuple[str, ...]
     """Names of our parameters."""
     hf_names: tuple[str, ...]
@@ -116,9 +116,9 @@ class WeightMapping:
         """A box of one parameter.
 
         Args:
-            parameter: its name.
-            box: in coordinates of the whole parameter.
-            hf_tensor: gives the HF tensor of a number; called only for tensors that `box` needs.
+            parameter: name of the parameter.
+            box: box in coordinates of the whole parameter.
+            hf_tensor: function that returns the HF tensor with a number; called only for tensors that `box` needs.
         """
         index = self.parameters.index(parameter)
         shape = self._item_shapes[index]
@@ -134,7 +134,7 @@ class WeightMapping:
         return SliceRead(torch.stack([item.tensor for item in items]), sum(item.bytes_read for item in items))
 
     def arrangement_error(self) -> str | None:
-        """Why the arrangement has no inverse: HF numbers that are in no parameter, or in several; None if it has."""
+        """Reason that the arrangement has no inverse: HF elements in no or several parameters; None if it has one."""
         if isinstance(self.arrangement, Same):
             return None if len(self.parameters) == 1 else "holds one parameter, but the key names several"
         try:
@@ -155,7 +155,7 @@ class WeightMapping:
 
     @property
     def _item_shapes(self) -> list[Shape]:
-        """Shapes of what one HF tensor holds of each parameter."""
+        """Shapes of the parts of the parameters that one HF tensor holds."""
         return [shape[1:] if self.is_stacked else shape for shape in self.shapes]
 
     @property
@@ -222,7 +222,7 @@ def _apply_table(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMa
 def _by_key(entries: Entries, layer: int, names: Sequence[str]) -> dict[ModuleKey, dict[str, list[str]]]:
     """Key of the table -> kind -> the parameters of a layer, in the key's order.
 
-    The kind is `weight` or `bias`, or empty where the key is a whole parameter.
+    The kind is `weight` or `bias`, or empty if the key is a whole parameter.
 
     Raises:
         ConfigError: a parameter that has no entry, or whose partners in a shared tensor do not exist.
@@ -251,7 +251,7 @@ def _by_key(entries: Entries, layer: int, names: Sequence[str]) -> dict[ModuleKe
 
 
 def _refuse_unknown_modules(family: HFFamily, used: set[str]) -> None:
-    """Raise ConfigError for an entry whose module is in no network of the core's layers."""
+    """Raise ConfigError for an entry whose module no network of the core's layers has."""
     table = family.weights
     for entries in (table.embedding, table.block, table.head, table.critic_head):
         for key in entries:

@@ -20,27 +20,27 @@ from reallm.model.sharding import Box, Shape
 
 
 class SliceRead(NamedTuple):
-    """A box of a parameter."""
+    """A box of a parameter that was read."""
 
     tensor: Tensor
-    """A view of the source where its elements are contiguous there, else a copy."""
+    """The box: a view of the source if its elements are contiguous there, else a copy."""
     bytes_read: int
-    """Bytes of the source that were read, or that will be when the view is."""
+    """Bytes of the source that were read, or that will be read with the view."""
 
 
 class Run(NamedTuple):
     """Consecutive elements along one dim of a parameter that form one block in the finer dims of a view."""
 
     target: slice
-    """In the box, along the parameter's dim."""
+    """Range in the box, along the parameter's dim."""
     source: tuple[slice, ...]
-    """In the view, along the dims into which the parameter's dim is divided."""
+    """Ranges in the view, along the dims into which the parameter's dim is divided."""
 
 
 def read_slice(view: Tensor, shape: Shape, box: Box) -> SliceRead:
-    """The box `box` of a parameter of shape `shape`, whose elements are those of `view` in row-major order.
+    """Read a box of a parameter of shape `shape`, whose elements are the elements of `view` in row-major order.
 
-    Where the view's dims are not a division of the parameter's, the whole view is read.
+    If the view's dims do not divide the parameter's dims, the whole view is read.
     """
     if not box.numel:
         return SliceRead(view.new_empty(box.shape), 0)
@@ -80,7 +80,7 @@ def _blocks(dims: Sequence[int], start: int, stop: int) -> Iterator[tuple[slice,
     while start < stop:
         first, begin = divmod(start, size)
         n_whole = (stop - start) // size
-        if begin or not n_whole:  # some of one item of the first dim
+        if begin or not n_whole:  # a part of one item of the first dim
             end = min(stop - first * size, size)
             for rest in _blocks(dims[1:], begin, end):
                 yield (slice(first, first + 1), *rest)

@@ -1,4 +1,4 @@
-"""State dicts under our names <-> under the names of a family's checkpoints."""
+"""Conversion of state dicts between our names and the names in a family's checkpoints."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from reallm.model.sharding import Box
 def hf_names(family: HFFamily, config: ReaLModelConfig, layer: int | None = None) -> list[str]:
     """Names of a checkpoint's tensors, in the order in which checkpoints have them.
 
-    `layer` selects those of one layer: 0 is the embedding, `block + 1` a block, n+1 the output head (if it is tied,
-    only its norm).
+    `layer` selects the tensors of one layer: 0 is the embedding, `block + 1` a block, n+1 the output head (only its
+    norm if the head is tied).
     """
     mappings = weight_mappings(family, config)
     return [name for mapping in mappings if layer in (None, mapping.layer) for name in mapping.hf_names]
@@ -45,7 +45,7 @@ class LazyHFStateDict(Mapping[str, Tensor]):
         return len(self._sources)
 
     def meta_tensor(self, name: str) -> Tensor:
-        """A tensor on the meta device with the shape and dtype of tensor `name`, which is not made."""
+        """A tensor on the meta device with the shape and dtype of tensor `name`, without making that."""
         mapping, _ = self._sources[name]
         return torch.empty(mapping.hf_shape, dtype=self._state[mapping.parameters[0]].dtype, device="meta")
 
@@ -54,7 +54,7 @@ def state_dict_to_hf(family: HFFamily, state: Mapping[str, Tensor], config: ReaL
     """Any subset of our parameters under the checkpoint's names and in its order; mere renamings are not copied.
 
     Raises:
-        ConfigError: a name that is not a parameter, or a parameter without the others that share a tensor with it.
+        ConfigError: a name is not a parameter, or a parameter lacks the others that share a tensor with it.
     """
     mappings = [item for item in weight_mappings(family, config) if any(name in state for name in item.parameters)]
     known = {name for mapping in mappings for name in mapping.parameters}
@@ -71,14 +71,13 @@ def state_dict_to_hf(family: HFFamily, state: Mapping[str, Tensor], config: ReaL
 
 
 def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig) -> dict[str, Tensor]:
-    """Any subset of a checkpoint's tensors under our names; mere renamings are not copied.
+    """Any subset of a checkpoint's tensors under our names; tensors that are only renamed are not copied.
 
-    Tensors without effect are dropped, as are the duplicate of a tied embedding and, for a critic, the head of a
-    language model.
+    Tensors without effect are dropped, as are a tied head and, for a critic, a language model's head.
 
     Raises:
-        CheckpointError: a tensor that is no parameter; one of several that belong together, without the others; a head
-            that should be tied but differs.
+        CheckpointError: a tensor is not a parameter; tensors that belong together are incomplete; or a head should be
+            tied but differs.
     """
     check_tied_head(family, hf_state, config)
     mappings = weight_mappings(family, config)
@@ -98,7 +97,7 @@ def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config:
 
 
 def unused_head_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
-    """Checkpoint names of a language model's output head, where this model has none: it is tied, or a critic."""
+    """Checkpoint names of a language model's output head, if this model has none because it is tied or a critic."""
     language_model = _head_modules(family, is_critic=False)
     unused = (
         language_model if config.head_is_tied else language_model - _head_modules(family, is_critic=config.is_critic)
@@ -115,19 +114,19 @@ def _head_modules(family: HFFamily, *, is_critic: bool) -> set[str]:
 def check_tied_head(
     family: HFFamily, hf_state: Mapping[str, Tensor], config: ReaLModelConfig, box: Box | None = None
 ) -> int:
-    """Check that a head which is tied to the embedding, and is in the checkpoint all the same, equals it.
+    """Check that a head that is tied to the embedding, but is in the checkpoint nevertheless, equals it.
 
     Args:
-        family: whose names the tensors have.
+        family: family whose names the tensors have.
         hf_state: a checkpoint's tensors.
-        config: a head that it does not tie is not looked at.
+        config: configuration of the model; a head that it does not tie is ignored.
         box: the part of the embedding in which they are compared; None: all of it.
 
     Returns:
         The bytes of the head that were compared.
 
     Raises:
-        CheckpointError: they differ.
+        CheckpointError: the head and the embedding differ.
     """
     if not config.head_is_tied:
         return 0

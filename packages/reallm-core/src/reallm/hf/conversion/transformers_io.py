@@ -28,7 +28,7 @@ def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 def transformers_keys(model_type: str) -> frozenset[str]:
     """The keys of `config.json` that transformers knows for a model type.
 
-    They are those that its class declares, and older ones that it only pops from its keyword arguments.
+    They are the keys that its class declares, and older ones that it only pops from its keyword arguments.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -57,7 +57,7 @@ def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> P
 def checkpoint_state(model: PreTrainedModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of a transformers model as in its checkpoints; in memory they may be fused or stacked.
 
-    `state` are other tensors to convert, such as gradients, by the names that parameters have in memory.
+    `state` gives other tensors to convert, such as gradients, by the names that parameters have in memory.
     """
     tensors = model.state_dict() if state is None else dict(state)
     try:

@@ -1,8 +1,8 @@
-"""Everything that a family's tables are written with. Imports no torch.
+"""The building blocks of a family's tables. Imports no torch.
 
-A `ConfigTable` says what the keys of `config.json` mean, a `WeightTable` where checkpoints hold our parameters. Each
-converts in both directions, so that loading and saving cannot drift apart. What most decoders share is in
-`reallm.hf.standard`.
+A `ConfigTable` gives the meaning of the keys of `config.json`, a `WeightTable` the places of our parameters in
+checkpoints. Each converts in both directions, so that loading and saving cannot diverge. Tables that most decoders
+share are in `reallm.hf.standard`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 _RENAMED = {"Row": FieldRow, "Stored": Source}
-"""Names of hook API 1.0 -> what has taken their place."""
+"""Names of hook API 1.0 -> their replacements."""
 
 
 def __getattr__(name: str) -> Any:

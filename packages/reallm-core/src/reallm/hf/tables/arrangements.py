@@ -1,7 +1,7 @@
-"""How one tensor of a checkpoint holds one or several of our parameters: which of its numbers belong to which.
+"""Arrangements: the placement of the elements of one or several of our parameters in one tensor of a checkpoint.
 
-An arrangement moves numbers and computes none, so that a checkpoint loaded and saved again is the same bit for bit. It
-says in one direction where the parameters lie in a tensor; the other direction follows. Imports no torch.
+An arrangement only moves elements, so that a checkpoint that is loaded and saved again is the same bit for bit. It
+defines in one direction where the parameters are in a tensor; the other direction follows. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Arrangement(Protocol):
-    """How an HF tensor holds parameters, whose `shapes` are given in the order of the table's key.
+    """The arrangement of parameters in an HF tensor; `shapes` are theirs, in the order of the table's key.
 
     `kind` is the last component of the parameters' names, `weight` or `bias` for most.
     """
@@ -27,15 +27,15 @@ class Arrangement(Protocol):
         """The shape of the HF tensor."""
 
     def views(self, hf_tensor: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
-        """One view of `hf_tensor` for each parameter, with its numbers in row-major order.
+        """One view of `hf_tensor` for each parameter, with its elements in row-major order.
 
-        A view need not have the parameter's shape. Together the views cover each number of `hf_tensor` once.
+        A view need not have the parameter's shape. Together the views cover each element of `hf_tensor` once.
         """
 
 
 @dataclass(frozen=True)
 class Same:
-    """The HF tensor is the parameter."""
+    """Arrangement in which the HF tensor is the parameter."""
 
     def shape(self, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Shape:
         """See `Arrangement.shape`."""
@@ -48,10 +48,10 @@ class Same:
 
 @dataclass(frozen=True)
 class Fused:
-    """The HF tensor holds the outputs of several projections, one projection after another.
+    """Arrangement in which the HF tensor holds the outputs of several projections, one projection after another.
 
     With `groups`, a field of `ReaLModelConfig` that is a number of heads such as `"n_kv_heads"`, outputs are
-    interleaved in that many groups: queries, keys and values of the first group, then those of the second.
+    interleaved in that many groups: queries, keys and values of the first group, then of the second, and so on.
     """
 
     groups: str | None = None
@@ -73,7 +73,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class Transposed:
-    """HF weights are [in, out], ours [out, in]; biases are the same. `of` is the arrangement after transposing."""
+    """Arrangement with HF weights [in, out], ours [out, in], and equal biases. `of` applies after transposing."""
 
     of: Arrangement = field(default_factory=Same)
 

@@ -1,4 +1,4 @@
-"""`ConfigTable`: what every key of a family's `config.json` means. Imports no torch."""
+"""`ConfigTable`: the meaning of every key of a family's `config.json`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ConfigTable:
-    """What every key of a family's `config.json` means: it is read by a row, has no effect, or is restricted.
+    """The meaning of every key of a family's `config.json`: it is read by a row, has no effect, or is restricted.
 
     Keys that the table does not know are refused if the family's transformers class has them; other unknown keys have
-    no effect in transformers, nor here.
+    no effect in transformers or in reallm.
 
     `constants` are fields of `ReaLModelConfig` without a key, because they are the same for the whole family or follow
     from other fields: a function is called with the fields that the rows have read. A field in neither `rows` nor
@@ -33,7 +33,7 @@ class ConfigTable:
     both add to the lists for all families (`reallm.hf.tables.ignored_keys`).
 
     Raises:
-        ConfigError: a field that does not exist, is set twice, or needs a row and has none.
+        ConfigError: a field does not exist, is set twice, or needs a row and has none.
     """
 
     rows: tuple[FieldRow, ...]
@@ -87,12 +87,12 @@ class ConfigTable:
         object.__setattr__(self, "constants", constants)
 
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of `ReaLModelConfig` (all but `is_critic`) from a `config.json`.
+        """Read the fields of `ReaLModelConfig` (all but `is_critic`) from a `config.json`.
 
         Keys that the table does not know (`unknown_keys`) are skipped.
 
         Raises:
-            ConfigError: a value that is not allowed; names the key.
+            ConfigError: a value is not allowed; names the key.
         """
         self._refuse_restricted(raw)
         values = _FieldsRead({name: value for name, value in self.constants.items() if not callable(value)})
@@ -105,7 +105,7 @@ class ConfigTable:
         return dict(values)
 
     def write(self, config: ReaLModelConfig, base: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
-        """`base` with as few changes as express `config`; `complete` writes every row in full.
+        """`base` with the fewest changes that express `config`; `complete` writes every row in full.
 
         Raises:
             ConfigError: the family cannot express a field's value.

@@ -1,6 +1,6 @@
-"""Rows of a family's config table: keys of `config.json` <-> fields of `ReaLModelConfig`.
+"""Rows of a family's config table, which convert between keys of `config.json` and fields of `ReaLModelConfig`.
 
-Each row converts in both directions, so that loading and saving cannot drift apart. Imports no torch.
+Each row converts in both directions, so that loading and saving cannot diverge. Imports no torch.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ INVERSE_SQUARE_ROOT = Conversion(lambda theirs: theirs**-0.5, lambda ours: _with
 class Key:
     """A row with one key: `Key("rms_norm_eps", float, "norm_eps", default=1e-6)`.
 
-    `default` is the field's value where the key is absent (that of the family's transformers class), and where it is
+    `default` is the field's value if the key is absent (the default of the family's transformers class), and if it is
     null unless `nullable`. It is a value of `ReaLModelConfig`: `spellings` and `conversion` are not applied to it.
-    `spellings` maps values in `config.json` to those of the field; of several for one value the first is written.
+    `spellings` maps values in `config.json` to values of the field; if several map to one value, the first is written.
     `conversion` computes the field's value. `aliases` are further keys for the same, which older files may have.
     """
 
@@ -140,7 +140,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Derived:
-    """A row without a key: a field that follows from those of earlier rows, `Derived("n_kv_heads", same_as(...))`.
+    """A row without a key: a field that follows from fields of earlier rows, `Derived("n_kv_heads", same_as(...))`.
 
     A field that no other row needs can be one of the table's `constants` instead.
     """
@@ -155,7 +155,7 @@ class Derived:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """None."""
+        """No keys."""
         return ()
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Derived:
         return {self.field: self.value(known)}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing, provided that the field has the derived value; see `FieldRow.write`."""
+        """Write nothing, provided that the field has the derived value; see `FieldRow.write`."""
         value, derived = getattr(config, self.field), self.value(_FieldsOf(config))
         if value != derived:
             raise ConfigError(f"{self.field}={value!r} cannot be stated in config.json; it must be {derived!r}")
@@ -188,7 +188,7 @@ class Nested:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Those of all rows."""
+        """The keys of all nested rows."""
         return tuple(key for row in self.rows for key in row.keys)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
@@ -208,10 +208,10 @@ class Nested:
 
 @dataclass(frozen=True)
 class Computed:
-    """A row made of two functions, for what no other row can express; see `FieldRow` for their arguments.
+    """A row made of two functions, for conversions that no other row can express; see `FieldRow` for their arguments.
 
-    `reading` returns the fields, `writing` the keys to change, with None for a key that no longer applies. Where
-    another row is almost right, the functions call its `read` and `write`.
+    `reading` returns the fields, `writing` the keys to change, with None for a key that no longer applies. If another
+    row is almost right, the functions can call its `read` and `write`.
     """
 
     keys: tuple[str, ...]
@@ -256,7 +256,7 @@ class _Overlay(dict[str, Any]):
 
 
 class _AttributesOfBoth:
-    """The attributes of a nested value and, where it lacks one, those of the configuration that has it."""
+    """The attributes of a nested value and, if it lacks one, of the configuration that contains it."""
 
     def __init__(self, nested: Any, config: Any) -> None:
         self._nested, self._config = nested, config
@@ -266,6 +266,6 @@ class _AttributesOfBoth:
 
 
 def _without_rounding_error(value: float) -> float:
-    """Drop the digits that converting back and forth has added: 256.00000000000006 -> 256."""
+    """Drop the digits added by converting back and forth: 256.00000000000006 -> 256."""
     rounded = float(f"{value:.12g}")
     return int(rounded) if rounded.is_integer() else rounded

@@ -1,4 +1,4 @@
-"""Keys of `config.json` with the same meaning in every family: those without effect, and those with few allowed values.
+"""Keys of `config.json` with the same meaning in every family: keys without effect, and with few allowed values.
 
 Imports no torch.
 """
@@ -20,7 +20,7 @@ class Allowed:
 
 IRRELEVANT = frozenset(
     {
-        # who wrote the file, and for which classes
+        # origin of the file, and its classes
         "architectures", "auto_map", "model_type", "name_or_path", "tokenizer_class",
         "transformers_version", "transformers.js_config",
         # the type of the tensors is read from the tensors
@@ -29,14 +29,14 @@ IRRELEVANT = frozenset(
         "bos_token_id", "decoder_start_token_id", "eod_token_id", "eos_token_id", "forced_bos_token_id",
         "forced_eos_token_id",
         "pad_token_id", "sep_token_id", "unk_token_id",
-        # what a forward call returns and how transformers executes it
+        # outputs of a forward call, and how transformers executes it
         "attn_implementation", "experts_implementation", "is_decoder", "keys_to_ignore_at_inference",
         "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
         "tie_last_hidden_states", "torchscript", "use_cache", "use_return_dict",
         # classification heads; `config_from_hf` checks that a critic has one label
         "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "classifier_dropout",
         "task_specific_params", "prefix",
-        # defaults of generation, which belong into generation_config.json
+        # defaults of generation, which belong in generation_config.json
         "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
         "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "length_penalty", "max_length",
         "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",

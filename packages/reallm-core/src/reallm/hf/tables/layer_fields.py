@@ -1,4 +1,4 @@
-"""Rows for what differs from block to block: sliding windows, and RoPE for blocks with and without one.
+"""Rows for fields that differ between blocks: sliding windows, and RoPE for blocks with and without one.
 
 Imports no torch.
 """
@@ -20,15 +20,15 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """The row for `layer_types` and `sliding_window`: which blocks have a sliding window.
+    """The row for `layer_types` and `sliding_window`, which determine the blocks with a sliding window.
 
     Args:
         default: the types if the file has none, from its content and the fields of earlier rows. transformers computes
-            them from other keys: name those as `older_keys`.
+            them from other keys: list these as `older_keys`.
         window: the window's size if the file has none.
         enabled_key: a boolean key without which no block has a window.
         older_keys: keys that only `default` reads.
-        types_key: the key of the types; None: there is none, and types are always the default.
+        types_key: the key of the types; None: there is none, and the default types are used.
     """
 
     default: Callable[[Mapping[str, Any], FieldsSoFar], Sequence[str]]
@@ -82,12 +82,12 @@ class LayerTypes:
 
 
 def always_sliding(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
-    """For `LayerTypes.default`: every layer has the window."""
+    """A value of `LayerTypes.default`: every layer has the window."""
     return [SLIDING] * known["n_layers"]
 
 
 def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[str, Any], FieldsSoFar], list[str]]:
-    """For `LayerTypes.default`: every `n`-th layer has full attention; `key` may give another number than `n`."""
+    """A value of `LayerTypes.default`: every `n`-th layer has full attention; `key` may override `n`."""
 
     def types(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
         every = n if key is None else raw.get(key) or n
@@ -98,7 +98,7 @@ def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[st
 
 @dataclass(frozen=True)
 class LayerRopes:
-    """The row for RoPE where blocks with a sliding window have a different RoPE than those without.
+    """The row for RoPE if blocks with a sliding window have a different RoPE than blocks without one.
 
     `config.json` has `rope_parameters` with an entry for each type of layer, or in older files `rope_theta` and
     `rope_scaling` for the full layers and `sliding_theta_key` for the others. The row needs `max_positions`, `head_dim`
@@ -129,7 +129,7 @@ class LayerRopes:
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """See `FieldRow.write`."""
         known = {name: getattr(config, name) for name in ("max_positions", "head_dim")}
-        ropes = self._read_both(base, known)  # a type that no block has keeps what the file says
+        ropes = self._read_both(base, known)  # a type that no block has keeps the file's values
         for kind in ropes:
             of_kind = {
                 rope
@@ -167,7 +167,7 @@ class LayerRopes:
 
 
 def one_or_each(values: Sequence[Any]) -> Any:
-    """One value if those of all blocks are equal, else a tuple with one for each block."""
+    """A single value if all blocks have the same, else a tuple with one value for each block."""
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 

@@ -1,4 +1,4 @@
-"""RoPE in `config.json`, in both spellings, to and from `RopeConfig`. Imports no torch.
+"""Conversion of RoPE between `config.json`, in both of its spellings, and `RopeConfig`. Imports no torch.
 
 Since version 5 transformers writes `rope_parameters: {"rope_type": ..., "rope_theta": ..., ...}`; older files have
 `rope_theta` and, for stretched contexts, `rope_scaling: {"type" or "rope_type": ..., ...}`.
@@ -48,7 +48,7 @@ class RopeDialect:
     kinds: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, parameters: Mapping[str, Any], where: str, theta: float, known: FieldsSoFar) -> RopeConfig:
-        """The RoPE of a `rope_parameters` or `rope_scaling`, with base `theta` if that has none."""
+        """The RoPE described by a `rope_parameters` or `rope_scaling`, with base `theta` if it has none."""
         rest = dict(parameters)
         stated = rest.pop("rope_theta", None)
         old_kind = rest.pop("type", None)
@@ -103,8 +103,8 @@ class RopeRow:
     """The row of a `ConfigTable` for RoPE, the same in all blocks.
 
     The row needs `max_positions` and `head_dim`, whose rows must come before it. `default_theta` is the theta of a file
-    that has none. `theta_key` and `partial_key` are what older files have instead of `rope_parameters`. `original_key`
-    is a separate key for the context length of pretraining. `absent` is the RoPE of a file with neither
+    that has none. `theta_key` and `partial_key` are keys that older files have instead of `rope_parameters`.
+    `original_key` is a separate key for the context length of pretraining. `absent` is the RoPE of a file with neither
     `rope_parameters` nor `rope_scaling`, if that is not plain RoPE with the theta of `theta_key`. For the other
     arguments see `RopeDialect`.
     """
@@ -137,7 +137,7 @@ class RopeRow:
         """`{"rope": RopeConfig}`; see `FieldRow.read`."""
         if self.absent is not None and not (raw.get("rope_scaling") or raw.get("rope_parameters")):
             return {"rope": self.absent}
-        # transformers prefers `rope_scaling` where a file has both.
+        # transformers prefers `rope_scaling` if a file has both.
         where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
         parameters = dict(raw.get(where) or {})
         if parameters.get("partial_rotary_factor") is None and self.partial is not None:
@@ -177,7 +177,7 @@ def number(name: str, value: Any) -> Any:
     """`value`, if it is a number, a boolean or None.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: `value` is none of these.
     """
     if value is not None and not isinstance(value, (int, float)):
         raise ConfigError(f"{name}={value!r} must be a number")

@@ -1,4 +1,4 @@
-"""`WeightTable`: where a family's checkpoints hold our parameters. Imports no torch."""
+"""`WeightTable`: the places of our parameters in a family's checkpoints. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class WeightTable:
     """Our modules -> the checkpoint's modules; `{}` stands for the number of the block, from 0.
 
     Keys are relative to the layer: `{"attn.q": "model.layers.{}.self_attn.q_proj"}` says that `layers.3.attn.q.weight`
-    is `model.layers.2.self_attn.q_proj.weight`, and the same for biases. A key may also be one whole parameter,
+    is `model.layers.2.self_attn.q_proj.weight`, and likewise for biases. A key may also be one whole parameter,
     `"attn.sinks"` or `"mlp.experts.gate.weight"`; its value is then the whole name of the tensor.
 
     Modules of ours that are stored in one tensor share a key: `{("attn.q", "attn.k", "attn.v"): fused("...")}`.
-    `transposed("...")` is a weight stored as [in, out]. A name with `{each}` stands for many tensors, one for each item
+    `transposed("...")` is a weight stored as [in, out]. A name with `{each}` means several tensors, one for each item
     along dim 0 of our parameter: `"mlp.experts.up": "model.layers.{}.mlp.experts.{each}.up_proj"`.
 
     Tensors are written in the order of the table. `critic_head` replaces entries of `head` for a scalar head. `ignored`
@@ -39,7 +39,7 @@ class WeightTable:
     is always written.
 
     Raises:
-        ConfigError: a key or a name that is in the table twice, or a name with a wrong number of `{}`.
+        ConfigError: a key or a name is in the table twice, or a name has a wrong number of `{}`.
     """
 
     embedding: Entries
@@ -83,7 +83,7 @@ class WeightTable:
     ) -> WeightTable:
         """A copy with entries added, replaced or (None) removed.
 
-        A new entry replaces every entry with one of its modules: `("attn.q", "attn.k", "attn.v")` those of all three.
+        A new entry replaces every entry with one of its modules: `("attn.q", "attn.k", "attn.v")` replaces all three.
         """
         return dataclasses.replace(
             self,
@@ -94,7 +94,7 @@ class WeightTable:
         )
 
     def head_entries(self, *, is_critic: bool) -> Entries:
-        """The entries of the head; for a critic, with those of `critic_head` in place."""
+        """The entries of the head; for a critic, with the entries of `critic_head` in place of a language model's."""
         return {**self.head, **self.critic_head} if is_critic else self.head
 
     def entries(self, layer: int, n_layers: int, *, is_critic: bool = False) -> Entries:

@@ -2,8 +2,9 @@
 
 Shapes: T packed tokens, S sequences, H query heads, K KV heads, D head dim, L length of one sequence.
 
-On CUDA in half precision the whole pack goes through one `varlen_attn` call. Everywhere else each sequence is its own
-`scaled_dot_product_attention`, which on CPU is several times faster than padding, masking or compiled flex attention.
+On CUDA in half precision the whole pack goes through one `varlen_attn` call. Everywhere else each sequence is a
+separate `scaled_dot_product_attention` call, which on CPU is several times faster than padding, masking or compiled
+flex attention.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
 
 WINDOW_CHUNK = 256
-"""Queries that share one mask in sliding-window attention; larger chunks waste scores, smaller ones kernel calls."""
+"""Number of queries that share a mask in sliding-window attention; larger chunks waste scores, smaller ones calls."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class AttentionSpec:
     scale: float
     """Factor on scores."""
     window: int | None = None
-    """Tokens that each token sees, itself included; None: all before it."""
+    """Number of tokens that each token sees, itself included; None: itself and all before it."""
     softcap: float | None = None
     """Scores become `softcap * tanh(score / softcap)`."""
     dropout: float = 0.0
-    """Of attention weights."""
+    """Dropout of attention weights."""
     rotation: int | None = None
-    """Index of its RoPE in `config.distinct_ropes`; None: no rotation."""
+    """Index of the block's RoPE in `config.distinct_ropes`; None: no rotation."""
 
     @classmethod
     def of_block(cls, config: ReaLModelConfig, block: int) -> AttentionSpec:
@@ -55,12 +56,12 @@ class AttentionSpec:
         )
 
     def without_dropout(self) -> AttentionSpec:
-        """The same without dropout, for inference."""
+        """These settings without dropout, for inference."""
         return replace(self, dropout=0.0)
 
     @property
     def has_kernel(self) -> bool:
-        """Whether torch has a fused kernel for it, which never materialises the scores."""
+        """Whether torch has a fused kernel for these settings, which never materialises the scores."""
         return self.softcap is None and self.dropout == 0.0
 
 
@@ -73,7 +74,7 @@ def attend(
         q: [T, H, D] queries, before rotation.
         k: [T, K, D] keys, before rotation; K divides H.
         v: [T, K, D] values.
-        context: of this forward pass.
+        context: context of this forward pass.
         spec: settings of this block, `AttentionSpec.of_block(config, block)`; in evaluation `.without_dropout()`.
         cache: keys and values [S, K, C, D] of the earlier tokens of this block; the new ones are appended in place.
 
@@ -142,7 +143,7 @@ def _one_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tenso
 
 
 def _causal_mask(positions: Tensor, left: int, right: int, window: int | None) -> Tensor:
-    """[len(positions), right - left] bool: which keys `left..right` the query at each position sees."""
+    """[len(positions), right - left] bool: whether the query at each position sees each key in `left..right`."""
     keys = torch.arange(left, right, device=positions.device)
     distance = positions[:, None] - keys
     seen = distance >= 0

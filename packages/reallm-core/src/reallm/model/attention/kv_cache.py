@@ -1,4 +1,4 @@
-"""The KV cache: what attention layers keep of the tokens seen so far, of the shapes that they declare.
+"""The KV cache: tensors that attention layers keep of earlier tokens, in shapes that the layers declare.
 
 Shapes: S sequences, K KV heads, C capacity in tokens, D head dim, T packed tokens.
 """
@@ -25,13 +25,13 @@ class CacheTensor:
     """
 
     shape: tuple[int, ...]
-    """Of one token, or without `per_token` of one sequence; of the whole layer, before tensor parallelism."""
+    """Shape for one token, or without `per_token` for one sequence; of the whole layer, before tensor parallelism."""
     per_token: bool = True
     """Whether there is one for each token; else one for each sequence, which the layer updates."""
     shard: Shard | None = None
-    """How tensor parallelism splits `shape`; fewer units than ranks are replicated. None: every rank has all of it."""
+    """Tensor-parallel split of `shape`; fewer units than ranks are replicated. None: every rank has all of it."""
     dtype: torch.dtype | None = None
-    """None: that of the parameters."""
+    """Dtype of the tensor; None: the dtype of the parameters."""
 
     def local_shape(self, tp: int) -> tuple[int, ...]:
         """`shape` on one of `tp` ranks.
@@ -48,7 +48,7 @@ class CacheTensor:
         return (*self.shape[:dim], max(1, n_units // tp) * unit, *self.shape[dim + 1 :])
 
     def allocate(self, n_sequences: int, capacity: int, tp: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros [S, *shape], with the tokens before the last dim where they are counted: keys are [S, K, C, D]."""
+        """Zeros [S, *shape], with the dim of tokens, if there is one, before the last dim: keys are [S, K, C, D]."""
         shape = self.local_shape(tp)
         if self.per_token:
             shape = (*shape[:-1], capacity, *shape[-1:])
@@ -56,30 +56,30 @@ class CacheTensor:
 
 
 CacheSpec = tuple[CacheTensor, ...]
-"""What an attention layer keeps for decoding, as its attribute `cache_spec`."""
+"""The tensors that an attention layer keeps for decoding, declared in its attribute `cache_spec`."""
 
 LayerCache = tuple[Tensor, ...]
 """The tensors of one layer's `CacheSpec`; keys and values of grouped-query attention are [S, K, C, D] each."""
 
 
 def keys_and_values(config: ReaLModelConfig) -> CacheSpec:
-    """Keys and values of each KV head, as for a layer that declares nothing."""
+    """Keys and values of each KV head, the default for a layer that declares no `cache_spec`."""
     per_head = CacheTensor((config.n_kv_heads, config.head_dim), shard=Shard(0))
     return per_head, per_head
 
 
 class KVCache:
-    """What the attention layers of some blocks keep for S sequences, and how many tokens of each are in it.
+    """The tensors that the attention layers of some blocks keep for S sequences, and the number of tokens of each.
 
-    Where the length of a sequence is 0 a layer starts anew, whatever its tensors hold.
+    If the length of a sequence is 0, a layer starts from scratch, whatever its tensors contain.
 
     Args:
-        specs: number of a block, from 1 -> what its attention keeps.
-        n_sequences: S.
-        capacity: most tokens of a sequence, C.
+        specs: number of a block, from 1 -> the tensors that its attention keeps.
+        n_sequences: number of sequences S.
+        capacity: maximum number of tokens C of a sequence.
         tp: number of ranks among which each layer is split.
-        dtype: of tensors that declare none.
-        device: where they lie.
+        dtype: dtype of tensors that declare none.
+        device: device of the tensors.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class KVCache:
         self.capacity = capacity
 
     def keep(self, sequences: Sequence[int]) -> None:
-        """Drop all but these sequences, in this order."""
+        """Keep only these sequences, in this order."""
         for number, tensors in self.blocks.items():
             rows = torch.tensor(list(sequences), dtype=torch.int64)
             self.blocks[number] = tuple(tensor[rows.to(tensor.device)] for tensor in tensors)

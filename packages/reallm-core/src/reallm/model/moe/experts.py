@@ -1,4 +1,4 @@
-"""Forward and backward pass of all experts at once, after the router has assigned tokens to them.
+"""Grouped forward and backward passes of all experts, after the router has assigned tokens to them.
 
 Shapes: T tokens, E hidden, X experts, F intermediate size of one, k experts a token, N = T * k rows, sorted by expert.
 """
@@ -22,21 +22,21 @@ from reallm.model.ops import ActivationFunction
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Rows sorted by expert: two tokens that chose experts (2, 0) and (0, 1) make the four rows
+    """Assignment of tokens to experts, as rows sorted by expert. Tokens that chose (2, 0) and (0, 1) make four rows:
 
     expert  0 0 1 2        token  0 1 1 0        row_of  [[3, 0], [1, 2]]
     """
 
     order: Tensor
-    """[N]: index into `chosen.flatten()` of each row."""
+    """Index [N] of each row into `chosen.flatten()`."""
     row_of: Tensor
-    """[T, k]: the row of each choice."""
+    """Row [T, k] of each choice."""
     ends: Tensor
-    """[X] int32: where the rows of each expert end."""
+    """End [X] int32 of the rows of each expert."""
 
     @classmethod
     def of(cls, chosen: Tensor, n_experts: int) -> Assignment:
-        """From the expert indices [T, k] that each token chose."""
+        """Make the assignment from the expert indices [T, k] that each token chose."""
         experts, order = chosen.flatten().sort(stable=True)
         rows = torch.arange(len(order), device=order.device)
         row_of = torch.empty_like(order).scatter_(0, order, rows).view_as(chosen)
@@ -45,12 +45,12 @@ class Assignment:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """[N]: the token of each row."""
+        """Token [N] of each row."""
         return self.order // self.row_of.shape[1]
 
     @property
     def counts(self) -> Tensor:
-        """[X] int32: number of rows of each expert."""
+        """Number of rows [X] int32 of each expert."""
         return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     def linear(self, x: Tensor, weight: Tensor) -> GroupedLinear:
@@ -61,7 +61,7 @@ class Assignment:
         return LoopedLinear.of([end - start for start, end in pairwise([0, *ends])])
 
     def _even_ends(self) -> list[int]:
-        """Ends of segments as even as possible, for fake tensors, as in the memory estimate."""
+        """Ends of segments that are as even as possible, for fake tensors, as in the memory estimate."""
         n_rows, n_experts = len(self.order), len(self.ends)
         return [(expert + 1) * n_rows // n_experts for expert in range(n_experts)]
 
@@ -98,7 +98,7 @@ def grouped_expert_mlp(
 def _forward(
     x: Tensor, chosen: Assignment, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output [T, E], and those of `gate` and `up`, [N, F] each."""
+    """The output [T, E], and the outputs of `gate` and `up`, [N, F] each."""
     linear = chosen.linear(x, gate)
     rows = x.index_select(0, chosen.tokens)
     gates, ups = linear.outputs(rows, gate), linear.outputs(rows, up)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_ROWS = 16
-"""Up to this many rows a matrix product on a CPU takes as long as reading the weight."""
+"""Number of rows up to which a matrix product on a CPU takes as long as reading the weight."""
 
 
 class GroupedLinear(Protocol):
@@ -34,17 +34,17 @@ class GroupedLinear(Protocol):
 
 @dataclass(frozen=True)
 class LoopedLinear:
-    """One product for each expert that has rows."""
+    """Grouped linear layer that computes one product for each expert that has rows."""
 
     n_experts: int
     busy: Sequence[int]
     """Experts that have rows, in order; in decoding they are few."""
     sizes: Sequence[int]
-    """Number of rows of each of them."""
+    """Number of rows of each busy expert."""
 
     @classmethod
     def of(cls, sizes: Sequence[int]) -> LoopedLinear:
-        """From the number of rows of every expert, zeros included."""
+        """Make it from the number of rows of every expert, zeros included."""
         busy = [expert for expert, size in enumerate(sizes) if size]
         return cls(len(sizes), busy, [sizes[expert] for expert in busy])
 
@@ -73,7 +73,7 @@ class LoopedLinear:
         return out
 
     def _products(self, rows: Tensor, matrices: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each busy expert its rows of `rows`, its matrix, and its rows of `others`."""
+        """Yield for each busy expert its rows of `rows`, its matrix, and its rows of `others`."""
         sizes = list(self.sizes)
         each = matrices.unbind() if len(self.busy) == self.n_experts else [matrices[expert] for expert in self.busy]
         return zip(rows.split(sizes), each, others.split(sizes), strict=True)
@@ -94,14 +94,14 @@ def _product(x: Tensor, matrix: Tensor, out: Tensor) -> None:
 
 @dataclass(frozen=True)
 class KernelLinear:
-    """One call of torch's grouped kernel for all experts, without a copy of sizes to the CPU."""
+    """Grouped linear layer that calls torch's grouped kernel once, without copying sizes to the CPU."""
 
     ends: Tensor
-    """[X] int32: where the rows of each expert end."""
+    """End [X] int32 of the rows of each expert."""
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor) -> bool:
-        """Whether the kernel supports these: bfloat16 on CUDA from Ampere on, with rows of whole 16 bytes."""
+        """Whether the kernel supports these: bfloat16 on CUDA from Ampere on, and rows of a multiple of 16 bytes."""
         return (
             x.is_cuda
             and x.dtype == weight.dtype == torch.bfloat16

@@ -49,7 +49,7 @@ def _mix(
     return cast(Tensor, experts(x, assignment, weights))
 
 
-_mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import the compiler here and now
+_mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import the compiler at once
 """`_mix` excluded from compilation, because the number of tokens of an expert depends on the data."""
 
 
@@ -60,7 +60,7 @@ class Router(nn.Module):
         super().__init__()
         moe = _moe_of(config)
         self.weight = nn.Parameter(torch.empty(moe.n_experts, config.hidden_size))
-        self.shards: Shards = {"weight": None}  # all experts are split, none is left out on any rank
+        self.shards: Shards = {"weight": None}  # each expert is split, so every rank has a part of every expert
         self.top_k = moe.top_k
         self.normalize = moe.normalize_top_k
 
@@ -105,10 +105,11 @@ def load_balancing_loss(stats: Sequence[RouterStats]) -> Tensor:
     """Load-balancing loss `X * sum_e f_e p_e` (Fedus et al., 2022, equations 4 to 6).
 
     `f_e` is the number of the `k` choices of a token that fall on expert `e`, `p_e` its probability, both averaged over
-    the tokens of all layers together, as in `load_balancing_loss_func` of transformers. With even routing it is `k`.
+    the tokens of all layers together, as in `load_balancing_loss_func` of transformers. With even routing the loss is
+    `k`.
 
     Args:
-        stats: of each layer with experts, from one or more forward passes. At least one.
+        stats: statistics of each layer with experts, from one or more forward passes. At least one.
 
     Returns:
         [] float32, differentiable with respect to the probabilities.

@@ -15,8 +15,8 @@ from reallm.parallel.pipeline_parallel.stage import receiving
 class ForwardOnlyPipeline:
     """This rank's stage of a pipeline, run on one packed batch after another, in the same order on all stages.
 
-    With a single stage that is the whole network. Sizes are not sent: every stage gets the sequences of every batch.
-    All stages create theirs at the same time.
+    A single stage is the whole network. Sizes are not sent: every stage gets the sequences of every batch. All stages
+    create this object at the same time.
 
     Args:
         model: the layers of this stage.
@@ -31,7 +31,7 @@ class ForwardOnlyPipeline:
         self._n_batches = 0
 
     def run(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor | None:
-        """Hidden states [T, E] of a batch on the last stage; None on the others, which send theirs on.
+        """Hidden states [T, E] of a batch on the last stage; None on other stages, which send theirs to the next stage.
 
         Args:
             tokens: [T]; only the first stage reads them.
@@ -53,7 +53,7 @@ class ForwardOnlyPipeline:
         """Wait until the next stage has received everything.
 
         Raises:
-            PeerError: it has ended or is stuck.
+            PeerError: the next stage has ended or is stuck.
         """
         if self._send is not None:
             self._send.wait_all()

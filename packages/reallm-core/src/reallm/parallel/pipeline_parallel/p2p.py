@@ -1,7 +1,7 @@
-"""Messages between neighbouring stages of a pipeline: of known sizes, in order, sent and received in the background.
+"""Messages of known sizes between neighbouring pipeline stages, sent and received in order, in the background.
 
-With gloo, a peer that is gone or stuck raises `PeerError`. With NCCL nothing waits on the CPU: torch's watchdog ends a
-rank that has waited for the timeout of the group, and names the group.
+With gloo, a peer that has ended or is stuck leads to a `PeerError`. With NCCL nothing waits on the CPU: torch's
+watchdog ends a rank whose wait exceeds the timeout of the group, and names the group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reallm.errors import PeerError
 from reallm.parallel.mesh import Group, Mesh
 
 MAX_PENDING_SENDS = 2
-"""Messages that a `SendQueue` keeps until they are received: one that the peer may be receiving, and the next."""
+"""Maximum number of unreceived messages in a `SendQueue`: one that the peer may be receiving, and the next."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class P2PPeer:
 
     mesh: Mesh
     stage: int
-    """Of the peer."""
+    """The peer's stage."""
     group: Group
-    """Of the two ranks, for this direction alone."""
+    """The process group of the two ranks, for this direction only."""
     content: str
-    """Of the messages, for error messages: hidden states or gradients."""
+    """Content of the messages, for error messages: hidden states or gradients."""
 
     @classmethod
     def of(cls, mesh: Mesh, stage: int, content: Literal["hidden states", "gradients"]) -> P2PPeer:
-        """The stage before or after this rank's; creates their process group.
+        """Make the peer for the stage before or after this rank's, with their process group.
 
         Raises:
-            PeerError: it has ended, or does not come in time.
+            PeerError: the peer has ended, or does not join in time.
         """
         earlier = min(stage, mesh.coordinate.pp)
         try:
@@ -51,7 +51,7 @@ class P2PPeer:
 
     @property
     def rank(self) -> int:
-        """Of the peer, in the whole job."""
+        """The peer's rank in the whole job."""
         return self.mesh.layout.pp_ranks(self.mesh.coordinate)[self.stage]
 
     @contextmanager
@@ -66,7 +66,7 @@ class P2PPeer:
 
 @dataclass
 class SendQueue:
-    """Messages to a peer. `send` does not wait for the peer, unless `MAX_PENDING_SENDS` are pending already."""
+    """Messages to a peer. `send` does not wait for the peer unless `MAX_PENDING_SENDS` messages are already pending."""
 
     peer: P2PPeer
     _pending: deque[tuple[int, list[tuple[dist.Work, Tensor]]]] = field(default_factory=deque, init=False)
@@ -75,7 +75,7 @@ class SendQueue:
         """Send tensors, which must not change until they are received.
 
         Raises:
-            PeerError: the peer has ended, or has not received earlier ones in time.
+            PeerError: the peer has ended, or has not received earlier messages in time.
         """
         self._wait(MAX_PENDING_SENDS - 1)
         with self.peer.raising_peer_error("send to", micro_batch):
@@ -86,12 +86,12 @@ class SendQueue:
         """Wait until the peer has received everything.
 
         Raises:
-            PeerError: it has ended, or does not do so in time.
+            PeerError: the peer has ended, or does not receive it in time.
         """
         self._wait(0)
 
     def _isend(self, tensor: Tensor) -> dist.Work:
-        # gloo accepts a message that is too short without an error, but not if its length is the tag
+        # gloo accepts a message that is too short without an error; using the length as the tag makes it refuse
         work = dist.isend(tensor, self.peer.rank, group=self.peer.group, tag=len(tensor))
         assert work is not None
         return work
@@ -106,13 +106,13 @@ class SendQueue:
 
 @dataclass
 class RecvQueue:
-    """Messages from a peer, received straight into buffers that are posted beforehand."""
+    """Messages from a peer, received directly into buffers that are posted in advance."""
 
     peer: P2PPeer
     _posted: dict[int, list[tuple[dist.Work, Tensor]]] = field(default_factory=dict, init=False)
 
     def post(self, micro_batch: int, *buffers: Tensor) -> None:
-        """Start to receive into buffers; they are posted in the order in which messages are sent.
+        """Start to receive into buffers; buffers must be posted in the order in which messages are sent.
 
         Raises:
             PeerError: the peer has ended.
@@ -121,11 +121,11 @@ class RecvQueue:
             self._posted[micro_batch] = [(self._irecv(buffer), buffer) for buffer in buffers]
 
     def is_posted(self, micro_batch: int) -> bool:
-        """Whether the buffers of a micro-batch are posted already."""
+        """Whether the buffers of a micro-batch have been posted."""
         return micro_batch in self._posted
 
     def wait(self, micro_batch: int) -> list[Tensor]:
-        """The buffers of a micro-batch, once they are filled.
+        """Wait until the buffers of a micro-batch are filled, and return them.
 
         Raises:
             PeerError: the peer has ended, or does not send in time.
@@ -144,7 +144,7 @@ class RecvQueue:
 
 @dataclass(frozen=True)
 class StageP2P:
-    """The messages of this rank's stage in training; None at the ends of the pipeline."""
+    """The message queues of this rank's stage in training; None at the ends of the pipeline."""
 
     recv_hidden: RecvQueue | None
     send_hidden: SendQueue | None
@@ -156,11 +156,11 @@ class StageP2P:
         """Connect to the neighbouring stages, for tensors on a device; all stages call it at the same time.
 
         Raises:
-            PeerError: a neighbour has ended, or does not come in time.
+            PeerError: a neighbour has ended, or does not join in time.
         """
         stage = mesh.coordinate.pp
         recv_hidden = send_grad = send_hidden = recv_grad = None
-        # With NCCL, the members of a group connect at its first message, and wait for each other there. Have that now,
+        # With NCCL, the members of a group connect at its first message, and wait for each other then. Do that now,
         # from the first stage to the last, and not in the middle of a schedule, which posts receives early.
         hello = torch.zeros(1, device=device)
         if not mesh.is_first_stage:

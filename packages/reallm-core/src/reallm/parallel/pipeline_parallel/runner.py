@@ -1,4 +1,4 @@
-"""Run micro-batches of any size through the stages of a pipeline, in training and evaluation.
+"""Runs micro-batches of any size through the stages of a pipeline, in training and evaluation.
 
     pipeline = PipelineRunner(model, mesh)  # a model after `make_stage`
     losses = pipeline.run(len(batches), lambda i: objective.loss(model, batches[i]).loss_sum / weight, train=True)
@@ -33,9 +33,9 @@ Forward = Callable[[int], Tensor]
 class StageReduction:
     """Values that are summed over all stages for each micro-batch, and a loss that each stage computes from the sums.
 
-    For losses over all layers together, such as load balancing of experts: `X * sum_e f_e * p_e` is a product of means
-    over all layers. With sums of counts `C_e` and probabilities `P_e` over all stages, the gradient of this stage's
-    probabilities `q_e` is that of `X / N**2 * sum_e C_e * q_e`:
+    For losses that depend on all layers together, such as load balancing of experts: `X * sum_e f_e * p_e` is a product
+    of means over all layers. With sums of counts `C_e` and probabilities `P_e` over all stages, the gradient of this
+    stage's probabilities `q_e` is that of `X / N**2 * sum_e C_e * q_e`:
 
         def local(i):  # after the forward pass of micro-batch i
             routing[i] = log.close()
@@ -47,15 +47,15 @@ class StageReduction:
 
     The value of the whole loss, `X / N**2 * sum_e C_e * P_e`, follows from `total` alone.
 
-    The sums travel with the messages of the pipeline: stage by stage with hidden states, and back with gradients.
+    The sums are sent with the messages of the pipeline: stage by stage with hidden states, and back with gradients.
     """
 
     shape: tuple[int, ...]
-    """Of the values."""
+    """Shape of the values."""
     local: Callable[[int], Tensor]
     """This stage's values for a micro-batch, float32, after its forward pass; gradients do not flow through them."""
     loss: Callable[[int, Tensor], Tensor | None]
-    """Micro-batch, sums over all stages -> what this stage adds to the loss; 0-dim, or None for nothing."""
+    """Micro-batch, sums over all stages -> this stage's contribution to the loss, 0-dim; None if it has none."""
 
 
 @dataclass
@@ -63,13 +63,13 @@ class _InFlight:
     """A micro-batch between its forward and its backward pass."""
 
     hidden_in: Tensor | None = None
-    """[T, E], received; a leaf of the graph."""
+    """Received hidden states [T, E]; a leaf of the graph."""
     root: Tensor | GradientEdge | None = None
-    """Where the backward pass begins: the loss, or the graph's edge to the output, whose memory is freed."""
+    """Start of the backward pass: the loss, or the graph's edge to the output, whose memory is freed."""
     output_shape: torch.Size | None = None
-    """[T, E], of the hidden states that were sent."""
+    """Shape [T, E] of the hidden states that were sent."""
     reduced: Tensor | None = None
-    """[R]: values summed over the stages up to this one; on the last stage, over all."""
+    """Values [R] summed over the stages up to this one; on the last stage, over all stages."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,18 @@ class _Run:
 
 
 class PipelineRunner:
-    """Runs this rank's stage of a pipeline. With a single stage it is a plain loop.
+    """Runs this rank's stage of a pipeline; a single stage runs a plain loop over the micro-batches.
 
     Training follows 1F1B: a stage holds the activations of at most as many micro-batches as there are stages from it to
-    the last. Sizes are not sent: all stages get the same micro-batches. Messages travel while stages compute: each
-    receive is posted one operation before it is used.
+    the last. Sizes are not sent: all stages get the same micro-batches. Communication overlaps computation: each
+    receive is posted one operation before its result is used.
 
     Args:
         model: this rank's stage, after `make_stage`. Its methods may be wrapped before or after.
         mesh: the layout. All its ranks create their runners at the same time.
 
     Raises:
-        PeerError: a neighbouring stage has ended, or does not come in time.
+        PeerError: a neighbouring stage has ended, or does not join in time.
     """
 
     def __init__(self, model: Transformer, mesh: Mesh) -> None:
@@ -114,19 +114,19 @@ class PipelineRunner:
         reduction: StageReduction | None = None,
         n_tokens: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Forward passes of `n` micro-batches, with `train` also their backward passes, which accumulate gradients.
+        """Run forward passes of `n` micro-batches, with `train` also their backward passes, which accumulate gradients.
 
         Args:
             n: number of micro-batches, the same on all stages. 0 does nothing.
             forward: `forward(i)` computes the loss (in evaluation: any tensor) of micro-batch `i`. It calls
-                `model.hidden(tokens, cu_seqlens)` once, and what follows that call runs on the last stage only.
-            train: with gradients, backward passes and `reduction`; otherwise everything runs without gradients.
-            on_backward: called with `i` right before the backward pass of micro-batch `i`; they come in order.
+                `model.hidden(tokens, cu_seqlens)` once; the code after that call runs on the last stage only.
+            train: run backward passes and `reduction`; otherwise everything runs without gradients.
+            on_backward: called with `i` right before the backward pass of micro-batch `i`, in order.
             reduction: values to sum over the stages.
             n_tokens: T of each micro-batch, if known: hidden states can then be received earlier.
 
         Returns:
-            On the last stage the results of `forward`, detached, one per micro-batch; on the others nothing.
+            On the last stage the results of `forward`, detached, one per micro-batch; on other stages an empty list.
 
         Raises:
             PeerError: another stage has ended or is stuck; or an earlier run ended with an error.
@@ -157,7 +157,7 @@ class PipelineRunner:
     # ------------------------------------------------------------------ receiving
 
     def _post_receives(self, op: Op | None, run: _Run) -> None:
-        """Receive what an operation needs while the one before it computes, if its size is known by then."""
+        """Post the receives of an operation before the previous one computes, if their sizes are known by then."""
         if op is None:
             return
         i = op.micro_batch
@@ -185,7 +185,7 @@ class PipelineRunner:
         return [torch.empty(run.reduction.shape, device=next(self.model.parameters()).device)]
 
     def _receive_hidden(self, i: int, run: _Run, n_tokens: int) -> Tensor:
-        """Hidden states [T, E] of a micro-batch, in training a leaf."""
+        """Receive the hidden states [T, E] of a micro-batch; in training they are a leaf."""
         queue, state = self._p2p.recv_hidden, run.in_flight[i]
         assert queue is not None
         if state.hidden_in is not None:
@@ -204,7 +204,7 @@ class PipelineRunner:
     # ------------------------------------------------------------------ computing
 
     def _forward(self, i: int, run: _Run) -> Tensor | None:
-        """A forward pass; returns its result on the last stage."""
+        """Run a forward pass; returns its result on the last stage."""
         state = run.in_flight[i] = _InFlight()
         with receiving(self.model, lambda n_tokens: self._receive_hidden(i, run, n_tokens)):
             result = run.forward(i) if self.mesh.is_last_stage else self._stage_output(i, run.forward)
@@ -213,7 +213,7 @@ class PipelineRunner:
         reduced = self._add_local_values(i, state.reduced, run)
         if run.train:
             state.reduced, state.output_shape = reduced, result.shape
-            if result.requires_grad:  # a stage that is all frozen has no backward pass
+            if result.requires_grad:  # a completely frozen stage has no backward pass
                 state.root = result if self.mesh.is_last_stage else get_gradient_edge(result)
         else:
             del run.in_flight[i]
@@ -232,7 +232,7 @@ class PipelineRunner:
         raise _hidden_not_called(i)
 
     def _add_local_values(self, i: int, so_far: Tensor | None, run: _Run) -> Tensor | None:
-        """The sum of the stages before and of this one."""
+        """Add this stage's values to the sum over the stages before it."""
         if run.reduction is None:
             return None
         local = run.reduction.local(i).detach()

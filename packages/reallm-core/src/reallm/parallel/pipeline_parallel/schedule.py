@@ -1,7 +1,7 @@
-"""The order in which each stage of a pipeline works on micro-batches. Pure functions; imports no torch.
+"""Schedules: the order in which each pipeline stage processes micro-batches. Pure functions; imports no torch.
 
 One forward, one backward (1F1B; Narayanan et al., 2019): a stage begins with as many forward passes as there are stages
-after it, then alternates, and ends with the backward passes that are left. It never holds more micro-batches than
+after it, then alternates, and ends with the remaining backward passes. It never holds more micro-batches than
 there are stages from it to the last, however many there are in all. Three stages and four micro-batches, where a
 backward pass takes twice as long as a forward pass:
 
@@ -46,7 +46,7 @@ def forward_only(n: int) -> list[Op]:
 
 
 def most_in_flight(ops: Sequence[Op]) -> int:
-    """The largest number of micro-batches between their forward and their backward pass at a time."""
+    """The largest number of micro-batches that are between their forward and their backward pass at the same time."""
     held = most = 0
     for op in ops:
         held += 1 if op.kind == "F" else -1
@@ -55,15 +55,15 @@ def most_in_flight(ops: Sequence[Op]) -> int:
 
 
 def simulate(schedule: Sequence[Sequence[Op]], *, forward: int = 1, backward: int = 2) -> list[dict[Op, int]]:
-    """Start time of each operation on each stage, if messages take no time.
+    """Start time of each operation on each stage, assuming that messages take no time.
 
     Args:
         schedule: the operations of each stage.
-        forward: how long a forward pass of a stage takes.
-        backward: how long a backward pass takes.
+        forward: time of a stage's forward pass.
+        backward: time of a stage's backward pass.
 
     Raises:
-        ValueError: a deadlock; names what the stages wait for.
+        ValueError: the schedule deadlocks; names the operations that stages wait for.
     """
     starts: list[dict[Op, int]] = [{} for _ in schedule]
     ends: list[dict[Op, int]] = [{} for _ in schedule]
@@ -89,7 +89,7 @@ def simulate(schedule: Sequence[Sequence[Op]], *, forward: int = 1, backward: in
 
 
 def render(pp: int, n: int, *, forward: int = 1, backward: int = 2) -> str:
-    """1F1B as text: a line for each stage, a column for each unit of time, dots where it is idle."""
+    """Render 1F1B as text: a line for each stage, a column for each unit of time, dots where the stage is idle."""
     times = {"F": forward, "B": backward}
     starts = simulate([one_f_one_b(stage, pp, n) for stage in range(pp)], forward=forward, backward=backward)
     cells = [{start + unit: str(op) for op, start in row.items() for unit in range(times[op.kind])} for row in starts]
@@ -102,7 +102,7 @@ def render(pp: int, n: int, *, forward: int = 1, backward: int = 2) -> str:
 
 
 def _needed(op: Op, stage: int, pp: int) -> list[tuple[int, Op]]:
-    """The operations an operation waits for, as (stage, operation)."""
+    """The operations that an operation waits for, as (stage, operation)."""
     if op.kind == "F":
         return [(stage - 1, op)] if stage else []
     forward = (stage, Op("F", op.micro_batch))

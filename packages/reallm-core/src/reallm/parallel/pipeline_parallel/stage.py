@@ -1,8 +1,8 @@
-"""Make a network that lacks its first or last layers a stage of a pipeline, which can be called like a whole one.
+"""Turns a network that lacks its first or last layers into a pipeline stage that is called like a whole network.
 
-- Layer 0 of a later stage is `RecvHidden`, which returns what the stage before has computed.
+- Layer 0 of a later stage is `RecvHidden`, which returns the hidden states of the previous stage.
 - The missing head of an earlier stage is an identity.
-- In training, the caller's loss is left by the exception `StageOutput` once the stage has computed its hidden states.
+- In training, the exception `StageOutput` leaves the caller's loss once the stage has computed its hidden states.
 
 Shapes: T packed tokens, E hidden.
 """
@@ -26,9 +26,9 @@ from reallm.parallel.sharding import tp_boxes
 
 
 class RecvHidden(nn.Module):
-    """Layer 0 of a later stage: hidden states [T, E] from the stage before.
+    """Layer 0 of a later stage: returns hidden states [T, E] received from the previous stage.
 
-    With a tied head it has the token embedding, where the head finds it under its usual name.
+    With a tied head it holds the token embedding, so that the head finds it under its usual name.
     """
 
     def __init__(self, tokens: TokenEmbedding | None = None) -> None:
@@ -39,10 +39,10 @@ class RecvHidden(nn.Module):
         """Number of tokens -> their hidden states [T, E]; None outside of `receiving`."""
 
     def forward(self, tokens: Tensor, seqs: PackedSequences) -> Tensor:
-        """The same arguments as those of the embedding.
+        """Receive hidden states; the arguments are the same as an embedding layer's.
 
         Raises:
-            ConfigError: no pipeline runs.
+            ConfigError: no pipeline is running.
         """
         if self.receive is None:
             raise ConfigError(
@@ -53,9 +53,9 @@ class RecvHidden(nn.Module):
 
 
 class StageOutput(BaseException):
-    """Carries the output of a stage out of the caller's loss, the rest of which is computed on the last stage.
+    """Carries a stage's output out of the caller's loss, whose remaining code runs on the last stage only.
 
-    Not an `Exception`, so that code in between that catches those broadly lets it through.
+    It is not an `Exception`, so that callers which catch `Exception` let it pass.
     """
 
     def __init__(self, hidden: Tensor) -> None:
@@ -64,9 +64,9 @@ class StageOutput(BaseException):
 
 
 def make_stage(model: Transformer, mesh: Mesh) -> None:
-    """Fill in the layers that a stage lacks at its ends, in place; its parameters are then those of `local_boxes`.
+    """Add the layers that a stage lacks at its ends, in place; its parameters are then those in `local_boxes`.
 
-    The tied embedding that the last stage gets is new, and without values.
+    The tied embedding that is added to the last stage has no values yet.
 
     Args:
         model: the layers of this rank's stage, after tensor parallelism.
@@ -83,7 +83,7 @@ def make_stage(model: Transformer, mesh: Mesh) -> None:
 
 @contextmanager
 def receiving(model: Transformer, receive: Callable[[int], Tensor]) -> Iterator[None]:
-    """Let layer 0 call `receive` for its hidden states in the block; the first stage has an embedding instead."""
+    """Context in which layer 0 calls `receive` for its hidden states; no effect on the first stage's embedding."""
     layer = model.layers[str(EMBEDDING_LAYER)]
     if not isinstance(layer, RecvHidden):
         yield
@@ -97,9 +97,9 @@ def receiving(model: Transformer, receive: Callable[[int], Tensor]) -> Iterator[
 
 @contextmanager
 def raising_stage_output(model: Transformer) -> Iterator[None]:
-    """Make `model.hidden(...)` raise `StageOutput` with its result in the block.
+    """Context in which `model.hidden(...)` raises `StageOutput` with its result.
 
-    It wraps `hidden` from the outside: what wraps `forward_hidden` or layers, as FSDP does, sees an ordinary return.
+    It wraps only `hidden`: wrappers of `forward_hidden` or of layers, such as FSDP's, see an ordinary return.
     """
     attributes = vars(model)
     inner, patched_before = model.hidden, attributes.get("hidden")
@@ -111,7 +111,7 @@ def raising_stage_output(model: Transformer) -> Iterator[None]:
     try:
         yield
     finally:
-        if attributes.get("hidden") is hidden:  # otherwise code in the block has restored it already
+        if attributes.get("hidden") is hidden:  # otherwise code in the block has already restored it
             del model.hidden
             if patched_before is not None:
                 model.hidden = patched_before  # type: ignore[method-assign]

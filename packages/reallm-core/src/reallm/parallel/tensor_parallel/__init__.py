@@ -1,1 +1,1 @@
-"""Tensor parallelism, applied to a network from outside: model code has no collectives."""
+"""Tensor parallelism, applied to a network after it is built: model code contains no collectives."""

@@ -1,6 +1,6 @@
-"""Apply tensor parallelism to a network: cut its parameters, and put collectives where split layers begin and end.
+"""Applies tensor parallelism to a network: cuts its parameters, and adds collectives where split layers begin and end.
 
-Each layer declares how it can be split (`split`, `shards`, `over_sharded_dim`), and that decides what it gets:
+Each layer declares how it can be split (`split`, `shards`, `over_sharded_dim`), which determines its collectives:
 
 | layer | collectives (forward / backward) |
 |---|---|
@@ -11,7 +11,7 @@ Each layer declares how it can be split (`split`, `shards`, `over_sharded_dim`),
 | norm over a split dim (`over_sharded_dim`) | all-reduce / all-reduce of its means |
 | output head | see `layers.VocabParallel` |
 
-Boxes are given for all ranks, so that one process can play them all.
+Boxes are passed for all ranks, so that one process can simulate all of them.
 
 Shapes: T packed tokens.
 """
@@ -56,15 +56,15 @@ def apply_tensor_parallel(
     """Turn a network into this rank's part of it, in place.
 
     Args:
-        model: whole layers, on the meta device, or with values, of which this rank's boxes are copied.
+        model: network of whole layers, on the meta device or with values, from which this rank's boxes are copied.
         peers: the tensor-parallel ranks.
-        boxes: of all ranks.
+        boxes: the boxes of all ranks.
         shards: how each parameter is split, `model.parameter_shards()`.
         splits: path of a module -> its `split`, `model.module_splits()`; ignored where no parameter is split.
-        sequence_parallel: whether ranks split the tokens between them outside of split layers, in training.
+        sequence_parallel: whether ranks also split the tokens outside of split layers, in training.
 
     Raises:
-        ConfigError: a layer cannot be split so.
+        ConfigError: a layer cannot be split in this way.
     """
     if sequence_parallel:
         _check_sequence_parallel(model)
@@ -102,17 +102,17 @@ class _RegionBoundary:
         """The last input of `enter`, and its result."""
 
     def enter(self, x: Tensor) -> Tensor:
-        """Into a region; only once for layers in a row with the same input, as queries, keys and values."""
+        """Enter a region; successive layers with the same input, such as queries, keys and values, enter only once."""
         if self._last_entered is None or self._last_entered[0] is not x:
             self._last_entered = x, self._enter(x)
         return self._last_entered[1]
 
     def enter_with_all_tokens(self, x: Tensor) -> Tensor:
-        """Into a region, from an input that has all tokens even with sequence parallelism."""
+        """Enter a region from an input that has all tokens even with sequence parallelism."""
         return copy_to_tp_region(x, self.peers)
 
     def exit(self, x: Tensor) -> Tensor:
-        """Out of a region: sum the partial outputs of the ranks."""
+        """Leave a region: sum the partial outputs of the ranks."""
         return reduce_from_tp_region(x, self.peers)
 
     def register_hooks(self, blocks: Sequence[nn.Module]) -> None:
@@ -125,7 +125,7 @@ class _RegionBoundary:
         return copy_to_tp_region(x, self.peers)
 
     def _before_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before `block(x, context, cache)`."""
+        """Hook that runs before `block(x, context, cache)`."""
         self._last_entered = None
 
     def _after_block(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
@@ -133,16 +133,16 @@ class _RegionBoundary:
 
 
 class _SequenceParallelBoundary(_RegionBoundary):
-    """The same with sequence parallelism (Korthikanti et al., 2022): outside of regions a rank has some of the tokens.
+    """Boundary with sequence parallelism (Korthikanti et al., 2022): outside of regions a rank has some of the tokens.
 
-    Tokens are scattered before the first block and gathered after the last one, and also around experts, whose router
-    needs them all. Without gradients, as in generation, all ranks have all tokens.
+    Tokens are scattered before the first block and gathered after the last one; experts also get all tokens, which
+    their router needs. Without gradients, as in generation, all ranks have all tokens.
     """
 
     def __init__(self, peers: Peers) -> None:
         super().__init__(peers)
         self._n_tokens: int | None = None
-        """T of the pack in this block; None without gradients."""
+        """Number of tokens T of the packed batch in the current block; None without gradients."""
 
     def exit(self, x: Tensor) -> Tensor:
         if self._n_tokens is None:
@@ -180,7 +180,7 @@ class _SequenceParallelBoundary(_RegionBoundary):
 
 
 def _check_sequence_parallel(model: Transformer) -> None:
-    """Raise ConfigError if a layer comes from a plugin: it may need all tokens."""
+    """Raise ConfigError if a layer comes from a plugin, since it may need all tokens."""
     for path, module in model.named_modules():
         cls = type(module)
         if cls.__module__.partition(".")[0] not in ("reallm", "torch"):

@@ -1,6 +1,6 @@
-"""Layers computed with only this rank's part of their parameters: embedding, output vocabulary and norms.
+"""Layers that compute with only this rank's part of their parameters: embedding, output head and norms.
 
-Shapes: T packed tokens, N chosen tokens, E hidden, V vocabulary, v this rank's rows of it.
+Shapes: T packed tokens, N selected tokens, E hidden, V vocabulary, v this rank's rows of it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from reallm.parallel.tensor_parallel.mappings import (
 
 
 class VocabParallel:
-    """Replaces `model.linear_cross_entropy.VocabReplicated` where each rank has some rows of the head.
+    """Replacement of `model.linear_cross_entropy.VocabReplicated` if each rank has some rows of the head.
 
     Args:
         peers: the ranks that split the vocabulary.
-        sizes: the rows of each rank, in order.
+        sizes: the number of rows of each rank, in order.
     """
 
     def __init__(self, peers: Peers, sizes: Sequence[int]) -> None:
@@ -35,7 +35,7 @@ class VocabParallel:
         self.start = sum(self._sizes[: peers.rank])
 
     def read(self, hidden: Tensor) -> Tensor:
-        """Identity forward, all-reduce backward: each rank multiplies the hidden states with its rows."""
+        """Identity forward, all-reduce backward: each rank multiplies the hidden states by its rows."""
         return copy_to_tp_region(hidden, self._peers)
 
     def whole(self, logits: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class VocabParallel:
 def vocab_parallel_embedding(embedding: TokenEmbedding, peers: Peers, start: int) -> Callable[[Tensor], Tensor]:
     """The forward pass of an embedding with the rows from `start` on, followed by an all-reduce: tokens [T] -> [T, E].
 
-    Tokens of other ranks' rows get zeros (Megatron's `VocabParallelEmbedding`).
+    Tokens whose rows other ranks hold get zeros before the all-reduce (Megatron's `VocabParallelEmbedding`).
     """
 
     def forward(tokens: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ def parallel_norm(norm: Norm, peers: Peers) -> Callable[[Tensor], Tensor]:
     """The forward pass of a norm whose dim [..., d] is split between ranks: means are all-reduced, in at least float32.
 
     Args:
-        norm: with this rank's part of its parameters.
-        peers: the ranks; each part is held by equally many of them.
+        norm: a norm with this rank's part of its parameters.
+        peers: the ranks; each part is held by the same number of ranks.
 
     Raises:
-        ConfigError: it is neither `RMSNorm` nor `LayerNorm`.
+        ConfigError: the norm is neither `RMSNorm` nor `LayerNorm`.
     """
     if type(norm).forward not in (RMSNorm.forward, LayerNorm.forward):
         raise ConfigError(

@@ -7,7 +7,7 @@
 | `all_reduce_sum` | all-reduce | all-reduce |
 | `gather_from_tp_region` | all-gather along the last dim | this rank's slice |
 
-With sequence parallelism (Korthikanti et al., 2022) ranks split the tokens between them outside of split layers. `T` is
+With sequence parallelism (Korthikanti et al., 2022) ranks also split the tokens, outside of split layers. `T` is
 the number of all tokens; each rank has `ceil(T / ranks)` of them, the last ones padded with zeros:
 
 | function | forward | backward |
@@ -33,7 +33,7 @@ from reallm.parallel.mesh import Group, all_gather_single, reduce_scatter_single
 
 
 class Peers(Protocol):
-    """The ranks of a tensor-parallel group, as one of them; all pass tensors of the same shape and dtype."""
+    """The ranks of a tensor-parallel group, seen from one of them; all pass tensors of the same shape and dtype."""
 
     @property
     def rank(self) -> int:
@@ -53,7 +53,7 @@ class Peers(Protocol):
         """Tensors of all ranks, concatenated along the first dim."""
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """Sum over the ranks, of which each gets an equal slice along the first dim."""
+        """Sum over the ranks; each rank gets an equal slice of the sum along the first dim."""
 
 
 class GroupPeers:
@@ -87,7 +87,7 @@ class GroupPeers:
 
 
 def copy_to_tp_region(x: Tensor, peers: Peers) -> Tensor:
-    """Identity forward, all-reduce backward (Megatron's f): each rank computes something else with the same `x`."""
+    """Identity forward, all-reduce backward (Megatron's f): each rank computes something different with `x`."""
     return cast(Tensor, _CopyToTPRegion.apply(x, peers)) if torch.is_grad_enabled() else x
 
 
@@ -99,7 +99,7 @@ def reduce_from_tp_region(x: Tensor, peers: Peers) -> Tensor:
 
 
 def all_reduce_sum(x: Tensor, peers: Peers) -> Tensor:
-    """All-reduce forward and backward: each rank computes something else with the sum. `x` is not changed."""
+    """All-reduce forward and backward: each rank computes something different with the sum. `x` is not changed."""
     return cast(Tensor, _AllReduceSum.apply(x, peers))
 
 
@@ -120,7 +120,7 @@ def gather_from_sp_region(x: Tensor, peers: Peers, n_tokens: int, *, reduce_scat
         x: this rank's tokens, padded.
         peers: the ranks.
         n_tokens: T.
-        reduce_scatter_grad: whether each rank computes something else with the result, so that its gradients are
+        reduce_scatter_grad: whether each rank computes something different with the result, so that its gradients are
             partial (Megatron's `tensor_parallel_output_grad`). If not, all ranks have the same gradient.
     """
     return cast(Tensor, _GatherFromSPRegion.apply(x, peers, n_tokens, reduce_scatter_grad))
@@ -214,11 +214,11 @@ class _ReduceScatterToSPRegion(Function):
 
 
 def _pad_tokens(x: Tensor, peers: Peers) -> Tensor:
-    """[T, ...] with zeros at the end, so that the ranks divide its length."""
+    """Pad [T, ...] with zeros at the end, so that its length is a multiple of the number of ranks."""
     missing = -x.shape[0] % peers.size
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x
 
 
 def _copy(x: Tensor) -> Tensor:
-    """A contiguous copy to reduce in place: autograd may pass the same gradient to others, or keep an input."""
+    """A contiguous copy to reduce in place: autograd may pass the same gradient elsewhere, or keep an input."""
     return x.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Which parameters get only partial gradients under tensor parallelism, and over which ranks these are summed."""
+"""The parameters that get only partial gradients under tensor parallelism, and the ranks to sum them over."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def partial_grad_groups(
 ) -> dict[str, list[int]]:
     """Parameter -> the tensor-parallel ranks over which its gradients are summed, where each has a partial one:
 
-    - A box that several ranks hold, as with few KV heads: each rank uses it with other query heads.
-    - A whole parameter of a layer that acts on a part of its input's features, as a norm of each head does.
-    - With sequence parallelism, a whole parameter of a block: each rank sees other tokens. Routers see all of them.
+    - A box that several ranks hold, as with few KV heads: each rank uses it with different query heads.
+    - A whole parameter of a layer that acts on a part of its input's features, such as a norm of each head.
+    - With sequence parallelism, a whole parameter of a block: each rank sees different tokens. Routers see all tokens.
     """
     groups: dict[str, list[int]] = {}
     for name, box in boxes[tp_rank].items():
@@ -43,6 +43,6 @@ def partial_grad_groups(
 
 
 def _modules_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
-    """The modules that contain a parameter, from its layer to its owner."""
+    """The modules that contain a parameter, from its layer down to the module that holds it directly."""
     names = name.split(".")[:-1]
     return [model.get_submodule(".".join(names[:depth])) for depth in range(2, len(names) + 1)]
