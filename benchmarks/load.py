@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from common import Ratio, interleave, machine, parser, write_json
-from reallm import ReaLModel
+from reallm import ReaLModel, ReaLModelConfig
 from reallm.demo.rows import demo_rows
 from reallm.demo.tokenizer import byte_tokenizer
 from workloads import LLAMA_TINY, SMOLLM2_135M, random_llama
@@ -144,11 +144,12 @@ def first_steps(scratch: Path, rounds: int) -> dict[str, float]:
 
 def _tiny_model(folder: Path) -> Path:
     """The demo's untrained model with its tokenizer."""
-    raw = json.loads(files("reallm.demo").joinpath("model.json").read_text(encoding="utf-8"))
+    sizes = json.loads(files("reallm.demo").joinpath("model.json").read_text(encoding="utf-8"))
     tokenizer = byte_tokenizer()
-    end = tokenizer.eos_token_id
-    tokens = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-    ReaLModel.from_llama({**raw, **tokens}, seed=0).save_pretrained(folder, tokenizer=tokenizer)
+    config = ReaLModel.config_to_llama(ReaLModelConfig(vocab_size=len(tokenizer), **sizes))
+    config.bos_token_id = None
+    config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    ReaLModel.from_llama(config, seed=0).save_pretrained(folder, tokenizer=tokenizer)
     return folder
 
 
