@@ -25,9 +25,11 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to add to a prompt.")] = 128,
-    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: the likeliest token; 1: sample.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(metavar="K", min=1, help="Sample from the K likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")] = None,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: greedy; 1: sample.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(metavar="K", min=1, help="Sample from the K most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Sample from the tokens that have P of the probability.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End where TEXT appears; repeatable.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",

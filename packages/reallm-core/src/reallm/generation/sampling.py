@@ -41,7 +41,7 @@ class SamplingConfig:
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k} must be at least 1; leave it out to draw from all tokens")
+            raise ConfigError(f"top_k={self.top_k} must be at least 1; leave it out to sample from all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must be more than 0 and at most 1")
         if "" in self.stop:

@@ -23,7 +23,7 @@ from reallm.experiments.runs.info import RunInfo, read_run
 from reallm.experiments.runs.metrics import Curve, is_evaluation, is_loss, is_number, read_curves, tokens_trained
 
 TITLES = {
-    "accuracy": "Accuracy: share of tokens that were the likeliest",
+    "accuracy": "Accuracy: share of tokens that were the most likely",
     "tokens_per_s": "Speed (tokens/s)",
     "memory_gib": "Memory (GiB)",
     "lr": "Learning rate",
