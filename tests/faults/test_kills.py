@@ -35,6 +35,14 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 120.0) -> None:
         time.sleep(0.01)
 
 
+def has_exited(pid: int) -> bool:
+    """Whether a process has ended, waited for by its parent or not yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def killed(command: Command, rank: int, seconds: float) -> bool:
     """Kill a rank so long after it was started, and check what is said; False if the run was done before."""
     while rank not in command.ranks():
@@ -44,6 +52,9 @@ def killed(command: Command, rank: int, seconds: float) -> bool:
     while time.monotonic() < until and command.process.poll() is None:
         time.sleep(0.01)
     if command.process.poll() is not None:
+        return False
+    if has_exited(pid):  # the run was done, and its command is about to notice
+        assert command.end(ENDS_WITHIN_S).code == 0
         return False
     os.kill(pid, signal.SIGKILL)
     ended = command.end(ENDS_WITHIN_S)
