@@ -14,8 +14,6 @@ from tests.helpers.jobs import Command, losses, make_inputs, sft
 
 STEPS = 60
 ENDS_WITHIN_S = 30.0
-LONGEST_S = 14.0
-"""Of a part of a run before the kill; start and loading take about half of it."""
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +66,18 @@ def killed(command: Command, rank: int, seconds: float) -> bool:
     ("layout", "n_ranks"), [(["parallel.dp=2", "parallel.zero=2"], 2), (["parallel.tp=2"], 2)], ids=["fsdp2", "tp2"]
 )
 def test_ten_times_and_the_numbers_are_those_of_a_run_without(inputs, tmp_path, layout, n_ranks):
-    undisturbed = Command(tmp_path, arguments(inputs, tmp_path / "undisturbed", *layout)).end(timeout_s=300)
+    start = time.monotonic()
+    command = Command(tmp_path, arguments(inputs, tmp_path / "undisturbed", *layout))
+    wait_for_step(tmp_path / "undisturbed" / "run", 1)
+    until_first_step = time.monotonic() - start
+    undisturbed = command.end(timeout_s=300)
     assert undisturbed.code == 0, undisturbed.err
+    # a part of a run trains at most a sixth of the steps, so that it takes at least five kills to the last one
+    longest_s = until_first_step + (time.monotonic() - start - until_first_step) / 6
     draw, kills = random.Random(n_ranks + len(layout)), 0
     while kills < 10:
         command = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout))
-        if not killed(command, draw.randrange(n_ranks), draw.uniform(0.0, LONGEST_S)):
+        if not killed(command, draw.randrange(n_ranks), draw.uniform(0.0, longest_s)):
             break  # a run that has come to its end is done
         kills += 1
     ended = Command(tmp_path, arguments(inputs, tmp_path / "killed", *layout)).end(timeout_s=300)
