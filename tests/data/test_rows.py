@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from reallm.data.row_errors import RowErrors
 from reallm.data.row_sources import check_source
-from reallm.data.rows import Row, describe, read_rows
+from reallm.data.rows import Row, describe, iter_rows, read_rows
 from reallm.errors import DataError
 
 GOOD = [{"prompt": "a", "answer": "b"}, {"prompt": "c\u2028d", "answer": "é"}]
@@ -216,9 +217,33 @@ def test_a_required_key_is_checked_in_every_row(tmp_path: Path) -> None:
     assert message(path, required={"prompt": str}) == (
         f"{path}:2: key 'prompt': found no such key (keys: 'promt'), wanted text"
     )
-    assert message(path, required={"n": str}) == f"{path}:1: key 'n': found a number (1), wanted text"
-    assert message(path, required={"n": (str, list)}).endswith("wanted text or a list")
-    assert message(path, required={"prompt": int}) == f"{path}:1: key 'prompt': found text ('x'), wanted a whole number"
+    assert message(path, required={"n": str}) == f"{path}:1: key 'n': found a number (1), wanted text (and 1 more row)"
+    assert message(path, required={"n": (str, list)}).endswith("wanted text or a list (and 1 more row)")
+    assert message(path, required={"prompt": int}) == (
+        f"{path}:1: key 'prompt': found text ('x'), wanted a whole number (and 1 more row)"
+    )
+
+
+def test_the_first_wrong_row_is_named_with_how_many_more_are_wrong(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.jsonl", lines({"n": 1}, 3, {"n": 2}, {"id": 1.5}, {"n": 3}, "x"))
+    assert message(path) == f"{path}:2: found a number (3), wanted an object such as {{...}} (and 2 more rows)"
+
+
+def test_rows_are_read_while_they_are_used(tmp_path: Path) -> None:
+    found = iter_rows(file(tmp_path, "a.jsonl", lines({"n": 1}, 3)))
+    assert next(found).values == {"n": 1}
+    with pytest.raises(DataError, match="a.jsonl:2: found a number"):
+        next(found)
+
+
+def test_errors_of_wrong_rows_can_be_collected_and_the_others_used(tmp_path: Path) -> None:
+    errors = RowErrors()
+    rows = list(iter_rows(file(tmp_path, "a.jsonl", lines({"n": 1}, 3, {"n": 2})), errors=errors))
+    assert [(row.index, row.values) for row in rows] == [(0, {"n": 1}), (2, {"n": 2})]
+    errors.add(0, rows[0].error("is the first in the file"))
+    assert len(errors) == 2
+    with pytest.raises(DataError, match=r"a.jsonl:1: is the first in the file \(and 1 more row\)"):
+        errors.check()
 
 
 def test_true_is_not_a_number() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from reallm.errors import ConfigError, PluginError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 PATHS = {"train": "train_path", "valid": "valid_path"}
 """Split -> the field with its file, which a dataset class receives as `path`."""
+ROW_FIELDS = ("format", "columns")
+"""Fields about the rows of all files, which a dataset class receives as part of `path`, a `RowSource`."""
 BATCH_SIZES = {"train": "train_bs_n_seqs", "valid": "valid_bs_n_seqs"}
 """Split -> the field with its batch size in sequences, which a dataset class does not receive."""
 DEFAULT_BATCH_SIZE = 32
@@ -77,15 +80,27 @@ def splits(config: Any) -> dict[str, Dataset]:
 def split_args(config: Any) -> dict[str, dict[str, Any]]:
     """Split -> the arguments that a dataset class is constructed with: `{"train": {"path": "a.jsonl", ...}}`.
 
-    These are the fields of `config` except paths, batch sizes and name, plus `path` with the split's file. A
-    configuration without `train_path` has only the split `"train"`, without `path` unless that is a field.
+    These are the fields of `config` except paths, batch sizes and name, plus `path` with the split's file: as it is
+    written, or a `RowSource` if the configuration has the fields `format` and `columns`. A configuration without
+    `train_path` has only the split `"train"`, without `path` unless that is a field.
     """
     not_passed = {"name", *PATHS.values(), *BATCH_SIZES.values()}
     args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in not_passed}
+    wrap = _row_source(args)
     if not hasattr(config, PATHS["train"]):
-        return {"train": args}
+        return {"train": {name: wrap(value) if name == "path" else value for name, value in args.items()}}
     paths = {split: getattr(config, field, None) for split, field in PATHS.items()}
-    return {split: {"path": path, **args} for split, path in paths.items() if path is not None}
+    return {split: {"path": wrap(path), **args} for split, path in paths.items() if path is not None}
+
+
+def _row_source(args: dict[str, Any]) -> Callable[[Any], Any]:
+    """A function that puts a path in a `RowSource` with the `format` and `columns` of `args`, which it removes."""
+    if not all(name in args for name in ROW_FIELDS):
+        return lambda path: path
+    from reallm.data.row_sources import RowSource
+
+    about = {name: args.pop(name) for name in ROW_FIELDS}
+    return lambda path: RowSource(path, **about)
 
 
 def batch_size(config: Any, split: str) -> int:

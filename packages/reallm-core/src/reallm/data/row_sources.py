@@ -9,6 +9,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -19,11 +20,29 @@ from reallm.errors import DataError, did_you_mean
 
 Builder: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
 Records: TypeAlias = "Generator[Record, None, None]"
-Source: TypeAlias = "str | Path | Builder"
+Source: TypeAlias = "str | Path | Builder | RowSource"
 
 _REFERENCE = re.compile(r"(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)")
 _BETWEEN = re.compile(r"[\s,]*")
 _BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where rows come from, the form that they have there, and the names of their columns.
+
+    Args:
+        path: a path or a function, as `reallm.data.rows.read_rows` takes it.
+        format: name of the form of the rows; None: recognised by the keys of the first ones.
+        columns: key that is wanted -> the key that the rows have for it: `{"prompt": "question"}`.
+    """
+
+    path: str | Path | Builder
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return str(getattr(self.path, "__qualname__", self.path))
 
 
 class Record(NamedTuple):
@@ -54,6 +73,8 @@ def check_source(source: Source) -> None:
 
 def _opener(source: Source) -> Callable[[], Records]:
     """A function that reads the source."""
+    if isinstance(source, RowSource):
+        return _opener(source.path)
     if callable(source):
         return partial(_built, source, getattr(source, "__qualname__", type(source).__name__))
     if not str(source):

@@ -8,11 +8,12 @@ An error about a row reads `train.jsonl:12: key 'prompt': found a number (3), wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from reallm.data.row_errors import RowErrors
 from reallm.data.row_sources import Record, Source, records
 from reallm.errors import DataError
 
@@ -23,12 +24,15 @@ Kind = type | tuple[type, ...]
 class Row:
     """One object of a data file: its values, its id, and its location (`train.jsonl:12`) for messages.
 
+    `index` counts the objects of its source from 0, wrong ones included.
+
     A key with the value null counts as absent, because tables export missing keys as null.
     """
 
     id: str
     place: str
     values: Mapping[str, Any] = field(repr=False)
+    index: int = 0
 
     def __contains__(self, key: object) -> bool:
         return self.values.get(key) is not None  # type: ignore[call-overload]
@@ -108,33 +112,54 @@ class Row:
 
 
 def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> list[Row]:
-    """All rows of a file or a function, in order.
+    """All rows of a source, in order, as `iter_rows` gives them.
+
+    Raises:
+        DataError: the source cannot be read or has no rows, or rows are wrong; names the first one, and says how many
+            more there are.
+    """
+    errors = RowErrors()
+    rows = list(iter_rows(source, required=required, errors=errors))
+    errors.check()
+    return rows
+
+
+def iter_rows(
+    source: Source, *, required: Mapping[str, Kind] | None = None, errors: RowErrors | None = None
+) -> Iterator[Row]:
+    """The rows of a source, in order, read while they are used.
 
     A row's id is its value of `id` (text or a whole number), or else its position: `train.jsonl:12`.
 
     Args:
         source: a path to `.json` (a list of objects), `.jsonl`, `.jsonl.gz` or `.parquet`; a function that takes
-            no arguments and returns an iterable of mappings; or a reference to one: `"package.module:function"` or
-            `"file.py:function"`.
+            no arguments and returns an iterable of mappings; a reference to one: `"package.module:function"` or
+            `"file.py:function"`; or one of these in a `RowSource`, which gives rows in a form that datasets know.
         required: key -> type of its value, for keys that every row must have.
+        errors: collects the errors of wrong rows, which are left out; None: the first one is raised.
 
     Raises:
-        DataError: the source cannot be read, has no rows, or has an invalid one; names the location.
+        DataError: the source cannot be read, has no rows, or has a wrong one; names the location.
     """
-    rows: list[Row] = []
     places: dict[str, str] = {}
+    index = -1
     with closing(records(source)) as found:
-        for record in found:
-            row = _row(record)
-            if row.id in places:
-                raise row.error(f"key 'id': '{row.id}' is already the id of {places[row.id]}; ids must be unique")
-            places[row.id] = row.place
-            for key, kind in (required or {}).items():
-                row.get(key, kind)
-            rows.append(row)
-    if not rows:
+        for index, record in enumerate(found):
+            try:
+                row = _row(record, index)
+                if row.id in places:
+                    raise row.error(f"key 'id': '{row.id}' is already the id of {places[row.id]}; ids must be unique")
+                places[row.id] = row.place
+                for key, kind in (required or {}).items():
+                    row.get(key, kind)
+            except DataError as error:
+                if errors is None:
+                    raise
+                errors.add(index, error)
+            else:
+                yield row
+    if index < 0:
         raise DataError(f"{getattr(source, '__qualname__', source)}: has no rows")
-    return rows
 
 
 def describe(value: Any) -> str:
@@ -154,13 +179,13 @@ def describe(value: Any) -> str:
     return f"a number ({shown})" if isinstance(value, int | float) else f"a {type(value).__name__} ({shown})"
 
 
-def _row(record: Record) -> Row:
+def _row(record: Record, index: int) -> Row:
     if not isinstance(record.value, Mapping):
         raise DataError(f"{record.place}: found {describe(record.value)}, wanted an object such as {{...}}")
     given = record.value.get("id")
     if given is not None and not _is(given, (str, int)):
         raise DataError(f"{record.place}: key 'id': found {describe(given)}, wanted text or a whole number")
-    return Row(record.position if given is None else str(given), record.place, record.value)
+    return Row(record.position if given is None else str(given), record.place, record.value, index)
 
 
 def _is(value: Any, kind: Kind) -> bool:

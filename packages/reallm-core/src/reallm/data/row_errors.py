@@ -1,0 +1,32 @@
+"""Collects the errors of wrong rows, so that the first in the order of the file is named, and the others counted."""
+
+from __future__ import annotations
+
+from reallm.errors import DataError
+
+
+class RowErrors:
+    """The errors of wrong rows: `train.jsonl:12: key 'answer': found null, wanted text (and 41 more rows)`."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, DataError] | None = None
+        self._wrong: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._wrong)
+
+    def add(self, index: int, error: DataError) -> None:
+        """Add the error of the row of this `Row.index`; errors may come in any order."""
+        self._wrong.add(index)
+        if self._first is None or index < self._first[0]:
+            self._first = index, error
+
+    def check(self) -> None:
+        """Raise DataError if a row is wrong: the error of the first one, and how many more there are."""
+        if self._first is None:
+            return
+        _, error = self._first
+        more = len(self) - 1
+        if not more:
+            raise error
+        raise DataError(f"{error} (and {more:,} more {'row' if more == 1 else 'rows'})") from error
