@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from reallm.data.chat import Conversation
 from reallm.data.datasets import DatasetUtility
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
-from reallm.data.rows import Row, read_rows
+from reallm.data.tokenization.tokenized_rows import tokenize_rows
 from reallm_datasets.config import Overlong, PromptAnswerDatasetConfig, check_at_least, check_overlong
-from reallm_datasets.encoding import Encoder, PromptAnswer
-from reallm_datasets.limits import truncate_or_drop
-from reallm_datasets.progress import tokenizer_batches
-from reallm_datasets.report import Report
-from reallm_datasets.sequences import SequenceBuilder
+from reallm_datasets.encoders.prompt_answer import PromptAnswerEncoder
+from reallm_datasets.encoding import Encoder
 
 
 class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
@@ -48,36 +43,16 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
     ) -> None:
         check_at_least("max_seqlen", max_seqlen, 2)
         check_overlong(overlong)
-        rows = util.shard(read_rows(path))
-        encoder = Encoder(util.tokenizer)
-        self._report = Report(path, len(rows))
         self._padded_length = max_seqlen if pad_to_max_length else 0
-        self._padding = encoder.padding if pad_to_max_length else 0
-        ids, trained = SequenceBuilder(np.int32), SequenceBuilder(np.bool_)
-        names: list[str] = []
-        for batch in tokenizer_batches(rows, util):
-            texts = [_text(row, encoder) for row in batch]
-            for row, text, sequence in zip(batch, texts, encoder.sequences(texts), strict=True):
-                kept, phrase = truncate_or_drop(sequence, max_seqlen, overlong)
-                if phrase:
-                    self._report.count(phrase)
-                if kept is None:
-                    continue
-                if isinstance(text, PromptAnswer) and not text.answer:
-                    self._report.count("with an empty answer")
-                kept.answer_mask[0] = False  # no token before it to predict it from
-                ids.append(kept.ids)
-                trained.append(kept.answer_mask)
-                names.append(row.id)
-        if not names:
-            raise self._report.no_samples_error("raise max_seqlen")
-        self._ids, self._trained, self._names = ids.build(), trained.build(), names
+        self._padding = Encoder(util.tokenizer).padding if pad_to_max_length else 0
+        self._rows = tokenize_rows(path, PromptAnswerEncoder(util.tokenizer, max_seqlen, overlong), util)
+        self._rows.need_samples("raise max_seqlen")
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> NamedArray:
-        ids, trained = self._ids[i], self._trained[i]
+        ids, trained = self._rows.field("input_ids", i), self._rows.field("loss_mask", i)
         length = max(len(ids), self._padded_length)
         input_ids = torch.full((length,), self._padding, dtype=torch.int64)
         input_ids[: len(ids)] = torch.from_numpy(ids)
@@ -85,17 +60,10 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
         loss_mask[: len(ids)] = torch.from_numpy(trained)
         lengths = ((length,),)
         return NamedArray(input_ids=input_ids, loss_mask=loss_mask).with_metadata(
-            seqlens={"input_ids": lengths, "loss_mask": lengths}, ids=(self._names[i],)
+            seqlens={"input_ids": lengths, "loss_mask": lengths}, ids=(self._rows.id(i),)
         )
 
     def report(self) -> str:
         """One line: rows read, samples and tokens made of them, and how many were cut or dropped, and why."""
-        n_tokens, n_trained = len(self._ids.values), int(self._trained.values.sum())
-        return self._report.line(f"{len(self):,} samples, {n_tokens:,} tokens, {n_trained:,} of them trained")
-
-
-def _text(row: Row, encoder: Encoder) -> PromptAnswer | Conversation:
-    if "messages" in row:
-        return encoder.chat.conversation(row.messages("messages"), row)
-    row.need_one_of("messages", "prompt")
-    return PromptAnswer(row.text("prompt"), row.text("answer"))
+        n_tokens, n_trained = self._rows.n_elements("input_ids"), self._rows.n_true("loss_mask")
+        return self._rows.report(f"{len(self):,} samples, {n_tokens:,} tokens, {n_trained:,} of them trained")

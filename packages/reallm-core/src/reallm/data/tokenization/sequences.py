@@ -32,15 +32,15 @@ class FlatSequences:
 class SequenceBuilder:
     """Collects sequences of a numpy dtype in one growing buffer, so that they are never in memory twice."""
 
-    def __init__(self, dtype: type[np.generic]) -> None:
-        self._dtype = np.dtype(dtype)
+    def __init__(self, dtype: np.dtype) -> None:
+        self._dtype = dtype
         self._values = bytearray()
         self._offsets = array("q", [0])
 
-    def append(self, sequence: np.ndarray) -> None:
-        """Append one sequence, [L]."""
-        self._values += sequence.astype(self._dtype, copy=False).tobytes()
-        self._offsets.append(len(self._values) // self._dtype.itemsize)
+    def extend(self, values: np.ndarray, lengths: np.ndarray) -> None:
+        """Append sequences that are concatenated in `values`, [T], with their `lengths`, int64 [n]."""
+        self._values += values.astype(self._dtype, copy=False).tobytes()
+        self._offsets.frombytes((np.cumsum(lengths) + self._offsets[-1]).tobytes())
 
     def build(self) -> FlatSequences:
         """The sequences that were appended, sharing the buffer; nothing can be appended afterwards."""

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from reallm_datasets.progress import in_batches
+from reallm.data.tokenization.progress import in_batches
 
 
 def run(*, terminal: bool = False, quiet: bool = False, bar_after: float = 0, line_every: float = 0) -> str:

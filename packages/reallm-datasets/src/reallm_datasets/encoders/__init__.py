@@ -1,0 +1,1 @@
+"""Encoders: what each dataset makes of a row. They import no torch, so that worker processes start quickly."""
