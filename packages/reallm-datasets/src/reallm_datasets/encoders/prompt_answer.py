@@ -37,7 +37,7 @@ class PromptAnswerEncoder:
 
     def _encoded(self, text: PromptAnswer | Conversation, sequence: Encoded) -> EncodedRow:
         kept, phrase = truncate_or_drop(sequence, self._max_seqlen, self._overlong)
-        remarks = (phrase,) if phrase else ()
+        remarks: tuple[str, ...] = (phrase,) if phrase else ()
         if kept is None:
             return EncodedRow(None, remarks)
         if isinstance(text, PromptAnswer) and not text.answer:
