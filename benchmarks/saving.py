@@ -55,7 +55,7 @@ class Trainer:
 
     def save(self, kind: str) -> None:
         engine = self.engine.state(weights=self.engine.has_masters)
-        state = TrainState(self.engine.step, None, {"model": engine}, {}, None, 0.0, "", Generators.capture())
+        state = TrainState(self.engine.step, None, {"model": engine}, {}, None, 0, 0.0, "", Generators.capture())
         self.savers[kind].save({"model": self.model.export()}, state)
 
     def steps_after(self, kind: str) -> None:

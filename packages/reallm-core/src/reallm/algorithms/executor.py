@@ -44,7 +44,32 @@ class Graph:
     @property
     def trained_roles(self) -> list[str]:
         """The roles with a `train_step`, in the same order."""
-        return list(dict.fromkeys(call.role for call in self.calls if call.kind == "train_step"))
+        return list(dict.fromkeys(call.role for call in self.train_calls))
+
+    @property
+    def train_calls(self) -> list[ModelFunctionCall]:
+        """The calls that train."""
+        return [call for call in self.calls if call.kind == "train_step"]
+
+    @property
+    def eval_prefixes(self) -> dict[str, str]:
+        """Prefix of an evaluation's metrics, by the train call whose objective gives them."""
+        calls = self.train_calls
+        return {call.name: "eval" if len(calls) == 1 else f"eval/{call.name}" for call in calls}
+
+    def eval_metric_names(self, interfaces: Mapping[str, Any]) -> list[str] | None:
+        """The metrics that an evaluation may give; None if the interface of a train call does not declare its own.
+
+        Args:
+            interfaces: interface class or instance by role.
+        """
+        prefixes, names = self.eval_prefixes, []
+        for call in self.train_calls:
+            declared = getattr(interfaces[call.role], "metric_names", None)
+            if declared is None:
+                return None
+            names += [f"{prefixes[call.name]}/{name}" for name in declared]
+        return names
 
 
 @dataclass(frozen=True)
@@ -94,7 +119,7 @@ class GraphExecutor:
 
         With several train calls, names are `eval/<call>/loss`.
         """
-        train_calls = [call for call in self._graph.calls if call.kind == "train_step"]
+        train_calls = self._graph.train_calls
         totals = {call.name: Totals() for call in train_calls}
         for inputs in batches:
             batch = inputs
@@ -105,9 +130,9 @@ class GraphExecutor:
                     totals[call.name] += role.engine.evaluate([batch], role.interface)
                 else:
                     batch = self._with_outputs(call, batch)
-        prefix = {call.name: "eval" if len(train_calls) == 1 else f"eval/{call.name}" for call in train_calls}
+        prefixes = self._graph.eval_prefixes
         return {
-            f"{prefix[call.name]}/{name}": value
+            f"{prefixes[call.name]}/{name}": value
             for call in train_calls
             for name, value in self._roles[call.role].interface.metrics(totals[call.name]).items()
         }

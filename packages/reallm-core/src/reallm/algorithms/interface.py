@@ -22,6 +22,9 @@ class Example:
 class TrainInterface(Objective, Protocol):
     """Interface of a role that is trained: defines the loss and makes an optimizer step with it.
 
+    With an optional class attribute `metric_names`, a tuple of the names that `metrics` may give, a mistyped
+    `best_metric` is found before anything is loaded.
+
     With an optional method `example(sample: NamedArray) -> Example | None`, the model continues a few prompts of the
     validation data at each evaluation, for people to read.
     """

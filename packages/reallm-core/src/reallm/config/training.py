@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """The value of `resume` that continues a run if there is one to continue."""
+DEFAULT_BEST_METRIC = "eval/loss"
+"""The metric by which a run is stopped early unless `best_metric` names another one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class TrainingConfig:
         None, "metric whose best checkpoint is kept as checkpoints/best, such as eval/loss; saved at each evaluation"
     )
     best_mode: Literal["min", "max"] = option("min", "whether the lowest or the highest best_metric is the best")
+    stop_after_evals_without_gain: int | None = option(
+        None,
+        "end the run after so many evaluations in a row in which best_metric, by default eval/loss, did not improve",
+    )
     loggers: list[str] = option(["jsonl", "tensorboard"], "where metrics go; `reallm plugins` lists what is installed")
     output_dir: str = option("runs", "folder that holds the run folders")
     name: str | None = option(None, "name of the run folder in output_dir; null: <algorithm>-<date and time>")
@@ -88,6 +94,7 @@ class TrainingConfig:
             "eval_max_new_tokens": self.eval_max_new_tokens,
             "save_every": self.save_every,
             "keep_last": self.keep_last,
+            "stop_after_evals_without_gain": self.stop_after_evals_without_gain,
             "dataset.train_bs_n_seqs": batch_size(self.dataset, "train"),
             "dataset.valid_bs_n_seqs": batch_size(self.dataset, "valid"),
         }
@@ -101,6 +108,13 @@ class TrainingConfig:
             raise ConfigError(f"save_every_minutes={self.save_every_minutes} must be more than 0; null turns it off")
         if self.max_steps is not None:
             check_warmup(self.optimizer, self.max_steps, f"max_steps={self.max_steps}")
+
+    @property
+    def tracked_metric(self) -> str | None:
+        """The metric whose best checkpoint is kept: `best_metric`, or `eval/loss` if it may stop the run."""
+        if self.best_metric is None and self.stop_after_evals_without_gain is not None:
+            return DEFAULT_BEST_METRIC
+        return self.best_metric
 
     def datasets(self) -> dict[str, Dataset]:
         """The training data as `"train"` and, if the dataset's `valid_path` is given, held-out data as `"valid"`."""

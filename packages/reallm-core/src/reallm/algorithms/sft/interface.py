@@ -25,6 +25,8 @@ class SFTInterface:
     Each of these tokens has the same weight, whichever sequence or micro-batch it is in.
     """
 
+    metric_names = ("loss", "perplexity", "accuracy", "loss_tokens")
+
     def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
         """One optimizer step on `batch`."""
         return engine.train_batch(batch, self)

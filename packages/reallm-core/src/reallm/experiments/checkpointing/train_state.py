@@ -97,6 +97,8 @@ class TrainState:
     metrics: Mapping[str, float]
     """The last value of each metric."""
     best: Best | None
+    evals_without_gain: int
+    """Evaluations since the best one."""
     seconds: float
     """Time spent on the run so far."""
     data: str
@@ -134,6 +136,7 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
         },
         "metrics": finite(state.metrics),
         "best": None if state.best is None else asdict(state.best),
+        "evals_without_gain": state.evals_without_gain,
         "seconds": state.seconds,
         "data": state.data,
         "generators": asdict(state.generators),
@@ -190,6 +193,7 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             engines,
             {name: math.nan if value is None else value for name, value in content["metrics"].items()},
             None if content["best"] is None else Best(**content["best"]),
+            content.get("evals_without_gain", 0),  # earlier versions do not write it
             content["seconds"],
             content["data"],
             Generators(**generators),

@@ -12,6 +12,7 @@ from reallm.experiments.checkpointing.train_state import Best
 from reallm.experiments.reports.number_format import counted, duration
 from reallm.experiments.run.setup import Data, report
 from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.info import RunInfo
 from reallm.launch.job import Job
 
 
@@ -46,11 +47,26 @@ def overview(config: TrainingConfig, data: Data, roles: Mapping[str, Role], fold
     return lines
 
 
+def complete_line(run: RunInfo) -> str:
+    """What is said instead of training when a run that is done is resumed."""
+    if run.stop_reason is not None:
+        return f"{run.path} is complete, it ended early: {run.stop_reason}; change the settings to train on"
+    return f"{run.path} is complete; raise epochs or max_steps to train on"
+
+
 def final_lines(
-    run: OpenRun, *, is_done: bool, steps: int, seconds: float, checkpoint: Path | None, best: Best | None
+    run: OpenRun,
+    *,
+    is_done: bool,
+    steps: int,
+    seconds: float,
+    checkpoint: Path | None,
+    best: Best | None,
+    stop_reason: str | None,
 ) -> list[str]:
     """The last lines of a run that ended without an error: its result, and what to do with it."""
-    lines = [f"{'done' if is_done else 'stopped'} after {counted(steps, 'step')} in {duration(seconds)}"]
+    lines = [] if stop_reason is None else [f"ended early: {stop_reason}"]
+    lines.append(f"{'done' if is_done else 'stopped'} after {counted(steps, 'step')} in {duration(seconds)}")
     if checkpoint is None:
         return [*lines, "nothing is saved: there was no step to save"]
     folder = run.folder

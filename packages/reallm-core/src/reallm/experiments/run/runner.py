@@ -17,9 +17,10 @@ from reallm.errors import ReallmError
 from reallm.experiments.checkpointing.open_run import open_run
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, deterministic_kernels
+from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.reports.write import write_page, write_plot
 from reallm.experiments.run.loggers import logger_specs
-from reallm.experiments.run.messages import final_lines
+from reallm.experiments.run.messages import complete_line, final_lines
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.trainer import Trainer
 from reallm.experiments.runs.info import read_run
@@ -79,6 +80,7 @@ def run(
     name = _name_of(algorithm) if name is None else name
     logger_specs(config.loggers)  # an unknown logger is reported before a folder is made
     graph = Graph.of(algorithm)
+    check_best_metric(config, algorithm, graph)
     settings = plain(describe(config).tree())
     found = settings_and_versions(config, settings, graph.roles)
     check_same_on_all_ranks(job, "settings", found, config.parallel.timeout)
@@ -90,8 +92,8 @@ def run(
     ):
         opened = open_run(job, config, settings, name, stack)
         if opened.is_finished:
-            print_line(console, f"{opened.folder.path} is complete; raise epochs or max_steps to train on")
             earlier = read_run(opened.folder.path)
+            print_line(console, complete_line(earlier))
             return RunResult(earlier.path, earlier.checkpoint, earlier.steps, False, earlier.metrics)
         try:
             trainer = Trainer.build(config, algorithm, graph, opened, job, console)
@@ -147,7 +149,8 @@ def _train(trainer: Trainer) -> RunResult:
         steps=trainer.step,
         seconds=trainer.seconds,
         checkpoint=trainer.newest,
-        best=trainer.best,
+        best=trainer.best.best,
+        stop_reason=trainer.stop_reason,
     )
     for line in lines:
         echo(line)

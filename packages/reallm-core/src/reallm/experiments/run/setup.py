@@ -162,7 +162,8 @@ def _make_engine(config: TrainingConfig, model: ReaLModel, args: ModelArgs, tota
 
 
 def _check_needs_no_validation(config: TrainingConfig) -> None:
-    for key, value in {"eval_every": config.eval_every, "best_metric": config.best_metric}.items():
+    for key in ("eval_every", "best_metric", "stop_after_evals_without_gain"):
+        value = getattr(config, key)
         if value is not None:
             raise ConfigError(f"{key}={value} needs validation data; give dataset.valid_path, or leave {key} out")
 

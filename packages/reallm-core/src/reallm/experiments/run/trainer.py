@@ -16,15 +16,17 @@ from reallm.algorithms.executor import Graph, GraphExecutor, Role
 from reallm.config.training import TrainingConfig, model_args
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
-from reallm.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_other_data
 from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
-from reallm.experiments.checkpointing.train_state import Best, Generators, TrainState
+from reallm.experiments.checkpointing.train_state import Generators, TrainState
 from reallm.experiments.preflight.checks import check_layout
 from reallm.experiments.preflight.memory import explained_shortage, memory_lines
+from reallm.experiments.preflight.metrics import check_metric_name
 from reallm.experiments.reports.write import report_failure, write_page
+from reallm.experiments.run.best_metric import BestMetric
 from reallm.experiments.run.eval_samples import EvalSamples, drop_after, make_eval_samples
 from reallm.experiments.run.loggers import Loggers, logger_specs
 from reallm.experiments.run.messages import overview
@@ -55,12 +57,12 @@ class Trainer:
     eval_samples: EvalSamples | None
     progress: TrainingProgress
     loggers: Loggers
+    best: BestMetric
 
     step: int = 0
     """Optimizer steps done."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last value of each metric."""
-    best: Best | None = None
     _saved_step: int = 0
     """The step of the newest save, finished or not."""
     _evaluated_step: int | None = None
@@ -134,6 +136,7 @@ class Trainer:
             eval_samples=make_eval_samples(config, data, roles[trained[0]], folder.samples if job.is_rank0 else None),
             progress=TrainingProgress(console, data.sampler.total_steps),
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
+            best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
         )
         for role in roles.values():
             if role.engine is not None:
@@ -145,7 +148,8 @@ class Trainer:
     def _restore(self, state: TrainState) -> None:
         """Continue after the step of a saved state; models and engines are loaded already."""
         self.step = self._saved_step = state.step
-        self.metrics, self.best = dict(state.metrics), state.best
+        self.metrics = dict(state.metrics)
+        self.best.best, self.best.evals_without_gain = state.best, state.evals_without_gain
         self._evaluated_step = state.evaluated_step
         self._seconds_before = state.seconds
         state.generators.restore()
@@ -161,9 +165,17 @@ class Trainer:
         return self._seconds_before + time.monotonic() - self._start
 
     @property
+    def stop_reason(self) -> str | None:
+        """Why the run ends before its last step, without having been interrupted; None if it does not."""
+        return self.best.stop_reason if self.step < self.data.sampler.total_steps else None
+
+    @property
     def is_done(self) -> bool:
-        """Whether the last step is done, and the evaluation after it."""
-        return self.step >= self.data.sampler.total_steps and not self._evaluation_is_due()
+        """Whether the last step is done, and the evaluation after it; or the run has ended early for a reason."""
+        return self._has_no_steps_left() and not self._evaluation_is_due()
+
+    def _has_no_steps_left(self) -> bool:
+        return self.step >= self.data.sampler.total_steps or self.stop_reason is not None
 
     def train(self, stop: StopRequest) -> None:
         """Train to the last step, or until asked to stop; then save.
@@ -175,7 +187,7 @@ class Trainer:
             self._evaluate(stop)  # before the first step, or the evaluation that a stopped run had left out
             self._check_best_metric()
         try:
-            while self.step < self.data.sampler.total_steps and not stop.is_set():
+            while not self._has_no_steps_left() and not stop.is_set():
                 self._train_step(self.step + 1)
                 if self._evaluation_is_due():
                     self._evaluate(stop)
@@ -219,7 +231,8 @@ class Trainer:
         self._evaluated_step = self.step
         self._log(metrics)
         self.progress.echo(f"step {self.step}: {_metrics_text(metrics)}")
-        if self._update_best(metrics):
+        checkpoint = self.run.folder.checkpoint(self.step).relative_to(self.run.folder.path)
+        if self.best.update(metrics, self.step, str(checkpoint)):
             self._save()
         self.write_summary("running")
         self.job.broadcast_from_rank0(
@@ -235,26 +248,8 @@ class Trainer:
             yield gather([valid[row] for row in range(start, min(start + size, len(valid)))])
 
     def _check_best_metric(self) -> None:
-        name = self.config.best_metric
-        if name is not None and self.metrics and name not in self.metrics:
-            raise ConfigError(
-                f"best_metric={name} is not among the metrics of an evaluation{did_you_mean(name, self.metrics)}; "
-                f"they are {', '.join(self.metrics)}"
-            )
-
-    def _update_best(self, metrics: Mapping[str, float]) -> bool:
-        """Remember these metrics if they are the best so far, and return whether they are; False before training."""
-        name = self.config.best_metric
-        value = metrics.get(name) if name is not None else None
-        if name is None or value is None or value != value or not self.step:
-            return False
-        if self.best is not None and self.best.metric == name:
-            gain = self.best.value - value if self.config.best_mode == "min" else value - self.best.value
-            if not gain > 0:
-                return False
-        checkpoint = self.run.folder.checkpoint(self.step).relative_to(self.run.folder.path)
-        self.best = Best(name, value, self.step, str(checkpoint))
-        return True
+        if self.metrics:
+            check_metric_name(self.config, list(self.metrics))
 
     def _save_is_due(self) -> bool:
         minutes, every = self.config.save_every_minutes, self.config.save_every
@@ -282,8 +277,9 @@ class Trainer:
         except DataError as error:
             kept = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
             self.progress.echo(f"saving failed: {error}. Training goes on; {kept}")
-            if self.best is not None and not (self.run.folder.path / self.best.checkpoint).is_dir():
-                self.best = None
+            best = self.best.best
+            if best is not None and not (self.run.folder.path / best.checkpoint).is_dir():
+                self.best.best = None
 
     def _state(self, trained: Mapping[str, Role]) -> TrainState:
         engines = {}
@@ -297,7 +293,8 @@ class Trainer:
             self._evaluated_step,
             engines,
             dict(self.metrics),
-            self.best,
+            self.best.best,
+            self.best.evals_without_gain,
             self.seconds,
             self.data.fingerprint,
             Generators.capture(),
@@ -329,7 +326,8 @@ class Trainer:
             "valid_samples": 0 if data.valid is None else len(data.valid),
             "parameters": {name: role.n_parameters for name, role in self.roles.items()},
             "checkpoint": None if newest is None else str(newest.relative_to(self.run.folder.path)),
-            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "best": None if self.best.best is None else dataclasses.asdict(self.best.best),
+            "stop_reason": self.stop_reason,
             "metrics": finite(self.metrics),
         }
 

@@ -55,6 +55,8 @@ class RunInfo:
     """Local time of the start."""
     seconds: float | None
     error: str | None
+    stop_reason: str | None
+    """Why a run that is done ended before its last step; None if it did not."""
     train_samples: int | None
     valid_samples: int | None
     parameters: Mapping[str, int]
@@ -112,6 +114,7 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
         started=_started(path, summary.get("started")),
         seconds=_seconds(path, summary.get("seconds"), status),
         error=_typed(str, summary.get("error")),
+        stop_reason=_typed(str, summary.get("stop_reason")),
         train_samples=_typed(int, summary.get("train_samples")),
         valid_samples=_typed(int, summary.get("valid_samples")),
         parameters=_counts(summary.get("parameters")),
