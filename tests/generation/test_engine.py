@@ -164,7 +164,7 @@ def test_prompts_that_cannot_be_continued():
     model = build(BASE)
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
         generate_tokens(model, [[1], []], SamplingConfig())
-    with pytest.raises(DataError, match="prompt 0 has token 50, but the model knows 0 to 49"):
+    with pytest.raises(DataError, match="prompt 0 has token 50, but the model has tokens 0 to 49; .*min_vocab_size="):
         generate_tokens(model, [[50]], SamplingConfig())
     assert generate_tokens(model, [], SamplingConfig()) == []
 

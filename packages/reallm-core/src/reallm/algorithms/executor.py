@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from reallm.specs import Algorithm, ModelFunctionCall
 from reallm.training.engine import TrainEngine
 from reallm.training.memory import GIB, peak_memory
 from reallm.training.objective import Totals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Role:
     args: ModelArgs
     checkpoint_dtype: torch.dtype
     """The dtype of the checkpoint that the model was loaded from, in which it is saved again."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The tokenizer to save with the model; None: that of its checkpoint."""
 
     @property
     def n_parameters(self) -> int:

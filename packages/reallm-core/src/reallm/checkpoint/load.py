@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reallm.checkpoint.new_rows import with_new_rows
 from reallm.checkpoint.reader import DTYPES, Checkpoint, open_checkpoint
 from reallm.errors import CheckpointError, quoted
 from reallm.hf.checkpoint_folder import read_hf_config
@@ -75,6 +76,8 @@ def read_boxes(
 ) -> LoadedBoxes:
     """Read one box of each given parameter; of the rest of the files only headers are read.
 
+    Boxes may reach beyond the rows of the checkpoint, if the vocabulary is to grow: the rest is drawn (`new_rows`).
+
     On the CPU and in the stored dtype, a box that is contiguous in the file is a view of it (see the module docstring),
     read when it is used. A disk reads whole pages: if a box has some columns of every row, more than `bytes_read` may
     pass through the page cache.
@@ -87,8 +90,8 @@ def read_boxes(
         dtype: dtype of the results; None: the dtype in the file.
         device: device of the results.
         out: tensors of the boxes' shapes to copy into, which keep their dtype and device, and are then returned.
-        seed: seed for a critic's head that the checkpoint lacks because it is a language model's; None leaves the head
-            out.
+        seed: seed of what the checkpoint lacks: rows of a larger vocabulary, and a critic's head if it is a language
+            model's. None leaves that head out.
 
     Raises:
         CheckpointError: the folder cannot be read; says what is wrong and what to do. Errors in headers are found by
@@ -97,6 +100,7 @@ def read_boxes(
     """
     checkpoint = with_prefix(open_checkpoint(folder), family)
     mappings = check_against_config(checkpoint, family, config)
+    shapes = parameter_shapes(config)
     tensors, bytes_read = dict[str, Tensor](), 0
 
     def put(name: str, tensor: Tensor) -> None:
@@ -112,12 +116,17 @@ def read_boxes(
         hf_tensor = partial(_nth_tensor, checkpoint, mapping.hf_names)
         for name in mapping.parameters:
             if name in boxes:
-                read = mapping.read_box(name, boxes[name], hf_tensor)
-                put(name, read.tensor)
-                bytes_read += read.bytes_read
+                whole = Box.whole(shapes[name])
+                tensor, n_bytes = mapping.read_box(name, boxes[name] & whole, hf_tensor)
+                if boxes[name].stops[:1] > whole.stops[:1] and boxes[name].numel:
+                    assert seed is not None, "a vocabulary grows with the values of a seed"
+                    present = mapping.read_box(name, whole, hf_tensor)
+                    tensor, n_bytes = with_new_rows(tensor, boxes[name], present.tensor, name, seed), present.bytes_read
+                put(name, tensor)
+                bytes_read += n_bytes
     for name in boxes.keys() - tensors.keys():  # at most the scalar head of a new critic
         if seed is not None:
-            head = initial_weight(name, torch.Size(parameter_shapes(config)[name]), config, seed)
+            head = initial_weight(name, torch.Size(shapes[name]), config, seed)
             put(name, head[boxes[name].slices])
     dtypes = {DTYPES[checkpoint.infos[name].dtype] for mapping in mappings for name in mapping.hf_names}
     return LoadedBoxes(tensors, bytes_read, frozenset(dtypes))

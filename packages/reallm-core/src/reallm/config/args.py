@@ -37,4 +37,14 @@ class ModelArgs:
         "weight of the load-balancing loss of models with experts, 0 for none; "
         "null: that of the checkpoint's config.json",
     )
+    add_tokens: list[str] = option(
+        [],
+        "new tokens for the tokenizer, such as [<think>,</think>], which is saved with the model; the model gets rows "
+        "for them, as with resize_vocab, unless it has more rows than the tokenizer has tokens",
+    )
+    resize_vocab: bool = option(
+        False,
+        "if the tokenizer has more tokens than the model's embedding has rows, add rows, drawn around the mean of the "
+        "others; false: a token without a row is an error",
+    )
     compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")

@@ -34,6 +34,7 @@ from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sharding import Box
+from reallm.notices import notify_once
 from reallm.parallel.fsdp import unsharded
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.parallelize import load_local
@@ -88,6 +89,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
+        min_vocab_size: int | None = None,
         seed: int = 0,
         mesh: Mesh | None = None,
         zero: int = 3,
@@ -103,6 +105,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
                 from the files, without a copy.
             is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
+            min_vocab_size: number of tokens, such as `len(tokenizer)`. If the checkpoint has fewer rows, embedding and
+                output head get further ones, drawn around the mean of theirs from `seed`, and `save_pretrained` writes
+                the larger `vocab_size`. A checkpoint that has as many or more stays as it is.
             mesh: the layout over whose ranks the model is sharded; each rank reads only its part of the files. None:
                 this process holds the whole model. See `ShardedModel` for `zero` and `sequence_parallel`.
 
@@ -119,6 +124,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             dtype=dtype,
             device=device,
             is_critic=is_critic,
+            min_vocab_size=min_vocab_size,
             seed=seed,
             mesh=mesh,
             zero=zero,
@@ -318,15 +324,22 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
+        min_vocab_size: int | None = None,
         seed: int = 0,
         **placement: Any,
     ) -> ReaLModel:
         """A model from a checkpoint of a family; see `from_pretrained`."""
         raw = read_hf_config(folder)
-        config = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+        stored = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+        config = stored.replace(vocab_size=max(stored.vocab_size, min_vocab_size or 0))
         model = cls(config, device="meta", **placement)
         model._set_hf_source(family, raw, folder)
-        model._load(folder, dtype, torch.device(device), seed)
+        model._load(folder, stored, dtype, torch.device(device), seed)
+        if config.vocab_size > stored.vocab_size:
+            notify_once(
+                f"{folder}: the vocabulary has grown from {stored.vocab_size:,} to {config.vocab_size:,} tokens; new "
+                "rows are drawn around the mean of the others"
+            )
         return model.eval()
 
     @classmethod
@@ -381,12 +394,17 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         base = self._raw_hf_config if self.family is family else None
         return config_to_hf(family, self.config, base, str(dtype or self.dtype).removeprefix("torch."))
 
-    def _load(self, folder: Path, dtype: torch.dtype | None, device: torch.device, seed: int) -> None:
-        """Replace the parameters, which are on the meta device, by this rank's part of a checkpoint's tensors."""
+    def _load(
+        self, folder: Path, stored: ReaLModelConfig, dtype: torch.dtype | None, device: torch.device, seed: int
+    ) -> None:
+        """Replace the parameters, which are on the meta device, by this rank's part of a checkpoint's tensors.
+
+        `stored` is the checkpoint's configuration, whose vocabulary may be smaller than the model's.
+        """
         assert self.family is not None
         whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
         boxes = whole if self.mesh is None else self.boxes
-        read = read_boxes(folder, self.family, self.config, boxes, dtype=dtype, device=device, seed=seed)
+        read = read_boxes(folder, self.family, stored, boxes, dtype=dtype, device=device, seed=seed)
         if dtype is None and len(read.stored_dtypes) > 1:
             raise CheckpointError(
                 f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; "

@@ -75,8 +75,8 @@ def _checked(model: Transformer, index: int, prompt: Sequence[int]) -> list[int]
     if lowest < 0 or highest >= model.config.vocab_size:
         culprit = lowest if lowest < 0 else highest
         raise DataError(
-            f"prompt {index} has token {culprit}, but the model knows 0 to {model.config.vocab_size - 1}; "
-            "is the tokenizer that of this model?"
+            f"prompt {index} has token {culprit}, but the model has tokens 0 to {model.config.vocab_size - 1}; take "
+            "the tokenizer that belongs to this model, or load the model with min_vocab_size=len(tokenizer)"
         )
     return ids
 

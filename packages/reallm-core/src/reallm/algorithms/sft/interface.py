@@ -50,8 +50,8 @@ class SFTInterface:
         highest = int(tokens.max())
         if highest >= network.config.vocab_size:
             raise DataError(
-                f"the data has token {highest}, but the model knows 0 to {network.config.vocab_size - 1}; "
-                "is the tokenizer that of this model?"
+                f"the data has token {highest}, but the model has tokens 0 to {network.config.vocab_size - 1}; take "
+                "the tokenizer that belongs to this model or, if tokens were added to it, set model.resize_vocab=true"
             )
         positions, targets = _targets(batch)
         hidden = network.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))

@@ -57,7 +57,9 @@ def refuse_changes(changed: Diff) -> None:
         ConfigError: such a setting has changed; names the key with both values.
     """
     for key, (before, now) in changed.items():
-        is_fixed = key == "seed" or key.startswith("dataset.") or key.endswith(".path")
+        is_fixed = (
+            key == "seed" or key.startswith("dataset.") or key.endswith((".path", ".add_tokens", ".resize_vocab"))
+        )
         if is_fixed and key not in MAY_CHANGE:
             raise ConfigError(
                 f"{key}={now} cannot change in a resumed run, where it is {before}: the data order and the saved state "

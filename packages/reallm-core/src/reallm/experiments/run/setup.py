@@ -21,7 +21,7 @@ from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.reports.number_format import counted
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
-from reallm.hf.conversion.transformers_io import load_tokenizer
+from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
@@ -45,6 +45,8 @@ class Data:
     fingerprint: str
     """Fingerprint of the training data."""
     tokenizer: PreTrainedTokenizerBase
+    tokenizer_changed: bool = False
+    """Whether the tokenizer is not the checkpoint's: it is then saved with the trained models."""
 
     def as_json(self) -> dict[str, Any]:
         """The content of a run's `data.json`: by split its report, number of samples and histogram of lengths."""
@@ -85,7 +87,7 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
             do not fit the data.
     """
     trained = graph.trained_roles[0]
-    tokenizer = load_tokenizer(resolve_path(model_args(config, trained).path))
+    tokenizer, tokenizer_changed = load_run_tokenizer(config, graph)
     splits = config.datasets()
     built = {split: make_dataset(dataset, seed=config.seed, tokenizer=tokenizer) for split, dataset in splits.items()}
     train, valid = built["train"], built.get("valid")
@@ -99,14 +101,42 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     if valid is None:
         _check_needs_no_validation(config)
     stats = measure(train, interfaces[trained].n_tokens, sampler, config.max_tokens_per_microbatch)
-    return Data(train, valid, batch_size(config.dataset, "valid"), sampler, stats, fingerprint(train), tokenizer)
+    return Data(
+        train,
+        valid,
+        batch_size(config.dataset, "valid"),
+        sampler,
+        stats,
+        fingerprint(train),
+        tokenizer,
+        tokenizer_changed,
+    )
+
+
+def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrainedTokenizerBase, bool]:
+    """The tokenizer of a run, that of the first trained model, and whether it has changed, and so is to be saved.
+
+    Raises:
+        ReallmError: there is no tokenizer, it cannot be loaded, or tokens cannot be added.
+    """
+    first = graph.trained_roles[0]
+    for role in graph.roles:
+        if role != first and model_args(config, role).add_tokens:
+            raise ConfigError(
+                f"{role}.add_tokens: the tokenizer of the run is that of {first}; give {first}.add_tokens"
+            )
+    args = model_args(config, first)
+    tokenizer = load_tokenizer(resolve_path(args.path))
+    if "" in args.add_tokens:
+        raise ConfigError(f"{first}.add_tokens has an empty string; leave it out")
+    return tokenizer, add_tokens(tokenizer, args.add_tokens) > 0
 
 
 def load_roles(
     config: TrainingConfig,
     graph: Graph,
     interfaces: Mapping[str, Any],
-    total_steps: int,
+    data: Data,
     job: Job,
     layouts: Mapping[str, Layout] | None,
 ) -> dict[str, Role]:
@@ -116,13 +146,14 @@ def load_roles(
         config: configuration of the run.
         graph: graph of the algorithm.
         interfaces: interface instances by role.
-        total_steps: steps of the whole run.
+        data: data of the run: its number of steps, and its tokenizer.
         job: the processes that load the models together.
         layouts: layout of each role; None for a single process.
 
     Raises:
         ReallmError: a checkpoint cannot be loaded, or a device does not exist.
     """
+    has_new_tokens = bool(model_args(config, graph.trained_roles[0]).add_tokens)
     roles: dict[str, Role] = {}
     meshes: dict[Layout, Mesh] = {}
     for name, interface in interfaces.items():
@@ -135,6 +166,7 @@ def load_roles(
         model = ReaLModel.from_pretrained(
             args.path,
             device=device,
+            min_vocab_size=n_token_ids(data.tokenizer) if args.resize_vocab or has_new_tokens else None,
             seed=config.seed,
             mesh=mesh,
             zero=config.parallel.zero,
@@ -142,8 +174,10 @@ def load_roles(
         )
         checkpoint_dtype = model.dtype
         model.to(choose_dtype(args.dtype, device))
-        engine = _make_engine(config, model, args, total_steps) if name in graph.trained_roles else None
-        roles[name] = Role(interface, model, engine, args, checkpoint_dtype)
+        is_trained = name in graph.trained_roles
+        engine = _make_engine(config, model, args, data.sampler.total_steps) if is_trained else None
+        tokenizer = data.tokenizer if data.tokenizer_changed else None
+        roles[name] = Role(interface, model, engine, args, checkpoint_dtype, tokenizer)
     return roles
 
 

@@ -104,7 +104,7 @@ class Trainer:
         check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
 
         memory = memory_lines(config, trained, data.stats.largest, job, layouts)
-        roles = load_roles(config, graph, interfaces, data.sampler.total_steps, job, layouts)
+        roles = load_roles(config, graph, interfaces, data, job, layouts)
         if point is not None:
             point.load_into({name: roles[name].engine for name in trained})
 
@@ -265,7 +265,10 @@ class Trainer:
         trained = {name: role for name, role in self.roles.items() if role.engine is not None}
         with self.progress.doing("saving"):
             self._finish_save()
-            exports = {name: role.model.export(dtype=role.checkpoint_dtype) for name, role in trained.items()}
+            exports = {
+                name: role.model.export(dtype=role.checkpoint_dtype, tokenizer=role.tokenizer)
+                for name, role in trained.items()
+            }
             self.checkpointer.save(exports, self._state(trained))
         self._saved_step, self._last_save = self.step, time.monotonic()
         self.write_summary("running")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+    """Add tokens to a tokenizer, in place; returns how many it did not have.
+
+    They are ordinary tokens, which decoded text shows: each occurrence of the text becomes this one token.
+    """
+    from transformers import AddedToken
+
+    return int(tokenizer.add_tokens([AddedToken(token, normalized=False) for token in dict.fromkeys(tokens)]))
+
+
+def n_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The smallest vocabulary size that has all ids of a tokenizer: its highest id, plus one."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def end_of_sequence_ids(raw: Mapping[str, Any], folder: Path | None = None) -> list[int]:
