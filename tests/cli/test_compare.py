@@ -146,17 +146,31 @@ def test_runs_without_losses_are_compared_without_plots(reallm):
     assert (code, err) == (2, "error: no picture a.png: none of the runs has logged a loss\n")
 
 
+def test_runs_without_metrics_are_named_and_left_out(reallm):
+    write_run(Path("runs/empty"), losses=[], status="failed", error="no memory")
+    code, out, err = reallm("compare", "first-try", "empty", "second-try")
+    assert (code, err) == (0, "")
+    left_out = "left out, no metrics yet: empty (failed: no memory)"
+    assert out.splitlines()[:3] == ["A  first-try", "B  second-try", left_out]
+    assert cells(out)["state"] == ["done", "stopped"]
+    code, out, _ = reallm("compare", "first-try", "empty", "--json")
+    compared = json.loads(out)
+    assert code == 0
+    assert [run["name"] for run in compared["runs"]] == ["first-try"]
+    assert [run["name"] for run in compared["without_metrics"]] == ["empty"]
+
+
 # ---------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is nothing to compare with; name two runs or more: reallm compare RUN RUN"),
-        (["first-try"], "there is nothing to compare with; name two runs or more: reallm compare RUN RUN"),
+        ([], "there is nothing to compare; name at least two runs: reallm compare RUN RUN"),
+        (["first-try"], "there is nothing to compare; name at least two runs: reallm compare RUN RUN"),
         (["first-try", "secnd-try"], "no run runs/secnd-try; did you mean runs/second-try?"),
         (["first-try", "runs/first-try"], "the run runs/first-try is named twice"),
-        (["first-try", "empty"], "the run runs/empty has no metrics to compare; it is failed: no memory"),
+        (["empty", "new"], "none of these runs has metrics to compare: empty (failed: no memory), new (stopped)"),
         (
             ["first-try", "second-try", "--by", "token"],
             "--by token: must be steps, tokens or epochs; did you mean tokens?",
@@ -168,6 +182,7 @@ def test_runs_without_losses_are_compared_without_plots(reallm):
 )
 def test_a_mistake_is_one_line(reallm, arguments, message):
     write_run(Path("runs/empty"), losses=[], status="failed", error="no memory")
+    write_run(Path("runs/new"), losses=[], status="stopped")
     write_run(Path("runs/x"))
     Path("runs/x/metrics.jsonl").write_text('{"step": 1, "train/loss": 1.5}\n')
     assert reallm("compare", *arguments) == (2, "", f"error: {message}\n")

@@ -85,14 +85,18 @@ def test_an_empty_folder_is_no_mistake(reallm):
 
 
 def test_a_folder_that_is_not_there_is_one(reallm):
-    assert reallm("runs", "elsewhere") == (2, "", "error: no folder elsewhere\n")
+    assert reallm("runs", "elsewhere") == (2, "", "error: elsewhere is neither a folder nor a run in runs\n")
+    write_run(Path("runs/first-try"))
+    message = "error: frist-try is neither a folder nor a run in runs; did you mean 'first-try'?\n"
+    assert reallm("runs", "frist-try") == (2, "", message)
 
 
 def test_a_run_can_be_listed_by_itself(reallm):
     write_run(Path("runs/a"))
     write_run(Path("runs/b"))
-    _, out, _ = reallm("runs", "runs/a")
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["a"]
+    for given in ("runs/a", "a"):
+        _, out, _ = reallm("runs", given)
+        assert [line.split()[0] for line in out.splitlines()[1:]] == ["a"]
 
 
 def test_json_has_everything(reallm):

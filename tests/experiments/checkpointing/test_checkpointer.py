@@ -275,12 +275,20 @@ def test_a_state_of_another_model_is_named(trainer: Trainer) -> None:
         trainer.run(trainer.config(name="run", resume=str(folder)))
 
 
+def test_a_run_is_resumed_by_its_name_or_its_newest_checkpoint(trainer: Trainer) -> None:
+    folder = finished(trainer, name="first")
+    for epochs, resume in ((2, "first"), (3, "first/checkpoints/last")):
+        result = trainer.run(trainer.config(epochs=epochs, max_steps=None, resume=resume))
+        assert result.run_dir == folder
+        assert result.steps == 3 * epochs
+
+
 def test_a_folder_that_is_no_run_is_named_with_the_nearest(trainer: Trainer) -> None:
     folder = finished(trainer, name="first")
     for path, message in (
-        (folder.parent / "fist", "there is no such folder; did you mean 'first'"),
-        (folder.parent, "is not the folder of a run, it has no config.yaml; it holds the runs first"),
-        (folder / "checkpoints", "is not the folder of a run"),
+        (folder.parent / "fist", "there is no such run; did you mean 'first'"),
+        (folder.parent, f"is not a run: {folder.parent} has no config.yaml; write resume={folder}"),
+        (folder / "tensorboard", "there is no such folder"),
     ):
         with pytest.raises(ConfigError, match=message):
             trainer.run(trainer.config(resume=str(path)))

@@ -13,6 +13,7 @@ from reallm.config.args import ModelArgs
 from reallm.errors import ConfigError
 from reallm.experiments.preflight import checks
 from tests.helpers import fake_plugins
+from tests.helpers.run_folders import write_run
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,22 @@ def test_a_run_folder_that_is_taken(tmp_path):
         checks.check(config(tmp_path, name="mine"))
     (tmp_path / "runs" / "mine" / "config.yaml").write_text("")
     refused(config(tmp_path, name="mine"), "^name=mine: the run folder .* exists; choose another name or remove it")
+
+
+def test_a_run_folder_that_is_taken_by_a_run_can_be_resumed(tmp_path):
+    write_run(tmp_path / "runs" / "mine", settings={})
+    refused(config(tmp_path, name="mine"), "; choose another name or remove it; to continue it: resume=mine$")
+
+
+def test_a_folder_of_runs_that_cannot_be_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(config(tmp_path, output_dir=str(tmp_path / "file")), "file is a file; give the path of a folder")
+    refused(config(tmp_path, output_dir=str(tmp_path / "file" / "runs")), "file is a file; give the path of a folder")
+
+
+def test_a_folder_of_runs_that_is_not_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks.os, "access", lambda path, mode: False)
+    refused(config(tmp_path), "is not writable; give another folder")
 
 
 def test_what_the_dataset_checks_itself(tmp_path):

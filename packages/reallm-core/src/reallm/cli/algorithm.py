@@ -67,8 +67,8 @@ def _run(name: str, files: list[Path], arguments: list[str], print_config: bool)
 def _load(name: str, files: list[Path], arguments: list[str]) -> Configuration:
     from reallm.config.load import load
 
-    run_files, run_arguments = _settings_of_resumed_run(arguments)
     config_class = registry.get("algorithm", name).config_class()
+    run_files, run_arguments = _settings_of_resumed_run(config_class, files, arguments)
     return load(config_class, [*run_files, *files], [*run_arguments, *arguments])
 
 
@@ -87,14 +87,18 @@ def _train(name: str, config: Any, job: Job | None) -> bool:
     return run(config, registry.get("algorithm", name), name=name, job=job).interrupted
 
 
-def _settings_of_resumed_run(arguments: list[str]) -> tuple[list[Path], list[str]]:
-    """The files and arguments to load before all others if `resume=<run folder>` is given; none otherwise."""
-    from reallm.config.training import AUTO
+def _settings_of_resumed_run(
+    config_class: type, files: list[Path], arguments: list[str]
+) -> tuple[list[Path], list[str]]:
+    """The files and arguments to load before all others if `resume=<run>` is given; none otherwise."""
+    from reallm.config.load import given
+    from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR
 
-    given = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
-    if not given or given[-1] in (AUTO, "null", ""):
+    values = given(config_class, files, arguments)
+    resume = values.get("resume", AUTO)
+    if resume == AUTO:
         return [], []
     from reallm.experiments.checkpointing.resume import resume_arguments
-    from reallm.experiments.runs.folder import RunFolder
+    from reallm.experiments.runs.resumable import find_resumable
 
-    return resume_arguments(RunFolder.existing(Path(given[-1])))
+    return resume_arguments(find_resumable(resume, values.get("output_dir", DEFAULT_OUTPUT_DIR)))

@@ -15,7 +15,7 @@ from reallm.errors import ConfigError
 from reallm.experiments.reports.number_format import duration, number, short
 from reallm.experiments.reports.png import Panel, save_panels
 from reallm.experiments.reports.terminal import COLORS, TextCurve, overlay
-from reallm.experiments.runs.comparison import BETTER, ComparedRun, Comparison, Value
+from reallm.experiments.runs.comparison import BETTER, ComparedRun, Comparison, Value, state_text
 from reallm.experiments.runs.metrics import Points, is_evaluation, tokens_trained
 
 OMITTED = frozenset({"epoch", "loss_tokens", "lr", "tokens"})
@@ -29,6 +29,9 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console(highlight=False)
     for run in comparison.runs:
         console.print(Text.assemble((f"{run.letter}  ", f"bold {_style(comparison, run.letter)}"), run.info.name))
+    if comparison.without_metrics:
+        left_out = ", ".join(map(state_text, comparison.without_metrics))
+        console.print(Text(f"left out, no metrics yet: {left_out}"), soft_wrap=True)
     for name, curves in comparison.losses.items():
         console.print()
         console.print(Text(name, style="bold"))
@@ -49,6 +52,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "by": comparison.by,
         "runs": [run.info.as_json() for run in comparison.runs],
+        "without_metrics": [info.as_json() for info in comparison.without_metrics],
         "losses": {name: by_name(curves, list) for name, curves in comparison.losses.items()},
         "metrics": {
             name: by_name(values, lambda value: vars(value).copy()) for name, values in comparison.metrics.items()

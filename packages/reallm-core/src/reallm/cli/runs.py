@@ -18,7 +18,9 @@ SHOWN_HINTS = 5
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that holds run folders.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder that holds run folders, or one run by name or path.")
+    ] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the runs in a folder: state, steps, losses.
@@ -26,16 +28,22 @@ def runs(
     \b
       reallm runs                   those in runs/, newest first
       reallm runs experiments/may   those of another folder
+      reallm runs first-try         a run in runs/
     """
+    from reallm.errors import did_you_mean
     from reallm.experiments.runs.files import is_run
-    from reallm.experiments.runs.info import RunError, list_runs, read_run
+    from reallm.experiments.runs.info import RunError, list_runs, read_run, run_folders
 
-    if is_run(folder):
-        found = [read_run(folder)]
-    elif folder.is_dir() or folder == Path("runs"):
+    default = Path("runs")
+    if folder == default or (folder.is_dir() and not is_run(folder)):
         found = list_runs(folder)
+    elif is_run(folder):
+        found = [read_run(folder)]
+    elif is_run(default / folder):
+        found = [read_run(default / folder, name=str(folder))]
     else:
-        raise RunError(f"no folder {folder}")
+        hint = did_you_mean(str(folder), run_folders(default))
+        raise RunError(f"{folder} is neither a folder nor a run in {default}{hint}")
     if as_json:
         typer.echo(json.dumps([run.as_json() for run in found], indent=2))
     elif found:

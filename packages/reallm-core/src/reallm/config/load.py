@@ -113,6 +113,12 @@ def chosen_datasets(config_class: type, files: Sequence[Path], arguments: Sequen
     return _chosen(config_class, _assignments(config_class, files, arguments))
 
 
+def given(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> dict[str, str]:
+    """The keys that files and arguments give, each with its last value as text; keys set to null are left out."""
+    values = {item.key: item for item in _assignments(config_class, files, arguments)}
+    return {key: item.text or str(item.value) for key, item in values.items() if item.value is not None}
+
+
 def _assignments(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> list[Assignment]:
     found = [item for file in files for item in from_yaml(file)]
     return found + from_arguments(arguments, lambda: groups(config_class, tolerate=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reallm.config.args import ModelArgs, dataset_option
@@ -16,6 +18,7 @@ from reallm.options import option
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
 
+DEFAULT_OUTPUT_DIR = "runs"
 AUTO = "auto"
 """The value of `resume` that continues a run if there is one to continue."""
 DEFAULT_BEST_METRIC = "eval/loss"
@@ -72,11 +75,11 @@ class TrainingConfig:
         "end the run after so many evaluations in a row in which best_metric, by default eval/loss, did not improve",
     )
     loggers: list[str] = option(["jsonl", "tensorboard"], "where metrics go; `reallm plugins` lists what is installed")
-    output_dir: str = option("runs", "folder that holds the run folders")
+    output_dir: str = option(DEFAULT_OUTPUT_DIR, "folder that holds the run folders")
     name: str | None = option(None, "name of the run folder in output_dir; null: <algorithm>-<date and time>")
     resume: str | None = option(
         None,
-        "run folder whose training is continued with its own settings (key=value changes them); "
+        "run to continue with its own settings (key=value changes them), by its name in output_dir or its path; "
         "auto: the unfinished run of this name or of these settings, or else a new one",
     )
     seed: int = option(1, "seed of all random choices; the same seed gives the same run")
@@ -86,6 +89,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        self._check_location()
         at_least_one = {
             "epochs": self.epochs,
             "max_steps": self.max_steps,
@@ -109,6 +113,14 @@ class TrainingConfig:
         if self.max_steps is not None:
             check_warmup(self.optimizer, self.max_steps, f"max_steps={self.max_steps}")
 
+    def _check_location(self) -> None:
+        for key, value in {"name": self.name, "output_dir": self.output_dir, "resume": self.resume}.items():
+            if value is not None and not value.strip():
+                raise ConfigError(f"{key} is empty; give it a value, or leave it out")
+        if self.name is not None and self.resume in (None, AUTO):  # a resumed run keeps its name
+            check_name(self.name)
+        object.__setattr__(self, "output_dir", str(Path(self.output_dir).expanduser()))
+
     @property
     def tracked_metric(self) -> str | None:
         """The metric whose best checkpoint is kept: `best_metric`, or `eval/loss` if it may stop the run."""
@@ -119,6 +131,22 @@ class TrainingConfig:
     def datasets(self) -> dict[str, Dataset]:
         """The training data as `"train"` and, if the dataset's `valid_path` is given, held-out data as `"valid"`."""
         return splits(self.dataset)
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless `name` can be the name of a run folder: one part of a path, and not hidden."""
+    if "/" in name or os.sep in name:
+        parent, slash, leaf = name.rpartition("/")
+        remedy = (
+            f"put the folder into output_dir: output_dir={parent or slash} name={leaf}"
+            if leaf.strip(".")
+            else "leave / out"
+        )
+        raise ConfigError(f"name={name}: a name is not a path; {remedy}")
+    if name.startswith("."):
+        raise ConfigError(f"name={name}: a name must not begin with a dot, which would hide the run folder")
+    if not name.isprintable():
+        raise ConfigError(f"name={name!r}: a name must not contain control characters")
 
 
 def model_args(config: TrainingConfig, role: str) -> ModelArgs:

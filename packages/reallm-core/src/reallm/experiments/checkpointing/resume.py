@@ -1,7 +1,7 @@
 """Finds the run that `resume=` refers to, and refuses settings and data that it cannot continue with. No torch.
 
-`resume=<run folder>` names it. `resume=auto` means the run of this `name`, or without a name the newest unfinished one
-with these settings; without such a run, a new one is started.
+`resume=<run>` gives its path, or its name in `output_dir`. `resume=auto` means the run of this `name`, or without a
+name the newest unfinished one with these settings; without such a run, a new one is started.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from reallm.errors import ConfigError
 from reallm.experiments.runs.files import is_run
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import read_run
+from reallm.experiments.runs.resumable import find_resumable
 from reallm.experiments.runs.settings import Diff, diff, read_settings, without_parallel
 
 MAY_CHANGE = ("dataset.valid_path", "dataset.valid_bs_n_seqs")
@@ -26,18 +27,18 @@ def find_run(resume: str | None, output_dir: str, name: str | None, settings: Ma
 
     Args:
         resume: value of the key `resume`.
-        output_dir: folder that `auto` searches.
+        output_dir: folder that holds the run folders.
         name: name of the run, for `auto`.
         settings: all settings as nested mappings, for `auto` without a name.
 
     Raises:
-        ConfigError: the named folder is not the folder of a run.
+        ConfigError: there is no run of this name, or it cannot be resumed from the named checkpoint.
     """
     if resume is None:
         return None
     parent = Path(output_dir)
     if resume != AUTO:
-        return RunFolder.existing(Path(resume))
+        return find_resumable(resume, parent)
     if name is not None:
         folder = RunFolder(parent / name)
         return folder if folder.config.is_file() else None

@@ -7,6 +7,7 @@ every algorithm. Each raises a `ReallmError` that names the key.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from reallm.config.args import ModelArgs
 from reallm.config.optimizer import check_trainable
 from reallm.config.parallel import PREFIX, ParallelArgs
 from reallm.config.schema import dataset_fields, in_group
-from reallm.config.training import AUTO
+from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.runs.folder import RunFolder, has_content
+from reallm.experiments.runs.resumable import find_resumable
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, load_model_config
 from reallm.hf.conversion.families import family_for
@@ -37,10 +39,13 @@ def check(config: Any) -> None:
     resume: Any = getattr(config, "resume", None)
     name: Any = getattr(config, "name", None)
     is_resume = resume not in (None, AUTO)
+    output_dir: Any = getattr(config, "output_dir", None)
     if is_resume:
-        RunFolder.existing(Path(resume))
-    elif resume is None and name is not None and hasattr(config, "output_dir"):
-        check_run_folder(Path(config.output_dir) / name)
+        find_resumable(resume, output_dir or DEFAULT_OUTPUT_DIR)
+    elif output_dir is not None:
+        check_output_dir(Path(output_dir))
+        if resume is None and name is not None:
+            check_run_folder(Path(output_dir) / name)
     for field in dataset_fields(type(config)):
         check_dataset(field, getattr(config, field))
     parallel = getattr(config, "parallel", ParallelArgs())
@@ -63,10 +68,22 @@ def check_loggers(names: Sequence[str]) -> None:
             raise ConfigError(f"loggers=[{','.join(names)}]: {error}") from error
 
 
+def check_output_dir(folder: Path) -> None:
+    """Check that run folders can be made in the folder, which need not exist yet."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"output_dir={folder}: {existing} is a file; give the path of a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir={folder}: {existing} is not writable; give another folder")
+
+
 def check_run_folder(folder: Path) -> None:
     """Check that the folder of a new run does not exist, or is empty."""
     if folder.is_file() or (folder.is_dir() and has_content(folder)):
-        raise ConfigError(f"name={folder.name}: the run folder '{folder}' exists; choose another name or remove it")
+        hint = f"; to continue it: resume={folder.name}" if RunFolder(folder).config.is_file() else ""
+        raise ConfigError(
+            f"name={folder.name}: the run folder '{folder}' exists; choose another name or remove it{hint}"
+        )
 
 
 def check_dataset(key: str, config: Any) -> None:

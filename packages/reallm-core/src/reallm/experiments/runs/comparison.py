@@ -44,9 +44,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of at least two runs; mappings by run have its letter as key."""
+    """A comparison of runs; mappings by run have its letter as key."""
 
     runs: tuple[ComparedRun, ...]
+    without_metrics: tuple[RunInfo, ...]
+    """The runs that were named too, but have nothing to compare yet."""
     by: By
     losses: Mapping[str, Mapping[str, Points]]
     """Metric -> run -> (x, loss), where x is steps, tokens or epochs."""
@@ -57,34 +59,39 @@ class Comparison:
 
 
 def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
-    """Read and compare the curves and settings of runs.
+    """Read and compare the curves and settings of runs; those without metrics are left out.
 
     Raises:
-        RunError: there are fewer than two runs, a run is named twice, or has no metrics or not those that `by` needs.
+        RunError: there are fewer than two runs, a run is named twice or has not the metrics that `by` needs, or no run
+            has metrics.
     """
     if by not in get_args(By):
         near = nearest(by, get_args(By))
         raise RunError(f"--by {by}: must be steps, tokens or epochs" + (f"; did you mean {near}?" if near else ""))
     if len(infos) < 2:
-        raise RunError("there is nothing to compare with; name two runs or more: reallm compare RUN RUN")
-    if len(infos) > len(ascii_uppercase):
-        raise RunError(f"{len(infos)} runs are too many to tell apart; compare at most {len(ascii_uppercase)}")
+        raise RunError("there is nothing to compare; name at least two runs: reallm compare RUN RUN")
     seen: set[Path] = set()
     for info in infos:
         if info.path.resolve() in seen:
             raise RunError(f"the run {info.path} is named twice")
         seen.add(info.path.resolve())
-    runs = tuple(_read(info, letter) for info, letter in zip(infos, ascii_uppercase, strict=False))
-    return Comparison(runs, by, _losses(runs, by), _metrics(runs), _differences(runs))  # type: ignore[arg-type]
+    found = [(info, read_curves(RunFolder(info.path).metrics)) for info in infos]
+    with_metrics = [(info, curves) for info, curves in found if curves]
+    without = tuple(info for info, curves in found if not curves)
+    if not with_metrics:
+        raise RunError(f"none of these runs has metrics to compare: {', '.join(map(state_text, without))}")
+    if len(with_metrics) > len(ascii_uppercase):
+        raise RunError(f"{len(with_metrics)} runs are too many to tell apart; compare at most {len(ascii_uppercase)}")
+    runs = tuple(
+        ComparedRun(info, letter, curves, flat_settings(RunFolder(info.path).config))
+        for (info, curves), letter in zip(with_metrics, ascii_uppercase, strict=False)
+    )
+    return Comparison(runs, without, by, _losses(runs, by), _metrics(runs), _differences(runs))  # type: ignore[arg-type]
 
 
-def _read(info: RunInfo, letter: str) -> ComparedRun:
-    folder = RunFolder(info.path)
-    curves = read_curves(folder.metrics)
-    if not curves:
-        why = f": {info.error}" if info.error else ""
-        raise RunError(f"the run {info.path} has no metrics to compare; it is {info.status}{why}")
-    return ComparedRun(info, letter, curves, flat_settings(folder.config))
+def state_text(info: RunInfo) -> str:
+    """The name of a run with its state and error: `second-try (failed: out of memory)`."""
+    return f"{info.name} ({info.status}{f': {info.error}' if info.error else ''})"
 
 
 def flat_settings(file: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from reallm.atomic_files import atomic_write
-from reallm.errors import ConfigError, did_you_mean
+from reallm.errors import ConfigError
 
 LOCK = ".lock"
 TRAINING_STATE = "training_state"
@@ -54,23 +54,6 @@ class RunFolder:
                 f"cannot make the run folder {path}: {error.strerror}; give another output_dir="
             ) from error
         return cls(path)
-
-    @classmethod
-    def existing(cls, path: Path) -> RunFolder:
-        """The folder `path` of an earlier run, as `resume=` names it.
-
-        Raises:
-            ConfigError: the folder does not exist or is not a run's; names runs that were probably meant.
-        """
-        folder = cls(path)
-        if folder.config.is_file():
-            return folder
-        if path.is_dir():
-            inner = [item.parent.name for item in path.glob("*/config.yaml")]
-            runs = f"; it holds the runs {', '.join(sorted(inner)[-3:])}" if inner else ""
-            raise ConfigError(f"resume={path} is not the folder of a run, it has no config.yaml{runs}")
-        siblings = [item.parent.name for item in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"resume={path}: there is no such folder{did_you_mean(path.name, siblings)}")
 
     def remove_if_empty(self) -> None:
         """Remove the folder if it contains nothing but a lock."""
