@@ -129,7 +129,7 @@ def test_sft_hands_configuration_and_algorithm_to_the_runner(reallm, monkeypatch
 
 
 def fails_with(error: BaseException):
-    def fail(name: str, files: list[Path], arguments: list[str], print_config: bool) -> None:
+    def fail(name: str, files: list[Path], arguments: list[str]) -> None:
         raise error
 
     return fail

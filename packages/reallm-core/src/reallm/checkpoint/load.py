@@ -132,6 +132,15 @@ def read_boxes(
     return LoadedBoxes(tensors, bytes_read, frozenset(dtypes))
 
 
+def check_headers(folder: str | Path, family: HFFamily, config: ReaLModelConfig) -> None:
+    """Check that a checkpoint fits `config`, by the headers of its files: no tensor is read.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or tensors are missing or have other shapes; names them.
+    """
+    check_against_config(with_prefix(open_checkpoint(folder), family), family, config)
+
+
 def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> list[WeightMapping]:
     """Check that a checkpoint fits `config`, by its headers, and return the mappings to read.
 

@@ -6,6 +6,7 @@ With several processes, this process launches them, or is a launched one; each r
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,14 +31,19 @@ def algorithm_command(name: str) -> Any:
         arguments: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
         config: Annotated[list[Path] | None, typer.Option("--config")] = None,
         print_config: Annotated[bool, typer.Option("--print-config")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
         show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
     ) -> None:
         if show_help:
             from reallm.cli.help import help_text
 
             typer.echo(help_text(name, registry.get("algorithm", name), arguments or [], config or []))
+        elif print_config:
+            typer.echo(_load(name, config or [], arguments or []).to_yaml(), nl=False)
+        elif dry_run:
+            _dry_run(name, config or [], arguments or [])
         else:
-            _run(name, config or [], arguments or [], print_config)
+            _run(name, config or [], arguments or [])
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(
@@ -49,19 +55,37 @@ def algorithm_command(name: str) -> Any:
     return typer.main.get_command(app)
 
 
-def _run(name: str, files: list[Path], arguments: list[str], print_config: bool) -> None:
-    if print_config:
-        typer.echo(_load(name, files, arguments).to_yaml(), nl=False)
-        return
+def _run(name: str, files: list[Path], arguments: list[str]) -> None:
     rank_env = RankEnv.from_environment(os.environ)
     if rank_env is not None:
         run_worker(name, rank_env, lambda job: _train(name, _load_and_check(name, files, arguments), job))
     config = _load_and_check(name, files, arguments)
     n = config.parallel.n_processes if hasattr(config, "parallel") else 1
     if n > 1:
-        raise typer.Exit(launch([name, *(f"--config={file}" for file in files), *arguments], n))
+        raise typer.Exit(launch(_command_line(name, files, arguments), n))
     if _train(name, config, None):
         raise typer.Exit(130)
+
+
+def _dry_run(name: str, files: list[Path], arguments: list[str]) -> None:
+    """Print the plan of a run; of a job of several processes, the first one does it alone."""
+    rank_env = RankEnv.from_environment(os.environ)
+    if rank_env is not None and rank_env.rank > 0:
+        return
+    config = _load_and_check(name, files, arguments)
+
+    from reallm.experiments.run.dry_run import dry_run
+    from reallm.launch.job import Job
+
+    job = None if rank_env is None else Job(size=rank_env.size, local_size=rank_env.local_size)
+    if dry_run(config, registry.get("algorithm", name), name=name, job=job):
+        command = shlex.join(["reallm", *_command_line(name, files, arguments)])
+        typer.echo(f"dry run: all of this works, and nothing was trained or written; to start: {command}")
+
+
+def _command_line(name: str, files: list[Path], arguments: list[str]) -> list[str]:
+    """The arguments of `reallm` that run the algorithm."""
+    return [name, *(f"--config={file}" for file in files), *arguments]
 
 
 def _load(name: str, files: list[Path], arguments: list[str]) -> Configuration:

@@ -18,6 +18,8 @@ Options:
   --config FILE   read keys from a YAML file; may be given more than once.
                   Files win over defaults, key=value wins over files.
   --print-config  print all keys with their values as YAML, and exit
+  --dry-run       check everything, print the plan and the memory it takes, and
+                  exit; nothing is trained or written
   --help, -h      this page; with dataset.name=NAME, the keys of that dataset
 """
 

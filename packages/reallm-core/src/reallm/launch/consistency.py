@@ -37,7 +37,7 @@ def check_same_on_all_ranks(job: Job, subject: str, values: Mapping[str, str], t
     """Raise unless all ranks have the same values; all ranks call it.
 
     Args:
-        job: a job of one process has nothing to compare.
+        job: one without a store, of one process or only planned, has nothing to compare.
         subject: one word, different for each comparison.
         values: name -> value, as shown to the user.
         timeout: time that rank 0 waits for the others.
@@ -46,9 +46,8 @@ def check_same_on_all_ranks(job: Job, subject: str, values: Mapping[str, str], t
         ConfigError: a value differs; names the first, the rank and both values. Raised on all ranks.
         PeerError: a rank has not sent its values in time.
     """
-    if job.is_alone:
+    if job.store is None:
         return
-    assert job.store is not None
     job.store.set(f"values/{subject}/{job.rank}", json.dumps(values))
     # twice as long: rank 0 itself may start to wait late
     problem = job.broadcast_from_rank0(lambda: _compare(job, subject, timeout), 2 * timeout)

@@ -65,25 +65,46 @@ def open_run(
         found = find_run(config.resume, config.output_dir, config.name, settings)
         folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=algorithm or DEFAULT_PREFIX)
         stack.enter_context(folder.locked())
-        earlier = read_run(folder.path) if found is not None and is_run(folder.path) else None
-        changed = {} if found is None else diff(read_settings(folder.config), settings)
-        return {
-            "path": str(folder.path),
-            "started_at": ((earlier and earlier.started) or datetime.now()).isoformat(),
-            "is_resume": found is not None,
-            "is_finished": earlier is not None and earlier.status == "done" and not without_parallel(changed),
-            "changed": plain(changed),
-        }
+        return _read(folder, settings, is_resume=found is not None)
 
     opened = job.broadcast_from_rank0(open_on_rank0, config.parallel.timeout)
     if job.is_rank0:
         job.set(RUN_FOLDER, opened["path"])
+    return _run(algorithm, settings, opened)
+
+
+def planned_run(config: TrainingConfig, settings: Mapping[str, Any], algorithm: str | None) -> OpenRun:
+    """The run that `open_run` would open; nothing is made or locked, so a new one without a name has no folder yet.
+
+    Raises:
+        ConfigError: the run to resume does not exist.
+    """
+    found = find_run(config.resume, config.output_dir, config.name, settings)
+    name = config.name or f"{algorithm or DEFAULT_PREFIX}-<date>-<time>"
+    folder = found or RunFolder(Path(config.output_dir) / name)
+    return _run(algorithm, settings, _read(folder, settings, is_resume=found is not None))
+
+
+def _read(folder: RunFolder, settings: Mapping[str, Any], *, is_resume: bool) -> dict[str, Any]:
+    """What the folder says about its run, as JSON."""
+    earlier = read_run(folder.path) if is_resume and is_run(folder.path) else None
+    changed = diff(read_settings(folder.config), settings) if is_resume else {}
+    return {
+        "path": str(folder.path),
+        "started_at": ((earlier and earlier.started) or datetime.now()).isoformat(),
+        "is_resume": is_resume,
+        "is_finished": earlier is not None and earlier.status == "done" and not without_parallel(changed),
+        "changed": plain(changed),
+    }
+
+
+def _run(algorithm: str | None, settings: Mapping[str, Any], read: Mapping[str, Any]) -> OpenRun:
     return OpenRun(
         algorithm,
         settings,
-        RunFolder(Path(opened["path"])),
-        datetime.fromisoformat(opened["started_at"]),
-        opened["is_resume"],
-        opened["is_finished"],
-        {key: (before, now) for key, (before, now) in opened["changed"].items()},
+        RunFolder(Path(read["path"])),
+        datetime.fromisoformat(read["started_at"]),
+        read["is_resume"],
+        read["is_finished"],
+        {key: (before, now) for key, (before, now) in read["changed"].items()},
     )

@@ -34,6 +34,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def counted(n: int, noun: str) -> str:
-    """A number with its noun: `1 step`, `2,000 steps`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 step`, `2,000 steps`, or `2 batches` with the plural `batches`."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

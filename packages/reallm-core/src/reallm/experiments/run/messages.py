@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from reallm.algorithms.executor import Role
 from reallm.config.training import TrainingConfig
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Best
 from reallm.experiments.reports.number_format import counted, duration
-from reallm.experiments.run.setup import Data, report
-from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.run.plan import Plan
+from reallm.experiments.run.setup import report
 from reallm.experiments.runs.info import RunInfo
 from reallm.launch.job import Job
+from reallm.parallel.layout import Layout
 
 
-def overview(config: TrainingConfig, data: Data, roles: Mapping[str, Role], folder: RunFolder, job: Job) -> list[str]:
-    """Models, data, steps and run folder, a line each."""
-    lines = []
-    for name, role in roles.items():
-        model = role.model
-        where = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
-        if model.mesh is not None:
-            where += f", layout {model.layout} on {model.layout.size} processes"
-        lines.append(f"{name}: {role.args.path}, {role.n_parameters:,} parameters, {where}")
+def model_line(name: str, role: Role, config: TrainingConfig) -> str:
+    """The line about a loaded model."""
+    model = role.model
+    layout = None if model.mesh is None else model.layout
+    return planned_model_line(
+        name, role.args.path, role.n_parameters, model.dtype, model.device, layout, config.parallel.zero
+    )
+
+
+def planned_model_line(
+    name: str,
+    path: str,
+    n_parameters: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: Layout | None,
+    zero: int,
+) -> str:
+    """`model: path, 134,515,008 parameters, float32 on cpu, dp=2 tp=2 on 4 processes, ZeRO stage 1`.
+
+    Args:
+        name: role of the model.
+        path: its checkpoint.
+        n_parameters: number of parameters of the whole model.
+        dtype: dtype of its parameters.
+        device: device on which it is.
+        layout: its layout; None for a single process.
+        zero: ZeRO stage, said if the layout shards anything by it.
+    """
+    parts = [path, f"{n_parameters:,} parameters", f"{str(dtype).removeprefix('torch.')} on {device}"]
+    if layout is not None:
+        sizes = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp}
+        chosen = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+        parts.append(f"{chosen} on {layout.size} processes")
+        if layout.fsdp:
+            parts.append(f"ZeRO stage {zero}")
+    return f"{name}: {', '.join(parts)}"
+
+
+def overview(plan: Plan, run: OpenRun, job: Job, models: Sequence[str]) -> list[str]:
+    """Models, data, steps, memory and run folder, a line each, with the given lines about models."""
+    config, data, lines = plan.config, plan.data, list(models)
     lines.append(f"train: {report(data.train)}")
     if data.valid is not None:
         lines.append(f"valid: {report(data.valid)}")
@@ -43,8 +79,7 @@ def overview(config: TrainingConfig, data: Data, roles: Mapping[str, Role], fold
     )
     if config.async_save and not job.is_alone:
         lines.append("saving: training waits for each save; async_save=true has no effect with several processes")
-    lines.append(f"run folder: {folder.path}")
-    return lines
+    return [*lines, f"run folder: {run.folder.path}", *plan.memory]
 
 
 def complete_line(run: RunInfo) -> str:

@@ -153,7 +153,6 @@ def load_roles(
     Raises:
         ReallmError: a checkpoint cannot be loaded, or a device does not exist.
     """
-    has_new_tokens = bool(model_args(config, graph.trained_roles[0]).add_tokens)
     roles: dict[str, Role] = {}
     meshes: dict[Layout, Mesh] = {}
     for name, interface in interfaces.items():
@@ -166,7 +165,7 @@ def load_roles(
         model = ReaLModel.from_pretrained(
             args.path,
             device=device,
-            min_vocab_size=n_token_ids(data.tokenizer) if args.resize_vocab or has_new_tokens else None,
+            min_vocab_size=min_vocab_size(config, graph, data.tokenizer, name),
             seed=config.seed,
             mesh=mesh,
             zero=config.parallel.zero,
@@ -179,6 +178,12 @@ def load_roles(
         tokenizer = data.tokenizer if data.tokenizer_changed else None
         roles[name] = Role(interface, model, engine, args, checkpoint_dtype, tokenizer)
     return roles
+
+
+def min_vocab_size(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
+    """The number of tokens for which the model of a role gets rows; None: it keeps those of its checkpoint."""
+    has_new_tokens = bool(model_args(config, graph.trained_roles[0]).add_tokens)
+    return n_token_ids(tokenizer) if model_args(config, role).resize_vocab or has_new_tokens else None
 
 
 def _make_engine(config: TrainingConfig, model: ReaLModel, args: ModelArgs, total_steps: int) -> TrainEngine:

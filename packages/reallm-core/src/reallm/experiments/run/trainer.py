@@ -13,26 +13,23 @@ from typing import Any
 from rich.console import Console
 
 from reallm.algorithms.executor import Graph, GraphExecutor, Role
-from reallm.config.training import TrainingConfig, model_args
+from reallm.config.training import TrainingConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
 from reallm.experiments.checkpointing.open_run import OpenRun
-from reallm.experiments.checkpointing.resume import refuse_other_data
-from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
 from reallm.experiments.checkpointing.train_state import Generators, TrainState
-from reallm.experiments.preflight.checks import check_layout
-from reallm.experiments.preflight.memory import explained_shortage, memory_lines
+from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.preflight.metrics import check_metric_name
 from reallm.experiments.reports.write import report_failure, write_page
 from reallm.experiments.run.best_metric import BestMetric
 from reallm.experiments.run.eval_samples import EvalSamples, drop_after, make_eval_samples
 from reallm.experiments.run.loggers import Loggers, logger_specs
-from reallm.experiments.run.messages import overview
+from reallm.experiments.run.messages import model_line, overview
+from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.progress import TrainingProgress, print_line
-from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, load_roles, make_interfaces
-from reallm.launch.consistency import check_same_on_all_ranks
+from reallm.experiments.run.setup import Data, load_roles
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
@@ -89,22 +86,9 @@ class Trainer:
             ReallmError: something in the configuration, the data or a checkpoint is wrong; says what.
         """
         trained, folder, echo = graph.trained_roles, run.folder, partial(print_line, console)
-        point = resume_point(run, config.resume, echo, job.rank)
-        if point is not None:
-            config = point.with_saved_models(config, trained)
-        layouts = choose_layouts(config, graph, job)
-        for name, layout in (layouts or {}).items():
-            check_layout(f"{name}.path", model_args(config, name).path, layout)
-
-        interfaces = make_interfaces(algorithm, graph)
-        data = load_data(config, graph, interfaces)
-        check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
-        if point is not None and point.state is not None:
-            refuse_other_data(point.state.data, data.fingerprint)
-        check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
-
-        memory = memory_lines(config, trained, data.stats.largest, job, layouts)
-        roles = load_roles(config, graph, interfaces, data, job, layouts)
+        plan = Plan.make(config, algorithm, graph, run, job, echo)
+        config, data, point = plan.config, plan.data, plan.point
+        roles = load_roles(config, graph, plan.interfaces, data, job, plan.layouts)
         if point is not None:
             point.load_into({name: roles[name].engine for name in trained})
 
@@ -114,7 +98,7 @@ class Trainer:
             folder.write_data(data.as_json())
             if point is not None:
                 drop_after(folder.samples, point.step)
-        for line in [*overview(config, data, roles, folder, job), *memory]:
+        for line in overview(plan, run, job, [model_line(name, role, config) for name, role in roles.items()]):
             echo(line)
         specs = logger_specs(config.loggers) if job.is_rank0 else {}
         resume_step = None if point is None else point.step
@@ -333,14 +317,6 @@ class Trainer:
             "stop_reason": self.stop_reason,
             "metrics": finite(self.metrics),
         }
-
-
-def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:
-    """Values that all ranks must have read alike, by name."""
-    identity = {"the fingerprint of dataset.train_path": data.fingerprint[:12]}
-    if point is not None:
-        identity["the last save"] = f"that of step {point.step}"
-    return identity
 
 
 def _metrics_text(metrics: Mapping[str, float]) -> str:

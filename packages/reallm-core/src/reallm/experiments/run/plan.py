@@ -1,0 +1,84 @@
+"""All that is decided and checked about a run before its models are loaded: layouts, data, steps, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reallm.algorithms.executor import Graph
+from reallm.config.training import TrainingConfig, model_args
+from reallm.experiments.checkpointing.open_run import OpenRun
+from reallm.experiments.checkpointing.resume import refuse_other_data
+from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
+from reallm.experiments.preflight.checks import check_layout
+from reallm.experiments.preflight.memory import memory_lines
+from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, make_interfaces
+from reallm.launch.consistency import check_same_on_all_ranks
+from reallm.launch.job import Job
+from reallm.parallel.layout import Layout
+from reallm.specs import Algorithm
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run; nothing has been written yet."""
+
+    config: TrainingConfig
+    """The configuration; of a resumed run, with the saved models in place of the initial ones."""
+    point: ResumePoint | None
+    """Where the run is resumed from; None for a new run."""
+    layouts: Mapping[str, Layout] | None
+    """The layout of each role; None for a single process."""
+    interfaces: Mapping[str, Any]
+    """An instance of each role's interface class."""
+    data: Data
+    memory: list[str]
+    """Lines about the memory that training needs."""
+
+    @classmethod
+    def make(
+        cls,
+        config: TrainingConfig,
+        algorithm: Algorithm,
+        graph: Graph,
+        run: OpenRun,
+        job: Job,
+        echo: Callable[[str], None],
+    ) -> Plan:
+        """Load the data and the state to resume from, and check all that can be checked without a model.
+
+        Args:
+            config: configuration of the run.
+            algorithm: the algorithm, for its interfaces.
+            graph: graph of the algorithm.
+            run: the run, new or resumed.
+            job: the processes that train together.
+            echo: prints a line.
+
+        Raises:
+            ReallmError: something in the configuration, the data or the saved state is wrong; says what.
+        """
+        trained = graph.trained_roles
+        point = resume_point(run, config.resume, echo, job.rank)
+        if point is not None:
+            config = point.with_saved_models(config, trained)
+        layouts = choose_layouts(config, graph, job)
+        for name, layout in (layouts or {}).items():
+            check_layout(f"{name}.path", model_args(config, name).path, layout)
+        interfaces = make_interfaces(algorithm, graph)
+        data = load_data(config, graph, interfaces)
+        check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
+        if point is not None and point.state is not None:
+            refuse_other_data(point.state.data, data.fingerprint)
+        check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
+        memory = memory_lines(config, trained, data.stats.largest, job, layouts)
+        return cls(config, point, layouts, interfaces, data, memory)
+
+
+def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:
+    """Values that all ranks must have read alike, by name."""
+    identity = {"the fingerprint of dataset.train_path": data.fingerprint[:12]}
+    if point is not None:
+        identity["the last save"] = f"that of step {point.step}"
+    return identity
