@@ -118,6 +118,7 @@ def test_json_has_everything(reallm):
         "started": "2026-01-02T03:04:05",
         "seconds": 61.0,
         "error": None,
+        "stop_reason": None,
         "train_samples": 40,
         "valid_samples": 4,
         "parameters": {"model": 476160},

@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from reallm.options import REQUIRED, option
     from reallm.parallel.layout import Layout
     from reallm.parallel.mesh import Mesh
-    from reallm.specs import Algorithm, DatasetSpec, LoggerSpec, ModelFunctionCall
+    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, ModelFunctionCall
 
 _HOMES = {
     "Algorithm": "reallm.specs",
+    "CallbackSpec": "reallm.specs",
     "Completion": "reallm.generation.engine",
     "Dataset": "reallm.data.datasets",
     "DatasetSpec": "reallm.specs",
@@ -80,6 +81,7 @@ __all__ = [
     "HOOK_API",
     "REQUIRED",
     "Algorithm",
+    "CallbackSpec",
     "CheckpointError",
     "Completion",
     "ConfigError",

@@ -39,7 +39,7 @@ class PluginError(ReallmError):
 
 
 class UnknownNameError(PluginError):
-    """No installed plugin offers a family, dataset, algorithm or logger of this name."""
+    """No installed plugin offers a family, dataset, algorithm, logger or callback of this name."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

@@ -17,10 +17,10 @@ import pluggy
 
 if TYPE_CHECKING:
     from reallm.hf.family import HFFamily
-    from reallm.specs import Algorithm, DatasetSpec, LoggerSpec
+    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec
 
-HOOK_API = (1, 1)
-"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.1"`."""
+HOOK_API = (1, 2)
+"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.2"`."""
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")
@@ -45,3 +45,8 @@ def reallm_algorithms() -> Mapping[str, Algorithm]:  # type: ignore[empty-body]
 @hookspec
 def reallm_loggers() -> Mapping[str, LoggerSpec]:  # type: ignore[empty-body]
     """Metric loggers by name: `{"jsonl": LoggerSpec("reallm.loggers.jsonl:JsonlLogger")}`."""
+
+
+@hookspec
+def reallm_callbacks() -> Mapping[str, CallbackSpec]:  # type: ignore[empty-body]
+    """Callbacks of training runs by name: `{"notify": CallbackSpec("my_package.notify:Notify")}`."""

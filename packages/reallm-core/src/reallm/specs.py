@@ -1,4 +1,7 @@
-"""Specs of what plugins offer: datasets, loggers, algorithms. Imports no torch, since plugin discovery uses it."""
+"""Specs of what plugins offer: datasets, loggers, callbacks, algorithms.
+
+Imports no torch, since plugin discovery uses it.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,105 @@ class LoggerSpec:
         wanted = [self.install] if self.install else self.requires
         quoted = (f'"{one}"' if "[" in one else one for one in wanted)  # some shells expand brackets
         return f"pip install {' '.join(quoted)}"
+
+
+class RunView(Protocol):
+    """What a callback sees of a run, and what it may ask of it.
+
+    Nothing of it can be set; `metrics` and `config` are copies.
+    """
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done; 0 before training."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The last value of each metric, such as `train/loss` and `eval/loss`."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """All settings of the run: nested mappings, lists and plain values, as in `config.yaml`."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run, which exists."""
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process among the `n_ranks` of the run. Rank 0 alone should print and write files."""
+
+    @property
+    def n_ranks(self) -> int:
+        """Number of processes that train together."""
+
+    def model(self, role: str = "model") -> Any:
+        """The `ReaLModel` of a role. In a run of many processes it is this rank's part, and all ranks call it alike.
+
+        Raises:
+            ConfigError: the algorithm has no such role; names those that it has.
+        """
+
+    def request_stop(self, reason: str) -> None:
+        """End the run as done, after what is due at this step; `reason` is shown to the user."""
+
+    def request_save(self) -> None:
+        """Save a checkpoint after this step."""
+
+    def request_evaluation(self) -> None:
+        """Evaluate after this step.
+
+        Raises:
+            ConfigError: the run has no validation data.
+        """
+
+
+class Callback(Protocol):
+    """Code that runs at certain points of a training run; constructed without arguments.
+
+    All methods are optional, and a callback need not derive from this class. In a run of many processes there is one
+    on each rank, and all of them are called at the same points. What one rank asks for is done by all.
+
+    A method that raises ends the run after a save, with one line that names the callback and its distribution.
+    """
+
+    def on_train_begin(self, run: RunView) -> None:
+        """Called once, before the first step of this process: everything is loaded, and a resumed run restored."""
+
+    def on_step_end(self, run: RunView) -> None:
+        """Called after each optimizer step, before the evaluation and the save that may be due."""
+
+    def on_evaluate(self, run: RunView) -> None:
+        """Called after each evaluation, whose metrics are in `run.metrics`, before a save that follows from it."""
+
+    def on_save(self, run: RunView, checkpoint: Path) -> None:
+        """Called when a checkpoint is completely written. With this method, training waits for each save."""
+
+    def on_train_end(self, run: RunView) -> None:
+        """Called once, after the last save, also if the run was asked to stop; not after an error."""
+
+    def state(self) -> Mapping[str, Any]:
+        """State to continue from, as JSON types; saved with each checkpoint, for each rank."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned at the save from which the run is resumed; called before `on_train_begin`."""
+
+
+@dataclass(frozen=True)
+class CallbackSpec:
+    """A class of callbacks, or a lazy `"module:Class"`; see `Callback` for its methods."""
+
+    callback: TypeOrPath
+    description: str = ""
+
+    def callback_class(self) -> Any:
+        """The class, imported now."""
+        return resolve(self.callback)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,9 @@ class TrainingConfig:
         "end the run after so many evaluations in a row in which best_metric, by default eval/loss, did not improve",
     )
     loggers: list[str] = option(["jsonl", "tensorboard"], "where metrics go; `reallm plugins` lists what is installed")
+    callbacks: list[str] = option(
+        [], "code of plugins that runs during training; `reallm plugins` lists what is installed"
+    )
     output_dir: str = option(DEFAULT_OUTPUT_DIR, "folder that holds the run folders")
     name: str | None = option(None, "name of the run folder in output_dir; null: <algorithm>-<date and time>")
     resume: str | None = option(

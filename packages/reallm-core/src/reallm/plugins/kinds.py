@@ -35,6 +35,7 @@ KINDS = MappingProxyType(
             Kind("family", "families", "reallm_hf_families", "reallm.hf.family:HFFamily", own_names=True),
             Kind("algorithm", "algorithms", "reallm_algorithms", "reallm.specs:Algorithm"),
             Kind("logger", "loggers", "reallm_loggers", "reallm.specs:LoggerSpec"),
+            Kind("callback", "callbacks", "reallm_callbacks", "reallm.specs:CallbackSpec"),
         )
     }
 )

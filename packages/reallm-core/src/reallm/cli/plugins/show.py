@@ -59,7 +59,7 @@ def _distribution_page(loaded: Loaded) -> tuple[str, list[Fact]]:
 
 def _offer_page(offer: Offer) -> tuple[str, list[Fact]]:
     plugin = offer.plugin
-    about = {"dataset": _dataset, "family": _family, "algorithm": _algorithm, "logger": _logger}
+    about = {"dataset": _dataset, "family": _family, "algorithm": _algorithm, "logger": _logger, "callback": _callback}
     facts = [
         ("description", offer.value.description),
         ("provided by", plugin.release + (" (editable)" if plugin.editable else "")),
@@ -109,6 +109,10 @@ def _logger(name: str, spec: Any) -> list[Fact]:
         ("needs", f"{', '.join(spec.requires)} ({spec.install_command})" if spec.requires else ""),
         ("use", f"loggers=[{name}]"),
     ]
+
+
+def _callback(name: str, spec: Any) -> list[Fact]:
+    return [("class", _reference(spec.callback)), ("use", f"callbacks=[{name}]")]
 
 
 def _reference(cls: Any) -> str:

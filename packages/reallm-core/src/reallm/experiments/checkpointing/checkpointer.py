@@ -87,8 +87,13 @@ class Checkpointer:
         """Whether the save in progress has failed; `finish` raises its error."""
         return self._save is not None and self._save.error is not None
 
-    def finish(self) -> None:
-        """Wait for the save in progress, if there is one.
+    @property
+    def is_written(self) -> bool:
+        """Whether a save that was not made in the background is complete; `finish` acknowledges it."""
+        return self._save is not None and self._thread is None and self._save.error is None
+
+    def finish(self) -> bool:
+        """Wait for the save in progress; returns whether there was one.
 
         Raises:
             DataError: the checkpoint could not be written; earlier ones still exist.
@@ -97,10 +102,11 @@ class Checkpointer:
             self._thread.join()
         save, self._save, self._thread = self._save, None, None
         if save is None:
-            return
+            return False
         if save.error is not None:
             raise save.error
         self.newest = save.path
+        return True
 
     def _write(self, save: _Save, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
         mesh = saving_mesh(exports)

@@ -2,7 +2,7 @@
 
     checkpoints/step-000100/                     the model, as transformers loads it
     checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
-                                                 rank-2.json: the generators of rank 2
+                                                 rank-2.json: the generators and callbacks of rank 2
                                       <role>/    the optimizer's tensors, in safetensors files
 
 Tensors are whole, whatever the number of files that the ranks wrote: any layout can read another layout's files.
@@ -16,7 +16,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,8 @@ class TrainState:
     data: str
     """Fingerprint of the training data."""
     generators: Generators
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
+    """State of each callback of this rank, as JSON types, by name."""
 
 
 def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | ShardedExport]) -> None:
@@ -139,15 +141,14 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
         "evals_without_gain": state.evals_without_gain,
         "seconds": state.seconds,
         "data": state.data,
-        "generators": asdict(state.generators),
         "versions": versions(),
     }
+    of_rank = {"generators": asdict(state.generators), "callbacks": dict(state.callbacks)}
     with fail_together(mesh):
         if is_leader(mesh):
-            (top / "state.json").write_text(json.dumps(content), encoding="utf-8")
+            (top / "state.json").write_text(json.dumps(content | of_rank), encoding="utf-8")
         elif mesh is not None:
-            generators = json.dumps({"generators": asdict(state.generators)})
-            (top / _rank_file(mesh.rank)).write_text(generators, encoding="utf-8")
+            (top / _rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
 
 
 def saving_mesh(exports: Mapping[str, Export | ShardedExport]) -> Mesh | None:
@@ -165,7 +166,8 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
 
     Args:
         checkpoint: folder of the checkpoint.
-        rank: rank whose random generators are read; rank 0's for a rank that did not exist when they were saved.
+        rank: rank whose random generators and callbacks are read; rank 0's for a rank that did not exist when they were
+            saved.
 
     Raises:
         CheckpointError: the state is damaged, or was written by a later reallm; names the file.
@@ -183,10 +185,10 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
                 for prefix in ("moments/", "weights/")
             )
             engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
-        generators = content["generators"]
+        of_rank = content
         if path.with_name(_rank_file(rank)).is_file():
             path = path.with_name(_rank_file(rank))
-            generators = json.loads(path.read_text(encoding="utf-8"))["generators"]
+            of_rank = json.loads(path.read_text(encoding="utf-8"))
         state = TrainState(
             content["step"],
             content["evaluated_step"],
@@ -196,7 +198,8 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             content.get("evals_without_gain", 0),  # earlier versions do not write it
             content["seconds"],
             content["data"],
-            Generators(**generators),
+            Generators(**of_rank["generators"]),
+            of_rank.get("callbacks", {}),  # earlier versions do not write it
         )
         return state, content["versions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -34,8 +34,8 @@ def check(config: Any) -> None:
     Raises:
         ReallmError: something would stop the run; reports the first in one line, with the key and the remedy.
     """
-    if hasattr(config, "loggers"):
-        check_loggers(config.loggers)
+    for key, kind in (("loggers", "logger"), ("callbacks", "callback")):
+        check_plugins(key, kind, getattr(config, key, ()))
     resume: Any = getattr(config, "resume", None)
     name: Any = getattr(config, "name", None)
     is_resume = resume not in (None, AUTO)
@@ -59,13 +59,13 @@ def check(config: Any) -> None:
             check_trainable(args.dtype, f"{item.name}.dtype")
 
 
-def check_loggers(names: Sequence[str]) -> None:
-    """Check that an installed plugin offers each logger."""
+def check_plugins(key: str, kind: str, names: Sequence[str]) -> None:
+    """Check that an installed plugin offers each thing that a key names, such as the loggers."""
     for name in names:
         try:
-            registry.get("logger", name)
+            registry.get(kind, name)
         except ReallmError as error:
-            raise ConfigError(f"loggers=[{','.join(names)}]: {error}") from error
+            raise ConfigError(f"{key}=[{','.join(names)}]: {error}") from error
 
 
 def check_output_dir(folder: Path) -> None:

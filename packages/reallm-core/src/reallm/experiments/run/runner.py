@@ -19,6 +19,7 @@ from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, deterministic_kernels
 from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.reports.write import write_page, write_plot
+from reallm.experiments.run.callbacks import callback_offers
 from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.messages import complete_line, final_lines
 from reallm.experiments.run.progress import print_line
@@ -78,7 +79,8 @@ def run(
     job = _connect(config) if job is None else job
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     name = _name_of(algorithm) if name is None else name
-    logger_specs(config.loggers)  # an unknown logger is reported before a folder is made
+    logger_specs(config.loggers)  # an unknown logger or callback is reported before a folder is made
+    callback_offers(config.callbacks)
     graph = Graph.of(algorithm)
     check_best_metric(config, algorithm, graph)
     settings = plain(describe(config).tree())

@@ -24,11 +24,13 @@ from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.preflight.metrics import check_metric_name
 from reallm.experiments.reports.write import report_failure, write_page
 from reallm.experiments.run.best_metric import BestMetric
+from reallm.experiments.run.callbacks import CallbackError, Callbacks, callback_offers
 from reallm.experiments.run.eval_samples import EvalSamples, drop_after, make_eval_samples
 from reallm.experiments.run.loggers import Loggers, logger_specs
 from reallm.experiments.run.messages import model_line, overview
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.progress import TrainingProgress, print_line
+from reallm.experiments.run.run_view import RunState
 from reallm.experiments.run.setup import Data, load_roles
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
@@ -55,6 +57,7 @@ class Trainer:
     progress: TrainingProgress
     loggers: Loggers
     best: BestMetric
+    callbacks: Callbacks
 
     step: int = 0
     """Optimizer steps done."""
@@ -91,6 +94,10 @@ class Trainer:
         roles = load_roles(config, graph, plan.interfaces, data, job, plan.layouts)
         if point is not None:
             point.load_into({name: roles[name].engine for name in trained})
+        callbacks = Callbacks(
+            callback_offers(config.callbacks),
+            RunState(folder.path, run.settings, roles, data.sampler.total_steps, data.valid is not None, job),
+        )
 
         # everything is loaded and checked: from here on the run writes files
         if job.is_rank0:
@@ -113,7 +120,7 @@ class Trainer:
                 folder,
                 keep_last=config.keep_last,
                 # ranks that save together communicate, and so does the next step: they cannot do both at once
-                in_background=config.async_save and job.is_alone,
+                in_background=config.async_save and job.is_alone and not callbacks.watch_saves,
                 newest=None if point is None else point.checkpoint,
                 is_rank0=job.is_rank0,
             ),
@@ -121,6 +128,7 @@ class Trainer:
             progress=TrainingProgress(console, data.sampler.total_steps),
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
             best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
+            callbacks=callbacks,
         )
         for role in roles.values():
             if role.engine is not None:
@@ -136,6 +144,7 @@ class Trainer:
         self.best.best, self.best.evals_without_gain = state.best, state.evals_without_gain
         self._evaluated_step = state.evaluated_step
         self._seconds_before = state.seconds
+        self.callbacks.load_state(state.callbacks)
         state.generators.restore()
 
     @property
@@ -151,7 +160,9 @@ class Trainer:
     @property
     def stop_reason(self) -> str | None:
         """Why the run ends before its last step, without having been interrupted; None if it does not."""
-        return self.best.stop_reason if self.step < self.data.sampler.total_steps else None
+        if self.step >= self.data.sampler.total_steps:
+            return None
+        return self.best.stop_reason or self.callbacks.requests.stop
 
     @property
     def is_done(self) -> bool:
@@ -167,10 +178,11 @@ class Trainer:
         Raises:
             ReallmError: training cannot continue; the state is saved if possible.
         """
-        if self._evaluation_is_due():
-            self._evaluate(stop)  # before the first step, or the evaluation that a stopped run had left out
-            self._check_best_metric()
         try:
+            self._call("on_train_begin")
+            if self._evaluation_is_due():
+                self._evaluate(stop)  # before the first step, or the evaluation that a stopped run had left out
+                self._check_best_metric()
             while not self._has_no_steps_left() and not stop.is_set():
                 self._train_step(self.step + 1)
                 if self._evaluation_is_due():
@@ -179,13 +191,16 @@ class Trainer:
                     self._save()
                 elif self.checkpointer.has_failed:
                     self._finish_save()
-        except NonFiniteError:
-            self._save()  # the parameters are those of the previous step
+                if self.callbacks.watch_saves and self.checkpointer.is_written:
+                    self._finish_save()
+        except (NonFiniteError, CallbackError):
+            self._save()  # the parameters are those of the last complete step
             self.checkpointer.finish()
             raise
         self._save()
         with self.progress.doing("saving"):
-            self.checkpointer.finish()
+            self._complete_save()
+        self._call("on_train_end")
 
     def _train_step(self, step: int) -> None:
         rows = self.data.sampler.rows(step)
@@ -195,9 +210,14 @@ class Trainer:
         self.step = step
         self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
         self.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
+        self._call("on_step_end")
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        self.callbacks.call(hook, self.step, self.metrics, *arguments)
 
     def _evaluation_is_due(self) -> bool:
-        is_due = self.step == 0 or self.data.sampler.is_due(self.step, self.config.eval_every)
+        is_scheduled = self.step == 0 or self.data.sampler.is_due(self.step, self.config.eval_every)
+        is_due = is_scheduled or self.callbacks.requests.evaluate
         return is_due and self.data.valid is not None and self._evaluated_step != self.step
 
     def _evaluate(self, stop: StopRequest) -> None:
@@ -215,6 +235,8 @@ class Trainer:
         self._evaluated_step = self.step
         self._log(metrics)
         self.progress.echo(f"step {self.step}: {_metrics_text(metrics)}")
+        self.callbacks.requests.evaluate = False
+        self._call("on_evaluate")
         checkpoint = self.run.folder.checkpoint(self.step).relative_to(self.run.folder.path)
         if self.best.update(metrics, self.step, str(checkpoint)):
             self._save()
@@ -240,10 +262,12 @@ class Trainer:
         by_time = minutes is not None and self.job.any(
             self.job.is_rank0 and time.monotonic() - self._last_save >= 60 * minutes
         )
-        return by_time or (every is not None and self.data.sampler.is_due(self.step, every))
+        by_request = self.callbacks.requests.save
+        return by_time or by_request or (every is not None and self.data.sampler.is_due(self.step, every))
 
     def _save(self) -> None:
         """Start saving the state after the last step, unless it is saved already."""
+        self.callbacks.requests.save = False
         if self.step == self._saved_step:
             return
         trained = {name: role for name, role in self.roles.items() if role.engine is not None}
@@ -260,13 +284,18 @@ class Trainer:
     def _finish_save(self) -> None:
         """Wait for the save in progress. If it failed, training continues: the next save may succeed."""
         try:
-            self.checkpointer.finish()
+            self._complete_save()
         except DataError as error:
             kept = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
             self.progress.echo(f"saving failed: {error}. Training goes on; {kept}")
             best = self.best.best
             if best is not None and not (self.run.folder.path / best.checkpoint).is_dir():
                 self.best.best = None
+
+    def _complete_save(self) -> None:
+        """Wait for the save in progress, and tell the callbacks of it."""
+        if self.checkpointer.finish():
+            self._call("on_save", self.newest)
 
     def _state(self, trained: Mapping[str, Role]) -> TrainState:
         engines = {}
@@ -285,6 +314,7 @@ class Trainer:
             self.seconds,
             self.data.fingerprint,
             Generators.capture(),
+            self.callbacks.state(),
         )
 
     def _log(self, metrics: Mapping[str, float]) -> None:
