@@ -221,5 +221,5 @@ def test_python_users_get_the_same_checks():
         SFTConfig(model=ModelArgs(path="m"))
     with pytest.raises(ConfigError, match=r"^dataset\.train_path is required"):
         SFTConfig(model=ModelArgs(path="m"), dataset=fake_plugins.RowsConfig())
-    with pytest.raises(ConfigError, match=r"^model\.dtype=fp32 is not one of auto, float32"):
-        SFTConfig(model=ModelArgs(path="m", dtype="fp32"), dataset=dataset)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^dtype='fp32' is not one of auto, float32"):
+        ModelArgs(path="m", dtype="fp32")  # type: ignore[arg-type]

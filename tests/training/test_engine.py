@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reallm.algorithms.sft.interface import SFTInterface
-from reallm.config.optimizer import OptimizerConfig, lr_at
+from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
@@ -24,7 +24,7 @@ from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.training.engine import TrainEngine
 from reallm.training.objective import LossOutput
-from reallm.training.optimizer import decayed_parameters
+from reallm.training.update_rules import decayed_parameters
 
 CONFIG = ReaLModelConfig(
     n_layers=2, hidden_size=64, n_q_heads=4, n_kv_heads=2, head_dim=16, intermediate_size=96, vocab_size=50,
@@ -307,28 +307,6 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
     bound, clipped = moved(unclipped["grad_norm"] / 4)
     assert clipped["grad_norm"] == unclipped["grad_norm"]
     assert bound == pytest.approx(free / 4, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("cosine", [0.5, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
-    ],
-)
-def test_the_learning_rate_warms_up_and_falls(schedule: str, expected: list[float]) -> None:
-    config = OptimizerConfig(lr=1.0, schedule=schedule, warmup_steps=2)  # type: ignore[arg-type]
-    assert [lr_at(step, 6, config) for step in range(1, 7)] == pytest.approx(expected)
-
-
-def test_the_learning_rate_stays_above_its_floor_and_the_ratio_sets_the_warm_up() -> None:
-    config = OptimizerConfig(lr=2.0, min_lr_ratio=0.1, warmup_ratio=0.1)
-    rates = [lr_at(step, 1000, config) for step in range(1, 1001)]
-    assert rates.index(max(rates)) == 99
-    assert min(rates[100:]) > 0.2
-    assert rates[-1] == pytest.approx(0.2, rel=1e-4)
-    assert lr_at(1, 1, OptimizerConfig(lr=1.0)) == 1.0
 
 
 @pytest.mark.parametrize(

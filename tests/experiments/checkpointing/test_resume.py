@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
+from reallm.errors import ConfigError
 from reallm.experiments.checkpointing.train_state import has_state, read_state
 from reallm.experiments.runs.folder import RunFolder
 from reallm.loggers.jsonl import JsonlLogger
@@ -117,6 +119,25 @@ def test_bfloat16_goes_on_from_its_float32_masters(trainer: Trainer, monkeypatch
         trainer.run(config(name="stopped"))
     resumed = trainer.run(config(name="stopped", resume="auto"))
     assert_same_run(whole.run_dir, resumed.run_dir)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adafactor", "muon"])
+def test_every_optimizer_goes_on_bit_for_bit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    options: dict[str, Any] = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = OptimizerConfig(name=name, lr=1e-2, **options)
+    whole = trainer.run(trainer.config(epochs=2, name="whole", optimizer=optimizer))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        trainer.run(trainer.config(epochs=2, name="stopped", optimizer=optimizer))
+    resumed = trainer.run(trainer.config(epochs=2, name="stopped", resume="auto", optimizer=optimizer))
+    assert_same_run(whole.run_dir, resumed.run_dir)
+
+
+def test_another_optimizer_cannot_go_on(trainer: Trainer) -> None:
+    done = trainer.run(trainer.config(name="run", max_steps=1))
+    other = trainer.config(name="run", resume=str(done.run_dir), optimizer=OptimizerConfig(name="sgd"))
+    with pytest.raises(ConfigError, match=r"^optimizer\.name=sgd cannot change in a resumed run, where it is adamw"):
+        trainer.run(other)
 
 
 def in_child(work: Callable[[], Any]) -> int:

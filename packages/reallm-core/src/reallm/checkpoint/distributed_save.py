@@ -163,25 +163,26 @@ def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, te
         mesh: the layout.
         config: configuration of the whole model.
         tensors: tensors of this rank, named `<anything>/<parameter>` or `<anything>/<parameter>/<anything>`; each has
-            the shape of this rank's box of the parameter, or is a single number, which is the same on all ranks that
-            have it.
+            the shape of this rank's box of the parameter, or is the same on all ranks that have it, such as a count of
+            steps or the variances of the rows of a whole matrix.
 
     Raises:
         ReallmError: what went wrong and on which rank.
     """
-    local = {name: [str(tensor.dtype), tensor.dim() == 0] for name, tensor in tensors.items()}
-    by_rank = all_gather_json(local, mesh.all)
-    dtype_and_is_scalar = {name: each for of_rank in by_rank.values() for name, each in of_rank.items()}
-    infos = {info.name: info for info in parameter_infos(config)}
-    whole = {
-        name: Box((), ()) if is_scalar else Box.whole(infos[parameter_of(name)].shape)
-        for name, (_, is_scalar) in dtype_and_is_scalar.items()
-    }
     parameter_boxes = {rank: local_boxes(config, mesh.layout, rank) for rank in mesh.layout.ranks}
-    boxes = {
-        rank: {name: parameter_boxes[rank][parameter_of(name)] if whole[name].starts else whole[name] for name in names}
-        for rank, names in by_rank.items()
-    }
+    local = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    by_rank = all_gather_json(local, mesh.all)
+    infos = {info.name: info for info in parameter_infos(config)}
+    dtypes: dict[str, str] = {}
+    whole: dict[str, Box] = {}
+    boxes: dict[int, dict[str, Box]] = {rank: {} for rank in by_rank}
+    for rank, of_rank in by_rank.items():
+        for name, (dtype, shape) in of_rank.items():
+            box = parameter_boxes[rank][parameter_of(name)]
+            is_part = tuple(shape) == box.shape
+            dtypes[name] = dtype
+            whole[name] = Box.whole(infos[parameter_of(name)].shape if is_part else shape)
+            boxes[rank][name] = box if is_part else whole[name]
     to_write = [
         TensorToWrite(
             name,
@@ -191,7 +192,7 @@ def save_optimizer_tensors(folder: Path, mesh: Mesh, config: ReaLModelConfig, te
             ((name, whole[name]),),
             lambda boxes: boxes[0],
         )
-        for name, (dtype, _) in dtype_and_is_scalar.items()
+        for name, dtype in dtypes.items()
     ]
     if to_write:
         write_tensors_distributed(folder, mesh, to_write, boxes, tensors)

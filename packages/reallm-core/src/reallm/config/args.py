@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from reallm.config.field_types import check_fields
 from reallm.options import REQUIRED, option
 
 DATASET_KEY = "dataset"
@@ -18,7 +19,11 @@ def dataset_option(default_name: str, help: str) -> Any:  # noqa: A002 - as in `
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The model of a role: its checkpoint, dtype, device and memory options."""
+    """The model of a role: its checkpoint, dtype, device and memory options.
+
+    Raises:
+        ConfigError: a value has the wrong type, or is not among its choices; names the field without its role.
+    """
 
     path: str = option(REQUIRED, "HuggingFace checkpoint with its tokenizer: a folder, or a hub id such as org/name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -48,3 +53,6 @@ class ModelArgs:
         "others; false: a token without a row is an error",
     )
     compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")
+
+    def __post_init__(self) -> None:
+        check_fields(self)

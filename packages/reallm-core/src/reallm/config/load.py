@@ -12,20 +12,8 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import dataset_name
-from reallm.config.schema import (
-    Group,
-    Key,
-    allowed_text,
-    dataset_fields,
-    groups,
-    in_group,
-    is_list,
-    is_mapping,
-    is_optional,
-    is_text,
-    literals,
-    missing_text,
-)
+from reallm.config.field_types import allowed_text, is_list, is_mapping, is_optional, is_text, literals
+from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.suggestions import unknown_key
 from reallm.errors import ConfigError, ReallmError, did_you_mean
 from reallm.options import REQUIRED

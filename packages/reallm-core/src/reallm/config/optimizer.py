@@ -1,35 +1,78 @@
-"""Configuration of the optimizer, and the learning rate of each step as a pure function. Imports no torch."""
+"""Configuration of the optimizer. Imports no torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from reallm.errors import ConfigError, did_you_mean
+from reallm.config.field_types import check_fields
+from reallm.errors import ConfigError
 from reallm.options import option
+from reallm.parallel.layout import Layout
 
-SCHEDULES = ("cosine", "linear", "constant")
-NONFINITE = ("stop", "skip")
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "adamw": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8},
+    "sgd": {"momentum": 0.0, "nesterov": False},
+    "adafactor": {"beta2_decay": -0.8, "clip_threshold": 1.0},
+    "muon": {
+        "momentum": 0.95,
+        "nesterov": True,
+        "adjust_lr_fn": "match_rms_adamw",
+        "ns_steps": 5,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "eps": 1e-8,
+    },
+}
+"""Optimizer -> its options with their defaults, besides the learning rate and weight decay, which all have."""
+NEEDS_WHOLE_MATRICES = ("adafactor", "muon")
+"""The optimizers whose update of an element depends on other elements of its matrix."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its learning-rate schedule and gradient clipping.
+    """The optimizer, its learning-rate schedule and gradient clipping.
+
+    An option that is not given has the default of the chosen optimizer; None is left of options that it does not have.
 
     Raises:
-        ConfigError: a value is not allowed; names the field, the value and what is allowed.
+        ConfigError: a value is not allowed, or the chosen optimizer has no such option; names the field and the value.
     """
 
-    lr: float = option(2e-5, "peak learning rate, reached at the end of the warm-up")
-    beta1: float = option(0.9, "AdamW: decay of the running mean of gradients")
-    beta2: float = option(0.95, "AdamW: decay of the running mean of squared gradients")
-    eps: float = option(1e-8, "AdamW: added to the denominator")
-    weight_decay: float = option(0.0, "AdamW: decoupled weight decay; norms and biases are never decayed")
+    name: Literal["adamw", "sgd", "adafactor", "muon"] = option(
+        "adamw",
+        "which optimizer. muon is for the matrices of the blocks and leaves embeddings, head, norms and biases to "
+        "adamw. Several processes that split matrices (dp, tp) need adamw or sgd",
+    )
+    lr: float = option(
+        2e-5,
+        "peak learning rate, reached at the end of the warm-up; adafactor multiplies it by the root mean square of "
+        "each parameter: 1e-3 is usual",
+    )
+    weight_decay: float = option(0.0, "weight decay, decoupled except in sgd; norms and biases are never decayed")
+    beta1: float | None = option(None, "adamw, muon: decay of the running mean of gradients; null: 0.9")
+    beta2: float | None = option(None, "adamw, muon: decay of the running mean of squared gradients; null: 0.95")
+    eps: float | None = option(None, "adamw, muon: added to AdamW's denominator; null: 1e-8")
+    momentum: float | None = option(None, "sgd, muon: decay of the sum or mean of gradients; null: 0 and 0.95")
+    nesterov: bool | None = option(None, "sgd, muon: Nesterov momentum; null: false and true")
+    beta2_decay: float | None = option(
+        None, "adafactor: exponent of the step number that gives the weight of new squared gradients; null: -0.8"
+    )
+    clip_threshold: float | None = option(
+        None, "adafactor: root mean square to which the update of a parameter is scaled down; null: 1"
+    )
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = option(
+        None,
+        "muon: how lr depends on the shape of a matrix. match_rms_adamw makes updates as large as AdamW's, so that its "
+        "lr fits; original is that of the first publication; null: match_rms_adamw",
+    )
+    ns_steps: int | None = option(None, "muon: Newton-Schulz iterations of the orthogonalization; null: 5")
     schedule: Literal["cosine", "linear", "constant"] = option(
         "cosine", "how the learning rate falls after the warm-up"
     )
-    warmup_steps: int | None = option(None, "steps of linear warm-up; instead of warmup_ratio")
+    warmup_steps: int | None = option(None, "steps of linear warm-up, from 0; instead of warmup_ratio")
     warmup_ratio: float = option(0.03, "warm-up as a share of all steps, if warmup_steps is not given")
     min_lr_ratio: float = option(0.0, "where the learning rate falls to, as a share of lr")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this global L2 norm; 0 turns clipping off")
@@ -40,41 +83,45 @@ class OptimizerConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(
-                f"optimizer.schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}"
-                f"{did_you_mean(str(self.schedule), SCHEDULES)}"
-            )
-        if self.on_nonfinite not in NONFINITE:
-            raise ConfigError(
-                f"optimizer.on_nonfinite={self.on_nonfinite!r} is not one of {', '.join(NONFINITE)}"
-                f"{did_you_mean(str(self.on_nonfinite), NONFINITE)}"
-            )
+        check_fields(self, "optimizer")
+        defaults = OPTIONS[self.name]
+        for name in _ALL_OPTIONS:
+            value = getattr(self, name)
+            if name in defaults and value is None:
+                object.__setattr__(self, name, defaults[name])
+            elif name not in defaults and value is not None:
+                owners = " and ".join(each for each, options in OPTIONS.items() if name in options)
+                raise ConfigError(
+                    f"optimizer.{name}={value!r} is an option of {owners}, not of {self.name}; leave it out, or choose "
+                    f"another optimizer.name. {self.name} has {', '.join(defaults)} and weight_decay"
+                )
         for name in ("lr", "eps"):
-            _check(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
-        for name in ("beta1", "beta2"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
+            self._check(name, lambda value: 0 < value < math.inf, "greater than 0")
+        for name in ("beta1", "beta2", "momentum"):
+            self._check(name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
         for name in ("weight_decay", "max_grad_norm"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+            self._check(name, lambda value: 0 <= value < math.inf, "at least 0")
         for name in ("warmup_ratio", "min_lr_ratio"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        if self.warmup_steps is not None:
-            _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+            self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
+        self._check("warmup_steps", lambda value: value >= 0, "at least 0")
+        self._check("beta2_decay", lambda value: -math.inf < value <= 0, "at most 0")
+        self._check("clip_threshold", lambda value: 1 <= value < math.inf, "at least 1")
+        self._check("ns_steps", lambda value: 1 <= value < 100, "between 1 and 99")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values of the options that the chosen optimizer has, besides `lr` and `weight_decay`."""
+        return {name: getattr(self, name) for name in OPTIONS[self.name]}
+
+    def _check(self, name: str, is_allowed: Any, what: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not is_allowed(value):
+            raise ConfigError(f"optimizer.{name}={value!r} must be {what}")
 
 
-def check_warmup(config: OptimizerConfig, total_steps: int, limit: str) -> None:
-    """Check that the warm-up ends before training does.
-
-    Args:
-        config: configuration of the optimizer.
-        total_steps: number of training steps.
-        limit: setting that determines this number, for the end of the message: `max_steps=10`.
-
-    Raises:
-        ConfigError: `warmup_steps` is too large.
-    """
-    if config.warmup_steps is not None and config.warmup_steps >= total_steps:
-        raise ConfigError(f"optimizer.warmup_steps={config.warmup_steps} must be less than {limit}")
+_ALL_OPTIONS = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
 
 
 def check_trainable(dtype: str, key: str = "model.dtype") -> None:
@@ -87,29 +134,16 @@ def check_trainable(dtype: str, key: str = "model.dtype") -> None:
         raise ConfigError(f"{key}=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
 
 
-def lr_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of optimizer step `step`, from 1 to `total_steps`.
+def check_unsharded(config: OptimizerConfig, layout: Layout) -> None:
+    """Check that a layout leaves matrices whole if the optimizer needs them whole.
 
-    It rises linearly to `lr` at the last step of the warm-up, then falls such that it would reach `lr * min_lr_ratio`
-    one step after the last: no step is wasted on a learning rate of zero.
-    With 6 steps, 2 of them warm-up, and schedule `linear`: `lr * [1/2, 1, 1, 3/4, 2/4, 1/4]`.
+    Raises:
+        ConfigError: the layout splits matrices, by tensor parallelism or FSDP.
     """
-    warmup = _warmup_steps(total_steps, config)
-    if step <= warmup:
-        return config.lr * step / warmup
-    if config.schedule == "constant":
-        return config.lr
-    progress = min(1.0, (step - 1 - warmup) / max(1, total_steps - warmup))
-    falling = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * falling)
-
-
-def _warmup_steps(total_steps: int, config: OptimizerConfig) -> int:
-    if config.warmup_steps is not None:
-        return config.warmup_steps
-    return math.ceil(config.warmup_ratio * total_steps)
-
-
-def _check(name: str, value: float, allowed: bool, what: str) -> None:
-    if not allowed:
-        raise ConfigError(f"optimizer.{name}={value!r} must be {what}")
+    sizes = {"dp": layout.dp if layout.fsdp else 1, "tp": layout.tp}
+    splitting = " and ".join(f"parallel.{name}={size}" for name, size in sizes.items() if size > 1)
+    if splitting and config.name in NEEDS_WHOLE_MATRICES:
+        raise ConfigError(
+            f"optimizer.name={config.name} computes with whole matrices, which {splitting} would split; use adamw or "
+            "sgd, or only pipeline stages (parallel.pp)"
+        )

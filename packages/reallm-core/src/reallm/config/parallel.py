@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
+from reallm.config.field_types import check_fields
 from reallm.errors import ConfigError
 from reallm.options import option
 from reallm.parallel.layout import Layout
@@ -38,6 +39,7 @@ class ParallelArgs:
     timeout_s: float = option(600.0, "seconds that a process waits for another one before the run fails")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for key, size in {"dp": self.dp, "pp": self.pp, "tp": self.tp}.items():
             if size is not None and size < 1:
                 raise ConfigError(f"{key}={size} must be at least 1")
@@ -48,6 +50,11 @@ class ParallelArgs:
     def n_processes(self) -> int:
         """Number of processes to start: the product of the sizes."""
         return (self.dp or 1) * self.pp * self.tp
+
+    @property
+    def smallest_layout(self) -> Layout:
+        """The layout of a trained model over the fewest processes that these sizes allow."""
+        return Layout(self.dp or 1, self.pp, self.tp, fsdp=True)
 
     @property
     def timeout(self) -> timedelta:

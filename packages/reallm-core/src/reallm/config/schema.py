@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from reallm.config.args import DATASET_KEY
 from reallm.config.dataset import config_class as dataset_config_class
-from reallm.errors import ConfigError, PluginError, did_you_mean
+from reallm.config.field_types import check_fields
+from reallm.errors import ConfigError, PluginError
 from reallm.options import REQUIRED
 
 
@@ -108,93 +108,21 @@ def dataset_fields(config_class: type) -> dict[str, str]:
     }
 
 
-def type_text(hint: Any) -> str:
-    """A type as shown by `--help`: `float`, `int|null`, `cosine|linear|constant`, `list[str]`."""
-    if hint is None or hint is type(None):
-        return "null"
-    if hint is Any:
-        return "any"
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return "|".join(type_text(arg) for arg in args)
-    if origin is Literal:
-        return "|".join(value_text(arg) for arg in args)
-    if origin is not None:
-        return f"{origin.__name__}[{', '.join('...' if arg is ... else type_text(arg) for arg in args)}]"
-    return getattr(hint, "__name__", str(hint))
-
-
-def value_text(value: Any) -> str:
-    """A value as it is written on the command line: `null`, `true`, `[jsonl,tensorboard]`, `2e-05`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(value_text(item) for item in value)}]"
-    return str(value)
-
-
-def allowed_text(hint: Any) -> str:
-    """The values of a type as the end of "it must be ...": `a number`, `one of a, b`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(allowed_text(arg) for arg in get_args(hint))
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(value_text(value) for value in get_args(hint))}"
-    if is_list(hint):
-        return "a list"
-    if (get_origin(hint) or hint) is dict:
-        return "a mapping, such as {a: 1}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(hint, type_text(hint))
-
-
-def literals(hint: Any) -> list[str]:
-    """The choices of a `Literal` or an optional one; empty for other types."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
-    return [value_text(value) for member in members if get_origin(member) is Literal for value in get_args(member)]
-
-
-def is_list(hint: Any) -> bool:
-    """Whether the type is a list or tuple."""
-    return (get_origin(hint) or hint) in (list, tuple)
-
-
-def is_mapping(hint: Any) -> bool:
-    """Whether the type's values may be mappings."""
-    return hint is Any or (get_origin(hint) or hint) is dict
-
-
-def is_optional(hint: Any) -> bool:
-    """Whether the type allows `null`."""
-    return hint is Any or type(None) in get_args(hint)
-
-
-def is_text(hint: Any) -> bool:
-    """Whether the type is text, whose values are taken literally (`007` stays `007`) and not parsed as YAML."""
-    options = [arg for arg in get_args(hint) if arg is not type(None)] if is_optional(hint) else [hint]
-    return options == [str]
-
-
 def check_values(config: Any, name: str = "") -> None:
-    """Check required values and choices of a configuration object, nested dataclasses included.
+    """Check types, choices and required values of a configuration object, nested dataclasses included.
 
     Raises:
-        ConfigError: a required value is missing, or a value is not among its choices; names the key.
+        ConfigError: a required value is missing, or a value has the wrong type or is not among its choices; names the
+            key.
     """
-    prefix = f"{name}." if name else ""
+    check_fields(config, name)
     hints = typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
-        key, value = prefix + item.name, getattr(config, item.name)
+        key, value = f"{name}.{item.name}" if name else item.name, getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             check_values(value, key)
         elif isinstance(value, str) and value == REQUIRED:
             raise ConfigError(missing_text(Key(key, hints[item.name], value, item.metadata.get("help", ""))))
-        elif get_origin(hints[item.name]) is Literal and value not in get_args(hints[item.name]):
-            choices = [value_text(choice) for choice in get_args(hints[item.name])]
-            raise ConfigError(
-                f"{key}={value_text(value)} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
-            )
 
 
 def in_group(name: str, cls: type, error: Exception) -> str:

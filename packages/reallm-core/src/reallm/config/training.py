@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reallm.config.args import ModelArgs, dataset_option
 from reallm.config.dataset import batch_size, splits
-from reallm.config.optimizer import OptimizerConfig, check_warmup
+from reallm.config.lr_schedule import check_warmup
+from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.config.parallel import ParallelArgs
 from reallm.config.schema import check_values
 from reallm.errors import ConfigError
@@ -38,7 +39,7 @@ class TrainingConfig:
 
     dataset: Any = dataset_option("prompt_answer", "what to train on")
     optimizer: OptimizerConfig = field(
-        default_factory=OptimizerConfig, metadata={"help": "AdamW and its learning-rate schedule"}
+        default_factory=OptimizerConfig, metadata={"help": "the optimizer and its learning-rate schedule"}
     )
     parallel: ParallelArgs = field(
         default_factory=ParallelArgs, metadata={"help": "how training is split over processes, one for each GPU"}
@@ -115,6 +116,7 @@ class TrainingConfig:
             raise ConfigError(f"save_every_minutes={self.save_every_minutes} must be more than 0; null turns it off")
         if self.max_steps is not None:
             check_warmup(self.optimizer, self.max_steps, f"max_steps={self.max_steps}")
+        check_unsharded(self.optimizer, self.parallel.smallest_layout)
 
     def _check_location(self) -> None:
         for key, value in {"name": self.name, "output_dir": self.output_dir, "resume": self.resume}.items():

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reallm.config.optimizer import OptimizerConfig, lr_at
+from reallm.config.lr_schedule import lr_at
+from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.data.batching import select
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameters import parameter_shapes
+from reallm.model.sharding import Shape
 from reallm.model.transformer import Transformer
 from reallm.offload.tensors import Offload
 from reallm.parallel.fsdp import is_fsdp, reshard
@@ -51,7 +54,7 @@ class TrainEngine:
 
     Args:
         model: the model, trained in place on the device of its parameters.
-        optimizer_config: AdamW, schedule and clipping.
+        optimizer_config: the optimizer, its schedule and clipping.
         total_steps: the steps over which the learning rate follows its schedule.
         max_tokens_per_microbatch: limit on the tokens of a micro-batch; a longer sample is a micro-batch of its own.
             Results do not depend on it, except for the masks of dropout.
@@ -60,7 +63,8 @@ class TrainEngine:
             `config.moe.aux_loss_coef`.
 
     Raises:
-        ConfigError: the parameters are float16; `moe_aux_loss_coef` for a model without experts.
+        ConfigError: the parameters are float16; the optimizer needs whole matrices, which the model's layout splits;
+            `moe_aux_loss_coef` for a model without experts.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class TrainEngine:
         seed: int = 0,
         moe_aux_loss_coef: float | None = None,
     ) -> None:
-        _align_parameters(model.network)
         mesh = model.mesh
+        if mesh is not None:
+            check_unsharded(optimizer_config, mesh.layout)
+        _align_parameters(model.network)
         self._mesh = None if mesh is None or mesh.layout.size == 1 else mesh
         self.model = model
         self.step = 0
@@ -180,11 +186,16 @@ class TrainEngine:
 
         Raises:
             KeyError: `state` has a tensor of a parameter that this engine does not train.
+            ConfigError: `state` is that of another optimizer.
         """
         self.reload()
         reshard(self.model.network)  # unsharded parameters would keep the old values
         self._optimizer.load(state.moments, state.weights)
         self.step, self.skipped_steps = state.step, state.skipped_steps
+
+    def state_shapes(self) -> dict[str, Shape]:
+        """Shapes of the tensors of `state().moments` for a whole model, by name."""
+        return self._optimizer.state_shapes(parameter_shapes(self.model.config))
 
     @property
     def has_masters(self) -> bool:

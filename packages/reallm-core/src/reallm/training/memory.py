@@ -8,6 +8,7 @@ count includes whatever a plugin's block does, and recomputation.
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ReallmError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.packed import PackedSequences
 from reallm.model.parameters import meta_model, n_parameters
+from reallm.training.update_rules import update_rules
 
 GIB = 2**30
 FRAGMENTATION = 0.2
@@ -85,8 +88,12 @@ def estimate(
     lengths: Sequence[int],
     *,
     gradient_checkpointing: Any = "none",
+    optimizer: OptimizerConfig | None = None,
 ) -> MemoryEstimate:
-    """Estimate the memory of training with `TrainEngine`; `lengths` are the sequences of the largest micro-batch."""
+    """Estimate the memory of training with `TrainEngine`; `lengths` are the sequences of the largest micro-batch.
+
+    The optimizer is AdamW if it is not given.
+    """
     n, size = n_parameters(config), dtype.itemsize
     is_half = size < 4
     try:
@@ -100,11 +107,23 @@ def estimate(
     alive = MemoryEstimate(
         parameters=n * size,
         gradients=n * max(size, 4),
-        optimizer=n * (2 * max(size, 4) + (4 if is_half else 0)),
+        optimizer=_optimizer_state(config, optimizer or OptimizerConfig()) * max(size, 4) + (4 * n if is_half else 0),
         activations=activations,
         n_tokens=sum(lengths),
     )
     return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
+
+
+def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
+    """Number of elements that the optimizer keeps, without masters."""
+    network = meta_model(config)
+    rules = update_rules(network, optimizer)
+    return sum(
+        math.prod(shape)
+        for name, parameter in network.named_parameters()
+        for shape in rules[name].state_shapes(tuple(parameter.shape), optimizer).values()
+        if shape
+    )
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -1,4 +1,4 @@
-"""AdamW over a model's parameters, with float32 master weights for parameters in half precision."""
+"""The optimizer of a model's parameters, with float32 master weights for parameters in half precision."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from reallm.config.optimizer import OptimizerConfig, check_trainable
+from reallm.errors import ConfigError
+from reallm.model.sharding import Shape
+from reallm.model.transformer import Transformer
 from reallm.parallel.fsdp import to_local
+from reallm.training.update_rules import decayed_parameters, matrices, stepped_tensors, update_rules
 
 
 class Optimizer:
-    """AdamW (fused) with gradient clipping, over the parameters of a model that require gradients.
+    """Steps the parameters of a network that require gradients, by torch's optimizers, with gradient clipping.
 
     Parameters in bfloat16 are stepped in float32: near 1.0 bfloat16 moves in steps of 2^-7, so that an update of
     1e-5 would be lost. Their gradients are summed over micro-batches in float32 too.
@@ -23,28 +27,27 @@ class Optimizer:
         ConfigError: for float16 parameters, whose gradients underflow.
     """
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, network: Transformer, config: OptimizerConfig) -> None:
         self._config = config
         self._parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
-        """The tensors that AdamW updates: the parameters themselves if they are plain tensors of float32 or wider."""
+        """The tensors that are stepped: the parameters themselves if they are plain tensors of float32 or wider."""
+        self._rules = update_rules(network, config)
+        self._stepped = {name: stepped_tensors(self._rules[name], master) for name, master in self._masters.items()}
+        """What torch's optimizers step for each parameter: its master, or each matrix of a stack of matrices."""
+        self._stacked_state: dict[str, Tensor] = {}
+        """The state of stacks of matrices, by `<parameter>/<kind>`; torch's optimizers hold views of it."""
         decayed = decayed_parameters(network)
-        self._adamw = torch.optim.AdamW(
-            [
-                {
-                    "params": [master for name, master in self._masters.items() if name in decayed],
-                    "weight_decay": config.weight_decay,
-                },
-                {
-                    "params": [master for name, master in self._masters.items() if name not in decayed],
-                    "weight_decay": 0.0,
-                },
-            ],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        """By the name of their rule."""
+        for rule in {rule.name: rule for rule in self._rules.values()}.values():
+            names = [name for name in self._masters if self._rules[name] is rule]
+            with_decay, without = ([name for name in names if (name in decayed) is wanted] for wanted in (True, False))
+            groups = [
+                {"params": [each for name in of_group for each in self._stepped[name]], "weight_decay": weight_decay}
+                for of_group, weight_decay in ((with_decay, config.weight_decay), (without, 0.0))
+            ]
+            self._optimizers[rule.name] = rule.make(groups, config)
 
     @torch.no_grad()
     def accumulate_gradients(self) -> None:
@@ -66,6 +69,9 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop the gradients accumulated since the last step."""
+        for stepped in self._stepped.values():
+            for each in stepped:
+                each.grad = None
         for parameter in (*self._parameters.values(), *self._masters.values()):
             parameter.grad = None
 
@@ -79,9 +85,11 @@ class Optimizer:
         """Clip the gradients, whose norm is `grad_norm`, step with learning rate `lr`, and drop them."""
         if self._config.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(self._masters.values(), self._config.max_grad_norm, grad_norm)
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        self._adamw.step()
+        self._split_stacks()
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
         self.zero_grad()
         for name, parameter in self._parameters.items():
             if self._masters[name].dtype != parameter.dtype:
@@ -93,16 +101,17 @@ class Optimizer:
         return any(self._masters[name].dtype != parameter.dtype for name, parameter in self._parameters.items())
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors that AdamW updates, by parameter name: the parameters, or their float32 masters. Not copies."""
+        """The tensors that are stepped, by parameter name: the parameters, or their float32 masters. Not copies."""
         return {name: master.detach() for name, master in self._masters.items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's state, as `<parameter>/exp_avg` and so on; empty before the first step. Not copies."""
+        """The state of torch's optimizers, `<parameter>/exp_avg` and so on; empty before the first step. Not copies."""
         return {
-            f"{name}/{key}": value
+            f"{name}/{kind}": value
             for name, master in self._masters.items()
-            for key, value in self._adamw.state.get(master, {}).items()
-        }
+            if not self._is_stack(name)
+            for kind, value in self._state(name, master).items()
+        } | self._stacked_state
 
     def state_tensors(self) -> list[Tensor]:
         """Masters and moments: all tensors kept in addition to the parameters, except scalars. Not copies."""
@@ -111,40 +120,70 @@ class Optimizer:
         ]
         return masters + [value for value in self.moments().values() if value.dim()]
 
+    def state_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """The shapes of `moments` of the trained parameters, for parameters of these shapes, such as whole ones."""
+        return {
+            f"{name}/{kind}": shape
+            for name in self._masters
+            for kind, shape in self._rules[name].state_shapes(shapes[name], self._config).items()
+        }
+
     @torch.no_grad()
     def load(self, moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Restore the results of `moments` and `weights`; `weights` may be empty if the parameters are in place.
 
         Raises:
             KeyError: a parameter of that name is not trained.
+            ConfigError: another optimizer has kept these moments.
         """
+        for key in moments:
+            name, _, kind = key.rpartition("/")
+            kept = self._rules[name].state_shapes(tuple(self._masters[name].shape), self._config)
+            if kind not in kept:
+                raise ConfigError(
+                    f"the saved state has '{key}', which optimizer.name={self._config.name} does not keep "
+                    f"({', '.join(kept) or 'it keeps nothing'}); resume with the optimizer and the options that the "
+                    "state was saved with, or start a new run from the weights"
+                )
         for name, value in weights.items():
             self._masters[name].copy_(value)
             to_local(self._parameters[name].detach()).copy_(value)
         for key, value in moments.items():
             name, _, kind = key.rpartition("/")
-            master = self._masters[name]
             # copied: tensors of a mapped file have another alignment, which can change the last bit of a sum
-            self._adamw.state[master][kind] = torch.empty_like(value, device=master.device).copy_(value)
+            copied = torch.empty_like(value, device=self._masters[name].device).copy_(value)
+            if self._is_stack(name):
+                self._set_stacked_state(key, copied)
+            else:
+                self._state(name, self._masters[name])[kind] = copied
 
+    def _state(self, name: str, stepped: nn.Parameter) -> dict[str, Tensor]:
+        """The state that torch's optimizer keeps for what it steps."""
+        return self._optimizers[self._rules[name].name].state[stepped]
 
-def decayed_parameters(network: nn.Module) -> set[str]:
-    """The names of the parameters that weight decay applies to: matrices, except in norms and biases.
+    def _is_stack(self, name: str) -> bool:
+        return self._stepped[name][0] is not self._masters[name]
 
-    Most norms and biases are vectors. A layer whose parameters are exempt whatever their shape sets
-    `weight_decay = False`.
-    """
-    return {
-        f"{path}.{name}" if path else name
-        for path, module in network.named_modules()
-        if getattr(module, "weight_decay", True)
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() >= 2 and name != "bias"
-    }
+    def _split_stacks(self) -> None:
+        """Hand the gradients of stacks of matrices, and before the first step zeros as their state, to each matrix."""
+        for name, master in self._masters.items():
+            if not self._is_stack(name) or master.grad is None:
+                continue
+            for each, gradient in zip(self._stepped[name], matrices(master.grad), strict=True):
+                each.grad = gradient
+            for kind, shape in self._rules[name].state_shapes(tuple(master.shape), self._config).items():
+                if f"{name}/{kind}" not in self._stacked_state:
+                    self._set_stacked_state(f"{name}/{kind}", master.new_zeros(shape))
+
+    def _set_stacked_state(self, key: str, stacked: Tensor) -> None:
+        self._stacked_state[key] = stacked
+        name, _, kind = key.rpartition("/")
+        for each, value in zip(self._stepped[name], matrices(stacked), strict=True):
+            self._state(name, each)[kind] = value
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
-    """The tensor that AdamW updates for a parameter: a float32 copy of a bfloat16 one, otherwise the parameter itself.
+    """The tensor that is stepped for a parameter: a float32 copy of a bfloat16 one, otherwise the parameter itself.
 
     For a parameter that FSDP shards, it is the local shard, in the same memory.
     """

@@ -121,7 +121,7 @@ def _reference(cls: Any) -> str:
 
 def _keys(config_class: Callable[[], type]) -> str:
     """The fields of a dataset's configuration, as `--help` writes them."""
-    from reallm.config import schema
+    from reallm.config import field_types, schema
 
     try:
         cls = config_class()
@@ -131,8 +131,8 @@ def _keys(config_class: Callable[[], type]) -> str:
         return f"{cls!r} is not a dataclass"
     keys: Iterable[schema.Key] = schema.groups(cls)[-1].keys
     return "\n".join(
-        f"dataset.{key.name}  {schema.type_text(key.type)}, "
-        f"{'required' if key.required else 'default ' + schema.value_text(key.default)}"
+        f"dataset.{key.name}  {field_types.type_text(key.type)}, "
+        f"{'required' if key.required else 'default ' + field_types.value_text(key.default)}"
         + (f"\n    {key.help}" if key.help else "")
         for key in keys
     )

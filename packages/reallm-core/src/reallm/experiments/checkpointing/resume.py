@@ -58,10 +58,14 @@ def refuse_changes(changed: Diff) -> None:
         ConfigError: such a setting has changed; names the key with both values.
     """
     for key, (before, now) in changed.items():
+        if key == "optimizer.name" and before is None:  # a run of a version that had only one
+            before = "adamw"
         is_fixed = (
-            key == "seed" or key.startswith("dataset.") or key.endswith((".path", ".add_tokens", ".resize_vocab"))
+            key in ("seed", "optimizer.name")
+            or key.startswith("dataset.")
+            or key.endswith((".path", ".add_tokens", ".resize_vocab"))
         )
-        if is_fixed and key not in MAY_CHANGE:
+        if is_fixed and key not in MAY_CHANGE and now != before:
             raise ConfigError(
                 f"{key}={now} cannot change in a resumed run, where it is {before}: the data order and the saved state "
                 "depend on it; leave it out, or start a new run from the checkpoint with model.path="

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reallm.config.schema import value_text
+from reallm.config.field_types import value_text
 from reallm.config.training import AUTO, TrainingConfig, model_args
 from reallm.errors import ConfigError
 from reallm.experiments.checkpointing.open_run import OpenRun

@@ -217,9 +217,10 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
     """
     try:
         saved = state.engines[role]
-        _check_shapes(saved, parameter_shapes(engine.model.config))
+        shapes = parameter_shapes(engine.model.config)
+        _check_shapes(saved, shapes, engine.state_shapes())
         if engine.model.mesh is not None:
-            saved = _shard(saved, engine.model.boxes)
+            saved = _shard(saved, shapes, engine.model.boxes)
         engine.load_state(saved)
     except (KeyError, ValueError, RuntimeError) as error:
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
@@ -229,20 +230,25 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
         ) from error
 
 
-def _check_shapes(saved: EngineState, shapes: Mapping[str, Shape]) -> None:
-    """Raise ValueError if a tensor's shape differs from its parameter's: a slice of it might fit by accident."""
+def _check_shapes(saved: EngineState, parameters: Mapping[str, Shape], moments: Mapping[str, Shape]) -> None:
+    """Raise ValueError if a tensor has another shape than it should: a slice of it might fit by accident.
+
+    Moments of other pipeline stages are checked there, and kinds that the optimizer does not keep are refused when they
+    are loaded.
+    """
     for name, tensor in (*saved.moments.items(), *saved.weights.items()):
-        shape = shapes[_parameter_of(name)]
-        if tensor.dim() and tuple(tensor.shape) != shape:
-            raise ValueError(f"'{name}' has the shape {list(tensor.shape)}, its parameter {list(shape)}")
+        parameter = parameters[_parameter_of(name)]
+        shape = moments.get(name) if name in saved.moments else parameter
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"'{name}' has the shape {list(tensor.shape)}, not {list(shape)}")
 
 
-def _shard(saved: EngineState, boxes: Mapping[str, Box]) -> EngineState:
-    """Slice whole tensors to the boxes of this rank's parameters."""
+def _shard(saved: EngineState, shapes: Mapping[str, Shape], boxes: Mapping[str, Box]) -> EngineState:
+    """Slice whole tensors to the boxes of this rank's parameters; those of another shape are whole on every rank."""
 
     def slice_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: tensor[boxes[parameter].slices] if tensor.dim() else tensor
+            name: tensor[boxes[parameter].slices] if tuple(tensor.shape) == shapes[parameter] else tensor
             for name, tensor in tensors.items()
             if (parameter := _parameter_of(name)) in boxes
         }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from reallm.config.args import ModelArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.config.training import TrainingConfig, model_args
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
@@ -26,7 +27,9 @@ TOLERANCE = 0.85
 """Share of an estimate that must fit for a run to start: estimates are within 15 % of the measured memory."""
 
 
-def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, largest: Sequence[int]) -> MemoryEstimate:
+def estimate_model(
+    args: ModelArgs, dtype: torch.dtype, device: torch.device, largest: Sequence[int], optimizer: OptimizerConfig
+) -> MemoryEstimate:
     """Estimate the memory for training the model of a checkpoint, from its config alone.
 
     Args:
@@ -34,9 +37,15 @@ def estimate_model(args: ModelArgs, dtype: torch.dtype, device: torch.device, la
         dtype: dtype of its parameters.
         device: device on which it is trained.
         largest: lengths of the sequences in the largest micro-batch.
+        optimizer: the optimizer, for the size of its state.
     """
     return estimate(
-        load_model_config(args.path), dtype, device, largest, gradient_checkpointing=args.gradient_checkpointing
+        load_model_config(args.path),
+        dtype,
+        device,
+        largest,
+        gradient_checkpointing=args.gradient_checkpointing,
+        optimizer=optimizer,
     )
 
 
@@ -82,7 +91,7 @@ def memory_lines(
     for role in trained:
         args = model_args(config, role)
         device = choose_device(args.device, job.gpu)
-        one = estimate_model(args, choose_dtype(args.dtype, device), device, largest)
+        one = estimate_model(args, choose_dtype(args.dtype, device), device, largest, config.optimizer)
         if layouts is not None:
             one = split_estimate(one, layouts[role], config.parallel.zero)
         needed.setdefault(device, []).append(one)

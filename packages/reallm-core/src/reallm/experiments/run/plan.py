@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reallm.algorithms.executor import Graph
+from reallm.config.optimizer import check_unsharded
 from reallm.config.training import TrainingConfig, model_args
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_other_data
@@ -66,6 +67,8 @@ class Plan:
         layouts = choose_layouts(config, graph, job)
         for name, layout in (layouts or {}).items():
             check_layout(f"{name}.path", model_args(config, name).path, layout)
+            if name in trained:
+                check_unsharded(config.optimizer, layout)
         interfaces = make_interfaces(algorithm, graph)
         data = load_data(config, graph, interfaces)
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reallm.algorithms.executor import Graph, Role
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import batch_size
-from reallm.config.optimizer import check_warmup
+from reallm.config.lr_schedule import check_warmup
 from reallm.config.training import TrainingConfig, model_args
 from reallm.data.dataset_stats import DatasetStats, fingerprint, histogram, measure
 from reallm.data.datasets import Samples, make_dataset
