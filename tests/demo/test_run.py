@@ -22,7 +22,7 @@ def test_it_shows_and_leaves_what_a_newcomer_wants_to_see(tmp_path: Path) -> Non
     result = run_demo(tmp_path, steps=3, console=Console(file=printed, width=100))
     output = printed.getvalue()
     for expected in (
-        "step 3/3", "train/loss", "⣀", "Spell", "What is reallm?", "before", "after", "questions it has never seen",
+        "step 3/3", "train/loss", "⠉", "Spell", "What is reallm?", "before", "after", "questions it has never seen",
         f'AutoModelForCausalLM.from_pretrained("{result.checkpoint}")', str(result.run_dir / "loss.png"),
     ):  # fmt: skip
         assert expected in output, expected
