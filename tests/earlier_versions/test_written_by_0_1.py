@@ -83,3 +83,9 @@ def test_a_batch_is_as_it_was_saved() -> None:
     nested = NamedArray(mask=torch.tensor([True, False, True]), scores=np.array([1.5, 2.5]))
     expected = NamedArray(input_ids=torch.arange(7), rewards=rewards, values=None, nested=nested)
     assert batch == expected.with_metadata(seqlens={"input_ids": [[4], [3]], "rewards": [[1], [1]]}, ids=["a", "b"])
+
+
+def test_settings_that_0_1_did_not_have_count_as_unchanged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sft", "resume=runs/alone", "max_steps=4"]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("changed: ")] == ["changed: max_steps 3 -> 4"]

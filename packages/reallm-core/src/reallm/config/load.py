@@ -96,6 +96,12 @@ def describe(config: Any) -> Configuration:
     return Configuration(found, values)
 
 
+def default_settings(config: Any) -> dict[str, Any]:
+    """The defaults of all keys of a configuration object, as nested mappings: what a key had before it existed."""
+    found = describe(config).groups
+    return Configuration(found, {key.name: key.default for group in found for key in group.keys}).tree()
+
+
 def chosen_datasets(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> dict[str, str]:
     """The dataset names given by files or arguments, by dataset field of a configuration dataclass."""
     return _chosen(config_class, _assignments(config_class, files, arguments))

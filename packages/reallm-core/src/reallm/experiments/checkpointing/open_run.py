@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from reallm.config.load import default_settings
 from reallm.config.training import TrainingConfig
 from reallm.experiments.checkpointing.resume import find_run
 from reallm.experiments.runs.files import is_run
@@ -61,11 +62,13 @@ def open_run(
         ConfigError: the folder cannot be made, has other content, or another process trains in it.
     """
 
+    defaults = plain(default_settings(config))
+
     def open_on_rank0() -> dict[str, Any]:
-        found = find_run(config.resume, config.output_dir, config.name, settings)
+        found = find_run(config.resume, config.output_dir, config.name, settings, defaults)
         folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=algorithm or DEFAULT_PREFIX)
         stack.enter_context(folder.locked())
-        return _read(folder, settings, is_resume=found is not None)
+        return _read(folder, settings, defaults, is_resume=found is not None)
 
     opened = job.broadcast_from_rank0(open_on_rank0, config.parallel.timeout)
     if job.is_rank0:
@@ -79,16 +82,19 @@ def planned_run(config: TrainingConfig, settings: Mapping[str, Any], algorithm: 
     Raises:
         ConfigError: the run to resume does not exist.
     """
-    found = find_run(config.resume, config.output_dir, config.name, settings)
+    defaults = plain(default_settings(config))
+    found = find_run(config.resume, config.output_dir, config.name, settings, defaults)
     name = config.name or f"{algorithm or DEFAULT_PREFIX}-<date>-<time>"
     folder = found or RunFolder(Path(config.output_dir) / name)
-    return _run(algorithm, settings, _read(folder, settings, is_resume=found is not None))
+    return _run(algorithm, settings, _read(folder, settings, defaults, is_resume=found is not None))
 
 
-def _read(folder: RunFolder, settings: Mapping[str, Any], *, is_resume: bool) -> dict[str, Any]:
+def _read(
+    folder: RunFolder, settings: Mapping[str, Any], defaults: Mapping[str, Any], *, is_resume: bool
+) -> dict[str, Any]:
     """What the folder says about its run, as JSON."""
     earlier = read_run(folder.path) if is_resume and is_run(folder.path) else None
-    changed = diff(read_settings(folder.config), settings) if is_resume else {}
+    changed = diff(read_settings(folder.config), settings, defaults) if is_resume else {}
     return {
         "path": str(folder.path),
         "started_at": ((earlier and earlier.started) or datetime.now()).isoformat(),

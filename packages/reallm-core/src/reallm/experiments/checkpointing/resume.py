@@ -22,7 +22,13 @@ MAY_CHANGE = ("dataset.valid_path", "dataset.valid_bs_n_seqs")
 """Keys of the dataset that training does not depend on."""
 
 
-def find_run(resume: str | None, output_dir: str, name: str | None, settings: Mapping[str, Any]) -> RunFolder | None:
+def find_run(
+    resume: str | None,
+    output_dir: str,
+    name: str | None,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> RunFolder | None:
     """The folder of the run to resume; None to start a new one.
 
     Args:
@@ -30,6 +36,7 @@ def find_run(resume: str | None, output_dir: str, name: str | None, settings: Ma
         output_dir: folder that holds the run folders.
         name: name of the run, for `auto`.
         settings: all settings as nested mappings, for `auto` without a name.
+        defaults: the defaults of all settings, for runs of versions that did not have them yet.
 
     Raises:
         ConfigError: there is no run of this name, or it cannot be resumed from the named checkpoint.
@@ -46,7 +53,7 @@ def find_run(resume: str | None, output_dir: str, name: str | None, settings: Ma
     runs.sort(key=lambda run: run.config.stat().st_mtime, reverse=True)
     for run in runs:
         unfinished = not is_run(run.path) or read_run(run.path).status not in ("done", "running")
-        if unfinished and not without_parallel(diff(read_settings(run.config), settings)):
+        if unfinished and not without_parallel(diff(read_settings(run.config), settings, defaults)):
             return run
     return None
 
@@ -58,14 +65,12 @@ def refuse_changes(changed: Diff) -> None:
         ConfigError: such a setting has changed; names the key with both values.
     """
     for key, (before, now) in changed.items():
-        if key == "optimizer.name" and before is None:  # a run of a version that had only one
-            before = "adamw"
         is_fixed = (
             key in ("seed", "optimizer.name")
             or key.startswith("dataset.")
             or key.endswith((".path", ".add_tokens", ".resize_vocab"))
         )
-        if is_fixed and key not in MAY_CHANGE and now != before:
+        if is_fixed and key not in MAY_CHANGE:
             raise ConfigError(
                 f"{key}={now} cannot change in a resumed run, where it is {before}: the data order and the saved state "
                 "depend on it; leave it out, or start a new run from the checkpoint with model.path="

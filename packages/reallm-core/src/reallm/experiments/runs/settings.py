@@ -55,9 +55,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> Diff:
-    """The settings that differ between two runs, both given as nested mappings, except location keys."""
-    old, new = flatten(before), flatten(now)
+def diff(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Diff:
+    """The settings that differ between two runs, all given as nested mappings, except location keys.
+
+    A key that `before` does not have, because its version of reallm did not, has its value in `defaults`.
+    """
+    old, new = {**flatten(defaults or {}), **flatten(before)}, flatten(now)
     return {
         key: (old.get(key), new.get(key))
         for key in dict.fromkeys([*old, *new])
