@@ -196,7 +196,8 @@ def test_the_same_seed_gives_the_same_order(jsonl: Write, util: DatasetUtility) 
 def test_tokens_lie_in_flat_arrays_and_a_pickled_dataset_is_small(jsonl: Write, util: DatasetUtility) -> None:
     dataset = PromptAnswerDataset(util, path=jsonl(*many(1000)))
     n_tokens = sum(len(dataset[i].input_ids) for i in range(len(dataset)))
-    arrays = [value for value in vars(dataset._rows._columns["input_ids"]).values() if isinstance(value, np.ndarray)]
+    column = dataset._rows._store.columns["input_ids"]
+    arrays = [value for value in vars(column).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) == 4 * n_tokens + 8 * (len(dataset) + 1)
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 5 * n_tokens + 64 * len(dataset)  # and neither the tokenizer nor the rows

@@ -25,12 +25,17 @@ class PromptAnswerDatasetConfig:
     train_bs_n_seqs: int = option(32, "batch size: sequences in an optimizer step")
     valid_bs_n_seqs: int = option(32, "sequences in an evaluation batch")
     pad_to_max_length: bool = option(False, "pad all sequences to max_seqlen; only of use for benchmarks")
+    num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
+    cache_dir: str | None = option(
+        "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
+    )
 
     def __post_init__(self) -> None:
         check_at_least("max_seqlen", self.max_seqlen, 2)
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_overlong(self.overlong)
+        check_num_proc(self.num_proc)
 
     def check(self) -> None:
         """Raise ConfigError unless the files exist and have a format that can be read."""
@@ -48,6 +53,10 @@ class PairedComparisonDatasetConfig:
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop the pair")
     train_bs_n_seqs: int = option(32, "batch size: rows in an optimizer step")
     valid_bs_n_seqs: int = option(32, "rows in an evaluation batch")
+    num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
+    cache_dir: str | None = option(
+        "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
+    )
 
     def __post_init__(self) -> None:
         check_at_least("max_pairs_per_prompt", self.max_pairs_per_prompt, 1)
@@ -55,6 +64,7 @@ class PairedComparisonDatasetConfig:
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_overlong(self.overlong)
+        check_num_proc(self.num_proc)
 
     def check(self) -> None:
         """Raise ConfigError unless the files exist and have a format that can be read."""
@@ -70,11 +80,16 @@ class PromptOnlyDatasetConfig:
     overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: prompts in a step")
     pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; only of use for benchmarks")
+    num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
+    cache_dir: str | None = option(
+        "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
+    )
 
     def __post_init__(self) -> None:
         check_at_least("max_prompt_len", self.max_prompt_len, 1)
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_overlong(self.overlong)
+        check_num_proc(self.num_proc)
 
     def check(self) -> None:
         """Raise ConfigError unless the files exist and have a format that can be read."""
@@ -85,6 +100,12 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """Raise ConfigError unless `value` is a whole number of `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
+def check_num_proc(value: int | None) -> None:
+    """Raise ConfigError unless `value` is None or a whole number of 1 or more."""
+    if value is not None:
+        check_at_least("num_proc", value, 1)
 
 
 def check_overlong(value: str) -> None:

@@ -8,7 +8,7 @@ from reallm.data.datasets import DatasetUtility
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
-from reallm_datasets.config import Overlong, PromptOnlyDatasetConfig, check_at_least, check_overlong
+from reallm_datasets.config import Overlong, PromptOnlyDatasetConfig, check_at_least, check_num_proc, check_overlong
 from reallm_datasets.encoders.prompt import PromptEncoder
 from reallm_datasets.encoding import Encoder
 
@@ -25,6 +25,8 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         overlong: "drop" leaves longer ones out; "truncate" keeps the beginning-of-sequence token, if there is one,
             and the end of the prompt, because that is where its question is.
         pad_to_max_length: pad each prompt to `max_prompt_len` at its beginning.
+        num_proc: worker processes that tokenize, at most, if there is much to do; None: one for each core.
+        cache_dir: folder that keeps the tokens of large files; "auto": `~/.cache/reallm/tokenized`; None: no cache.
 
     Raises:
         ConfigError: if an argument is out of range.
@@ -39,12 +41,16 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         max_prompt_len: int = PromptOnlyDatasetConfig.max_prompt_len,
         overlong: Overlong = PromptOnlyDatasetConfig.overlong,
         pad_to_max_length: bool = PromptOnlyDatasetConfig.pad_to_max_length,
+        num_proc: int | None = PromptOnlyDatasetConfig.num_proc,
+        cache_dir: str | None = PromptOnlyDatasetConfig.cache_dir,
     ) -> None:
         check_at_least("max_prompt_len", max_prompt_len, 1)
         check_overlong(overlong)
+        check_num_proc(num_proc)
         self._padded_length = max_prompt_len if pad_to_max_length else 0
         self._padding = Encoder(util.tokenizer).padding if pad_to_max_length else 0
-        self._rows = tokenize_rows(path, PromptEncoder(util.tokenizer, max_prompt_len, overlong), util)
+        encoder = PromptEncoder(util.tokenizer, max_prompt_len, overlong)
+        self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
         self._rows.need_samples("raise max_prompt_len")
 
     def __len__(self) -> int:

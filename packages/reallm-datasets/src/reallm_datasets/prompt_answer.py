@@ -8,7 +8,7 @@ from reallm.data.datasets import DatasetUtility
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
-from reallm_datasets.config import Overlong, PromptAnswerDatasetConfig, check_at_least, check_overlong
+from reallm_datasets.config import Overlong, PromptAnswerDatasetConfig, check_at_least, check_num_proc, check_overlong
 from reallm_datasets.encoders.prompt_answer import PromptAnswerEncoder
 from reallm_datasets.encoding import Encoder
 
@@ -26,6 +26,8 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
         overlong: "truncate" cuts the end off longer ones, "drop" leaves them out. Those whose prompt alone fills
             `max_seqlen` are dropped in any case.
         pad_to_max_length: pad each sequence to `max_seqlen` at its end, with tokens that are not trained.
+        num_proc: worker processes that tokenize, at most, if there is much to do; None: one for each core.
+        cache_dir: folder that keeps the tokens of large files; "auto": `~/.cache/reallm/tokenized`; None: no cache.
 
     Raises:
         ConfigError: if an argument is out of range.
@@ -40,12 +42,16 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
         max_seqlen: int = PromptAnswerDatasetConfig.max_seqlen,
         overlong: Overlong = PromptAnswerDatasetConfig.overlong,
         pad_to_max_length: bool = PromptAnswerDatasetConfig.pad_to_max_length,
+        num_proc: int | None = PromptAnswerDatasetConfig.num_proc,
+        cache_dir: str | None = PromptAnswerDatasetConfig.cache_dir,
     ) -> None:
         check_at_least("max_seqlen", max_seqlen, 2)
         check_overlong(overlong)
+        check_num_proc(num_proc)
         self._padded_length = max_seqlen if pad_to_max_length else 0
         self._padding = Encoder(util.tokenizer).padding if pad_to_max_length else 0
-        self._rows = tokenize_rows(path, PromptAnswerEncoder(util.tokenizer, max_seqlen, overlong), util)
+        encoder = PromptAnswerEncoder(util.tokenizer, max_seqlen, overlong)
+        self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
         self._rows.need_samples("raise max_seqlen")
 
     def __len__(self) -> int:

@@ -9,7 +9,13 @@ from reallm.data.datasets import DatasetUtility
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
-from reallm_datasets.config import Overlong, PairedComparisonDatasetConfig, check_at_least, check_overlong
+from reallm_datasets.config import (
+    Overlong,
+    PairedComparisonDatasetConfig,
+    check_at_least,
+    check_num_proc,
+    check_overlong,
+)
 from reallm_datasets.encoders.rw_pair import PairEncoder
 
 
@@ -31,6 +37,8 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         max_seqlen: longest sequence in tokens.
         overlong: "truncate" cuts the end off longer ones, "drop" leaves out pairs with a longer one. Pairs whose
             prompt alone fills `max_seqlen`, and pairs of equal sequences, are dropped in any case.
+        num_proc: worker processes that tokenize, at most, if there is much to do; None: one for each core.
+        cache_dir: folder that keeps the tokens of large files; "auto": `~/.cache/reallm/tokenized`; None: no cache.
 
     Raises:
         ConfigError: if an argument is out of range.
@@ -45,12 +53,15 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         max_pairs_per_prompt: int = PairedComparisonDatasetConfig.max_pairs_per_prompt,
         max_seqlen: int = PairedComparisonDatasetConfig.max_seqlen,
         overlong: Overlong = PairedComparisonDatasetConfig.overlong,
+        num_proc: int | None = PairedComparisonDatasetConfig.num_proc,
+        cache_dir: str | None = PairedComparisonDatasetConfig.cache_dir,
     ) -> None:
         check_at_least("max_pairs_per_prompt", max_pairs_per_prompt, 1)
         check_at_least("max_seqlen", max_seqlen, 2)
         check_overlong(overlong)
+        check_num_proc(num_proc)
         encoder = PairEncoder(util.tokenizer, max_pairs_per_prompt, max_seqlen, overlong, util.seed)
-        self._rows = tokenize_rows(path, encoder, util)
+        self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
         self._rows.need_samples("raise max_seqlen, or look at the answers")
 
     def __len__(self) -> int:

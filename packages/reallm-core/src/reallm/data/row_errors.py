@@ -5,6 +5,10 @@ from __future__ import annotations
 from reallm.errors import DataError
 
 
+class RowError(DataError):
+    """A row is wrong; the message begins with its location."""
+
+
 class RowErrors:
     """The errors of wrong rows: `train.jsonl:12: key 'answer': found null, wanted text (and 41 more rows)`."""
 
@@ -21,12 +25,16 @@ class RowErrors:
         if self._first is None or index < self._first[0]:
             self._first = index, error
 
-    def check(self) -> None:
-        """Raise DataError if a row is wrong: the error of the first one, and how many more there are."""
+    def check(self, *, all_read: bool = True) -> None:
+        """Raise DataError if a row is wrong: the error of the first one, and how many more there are.
+
+        With `all_read` false there may be more than are known.
+        """
         if self._first is None:
             return
         _, error = self._first
         more = len(self) - 1
         if not more:
             raise error
-        raise DataError(f"{error} (and {more:,} more {'row' if more == 1 else 'rows'})") from error
+        at_least = "" if all_read else "at least "
+        raise DataError(f"{error} (and {at_least}{more:,} more {'row' if more == 1 else 'rows'})") from error

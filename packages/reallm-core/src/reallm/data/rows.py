@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from reallm.data.row_errors import RowErrors
+from reallm.data.row_errors import RowError, RowErrors
 from reallm.data.row_sources import Record, Source, records
 from reallm.errors import DataError
 
@@ -37,9 +37,9 @@ class Row:
     def __contains__(self, key: object) -> bool:
         return self.values.get(key) is not None  # type: ignore[call-overload]
 
-    def error(self, problem: str) -> DataError:
+    def error(self, problem: str) -> RowError:
         """An error about this row, for the caller to raise: `raise row.error("prompt is ...")`."""
-        return DataError(f"{self.place}: {problem}")
+        return RowError(f"{self.place}: {problem}")
 
     def need_one_of(self, *keys: str) -> None:
         """Raise DataError unless the row has one of the keys."""

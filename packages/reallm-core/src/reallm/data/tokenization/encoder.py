@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from reallm.data.row_errors import RowError
 from reallm.data.rows import Row
 
 
@@ -33,7 +34,8 @@ class RowEncoder(Protocol):
         """What becomes of each row, in order; a tokenizer is fastest if it gets all of them in one call.
 
         Raises:
-            DataError: a row is wrong; names its location.
+            RowError: a row is wrong (`raise row.error(...)`).
+            DataError: something else is, such as the tokenizer.
         """
         ...
 
@@ -46,21 +48,27 @@ class EncodedBatch(NamedTuple):
         ids: ids of the kept rows.
         fields: field -> its values in all kept rows, concatenated, and its length in each of them (int64).
         remarks: the remarks about each row.
+        errors: `Row.index` and error of each wrong row, which is counted among those that were not kept.
     """
 
     is_kept: np.ndarray
     ids: list[str]
     fields: dict[str, tuple[np.ndarray, np.ndarray]]
     remarks: list[tuple[str, ...]]
+    errors: list[tuple[int, RowError]]
 
 
 def encode_batch(encoder: RowEncoder, rows: Sequence[Row]) -> EncodedBatch:
     """Encode rows, and concatenate what was made of them.
 
     Raises:
-        DataError: a row is wrong; names its location.
+        DataError: something other than a row is wrong, such as the tokenizer.
     """
-    encoded = encoder.encode(rows)
+    errors: list[tuple[int, RowError]] = []
+    try:
+        encoded = encoder.encode(rows)
+    except RowError:
+        encoded = [_encode_or_note(encoder, row, errors) for row in rows]
     kept = [one.fields for one in encoded if one.fields is not None]
     return EncodedBatch(
         is_kept=np.array([one.fields is not None for one in encoded], np.bool_),
@@ -73,4 +81,13 @@ def encode_batch(encoder: RowEncoder, rows: Sequence[Row]) -> EncodedBatch:
             for name in (kept[0] if kept else ())
         },
         remarks=[one.remarks for one in encoded],
+        errors=errors,
     )
+
+
+def _encode_or_note(encoder: RowEncoder, row: Row, errors: list[tuple[int, RowError]]) -> EncodedRow:
+    try:
+        return encoder.encode([row])[0]
+    except RowError as error:
+        errors.append((row.index, error))
+        return EncodedRow(None)

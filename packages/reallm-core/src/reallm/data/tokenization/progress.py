@@ -1,58 +1,85 @@
-"""Iterates over items in batches, and shows progress if that takes long."""
+"""Shows the progress of work on rows, if it takes long."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from functools import cached_property
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from reallm.data.datasets import DatasetUtility
-from reallm.data.rows import Row
 
-T = TypeVar("T")
-
-
-def tokenizer_batches(rows: Sequence[Row], util: DatasetUtility) -> Iterator[Sequence[Row]]:
-    """`rows` in batches for calls of the tokenizer; only the first data-parallel rank shows progress."""
-    return in_batches(rows, 512, "tokenizing", console=Console(stderr=True, quiet=util.dp_rank > 0))
-
-
-def in_batches(
-    items: Sequence[T],
-    size: int,
-    description: str,
-    *,
-    console: Console,
-    bar_after: float = 1.0,
-    line_every: float = 10.0,
-) -> Iterator[Sequence[T]]:
-    """`items` in batches of `size`, with a progress bar on a terminal and plain lines elsewhere.
+class RowProgress:
+    """A progress bar on a terminal and plain lines elsewhere, with rate and remaining time; a context.
 
     Args:
-        items: what to batch.
-        size: items in a batch; the last one may be smaller.
         description: of the work, for the bar or the line.
+        count: function that returns the number of rows, or None if it is not known; called when it is first needed.
         console: where to write; a `quiet` one shows nothing.
         bar_after: seconds of work after which the bar appears; it disappears when the work is done.
         line_every: seconds between lines.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    task = bar.add_task(description, total=len(items))
-    started = last_line = time.monotonic()
-    try:
-        for first in range(0, len(items), size):
-            yield items[first : first + size]
-            done, now = min(first + size, len(items)), time.monotonic()
-            bar.update(task, completed=done)
-            if console.is_terminal and now - started >= bar_after:
-                bar.start()
-            elif not console.is_terminal and now - last_line >= line_every:
-                console.print(f"{description}: {done:,} of {len(items):,}", highlight=False)
-                last_line = now
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+
+    def __init__(
+        self,
+        description: str,
+        count: Callable[[], int | None],
+        *,
+        console: Console,
+        bar_after: float = 1.0,
+        line_every: float = 10.0,
+    ) -> None:
+        self._description = description
+        self._count = count
+        self._console = console
+        self._bar_after = bar_after
+        self._line_every = line_every
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task(description, total=None, rate="")
+        self._done = 0
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> RowProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    @cached_property
+    def total(self) -> int | None:
+        """Number of rows, if it is known."""
+        return self._count()
+
+    def advance(self, n_rows: int) -> None:
+        """So many more rows are done."""
+        self._done += n_rows
+        now = time.monotonic()
+        if self._console.quiet:
+            return
+        if self._console.is_terminal and now - self._started >= self._bar_after:
+            self._bar.update(self._task, completed=self._done, total=self.total, rate=f"{self._rate(now):,.0f} rows/s")
+            if not self._bar.live.is_started:
+                self._bar.start()
+        elif not self._console.is_terminal and now - self._last_line >= self._line_every:
+            self._console.print(self._line(now), highlight=False)
+            self._last_line = now
+
+    def _rate(self, now: float) -> float:
+        return self._done / max(now - self._started, 1e-9)
+
+    def _line(self, now: float) -> str:
+        rate = self._rate(now)
+        if self.total is None:
+            return f"{self._description}: {self._done:,} rows, {rate:,.0f} rows/s"
+        left = max(0, round((self.total - self._done) / rate))
+        remaining = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        return f"{self._description}: {self._done:,} of {self.total:,} rows, {rate:,.0f} rows/s, {remaining} remaining"

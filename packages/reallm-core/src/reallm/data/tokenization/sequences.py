@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -30,18 +32,29 @@ class FlatSequences:
 
 
 class SequenceBuilder:
-    """Collects sequences of a numpy dtype in one growing buffer, so that they are never in memory twice."""
+    """Collects sequences of one dtype; their values go into a file, or into one growing buffer.
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self._dtype = dtype
-        self._values = bytearray()
+    Args:
+        dtype: dtype of the values.
+        file: where to write the values; None: keep them in memory.
+    """
+
+    def __init__(self, dtype: np.dtype, file: BinaryIO | None = None) -> None:
+        self.dtype = dtype
+        self._file = file if file is not None else BytesIO()
         self._offsets = array("q", [0])
 
     def extend(self, values: np.ndarray, lengths: np.ndarray) -> None:
         """Append sequences that are concatenated in `values`, [T], with their `lengths`, int64 [n]."""
-        self._values += values.astype(self._dtype, copy=False).tobytes()
-        self._offsets.frombytes((np.cumsum(lengths) + self._offsets[-1]).tobytes())
+        self._file.write(np.ascontiguousarray(values, self.dtype).data)
+        self._offsets.frombytes((np.cumsum(lengths, dtype=np.int64) + self._offsets[-1]).tobytes())
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The offsets of all sequences, int64 [n + 1]; nothing can be appended afterwards."""
+        return np.frombuffer(self._offsets, np.int64)
 
     def build(self) -> FlatSequences:
-        """The sequences that were appended, sharing the buffer; nothing can be appended afterwards."""
-        return FlatSequences(np.frombuffer(self._values, self._dtype), np.frombuffer(self._offsets, np.int64))
+        """The sequences that are in memory, sharing the buffer; nothing can be appended afterwards."""
+        assert isinstance(self._file, BytesIO)
+        return FlatSequences(np.frombuffer(self._file.getbuffer(), self.dtype), self.offsets)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from functools import partial
 
 import numpy as np
+from rich.console import Console
 
 from reallm.data.datasets import DatasetUtility
 from reallm.data.row_sources import Source
-from reallm.data.rows import read_rows
-from reallm.data.tokenization.encoder import RowEncoder, encode_batch
-from reallm.data.tokenization.progress import tokenizer_batches
+from reallm.data.tokenization.cache import AUTO, entry_folder, read_or_write
+from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.report import Report
 from reallm.data.tokenization.store import IDS, StoreBuilder, TokenStore
+from reallm.data.tokenization.walk import encode_source
+from reallm.errors import DataError
+from reallm.launch.rank_env import RankEnv
 
 
 class TokenizedRows:
-    """The samples of one data-parallel rank, in the order of `DatasetUtility.shard`; pickles as plain arrays.
+    """The samples of one data-parallel rank, in the order of `DatasetUtility.shard`; pickles without the rows.
 
     Args:
         store: the samples of all rows.
@@ -29,7 +34,7 @@ class TokenizedRows:
         sample_of_row = np.full(store.n_rows, -1, np.int64)
         sample_of_row[store.row_of_sample] = np.arange(len(store.row_of_sample))
         samples = sample_of_row[rows]
-        self._columns = store.columns
+        self._store = store
         self._samples = samples[samples >= 0]
         counts: Counter[str] = Counter()
         for group, n in zip(*np.unique(store.remark_of_row[rows], return_counts=True), strict=True):
@@ -42,19 +47,19 @@ class TokenizedRows:
 
     def id(self, i: int) -> str:
         """The id of the row that sample `i` was made of."""
-        return self._columns[IDS][self._index(i)].tobytes().decode()
+        return self._store.columns[IDS][self._index(i)].tobytes().decode()
 
     def field(self, name: str, i: int) -> np.ndarray:
-        """A field of sample `i`, [L]; read-only."""
-        return self._columns[name][self._index(i)]
+        """A field of sample `i`, [L]; a view, not to be written to."""
+        return self._store.columns[name][self._index(i)]
 
     def n_elements(self, name: str) -> int:
         """Number of elements of a field in all samples."""
-        return int(np.diff(self._columns[name].offsets)[self._samples].sum())
+        return int(np.diff(self._store.columns[name].offsets)[self._samples].sum())
 
     def n_true(self, name: str) -> int:
         """Number of true elements of a bool field in all samples."""
-        column = self._columns[name]
+        column = self._store.columns[name]
         return int(np.add.reduceat(column.values, column.offsets[:-1], dtype=np.int64)[self._samples].sum())
 
     def report(self, result: str) -> str:
@@ -72,18 +77,42 @@ class TokenizedRows:
         return int(self._samples[i])
 
 
-def tokenize_rows(source: Source, encoder: RowEncoder, util: DatasetUtility) -> TokenizedRows:
-    """Encode the rows of a source.
+def tokenize_rows(
+    source: Source,
+    encoder: RowEncoder,
+    util: DatasetUtility,
+    *,
+    num_proc: int | None = None,
+    cache_dir: str | None = AUTO,
+) -> TokenizedRows:
+    """Encode the rows of a source, in several processes if it takes long, or take their tokens from the cache.
 
     Args:
-        source: where the rows come from, as `reallm.data.rows.read_rows` takes it.
+        source: where the rows come from, as `reallm.data.rows.iter_rows` takes it.
         encoder: encoder of the dataset.
         util: seed and ranks.
+        num_proc: worker processes, at most; None: as many as cores.
+        cache_dir: folder of the cache; "auto": see `cache.default_folder`; None: no cache, all tokens are in memory.
 
     Raises:
-        DataError: the source cannot be read or a row is wrong; names its location.
+        DataError: the source cannot be read, or rows are wrong; names the first one, and how many more there are.
     """
-    builder = StoreBuilder()
-    for batch in tokenizer_batches(read_rows(source), util):
-        builder.append(encode_batch(encoder, batch))
-    return TokenizedRows(builder.build(), util, source)
+    is_first = util.dp_rank == 0 and _rank() == 0
+    encode = partial(encode_source, source, encoder, num_proc=num_proc)
+    folder = entry_folder(source, encoder, cache_dir)
+    if folder is None:
+        with StoreBuilder() as builder:
+            encode(builder, console=Console(stderr=True, quiet=not is_first))
+            return TokenizedRows(builder.build(), util, source)
+
+    def write(builder: StoreBuilder) -> None:
+        encode(builder, console=Console(stderr=True))  # of several ranks only one gets here, whichever it is
+        if entry_folder(source, encoder, cache_dir) != folder:
+            raise DataError(f"{source}: was changed while it was read; start again when it is complete")
+
+    return TokenizedRows(read_or_write(folder, write, Console(stderr=True, quiet=not is_first)), util, source)
+
+
+def _rank() -> int:
+    environment = RankEnv.from_environment(os.environ)
+    return environment.rank if environment else 0

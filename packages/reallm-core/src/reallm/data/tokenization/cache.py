@@ -1,0 +1,128 @@
+"""A folder of token stores, so that the same rows are tokenized once.
+
+An entry is written under a temporary name and renamed, so it is either whole or absent. Processes that need the same
+entry at the same time take turns: one writes it, the others wait and read it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from reallm.atomic_files import atomic_folder, remove_folder
+from reallm.data.row_sources import RowSource, Source
+from reallm.data.tokenization.encoder import RowEncoder
+from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
+from reallm.data.tokenization.source_files import fingerprint, source_files
+from reallm.data.tokenization.store import HEADER, StoreBuilder, TokenStore, open_store
+from reallm.errors import DataError
+
+AUTO = "auto"
+"""The cache folder that stands for `default_folder()`."""
+MIN_BYTES = 8 * 2**20
+"""Files smaller than this are tokenized so quickly that nothing is cached."""
+DAYS = 30
+"""Entries that were not used for so many days are removed when another one is written."""
+
+
+def default_folder() -> Path:
+    """`reallm/tokenized` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "reallm" / "tokenized"
+
+
+def entry_folder(
+    source: Source, encoder: RowEncoder, cache_dir: str | None, *, min_bytes: int = MIN_BYTES
+) -> Path | None:
+    """The folder for the tokens of a source; None if they are not to be cached.
+
+    Cached are the tokens of files of `min_bytes` together; rows from functions may be others each time.
+
+    Args:
+        source: where the rows come from.
+        encoder: what they are encoded with.
+        cache_dir: folder of the cache, `AUTO`, or None: none.
+        min_bytes: size of the files below which nothing is cached.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    files = source_files(source)
+    if cache_dir is None or not files or sum(file.stat().st_size for file in files) < min_bytes:
+        return None
+    top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
+    about = (source.format, sorted(source.columns.items())) if isinstance(source, RowSource) else ()
+    try:
+        encoder_key = encoder_fingerprint(encoder)
+    except Exception:  # an attribute of any plugin's encoder
+        return None
+    key = hashlib.sha256(repr((about, encoder_key, fingerprint(files, top / "files"))).encode())
+    return top / key.hexdigest()[:32]
+
+
+def read_or_write(folder: Path, write: Callable[[StoreBuilder], None], console: Console) -> TokenStore:
+    """The store in a folder of the cache; if there is none, one that `write` fills.
+
+    Args:
+        folder: from `entry_folder`.
+        write: function that appends all rows to a store.
+        console: where it is said in one line what comes from the cache, or that an entry was damaged.
+
+    Raises:
+        DataError: the folder cannot be written, or what `write` raises.
+    """
+    with _lock(folder):
+        if folder.exists():
+            try:
+                store = open_store(folder)
+            except DataError as error:
+                _print(console, f"cached tokens cannot be used, so rows are tokenized again ({error})")
+            else:
+                with suppress(OSError):
+                    os.utime(folder / HEADER)  # when it was last used
+                _print(console, f"tokens of {store.n_rows:,} rows are read from the cache: {folder}")
+                return store
+        _remove_unused(folder.parent)
+        with atomic_folder(folder) as work, StoreBuilder(work) as builder:
+            write(builder)
+            builder.finish()
+        return open_store(folder)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of an entry; the system releases it however this process ends."""
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; choose another folder with dataset.cache_dir, or null for no cache"
+        ) from error
+    try:
+        with suppress(OSError):  # a file system without locks: each process tokenizes, and the last one wins
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unused(top: Path) -> None:
+    oldest = time.time() - DAYS * 24 * 3600
+    for header in top.glob(f"*/{HEADER}"):
+        with suppress(OSError, DataError):
+            if header.stat().st_mtime < oldest:
+                remove_folder(header.parent)
+                header.parent.with_name(f"{header.parent.name}.lock").unlink(missing_ok=True)

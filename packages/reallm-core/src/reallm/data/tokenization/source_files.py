@@ -1,0 +1,90 @@
+"""The files of a source: their number of rows, and a fingerprint of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from reallm.atomic_files import atomic_write
+from reallm.data.row_sources import RowSource, Source
+from reallm.errors import DataError
+
+LINES = (".jsonl", ".csv", ".tsv")
+"""Extensions of files with a row on each line."""
+
+_CHUNK = 1 << 22
+_SETTLED = 2.0
+"""Seconds after which a change of a file surely has another time stamp than what was read."""
+
+
+def source_files(source: Source) -> list[Path] | None:
+    """The files that rows are read from; None if they come from anything else."""
+    path = source.path if isinstance(source, RowSource) else source
+    if not isinstance(path, str | Path):
+        return None
+    file = Path(path).expanduser()
+    return [file] if file.is_file() else None
+
+
+def count_rows(source: Source) -> int | None:
+    """Number of rows of a source, if it can be found quickly; too high if there are blank lines. For progress."""
+    files = source_files(source)
+    counts = [_count_rows(path) for path in files or ()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if files and len(known) == len(files) else None
+
+
+def _count_rows(path: Path) -> int | None:
+    with suppress(Exception):  # what is wrong with the file is told by those who read it
+        if path.name.lower().endswith(".parquet"):
+            import pyarrow.parquet
+
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        if path.name.lower().endswith(LINES):
+            with path.open("rb") as file:
+                return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
+    return None
+
+
+def fingerprint(files: list[Path], memo_folder: Path) -> str:
+    """SHA-256 of the names and contents of files.
+
+    Reading gigabytes at each start would take long, so the hash of a file is remembered in `memo_folder`, and used as
+    long as the file's size, inode and times of change are the same. Every write changes `ctime`, which no program can
+    set back; a file that was changed within the last seconds is not remembered, because time stamps are coarse.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{_file_hash(file, memo_folder)}\0".encode())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path, memo_folder: Path) -> str:
+    real = Path(os.path.realpath(path))
+    memo = memo_folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    try:
+        identity = _identity(real)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(memo.read_text(encoding="utf-8"))
+            if known["identity"] == identity:
+                return str(known["sha256"])
+        with real.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if _identity(real) == identity and time.time() - identity["ctime_ns"] / 1e9 > _SETTLED:
+            with suppress(DataError), atomic_write(memo) as temporary:
+                temporary.write_text(json.dumps({"identity": identity, "sha256": found}), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return found
+
+
+def _identity(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {name: getattr(stat, f"st_{name}") for name in ("dev", "ino", "size", "mtime_ns", "ctime_ns")}
