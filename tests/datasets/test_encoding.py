@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import pydoc_data.topics
+import subprocess
+import sys
 import textwrap
 from typing import Any, Literal
 
@@ -174,3 +176,13 @@ def test_real_text() -> None:
     tokenizer, encoder = ENCODERS["bytes"]
     for pair, encoded in zip(pairs, encoder.sequences(pairs), strict=True):
         check(tokenizer, *pair, *split(encoded))
+
+
+def test_workers_import_no_torch() -> None:
+    code = (
+        "import sys, reallm.data.tokenization.worker; "
+        "from reallm_datasets.encoders import prompt, prompt_answer, rw_pair; "
+        "from transformers import PreTrainedTokenizerFast; print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

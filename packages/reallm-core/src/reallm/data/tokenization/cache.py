@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -38,46 +39,71 @@ def default_folder() -> Path:
     return Path(home).expanduser() / "reallm" / "tokenized"
 
 
-def entry_folder(
+@dataclass(frozen=True)
+class Entry:
+    """The place in the cache for the tokens of some files.
+
+    Args:
+        folder: its folder, which exists if the tokens are there.
+        files: the files of the source.
+        content: fingerprint of their content.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    content: str
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if a file was changed since the entry was looked up."""
+        if fingerprint(self.files, _memo_folder(self.folder.parent)) != self.content:
+            names = ", ".join(map(str, self.files[:3]))
+            raise DataError(f"{names}: changed while it was read; start again when nothing writes to it")
+
+
+def entry_for(
     source: Source, encoder: RowEncoder, cache_dir: str | None, *, min_bytes: int = MIN_BYTES
-) -> Path | None:
-    """The folder for the tokens of a source; None if they are not to be cached.
+) -> Entry | None:
+    """The entry for the tokens of a source; None if they are not to be cached.
 
     Cached are the tokens of files of `min_bytes` together; rows from functions may be others each time.
 
     Args:
         source: where the rows come from.
-        encoder: what they are encoded with.
+        encoder: what they are encoded with; not used before, so that it holds nothing of any rows.
         cache_dir: folder of the cache, `AUTO`, or None: none.
         min_bytes: size of the files below which nothing is cached.
 
     Raises:
         DataError: a file cannot be read.
     """
-    files = source_files(source)
+    files = tuple(source_files(source) or ())
     if cache_dir is None or not files or sum(file.stat().st_size for file in files) < min_bytes:
         return None
     top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
+    if cache_dir == AUTO and not _can_write(top):
+        return None
     about = (source.format, sorted(source.columns.items())) if isinstance(source, RowSource) else ()
     try:
         encoder_key = encoder_fingerprint(encoder)
     except Exception:  # an attribute of any plugin's encoder
         return None
-    key = hashlib.sha256(repr((about, encoder_key, fingerprint(files, top / "files"))).encode())
-    return top / key.hexdigest()[:32]
+    content = fingerprint(files, _memo_folder(top))
+    key = hashlib.sha256(repr((about, encoder_key, content)).encode()).hexdigest()[:32]
+    return Entry(top / key, files, content)
 
 
-def read_or_write(folder: Path, write: Callable[[StoreBuilder], None], console: Console) -> TokenStore:
-    """The store in a folder of the cache; if there is none, one that `write` fills.
+def read_or_write(entry: Entry, write: Callable[[StoreBuilder], None], console: Console) -> TokenStore:
+    """The store of an entry; if there is none, one that `write` fills.
 
     Args:
-        folder: from `entry_folder`.
+        entry: from `entry_for`.
         write: function that appends all rows to a store.
         console: where it is said in one line what comes from the cache, or that an entry was damaged.
 
     Raises:
-        DataError: the folder cannot be written, or what `write` raises.
+        DataError: the folder cannot be written, the files change while they are read, or what `write` raises.
     """
+    folder = entry.folder
     with _lock(folder):
         if folder.exists():
             try:
@@ -92,8 +118,21 @@ def read_or_write(folder: Path, write: Callable[[StoreBuilder], None], console: 
         _remove_unused(folder.parent)
         with atomic_folder(folder) as work, StoreBuilder(work) as builder:
             write(builder)
+            entry.check_unchanged()
             builder.finish()
         return open_store(folder)
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _memo_folder(top: Path) -> Path:
+    return top / "files"
 
 
 def _print(console: Console, line: str) -> None:

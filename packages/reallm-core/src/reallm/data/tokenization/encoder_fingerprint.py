@@ -67,7 +67,11 @@ def _described_tokenizer(tokenizer: Any, seen: set[int]) -> Iterator[str]:
     attributes = {name: value for name, value in vars(tokenizer).items() if name not in {*_NOT_TOKENS, "_tokenizer"}}
     yield from _described(attributes, seen)
     if "strftime_now" in str(tokenizer.chat_template):
-        yield datetime.date.today().isoformat()
+        yield _today()
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
 
 
 @cache

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def _count_rows(path: Path) -> int | None:
     return None
 
 
-def fingerprint(files: list[Path], memo_folder: Path) -> str:
+def fingerprint(files: Iterable[Path], memo_folder: Path) -> str:
     """SHA-256 of the names and contents of files.
 
     Reading gigabytes at each start would take long, so the hash of a file is remembered in `memo_folder`, and used as

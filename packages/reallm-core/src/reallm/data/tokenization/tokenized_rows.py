@@ -11,12 +11,11 @@ from rich.console import Console
 
 from reallm.data.datasets import DatasetUtility
 from reallm.data.row_sources import Source
-from reallm.data.tokenization.cache import AUTO, entry_folder, read_or_write
+from reallm.data.tokenization.cache import AUTO, entry_for, read_or_write
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.report import Report
 from reallm.data.tokenization.store import IDS, StoreBuilder, TokenStore
 from reallm.data.tokenization.walk import encode_source
-from reallm.errors import DataError
 from reallm.launch.rank_env import RankEnv
 
 
@@ -99,18 +98,13 @@ def tokenize_rows(
     """
     is_first = util.dp_rank == 0 and _rank() == 0
     encode = partial(encode_source, source, encoder, num_proc=num_proc)
-    folder = entry_folder(source, encoder, cache_dir)
-    if folder is None:
+    entry = entry_for(source, encoder, cache_dir)
+    if entry is None:
         with StoreBuilder() as builder:
             encode(builder, console=Console(stderr=True, quiet=not is_first))
             return TokenizedRows(builder.build(), util, source)
-
-    def write(builder: StoreBuilder) -> None:
-        encode(builder, console=Console(stderr=True))  # of several ranks only one gets here, whichever it is
-        if entry_folder(source, encoder, cache_dir) != folder:
-            raise DataError(f"{source}: was changed while it was read; start again when it is complete")
-
-    return TokenizedRows(read_or_write(folder, write, Console(stderr=True, quiet=not is_first)), util, source)
+    write = partial(encode, console=Console(stderr=True))  # of several ranks only one does it, whichever it is
+    return TokenizedRows(read_or_write(entry, write, Console(stderr=True, quiet=not is_first)), util, source)
 
 
 def _rank() -> int:
