@@ -65,7 +65,7 @@ class Row:
 
     def text(self, key: str) -> str:
         """The text of `key`; it may be empty. Raises DataError as `get` does, and for broken Unicode."""
-        return self._text(self.get(key, str), f"key '{key}'")
+        return self.valid_text(self.get(key, str), f"key '{key}'")
 
     def texts(self, key: str) -> list[str]:
         """The non-empty list of texts of `key`. Raises DataError as `get` does."""
@@ -76,30 +76,10 @@ class Row:
         for i, value in enumerate(texts):
             if not isinstance(value, str):
                 raise self.error(f"key '{key}[{i}]': found {describe(value)}, wanted text")
-        return [self._text(value, f"key '{key}[{i}]'") for i, value in enumerate(texts)]
+        return [self.valid_text(value, f"key '{key}[{i}]'") for i, value in enumerate(texts)]
 
-    def messages(self, key: str) -> list[dict[str, Any]]:
-        """The messages of `key`, at least one; each has the texts `role` and `content`, and may have further keys.
-
-        Raises DataError as `get` does.
-        """
-        wanted = 'a list of messages such as {"role": "user", "content": "..."}'
-        messages = self.get(key, list, wanted)
-        if not messages:
-            raise self.error(f"key '{key}': found an empty list, wanted {wanted}")
-        for i, message in enumerate(messages):
-            if not isinstance(message, dict):
-                raise self.error(f"key '{key}[{i}]': found {describe(message)}, wanted a message with role and content")
-            for part in ("role", "content"):
-                name = f"key '{key}[{i}].{part}'"
-                value = message.get(part)
-                if not isinstance(value, str):
-                    found = describe(value) if part in message else f"no such key{_listed(message)}"
-                    raise self.error(f"{name}: found {found}, wanted text")
-                self._text(value, name)
-        return messages
-
-    def _text(self, value: str, name: str) -> str:
+    def valid_text(self, value: str, name: str) -> str:
+        """`value`, which `name` describes in the error. Raises DataError if it is not valid Unicode."""
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can hold half a character, as in "\ud83d"; tokenizers refuse it
@@ -108,7 +88,7 @@ class Row:
         return value
 
     def _keys(self) -> str:
-        return _listed([key for key, value in self.values.items() if value is not None])
+        return listed_keys([key for key, value in self.values.items() if value is not None])
 
 
 def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> list[Row]:
@@ -171,7 +151,7 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, Mapping):
-        return f"an object{_listed(value)}" if value else "an empty object"
+        return f"an object{listed_keys(value)}" if value else "an empty object"
     shown = repr(value)
     shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
     if isinstance(value, str):
@@ -209,7 +189,7 @@ def _kind_text(kind: Kind) -> str:
     return " or ".join(_KIND_TEXTS.get(one, one.__name__) for one in kinds)
 
 
-def _listed(keys: Iterable[Any]) -> str:
+def listed_keys(keys: Iterable[Any]) -> str:
     """`" (keys: 'a', 'b')"`, of the first few keys."""
     names = [f"'{key}'" for key in keys]
     return f" (keys: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else " (it has none)"

@@ -1,0 +1,282 @@
+"""Turns conversations into text with a tokenizer's chat template, and finds the turns to train in it.
+
+    user: hi  ->  <|user|>hi<|end|><|assistant|>Hello!<|end|>
+    assistant: Hello!                           ^^^^^^^^^^^^^ the turn: what the model is to write after its prompt
+
+A template is a program, so a turn is found by running it: the whole conversation is rendered once, and a turn starts
+after the text that the template renders for the messages before it, as a prompt for generation. If that text is not
+the beginning of the whole, or if the whole has less of the turn than the model is to write, training on it would not
+be what happens in generation, and the turn is not trained. Many templates leave out reasoning that way as soon as
+another turn follows. If the template marks the turns itself (`{% generation %}`), its marks are used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Literal
+
+from reallm.data.chat.renderer import CALL, EDGE, QUESTION, Renderer
+from reallm.data.chat.turns import find_turn, is_complete
+from reallm.data.messages import Message, Tool
+from reallm.data.rows import Row
+from reallm.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+TrainOn = Literal["assistant", "last", "all"]
+"""What of a conversation is trained: all turns of the assistant, the last of them, or the whole text."""
+
+OTHER_PROMPT = "in generation its prompt would be another text"
+INCOMPLETE = "the chat template leaves out a part of it, such as its reasoning"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as text, and the character spans (start, end) that are trained, in order.
+
+    The span of a turn includes the token that ends it. A span starts where the model starts to write, or where other
+    trained text does. The text ends with the last span.
+    """
+
+    text: str
+    turns: tuple[Span, ...]
+    remarks: tuple[str, ...] = ()
+    """Phrases for a dataset's report: what the template ignores, and which turns are not trained."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, or its templates, if it has another one for conversations with tools.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or several and no default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise DataError(
+                "the tokenizer has no chat template, which rows with 'messages' need; give one "
+                "(dataset.chat_template=chatml), or use rows with 'prompt' and 'answer'"
+            )
+        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+            names = ", ".join(sorted(tokenizer.chat_template))
+            raise DataError(
+                f"the tokenizer has several chat templates ({names}) and no default; choose with dataset.chat_template"
+            )
+        self._tokenizer = tokenizer
+        self._without_tools = Renderer(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+        self._with_tools = Renderer(tokenizer.get_chat_template(tools=[{}]), tokenizer.special_tokens_map)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special.update(tokenizer.all_special_tokens)
+        any_special = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)"
+        self._ends_turn = re.compile(rf"(?:{any_special})(?=\s*\Z)")
+        self._follows_turn = re.compile(rf"\s*(?:{any_special})")
+
+    def prompt(self, messages: Sequence[Message], row: Row, tools: Sequence[Tool] = ()) -> str:
+        """The text that prompts the assistant's answer.
+
+        Raises:
+            DataError: the last message is the assistant's, or the template refuses the messages; names the row.
+        """
+        if messages[-1]["role"] == "assistant":
+            raise row.error("the last message is the assistant's, wanted one to be answered")
+        return self._render(messages, row, tools, prompt=True)
+
+    def conversation(
+        self, messages: Sequence[Message], row: Row, tools: Sequence[Tool] = (), *, train_on: TrainOn = "assistant"
+    ) -> Conversation:
+        """The text of a conversation, and the spans of it that are trained.
+
+        Unless the whole text is trained, it ends with the last trained turn. A turn includes the special token that
+        ends it, but no whitespace after that. If a template ends turns without a token of their own, the special token
+        with which the next message begins ends them; and if there is none, the end-of-sequence token is added to the
+        last one.
+
+        Returns:
+            The conversation. Its text is empty if no turn can be trained; the first remark then says why.
+
+        Raises:
+            DataError: the conversation has no turn of the assistant or begins with one, or the template refuses it or
+                leaves tool calls out; names the row.
+        """
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        chosen = [i for i in turns if messages[i].get("train", True)]
+        remarks = self.remarks(messages, tools)
+        if train_on == "all":
+            return self._whole(messages, row, tools, turns, chosen, remarks)
+        if not turns:
+            raise row.error("no message is the assistant's, so there is nothing to train")
+        if turns[0] == 0:
+            raise row.error("the first message is the assistant's, wanted one of the system or the user before it")
+        chosen = chosen[-1:] if train_on == "last" else chosen
+        if not chosen:
+            return Conversation("", (), ("dropped: no turn is to be trained",))
+        messages = messages[: chosen[-1] + 1]  # later messages are not trained
+        text, spans, problems = self._spans(messages, row, tools, chosen)
+        if not spans:
+            return Conversation("", (), (f"dropped: no turn can be trained: {problems[0]}",))
+        text, spans = self._with_end_tokens(text, spans, messages, row, tools)
+        problems = [f"with a turn that cannot be trained: {problem}" for problem in problems]
+        return Conversation(text, tuple(spans), (*remarks, *problems))
+
+    def remarks(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[str, ...]:
+        """Phrases for a dataset's report about what of the messages the template ignores."""
+        renderer = self._renderer(tools)
+        keys = dict.fromkeys(key for message in messages for key in renderer.ignored_keys(message))
+        ignored = ["tools"] if tools and not renderer.shows_tools else []
+        ignored += [f"the message key '{key}'" for key in keys]
+        return tuple(f"with {what}, which the chat template ignores" for what in ignored)
+
+    @cached_property
+    def end_tokens(self) -> tuple[str, ...]:
+        """The special tokens that end a turn: one, or one for each kind of message that may come next."""
+        answers: list[Message] = [{"role": "assistant", "content": "answer"}]
+        answers += [CALL] if self._without_tools.shows_calls else []
+        row, found = Row("", "", {}), []
+        for answer in answers:
+            try:
+                text = self._render([QUESTION, answer], row, ())
+            except DataError:
+                continue
+            token = self._ends_turn.search(text)
+            marker = token[0] if token else self._next_marker(text, [QUESTION, answer], row, ())
+            found += [marker.strip()] if marker else []
+        return tuple(dict.fromkeys(found))
+
+    def _whole(
+        self,
+        messages: Sequence[Message],
+        row: Row,
+        tools: Sequence[Tool],
+        turns: Sequence[int],
+        chosen: Sequence[int],
+        remarks: tuple[str, ...],
+    ) -> Conversation:
+        """The whole text as trained, without the turns that are switched off."""
+        text = self._render(messages, row, tools)
+        skipped: list[Span] = []
+        starts: list[Span] = []
+        off = [i for i in turns if i not in chosen]
+        if off:
+            _, skipped, problems = self._spans(messages, row, tools, off)
+            if problems:
+                raise row.error(f"a turn that is switched off cannot be found in the text: {problems[0]}")
+        if not self._renderer(tools).marks_turns:  # tokens are split where the model starts to write
+            _, starts, _ = self._spans(messages, row, tools, [i for i in chosen if i > 0])
+        if messages[-1]["role"] == "assistant":
+            text, _ = self._with_end_tokens(text, [(0, len(text))], messages, row, tools)
+        edges = sorted({0, len(text), *(start for start, _ in starts), *(edge for span in skipped for edge in span)})
+        return Conversation(text, tuple(span for span in pairwise(edges) if span not in skipped), remarks)
+
+    def _spans(
+        self, messages: Sequence[Message], row: Row, tools: Sequence[Tool], chosen: Sequence[int]
+    ) -> tuple[str, list[Span], list[str]]:
+        """The text of messages, the spans of the chosen turns that can be trained, and why others cannot."""
+        if self._renderer(tools).marks_turns:
+            text, spans = self._marked_spans(messages, row, tools, chosen)
+            return text, spans, []
+        text = self._render(messages, row, tools)
+        spans, problems = [], []
+        for i in chosen:
+            before = self._render(messages[:i], row, tools, prompt=True)
+            after = text if i == len(messages) - 1 else self._render(messages[: i + 1], row, tools)
+            turn = find_turn(text, before, after)
+            if turn is None:
+                problems.append(OTHER_PROMPT)
+            elif not is_complete(turn, text, messages[i]):
+                problems.append(INCOMPLETE)
+            elif missing := [name for name in _called(messages[i]) if name not in text[turn.start : turn.end]]:
+                raise row.error(
+                    f"messages[{i}]: the chat template leaves out the call of '{missing[0]}', perhaps because the "
+                    "message has a content too"
+                )
+            else:
+                spans.append((turn.start, turn.end))
+        return text, spans, list(dict.fromkeys(problems))
+
+    def _marked_spans(
+        self, messages: Sequence[Message], row: Row, tools: Sequence[Tool], chosen: Sequence[int]
+    ) -> tuple[str, list[Span]]:
+        parts = self._render(messages, row, tools, marked=True).split(EDGE)
+        if len(parts) == 1:
+            raise row.error("the chat template marks nothing of it with {% generation %}, so there is nothing to train")
+        edges = [0, *accumulate(map(len, parts))]
+        spans = list(zip(edges[1::2], edges[2::2], strict=False))
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(chosen) < len(turns):
+            if len(spans) != len(turns):
+                raise row.error(
+                    f"the chat template marks {len(spans)} parts of it with {{% generation %}}, but it has "
+                    f"{len(turns)} turns of the assistant, so that they cannot be trained one by one"
+                )
+            spans = [span for i, span in zip(turns, spans, strict=True) if i in chosen]
+        return "".join(parts), spans
+
+    def _with_end_tokens(
+        self, text: str, spans: list[Span], messages: Sequence[Message], row: Row, tools: Sequence[Tool]
+    ) -> tuple[str, list[Span]]:
+        """Extend or cut the spans, and the text after the last one, so that each ends with the token that ends it."""
+        closed = []
+        for start, end in spans:
+            token = self._ends_turn.search(text[start:end])
+            follows = self._follows_turn.match(text, end)
+            if token:
+                end = start + token.end()
+            elif follows:  # a token that marks leave out, or with which the next message begins
+                end = follows.end()
+            closed.append((start, end))
+        start, end = closed[-1]
+        text = text[:end]
+        if not self._ends_turn.search(text[start:]):
+            text += self._next_marker(text, messages, row, tools) or self._eos
+        return text, [*closed[:-1], (start, len(text))]
+
+    def _next_marker(self, text: str, messages: Sequence[Message], row: Row, tools: Sequence[Tool]) -> str | None:
+        """The special token with which the next message would begin; None if it begins with other text."""
+        role = "tool" if "tool_calls" in messages[-1] else "user"
+        try:
+            longer = self._render([*messages, {"role": role, "content": "x"}], row, tools)
+            before = self._render(messages[:-1], row, tools, prompt=True)
+        except DataError:
+            return None
+        turn = find_turn(longer, before, text)
+        follows = self._follows_turn.match(longer, turn.end) if turn else None
+        return follows[0] if follows else None
+
+    @property
+    def _eos(self) -> str:
+        if self._tokenizer.eos_token is None:
+            raise DataError("neither the tokenizer nor its chat template has a token that ends a turn")
+        return str(self._tokenizer.eos_token)
+
+    def _renderer(self, tools: Sequence[Tool]) -> Renderer:
+        return self._with_tools if tools else self._without_tools
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        row: Row,
+        tools: Sequence[Tool],
+        *,
+        prompt: bool = False,
+        marked: bool = False,
+    ) -> str:
+        renderer = self._renderer(tools)
+        if not renderer.shows_calls and any(map(_called, messages)):
+            raise row.error(
+                "it has tool calls, which the chat template does not write; give another one (dataset.chat_template)"
+            )
+        try:
+            return renderer.render(messages, tools, prompt=prompt, marked=marked)
+        except Exception as error:  # the template is a program that came with the tokenizer and may raise anything
+            raise row.error(f"the chat template refuses it: {' '.join(str(error).split())}") from error
+
+
+def _called(message: Message) -> list[str]:
+    """The names of the functions that a message calls."""
+    return [call["function"]["name"] for call in message.get("tool_calls", ())]
