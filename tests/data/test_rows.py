@@ -284,25 +284,6 @@ def test_lists_of_texts(value: Any, problem: str) -> None:
     assert Row("1", "here", {"k": ["a", ""]}).texts("k") == ["a", ""]
 
 
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        ("hi", "key 'm': found text ('hi'), wanted a list of messages"),
-        ([], "key 'm': found an empty list, wanted a list of messages"),
-        (["hi"], "key 'm[0]': found text ('hi'), wanted a message with role and content"),
-        ([{"content": "hi"}], "key 'm[0].role': found no such key (keys: 'content'), wanted text"),
-        ([{"role": "user", "content": ["hi"]}], "key 'm[0].content': found a list of 1, wanted text"),
-        ([{"role": "user", "content": None}], "key 'm[0].content': found null, wanted text"),
-        ([{}], "key 'm[0].role': found no such key (it has none), wanted text"),
-        ([{"role": "user", "content": "\udc00"}], "key 'm[0].content': found half of a surrogate pair"),
-    ],
-)
-def test_messages(value: Any, problem: str) -> None:
-    with pytest.raises(DataError) as caught:
-        Row("1", "here", {"m": value}).messages("m")
-    assert str(caught.value).startswith(f"here: {problem}")
-
-
 def test_one_of_several_keys() -> None:
     row = Row("1", "here", {"mesages": []})
     row.need_one_of("prompt", "mesages")

@@ -16,7 +16,7 @@ from reallm.options import REQUIRED
 from reallm.plugins import registry
 
 NAMES = ("prompt", "prompt_answer", "rw_pair")
-ROUTED = {"train_path", "valid_path", "train_bs_n_seqs", "valid_bs_n_seqs"}
+ROUTED = {"train_path", "valid_path", "train_bs_n_seqs", "valid_bs_n_seqs", "chat_template"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reallm.data.chat import Conversation
+from reallm.data.chat.template import Conversation
 from reallm.data.rows import Row
 from reallm.errors import DataError
 from reallm_datasets.encoding import Encoded, Encoder, PromptAnswer

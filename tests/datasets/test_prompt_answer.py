@@ -113,7 +113,7 @@ def test_no_sample_left(jsonl: Write, util: DatasetUtility) -> None:
         PromptAnswerDataset(util, path=path, max_seqlen=6)
     told = str(caught.value)
     assert told.startswith(f"{path}: no sample is left of 2 rows (1 dropped: ")
-    assert told.endswith("; raise max_seqlen")
+    assert told.endswith("; raise max_seqlen, or give another dataset.chat_template")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from reallm.data.chat.template import TrainOn
 from reallm.data.row_sources import records
 from reallm.errors import ConfigError, DataError
 from reallm.options import REQUIRED, option
@@ -12,6 +13,11 @@ from reallm.options import REQUIRED, option
 Overlong = Literal["truncate", "drop"]
 
 _SOURCE = ".json, .jsonl, .jsonl.gz, .parquet, or module:function"
+_CHAT_TEMPLATE = (
+    "chat template to use instead of the checkpoint's, and to save with the model: chatml or another known name, a "
+    "file (.jinja), or the template itself; null: the checkpoint's"
+)
+_TOOLS = "JSON file with the functions that the model may call, for conversations without tools of their own"
 
 
 @dataclass
@@ -25,6 +31,13 @@ class PromptAnswerDatasetConfig:
     train_bs_n_seqs: int = option(32, "batch size: sequences in an optimizer step")
     valid_bs_n_seqs: int = option(32, "sequences in an evaluation batch")
     pad_to_max_length: bool = option(False, "pad all sequences to max_seqlen; only of use for benchmarks")
+    train_on: TrainOn = option(
+        "assistant",
+        "what of a row is trained: the answer or all turns of the assistant; last: only the last of these turns; "
+        "all: the prompt too",
+    )
+    chat_template: str | None = option(None, _CHAT_TEMPLATE)
+    tools_path: str | None = option(None, _TOOLS)
     num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
     cache_dir: str | None = option(
         "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
@@ -35,11 +48,12 @@ class PromptAnswerDatasetConfig:
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_overlong(self.overlong)
+        check_train_on(self.train_on)
         check_num_proc(self.num_proc)
 
     def check(self) -> None:
         """Raise ConfigError unless the files exist and have a format that can be read."""
-        check_sources(train_path=self.train_path, valid_path=self.valid_path)
+        check_sources(train_path=self.train_path, valid_path=self.valid_path, tools_path=self.tools_path)
 
 
 @dataclass
@@ -53,6 +67,8 @@ class PairedComparisonDatasetConfig:
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop the pair")
     train_bs_n_seqs: int = option(32, "batch size: rows in an optimizer step")
     valid_bs_n_seqs: int = option(32, "rows in an evaluation batch")
+    chat_template: str | None = option(None, _CHAT_TEMPLATE)
+    tools_path: str | None = option(None, _TOOLS)
     num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
     cache_dir: str | None = option(
         "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
@@ -68,7 +84,7 @@ class PairedComparisonDatasetConfig:
 
     def check(self) -> None:
         """Raise ConfigError unless the files exist and have a format that can be read."""
-        check_sources(train_path=self.train_path, valid_path=self.valid_path)
+        check_sources(train_path=self.train_path, valid_path=self.valid_path, tools_path=self.tools_path)
 
 
 @dataclass
@@ -80,6 +96,8 @@ class PromptOnlyDatasetConfig:
     overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: prompts in a step")
     pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; only of use for benchmarks")
+    chat_template: str | None = option(None, _CHAT_TEMPLATE)
+    tools_path: str | None = option(None, _TOOLS)
     num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
     cache_dir: str | None = option(
         "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
@@ -93,7 +111,7 @@ class PromptOnlyDatasetConfig:
 
     def check(self) -> None:
         """Raise ConfigError unless the files exist and have a format that can be read."""
-        check_sources(path=self.path)
+        check_sources(path=self.path, tools_path=self.tools_path)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
@@ -112,6 +130,12 @@ def check_overlong(value: str) -> None:
     """Raise ConfigError unless `value` is "truncate" or "drop"."""
     if value not in ("truncate", "drop"):
         raise ConfigError(f"overlong={value!r} must be 'truncate' or 'drop'")
+
+
+def check_train_on(value: str) -> None:
+    """Raise ConfigError unless `value` is one of `TrainOn`."""
+    if value not in get_args(TrainOn):
+        raise ConfigError(f"train_on={value!r} must be 'assistant', 'last' or 'all'")
 
 
 def check_sources(**sources: str | None) -> None:

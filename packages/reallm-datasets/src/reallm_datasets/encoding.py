@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from reallm.data.chat import ChatTemplate, Conversation
+from reallm.data.chat.template import ChatTemplate, Conversation
 from reallm.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Encoder:
         answer = whole[len(prompt) :] if is_prefix else self._encode_continuation(pair.answer)
         if answer[-1:] != [self._eos]:
             answer = [*answer, self._eos]
-        prompt = self._with_bos(prompt)
+        prompt = self._with_bos(prompt) if prompt or answer[: len(self._bos)] != self._bos else prompt
         answer_mask = np.arange(len(prompt) + len(answer)) >= len(prompt)
         return Encoded(np.array(prompt + answer, np.int32), answer_mask)
 

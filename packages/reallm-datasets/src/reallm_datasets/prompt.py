@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from reallm.data.datasets import DatasetUtility
+from reallm.data.messages import load_tools
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
@@ -25,6 +26,7 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         overlong: "drop" leaves longer ones out; "truncate" keeps the beginning-of-sequence token, if there is one,
             and the end of the prompt, because that is where its question is.
         pad_to_max_length: pad each prompt to `max_prompt_len` at its beginning.
+        tools_path: a file with the tools of conversations that have none of their own: a JSON list, or JSON lines.
         num_proc: worker processes that tokenize, at most, if there is much to do; None: one for each core.
         cache_dir: folder that keeps the tokens of large files; "auto": `~/.cache/reallm/tokenized`; None: no cache.
 
@@ -41,15 +43,17 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         max_prompt_len: int = PromptOnlyDatasetConfig.max_prompt_len,
         overlong: Overlong = PromptOnlyDatasetConfig.overlong,
         pad_to_max_length: bool = PromptOnlyDatasetConfig.pad_to_max_length,
+        tools_path: str | None = PromptOnlyDatasetConfig.tools_path,
         num_proc: int | None = PromptOnlyDatasetConfig.num_proc,
         cache_dir: str | None = PromptOnlyDatasetConfig.cache_dir,
     ) -> None:
         check_at_least("max_prompt_len", max_prompt_len, 1)
         check_overlong(overlong)
         check_num_proc(num_proc)
+        tools = load_tools(tools_path) if tools_path else ()
         self._padded_length = max_prompt_len if pad_to_max_length else 0
         self._padding = Encoder(util.tokenizer).padding if pad_to_max_length else 0
-        encoder = PromptEncoder(util.tokenizer, max_prompt_len, overlong)
+        encoder = PromptEncoder(util.tokenizer, max_prompt_len, overlong, tools)
         self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
         self._rows.need_samples("raise max_prompt_len")
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from reallm.data.datasets import DatasetUtility
+from reallm.data.messages import load_tools
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
@@ -37,6 +38,7 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         max_seqlen: longest sequence in tokens.
         overlong: "truncate" cuts the end off longer ones, "drop" leaves out pairs with a longer one. Pairs whose
             prompt alone fills `max_seqlen`, and pairs of equal sequences, are dropped in any case.
+        tools_path: a file with the tools of conversations that have none of their own: a JSON list, or JSON lines.
         num_proc: worker processes that tokenize, at most, if there is much to do; None: one for each core.
         cache_dir: folder that keeps the tokens of large files; "auto": `~/.cache/reallm/tokenized`; None: no cache.
 
@@ -53,6 +55,7 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         max_pairs_per_prompt: int = PairedComparisonDatasetConfig.max_pairs_per_prompt,
         max_seqlen: int = PairedComparisonDatasetConfig.max_seqlen,
         overlong: Overlong = PairedComparisonDatasetConfig.overlong,
+        tools_path: str | None = PairedComparisonDatasetConfig.tools_path,
         num_proc: int | None = PairedComparisonDatasetConfig.num_proc,
         cache_dir: str | None = PairedComparisonDatasetConfig.cache_dir,
     ) -> None:
@@ -60,7 +63,8 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         check_at_least("max_seqlen", max_seqlen, 2)
         check_overlong(overlong)
         check_num_proc(num_proc)
-        encoder = PairEncoder(util.tokenizer, max_pairs_per_prompt, max_seqlen, overlong, util.seed)
+        tools = load_tools(tools_path) if tools_path else ()
+        encoder = PairEncoder(util.tokenizer, max_pairs_per_prompt, max_seqlen, overlong, util.seed, tools)
         self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
         self._rows.need_samples("raise max_seqlen, or look at the answers")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from reallm.atomic_files import atomic_folder
 from reallm.errors import ConfigError
 from reallm.hf.conversion.state_dict import LazyHFStateDict
+from reallm.hf.conversion.transformers_io import end_of_sequence_ids
 from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES, WEIGHTS_NAME
 
 if TYPE_CHECKING:
@@ -141,6 +142,17 @@ def write_small_files(
         tokenizer.save_pretrained(str(folder))
     if carry_from is not None:
         _copy_files(carry_from, folder, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        _add_stop_token(folder, hf_config, tokenizer.eos_token_id)
+
+
+def _add_stop_token(folder: Path, hf_config: Mapping[str, Any], token: int) -> None:
+    """Have the generation config of a folder name a token that ends a sequence, if it names only others."""
+    ids = end_of_sequence_ids(hf_config, folder)
+    if token not in ids:
+        path = folder / GENERATION_CONFIG_NAME
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        _write_json(path, {**content, "eos_token_id": [*ids, token]})
 
 
 def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ ROW_FIELDS = ("format", "columns")
 """Fields about the rows of all files, which a dataset class receives as part of `path`, a `RowSource`."""
 BATCH_SIZES = {"train": "train_bs_n_seqs", "valid": "valid_bs_n_seqs"}
 """Split -> the field with its batch size in sequences, which a dataset class does not receive."""
+CHAT_TEMPLATE = "chat_template"
+"""Field with a chat template for the tokenizer, which a dataset class receives already changed."""
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -80,11 +82,11 @@ def splits(config: Any) -> dict[str, Dataset]:
 def split_args(config: Any) -> dict[str, dict[str, Any]]:
     """Split -> the arguments that a dataset class is constructed with: `{"train": {"path": "a.jsonl", ...}}`.
 
-    These are the fields of `config` except paths, batch sizes and name, plus `path` with the split's file: as it is
-    written, or a `RowSource` if the configuration has the fields `format` and `columns`. A configuration without
-    `train_path` has only the split `"train"`, without `path` unless that is a field.
+    These are the fields of `config` except paths, batch sizes, chat template and name, plus `path` with the split's
+    file: as it is written, or a `RowSource` if the configuration has the fields `format` and `columns`. A configuration
+    without `train_path` has only the split `"train"`, without `path` unless that is a field.
     """
-    not_passed = {"name", *PATHS.values(), *BATCH_SIZES.values()}
+    not_passed = {"name", CHAT_TEMPLATE, *PATHS.values(), *BATCH_SIZES.values()}
     args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in not_passed}
     wrap = _row_source(args)
     if not hasattr(config, PATHS["train"]):

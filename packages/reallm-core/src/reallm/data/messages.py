@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,14 @@ def read_messages(row: Row, key: str) -> list[Message]:
     return [_message(row, message, f"{key}[{i}]") for i, message in enumerate(messages)]
 
 
-def read_tools(row: Row) -> list[Tool]:
-    """The tools of a row's key `tools`, a list or JSON text of one; empty if it has none.
+def read_tools(row: Row, default: Sequence[Tool] = ()) -> Sequence[Tool]:
+    """The tools of a row's key `tools`, a list or JSON text of one; `default` if it has none.
 
     Raises:
         DataError: they are not a list of functions; names row and key.
     """
     if "tools" not in row:
-        return []
+        return default
     wanted = "a list of functions, or JSON text of one"
     return [_tool(row, tool, f"tools[{i}]") for i, tool in enumerate(_list(row, row.values["tools"], "tools", wanted))]
 
@@ -76,6 +76,8 @@ def _message(row: Row, given: Any, name: str) -> Message:
         message["content"] = _joined(row, message["content"], f"{name}.content")
     elif "content" in message or not calls:
         message["content"] = _text(row, given, "content", name)
+    if calls and not message.get("content"):
+        message.pop("content", None)
     if not _is_trained(row, given, name):
         message["train"] = False
     return message

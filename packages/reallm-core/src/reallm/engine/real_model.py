@@ -248,7 +248,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             prompts: texts, or lists of token ids.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
             temperature: 0 is greedy.
-            stop_token_ids: None takes the end-of-sequence tokens of the checkpoint.
+            stop_token_ids: None takes the end-of-sequence tokens of the checkpoint, and of `tokenizer`.
             stop: strings that end a completion.
             seed: same seed, same completions; each prompt has its own random stream.
 
@@ -306,12 +306,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         return load_tokenizer(self.source)
 
     def _default_stop_token_ids(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
-        if self._raw_hf_config is not None:
-            ids = end_of_sequence_ids(self._raw_hf_config, self.source)
-            if ids:
-                return ids
+        ids = [] if self._raw_hf_config is None else end_of_sequence_ids(self._raw_hf_config, self.source)
         eos = getattr(tokenizer, "eos_token_id", None)
-        return () if eos is None else (eos,)
+        return ids if eos is None or eos in ids else [*ids, eos]
 
     # ------------------------------------------------------------------ HuggingFace families
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reallm.data.chat import Conversation
+from reallm.data.chat.template import Conversation, TrainOn
+from reallm.data.messages import Tool, read_messages, read_tools
 from reallm.data.rows import Row
 from reallm.data.tokenization.encoder import EncodedRow
 from reallm_datasets.config import Overlong
@@ -23,21 +24,37 @@ class PromptAnswerEncoder:
         tokenizer: the model's tokenizer.
         max_seqlen: longest sequence in tokens.
         overlong: what to do with longer ones: "truncate" or "drop".
+        train_on: what of a row is trained.
+        tools: tools of conversations that have none of their own.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_seqlen: int, overlong: Overlong) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_seqlen: int,
+        overlong: Overlong,
+        train_on: TrainOn,
+        tools: Sequence[Tool],
+    ) -> None:
         self._encoder = Encoder(tokenizer)
         self._max_seqlen = max_seqlen
         self._overlong = overlong
+        self._train_on = train_on
+        self._tools = tools
 
     def encode(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """See `reallm.data.tokenization.encoder.RowEncoder`."""
-        texts = [_text(row, self._encoder) for row in rows]
+        texts = [self._text(row) for row in rows]
         return [self._encoded(*one) for one in zip(texts, self._encoder.sequences(texts), strict=True)]
 
     def _encoded(self, text: PromptAnswer | Conversation, sequence: Encoded) -> EncodedRow:
+        told = text.remarks if isinstance(text, Conversation) else ()
+        if isinstance(text, Conversation) and not text.turns:
+            return EncodedRow(None, told)
+        if self._train_on == "all" and isinstance(text, PromptAnswer):
+            sequence.answer_mask[:] = True
         kept, phrase = truncate_or_drop(sequence, self._max_seqlen, self._overlong)
-        remarks: tuple[str, ...] = (phrase,) if phrase else ()
+        remarks = (*told, phrase) if phrase else told
         if kept is None:
             return EncodedRow(None, remarks)
         if isinstance(text, PromptAnswer) and not text.answer:
@@ -45,9 +62,11 @@ class PromptAnswerEncoder:
         kept.answer_mask[0] = False  # no token before it to predict it from
         return EncodedRow({"input_ids": kept.ids, "loss_mask": kept.answer_mask}, remarks)
 
-
-def _text(row: Row, encoder: Encoder) -> PromptAnswer | Conversation:
-    if "messages" in row:
-        return encoder.chat.conversation(row.messages("messages"), row)
-    row.need_one_of("messages", "prompt")
-    return PromptAnswer(row.text("prompt"), row.text("answer"))
+    def _text(self, row: Row) -> PromptAnswer | Conversation:
+        if "messages" in row:
+            messages, tools = read_messages(row, "messages"), read_tools(row, self._tools)
+            return self._encoder.chat.conversation(messages, row, tools, train_on=self._train_on)
+        if "text" in row and "prompt" not in row:
+            return PromptAnswer("", row.text("text"))
+        row.need_one_of("messages", "prompt", "text")
+        return PromptAnswer(row.text("prompt"), row.text("answer"))

@@ -98,6 +98,11 @@ class Renderer:
             if key not in _KEYS and not any(map(self._mentions, _REASONING if key in _REASONING else (key,)))
         ]
 
+    def shown(self, message: Message) -> Message:
+        """A message without the keys that the template does not mention."""
+        ignored = self.ignored_keys(message)
+        return {key: value for key, value in message.items() if key not in ignored}
+
     def render(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, prompt: bool = False, marked: bool = False
     ) -> str:
@@ -117,14 +122,14 @@ class Renderer:
         # `tokenizer.apply_chat_template` does the same, but drops keys that are null, which some templates need
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        [text], _ = render_jinja_template(
-            conversations=[messages],  # type: ignore[list-item]
+        texts, _ = render_jinja_template(
+            conversations=[messages],
             tools=list(tools) or None,
             chat_template=self._marked if marked else self._template,
             add_generation_prompt=prompt,
             **self._special_tokens,
         )
-        return text
+        return str(texts[0])
 
     @cached_property
     def _form(self) -> _Form | None:

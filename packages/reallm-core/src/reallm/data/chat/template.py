@@ -177,7 +177,8 @@ class ChatTemplate:
         self, messages: Sequence[Message], row: Row, tools: Sequence[Tool], chosen: Sequence[int]
     ) -> tuple[str, list[Span], list[str]]:
         """The text of messages, the spans of the chosen turns that can be trained, and why others cannot."""
-        if self._renderer(tools).marks_turns:
+        renderer = self._renderer(tools)
+        if renderer.marks_turns:
             text, spans = self._marked_spans(messages, row, tools, chosen)
             return text, spans, []
         text = self._render(messages, row, tools)
@@ -188,7 +189,7 @@ class ChatTemplate:
             turn = find_turn(text, before, after)
             if turn is None:
                 problems.append(OTHER_PROMPT)
-            elif not is_complete(turn, text, messages[i]):
+            elif not is_complete(turn, text, renderer.shown(messages[i])):
                 problems.append(INCOMPLETE)
             elif missing := [name for name in _called(messages[i]) if name not in text[turn.start : turn.end]]:
                 raise row.error(
@@ -221,14 +222,16 @@ class ChatTemplate:
         self, text: str, spans: list[Span], messages: Sequence[Message], row: Row, tools: Sequence[Tool]
     ) -> tuple[str, list[Span]]:
         """Extend or cut the spans, and the text after the last one, so that each ends with the token that ends it."""
+        # marks may leave out the token that ends a turn, which is then after the last turn too
+        left_out = self._follows_turn.match(text, spans[-1][1]) if self._renderer(tools).marks_turns else None
         closed = []
         for start, end in spans:
             token = self._ends_turn.search(text[start:end])
-            follows = self._follows_turn.match(text, end)
+            follows = left_out or self._follows_turn.match(text, end)
             if token:
                 end = start + token.end()
-            elif follows:  # a token that marks leave out, or with which the next message begins
-                end = follows.end()
+            elif follows and text.startswith(follows[0], end) and (left_out or not self._renderer(tools).marks_turns):
+                end += len(follows[0])
             closed.append((start, end))
         start, end = closed[-1]
         text = text[:end]
@@ -237,7 +240,9 @@ class ChatTemplate:
         return text, [*closed[:-1], (start, len(text))]
 
     def _next_marker(self, text: str, messages: Sequence[Message], row: Row, tools: Sequence[Tool]) -> str | None:
-        """The special token with which the next message would begin; None if it begins with other text."""
+        """The special token with which the next message would begin; None if there is none, or turns are marked."""
+        if self._renderer(tools).marks_turns:
+            return None
         role = "tool" if "tool_calls" in messages[-1] else "user"
         try:
             longer = self._render([*messages, {"role": role, "content": "x"}], row, tools)

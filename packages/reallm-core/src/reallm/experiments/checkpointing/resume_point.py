@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reallm.config.dataset import CHAT_TEMPLATE
 from reallm.config.field_types import value_text
 from reallm.config.training import AUTO, TrainingConfig, model_args
 from reallm.errors import ConfigError
@@ -35,7 +36,10 @@ class ResumePoint:
         models: dict[str, Any] = {
             role: replace(model_args(config, role), path=str(path)) for role, path in saved.items()
         }
-        return replace(config, **models)
+        dataset = config.dataset
+        if getattr(dataset, CHAT_TEMPLATE, None) is not None:  # saved with the model, while its file may have changed
+            dataset = replace(dataset, **{CHAT_TEMPLATE: None})
+        return replace(config, dataset=dataset, **models)
 
     def load_into(self, engines: Mapping[str, Any]) -> None:
         """Load the saved state into the engines of the trained roles.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.executor import Graph, Role
 from reallm.config.args import ModelArgs
-from reallm.config.dataset import batch_size
+from reallm.config.dataset import CHAT_TEMPLATE, batch_size
 from reallm.config.lr_schedule import check_warmup
 from reallm.config.training import TrainingConfig, model_args
+from reallm.data.chat.known_templates import set_chat_template
 from reallm.data.dataset_stats import DatasetStats, fingerprint, histogram, measure
 from reallm.data.datasets import Samples, make_dataset
 from reallm.data.namedarray import NamedArray
@@ -117,7 +118,8 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     """The tokenizer of a run, that of the first trained model, and whether it has changed, and so is to be saved.
 
     Raises:
-        ReallmError: there is no tokenizer, it cannot be loaded, or tokens cannot be added.
+        ReallmError: there is no tokenizer, it cannot be loaded, tokens cannot be added, or there is no such chat
+            template.
     """
     first = graph.trained_roles[0]
     for role in graph.roles:
@@ -129,7 +131,11 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     tokenizer = load_tokenizer(resolve_path(args.path))
     if "" in args.add_tokens:
         raise ConfigError(f"{first}.add_tokens has an empty string; leave it out")
-    return tokenizer, add_tokens(tokenizer, args.add_tokens) > 0
+    has_changed = add_tokens(tokenizer, args.add_tokens) > 0
+    chat_template = getattr(config.dataset, CHAT_TEMPLATE, None)
+    if chat_template is not None:
+        set_chat_template(tokenizer, chat_template)
+    return tokenizer, has_changed or chat_template is not None
 
 
 def load_roles(

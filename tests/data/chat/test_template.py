@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 
-from reallm.data.chat import ChatTemplate
+from reallm.data.chat.template import ChatTemplate
 from reallm.data.rows import Row
 from reallm.errors import DataError
+from tests.helpers.chat_templates import model_tokenizer
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 ROW = Row("1", "a.jsonl:3", {})
@@ -63,7 +65,7 @@ def test_turns_one_after_the_other_and_turns_of_no_text() -> None:
 
 
 def test_only_the_last_turn() -> None:
-    chat = ChatTemplate(tiny_tokenizer()).conversation(talk("a", "b", "c", "d"), ROW, only_last=True)
+    chat = ChatTemplate(tiny_tokenizer()).conversation(talk("a", "b", "c", "d"), ROW, train_on="last")
     assert [chat.text[start:end] for start, end in chat.turns] == ["d<|im_end|>"]
 
 
@@ -110,32 +112,31 @@ def test_a_template_without_special_tokens_gets_the_end_of_sequence_token_after_
             CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}"), id="the prompt is not the turn's beginning"
         ),
         pytest.param(
-            CHATML.replace("message['content']", "(message['content'] if loop.last else '')"), id="turns change later"
+            CHATML.replace("message['content']", "(message['content'] if loop.last else '')"),
+            id="questions change later",
         ),
     ],
 )
-def test_a_template_that_writes_prompts_in_another_way_is_refused(template: str) -> None:
-    told = problem(talk("a", "b", "c", "d"), template)
-    assert told.startswith(
-        "a.jsonl:3: the chat template writes what comes before the end of messages[1] in another way"
+def test_no_turn_is_trained_if_its_prompt_in_generation_is_another_text(template: str) -> None:
+    chat = ChatTemplate(tiny_tokenizer(chat_template=template)).conversation(talk("a", "b", "c", "d"), ROW)
+    assert (chat.text, chat.turns) == ("", ())
+    assert chat.remarks == ("dropped: no turn can be trained: in generation its prompt would be another text",)
+
+
+def test_a_turn_that_changes_later_is_not_trained_and_those_after_it_are() -> None:
+    later = "(message['content'] if loop.last or message['role'] == 'user' else message['content'][:1])"
+    template = CHATML.replace("message['content']", later)
+    chat = ChatTemplate(tiny_tokenizer(chat_template=template)).conversation(talk("a", "bb", "c", "dd"), ROW)
+    assert [chat.text[start:end] for start, end in chat.turns] == ["dd<|im_end|>"]
+    assert chat.remarks == (
+        "with a turn that cannot be trained: the chat template leaves out a part of it, such as its reasoning",
     )
-    assert "keep one turn of the assistant in a row" in told
-
-
-def test_a_template_that_changes_earlier_turns_does_for_one_turn() -> None:
-    template = CHATML.replace("message['content']", "(message['content'] if loop.last else message['content'][:1])")
-    chat = ChatTemplate(tiny_tokenizer(chat_template=template))
-    with pytest.raises(DataError):
-        chat.conversation(talk("a", "bb", "c", "dd"), ROW)
-    last = chat.conversation(talk("a", "bb", "c", "dd"), ROW, only_last=True)
-    assert last.text[slice(*last.turns[0])] == "dd<|im_end|>"
+    assert chat.text.count("bb") == 0
 
 
 def test_what_a_template_raises_names_the_row() -> None:
     template = "{{ raise_exception('roles must\nalternate') }}"
-    assert problem(talk("a", "b"), template) == (
-        "a.jsonl:3: the tokenizer's chat template refuses it: roles must alternate"
-    )
+    assert problem(talk("a", "b"), template) == ("a.jsonl:3: the chat template refuses it: roles must alternate")
 
 
 def test_conversations_without_anything_to_train() -> None:
@@ -147,8 +148,8 @@ def test_conversations_without_anything_to_train() -> None:
 
 def test_a_tokenizer_without_a_template_says_what_to_do() -> None:
     assert problem(talk("a", "b"), None) == (
-        "the tokenizer has no chat template, which rows with 'messages' need; "
-        "use the tokenizer of a chat model, or rows with 'prompt' and 'answer'"
+        "the tokenizer has no chat template, which rows with 'messages' need; give one "
+        "(dataset.chat_template=chatml), or use rows with 'prompt' and 'answer'"
     )
 
 
@@ -158,3 +159,45 @@ def test_a_prompt_ends_where_the_assistant_is_to_write() -> None:
     assert chat.prompt(talk("hi"), ROW) == text
     with pytest.raises(DataError, match=r"a.jsonl:3: the last message is the assistant's, wanted one to be answered"):
         chat.prompt(talk("hi", "there"), ROW)
+
+
+def test_of_several_templates_the_one_for_tools_is_used_with_tools() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools | tojson }}" + CHATML}
+    chat = ChatTemplate(tokenizer)
+    assert chat.prompt(talk("hi"), ROW).startswith("<|im_start|>")
+    tool = {"type": "function", "function": {"name": "add"}}
+    assert chat.prompt(talk("hi"), ROW, [tool]).startswith('[{"type": "function"')
+    tokenizer.chat_template = {"a": CHATML, "b": CHATML}
+    with pytest.raises(DataError, match=r"several chat templates \(a, b\) and no default; choose with dataset"):
+        ChatTemplate(tokenizer)
+
+
+def test_a_key_that_the_template_does_not_mention_is_told() -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a", "name": "eva", "mood": "good"},
+        {"role": "assistant", "content": "b", "reasoning_content": "thought", "train": True},
+    ]
+    chat = ChatTemplate(tiny_tokenizer())
+    assert chat.conversation(messages, ROW).remarks == (
+        "with the message key 'mood', which the chat template ignores",
+        "with the message key 'reasoning_content', which the chat template ignores",
+    )
+    shown = "(message.thinking or '') + message['content'] + (message.mood or '')"
+    chat = ChatTemplate(tiny_tokenizer(chat_template=CHATML.replace("message['content']", shown)))
+    assert chat.conversation(messages, ROW).remarks == ()
+
+
+def test_tokens_that_end_a_turn() -> None:
+    assert ChatTemplate(tiny_tokenizer()).end_tokens == ("<|im_end|>",)
+    assert ChatTemplate(model_tokenizer("glm4")).end_tokens == ("<|user|>", "<|observation|>")
+    assert ChatTemplate(model_tokenizer("marked")).end_tokens == ("<|im_end|>",)
+    assert ChatTemplate(tiny_tokenizer(chat_template=PLAIN)).end_tokens == ()
+
+
+def test_templates_and_what_was_found_out_about_them_can_be_pickled() -> None:
+    chat = ChatTemplate(model_tokenizer("deepseek-r1"))
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    messages: list[dict[str, Any]] = [*talk("a"), {"role": "assistant", "tool_calls": [call]}]
+    found = chat.conversation(messages, ROW)
+    assert pickle.loads(pickle.dumps(chat)).conversation(messages, ROW) == found
