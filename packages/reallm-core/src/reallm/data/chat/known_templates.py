@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from reallm.data.chat.template import ChatTemplate
 from reallm.errors import ConfigError, did_you_mean
@@ -76,7 +76,7 @@ def _check(text: str, name: str) -> None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        tags: ClassVar = {"generation"}
+        tags = {"generation"}  # noqa: RUF012  # an instance variable in jinja2's own types
 
         def parse(self, parser: Parser) -> list[Node]:
             next(parser.stream)

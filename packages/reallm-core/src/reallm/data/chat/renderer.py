@@ -122,14 +122,14 @@ class Renderer:
         # `tokenizer.apply_chat_template` does the same, but drops keys that are null, which some templates need
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(  # ([text], spans of turns)
             conversations=[messages],
             tools=list(tools) or None,
             chat_template=self._marked if marked else self._template,
             add_generation_prompt=prompt,
             **self._special_tokens,
         )
-        return str(texts[0])
+        return str(rendered[0][0])
 
     @cached_property
     def _form(self) -> _Form | None:
