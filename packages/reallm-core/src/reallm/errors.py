@@ -22,6 +22,14 @@ class DataError(ReallmError):
     """A file, a row of data or a `NamedArray` is wrong."""
 
 
+class NoSamplesError(DataError):
+    """A dataset has no sample left. `remarks` say what became of its rows: `"dropped: the prompt is empty"`."""
+
+    def __init__(self, message: str, remarks: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.remarks = tuple(remarks)
+
+
 class NonFiniteError(ReallmError):
     """A loss or gradients are NaN or infinite. The step has not changed the parameters."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reallm.cli.preview import show_preview
 from reallm.cli.spawn import launch, run_worker
 from reallm.launch.rank_env import RankEnv
 from reallm.plugins import registry
@@ -32,6 +33,7 @@ def algorithm_command(name: str) -> Any:
         config: Annotated[list[Path] | None, typer.Option("--config")] = None,
         print_config: Annotated[bool, typer.Option("--print-config")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+        preview: Annotated[int | None, typer.Option("--preview", min=1)] = None,
         show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
     ) -> None:
         if show_help:
@@ -39,7 +41,9 @@ def algorithm_command(name: str) -> Any:
 
             typer.echo(help_text(name, registry.get("algorithm", name), arguments or [], config or []))
         elif print_config:
-            typer.echo(_load(name, config or [], arguments or []).to_yaml(), nl=False)
+            typer.echo(load_configuration(name, config or [], arguments or []).to_yaml(), nl=False)
+        elif preview is not None:
+            show_preview(name, config or [], arguments or [], preview)
         elif dry_run:
             _dry_run(name, config or [], arguments or [])
         else:
@@ -88,7 +92,12 @@ def _command_line(name: str, files: list[Path], arguments: list[str]) -> list[st
     return [name, *(f"--config={file}" for file in files), *arguments]
 
 
-def _load(name: str, files: list[Path], arguments: list[str]) -> Configuration:
+def load_configuration(name: str, files: list[Path], arguments: list[str]) -> Configuration:
+    """The configuration of an algorithm; with `resume=<run>`, that of the run with the arguments' changes.
+
+    Raises:
+        ReallmError: a key, a value, a file or the run is wrong.
+    """
     from reallm.config.load import load
 
     config_class = registry.get("algorithm", name).config_class()
@@ -99,7 +108,7 @@ def _load(name: str, files: list[Path], arguments: list[str]) -> Configuration:
 def _load_and_check(name: str, files: list[Path], arguments: list[str]) -> Any:
     from reallm.experiments.preflight.checks import check
 
-    config = _load(name, files, arguments).build()
+    config = load_configuration(name, files, arguments).build()
     check(config)
     return config
 

@@ -19,6 +19,8 @@ Options:
   --config FILE   read keys from a YAML file; may be given more than once.
                   Files win over defaults, key=value wins over files.
   --print-config  print all keys with their values as YAML, and exit
+  --preview N     show the first N rows of the data as training gets them, and
+                  exit; `reallm preview --help` has more
   --dry-run       check everything, print the plan and the memory it takes, and
                   exit; nothing is trained or written
   --help, -h      this page; with dataset.name=NAME, the keys of that dataset

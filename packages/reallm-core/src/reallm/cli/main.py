@@ -15,6 +15,7 @@ from reallm.cli.compare import compare
 from reallm.cli.demo import demo
 from reallm.cli.generate import generate
 from reallm.cli.plugins.app import app as plugins
+from reallm.cli.preview import preview
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
 from reallm.errors import ReallmError, did_you_mean
@@ -29,6 +30,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
 \b
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
+  reallm preview        the first rows of your data, as training gets them
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
   reallm realloc        what moving a model to another layout sends
@@ -72,6 +74,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
+app.command(context_settings={"ignore_unknown_options": True})(preview)
 app.command()(generate)
 app.command()(runs)
 app.command()(compare)

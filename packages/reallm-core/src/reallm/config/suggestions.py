@@ -8,7 +8,7 @@ from pathlib import Path
 from reallm.config.schema import Group, Key
 from reallm.errors import nearest
 
-OPTIONS = ("config", "print-config", "dry-run", "help")
+OPTIONS = ("config", "print-config", "preview", "dry-run", "help")
 """Names of the options with dashes; everything else is `key=value`."""
 
 

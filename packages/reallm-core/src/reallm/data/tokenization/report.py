@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.errors import DataError
+from reallm.errors import NoSamplesError
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Report:
         """`"a.jsonl: 9 rows -> 8 samples; 3 cut to 512 tokens; 1 dropped: empty"`, where `result` is "8 samples"."""
         return "; ".join([f"{self._name}: {self.n_rows:,} rows -> {result}", *self._phrases()])
 
-    def no_samples_error(self, remedy: str) -> DataError:
+    def no_samples_error(self, remedy: str) -> NoSamplesError:
         """The error for a dataset without any sample, for the caller to raise."""
-        return DataError(
-            f"{self._name}: no sample is left of {self.n_rows:,} rows ({'; '.join(self._phrases())}); {remedy}"
+        return NoSamplesError(
+            f"{self._name}: no sample is left of {self.n_rows:,} rows ({'; '.join(self._phrases())}); {remedy}",
+            tuple(self.counts),
         )
 
     @property

@@ -1,0 +1,180 @@
+"""Previews of a dataset: what training gets from its first rows.
+
+The rows are read, and each of them is handed to the dataset by itself, as its only row: so the tokens are those that
+the dataset gives to training, rows come in the order of the file, and of a dropped row the dataset says why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from reallm.data.datasets import Dataset, Samples, make_dataset
+from reallm.data.namedarray import NamedArray
+from reallm.data.preview import samples
+from reallm.data.row_sources import RowSource
+from reallm.data.rows import Row, iter_rows
+from reallm.errors import DataError, NoSamplesError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+N_MEASURED = 1000
+"""Number of rows whose lengths are measured, unless more are shown."""
+LENGTH_LIMITS = ("max_seqlen", "max_prompt_len")
+"""Arguments of a dataset beyond which it cuts sequences off."""
+UNLIMITED = 2**31 - 1
+
+Make = Callable[[Mapping[str, Any]], Samples]
+
+
+@dataclass(frozen=True)
+class PreviewedRow:
+    """A row and its sample; of a row that gives none, the reason is in `dropped`."""
+
+    id: str
+    place: str
+    """Location of the row, `train.jsonl:12`; its id if the dataset reads its rows itself."""
+    sequences: tuple[samples.Sequence, ...]
+    dropped: str | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first rows of a dataset, and statistics of more of them."""
+
+    dataset: str
+    """Name of the dataset."""
+    rows: tuple[PreviewedRow, ...]
+    report: str
+    """The dataset's report about the measured rows."""
+    n_measured: int
+    """Number of rows, or of samples if the dataset reads its rows itself, that were measured."""
+    is_whole: bool
+    """Whether these are all there are."""
+    lengths: tuple[int, ...]
+    """Number of tokens of each sample made of the measured rows."""
+    n_trained: int
+    """Number of trained tokens among them."""
+
+
+def preview(dataset: Dataset, n: int, *, seed: int, tokenizer: PreTrainedTokenizerBase) -> Preview:
+    """Preview the first `n` rows of a dataset.
+
+    A dataset that gets a `RowSource` as `path` is only given the first rows of it. Any other dataset is made as a
+    whole, as for training, and its first samples are shown.
+
+    Raises:
+        ReallmError: as training would.
+    """
+
+    def make(args: Mapping[str, Any]) -> Samples:
+        return make_dataset(Dataset(dataset.name, args), seed=seed, tokenizer=tokenizer)
+
+    source = dataset.args.get("path")
+    if isinstance(source, RowSource):
+        return _preview_rows(dataset, source, n, make, tokenizer)
+    made = make(dataset.args)
+    first = [made[i] for i in range(min(len(made), max(n, N_MEASURED)))]
+    return _preview(
+        dataset.name,
+        tuple(_previewed(_id(sample, i), sample, tokenizer) for i, sample in enumerate(first[:n])),
+        made,
+        first,
+        is_whole=len(first) == len(made),
+        n_measured=len(first),
+    )
+
+
+def _preview_rows(
+    dataset: Dataset, source: RowSource, n: int, make: Make, tokenizer: PreTrainedTokenizerBase
+) -> Preview:
+    n_read = max(n, N_MEASURED)
+    rows = list(islice(iter_rows(source), n_read + 1))
+    is_whole, rows = len(rows) <= n_read, rows[:n_read]
+
+    args = {**dataset.args, **({"cache_dir": None} if "cache_dir" in dataset.args else {})}
+
+    def make_of(some: Sequence[Row], **changes: Any) -> Samples:
+        title = str(source) if is_whole else f"{source}, first {n_read:,} rows"
+        given = _FirstRows(title, some)
+        try:
+            return make({**args, "path": RowSource(given), **changes})
+        except NoSamplesError:
+            raise
+        except DataError as error:
+            raise DataError(given.with_places(str(error))) from error
+
+    previewed = tuple(_preview_row(dataset, row, make_of, tokenizer) for row in rows[:n])
+    try:
+        made = make_of(rows)
+    except NoSamplesError as error:
+        return Preview(dataset.name, previewed, str(error), len(rows), is_whole, (), 0)
+    measured = [made[i] for i in range(len(made))]
+    return _preview(dataset.name, previewed, made, measured, is_whole=is_whole, n_measured=len(rows))
+
+
+def _preview_row(
+    dataset: Dataset, row: Row, make_of: Callable[..., Samples], tokenizer: PreTrainedTokenizerBase
+) -> PreviewedRow:
+    try:
+        made = make_of([row])
+    except NoSamplesError as error:
+        remarks = [remark.removeprefix("dropped: ") for remark in error.remarks]
+        return PreviewedRow(row.id, row.place, (), "; ".join(remarks) or str(error))
+    if not len(made):
+        return PreviewedRow(row.id, row.place, (), "the dataset makes no sample of it")
+    found = _previewed(row.id, made[0], tokenizer)
+    limits = [name for name in LENGTH_LIMITS if name in dataset.args]
+    at_limit = any(len(one.tokens) == dataset.args[name] for name in limits for one in found.sequences)
+    if at_limit:
+        unpadded = {name: False for name in ("pad_to_max_length",) if name in dataset.args}
+        whole = samples.sequences(make_of([row], **dict.fromkeys(limits, UNLIMITED), **unpadded)[0], tokenizer)
+        if len(whole) == len(found.sequences):  # otherwise pairs were dropped that are not cut any more
+            cut = tuple(one.cut_from(other) for one, other in zip(found.sequences, whole, strict=True))
+            found = replace(found, sequences=cut)
+    return replace(found, place=row.place)
+
+
+def _previewed(name: str, sample: NamedArray, tokenizer: PreTrainedTokenizerBase) -> PreviewedRow:
+    return PreviewedRow(name, name, tuple(samples.sequences(sample, tokenizer)))
+
+
+def _preview(
+    dataset: str,
+    rows: tuple[PreviewedRow, ...],
+    made: Samples,
+    measured: Sequence[NamedArray],
+    *,
+    is_whole: bool,
+    n_measured: int,
+) -> Preview:
+    counts = [samples.count_tokens(sample) for sample in measured]
+    report: Callable[[], str] | None = getattr(made, "report", None)
+    text = report() if callable(report) else ""
+    lengths = tuple(n_tokens for n_tokens, _ in counts)
+    return Preview(dataset, rows, text, n_measured, is_whole, lengths, sum(n_trained for _, n_trained in counts))
+
+
+def _id(sample: NamedArray, i: int) -> str:
+    ids = sample.metadata.get("ids")
+    return ids[0] if ids else f"sample {i}"
+
+
+class _FirstRows:
+    """A function that gives rows, as a source with the name of where they come from."""
+
+    def __init__(self, name: str, rows: Sequence[Row]) -> None:
+        self.__qualname__ = name
+        self._rows = rows
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return [{**row.values, "id": row.id} for row in self._rows]
+
+    def with_places(self, message: str) -> str:
+        """An error's message, with the places that the rows have in their file."""
+        numbered = re.compile(rf"{re.escape(self.__qualname__)}, row (\d+)")
+        return numbered.sub(lambda match: self._rows[int(match[1]) - 1].place, message)
