@@ -119,6 +119,7 @@ def test_json_has_everything(reallm):
         "seconds": 61.0,
         "error": None,
         "stop_reason": None,
+        "question": None,
         "train_samples": 40,
         "valid_samples": 4,
         "parameters": {"model": 476160},

@@ -174,7 +174,8 @@ def next_steps(run: RunInfo) -> list[NextStep]:
             f"model = AutoModelForCausalLM.from_pretrained({json.dumps(model, ensure_ascii=False)})"
         )
         steps.append(NextStep(f"Load it with transformers ({which})", code))
-        steps.append(NextStep("Ask it something", f'reallm generate --model {shlex.quote(model)} "Once upon a time"'))
+        question = run.question or '"Once upon a time"'
+        steps.append(NextStep("Ask it something", f"reallm generate --model {shlex.quote(model)} {question}"))
     config = RunFolder(run.path).config
     if run.algorithm and config.is_file():
         again = f"--config {shlex.quote(str(config))} name=again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,8 +99,12 @@ def final_lines(
     checkpoint: Path | None,
     best: Best | None,
     stop_reason: str | None,
+    question: str,
 ) -> list[str]:
-    """The last lines of a run that ended without an error: its result, and what to do with it."""
+    """The last lines of a run that ended without an error: its result, and what to do with it.
+
+    `question` is the end of a `reallm generate` command that asks the model something.
+    """
     lines = [] if stop_reason is None else [f"ended early: {stop_reason}"]
     lines.append(f"{'done' if is_done else 'stopped'} after {counted(steps, 'step')} in {duration(seconds)}")
     if checkpoint is None:
@@ -117,5 +122,5 @@ def final_lines(
         "    from transformers import AutoModelForCausalLM, AutoTokenizer",
         f'    tokenizer = AutoTokenizer.from_pretrained("{checkpoint}")',
         f'    model = AutoModelForCausalLM.from_pretrained("{checkpoint}")',
-        f'or: reallm generate --model {checkpoint} "Once upon a time"',
+        f"or: reallm generate --model {shlex.quote(str(checkpoint))} {question}",
     ]

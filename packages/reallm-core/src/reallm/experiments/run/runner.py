@@ -153,6 +153,7 @@ def _train(trainer: Trainer) -> RunResult:
         checkpoint=trainer.newest,
         best=trainer.best.best,
         stop_reason=trainer.stop_reason,
+        question=trainer.question,
     )
     for line in lines:
         echo(line)

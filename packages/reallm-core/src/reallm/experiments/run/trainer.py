@@ -30,6 +30,7 @@ from reallm.experiments.run.loggers import Loggers, logger_specs
 from reallm.experiments.run.messages import model_line, overview
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.progress import TrainingProgress, print_line
+from reallm.experiments.run.question import question
 from reallm.experiments.run.run_view import RunState
 from reallm.experiments.run.setup import Data, load_roles
 from reallm.launch.job import Job
@@ -58,6 +59,9 @@ class Trainer:
     loggers: Loggers
     best: BestMetric
     callbacks: Callbacks
+
+    question: str
+    """Arguments of `reallm generate` that ask the first trained model something."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -129,6 +133,7 @@ class Trainer:
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
             best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
             callbacks=callbacks,
+            question=question(data.train, plan.interfaces[trained[0]], data.tokenizer),
         )
         for role in roles.values():
             if role.engine is not None:
@@ -345,6 +350,7 @@ class Trainer:
             "checkpoint": None if newest is None else str(newest.relative_to(self.run.folder.path)),
             "best": None if self.best.best is None else dataclasses.asdict(self.best.best),
             "stop_reason": self.stop_reason,
+            "question": self.question,
             "metrics": finite(self.metrics),
         }
 

@@ -61,6 +61,8 @@ class RunInfo:
     valid_samples: int | None
     parameters: Mapping[str, int]
     """Number of parameters of each model, by role."""
+    question: str | None
+    """The end of a `reallm generate` command that asks the model something like its data."""
 
     @property
     def loss(self) -> float | None:
@@ -115,6 +117,7 @@ def read_run(path: Path, *, name: str | None = None) -> RunInfo:
         seconds=_seconds(path, summary.get("seconds"), status),
         error=_typed(str, summary.get("error")),
         stop_reason=_typed(str, summary.get("stop_reason")),
+        question=_typed(str, summary.get("question")),
         train_samples=_typed(int, summary.get("train_samples")),
         valid_samples=_typed(int, summary.get("valid_samples")),
         parameters=_counts(summary.get("parameters")),
