@@ -318,7 +318,7 @@ class TestFolder:
         with pytest.raises(CheckpointError, match="cannot be read as JSON"):
             read_hf_config(tmp_path)
         (tmp_path / "config.json").write_text("[]")
-        with pytest.raises(CheckpointError, match="holds list, not an object"):
+        with pytest.raises(CheckpointError, match="must hold a JSON object, not list"):
             read_hf_config(tmp_path)
 
     def test_a_path_that_is_no_folder(self, tmp_path):
@@ -337,7 +337,7 @@ class TestFolder:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
         with pytest.raises(
-            CheckpointError, match=r"'org/name' is no folder here and cannot be downloaded .*no route\)"
+            CheckpointError, match=r"'org/name' is not a folder here and cannot be downloaded .*no route\)"
         ):
             resolve_path("org/name")
 

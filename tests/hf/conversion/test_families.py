@@ -72,8 +72,14 @@ def test_a_config_that_states_no_family():
 
 
 def test_an_architecture_that_the_family_lacks():
-    with pytest.raises(CheckpointError, match="'LlamaModel' is not one that family 'llama' reads: 'LlamaForCausalLM'"):
-        family_for(raw("llama", "LlamaModel"))
+    with pytest.raises(CheckpointError, match="'LlamaForTokenClassification' is not one that family 'llama' reads: "):
+        family_for(raw("llama", "LlamaForTokenClassification"))
+
+
+def test_a_class_without_an_output_head():
+    assert family_for(raw("llama", "LlamaModel")) is LLAMA
+    assert family_for(raw(None, "LlamaModel")) is LLAMA
+    check_family(LLAMA, raw("llama", "LlamaModel"))
 
 
 def test_a_checkpoint_of_another_family():

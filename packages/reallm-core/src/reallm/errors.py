@@ -67,3 +67,8 @@ def quoted(names: Sequence[str], at_most: int | None = None) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:at_most])
     n_more = 0 if at_most is None else len(names) - at_most
     return f"{shown} and {n_more} more" if n_more > 0 else shown
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 step`, `2,000 steps`, or `2 batches` with the plural `batches`."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

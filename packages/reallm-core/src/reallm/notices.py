@@ -12,3 +12,8 @@ LOGGER = logging.getLogger("reallm")
 def notify_once(text: str) -> None:
     """Log a notice of one line as a warning, the first time that this process has it to say."""
     LOGGER.warning("note: %s", text)
+
+
+def silence_notices() -> None:
+    """Show no notices of this process, because another one shows the same."""
+    LOGGER.setLevel(logging.ERROR)

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reallm.checkpoint.names import with_family_names
 from reallm.checkpoint.new_rows import with_new_rows
 from reallm.checkpoint.reader import DTYPES, Checkpoint, open_checkpoint
 from reallm.errors import CheckpointError, quoted
 from reallm.hf.checkpoint_folder import read_hf_config
 from reallm.hf.conversion.config import has_critic_head
 from reallm.hf.conversion.mapping import WeightMapping, weight_mappings
-from reallm.hf.conversion.state_dict import check_tied_head, unused_head_names
+from reallm.hf.conversion.state_dict import check_tied_head, head_names, unused_head_names
 from reallm.hf.family import HFFamily
-from reallm.hf.tables.weights import as_source
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_weight_name
 from reallm.model.parameters import parameter_shapes
@@ -98,7 +98,7 @@ def read_boxes(
             every rank that reads the folder, whichever boxes it reads.
         PluginError: the family's table is wrong.
     """
-    checkpoint = with_prefix(open_checkpoint(folder), family)
+    checkpoint = with_family_names(open_checkpoint(folder), family)
     mappings = check_against_config(checkpoint, family, config)
     shapes = parameter_shapes(config)
     tensors, bytes_read = dict[str, Tensor](), 0
@@ -173,26 +173,19 @@ def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLM
     return mappings
 
 
-def with_prefix(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
-    """The checkpoint with the family's `optional_prefix` before its tensors' names, if the files lack it."""
-    prefix = family.weights.optional_prefix
-    if not prefix or any(name.startswith(prefix) for name in checkpoint):
-        return checkpoint
-    # The head's modules are not under the prefix: `transformer.h.0...`, but `lm_head`.
-    head_entries = (*family.weights.head.values(), *family.weights.critic_head.values())
-    head_modules = {as_source(entry).name for entry in head_entries}
-    without_prefix = tuple(name for name in head_modules if not name.startswith(prefix))
-    return checkpoint.renamed({name if name.startswith(without_prefix) else prefix + name: name for name in checkpoint})
-
-
 def _check_names(checkpoint: Checkpoint, family: HFFamily, expected: Set[str], unused: Set[str]) -> None:
     missing = sorted(expected - checkpoint.keys())
+    if missing and expected - set(missing) == expected - head_names(family, is_critic=False):
+        raise CheckpointError(
+            f"{checkpoint.folder} has no output head ({quoted(missing)} is missing), as if saved from a class without one; "
+            "take a checkpoint with a head, or make a critic from it (is_critic=True)"
+        )
     extra = sorted(name for name in checkpoint.keys() - expected - unused if not family.weights.is_ignored(name))
     faults = []
     if missing:
         faults.append(f"lacks {quoted(missing, 3)}")
     if extra:
-        faults.append(f"has {quoted(extra, 3)} too many")
+        faults.append(f"has the unexpected {'tensor' if len(extra) == 1 else 'tensors'} {quoted(extra, 3)}")
     if faults:
         raise CheckpointError(
             f"{checkpoint.folder}: compared with config.json the checkpoint {' and '.join(faults)}; "

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reallm.errors import CheckpointError, quoted
-from reallm.hf.file_names import INDEX_NAME, WEIGHTS_NAME
+from reallm.hf.checkpoint_folder import adapter_text, refuse_lfs_pointer
+from reallm.hf.file_names import ADAPTER_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes that parameters may have, by their names in safetensors files."""
@@ -97,6 +98,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        refuse_lfs_pointer(path)
         raise CheckpointError(f"{path} is not an index with a weight_map ({error!r}); copy it again") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no tensors in its weight_map; copy it again")
@@ -109,11 +111,13 @@ def _read_index(folder: Path) -> dict[str, str]:
             raise CheckpointError(f"{path}: tensor '{name}' is in '{file_name}', not a safetensors file; {_CONVERT}")
     missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})
     if missing:
-        raise CheckpointError(f"{path} names {quoted(missing, 3)}, not in the folder; download or copy the rest")
+        raise CheckpointError(f"{path} names {quoted(missing, 3)}, missing from the folder; download or copy the rest")
     return weight_map
 
 
 def _why_no_weights(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        return adapter_text(folder)
     pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
     if pickles:
         return f"{folder} holds weights only as pickle files ({quoted(pickles, 3)}), which can run code; {_CONVERT}"
@@ -124,6 +128,7 @@ def _open_file(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
+        refuse_lfs_pointer(path)
         raise CheckpointError(f"{path} is truncated or damaged ({error}); download or copy it again") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
+from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
@@ -37,6 +39,7 @@ from reallm.model.sharding import Box
 from reallm.notices import notify_once
 from reallm.parallel.fsdp import unsharded
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.object_collectives import fail_together
 from reallm.parallel.parallelize import load_local
 
 if TYPE_CHECKING:
@@ -102,7 +105,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         Args:
             path: folder with `config.json` and safetensors files.
             dtype: dtype of the parameters; None keeps the checkpoint's. On CPU the tensors are then memory-mapped
-                from the files, without a copy.
+                from the files, without a copy, and are read, and checked to be finite, when the network is first used.
             is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
             min_vocab_size: number of tokens, such as `len(tokenizer)`. If the checkpoint has fewer rows, embedding and
@@ -398,10 +401,11 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         `stored` is the checkpoint's configuration, whose vocabulary may be smaller than the model's.
         """
-        assert self.family is not None
+        family = self.family
+        assert family is not None
         whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
         boxes = whole if self.mesh is None else self.boxes
-        read = read_boxes(folder, self.family, stored, boxes, dtype=dtype, device=device, seed=seed)
+        read = read_boxes(folder, family, stored, boxes, dtype=dtype, device=device, seed=seed)
         if dtype is None and len(read.stored_dtypes) > 1:
             raise CheckpointError(
                 f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; "
@@ -410,5 +414,12 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         dtype = dtype or next(iter(read.stored_dtypes))
         self.network.to(dtype)
         # the scalar head of a new critic is drawn in float32
-        load_local(self.network, {name: tensor.to(dtype) for name, tensor in read.tensors.items()}, device)
+        tensors = {name: tensor.to(dtype) for name, tensor in read.tensors.items()}
+        load_local(self.network, tensors, device)
         self.bytes_read, self._build_args = read.bytes_read, replace(self._build_args, dtype=dtype, device=device)
+        if self.mesh is None and device.type == "cpu" and read.stored_dtypes == {dtype}:
+            # mapped tensors are read when they are used, and are checked then
+            self._check_before_use = partial(check_finite, folder, family, stored)
+            return
+        with fail_together(self.mesh if self.mesh is not None and self.mesh.is_member else None):
+            check_finite(folder, family, stored, tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -99,6 +99,8 @@ class ShardedModel:
         self._offload: ModelOffload | None = None
         self._broken: str | None = None
         """The reason that the parameters or the ranks' passes can no longer be relied on; None: they can."""
+        self._check_before_use: Callable[[Mapping[str, Tensor]], None] | None = None
+        """Check of the parameters that is left until the network is first used; None: there is none, or it is done."""
         if mesh is not None:
             parallelize(network, mesh, zero=zero, sequence_parallel=sequence_parallel)
         if device.type == "meta":
@@ -120,9 +122,16 @@ class ShardedModel:
 
         Raises:
             PeerError: an earlier error has left it unusable; says which.
+            CheckpointError: parameters that are mapped from a file, and now read for the first time, are not finite.
         """
         self._check_usable()
+        self._check_parameters()
         return self._network
+
+    def _check_parameters(self) -> None:
+        if self._check_before_use is not None:
+            self._check_before_use(self.local_tensors())
+            self._check_before_use = None
 
     def _check_usable(self) -> None:
         if self._broken is not None:
@@ -272,6 +281,7 @@ class ShardedModel:
             DataError: the host has no room; says where.
         """
         self.reload()
+        self._check_parameters()
         if len(self._network.layers):
             self._offload = ModelOffload(self._network, stream=stream)
 

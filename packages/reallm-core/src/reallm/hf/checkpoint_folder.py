@@ -11,15 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from reallm.atomic_files import recover_folder
-from reallm.errors import CheckpointError
-from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES
+from reallm.errors import CheckpointError, quoted
+from reallm.hf.file_names import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    INDEX_NAME,
+    TOKENIZER_FILES,
+)
+from reallm.notices import notify_once
 
-_DOWNLOADED = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_NAME,
+_DOWNLOADED = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_NAME,
                *TOKENIZER_FILES)  # fmt: skip
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def resolve_path(path_or_id: str | Path) -> Path:
     """The folder of a checkpoint: a local one, or a hub model's, downloaded if it is not in the cache.
+
+    The folder of a run stands for its newest checkpoint; a notice says so.
 
     Raises:
         CheckpointError: it is neither a folder nor a model that can be downloaded.
@@ -27,12 +37,27 @@ def resolve_path(path_or_id: str | Path) -> Path:
     path = Path(path_or_id).expanduser()
     recover_folder(path)
     if path.is_dir():
-        return path
+        return path if (path / CONFIG_NAME).exists() else _newest_of_run(path) or path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and the weights")
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path_or_id):
         raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a hub id such as 'org/name'")
     return _download(path_or_id)
+
+
+def _newest_of_run(path: Path) -> Path | None:
+    """The newest checkpoint in the folder of a run, or in its folder `checkpoints`; None if it is neither."""
+    run = path.parent if path.name == "checkpoints" and (path.parent / "config.yaml").is_file() else path
+    if not (run / "config.yaml").is_file() or not (run / "checkpoints").is_dir():
+        return None
+    steps = sorted((run / "checkpoints").glob("step-*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
+    newest = [step for step in steps if (step / CONFIG_NAME).is_file()][-1:]
+    if not newest:
+        return None
+    best = run / "checkpoints" / "best"
+    other = f"; its best is {best}" if best.is_dir() and best.resolve() != newest[0].resolve() else ""
+    notify_once(f"{path} is the folder of a run; its newest checkpoint is taken, {newest[0]}{other}")
+    return newest[0]
 
 
 def _download(model_id: str) -> Path:
@@ -43,7 +68,7 @@ def _download(model_id: str) -> Path:
     except Exception as error:  # the hub client raises its own, the HTTP client's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"'{model_id}' is no folder here and cannot be downloaded from the Hugging Face hub ({reason}); "
+            f"'{model_id}' is not a folder here and cannot be downloaded from the Hugging Face hub ({reason}); "
             "check the name and the connection, or give a folder"
         ) from error
 
@@ -52,15 +77,69 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
     """The content of `config.json` in a checkpoint's folder.
 
     Raises:
-        CheckpointError: the file is missing or not a JSON object.
+        CheckpointError: the file is missing, a Git LFS pointer, or not a JSON object.
     """
     file = Path(folder) / CONFIG_NAME
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} holds no {CONFIG_NAME}: it is not a checkpoint's folder") from None
+        raise CheckpointError(_why_no_config(file.parent)) from None
     except (OSError, ValueError) as error:
+        refuse_lfs_pointer(file)
         raise CheckpointError(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} holds {type(raw).__name__}, not an object; write it again")
+        raise CheckpointError(f"{file} must hold a JSON object, not {type(raw).__name__}")
     return raw
+
+
+def _why_no_config(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        return adapter_text(folder)
+    text = f"{folder} holds no {CONFIG_NAME}: it is not a checkpoint's folder"
+    inner = sorted(
+        str(file.parent.relative_to(folder))
+        for pattern in ("*", "snapshots/*", "*/snapshots/*")
+        for file in folder.glob(f"{pattern}/{CONFIG_NAME}")
+    )
+    if len(inner) == 1:
+        return f"{text}; did you mean {folder / inner[0]}?"
+    if inner:
+        return f"{text}; there are checkpoints in its folders {quoted(inner, 3)}"
+    is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+    return f"{text}, but that of a run that has saved nothing yet" if is_run else text
+
+
+def adapter_text(folder: Path) -> str:
+    """The error for the folder of a PEFT adapter: its base model, and how to merge the two."""
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    of_base = f" of '{base}'" if isinstance(base, str) and base else ""
+    return f"{folder} holds an adapter{of_base}, not a whole model; {merge_adapter(folder)}"
+
+
+def merge_adapter(folder: Path | None = None) -> str:
+    """What to do with an adapter: the line that merges it into its base model."""
+    name = "folder" if folder is None else f'"{folder}"'
+    return (
+        "merge it into its base model first, with peft: "
+        f'AutoPeftModelForCausalLM.from_pretrained({name}).merge_and_unload().save_pretrained("merged")'
+    )
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file is a Git LFS pointer, a few lines of text in place of the content."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False
+
+
+def refuse_lfs_pointer(file: Path) -> None:
+    """Raise CheckpointError if a file is a Git LFS pointer; names it and the remedy."""
+    if is_lfs_pointer(file):
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` in {file.parent}"
+        )

@@ -20,7 +20,7 @@ from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
-from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, resolve_path
 from reallm.hf.conversion.config import config_from_hf, load_model_config
 from reallm.hf.conversion.families import family_for
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
@@ -105,9 +105,12 @@ def check_checkpoint(key: str, path: str) -> None:
         from reallm.checkpoint.reader import open_checkpoint  # imports torch, so only when everything else is right
 
         open_checkpoint(folder)
+        tokenizer_files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
+        for file in tokenizer_files:
+            refuse_lfs_pointer(file)
     except ReallmError as error:
         raise ConfigError(f"{key}: {error}") from error
-    if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
+    if not tokenizer_files:
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
 
 

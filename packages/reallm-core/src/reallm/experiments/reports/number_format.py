@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+from reallm.errors import counted
+
+__all__ = ["counted", "duration", "number", "short"]
+
 
 def number(value: float) -> str:
     """A measurement with four digits: `1.750`, `12,345`, `2.28e-06`, `1.2e+09`; an int with all its digits; `nan`."""
@@ -32,8 +36,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def counted(n: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: `1 step`, `2,000 steps`, or `2 batches` with the plural `batches`."""
-    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

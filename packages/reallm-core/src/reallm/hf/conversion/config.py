@@ -102,8 +102,9 @@ def config_to_hf(
     """The `config.json` of an architecture.
 
     With `base`, the content of an original file, only keys whose values differ are changed; the rest is carried over,
-    spellings included, and `architectures` are added if it has none. Without `base` a complete file is made, with token
-    ids null. `dtype` ("bfloat16", or torch's object) is the dtype of the tensors; None keeps the dtype of `base`.
+    spellings included. `architectures` are set if it has none, or only a class without an output head. Without `base` a
+    complete file is made, with token ids null. `dtype` ("bfloat16", or torch's object) is the dtype of the tensors;
+    None keeps the dtype of `base`.
 
     Raises:
         ConfigError: the family cannot express a field's value.
@@ -114,7 +115,9 @@ def config_to_hf(
         raw: dict[str, Any] = {"model_type": family.model_type, **dict.fromkeys(_TOKEN_IDS)}
     else:
         raw = dict(base)
-    if not raw.get("architectures") or has_critic_head(family, raw) != config.is_critic:
+    architectures = raw.get("architectures") or ()
+    has_head = any(name in family.architectures + family.critic_architectures for name in architectures)
+    if not has_head or has_critic_head(family, raw) != config.is_critic:
         raw["architectures"] = [(family.critic_architectures if config.is_critic else family.architectures)[0]]
         for key in ("id2label", "label2id", "num_labels"):
             raw.pop(key, None)

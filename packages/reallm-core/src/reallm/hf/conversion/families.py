@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
     if family is None:
         raise CheckpointError(f"{path}: {_no_family(model_type, architectures)}")
     known = family.architectures + family.critic_architectures
-    if architectures and not any(name in known for name in architectures):
+    if architectures and not any(name in (*known, *headless_architectures(family)) for name in architectures):
         raise CheckpointError(
             f"{path}: architecture {quoted(architectures)} is not one that family '{family.names[0]}' reads: "
             f"{quoted(known)}"
@@ -58,13 +59,19 @@ def check_family(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "c
         CheckpointError: it belongs to another family, or to none that is installed; names `path`.
     """
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or ()
-    known = family.architectures + family.critic_architectures
+    known = family.architectures + family.critic_architectures + headless_architectures(family)
     if model_type in (None, family.model_type) and (not architectures or any(name in known for name in architectures)):
         return
     found = family_for(raw, path)
     raise CheckpointError(
         f"{path} is not a checkpoint of '{family.names[0]}' but of '{found.names[0]}'; load it as that"
     )
+
+
+def headless_architectures(family: HFFamily) -> tuple[str, ...]:
+    """Classes of transformers for the family's networks without an output head: `LlamaModel` of `LlamaForCausalLM`."""
+    named = {re.sub(r"(ForCausalLM|LMHeadModel)$", "Model", name): name for name in family.architectures}
+    return tuple(headless for headless, name in named.items() if headless != name)
 
 
 def describe_family(family: HFFamily) -> str:
@@ -95,7 +102,7 @@ def _by_search(model_type: Any, architectures: tuple[str, ...]) -> HFFamily | No
     """An installed family with the model type, or, if the file has none, with one of the architectures."""
     families: list[HFFamily] = list(registry.offers(KIND).values())
     for family in families:
-        classes = family.architectures + family.critic_architectures
+        classes = family.architectures + family.critic_architectures + headless_architectures(family)
         if family.model_type == model_type or (model_type is None and any(name in classes for name in architectures)):
             return family
     return None

@@ -98,17 +98,17 @@ def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config:
 
 def unused_head_names(family: HFFamily, config: ReaLModelConfig) -> set[str]:
     """Checkpoint names of a language model's output head, if this model has none because it is tied or a critic."""
-    language_model = _head_modules(family, is_critic=False)
-    unused = (
-        language_model if config.head_is_tied else language_model - _head_modules(family, is_critic=config.is_critic)
-    )
-    kinds = ("weight",) if config.head_is_tied and config.head_has_bias else ("weight", "bias")
-    return {f"{name}.{kind}" for name in unused for kind in kinds}
+    language_model = head_names(family, is_critic=False)
+    unused = language_model if config.head_is_tied else language_model - head_names(family, is_critic=config.is_critic)
+    has_own_bias = config.head_is_tied and config.head_has_bias
+    return {name for name in unused if not (has_own_bias and name.endswith(".bias"))}
 
 
-def _head_modules(family: HFFamily, *, is_critic: bool) -> set[str]:
+def head_names(family: HFFamily, *, is_critic: bool) -> set[str]:
+    """Checkpoint names of the output projection's weight and bias, whether or not a model has them."""
     entries = family.weights.head_entries(is_critic=is_critic)
-    return {as_source(entry).name for key, entry in entries.items() if "out" in names_in(key)}
+    modules = [as_source(entry).name for key, entry in entries.items() if "out" in names_in(key)]
+    return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
 
 
 def check_tied_head(

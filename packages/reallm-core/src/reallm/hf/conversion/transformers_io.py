@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reallm.errors import CheckpointError
+from reallm.hf.checkpoint_folder import refuse_lfs_pointer
 from reallm.hf.file_names import GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{folder} holds no tokenizer; copy the tokenizer's files into it, or give one")
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        for pattern in TOKENIZER_FILES:
+            for file in folder.glob(pattern):
+                refuse_lfs_pointer(file)
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reallm.checkpoint.load import read_checkpoint, with_prefix
+from reallm.checkpoint.load import read_checkpoint
+from reallm.checkpoint.names import with_family_names
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import ReallmError
@@ -103,7 +104,7 @@ def checkpoint(subject: FamilySubject) -> str:
         prompt = sample.tolist()
         _check_same_tokens(prompt, _greedy(ours, [prompt])[0], _their_greedy(theirs, sample), subject)
     del theirs
-    original = with_prefix(open_checkpoint(folder), family)
+    original = with_family_names(open_checkpoint(folder), family)
     n_tensors = 0
     for name, tensor in state_dict_to_hf(family, state, config).items():
         if name not in original or not torch.equal(original[name], tensor):
