@@ -35,7 +35,7 @@ LAYOUTS = [
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [7, 7], [1, 2, 3], [49, 0, 48], [8]]
 GREEDY = SamplingConfig(max_new_tokens=8, temperature=0)
 SAMPLED = SamplingConfig(max_new_tokens=8, temperature=0.9, top_p=0.95, seed=3)
-STOPPED = SamplingConfig(max_new_tokens=12, stop_token_ids=tuple(range(0, 50, 9)), stop=("<7>",), seed=4)
+STOPPED = SamplingConfig(12, temperature=1.0, stop_token_ids=tuple(range(0, 50, 9)), stop=("<7>",), seed=4)
 CASES = [
     (PROMPTS, GREEDY),
     (PROMPTS, SAMPLED),
@@ -161,7 +161,7 @@ def refused(rank: int, layout: str) -> str:
 
 def test_every_rank_refuses_prompts_alike_before_anything_is_computed():
     for message in on_ranks(4, refused, "dp2pp2"):
-        assert message.startswith("prompt 1 has token 50, but the model knows 0 to 49")
+        assert message.startswith("prompt 1 has token 50, but the model has tokens 0 to 49")
 
 
 def trained_between(rank: int, layout: str) -> tuple[bool, bool]:

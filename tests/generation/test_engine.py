@@ -8,6 +8,7 @@ import torch
 from reallm.errors import ConfigError, DataError
 from reallm.generation.engine import generate_tokens
 from reallm.generation.sampling import SamplingConfig, sample
+from reallm.generation.sequence import text_before
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
@@ -94,7 +95,8 @@ def test_what_a_prompt_draws_does_not_depend_on_its_neighbours():
     assert together[0].token_ids == others[0].token_ids
     assert together[2].token_ids == others[2].token_ids
     assert (
-        generate_tokens(model, PROMPTS, SamplingConfig(max_new_tokens=8, seed=6))[0].token_ids != together[0].token_ids
+        generate_tokens(model, PROMPTS, SamplingConfig(max_new_tokens=8, temperature=1.0, seed=6))[0].token_ids
+        != together[0].token_ids
     )
 
 
@@ -126,6 +128,33 @@ def test_stop_strings_are_looked_for_in_the_text():
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(free.token_ids[2]) + 1]
 
 
+def test_a_text_ends_before_the_first_stop_string_in_it():
+    assert text_before("one two", ["wo", "e t"]) == "on"
+    assert text_before("one", ["two"]) == "one"
+    assert text_before("END", ("END",)) == ""
+
+
+def test_the_default_temperature_is_greedy_unless_top_k_or_top_p_say_to_sample():
+    assert SamplingConfig().effective_temperature == 0
+    assert SamplingConfig(top_k=5).effective_temperature == SamplingConfig(top_p=0.5).effective_temperature == 1
+    assert SamplingConfig(temperature=0.3, top_p=0.5).effective_temperature == 0.3
+    assert SamplingConfig(temperature=0, top_k=5).effective_temperature == 0
+
+
+def test_lengths_that_the_model_was_not_made_for_are_told_once(caplog):
+    longest = 11
+    model = build(BASE.replace(max_positions=longest))
+    generate_tokens(model, [[1]], SamplingConfig(max_new_tokens=longest - 1))
+    assert not caplog.messages
+    for _ in range(2):
+        generate_tokens(model, [[1], [1, 2]], SamplingConfig(max_new_tokens=longest - 1))
+    [message] = caplog.messages
+    assert f"may have {longest + 1} tokens, more than the {longest} that the model was made for" in message
+    dynamic = build(BASE.replace(rope=RopeConfig("dynamic", factor=2.0)))
+    generate_tokens(dynamic, [[1]], SamplingConfig(max_new_tokens=longest + 5))
+    assert len(caplog.messages) == 1
+
+
 def frequencies(logits, sampling, n=20000):
     generators = [torch.Generator().manual_seed(seed) for seed in range(n)]
     tokens, _ = sample(logits.expand(n, -1), sampling, generators)
@@ -135,7 +164,7 @@ def frequencies(logits, sampling, n=20000):
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
     # the standard error of a frequency over 20000 draws is at most 0.0036
-    assert torch.allclose(frequencies(logits, SamplingConfig()), logits.exp(), atol=0.02)
+    assert torch.allclose(frequencies(logits, SamplingConfig(temperature=1.0)), logits.exp(), atol=0.02)
     hot = (logits / 2).softmax(-1)
     assert torch.allclose(frequencies(logits, SamplingConfig(temperature=2.0)), hot, atol=0.02)
     two = torch.tensor([0, 2 / 3, 0, 1 / 3])
@@ -149,6 +178,7 @@ def test_draws_follow_the_distribution():
     ("settings", "message"),
     [
         ({"temperature": -1}, "temperature=-1 must be at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0 must be more than 0"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),

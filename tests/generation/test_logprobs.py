@@ -103,7 +103,10 @@ def sampled_and_scored(rank: int, layout: str) -> tuple[list[float], list[float]
     mesh = Mesh.of(layout)
     model = ReaLModel(BASE, mesh=mesh, seed=1)
     completions = generate_tokens(
-        model.eval().network, [[1, 2, 3], [4], [5, 6]], SamplingConfig(max_new_tokens=6, seed=5), mesh=mesh
+        model.eval().network,
+        [[1, 2, 3], [4], [5, 6]],
+        SamplingConfig(max_new_tokens=6, temperature=1.0, seed=5),
+        mesh=mesh,
     )
     texts = [[*completion.prompt_ids, *completion.token_ids] for completion in completions]
     tokens = torch.tensor([token for text in texts for token in text])

@@ -256,7 +256,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(dtype: torch.dtype, on
 
 def test_a_token_outside_the_vocabulary_is_named() -> None:
     model = tiny_model(config=CONFIG.replace(vocab_size=10))
-    with pytest.raises(DataError, match=r"token \d+, but the model knows 0 to 9"):
+    with pytest.raises(DataError, match=r"token \d+, but the model has tokens 0 to 9; .*model.resize_vocab=true"):
         engine_for(model).train_batch(UNEVEN, SFTInterface())
 
 

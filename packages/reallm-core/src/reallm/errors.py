@@ -31,7 +31,7 @@ class NoSamplesError(DataError):
 
 
 class NonFiniteError(ReallmError):
-    """A loss or gradients are NaN or infinite. The step has not changed the parameters."""
+    """A loss, gradients or logits are NaN or infinite. The parameters are as they were before."""
 
 
 class CheckpointError(ReallmError):

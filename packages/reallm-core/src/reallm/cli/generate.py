@@ -25,12 +25,24 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to add to a prompt.")] = 128,
-    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: greedy; 1: sample.")] = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T",
+            min=0,
+            help="0: always the most likely token; 1: sample as the model says. Default: 1 with --top-k or --top-p, "
+            "else 0.",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(metavar="K", min=1, help="Sample from the K most likely tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Sample from the tokens that have P of the probability.")
+        float | None,
+        typer.Option(metavar="P", help="Sample from the most likely tokens that have P of the probability."),
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End where TEXT appears; repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before TEXT where it appears; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,

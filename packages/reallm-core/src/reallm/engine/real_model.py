@@ -15,12 +15,14 @@ from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
+from reallm.engine.diagnosis import model_fault
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
 from reallm.engine.sharded_model import ShardedModel
-from reallm.errors import CheckpointError, ConfigError, DataError
+from reallm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from reallm.generation.engine import Completion, generate_tokens
 from reallm.generation.logprobs import forward_packed, logprobs
 from reallm.generation.sampling import SamplingConfig
+from reallm.generation.sequence import text_before
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
 from reallm.hf.conversion.families import check_family, family_for
@@ -236,7 +238,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_new_tokens: int = 128,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         stop_token_ids: Sequence[int] | None = None,
@@ -250,13 +252,18 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         Args:
             prompts: texts, or lists of token ids.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
-            temperature: 0 is greedy.
+            temperature: 0 is greedy. None: 1 with `top_k` or `top_p`, which say to sample, and greedy without them.
             stop_token_ids: None takes the end-of-sequence tokens of the checkpoint, and of `tokenizer`.
-            stop: strings that end a completion.
+            stop: strings that end a completion; its text ends before them, its `token_ids` include them.
             seed: same seed, same completions; each prompt has its own random stream.
 
         Returns:
             A `Completion` for each prompt, in order.
+
+        Raises:
+            NonFiniteError: logits are NaN or infinite; names the prompt, the step, and what is wrong with the model.
+            DataError: a prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions.
+            ConfigError: a value is not allowed, or this is a critic.
         """
         if isinstance(prompts, str):
             raise DataError('prompts must be a list; write generate(["..."]) for a single text')
@@ -269,6 +276,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             tokenizer = self._tokenizer()
         if stop_token_ids is None:
             stop_token_ids = self._default_stop_token_ids(tokenizer)
+        if stop and tokenizer is not None:  # special tokens are not part of the text
+            special = tokenizer.get_added_vocab()
+            stop_token_ids = [*stop_token_ids, *(special[text] for text in stop if text in special)]
         sampling = SamplingConfig(
             max_new_tokens,
             temperature,
@@ -294,11 +304,14 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             with unsharded(self.network):
                 ids = [encode(prompt) for prompt in prompts]
                 completions = generate_tokens(self.network, ids, sampling, to_text=to_text, mesh=self.mesh)
+        except NonFiniteError as error:
+            fault = model_fault(self.network, self.mesh)
+            raise NonFiniteError(f"{error}; {fault or 'for other tokens they are, and the weights are'}") from None
         finally:
             self.train(was_training)
         if tokenizer is not None:
             for completion in completions:
-                completion.text = to_text(completion.token_ids)
+                completion.text = text_before(to_text(completion.token_ids), stop)
         return completions
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:

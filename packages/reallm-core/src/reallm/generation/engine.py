@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from reallm.errors import DataError
+from reallm.errors import DataError, NonFiniteError, counted
 from reallm.generation.sampling import SamplingConfig
 from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_hidden
+from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
+from reallm.notices import notify_once
 from reallm.parallel.mesh import Mesh
 
 __all__ = ["Completion", "generate_tokens"]
@@ -42,6 +44,7 @@ def generate_tokens(
     Raises:
         DataError: an empty prompt, a token that is not in the vocabulary, or a prompt that may outgrow the model's
             learned positions; names its index.
+        NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
     """
     completions = [Completion(_checked(model, index, prompt)) for index, prompt in enumerate(prompts)]
     if not completions:
@@ -53,6 +56,7 @@ def generate_tokens(
         run_distributed(model, completions, sampling, to_text, mesh)
     else:
         run_local(model, DecodeBatch(model, dict(enumerate(completions)), sampling, to_text))
+    _refuse_nonfinite(completions)
     return completions
 
 
@@ -64,6 +68,16 @@ def run_local(model: Transformer, batch: DecodeBatch) -> None:
         hidden = model.forward_hidden(tokens, seqs, batch.cache)
         next_tokens, logprobs = batch.sample(model.head(last_hidden(hidden, seqs)))
         batch.append(next_tokens.tolist(), logprobs.tolist())
+
+
+def _refuse_nonfinite(completions: Sequence[Completion]) -> None:
+    """Raise NonFiniteError for the first completion that has ended because its logits were not finite."""
+    failed = [index for index, completion in enumerate(completions) if not completion.is_finite]
+    if not failed:
+        return
+    step = len(completions[failed[0]].logprobs)
+    others = f" (and those of {counted(len(failed) - 1, 'more prompt')})" if len(failed) > 1 else ""
+    raise NonFiniteError(f"prompt {failed[0]}: the logits of new token {step}{others} are not finite")
 
 
 def _checked(model: Transformer, index: int, prompt: Sequence[int]) -> list[int]:
@@ -82,9 +96,13 @@ def _checked(model: Transformer, index: int, prompt: Sequence[int]) -> list[int]
 
 
 def _check_lengths(model: Transformer, completions: Sequence[Completion], max_new_tokens: int) -> None:
-    """Raise DataError for a prompt that may outgrow the learned positions, before any token is generated."""
+    """Raise DataError for a prompt that may outgrow the learned positions, before any token is generated.
+
+    Without learned positions, a notice says that a sequence may outgrow the lengths that the model was trained on.
+    """
     longest = model.config.longest_sequence
     if longest is None:
+        _warn_of_length(model.config, max(len(completion.prompt_ids) for completion in completions) + max_new_tokens)
         return
     for index, completion in enumerate(completions):
         n = len(completion.prompt_ids)
@@ -95,3 +113,11 @@ def _check_lengths(model: Transformer, completions: Sequence[Completion], max_ne
                 f"prompt {index} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
                 f"positions that the model has learned; {remedy}"
             )
+
+
+def _warn_of_length(config: ReaLModelConfig, length: int) -> None:
+    if config.outgrown_by(length):
+        notify_once(
+            f"a prompt and its completion may have {length:,} tokens, more than the {config.max_positions:,} that the "
+            "model was made for (max_position_embeddings); expect worse text beyond them, or lower max_new_tokens"
+        )

@@ -5,6 +5,7 @@ Shapes: S sequences, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ class SamplingConfig:
     """
 
     max_new_tokens: int = 128
-    temperature: float = 1.0
-    """Divisor of the logits; 0 is greedy: always the most likely token."""
+    temperature: float | None = None
+    """Divisor of the logits; 0 is greedy: always the most likely token. None: 1 with `top_k` or `top_p`, else 0."""
     top_k: int | None = None
     """Sample from the `top_k` most likely tokens."""
     top_p: float | None = None
@@ -32,13 +33,20 @@ class SamplingConfig:
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a sequence; the one that does is part of the completion."""
     stop: tuple[str, ...] = ()
-    """Strings that end a sequence when its text contains one; they need a tokenizer."""
+    """Strings that end a sequence when its text contains one, and that its text ends before; they need a tokenizer."""
     seed: int = 0
+
+    @property
+    def effective_temperature(self) -> float:
+        """The temperature, after its default is applied."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if self.top_k is None and self.top_p is None else 1.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.temperature < 0:
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1; leave it out to sample from all tokens")
@@ -58,11 +66,11 @@ def sample(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.
 
     Returns:
         Tokens [S] int64, and their log-probabilities [S] float32 under the model at this temperature (1 if greedy),
-        before top-k and top-p.
+        before top-k and top-p. Where logits are NaN or +infinity the log-probability is NaN, and the token any token.
     """
-    greedy = sampling.temperature == 0
-    logp = torch.log_softmax(logits.float() if greedy else logits.float() / sampling.temperature, dim=-1)
-    if greedy:
+    temperature = sampling.effective_temperature
+    logp = torch.log_softmax(logits.float() / temperature if temperature else logits.float(), dim=-1)
+    if temperature == 0:
         tokens = logp.argmax(dim=-1)
     else:
         # one uniform number for each sequence, so that its token does not depend on its neighbours in the batch
@@ -88,5 +96,5 @@ def _inverse_transform(logp: Tensor, uniform: Tensor, sampling: SamplingConfig) 
     total = cumulative[:, -1:]
     ranks = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     # rounding may lead past the last token that is kept
-    last_kept = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    last_kept = ((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # none if they are NaN
     return order.gather(1, torch.minimum(ranks, last_kept))[:, 0]

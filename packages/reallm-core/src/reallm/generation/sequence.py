@@ -5,6 +5,7 @@ Shapes: T packed tokens, A running sequences, V vocabulary, E hidden.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,12 +30,18 @@ class Completion:
 
     prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
-    """The generated tokens, the stop token included."""
+    """The generated tokens: all that were sampled, the stop token or the tokens of a stop string included."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-probability of each generated token, under the model at the sampling temperature."""
+    """Log-probability of each of `token_ids`, under the model at the sampling temperature."""
     finish_reason: Literal["stop", "length"] = "length"
     text: str | None = None
-    """The generated tokens as text without special tokens; None without a tokenizer."""
+    """The generated tokens as text without special tokens, up to where a stop string begins, even if that is inside a
+    token; None without a tokenizer."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits were finite; if not, the last log-probability is NaN, and the sequence has ended."""
+        return not self.logprobs or not math.isnan(self.logprobs[-1])
 
 
 class DecodeBatch:
@@ -100,9 +107,12 @@ class DecodeBatch:
         return {index: torch.Generator().manual_seed(derive_seed(seed, "sample", index)) for index in self.completions}
 
     def _is_unfinished(self, completion: Completion) -> bool:
-        return completion.finish_reason != "stop" and len(completion.token_ids) < self.sampling.max_new_tokens
+        is_full = len(completion.token_ids) >= self.sampling.max_new_tokens
+        return completion.finish_reason != "stop" and completion.is_finite and not is_full
 
     def _stops(self, completion: Completion) -> bool:
+        if not completion.is_finite:
+            return False
         if completion.token_ids[-1] in self.sampling.stop_token_ids:
             return True
         if not self.sampling.stop:
@@ -110,6 +120,11 @@ class DecodeBatch:
         assert self.to_text is not None, "stop strings need a tokenizer"
         text = self.to_text(completion.token_ids)
         return any(stop in text for stop in self.sampling.stop)
+
+
+def text_before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop string in it; the whole text if it has none."""
+    return text[: min((start for stop in stops if (start := text.find(stop)) >= 0), default=len(text))]
 
 
 def last_hidden(hidden: Tensor, seqs: PackedSequences) -> Tensor:

@@ -369,6 +369,14 @@ class ReaLModelConfig:
         """Maximum number of tokens of a sequence, which is the number of learned positions; None: any number."""
         return self.max_positions if self.learned_positions else None
 
+    def outgrown_by(self, n_tokens: int) -> bool:
+        """Whether a sequence is longer than those that the model was made for.
+
+        `dynamic` RoPE adapts to any length.
+        """
+        adapts = any(rope.kind == "dynamic" for rope in self.distinct_ropes)
+        return n_tokens > self.max_positions and not adapts
+
     @property
     def head_is_tied(self) -> bool:
         """Whether the output head reuses the token embedding; a critic's scalar head never does."""

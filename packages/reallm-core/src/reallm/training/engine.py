@@ -14,6 +14,7 @@ from reallm.config.lr_schedule import lr_at
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.data.batching import select
 from reallm.data.namedarray import NamedArray
+from reallm.engine.diagnosis import model_fault
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
@@ -26,7 +27,7 @@ from reallm.parallel.grad_reduce import GradientReducer
 from reallm.seeding import derive_seed
 from reallm.training.forward_backward import AUX_LOSS, ForwardBackward, ReducedLosses
 from reallm.training.microbatch import split_micro_batches
-from reallm.training.nonfinite import nonfinite_error, sample_names
+from reallm.training.nonfinite import nonfinite_error, nonfinite_model_error, sample_names
 from reallm.training.objective import Objective, Totals
 from reallm.training.optimizer import Optimizer
 
@@ -144,7 +145,8 @@ class TrainEngine:
 
         Raises:
             NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples, or
-                with a mesh all samples of their micro-batches. The parameters, the optimizer and `step` are unchanged.
+                with a mesh all samples of their micro-batches. With either setting, the loss is not finite whatever the
+                samples; names what is wrong with the model. The parameters, the optimizer and `step` are unchanged.
             PeerError: an earlier error has left the model unusable.
         """
         local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
@@ -216,6 +218,9 @@ class TrainEngine:
             self.reload()
             self._optimizer.step(lr, norm)
             return grad_norm
+        fault = None if math.isfinite(loss_sum) else model_fault(self.model.network, self._mesh)
+        if fault is not None:  # no other batch would do better, so there is nothing to skip
+            raise nonfinite_model_error(self.step + 1, loss_sum, fault)
         if self._optimizer_config.on_nonfinite == "stop":
             nonfinite_samples = losses.nonfinite_samples
             if self._mesh is None and not math.isfinite(loss_sum):

@@ -33,6 +33,20 @@ def nonfinite_error(
     )
 
 
+def nonfinite_model_error(step: int, loss_sum: float, fault: str) -> NonFiniteError:
+    """The error of a step whose loss is not finite because the model gives nothing finite, whatever the samples.
+
+    Args:
+        step: number of the step, from 1.
+        loss_sum: the loss that is not finite.
+        fault: what is wrong with the model, as `model_fault` finds it.
+    """
+    return NonFiniteError(
+        f"step {step}: the loss is not finite ({loss_sum}), but not because of the data: the model gives the same for "
+        f"other tokens; {fault}. Start from another checkpoint, or train with model.dtype=float32"
+    )
+
+
 def sample_names(batch: NamedArray) -> Sequence[str]:
     """The ids of the samples, or numbers for a batch without ids."""
     ids: Sequence[str] | None = batch.metadata.get("ids")
