@@ -138,7 +138,7 @@ def check_headers(folder: str | Path, family: HFFamily, config: ReaLModelConfig)
     Raises:
         CheckpointError: the folder cannot be read, or tensors are missing or have other shapes; names them.
     """
-    check_against_config(with_prefix(open_checkpoint(folder), family), family, config)
+    check_against_config(with_family_names(open_checkpoint(folder), family), family, config)
 
 
 def check_against_config(checkpoint: Checkpoint, family: HFFamily, config: ReaLModelConfig) -> list[WeightMapping]:
