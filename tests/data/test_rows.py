@@ -113,13 +113,12 @@ def test_a_missing_file_names_its_neighbour_or_where_it_was_looked_for(tmp_path:
     assert message(tmp_path / "no" / "x.jsonl").endswith(f"no such file (looked in {tmp_path / 'no'})")
 
 
-def test_a_folder_and_an_unknown_extension_say_what_is_read(tmp_path: Path) -> None:
-    assert "is a folder, wanted a file (.jsonl, .jsonl.gz, .json, .parquet)" in message(tmp_path)
-    assert message(file(tmp_path, "a.csv", "a,b")) == (
-        f"{tmp_path}/a.csv: unknown extension '.csv', wanted .jsonl, .jsonl.gz, .json, .parquet, "
-        "or a function as module:function"
+def test_an_unknown_extension_says_what_is_read(tmp_path: Path) -> None:
+    assert message(file(tmp_path, "a.xlsx", "a,b")) == (
+        f"{tmp_path}/a.xlsx: unknown extension '.xlsx', wanted .jsonl, .json, .csv, .tsv (also with .gz or .zst), "
+        ".parquet, .arrow, or a function as module:function"
     )
-    assert "unknown extension '.gz'" in message(file(tmp_path, "a.json.gz", b""))
+    assert "unknown extension '.gz'" in message(file(tmp_path, "a.parquet.gz", b""))
 
 
 def test_no_path_at_all() -> None:
@@ -166,7 +165,7 @@ def test_invalid_json_lines_name_line_and_column(tmp_path: Path, content: str, p
         ('[{"a": 1},\n{"a": }]', ":2: invalid JSON: Expecting value at column 7"),
         ('[{"a": 1}\n', ":2: invalid JSON: Expecting ',' delimiter at column 1"),
         ("[{}]\n[]", ":2: invalid JSON: Extra data at column 1"),
-        ('{"rows": []}', ": wanted a list of objects: [{...}, ...]; one object a line is .jsonl"),
+        ('{"a": [{}], "b": [{}]}', ": holds the lists 'a', 'b'; wanted one list of rows: [{...}, ...]"),
         ("[" * 100_000, ":1: invalid JSON: nested too deeply"),
     ],
 )
@@ -372,7 +371,7 @@ def test_a_function_builds_rows_named_by_module_or_by_file(builders: Path) -> No
         ("one", "my_builders:one: returned a dict, wanted an iterable of mappings, one a row"),
         ("bad_row", "my_builders:bad_row, row 2: found text ('y'), wanted an object such as {...}"),
         ("row", "my_builders:row: 'my_builders' has no function 'row'; did you mean 'rows'?"),
-        ("constant", "my_builders:constant: 'constant' of 'my_builders' is no function"),
+        ("constant", "my_builders:constant: 'constant' of 'my_builders' is not a function"),
     ],
 )
 @pytest.mark.usefixtures("builders")
@@ -401,6 +400,6 @@ def test_a_source_is_checked_without_reading_or_running_it(tmp_path: Path) -> No
     check_source(file(tmp_path, "a.jsonl", "no JSON at all"))
     check_source("no_such_module:rows")
     check_source(file(tmp_path, "fatal.py", "raise SystemExit").as_posix() + ":rows")
-    for source in (tmp_path, tmp_path / "b.jsonl", file(tmp_path, "a.txt", ""), tmp_path / "b.py:rows"):
+    for source in (tmp_path / "none", tmp_path / "b.jsonl", file(tmp_path, "a.txt", ""), tmp_path / "b.py:rows"):
         with pytest.raises(DataError):
             check_source(str(source))

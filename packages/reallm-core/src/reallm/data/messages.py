@@ -36,10 +36,10 @@ def read_messages(row: Row, key: str) -> list[Message]:
         DataError: something is missing or of a wrong type, or a part of a content is not text; names row and key.
     """
     wanted = 'a list of messages such as {"role": "user", "content": "..."}'
-    messages = row.get(key, list, wanted)
+    messages, name = row.get(key, list, wanted), row.name(key)
     if not messages:
-        raise row.error(f"key '{key}': found an empty list, wanted {wanted}")
-    return [_message(row, message, f"{key}[{i}]") for i, message in enumerate(messages)]
+        raise row.error(f"key '{name}': found an empty list, wanted {wanted}")
+    return [_message(row, message, f"{name}[{i}]") for i, message in enumerate(messages)]
 
 
 def read_tools(row: Row, default: Sequence[Tool] = ()) -> Sequence[Tool]:
@@ -50,8 +50,8 @@ def read_tools(row: Row, default: Sequence[Tool] = ()) -> Sequence[Tool]:
     """
     if "tools" not in row:
         return default
-    wanted = "a list of functions, or JSON text of one"
-    return [_tool(row, tool, f"tools[{i}]") for i, tool in enumerate(_list(row, row.values["tools"], "tools", wanted))]
+    wanted, name = "a list of functions, or JSON text of one", row.name("tools")
+    return [_tool(row, tool, f"{name}[{i}]") for i, tool in enumerate(_list(row, row.values["tools"], name, wanted))]
 
 
 def load_tools(path: str | Path) -> list[Tool]:

@@ -1,30 +1,25 @@
-"""Reads raw records, with their locations, from files of several formats or from a function. Imports no torch."""
+"""Where rows come from: files of several formats, folders, the hub, functions and lists. Imports no torch."""
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import json
-import re
-import sys
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias, TypeGuard, cast
 
-from reallm.errors import DataError, did_you_mean
+from reallm.data.readers.files import check_exists, files_of, reader_of
+from reallm.data.readers.functions import REFERENCE, Builder, read_function, read_list, read_reference
+from reallm.data.readers.hub import PREFIX, HubSplit, read_hub
+from reallm.data.readers.record import Origin, Records
+from reallm.data.row_formats.formats import check_format
+from reallm.errors import DataError
 
-Builder: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
-Records: TypeAlias = "Generator[Record, None, None]"
-Source: TypeAlias = "str | Path | Builder | RowSource"
-
-_REFERENCE = re.compile(r"(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)")
-_BETWEEN = re.compile(r"[\s,]*")
-_BOM = b"\xef\xbb\xbf"
+Rows: TypeAlias = "str | Path | Builder | Sequence[str | Path] | Sequence[Mapping[str, Any]]"
+Source: TypeAlias = "Rows | RowSource"
 
 
 @dataclass(frozen=True)
@@ -32,242 +27,153 @@ class RowSource:
     """Where rows come from, the form that they have there, and the names of their columns.
 
     Args:
-        path: a path or a function, as `reallm.data.rows.read_rows` takes it.
-        format: name of the form of the rows; None: recognised by the keys of the first ones.
-        columns: key that is wanted -> the key that the rows have for it: `{"prompt": "question"}`.
+        path: what has the rows, as `reallm.data.rows.iter_rows` takes it.
+        format: form of the rows, a name in `reallm.data.row_formats.FORMATS`; None: recognised by the keys of the
+            first rows.
+        columns: key that the form has -> the key that the rows have for it: `{"prompt": "question"}`.
+
+    Raises:
+        ConfigError: there is no such format.
     """
 
-    path: str | Path | Builder
+    path: Rows
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            check_format(self.format)
+
+    @classmethod
+    def of(cls, source: Source) -> RowSource:
+        """The source itself, or the rows in a form that is recognised."""
+        return source if isinstance(source, RowSource) else cls(source)
+
     def __str__(self) -> str:
-        return str(getattr(self.path, "__qualname__", self.path))
+        return source_name(self)
 
 
-class Record(NamedTuple):
-    """A value that was read, its place for messages (`data/a.jsonl:12`), and its position for ids (`a.jsonl:12`)."""
+@dataclass(frozen=True)
+class Part:
+    """One file, function, list or split of the hub.
 
-    value: Any
-    place: str
-    position: str
+    Args:
+        name: how messages call it.
+        prefix: what its positions begin with; different in all parts of a source.
+        read: function that reads it.
+        is_quick: whether its first rows can be had without reading all of it, or running anything.
+    """
+
+    name: str
+    prefix: str
+    read: Callable[[], Records]
+    is_quick: bool = False
+
+
+def source_name(source: Source) -> str:
+    """How messages call a source: `train.jsonl`, `a.jsonl and 3 more`, `module:function`, `a list of rows`."""
+    path = source.path if isinstance(source, RowSource) else source
+    if isinstance(path, str | Path):
+        return str(path)
+    if callable(path):
+        return str(getattr(path, "__qualname__", type(path).__name__))
+    if _is_paths(path):
+        return f"{path[0]}{f' and {len(path) - 1:,} more' if len(path) > 1 else ''}"
+    return "a list of rows"
 
 
 def records(source: Source) -> Records:
-    """The records of a file, of a function, or of the function that `"module:function"` names.
+    """The records of all parts of a source, in order.
 
     Raises:
         DataError: the source cannot be found or read.
     """
-    return _opener(source)()
+    return _chained(parts_of(source))
+
+
+def parts_of(source: Source) -> list[Part]:
+    """The parts of a source, in the order in which they are read. Nothing is read, and no function is run.
+
+    Raises:
+        DataError: a file does not exist or has an unknown extension, or a library is missing.
+    """
+    path = source.path if isinstance(source, RowSource) else source
+    if isinstance(path, str | Path):
+        return _named_parts([path])
+    if callable(path):
+        name = source_name(path)
+        return [Part(name, name, partial(read_function, path, name))]
+    if isinstance(path, list | tuple) and not path:
+        raise DataError("no data file is given: the list is empty")
+    if not hasattr(path, "__iter__") or not hasattr(path, "__len__") or isinstance(path, Mapping | bytes):
+        raise DataError(
+            f"path: found a {type(path).__name__}, wanted a path, a list of paths, a function or a list of rows"
+        )
+    if _is_paths(path):
+        return _named_parts(path)
+    return [Part("rows", "rows", partial(read_list, cast("Sequence[Mapping[str, Any]]", path)), is_quick=True)]
 
 
 def check_source(source: Source) -> None:
-    """Check that the file exists and has a known format, without reading it or running the function.
+    """Check that files exist and have known formats, and that needed libraries are installed, without reading any.
 
     Raises:
-        DataError: the file does not exist, or has an unknown format.
+        DataError: something is missing or unknown.
     """
-    _opener(source)
+    parts_of(source)
 
 
-def _opener(source: Source) -> Callable[[], Records]:
-    """A function that reads the source."""
-    if isinstance(source, RowSource):
-        return _opener(source.path)
-    if callable(source):
-        return partial(_built, source, getattr(source, "__qualname__", type(source).__name__))
-    if not str(source):
+def _is_paths(path: Any) -> TypeGuard[list[str | Path]]:
+    return isinstance(path, list | tuple) and bool(path) and all(isinstance(one, str | Path) for one in path)
+
+
+def _chained(parts: Sequence[Part]) -> Records:
+    for part in parts:
+        with closing(part.read()) as found:
+            yield from found
+
+
+def _named_parts(paths: Sequence[str | Path]) -> list[Part]:
+    """The parts of paths; files get names that tell them apart."""
+    found = [one for path in paths for one in _places(str(path))]
+    files = [one for one in found if isinstance(one, Path)]
+    for place, n in Counter(str(one) for one in found).items():
+        if n > 1:
+            raise DataError(f"{place}: given {n} times; its rows would have the same ids")
+    names = Counter(file.name for file in files)
+    root = Path(os.path.commonpath([file.resolve().parent for file in files])) if files else Path()
+    return [_part(one, names, root) for one in found]
+
+
+def _places(path: str) -> list[Path | str]:
+    """The files of a path; or the path itself if it names a function or a dataset of the hub."""
+    if not path:
         raise DataError("no data file is given: the path is empty")
-    path = Path(source).expanduser()
-    reference = _REFERENCE.fullmatch(str(source))
-    if reference and not path.exists():
+    reference = REFERENCE.fullmatch(path)
+    if path.startswith(PREFIX):
+        return [path]
+    if reference and not Path(path).expanduser().exists():
         if reference["module"].endswith(".py"):
-            _check_file(Path(reference["module"]).expanduser())
-        return partial(_referenced, reference["module"], reference["name"])
-    _check_file(path)
-    for extension, read in _READERS.items():
-        if path.name.lower().endswith(extension):
-            if read is _parquet and find_spec("pyarrow") is None:
-                raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'reallm-core[parquet]'")
-            return partial(_read, path, read)
-    wanted = f"{', '.join(_READERS)}, or a function as module:function"
-    raise DataError(f"{path}: unknown extension '{path.suffix}', wanted {wanted}")
+            check_exists(Path(reference["module"]).expanduser())
+        return [path]
+    return list(files_of(path))
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, wanted a file ({', '.join(_READERS)})")
-    if not path.exists():
-        hint = ""
-        if path.parent.is_dir():
-            hint = did_you_mean(path.name, (entry.name for entry in path.parent.iterdir()))
-        raise DataError(f"{path}: no such file{hint or f' (looked in {path.parent.resolve()})'}")
+def _part(place: Path | str, names: Mapping[str, int], root: Path) -> Part:
+    if isinstance(place, Path):
+        name = place.name if names[place.name] == 1 else place.resolve().relative_to(root).as_posix()
+        origin = Origin(str(place), name)
+        read = reader_of(place, origin)
+        return Part(str(place), name, partial(_read_file, place, read, origin), is_quick=True)
+    if place.startswith(PREFIX):
+        return Part(place, place, partial(read_hub, HubSplit.of(place), Origin(place, place.removeprefix(PREFIX))))
+    reference = REFERENCE.fullmatch(place)
+    assert reference is not None
+    return Part(place, place, partial(read_reference, reference["module"], reference["name"]))
 
 
-def _read(path: Path, read: Callable[[Path], Records]) -> Records:
+def _read_file(path: Path, read: Callable[[Path, Origin], Records], origin: Origin) -> Records:
     try:
-        yield from read(path)
+        yield from read(path, origin)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _record(path: Path, line: int, value: Any, nth: int = 1) -> Record:
-    """A record; `nth` numbers those that begin on the same line: `12`, `12#2`, ..."""
-    place = str(line) if nth == 1 else f"{line}#{nth}"
-    return Record(value, f"{path}:{place}", f"{path.name}:{place}")
-
-
-def _json(path: Path) -> Records:
-    """The elements of a list, each with the line on which it starts."""
-    with path.open("rb") as file:
-        text = "".join(_text(raw, path, number) for number, raw in _lines(file))
-    if not text.strip():
-        return
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise _not_json(f"{path}:{line}", error) from error
-    if not isinstance(whole, list):
-        raise DataError(f"{path}: wanted a list of objects: [{{...}}, ...]; one object a line is .jsonl")
-    # A second pass finds the line of each element. The text is known to be valid, so it need not check separators.
-    decoder, line, counted, at, nth = json.JSONDecoder(), 1, 0, text.index("[") + 1, 0
-    for _ in whole:
-        between = _BETWEEN.match(text, at)
-        assert between is not None
-        n_newlines = text.count("\n", counted, between.end())
-        line, counted, nth = line + n_newlines, between.end(), 1 if n_newlines else nth + 1
-        value, at = decoder.raw_decode(text, between.end())
-        yield _record(path, line, value, nth)
-
-
-def _jsonl(path: Path) -> Records:
-    with path.open("rb") as file:
-        yield from _json_lines(path, file)
-
-
-def _jsonl_gz(path: Path) -> Records:
-    try:
-        with gzip.open(path, "rb") as file:
-            yield from _json_lines(path, file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file: {error}") from error
-
-
-def _json_lines(path: Path, file: Iterable[bytes]) -> Records:
-    for number, raw in _lines(file):
-        text = _text(raw, path, number).strip()
-        if not text:
-            continue
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise _not_json(f"{path}:{number}", error) from error
-        yield _record(path, number, value)
-
-
-def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    # Split bytes, at \n only: str.splitlines would also split at characters such as U+2028 within text.
-    for number, line in enumerate(file, 1):
-        yield number, line.removeprefix(_BOM) if number == 1 else line
-
-
-def _text(raw: bytes, path: Path, line: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        raise DataError(
-            f"{path}:{line}: found the byte 0x{byte:02x} at column {error.start + 1}, wanted UTF-8 text; "
-            "convert the file to UTF-8"
-        ) from None
-
-
-def _not_json(place: str, error: Exception) -> DataError:
-    if isinstance(error, json.JSONDecodeError):
-        return DataError(f"{place}: invalid JSON: {error.msg} at column {error.colno}")
-    if isinstance(error, RecursionError):
-        return DataError(f"{place}: invalid JSON: nested too deeply")
-    return DataError(f"{place}: invalid JSON: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _parquet(path: Path) -> Records:
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Record(value, f"{path}, row {number}", f"{path.name}:{number}")
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a whole parquet file: {_one_line(error)}") from error
-
-
-_READERS: Mapping[str, Callable[[Path], Records]] = {
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl_gz,
-    ".json": _json,
-    ".parquet": _parquet,
-}
-"""File extension -> reader. Rows are numbered from 1: by line, by row in parquet."""
-
-
-def _load(module: str, name: str) -> Builder:
-    """The function `name` of an importable module, or of a Python file.
-
-    Naming a function in a configuration runs its code, as an import would: it is the user's code. Data files cannot
-    name one.
-    """
-    source = f"{module}:{name}"
-    try:
-        loaded = _load_file(Path(module).expanduser()) if module.endswith(".py") else importlib.import_module(module)
-    except Exception as error:  # this runs the user's code, which may raise anything
-        hint = "; a file is given as path/to/file.py:function" if isinstance(error, ModuleNotFoundError) else ""
-        raise DataError(
-            f"{source}: cannot import '{module}': {type(error).__name__}: {_one_line(error)}{hint}"
-        ) from error
-    if not hasattr(loaded, name):
-        raise DataError(f"{source}: '{module}' has no function '{name}'{did_you_mean(name, vars(loaded))}")
-    function = getattr(loaded, name)
-    if not callable(function):
-        raise DataError(f"{source}: '{name}' of '{module}' is no function")
-    return function
-
-
-def _load_file(path: Path) -> ModuleType:
-    name = f"reallm_rows_{path.stem}"
-    spec = spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # as an import does: dataclasses look up their module there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _referenced(module: str, name: str) -> Records:
-    return _built(_load(module, name), f"{module}:{name}")
-
-
-def _built(build: Builder, name: str) -> Records:
-    try:
-        built = build()
-        if isinstance(built, str | bytes | Mapping) or not isinstance(built, Iterable):
-            raise DataError(f"{name}: returned a {type(built).__name__}, wanted an iterable of mappings, one a row")
-        for number, value in enumerate(built, 1):
-            yield Record(value, f"{name}, row {number}", f"{name}:{number}")
-    except DataError:
-        raise
-    except Exception as error:  # the user's code may raise anything; name it
-        raise DataError(f"{name}: raised {type(error).__name__}: {_one_line(error)}") from error

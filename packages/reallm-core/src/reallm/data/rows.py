@@ -8,87 +8,27 @@ An error about a row reads `train.jsonl:12: key 'prompt': found a number (3), wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 
-from reallm.data.row_errors import RowError, RowErrors
-from reallm.data.row_sources import Record, Source, records
+from reallm.data.readers.record import Record
+from reallm.data.row import Kind, Row, describe, listed_keys
+from reallm.data.row_errors import RowErrors
+from reallm.data.row_formats.formats import FORMATS, RowFormat, convert_like, recognise, unrecognised
+from reallm.data.row_ids import RowIds
+from reallm.data.row_sources import Part, RowSource, Source, parts_of, source_name
 from reallm.errors import DataError
+from reallm.notices import notify_once
 
-Kind = type | tuple[type, ...]
+__all__ = ["Kind", "Row", "check_rows", "describe", "iter_rows", "listed_keys", "read_rows"]
 
+_N_FIRST = 100
+"""How many of the first rows are looked at to recognise their form."""
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One object of a data file: its values, its id, and its location (`train.jsonl:12`) for messages.
-
-    `index` counts the objects of its source from 0, wrong ones included.
-
-    A key with the value null counts as absent, because tables export missing keys as null.
-    """
-
-    id: str
-    place: str
-    values: Mapping[str, Any] = field(repr=False)
-    index: int = 0
-
-    def __contains__(self, key: object) -> bool:
-        return self.values.get(key) is not None  # type: ignore[call-overload]
-
-    def error(self, problem: str) -> RowError:
-        """An error about this row, for the caller to raise: `raise row.error("prompt is ...")`."""
-        return RowError(f"{self.place}: {problem}")
-
-    def need_one_of(self, *keys: str) -> None:
-        """Raise DataError unless the row has one of the keys."""
-        if not any(key in self for key in keys):
-            wanted = " or ".join(f"'{key}'" for key in keys)
-            raise self.error(f"found no such key{self._keys()}, wanted {wanted}")
-
-    def get(self, key: str, kind: Kind, wanted: str = "") -> Any:
-        """The value of `key`, checked to be of type `kind`.
-
-        Raises:
-            DataError: the value is missing or of another type; names the location, the value found and what is
-                `wanted`.
-        """
-        value = self.values.get(key)
-        if value is None:
-            found = "null" if key in self.values else f"no such key{self._keys()}"
-        elif _is(value, kind):
-            return value
-        else:
-            found = describe(value)
-        raise self.error(f"key '{key}': found {found}, wanted {wanted or _kind_text(kind)}")
-
-    def text(self, key: str) -> str:
-        """The text of `key`; it may be empty. Raises DataError as `get` does, and for broken Unicode."""
-        return self.valid_text(self.get(key, str), f"key '{key}'")
-
-    def texts(self, key: str) -> list[str]:
-        """The non-empty list of texts of `key`. Raises DataError as `get` does."""
-        wanted = "a list of texts"
-        texts = self.get(key, list, wanted)
-        if not texts:
-            raise self.error(f"key '{key}': found an empty list, wanted {wanted}")
-        for i, value in enumerate(texts):
-            if not isinstance(value, str):
-                raise self.error(f"key '{key}[{i}]': found {describe(value)}, wanted text")
-        return [self.valid_text(value, f"key '{key}[{i}]'") for i, value in enumerate(texts)]
-
-    def valid_text(self, value: str, name: str) -> str:
-        """`value`, which `name` describes in the error. Raises DataError if it is not valid Unicode."""
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON can hold half a character, as in "\ud83d"; tokenizers refuse it
-            broken = ascii(value[error.start])
-            raise self.error(f"{name}: found half of a surrogate pair ({broken}), wanted valid Unicode text") from None
-        return value
-
-    def _keys(self) -> str:
-        return listed_keys([key for key, value in self.values.items() if value is not None])
+_Checked = tuple[int, Row | DataError]  # the index of a row, and the row or what is wrong with it
 
 
 def read_rows(source: Source, *, required: Mapping[str, Kind] | None = None) -> list[Row]:
@@ -109,87 +49,157 @@ def iter_rows(
 ) -> Iterator[Row]:
     """The rows of a source, in order, read while they are used.
 
-    A row's id is its value of `id` (text or a whole number), or else its position: `train.jsonl:12`.
+    A row's id is its value of `id` (text or a whole number), or else its position: `train.jsonl:12`. Of several files,
+    it begins with the name of the file.
 
     Args:
-        source: a path to `.json` (a list of objects), `.jsonl`, `.jsonl.gz` or `.parquet`; a function that takes
-            no arguments and returns an iterable of mappings; a reference to one: `"package.module:function"` or
-            `"file.py:function"`; or one of these in a `RowSource`, which gives rows in a form that datasets know.
+        source: a file (`.jsonl`, `.json`, `.csv` or `.tsv`, which may be compressed as `.gz` or `.zst`; `.parquet`;
+            `.arrow`), a folder or a pattern of files; `"hub:org/name:split"`; a function that takes no arguments and
+            returns an iterable of mappings, or a reference to one: `"package.module:function"` or `"file.py:function"`;
+            a list of mappings, or of any of the texts above. The rows are as they are there, or, if this is given in a
+            `RowSource`, in the form that datasets read.
         required: key -> type of its value, for keys that every row must have.
         errors: collects the errors of wrong rows, which are left out; None: the first one is raised.
 
     Raises:
         DataError: the source cannot be read, has no rows, or has a wrong one; names the location.
     """
-    places: dict[str, str] = {}
-    index = -1
-    with closing(records(source)) as found:
-        for index, record in enumerate(found):
-            try:
-                row = _row(record, index)
-                if row.id in places:
-                    raise row.error(f"key 'id': '{row.id}' is already the id of {places[row.id]}; ids must be unique")
-                places[row.id] = row.place
-                for key, kind in (required or {}).items():
-                    row.get(key, kind)
-            except DataError as error:
-                if errors is None:
-                    raise
-                errors.add(index, error)
-            else:
-                yield row
-    if index < 0:
-        raise DataError(f"{getattr(source, '__qualname__', source)}: has no rows")
+    parts = parts_of(source)
+    n_rows = 0
+    for part in parts:
+        with closing(_rows_of(part, n_rows, source, required or {}, qualify=len(parts) > 1)) as found:
+            for index, row in found:
+                n_rows = max(n_rows, index + 1)
+                if isinstance(row, Row):
+                    yield row
+                elif errors is None:
+                    raise row
+                else:
+                    errors.add(index, row)
+    if not n_rows:
+        raise DataError(f"{source_name(source)}: has no rows")
 
 
-def describe(value: Any) -> str:
-    """Describe a value for a message, in JSON's terms and shortened: `a number (3)`, `text ('abc')`, `null`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}" if value else "an empty list"
-    if isinstance(value, Mapping):
-        return f"an object{listed_keys(value)}" if value else "an empty object"
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-    if isinstance(value, str):
-        return f"text ({shown})"
-    return f"a number ({shown})" if isinstance(value, int | float) else f"a {type(value).__name__} ({shown})"
+def check_rows(source: RowSource) -> None:
+    """Check what can be checked of a source without reading much of it: its files, and the form of their first rows.
+
+    Functions are not run and nothing is downloaded. What else may be wrong with a row is found when all are read.
+
+    Raises:
+        DataError: the source cannot be read, or the form of the rows is not recognised; names the location.
+    """
+    for part in parts_of(source):
+        if part.is_quick and source.format is None:
+            with closing(_as_they_are(part, 0, source, qualify=False)) as found:
+                _, form = _recognised(found)
+            if isinstance(form, DataError):
+                raise form
+            _notify(form, part)
 
 
-def _row(record: Record, index: int) -> Row:
-    if not isinstance(record.value, Mapping):
-        raise DataError(f"{record.place}: found {describe(record.value)}, wanted an object such as {{...}}")
-    given = record.value.get("id")
-    if given is not None and not _is(given, (str, int)):
-        raise DataError(f"{record.place}: key 'id': found {describe(given)}, wanted text or a whole number")
-    return Row(record.position if given is None else str(given), record.place, record.value, index)
+def _rows_of(
+    part: Part, start: int, source: Source, required: Mapping[str, Kind], *, qualify: bool
+) -> Generator[_Checked, None, None]:
+    """The rows of a part, whose indices begin at `start`."""
+    ids = RowIds()
+    found: Iterator[_Checked] = _as_they_are(part, start, source, qualify=qualify)
+    if isinstance(source, RowSource):
+        found = _converted(found, source, part)
+    for index, row in found:
+        checked = _with_required(row, required) if isinstance(row, Row) else row
+        if isinstance(checked, Row):
+            ids.add(checked.id, index)
+        yield index, checked
+    repeats = ids.repeats()
+    error = _same_id(_as_they_are(part, start, source, qualify=qualify), *repeats[0], start) if repeats else None
+    if error is not None:
+        yield from ((index, error) for index, _ in repeats)
 
 
-def _is(value: Any, kind: Kind) -> bool:
-    if isinstance(value, bool):  # bool is a subclass of int in Python, but not a number in JSON
-        return kind is bool or (isinstance(kind, tuple) and bool in kind)
-    return isinstance(value, kind)
+def _as_they_are(part: Part, start: int, source: Source, *, qualify: bool) -> Generator[_Checked, None, None]:
+    """The rows of a part, with their columns renamed; an error that ends the reading is the last item."""
+    columns = source.columns if isinstance(source, RowSource) else {}
+    prefix = f"{part.prefix}:" if qualify else ""
+    index = start - 1
+    try:
+        with closing(part.read()) as records:
+            for index, record in enumerate(records, start):
+                try:
+                    yield index, _row(record, index, columns, prefix)
+                except DataError as error:
+                    yield index, error
+    except DataError as error:
+        yield index + 1, error
 
 
-_KIND_TEXTS = {
-    str: "text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-}
+def _row(record: Record, index: int, columns: Mapping[str, str], prefix: str) -> Row:
+    if record.error is not None:
+        raise record.error
+    values = record.value
+    if not isinstance(values, Mapping):
+        raise DataError(f"{record.place}: found {describe(values)}, wanted an object such as {{...}}")
+    if columns:
+        renamed = {key: values[name] for key, name in columns.items() if name in values}
+        values = {**{key: value for key, value in values.items() if key not in columns.values()}, **renamed}
+    row = Row(record.position, record.place, values, index, columns)
+    if "id" not in row:
+        return row
+    return replace(row, id=f"{prefix}{row.get('id', (str, int))}")
 
 
-def _kind_text(kind: Kind) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(_KIND_TEXTS.get(one, one.__name__) for one in kinds)
+def _with_required(row: Row, required: Mapping[str, Kind]) -> Row | DataError:
+    """The row, or what is wrong with its required keys."""
+    try:
+        for key, kind in required.items():
+            row.get(key, kind)
+    except DataError as error:
+        return error
+    return row
 
 
-def listed_keys(keys: Iterable[Any]) -> str:
-    """`" (keys: 'a', 'b')"`, of the first few keys."""
-    names = [f"'{key}'" for key in keys]
-    return f" (keys: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else " (it has none)"
+def _same_id(found: Iterable[_Checked], repeat: int, first: int, start: int) -> DataError | None:
+    """The error for the rows of these indices, whose ids have the same hash; None if the ids differ."""
+    rows = {index: row for index, row in islice(found, repeat + 1 - start) if index in (repeat, first)}
+    one, other = rows.get(repeat), rows.get(first)
+    if not isinstance(one, Row) or not isinstance(other, Row) or one.id != other.id:
+        return None
+    shown = one.values.get("id") or one.id
+    return one.error(f"key '{one.name('id')}': '{shown}' is already the id of {other.place}; ids must be unique")
+
+
+def _converted(found: Iterator[_Checked], source: RowSource, part: Part) -> Iterator[_Checked]:
+    """The rows in the form that datasets read."""
+    if source.format is None:
+        first, form = _recognised(found)
+        if isinstance(form, DataError):
+            wrong = next(i for i, (_, row) in enumerate(first) if isinstance(row, Row))
+            yield from first[:wrong]
+            yield first[wrong][0], form
+            return
+        _notify(form, part)
+        found = chain(first, found)
+        convert: Callable[[Row], Row] = partial(convert_like, form=form)
+    else:
+        convert = FORMATS[source.format].convert
+    for index, row in found:
+        try:
+            yield index, convert(row) if isinstance(row, Row) else row
+        except DataError as error:
+            yield index, error
+
+
+def _recognised(found: Iterator[_Checked]) -> tuple[list[_Checked], RowFormat | DataError]:
+    """The first rows, and the form of the first one of which it is known; or the error if none of them has a form."""
+    first: list[_Checked] = []
+    for index, row in islice(found, _N_FIRST):
+        first.append((index, row))
+        form = recognise(row) if isinstance(row, Row) else None
+        if form is not None:
+            return first, form
+    unknown = next((row for _, row in first if isinstance(row, Row)), None)
+    return first, FORMATS["messages"] if unknown is None else unrecognised(unknown)
+
+
+def _notify(form: RowFormat, part: Part) -> None:
+    if not form.is_own:
+        notify_once(f"{part.name}: rows look like {form.title}")

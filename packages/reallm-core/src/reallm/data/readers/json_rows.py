@@ -1,0 +1,174 @@
+"""Reads rows of JSON: a list, an object that holds one, or objects one after the other, a line each or on several.
+
+The extension says what is expected, and what is in the file decides: a `.jsonl` file is read line by line unless it
+begins with a list or with an object on several lines, and a `.json` file as a whole unless each line is an object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from reallm.data.readers.record import Origin, Records, one_line
+from reallm.data.readers.text_lines import text_lines
+from reallm.errors import DataError, quoted
+
+_BETWEEN = re.compile(r"[\s,]*")
+_LISTS_OF_A_ROW = {"chosen", "completion", "conversation", "conversations", "functions", "messages", "prompt"}
+_LISTS_OF_A_ROW |= {"rejected", "tools"}
+_DECODER = json.JSONDecoder()
+
+
+def read_jsonl(path: Path, origin: Origin) -> Records:
+    """Rows of a file that should have an object on each line."""
+    with closing(text_lines(path, origin)) as lines:
+        before, first = _first_line(lines)
+        if first.strip() == "{" or first.lstrip().startswith("["):
+            yield from _whole(before + first + "".join(text for _, text in lines), origin)
+        else:
+            yield from _lines(chain([(before.count("\n") + 1, first)], lines), origin)
+
+
+def read_json(path: Path, origin: Origin) -> Records:
+    """Rows of a file that should be a list of objects."""
+    with closing(text_lines(path, origin)) as lines:
+        before, first = _first_line(lines)
+        more, second = _first_line(lines)
+        if second and _is_object(first):
+            line = before.count("\n") + 1
+            following = [(line, first), (line + 1 + more.count("\n"), second)]
+            yield from _lines(chain(following, lines), origin)
+        else:
+            yield from _whole(before + first + more + second + "".join(text for _, text in lines), origin)
+
+
+def _first_line(lines: Iterator[tuple[int, str]]) -> tuple[str, str]:
+    """The blank lines, and the line after them; both are empty at the end of the file."""
+    blank = ""
+    for _, text in lines:
+        if text.strip():
+            return blank, text
+        blank += text
+    return blank, ""
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), Mapping)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(lines: Iterator[tuple[int, str]], origin: Origin) -> Records:
+    for number, line in lines:
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield origin.wrong_line(_not_json(f"{origin.place}:{number}", error, len(text)))
+        else:
+            yield origin.at_line(number, value)
+
+
+def _whole(text: str, origin: Origin) -> Records:
+    """The rows of a text that is a list, an object with one list of rows, or several objects one after the other."""
+    try:
+        values = _values(text)
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise _not_json(f"{origin.place}:{line}", error) from error
+    if len(values) == 1 and isinstance(values[0][1], list):
+        yield from _elements(text, values[0][0] + 1, len(values[0][1]), origin)
+    elif len(values) == 1 and isinstance(values[0][1], Mapping) and (name := _name_of_rows(values[0][1], origin)):
+        yield from _elements(text, _start_of(text, values[0][0], name) + 1, len(values[0][1][name]), origin)
+    else:
+        yield from _numbered(text, values, origin)
+
+
+def _values(text: str) -> list[tuple[int, Any]]:
+    """The value of a JSON text and where it begins, or those of several objects, with or without commas."""
+    start = _after_space(text, 0)
+    values: list[tuple[int, Any]] = []
+    while start < len(text):
+        value, end = _DECODER.raw_decode(text, start)
+        values.append((start, value))
+        following = _BETWEEN.match(text, end)
+        assert following is not None
+        if following.end() < len(text) and not (isinstance(value, Mapping) and text[following.end()] == "{"):
+            raise json.JSONDecodeError("Extra data", text, _after_space(text, end))
+        start = following.end()
+    return values
+
+
+def _name_of_rows(whole: Mapping[str, Any], origin: Origin) -> str | None:
+    """The key with the rows, if the object is not a row: `{"version": 2, "data": [{...}, ...]}`."""
+    names = [
+        name
+        for name, value in whole.items()
+        if isinstance(value, list) and name not in _LISTS_OF_A_ROW and all(isinstance(item, Mapping) for item in value)
+    ]
+    if len(names) > 1:
+        raise DataError(f"{origin.place}: holds the lists {quoted(names, 8)}; wanted one list of rows: [{{...}}, ...]")
+    return names[0] if names else None
+
+
+def _start_of(text: str, at: int, name: str) -> int:
+    """The index in `text` at which the value of `name` begins, in the object that begins at `at`."""
+    start = at
+    at = _after_space(text, at + 1)
+    while text[at] != "}":
+        key, at = _DECODER.raw_decode(text, at)
+        at = _after_space(text, _after_space(text, at) + 1)  # after the colon
+        if key == name:
+            start = at  # of a key that is there twice, the last value counts
+        _, at = _DECODER.raw_decode(text, at)
+        at = _after_space(text, at)
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
+    return start
+
+
+def _elements(text: str, at: int, n: int, origin: Origin) -> Records:
+    """The `n` elements of a list whose first element begins at or after `at`, each with the line that it begins on."""
+
+    # A second pass finds the line of each element. The text is known to be valid, so it need not check separators.
+    def found() -> Iterator[tuple[int, Any]]:
+        end = at
+        for _ in range(n):
+            between = _BETWEEN.match(text, end)
+            assert between is not None
+            value, end = _DECODER.raw_decode(text, between.end())
+            yield between.end(), value
+
+    yield from _numbered(text, found(), origin)
+
+
+def _numbered(text: str, values: Iterable[tuple[int, Any]], origin: Origin) -> Records:
+    """Records of values that begin at these indices of `text`."""
+    line, counted, nth = 1, 0, 0
+    for start, value in values:
+        n_newlines = text.count("\n", counted, start)
+        line, counted, nth = line + n_newlines, start, 1 if n_newlines else nth + 1
+        yield origin.at_line(line, value, nth)
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _not_json(place: str, error: Exception, length: int = -1) -> DataError:
+    if isinstance(error, json.JSONDecodeError):
+        ends = "; the line ends within a value" if error.pos == length else ""
+        return DataError(f"{place}: invalid JSON: {error.msg} at column {error.colno}{ends}")
+    if isinstance(error, RecursionError):
+        return DataError(f"{place}: invalid JSON: nested too deeply")
+    return DataError(f"{place}: invalid JSON: {one_line(error)}")

@@ -1,0 +1,116 @@
+"""Reads rows of Arrow tables: parquet, Arrow files, and folders that the `datasets` library has saved.
+
+All rows of a table have all keys, also within structs, so those that a row lacks are null. These nulls are removed
+again: in a column of structs, `{"x": 1, "y": null}` is `{"x": 1}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from reallm.data.readers.record import Origin, Records, one_line
+from reallm.errors import DataError, quoted
+
+_BATCH_SIZE = 1024
+_FILE_FORMAT = b"ARROW1"
+
+
+def check_pyarrow(path: Path, origin: Origin) -> None:
+    """Raise DataError if pyarrow is not installed."""
+    if find_spec("pyarrow") is None:
+        kind = "parquet" if path.suffix.lower() == ".parquet" else "Arrow files"
+        raise DataError(f"{origin.place}: reading {kind} needs pyarrow: pip install 'reallm-core[parquet]'")
+
+
+def read_parquet(path: Path, origin: Origin) -> Records:
+    """Rows of a parquet file."""
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from table_records((batch.to_pylist() for batch in file.iter_batches(_BATCH_SIZE)), origin)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{origin.place}: not a whole parquet file: {one_line(error)}") from error
+
+
+def read_arrow(path: Path, origin: Origin) -> Records:
+    """Rows of an Arrow file, in the file or the stream format; those of the `datasets` library are streams."""
+    import pyarrow
+
+    with path.open("rb") as file:
+        is_stream = file.read(len(_FILE_FORMAT)) != _FILE_FORMAT
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            yield from table_records((batch.to_pylist() for batch in _batches(source, is_stream)), origin)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{origin.place}: not a whole Arrow file: {one_line(error)}") from error
+
+
+def _batches(source: Any, is_stream: bool) -> Iterator[Any]:
+    import pyarrow.ipc
+
+    if is_stream:
+        yield from pyarrow.ipc.open_stream(source)
+        return
+    file = pyarrow.ipc.open_file(source)
+    for i in range(file.num_record_batches):
+        yield file.get_batch(i)
+
+
+def table_records(batches: Iterable[Iterable[Mapping[str, Any]]], origin: Origin) -> Records:
+    """The records of batches of rows, without the nulls within their values."""
+    number = 0
+    for batch in batches:
+        for row in batch:
+            number += 1
+            yield origin.at_row(number, {key: without_nulls(value) for key, value in row.items()})
+
+
+def without_nulls(value: Any) -> Any:
+    """`value` without the keys of objects, at any depth, whose value is null; elements of lists stay.
+
+    >>> without_nulls([{"x": 1, "y": None}, None])
+    [{'x': 1}, None]
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def saved_dataset(folder: Path) -> list[Path] | None:
+    """The Arrow files of a folder that the `datasets` library has saved, in order; None for any other folder.
+
+    Raises:
+        DataError: the folder holds several splits, or is not whole.
+    """
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = [str(name) for name in _json(splits).get("splits", [])]
+        example = f": {folder / names[0]}" if names else ""
+        raise DataError(f"{folder}: holds the splits {quoted(names, 8)} of a dataset; choose one{example}")
+    state = folder / "state.json"
+    if not state.is_file():
+        return None
+    content = _json(state)
+    if content.get("_indices_data_files"):
+        raise DataError(f"{folder}: saved by an old version of datasets; load and save it with the one of today")
+    names = [str(file["filename"]) for file in content.get("_data_files", [])]
+    if any(Path(name).name != name for name in names):
+        raise DataError(f"{state}: names a file outside the folder")
+    return [folder / name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: wanted an object, as the datasets library writes it")
+    return content

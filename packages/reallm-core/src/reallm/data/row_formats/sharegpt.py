@@ -1,0 +1,94 @@
+"""ShareGPT: `conversations` with `from` and `value`, and sometimes the columns `system` and `tools` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from reallm.data.row import Row, describe, listed_keys
+from reallm.data.row_formats.conversion import Message, converted, message_list
+from reallm.errors import quoted
+
+KEYS = ("conversations", "conversation")
+
+ROLES: Mapping[str, str] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Who a message is `from` -> its role."""
+
+_CALL = "function_call"
+
+
+def matches(row: Row) -> bool:
+    """Whether the row has conversations."""
+    return any(key in row for key in KEYS)
+
+
+def convert(row: Row) -> Row:
+    """Give `messages`; or `prompt`, `chosen` and `rejected`, if the row has two answers to a conversation."""
+    key = next((key for key in KEYS if key in row), KEYS[0])
+    messages = [message(row, given, f"{key}[{i}]") for i, given in enumerate(message_list(row, key))]
+    values: dict[str, Any] = {}
+    system = row.values.get("system")
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row.text("system")})
+    tools = row.values.get("tools")
+    if tools is not None and (not isinstance(tools, str) or tools.strip()):
+        values["tools"] = tools
+    taken = (*KEYS, "system", "tools")
+    if "chosen" in row and "rejected" in row:
+        answers = {name: [message(row, row.values[name], name)] for name in ("chosen", "rejected")}
+        return converted(row, {**values, "prompt": messages, **answers}, taken, {"prompt": key})
+    return converted(row, {**values, "messages": messages}, taken, {"messages": key})
+
+
+def message(row: Row, given: Any, name: str) -> Message:
+    """A message with `role` and `content` from one with `from` and `value`; further keys are kept."""
+    if not isinstance(given, Mapping):
+        raise row.error(f"key '{name}': found {describe(given)}, wanted a message with from and value")
+    sender = _text(row, given, ("from", "role"), name)
+    content = _text(row, given, ("value", "content"), name)
+    if sender not in ROLES:
+        raise row.error(f"key '{name}.from': found {describe(sender)}, wanted one of {quoted(list(ROLES))}")
+    others = {key: value for key, value in given.items() if key not in ("from", "role", "value", "content")}
+    if sender == _CALL:
+        return {"role": "assistant", "tool_calls": _calls(row, content, name), **others}
+    return {"role": ROLES[sender], "content": content, **others}
+
+
+def _text(row: Row, given: Mapping[str, Any], keys: tuple[str, str], name: str) -> str:
+    key = next((key for key in keys if key in given), None)
+    if key is None:
+        raise row.error(f"key '{name}.{keys[0]}': found no such key{listed_keys(given)}, wanted text")
+    value = given[key]
+    if not isinstance(value, str):
+        raise row.error(f"key '{name}.{key}': found {describe(value)}, wanted text")
+    return row.valid_text(value, f"key '{name}.{key}'")
+
+
+def _calls(row: Row, text: str, name: str) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
+        wanted = 'JSON such as {"name": "...", "arguments": {...}}'
+        raise row.error(f"key '{name}.value': found {describe(text)}, wanted {wanted}")
+    return [
+        {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+        for call in calls
+    ]
