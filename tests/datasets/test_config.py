@@ -51,8 +51,9 @@ def test_paths_are_looked_at_and_not_read(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}: .*worse.jsonl: no such file"):
         config_class(**{key: str(tmp_path / "worse.jsonl")}).check()
     if name != "prompt":
-        with pytest.raises(ConfigError, match=r"^valid_path: .*: is a folder"):
-            config_class(train_path=str(bad), valid_path=str(tmp_path)).check()
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ConfigError, match=r"^valid_path: .*: a folder without files of rows"):
+            config_class(train_path=str(bad), valid_path=str(tmp_path / "empty")).check()
 
 
 def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:

@@ -293,7 +293,10 @@ def test_mistakes_are_named_by_the_columns_of_the_file() -> None:
         ({**ALPACA, "output": 4}, "key 'output': found a number (4), wanted text"),
         ({**ALPACA, "history": [["a"]]}, "key 'history[0]': found a list of 1, wanted a question and its answer"),
         ({"prompt": [], "completion": "a"}, "key 'prompt': found an empty list, wanted a list of messages"),
-        ({"chosen": "a b", "rejected": "c d"}, "keys 'chosen' and 'rejected': the texts share no beginning"),
+        (
+            {"chosen": "a b", "rejected": "c d"},
+            "key 'prompt': found no such key (keys: 'chosen', 'rejected'), and 'chosen' and 'rejected' share no beginning",
+        ),
         ({"chosen": 1, "rejected": 2}, "key 'chosen': found a number (1), wanted text or a list of messages"),
         (
             {"input": {}, "preferred_output": [BOT], "non_preferred_output": [BOT]},
@@ -312,8 +315,8 @@ def test_a_row_of_another_form_than_the_first_ones() -> None:
         "rows[1]: the row looks like Alpaca, but the first ones look like ShareGPT; keep one form in a file "
         "(and 1 more row)"
     )
-    assert message({"prompt": "a", "answer": "b"}, share) == (
-        "rows[1]: the row looks like ShareGPT, but the first ones look like prompts and answers; keep one form in a file"
+    assert message({"messages": [USER]}, share) == (
+        "rows[1]: the row looks like ShareGPT, but the first ones look like messages; keep one form in a file"
     )
     assert message(ALPACA, {"x": 1}) == (
         "rows[1]: the row has other keys (keys: 'x'), but the first ones look like Alpaca; keep one form in a file"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from array import array
 
-import numpy as np
-
 
 class RowIds:
     """The hashes of the ids of rows, with the indices of the rows."""
@@ -23,6 +21,8 @@ class RowIds:
 
         Hashes have 64 bits, so the chance that a million rows give a pair that is none is 3e-8; compare the ids.
         """
+        import numpy as np  # configurations of datasets are made without it
+
         hashes, indices = (np.frombuffer(values, np.int64) for values in (self._hashes, self._indices))
         order = np.argsort(hashes, kind="stable")
         is_repeat = np.zeros(len(order), np.bool_)

@@ -42,6 +42,11 @@ def message_list(row: Row, key: str) -> list[Any]:
     return value
 
 
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, and not one of texts."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+
+
 def as_messages(row: Row, key: str, role: str) -> list[Any]:
     """The value of `key`, a list of messages or the text of one message of `role`."""
     value = row.values.get(key)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from reallm.data.row import Row
 from reallm.data.row_formats import alpaca, completion, conversation, pairs, sharegpt
-from reallm.data.row_formats.conversion import converted
+from reallm.data.row_formats.conversion import converted, is_conversation
 from reallm.errors import ConfigError, DataError, did_you_mean, quoted
 
 
@@ -113,7 +113,7 @@ def _as_own(row: Row) -> Row:
     """A row that has keys of datasets, perhaps of several forms, all of which stay."""
     if "chosen" in row and "rejected" in row:
         row = dataclasses.replace(row, values={**row.values, **pairs.pair(row)})
-    elif "messages" not in row and isinstance(row.values.get("prompt"), list):
+    elif "messages" not in row and is_conversation(row.values.get("prompt")):
         return completion.join(row, "answer") if "answer" in row else completion.convert_prompt(row)
     if "messages" in row:
         kept = {key: value for key, value in row.values.items() if key != "functions"}

@@ -58,8 +58,9 @@ def _shared_prompt(row: Row, chosen: str, rejected: str) -> str:
     while shared and not shared[-1].isspace():
         shared = shared[:-1]
     if not shared.strip():
-        problem = "the texts share no beginning that could be their prompt; give it as 'prompt'"
-        raise row.error(f"keys '{row.name('chosen')}' and '{row.name('rejected')}': {problem}")
+        both = f"'{row.name('chosen')}' and '{row.name('rejected')}'"
+        found = f"no such key{row.listed_keys()}, and {both} share no beginning that could be the prompt"
+        raise row.error(f"key '{row.name('prompt')}': found {found}")
     return shared.rstrip()
 
 

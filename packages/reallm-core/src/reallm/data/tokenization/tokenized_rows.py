@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from reallm.data.datasets import DatasetUtility
-from reallm.data.row_sources import Source
+from reallm.data.row_sources import RowSource, Source
 from reallm.data.tokenization.cache import AUTO, entry_for, read_or_write
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.report import Report
@@ -96,6 +96,7 @@ def tokenize_rows(
     Raises:
         DataError: the source cannot be read, or rows are wrong; names the first one, and how many more there are.
     """
+    source = RowSource.of(source)
     is_first = util.dp_rank == 0 and _rank() == 0
     encode = partial(encode_source, source, encoder, num_proc=num_proc)
     entry = entry_for(source, encoder, cache_dir)
