@@ -295,7 +295,7 @@ def test_mistakes_are_named_by_the_columns_of_the_file() -> None:
         ({"prompt": [], "completion": "a"}, "key 'prompt': found an empty list, wanted a list of messages"),
         (
             {"chosen": "a b", "rejected": "c d"},
-            "key 'prompt': found no such key (keys: 'chosen', 'rejected'), and 'chosen' and 'rejected' share no beginning",
+            "key 'prompt': found no such key (keys: 'chosen', 'rejected'), and 'chosen' and 'rejected' share no",
         ),
         ({"chosen": 1, "rejected": 2}, "key 'chosen': found a number (1), wanted text or a list of messages"),
         (

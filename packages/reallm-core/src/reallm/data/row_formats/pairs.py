@@ -58,8 +58,8 @@ def _shared_prompt(row: Row, chosen: str, rejected: str) -> str:
     while shared and not shared[-1].isspace():
         shared = shared[:-1]
     if not shared.strip():
-        both = f"'{row.name('chosen')}' and '{row.name('rejected')}'"
-        found = f"no such key{row.listed_keys()}, and {both} share no beginning that could be the prompt"
+        names = f"'{row.name('chosen')}' and '{row.name('rejected')}'"
+        found = f"no such key{row.listed_keys()}, and {names} share no beginning that could be the prompt"
         raise row.error(f"key '{row.name('prompt')}': found {found}")
     return shared.rstrip()
 
