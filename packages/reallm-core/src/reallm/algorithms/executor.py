@@ -17,6 +17,7 @@ from reallm.errors import PluginError
 from reallm.model.parameters import n_parameters
 from reallm.specs import Algorithm, ModelFunctionCall
 from reallm.training.engine import TrainEngine
+from reallm.training.eval_engine import EvalEngine
 from reallm.training.memory import GIB, peak_memory
 from reallm.training.objective import Totals
 
@@ -83,6 +84,8 @@ class Role:
     model: ReaLModel
     engine: TrainEngine | None
     """The training engine; None for a model that is not trained."""
+    evaluator: EvalEngine | None
+    """Computes the metrics of evaluations: the training engine, if there is one; None without an objective."""
     args: ModelArgs
     checkpoint_dtype: torch.dtype
     """The dtype of the checkpoint that the model was loaded from, in which it is saved again."""
@@ -131,8 +134,8 @@ class GraphExecutor:
             for call in self._graph.calls:
                 role = self._roles[call.role]
                 if call.kind == "train_step":
-                    assert role.engine is not None
-                    totals[call.name] += role.engine.evaluate([batch], role.interface)
+                    assert role.evaluator is not None
+                    totals[call.name] += role.evaluator.evaluate([batch], role.interface)
                 else:
                     batch = self._with_outputs(call, batch)
         prefixes = self._graph.eval_prefixes

@@ -27,6 +27,27 @@ Options:
 """
 
 
+EVALUATION = """\
+Usage: reallm eval [OPTIONS] key=value ...
+
+Compute loss, perplexity and accuracy of a checkpoint on rows, as training
+does. Keys are those of `reallm {name}`; rows are given by dataset.path.
+
+  reallm eval model.path=PATH dataset.path=rows.jsonl
+  reallm eval model.path=runs/my-run dataset.path=rows.jsonl --json result.json
+
+With the keys of a training run instead of dataset.path, the rows are those
+that the run evaluates: dataset.valid_path, or what dataset.valid_fraction
+keeps aside.
+
+Options:
+  --config FILE     read keys from a YAML file; may be given more than once
+  --json FILE       write the result as JSON; -: to standard output
+  --algorithm NAME  algorithm whose metrics are computed, default sft
+  --help, -h        this page; with dataset.name=NAME, the keys of that dataset
+"""
+
+
 def help_text(name: str, algorithm: Algorithm, arguments: Sequence[str], files: Sequence[Path]) -> str:
     """The help page of an algorithm's command.
 
@@ -44,6 +65,16 @@ def help_text(name: str, algorithm: Algorithm, arguments: Sequence[str], files: 
         *(_group_text(group) for group in found),
     ]
     return "\n".join(section for section in sections if section).rstrip()
+
+
+def evaluation_help(name: str, algorithm: Algorithm, arguments: Sequence[str], files: Sequence[Path]) -> str:
+    """The help page of `reallm eval` for the algorithm of this name; see `help_text`."""
+    from reallm.config.evaluation import evaluation_class
+
+    config_class = evaluation_class(algorithm.config_class())
+    found = groups(config_class, _chosen(config_class, arguments, files), tolerate=True)
+    found.sort(key=lambda group: group.name == "")
+    return "\n".join([EVALUATION.format(name=name), *(_group_text(group) for group in found)]).rstrip()
 
 
 def _chosen(config_class: type, arguments: Sequence[str], files: Sequence[Path]) -> dict[str, str]:

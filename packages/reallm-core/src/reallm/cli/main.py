@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from reallm.cli.algorithm import algorithm_command
 from reallm.cli.compare import compare
 from reallm.cli.demo import demo
+from reallm.cli.eval import evaluate
 from reallm.cli.generate import generate
 from reallm.cli.plugins.app import app as plugins
 from reallm.cli.preview import preview
@@ -31,6 +32,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
   reallm preview        the first rows of your data, as training gets them
+  reallm eval           loss, perplexity and accuracy of a checkpoint on rows
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
   reallm realloc        what moving a model to another layout sends
@@ -76,6 +78,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(context_settings={"ignore_unknown_options": True})(preview)
 app.command()(generate)
+app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)
 app.command()(compare)
 app.command()(realloc)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
 import torch
 
 from reallm.data.array import Array, concatenate
+from reallm.data.datasets import Samples
 from reallm.data.metadata import PER_SAMPLE, sample_count
 from reallm.data.namedarray import FieldError, NamedArray, Value, flatten, from_flattened, recursive_aggregate
 from reallm.data.packing import balanced_partition
@@ -43,6 +44,12 @@ def cu_seqlens(batch: NamedArray, key: str) -> torch.Tensor:
         FieldError: the field has no `seqlens`.
     """
     return torch.tensor([0, *accumulate(chain.from_iterable(_seqlens(batch, key)))], dtype=torch.int32)
+
+
+def batches_in_order(samples: Samples, size: int) -> Iterator[NamedArray]:
+    """Pack all samples of a dataset in their order, in batches of `size`; the last one may be smaller."""
+    for start in range(0, len(samples), size):
+        yield gather([samples[row] for row in range(start, min(start + size, len(samples)))])
 
 
 def gather(samples: Sequence[NamedArray]) -> NamedArray:

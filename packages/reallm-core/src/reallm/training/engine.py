@@ -1,9 +1,9 @@
-"""`TrainEngine`: optimizer steps on packed batches, split by a token budget, and exact evaluation."""
+"""`TrainEngine`: optimizer steps on packed batches, split by a token budget."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,10 +25,11 @@ from reallm.offload.tensors import Offload
 from reallm.parallel.fsdp import is_fsdp, reshard
 from reallm.parallel.grad_reduce import GradientReducer
 from reallm.seeding import derive_seed
-from reallm.training.forward_backward import AUX_LOSS, ForwardBackward, ReducedLosses
+from reallm.training.eval_engine import EvalEngine
+from reallm.training.forward_backward import AUX_LOSS, ReducedLosses
 from reallm.training.microbatch import split_micro_batches
 from reallm.training.nonfinite import nonfinite_error, nonfinite_model_error, sample_names
-from reallm.training.objective import Objective, Totals
+from reallm.training.objective import Objective
 from reallm.training.optimizer import Optimizer
 
 
@@ -44,8 +45,8 @@ class EngineState:
     """The tensors that the optimizer updates, by parameter name: the parameters, or their float32 masters."""
 
 
-class TrainEngine:
-    """Trains a model on batches of any size within a memory budget.
+class TrainEngine(EvalEngine):
+    """Trains a model on batches of any size within a memory budget, and evaluates it.
 
     For a model with a mesh, each rank of the layout has an engine. All ranks make the same calls with the same whole
     batches, compute some of the micro-batches each, and get the same results as a single process, up to the order of
@@ -78,12 +79,11 @@ class TrainEngine:
         seed: int = 0,
         moe_aux_loss_coef: float | None = None,
     ) -> None:
-        mesh = model.mesh
-        if mesh is not None:
-            check_unsharded(optimizer_config, mesh.layout)
+        if model.mesh is not None:
+            check_unsharded(optimizer_config, model.mesh.layout)
         _align_parameters(model.network)
-        self._mesh = None if mesh is None or mesh.layout.size == 1 else mesh
-        self.model = model
+        aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
+        super().__init__(model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef)
         self.step = 0
         """Optimizer steps done, those that were skipped included."""
         self.skipped_steps = 0
@@ -93,11 +93,8 @@ class TrainEngine:
         self._optimizer_config = optimizer_config
         self._optimizer = Optimizer(model.network, optimizer_config)
         self._offload: Offload | None = None
-        aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
-        self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef)
         self._reducer = None if self._mesh is None else GradientReducer.of(model.network, self._mesh)
         self._total_steps = total_steps
-        self._max_tokens = max_tokens_per_microbatch
         self._seed = seed
 
     def async_offload(self) -> None:
@@ -170,12 +167,6 @@ class TrainEngine:
             metrics["skipped_steps"] = self.skipped_steps
         return metrics
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[NamedArray], objective: Objective) -> Totals:
-        """Sums over all batches, without dropout and without gradients."""
-        with self._evaluating():
-            return sum((self._evaluate_batch(batch, objective) for batch in batches), Totals())
-
     def state(self, *, weights: bool = True) -> EngineState:
         """The state that a resumed engine needs; `weights=False` if unrounded parameters are saved elsewhere."""
         self.reload()
@@ -203,10 +194,6 @@ class TrainEngine:
     def has_masters(self) -> bool:
         """Whether the model's parameters are rounded copies of float32 masters, which only `state` exposes."""
         return self._optimizer.has_masters
-
-    def _evaluate_batch(self, batch: NamedArray, objective: Objective) -> Totals:
-        local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
-        return self._forward_backward.evaluate(local_batch, objective).totals
 
     def _optimizer_step(self, lr: float, losses: ReducedLosses, batch: NamedArray, objective: Objective) -> float:
         """Step with the accumulated gradients, unless something is not finite; returns the norm of the gradients."""
@@ -246,15 +233,6 @@ class TrainEngine:
                 for row, name in enumerate(sample_names(batch))
                 if not math.isfinite(self._evaluate_batch(select(batch, [row]), objective).loss_sum)
             ]
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(was_training)
 
     @contextmanager
     def _dropout_seed(self) -> Iterator[None]:

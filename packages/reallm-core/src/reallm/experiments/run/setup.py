@@ -28,6 +28,7 @@ from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.specs import Algorithm
 from reallm.training.engine import TrainEngine
+from reallm.training.eval_engine import EvalEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +97,7 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
         raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on ({report(train)})")
     if valid is not None and not len(valid):
         valid = None
-    _check_keys(train[0], graph, splits["train"].name)
+    check_keys(train[0], graph, splits["train"].name)
     sampler = StepSampler(len(train), batch_size(config.dataset, "train"), config.epochs, config.max_steps, config.seed)
     check_warmup(config.optimizer, sampler.total_steps, f"all the steps there are, {sampler.total_steps}")
     if valid is None:
@@ -142,19 +143,24 @@ def load_roles(
     config: TrainingConfig,
     graph: Graph,
     interfaces: Mapping[str, Any],
-    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
     job: Job,
     layouts: Mapping[str, Layout] | None,
+    *,
+    total_steps: int | None,
+    tokenizer_changed: bool = False,
 ) -> dict[str, Role]:
-    """Load the model of each role, with a training engine if the graph trains it.
+    """Load the model of each role, with an engine if the graph trains it.
 
     Args:
         config: configuration of the run.
         graph: graph of the algorithm.
         interfaces: interface instances by role.
-        data: data of the run: its number of steps, and its tokenizer.
+        tokenizer: tokenizer of the run.
         job: the processes that load the models together.
         layouts: layout of each role; None for a single process.
+        total_steps: steps of the run; None to evaluate alone, without training engines and their memory.
+        tokenizer_changed: whether the tokenizer is to be saved with the models.
 
     Raises:
         ReallmError: a checkpoint cannot be loaded, or a device does not exist.
@@ -171,7 +177,7 @@ def load_roles(
         model = ReaLModel.from_pretrained(
             args.path,
             device=device,
-            min_vocab_size=min_vocab_size(config, graph, data.tokenizer, name),
+            min_vocab_size=min_vocab_size(config, graph, tokenizer, name),
             seed=config.seed,
             mesh=mesh,
             zero=config.parallel.zero,
@@ -179,10 +185,16 @@ def load_roles(
         )
         checkpoint_dtype = model.dtype
         model.to(choose_dtype(args.dtype, device))
-        is_trained = name in graph.trained_roles
-        engine = _make_engine(config, model, args, data.sampler.total_steps) if is_trained else None
-        tokenizer = data.tokenizer if data.tokenizer_changed else None
-        roles[name] = Role(interface, model, engine, args, checkpoint_dtype, tokenizer)
+        engine, evaluator = None, None
+        if name in graph.trained_roles:
+            model.gradient_checkpointing = args.gradient_checkpointing
+            if args.compile:
+                model.compile_blocks()
+            if total_steps is not None:
+                engine = _make_engine(config, model, args, total_steps)
+            evaluator = engine or EvalEngine(model, config.max_tokens_per_microbatch)
+        to_save = tokenizer if tokenizer_changed else None
+        roles[name] = Role(interface, model, engine, evaluator, args, checkpoint_dtype, to_save)
     return roles
 
 
@@ -193,9 +205,6 @@ def min_vocab_size(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTo
 
 
 def _make_engine(config: TrainingConfig, model: ReaLModel, args: ModelArgs, total_steps: int) -> TrainEngine:
-    model.gradient_checkpointing = args.gradient_checkpointing
-    if args.compile:
-        model.compile_blocks()
     return TrainEngine(
         model,
         config.optimizer,
@@ -213,8 +222,12 @@ def _check_needs_no_validation(config: TrainingConfig) -> None:
             raise ConfigError(f"{key}={value} needs validation data; give dataset.valid_path, or leave {key} out")
 
 
-def _check_keys(sample: NamedArray, graph: Graph, dataset: str) -> None:
-    """Check that the dataset or an earlier call writes each key that a call reads."""
+def check_keys(sample: NamedArray, graph: Graph, dataset: str) -> None:
+    """Check that the dataset or an earlier call writes each key that a call reads.
+
+    Raises:
+        DataError: a key is missing; names it and the call.
+    """
     known = set(sample.keys())
     for call in graph.calls:
         for key in call.inputs:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from reallm.algorithms.executor import Graph, GraphExecutor, Role
 from reallm.config.training import TrainingConfig
-from reallm.data.batching import gather
+from reallm.data.batching import batches_in_order, gather
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
@@ -95,7 +95,16 @@ class Trainer:
         trained, folder, echo = graph.trained_roles, run.folder, partial(print_line, console)
         plan = Plan.make(config, algorithm, graph, run, job, echo)
         config, data, point = plan.config, plan.data, plan.point
-        roles = load_roles(config, graph, plan.interfaces, data, job, plan.layouts)
+        roles = load_roles(
+            config,
+            graph,
+            plan.interfaces,
+            data.tokenizer,
+            job,
+            plan.layouts,
+            total_steps=data.sampler.total_steps,
+            tokenizer_changed=data.tokenizer_changed,
+        )
         if point is not None:
             point.load_into({name: roles[name].engine for name in trained})
         callbacks = Callbacks(
@@ -251,12 +260,11 @@ class Trainer:
         )
 
     def _valid_batches(self, stop: StopRequest) -> Iterator[NamedArray]:
-        valid, size = self.data.valid, self.data.valid_batch_size
-        assert valid is not None
-        for start in range(0, len(valid), size):
+        assert self.data.valid is not None
+        for batch in batches_in_order(self.data.valid, self.data.valid_batch_size):
             if stop.is_set():
                 return
-            yield gather([valid[row] for row in range(start, min(start + size, len(valid)))])
+            yield batch
 
     def _check_best_metric(self) -> None:
         if self.metrics:

@@ -1,0 +1,150 @@
+"""`evaluate`: the metrics of checkpoints on rows, as an evaluation in training computes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from reallm.algorithms.executor import Graph, GraphExecutor, Role
+from reallm.config.dataset import batch_size
+from reallm.config.load import describe
+from reallm.config.training import TrainingConfig, model_args
+from reallm.data.batching import batches_in_order, n_samples
+from reallm.data.dataset_stats import fingerprint, measure
+from reallm.data.datasets import Samples, make_dataset
+from reallm.data.namedarray import NamedArray
+from reallm.data.sampler import StepSampler
+from reallm.data.tokenization.progress import RowProgress
+from reallm.errors import DataError
+from reallm.experiments.preflight.consistency import settings_and_versions
+from reallm.experiments.preflight.device import choose_device, deterministic_kernels
+from reallm.experiments.preflight.memory import explained_shortage
+from reallm.experiments.run.messages import model_line
+from reallm.experiments.run.progress import print_line
+from reallm.experiments.run.setup import (
+    check_keys,
+    check_lengths,
+    choose_layouts,
+    load_roles,
+    load_run_tokenizer,
+    make_interfaces,
+    report,
+)
+from reallm.experiments.runs.settings import plain
+from reallm.launch.consistency import check_same_on_all_ranks
+from reallm.launch.job import Job
+from reallm.specs import Algorithm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Echo = Callable[[str], None]
+"""Prints a line."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The outcome of an evaluation."""
+
+    metrics: Mapping[str, float]
+    """Metrics by the names that they have in training, such as `eval/loss`."""
+    n_samples: int
+    seconds: float
+    """Time of the computation, without loading."""
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """The models of an algorithm's roles, loaded to be evaluated, and the tokenizer of the first one."""
+
+    roles: Mapping[str, Role]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def evaluate(
+    config: TrainingConfig, algorithm: Algorithm, *, console: Console | None = None, job: Job | None = None
+) -> EvalResult:
+    """Compute the metrics of an algorithm's models on rows, exactly as its evaluation in training does.
+
+    The rows are those that training would evaluate: the dataset's validation data, or its training data if it has no
+    other. Nothing is trained or written. In a job of many processes all of them call it and get the same result.
+
+    Args:
+        config: configuration of the algorithm; what concerns training alone is not used.
+        algorithm: graph and interfaces, such as `registry.get("algorithm", "sft")`.
+        console: console on which progress is printed; None is the standard output.
+        job: the processes that evaluate together; None: this process alone.
+
+    Raises:
+        ReallmError: the configuration, the data or a checkpoint is wrong; says why in one line.
+    """
+    job = job or Job()
+    console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
+    graph = Graph.of(algorithm)
+    with evaluation_job(config, graph, job):
+        interfaces = make_interfaces(algorithm, graph)
+        tokenizer, _ = load_run_tokenizer(config, graph)
+        samples, size = _load_rows(config, graph, tokenizer), batch_size(config.dataset, "valid")
+        rows = {"the fingerprint of the rows": fingerprint(samples)[:12]}
+        check_same_on_all_ranks(job, "data", rows, config.parallel.timeout)
+        first = graph.trained_roles[0]
+        sampler = StepSampler(len(samples), size, 1, None, config.seed)
+        stats = measure(samples, interfaces[first].n_tokens, sampler, config.max_tokens_per_microbatch)
+        check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
+        models = load_models(config, graph, interfaces, tokenizer, job, partial(print_line, console))
+        print_line(console, f"rows: {report(samples)}")
+        started = time.monotonic()
+        with explained_shortage("evaluation", models.roles, config):
+            metrics = GraphExecutor(graph, models.roles).evaluate(_batches(samples, size, console))
+        return EvalResult(metrics, len(samples), time.monotonic() - started)
+
+
+@contextmanager
+def evaluation_job(config: TrainingConfig, graph: Graph, job: Job) -> Iterator[None]:
+    """Context in which the processes of a job can load and evaluate models; checks that their settings are the same."""
+    found = settings_and_versions(config, plain(describe(config).tree()), graph.roles)
+    check_same_on_all_ranks(job, "settings", found, config.parallel.timeout)
+    device = choose_device(model_args(config, graph.roles[0]).device, job.gpu)
+    with job.process_groups(device, config.parallel.timeout), deterministic_kernels(config.deterministic):
+        yield
+
+
+def load_models(
+    config: TrainingConfig,
+    graph: Graph,
+    interfaces: Mapping[str, object],
+    tokenizer: PreTrainedTokenizerBase,
+    job: Job,
+    echo: Echo,
+) -> LoadedModels:
+    """Load the models of all roles without what training needs, and print a line about each."""
+    layouts = choose_layouts(config, graph, job)
+    roles = load_roles(config, graph, interfaces, tokenizer, job, layouts, total_steps=None)
+    for name, role in roles.items():
+        echo(model_line(name, role, config))
+    return LoadedModels(roles, tokenizer)
+
+
+def _load_rows(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokenizerBase) -> Samples:
+    """The samples to evaluate."""
+    splits = config.datasets()
+    split = "valid" if "valid" in splits else "train"
+    samples = make_dataset(splits[split], seed=config.seed, tokenizer=tokenizer)
+    if not len(samples):
+        raise DataError(f"dataset '{splits[split].name}' gives no samples to evaluate ({report(samples)})")
+    check_keys(samples[0], graph, splits[split].name)
+    return samples
+
+
+def _batches(samples: Samples, size: int, console: Console) -> Iterator[NamedArray]:
+    """All samples in batches, as in training, with progress."""
+    with RowProgress("evaluating", lambda: len(samples), console=console) as progress:
+        for batch in batches_in_order(samples, size):
+            yield batch
+            progress.advance(n_samples(batch))
