@@ -39,7 +39,7 @@ class StepSampler:
         """Indices of the samples that `step` trains on."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         start = index * self.batch_size
-        return [int(row) for row in _order(self.n_rows, self.seed, epoch)[start : start + self.batch_size]]
+        return [int(row) for row in self._order(epoch)[start : start + self.batch_size]]
 
     def epoch_after(self, step: int) -> float:
         """Number of epochs done after `step`, a fraction."""
@@ -49,8 +49,54 @@ class StepSampler:
         """Whether an action done every `every` steps (None: every epoch) and after the last is due after `step`."""
         return step % (every or self.steps_per_epoch) == 0 or step == self.total_steps
 
+    def _order(self, epoch: int) -> np.ndarray:
+        """Indices of the samples of an epoch (counted from 0), in order, int64 [n_rows]."""
+        return _shuffled(self.n_rows, self.seed, epoch)
+
+
+@dataclass(frozen=True)
+class MixtureSampler(StepSampler):
+    """Takes a fixed number of samples of each source in an epoch, in random order.
+
+    Each source is read in passes of its own, each pass shuffled: a source of 100 samples of which an epoch takes 150
+    is read once and a half in the first epoch, and goes on in the middle of its second pass in the next one. Samples
+    are numbered source after source, see `MixedSamples`.
+
+    Args:
+        names: names of the sources.
+        sizes: number of samples of each source; `n_rows` is their sum.
+        quotas: samples of each source in an epoch, `n_rows` in sum.
+    """
+
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    quotas: tuple[int, ...] = ()
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _mixed(self.seed, epoch, self.names, self.sizes, self.quotas)
+
 
 @lru_cache(maxsize=2)
-def _order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of the samples in an epoch (counted from 0)."""
+def _shuffled(n_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of the samples in an epoch."""
     return np.random.default_rng(derive_seed(seed, "data order", epoch)).permutation(n_rows)
+
+
+@lru_cache(maxsize=2)
+def _mixed(
+    seed: int, epoch: int, names: tuple[str, ...], sizes: tuple[int, ...], quotas: tuple[int, ...]
+) -> np.ndarray:
+    """The samples of an epoch of a mixture."""
+    turns = np.repeat(np.arange(len(names)), quotas)
+    turns = np.random.default_rng(derive_seed(seed, "turns of sources", epoch)).permutation(turns)
+    order = np.empty(len(turns), np.int64)
+    starts = np.cumsum([0, *sizes[:-1]])
+    for source, (name, size, quota) in enumerate(zip(names, sizes, quotas, strict=True)):
+        first = epoch * quota
+        passes = [
+            np.random.default_rng(derive_seed(seed, "data order", name, number)).permutation(size)
+            for number in range(first // size, (first + quota - 1) // size + 1)
+        ]
+        begin = first % size
+        order[turns == source] = starts[source] + np.concatenate(passes)[begin : begin + quota]
+    return order

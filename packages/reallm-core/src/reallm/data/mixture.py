@@ -1,0 +1,104 @@
+"""Mixtures: several datasets as one, each with a share of the samples of an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from reallm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reallm.data.datasets import Dataset, Samples
+    from reallm.data.namedarray import NamedArray
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets to be mixed.
+
+    Args:
+        sources: name of a source -> its dataset.
+        weights: name of a source -> its share of the samples of an epoch, relative to the others; empty: all samples
+            are taken as often.
+    """
+
+    sources: Mapping[str, Dataset]
+    weights: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The name of the datasets' plugin."""
+        return next(iter(self.sources.values())).name
+
+
+@dataclass(frozen=True)
+class MixedSamples:
+    """The samples of several datasets, one dataset after the other; a map-style dataset itself.
+
+    The id of a sample begins with the name of its source: `math/train.jsonl:12`.
+
+    Args:
+        sources: name of a source -> its samples.
+        weights: see `Mixture`.
+    """
+
+    sources: Mapping[str, Samples]
+    weights: Mapping[str, float]
+
+    @cached_property
+    def starts(self) -> dict[str, int]:
+        """Name of a source -> index of its first sample."""
+        sizes = [len(samples) for samples in self.sources.values()]
+        return dict(zip(self.sources, accumulate(sizes[:-1], initial=0), strict=True))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources.values()))
+
+    def __getitem__(self, index: int, /) -> NamedArray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        name, start = next((name, start) for name, start in reversed(self.starts.items()) if start <= index)
+        sample = self.sources[name][index - start]
+        ids = sample.metadata.get("ids")
+        return sample if ids is None else sample.with_metadata(ids=[f"{name}/{one}" for one in ids])
+
+    def report(self) -> str:
+        """One line: the sources with their number of samples, and their share of an epoch."""
+        parts = [
+            f"{name} {quota / len(self):.1%} ({quota / len(samples):.3g} times {len(samples):,})"
+            for (name, samples), quota in zip(self.sources.items(), self.quotas, strict=True)
+        ]
+        return f"mixture of {len(self):,} samples an epoch: {', '.join(parts)}"
+
+    @property
+    def quotas(self) -> list[int]:
+        """Samples of each source in an epoch, which has as many as all sources together.
+
+        Raises:
+            ConfigError: a weight is so small that an epoch has no sample of its source.
+        """
+        sizes = [len(samples) for samples in self.sources.values()]
+        if not self.weights:
+            return sizes
+        quotas = apportion(len(self), [self.weights[name] for name in self.sources])
+        for name, quota in zip(self.sources, quotas, strict=True):
+            if not quota:
+                raise ConfigError(
+                    f"dataset.mix.{name}.weight={self.weights[name]} gives no sample of an epoch of {len(self):,}; "
+                    "raise it, or leave the source out"
+                )
+        return quotas
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Split `total` into whole numbers in proportion to weights (largest remainders): `(10, [1, 2])` gives `[3, 7]`."""
+    exact = [total * weight / math.fsum(weights) for weight in weights]
+    shares = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
