@@ -127,8 +127,27 @@ class GraphExecutor:
 
         With several train calls, names are `eval/<call>/loss`.
         """
-        train_calls = self._graph.train_calls
-        totals = {call.name: Totals() for call in train_calls}
+        return self._metrics(self._totals(batches))
+
+    def evaluate_sources(self, sources: Mapping[str, Iterable[NamedArray]]) -> dict[str, float]:
+        """Metrics over the batches of all sources, as `evaluate` gives them, and of each one, as `eval/loss/<source>`.
+
+        Args:
+            sources: name of a source of a mixture -> its batches.
+        """
+        totals = {name: self._totals(batches) for name, batches in sources.items()}
+        together = {
+            call.name: sum((of_source[call.name] for of_source in totals.values()), Totals())
+            for call in self._graph.train_calls
+        }
+        metrics = self._metrics(together)
+        for source, of_source in totals.items():
+            metrics |= {f"{name}/{source}": value for name, value in self._metrics(of_source).items()}
+        return metrics
+
+    def _totals(self, batches: Iterable[NamedArray]) -> dict[str, Totals]:
+        """The sums of each train call's objective over all batches."""
+        totals = {call.name: Totals() for call in self._graph.train_calls}
         for inputs in batches:
             batch = inputs
             for call in self._graph.calls:
@@ -138,10 +157,13 @@ class GraphExecutor:
                     totals[call.name] += role.evaluator.evaluate([batch], role.interface)
                 else:
                     batch = self._with_outputs(call, batch)
+        return totals
+
+    def _metrics(self, totals: Mapping[str, Totals]) -> dict[str, float]:
         prefixes = self._graph.eval_prefixes
         return {
             f"{prefixes[call.name]}/{name}": value
-            for call in train_calls
+            for call in self._graph.train_calls
             for name, value in self._roles[call.role].interface.metrics(totals[call.name]).items()
         }
 

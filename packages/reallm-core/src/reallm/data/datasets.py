@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from reallm.data.mixture import MixedSamples, Mixture
 from reallm.errors import ConfigError, DataError, PluginError, did_you_mean
 from reallm.plugins import registry
 from reallm.seeding import derive_seed
@@ -72,15 +73,26 @@ class Samples(Protocol):
 
 
 def make_dataset(
-    dataset: Dataset, *, seed: int, tokenizer: PreTrainedTokenizerBase, dp_rank: int = 0, dp_size: int = 1
+    dataset: Dataset | Mixture,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    dp_rank: int = 0,
+    dp_size: int = 1,
 ) -> Samples:
-    """Find the dataset's class through the plugin that offers its name, and construct it.
+    """Find the dataset's class through the plugin that offers its name, and construct it; or the datasets of a mixture.
 
     Raises:
         UnknownNameError: no installed plugin offers the name.
         ConfigError: the class does not take the arguments; names the dataset, its distribution and the argument.
         DataError: its data is invalid.
     """
+    if isinstance(dataset, Mixture):
+        made = {
+            name: make_dataset(source, seed=seed, tokenizer=tokenizer, dp_rank=dp_rank, dp_size=dp_size)
+            for name, source in dataset.sources.items()
+        }
+        return MixedSamples(made, dataset.weights)
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
     offer = registry.registry().offer("dataset", dataset.name)
     return construct(f"dataset '{dataset.name}' of {offer.plugin.release}", offer.value, util, dataset.args)

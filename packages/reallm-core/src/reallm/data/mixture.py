@@ -67,12 +67,15 @@ class MixedSamples:
         return sample if ids is None else sample.with_metadata(ids=[f"{name}/{one}" for one in ids])
 
     def report(self) -> str:
-        """One line: the sources with their number of samples, and their share of an epoch."""
+        """One line: the samples of each source and, with weights, how many of them an epoch has."""
+        of = f"{len(self):,} samples of {len(self.sources)} {'source' if len(self.sources) == 1 else 'sources'}"
+        if not self.weights:
+            return f"{of}: {', '.join(f'{name} {len(samples):,}' for name, samples in self.sources.items())}"
         parts = [
-            f"{name} {quota / len(self):.1%} ({quota / len(samples):.3g} times {len(samples):,})"
+            f"{name} {quota / len(self):.1%}, {quota / len(samples):.3g} passes over {len(samples):,}"
             for (name, samples), quota in zip(self.sources.items(), self.quotas, strict=True)
         ]
-        return f"mixture of {len(self):,} samples an epoch: {', '.join(parts)}"
+        return f"an epoch has {of}: {'; '.join(parts)}"
 
     @property
     def quotas(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reallm.algorithms.executor import Graph
+from reallm.config.mixture import mix_sources
 from reallm.config.training import DEFAULT_BEST_METRIC, TrainingConfig
 from reallm.errors import ConfigError, did_you_mean
 from reallm.specs import Algorithm
@@ -19,6 +20,7 @@ def check_best_metric(config: TrainingConfig, algorithm: Algorithm, graph: Graph
     if config.tracked_metric is not None:
         names = graph.eval_metric_names({role: algorithm.interface_class(role) for role in graph.trained_roles})
         if names is not None:
+            names += [f"{name}/{source}" for source in mix_sources(config.dataset) for name in names]
             check_metric_name(config, names)
 
 

@@ -57,10 +57,11 @@ class NextStep:
 
 @dataclass(frozen=True)
 class SplitStats:
-    """The samples of a split: the dataset's report, and the histogram of lengths."""
+    """The samples of a split: the dataset's report, those of a mixture's sources, and the histogram of lengths."""
 
     split: str
     report: str
+    sources: list[str]
     chart: BarChart | None
     note: str
 
@@ -243,7 +244,13 @@ def _split_stats(split: str, content: Any) -> SplitStats:
         counted, total = content.get("counted"), content.get("n_samples")
         if is_number(counted) and is_number(total) and counted < total:
             note = f"{counted:,} of {total:,} samples were looked at"
-    return SplitStats(split, str(content.get("report") or ""), chart, note)
+    return SplitStats(split, str(content.get("report") or ""), _source_lines(content.get("sources")), chart, note)
+
+
+def _source_lines(sources: Any) -> list[str]:
+    """A line about each source of a mixture."""
+    sources = sources if isinstance(sources, dict) else {}
+    return [f"{name}: {about.get('report', '')}" for name, about in sources.items() if isinstance(about, dict)]
 
 
 def _is_histogram(edges: Any, counts: Any) -> bool:

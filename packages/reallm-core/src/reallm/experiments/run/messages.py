@@ -10,6 +10,8 @@ import torch
 
 from reallm.algorithms.executor import Role
 from reallm.config.training import TrainingConfig
+from reallm.data.datasets import Samples
+from reallm.data.mixture import MixedSamples
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Best
 from reallm.experiments.reports.number_format import counted, duration
@@ -62,9 +64,9 @@ def planned_model_line(
 def overview(plan: Plan, run: OpenRun, job: Job, models: Sequence[str]) -> list[str]:
     """Models, data, steps, memory and run folder, a line each, with the given lines about models."""
     config, data, lines = plan.config, plan.data, list(models)
-    lines.append(f"train: {report(data.train)}")
+    lines += _data_lines("train", data.train)
     if data.valid is not None:
-        lines.append(f"valid: {report(data.valid)}")
+        lines += _data_lines("valid", data.valid)
     sampler, stats, optimizer = data.sampler, data.stats, config.optimizer
     about = "" if stats.is_whole else "about "
     lines.append(
@@ -81,6 +83,14 @@ def overview(plan: Plan, run: OpenRun, job: Job, models: Sequence[str]) -> list[
     if config.async_save and not job.is_alone:
         lines.append("saving: training waits for each save; async_save=true has no effect with several processes")
     return [*lines, f"run folder: {run.folder.path}", *plan.memory]
+
+
+def _data_lines(split: str, samples: Samples) -> list[str]:
+    """The report of a split, and of each source if it is a mixture."""
+    lines = [f"{split}: {report(samples)}"]
+    if isinstance(samples, MixedSamples):
+        lines += [f"{split}, {name}: {report(source)}" for name, source in samples.sources.items()]
+    return lines
 
 
 def complete_line(run: RunInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from reallm.config.training import TrainingConfig, model_args
 from reallm.data.chat.known_templates import set_chat_template
 from reallm.data.dataset_stats import DatasetStats, fingerprint, histogram, measure
 from reallm.data.datasets import Samples, make_dataset
+from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
-from reallm.data.sampler import StepSampler
+from reallm.data.sampler import MixtureSampler, StepSampler
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
@@ -63,7 +65,18 @@ class Data:
         }
         if self.valid is not None:
             splits["valid"] = {"report": report(self.valid), "n_samples": len(self.valid)}
+        for split, samples in {"train": self.train, "valid": self.valid}.items():
+            if isinstance(samples, MixedSamples):
+                splits[split]["sources"] = _sources_json(samples)
         return splits
+
+
+def _sources_json(samples: MixedSamples) -> dict[str, Any]:
+    """The sources of a mixture, by name: report, samples, and in training data samples of an epoch."""
+    return {
+        name: {"report": report(source), "n_samples": len(source), "n_samples_of_epoch": quota}
+        for (name, source), quota in zip(samples.sources.items(), samples.quotas, strict=True)
+    }
 
 
 def make_interfaces(algorithm: Algorithm, graph: Graph) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     if valid is not None and not len(valid):
         valid = None
     check_keys(train[0], graph, splits["train"].name)
-    sampler = StepSampler(len(train), batch_size(config.dataset, "train"), config.epochs, config.max_steps, config.seed)
+    sampler = _make_sampler(config, train)
     check_warmup(config.optimizer, sampler.total_steps, f"all the steps there are, {sampler.total_steps}")
     if valid is None:
         _check_needs_no_validation(config)
@@ -109,10 +122,26 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
         batch_size(config.dataset, "valid"),
         sampler,
         stats,
-        fingerprint(train),
+        _fingerprint(train),
         tokenizer,
         tokenizer_changed,
     )
+
+
+def _make_sampler(config: TrainingConfig, train: Samples) -> StepSampler:
+    steps = (len(train), batch_size(config.dataset, "train"), config.epochs, config.max_steps, config.seed)
+    if not isinstance(train, MixedSamples):
+        return StepSampler(*steps)
+    sizes = tuple(len(samples) for samples in train.sources.values())
+    return MixtureSampler(*steps, names=tuple(train.sources), sizes=sizes, quotas=tuple(train.quotas))
+
+
+def _fingerprint(train: Samples) -> str:
+    """Fingerprint of the samples and, in a mixture, of how often each source is taken."""
+    found = fingerprint(train)
+    if not isinstance(train, MixedSamples):
+        return found
+    return hashlib.sha256(repr((found, list(train.sources), train.quotas)).encode()).hexdigest()
 
 
 def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrainedTokenizerBase, bool]:
