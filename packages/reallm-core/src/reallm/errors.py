@@ -50,10 +50,30 @@ class UnknownNameError(PluginError):
     """No installed plugin offers a family, dataset, algorithm, logger or callback of this name."""
 
 
+def close_matches(name: str, options: Iterable[str]) -> list[str]:
+    """The options that `name` may be a misspelling of, at most three, the most similar one first.
+
+    `llama` for `lama`, `sft` for `stf` and `bfloat16` for `bf16`, but not `best_mode` for `base_model`: a far-fetched
+    suggestion is worse than none.
+    """
+    similarity = {option: _similarity(name, option) for option in options}
+    return sorted((option for option in similarity if similarity[option]), key=lambda option: -similarity[option])[:3]
+
+
+def _similarity(name: str, option: str) -> float:
+    """From 0, not similar at all, to 1."""
+    ratio = difflib.SequenceMatcher(None, option, name).ratio()
+    if ratio >= 0.75:
+        return ratio
+    letters = iter(option)
+    is_abbreviation = len(name) > 2 and name[0] == option[:1] and all(letter in letters for letter in name)
+    are_swapped = len(name) > 2 and sorted(name) == sorted(option)
+    return ratio if ratio >= 0.6 and (is_abbreviation or are_swapped) else 0.0
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option most similar to `name`; None if none is: `nearest("lama", ["llama", "mistral"]) == "llama"`."""
-    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return found[0] if found else None
+    return next(iter(close_matches(name, options)), None)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

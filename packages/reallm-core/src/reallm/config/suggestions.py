@@ -2,63 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from reallm.config.foreign_keys import explanation, our_key
 from reallm.config.schema import Group, Key
-from reallm.errors import nearest
+from reallm.errors import close_matches, nearest
 
+MAX_LISTED = 5
+"""The most keys of a group that an error lists if none is similar."""
 OPTIONS = ("config", "print-config", "preview", "dry-run", "help")
 """Names of the options with dashes; everything else is `key=value`."""
 
 
 def unknown_key(name: str, groups: Sequence[Group]) -> str:
-    """`unknown key 'dataset.train_pth'; did you mean 'dataset.train_path'? Keys of dataset: name, train_path, ...`."""
+    """The message for a key that does not exist.
+
+    `unknown key 'dataset.train_pth'; did you mean 'dataset.train_path'?`, with up to three keys;
+    `unknown key 'packing': sequences are always packed ...` for what other tools have and this one does not.
+    """
     by_name = {group.name: group for group in groups}
     if name in by_name:
         return f"'{name}' is a group of keys, not a value; write {_main_key(by_name[name])}=VALUE"
+    near = suggestions(name, groups)
+    if near:
+        return f"unknown key '{name}'; did you mean {_either(near)}?"
+    if sentence := explanation(name):
+        return f"unknown key '{name}': {sentence}"
     above = name.rpartition(".")[0]
     while above not in by_name:
         above = above.rpartition(".")[0]
     group = by_name[above]
-    leaves = [key.leaf for key in group.keys]
-    near = suggestion(name, groups)
-    hint = f"; did you mean '{near}'? Keys" if near else "; keys"
-    if not above:
-        return f"unknown key '{name}'{hint}: {', '.join([f'{name}.*' for name in by_name if name] + leaves)}"
-    return f"unknown key '{name}'{hint} of {group.dataset or above}: {', '.join(leaves)}"
+    if above and len(group.keys) <= MAX_LISTED:
+        return f"unknown key '{name}'; keys of {group.dataset or above}: {', '.join(key.leaf for key in group.keys)}"
+    return f"unknown key '{name}'; --help lists all keys"
 
 
-def suggestion(name: str, groups: Sequence[Group]) -> str | None:
-    """The key that was probably meant, or None.
+def suggestions(name: str, groups: Sequence[Group]) -> list[str]:
+    """The keys that were probably meant, at most three; none if no key is similar.
 
-    `dataset.path` -> `dataset.train_path`, `lr` and `model.lr` -> `optimizer.lr`, `learning_rate` -> `optimizer.lr`
-    (its help says "learning rate").
+    `dataset.path` -> `dataset.train_path`, `dataset.valid_path`; `lr` and `model.lr` -> `optimizer.lr`;
+    `learning_rate`, the name elsewhere -> `optimizer.lr`.
     """
     keys = [key for group in groups for key in group.keys]
-    name = name.lower().replace("-", "_")
+    name = name.lower().replace("-", "_").lstrip("+~")
     parent, _, leaf = name.rpartition(".")
     siblings = [key for group in groups if parent and group.name == parent for key in group.keys]
-    return (
-        _first(key for key in keys if key.name.replace(".", "_") == name.replace(".", "_"))
-        or _similar(leaf, siblings)
-        or _first(key for key in keys if key.leaf == leaf)
-        or _similar(leaf, keys)
-    )
+    renamed = our_key(name)
+    for found in (
+        [key for key in keys if key.name.replace(".", "_") == name.replace(".", "_")],
+        [key for key in keys if key.name == renamed],
+        [] if explanation(name) else _similar(leaf, siblings),
+        [key for key in keys if key.leaf == leaf],
+        [] if explanation(name) else _similar(leaf, keys),
+    ):
+        if found:
+            return [key.name for key in found[:3]]
+    return []
 
 
-def _similar(leaf: str, keys: Sequence[Key]) -> str | None:
-    near = nearest(leaf, [key.leaf for key in keys])
-    words = leaf.split("_")
-    return (
-        _first(key for key in keys if key.leaf == near)
-        or _first(key for key in keys if len(leaf) > 2 and leaf in key.leaf)
-        or _first(key for key in keys if len(words) > 1 and " ".join(words) in key.help.lower().replace("-", " "))
-    )
+def _similar(leaf: str, keys: Sequence[Key]) -> list[Key]:
+    """Keys with a similar last part, the most similar ones first; or else those with this word in it."""
+    near = close_matches(leaf, [key.leaf for key in keys])
+    similar = [key for each in near for key in keys if key.leaf == each]
+    return similar or [key for key in keys if len(leaf) > 2 and leaf in key.leaf.split("_")]
 
 
-def _first(keys: Iterator[Key]) -> str | None:
-    return next((key.name for key in keys), None)
+def _either(names: Sequence[str]) -> str:
+    """`'a'`, `'a' or 'b'`, `'a', 'b' or 'c'`."""
+    shown = [f"'{name}'" for name in names]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _main_key(group: Group) -> str:
@@ -85,9 +98,9 @@ def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Gro
     names = [key.name for group in groups for key in group.keys]
     if argument in names:
         return f"'{argument}' has no value; write {argument}=VALUE"
-    near = suggestion(argument, groups)
+    near = suggestions(argument, groups)
     return f"'{argument}' is not key=value" + (
-        f"; did you mean {near}=VALUE?" if near else ", such as optimizer.lr=1e-5"
+        f"; did you mean {near[0]}=VALUE?" if near else ", such as optimizer.lr=1e-5"
     )
 
 
@@ -98,10 +111,12 @@ def _option(argument: str, following: str, groups: Sequence[Group]) -> str:
     option = nearest(name, OPTIONS)
     if option and not any(name in (key.name, key.leaf) for key in keys):
         return f"unknown option '{argument}'; did you mean '--{option}'?"
-    key = suggestion(name, groups)
-    if key is None:
+    near = suggestions(name, groups)
+    if not near and (sentence := explanation(name)):
+        return f"unknown option '{argument}': {sentence}"
+    if not near:
         options = ", ".join(f"--{item}" for item in OPTIONS)
         return f"unknown option '{argument}'; options are {options}, everything else is written key=value"
     if not value and following and "=" not in following and not following.startswith("-"):
         value, argument = following, f"{argument} {following}"
-    return f"'{argument}': keys are written without dashes and with '=': {key}={value or 'VALUE'}"
+    return f"'{argument}': keys are written without dashes and with '=': {near[0]}={value or 'VALUE'}"

@@ -1,0 +1,108 @@
+"""Names that other tools have for a setting are answered with ours, or with why there is none."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.foreign_keys import EXPLAINED, RENAMED, explanation, our_key
+from reallm.config.load import load
+from reallm.config.schema import groups
+from reallm.errors import ConfigError
+
+KEYS = {key.name for group in groups(SFTConfig) for key in group.keys}
+
+
+def message(argument: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(SFTConfig, [], [argument])
+    return str(caught.value)
+
+
+def test_every_target_is_a_key() -> None:
+    assert RENAMED.keys() <= KEYS
+    mentioned = {
+        key
+        for sentence in EXPLAINED
+        for key in re.findall(r"\b(?:model|dataset|optimizer|parallel)\.\w+|\b\w+(?==)|\b\w+_\w+\b", sentence)
+    }
+    assert {key for key in mentioned if not key.isupper()} <= KEYS | {key.rpartition(".")[2] for key in KEYS}
+
+
+def test_no_name_has_two_meanings_or_is_a_key() -> None:
+    names = [name for of_one in (*RENAMED.values(), *EXPLAINED.values()) for name in of_one.split()]
+    assert len(names) == len(set(names))
+    assert not set(names) & KEYS
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("learning_rate=1e-4", "optimizer.lr"),
+        ("optimizer.learning_rate=1e-4", "optimizer.lr"),
+        ("training_args.learning_rate=1e-4", "optimizer.lr"),
+        ("base_model=x", "model.path"),
+        ("model.model_name_or_path=x", "model.path"),
+        ("num_train_epochs=3", "epochs"),
+        ("trainer.total_epochs=3", "epochs"),
+        ("data.max_length=512", "dataset.max_seqlen"),
+        ("sequence_len=512", "dataset.max_seqlen"),
+        ("lr_scheduler_type=cosine", "optimizer.schedule"),
+        ("warmup_ratio=0.1", "optimizer.warmup_ratio"),
+        ("save_total_limit=3", "keep_last"),
+        ("report_to=wandb", "loggers"),
+        ("micro_batch_size=2", "max_tokens_per_microbatch"),
+        ("optim=sgd", "optimizer.name"),
+        ("torch_dtype=bfloat16", "model.dtype"),
+        ("tensor_parallel_size=2", "parallel.tp"),
+        ("data.train_files=x", "dataset.train_path"),
+        ("early_stopping_patience=3", "stop_after_evals_without_gain"),
+    ],
+)
+def test_a_name_of_another_tool_is_answered_with_the_key(argument: str, key: str) -> None:
+    assert message(argument) == f"unknown key '{argument.partition('=')[0]}'; did you mean '{key}'?"
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("packing=true", "sequences are always packed without padding"),
+        ("dataset.packed=true", "sequences are always packed without padding"),
+        ("gradient_accumulation_steps=4", "it follows from dataset.train_bs_n_seqs and max_tokens_per_microbatch"),
+        ("per_device_train_batch_size=4", "the batch size is dataset.train_bs_n_seqs"),
+        ("batch_size=8", "the batch size is dataset.train_bs_n_seqs"),
+        ("lora.r=8", "LoRA, other adapters and quantized training are not available"),
+        ("lora_r=8", "LoRA, other adapters and quantized training are not available"),
+        ("load_in_4bit=true", "quantized training"),
+        ("bf16=true", "write model.dtype=bfloat16"),
+        ("fp16=true", "float16 cannot be trained"),
+        ("deepspeed=zero3.json", "training is split by parallel.dp, parallel.tp, parallel.pp and parallel.zero"),
+        ("fsdp_config.x=1", "training is split by"),
+        ("logging_steps=10", "every step is logged"),
+        ("training.gradient_accumulation_steps=2", "results do not depend on it"),
+        ("attn_implementation=sdpa", "attention uses the fastest kernel"),
+    ],
+)
+def test_what_has_no_key_is_explained(argument: str, said: str) -> None:
+    text = message(argument)
+    assert text.startswith(f"unknown key '{argument.partition('=')[0]}': ")
+    assert said in text
+    assert "did you mean" not in text
+
+
+def test_options_with_dashes_are_answered_too() -> None:
+    assert message("--per-device-train-batch-size").startswith(
+        "unknown option '--per-device-train-batch-size': the batch size is dataset.train_bs_n_seqs"
+    )
+    with pytest.raises(ConfigError, match=r"with '=': optimizer\.lr=1e-4$"):
+        load(SFTConfig, [], ["--learning_rate", "1e-4"])
+
+
+def test_names_are_looked_up_whole_and_by_their_parts() -> None:
+    assert our_key("Training.Learning-Rate") == "optimizer.lr"
+    assert our_key("lora.r") is our_key("path") is None
+    assert explanation("lora.r") == explanation("lora")
+    assert explanation("optimizer.r") is None
