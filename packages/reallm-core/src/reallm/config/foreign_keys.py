@@ -108,9 +108,7 @@ EXPLAINED: Mapping[str, str] = {
     "the loss is computed without holding logits in any case": "liger_kernel use_liger use_liger_kernel",
     "code from checkpoints is never run; families that are plugins read them": "trust_remote_code",
     "the tokenizer is the one in model.path": "tokenizer_name tokenizer_name_or_path tokenizer_path",
-    "training learns from what dataset.train_path gives; to train on some rows, write them to a file of their own": (
-        "max_samples max_train_samples"
-    ),
+    "all rows of dataset.train_path are used; max_steps ends a run early": ("max_samples max_train_samples"),
     "rows are shuffled again for each epoch, from seed": "shuffle shuffle_dataset shuffle_merged_datasets",
     "with loggers=[wandb] the project is reallm, unless WANDB_PROJECT is set in the environment": (
         "project project_name wandb_entity wandb_project"
