@@ -133,7 +133,7 @@ DEEPSEEK_R1 = """
     {%- if m.role == 'assistant' and m.content is not none %}
         {{- '<|Assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}
     {%- endif %}
-    {%- if m.role == 'tool' %}{{ '<|output|>' + m.content }}{% endif %}
+    {%- if m.role == 'tool' %}{{ '<|tool_output|>' + m.content }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"""
 
@@ -168,10 +168,10 @@ _TEMPLATES: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "gemma": (GEMMA, ("<start_of_turn>", "<end_of_turn>", "<eos>"), "<eos>"),
     "smollm2": (SMOLLM2, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
-    "deepseek-r1": (DEEPSEEK_R1, ("<|User|>", "<|Assistant|>", "<|call|>", "<|output|>", "<|end|>"), "<|end|>"),
+    "deepseek-r1": (DEEPSEEK_R1, ("<|User|>", "<|Assistant|>", "<|call|>", "<|tool_output|>", "<|end|>"), "<|end|>"),
     "deepseek-r1-thinking": (
         DEEPSEEK_R1_THINKING,
-        ("<|User|>", "<|Assistant|>", "<|call|>", "<|output|>", "<|end|>"),
+        ("<|User|>", "<|Assistant|>", "<|call|>", "<|tool_output|>", "<|end|>"),
         "<|end|>",
     ),
     "marked": (MARKED, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),

@@ -202,6 +202,40 @@ def test_what_it_says_now_stands_beside_what_it_said_first(tmp_path):
     assert text.count("as expected") == 1
 
 
+def test_turns_of_a_conversation_and_tool_calls_stand_apart(tmp_path):
+    folder = write_run(tmp_path / "a")
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+    sample = {
+        "step": 0,
+        "id": "row 7",
+        "prompt": "<|user|>2 + 2?<|assistant|>",
+        "turns": [{"role": "system", "text": "Be brief."}, {"role": "user", "text": "2 + 2?"}],
+        "expected": f"Let me add. {call}",
+        "completion": call,
+    }
+    write_lines(folder / "samples.jsonl", sample)
+    text = page(folder)
+    order = [
+        "system",
+        "Be brief.",
+        "user",
+        "2 + 2?",
+        "expected",
+        "Let me add.",
+        "calls",
+        '{"name": "add"',
+        "step 0",
+        "calls",
+    ]
+    start = text.index("row 7")
+    for part in order:
+        assert part in text[start:]
+        start = text.index(part, start) + len(part)
+    assert "<tool_call>" not in text
+    assert "<|user|>" not in text
+    assert "nothing" not in text
+
+
 def test_what_is_not_there_is_left_out(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()

@@ -123,16 +123,23 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
     tokenizer = load_tokenizer(folder)
     if chat and not tokenizer.chat_template:
         raise ConfigError(f"--chat: the tokenizer in '{folder}' has no chat template; leave --chat out")
-    ids = [_chat_ids(tokenizer, prompt) if chat else tokenizer.encode(prompt) for prompt in prompts]
+    ids = _chat_ids(tokenizer, prompts) if chat else [tokenizer.encode(prompt) for prompt in prompts]
     # A CPU is fastest in float32; on a GPU the dtype of the checkpoint is kept.
     model = ReaLModel.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else None, device=device)
     return model.generate(ids, tokenizer=tokenizer, **sampling)
 
 
-def _chat_ids(tokenizer: Any, prompt: str) -> list[int]:
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)  # the template has added them
+def _chat_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    """The tokens of each prompt, asked by the user as in training."""
+    from reallm.data.chat.template import ChatTemplate
+    from reallm.data.rows import Row
+
+    template = ChatTemplate(tokenizer)
+    texts = [
+        template.prompt([{"role": "user", "content": prompt}], Row(str(number), f"prompt {number}", {}))
+        for number, prompt in enumerate(prompts, 1)
+    ]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]  # the template has added them
 
 
 def _as_json(prompt: str, completion: Completion) -> str:

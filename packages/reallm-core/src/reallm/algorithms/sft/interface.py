@@ -59,11 +59,17 @@ class SFTInterface:
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
 
     def example(self, sample: NamedArray) -> Example | None:
-        """The tokens before the first one in the loss, and the tokens in the loss; None if none come before."""
+        """The last run of tokens in the loss, such as the last turn of a conversation, and all tokens before it.
+
+        A sample that is in the loss from its beginning is split in its middle. None if no tokens come before.
+        """
         ids, mask = sample["input_ids"].tolist(), sample["loss_mask"].tolist()
-        start = mask.index(True) if True in mask else 0
-        learned = [token for token, is_learned in zip(ids[start:], mask[start:], strict=True) if is_learned]
-        return Example(ids[:start], learned) if start else None
+        if True not in mask:
+            return None
+        end = len(mask) - mask[::-1].index(True)
+        start = next((i + 1 for i in range(end - 1, -1, -1) if not mask[i]), 0)
+        start = start if start > 1 else end // 2
+        return Example(ids[:start], ids[start:end]) if start else None
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Mean loss in nats per token, perplexity, accuracy of the most likely token, and number of tokens."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reallm.data.chat.transcript import split_calls
+
 PROMPTS = 20
 EVALUATIONS = 12
 """Maximum number of completions shown of a prompt, including the first and the latest."""
@@ -32,11 +34,20 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Speech:
+    """A text and the tool calls in it, which are shown apart; of a turn also the role that says it, else empty."""
+
+    text: Passage
+    calls: tuple[Passage, ...]
+    role: str = ""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A completion after a step; `is_expected`: whether it is exactly the expected one."""
 
     step: int
-    text: Passage
+    speech: Speech
     is_expected: bool
 
 
@@ -45,8 +56,9 @@ class PromptHistory:
     """A prompt, its expected completion, and its completions: the latest, the first if different, and those between."""
 
     id: str
-    prompt: Passage
-    expected: Passage | None
+    turns: tuple[Speech, ...]
+    """The turns of the prompt; a prompt that is no conversation is one."""
+    expected: Speech | None
     latest: Answer
     first: Answer | None
     between: tuple[Answer, ...]
@@ -69,11 +81,11 @@ def _history(name: str, prompt: str, steps: Mapping[int, Mapping[str, Any]]) -> 
     latest, *older = order[::-1]
     first, between = (older[-1], older[:-1]) if older else (None, [])
     shown = _evenly_spaced(between, EVALUATIONS - 2)
-    expected = steps[latest].get("expected")
+    expected, turns = steps[latest].get("expected"), steps[latest].get("turns")
     return PromptHistory(
         _clean(name),
-        passage(prompt),
-        None if expected is None else passage(str(expected)),
+        _turns(turns) or (Speech(passage(prompt), ()),),
+        None if expected is None else speech(str(expected)),
         _answer(latest, steps[latest]),
         None if first is None else _answer(first, steps[first]),
         tuple(_answer(step, steps[step]) for step in shown),
@@ -89,7 +101,20 @@ def _evenly_spaced(items: list[int], n: int) -> list[int]:
 
 def _answer(step: int, record: Mapping[str, Any]) -> Answer:
     completion, expected = str(record.get("completion")), record.get("expected")
-    return Answer(step, passage(completion), isinstance(expected, str) and completion.strip() == expected.strip())
+    return Answer(step, speech(completion), isinstance(expected, str) and completion.strip() == expected.strip())
+
+
+def _turns(turns: Any) -> tuple[Speech, ...]:
+    turns = turns if isinstance(turns, list) else []
+    return tuple(
+        speech(str(turn.get("text")), _clean(str(turn.get("role")))) for turn in turns if isinstance(turn, Mapping)
+    )
+
+
+def speech(text: str, role: str = "") -> Speech:
+    """A text without the tool calls in it, and these."""
+    said, calls = split_calls(text)
+    return Speech(passage(said), tuple(passage(call) for call in calls), role)
 
 
 def passage(text: str) -> Passage:

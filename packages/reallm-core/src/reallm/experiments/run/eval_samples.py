@@ -12,6 +12,7 @@ from reallm.algorithms.executor import Role
 from reallm.algorithms.interface import Example
 from reallm.atomic_files import atomic_write
 from reallm.config.training import TrainingConfig
+from reallm.data.chat.transcript import read_transcript
 from reallm.data.datasets import Samples
 from reallm.engine.real_model import ReaLModel
 from reallm.experiments.run.setup import Data
@@ -44,23 +45,31 @@ class EvalSamples:
         if self.file is None:
             return
         lines = [
-            json.dumps(
-                {
-                    "step": step,
-                    "id": name,
-                    "prompt": self._text(example.prompt_ids),
-                    "expected": None if example.expected_ids is None else self._text(example.expected_ids, clean=True),
-                    "completion": completion.text,
-                },
-                ensure_ascii=False,
-            )
+            json.dumps(self._record(step, name, example, completion.token_ids), ensure_ascii=False)
             for (name, example), completion in zip(self.examples, completions, strict=True)
         ]
         with self.file.open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
 
-    def _text(self, ids: Sequence[int], *, clean: bool = False) -> str:
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=clean)
+    def _record(self, step: int, name: str, example: Example, completion: Sequence[int]) -> dict[str, Any]:
+        turns = read_transcript(example.prompt_ids, self.tokenizer)
+        return {
+            "step": step,
+            "id": name,
+            "prompt": self._text(example.prompt_ids),
+            **({"turns": [{"role": role, "text": text} for role, text in turns]} if turns else {}),
+            "expected": None if example.expected_ids is None else self._answer(example.expected_ids),
+            "completion": self._answer(completion),
+        }
+
+    def _answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer without the special tokens at its end; others are in it, since they may mark calls."""
+        special = {*self.tokenizer.all_special_ids}
+        n = next((n for n in range(len(ids), 0, -1) if ids[n - 1] not in special), 0)
+        return self._text(ids[:n])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(ids))
         assert isinstance(text, str)
         return text
 
