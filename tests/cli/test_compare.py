@@ -84,14 +84,14 @@ def test_each_loss_has_a_plot_with_the_letters_of_its_runs_in_80_columns(reallm)
 
 def test_a_run_without_settings_is_named(reallm):
     _, out, _ = reallm("compare", "first-try", "no-config")
-    assert "the settings of B are not known: runs/no-config has no config.yaml" in out.splitlines()
-    assert "no setting differs" not in out
+    assert "the settings of B are unknown: runs/no-config has no config.yaml" in out.splitlines()
+    assert "no settings differ" not in out
 
 
 def test_runs_with_the_same_settings_say_so(reallm):
     write_run(Path("runs/again"))
     shutil.copy("runs/first-try/config.yaml", "runs/again")
-    assert "no setting differs" in reallm("compare", "first-try", "again")[1].splitlines()
+    assert "no settings differ" in reallm("compare", "first-try", "again")[1].splitlines()
 
 
 @pytest.mark.parametrize(("by", "end"), [("steps", "step 3"), ("tokens", "300 tokens"), ("epochs", "epoch 0.3")])

@@ -59,7 +59,7 @@ def test_the_table_in_80_columns(reallm):
     assert (code, err) == (0, "")
     lines = [line.rstrip() for line in out.splitlines()]
     made = plan(CONFIG, Layout.parse("tp2@0,1"), Layout.parse("dp2@1,2"))
-    assert lines[:2] == ["model, float32", "from tp2pp1dp1 to tp1pp1dp2@1-2"]
+    assert lines[:2] == ["model, float32", "from tp2 to dp2@1-2"]
     assert lines[3].split() == ["Bytes", "to", "1", "to", "2"]
     pairs = {pair: size(4 * n) for pair, n in made.elements_by_pair.items()}
     assert lines[4].split() == ["from", "0", *pairs[0, 1].split(), *pairs[0, 2].split()]
@@ -69,8 +69,11 @@ def test_the_table_in_80_columns(reallm):
     assert lines[10].split() == ["2", *sent.split(), *received.split(), *kept.split()]
     summary = dict(line.split("  ", 1) for line in lines[12:])
     assert list(summary) == ["Sent", "Kept", "Busiest sender", "Busiest receiver", "Messages", "Time"]
-    assert summary["Sent"].strip() == f"{size(4 * made.lower_bound)}, the lower bound: no rank is sent what it has"
-    assert "each way, by rank" in summary["Time"]
+    assert (
+        summary["Sent"].strip()
+        == f"{size(4 * made.lower_bound)}, the lower bound: no rank is sent what it already holds"
+    )
+    assert "in each direction, by rank" in summary["Time"]
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -96,7 +99,7 @@ def test_of_many_ranks_the_busiest(reallm):
 def test_nothing_to_send(reallm):
     code, out, err = reallm("--from", "dp2", "--to", "tp2", "model.path=model")
     assert (code, err) == (0, "")
-    assert "nothing: every rank has already what it is to have" in out
+    assert "nothing: every rank already holds what it needs" in out
     assert "Time" not in out
 
 
@@ -135,10 +138,10 @@ LAYOUTS = ("--from", "tp2", "--to", "dp2")
     [
         (["--to", "dp2", "model.path=model"], "--from LAYOUT is required, such as --from tp2pp2dp4"),
         (["--from", "dp2", "model.path=model"], "--to LAYOUT is required"),
-        (["--from", "tp2", "--to", "xp2", "model.path=model"], "--to: 'xp2' is no layout; write one like tp2pp1dp2"),
+        (["--from", "tp2", "--to", "xp2", "model.path=model"], "--to: 'xp2' is not a layout; write one like tp2pp1dp2"),
         (["--from", "tp2@0", "--to", "dp2", "model.path=model"], "--from: layout tp2pp1dp1 takes 2 different ranks"),
-        (["--from", "tp2", "--to", "tp3", "model.path=model"], "--to tp3pp1dp1: tp=3 does not fit the model's 4 query"),
-        (["--from", "pp3", "--to", "tp2", "model.path=model"], "--from tp1pp3dp1: pp=3 stages are too many"),
+        (["--from", "tp2", "--to", "tp3", "model.path=model"], "--to tp3: tp=3 does not fit the model's 4 query"),
+        (["--from", "pp3", "--to", "tp2", "model.path=model"], "--from pp3: pp=3 stages are too many"),
         ([*LAYOUTS], "model.path is required"),
         ([*LAYOUTS, "model.pth=model"], "unknown key 'model.pth'; did you mean 'model.path'?"),
         ([*LAYOUTS, "model"], "'model' is not key=value"),

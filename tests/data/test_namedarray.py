@@ -173,7 +173,7 @@ def test_with_metadata_replaces_items_and_removes_those_of_none(batch: NamedArra
         ({"seqlens": [[7]]}, "seqlens must be a mapping from field to lengths, not a list"),
         ({"ids": [1, 2]}, "metadata 'ids' must be one string for each sample"),
         ({"info": {"x": torch.zeros(1)}}, r"metadata 'info'\['x'\] holds a Tensor"),
-        ({"info": {1: 2}}, "metadata 'info': key 1 is a int, not a str"),
+        ({"info": {1: 2}}, "metadata 'info': key 1 is an int, not a str"),
     ],
 )
 def test_metadata_that_contradicts_is_refused_by_name(items: dict, message: str) -> None:

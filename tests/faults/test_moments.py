@@ -159,4 +159,4 @@ def test_the_rank_with_the_store_is_stopped(inputs: Path, tmp_path: Path):
     assert ended.code == 2
     (line,) = ended.errors
     assert line.startswith("error: rank 0 or its launcher, at 127.0.0.1:")
-    assert "has not answered for 30 s; see what it waits for" in line
+    assert "has not answered for 30 s; see what it is waiting for" in line

@@ -95,5 +95,5 @@ def test_the_project_and_the_entity_are_those_of_the_environment(tmp_path: Path,
 def test_without_an_account_the_run_goes_on_and_says_so(tmp_path: Path, part_of_a_run: PartOfARun) -> None:
     said = part_of_a_run("wandb", tmp_path / "mine", 1, 2)
     (line,) = [line for line in said.splitlines() if line.startswith("logger ")]
-    assert line.startswith("logger 'wandb' failed and is off from here on: UsageError: No API key configured.")
+    assert line.startswith("logger 'wandb' failed and is switched off: UsageError: No API key configured.")
     assert len((tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()) == 3

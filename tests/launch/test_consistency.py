@@ -69,7 +69,7 @@ def test_a_rank_that_does_not_come_is_named():
     first, second, _ = on_threads(3, work)
     assert str(first) == str(second)
     assert isinstance(first, PeerError)
-    assert str(first).startswith("rank 2 (never seen) has not come within 0.2 s")
+    assert str(first).startswith("rank 2 (never seen) has not shown up within 0.2 s")
 
 
 def test_all_ranks_get_the_value_of_rank_0():
@@ -128,7 +128,7 @@ def test_a_rank_reports_an_error_that_it_alone_has():
     [
         (
             "gloo: Timed out waiting 5000ms for recv operation to complete",
-            "did not answer in time; see what it waits for, or raise parallel.timeout_s",
+            "did not answer in time; see what it is waiting for, or raise parallel.timeout_s",
         ),
         (
             "gloo: Connection closed by peer [10.0.0.2]:35187",
@@ -158,7 +158,7 @@ def test_a_store_that_does_not_answer_is_reported_once_and_no_rank_hangs(rank):
     store = StoreWithTimeout(StoppedStore(), "rank 0 or its launcher, at node7:29500,", timedelta(seconds=0.2))
     lost = RuntimeError("gloo: Timed out waiting 5000ms for recv operation to complete")
     reported = message_to_print(Job(rank, 3, rank, 3, store), lost)
-    line = "rank 0 or its launcher, at node7:29500, has not answered for 0.2 s; see what it waits for"
+    line = "rank 0 or its launcher, at node7:29500, has not answered for 0.2 s; see what it is waiting for"
     assert reported == (line if rank <= 1 else None)
 
 

@@ -39,7 +39,7 @@ def test_a_killed_rank_ends_the_job_with_one_line(inputs: Path, tmp_path: Path):
     ended = command.end(timeout_s=30)
     assert ended.code != 0
     (line,) = ended.errors
-    assert line.startswith(f"error: rank 1 (process {pid}) was killed (SIGKILL), by someone or by the system")
+    assert line.startswith(f"error: rank 1 (process {pid}) was killed (SIGKILL): by someone, or by the system")
     assert line.endswith((f"; to resume: reallm sft resume={tmp_path / 'run'}", "; nothing was saved yet"))
 
 

@@ -59,4 +59,4 @@ def test_a_rank_that_is_stopped_is_missed_in_time(inputs: Path, tmp_path: Path):
     assert ended.code == 2
     (line,) = ended.errors
     assert line.startswith(f"error: rank 1 (process {pid} on ")
-    assert " did not answer in time; see what it waits for, or raise parallel.timeout_s" in line
+    assert " did not answer in time; see what it is waiting for, or raise parallel.timeout_s" in line

@@ -40,7 +40,7 @@ def test_alone():
     [
         ({"RANK": "8"}, "RANK=8 is not below WORLD_SIZE=8"),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many in the environment must be a whole number"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port that others can find"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is not a port that others can find"),
         ({"MASTER_ADDR": None}, "WORLD_SIZE=8, but MASTER_ADDR is not set"),
     ],
 )

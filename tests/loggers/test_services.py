@@ -23,8 +23,7 @@ def test_a_service_that_cannot_be_reached_is_one_line(tmp_path: Path, stand_in: 
     loggers = Loggers({name: builtin.reallm_loggers()[name]}, tmp_path, CONFIG, said.append)
     part_of_a_run(loggers, 1)
     assert said == [
-        f"logger '{name}' failed and is off from here on: "
-        "RuntimeError: No API key configured. Use `wandb login` to log in."
+        f"logger '{name}' failed and is switched off: RuntimeError: No API key configured. Use `wandb login` to log in."
     ]
 
 
@@ -39,5 +38,5 @@ def test_a_service_that_fails_on_the_way_is_one_line(tmp_path: Path, stand_in: A
     said: list[str] = []
     loggers = Loggers({name: builtin.reallm_loggers()[name]}, tmp_path, CONFIG, said.append)
     part_of_a_run(loggers, 1, 2)
-    assert said == [f"logger '{name}' failed and is off from here on: BrokenPipeError: the service is gone"]
+    assert said == [f"logger '{name}' failed and is switched off: BrokenPipeError: the service is gone"]
     assert run.finished == 1

@@ -22,6 +22,12 @@ def test_text_and_back(text, shown):
     assert Layout.parse(shown) == layout
 
 
+@pytest.mark.parametrize("text", ["tp2dp2", "fsdp4", "tp2pp3fsdp2@4-15", "dp2@4-5", "pp2@1,3", "dp1"])
+def test_the_short_text_is_what_people_write(text):
+    assert Layout.parse(text).short == text
+    assert Layout.parse("tp1pp1fsdp8").short == "fsdp8"
+
+
 @pytest.mark.parametrize("text", ["", "tp", "2", "tp2tp2", "dp2fsdp2", "ep2", "tp2 and dp2", "dp2@x"])
 def test_what_is_no_layout_is_refused(text):
     with pytest.raises(ConfigError, match="tp2pp1dp2|like 4-7"):

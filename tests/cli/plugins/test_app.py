@@ -89,7 +89,7 @@ def test_what_is_blocked_is_shown_and_what_blocks_nothing_too(installed, capsys)
     assert run(["plugins"]) == 0
     out = capsys.readouterr().out
     assert "blocked by REALLM_DISABLE_PLUGINS: reallm-one[dataset.a]" in out.splitlines()
-    assert "note: REALLM_DISABLE_PLUGINS has 'reallm-on', which nothing installed is called" in out.splitlines()
+    assert "note: REALLM_DISABLE_PLUGINS has 'reallm-on', but nothing with this name is installed" in out.splitlines()
 
 
 def test_the_core_alone_says_what_to_install(installed, capsys):

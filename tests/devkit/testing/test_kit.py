@@ -146,7 +146,7 @@ def test_an_error_that_is_a_message_is_told_without_its_type_and_nothing_ends_th
 def test_a_wrong_input_is_no_failure_of_the_plugin() -> None:
     with pytest.raises(ReallmError, match="give a number from 0"):
         NumberKit.of(number=-1).run()
-    with pytest.raises(ConfigError, match="skip has 'haf', which is no check; did you mean 'half'?"):
+    with pytest.raises(ConfigError, match="skip has 'haf', which is not a check; did you mean 'half'?"):
         NumberKit.of(skip={"haf": "mistyped"}).run()
 
 

@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_old_state_and_training_goes_on(
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     folder = trainer.folder / "runs" / "full"
     assert "saving failed: cannot write" in trainer.output
-    assert "Training goes on; " in trainer.output
+    assert "Training continues; " in trainer.output
     assert "step-000003 is still there" in trainer.output
     assert f"to resume: reallm sft resume={folder}" in trainer.output
     assert checkpoints(folder) == {"step-000003", "last"}  # nothing half written

@@ -130,7 +130,7 @@ def test_of_several_models_one_is_loaded_from_its_own_folder(tmp_path):
     ("summary", "expected"),
     [
         ({"status": "failed", "error": "loss is NaN at step 4"}, "Failed. loss is NaN at step 4"),
-        ({"status": "running"}, "Killed. The process ended without a word"),
+        ({"status": "running"}, "Killed. The process ended without a message"),
     ],
 )
 def test_what_went_wrong_stands_at_the_top(tmp_path, summary, expected):
@@ -182,7 +182,7 @@ def test_lengths_and_what_was_cut_are_shown_for_each_split(tmp_path):
     text = Page(html).text
     assert "train.jsonl: 9 rows -&gt; 8 samples" in html
     assert "3 cut to 512 tokens; 1 dropped: empty" in text
-    assert "7 of 8 samples were looked at" in text
+    assert "7 of 8 samples were measured" in text
     assert "valid.jsonl: 3 rows -> 3 samples" in text
 
 

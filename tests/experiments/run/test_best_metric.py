@@ -92,7 +92,7 @@ def test_resuming_a_run_that_ended_early_says_so(trainer: Trainer) -> None:
     result = trainer.run(config)
     again = trainer.run(dataclasses.replace(config, resume=str(result.run_dir)))
     assert again.steps == result.steps
-    assert "is complete, it ended early: eval/loss has not improved in 1 evaluation" in trainer.output
+    assert "is complete; it ended early: eval/loss has not improved in 1 evaluation" in trainer.output
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_command_ends_with_how_to_start(
     assert run(["sft", *arguments, "--dry-run"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == (
-        "dry run: all of this works, and nothing was trained or written; to start: "
+        "dry run: everything checks out, and nothing was trained or written; to start: "
         f"reallm sft {' '.join(arguments[:-1])} 'name=a b'"
     )
     assert run(["sft", *arguments, "--dry-run", "epochs=0"]) == 2

@@ -68,7 +68,7 @@ def test_a_logger_that_raises_anywhere_is_reported_in_one_line_and_the_others_go
     part_of_a_run(started.loggers, 5, 6)
 
     assert started.said == [
-        f"logger 'bad' failed and is off from here on: RuntimeError: {where}: the disk is on fire",
+        f"logger 'bad' failed and is switched off: RuntimeError: {where}: the disk is on fire",
     ]
     assert started.made["good"].calls == [
         ("__init__",), ("resume", 4),
@@ -117,7 +117,7 @@ def test_a_logger_whose_package_is_missing_says_what_to_install(
         monkeypatch.setattr(logs, "find_spec", lambda module: None)
     said: list[str] = []
     Loggers({"it": spec}, tmp_path, CONFIG, said.append).close()
-    assert said == [f"logger 'it' is off: {command}"]
+    assert said == [f"logger 'it' is off, since its packages are missing: {command}"]
 
 
 def test_a_folder_in_the_working_directory_is_not_taken_for_the_package(
@@ -128,4 +128,4 @@ def test_a_folder_in_the_working_directory_is_not_taken_for_the_package(
     monkeypatch.syspath_prepend("")
     said: list[str] = []
     Loggers({"it": LoggerSpec("nowhere:Logger", requires=("only_a_folder",))}, tmp_path, CONFIG, said.append)
-    assert said == ["logger 'it' is off: pip install only_a_folder"]
+    assert said == ["logger 'it' is off, since its packages are missing: pip install only_a_folder"]

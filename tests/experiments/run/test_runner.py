@@ -234,7 +234,7 @@ def test_a_failing_logger_is_reported_once_and_the_run_goes_on(
 
     monkeypatch.setattr(TensorBoardLogger, "log", fail)
     result = trainer.run(trainer.config(loggers=["tensorboard"]))
-    assert trainer.output.count("logger 'tensorboard' failed and is off from here on") == 1
+    assert trainer.output.count("logger 'tensorboard' failed and is switched off") == 1
     assert "RuntimeError: the disk is on fire" in trainer.output
     assert steps_with(result, "train/loss") == [1, 2, 3]
 
@@ -256,7 +256,10 @@ def test_a_failing_jsonl_costs_the_curves_and_not_the_checkpoint(
 def test_a_logger_without_its_package_is_a_note(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "find_spec", lambda name: None)
     result = trainer.run(trainer.config(loggers=["jsonl", "tensorboard"]))
-    assert "logger 'tensorboard' is off: pip install \"reallm-core[tensorboard]\"" in trainer.output
+    assert (
+        "logger 'tensorboard' is off, since its packages are missing: pip install \"reallm-core[tensorboard]\""
+        in trainer.output
+    )
     assert not (result.run_dir / "tensorboard").exists()
 
 

@@ -155,7 +155,7 @@ def test_a_run_is_found_by_name_or_by_path(tmp_path, monkeypatch):
         ("frist-try", "no run runs/frist-try; did you mean runs/first-try?"),
         ("runs/frist-try", "no run runs/frist-try; did you mean runs/first-try?"),
         ("zzz", "no run runs/zzz; `reallm runs runs` lists those that are there"),
-        ("demo", "runs/demo is not a run, but holds 1; write runs/demo/run"),
+        ("demo", "runs/demo is not a run, but holds a run; write runs/demo/run"),
         ("other", "other is not a run: it has neither summary.json nor metrics.jsonl"),
         ("nowhere/a", "no run runs/nowhere/a: there is no folder runs/nowhere"),
     ],

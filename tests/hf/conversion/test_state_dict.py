@@ -97,7 +97,7 @@ def test_converting_any_subset_there_and_back_is_the_identity(data, tied, is_cri
 )
 def test_foreign_tensors_have_no_name_of_ours(name):
     _, config = family_and_config("gqa")
-    with pytest.raises(CheckpointError, match=f"tensor '{name}' is no parameter of family 'llama'"):
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' is not a parameter of family 'llama'"):
         state_dict_from_hf(LLAMA, {name: torch.empty(1)}, config)
 
 
@@ -105,7 +105,7 @@ def test_foreign_tensors_have_no_name_of_ours(name):
     "name", ["layers.1.attn.q_norm.weight", "layers.5.attn.q.weight", "layers.4.norm.weight", "attn.q.weight"]
 )
 def test_parameters_that_the_model_lacks_are_refused(name):
-    with pytest.raises(ConfigError, match=f"'{name}' is no parameter of this model"):
+    with pytest.raises(ConfigError, match=f"'{name}' is not a parameter of this model"):
         state_dict_to_hf(LLAMA, {name: torch.empty(1)}, family_and_config("gqa")[1])
 
 

@@ -172,7 +172,7 @@ class TestAWrongTableIsRefused:
         [
             ({"attn.k": None}, r"has no entry 'attn.k' for the parameter 'layers.1.attn.k.weight'; did you mean 'attn"),
             ({"attn.k": None, "attn.kk": "h.{}.k"}, "has no entry 'attn.k' .* did you mean 'attn.kk'"),
-            ({"attn.kk": "h.{}.k"}, r"'attn.kk' is no parameter of the model; did you mean 'attn.k'"),
+            ({"attn.kk": "h.{}.k"}, r"'attn.kk' is not a parameter of the model; did you mean 'attn.k'"),
             ({QKV: Source("h.{}.qkv", Overlapping())}, "'h.0.qkv.weight' has .* of its 480 numbers in no parameter or"),
             ({QKV: Source("h.{}.qkv", Transposed(Overlapping()))}, "'h.0.qkv.weight' has .* of its 480 numbers in no"),
             ({QKV: fused("h.{}.qkv", groups="hidden_size")}, "'h.0.qkv.weight' cannot be taken apart"),

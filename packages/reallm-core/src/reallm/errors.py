@@ -82,6 +82,11 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f"; did you mean '{similar}'?" if similar else ""
 
 
+def with_article(noun: str) -> str:
+    """`a list`, `an int`."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def quoted(names: Sequence[str], at_most: int | None = None) -> str:
     """Format names for errors: `'a', 'b'`; with `at_most=2`, `'a', 'b' and 7 more`."""
     shown = ", ".join(f"'{name}'" for name in names[:at_most])

@@ -184,11 +184,11 @@ def test_an_author_adds_checks_of_his_own() -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"config": {"my_ar": 3}}, "config has 'my_ar', which is no key of dataset 'Good'; did you mean 'my_arg'?"),
+        ({"config": {"my_ar": 3}}, "config has 'my_ar', which is not a key of dataset 'Good'; did you mean 'my_arg'?"),
         ({"rows": [{"text": "one"}, "two"]}, "rows are either all objects or all texts"),
         ({"rows": ()}, "dataset.train_path is required: rows with a key 'text'"),
         ({"tokenizer": "nowhere"}, "tokenizer=nowhere: nowhere does not exist"),
-        ({"skip": {"rank": "..."}}, "skip has 'rank', which is no check; did you mean 'ranks'?"),
+        ({"skip": {"rank": "..."}}, "skip has 'rank', which is not a check; did you mean 'ranks'?"),
     ],
 )
 def test_a_wrong_input_is_one_line(inputs: dict[str, Any], message: str) -> None:

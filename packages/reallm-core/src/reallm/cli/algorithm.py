@@ -84,7 +84,7 @@ def _dry_run(name: str, files: list[Path], arguments: list[str]) -> None:
     job = None if rank_env is None else Job(size=rank_env.size, local_size=rank_env.local_size)
     if dry_run(config, registry.get("algorithm", name), name=name, job=job):
         command = shlex.join(["reallm", *_command_line(name, files, arguments)])
-        typer.echo(f"dry run: all of this works, and nothing was trained or written; to start: {command}")
+        typer.echo(f"dry run: everything checks out, and nothing was trained or written; to start: {command}")
 
 
 def _command_line(name: str, files: list[Path], arguments: list[str]) -> list[str]:

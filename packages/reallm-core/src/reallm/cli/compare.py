@@ -17,7 +17,7 @@ def compare(
     by: Annotated[str, typer.Option("--by", metavar="WHAT", help="Axis: steps, tokens or epochs.")] = "steps",
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Picture to write; compare.png in --dir if left out."),
+        typer.Option("--output", metavar="FILE", help="Picture to write; by default compare.png in --dir."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; a picture only with --output.")] = False,
 ) -> None:

@@ -172,7 +172,7 @@ def _time(run: ComparedRun) -> str:
 def _show_settings(console: Console, comparison: Comparison) -> None:
     for run in comparison.runs:
         if run.settings is None:
-            console.print(Text(f"the settings of {run.letter} are not known: {run.info.path} has no config.yaml"))
+            console.print(Text(f"the settings of {run.letter} are unknown: {run.info.path} has no config.yaml"))
     if comparison.settings:
         table = _table("settings that differ", comparison)
         for key, values in comparison.settings.items():
@@ -180,7 +180,7 @@ def _show_settings(console: Console, comparison: Comparison) -> None:
             table.add_row(Text(key), *cells)
         console.print(table)
     elif sum(run.settings is not None for run in comparison.runs) > 1:
-        console.print("no setting differs")
+        console.print("no settings differ")
 
 
 def _setting(value: Any) -> str:

@@ -13,7 +13,7 @@ def demo(
         Path, typer.Option("--output-dir", metavar="FOLDER", help="Where to put the run folder.")
     ] = Path("runs"),
     steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Optimizer steps; enough to learn the tasks if left out.")
+        int | None, typer.Option(metavar="N", min=1, help="Optimizer steps; by default enough to learn the tasks.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of data, weights and order.")] = 1,
 ) -> None:

@@ -17,7 +17,7 @@ WIDTH = 80
 OPTIONS = """\
 Options:
   --config FILE   read keys from a YAML file; may be given more than once.
-                  Files win over defaults, key=value wins over files.
+                  Files override defaults, key=value overrides files.
   --print-config  print all keys with their values as YAML, and exit
   --preview N     show the first N rows of the data as training gets them, and
                   exit; `reallm preview --help` has more

@@ -35,7 +35,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm eval           loss, perplexity and accuracy of a checkpoint on rows
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
-  reallm realloc        what moving a model to another layout sends
+  reallm realloc        what it takes to move a model to another layout
   reallm plugins        installed datasets, model families, algorithms
 """
 

@@ -43,20 +43,22 @@ def realloc(
         list[str] | None,
         typer.Argument(metavar="model.path=PATH", help="Checkpoint; a folder with a config.json is enough."),
     ] = None,
-    source: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout it is in. Required.")] = None,
-    target: Annotated[str | None, typer.Option("--to", metavar="LAYOUT", help="Layout it gets. Required.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="LAYOUT", help="Layout to move from. Required.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--to", metavar="LAYOUT", help="Layout to move to. Required.")] = None,
     bandwidth: Annotated[
-        str, typer.Option(metavar="RATE", help="What a rank sends and receives at once: 25GB/s, 200Gbit/s.")
+        str, typer.Option(metavar="RATE", help="Bandwidth of a rank in each direction: 25GB/s, 200Gbit/s.")
     ] = BANDWIDTH,
     dtype: Annotated[
-        str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16, if not that of config.json.")
+        str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16; by default that of config.json.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
-    """What moving a model between two layouts sends; starts and loads nothing.
+    """Show what moving a model between two layouts would send; nothing is started or loaded.
 
-    A layout is written tp2pp2dp4, fsdp8 (dp with each parameter split),
-    or tp4@4-7 where it does not lie on the first ranks.
+    A layout is written tp2pp2dp4; fsdp8 is dp8 with each parameter sharded,
+    and tp4@4-7 lies on ranks 4 to 7 instead of the first ones.
 
     \b
       reallm realloc --from tp2pp2dp2 --to fsdp8 model.path=PATH
@@ -129,4 +131,4 @@ def _check_fits(name: str, config: ReaLModelConfig, layout: Layout) -> None:
     try:
         check_fits(config, layout)
     except ConfigError as error:
-        raise ConfigError(f"{name} {layout}: {error}") from None
+        raise ConfigError(f"{name} {layout.short}: {error}") from None

@@ -66,7 +66,7 @@ def print_move(move: Move) -> None:
     """Print tables and summary as wide as the terminal; a pipe is 80 columns wide."""
     cost, console = move.cost, Console(highlight=False)
     console.print(Text(f"{move.path}, {move.dtype}"), soft_wrap=True)
-    console.print(Text(f"from {move.source} to {move.target}"), soft_wrap=True)
+    console.print(Text(f"from {move.source.short} to {move.target.short}"), soft_wrap=True)
     console.print()
     if cost.total_sent:
         matrix = _matrix(cost, console.width)
@@ -129,17 +129,20 @@ def _print_if_cut(console: Console, n: int, what: str) -> None:
 
 def _summary(cost: PlanCost) -> list[tuple[str, str]]:
     if not cost.total_sent:
-        return [("Sent", "nothing: every rank has already what it is to have"), ("Kept", size(cost.total_kept))]
+        return [("Sent", "nothing: every rank already holds what it needs"), ("Kept", size(cost.total_kept))]
     excess = cost.max_sent / cost.min_max_sent - 1
     compared = f"{100 * excess:.1f} % above" if excess >= 0.0005 else "no more than"
     n_messages = cost.plan.n_messages
     return [
-        ("Sent", f"{size(cost.total_sent)}, the lower bound: no rank is sent what it has"),
+        ("Sent", f"{size(cost.total_sent)}, the lower bound: no rank is sent what it already holds"),
         ("Kept", size(cost.total_kept)),
         ("Busiest sender", f"{size(cost.max_sent)}, {compared} what some rank must send"),
         ("Busiest receiver", size(cost.max_received)),
         ("Messages", f"{n_messages:,} of {size(cost.total_sent / n_messages)} on average"),
-        ("Time", f"{duration(cost.seconds)} at {size(cost.bandwidth)}/s each way, by rank {cost.busiest_rank}"),
+        (
+            "Time",
+            f"{duration(cost.seconds)} at {size(cost.bandwidth)}/s in each direction, by rank {cost.busiest_rank}",
+        ),
     ]
 
 

@@ -52,9 +52,9 @@ def _describe_exit(failure: WorkerExit, algorithm: str) -> str:
     """Describe the end of a process that could not report it itself."""
     who = f"rank {failure.rank} (process {failure.pid})"
     if failure.signal_name is None:
-        how = f"ended with exit code {failure.code} without a word"
+        how = f"ended with exit code {failure.code} without a message"
     elif failure.signal_name == "SIGKILL":
-        how = "was killed (SIGKILL), by someone or by the system when memory ran out"
+        how = "was killed (SIGKILL): by someone, or by the system because memory ran out"
     else:
         how = f"was ended by {failure.signal_name}"
     return f"{who} {how}{_resume_hint(algorithm, failure.run_folder)}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reallm.errors import DataError
+from reallm.errors import DataError, with_article
 
 Metadata = Mapping[str, Any]
 SeqLens = Mapping[str, tuple[tuple[int, ...], ...]]
@@ -73,7 +73,7 @@ def _freeze(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise DataError(f"{where}: key {key!r} is a {type(key).__name__}, not a str")
+                raise DataError(f"{where}: key {key!r} is {with_article(type(key).__name__)}, not a str")
         return MappingProxyType({key: _freeze(item, f"{where}['{key}']") for key, item in value.items()})
     if isinstance(value, list | tuple):
         return tuple(_freeze(item, where) for item in value)
@@ -82,14 +82,14 @@ def _freeze(value: Any, where: str) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise DataError(
-        f"{where} holds a {type(value).__name__}; metadata is made of str, int, float, bool, None, list and dict"
-        " (an array belongs in a field)"
+        f"{where} holds {with_article(type(value).__name__)}; metadata is made of str, int, float, bool, None, list "
+        "and dict (an array belongs in a field)"
     )
 
 
 def _freeze_seqlens(seqlens: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
     if not isinstance(seqlens, Mapping):
-        raise DataError(f"seqlens must be a mapping from field to lengths, not a {type(seqlens).__name__}")
+        raise DataError(f"seqlens must be a mapping from field to lengths, not {with_article(type(seqlens).__name__)}")
     frozen = {}
     for key, samples in seqlens.items():
         try:

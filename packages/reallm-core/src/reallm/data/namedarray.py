@@ -19,7 +19,7 @@ import torch
 
 from reallm.data.array import Array, Index, describe, equal, index, is_array, move
 from reallm.data.metadata import PER_SAMPLE, Metadata, freeze_metadata, sample_count, thaw
-from reallm.errors import DataError, did_you_mean
+from reallm.errors import DataError, did_you_mean, with_article
 
 Value: TypeAlias = "Array | NamedArray | None"
 Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
@@ -356,7 +356,8 @@ def _checked(name: Any, value: Any, prefix: str) -> Value:
         return value
     hint = "; from_dict nests dicts" if isinstance(value, Mapping) else ""
     raise DataError(
-        f"field '{full}' is a {type(value).__name__}; wanted: torch tensor, numpy array, NamedArray or None{hint}"
+        f"field '{full}' is {with_article(type(value).__name__)}; wanted: torch tensor, numpy array, NamedArray or "
+        f"None{hint}"
     )
 
 

@@ -64,8 +64,8 @@ def _compare(job: Job, subject: str, timeout: timedelta) -> tuple[str, str] | No
         if not job.wait_for(key, timeout):
             seconds = timeout.total_seconds()
             return "late", (
-                f"rank {rank} ({job.describe_process(rank)}) has not come within {seconds:g} s; see whether it was "
-                "started and what it waits for, or raise parallel.timeout_s"
+                f"rank {rank} ({job.describe_process(rank)}) has not shown up within {seconds:g} s; see whether it "
+                "was started and what it is waiting for, or raise parallel.timeout_s"
             )
     found = first_difference([json.loads(job.store.get(key)) for key in keys])
     if found is None:

@@ -95,8 +95,10 @@ def _find_cause(job: Job, text: str) -> str:
     silent = [rank for rank in range(job.size) if rank != job.rank and job.get(f"lost_a_peer/{rank}") is None]
     if silent and (len(silent) < job.size - 1 or job.size == 2):
         if "time" in text.lower():  # `Timed out`, `timeout`
-            return f"{_names(job, silent)} did not answer in time; see what it waits for, or raise parallel.timeout_s"
-        return f"{_names(job, silent)} cannot be reached any more; see whether it has ended, or its machine"
+            what = "see what it is waiting for" if len(silent) == 1 else "see what they are waiting for"
+            return f"{_names(job, silent)} did not answer in time; {what}, or raise parallel.timeout_s"
+        what = "it has ended, or its machine" if len(silent) == 1 else "they have ended, or their machines"
+        return f"{_names(job, silent)} cannot be reached any more; see whether {what}"
     return f"rank {job.rank} lost another process of the job: {text[:200]}"
 
 

@@ -66,8 +66,8 @@ class Job:
             )
         except (dist.DistError, RuntimeError) as error:
             raise PeerError(
-                f"rank {env.rank} finds no rank 0 at {env.address}:{env.port}, where MASTER_ADDR and MASTER_PORT say "
-                f"it is ({_first_line(error)}); see that all processes were started"
+                f"rank {env.rank} cannot find rank 0 at {env.address}:{env.port}, where MASTER_ADDR and MASTER_PORT "
+                f"say it is ({_first_line(error)}); make sure that all processes were started"
             ) from error
         server_name = f"rank 0 or its launcher, at {env.address}:{env.port},"
         store = StoreWithTimeout(dist.PrefixStore("reallm", server), server_name)  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ class Job:
             if not self.wait_for(key, timeout):
                 raise PeerError(
                     f"rank 0 ({self.describe_process(0)}) did not answer within {timeout.total_seconds():g} s; see "
-                    "what it waits for, or raise parallel.timeout_s"
+                    "what it is waiting for, or raise parallel.timeout_s"
                 )
             result = json.loads(self.store.get(key))
             if not result:

@@ -51,7 +51,9 @@ class RankEnv:
             return None
         rank, size = _number(environment, names[0]), _number(environment, names[1])
         if not 0 <= rank < size:
-            raise ConfigError(f"{names[0]}={rank} is not below {names[1]}={size}; start all processes of a job alike")
+            raise ConfigError(
+                f"{names[0]}={rank} is not below {names[1]}={size}; start all processes of a job in the same way"
+            )
         if size == 1:
             return None
         if "MASTER_ADDR" not in environment:
@@ -61,7 +63,9 @@ class RankEnv:
             )
         port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_PORT
         if port == 0:
-            raise ConfigError("MASTER_PORT=0 is no port that others can find; on one machine, torchrun --standalone")
+            raise ConfigError(
+                "MASTER_PORT=0 is not a port that others can find; on one machine use torchrun --standalone"
+            )
         local_rank = _number(environment, names[2]) if names[2] in environment else 0
         local_size = _number(environment, names[3]) if names[3] in environment else local_rank + 1
         launcher_serves_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

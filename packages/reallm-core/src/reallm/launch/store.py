@@ -46,7 +46,9 @@ class StoreWithTimeout:
 
     def __init__(self, raw: Store, server: str, timeout: timedelta = ANSWER_TIMEOUT) -> None:
         self.raw = raw
-        self._timeout_message = f"{server} has not answered for {timeout.total_seconds():g} s; see what it waits for"
+        self._timeout_message = (
+            f"{server} has not answered for {timeout.total_seconds():g} s; see what it is waiting for"
+        )
         self._timeout_s = timeout.total_seconds()
         self._calls: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[Any]]] = SimpleQueue()
         self._lock = threading.Lock()

@@ -65,7 +65,7 @@ class Layout:
         by_name = {name: int(size) for name, size in found}
         rest = re.sub(r"(fsdp|dp|pp|tp)[=_]?(\d+)[,_.]?", "", sizes)
         if not found or rest or len(by_name) != len(found) or {"dp", "fsdp"} <= by_name.keys():
-            raise ConfigError(f"'{text}' is no layout; write one like {EXAMPLE}")
+            raise ConfigError(f"'{text}' is not a layout; write one like {EXAMPLE}")
         return cls(
             dp=by_name.get("fsdp", by_name.get("dp", 1)),
             pp=by_name.get("pp", 1),
@@ -117,6 +117,13 @@ class Layout:
     @property
     def _sizes(self) -> str:
         return f"tp{self.tp}pp{self.pp}{'fsdp' if self.fsdp else 'dp'}{self.dp}"
+
+    @property
+    def short(self) -> str:
+        """Like `str`, but without sizes of 1: `fsdp8`, `tp2dp4@4-11`; `dp1` for a single rank."""
+        sizes = {"tp": self.tp, "pp": self.pp, "fsdp" if self.fsdp else "dp": self.dp}
+        chosen = "".join(f"{name}{size}" for name, size in sizes.items() if size > 1)
+        return str(self).replace(self._sizes, chosen or "dp1")
 
     def __str__(self) -> str:
         from_zero = self.ranks == tuple(range(self.size))

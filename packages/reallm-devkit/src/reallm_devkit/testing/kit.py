@@ -161,7 +161,7 @@ class CaseRun:
         for name in kit.skip:
             if name not in names:
                 hint = did_you_mean(name, names) or f"; checks: {', '.join(names)}"
-                raise ConfigError(f"skip has '{name}', which is no check{hint}")
+                raise ConfigError(f"skip has '{name}', which is not a check{hint}")
         self._kit, self._case = kit, case
         self._subject = kit.subject(case)
         self._results: dict[str, Result] = {}

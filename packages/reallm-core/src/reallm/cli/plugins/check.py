@@ -12,11 +12,9 @@ from reallm.plugins.devkit import import_devkit
 
 def check_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What a plugin offers: a dataset, a logger, ...")],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="What it needs, as in a run.")
-    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Its keys, as in a run.")] = None,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Which, if the name is offered as several kinds.")
+        str | None, typer.Option("--kind", metavar="KIND", help="Its kind, if several kinds have this name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     checkpoint: Annotated[

@@ -18,7 +18,7 @@ def new_plugin(
     ] = Path(),
     model_type: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="Of a family: model_type of its config.json.", show_default="llama"),
+        typer.Option(metavar="TYPE", help="For a family: the model_type in its config.json.", show_default="llama"),
     ] = None,
 ) -> None:
     """Write a small package with a plugin that works, and with tests that pass; needs reallm-devkit.

@@ -134,7 +134,9 @@ def _show_problems(console: Console, registry: Registry) -> None:
     for (kind, name), plugins in registry.conflicts().items():
         lines.append(("conflict", str(lookup_errors.conflict(kind, name, plugins, registry.plan))))
     notes = [f"{loaded.plugin}: {note}" for loaded in registry.listing() for note in loaded.notes]
-    unknown = [f"{DISABLE} has '{name}', which nothing installed is called" for name in registry.plan.unknown_disabled]
+    unknown = [
+        f"{DISABLE} has '{name}', but nothing with this name is installed" for name in registry.plan.unknown_disabled
+    ]
     if lines or notes or unknown:
         console.print()
     for word, text in lines:

@@ -226,7 +226,7 @@ def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None
         hint = did_you_mean(role, state.engines) if role not in state.engines else ""
         raise CheckpointError(
             f"{source / TRAINING_STATE}: the saved state does not fit the role '{role}' ({error}){hint}; "
-            "is the run that of another model or algorithm?"
+            "does the run belong to another model or algorithm?"
         ) from error
 
 

@@ -141,7 +141,7 @@ def explained_shortage(what: str, roles: Mapping[str, Role], config: TrainingCon
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         held = "; ".join(f"{name} {_held(role)}" for name, role in roles.items())
         raise ReallmError(
-            f"out of memory in {what}{f', which asked for {asked[1]} more' if asked else ''}. Allocated were: {held}; "
+            f"out of memory in {what}{f', which asked for {asked[1]} more' if asked else ''}. Allocated: {held}; "
             f"the rest is activations. Lower max_tokens_per_microbatch={config.max_tokens_per_microbatch}"
             f"{_checkpointing_hint(roles)}; results stay the same"
         ) from error

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from reallm.atomic_files import atomic_write
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
-from reallm.experiments.reports.number_format import duration, number, short
+from reallm.experiments.reports.number_format import counted, duration, number, short
 from reallm.experiments.reports.sample_table import prompt_histories
 from reallm.experiments.runs.files import json_lines, json_object
 from reallm.experiments.runs.folder import RunFolder
@@ -23,7 +23,7 @@ from reallm.experiments.runs.info import RunInfo, read_run
 from reallm.experiments.runs.metrics import Curve, is_evaluation, is_loss, is_number, read_curves, tokens_trained
 
 TITLES = {
-    "accuracy": "Accuracy: share of tokens that were the most likely",
+    "accuracy": "Accuracy: share of tokens that the model ranks first",
     "tokens_per_s": "Speed (tokens/s)",
     "memory_gib": "Memory (GiB)",
     "lr": "Learning rate",
@@ -133,14 +133,14 @@ def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:
             note = f"lowest {number(best)} at step {step:,}"
         found.append(Tile(_loss_title(name), number(curve[-1][1]), note))
     total = [] if run.total_steps is None else [f"of {run.total_steps:,}"]
-    epochs = [] if run.epochs is None else [f"{run.epochs:.3g} epochs"]
+    epochs = [] if run.epochs is None else [f"{run.epochs:.3g} epoch{'' if run.epochs == 1 else 's'}"]
     found.append(Tile("Steps", f"{run.steps:,}", ", ".join(total + epochs)))
     if run.seconds is not None:
         each = f"{run.seconds / run.steps:.3g} s a step" if run.steps else ""
         found.append(Tile("Time", duration(run.seconds), each))
     tokens = tokens_trained(curves)
     if tokens:
-        samples = "" if run.train_samples is None else f"{run.train_samples:,} samples"
+        samples = "" if run.train_samples is None else counted(run.train_samples, "sample")
         found.append(Tile("Tokens", short(tokens[-1][1]), samples))
     speeds = _values(curves, "tokens_per_s")
     if speeds:
@@ -243,7 +243,7 @@ def _split_stats(split: str, content: Any) -> SplitStats:
         chart = bar_chart(histogram["edges"], histogram["counts"], "tokens")
         counted, total = content.get("counted"), content.get("n_samples")
         if is_number(counted) and is_number(total) and counted < total:
-            note = f"{counted:,} of {total:,} samples were looked at"
+            note = f"{counted:,} of {total:,} samples were measured"
     return SplitStats(split, str(content.get("report") or ""), _source_lines(content.get("sources")), chart, note)
 
 

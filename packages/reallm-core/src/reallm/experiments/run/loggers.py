@@ -50,7 +50,7 @@ class Loggers:
             if all(map(is_installed, spec.requires)):
                 self._try(name, self._start, name, spec, run_dir, config, resume_step)
             else:
-                echo(f"logger '{name}' is off: {spec.install_command}")
+                echo(f"logger '{name}' is off, since its packages are missing: {spec.install_command}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Pass `metrics` of optimizer step `step` to each logger."""
@@ -75,7 +75,7 @@ class Loggers:
             action(*args)
         except Exception as error:  # a plugin's code may raise anything, and a run must not end for its log
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self._echo(f"logger '{name}' failed and is off from here on: {reason}")
+            self._echo(f"logger '{name}' failed and is switched off: {reason}")
             failed = self._active.pop(name, None)
             if failed is not None:
                 with contextlib.suppress(Exception):  # its first failure is reported; a second one helps nobody

@@ -96,7 +96,7 @@ def _data_lines(split: str, samples: Samples) -> list[str]:
 def complete_line(run: RunInfo) -> str:
     """What is said instead of training when a run that is done is resumed."""
     if run.stop_reason is not None:
-        return f"{run.path} is complete, it ended early: {run.stop_reason}; change the settings to train on"
+        return f"{run.path} is complete; it ended early: {run.stop_reason}; change the settings to train on"
     return f"{run.path} is complete; raise epochs or max_steps to train on"
 
 

@@ -311,7 +311,7 @@ class Trainer:
             self._complete_save()
         except DataError as error:
             kept = f"{self.newest} is still there" if self.newest else "nothing is saved yet"
-            self.progress.echo(f"saving failed: {error}. Training goes on; {kept}")
+            self.progress.echo(f"saving failed: {error}. Training continues; {kept}")
             best = self.best.best
             if best is not None and not (self.run.folder.path / best.checkpoint).is_dir():
                 self.best.best = None

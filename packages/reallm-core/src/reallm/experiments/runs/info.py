@@ -158,7 +158,8 @@ def _no_run(path: Path) -> RunError:
     if path.is_dir():
         inner = run_folders(path)
         if inner:
-            return RunError(f"{path} is not a run, but holds {len(inner)}; write {path / next(iter(inner))}")
+            runs = "a run" if len(inner) == 1 else f"{len(inner)} runs"
+            return RunError(f"{path} is not a run, but holds {runs}; write {path / next(iter(inner))}")
         return RunError(
             f"{path} is not a run: it has neither {RunFolder(path).summary.name} nor {RunFolder(path).metrics.name}"
         )

@@ -259,7 +259,7 @@ def _refuse_unknown_modules(family: HFFamily, used: set[str]) -> None:
                 module = name.removesuffix(".weight").removesuffix(".bias")
                 if name not in used and module not in STANDARD_MODULES:
                     near = did_you_mean(name, STANDARD_MODULES)
-                    raise ConfigError(f"'{name}' is no parameter of the model{near}")
+                    raise ConfigError(f"'{name}' is not a parameter of the model{near}")
 
 
 def _check_arrangements(mappings: Sequence[WeightMapping]) -> None:

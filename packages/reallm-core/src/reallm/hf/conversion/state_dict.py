@@ -60,7 +60,9 @@ def state_dict_to_hf(family: HFFamily, state: Mapping[str, Tensor], config: ReaL
     known = {name for mapping in mappings for name in mapping.parameters}
     for name in state:
         if name not in known:
-            raise ConfigError(f"'{name}' is no parameter of this model{did_you_mean(name, parameter_shapes(config))}")
+            raise ConfigError(
+                f"'{name}' is not a parameter of this model{did_you_mean(name, parameter_shapes(config))}"
+            )
     for mapping in mappings:
         missing = [name for name in mapping.parameters if name not in state]
         if missing:
@@ -84,7 +86,7 @@ def state_dict_from_hf(family: HFFamily, hf_state: Mapping[str, Tensor], config:
     known = {name for mapping in mappings for name in mapping.hf_names} | unused_head_names(family, config)
     for name in hf_state:
         if name not in known and not family.weights.is_ignored(name):
-            raise CheckpointError(f"tensor '{name}' is no parameter of family '{family.names[0]}'; remove it")
+            raise CheckpointError(f"tensor '{name}' is not a parameter of family '{family.names[0]}'; remove it")
     state: dict[str, Tensor] = {}
     for mapping in mappings:
         present = [name for name in mapping.hf_names if name in hf_state]

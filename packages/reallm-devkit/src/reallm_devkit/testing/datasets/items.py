@@ -9,7 +9,7 @@ from reallm.data.batching import gather, n_samples, partition, select, split_sam
 from reallm.data.metadata import sample_count
 from reallm.data.namedarray import NamedArray, flatten
 from reallm.data.serialization import to_bytes
-from reallm.errors import ConfigError, DataError, PluginError, ReallmError
+from reallm.errors import ConfigError, DataError, PluginError, ReallmError, with_article
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.datasets.subject import (
     DatasetSubject,
@@ -38,7 +38,7 @@ def sample(subject: DatasetSubject) -> str:
     look_at = subject.at("__getitem__")
     for i, item in enumerate(subject.items):
         if not isinstance(item, NamedArray):
-            raise CheckFailed("a NamedArray", f"a {type(item).__name__}", f"sample {i}", look_at)
+            raise CheckFailed("a NamedArray", with_article(type(item).__name__), f"sample {i}", look_at)
         where = sample_name(i, item)
         if not any(is_array(value) for _, value in flatten(item)):
             raise CheckFailed("at least one array", f"{item!r}", where, look_at)

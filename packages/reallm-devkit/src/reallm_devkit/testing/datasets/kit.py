@@ -163,7 +163,7 @@ class DatasetKit(Kit[DatasetSubject]):
         for name in values:
             if name not in keys:
                 hint = did_you_mean(name, keys) or f"; keys: {', '.join(keys)}"
-                raise ConfigError(f"config has '{name}', which is no key of dataset '{self.title()}'{hint}")
+                raise ConfigError(f"config has '{name}', which is not a key of dataset '{self.title()}'{hint}")
         if folder is not None:
             key = next((key for key in PATH_KEYS if key in keys), None)
             if key is None:

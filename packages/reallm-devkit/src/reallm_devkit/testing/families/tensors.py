@@ -191,7 +191,7 @@ def _compared(found: Iterable[str], wanted: set[str]) -> str:
     have = set(found)
     missing, extra = sorted(wanted - have), sorted(have - wanted)
     texts = [f"{quoted(missing, 3)} missing"] if missing else []
-    return " and ".join([*texts, *([f"{quoted(extra, 3)} too many"] if extra else [])])
+    return " and ".join([*texts, *([f"unexpected {quoted(extra, 3)}"] if extra else [])])
 
 
 def _entry_near(subject: FamilySubject, ours: list[str], saved: set[str]) -> str:
