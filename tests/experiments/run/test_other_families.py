@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -44,6 +45,17 @@ class TestLearnedPositions:
         with pytest.raises(DataError, match=said):
             trainer.run(trainer.config(model=model))
         assert not list(trainer.folder.glob("runs/sft*"))
+
+    def test_without_them_a_longer_sample_is_warned_of(self, trainer: Trainer) -> None:
+        model = model_of(trainer, "llama", HF_CONFIG | {"max_position_embeddings": 16})
+        trainer.run(trainer.config(model=model, max_steps=1))
+        said = (
+            r"warning: \d+ samples of 10 have more than the 16 tokens that .*llama was made for .*, up to \d\d; .*=16"
+        )
+        assert len(re.findall(said, trainer.output)) == 1
+        longer = HF_CONFIG | {"max_position_embeddings": 64}
+        trainer.run(trainer.config(model=model_of(trainer, "llama", longer), max_steps=1))
+        assert "warning" not in trainer.output
 
     @pytest.mark.parametrize(
         ("lengths", "longest", "kept", "n_new"),

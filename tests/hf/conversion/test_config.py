@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reallm.errors import CheckpointError, ConfigError
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
-from reallm.hf.conversion.families import get_family
+from reallm.hf.conversion.families import family_for, get_family
 from reallm.hf.standard import ACTIVATIONS
 from reallm.hf.tables import ConfigTable, Key
 from reallm.model.config import ACTIVATIONS as OURS
@@ -95,13 +95,21 @@ def test_a_missing_size_is_named(key):
         ({"hidden_size": "32"}, "hidden_size='32' must be of type int"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' must be of type float"),
         ({"attention_bias": 1}, "attention_bias=1 must be of type bool"),
-        ({"num_key_value_heads": 3}, "n_q_heads=4 must be a multiple of n_kv_heads=3"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
         ({"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor=0.5"),
-        ({"rope_scaling": {"type": "mrope"}}, "rope_scaling has rope_type='mrope'; supported are default"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope.factor is required"),
+        ({"rope_scaling": {"type": "mrope"}}, "rope_scaling has type='mrope'; supported are default"),
+        ({"rope_parameters": {"rope_type": "linear"}}, r"_parameters.factor is required for \w+.rope_type='linear'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "rope_parameters.factor='2' must be a number"),
-        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "rope.factor=2.0 has no meaning"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "rope_parameters.factor=2.0 has no mean"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is required for rope_scaling.type='linear'"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear' must be an object, such as"),
+        ({"rope_theta": -1}, "json: rope_theta=-1 must be greater than 0"),
+        ({"hidden_size": 0}, "json: hidden_size=0 must be a whole number of at least 1"),
+        ({"head_dim": 5}, "json: head_dim=5 must be even"),
+        ({"num_hidden_layers": -1}, "json: num_hidden_layers=-1 must be a whole number of at least 1"),
+        ({"initializer_range": 0.0}, "json: initializer_range=0.0 must be greater than 0"),
+        ({"attention_dropout": 1.0}, "json: attention_dropout=1.0 must be at least 0 and less than 1"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "unsupported parameter full_attention"),
     ],
 )  # fmt: skip
@@ -278,11 +286,35 @@ def test_an_older_key_that_transformers_takes_without_declaring_it_is_refused_to
     assert config_from_hf(LLAMA, raw_config("gqa") | older)  # there it is nobody's
 
 
+def test_keys_that_nobody_knows_are_told_once(caplog):
+    raw = {**raw_config("gqa"), "attention_dropuot": 0.1, "neftune_alpha": 5, "_note": 1, "torch_dtype": "float32"}
+    for _ in range(2):
+        config_from_hf(LLAMA, raw, source="folder/config.json")
+    assert caplog.messages == [
+        "note: folder/config.json: neither reallm nor transformers knows 'attention_dropuot', 'neftune_alpha'; "
+        "they have no effect"
+    ]
+
+
 def test_notes_of_other_tools_are_carried_over():
     raw = raw_config("gqa") | {"unsloth_version": "2024.9", "neftune_noise_alpha": 5}
     config = config_from_hf(LLAMA, raw)
     assert config == config_from_hf(LLAMA, raw_config("gqa"))
     assert config_to_hf(LLAMA, config, raw)["unsloth_version"] == "2024.9"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gpt2", {"n_head": 0}, "json: n_head=0 must be"),
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok=9 must be at most num_local_experts=4"),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping=-1.0 must be greater than 0"),
+    ],
+)
+def test_errors_name_the_keys_of_each_family(name, changes, message):
+    raw = raw_config(name) | changes
+    with pytest.raises(CheckpointError, match=message):
+        config_from_hf(family_for(raw), raw)
 
 
 @settings(deadline=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 LOGGER = logging.getLogger("reallm")
@@ -14,6 +16,12 @@ def notify_once(text: str) -> None:
     LOGGER.warning("note: %s", text)
 
 
-def silence_notices() -> None:
-    """Show no notices of this process, because another one shows the same."""
+@contextmanager
+def silenced_notices() -> Iterator[None]:
+    """Context in which notices are not shown, because another process of the job shows the same."""
+    level = LOGGER.level
     LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

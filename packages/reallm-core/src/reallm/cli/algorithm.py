@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 from reallm.cli.preview import show_preview
 from reallm.cli.spawn import launch, run_worker
 from reallm.launch.rank_env import RankEnv
+from reallm.notices import silenced_notices
 from reallm.plugins import registry
 
 if TYPE_CHECKING:
@@ -63,8 +65,10 @@ def _run(name: str, files: list[Path], arguments: list[str]) -> None:
     rank_env = RankEnv.from_environment(os.environ)
     if rank_env is not None:
         run_worker(name, rank_env, lambda job: _train(name, _load_and_check(name, files, arguments), job))
-    config = _load_and_check(name, files, arguments)
+    config = load_configuration(name, files, arguments).build()
     n = config.parallel.n_processes if hasattr(config, "parallel") else 1
+    with silenced_notices() if n > 1 else nullcontext():  # rank 0 shows them
+        _check(config)
     if n > 1:
         raise typer.Exit(launch(_command_line(name, files, arguments), n))
     if _train(name, config, None):
@@ -106,11 +110,15 @@ def load_configuration(name: str, files: list[Path], arguments: list[str]) -> Co
 
 
 def _load_and_check(name: str, files: list[Path], arguments: list[str]) -> Any:
+    config = load_configuration(name, files, arguments).build()
+    _check(config)
+    return config
+
+
+def _check(config: Any) -> None:
     from reallm.experiments.preflight.checks import check
 
-    config = load_configuration(name, files, arguments).build()
     check(config)
-    return config
 
 
 def _train(name: str, config: Any, job: Job | None) -> bool:

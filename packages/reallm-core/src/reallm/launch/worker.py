@@ -20,7 +20,7 @@ from reallm.launch.job import RUN_FOLDER, Job
 from reallm.launch.launcher import exit_with_launcher
 from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
 from reallm.launch.signals import INTERRUPTED
-from reallm.notices import silence_notices
+from reallm.notices import silenced_notices
 
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """Timeout for finding the other processes, before the settings with later timeouts are read."""
@@ -98,8 +98,8 @@ def _exit(code: int) -> NoReturn:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Context that discards output, warnings and notices; rank 0 prints the same."""
-    silence_notices()
     with (
+        silenced_notices(),
         Path(os.devnull).open("w", encoding="utf-8") as devnull,
         redirect_stdout(devnull),
         warnings.catch_warnings(),

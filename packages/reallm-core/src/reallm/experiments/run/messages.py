@@ -67,6 +67,7 @@ def overview(plan: Plan, run: OpenRun, job: Job, models: Sequence[str]) -> list[
     lines += _data_lines("train", data.train)
     if data.valid is not None:
         lines += _data_lines("valid", data.valid)
+    lines += plan.too_long
     sampler, stats, optimizer = data.sampler, data.stats, config.optimizer
     about = "" if stats.is_whole else "about "
     lines.append(

@@ -34,6 +34,8 @@ class Plan:
     interfaces: Mapping[str, Any]
     """An instance of each role's interface class."""
     data: Data
+    too_long: list[str]
+    """Warnings of samples that are longer than a model is made for."""
     memory: list[str]
     """Lines about the memory that training needs."""
 
@@ -74,9 +76,9 @@ class Plan:
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
         if point is not None and point.state is not None:
             refuse_other_data(point.state.data, data.fingerprint)
-        check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
+        too_long = check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
         memory = memory_lines(config, trained, data.stats.largest, job, layouts)
-        return cls(config, point, layouts, interfaces, data, memory)
+        return cls(config, point, layouts, interfaces, data, too_long, memory)
 
 
 def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:

@@ -274,16 +274,24 @@ def report(dataset: Samples) -> str:
     return own_report() if callable(own_report) else counted(len(dataset), "sample")
 
 
-def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelArgs]) -> None:
-    """Check that the models have position embeddings for the measured samples.
+def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelArgs]) -> list[str]:
+    """Compare the measured samples with the lengths that the models are made for; a line for each that they exceed.
 
     Raises:
         DataError: a sample is longer than the learned positions of a model; names it.
     """
+    length, lines = max(stats.lengths), []
     for args in models:
-        limit = load_model_config(args.path).longest_sequence
-        length = max(stats.lengths)
+        model = load_model_config(args.path)
+        limit = model.longest_sequence
         if limit is None or length <= limit:
+            if model.outgrown_by(length):
+                n_longer = sum(each > model.max_positions for each in stats.lengths)
+                lines.append(
+                    f"warning: {counted(n_longer, 'sample')} of {len(stats.lengths):,} have more than the "
+                    f"{model.max_positions:,} tokens that {args.path} was made for (max_position_embeddings), up to "
+                    f"{length:,}; to have the dataset cut or drop them: dataset.max_seqlen={model.max_positions}"
+                )
             continue
         row = stats.rows[stats.lengths.index(length)]
         ids = samples[row].metadata.get("ids")
@@ -292,3 +300,4 @@ def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelA
             f"{name} has {length:,} tokens, but {args.path} has learned {limit:,} positions; have the dataset cut or "
             f"drop what is longer (dataset.max_seqlen={limit})"
         )
+    return lines

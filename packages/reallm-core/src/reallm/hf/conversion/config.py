@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.errors import CheckpointError, ConfigError
+from reallm.errors import CheckpointError, ConfigError, quoted
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.families import family_for
 from reallm.hf.conversion.transformers_io import transformers_keys
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
+from reallm.notices import notify_once
 
 if TYPE_CHECKING:
     import torch
@@ -66,24 +67,28 @@ def config_from_hf(
         raise CheckpointError(f"{source}: {raw['architectures'][0]} has a scalar head; load it with is_critic=True")
     if has_scalar_head and (labels := _n_labels(raw)) != 1:
         raise CheckpointError(f"{source}: the head gives {labels} numbers a token (num_labels); a critic needs one")
-    _refuse_unknown(family, raw, source)
+    _check_unknown_keys(family, raw, source)
     try:
         fields = family.config.read(raw)
         return ReaLModelConfig(**fields, is_critic=has_scalar_head if is_critic is None else is_critic)
     except ConfigError as error:
-        raise CheckpointError(f"{source}: {error}") from error
+        raise CheckpointError(f"{source}: {family.config.in_terms_of_file(str(error), raw)}") from error
 
 
-def _refuse_unknown(family: HFFamily, raw: Mapping[str, Any], source: str | Path) -> None:
-    """Raise an error for keys that transformers knows but the table does not.
+def _check_unknown_keys(family: HFFamily, raw: Mapping[str, Any], source: str | Path) -> None:
+    """Raise an error for keys that transformers knows but the table does not; a notice names those that neither knows.
 
-    Other unknown keys are notes of various tools: transformers ignores keys that its class does not declare, and so do
-    we. transformers is imported only if there is an unknown key.
+    These have no effect in transformers either: many are notes of the tool that wrote the file. transformers is
+    imported only if there is an unknown key.
     """
     unknown = family.config.unknown_keys(raw)
     if not unknown:
         return
     declared = transformers_keys(family.model_type)
+    ignored = [key for key in unknown if key not in declared]
+    if ignored:
+        it = "it has" if len(ignored) == 1 else "they have"
+        notify_once(f"{source}: neither reallm nor transformers knows {quoted(ignored, 5)}; {it} no effect")
     refused = [f"{key}={raw[key]!r}" for key in unknown if key in declared]
     if refused:
         what, it = ("field", "it does") if len(refused) == 1 else ("fields", "they do")

@@ -27,12 +27,14 @@ def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def transformers_keys(model_type: str) -> frozenset[str]:
-    """The keys of `config.json` that transformers knows for a model type.
+    """The keys of `config.json` that transformers knows for a model type; none if it does not know the type.
 
     They are the keys that its class declares, and older ones that it only pops from its keyword arguments.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+    if model_type not in CONFIG_MAPPING:
+        return frozenset()
     config_class = CONFIG_MAPPING[model_type]
     keys = set(config_class().to_dict())
     for cls in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from reallm.deprecation import deprecated
 from reallm.errors import ConfigError, did_you_mean
-from reallm.hf.tables.fields import FieldRow, FieldsSoFar, Key
+from reallm.hf.tables.fields import FieldRow, FieldsSoFar, Key, keys_by_field
 from reallm.hf.tables.ignored_keys import RESTRICTED, Allowed, is_irrelevant
 from reallm.model.config import ALLOWED, ReaLModelConfig, is_custom_class
 
@@ -25,7 +26,7 @@ class ConfigTable:
     """The meaning of every key of a family's `config.json`: it is read by a row, has no effect, or is restricted.
 
     Keys that the table does not know are refused if the family's transformers class has them; other unknown keys have
-    no effect in transformers or in reallm.
+    no effect in transformers or in reallm, and a notice names them.
 
     `constants` are fields of `ReaLModelConfig` without a key, because they are the same for the whole family or follow
     from other fields: a function is called with the fields that the rows have read. A field in neither `rows` nor
@@ -96,12 +97,16 @@ class ConfigTable:
         """
         self._refuse_restricted(raw)
         values = _FieldsRead({name: value for name, value in self.constants.items() if not callable(value)})
-        for row in self.rows:
-            values.reader = row
-            values.update(row.read(raw, values))
-        for name, value in self.constants.items():
-            if callable(value):
-                values[name] = value(values)
+        try:
+            for row in self.rows:
+                values.reader = row
+                values.update(row.read(raw, values))
+            for name, value in self.constants.items():
+                if callable(value):
+                    values[name] = value(values)
+        except ZeroDivisionError:  # in a value that follows from sizes, before they are checked
+            zeros = [name for name, value in values.items() if value == 0 and type(value) is int]
+            raise ConfigError(f"{zeros[0]}=0 must be a whole number of at least 1") from None
         return dict(values)
 
     def write(self, config: ReaLModelConfig, base: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
@@ -126,6 +131,17 @@ class ConfigTable:
         """Keys with a value that are neither read by a row, nor restricted, nor known to have no effect."""
         known = {key for row in self.rows for key in row.keys} | self.irrelevant | self._restricted.keys()
         return [key for key, value in raw.items() if value is not None and key not in known and not is_irrelevant(key)]
+
+    def in_terms_of_file(self, message: str, raw: Mapping[str, Any]) -> str:
+        """An error about fields of `ReaLModelConfig`, with the keys of the `config.json` that they were read from.
+
+        `n_kv_heads=3` becomes `num_key_value_heads=3`, `rope.factor` becomes `rope_scaling.factor`.
+        """
+        keys = keys_by_field(self.rows, raw)
+        # a field that is also a word, such as `activation`, is meant only with a value
+        return re.sub(
+            r"\b\w+(\.\w+)?\b(?==)|\b(?=\w*[._])\w+(\.\w+)?\b", lambda found: keys.get(found[0], found[0]), message
+        )
 
     @property
     def _restricted(self) -> Mapping[str, Allowed]:

@@ -5,7 +5,7 @@ Each row converts in both directions, so that loading and saving cannot diverge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,6 +107,10 @@ class Key:
             raise ConfigError(f"{shown} differ, but '{self.key}' sets them all; give them one value")
         return {self._spelling(base): self._to_theirs(value)}
 
+    def keys_by_field(self, raw: Mapping[str, Any]) -> dict[str, str]:
+        """See `keys_by_field`."""
+        return dict.fromkeys(self.fields, self._spelling(raw))
+
     def _spelling(self, raw: Mapping[str, Any]) -> str:
         return next((key for key in self.keys if key in raw), self.key)
 
@@ -205,6 +209,10 @@ class Nested:
         nested = _AttributesOfBoth(getattr(config, self.field), config)
         return {key: value for row in self.rows for key, value in row.write(nested, base).items()}
 
+    def keys_by_field(self, raw: Mapping[str, Any]) -> dict[str, str]:
+        """See `keys_by_field`; fields are named as in `moe.top_k`."""
+        return {f"{self.field}.{name}": key for name, key in keys_by_field(self.rows, raw).items()}
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -226,6 +234,22 @@ class Computed:
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """See `FieldRow.write`."""
         return self.writing(config, base)
+
+    def keys_by_field(self, raw: Mapping[str, Any]) -> dict[str, str]:
+        """See `keys_by_field`; a row of several fields says nothing about each."""
+        return {self.fields[0]: self.keys[0]} if len(self.fields) == 1 and self.keys else {}
+
+
+def keys_by_field(rows: Iterable[FieldRow], raw: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of `ReaLModelConfig` -> the keys of a `config.json` that set them, in its spelling; for errors.
+
+    Rows have it as a method, if they can tell.
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        if hasattr(row, "keys_by_field"):
+            found |= row.keys_by_field(raw)
+    return found
 
 
 class _FieldsOf(Mapping[str, Any]):

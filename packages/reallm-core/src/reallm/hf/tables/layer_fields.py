@@ -11,7 +11,7 @@ from typing import Any
 
 from reallm.errors import ConfigError
 from reallm.hf.tables.fields import FieldsSoFar
-from reallm.hf.tables.rope import RopeDialect
+from reallm.hf.tables.rope import RopeDialect, rope_keys_by_field
 from reallm.model.config import RopeConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -151,6 +151,10 @@ class LayerRopes:
                 for kind, rope in ropes.items()
             }
         }
+
+    def keys_by_field(self, raw: Mapping[str, Any]) -> dict[str, str]:
+        """See `fields.keys_by_field`."""
+        return rope_keys_by_field(raw)
 
     def _read_both(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, RopeConfig]:
         parameters = raw.get("rope_parameters") or {}

@@ -55,7 +55,9 @@ class RopeDialect:
         spelled = rest.pop("rope_type", None) or old_kind or "default"
         kind = self.kinds.get(spelled, spelled)
         if kind not in get_args(RopeKind):
-            raise ConfigError(f"{where} has rope_type={spelled!r}; supported are {', '.join(get_args(RopeKind))}")
+            raise ConfigError(
+                f"{where} has {_kind_key(parameters)}={spelled!r}; supported are {', '.join(get_args(RopeKind))}"
+            )
         fields: dict[str, Any] = {"rotary_dim": self._rotary_dim(rest.pop("partial_rotary_factor", None), where, known)}
         for name, value in rest.items():
             if name in _NUMBERS:
@@ -63,7 +65,9 @@ class RopeDialect:
             elif name in _LISTS and value is not None:
                 fields[name] = tuple(number(f"{where}.{name}", item) for item in value)
             elif name not in _WITHOUT_EFFECT and value is not None:
-                raise ConfigError(f"{where} has an unsupported parameter {name}={value!r} for rope_type='{spelled}'")
+                raise ConfigError(
+                    f"{where} has an unsupported parameter {name}={value!r} for {_kind_key(parameters)}='{spelled}'"
+                )
         if kind in _RELATIVE_TO_PRETRAINING and fields.get("original_max_positions") is None:
             fields["original_max_positions"] = known["max_positions"]
         if kind == "yarn" and fields.get("factor") is None:
@@ -139,7 +143,10 @@ class RopeRow:
             return {"rope": self.absent}
         # transformers prefers `rope_scaling` if a file has both.
         where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-        parameters = dict(raw.get(where) or {})
+        stated = raw.get(where) or {}
+        if not isinstance(stated, Mapping):
+            raise ConfigError(f"{where}={stated!r} must be an object, such as {{'rope_type': 'linear', 'factor': 2.0}}")
+        parameters = dict(stated)
         if parameters.get("partial_rotary_factor") is None and self.partial is not None:
             parameters["partial_rotary_factor"] = raw.get(self.partial_key)
         if self.original_key is not None and raw.get(self.original_key) is not None:
@@ -165,12 +172,29 @@ class RopeRow:
             separate[self.partial_key] = parameters.pop("partial_rotary_factor")
         if rope.kind == "default":
             return {**separate, "rope_scaling": None}
-        kind_key = "type" if "type" in (base.get("rope_scaling") or {}) else "rope_type"
+        kind_key = _kind_key(base.get("rope_scaling") or {})
         return {**separate, "rope_scaling": {kind_key: rope.kind, **parameters}}
+
+    def keys_by_field(self, raw: Mapping[str, Any]) -> dict[str, str]:
+        """See `fields.keys_by_field`; fields are named as in `rope.factor`."""
+        found = rope_keys_by_field(raw)
+        return found if raw.get("rope_parameters") else {**found, "rope.theta": self.theta_key}
 
     @property
     def _dialect(self) -> RopeDialect:
         return RopeDialect(self.interleaved, self.partial, self.kinds)
+
+
+def rope_keys_by_field(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of `RopeConfig`, as in `rope.factor`, -> keys of a `config.json`, as in `rope_scaling.factor`."""
+    where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    keys = {ours: theirs for theirs, ours in _NUMBERS.items()} | {name: name for name in _LISTS}
+    keys |= {"kind": _kind_key(raw.get(where) or {}), "theta": "rope_theta", "rotary_dim": "partial_rotary_factor"}
+    return {f"rope.{ours}": f"{where}.{theirs}" for ours, theirs in keys.items()}
+
+
+def _kind_key(parameters: Mapping[str, Any]) -> str:
+    return "type" if "type" in parameters and "rope_type" not in parameters else "rope_type"
 
 
 def number(name: str, value: Any) -> Any:
