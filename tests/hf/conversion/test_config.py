@@ -385,6 +385,10 @@ class TestFolder:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         assert resolve_path("org/name") == tmp_path
         assert not [pattern for pattern in asked["org/name"] if pattern.endswith((".bin", ".pth", "*"))]
+        assert "model*.safetensors" in asked["org/name"]
+        resolve_path("org/name", weights=False)
+        assert not [pattern for pattern in asked["org/name"] if "safetensors" in pattern]
+        assert {"config.json", "tokenizer.json"} <= set(asked["org/name"])
 
 
 def test_only_configurations_are_taken_as_raw():

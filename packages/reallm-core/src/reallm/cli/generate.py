@@ -155,9 +155,11 @@ def _as_json(prompt: str, completion: Completion) -> str:
 
 
 def _as_text(prompt: str, completion: Completion) -> str:
+    from reallm.experiments.reports.number_format import counted
+
     quoted = "\n".join(f"> {line}" for line in prompt.splitlines())
     end = ""
     if completion.finish_reason == "length":
-        n_tokens = len(completion.token_ids)
-        end = typer.style(f"\n[cut after {n_tokens} tokens; --max-new-tokens N for more]", dim=True)
+        n_tokens = counted(len(completion.token_ids), "token")
+        end = typer.style(f"\n[cut after {n_tokens}; --max-new-tokens N for more]", dim=True)
     return f"{typer.style(quoted, bold=True)}\n{(completion.text or '').strip()}{end}"

@@ -120,7 +120,7 @@ def _read_model(arguments: list[str]) -> tuple[str, ReaLModelConfig, str | None]
     from reallm.hf.conversion.config import load_model_config
 
     config = load_model_config(path)
-    raw = read_hf_config(resolve_path(path))
+    raw = read_hf_config(resolve_path(path, weights=False))
     stored = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
     return path, config, stored if stored in ITEMSIZES else None
 

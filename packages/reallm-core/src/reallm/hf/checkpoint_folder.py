@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from reallm.hf.file_names import (
 )
 from reallm.notices import notify_once
 
-_DOWNLOADED = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors", INDEX_NAME,
-               *TOKENIZER_FILES)  # fmt: skip
+_SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
+_WEIGHTS = ("model*.safetensors", INDEX_NAME)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def resolve_path(path_or_id: str | Path) -> Path:
+def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: a local one, or a hub model's, downloaded if it is not in the cache.
 
-    The folder of a run stands for its newest checkpoint; a notice says so.
+    The folder of a run stands for its newest checkpoint; a notice says so. With `weights=False` only the configuration
+    and the tokenizer of a hub model are downloaded.
 
     Raises:
         CheckpointError: it is neither a folder nor a model that can be downloaded.
@@ -42,7 +44,7 @@ def resolve_path(path_or_id: str | Path) -> Path:
         raise CheckpointError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and the weights")
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path_or_id):
         raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a hub id such as 'org/name'")
-    return _download(path_or_id)
+    return _download(path_or_id, (*_SMALL_FILES, *(_WEIGHTS if weights else ())))
 
 
 def _newest_of_run(path: Path) -> Path | None:
@@ -60,11 +62,11 @@ def _newest_of_run(path: Path) -> Path | None:
     return newest[0]
 
 
-def _download(model_id: str) -> Path:
+def _download(model_id: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_DOWNLOADED)))
+        return Path(snapshot_download(model_id, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises its own, the HTTP client's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -158,7 +158,7 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
                 f"{role}.add_tokens: the tokenizer of the run is that of {first}; give {first}.add_tokens"
             )
     args = model_args(config, first)
-    tokenizer = load_tokenizer(resolve_path(args.path))
+    tokenizer = load_tokenizer(resolve_path(args.path, weights=False))
     if "" in args.add_tokens:
         raise ConfigError(f"{first}.add_tokens has an empty string; leave it out")
     has_changed = add_tokens(tokenizer, args.add_tokens) > 0

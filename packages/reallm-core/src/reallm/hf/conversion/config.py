@@ -41,7 +41,7 @@ def load_model_config(path: str | Path) -> ReaLModelConfig:
     Raises:
         CheckpointError: it is not a checkpoint, no installed family reads it, or a key is unsupported.
     """
-    folder = resolve_path(path)
+    folder = resolve_path(path, weights=False)
     raw = read_hf_config(folder)
     return config_from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)
 
