@@ -115,6 +115,15 @@ def test_an_argument_that_is_not_key_value_tells_how_to_write_it(typed, said):
     assert said in message(*typed)
 
 
+def test_a_path_alone_tells_the_key_of_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").touch()
+    Path("model").mkdir()
+    Path("model/config.json").touch()
+    for path, key in (("rows.jsonl", "dataset.train_path"), ("model", "model.path")):
+        assert message(path) == f"'{path}' is not key=value; did you mean {key}={path}?"
+
+
 def test_all_missing_keys_are_named_with_what_they_are():
     text = message()
     assert text.startswith("model.path is required: HuggingFace checkpoint")

@@ -151,7 +151,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
     def reallm(*arguments: str) -> tuple[int, str, str]:
-        code = run([*arguments, "model.path=tokenizer", "dataset.train_path=train.jsonl"])
+        code = run([arguments[0], "model.path=tokenizer", "dataset.train_path=train.jsonl", *arguments[1:]])
         return (code, *capsys.readouterr())
 
     return reallm
@@ -164,6 +164,12 @@ def test_a_tokenizer_is_enough(command):
     assert "⟦ The quick<|im_end|>⟧" in out
     assert command("sft", "--preview", "2", "optimizer.lr=1e-5") == (0, out, "")
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "epochs=1", "many"])
+def test_a_preview_is_of_a_number_of_rows(command, given):
+    message = f"error: --preview {given}: must be a number of rows, such as --preview 3\n"
+    assert command("sft", "--preview", given) == (2, "", message)
 
 
 def test_a_page_and_json(command):
@@ -185,6 +191,7 @@ def test_a_page_and_json(command):
         (["--split", "vald"], "--split vald: must be train or valid; did you mean 'valid'?"),
         (["--html", "a.txt"], "--html a.txt: the name must end in .html"),
         (["dataset.max_seqlen=1"], "dataset.max_seqlen=1 must be a whole number, at least 2"),
+        (["model.path=elsewhere"], "model.path: elsewhere does not exist"),
         (["--algorithm", "stf"], "no installed plugin offers the algorithm 'stf'; did you mean 'sft'?"),
     ],
 )

@@ -15,6 +15,7 @@ import typer
 
 from reallm.cli.preview import show_preview
 from reallm.cli.spawn import launch, run_worker
+from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
 from reallm.notices import silenced_notices
 from reallm.plugins import registry
@@ -35,7 +36,7 @@ def algorithm_command(name: str) -> Any:
         config: Annotated[list[Path] | None, typer.Option("--config")] = None,
         print_config: Annotated[bool, typer.Option("--print-config")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
-        preview: Annotated[int | None, typer.Option("--preview", min=1)] = None,
+        preview: Annotated[str | None, typer.Option("--preview")] = None,
         show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
     ) -> None:
         if show_help:
@@ -45,7 +46,7 @@ def algorithm_command(name: str) -> Any:
         elif print_config:
             typer.echo(load_configuration(name, config or [], arguments or []).to_yaml(), nl=False)
         elif preview is not None:
-            show_preview(name, config or [], arguments or [], preview)
+            show_preview(name, config or [], arguments or [], _number_of_rows(preview))
         elif dry_run:
             _dry_run(name, config or [], arguments or [])
         else:
@@ -59,6 +60,13 @@ def algorithm_command(name: str) -> Any:
         context_settings={"ignore_unknown_options": True},  # `--lr 1e-4` reaches us, and the error says how to write it
     )(command)
     return typer.main.get_command(app)
+
+
+def _number_of_rows(text: str) -> int:
+    """The value of `--preview`; the error for something else, such as a key, says that the number is missing."""
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"--preview {text}: must be a number of rows, such as --preview 3")
+    return int(text)
 
 
 def _run(name: str, files: list[Path], arguments: list[str]) -> None:

@@ -96,6 +96,9 @@ def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Gro
     if Path(argument).suffix in (".yaml", ".yml"):
         return f"'{argument}' is not key=value; to read a YAML file write --config {argument}"
     names = [key.name for group in groups for key in group.keys]
+    key = "model.path" if Path(argument, "config.json").is_file() else "dataset.train_path"
+    if argument and key in names and Path(argument).exists():
+        return f"'{argument}' is not key=value; did you mean {key}={argument}?"
     if argument in names:
         return f"'{argument}' has no value; write {argument}=VALUE"
     near = suggestions(argument, groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reallm.algorithms.executor import Graph
 from reallm.config.training import TrainingConfig
 from reallm.data.preview.preview import Preview, preview
-from reallm.errors import ConfigError
+from reallm.errors import CheckpointError, ConfigError
 from reallm.experiments.run.setup import load_run_tokenizer
 from reallm.specs import Algorithm
 
@@ -25,5 +25,9 @@ def preview_data(config: TrainingConfig, algorithm: Algorithm, n: int, split: st
     splits = config.datasets()
     if split not in splits:
         raise ConfigError("there is no validation data to preview; give dataset.valid_path")
-    tokenizer, _ = load_run_tokenizer(config, Graph.of(algorithm))
+    graph = Graph.of(algorithm)
+    try:
+        tokenizer, _ = load_run_tokenizer(config, graph)
+    except CheckpointError as error:
+        raise CheckpointError(f"{graph.trained_roles[0]}.path: {error}") from error
     return preview(splits[split], n, seed=config.seed, tokenizer=tokenizer)
