@@ -68,6 +68,10 @@ class TestRun:
         with pytest.raises(CheckpointError, match="but that of a run that has saved nothing yet"):
             read_hf_config(resolve_path(tmp_path))
 
+    def test_a_folder_of_runs(self, run: Path) -> None:
+        with pytest.raises(CheckpointError, match="it holds the runs 'mine': give one of them"):
+            read_hf_config(resolve_path(run.parent))
+
     def test_a_checkpoint_in_it_is_itself(self, run: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert resolve_path(run / "checkpoints" / "last") == run / "checkpoints" / "last"
         assert not caplog.messages

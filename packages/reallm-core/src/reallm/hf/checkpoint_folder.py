@@ -107,6 +107,9 @@ def _why_no_config(folder: Path) -> str:
         return f"{text}; did you mean {folder / inner[0]}?"
     if inner:
         return f"{text}; there are checkpoints in its folders {quoted(inner, 3)}"
+    runs = sorted(file.parent.name for file in folder.glob("*/config.yaml") if (file.parent / "checkpoints").is_dir())
+    if runs:
+        return f"{text}; it holds the runs {quoted(runs[-3:])}: give one of them"
     is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
     return f"{text}, but that of a run that has saved nothing yet" if is_run else text
 

@@ -288,7 +288,7 @@ def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelA
             if model.outgrown_by(length):
                 n_longer = sum(each > model.max_positions for each in stats.lengths)
                 lines.append(
-                    f"warning: {counted(n_longer, 'sample')} of {len(stats.lengths):,} have more than the "
+                    f"warning: {counted(n_longer, 'sample')} of {len(stats.lengths):,} {'has' if n_longer == 1 else 'have'} more than the "
                     f"{model.max_positions:,} tokens that {args.path} was made for (max_position_embeddings), up to "
                     f"{length:,}; to have the dataset cut or drop them: dataset.max_seqlen={model.max_positions}"
                 )
