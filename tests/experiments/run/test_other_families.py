@@ -50,7 +50,7 @@ class TestLearnedPositions:
         model = model_of(trainer, "llama", HF_CONFIG | {"max_position_embeddings": 16})
         trainer.run(trainer.config(model=model, max_steps=1))
         said = (
-            r"warning: \d+ samples of 10 have more than the 16 tokens that .*llama was made for .*, up to \d\d; .*=16"
+            r"warning: \d+ of 10 samples have more than the 16 tokens that .*llama was made for .*, up to \d\d; .*=16"
         )
         assert len(re.findall(said, trainer.output)) == 1
         longer = HF_CONFIG | {"max_position_embeddings": 64}
