@@ -287,8 +287,9 @@ def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelA
         if limit is None or length <= limit:
             if model.outgrown_by(length):
                 n = sum(each > model.max_positions for each in stats.lengths)
+                have = "has" if n == 1 else "have"
                 lines.append(
-                    f"warning: {n:,} of {counted(len(stats.lengths), 'sample')} {'has' if n == 1 else 'have'} more than the "
+                    f"warning: {n:,} of {counted(len(stats.lengths), 'sample')} {have} more than the "
                     f"{model.max_positions:,} tokens that {args.path} was made for (max_position_embeddings), up to "
                     f"{length:,}; to have the dataset cut or drop them: dataset.max_seqlen={model.max_positions}"
                 )
