@@ -57,10 +57,11 @@ def test_without_colours_marks_say_what_is_trained(printed):
 
 def test_a_terminal_has_colours_unless_told_otherwise(printed, monkeypatch):
     colours = {"force_terminal": True, "color_system": "standard"}
-    assert "\x1b[32m x\x1b[0m" in printed(**colours)
+    assert "\x1b[4;32m x\x1b[0m\x1b[1;32m<end>\x1b[0m" in printed(**colours)
     assert "⟦" not in printed(**colours)
+    assert "trained tokens are green" in printed(**colours)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "⟦ x" in printed(**colours).replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert "⟦\x1b[4m x" in printed(**colours)
 
 
 def test_data_cannot_control_the_terminal(printed):

@@ -28,8 +28,10 @@ def print_preview(preview: Preview) -> None:
     """Print the rows, with what is trained in colour or between marks, and then the statistics."""
     console = Console(highlight=False)
     marks = console.no_color or console.color_system is None
-    legend = f"between {OPEN} and {CLOSE}" if marks else "green"
-    _print(console, Text(f"trained tokens are {legend}, special tokens are written out", style="dim"))
+    legend = f"trained tokens are {f'between {OPEN} and {CLOSE}' if marks else 'green'}, special tokens are written out"
+    if console.is_terminal:
+        legend += ", every second token is underlined"
+    _print(console, Text(legend, style="dim"))
     for row in preview.rows:
         console.print()
         if row.dropped is not None:
@@ -94,12 +96,11 @@ def _tokens(sequence: Sequence, *, marks: bool) -> Text:
     if sequence.n_cut and sequence.cut_at == "start":
         text.append(f"{cut_text(sequence)}\n", NOTE)
     inside = False
-    for run, token in _runs(sequence.tokens):
+    for number, (run, token) in enumerate(_runs(sequence.tokens)):
         if marks and token.is_trained != inside:
             text.append(OPEN if token.is_trained else CLOSE)
             inside = token.is_trained
-        color = TRAINED if token.is_trained else SPECIAL if token.is_special else ""
-        text.append(visible(token.text), f"{color} bold" if token.is_special and token.is_trained else color)
+        text.append(visible(token.text), _style(token, underline=number % 2 == 1))
         if run > 1:
             text.append(f" ({run:,} times) ", "dim")
     if inside:
@@ -107,6 +108,11 @@ def _tokens(sequence: Sequence, *, marks: bool) -> Text:
     if sequence.n_cut and sequence.cut_at == "end":
         text.append(f"\n{cut_text(sequence)}", NOTE)
     return text
+
+
+def _style(token: Token, *, underline: bool) -> str:
+    color = [TRAINED] if token.is_trained else [SPECIAL] if token.is_special else []
+    return " ".join([*color, *["bold"] * (token.is_special and token.is_trained), *["underline"] * underline])
 
 
 def _runs(tokens: tuple[Token, ...]) -> list[tuple[int, Token]]:
