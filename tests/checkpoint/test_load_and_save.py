@@ -192,6 +192,8 @@ class TestWriting:
 
     def test_a_given_tokenizer_comes_before_that_of_the_source(self, folder, tmp_path):
         class Tokenizer:
+            eos_token_id = None
+
             def save_pretrained(self, path):
                 (Path(path) / "tokenizer.json").write_text("given")
 

@@ -29,9 +29,9 @@ LONGROPE = {"original_max_positions": 16, "short_factor": (1.0,) * 4, "long_fact
         ({"activation": "swiglu"}, "activation='swiglu' is not one of silu"),
         ({"norm_placement": "before"}, "norm_placement='before' is not one of pre, branch, sandwich, post"),
         ({"qk_norm": "heads"}, "qk_norm='heads' is not one of head, per_head, whole; did you mean 'head'"),
-        ({"sliding_window": (1, 2)}, "sliding_window has 2 entries for n_layers=3; give one a block"),
-        ({"rope": (None,) * 4}, "rope has 4 entries for n_layers=3; give one a block"),
-        ({"attn_scale": (1.0,)}, "attn_scale has 1 entries for n_layers=3; give one a block"),
+        ({"sliding_window": (1, 2)}, "sliding_window has 2 entries for n_layers=3; give one for each block"),
+        ({"rope": (None,) * 4}, "rope has 4 entries for n_layers=3; give one for each block"),
+        ({"attn_scale": (1.0,)}, "attn_scale has 1 entries for n_layers=3; give one for each block"),
         ({"sliding_window": 0}, "sliding_window=0 must be at least 1"),
         ({"attn_scale": (1.0, 0.0, 1.0)}, r"attn_scale=0\.0 must be greater than 0"),
         ({"attn_dropout": 1.0}, r"attn_dropout=1\.0 must be at least 0 and less than 1"),
@@ -55,11 +55,11 @@ LONGROPE = {"original_max_positions": 16, "short_factor": (1.0,) * 4, "long_fact
         ({"rope": RopeConfig(rotary_dim=10)}, r"rope\.rotary_dim=10 must be at most head_dim=8"),
         (
             {"rope": RopeConfig("longrope", rotary_dim=4, **LONGROPE)},
-            r"rope\.short_factor has 4 entries; it needs 2, one a rotated pair",
+            r"rope\.short_factor has 4 entries; it needs 2, one for each rotated pair",
         ),
         (
             {"rope": (None, RopeConfig("longrope", **{**LONGROPE, "long_factor": (1.0,)}), None)},
-            r"rope\.long_factor has 1 entries; it needs 4, one a rotated pair",
+            r"rope\.long_factor has 1 entries; it needs 4, one for each rotated pair",
         ),
     ],
 )
@@ -98,8 +98,8 @@ def test_a_rope_that_cannot_be_is_refused_by_name(fields, message):
         ({"n_experts": 0}, r"moe\.n_experts=0 must be a whole number of at least 1"),
         ({"aux_loss_coef": -0.1}, r"moe\.aux_loss_coef=-0\.1 must be at least 0"),
         ({"jitter": 1.0}, r"moe\.jitter=1\.0 must be at least 0 and less than 1"),
-        ({"layers": (2, 1)}, r"moe\.layers=\(2, 1\) must be numbers of blocks from 0, each once, in order"),
-        ({"layers": (-1, 1)}, r"moe\.layers=\(-1, 1\) must be numbers of blocks from 0"),
+        ({"layers": (2, 1)}, r"moe\.layers=\(2, 1\) must be block numbers from 0, ascending, each once"),
+        ({"layers": (-1, 1)}, r"moe\.layers=\(-1, 1\) must be block numbers from 0"),
     ],
 )
 def test_experts_that_cannot_be_are_refused_by_name(fields, message):

@@ -337,8 +337,8 @@ def test_fields_go_together_or_are_refused_by_name(names):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (ForgetfulMLP, "ForgetfulMLP has the parameter 'gain', which its `shards` do not have; add it"),
-        (BoastfulMLP, "BoastfulMLP.shards has 'gain', which is none of its parameters; remove it"),
+        (ForgetfulMLP, "ForgetfulMLP has the parameter 'gain', which is missing from its `shards`; add it"),
+        (BoastfulMLP, "BoastfulMLP.shards has 'gain', which is not one of its parameters; remove it"),
     ],
 )
 def test_a_class_that_declares_its_parameters_wrongly_is_named(cls, message):
@@ -421,7 +421,7 @@ def test_a_class_may_say_how_its_parameters_start():
     ("bounds", "message"),
     [
         (torch.tensor([0, 10]), "rise from 0 to the number of tokens, 30"),
-        (torch.tensor([0, 20, 10, 30]), "falls between"),
+        (torch.tensor([0, 20, 10, 30]), "decreases in between"),
         (torch.tensor([1, 30]), "goes from 1 to 30"),
         (torch.tensor([0.0, 30.0]), "vector of integers"),
         (torch.tensor([[0, 30]]), "vector of integers"),

@@ -310,7 +310,7 @@ class TestAnyBoxes:
 
     def test_what_no_rank_has_is_named(self):
         half = {"a": Box((0, 0), (2, 3)), "b": Box((0,), (5,))}
-        with pytest.raises(ConfigError, match=r"no rank has all of 'a': rank 1 is to have \[1:4, 0:3\]"):
+        with pytest.raises(ConfigError, match=r"no rank has all of 'a': rank 1 needs \[1:4, 0:3\]"):
             plan_boxes({0: half}, {1: {"b": Box((0,), (5,)), "a": Box((1, 0), (4, 3))}})
         with pytest.raises(ConfigError, match="no rank has all of 'c'"):
             plan_boxes({0: half}, {1: {"c": Box((0,), (1,))}})

@@ -174,8 +174,8 @@ def with_wrong_arguments(rank: int) -> None:
     other = model.reallocate("pp2")
     for arguments, said in (
         ({"to": "tp3"}, "takes rank 2, but the job has 2 ranks"),
-        ({"to": "pp2", "eta": 0.5}, "eta=0.5 mixes into a model that is there already; give that as into="),
-        ({"to": "tp2", "into": other}, "into= is in the layout tp1pp2dp1, not in tp2pp1dp1"),
+        ({"to": "pp2", "eta": 0.5}, "eta=0.5 averages into an existing model; pass that as into="),
+        ({"to": "tp2", "into": other}, "into= has the layout tp1pp2dp1, not tp2pp1dp1"),
         ({"to": "pp2", "into": other, "dtype": torch.bfloat16}, "into= is in torch.float32, not in torch.bfloat16"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -250,5 +250,5 @@ def test_checksums_find_one_altered_element():
     assert finders
     assert all("from rank 1 is not what that rank has sent" in said[rank] for rank in finders)
     assert all(
-        f"rank {finders[0]} has not got its parameters" in said[rank] for rank in range(4) if rank not in finders
+        f"rank {finders[0]} did not receive its parameters" in said[rank] for rank in range(4) if rank not in finders
     )

@@ -160,16 +160,16 @@ def test_a_default_that_follows_from_a_changed_size_is_written_out():
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        (MISTRAL, {"q_bias": True}, "family 'mistral': q_bias=True cannot be stated"),
+        (MISTRAL, {"q_bias": True}, "family 'mistral': q_bias=True cannot be expressed"),
         (
             LLAMA,
             {"q_bias": True},
             "family 'llama': q_bias=True, .*o_bias=False differ, but 'attention_bias'",
         ),
-        (LLAMA, {"sliding_window": 8}, "family 'llama': sliding_window=8 cannot be stated"),
-        (LLAMA, {"qk_norm": "head"}, "family 'llama': qk_norm='head' cannot be stated"),
-        (LLAMA, {"norm": "layer"}, "family 'llama': norm='layer' cannot be stated in config.json; it must be 'rms'"),
-        (MISTRAL, {"logit_softcap": 30.0}, "family 'mistral': logit_softcap=30.0 cannot be stated"),
+        (LLAMA, {"sliding_window": 8}, "family 'llama': sliding_window=8 cannot be expressed"),
+        (LLAMA, {"qk_norm": "head"}, "family 'llama': qk_norm='head' cannot be expressed"),
+        (LLAMA, {"norm": "layer"}, "family 'llama': norm='layer' cannot be expressed in config.json; it must be 'rms'"),
+        (MISTRAL, {"logit_softcap": 30.0}, "family 'mistral': logit_softcap=30.0 cannot be expressed"),
     ],
 )
 def test_what_a_family_cannot_state_is_refused_by_name(family, changes, message):
@@ -218,7 +218,7 @@ class TestCritic:
 
     @pytest.mark.parametrize("labels", [{"num_labels": 3}, {"id2label": {"0": "a", "1": "b"}}, {"num_labels": None}])
     def test_with_several_labels_is_refused(self, labels):
-        with pytest.raises(CheckpointError, match=r"gives \d numbers a token \(num_labels\); a critic needs one"):
+        with pytest.raises(CheckpointError, match=r"gives \d numbers per token \(num_labels\); a critic's gives one"):
             config_from_hf(LLAMA, self.raw | {"num_labels": None} | labels)
 
 
@@ -393,5 +393,5 @@ class TestFolder:
 
 def test_only_configurations_are_taken_as_raw():
     config = ReaLModelConfig(1, 8, 2, 2, 4, 8, 10, 16)
-    with pytest.raises(ConfigError, match="a HuggingFace configuration or its dict is needed, not ReaLModelConfig"):
+    with pytest.raises(ConfigError, match="expected a HuggingFace configuration or its dict, not ReaLModelConfig"):
         hf_config_dict(config)

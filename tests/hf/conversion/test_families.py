@@ -67,7 +67,7 @@ def test_unknown_ones_are_refused_naming_what_is_there_and_what_to_install(confi
 
 
 def test_a_config_that_states_no_family():
-    with pytest.raises(CheckpointError, match="config.json states neither model_type nor architectures; add them"):
+    with pytest.raises(CheckpointError, match="config.json has neither model_type nor architectures; add one of them"):
         family_for(raw(None))
 
 

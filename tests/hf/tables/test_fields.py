@@ -118,13 +118,13 @@ class TestLayerTypes:
         assert row.read({"use": True}, KNOWN) == {"sliding_window": 16}
         assert row.write(config(windows=(3,) * 4), {}) == {"use": True, "sliding_window": 3}
         assert row.write(config(windows=(None,) * 4), {}) == {"use": False, "sliding_window": None}
-        with pytest.raises(ConfigError, match="cannot be stated; blocks cannot differ"):
+        with pytest.raises(ConfigError, match="cannot be expressed; which blocks have a window is fixed"):
             row.write(config(windows=(3, None, 3, 3), sliding_window=(3, None, 3, 3)), {})
 
     @pytest.mark.parametrize(
         ("raw", "said"),
         [
-            ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers; give one a layer"),
+            ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers; give one for each layer"),
             ({"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'; supported are"),
             ({"sliding_window": "5"}, "sliding_window='5' must be of type int"),
         ],
@@ -134,7 +134,7 @@ class TestLayerTypes:
             self.row.read(raw, KNOWN)
 
     def test_windows_that_differ_cannot_be_stated(self):
-        with pytest.raises(ConfigError, match="cannot be stated; all windows must be alike"):
+        with pytest.raises(ConfigError, match="cannot be expressed; all windows must be alike"):
             self.row.write(config(windows=(3, 4, None, None), sliding_window=(3, 4, None, None)), {})
 
 
@@ -199,8 +199,8 @@ class TestRopeOfAPartOfEachHead:
     @pytest.mark.parametrize(
         ("row", "rope", "said"),
         [
-            (row, RopeConfig(), "rope.interleaved=False cannot be stated"),
-            (RopeRow(), RopeConfig(rotary_dim=4), "rope.rotary_dim=4 cannot be stated; it must be head_dim=8"),
+            (row, RopeConfig(), "rope.interleaved=False cannot be expressed"),
+            (RopeRow(), RopeConfig(rotary_dim=4), "rope.rotary_dim=4 cannot be expressed; it must be head_dim=8"),
             (RopeRow(), None, "this family has one RoPE for all blocks"),
         ],
     )
@@ -246,7 +246,7 @@ class TestDerived:
 
     def test_another_value_cannot_be_stated(self):
         assert self.row.write(config(hidden_size=32, n_q_heads=4), {}) == {}
-        with pytest.raises(ConfigError, match="head_dim=8 cannot be stated in config.json; it must be 16"):
+        with pytest.raises(ConfigError, match="head_dim=8 cannot be expressed in config.json; it must be 16"):
             self.row.write(config(hidden_size=64, n_q_heads=4), {})
 
     def test_it_stands_in_for_a_key_that_the_class_has_not(self):

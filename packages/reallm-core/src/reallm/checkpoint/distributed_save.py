@@ -149,8 +149,8 @@ def _broadcast_folder(new: Path | None, mesh: Mesh) -> Path:
     with fail_together(mesh):
         if not folder.is_dir():
             raise DataError(
-                f"{folder.parent} is another folder here than on rank {leader}; checkpoints of several ranks need a "
-                "file system that all of them share"
+                f"{folder.parent} is not the same folder here as on rank {leader}; several ranks save to a file system "
+                "that all of them share"
             )
     return folder
 

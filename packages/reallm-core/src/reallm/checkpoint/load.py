@@ -177,8 +177,8 @@ def _check_names(checkpoint: Checkpoint, family: HFFamily, expected: Set[str], u
     missing = sorted(expected - checkpoint.keys())
     if missing and expected - set(missing) == expected - head_names(family, is_critic=False):
         raise CheckpointError(
-            f"{checkpoint.folder} has no output head ({quoted(missing)} is missing), as of a class without one; take a "
-            "checkpoint with a head, or make a critic from it (is_critic=True)"
+            f"{checkpoint.folder} has no output head ({quoted(missing)} is missing); take a checkpoint with one, or "
+            "make a critic from it (is_critic=True)"
         )
     extra = sorted(name for name in checkpoint.keys() - expected - unused if not family.weights.is_ignored(name))
     faults = []
@@ -189,7 +189,7 @@ def _check_names(checkpoint: Checkpoint, family: HFFamily, expected: Set[str], u
     if faults:
         raise CheckpointError(
             f"{checkpoint.folder}: compared with config.json the checkpoint {' and '.join(faults)}; "
-            "take both from one model"
+            "take both from the same model"
         )
 
 

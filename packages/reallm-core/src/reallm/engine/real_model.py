@@ -317,7 +317,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.source is None:
             raise DataError(
-                "text needs a tokenizer; this model came from no checkpoint folder: give generate(tokenizer=...)"
+                "text needs a tokenizer, and this model did not come from a checkpoint: pass generate(tokenizer=...)"
             )
         return load_tokenizer(self.source)
 
@@ -421,8 +421,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         read = read_boxes(folder, family, stored, boxes, dtype=dtype, device=device, seed=seed)
         if dtype is None and len(read.stored_dtypes) > 1:
             raise CheckpointError(
-                f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; "
-                "say which to use, dtype=..."
+                f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; choose one with dtype="
             )
         dtype = dtype or next(iter(read.stored_dtypes))
         self.network.to(dtype)

@@ -346,7 +346,7 @@ class ShardedModel:
         if into is not None:
             _check_target(into, mesh.layout, dtype)
         elif eta != 1.0:
-            raise ConfigError(f"eta={eta} mixes into a model that is there already; give that as into=")
+            raise ConfigError(f"eta={eta} averages into an existing model; pass that as into=")
         target = self._empty_like(mesh, dtype or self.dtype) if into is None else into
         source = self.local_tensors()
         receives_in_place = into is not None or is_fsdp(target._network)
@@ -395,7 +395,7 @@ class ShardedModel:
         """Context for overwriting the parameters; an error leaves the model unusable until another move into it."""
         half_moved = (
             f"rank {self._effective_mesh.rank}: an earlier move into this model has failed, so that its parameters are "
-            "of no use; move into it again, or use the model that was moved"
+            "incomplete; move into it again, or use the model it was to be made from"
         )
         if self._broken != half_moved:
             self._check_usable()
@@ -417,6 +417,8 @@ class ShardedModel:
 def _check_target(into: ShardedModel, layout: Layout, dtype: torch.dtype | None) -> None:
     """Raise ConfigError unless `into` can receive parameters in this layout and dtype."""
     if into.layout != layout:
-        raise ConfigError(f"into= is in the layout {into.layout}, not in {layout}; leave it out, or give its own")
+        raise ConfigError(
+            f"into= has the layout {into.layout}, not {layout}; leave it out, or reallocate to its layout"
+        )
     if dtype not in (None, into.dtype):
-        raise ConfigError(f"into= is in {into.dtype}, not in {dtype}; leave one of both out")
+        raise ConfigError(f"into= has {into.dtype}, not {dtype}; leave out one of the two")

@@ -89,7 +89,7 @@ class MoEConfig:
         if not 0.0 <= self.jitter < 1.0:
             raise ConfigError(f"moe.jitter={self.jitter} must be at least 0 and less than 1")
         if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0):
-            raise ConfigError(f"moe.layers={self.layers} must be numbers of blocks from 0, each once, in order")
+            raise ConfigError(f"moe.layers={self.layers} must be block numbers from 0, ascending, each once")
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,9 @@ class ReaLModelConfig:
         for name in PER_BLOCK:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.n_layers:
-                raise ConfigError(f"{name} has {len(value)} entries for n_layers={self.n_layers}; give one a block")
+                raise ConfigError(
+                    f"{name} has {len(value)} entries for n_layers={self.n_layers}; give one for each block"
+                )
         for window in self.windows:
             if window is not None and window < 1:
                 raise ConfigError(f"sliding_window={window} must be at least 1")
@@ -310,7 +312,7 @@ class ReaLModelConfig:
             return
         _one_of("qk_norm", self.qk_norm, get_args(QKNormKind))
         if self.qk_norm == "per_head" and not self.norm_weight:
-            raise ConfigError("qk_norm='per_head' needs norm_weight=True: it is weights for each head")
+            raise ConfigError("qk_norm='per_head' needs norm_weight=True: each head has its own weights")
         if self.qk_norm == "per_head" and is_custom_class(self.norm):
             raise ConfigError(f"qk_norm='per_head' goes with norm {' or '.join(NORMS)}, not with norm={self.norm!r}")
 
@@ -323,7 +325,9 @@ class ReaLModelConfig:
         for name in ("short_factor", "long_factor"):
             factors = getattr(rope, name)
             if factors is not None and len(factors) != n_dims // 2:
-                raise ConfigError(f"rope.{name} has {len(factors)} entries; it needs {n_dims // 2}, one a rotated pair")
+                raise ConfigError(
+                    f"rope.{name} has {len(factors)} entries; it needs {n_dims // 2}, one for each rotated pair"
+                )
 
     @property
     def windows(self) -> tuple[int | None, ...]:

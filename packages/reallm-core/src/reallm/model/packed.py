@@ -53,7 +53,7 @@ class PackedSequences:
             raise DataError(
                 f"cu_seqlens must rise from 0 to the number of tokens, {n_tokens}; "
                 f"it goes from {bounds[0]} to {bounds[-1]}"
-                + (" and falls between" if min(lengths, default=0) < 0 else "")
+                + (" and decreases in between" if min(lengths, default=0) < 0 else "")
             )
         return cls(lengths, cu_seqlens.to(tokens.device, torch.int32), (0,) * len(lengths))
 

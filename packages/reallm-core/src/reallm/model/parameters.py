@@ -85,7 +85,7 @@ def parameter_info(
         PluginError: `shard` names a dim that the parameter does not have.
     """
     if shard is not None and not -len(shape) <= shard.dim < len(shape):
-        raise PluginError(f"'{name}' {list(shape)} has no dim {shard.dim}, by which its layer says it can be split")
+        raise PluginError(f"'{name}' {list(shape)} has no dim {shard.dim}, along which its layer says it can be split")
     layer = layer_number(name)
     is_vocabulary = layer in (EMBEDDING_LAYER, head_layer(config))
     output_is_summed = any(split != "column" and name.startswith(f"{path}.") for path, split in splits.items())

@@ -257,8 +257,8 @@ class Transformer(nn.Module):
             owner, own_name = split_parameter_name(name)
             cls = type(self.get_submodule(owner)).__qualname__
             if name in parameters:
-                raise PluginError(f"{cls} has the parameter '{own_name}', which its `shards` do not have; add it")
-            raise PluginError(f"{cls}.shards has '{own_name}', which is none of its parameters; remove it")
+                raise PluginError(f"{cls} has the parameter '{own_name}', which is missing from its `shards`; add it")
+            raise PluginError(f"{cls}.shards has '{own_name}', which is not one of its parameters; remove it")
         return declared
 
     def module_splits(self) -> dict[str, Split]:

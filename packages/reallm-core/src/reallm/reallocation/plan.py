@@ -196,7 +196,7 @@ def _demands(
         for box, ranks in group.target.items():
             owned = index.lookup(box)
             if sum(piece.numel for piece, _ in owned) < box.numel:
-                raise ConfigError(f"no rank has all of '{group.names[0]}': rank {ranks[0]} is to have {_format(box)}")
+                raise ConfigError(f"no rank has all of '{group.names[0]}': rank {ranks[0]} needs {_format(box)}")
             needing = frozenset(ranks)
             for piece, owners in owned:
                 boxes = BoxOfParams(group.names, piece, group.itemsize)

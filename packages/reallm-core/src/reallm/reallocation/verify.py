@@ -65,7 +65,7 @@ class Checksums:
                 one, _ = received[equal.index(False)]
                 return (
                     f"rank {rank}: '{one.name}' {list(one.box.shape)} from rank {endpoint.peer} is not what that rank "
-                    "has sent: its checksum differs; see to the memory and the network of both, and start again"
+                    "has sent: its checksum differs; check the memory and the network of both, and start again"
                 )
         return None
 
@@ -104,7 +104,7 @@ def agree_on_result(
     ranks = dist.get_process_group_ranks(group)
     for other, (failed, settings_hash, _) in zip(ranks, states, strict=True):
         if failed:
-            raise PeerError(f"rank {other} has not got its parameters as they were sent; see its own message")
+            raise PeerError(f"rank {other} did not receive its parameters as they were sent; see its own message")
         if settings_hash != states[0][1]:
             raise PeerError(
                 f"rank {other} moves parameters with other settings (dtype, eta, checksum) than rank {ranks[0]}; "
@@ -121,8 +121,8 @@ def _all_gather(state: Tensor, group: Group, deadline: Deadline) -> Tensor:
         deadline.wait(work, GRACE)
     except RuntimeError as error:
         raise PeerError(
-            f"rank {dist.get_rank()} waited {deadline.elapsed_s:.1f} s for all ranks to end the reallocation: one is "
-            "missing, stuck or gone; see the messages of the others, or raise the timeout"
+            f"rank {dist.get_rank()} waited {deadline.elapsed_s:.1f} s for all ranks to finish the reallocation: one "
+            "is missing, stuck or gone; see the messages of the others, or raise the timeout"
         ) from error
     return states
 

@@ -32,7 +32,7 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
         return dict(config)
     if callable(getattr(config, "to_dict", None)):
         return hf_config_dict(config.to_dict())
-    raise ConfigError(f"a HuggingFace configuration or its dict is needed, not {type(config).__name__}")
+    raise ConfigError(f"expected a HuggingFace configuration or its dict, not {type(config).__name__}")
 
 
 def load_model_config(path: str | Path) -> ReaLModelConfig:
@@ -66,7 +66,7 @@ def config_from_hf(
     if is_critic is False and has_scalar_head:
         raise CheckpointError(f"{source}: {raw['architectures'][0]} has a scalar head; load it with is_critic=True")
     if has_scalar_head and (labels := _n_labels(raw)) != 1:
-        raise CheckpointError(f"{source}: the head gives {labels} numbers a token (num_labels); a critic needs one")
+        raise CheckpointError(f"{source}: the head gives {labels} numbers per token (num_labels); a critic's gives one")
     _check_unknown_keys(family, raw, source)
     try:
         fields = family.config.read(raw)

@@ -36,7 +36,7 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
     model_type, architectures = raw.get("model_type"), tuple(raw.get("architectures") or ())
     if model_type is None and not architectures:
         raise CheckpointError(
-            f"{path} states neither model_type nor architectures; add them, so that its family can be found"
+            f"{path} has neither model_type nor architectures; add one of them, so that its family can be found"
         )
     family = _by_name(model_type) or _by_search(model_type, architectures)
     if family is None:

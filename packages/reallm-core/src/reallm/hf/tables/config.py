@@ -163,7 +163,7 @@ class ConfigTable:
             fixed = fixed(known) if callable(fixed) else fixed
             value = getattr(config, item.name)
             if value != fixed:
-                raise ConfigError(f"{item.name}={value!r} cannot be stated in config.json; it must be {fixed!r}")
+                raise ConfigError(f"{item.name}={value!r} cannot be expressed in config.json; it must be {fixed!r}")
 
 
 def _check_value(fields: Iterable[str], value: Any, where: str) -> None:

@@ -170,7 +170,7 @@ class Derived:
         """Write nothing, provided that the field has the derived value; see `FieldRow.write`."""
         value, derived = getattr(config, self.field), self.value(_FieldsOf(config))
         if value != derived:
-            raise ConfigError(f"{self.field}={value!r} cannot be stated in config.json; it must be {derived!r}")
+            raise ConfigError(f"{self.field}={value!r} cannot be expressed in config.json; it must be {derived!r}")
         return {}
 
 

@@ -53,7 +53,7 @@ class LayerTypes:
         types = (raw.get(self.types_key) if self.types_key else None) or self.default(raw, known)
         if len(types) != known["n_layers"]:
             raise ConfigError(
-                f"{self.types_key} has {len(types)} entries for {known['n_layers']} layers; give one a layer"
+                f"{self.types_key} has {len(types)} entries for {known['n_layers']} layers; give one for each layer"
             )
         for kind in types:
             if kind not in (FULL, SLIDING):
@@ -69,13 +69,17 @@ class LayerTypes:
         """See `FieldRow.write`."""
         windows = sorted({window for window in config.windows if window is not None})
         if len(windows) > 1:
-            raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; all windows must be alike")
+            raise ConfigError(
+                f"sliding_window={config.sliding_window!r} cannot be expressed; all windows must be alike"
+            )
         written: dict[str, Any] = {"sliding_window": windows[0] if windows else None}
         types = [FULL if window is None else SLIDING for window in config.windows]
         if self.types_key is not None:
             written[self.types_key] = types
         elif windows and types != list(self.default(base, {"n_layers": config.n_layers})):
-            raise ConfigError(f"sliding_window={config.sliding_window!r} cannot be stated; blocks cannot differ so")
+            raise ConfigError(
+                f"sliding_window={config.sliding_window!r} cannot be expressed; which blocks have a window is fixed"
+            )
         if self.enabled_key is not None:
             written[self.enabled_key] = bool(windows)
         return written
@@ -137,7 +141,7 @@ class LayerRopes:
                 if (FULL if window is None else SLIDING) == kind
             }
             if len(of_kind) > 1 or None in of_kind:
-                raise ConfigError(f"rope={config.rope!r} cannot be stated; blocks of one type must have one RoPE")
+                raise ConfigError(f"rope={config.rope!r} cannot be expressed; blocks of one type must have one RoPE")
             ropes[kind] = next(iter(of_kind), ropes[kind])
         written = {kind: self.dialect.write(rope, config.head_dim) for kind, rope in ropes.items()}
         full, sliding = ropes[FULL], ropes[SLIDING]

@@ -84,20 +84,20 @@ class RopeDialect:
     def write(self, rope: RopeConfig, head_dim: int) -> dict[str, Any]:
         """The `rope_parameters` of a RoPE, without kind and theta."""
         if rope.interleaved != self.interleaved:
-            raise ConfigError(f"rope.interleaved={rope.interleaved} cannot be stated; it must be {self.interleaved}")
+            raise ConfigError(f"rope.interleaved={rope.interleaved} cannot be expressed; it must be {self.interleaved}")
         values = {name: getattr(rope, attribute) for name, attribute in _NUMBERS.items()}
         values |= {name: list(getattr(rope, name)) for name in _LISTS if getattr(rope, name) is not None}
         if self.partial is not None:
             values["partial_rotary_factor"] = _fraction(rope.rotary_dim or head_dim, head_dim)
         elif rope.rotary_dim not in (None, head_dim):
-            raise ConfigError(f"rope.rotary_dim={rope.rotary_dim} cannot be stated; it must be head_dim={head_dim}")
+            raise ConfigError(f"rope.rotary_dim={rope.rotary_dim} cannot be expressed; it must be head_dim={head_dim}")
         return {name: value for name, value in values.items() if value is not None}
 
     def _rotary_dim(self, fraction: Any, where: str, known: FieldsSoFar) -> int | None:
         if fraction is None:
             fraction = 1.0 if self.partial is None else self.partial
         elif self.partial is None and fraction != 1:
-            raise ConfigError(f"{where} has partial_rotary_factor={fraction!r}; this family rotates the whole of heads")
+            raise ConfigError(f"{where} has partial_rotary_factor={fraction!r}; this family rotates whole heads")
         n_dims = int(known["head_dim"] * number("partial_rotary_factor", fraction))
         return None if n_dims == known["head_dim"] else n_dims
 
@@ -159,7 +159,7 @@ class RopeRow:
         """RoPE in the spelling of `base`, or the newer one; see `FieldRow.write`."""
         rope = config.rope
         if not isinstance(rope, RopeConfig):
-            raise ConfigError(f"rope={rope!r} cannot be stated; this family has one RoPE for all blocks")
+            raise ConfigError(f"rope={rope!r} cannot be expressed; this family has one RoPE for all blocks")
         parameters = self._dialect.write(rope, config.head_dim)
         separate: dict[str, Any] = {}
         if self.original_key is not None and rope.original_max_positions is not None:

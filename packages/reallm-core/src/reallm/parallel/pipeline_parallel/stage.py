@@ -46,8 +46,8 @@ class RecvHidden(nn.Module):
         """
         if self.receive is None:
             raise ConfigError(
-                "this process has a later stage of a pipeline, which cannot be called by itself; call token_logprobs, "
-                "scores or generate, train with TrainEngine, or use a layout without pp"
+                "this process holds a later stage of a pipeline, which cannot be called on its own; call "
+                "token_logprobs, scores or generate, train with TrainEngine, or use a layout without pp"
             )
         return self.receive(len(tokens))
 
