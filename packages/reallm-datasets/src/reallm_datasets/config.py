@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from reallm.data.chat.template import TrainOn
-from reallm.data.row_sources import records
+from reallm.data.row_formats.formats import FORMATS, check_columns
+from reallm.data.row_sources import RowSource, check_source
+from reallm.data.rows import check_rows
 from reallm.errors import ConfigError, DataError
 from reallm.options import REQUIRED, option
 
 Overlong = Literal["truncate", "drop"]
 
-_SOURCE = ".json, .jsonl, .jsonl.gz, .parquet, or module:function"
+_SOURCE = (
+    "files, folders or patterns (.jsonl, .json, .csv, .tsv, .parquet, .arrow), hub:org/name:split, module:function, "
+    "or a list of these"
+)
+_FORMAT = f"form of the rows: {', '.join(FORMATS)}; null: recognised by the keys of the first ones"
+_COLUMNS = "keys that the rows have under other names, such as columns.prompt=question"
 _CHAT_TEMPLATE = (
     "chat template to use instead of the checkpoint's, and to save with the model: chatml or another known name, a "
     "file (.jinja), or the template itself; null: the checkpoint's"
@@ -20,12 +29,21 @@ _CHAT_TEMPLATE = (
 _TOOLS = "JSON file with the functions that the model may call, for conversations without tools of their own"
 
 
+class RowConfig(Protocol):
+    """A configuration with the form of its rows."""
+
+    format: str | None
+    columns: dict[str, str]
+
+
 @dataclass
 class PromptAnswerDatasetConfig:
     """Prompts with their answers, or conversations; the loss is on the answers."""
 
-    train_path: str = option(REQUIRED, f"rows to train on: {_SOURCE}")
-    valid_path: str | None = option(None, "rows to evaluate on; null: no evaluation")
+    train_path: str | list[str] = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    valid_path: str | list[str] | None = option(None, "rows to evaluate on, likewise; null: no evaluation")
+    format: str | None = option(None, _FORMAT)
+    columns: dict[str, str] = option({}, _COLUMNS)
     max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: sequences in an optimizer step")
@@ -52,16 +70,19 @@ class PromptAnswerDatasetConfig:
         check_num_proc(self.num_proc)
 
     def check(self) -> None:
-        """Raise ConfigError unless the files exist and have a format that can be read."""
-        check_sources(train_path=self.train_path, valid_path=self.valid_path, tools_path=self.tools_path)
+        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
+        check_rows_of(self, "train_path", "valid_path")
+        check_files(tools_path=self.tools_path)
 
 
 @dataclass
 class PairedComparisonDatasetConfig:
     """Prompts, each with answers of which one is better than the other."""
 
-    train_path: str = option(REQUIRED, f"rows to train on: {_SOURCE}")
-    valid_path: str | None = option(None, "rows to evaluate on; null: no evaluation")
+    train_path: str | list[str] = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    valid_path: str | list[str] | None = option(None, "rows to evaluate on, likewise; null: no evaluation")
+    format: str | None = option(None, _FORMAT)
+    columns: dict[str, str] = option({}, _COLUMNS)
     max_pairs_per_prompt: int = option(2, "use at most so many pairs of a row, chosen at random by the seed")
     max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop the pair")
@@ -83,15 +104,18 @@ class PairedComparisonDatasetConfig:
         check_num_proc(self.num_proc)
 
     def check(self) -> None:
-        """Raise ConfigError unless the files exist and have a format that can be read."""
-        check_sources(train_path=self.train_path, valid_path=self.valid_path, tools_path=self.tools_path)
+        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
+        check_rows_of(self, "train_path", "valid_path")
+        check_files(tools_path=self.tools_path)
 
 
 @dataclass
 class PromptOnlyDatasetConfig:
     """Prompts alone, for a model to answer."""
 
-    path: str = option(REQUIRED, f"prompts: {_SOURCE}")
+    path: str | list[str] = option(REQUIRED, f"prompts: {_SOURCE}")
+    format: str | None = option(None, _FORMAT)
+    columns: dict[str, str] = option({}, _COLUMNS)
     max_prompt_len: int = option(256, "longest prompt, in tokens")
     overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: prompts in a step")
@@ -110,8 +134,9 @@ class PromptOnlyDatasetConfig:
         check_num_proc(self.num_proc)
 
     def check(self) -> None:
-        """Raise ConfigError unless the files exist and have a format that can be read."""
-        check_sources(path=self.path, tools_path=self.tools_path)
+        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
+        check_rows_of(self, "path")
+        check_files(tools_path=self.tools_path)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
@@ -138,12 +163,28 @@ def check_train_on(value: str) -> None:
         raise ConfigError(f"train_on={value!r} must be 'assistant', 'last' or 'all'")
 
 
-def check_sources(**sources: str | None) -> None:
-    """Raise ConfigError unless each is a file that can be read or a function that can be called; names the field."""
-    for name, source in sources.items():
-        if source is None:
-            continue
-        try:
-            records(source)  # checks the source; no row is read
-        except DataError as error:
-            raise ConfigError(f"{name}: {error}") from error
+def check_rows_of(config: RowConfig, *fields: str) -> None:
+    """Raise ConfigError unless the sources of rows in these fields can be read, as far as is known without doing it."""
+    check_columns(config.columns)
+    for name in fields:
+        path = getattr(config, name)
+        if path is not None:
+            with _named(name):
+                check_rows(RowSource(path, config.format, config.columns))
+
+
+def check_files(**paths: str | None) -> None:
+    """Raise ConfigError unless each is a file that can be read; names the field."""
+    for name, path in paths.items():
+        if path is not None:
+            with _named(name):
+                check_source(path)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Let errors about data name the field."""
+    try:
+        yield
+    except DataError as error:
+        raise ConfigError(f"{name}: {error}") from error

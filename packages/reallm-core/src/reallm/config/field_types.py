@@ -82,6 +82,16 @@ def is_text(hint: Any) -> bool:
     return options == [str]
 
 
+def is_text_or_list(hint: Any) -> bool:
+    """Whether the type is a text or a list of texts, as `data/*.jsonl` and `[a.jsonl, b.jsonl]`."""
+    return {arg for arg in get_args(hint) if arg is not type(None)} == {str, list[str]}
+
+
+def item_type(hint: Any) -> Any:
+    """The type of the values of a mapping."""
+    return get_args(hint)[1] if get_args(hint) and is_mapping(hint) else Any
+
+
 def check_fields(config: Any, group: str = "") -> None:
     """Check the types of a dataclass instance's fields, which Python does not; nested dataclasses check themselves.
 

@@ -12,8 +12,18 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import dataset_name
-from reallm.config.field_types import allowed_text, is_list, is_mapping, is_optional, is_text, literals
+from reallm.config.field_types import (
+    allowed_text,
+    is_list,
+    is_mapping,
+    is_optional,
+    is_text,
+    is_text_or_list,
+    item_type,
+    literals,
+)
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
+from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
 from reallm.errors import ConfigError, ReallmError, did_you_mean
 from reallm.options import REQUIRED
@@ -129,7 +139,8 @@ def _tree(config_class: type, found: Sequence[Group]) -> DictConfig:
     _thaw(tree)
     for group in found:
         if group.dataset is not None:
-            OmegaConf.update(tree, group.name, OmegaConf.structured(group.cls))
+            assert group.cls is not None
+            OmegaConf.update(tree, group.name, structured(group.cls))
     _thaw(tree)
     return tree
 
@@ -148,10 +159,15 @@ def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: 
     key = keys.get(item.key) or _mapping_above(item.key, keys)
     if key is None:
         raise ConfigError(item.origin + unknown_key(item.key, found))
+    hint = key.type if item.key == key.name else item_type(key.type)
     shown = item.text if item.text is not None else item.value
-    if item.value is None and not is_optional(key.type):
-        raise ConfigError(f"{item.origin}{item.key} must not be null; it must be {allowed_text(key.type)}")
-    value = item.text if item.text is not None and item.value is not None and is_text(key.type) else item.value
+    if item.value is None and not is_optional(hint):
+        raise ConfigError(f"{item.origin}{item.key} must not be null; it must be {allowed_text(hint)}")
+    value = item.value
+    if is_text(hint) or (is_text_or_list(hint) and not isinstance(value, list)):
+        value = item.text if item.text is not None and value is not None else value
+    if is_text_or_list(hint) and not _is_text_or_list(value):
+        raise ConfigError(f"{item.origin}{item.key}={shown}: must be text or a list of texts")
     try:
         OmegaConf.update(tree, item.key, value)
     except GrammarParseError as error:
@@ -161,6 +177,10 @@ def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: 
         if is_list(key.type) and item.text is not None:
             hint = f"; write {item.key}=[{shown}]"
         raise ConfigError(f"{item.origin}{item.key}={shown}: must be {allowed_text(key.type)}{hint}") from error
+
+
+def _is_text_or_list(value: Any) -> bool:
+    return value is None or all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
 
 
 def _mapping_above(name: str, keys: Mapping[str, Key]) -> Key | None:

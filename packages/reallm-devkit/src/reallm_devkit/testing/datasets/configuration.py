@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from reallm.config.schema import check_values
+from reallm.config.structured import structured
 from reallm.errors import ReallmError
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.datasets.items import construction
@@ -25,7 +25,7 @@ def configuration(subject: DatasetSubject) -> str:
             expected = "a line of help, as option(default, help) takes it"
             raise CheckFailed(expected, "none", f"key '{item.name}'", look_at)
     try:
-        OmegaConf.structured(cls)
+        structured(cls)
     except (OmegaConfBaseException, ValueError) as error:
         seen = str(error).splitlines()[0]
         raise CheckFailed("types that a command line can set, and defaults of them", seen, look_at=look_at) from error

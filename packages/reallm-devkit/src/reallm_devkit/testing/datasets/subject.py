@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reallm.data.array import Array, describe, equal, is_array
 from reallm.data.datasets import DatasetUtility, Samples, construct
 from reallm.data.namedarray import NamedArray, flatten
+from reallm.data.row_sources import RowSource
 from reallm.data.serialization import to_bytes
 from reallm.options import REQUIRED
 from reallm.specs import DatasetSpec
@@ -68,6 +69,7 @@ class DatasetSubject:
     def file(self) -> Path | None:
         """The file with the rows; None if the dataset reads none."""
         value = None if self.path_arg is None else self.args.get(self.path_arg)
+        value = value.path if isinstance(value, RowSource) else value
         path = Path(value) if isinstance(value, str | Path) else None
         return path if path is not None and path.is_file() else None
 
@@ -80,7 +82,8 @@ class DatasetSubject:
         args = dict(self.args)
         if file is not None:
             assert self.path_arg is not None
-            args[self.path_arg] = str(file)
+            given = args[self.path_arg]
+            args[self.path_arg] = replace(given, path=str(file)) if isinstance(given, RowSource) else str(file)
         return construct(self.title, self.spec, self.util(seed, dp_rank, dp_size), args)
 
     @property
