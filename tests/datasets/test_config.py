@@ -16,7 +16,7 @@ from reallm.options import REQUIRED
 from reallm.plugins import registry
 
 NAMES = ("prompt", "prompt_answer", "rw_pair")
-ROUTED = {"train_path", "valid_path", "train_bs_n_seqs", "valid_bs_n_seqs", "chat_template"}
+ROUTED = {"train_path", "valid_path", "format", "columns", "train_bs_n_seqs", "valid_bs_n_seqs", "chat_template"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,7 +37,10 @@ def test_every_field_is_documented_with_its_default(name: str) -> None:
     table = page.partition(f"| Field of `{config_class.__name__}` |")[2].partition("\n\n")[0]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
     written = {REQUIRED: "required", None: "null", False: "false"}
-    expected = [[f.name, str(written.get(f.default, f.default))] for f in dataclasses.fields(config_class)]
+    expected = [
+        [f.name, "{}" if f.default is dataclasses.MISSING else str(written.get(f.default, f.default))]
+        for f in dataclasses.fields(config_class)
+    ]
     assert rows == expected
 
 

@@ -63,6 +63,15 @@ def test_nulls_that_a_table_fills_in_are_dropped_within_values(tmp_path: Path, w
     assert [row.id for row in rows] == [f"{name}:1", f"{name}:2"]
 
 
+def test_values_that_a_table_keeps_as_json_text_are_parsed(tmp_path: Path) -> None:
+    values = [{"x": 1, "z": None}, [{"y": "[1]"}]]
+    texts = pyarrow.array([text for value in values for text in (json.dumps(value), None)])
+    texts = pyarrow.ListArray.from_arrays([0, 2, 4], pyarrow.ExtensionArray.from_storage(pyarrow.json_(), texts))
+    parquet.write_table(pyarrow.table({"calls": texts, "text": ["{}", "[]"]}), tmp_path / "a.parquet")
+    rows = [row.values for row in read_rows(tmp_path / "a.parquet")]
+    assert rows == [{"calls": [values[0], None], "text": "{}"}, {"calls": [values[1], None], "text": "[]"}]
+
+
 def test_nulls_of_a_json_file_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(ROWS[1]))

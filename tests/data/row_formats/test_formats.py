@@ -200,7 +200,7 @@ def test_alpaca_with_a_system_text_and_earlier_turns_is_a_conversation_only() ->
         ({"conversations": [turn("human", "a")]}, "rows: rows look like ShareGPT"),
         (ALPACA, "rows: rows look like Alpaca"),
         ({"prompt": "a", "completion": "b"}, "rows: rows look like prompts and completions"),
-        ({"text": "a"}, "rows: rows look like plain text"),
+        ({"text": "a"}, ""),
         ({"messages": [USER]}, ""),
         ({"prompt": "a", "answer": "b"}, ""),
         ({"chosen": [USER], "rejected": [USER]}, ""),
@@ -302,7 +302,6 @@ def test_mistakes_are_named_by_the_columns_of_the_file() -> None:
             {"input": {}, "preferred_output": [BOT], "non_preferred_output": [BOT]},
             "key 'input.messages': found null, wanted a list",
         ),
-        ({"text": ["a"]}, "key 'text': found a list of 1, wanted text"),
     ],
 )
 def test_mistakes_name_the_row_and_the_key(row: dict[str, Any], problem: str) -> None:

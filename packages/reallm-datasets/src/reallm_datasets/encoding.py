@@ -60,6 +60,11 @@ class Encoder:
         self._bos: list[int] = [tokenizer.bos_token_id] if adds_bos else []
         self._headers: dict[str, list[int]] = {}
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self._tokenizer.chat_template)
+
     @cached_property
     def chat(self) -> ChatTemplate:
         """The tokenizer's chat template. Raises DataError if it has none."""

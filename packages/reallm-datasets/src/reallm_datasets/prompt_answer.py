@@ -26,7 +26,8 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
     """Samples of `input_ids` int64 [L] and `loss_mask` bool [L], True for the tokens that are trained as targets.
 
     Rows have the texts `prompt` and `answer`, or a conversation as `messages`, which comes first if both are there, or
-    a plain `text`, which is trained whole. An end-of-sequence token is trained after an answer and a text.
+    a plain `text`, which is trained whole. An end-of-sequence token is trained after an answer and a text. Without a
+    chat template, rows that have `prompt` and `answer` beside `messages` are trained by these.
 
     Args:
         util: seed, ranks and tokenizer.

@@ -48,7 +48,7 @@ def read_hub(split: HubSplit, origin: Origin) -> Records:
     Raises:
         DataError: there is no such dataset, config or split, or it cannot be downloaded.
     """
-    yield from table_records((batch.to_pylist() for batch in _load(split, origin).iter(_BATCH_SIZE)), origin)
+    yield from table_records(_load(split, origin).iter(_BATCH_SIZE), origin)
 
 
 def _load(wanted: HubSplit, origin: Origin) -> Any:

@@ -1,13 +1,14 @@
 """Reads rows of Arrow tables: parquet, Arrow files, and folders that the `datasets` library has saved.
 
 All rows of a table have all keys, also within structs, so those that a row lacks are null. These nulls are removed
-again: in a column of structs, `{"x": 1, "y": null}` is `{"x": 1}`.
+again: in a column of structs, `{"x": 1, "y": null}` is `{"x": 1}`. Values that the table keeps as JSON text, because
+those of different rows are too unlike for one type, are parsed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def read_parquet(path: Path, origin: Origin) -> Records:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield from table_records((batch.to_pylist() for batch in file.iter_batches(_BATCH_SIZE)), origin)
+            yield from table_records(file.iter_batches(_BATCH_SIZE), origin)
     except pyarrow.ArrowException as error:
         raise DataError(f"{origin.place}: not a whole parquet file: {one_line(error)}") from error
 
@@ -45,7 +46,7 @@ def read_arrow(path: Path, origin: Origin) -> Records:
         is_stream = file.read(len(_FILE_FORMAT)) != _FILE_FORMAT
     try:
         with pyarrow.memory_map(str(path)) as source:
-            yield from table_records((batch.to_pylist() for batch in _batches(source, is_stream)), origin)
+            yield from table_records(_batches(source, is_stream), origin)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{origin.place}: not a whole Arrow file: {one_line(error)}") from error
 
@@ -61,13 +62,39 @@ def _batches(source: Any, is_stream: bool) -> Iterator[Any]:
         yield file.get_batch(i)
 
 
-def table_records(batches: Iterable[Iterable[Mapping[str, Any]]], origin: Origin) -> Records:
-    """The records of batches of rows, without the nulls within their values."""
+def table_records(batches: Iterable[Any], origin: Origin) -> Records:
+    """The records of Arrow tables or batches of them."""
     number = 0
     for batch in batches:
-        for row in batch:
+        restore = {field.name: _restorer(field.type) for field in batch.schema}
+        for row in batch.to_pylist():
             number += 1
-            yield origin.at_row(number, {key: without_nulls(value) for key, value in row.items()})
+            yield origin.at_row(
+                number,
+                {
+                    key: value if value is None or (restored := restore[key]) is None else restored(value)
+                    for key, value in row.items()
+                },
+            )
+
+
+def _restorer(kind: Any) -> Callable[[Any], Any] | None:
+    """A function that gives a value of an Arrow type as it was before it came into a table; None if it is the same."""
+    import pyarrow.types as types
+
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return json.loads
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = _restorer(kind.value_type)
+        return item and (lambda values: [one if one is None else item(one) for one in values])
+    if types.is_struct(kind):
+        inner = {field.name: _restorer(field.type) for field in kind}
+        return lambda value: {
+            key: item if (restored := inner[key]) is None else restored(item)
+            for key, item in value.items()
+            if item is not None
+        }
+    return None
 
 
 def without_nulls(value: Any) -> Any:

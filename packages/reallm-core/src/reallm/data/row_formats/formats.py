@@ -52,7 +52,7 @@ FORMATS: Mapping[str, RowFormat] = {
     "prompt_completion": RowFormat("prompts and completions", completion.matches, completion.convert),
     "alpaca": RowFormat("Alpaca", alpaca.matches, alpaca.convert),
     "alpaca_prompt": RowFormat("Alpaca", alpaca.matches, alpaca.convert_to_prompt),
-    "text": RowFormat("plain text", _has("text"), _text),
+    "text": RowFormat("plain text", _has("text"), _text, is_own=True),
     "prompt": RowFormat("prompts", _has("prompt"), completion.convert_prompt, is_own=True),
 }
 """Name -> form, in the order in which they are tried: of two that match a row, the first one is its form."""
