@@ -59,6 +59,25 @@ def test_paths_are_looked_at_and_not_read(name: str, tmp_path: Path) -> None:
             config_class(train_path=str(bad), valid_path=str(tmp_path / "empty")).check()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_form_of_the_first_rows_is_looked_at(name: str, tmp_path: Path) -> None:
+    config_class: Any = registry.get("dataset", name).config_class()
+    key = "path" if name == "prompt" else "train_path"
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "a", "n": 1}\n' * 2)
+    with pytest.raises(ConfigError) as caught:
+        config_class(**{key: str(path)}).check()
+    assert str(caught.value).startswith(
+        f"{key}: {path}:1: cannot tell the form of rows with the keys 'question', 'n'; "
+    )
+    config_class(**{key: str(path)}, columns={"prompt": "question"}).check()
+    config_class(**{key: str(path)}, format="text").check()
+    with pytest.raises(ConfigError, match=r"^columns.promt=question: no form of rows has the key 'promt'"):
+        config_class(**{key: str(path)}, columns={"promt": "question"}).check()
+    with pytest.raises(ConfigError, match=r"^format=txt is not one of .*; did you mean 'text'"):
+        config_class(**{key: str(path)}, format="txt").check()
+
+
 def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:
     code = (
         "import sys, reallm_datasets.plugin, reallm_datasets.config\n"

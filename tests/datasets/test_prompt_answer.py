@@ -14,6 +14,7 @@ import torch
 
 from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
 from reallm.data.namedarray import NamedArray
+from reallm.data.row_sources import RowSource
 from reallm.errors import ConfigError, DataError
 from reallm_datasets.config import PromptAnswerDatasetConfig
 from reallm_datasets.prompt_answer import PromptAnswerDataset
@@ -55,6 +56,36 @@ def test_conversations_are_trained_on_the_assistants_turns_and_come_before_promp
     samples = by_id(PromptAnswerDataset(util, path=path))
     assert trained(util, samples["rows.jsonl:1"]) == "hello<|im_end|>well<|im_end|>"
     assert trained(util, samples["rows.jsonl:2"]) == "a<|im_end|>"
+
+
+SHARE = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "the fox"}]}
+ALPACA = {"instruction": "hi", "input": "", "output": "the fox"}
+
+
+def test_rows_of_other_forms_are_trained_like_our_own(jsonl: Write, util: DatasetUtility) -> None:
+    chat = PromptAnswerDataset(
+        util, path=jsonl({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the fox"}]})
+    )
+    for row in (SHARE, ALPACA):
+        [sample] = by_id(PromptAnswerDataset(util, path=jsonl(row))).values()
+        assert sample == chat[0]
+    mine = PromptAnswerDataset(util, path=[{"prompt": "hi", "answer": "the fox"}])
+    for source in (
+        RowSource([{"prompt": "hi", "completion": "the fox"}]),
+        RowSource([{"q": "hi", "prompt": "?", "answer": "the fox"}], columns={"prompt": "q"}),
+        RowSource([{**SHARE, "prompt": "hi", "answer": "the fox"}], format="prompt_answer"),
+    ):
+        assert PromptAnswerDataset(util, path=source)[0] == mine[0]
+
+
+def test_alpaca_has_its_own_prompt_for_tokenizers_without_a_chat_template(jsonl: Write, util: DatasetUtility) -> None:
+    util.tokenizer.chat_template = None
+    [sample] = by_id(PromptAnswerDataset(util, path=jsonl(ALPACA))).values()
+    assert util.tokenizer.decode(sample.input_ids).startswith("Below is an instruction that describes a task. Write")
+    assert util.tokenizer.decode(sample.input_ids).endswith("### Instruction:\nhi\n\n### Response:\nthe fox<|im_end|>")
+    assert trained(util, sample) == "the fox<|im_end|>"
+    with pytest.raises(DataError, match="the tokenizer has no chat template"):
+        PromptAnswerDataset(util, path=jsonl(SHARE))
 
 
 ROWS = [

@@ -61,12 +61,14 @@ class Part:
         name: how messages call it.
         prefix: what its positions begin with; different in all parts of a source.
         read: function that reads it.
+        file: the file, if it is one.
         is_quick: whether its first rows can be had without reading all of it, or running anything.
     """
 
     name: str
     prefix: str
     read: Callable[[], Records]
+    file: Path | None = None
     is_quick: bool = False
 
 
@@ -164,7 +166,7 @@ def _part(place: Path | str, names: Mapping[str, int], root: Path) -> Part:
         name = place.name if names[place.name] == 1 else place.resolve().relative_to(root).as_posix()
         origin = Origin(str(place), name)
         read = reader_of(place, origin)
-        return Part(str(place), name, partial(_read_file, place, read, origin), is_quick=True)
+        return Part(str(place), name, partial(_read_file, place, read, origin), file=place, is_quick=True)
     if place.startswith(PREFIX):
         return Part(place, place, partial(read_hub, HubSplit.of(place), Origin(place, place.removeprefix(PREFIX))))
     reference = REFERENCE.fullmatch(place)

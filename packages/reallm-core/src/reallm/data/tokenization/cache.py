@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from reallm.atomic_files import atomic_folder, remove_folder
-from reallm.data.row_sources import RowSource, Source
+from reallm.data.row_sources import RowSource, Source, parts_of
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
 from reallm.data.tokenization.source_files import fingerprint, source_files
@@ -82,7 +83,8 @@ def entry_for(
     top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
     if cache_dir == AUTO and not _can_write(top):
         return None
-    about = (source.format, sorted(source.columns.items())) if isinstance(source, RowSource) else ()
+    about: list[Any] = [[part.prefix for part in parts_of(source)]]  # ids of rows begin with them
+    about += [source.format, sorted(source.columns.items())] if isinstance(source, RowSource) else []
     try:
         encoder_key = encoder_fingerprint(encoder)
     except Exception:  # an attribute of any plugin's encoder

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reallm.atomic_files import atomic_write
-from reallm.data.row_sources import RowSource, Source
+from reallm.data.row_sources import Source, parts_of
 from reallm.errors import DataError
 
 LINES = (".jsonl", ".csv", ".tsv")
@@ -23,12 +23,14 @@ _SETTLED = 2.0
 
 
 def source_files(source: Source) -> list[Path] | None:
-    """The files that rows are read from; None if they come from anything else."""
-    path = source.path if isinstance(source, RowSource) else source
-    if not isinstance(path, str | Path):
-        return None
-    file = Path(path).expanduser()
-    return [file] if file.is_file() else None
+    """The files that rows are read from; None if any come from anything else.
+
+    Raises:
+        DataError: a file does not exist or cannot be read.
+    """
+    files = [part.file for part in parts_of(source)]
+    known = [file for file in files if file is not None]
+    return known if len(known) == len(files) else None
 
 
 def count_rows(source: Source) -> int | None:
