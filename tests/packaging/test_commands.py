@@ -37,7 +37,14 @@ def env_list(tox: configparser.ConfigParser) -> set[str]:
 
 
 def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others_do_not_have(tox):
-    assert env_list(tox) == environments(tox) - {"faults", "gpu", "layouts", "loggers", "two-nodes"}
+    assert env_list(tox) == environments(tox) - {
+        "faults",
+        "gpu",
+        "layouts",
+        "lm-eval",
+        "loggers",
+        "two-nodes",
+    }
 
 
 def test_each_package_of_families_has_an_environment_with_the_core_alone(tox):
@@ -96,7 +103,7 @@ def test_every_test_file_is_run_by_one_environment(tox):
 
 BY_KIND = {
     "alone", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers", "layouts",
-    "packaging", "pages", "pretrained", "third_party", "two_nodes",
+    "lm_eval_harness", "packaging", "pages", "pretrained", "third_party", "two_nodes",
 }  # fmt: skip
 """Folders of tests that belong to no room of the code."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reallm.config.args import ModelArgs
+from reallm.data.datasets import Samples
+from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray, merge
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import PluginError
@@ -128,6 +130,19 @@ class GraphExecutor:
         With several train calls, names are `eval/<call>/loss`.
         """
         return self._metrics(self._totals(batches))
+
+    def evaluate_samples(
+        self, samples: Samples, batches: Callable[[Samples], Iterable[NamedArray]]
+    ) -> dict[str, float]:
+        """Metrics over all samples of a dataset, and over each source of a mixture.
+
+        Args:
+            samples: the dataset.
+            batches: function that makes the batches of a dataset.
+        """
+        if isinstance(samples, MixedSamples):
+            return self.evaluate_sources({name: batches(source) for name, source in samples.sources.items()})
+        return self.evaluate(batches(samples))
 
     def evaluate_sources(self, sources: Mapping[str, Iterable[NamedArray]]) -> dict[str, float]:
         """Metrics over the batches of all sources, as `evaluate` gives them, and of each one, as `eval/loss/<source>`.

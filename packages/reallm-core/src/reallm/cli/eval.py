@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,91 +18,129 @@ from reallm.launch.rank_env import RankEnv
 from reallm.plugins import registry
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from reallm.experiments.evaluation.harness_options import TaskOptions
     from reallm.launch.job import Job
 
 STDOUT = "-"
 """The value of `--json` that prints to standard output."""
 
 
-def evaluate(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="Keys as in training, such as model.path.")
-    ] = None,
-    config: Annotated[
-        list[Path] | None, typer.Option("--config", metavar="FILE", help="Read keys from a YAML file; repeatable.")
-    ] = None,
-    algorithm: Annotated[str, typer.Option(metavar="NAME", help="Algorithm whose metrics are computed.")] = "sft",
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; -: to standard output.")
-    ] = None,
-    show_help: Annotated[bool, typer.Option("--help", "-h", help="Show this page, with all keys.")] = False,
-) -> None:
-    """Compute loss, perplexity and accuracy of a checkpoint on rows, as training does.
+@dataclass(frozen=True)
+class Request:
+    """The command line of an evaluation."""
 
-    \b
-      reallm eval model.path=PATH dataset.path=rows.jsonl
-      reallm eval model.path=runs/my-run dataset.path=rows.jsonl --json result.json
-    """
-    given = arguments or []
-    files = config or []
+    algorithm: str
+    files: Sequence[Path]
+    arguments: Sequence[str]
+    json_file: str | None
+    tasks: TaskOptions | None
+    """Tasks of the harness to evaluate on; None: rows."""
+
+    @property
+    def config_class(self) -> type:
+        """The configuration of the algorithm."""
+        found: type = registry.get("algorithm", self.algorithm).config_class()
+        return found
+
+
+def evaluate(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    config: Annotated[list[Path] | None, typer.Option("--config")] = None,
+    algorithm: Annotated[str, typer.Option("--algorithm")] = "sft",
+    json_file: Annotated[str | None, typer.Option("--json")] = None,
+    lm_eval: Annotated[str | None, typer.Option("--lm-eval")] = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1)] = None,
+    include_path: Annotated[str | None, typer.Option("--include-path")] = None,
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
+    show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
+) -> None:
+    """Compute loss, perplexity and accuracy of a checkpoint on rows."""
+    given, files = arguments or [], config or []
     if show_help:
-        typer.echo(_help(algorithm, given, files))
+        from reallm.cli.help import evaluation_help
+
+        typer.echo(evaluation_help(algorithm, registry.get("algorithm", algorithm), given, files))
         return
-    if as_json not in (None, STDOUT) and not Path(as_json).absolute().parent.is_dir():
-        raise ConfigError(f"--json {as_json}: there is no folder {Path(as_json).parent}")
+    if json_file not in (None, STDOUT) and not Path(json_file).absolute().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: there is no folder {Path(json_file).parent}")
+    options = {"--num-fewshot": num_fewshot, "--limit": limit, "--include-path": include_path,
+               "--apply-chat-template": apply_chat_template or None}  # fmt: skip
+    tasks = _task_options(lm_eval, options)
+    request = Request(algorithm, files, given, json_file, tasks)
     rank_env = RankEnv.from_environment(os.environ)
     if rank_env is not None:
-        run_worker("eval", rank_env, lambda job: _evaluate(algorithm, files, given, as_json, job))
-    n = _load_and_check(algorithm, files, given).parallel.n_processes
+        run_worker("eval", rank_env, lambda job: _evaluate(request, job))
+    n = _load_and_check(request).parallel.n_processes
     if n > 1:
-        options = [f"--algorithm={algorithm}", *([] if as_json is None else [f"--json={as_json}"])]
-        raise typer.Exit(launch(["eval", *options, *(f"--config={file}" for file in files), *given], n))
-    _evaluate(algorithm, files, given, as_json, None)
+        named = {"--algorithm": algorithm, "--json": json_file, "--lm-eval": lm_eval, **options}
+        written = [name if value is True else f"{name}={value}" for name, value in named.items() if value is not None]
+        raise typer.Exit(launch(["eval", *written, *(f"--config={file}" for file in files), *given], n))
+    _evaluate(request, None)
 
 
-def _load_and_check(algorithm: str, files: list[Path], arguments: list[str]) -> Any:
-    from reallm.config.evaluation import keys_as_written, load_evaluation
+def _task_options(tasks: str | None, options: Mapping[str, Any]) -> TaskOptions | None:
+    """The options of the harness; None without tasks."""
+    if tasks is None:
+        for name, value in options.items():
+            if value is not None:
+                raise ConfigError(f"{name} is an option of the harness; name its tasks, --lm-eval TASKS")
+        return None
+
+    from reallm.experiments.evaluation.harness_options import TaskOptions, check_harness
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise ConfigError("--lm-eval names no task")
+    check_harness()
+    return TaskOptions(
+        names,
+        options["--num-fewshot"],
+        options["--limit"],
+        options["--include-path"],
+        bool(options["--apply-chat-template"]),
+    )
+
+
+def _load_and_check(request: Request) -> Any:
+    from reallm.config.evaluation import keys_as_written, load_evaluation, load_without_rows
     from reallm.experiments.preflight.checks import check
 
-    config_class = registry.get("algorithm", algorithm).config_class()
+    config_class, files, arguments = request.config_class, request.files, request.arguments
+    if request.tasks is not None:
+        config = load_without_rows(config_class, files, arguments)
+        check(config)
+        return config
     with keys_as_written(config_class, files, arguments):
         config = load_evaluation(config_class, files, arguments)
         check(config)
     return config
 
 
-def _evaluate(algorithm: str, files: list[Path], arguments: list[str], as_json: str | None, job: Job | None) -> bool:
+def _evaluate(request: Request, job: Job | None) -> bool:
     """Evaluate and show the result; returns that nobody has interrupted it."""
-    config = _load_and_check(algorithm, files, arguments)
+    config = _load_and_check(request)
 
     from rich.console import Console
 
     from reallm.experiments.evaluation.evaluate import evaluate
+    from reallm.experiments.evaluation.report import metrics_table, result_as_json, tasks_as_json, tasks_table
 
-    console = Console(stderr=as_json == STDOUT)
-    result = evaluate(config, registry.get("algorithm", algorithm), console=console, job=job)
+    console = Console(stderr=request.json_file == STDOUT)
+    algorithm = registry.get("algorithm", request.algorithm)
+    if request.tasks is None:
+        result = evaluate(config, algorithm, console=console, job=job)
+        table, content = metrics_table(result), result_as_json(config, request.algorithm, result)
+    else:
+        from reallm.experiments.evaluation.harness import evaluate_tasks
+
+        results = evaluate_tasks(config, algorithm, request.tasks, console=console, job=job)
+        table, content = tasks_table(results), tasks_as_json(config, request.algorithm, request.tasks, results)
     if job is None or job.is_rank0:
-        _show(result.metrics, console)
-        if as_json is not None:
-            from reallm.experiments.evaluation.report import as_dict
-
-            _write_json(as_dict(config, algorithm, result), as_json)
+        console.print(table)
+        if request.json_file is not None:
+            _write_json(content, request.json_file)
     return False
-
-
-def _show(metrics: Mapping[str, float], console: Console) -> None:
-    """A table of metrics: name and value."""
-    from rich.table import Table
-
-    from reallm.experiments.reports.number_format import number
-
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in metrics.items():
-        whole = math.isfinite(value) and value == int(value) and name.endswith("_tokens")
-        table.add_row(name, number(int(value) if whole else value))
-    console.print(table)
 
 
 def _write_json(content: Mapping[str, Any], target: str) -> None:
@@ -114,9 +152,3 @@ def _write_json(content: Mapping[str, Any], target: str) -> None:
 
     with atomic_write(Path(target)) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _help(algorithm: str, arguments: list[str], files: list[Path]) -> str:
-    from reallm.cli.help import evaluation_help
-
-    return evaluation_help(algorithm, registry.get("algorithm", algorithm), arguments, files)

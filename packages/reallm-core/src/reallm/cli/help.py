@@ -35,6 +35,7 @@ does. Keys are those of `reallm {name}`; rows are given by dataset.path.
 
   reallm eval model.path=PATH dataset.path=rows.jsonl
   reallm eval model.path=runs/my-run dataset.path=rows.jsonl --json result.json
+  reallm eval model.path=PATH --lm-eval hellaswag,arc_easy
 
 With the keys of a training run instead of dataset.path, the rows are those
 that the run evaluates: dataset.valid_path, or what dataset.valid_fraction
@@ -42,6 +43,12 @@ keeps aside.
 
 Options:
   --config FILE     read keys from a YAML file; may be given more than once
+  --lm-eval TASKS   evaluate on tasks of the LM Evaluation Harness instead of
+                    rows: names, patterns or YAML files, separated by commas;
+                    needs pip install "reallm-core[lm-eval]"
+  --num-fewshot N, --limit N, --include-path DIR, --apply-chat-template
+                    of the harness: examples in each prompt, documents of each
+                    task, tasks of your own, prompts as chat messages
   --json FILE       write the result as JSON; -: to standard output
   --algorithm NAME  algorithm whose metrics are computed, default sft
   --help, -h        this page; with dataset.name=NAME, the keys of that dataset

@@ -22,9 +22,16 @@ ROWS = "path"
 """The key of a dataset that names rows to evaluate: `dataset.path`, which is short for `dataset.train_path`."""
 
 
-def evaluation_class(config_class: type) -> type:
-    """A dataclass with those fields of an algorithm's configuration that an evaluation needs."""
+def evaluation_class(config_class: type, *, with_rows: bool = True) -> type:
+    """A dataclass with those fields of an algorithm's configuration that an evaluation needs.
+
+    Args:
+        config_class: the algorithm's configuration.
+        with_rows: whether it has the fields for datasets.
+    """
     training_only = {item.name for item in dataclasses.fields(TrainingConfig)}.difference(SHARED)
+    if not with_rows:
+        training_only.update(dataset_fields(config_class))
     hints = typing.get_type_hints(config_class)
     kept = [item for item in dataclasses.fields(config_class) if item.init and item.name not in training_only]
     kept.sort(key=lambda item: item.name in SHARED)  # models come first
@@ -56,6 +63,18 @@ def load_evaluation(config_class: type, files: Sequence[Path], arguments: Sequen
     return config_class(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(parsed)})
 
 
+def load_without_rows(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> Any:
+    """An instance of `evaluation_class(config_class, with_rows=False)`: models and layout alone.
+
+    Raises:
+        ConfigError: a key or a value is wrong, or one is missing.
+    """
+    for name in dataset_fields(config_class):
+        if any(argument.startswith(f"{name}.") for argument in arguments):
+            raise ConfigError(f"{name}.* names rows, but --lm-eval evaluates on tasks; leave one of them out")
+    return load(evaluation_class(config_class, with_rows=False), files, arguments).build()
+
+
 @contextmanager
 def keys_as_written(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> Iterator[None]:
     """Context in which errors speak of `dataset.path` if the arguments do, and not of `dataset.train_path`."""
@@ -69,7 +88,7 @@ def keys_as_written(config_class: type, files: Sequence[Path], arguments: Sequen
         raise type(error)(message) from error
 
 
-def evaluation_settings(config: TrainingConfig) -> dict[str, Any]:
+def evaluation_settings(config: Any) -> dict[str, Any]:
     """The settings of a configuration that an evaluation uses, as nested mappings."""
     kept = {item.name for item in dataclasses.fields(evaluation_class(type(config)))}
     return {name: value for name, value in describe(config).tree().items() if name in kept}

@@ -1,11 +1,12 @@
-"""Packed forward passes that give one value per token, such as its log-probability, on all ranks of a layout.
+"""Packed forward passes that give values per token, such as its log-probability, on all ranks of a layout.
 
-Shapes: T packed tokens, S sequences, E hidden.
+Shapes: T packed tokens, S sequences, E hidden, K values of a token, N scored tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,18 @@ from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.pipeline_parallel.forward_only import ForwardOnlyPipeline
 
-PerToken = Callable[[Tensor, Tensor, Tensor], Tensor]
+PerToken = Callable[..., Tensor]
 """`per_token(hidden [T, E], tokens [T], cu_seqlens [S+1] int32) -> [T]`, called with whole
-sequences, each of which is independent of the others."""
+sequences, each of which is independent of the others. With a mask, `mask [T]` is the fourth argument."""
+
+
+class TokenScores(NamedTuple):
+    """Scores of tokens given the tokens before them; 0 and False for those that were not scored."""
+
+    logprobs: Tensor
+    """[T] float32, log-probabilities at temperature 1."""
+    is_greedy: Tensor
+    """[T] bool, whether no other token is more likely."""
 
 
 @torch.no_grad()
@@ -33,6 +43,8 @@ def forward_packed(
     cu_seqlens: Tensor,
     per_token: PerToken,
     *,
+    mask: Tensor | None = None,
+    n_values: int | None = None,
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
 ) -> Tensor:
@@ -45,13 +57,15 @@ def forward_packed(
         tokens: [T] integers, the sequences one after another.
         cu_seqlens: [S+1] integers, bounds of the sequences.
         per_token: called on the last pipeline stage, on micro-batches of whole sequences.
+        mask: [T] bool, passed on to `per_token`; None: it takes none.
+        n_values: number K of values that `per_token` returns for a token; None: one, without a dim for it.
         mesh: the layout over which the model is parallelized: all its ranks make the same call and get the same result.
             None: this process holds the whole network.
         max_tokens: limit on the tokens of a micro-batch; a longer sequence is a micro-batch of its own. None: one
             micro-batch for each pipeline stage.
 
     Returns:
-        [T] float32, on the device of the parameters.
+        [T] or [T, K] float32, on the device of the parameters.
 
     Raises:
         DataError: `cu_seqlens` does not bound the tokens.
@@ -62,9 +76,14 @@ def forward_packed(
     tokens = tokens.to(next(model.parameters()).device)
     lengths = PackedSequences.from_cu_seqlens(cu_seqlens, tokens).lengths
     layout, dp_rank = (Layout(), 0) if mesh is None else (mesh.layout, mesh.coordinate.dp)
-    result = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-    # for each non-empty sequence: its tokens, and a view of its part of the result
-    sequences, outputs = ([each for each in whole.split(list(lengths)) if len(each)] for whole in (tokens, result))
+    size = (len(tokens),) if n_values is None else (len(tokens), n_values)
+    result = torch.zeros(size, dtype=torch.float32, device=tokens.device)
+    mask = None if mask is None else mask.to(tokens.device)
+    # for each non-empty sequence: its tokens, its mask, and a view of its part of the result
+    sequences, masks, outputs = (
+        [each for each in whole.split(list(lengths)) if len(each)]
+        for whole in (tokens, tokens if mask is None else mask, result)
+    )
 
     pipeline = None if mesh is None else ForwardOnlyPipeline(model, mesh)
     was_training = model.training
@@ -76,7 +95,8 @@ def forward_packed(
                 packed, seqs = _pack([sequences[i] for i in indices])
                 hidden = model.forward_hidden(packed, seqs) if pipeline is None else pipeline.run(packed, seqs)
                 if hidden is not None:
-                    values = per_token(hidden, packed, seqs.cu_seqlens).to(result.dtype)
+                    of_batch = () if mask is None else (torch.cat([masks[i] for i in indices]),)
+                    values = per_token(hidden, packed, seqs.cu_seqlens, *of_batch).to(result.dtype)
                     for i, value in zip(indices, values.split(list(seqs.lengths)), strict=True):
                         outputs[i].copy_(value)
             if pipeline is not None:
@@ -111,6 +131,38 @@ def logprobs(
         return logps
 
     return forward_packed(model, tokens, cu_seqlens, per_token, mesh=mesh, max_tokens=max_tokens)
+
+
+def score_tokens(
+    model: Transformer,
+    tokens: Tensor,
+    cu_seqlens: Tensor,
+    scored: Tensor,
+    *,
+    mesh: Mesh | None = None,
+    max_tokens: int | None = None,
+) -> TokenScores:
+    """Score tokens given the tokens before them in their sequences, without holding logits [T, V].
+
+    Args:
+        scored: [T] bool, the tokens to score; a sequence's first token cannot be. The output head is applied only where
+            they are predicted.
+
+    Other arguments and errors as in `forward_packed`.
+    """
+
+    def per_token(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor, mask: Tensor) -> Tensor:
+        predicting, targets = next_token_targets(tokens, cu_seqlens, mask)
+        values = torch.zeros(len(tokens), 2, dtype=torch.float32, device=tokens.device)
+        result = model.cross_entropy(hidden[predicting], targets)
+        values[predicting + 1, 0] = -result.nll.float()
+        values[predicting + 1, 1] = result.correct.float()
+        return values
+
+    values = forward_packed(
+        model, tokens, cu_seqlens, per_token, mask=scored, n_values=2, mesh=mesh, max_tokens=max_tokens
+    )
+    return TokenScores(values[:, 0], values[:, 1] > 0)
 
 
 def _pack(sequences: Sequence[Tensor]) -> tuple[Tensor, PackedSequences]:

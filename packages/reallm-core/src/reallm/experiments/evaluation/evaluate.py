@@ -100,8 +100,12 @@ def evaluate(
         models = load_models(config, graph, interfaces, tokenizer, job, partial(print_line, console))
         print_line(console, f"rows: {report(samples)}")
         started = time.monotonic()
-        with explained_shortage("evaluation", models.roles, config):
-            metrics = GraphExecutor(graph, models.roles).evaluate(_batches(samples, size, console))
+        with (
+            explained_shortage("evaluation", models.roles, config),
+            RowProgress("evaluating", lambda: len(samples), console=console) as progress,
+        ):
+            batches = partial(_batches, size=size, progress=progress)
+            metrics = GraphExecutor(graph, models.roles).evaluate_samples(samples, batches)
         return EvalResult(metrics, len(samples), time.monotonic() - started)
 
 
@@ -142,9 +146,8 @@ def _load_rows(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokeni
     return samples
 
 
-def _batches(samples: Samples, size: int, console: Console) -> Iterator[NamedArray]:
-    """All samples in batches, as in training, with progress."""
-    with RowProgress("evaluating", lambda: len(samples), console=console) as progress:
-        for batch in batches_in_order(samples, size):
-            yield batch
-            progress.advance(n_samples(batch))
+def _batches(samples: Samples, size: int, progress: RowProgress) -> Iterator[NamedArray]:
+    """All samples in batches, as in training."""
+    for batch in batches_in_order(samples, size):
+        yield batch
+        progress.advance(n_samples(batch))

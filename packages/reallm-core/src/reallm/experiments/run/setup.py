@@ -162,7 +162,7 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     if "" in args.add_tokens:
         raise ConfigError(f"{first}.add_tokens has an empty string; leave it out")
     has_changed = add_tokens(tokenizer, args.add_tokens) > 0
-    chat_template = getattr(config.dataset, CHAT_TEMPLATE, None)
+    chat_template = getattr(getattr(config, "dataset", None), CHAT_TEMPLATE, None)
     if chat_template is not None:
         set_chat_template(tokenizer, chat_template)
     return tokenizer, has_changed or chat_template is not None

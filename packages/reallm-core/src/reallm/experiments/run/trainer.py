@@ -16,7 +16,6 @@ from reallm.algorithms.executor import Graph, GraphExecutor, Role
 from reallm.config.training import TrainingConfig
 from reallm.data.batching import batches_in_order, gather
 from reallm.data.datasets import Samples
-from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
@@ -242,7 +241,8 @@ class Trainer:
             return
         with self.progress.doing("evaluating"):
             with explained_shortage("evaluation", self.roles, self.config):
-                metrics = self._eval_metrics(stop)
+                assert self.data.valid is not None
+                metrics = self.executor.evaluate_samples(self.data.valid, partial(self._batches, stop=stop))
             if self.eval_samples is not None and not stop.is_set():
                 with report_failure(self.progress.echo, "no samples"):
                     self.eval_samples.write(self.step)
@@ -259,16 +259,6 @@ class Trainer:
         self.write_summary("running")
         self.job.broadcast_from_rank0(
             lambda: write_page(self.run.folder, self.progress.echo), self.config.parallel.timeout
-        )
-
-    def _eval_metrics(self, stop: StopRequest) -> dict[str, float]:
-        """Metrics over the validation data, and over each source of a mixture."""
-        valid = self.data.valid
-        assert valid is not None
-        if not isinstance(valid, MixedSamples):
-            return self.executor.evaluate(self._batches(valid, stop))
-        return self.executor.evaluate_sources(
-            {name: self._batches(samples, stop) for name, samples in valid.sources.items()}
         )
 
     def _batches(self, samples: Samples, stop: StopRequest) -> Iterator[NamedArray]:
