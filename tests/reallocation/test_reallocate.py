@@ -176,7 +176,7 @@ def with_wrong_arguments(rank: int) -> None:
         ({"to": "tp3"}, "takes rank 2, but the job has 2 ranks"),
         ({"to": "pp2", "eta": 0.5}, "eta=0.5 averages into an existing model; pass that as into="),
         ({"to": "tp2", "into": other}, "into= has the layout tp1pp2dp1, not tp2pp1dp1"),
-        ({"to": "pp2", "into": other, "dtype": torch.bfloat16}, "into= is in torch.float32, not in torch.bfloat16"),
+        ({"to": "pp2", "into": other, "dtype": torch.bfloat16}, "into= has torch.float32, not torch.bfloat16"),
     ):
         with pytest.raises(ConfigError, match=said):
             model.reallocate(**arguments)
