@@ -62,7 +62,7 @@ def said_on_rank(rank: int, layout: str, name: str, value: float) -> dict[str, s
 
 
 WEIGHT = "the parameter 'layers.2.mlp.up.weight' has values that are NaN or infinite"
-BLOCK = "the weights are finite, but the output of block 2 of 4 is not, in float32"
+BLOCK = "the weights are finite, but in float32 the output of block 2 of 4 is not"
 
 
 @pytest.mark.parametrize(

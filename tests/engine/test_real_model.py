@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import reallm
 from reallm import CheckpointError, ConfigError, DataError, ReaLModel, ReaLModelConfig
@@ -152,6 +154,20 @@ def test_half_precision_parameters(model, tmp_path, dtype):
     whole = ReaLModel.from_pretrained(tmp_path / "half", dtype=torch.float32)
     # 8 (11) bits of mantissa through two blocks
     torch.testing.assert_close(half(TOKENS, BOUNDS).float(), whole(TOKENS, BOUNDS), rtol=0.05, atol=0.005)
+
+
+def test_tensors_of_several_dtypes(model, tmp_path, caplog):
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.bfloat16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert ReaLModel.from_pretrained(tmp_path).dtype == torch.float32
+    assert "has tensors of torch.bfloat16 and torch.float32; all are converted to torch.float32" in caplog.text
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    with pytest.raises(CheckpointError, match="torch.bfloat16 and torch.float32; choose one of them with dtype="):
+        ReaLModel.from_pretrained(tmp_path)
+    assert ReaLModel.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_training_a_loaded_model_leaves_its_file_alone(model, tmp_path):

@@ -39,10 +39,10 @@ def model_fault(network: Transformer, mesh: Mesh | None = None) -> str | None:
         return f"the parameter '{weights[0]}'{more} values that are NaN or infinite"
     if output_is_finite:
         return None
-    dtype = next(network.parameters()).dtype
-    remedy = ", which holds numbers up to 65504: use bfloat16 or float32" if dtype == torch.float16 else ""
+    dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
     where = _layer_text(layers[0], network) if layers else "the output head"
-    return f"the weights are finite, but the output of {where} is not, in {str(dtype).removeprefix('torch.')}{remedy}"
+    remedy = "" if dtype == "float32" else "; in float32 it may be"
+    return f"the weights are finite, but in {dtype} the output of {where} is not{remedy}"
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         Args:
             path: folder with `config.json` and safetensors files.
-            dtype: dtype of the parameters; None keeps the checkpoint's. On CPU the tensors are then memory-mapped
+            dtype: dtype of the parameters; None keeps the checkpoint's, or, if its tensors differ, takes the one in
+                `config.json`. On CPU the tensors are then memory-mapped
                 from the files, without a copy, and are read, and checked to be finite, when the network is first used.
             is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
@@ -407,6 +408,19 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         base = self._raw_hf_config if self.family is family else None
         return config_to_hf(family, self.config, base, str(dtype or self.dtype).removeprefix("torch."))
 
+    def _dtype_of_all(self, folder: Path, stored: Set[torch.dtype]) -> torch.dtype:
+        """The dtype of a checkpoint's tensors; if they differ, the one that its `config.json` names."""
+        if len(stored) == 1:
+            return next(iter(stored))
+        raw = self._raw_hf_config or {}
+        named = f"torch.{raw.get('dtype') or raw.get('torch_dtype')}"
+        found = next((each for each in stored if str(each) == named), None)
+        several = " and ".join(sorted(map(str, stored)))
+        if found is None:
+            raise CheckpointError(f"{folder} has tensors of {several}; choose one of them with dtype=")
+        notify_once(f"{folder} has tensors of {several}; all are converted to {found}, as its config.json says")
+        return found
+
     def _load(
         self, folder: Path, stored: ReaLModelConfig, dtype: torch.dtype | None, device: torch.device, seed: int
     ) -> None:
@@ -419,11 +433,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
         boxes = whole if self.mesh is None else self.boxes
         read = read_boxes(folder, family, stored, boxes, dtype=dtype, device=device, seed=seed)
-        if dtype is None and len(read.stored_dtypes) > 1:
-            raise CheckpointError(
-                f"{folder} has tensors of {' and '.join(sorted(map(str, read.stored_dtypes)))}; choose one with dtype="
-            )
-        dtype = dtype or next(iter(read.stored_dtypes))
+        dtype = dtype or self._dtype_of_all(folder, read.stored_dtypes)
         self.network.to(dtype)
         # the scalar head of a new critic is drawn in float32
         tensors = {name: tensor.to(dtype) for name, tensor in read.tensors.items()}

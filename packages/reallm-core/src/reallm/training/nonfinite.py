@@ -43,7 +43,7 @@ def nonfinite_model_error(step: int, loss_sum: float, fault: str) -> NonFiniteEr
     """
     return NonFiniteError(
         f"step {step}: the loss is not finite ({loss_sum}), but not because of the data: the model gives the same for "
-        f"other tokens; {fault}. Start from another checkpoint, or train with model.dtype=float32"
+        f"other tokens; {fault}. Start from another checkpoint"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from reallm.errors import DataError
+from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.reports.html import write_summary_page
 from reallm.experiments.reports.png import save_plot
 from reallm.experiments.runs.folder import RunFolder
@@ -33,5 +33,5 @@ def report_failure(echo: Callable[[str], None], what: str) -> Iterator[None]:
     """Context that prints why it failed to write `what`: a full disk must not end a run or hide its checkpoint."""
     try:
         yield
-    except (OSError, ValueError, DataError) as error:
+    except (OSError, ValueError, DataError, NonFiniteError) as error:
         echo(f"{what}: {error}")

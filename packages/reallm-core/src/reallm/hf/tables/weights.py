@@ -35,8 +35,8 @@ class WeightTable:
     along dim 0 of our parameter: `"mlp.experts.up": "model.layers.{}.mlp.experts.{each}.up_proj"`.
 
     Tensors are written in the order of the table. `critic_head` replaces entries of `head` for a scalar head. `ignored`
-    are glob patterns of tensors without effect. `optional_prefix` is a prefix of names that some checkpoints lack; it
-    is always written.
+    are glob patterns of tensors without effect. `optional_prefix` is a prefix of names that published checkpoints may
+    lack; it is always written. Of a family without one, names that lack their first part are read with a notice.
 
     Raises:
         ConfigError: a key or a name is in the table twice, or a name has a wrong number of `{}`.
