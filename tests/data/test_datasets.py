@@ -141,5 +141,5 @@ def test_rows_are_shuffled_by_the_seed() -> None:
 
 
 def test_fewer_rows_than_ranks() -> None:
-    with pytest.raises(DataError, match="2 rows are too few for 3 data-parallel ranks"):
+    with pytest.raises(DataError, match="2 rows cannot be shared by 3 data-parallel ranks"):
         util(1, 0, 3).shard([1, 2])

@@ -51,7 +51,7 @@ def test_long_prompts_are_dropped(jsonl: Write, util: DatasetUtility) -> None:
     dataset = PromptOnlyDataset(util, path=path, max_prompt_len=8)
     assert texts(util, dataset) == {"a": "the"}
     report = dataset.report()
-    assert report.startswith(f"{path}: 3 rows -> 1 prompts, ")
+    assert report.startswith(f"{path}: 3 rows -> 1 prompt, ")
     assert set(report.split("; ")[1:]) == {"1 dropped: longer than 8 tokens", "1 dropped: the prompt is empty"}
 
 
@@ -72,7 +72,7 @@ def test_padding_for_benchmarks_is_at_the_beginning(jsonl: Write, util: DatasetU
 
 
 def test_mistakes(jsonl: Write, util: DatasetUtility) -> None:
-    with pytest.raises(DataError, match="rows.jsonl: no sample is left of 1 rows .*raise max_prompt_len"):
+    with pytest.raises(DataError, match="rows.jsonl: no sample is left of 1 row .*raise max_prompt_len"):
         PromptOnlyDataset(util, path=jsonl(LONG), max_prompt_len=8)
     with pytest.raises(DataError, match=r"rows.jsonl:1: found no such key .*, wanted 'messages' or 'prompt'"):
         PromptOnlyDataset(util, path=jsonl({"text": "x"}))

@@ -35,7 +35,7 @@ def test_better_and_worse_take_turns(jsonl: Write, util: DatasetUtility) -> None
     assert (sample.input_ids.dtype, sample.prompt_lens.dtype) == (torch.int64, torch.int64)
     assert sample.metadata["seqlens"]["prompt_lens"] == ((1, 1, 1, 1),)
     assert sample.metadata["ids"] == ("x",)
-    assert "1 samples, 2 pairs" in dataset.report()
+    assert "1 sample, 2 pairs" in dataset.report()
 
 
 USER = {"role": "user", "content": "hi"}
@@ -102,14 +102,14 @@ def test_long_pairs_and_pairs_of_equals(jsonl: Write, util: DatasetUtility) -> N
     cut = PairedComparisonDataset(util, path=path, max_seqlen=8)
     assert cut.report().startswith(f"{path}: 3 rows -> 2 samples, 2 pairs, ")
     assert set(cut.report().split("; ")[1:]) == {
-        "1 pairs dropped: both answers are the same",
-        "1 pairs cut to 8 tokens",
-        "1 pairs dropped: the prompt alone fills 8 tokens",
+        "1 pair dropped: both answers are the same",
+        "1 pair cut to 8 tokens",
+        "1 pair dropped: the prompt alone fills 8 tokens",
         "1 without a pair left",
     }
     dropped = PairedComparisonDataset(util, path=path, max_seqlen=8, overlong="drop")
     assert len(dropped) == 1
-    assert "1 pairs dropped: longer than 8 tokens" in dropped.report()
+    assert "1 pair dropped: longer than 8 tokens" in dropped.report()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_bad_row_names_itself(jsonl: Write, util: DatasetUtility, row: Any, pr
 
 def test_mistakes(jsonl: Write, util: DatasetUtility) -> None:
     path = jsonl({"prompt": "x", "chosen": "a", "rejected": "a"})
-    with pytest.raises(DataError, match="no sample is left of 1 rows .1 pairs dropped: both answers are the same"):
+    with pytest.raises(DataError, match="no sample is left of 1 row .1 pair dropped: both answers are the same"):
         PairedComparisonDataset(util, path=path)
     with pytest.raises(ConfigError, match="max_pairs_per_prompt=0"):
         PairedComparisonDataset(util, path=path, max_pairs_per_prompt=0)

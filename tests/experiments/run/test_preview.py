@@ -108,6 +108,17 @@ def test_turns_of_a_conversation_are_apart(write):
     ]
 
 
+def test_rows_of_another_form_are_previewed(write):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "well"}]
+    source = write([{"conversations": turns}])
+    (row,) = preview_of("prompt_answer", 1, path=source).rows
+    assert text(row) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nwell<|im_end|>"
+    source = write([{"question": "Who?", "reply": " Me."}])
+    columns = {"prompt": "question", "answer": "reply"}
+    (row,) = preview_of("prompt_answer", 1, path=RowSource(source.path, columns=columns)).rows
+    assert text(row) == "Who? Me.<|im_end|>"
+
+
 def test_pairs_show_both_answers(write):
     rows = [{"prompt": "Say:", "chosen": " The fox", "rejected": " the dog"}]
     better, worse = preview_of("rw_pair", 1, path=write(rows)).rows[0].sequences
@@ -134,9 +145,9 @@ def test_of_many_rows_only_the_first_are_read(write, monkeypatch):
 
 def test_a_wrong_row_has_its_place_in_the_file(write):
     source = write([ROWS[0], {"prompt": "x"}])
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: key 'answer': found no such key"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: key 'answer': found no such key \(keys: 'prompt'\)"):
         preview_of("prompt_answer", 1, path=source)
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: key 'answer': found no such key"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: key 'answer': found no such key \(keys: 'prompt'\)"):
         preview_of("prompt_answer", 2, path=source)
 
 

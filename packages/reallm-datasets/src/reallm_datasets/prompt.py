@@ -9,6 +9,7 @@ from reallm.data.messages import load_tools
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
+from reallm.errors import counted
 from reallm_datasets.config import Overlong, PromptOnlyDatasetConfig, check_at_least, check_num_proc, check_overlong
 from reallm_datasets.encoders.prompt import PromptEncoder
 from reallm_datasets.encoding import Encoder
@@ -72,4 +73,4 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
     def report(self) -> str:
         """One line: rows read, prompts and tokens made of them, and how many were cut or dropped, and why."""
         n_tokens = self._rows.n_elements("prompt_ids")
-        return self._rows.report(f"{len(self):,} prompts, {n_tokens:,} tokens")
+        return self._rows.report(f"{counted(len(self), 'prompt')}, {counted(n_tokens, 'token')}")

@@ -10,6 +10,7 @@ from reallm.data.messages import load_tools
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
+from reallm.errors import counted
 from reallm_datasets.config import (
     Overlong,
     PromptAnswerDatasetConfig,
@@ -89,4 +90,6 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
     def report(self) -> str:
         """One line: rows read, samples and tokens made of them, and how many were cut or dropped, and why."""
         n_tokens, n_trained = self._rows.n_elements("input_ids"), self._rows.n_true("loss_mask")
-        return self._rows.report(f"{len(self):,} samples, {n_tokens:,} tokens, {n_trained:,} of them trained")
+        return self._rows.report(
+            f"{counted(len(self), 'sample')}, {counted(n_tokens, 'token')}, {n_trained:,} of them trained"
+        )

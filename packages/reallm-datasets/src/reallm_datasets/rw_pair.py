@@ -10,6 +10,7 @@ from reallm.data.messages import load_tools
 from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
+from reallm.errors import counted
 from reallm_datasets.config import (
     Overlong,
     PairedComparisonDatasetConfig,
@@ -83,4 +84,6 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
     def report(self) -> str:
         """One line: rows read, samples, pairs and tokens made of them, and what was cut or dropped, and why."""
         n_pairs, n_tokens = self._rows.n_elements("seqlens") // 2, self._rows.n_elements("input_ids")
-        return self._rows.report(f"{len(self):,} samples, {n_pairs:,} pairs, {n_tokens:,} tokens")
+        return self._rows.report(
+            f"{counted(len(self), 'sample')}, {counted(n_pairs, 'pair')}, {counted(n_tokens, 'token')}"
+        )

@@ -140,7 +140,7 @@ class Lines(Good):
 def test_texts_are_the_lines_of_a_file() -> None:
     found = by_name(report(spec(Lines), rows=["one line", "another", "", "and a third"]))
     assert found["construction"] == ("passed", "Lines, 3 samples")
-    assert found["empty-file"] == ("failed", "0 rows are too few for 1 data-parallel ranks")
+    assert found["empty-file"] == ("failed", "0 rows cannot be shared by 1 data-parallel rank")
     assert found["bad-row"] == ("skipped", "the kit can spoil rows of .jsonl and .json, not of .txt")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from reallm.data.mixture import MixedSamples, Mixture
-from reallm.errors import ConfigError, DataError, PluginError, did_you_mean
+from reallm.errors import ConfigError, DataError, PluginError, counted, did_you_mean
 from reallm.plugins import registry
 from reallm.seeding import derive_seed
 
@@ -49,7 +49,9 @@ class DatasetUtility:
             DataError: there are fewer rows than ranks.
         """
         if len(rows) < self.dp_size:
-            raise DataError(f"{len(rows)} rows are too few for {self.dp_size} data-parallel ranks")
+            raise DataError(
+                f"{counted(len(rows), 'row')} cannot be shared by {counted(self.dp_size, 'data-parallel rank')}"
+            )
         order = np.random.default_rng(derive_seed(self.seed, "dataset rows")).permutation(len(rows))
         return [rows[i] for i in order[self.dp_rank :: self.dp_size]]
 

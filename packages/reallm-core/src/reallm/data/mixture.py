@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset, Samples
@@ -68,7 +68,7 @@ class MixedSamples:
 
     def report(self) -> str:
         """One line: the samples of each source and, with weights, how many of them an epoch has."""
-        of = f"{len(self):,} samples of {len(self.sources)} {'source' if len(self.sources) == 1 else 'sources'}"
+        of = f"{counted(len(self), 'sample')} of {counted(len(self.sources), 'source')}"
         if not self.weights:
             return f"{of}: {', '.join(f'{name} {len(samples):,}' for name, samples in self.sources.items())}"
         parts = [

@@ -175,6 +175,7 @@ class _FirstRows:
         return [{**row.values, "id": row.id} for row in self._rows]
 
     def with_places(self, message: str) -> str:
-        """An error's message, with the places that the rows have in their file."""
+        """An error's message, with the places that the rows have in their file, and without the ids given here."""
         numbered = re.compile(rf"{re.escape(self.__qualname__)}, row (\d+)")
-        return numbered.sub(lambda match: self._rows[int(match[1]) - 1].place, message)
+        message = numbered.sub(lambda match: self._rows[int(match[1]) - 1].place, message)
+        return message if any("id" in row for row in self._rows) else message.replace(", 'id')", ")")

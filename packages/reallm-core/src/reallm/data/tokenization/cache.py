@@ -24,7 +24,7 @@ from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
 from reallm.data.tokenization.source_files import fingerprint, source_files
 from reallm.data.tokenization.store import HEADER, StoreBuilder, TokenStore, open_store
-from reallm.errors import DataError
+from reallm.errors import DataError, counted
 
 AUTO = "auto"
 """The cache folder that stands for `default_folder()`."""
@@ -115,7 +115,7 @@ def read_or_write(entry: Entry, write: Callable[[StoreBuilder], None], console: 
             else:
                 with suppress(OSError):
                     os.utime(folder / HEADER)  # when it was last used
-                _print(console, f"tokens of {store.n_rows:,} rows are read from the cache: {folder}")
+                _print(console, f"tokens of {counted(store.n_rows, 'row')} are read from the cache: {folder}")
                 return store
         _remove_unused(folder.parent)
         with atomic_folder(folder) as work, StoreBuilder(work) as builder:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.errors import NoSamplesError
+from reallm.errors import NoSamplesError, counted
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,21 @@ class Report:
 
     def line(self, result: str) -> str:
         """`"a.jsonl: 9 rows -> 8 samples; 3 cut to 512 tokens; 1 dropped: empty"`, where `result` is "8 samples"."""
-        return "; ".join([f"{self._name}: {self.n_rows:,} rows -> {result}", *self._phrases()])
+        return "; ".join([f"{self._name}: {counted(self.n_rows, 'row')} -> {result}", *self._phrases()])
 
     def no_samples_error(self, remedy: str) -> NoSamplesError:
         """The error for a dataset without any sample, for the caller to raise."""
-        return NoSamplesError(
-            f"{self._name}: no sample is left of {self.n_rows:,} rows ({'; '.join(self._phrases())}); {remedy}",
-            tuple(self.counts),
-        )
+        rows = f"{counted(self.n_rows, 'row')} ({'; '.join(self._phrases())})"
+        return NoSamplesError(f"{self._name}: no sample is left of {rows}; {remedy}", tuple(self.counts))
 
     @property
     def _name(self) -> str:
         return getattr(self.source, "__qualname__", str(self.source))
 
     def _phrases(self) -> list[str]:
-        return [f"{n:,} {phrase}" for phrase, n in self.counts.items()]
+        return [f"{n:,} {_singular(phrase) if n == 1 else phrase}" for phrase, n in self.counts.items()]
+
+
+def _singular(phrase: str) -> str:
+    """`pair dropped` of `pairs dropped`: a remark that is not about rows begins with what it is about."""
+    return re.sub(r"^([a-z]+)s ", r"\1 ", phrase)
