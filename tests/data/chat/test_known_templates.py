@@ -101,6 +101,16 @@ def test_the_token_that_ends_turns_ends_sequences() -> None:
     assert tokenizer.eos_token == "<s>"
 
 
+def test_tokens_that_were_added_for_a_template_become_special() -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    tokenizer.add_tokens(["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    n_tokens = len(tokenizer)
+    set_chat_template(tokenizer, "llama3")
+    assert len(tokenizer) == n_tokens
+    assert tokenizer.eos_token == "<|eot_id|>"
+    assert tokenizer.decode(tokenizer("hi<|eot_id|>")["input_ids"], skip_special_tokens=True) == "hi"
+
+
 def test_tokens_that_the_tokenizer_does_not_have_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "reallm"):
         set_chat_template(tiny_tokenizer(), "llama3")

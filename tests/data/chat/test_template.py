@@ -201,3 +201,23 @@ def test_templates_and_what_was_found_out_about_them_can_be_pickled() -> None:
     messages: list[dict[str, Any]] = [*talk("a"), {"role": "assistant", "tool_calls": [call]}]
     found = chat.conversation(messages, ROW)
     assert pickle.loads(pickle.dumps(chat)).conversation(messages, ROW) == found
+
+
+def test_of_everything_only_turns_of_the_assistant_can_be_switched_off() -> None:
+    messages = [{**talk("hi")[0], "train": False}, {"role": "assistant", "content": "Hello!"}]
+    chat = ChatTemplate(tiny_tokenizer())
+    assert len(chat.conversation(messages, ROW).turns) == 1
+    with pytest.raises(DataError, match=r"^a.jsonl:3: messages\[0\] is switched off, but of a text that is trained"):
+        chat.conversation(messages, ROW, train_on="all")
+
+
+def test_everything_is_trained_even_without_a_turn_of_the_assistant() -> None:
+    chat = ChatTemplate(tiny_tokenizer()).conversation(talk("hi"), ROW, train_on="all")
+    assert (chat.text, chat.turns) == ("<|im_start|>user\nhi<|im_end|>\n", ((0, 30),))
+
+
+def test_an_ordinary_token_that_looks_like_a_special_one_ends_turns() -> None:
+    tokenizer = tiny_tokenizer(chat_template=CHATML.replace("im_end", "stop"))
+    tokenizer.add_tokens(["<|stop|>"])
+    chat = ChatTemplate(tokenizer).conversation(talk("a", "b", "c", "d"), ROW)
+    assert [chat.text[start:end] for start, end in chat.turns] == ["b<|stop|>", "d<|stop|>"]

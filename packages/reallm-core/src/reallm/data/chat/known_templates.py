@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reallm.data.chat.template import ChatTemplate
+from reallm.data.chat.template import TOKEN, ChatTemplate
 from reallm.errors import ConfigError, did_you_mean
 from reallm.notices import notify_once
 
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
 NAMES = ("chatml", "llama3", "plain")
 """Templates that come with this package."""
 
-_TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
 _KEY = "dataset.chat_template"
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
-    """Give a tokenizer another chat template; the token that ends its turns becomes the end-of-sequence token.
+    """Give a tokenizer another chat template.
+
+    The tokens that it writes become special ones, and the one that ends its turns the end-of-sequence token.
 
     Args:
         tokenizer: the tokenizer, which is changed.
@@ -35,8 +35,9 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     text = _find(tokenizer, chat_template)
     _check(text, "the template" if text == chat_template else chat_template)
     tokenizer.chat_template = text
-    vocabulary = tokenizer.get_vocab()
-    not_tokens = [token for token in dict.fromkeys(_TOKEN.findall(text)) if token not in vocabulary]
+    written, vocabulary = dict.fromkeys(TOKEN.findall(text)), tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in written if token in vocabulary], special_tokens=True)
+    not_tokens = [token for token in written if token not in vocabulary]
     if not_tokens:
         notify_once(
             f"{_KEY} writes {' and '.join(not_tokens)}, which the tokenizer splits like any text; make tokens of them "

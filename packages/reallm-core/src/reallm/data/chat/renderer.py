@@ -1,4 +1,4 @@
-"""Renders messages with a chat template, in the form in which this template wants tool calls.
+"""Renders messages with a chat template, in the form in which this template wants contents and tool calls.
 
 Templates do not agree on that form: some print arguments as JSON, others iterate over them, and others concatenate them
 with text; a message that has nothing but tool calls must have an empty content in some, and null in others. No setting
@@ -116,7 +116,10 @@ class Renderer:
         """
         with_calls = any("tool_calls" in message for message in messages)
         form = (self._form if with_calls else None) or _Form(as_text=False, no_content="")
-        return self._render([_in_form(message, form) for message in messages], tools, prompt=prompt, marked=marked)
+        shown = [_in_form(message, form) for message in messages]
+        if self._wants_parts:
+            shown = [{**one, "content": [{"type": "text", "text": one.get("content") or ""}]} for one in shown]
+        return self._render(shown, tools, prompt=prompt, marked=marked)
 
     def _render(self, messages: list[Message], tools: Sequence[Tool], *, prompt: bool, marked: bool) -> str:
         # `tokenizer.apply_chat_template` does the same, but drops keys that are null, which some templates need
@@ -130,6 +133,19 @@ class Renderer:
             **self._special_tokens,
         )
         return str(rendered[0][0])
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template shows a content only if it is a list of parts, as some for images do."""
+        parts = [{"type": "text", "text": QUESTION["content"]}]
+        return not self._shows(QUESTION["content"]) and self._shows(parts)
+
+    def _shows(self, content: Any) -> bool:
+        try:
+            text = self._render([{**QUESTION, "content": content}], (), prompt=True, marked=False)
+        except Exception:  # as below
+            return False
+        return QUESTION["content"] in text
 
     @cached_property
     def _form(self) -> _Form | None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reallm.data.chat.renderer import CALL, EDGE, QUESTION, Renderer
 from reallm.data.chat.turns import find_turn, is_complete
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 TrainOn = Literal["assistant", "last", "all"]
 """What of a conversation is trained: all turns of the assistant, the last of them, or the whole text."""
+
+TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
+"""What looks like a special token; some tokenizers have such tokens as ordinary ones."""
 
 OTHER_PROMPT = "in generation its prompt would be another text"
 INCOMPLETE = "the chat template leaves out a part of it, such as its reasoning"
@@ -48,6 +51,18 @@ class Conversation:
     turns: tuple[Span, ...]
     remarks: tuple[str, ...] = ()
     """Phrases for a dataset's report: what the template ignores, and which turns are not trained."""
+
+
+class _Talk(NamedTuple):
+    """What is rendered: messages, the tools that they may call, and the row that they come from, for errors."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool]
+    row: Row
+
+    def before(self, i: int) -> _Talk:
+        """The messages before the i-th."""
+        return self._replace(messages=self.messages[:i])
 
 
 class ChatTemplate:
@@ -71,7 +86,8 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._without_tools = Renderer(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
         self._with_tools = Renderer(tokenizer.get_chat_template(tools=[{}]), tokenizer.special_tokens_map)
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        added = tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special or TOKEN.fullmatch(str(token))}
         special.update(tokenizer.all_special_tokens)
         any_special = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)"
         self._ends_turn = re.compile(rf"(?:{any_special})(?=\s*\Z)")
@@ -85,7 +101,7 @@ class ChatTemplate:
         """
         if messages[-1]["role"] == "assistant":
             raise row.error("the last message is the assistant's, wanted one to be answered")
-        return self._render(messages, row, tools, prompt=True)
+        return self._render(_Talk(messages, tools, row), prompt=True)
 
     def conversation(
         self, messages: Sequence[Message], row: Row, tools: Sequence[Tool] = (), *, train_on: TrainOn = "assistant"
@@ -104,11 +120,13 @@ class ChatTemplate:
             DataError: the conversation has no turn of the assistant or begins with one, or the template refuses it or
                 leaves tool calls out; names the row.
         """
+        talk = _Talk(messages, tools, row)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         chosen = [i for i in turns if messages[i].get("train", True)]
         remarks = self.remarks(messages, tools)
         if train_on == "all":
-            return self._whole(messages, row, tools, turns, chosen, remarks)
+            text, spans = self._everything(talk, chosen)
+            return Conversation(text, tuple(spans), remarks)
         if not turns:
             raise row.error("no message is the assistant's, so there is nothing to train")
         if turns[0] == 0:
@@ -116,11 +134,11 @@ class ChatTemplate:
         chosen = chosen[-1:] if train_on == "last" else chosen
         if not chosen:
             return Conversation("", (), ("dropped: no turn is to be trained",))
-        messages = messages[: chosen[-1] + 1]  # later messages are not trained
-        text, spans, problems = self._spans(messages, row, tools, chosen)
+        talk = talk.before(chosen[-1] + 1)  # later messages are not trained
+        text, spans, problems = self._turns(talk, chosen)
         if not spans:
             return Conversation("", (), (f"dropped: no turn can be trained: {problems[0]}",))
-        text, spans = self._with_end_tokens(text, spans, messages, row, tools)
+        text, spans = self._with_end_tokens(text, spans, talk)
         problems = [f"with a turn that cannot be trained: {problem}" for problem in problems]
         return Conversation(text, tuple(spans), (*remarks, *problems))
 
@@ -137,62 +155,58 @@ class ChatTemplate:
         """The special tokens that end a turn: one, or one for each kind of message that may come next."""
         answers: list[Message] = [{"role": "assistant", "content": "answer"}]
         answers += [CALL] if self._without_tools.shows_calls else []
-        row, found = Row("", "", {}), []
+        found = []
         for answer in answers:
+            talk = _Talk([QUESTION, answer], (), Row("", "", {}))
             try:
-                text = self._render([QUESTION, answer], row, ())
+                text = self._render(talk)
             except DataError:
                 continue
             token = self._ends_turn.search(text)
-            marker = token[0] if token else self._next_marker(text, [QUESTION, answer], row, ())
+            marker = token[0] if token else self._next_marker(text, talk)
             found += [marker.strip()] if marker else []
         return tuple(dict.fromkeys(found))
 
-    def _whole(
-        self,
-        messages: Sequence[Message],
-        row: Row,
-        tools: Sequence[Tool],
-        turns: Sequence[int],
-        chosen: Sequence[int],
-        remarks: tuple[str, ...],
-    ) -> Conversation:
-        """The whole text as trained, without the turns that are switched off."""
-        text = self._render(messages, row, tools)
-        skipped: list[Span] = []
-        starts: list[Span] = []
-        off = [i for i in turns if i not in chosen]
-        if off:
-            _, skipped, problems = self._spans(messages, row, tools, off)
-            if problems:
-                raise row.error(f"a turn that is switched off cannot be found in the text: {problems[0]}")
-        if not self._renderer(tools).marks_turns:  # tokens are split where the model starts to write
-            _, starts, _ = self._spans(messages, row, tools, [i for i in chosen if i > 0])
-        if messages[-1]["role"] == "assistant":
-            text, _ = self._with_end_tokens(text, [(0, len(text))], messages, row, tools)
-        edges = sorted({0, len(text), *(start for start, _ in starts), *(edge for span in skipped for edge in span)})
-        return Conversation(text, tuple(span for span in pairwise(edges) if span not in skipped), remarks)
+    def _everything(self, talk: _Talk, chosen: Sequence[int]) -> tuple[str, list[Span]]:
+        """The text, and all of it as spans, without turns that are switched off."""
+        text = self._render(talk)
+        off = [i for i, message in enumerate(talk.messages) if not message.get("train", True)]
+        not_turns = [i for i in off if talk.messages[i]["role"] != "assistant"]
+        if not_turns:
+            raise talk.row.error(
+                f"messages[{not_turns[0]}] is switched off, but of a text that is trained whole (dataset.train_on=all) "
+                "only turns of the assistant can be left out"
+            )
+        _, skipped, problems = self._turns(talk, off) if off else ("", [], [])
+        if problems:
+            raise talk.row.error(f"a turn that is switched off cannot be found in the text: {problems[0]}")
+        # tokens are split where the model starts to write, as in generation
+        is_marked = self._renderer(talk.tools).marks_turns
+        _, turns, _ = ("", [], []) if is_marked else self._turns(talk, [i for i in chosen if i > 0])
+        if talk.messages[-1]["role"] == "assistant":
+            text, _ = self._with_end_tokens(text, [(0, len(text))], talk)
+        edges = sorted({0, len(text), *(start for start, _ in turns), *(edge for span in skipped for edge in span)})
+        return text, [span for span in pairwise(edges) if span not in skipped]
 
-    def _spans(
-        self, messages: Sequence[Message], row: Row, tools: Sequence[Tool], chosen: Sequence[int]
-    ) -> tuple[str, list[Span], list[str]]:
-        """The text of messages, the spans of the chosen turns that can be trained, and why others cannot."""
-        renderer = self._renderer(tools)
+    def _turns(self, talk: _Talk, chosen: Sequence[int]) -> tuple[str, list[Span], list[str]]:
+        """The text, the spans of the chosen turns that can be trained, and why others cannot."""
+        renderer = self._renderer(talk.tools)
         if renderer.marks_turns:
-            text, spans = self._marked_spans(messages, row, tools, chosen)
+            text, spans = self._marked_turns(talk, chosen)
             return text, spans, []
-        text = self._render(messages, row, tools)
+        text = self._render(talk)
         spans, problems = [], []
         for i in chosen:
-            before = self._render(messages[:i], row, tools, prompt=True)
-            after = text if i == len(messages) - 1 else self._render(messages[: i + 1], row, tools)
+            message = talk.messages[i]
+            before = self._render(talk.before(i), prompt=True)
+            after = text if i == len(talk.messages) - 1 else self._render(talk.before(i + 1))
             turn = find_turn(text, before, after)
             if turn is None:
                 problems.append(OTHER_PROMPT)
-            elif not is_complete(turn, text, renderer.shown(messages[i])):
+            elif not is_complete(turn, text, renderer.shown(message)):
                 problems.append(INCOMPLETE)
-            elif missing := [name for name in _called(messages[i]) if name not in text[turn.start : turn.end]]:
-                raise row.error(
+            elif missing := [name for name in _called(message) if name not in text[turn.start : turn.end]]:
+                raise talk.row.error(
                     f"messages[{i}]: the chat template leaves out the call of '{missing[0]}', perhaps because the "
                     "message has a content too"
                 )
@@ -200,53 +214,52 @@ class ChatTemplate:
                 spans.append((turn.start, turn.end))
         return text, spans, list(dict.fromkeys(problems))
 
-    def _marked_spans(
-        self, messages: Sequence[Message], row: Row, tools: Sequence[Tool], chosen: Sequence[int]
-    ) -> tuple[str, list[Span]]:
-        parts = self._render(messages, row, tools, marked=True).split(EDGE)
+    def _marked_turns(self, talk: _Talk, chosen: Sequence[int]) -> tuple[str, list[Span]]:
+        parts = self._render(talk, marked=True).split(EDGE)
         if len(parts) == 1:
-            raise row.error("the chat template marks nothing of it with {% generation %}, so there is nothing to train")
+            raise talk.row.error(
+                "the chat template marks nothing of it with {% generation %}, so there is nothing to train"
+            )
         edges = [0, *accumulate(map(len, parts))]
         spans = list(zip(edges[1::2], edges[2::2], strict=False))
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
         if len(chosen) < len(turns):
             if len(spans) != len(turns):
-                raise row.error(
+                raise talk.row.error(
                     f"the chat template marks {len(spans)} parts of it with {{% generation %}}, but it has "
                     f"{len(turns)} turns of the assistant, so that they cannot be trained one by one"
                 )
             spans = [span for i, span in zip(turns, spans, strict=True) if i in chosen]
         return "".join(parts), spans
 
-    def _with_end_tokens(
-        self, text: str, spans: list[Span], messages: Sequence[Message], row: Row, tools: Sequence[Tool]
-    ) -> tuple[str, list[Span]]:
+    def _with_end_tokens(self, text: str, spans: list[Span], talk: _Talk) -> tuple[str, list[Span]]:
         """Extend or cut the spans, and the text after the last one, so that each ends with the token that ends it."""
-        # marks may leave out the token that ends a turn, which is then after the last turn too
-        left_out = self._follows_turn.match(text, spans[-1][1]) if self._renderer(tools).marks_turns else None
+        may_follow = None
+        if self._renderer(talk.tools).marks_turns:  # a token that marks leave out, they leave out at the last turn too
+            after_last = self._follows_turn.match(text, spans[-1][1])
+            may_follow = {after_last[0]} if after_last else set()
         closed = []
         for start, end in spans:
-            token = self._ends_turn.search(text[start:end])
-            follows = left_out or self._follows_turn.match(text, end)
+            token, follows = self._ends_turn.search(text[start:end]), self._follows_turn.match(text, end)
             if token:
                 end = start + token.end()
-            elif follows and text.startswith(follows[0], end) and (left_out or not self._renderer(tools).marks_turns):
-                end += len(follows[0])
+            elif follows and (may_follow is None or follows[0] in may_follow):
+                end = follows.end()
             closed.append((start, end))
         start, end = closed[-1]
         text = text[:end]
         if not self._ends_turn.search(text[start:]):
-            text += self._next_marker(text, messages, row, tools) or self._eos
+            text += self._next_marker(text, talk) or self._eos
         return text, [*closed[:-1], (start, len(text))]
 
-    def _next_marker(self, text: str, messages: Sequence[Message], row: Row, tools: Sequence[Tool]) -> str | None:
+    def _next_marker(self, text: str, talk: _Talk) -> str | None:
         """The special token with which the next message would begin; None if there is none, or turns are marked."""
-        if self._renderer(tools).marks_turns:
+        if self._renderer(talk.tools).marks_turns:
             return None
-        role = "tool" if "tool_calls" in messages[-1] else "user"
+        role = "tool" if "tool_calls" in talk.messages[-1] else "user"
         try:
-            longer = self._render([*messages, {"role": role, "content": "x"}], row, tools)
-            before = self._render(messages[:-1], row, tools, prompt=True)
+            longer = self._render(talk._replace(messages=[*talk.messages, {"role": role, "content": "x"}]))
+            before = self._render(talk.before(len(talk.messages) - 1), prompt=True)
         except DataError:
             return None
         turn = find_turn(longer, before, text)
@@ -262,24 +275,16 @@ class ChatTemplate:
     def _renderer(self, tools: Sequence[Tool]) -> Renderer:
         return self._with_tools if tools else self._without_tools
 
-    def _render(
-        self,
-        messages: Sequence[Message],
-        row: Row,
-        tools: Sequence[Tool],
-        *,
-        prompt: bool = False,
-        marked: bool = False,
-    ) -> str:
-        renderer = self._renderer(tools)
-        if not renderer.shows_calls and any(map(_called, messages)):
-            raise row.error(
+    def _render(self, talk: _Talk, *, prompt: bool = False, marked: bool = False) -> str:
+        renderer = self._renderer(talk.tools)
+        if not renderer.shows_calls and any(map(_called, talk.messages)):
+            raise talk.row.error(
                 "it has tool calls, which the chat template does not write; give another one (dataset.chat_template)"
             )
         try:
-            return renderer.render(messages, tools, prompt=prompt, marked=marked)
+            return renderer.render(talk.messages, talk.tools, prompt=prompt, marked=marked)
         except Exception as error:  # the template is a program that came with the tokenizer and may raise anything
-            raise row.error(f"the chat template refuses it: {' '.join(str(error).split())}") from error
+            raise talk.row.error(f"the chat template refuses it: {' '.join(str(error).split())}") from error
 
 
 def _called(message: Message) -> list[str]:
