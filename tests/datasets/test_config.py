@@ -17,6 +17,7 @@ from reallm.plugins import registry
 
 NAMES = ("prompt", "prompt_answer", "rw_pair")
 ROUTED = {"train_path", "valid_path", "format", "columns", "train_bs_n_seqs", "valid_bs_n_seqs", "chat_template"}
+ROUTED |= {"valid_fraction", "mix"}
 
 
 @pytest.mark.parametrize("name", NAMES)

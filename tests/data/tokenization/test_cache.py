@@ -170,19 +170,19 @@ def test_the_hash_of_an_unchanged_file_is_remembered_and_any_write_forgets_it(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_files, "_SETTLED", -1.0)
-    first = source_files.fingerprint([rows], tmp_path / "memo")
+    first = source_files.fingerprint({"rows": rows}, tmp_path / "memo")
     with monkeypatch.context() as patch:
         patch.setattr(source_files.hashlib, "file_digest", lambda *_: pytest.fail("the file was read again"))
-        assert source_files.fingerprint([rows], tmp_path / "memo") == first
+        assert source_files.fingerprint({"rows": rows}, tmp_path / "memo") == first
     stat = rows.stat()
     text = rows.read_text()
     rows.write_text(text.replace("hello", "hellO"))
     os.utime(rows, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had happened
-    assert source_files.fingerprint([rows], tmp_path / "memo") != first
+    assert source_files.fingerprint({"rows": rows}, tmp_path / "memo") != first
 
 
 def test_a_file_that_was_just_written_is_not_remembered(rows: Path, tmp_path: Path) -> None:
-    source_files.fingerprint([rows], tmp_path / "memo")  # its ctime is now, whatever its mtime says
+    source_files.fingerprint({"rows": rows}, tmp_path / "memo")  # its ctime is now, whatever its mtime says
     assert not (tmp_path / "memo").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_file_that_grows_meanwhile_is_refused(rows: Path, cached: Cached) -> N
         with rows.open("a") as file:
             file.write('{"text": "more"}\n')
 
-    with pytest.raises(DataError, match=r"rows\.jsonl: changed while it was read"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: changed while rows were read"):
         read_or_write(entry(rows, cached.folder), write, Console(quiet=True))
 
 

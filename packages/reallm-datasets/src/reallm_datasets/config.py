@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
+from reallm.config.dataset import check_splits
+from reallm.config.mixture import mix_sources
 from reallm.data.chat.template import TrainOn
 from reallm.data.row_formats.formats import FORMATS, check_columns
 from reallm.data.row_sources import RowSource, check_source
@@ -22,6 +24,8 @@ _SOURCE = (
 )
 _FORMAT = f"form of the rows: {', '.join(FORMATS)}; null: recognised by the keys of the first ones"
 _COLUMNS = "keys that the rows have under other names, such as columns.prompt=question"
+_VALID_FRACTION = "share of the rows to evaluate on, chosen by a hash of each row: 0.02; null: none"
+_MIX = "sources to mix instead: mix.NAME.path=..., with mix.NAME.weight, .format and .columns.KEY as you like"
 _CHAT_TEMPLATE = (
     "chat template to use instead of the checkpoint's, and to save with the model: chatml or another known name, a "
     "file (.jinja), or the template itself; null: the checkpoint's"
@@ -34,14 +38,17 @@ class RowConfig(Protocol):
 
     format: str | None
     columns: dict[str, str]
+    mix: dict[str, Any]
 
 
 @dataclass
 class PromptAnswerDatasetConfig:
     """Prompts with their answers, or conversations; the loss is on the answers."""
 
-    train_path: str | list[str] = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
     valid_path: str | list[str] | None = option(None, "rows to evaluate on, likewise; null: no evaluation")
+    valid_fraction: float | None = option(None, _VALID_FRACTION)
+    mix: dict[str, Any] = option({}, _MIX)
     format: str | None = option(None, _FORMAT)
     columns: dict[str, str] = option({}, _COLUMNS)
     max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
@@ -62,6 +69,8 @@ class PromptAnswerDatasetConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.mix and self.train_path == REQUIRED:
+            self.train_path = None
         check_at_least("max_seqlen", self.max_seqlen, 2)
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
@@ -79,8 +88,10 @@ class PromptAnswerDatasetConfig:
 class PairedComparisonDatasetConfig:
     """Prompts, each with answers of which one is better than the other."""
 
-    train_path: str | list[str] = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
     valid_path: str | list[str] | None = option(None, "rows to evaluate on, likewise; null: no evaluation")
+    valid_fraction: float | None = option(None, _VALID_FRACTION)
+    mix: dict[str, Any] = option({}, _MIX)
     format: str | None = option(None, _FORMAT)
     columns: dict[str, str] = option({}, _COLUMNS)
     max_pairs_per_prompt: int = option(2, "use at most so many pairs of a row, chosen at random by the seed")
@@ -96,6 +107,8 @@ class PairedComparisonDatasetConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.mix and self.train_path == REQUIRED:
+            self.train_path = None
         check_at_least("max_pairs_per_prompt", self.max_pairs_per_prompt, 1)
         check_at_least("max_seqlen", self.max_seqlen, 2)
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
@@ -113,7 +126,9 @@ class PairedComparisonDatasetConfig:
 class PromptOnlyDatasetConfig:
     """Prompts alone, for a model to answer."""
 
-    path: str | list[str] = option(REQUIRED, f"prompts: {_SOURCE}")
+    path: str | list[str] | None = option(REQUIRED, f"prompts: {_SOURCE}")
+    valid_fraction: float | None = option(None, _VALID_FRACTION)
+    mix: dict[str, Any] = option({}, _MIX)
     format: str | None = option(None, _FORMAT)
     columns: dict[str, str] = option({}, _COLUMNS)
     max_prompt_len: int = option(256, "longest prompt, in tokens")
@@ -128,6 +143,8 @@ class PromptOnlyDatasetConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.mix and self.path == REQUIRED:
+            self.path = None
         check_at_least("max_prompt_len", self.max_prompt_len, 1)
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_overlong(self.overlong)
@@ -164,8 +181,12 @@ def check_train_on(value: str) -> None:
 
 
 def check_rows_of(config: RowConfig, *fields: str) -> None:
-    """Raise ConfigError unless the sources of rows in these fields can be read, as far as is known without doing it."""
+    """Raise ConfigError unless sources of rows can be read, in these fields and `mix`, as far as is known by then."""
     check_columns(config.columns)
+    check_splits(config)
+    for name, source in mix_sources(config).items():
+        with _named(f"mix.{name}"):
+            check_rows(RowSource(source.path, source.format or config.format, source.columns or config.columns))
     for name in fields:
         path = getattr(config, name)
         if path is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from reallm.config.dataset import PATHS
 from reallm.config.load import Configuration, chosen_datasets, describe, load
+from reallm.config.mixture import MIX
 from reallm.config.schema import dataset_fields, groups
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError
@@ -53,8 +54,8 @@ def load_evaluation(config_class: type, files: Sequence[Path], arguments: Sequen
     loaded = load(cls, files, [_in_full(argument, short) for argument in arguments])
     values = dict(loaded.values)
     for rows, train in short.items():
-        if values[train] == REQUIRED:
-            dataset = train.rpartition(".")[0]
+        dataset = train.rpartition(".")[0]
+        if values[train] == REQUIRED and not values.get(f"{dataset}.{MIX}"):
             valid = values.get(f"{dataset}.{PATHS['valid']}")
             if valid is None:
                 raise ConfigError(f"{rows} is required: the rows to evaluate")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
-from reallm.config.dataset import dataset_name
+from reallm.config.dataset import PATHS, dataset_name
 from reallm.config.field_types import (
     allowed_text,
     is_list,
@@ -22,6 +22,7 @@ from reallm.config.field_types import (
     item_type,
     literals,
 )
+from reallm.config.mixture import MIX
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
@@ -57,10 +58,19 @@ class Configuration:
         Raises:
             ConfigError: required values are missing (all are named), or the dataclass refuses a value.
         """
-        missing = [key for group in self.groups for key in group.keys if _is_missing(self.values[key.name])]
+        missing = [
+            key
+            for group in self.groups
+            for key in group.keys
+            if _is_missing(self.values[key.name]) and not self._is_replaced_by_mixture(key, group)
+        ]
         if missing:
             raise ConfigError("; ".join(missing_text(key) for key in missing))
         return self._instance("")
+
+    def _is_replaced_by_mixture(self, key: Key, group: Group) -> bool:
+        is_path = group.dataset is not None and key.leaf in (PATHS["train"], "path")
+        return is_path and bool(self.values.get(f"{group.name}.{MIX}"))
 
     def _instance(self, name: str) -> Any:
         group = next(group for group in self.groups if group.name == name)

@@ -45,7 +45,7 @@ def mix_sources(config: Any) -> dict[str, MixSource]:
     weighted = [name for name, source in sources.items() if source.weight is not None]
     for name in sources:
         if weighted and name not in weighted:
-            raise ConfigError(f"{MIX}.{name}.weight is missing, but {MIX}.{weighted[0]} has one; give all or none")
+            raise ConfigError(f"{MIX}.{name}.weight is missing, but source '{weighted[0]}' has one; give all or none")
     return sources
 
 
@@ -54,11 +54,12 @@ def _source(name: str, values: Any) -> MixSource:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{key}: the name of a source must consist of letters, digits, _ and -")
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{key}={values!r}: give {key}.path=... and, if you like, {key}.weight=...")
+        raise ConfigError(f"{key}={values!r} is not a source; give {name}.path=... and, if you like, {name}.weight=...")
     known = [item.name for item in fields(MixSource)]
     for one in values:
         if one not in known:
-            raise ConfigError(f"{key}.{one} is unknown{did_you_mean(str(one), known)}; a source has {', '.join(known)}")
+            hint = did_you_mean(str(one), known) or f"; a source has {', '.join(known)}"
+            raise ConfigError(f"{key}.{one} is unknown{hint}")
     if values.get("path") is None:
         raise ConfigError(f"{key}.path is required: the rows of the source '{name}'")
     weight = values.get("weight")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reallm.config.args import ModelArgs, dataset_option
-from reallm.config.dataset import batch_size, splits
+from reallm.config.dataset import batch_size, check_splits, splits
 from reallm.config.lr_schedule import check_warmup
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.config.parallel import ParallelArgs
@@ -18,6 +18,7 @@ from reallm.options import option
 
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
+    from reallm.data.mixture import Mixture
 
 DEFAULT_OUTPUT_DIR = "runs"
 AUTO = "auto"
@@ -93,6 +94,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        _check_dataset(self.dataset)
         self._check_location()
         at_least_one = {
             "epochs": self.epochs,
@@ -133,8 +135,8 @@ class TrainingConfig:
             return DEFAULT_BEST_METRIC
         return self.best_metric
 
-    def datasets(self) -> dict[str, Dataset]:
-        """The training data as `"train"` and, if the dataset's `valid_path` is given, held-out data as `"valid"`."""
+    def datasets(self) -> dict[str, Dataset | Mixture]:
+        """The training data as `"train"` and, if there are rows to evaluate on, these as `"valid"`."""
         return splits(self.dataset)
 
 
@@ -152,6 +154,13 @@ def check_name(name: str) -> None:
         raise ConfigError(f"name={name}: a name must not begin with a dot, which would hide the run folder")
     if not name.isprintable():
         raise ConfigError(f"name={name!r}: a name must not contain control characters")
+
+
+def _check_dataset(config: Any) -> None:
+    try:
+        check_splits(config)
+    except ConfigError as error:
+        raise ConfigError(f"dataset.{error}") from error
 
 
 def model_args(config: TrainingConfig, role: str) -> ModelArgs:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from reallm.data.mixture import MixedSamples, Mixture
-from reallm.errors import ConfigError, DataError, PluginError, counted, did_you_mean
+from reallm.errors import ConfigError, DataError, NoSamplesError, PluginError, counted, did_you_mean
 from reallm.plugins import registry
 from reallm.seeding import derive_seed
 
@@ -90,10 +90,17 @@ def make_dataset(
         DataError: its data is invalid.
     """
     if isinstance(dataset, Mixture):
-        made = {
-            name: make_dataset(source, seed=seed, tokenizer=tokenizer, dp_rank=dp_rank, dp_size=dp_size)
-            for name, source in dataset.sources.items()
-        }
+        made: dict[str, Samples] = {}
+        errors: list[NoSamplesError] = []
+        for name, source in dataset.sources.items():
+            try:
+                made[name] = make_dataset(source, seed=seed, tokenizer=tokenizer, dp_rank=dp_rank, dp_size=dp_size)
+            except NoSamplesError as error:
+                if not dataset.may_lack_sources:
+                    raise
+                errors.append(error)
+        if not made:
+            raise errors[0]
         return MixedSamples(made, dataset.weights)
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
     offer = registry.registry().offer("dataset", dataset.name)

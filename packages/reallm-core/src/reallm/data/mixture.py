@@ -24,10 +24,13 @@ class Mixture:
         sources: name of a source -> its dataset.
         weights: name of a source -> its share of the samples of an epoch, relative to the others; empty: all samples
             are taken as often.
+        may_lack_sources: whether sources without any sample are left out, and not an error: those of which a split
+            holds out too few rows.
     """
 
     sources: Mapping[str, Dataset]
     weights: Mapping[str, float]
+    may_lack_sources: bool = False
 
     @property
     def name(self) -> str:

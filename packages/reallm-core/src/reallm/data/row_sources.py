@@ -16,6 +16,7 @@ from reallm.data.readers.functions import REFERENCE, Builder, read_function, rea
 from reallm.data.readers.hub import PREFIX, HubSplit, read_hub
 from reallm.data.readers.record import Origin, Records
 from reallm.data.row_formats.formats import check_format
+from reallm.data.row_split import RowSplit
 from reallm.errors import DataError
 
 Rows: TypeAlias = "str | Path | Builder | Sequence[str | Path] | Sequence[Mapping[str, Any]]"
@@ -31,6 +32,7 @@ class RowSource:
         format: form of the rows, a name in `reallm.data.row_formats.FORMATS`; None: recognised by the keys of the
             first rows.
         columns: key that the form has -> the key that the rows have for it: `{"prompt": "question"}`.
+        split: the rows that are taken, after they have got their form; None: all.
 
     Raises:
         ConfigError: there is no such format.
@@ -39,6 +41,7 @@ class RowSource:
     path: Rows
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    split: RowSplit | None = None
 
     def __post_init__(self) -> None:
         if self.format is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.data.rows import Row
+from reallm.data.row import Row
 
 
 @dataclass(frozen=True)

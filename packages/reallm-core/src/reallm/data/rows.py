@@ -65,13 +65,15 @@ def iter_rows(
         DataError: the source cannot be read, has no rows, or has a wrong one; names the location.
     """
     parts = parts_of(source)
+    split = source.split if isinstance(source, RowSource) else None
     n_rows = 0
     for part in parts:
         with closing(_rows_of(part, n_rows, source, required or {}, qualify=len(parts) > 1)) as found:
             for index, row in found:
                 n_rows = max(n_rows, index + 1)
                 if isinstance(row, Row):
-                    yield row
+                    if split is None or row in split:
+                        yield row
                 elif errors is None:
                     raise row
                 else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from reallm.data.datasets import Dataset, Samples, make_dataset
+from reallm.data.mixture import Mixture
 from reallm.data.namedarray import NamedArray
 from reallm.data.preview import samples
 from reallm.data.row_sources import RowSource
@@ -61,8 +62,8 @@ class Preview:
     """Number of trained tokens among them."""
 
 
-def preview(dataset: Dataset, n: int, *, seed: int, tokenizer: PreTrainedTokenizerBase) -> Preview:
-    """Preview the first `n` rows of a dataset.
+def preview(dataset: Dataset | Mixture, n: int, *, seed: int, tokenizer: PreTrainedTokenizerBase) -> Preview:
+    """Preview the first `n` rows of a dataset, of a mixture those of its sources in turn.
 
     A dataset that gets a `RowSource` as `path` is only given the first rows of it. Any other dataset is made as a
     whole, as for training, and its first samples are shown.
@@ -70,6 +71,10 @@ def preview(dataset: Dataset, n: int, *, seed: int, tokenizer: PreTrainedTokeniz
     Raises:
         ReallmError: as training would.
     """
+
+    if isinstance(dataset, Mixture):
+        sources = {name: preview(one, n, seed=seed, tokenizer=tokenizer) for name, one in dataset.sources.items()}
+        return _mixed(sources, n)
 
     def make(args: Mapping[str, Any]) -> Samples:
         return make_dataset(Dataset(dataset.name, args), seed=seed, tokenizer=tokenizer)
@@ -86,6 +91,21 @@ def preview(dataset: Dataset, n: int, *, seed: int, tokenizer: PreTrainedTokeniz
         first,
         is_whole=len(first) == len(made),
         n_measured=len(first),
+    )
+
+
+def _mixed(sources: Mapping[str, Preview], n: int) -> Preview:
+    """One preview of several sources, by name; rows are called as the samples of the mixture are."""
+    named = [[replace(row, id=f"{name}/{row.id}") for row in one.rows] for name, one in sources.items()]
+    in_turn = [row for rows in zip_longest(*named) for row in rows if row is not None]
+    return Preview(
+        next(iter(sources.values())).dataset,
+        tuple(in_turn[:n]),
+        "; ".join(f"{name}: {one.report}" for name, one in sources.items()),
+        sum(one.n_measured for one in sources.values()),
+        all(one.is_whole for one in sources.values()),
+        tuple(length for one in sources.values() for length in one.lengths),
+        sum(one.n_trained for one in sources.values()),
     )
 
 

@@ -10,16 +10,15 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from reallm.atomic_files import atomic_folder, remove_folder
-from reallm.data.row_sources import RowSource, Source, parts_of
+from reallm.data.row_sources import RowSource, Source
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
 from reallm.data.tokenization.source_files import fingerprint, source_files
@@ -46,19 +45,20 @@ class Entry:
 
     Args:
         folder: its folder, which exists if the tokens are there.
-        files: the files of the source.
+        files: the files of the source, see `source_files`.
         content: fingerprint of their content.
     """
 
     folder: Path
-    files: tuple[Path, ...]
+    files: Mapping[str, Path]
     content: str
 
     def check_unchanged(self) -> None:
         """Raise DataError if a file was changed since the entry was looked up."""
         if fingerprint(self.files, _memo_folder(self.folder.parent)) != self.content:
-            names = ", ".join(map(str, self.files[:3]))
-            raise DataError(f"{names}: changed while it was read; start again when nothing writes to it")
+            raise DataError(
+                f"{_listed(self.files)}: changed while rows were read; start again when nothing writes to it"
+            )
 
 
 def entry_for(
@@ -77,14 +77,14 @@ def entry_for(
     Raises:
         DataError: a file cannot be read.
     """
-    files = tuple(source_files(source) or ())
-    if cache_dir is None or not files or sum(file.stat().st_size for file in files) < min_bytes:
+    files = source_files(source)
+    if cache_dir is None or not files or sum(file.stat().st_size for file in files.values()) < min_bytes:
         return None
     top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
     if cache_dir == AUTO and not _can_write(top):
         return None
-    about: list[Any] = [[part.prefix for part in parts_of(source)]]  # ids of rows begin with them
-    about += [source.format, sorted(source.columns.items())] if isinstance(source, RowSource) else []
+    form = RowSource.of(source)
+    about = (form.format, sorted(form.columns.items()), form.split)
     try:
         encoder_key = encoder_fingerprint(encoder)
     except Exception:  # an attribute of any plugin's encoder
@@ -131,6 +131,11 @@ def _can_write(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK)
+
+
+def _listed(files: Mapping[str, Path]) -> str:
+    first, *others = files.values()
+    return f"{first} or one of {len(others):,} more files" if others else str(first)
 
 
 def _memo_folder(top: Path) -> Path:

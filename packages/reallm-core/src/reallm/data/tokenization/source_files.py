@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,21 +22,20 @@ _SETTLED = 2.0
 """Seconds after which a change of a file surely has another time stamp than what was read."""
 
 
-def source_files(source: Source) -> list[Path] | None:
-    """The files that rows are read from; None if any come from anything else.
+def source_files(source: Source) -> dict[str, Path] | None:
+    """The files that rows are read from, by the names that they have in ids; None if rows come from anything else.
 
     Raises:
-        DataError: a file does not exist or cannot be read.
+        DataError: a file does not exist, or cannot be one with rows.
     """
-    files = [part.file for part in parts_of(source)]
-    known = [file for file in files if file is not None]
-    return known if len(known) == len(files) else None
+    files = {part.prefix: part.file for part in parts_of(source)}
+    return {name: file for name, file in files.items() if file is not None} if None not in files.values() else None
 
 
 def count_rows(source: Source) -> int | None:
     """Number of rows of a source, if it can be found quickly; too high if there are blank lines. For progress."""
     files = source_files(source)
-    counts = [_count_rows(path) for path in files or ()]
+    counts = [_count_rows(path) for path in (files or {}).values()]
     known = [count for count in counts if count is not None]
     return sum(known) if files and len(known) == len(files) else None
 
@@ -53,7 +52,7 @@ def _count_rows(path: Path) -> int | None:
     return None
 
 
-def fingerprint(files: Iterable[Path], memo_folder: Path) -> str:
+def fingerprint(files: Mapping[str, Path], memo_folder: Path) -> str:
     """SHA-256 of the names and contents of files.
 
     Reading gigabytes at each start would take long, so the hash of a file is remembered in `memo_folder`, and used as
@@ -64,8 +63,8 @@ def fingerprint(files: Iterable[Path], memo_folder: Path) -> str:
         DataError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{_file_hash(file, memo_folder)}\0".encode())
+    for name, file in files.items():
+        digest.update(f"{name}\0{_file_hash(file, memo_folder)}\0".encode())
     return digest.hexdigest()
 
 

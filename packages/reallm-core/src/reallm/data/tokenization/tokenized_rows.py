@@ -16,6 +16,7 @@ from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.report import Report
 from reallm.data.tokenization.store import IDS, StoreBuilder, TokenStore
 from reallm.data.tokenization.walk import encode_source
+from reallm.errors import NoSamplesError
 from reallm.launch.rank_env import RankEnv
 
 
@@ -26,9 +27,14 @@ class TokenizedRows:
         store: the samples of all rows.
         util: seed and ranks.
         source: where the rows came from, for the report.
+
+    Raises:
+        NoSamplesError: there are no rows, because all are on the other side of a split.
     """
 
     def __init__(self, store: TokenStore, util: DatasetUtility, source: Source) -> None:
+        if not store.n_rows:
+            raise _no_rows(source)
         rows = np.array(util.shard(range(store.n_rows)), np.int64)
         sample_of_row = np.full(store.n_rows, -1, np.int64)
         sample_of_row[store.row_of_sample] = np.arange(len(store.row_of_sample))
@@ -106,6 +112,13 @@ def tokenize_rows(
             return TokenizedRows(builder.build(), util, source)
     write = partial(encode, console=Console(stderr=True))  # of several ranks only one does it, whichever it is
     return TokenizedRows(read_or_write(entry, write, Console(stderr=True, quiet=not is_first)), util, source)
+
+
+def _no_rows(source: Source) -> NoSamplesError:
+    split = RowSource.of(source).split
+    assert split is not None  # a source without rows is an error when it is read
+    what = "none of its rows; raise it" if split.is_valid else "all of its rows; lower it"
+    return NoSamplesError(f"{source}: valid_fraction={split.valid_fraction} holds out {what}")
 
 
 def _rank() -> int:

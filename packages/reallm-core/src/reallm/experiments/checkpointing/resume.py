@@ -18,7 +18,7 @@ from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.resumable import find_resumable
 from reallm.experiments.runs.settings import Diff, diff, read_settings, without_parallel
 
-MAY_CHANGE = ("dataset.valid_path", "dataset.valid_bs_n_seqs")
+MAY_CHANGE = ("dataset.valid_path", "dataset.valid_bs_n_seqs", "dataset.num_proc", "dataset.cache_dir")
 """Keys of the dataset that training does not depend on."""
 
 

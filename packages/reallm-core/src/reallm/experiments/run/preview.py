@@ -24,7 +24,7 @@ def preview_data(config: TrainingConfig, algorithm: Algorithm, n: int, split: st
     """
     splits = config.datasets()
     if split not in splits:
-        raise ConfigError("there is no validation data to preview; give dataset.valid_path")
+        raise ConfigError("there is no validation data to preview; give dataset.valid_path or dataset.valid_fraction")
     graph = Graph.of(algorithm)
     try:
         tokenizer, _ = load_run_tokenizer(config, graph)

@@ -88,5 +88,8 @@ class View:
 
     def request_evaluation(self) -> None:
         if not self._run.has_validation:
-            raise ConfigError("it asks for an evaluation, which needs validation data; give dataset.valid_path")
+            raise ConfigError(
+                "it asks for an evaluation, which needs validation data; "
+                "give dataset.valid_path or dataset.valid_fraction"
+            )
         self._requests.evaluate = True

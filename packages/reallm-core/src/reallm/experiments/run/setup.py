@@ -67,16 +67,14 @@ class Data:
             splits["valid"] = {"report": report(self.valid), "n_samples": len(self.valid)}
         for split, samples in {"train": self.train, "valid": self.valid}.items():
             if isinstance(samples, MixedSamples):
-                splits[split]["sources"] = _sources_json(samples)
+                splits[split]["sources"] = {
+                    name: {"report": report(source), "n_samples": len(source)}
+                    for name, source in samples.sources.items()
+                }
+        if isinstance(self.train, MixedSamples):
+            for source, n in zip(splits["train"]["sources"].values(), self.train.quotas, strict=True):
+                source["n_samples_of_epoch"] = n
         return splits
-
-
-def _sources_json(samples: MixedSamples) -> dict[str, Any]:
-    """The sources of a mixture, by name: report, samples, and in training data samples of an epoch."""
-    return {
-        name: {"report": report(source), "n_samples": len(source), "n_samples_of_epoch": quota}
-        for (name, source), quota in zip(samples.sources.items(), samples.quotas, strict=True)
-    }
 
 
 def make_interfaces(algorithm: Algorithm, graph: Graph) -> dict[str, Any]:
@@ -248,7 +246,10 @@ def _check_needs_no_validation(config: TrainingConfig) -> None:
     for key in ("eval_every", "best_metric", "stop_after_evals_without_gain"):
         value = getattr(config, key)
         if value is not None:
-            raise ConfigError(f"{key}={value} needs validation data; give dataset.valid_path, or leave {key} out")
+            raise ConfigError(
+                f"{key}={value} needs validation data; give dataset.valid_path or dataset.valid_fraction, "
+                f"or leave {key} out"
+            )
 
 
 def check_keys(sample: NamedArray, graph: Graph, dataset: str) -> None:

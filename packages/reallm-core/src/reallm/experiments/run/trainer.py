@@ -365,4 +365,7 @@ class Trainer:
 
 
 def _metrics_text(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items() if not name.endswith("_tokens"))
+    """The metrics of an evaluation; of each source of a mixture only the loss."""
+    shown = {name: value for name, value in metrics.items() if "_tokens" not in name}
+    of_sources = [name for name in shown if name.rpartition("/")[0] in metrics and "/loss/" not in name]
+    return "  ".join(f"{name} {value:,.4g}" for name, value in shown.items() if name not in of_sources)

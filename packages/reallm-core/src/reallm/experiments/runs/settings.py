@@ -60,7 +60,12 @@ def diff(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[st
 
     A key that `before` does not have, because its version of reallm did not, has its value in `defaults`.
     """
-    old, new = {**flatten(defaults or {}), **flatten(before)}, flatten(now)
+    old, new = flatten(before), flatten(now)
+    for key, value in flatten(defaults or {}).items():
+        if not any(
+            name.startswith(f"{key}.") for name in old
+        ):  # {} is the default of a mapping with values in `before`
+            old.setdefault(key, value)
     return {
         key: (old.get(key), new.get(key))
         for key in dict.fromkeys([*old, *new])
