@@ -17,6 +17,7 @@ from reallm.cli.eval import evaluate
 from reallm.cli.generate import generate
 from reallm.cli.plugins.app import app as plugins
 from reallm.cli.preview import preview
+from reallm.cli.push import push
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
 from reallm.errors import ReallmError, did_you_mean
@@ -81,6 +82,7 @@ app.command()(generate)
 app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)
 app.command()(compare)
+app.command()(push)
 app.command()(realloc)
 app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")
 

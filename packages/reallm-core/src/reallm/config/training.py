@@ -80,6 +80,11 @@ class TrainingConfig:
     callbacks: list[str] = option(
         [], "code of plugins that runs during training; `reallm plugins` lists what is installed"
     )
+    push_to_hub: str | None = option(
+        None,
+        "repository on the Hugging Face hub, owner/name, that the best checkpoint, or else the last, is uploaded to "
+        "when the run is done; made as a private one if it is new",
+    )
     output_dir: str = option(DEFAULT_OUTPUT_DIR, "folder that holds the run folders")
     name: str | None = option(None, "name of the run folder in output_dir; null: <algorithm>-<date and time>")
     resume: str | None = option(

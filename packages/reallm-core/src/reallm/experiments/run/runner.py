@@ -20,6 +20,7 @@ from reallm.experiments.preflight.device import choose_device, deterministic_ker
 from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.reports.write import write_page, write_plot
 from reallm.experiments.run.callbacks import callback_offers
+from reallm.experiments.run.hub import check_hub, push_run
 from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.messages import complete_line, final_lines
 from reallm.experiments.run.progress import print_line
@@ -81,6 +82,8 @@ def run(
     name = _name_of(algorithm) if name is None else name
     logger_specs(config.loggers)  # an unknown logger or callback is reported before a folder is made
     callback_offers(config.callbacks)
+    if config.push_to_hub is not None and job.is_rank0:
+        check_hub(config.push_to_hub, "push_to_hub")
     graph = Graph.of(algorithm)
     check_best_metric(config, algorithm, graph)
     settings = plain(describe(config).tree())
@@ -103,7 +106,18 @@ def run(
             if job.is_rank0 and not opened.is_resume:
                 opened.folder.remove_if_empty()
             raise
-        return _train(trainer)
+        result = _train(trainer)
+    if config.push_to_hub is not None and job.is_rank0 and not result.interrupted:
+        _push(result.run_dir, config.push_to_hub, console)
+    return result
+
+
+def _push(run_dir: Path, repo: str, console: Console) -> None:
+    """Upload the run; a failure is printed, since the run itself is done."""
+    try:
+        print_line(console, f"pushed to {push_run(run_dir, repo)}")
+    except ReallmError as error:
+        print_line(console, str(error))
 
 
 def _connect(config: TrainingConfig) -> Job:
