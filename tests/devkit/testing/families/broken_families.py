@@ -380,7 +380,7 @@ MISTAKES = (
             'is declared Shard(0) with split="column"; Shard(1) with split="row" would do',
         ),
     ),
-    Mistake("NO_SHARDS", "shards", ("which its `shards` do not have", "mlp.act.alpha_n", "(XIELUWithoutShards)")),
+    Mistake("NO_SHARDS", "shards", ("which is missing from its `shards`", "mlp.act.alpha_n", "(XIELUWithoutShards)")),
     Mistake(
         "FORGETS_PART",
         "shards",
