@@ -164,7 +164,7 @@ def datasets_side(data: str, tokenizer: Any, cache: str, num_proc: int) -> dict[
     from reallm_datasets.encoders.prompt_answer import PromptAnswerEncoder
 
     datasets.disable_progress_bars()
-    encoder = PromptAnswerEncoder(tokenizer, MAX_SEQLEN, "truncate")
+    encoder = PromptAnswerEncoder(tokenizer, MAX_SEQLEN, "truncate", "assistant", ())
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         keys = list(batch)
