@@ -78,6 +78,14 @@ def test_rows_of_other_forms_are_trained_like_our_own(jsonl: Write, util: Datase
         assert PromptAnswerDataset(util, path=source)[0] == mine[0]
 
 
+def test_pairs_of_answers_are_for_another_dataset(util: DatasetUtility) -> None:
+    rows = [{"prompt": "hi", "chosen": "the fox", "rejected": "dog"}]
+    with pytest.raises(DataError, match=r"which dataset.name=rw_pair reads; .* give dataset.columns.answer=chosen"):
+        PromptAnswerDataset(util, path=rows)
+    better = PromptAnswerDataset(util, path=RowSource(rows, columns={"answer": "chosen"}))
+    assert trained(util, better[0]) == "the fox<|im_end|>"
+
+
 def test_alpaca_has_its_own_prompt_for_tokenizers_without_a_chat_template(jsonl: Write, util: DatasetUtility) -> None:
     util.tokenizer.chat_template = None
     [sample] = by_id(PromptAnswerDataset(util, path=jsonl(ALPACA))).values()

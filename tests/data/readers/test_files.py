@@ -103,8 +103,8 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_what_is_no_file_but_is_clear() -> None:
-    assert message("https://host/a.jsonl").endswith(
-        "no such file; URLs are not read: download the file, or name a dataset of the hub as hub:org/name:split"
+    assert message("https://host/a.jsonl") == (
+        "https://host/a.jsonl: URLs are not read; download the file, or name a dataset of the hub as hub:org/name:split"
     )
     assert message("org/name") == "org/name: no such file; a dataset of the hub is hub:org/name:train"
 

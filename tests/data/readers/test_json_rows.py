@@ -24,6 +24,20 @@ def test_pretty_printed_objects_in_jsonl(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl", "\n" + text) == [("2", ROWS[0]), ("6", ROWS[1])]
 
 
+def test_an_object_on_several_lines_in_jsonl(tmp_path: Path) -> None:
+    text = '{"prompt": "a",\n "answer": "b"}\n{"prompt": "c",\n "answer": "{"}\n'
+    assert read(tmp_path / "a.jsonl", text) == [("1", ROWS[0]), ("3", ROWS[1])]
+
+
+def test_a_first_line_that_was_cut_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.jsonl:1: invalid JSON: Unterminated string starting at column 17$"):
+        read(tmp_path / "a.jsonl", '{"prompt": "a", "ans\n{"prompt": "a"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:1: invalid JSON: .*; the line ends within a value$"):
+        read(tmp_path / "a.jsonl", '{"prompt": "a",\n{"prompt": "a"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:1: invalid JSON: .*; the line ends within a value$"):
+        read(tmp_path / "a.jsonl", '{"prompt": "a",')
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_one_list_in_jsonl(tmp_path: Path, indent: int | None) -> None:
     places = ["1", "1#2"] if indent is None else ["2", "6"]

@@ -267,6 +267,15 @@ def test_mistakes_are_named_by_the_columns_of_the_file() -> None:
     )
 
 
+def test_a_column_that_is_not_there() -> None:
+    assert message({"question": "a", "n": 1}, columns={"prompt": "questoin"}) == (
+        "rows[0]: found no such key 'questoin', which dataset.columns.prompt names; did you mean 'question'?"
+    )
+    assert message({"question": "a", "n": 1}, columns={"n": "n", "prompt": "p"}) == (
+        "rows[0]: found no such key 'p', which dataset.columns.prompt names (keys: 'question', 'n')"
+    )
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 

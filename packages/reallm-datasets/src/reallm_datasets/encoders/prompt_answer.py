@@ -70,4 +70,9 @@ class PromptAnswerEncoder:
         if "text" in row and "prompt" not in row:
             return PromptAnswer("", row.text("text"))
         row.need_one_of("messages", "prompt", "text")
+        if "answer" not in row and "chosen" in row:
+            raise row.error(
+                "it has a better and a worse answer, which dataset.name=rw_pair reads; to train the better one, "
+                f"give dataset.columns.answer={row.name('chosen')}"
+            )
         return PromptAnswer(row.text("prompt"), row.text("answer"))

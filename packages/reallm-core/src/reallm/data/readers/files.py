@@ -32,6 +32,9 @@ def files_of(path_text: str) -> list[Path]:
     Raises:
         DataError: there is none, or a folder has several kinds of them.
     """
+    if "://" in path_text:
+        hint = "download the file, or name a dataset of the hub as hub:org/name:split"
+        raise DataError(f"{path_text}: URLs are not read; {hint}")
     path = Path(path_text).expanduser()
     if path.is_dir():
         return saved_dataset(path) or _files_in(path)
@@ -46,9 +49,7 @@ def check_exists(path: Path) -> None:
     if path.exists():
         return
     hint = did_you_mean(path.name, (one.name for one in path.parent.iterdir())) if path.parent.is_dir() else ""
-    if "://" in str(path) or re.match(r"https?:/", str(path)):
-        hint = "; URLs are not read: download the file, or name a dataset of the hub as hub:org/name:split"
-    elif not hint and _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
+    if not hint and _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
         hint = f"; a dataset of the hub is hub:{path}:train"
     raise DataError(f"{path}: no such file{hint or f' (looked in {path.parent.resolve()})'}")
 

@@ -28,23 +28,26 @@ def read_jsonl(path: Path, origin: Origin) -> Records:
     """Rows of a file that should have an object on each line."""
     with closing(text_lines(path, origin)) as lines:
         before, first = _first_line(lines)
-        if first.strip() == "{" or first.lstrip().startswith("["):
-            yield from _whole(before + first + "".join(text for _, text in lines), origin)
+        between, second = _first_line(lines) if _is_cut(first) else ("", "")
+        if first.lstrip().startswith("[") or (second and not second.lstrip().startswith("{")):
+            yield from _whole("".join([before, first, between, second, *(text for _, text in lines)]), origin)
         else:
-            yield from _lines(chain([(before.count("\n") + 1, first)], lines), origin)
+            line = before.count("\n") + 1
+            following = [(line, first), (line + 1 + between.count("\n"), second)]
+            yield from _lines(chain(following, lines), origin)
 
 
 def read_json(path: Path, origin: Origin) -> Records:
     """Rows of a file that should be a list of objects."""
     with closing(text_lines(path, origin)) as lines:
         before, first = _first_line(lines)
-        more, second = _first_line(lines)
+        between, second = _first_line(lines)
         if second and _is_object(first):
             line = before.count("\n") + 1
-            following = [(line, first), (line + 1 + more.count("\n"), second)]
+            following = [(line, first), (line + 1 + between.count("\n"), second)]
             yield from _lines(chain(following, lines), origin)
         else:
-            yield from _whole(before + first + more + second + "".join(text for _, text in lines), origin)
+            yield from _whole("".join([before, first, between, second, *(text for _, text in lines)]), origin)
 
 
 def _first_line(lines: Iterator[tuple[int, str]]) -> tuple[str, str]:
@@ -55,6 +58,17 @@ def _first_line(lines: Iterator[tuple[int, str]]) -> tuple[str, str]:
             return blank, text
         blank += text
     return blank, ""
+
+
+def _is_cut(text: str) -> bool:
+    """Whether the line ends within an object."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return text.lstrip().startswith("{") and error.pos >= len(text.rstrip())
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _is_object(text: str) -> bool:
@@ -168,7 +182,7 @@ def _after_space(text: str, at: int) -> int:
 def _not_json(place: str, error: Exception, length: int = -1) -> DataError:
     if isinstance(error, json.JSONDecodeError):
         ends = "; the line ends within a value" if error.pos == length else ""
-        return DataError(f"{place}: invalid JSON: {error.msg} at column {error.colno}{ends}")
+        return DataError(f"{place}: invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{ends}")
     if isinstance(error, RecursionError):
         return DataError(f"{place}: invalid JSON: nested too deeply")
     return DataError(f"{place}: invalid JSON: {one_line(error)}")
