@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
@@ -143,10 +142,12 @@ def _row(record: Record, index: int, columns: Mapping[str, str], prefix: str) ->
     if columns:
         renamed = {key: values[name] for key, name in columns.items() if name in values}
         values = {**{key: value for key, value in values.items() if key not in columns.values()}, **renamed}
-    row = Row(record.position, record.place, values, index, columns)
-    if "id" not in row:
-        return row
-    return replace(row, id=f"{prefix}{row.get('id', (str, int))}")
+    given = values.get("id")
+    row_id = record.position if given is None else f"{prefix}{given}"
+    row = Row(row_id, record.place, values, index, columns)
+    if given is not None:
+        row.get("id", (str, int))
+    return row
 
 
 def _with_required(row: Row, required: Mapping[str, Kind]) -> Row | DataError:

@@ -125,10 +125,10 @@ def unrecognised(row: Row) -> DataError:
     """The error for rows without the keys of any form, with what could be done."""
     if not any(value is not None for value in row.values.values()):
         return row.error("the row is empty")
-    for key, name in row.names.items():
+    for key, column in row.names.items():
         if key not in row:
-            hint = did_you_mean(name, map(row.name, row.values)) or row.listed_keys()
-            return row.error(f"found no such key '{name}', which dataset.columns.{key} names{hint}")
+            hint = did_you_mean(column, map(row.name, row.values)) or row.listed_keys()
+            return row.error(f"found no such key '{column}', which dataset.columns.{key} names{hint}")
     found = {str(key).lower(): str(key) for key, value in row.values.items() if value is not None}
     columns = {
         key: found[name]
