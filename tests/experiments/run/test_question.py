@@ -36,6 +36,7 @@ def test_a_prompt_is_quoted_for_a_shell(tmp_path, bos):
 @pytest.mark.parametrize("bos", [False, True])
 def test_a_conversation_is_asked_as_one(tmp_path, bos):
     assert asked(tmp_path, chat("Who are you?", "A fox."), bos=bos) == "--chat 'Who are you?'"
+    assert asked(tmp_path, chat("Who are you?", "A fox.", "Why?", "So."), bos=bos) == "--chat 'Who are you?'"
 
 
 def test_what_does_not_fit_on_a_line_is_replaced(tmp_path):

@@ -33,7 +33,7 @@ def question(samples: Samples, interface: Any, tokenizer: PreTrainedTokenizerBas
     for prompt in prompts:
         asked: str | None = prompt
         if is_chat and around is not None:
-            asked = _inner(prompt, *around)
+            asked = _first_question(prompt, *around)
         if asked is not None and _is_short(asked, tokenizer):
             return f"--chat {shlex.quote(asked)}" if is_chat else shlex.quote(asked)
     return f'--chat "{DEFAULT_QUESTION}"' if is_chat else f'"{DEFAULT_PROMPT}"'
@@ -62,10 +62,10 @@ def _around_question(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | No
     return (before.removeprefix(str(tokenizer.bos_token or "")), after) if found and after else None
 
 
-def _inner(prompt: str, before: str, after: str) -> str | None:
-    if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) > len(before) + len(after)):
-        return None
-    return prompt[len(before) : len(prompt) - len(after)]
+def _first_question(prompt: str, before: str, after: str) -> str | None:
+    """What the user says first in a conversation that begins as a single question does."""
+    end = prompt.find(after, len(before))
+    return prompt[len(before) : end] if prompt.startswith(before) and end >= 0 else None
 
 
 def _is_short(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
