@@ -30,7 +30,8 @@ def folder_with_checkpoints(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "written"), [("README.md", ["copy"]), ("docs/models.md", ["path/to/copy", "path/to/fresh"])]
+    ("page", "written"),
+    [("README.md", ["copy"]), ("docs/models.md", ["path/to/copy", "path/to/larger", "path/to/fresh"])],
 )
 def test_the_python_of_a_page_runs(folder_with_checkpoints, page, written):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
