@@ -21,6 +21,7 @@ EXAMPLES = {
     "write-a-family.md": "reallm-hf-granite",
     "write-a-dataset.md": "reallm-my-data",
     "write-a-logger.md": "reallm-csv",
+    "write-a-callback.md": "reallm-plateau",
 }
 """Page -> the package in `tests/installable` that it shows."""
 

@@ -20,14 +20,19 @@ ReaLModel.from_llama(config).save_pretrained("model", tokenizer=tokenizer)
 """
 
 
-FOLDERS = ["reallm-my-rows", "reallm-my-log", "reallm-hf-my-model"]
+FOLDERS = ["reallm-my-rows", "reallm-my-log", "reallm-hf-my-model", "reallm-my-callback"]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """An environment with a dataset, a logger and a family that were written in it a moment ago."""
+    """An environment with a dataset, a logger, a family and a callback that were written in it a moment ago."""
     environment = fresh_environment(tmp_path_factory.mktemp("fresh"))
-    for kind, name in (("dataset", "my-rows"), ("logger", "my-log"), ("family", "my-model")):
+    for kind, name in (
+        ("dataset", "my-rows"),
+        ("logger", "my-log"),
+        ("family", "my-model"),
+        ("callback", "my-callback"),
+    ):
         done = environment.reallm("plugins", "new", kind, name)
         assert done.returncode == 0, done.stderr
     pip_install(environment, *(str(environment.folder / name) for name in FOLDERS))
@@ -40,6 +45,7 @@ def test_they_are_found(here):
     rows = {row["distribution"]: row for row in json.loads(done.stdout)["plugins"]}
     assert rows["reallm-my-rows"]["offers"] == [{"kind": "dataset", "name": "my-rows"}]
     assert rows["reallm-my-log"]["offers"] == [{"kind": "logger", "name": "my-log"}]
+    assert rows["reallm-my-callback"]["offers"] == [{"kind": "callback", "name": "my-callback"}]
     assert rows["reallm-hf-my-model"]["offers"] == [{"kind": "family", "name": "my_model"}]
 
 
@@ -74,6 +80,7 @@ def test_a_model_is_trained_with_the_dataset_and_the_logger(here):
         f"dataset.valid_path={rows}",
         "dataset.train_bs_n_seqs=2",
         "loggers=[jsonl,my-log]",
+        "callbacks=[my-callback]",
         "name=run",
     )
     assert done.returncode == 0, done.stderr

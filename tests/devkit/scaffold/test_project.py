@@ -20,9 +20,14 @@ from reallm_devkit.scaffold.project import TEMPLATES, plan_project
 from reallm_devkit.scaffold.writing import render, write_files
 from workspace import ROOT
 
-NAMES = {"dataset": "my-data", "family": "my-model", "logger": "csv"}
-PACKAGES = {"dataset": "reallm_my_data", "family": "reallm_hf_my_model", "logger": "reallm_csv"}
-MODULES = {"dataset": ["config.py", "dataset.py"], "family": [], "logger": ["logger.py"]}
+NAMES = {"dataset": "my-data", "family": "my-model", "logger": "csv", "callback": "plateau"}
+PACKAGES = {
+    "dataset": "reallm_my_data",
+    "family": "reallm_hf_my_model",
+    "logger": "reallm_csv",
+    "callback": "reallm_plateau",
+}
+MODULES = {"dataset": ["config.py", "dataset.py"], "family": [], "logger": ["logger.py"], "callback": ["callback.py"]}
 
 
 @pytest.fixture(autouse=True)
@@ -180,9 +185,10 @@ def test_in_python_it_is_an_error_of_ours(kind, name):
         plan_project(kind, name, core="0.1", hook_api="1.1")
 
 
-def test_the_logger_of_the_documentation_is_what_the_command_writes():
-    project = plan_project("logger", "csv", core="0.1", hook_api="{}.{}".format(*HOOK_API))
-    example = ROOT / "tests" / "installable" / "reallm-csv"
+@pytest.mark.parametrize(("kind", "name"), [("logger", "csv"), ("callback", "plateau")])
+def test_the_example_of_the_documentation_is_what_the_command_writes(kind, name):
+    project = plan_project(kind, name, core="0.1", hook_api="{}.{}".format(*HOOK_API))
+    example = ROOT / "tests" / "installable" / f"reallm-{name}"
     assert [path for path in tree(example) if not re.search("__pycache__|egg-info|build/", path)] == list(
         render(project)
     )

@@ -49,6 +49,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reallm_devkit.testing.callbacks.kit import CALLBACK_CHECKS, CallbackKit, check_callback
     from reallm_devkit.testing.checks import Check, CheckFailed, Failure, Skipped, check
     from reallm_devkit.testing.datasets.kit import DATASET_CHECKS, DatasetKit, check_dataset
     from reallm_devkit.testing.families.kit import FAMILY_CHECKS, FamilyKit, check_family
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from reallm_devkit.testing.report import Report, Result
 
 _MODULES = {
+    "CALLBACK_CHECKS": "reallm_devkit.testing.callbacks.kit",
+    "CallbackKit": "reallm_devkit.testing.callbacks.kit",
     "Check": "reallm_devkit.testing.checks",
     "CheckFailed": "reallm_devkit.testing.checks",
     "DATASET_CHECKS": "reallm_devkit.testing.datasets.kit",
@@ -71,6 +74,7 @@ _MODULES = {
     "Result": "reallm_devkit.testing.report",
     "Skipped": "reallm_devkit.testing.checks",
     "check": "reallm_devkit.testing.checks",
+    "check_callback": "reallm_devkit.testing.callbacks.kit",
     "check_dataset": "reallm_devkit.testing.datasets.kit",
     "check_family": "reallm_devkit.testing.families.kit",
     "check_logger": "reallm_devkit.testing.loggers.kit",
@@ -78,9 +82,11 @@ _MODULES = {
 }
 
 __all__ = [
+    "CALLBACK_CHECKS",
     "DATASET_CHECKS",
     "FAMILY_CHECKS",
     "LOGGER_CHECKS",
+    "CallbackKit",
     "Check",
     "CheckFailed",
     "DatasetKit",
@@ -92,6 +98,7 @@ __all__ = [
     "Result",
     "Skipped",
     "check",
+    "check_callback",
     "check_dataset",
     "check_family",
     "check_logger",

@@ -85,5 +85,7 @@ def counted(n: int, noun: str) -> str:
 
 def files_to_change(kind: str, package: str) -> str:
     """The files in which a plugin of a kind does its work."""
-    names = {"dataset": ("config", "dataset"), "family": ("plugin",), "logger": ("logger",)}[kind]
+    names = {"dataset": ("config", "dataset"), "family": ("plugin",), "logger": ("logger",), "callback": ("callback",)}[
+        kind
+    ]
     return " and ".join(f"src/{package}/{name}.py" for name in names)

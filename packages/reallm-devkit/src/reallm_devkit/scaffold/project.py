@@ -14,7 +14,7 @@ from reallm.plugins.kinds import KINDS
 from reallm_devkit.scaffold.architecture import Architecture
 from reallm_devkit.scaffold.family import Draft
 
-TEMPLATES = ("dataset", "family", "logger")
+TEMPLATES = ("dataset", "family", "logger", "callback")
 """The kinds of plugins that have templates."""
 
 _NAME = r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*"

@@ -1,0 +1,1 @@
+"""The callback `plateau` for reallm."""
