@@ -229,10 +229,15 @@ def test_processes_that_need_the_same_tokens_take_turns(rows: Path, cached: Cach
     first.start()
     assert writing.wait(60)
     second.start()
+    while "waiting" not in cached.output.getvalue():
+        time.sleep(0.01)
     finish.set()
     first.join()
     second.join()
     assert cached.n_tokenized == 0
+    told = cached.output.getvalue().splitlines()
+    assert told[0] == "waiting for another process, which tokenizes the same rows"
+    assert told[1].startswith("tokens of 5 rows are read from the cache: ")
     assert values(stores[0]) == values(stores[1])
 
 

@@ -106,7 +106,7 @@ def read_or_write(entry: Entry, write: Callable[[StoreBuilder], None], console: 
         DataError: the folder cannot be written, the files change while they are read, or what `write` raises.
     """
     folder = entry.folder
-    with _lock(folder):
+    with _lock(folder, console):
         if folder.exists():
             try:
                 store = open_store(folder)
@@ -147,7 +147,7 @@ def _print(console: Console, line: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path, console: Console) -> Iterator[None]:
     """Hold the lock of an entry; the system releases it however this process ends."""
     path = folder.with_name(f"{folder.name}.lock")
     try:
@@ -159,7 +159,11 @@ def _lock(folder: Path) -> Iterator[None]:
         ) from error
     try:
         with suppress(OSError):  # a file system without locks: each process tokenizes, and the last one wins
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _print(console, "waiting for another process, which tokenizes the same rows")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
