@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -143,3 +144,28 @@ def test_rows_are_shuffled_by_the_seed() -> None:
 def test_fewer_rows_than_ranks() -> None:
     with pytest.raises(DataError, match="2 rows cannot be shared by 3 data-parallel ranks"):
         util(1, 0, 3).shard([1, 2])
+
+
+def test_a_name_and_arguments_do_without_a_dataset_object() -> None:
+    dataset: Any = make_dataset("mine", my_arg=4, factor=0.5, tokenizer=None)  # type: ignore[arg-type]
+    assert len(dataset) == 4
+    assert dataset.util.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "args", "said"),
+    [
+        (None, {}, "dataset must be a Dataset, not None; write make_dataset("),
+        (Dataset("mine", {"my_arg": 1}), {"my_arg": 2}, "'my_arg' is given twice over"),
+        ("mine", {"my_arg": 1, "seed": "x"}, "seed='x' must be a whole number"),
+        ("mine", {"my_arg": 1, "tokenizer": "gpt2"}, "tokenizer must be a tokenizer, not a path (gpt2)"),
+    ],
+)
+def test_a_call_that_is_wrong_is_told_how_to_write_it(dataset: Any, args: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        make_dataset(dataset, **{"tokenizer": None, **args})
+
+
+def test_the_arguments_of_a_dataset_are_a_mapping() -> None:
+    with pytest.raises(ConfigError, match="^args must be a mapping, such as {a: 1}, not a list$"):
+        Dataset("mine", [1])  # type: ignore[arg-type]

@@ -104,8 +104,9 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file() -> None:
 @pytest.mark.usefixtures("folder")
 def test_what_is_no_file_but_is_clear() -> None:
     assert message("https://host/a.jsonl") == (
-        "https://host/a.jsonl: URLs are not read; download the file, or name a dataset of the hub as hub:org/name:split"
+        "https://host/a.jsonl is a web address, not a file; download it, and give its path"
     )
+    assert message("https://huggingface.co/datasets/org/name").endswith("; write hub:org/name:train, or another split")
     assert message("org/name") == "org/name: no such file; a dataset of the hub is hub:org/name:train"
 
 

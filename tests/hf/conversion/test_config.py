@@ -393,5 +393,5 @@ class TestFolder:
 
 def test_only_configurations_are_taken_as_raw():
     config = ReaLModelConfig(1, 8, 2, 2, 4, 8, 10, 16)
-    with pytest.raises(ConfigError, match="expected a HuggingFace configuration or its dict, not ReaLModelConfig"):
+    with pytest.raises(ConfigError, match="expected a HuggingFace configuration or its dict, not a ReaLModelConfig"):
         hf_config_dict(config)

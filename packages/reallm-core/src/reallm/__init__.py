@@ -13,6 +13,8 @@ from reallm.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    NonFiniteError,
+    PeerError,
     PluginError,
     ReallmError,
     UnknownNameError,
@@ -22,8 +24,15 @@ from reallm.hookspecs import HOOK_API, hookimpl
 
 if TYPE_CHECKING:
     from reallm.algorithms.sft.config import SFTConfig
+    from reallm.algorithms.sft.interface import SFTInterface
     from reallm.config.args import ModelArgs
+    from reallm.config.load import Configuration
+    from reallm.config.load import describe as describe_config
+    from reallm.config.load import load as load_config
     from reallm.config.optimizer import OptimizerConfig
+    from reallm.config.parallel import ParallelArgs
+    from reallm.config.training import TrainingConfig
+    from reallm.data.batching import cu_seqlens, gather, lengths, n_samples, partition, select, split_samples
     from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
     from reallm.data.namedarray import (
         NamedArray,
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
         split,
     )
     from reallm.engine.real_model import ReaLModel
+    from reallm.experiments.run.runner import RunResult, run
     from reallm.generation.engine import Completion
     from reallm.hf.family import HFFamily
     from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
@@ -43,39 +53,62 @@ if TYPE_CHECKING:
     from reallm.parallel.layout import Layout
     from reallm.parallel.mesh import Mesh
     from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, ModelFunctionCall
+    from reallm.training.engine import EngineState, TrainEngine
+    from reallm.training.objective import LossOutput, Objective, Totals
 
 _HOMES = {
     "Algorithm": "reallm.specs",
     "CallbackSpec": "reallm.specs",
     "Completion": "reallm.generation.engine",
+    "Configuration": "reallm.config.load",
     "Dataset": "reallm.data.datasets",
     "DatasetSpec": "reallm.specs",
     "DatasetUtility": "reallm.data.datasets",
+    "EngineState": "reallm.training.engine",
     "Extra": "reallm.model.config",
     "HFFamily": "reallm.hf.family",
     "Layout": "reallm.parallel.layout",
     "LoggerSpec": "reallm.specs",
+    "LossOutput": "reallm.training.objective",
     "Mesh": "reallm.parallel.mesh",
     "MoEConfig": "reallm.model.config",
     "ModelArgs": "reallm.config.args",
     "ModelFunctionCall": "reallm.specs",
     "NamedArray": "reallm.data.namedarray",
+    "Objective": "reallm.training.objective",
     "OptimizerConfig": "reallm.config.optimizer",
+    "ParallelArgs": "reallm.config.parallel",
     "REQUIRED": "reallm.options",
     "ReaLModel": "reallm.engine.real_model",
     "ReaLModelConfig": "reallm.model.config",
     "RopeConfig": "reallm.model.config",
+    "RunResult": "reallm.experiments.run.runner",
     "SFTConfig": "reallm.algorithms.sft.config",
+    "SFTInterface": "reallm.algorithms.sft.interface",
+    "Totals": "reallm.training.objective",
+    "TrainEngine": "reallm.training.engine",
+    "TrainingConfig": "reallm.config.training",
+    "cu_seqlens": "reallm.data.batching",
+    "describe_config": "reallm.config.load:describe",
     "flatten": "reallm.data.namedarray",
     "from_dict": "reallm.data.namedarray",
     "from_flattened": "reallm.data.namedarray",
+    "gather": "reallm.data.batching",
+    "lengths": "reallm.data.batching",
+    "load_config": "reallm.config.load:load",
     "make_dataset": "reallm.data.datasets",
     "merge": "reallm.data.namedarray",
+    "n_samples": "reallm.data.batching",
     "option": "reallm.options",
+    "partition": "reallm.data.batching",
     "recursive_aggregate": "reallm.data.namedarray",
     "recursive_apply": "reallm.data.namedarray",
+    "run": "reallm.experiments.run.runner",
+    "select": "reallm.data.batching",
     "split": "reallm.data.namedarray",
+    "split_samples": "reallm.data.batching",
 }
+"""Public name -> the module that has it, with the name there if it is another one: `module:name`."""
 
 __all__ = [
     "HOOK_API",
@@ -85,45 +118,70 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "Configuration",
     "DataError",
     "Dataset",
     "DatasetSpec",
     "DatasetUtility",
+    "EngineState",
     "Extra",
     "HFFamily",
     "Layout",
     "LoggerSpec",
+    "LossOutput",
     "Mesh",
     "MoEConfig",
     "ModelArgs",
     "ModelFunctionCall",
     "NamedArray",
+    "NonFiniteError",
+    "Objective",
     "OptimizerConfig",
+    "ParallelArgs",
+    "PeerError",
     "PluginError",
     "ReaLModel",
     "ReaLModelConfig",
     "ReallmError",
     "RopeConfig",
+    "RunResult",
     "SFTConfig",
+    "SFTInterface",
+    "Totals",
+    "TrainEngine",
+    "TrainingConfig",
     "UnknownNameError",
+    "cu_seqlens",
+    "describe_config",
     "flatten",
     "from_dict",
     "from_flattened",
+    "gather",
     "hookimpl",
+    "lengths",
+    "load_config",
     "make_dataset",
     "merge",
+    "n_samples",
     "option",
+    "partition",
     "recursive_aggregate",
     "recursive_apply",
+    "run",
+    "select",
     "split",
+    "split_samples",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, name_there = _HOMES[name].partition(":")
+        value = getattr(importlib.import_module(module), name_there or name)
         globals()[name] = value  # found once
         return value
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("reallm-core")
     if name.startswith("_"):
         raise AttributeError(f"module 'reallm' has no attribute '{name}'")
     if name.endswith("Config"):
@@ -134,4 +192,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names, the configurations of installed datasets among them; nothing heavy is imported for it."""
+    from reallm.plugins import configs
+
+    return sorted({*__all__, *configs.dataset_config_names()})

@@ -94,6 +94,11 @@ def quoted(names: Sequence[str], at_most: int | None = None) -> str:
     return f"{shown} and {n_more} more" if n_more > 0 else shown
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for errors: `text`, `None`, `a list`, `an ndarray`."""
+    return "text" if isinstance(value, str) else "None" if value is None else with_article(type(value).__name__)
+
+
 def counted(n: int, noun: str, plural: str = "") -> str:
     """A number with its noun: `1 step`, `2,000 steps`, or `2 batches` with the plural `batches`."""
     return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reallm.data.chat.template import ChatTemplate, Conversation
-from reallm.errors import DataError
+from reallm.errors import ConfigError, DataError, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,8 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not callable(tokenizer):
+            raise ConfigError(f"tokenizer must be a tokenizer, not {kind_of(tokenizer)}")
         self._tokenizer = tokenizer
         with_special = self._tokenize(["a"], add_special_tokens=True)["input_ids"][0]
         adds_bos = tokenizer.bos_token_id is not None and with_special[:1] == [tokenizer.bos_token_id]

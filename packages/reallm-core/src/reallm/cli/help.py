@@ -8,8 +8,8 @@ from pathlib import Path
 
 import typer
 
-from reallm.config.field_types import type_text, value_text
 from reallm.config.schema import Group, Key, groups
+from reallm.field_types import type_text, value_text
 from reallm.specs import Algorithm
 
 WIDTH = 80

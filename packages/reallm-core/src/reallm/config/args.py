@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from reallm.config.field_types import check_fields
+from reallm.field_types import check_fields
 from reallm.options import REQUIRED, option
 
 DATASET_KEY = "dataset"

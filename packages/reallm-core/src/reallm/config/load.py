@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from reallm.arguments import check_path
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import PATHS, dataset_name
-from reallm.config.field_types import (
+from reallm.config.mixture import MIX
+from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
+from reallm.config.structured import structured
+from reallm.config.suggestions import unknown_key
+from reallm.errors import ConfigError, ReallmError, did_you_mean
+from reallm.field_types import (
     allowed_text,
     is_list,
     is_mapping,
@@ -22,11 +29,6 @@ from reallm.config.field_types import (
     item_type,
     literals,
 )
-from reallm.config.mixture import MIX
-from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
-from reallm.config.structured import structured
-from reallm.config.suggestions import unknown_key
-from reallm.errors import ConfigError, ReallmError, did_you_mean
 from reallm.options import REQUIRED
 
 
@@ -84,14 +86,20 @@ class Configuration:
             raise ConfigError(in_group(name, group.cls, error)) from error
 
 
-def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str] = ()) -> Configuration:
+def load(config_class: type, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()) -> Configuration:
     """Load the values of a configuration dataclass: its defaults, then `files` in order, then `key=value` arguments.
+
+        config = load(SFTConfig, ["run.yaml"], ["model.path=path/to/checkpoint", "epochs=2"]).build()
 
     Raises:
         ConfigError: an argument, key, value or file is wrong; suggests the nearest right one in one line.
         PluginError: the chosen dataset is not installed.
     """
-    assignments = _assignments(config_class, files, arguments)
+    _check_class(config_class)
+    paths = [Path(check_path("files", file)) for file in ([files] if isinstance(files, str | Path) else files)]
+    if isinstance(arguments, str):
+        raise ConfigError(f"arguments must be a list of key=value; write arguments=[{arguments!r}]")
+    assignments = _assignments(config_class, paths, arguments)
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
     keys = {key.name: key for group in found for key in group.keys}
     tree = _tree(config_class, found)
@@ -102,6 +110,7 @@ def load(config_class: type, files: Sequence[Path] = (), arguments: Sequence[str
 
 def describe(config: Any) -> Configuration:
     """The values of a configuration object, as `load` would return them: `describe(config).to_yaml()`."""
+    _check_class(type(config))
     chosen = {name: dataset_name(getattr(config, name)) for name in dataset_fields(type(config))}
     found = tuple(groups(type(config), chosen))
     values: dict[str, Any] = {}
@@ -114,6 +123,11 @@ def describe(config: Any) -> Configuration:
             is_unnamed = group.dataset is not None and key.leaf == "name" and not hasattr(node, "name")
             values[key.name] = group.dataset if is_unnamed else getattr(node, key.leaf)
     return Configuration(found, values)
+
+
+def _check_class(config_class: Any) -> None:
+    if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
+        raise ConfigError(f"{config_class!r} is not a configuration class, such as SFTConfig")
 
 
 def default_settings(config: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reallm.config.field_types import check_fields
 from reallm.errors import ConfigError
+from reallm.field_types import check_fields
 from reallm.options import option
 from reallm.parallel.layout import Layout
 

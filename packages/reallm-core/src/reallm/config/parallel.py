@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from reallm.config.field_types import check_fields
 from reallm.errors import ConfigError
+from reallm.field_types import check_fields
 from reallm.options import option
 from reallm.parallel.layout import Layout
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from reallm.config.args import DATASET_KEY
 from reallm.config.dataset import config_class as dataset_config_class
-from reallm.config.field_types import check_fields
 from reallm.errors import ConfigError, PluginError
+from reallm.field_types import check_fields
 from reallm.options import REQUIRED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from reallm.config.lr_schedule import check_warmup
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.config.parallel import ParallelArgs
 from reallm.config.schema import check_values
-from reallm.errors import ConfigError
-from reallm.options import option
+from reallm.errors import ConfigError, kind_of
+from reallm.options import REQUIRED, option
 
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
@@ -98,6 +99,12 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
+        is_given = not (isinstance(self.dataset, str) and self.dataset == REQUIRED)
+        if is_given and not dataclasses.is_dataclass(self.dataset):
+            raise ConfigError(
+                f"dataset must be the configuration of a dataset, not {kind_of(self.dataset)}; "
+                "write PromptAnswerDatasetConfig(train_path=...)"
+            )
         check_values(self)
         _check_dataset(self.dataset)
         self._check_location()

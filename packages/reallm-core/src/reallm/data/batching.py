@@ -8,12 +8,24 @@ from typing import Any
 
 import torch
 
+from reallm.arguments import check_count, check_items
 from reallm.data.array import Array, concatenate
 from reallm.data.datasets import Samples
 from reallm.data.metadata import PER_SAMPLE, sample_count
 from reallm.data.namedarray import FieldError, NamedArray, Value, flatten, from_flattened, recursive_aggregate
 from reallm.data.packing import balanced_partition
-from reallm.errors import DataError, did_you_mean
+from reallm.errors import DataError, did_you_mean, kind_of
+
+
+def check_batch(batch: Any) -> None:
+    """Check that something is a `NamedArray`.
+
+    Raises:
+        DataError: it is something else; says how to make one.
+    """
+    if not isinstance(batch, NamedArray):
+        remedy = "; write gather(samples)" if isinstance(batch, list | tuple) else ""
+        raise DataError(f"a batch must be a NamedArray, not {kind_of(batch)}{remedy}")
 
 
 def n_samples(batch: NamedArray) -> int:
@@ -22,6 +34,7 @@ def n_samples(batch: NamedArray) -> int:
     Raises:
         DataError: it has neither `seqlens` nor `ids`.
     """
+    check_batch(batch)
     count = sample_count(batch.metadata)
     if count is None:
         raise DataError(f"cannot tell samples apart without seqlens in {batch}; see with_metadata")
@@ -61,6 +74,8 @@ def gather(samples: Sequence[NamedArray]) -> NamedArray:
         DataError: there is no sample, or samples differ in fields, dtypes, sizes other than that of dim 0, or
             metadata; names the field.
     """
+    if not isinstance(samples, list | tuple):
+        raise DataError(f"samples must be a list of NamedArrays, not {kind_of(samples)}")
     if not samples:
         raise DataError("cannot gather a batch of no samples")
     for sample in samples:
@@ -90,7 +105,7 @@ def select(batch: NamedArray, indices: Sequence[int]) -> NamedArray:
     Raises:
         DataError: there is no such sample, or a field has no `seqlens`; names it.
     """
-    return _selections(batch, [indices])[0]
+    return _selections(batch, [check_items("indices", indices, int)])[0]
 
 
 def split_samples(batch: NamedArray) -> list[NamedArray]:
@@ -111,7 +126,7 @@ def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:
     Raises:
         DataError: `k` is below 1 or a field has no `seqlens`; names it.
     """
-    return _selections(batch, balanced_partition(lengths(batch, key), k))
+    return _selections(batch, balanced_partition(lengths(batch, key), check_count("k", k)))
 
 
 def _selections(batch: NamedArray, groups: Sequence[Sequence[int]]) -> list[NamedArray]:
@@ -140,6 +155,9 @@ def _selections(batch: NamedArray, groups: Sequence[Sequence[int]]) -> list[Name
 
 
 def _seqlens(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:
+    check_batch(batch)
+    if not isinstance(key, str):
+        raise FieldError(f"a field is named by text, not by {kind_of(key)}")
     seqlens = batch.metadata.get("seqlens", {})
     if key not in seqlens:
         known = ", ".join(seqlens) or "no field"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from reallm.arguments import check_count, check_instance
 from reallm.data.mixture import MixedSamples, Mixture
 from reallm.errors import ConfigError, DataError, NoSamplesError, PluginError, counted, did_you_mean
+from reallm.field_types import check_fields
 from reallm.plugins import registry
 from reallm.seeding import derive_seed
 
@@ -30,7 +33,7 @@ class DatasetUtility:
     Each of `dp_size` data-parallel ranks holds a different slice of the rows: see `shard`.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or there is no tokenizer.
     """
 
     seed: int
@@ -39,7 +42,13 @@ class DatasetUtility:
     tokenizer: PreTrainedTokenizerBase
 
     def __post_init__(self) -> None:
-        if self.dp_size < 1 or not 0 <= self.dp_rank < self.dp_size:
+        check_count("seed", self.seed, at_least=0)
+        if isinstance(self.tokenizer, str | os.PathLike):
+            raise ConfigError(
+                f"tokenizer must be a tokenizer, not a path ({self.tokenizer}); AutoTokenizer.from_pretrained loads one"
+            )
+        are_numbers = isinstance(self.dp_rank, int) and isinstance(self.dp_size, int)
+        if not are_numbers or self.dp_size < 1 or not 0 <= self.dp_rank < self.dp_size:
             raise ConfigError(f"dp_rank={self.dp_rank} is not a rank of dp_size={self.dp_size}")
 
     def shard(self, rows: Sequence[T]) -> list[T]:
@@ -58,10 +67,17 @@ class DatasetUtility:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset to be made: the name under which a plugin offers it, and its arguments."""
+    """A dataset to be made: the name under which a plugin offers it, and its arguments.
+
+    Raises:
+        ConfigError: the name is not text, or the arguments are not a mapping.
+    """
 
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Samples(Protocol):
@@ -75,20 +91,35 @@ class Samples(Protocol):
 
 
 def make_dataset(
-    dataset: Dataset | Mixture,
+    dataset: Dataset | Mixture | str,
     *,
-    seed: int,
     tokenizer: PreTrainedTokenizerBase,
+    seed: int = 1,
     dp_rank: int = 0,
     dp_size: int = 1,
+    **args: Any,
 ) -> Samples:
-    """Find the dataset's class through the plugin that offers its name, and construct it; or the datasets of a mixture.
+    """Find the dataset's class through the plugin that offers its name, and construct it.
+
+        make_dataset("prompt_answer", path="train.jsonl", tokenizer=tokenizer)
+
+    Args:
+        dataset: the dataset's name, or a `Dataset`, which has its arguments with it.
+        tokenizer: tokenizer of the model.
+        seed: seed of the order of its samples, and of all that it draws.
+        dp_rank: data-parallel rank whose share of the rows it has.
+        dp_size: number of data-parallel ranks.
+        args: arguments of the dataset that is named.
 
     Raises:
         UnknownNameError: no installed plugin offers the name.
         ConfigError: the class does not take the arguments; names the dataset, its distribution and the argument.
         DataError: its data is invalid.
     """
+    if isinstance(dataset, str):
+        dataset, args = Dataset(dataset, args), {}
+    if args:
+        raise ConfigError(f"'{next(iter(args))}' is given twice over: a Dataset has its arguments in Dataset.args")
     if isinstance(dataset, Mixture):
         made: dict[str, Samples] = {}
         errors: list[NoSamplesError] = []
@@ -102,6 +133,7 @@ def make_dataset(
         if not made:
             raise errors[0]
         return MixedSamples(made, dataset.weights)
+    check_instance("dataset", dataset, Dataset, 'write make_dataset("prompt_answer", path=..., tokenizer=...)')
     util = DatasetUtility(seed, dp_rank, dp_size, tokenizer)
     offer = registry.registry().offer("dataset", dataset.name)
     return construct(f"dataset '{dataset.name}' of {offer.plugin.release}", offer.value, util, dataset.args)

@@ -19,7 +19,7 @@ import torch
 
 from reallm.data.array import Array, Index, describe, equal, index, is_array, move
 from reallm.data.metadata import PER_SAMPLE, Metadata, freeze_metadata, sample_count, thaw
-from reallm.errors import DataError, did_you_mean, with_article
+from reallm.errors import DataError, did_you_mean, kind_of, with_article
 
 Value: TypeAlias = "Array | NamedArray | None"
 Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
@@ -179,7 +179,13 @@ class NamedArray:
 
 
 def from_dict(values: Mapping[str, Any], metadata: Metadata | None = None) -> NamedArray:
-    """A `NamedArray` of these fields, nested where a value is a mapping."""
+    """A `NamedArray` of these fields, nested where a value is a mapping.
+
+    Raises:
+        DataError: the fields are not a mapping, or a value is not an array; names the field.
+    """
+    if not isinstance(values, Mapping):
+        raise DataError(f"a NamedArray is made from a mapping of names to arrays, not from {kind_of(values)}")
     return _nested(values, metadata or {})
 
 
@@ -278,6 +284,8 @@ def merge(parts: Iterable[NamedArray]) -> NamedArray:
     metadata: dict[str, Any] = {}
     seqlens: dict[str, Any] = {}
     for part in parts:
+        if not isinstance(part, NamedArray):
+            raise DataError(f"cannot merge: parts must be a list of NamedArrays; found {kind_of(part)}")
         for name, value in part.items():
             if name in fields:
                 raise DataError(f"cannot merge: field '{name}' is in more than one part")
@@ -298,7 +306,9 @@ def split(x: NamedArray, groups: Iterable[Iterable[str]] | None = None) -> list[
     """
     if groups is None:
         return [_with_only(x, [name]) for name in x] or [x]
-    named = [list(group) for group in groups]
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise DataError(f"cannot split: groups are lists of field names, as in [['a', 'b'], ['c']]; found {groups!r}")
+    named = [[group] if isinstance(group, str) else list(group) for group in groups]
     taken: set[str] = set()
     for name in (name for group in named for name in group):
         if name in taken:

@@ -17,7 +17,7 @@ from reallm.data.readers.hub import PREFIX, HubSplit, read_hub
 from reallm.data.readers.record import Origin, Records
 from reallm.data.row_formats.formats import check_format
 from reallm.data.row_split import RowSplit
-from reallm.errors import DataError
+from reallm.errors import DataError, kind_of
 
 Rows: TypeAlias = "str | Path | Builder | Sequence[str | Path] | Sequence[Mapping[str, Any]]"
 Source: TypeAlias = "Rows | RowSource"
@@ -111,9 +111,7 @@ def parts_of(source: Source) -> list[Part]:
     if isinstance(path, list | tuple) and not path:
         raise DataError("no data file is given: the list is empty")
     if not hasattr(path, "__iter__") or not hasattr(path, "__len__") or isinstance(path, Mapping | bytes):
-        raise DataError(
-            f"path: found a {type(path).__name__}, wanted a path, a list of paths, a function or a list of rows"
-        )
+        raise DataError(f"path: found {kind_of(path)}, wanted a path, a list of paths, a function or a list of rows")
     if _is_paths(path):
         return _named_parts(path)
     return [Part("rows", "rows", partial(read_list, cast("Sequence[Mapping[str, Any]]", path)), is_quick=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from reallm.arguments import check_count, check_items, check_names, check_path, named_arguments
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
@@ -37,6 +39,7 @@ from reallm.hf.conversion.transformers_io import (
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
+from reallm.model.inputs import as_device, as_dtype, as_prompts, as_tokens
 from reallm.model.sharding import Box
 from reallm.notices import notify_once
 from reallm.parallel.fsdp import unsharded
@@ -87,11 +90,12 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @named_arguments(torch_dtype="dtype", device_map="device")
     def from_pretrained(
         cls,
         path: PathLike,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
         min_vocab_size: int | None = None,
@@ -106,9 +110,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         Args:
             path: folder with `config.json` and safetensors files.
-            dtype: dtype of the parameters; None keeps the checkpoint's, or, if its tensors differ, takes the one in
-                `config.json`. On CPU the tensors are then memory-mapped
-                from the files, without a copy, and are read, and checked to be finite, when the network is first used.
+            dtype: dtype of the parameters, or its name, such as `"bfloat16"`; None keeps the checkpoint's, or, if its
+                tensors differ, takes the one in `config.json`. On CPU the tensors are then memory-mapped from the files,
+                without a copy, and are read, and checked to be finite, when the network is first used.
             is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
             min_vocab_size: number of tokens, such as `len(tokenizer)`. If the checkpoint has fewer rows, embedding and
@@ -120,9 +124,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         Raises:
             CheckpointError: the folder cannot be loaded; says what is wrong with it and how to fix it.
             PluginError: no installed plugin offers the family; says what to install.
-            ConfigError: the layout does not fit the model.
+            ConfigError: the layout does not fit the model, or an argument is wrong; names it.
         """
-        folder = resolve_path(path)
+        folder = resolve_path(check_path("path", path))
         family = family_for(read_hf_config(folder), folder)
         return cls._from_folder(
             family,
@@ -137,11 +141,12 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             sequence_parallel=sequence_parallel,
         )
 
+    @named_arguments(path_or_repo_id="path", save_directory="path")
     def save_pretrained(
         self,
         path: PathLike,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
@@ -154,9 +159,12 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         Args:
             path: the folder; made if missing.
-            dtype: dtype of the saved tensors; None keeps the parameters' dtype.
+            dtype: dtype of the saved tensors, or its name; None keeps the parameters' dtype.
             max_shard_size: bytes, or a size such as `"5GB"`; larger checkpoints are split as transformers does.
         """
+        check_path("path", path)
+        if isinstance(tokenizer, str | Path):
+            raise ConfigError(f"tokenizer must be a tokenizer, not a path ({tokenizer}); AutoTokenizer loads one")
         export = self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
         if isinstance(export, ShardedExport):
             write_distributed(path, export)
@@ -166,7 +174,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     def export(
         self,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Export | ShardedExport:
@@ -175,6 +183,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             raise CheckpointError(
                 "this model belongs to no HuggingFace family; make it with ReaLModel.from_<family>(...)"
             )
+        dtype = None if dtype is None else as_dtype(dtype)
         raw, tensors = self._to_raw(self.family, dtype), self.local_tensors()
         options: dict[str, Any] = {
             "dtype": dtype,
@@ -215,6 +224,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         """
         if self.config.is_critic:
             raise ConfigError("a critic gives scores, not log-probabilities; call scores")
+        tokens = as_tokens(tokens, self.config.vocab_size)
         return logprobs(self.network, tokens, cu_seqlens, mesh=self.mesh, max_tokens=max_tokens)
 
     def scores(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
@@ -226,16 +236,19 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         """
         if not self.config.is_critic:
             raise ConfigError("only a critic gives scores; load the model with is_critic=True, or call token_logprobs")
-        network = self.network
+        network, tokens = self.network, as_tokens(tokens, self.config.vocab_size)
 
         def per_token(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
             return network.head(hidden)
 
         return forward_packed(network, tokens, cu_seqlens, per_token, mesh=self.mesh, max_tokens=max_tokens)
 
+    @named_arguments(
+        max_tokens="max_new_tokens", max_length="max_new_tokens", do_sample="temperature", stop_strings="stop"
+    )
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
+        prompts: Sequence[str | Sequence[int] | Tensor],
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_new_tokens: int = 128,
@@ -251,7 +264,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         With a mesh, all ranks of its layout make the same call and get the same result.
 
         Args:
-            prompts: texts, or lists of token ids.
+            prompts: texts, or token ids as lists, tensors or arrays.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
             temperature: 0 is greedy. None: 1 with `top_k` or `top_p`, which say to sample, and greedy without them.
             stop_token_ids: None takes the end-of-sequence tokens of the checkpoint, and of `tokenizer`.
@@ -266,12 +279,18 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             DataError: a prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions.
             ConfigError: a value is not allowed, or this is a critic.
         """
-        if isinstance(prompts, str):
-            raise DataError('prompts must be a list; write generate(["..."]) for a single text')
+        prompts = as_prompts(prompts)
         if self.config.is_critic:
             raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
         if isinstance(stop, str):
             raise ConfigError(f"stop must be a list of strings; write stop=[{stop!r}]")
+        stop = check_items("stop", () if stop is None else stop, str)
+        if stop_token_ids is not None:
+            stop_token_ids = check_items("stop_token_ids", stop_token_ids, int)
+        if isinstance(tokenizer, str | Path):
+            raise ConfigError(
+                f"tokenizer must be a tokenizer, not a path ({tokenizer}); leave it out to take the model's"
+            )
         as_text = any(isinstance(prompt, str) for prompt in prompts)
         if tokenizer is None and (as_text or stop):
             tokenizer = self._tokenizer()
@@ -335,7 +354,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         family: HFFamily,
         folder: Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         is_critic: bool | None = None,
         min_vocab_size: int | None = None,
@@ -343,12 +362,15 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         **placement: Any,
     ) -> ReaLModel:
         """A model from a checkpoint of a family; see `from_pretrained`."""
+        wanted = None if dtype is None else as_dtype(dtype)
+        target = as_device(device)
+        seed = check_count("seed", seed, at_least=0)
         raw = read_hf_config(folder)
         stored = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
         config = stored.replace(vocab_size=max(stored.vocab_size, min_vocab_size or 0))
         model = cls(config, device="meta", **placement)
         model._set_hf_source(family, raw, folder)
-        model._load(folder, stored, dtype, torch.device(device), seed)
+        model._load(folder, stored, wanted, target, seed)
         if config.vocab_size > stored.vocab_size:
             notify_once(
                 f"{folder}: the vocabulary has grown from {stored.vocab_size:,} to {config.vocab_size:,} tokens; new "
@@ -361,6 +383,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         cls, family: HFFamily, source: PathLike | PreTrainedConfig | PreTrainedModel, **options: Any
     ) -> ReaLModel:
         """A model from a checkpoint, from a HF config (fresh weights) or from a HF model (its weights, copied)."""
+        check_names(f"from_{family.names[0]}", options, list(inspect.signature(cls.from_pretrained).parameters)[1:])
         if isinstance(source, str | Path):
             folder = resolve_path(source)
             check_family(family, read_hf_config(folder), folder)

@@ -11,14 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from reallm.errors import ConfigError, PeerError
+from reallm.arguments import check_instance
+from reallm.errors import ConfigError, DataError, PeerError
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
+from reallm.model.inputs import as_device, as_dtype, as_dtype_or_device, as_tokens
 from reallm.model.linear_cross_entropy import CrossEntropy
 from reallm.model.sharding import Box
 from reallm.model.transformer import Transformer
 from reallm.offload.model import ModelOffload
 from reallm.parallel.fsdp import is_fsdp, local_tensors
-from reallm.parallel.layout import Layout
+from reallm.parallel.layout import Layout, as_layout
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.parallelize import init_local_weights, load_local, local_layers, parallelize
 from reallm.parallel.sharding import local_boxes
@@ -37,7 +39,7 @@ class MeshCache:
         """The mesh of a layout, the same one each time."""
         if isinstance(layout, Mesh):
             return self.known.setdefault(layout.layout, layout)
-        layout = Layout.parse(layout) if isinstance(layout, str) else layout
+        layout = as_layout(layout)
         if layout not in self.known:
             self.known[layout] = Mesh.of(layout)
         return self.known[layout]
@@ -62,7 +64,7 @@ class ShardedModel:
 
     Args:
         config: configuration of the whole network.
-        dtype: dtype of the parameters.
+        dtype: dtype of the parameters, or its name, such as `"bfloat16"`.
         device: device of the parameters; `meta` for a network without values.
         seed: seed of the initial weights, which are the same in every layout.
         mesh: the layout; None: this process holds the whole network.
@@ -78,14 +80,19 @@ class ShardedModel:
         self,
         config: ReaLModelConfig,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
         seed: int = 0,
         mesh: Mesh | None = None,
         zero: int = 3,
         sequence_parallel: bool = False,
     ) -> None:
-        device = torch.device(device)
+        check_instance(
+            "config", config, ReaLModelConfig, f"{type(self).__name__}.from_pretrained(path) loads a checkpoint"
+        )
+        dtype, device = as_dtype(dtype), as_device(device)
+        if mesh is not None:
+            check_instance("mesh", mesh, Mesh, 'write Mesh.of("tp2")')
         with torch.device(device if mesh is None else "meta"):
             network = Transformer(config, None if mesh is None else local_layers(config, mesh)).to(dtype)
         self.config = config
@@ -139,12 +146,19 @@ class ShardedModel:
 
     def __call__(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [T, V] of packed sequences, or scores [T] of a critic; see `Transformer.forward`."""
-        logits: Tensor = self.network(tokens, cu_seqlens)
+        logits: Tensor = self.network(self._as_tokens(tokens), cu_seqlens)
         return logits
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Hidden states [T, E] after the final norm; see `Transformer.hidden`."""
-        return self.network.hidden(tokens, cu_seqlens)
+        return self.network.hidden(self._as_tokens(tokens), cu_seqlens)
+
+    def _as_tokens(self, tokens: Tensor) -> Tensor:
+        """Checked tokens, where the parameters are."""
+        tokens = as_tokens(tokens, self.config.vocab_size)
+        if not tokens.numel():
+            raise DataError("there are no tokens; give at least one")
+        return tokens.to(self.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] of a critic."""
@@ -210,8 +224,15 @@ class ShardedModel:
         self._network.zero_grad(set_to_none)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or convert the parameters in place; arguments as in `nn.Module.to`. Reloads what is offloaded."""
+        """Move or convert the parameters in place; arguments as in `nn.Module.to`. Reloads what is offloaded.
+
+        A dtype can be given by its name, such as `"bfloat16"`, too.
+        """
         self.reload()
+        args = tuple(as_dtype_or_device(each) if isinstance(each, str) else each for each in args)
+        for name, convert in {"dtype": as_dtype, "device": as_device}.items():
+            if kwargs.get(name) is not None:
+                kwargs[name] = convert(kwargs[name])
         self._network.to(*args, **kwargs)
         # applies to a rank without parameters too, whose dtype and device follow from the arguments alone
         like = torch.empty(0, dtype=self._build_args.dtype, device=self._build_args.device).to(*args, **kwargs)

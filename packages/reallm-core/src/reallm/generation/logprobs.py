@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reallm.arguments import check_count
 from reallm.data.packing import inference_micro_batches
-from reallm.errors import ConfigError
 from reallm.model.linear_cross_entropy import next_token_targets
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
@@ -71,8 +71,8 @@ def forward_packed(
         DataError: `cu_seqlens` does not bound the tokens.
         ConfigError: `max_tokens` below 1.
     """
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+    if max_tokens is not None:
+        max_tokens = check_count("max_tokens", max_tokens)
     tokens = tokens.to(next(model.parameters()).device)
     lengths = PackedSequences.from_cu_seqlens(cu_seqlens, tokens).lengths
     layout, dp_rank = (Layout(), 0) if mesh is None else (mesh.layout, mesh.coordinate.dp)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reallm.errors import ConfigError
+from reallm.field_types import check_fields
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SamplingConfig:
         return 0.0 if self.top_k is None and self.top_p is None else 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if self.temperature is not None and not 0 <= self.temperature < math.inf:

@@ -21,6 +21,7 @@ from reallm.hf.file_names import (
     TOKENIZER_FILES,
 )
 from reallm.notices import notify_once
+from reallm.web_addresses import instead_of, is_web_address
 
 _SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 _WEIGHTS = ("model*.safetensors", INDEX_NAME)
@@ -36,6 +37,9 @@ def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
     Raises:
         CheckpointError: it is neither a folder nor a model that can be downloaded.
     """
+    if is_web_address(path_or_id):
+        remedy = instead_of(str(path_or_id), dataset=False)
+        raise CheckpointError(f"{path_or_id} is a web address, not a folder or an id on the hub; {remedy}")
     path = Path(path_or_id).expanduser()
     recover_folder(path)
     if path.is_dir():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reallm.errors import DataError
+from reallm.model.inputs import as_cu_seqlens
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ class PackedSequences:
         Raises:
             DataError: the bounds do not start at 0, decrease, or do not end at the number of tokens.
         """
-        if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.numel() < 1:
-            raise DataError(
-                f"cu_seqlens must be a vector of integers [S+1]; it is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
-            )
+        cu_seqlens = as_cu_seqlens(cu_seqlens)
+        if not cu_seqlens.numel():
+            raise DataError("cu_seqlens is empty; it must be integers [S+1], from 0 to the number of tokens")
         n_tokens, bounds = tokens.numel(), cu_seqlens.tolist()
         lengths = tuple(end - start for start, end in pairwise(bounds))
         if bounds[0] != 0 or bounds[-1] != n_tokens or min(lengths, default=0) < 0:
@@ -76,7 +76,7 @@ class PackedSequences:
     def positions(self) -> Tensor:
         """Position [T] int64 of each token in its sequence."""
         device = self.cu_seqlens.device
-        repeats = torch.tensor(self.lengths, device=device)
+        repeats = torch.tensor(self.lengths, dtype=torch.int64, device=device)
         # positions = index in the pack - start of the sequence + tokens before it
-        shift = torch.tensor(self.cached_lengths, device=device) - self.cu_seqlens[:-1]
+        shift = torch.tensor(self.cached_lengths, dtype=torch.int64, device=device) - self.cu_seqlens[:-1]
         return torch.arange(self.n_tokens, device=device) + torch.repeat_interleave(shift, repeats)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, kind_of
+from reallm.field_types import check_fields
 
 EXAMPLE = "tp2pp1dp2, fsdp4 or dp2tp2@4-7"
 
@@ -43,6 +44,7 @@ class Layout:
     """The ranks of the job, in order; empty: 0, 1, ..."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "layout")
         for name in ("dp", "pp", "tp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"layout: {name}={getattr(self, name)} must be at least 1")
@@ -145,3 +147,16 @@ def _ranks_text(ranks: tuple[int, ...]) -> str:
     if len(ranks) > 1 and ranks == tuple(range(ranks[0], ranks[-1] + 1)):
         return f"{ranks[0]}-{ranks[-1]}"
     return ",".join(map(str, ranks))
+
+
+def as_layout(value: Layout | str) -> Layout:
+    """A layout, given as one or as text such as `tp2pp2`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(value, str):
+        return Layout.parse(value)
+    if not isinstance(value, Layout):
+        raise ConfigError(f"a layout must be a Layout or text such as {EXAMPLE}, not {kind_of(value)}")
+    return value

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from reallm.errors import ConfigError
-from reallm.parallel.layout import Coordinate, Layout
+from reallm.parallel.layout import Coordinate, Layout, as_layout
 
 Group = dist.ProcessGroup
 all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -42,11 +42,14 @@ class Mesh:
         Raises:
             ConfigError: the job has fewer ranks than the layout names.
         """
-        if isinstance(layout, str):
-            layout = Layout.parse(layout)
+        layout = as_layout(layout)
         n_ranks = dist.get_world_size() if dist.is_initialized() else 1
         if max(layout.ranks) >= n_ranks:
-            raise ConfigError(f"the layout {layout} takes rank {max(layout.ranks)}, but the job has {n_ranks} ranks")
+            ranks = "one rank" if n_ranks == 1 else f"{n_ranks} ranks"
+            raise ConfigError(
+                f"the layout {layout} needs rank {max(layout.ranks)}, but the job has {ranks}; start as many processes "
+                "with torchrun, which call torch.distributed.init_process_group"
+            )
         return cls(layout, dist.get_rank() if dist.is_initialized() else 0, timeout)
 
     @property

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reallm.arguments import check_count, check_instance
 from reallm.config.lr_schedule import lr_at
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
-from reallm.data.batching import select
+from reallm.data.batching import check_batch, select
 from reallm.data.namedarray import NamedArray
 from reallm.engine.diagnosis import model_fault
 from reallm.engine.real_model import ReaLModel
@@ -25,11 +26,11 @@ from reallm.offload.tensors import Offload
 from reallm.parallel.fsdp import is_fsdp, reshard
 from reallm.parallel.grad_reduce import GradientReducer
 from reallm.seeding import derive_seed
-from reallm.training.eval_engine import EvalEngine
+from reallm.training.eval_engine import EvalEngine, check_model
 from reallm.training.forward_backward import AUX_LOSS, ReducedLosses
 from reallm.training.microbatch import split_micro_batches
 from reallm.training.nonfinite import nonfinite_error, nonfinite_model_error, sample_names
-from reallm.training.objective import Objective
+from reallm.training.objective import Objective, check_objective
 from reallm.training.optimizer import Optimizer
 
 
@@ -65,8 +66,8 @@ class TrainEngine(EvalEngine):
             `config.moe.aux_loss_coef`.
 
     Raises:
-        ConfigError: the parameters are float16; the optimizer needs whole matrices, which the model's layout splits;
-            `moe_aux_loss_coef` for a model without experts.
+        ConfigError: an argument has the wrong type; the parameters are float16; the optimizer needs whole matrices,
+            which the model's layout splits; `moe_aux_loss_coef` for a model without experts.
     """
 
     def __init__(
@@ -79,6 +80,9 @@ class TrainEngine(EvalEngine):
         seed: int = 0,
         moe_aux_loss_coef: float | None = None,
     ) -> None:
+        check_model(model)
+        check_instance("optimizer_config", optimizer_config, OptimizerConfig, "write OptimizerConfig(lr=...)")
+        total_steps, seed = check_count("total_steps", total_steps), check_count("seed", seed, at_least=0)
         if model.mesh is not None:
             check_unsharded(optimizer_config, model.mesh.layout)
         _align_parameters(model.network)
@@ -146,6 +150,8 @@ class TrainEngine(EvalEngine):
                 samples; names what is wrong with the model. The parameters, the optimizer and `step` are unchanged.
             PeerError: an earlier error has left the model unusable.
         """
+        check_batch(batch)
+        check_objective(objective)
         local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train()
@@ -181,6 +187,7 @@ class TrainEngine(EvalEngine):
             KeyError: `state` has a tensor of a parameter that this engine does not train.
             ConfigError: `state` is that of another optimizer.
         """
+        check_instance("state", state, EngineState, "take that of engine.state()")
         self.reload()
         reshard(self.model.network)  # unsharded parameters would keep the old values
         self._optimizer.load(state.moments, state.weights)

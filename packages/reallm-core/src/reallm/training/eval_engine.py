@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
+from reallm.arguments import check_count, check_instance
+from reallm.data.batching import check_batch
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
+from reallm.errors import DataError, kind_of
 from reallm.training.forward_backward import ForwardBackward
 from reallm.training.microbatch import split_micro_batches
-from reallm.training.objective import Objective, Totals
+from reallm.training.objective import Objective, Totals, check_objective
 
 
 class EvalEngine:
@@ -25,21 +28,33 @@ class EvalEngine:
         model: the model, on the device of its parameters.
         max_tokens_per_microbatch: limit on the tokens of a micro-batch; a longer sample is a micro-batch of its own.
         aux_loss_coef: coefficient of the load-balancing loss when it is trained; an evaluation leaves that loss out.
+
+    Raises:
+        ConfigError: an argument has the wrong type.
     """
 
     def __init__(self, model: ReaLModel, max_tokens_per_microbatch: int, *, aux_loss_coef: float = 0.0) -> None:
+        check_model(model)
         self.model = model
         self._mesh = None if model.mesh is None or model.mesh.layout.size == 1 else model.mesh
         self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef)
-        self._max_tokens = max_tokens_per_microbatch
+        self._max_tokens = check_count("max_tokens_per_microbatch", max_tokens_per_microbatch)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[NamedArray], objective: Objective) -> Totals:
-        """Sums over all batches, without dropout and without gradients."""
+        """Sums over all batches, without dropout and without gradients.
+
+        Raises:
+            DataError: it is not a list of batches, or one is not a `NamedArray`.
+        """
+        if not isinstance(batches, Iterable) or hasattr(batches, "metadata"):  # a NamedArray iterates over names
+            raise DataError(f"batches must be a list of batches, not {kind_of(batches)}; write evaluate([batch], ...)")
+        check_objective(objective)
         with self._evaluating():
             return sum((self._evaluate_batch(batch, objective) for batch in batches), Totals())
 
     def _evaluate_batch(self, batch: NamedArray, objective: Objective) -> Totals:
+        check_batch(batch)
         local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
         return self._forward_backward.evaluate(local_batch, objective).totals
 
@@ -51,3 +66,8 @@ class EvalEngine:
             yield
         finally:
             self.model.train(was_training)
+
+
+def check_model(model: ReaLModel) -> None:
+    """Raise ConfigError unless it is a `ReaLModel`."""
+    check_instance("model", model, ReaLModel, "ReaLModel.from_pretrained(path) loads one")

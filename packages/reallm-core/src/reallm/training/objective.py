@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from reallm.data.namedarray import NamedArray
+from reallm.errors import ConfigError, kind_of
 from reallm.model.transformer import Transformer
 
 
@@ -66,3 +67,19 @@ class Objective(Protocol):
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Metrics to report, such as `loss` and `accuracy`, computed from sums."""
+
+
+def check_objective(objective: Objective) -> None:
+    """Check that something has the methods of an objective.
+
+    Raises:
+        ConfigError: it does not, or it is a class instead of an instance.
+    """
+    if isinstance(objective, type):
+        raise ConfigError(f"objective must be an instance; write {objective.__name__}()")
+    missing = [name for name in ("n_tokens", "loss_weight", "loss", "metrics") if not hasattr(objective, name)]
+    if missing:
+        raise ConfigError(
+            f"objective must be an Objective such as SFTInterface(), not {kind_of(objective)}, which has no method "
+            f"{missing[0]}"
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from reallm.algorithms.interface import Example
@@ -47,10 +48,11 @@ class SFTInterface:
             DataError: a token is not in the model's vocabulary.
         """
         tokens = batch["input_ids"]
-        highest = int(tokens.max())
-        if highest >= network.config.vocab_size:
+        lowest, highest = torch.stack(tokens.aminmax()).tolist()
+        last = network.config.vocab_size - 1
+        if lowest < 0 or highest > last:
             raise DataError(
-                f"the data has token {highest}, but the model has tokens 0 to {network.config.vocab_size - 1}; take "
+                f"the data has token {lowest if lowest < 0 else highest}, but the model has tokens 0 to {last}; take "
                 "the tokenizer that belongs to this model or, if tokens were added to it, set model.resize_vocab=true"
             )
         positions, targets = _targets(batch)

@@ -121,7 +121,8 @@ def _reference(cls: Any) -> str:
 
 def _keys(config_class: Callable[[], type]) -> str:
     """The fields of a dataset's configuration, as `--help` writes them."""
-    from reallm.config import field_types, schema
+    from reallm import field_types
+    from reallm.config import schema
 
     try:
         cls = config_class()

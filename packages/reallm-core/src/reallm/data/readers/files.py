@@ -12,6 +12,7 @@ from reallm.data.readers.record import Origin, Records
 from reallm.data.readers.tables import check_pyarrow, read_arrow, read_parquet, saved_dataset
 from reallm.data.readers.text_lines import COMPRESSIONS, check_compression
 from reallm.errors import DataError, did_you_mean, quoted
+from reallm.web_addresses import instead_of, is_web_address
 
 Reader = Callable[[Path, Origin], Records]
 
@@ -32,9 +33,8 @@ def files_of(path_text: str) -> list[Path]:
     Raises:
         DataError: there is none, or a folder has several kinds of them.
     """
-    if "://" in path_text:
-        hint = "download the file, or name a dataset of the hub as hub:org/name:split"
-        raise DataError(f"{path_text}: URLs are not read; {hint}")
+    if is_web_address(path_text):
+        raise DataError(f"{path_text} is a web address, not a file; {instead_of(path_text, dataset=True)}")
     path = Path(path_text).expanduser()
     if path.is_dir():
         return saved_dataset(path) or _files_in(path)

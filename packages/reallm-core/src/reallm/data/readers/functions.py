@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from reallm.data.readers.record import Origin, Record, Records, one_line
 from reallm.data.readers.tables import without_nulls
-from reallm.errors import DataError, did_you_mean
+from reallm.errors import DataError, did_you_mean, kind_of
 
 Builder: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
 
@@ -40,7 +40,7 @@ def read_function(build: Builder, name: str) -> Records:
     try:
         built = build()
         if isinstance(built, str | bytes | Mapping) or not isinstance(built, Iterable):
-            raise DataError(f"{name}: returned a {type(built).__name__}, wanted an iterable of mappings, one a row")
+            raise DataError(f"{name}: returned {kind_of(built)}, wanted an iterable of mappings, one a row")
         fills_in = type(built).__module__.partition(".")[0] == "datasets"
         for number, value in enumerate(built, 1):
             yield origin.at_row(number, _without_filled_in(value) if fills_in else value)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from reallm.config.dataset import CHAT_TEMPLATE
-from reallm.config.field_types import value_text
 from reallm.config.training import AUTO, TrainingConfig, model_args
 from reallm.errors import ConfigError
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_changes
 from reallm.experiments.checkpointing.train_state import TrainState, has_state, load_engine, read_state, versions
+from reallm.field_types import value_text
 
 
 @dataclass(frozen=True)

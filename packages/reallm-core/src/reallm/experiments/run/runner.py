@@ -13,7 +13,7 @@ from rich.console import Console
 from reallm.algorithms.executor import Graph
 from reallm.config.load import describe
 from reallm.config.training import TrainingConfig, model_args
-from reallm.errors import ReallmError
+from reallm.errors import ConfigError, ReallmError, kind_of
 from reallm.experiments.checkpointing.open_run import open_run
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, deterministic_kernels
@@ -51,7 +51,7 @@ class RunResult:
 
 def run(
     config: TrainingConfig,
-    algorithm: Algorithm,
+    algorithm: Algorithm | str,
     *,
     name: str | None = None,
     console: Console | None = None,
@@ -67,7 +67,7 @@ def run(
 
     Args:
         config: an instance of the algorithm's configuration class, such as `SFTConfig`.
-        algorithm: graph and interfaces, such as `registry.get("algorithm", "sft")`.
+        algorithm: its name, such as `"sft"`, or its graph and interfaces.
         name: name of the algorithm's command, for the folder's name and for hints such as `reallm sft resume=...`;
             None: the name under which an installed plugin offers `algorithm`, if one does.
         console: console on which progress is printed; None is the standard output.
@@ -77,6 +77,12 @@ def run(
         ReallmError: the configuration, the data or the checkpoint is wrong, or training cannot continue; says why in
             one line.
     """
+    if not isinstance(config, TrainingConfig):
+        raise ConfigError(f"config must be a configuration such as SFTConfig(...), not {kind_of(config)}")
+    if isinstance(algorithm, str):
+        name, algorithm = name or algorithm, registry.get("algorithm", algorithm)
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"algorithm must be a name such as 'sft', or an Algorithm, not {kind_of(algorithm)}")
     job = _connect(config) if job is None else job
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     name = _name_of(algorithm) if name is None else name

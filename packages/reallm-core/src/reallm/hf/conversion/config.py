@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.errors import CheckpointError, ConfigError, quoted
+from reallm.errors import CheckpointError, ConfigError, kind_of, quoted
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.families import family_for
 from reallm.hf.conversion.transformers_io import transformers_keys
@@ -32,7 +32,7 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
         return dict(config)
     if callable(getattr(config, "to_dict", None)):
         return hf_config_dict(config.to_dict())
-    raise ConfigError(f"expected a HuggingFace configuration or its dict, not {type(config).__name__}")
+    raise ConfigError(f"expected a HuggingFace configuration or its dict, not {kind_of(config)}")
 
 
 def load_model_config(path: str | Path) -> ReaLModelConfig:

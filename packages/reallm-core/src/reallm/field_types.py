@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
-from reallm.errors import ConfigError, did_you_mean
+from reallm.errors import ConfigError, did_you_mean, kind_of, with_article
 from reallm.options import REQUIRED
 
 
@@ -95,7 +95,7 @@ def item_type(hint: Any) -> Any:
 def check_fields(config: Any, group: str = "") -> None:
     """Check the types of a dataclass instance's fields, which Python does not; nested dataclasses check themselves.
 
-    Numbers of numpy become Python's, an `int` for a `float` becomes one, and a path for text becomes text. A required
+    Numbers of numpy become Python's, and a path for text becomes text. A required
     value that is missing is left to the caller.
 
     Args:
@@ -144,7 +144,7 @@ def _converted(value: Any, hint: Any) -> Any:
         return value if isinstance(value, bool) else _WRONG
     if hint in (int, float):
         is_number = isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-        return hint(value) if is_number else _WRONG
+        return _WRONG if not is_number else value if isinstance(value, int | float) else hint(value)
     if hint is str:
         return os.fspath(value) if isinstance(value, str | os.PathLike) else _WRONG
     if is_list(hint):
@@ -160,7 +160,7 @@ def _wrong_type(value: Any, hint: Any) -> str:
     """The rest of the message for a value of the wrong type: `='1e-5' must be a number, not text`."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         name = hint.__name__
-        return f" must be {_with_article(name)}, not {_kind(value)}; write {name}(...)"
+        return f" must be {with_article(name)}, not {kind_of(value)}; write {name}(...)"
     is_plain = value is None or isinstance(value, str | Real)
     shown = f"={value!r}" if is_plain else ""
     if choices := literals(hint):
@@ -169,13 +169,4 @@ def _wrong_type(value: Any, hint: Any) -> str:
     if is_list(hint) and isinstance(value, str):
         return f"{shown} must be a list; write [{value!r}]"
     must_be = f"{shown} must be {allowed_text(hint).replace('null', 'None')}"
-    return f"{must_be}, not {_kind(value)}" if isinstance(value, str) or not is_plain else must_be
-
-
-def _kind(value: Any) -> str:
-    """What a value is, with an article: `a list`, `an ndarray`."""
-    return "text" if isinstance(value, str) else "None" if value is None else _with_article(type(value).__name__)
-
-
-def _with_article(word: str) -> str:
-    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
+    return f"{must_be}, not {kind_of(value)}" if isinstance(value, str) or not is_plain else must_be
