@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from reallm.config.field_types import is_text_or_list
+from reallm.field_types import is_text_or_list
 
 
 def structured(cls: type) -> DictConfig:
