@@ -111,8 +111,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         Args:
             path: folder with `config.json` and safetensors files.
             dtype: dtype of the parameters, or its name, such as `"bfloat16"`; None keeps the checkpoint's, or, if its
-                tensors differ, takes the one in `config.json`. On CPU the tensors are then memory-mapped from the files,
-                without a copy, and are read, and checked to be finite, when the network is first used.
+                tensors differ, takes the one in `config.json`. On CPU the tensors are then memory-mapped from the
+                files, without a copy, and are read, and checked to be finite, when the network is first used.
             is_critic: True gives it a scalar head, drawn from `seed` if the checkpoint has none; None follows the
                 checkpoint.
             min_vocab_size: number of tokens, such as `len(tokenizer)`. If the checkpoint has fewer rows, embedding and
