@@ -33,7 +33,7 @@ class DatasetUtility:
     Each of `dp_size` data-parallel ranks holds a different slice of the rows: see `shard`.
 
     Raises:
-        ConfigError: a number is out of range, or there is no tokenizer.
+        ConfigError: a number is out of range, or the tokenizer is a path.
     """
 
     seed: int
@@ -99,12 +99,12 @@ def make_dataset(
     dp_size: int = 1,
     **args: Any,
 ) -> Samples:
-    """Find the dataset's class through the plugin that offers its name, and construct it.
+    """Find the dataset's class through the plugin that offers its name, and construct it; or the datasets of a mixture.
 
         make_dataset("prompt_answer", path="train.jsonl", tokenizer=tokenizer)
 
     Args:
-        dataset: the dataset's name, or a `Dataset`, which has its arguments with it.
+        dataset: the dataset's name, or a `Dataset`, which has its arguments with it, or a mixture of these.
         tokenizer: tokenizer of the model.
         seed: seed of the order of its samples, and of all that it draws.
         dp_rank: data-parallel rank whose share of the rows it has.
