@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from reallm import Dataset, Layout
 from reallm.arguments import check_count, check_instance, check_items, check_path, named_arguments
 from reallm.errors import ConfigError
+from reallm.generation.sampling import SamplingConfig
 
 
 @named_arguments(torch_dtype="dtype")
@@ -32,6 +35,23 @@ def test_an_unknown_argument(argument: str, said: str) -> None:
     assert str(caught.value) == said
     assert loads("x", dtype="y") == "xy"
     assert loads.__doc__ == "A function."
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Layout(tpp=2), "Layout has no field 'tpp'; did you mean 'pp'?"),
+        (lambda: Dataset(path="x"), "Dataset has no field 'path'; it has: name, args"),
+        (
+            lambda: SamplingConfig(max_newtokens=3),
+            "SamplingConfig has no field 'max_newtokens'; did you mean 'max_new_tokens'?",
+        ),
+    ],
+)
+def test_an_unknown_field(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(

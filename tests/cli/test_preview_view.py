@@ -51,7 +51,7 @@ def test_without_colours_marks_say_what_is_trained(printed):
         "",
         "t.jsonl: 2 rows -> 1 sample",
         "these are the first 2 rows; there are more",
-        "lengths in tokens: shortest 6, median 6, mean 6.0, 95 % up to 6, longest 6; 33 % of them are trained",
+        "lengths in tokens: shortest 6, median 6, mean 6.0, 95th percentile 6, longest 6; 33 % of them are trained",
     ]
 
 

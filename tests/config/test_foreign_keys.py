@@ -59,6 +59,10 @@ def test_no_name_has_two_meanings_or_is_a_key() -> None:
         ("torch_dtype=bfloat16", "model.dtype"),
         ("tensor_parallel_size=2", "parallel.tp"),
         ("data.train_files=x", "dataset.train_path"),
+        ("dataset_text_field=content", "dataset.columns"),
+        ("datasets.type=sharegpt", "dataset.format"),
+        ("val_set_size=0.05", "dataset.valid_fraction"),
+        ("dataset_mixer=x", "dataset.mix"),
         ("early_stopping_patience=3", "stop_after_evals_without_gain"),
     ],
 )

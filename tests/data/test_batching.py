@@ -107,7 +107,7 @@ def test_split_samples_are_views(pair: NamedArray) -> None:
 
 
 def test_samples_without_ids_or_seqlens_cannot_be_told_apart() -> None:
-    with pytest.raises(DataError, match=r"cannot tell samples apart without seqlens in NamedArray\(x=float32\[2\]\)"):
+    with pytest.raises(DataError, match=r"cannot separate the samples of NamedArray\(x=float32\[2\]\)"):
         n_samples(NamedArray(x=torch.zeros(2)))
     x = from_dict({"a": torch.zeros(2), "b": {"c": torch.zeros(2)}}, {"seqlens": {"a": [[1], [1]]}})
     for function in (split_samples, lambda x: gather([x]), lambda x: partition(x, "a", 2)):

@@ -156,7 +156,7 @@ def test_a_name_and_arguments_do_without_a_dataset_object() -> None:
     ("dataset", "args", "said"),
     [
         (None, {}, "dataset must be a Dataset, not None; write make_dataset("),
-        (Dataset("mine", {"my_arg": 1}), {"my_arg": 2}, "'my_arg' is given twice over"),
+        (Dataset("mine", {"my_arg": 1}), {"my_arg": 2}, "'my_arg' is given twice"),
         ("mine", {"my_arg": 1, "seed": "x"}, "seed='x' must be a whole number"),
         ("mine", {"my_arg": 1, "tokenizer": "gpt2"}, "tokenizer must be a tokenizer, not a path (gpt2)"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,6 +305,25 @@ def test_recursive_aggregate_names_the_field_where_structures_differ(other: dict
         recursive_aggregate([first, from_dict(other)], torch.cat)
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda batch: recursive_apply(batch, None), "fn must be a function of an array, not None"),
+        (lambda batch: recursive_aggregate([batch], None), "aggregate_fn must be a function of an array, not None"),
+        (lambda batch: recursive_apply(None, abs), "a NamedArray is needed, not None; from_dict makes one"),
+        (lambda batch: recursive_aggregate(batch, torch.stack), "a list of NamedArrays is needed, not a NamedArray"),
+        (lambda batch: recursive_aggregate([batch, 3], torch.stack), "a NamedArray is needed, not an int"),
+        (lambda batch: merge(batch), "a list of NamedArrays is needed, not a NamedArray"),
+        (lambda batch: from_flattened(None), "a list of names and values, as from flatten, is needed, not None"),
+        (lambda batch: batch.to("gpu"), "device='gpu' is not a device"),
+        (lambda batch: batch.to(None), "device must be a torch.device or its name"),
+    ],
+)
+def test_wrong_arguments_are_named(batch: NamedArray, call: Any, said: str) -> None:
+    with pytest.raises(ReallmError, match=said):
+        call(batch)
+
+
 # Indexing, arithmetic, moving
 
 
@@ -378,6 +398,7 @@ def test_to_casts_floating_point_fields_only() -> None:
     x = from_dict({"ids": torch.arange(2), "a": torch.zeros(2), "b": {"c": np.zeros(2), "n": np.arange(2)}, "d": None})
     y = x.to(torch.float16)
     assert (y.ids.dtype, y.a.dtype, y.b.c.dtype, y.b.n.dtype) == (torch.int64, torch.float16, np.float16, np.int64)
+    assert x.to("float16") == y
     with pytest.raises(DataError, match=r"field 'b\.c': numpy has no bfloat16"):
         x.to(torch.bfloat16)
 

@@ -56,7 +56,7 @@ def test_paths_are_looked_at_and_not_read(name: str, tmp_path: Path) -> None:
         config_class(**{key: str(tmp_path / "worse.jsonl")}).check()
     if name != "prompt":
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ConfigError, match=r"^valid_path: .*: a folder without files of rows"):
+        with pytest.raises(ConfigError, match=r"^valid_path: .*: a folder without data files"):
             config_class(train_path=str(bad), valid_path=str(tmp_path / "empty")).check()
 
 
@@ -69,11 +69,11 @@ def test_the_form_of_the_first_rows_is_looked_at(name: str, tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         config_class(**{key: str(path)}).check()
     assert str(caught.value).startswith(
-        f"{key}: {path}:1: cannot tell the form of rows with the keys 'question', 'n'; "
+        f"{key}: {path}:1: cannot recognise the format of rows with the keys 'question', 'n'; "
     )
     config_class(**{key: str(path)}, columns={"prompt": "question"}).check()
     config_class(**{key: str(path)}, format="text").check()
-    with pytest.raises(ConfigError, match=r"^columns.promt=question: no form of rows has the key 'promt'"):
+    with pytest.raises(ConfigError, match=r"^columns.promt=question: no format of rows has the key 'promt'"):
         config_class(**{key: str(path)}, columns={"promt": "question"}).check()
     with pytest.raises(ConfigError, match=r"^format=txt is not one of .*; did you mean 'text'"):
         config_class(**{key: str(path)}, format="txt").check()

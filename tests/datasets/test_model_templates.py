@@ -143,14 +143,14 @@ def test_a_template_that_drops_all_reasoning_trains_no_turn_that_has_some() -> N
 def test_a_prompt_that_only_generation_has_cannot_be_trained() -> None:
     assert trained(model_tokenizer("deepseek-r1-thinking"), PLAIN) == (
         [],
-        ("dropped: no turn can be trained: in generation its prompt would be another text",),
+        ("dropped: no turn can be trained: in generation its prompt would be different",),
     )
 
 
 def test_tools_that_move_to_the_last_question_leave_only_what_follows_it_to_train() -> None:
     found, remarks = trained(model_tokenizer("mistral"), PLAIN, tools=[TOOL])
     assert found == ["6 then</s>"]
-    assert remarks == ("with a turn that cannot be trained: in generation its prompt would be another text",)
+    assert remarks == ("with a turn that cannot be trained: in generation its prompt would be different",)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_compiled_blocks_that_run_again_note_their_routing_once(fresh_compiler):
 def test_selective_checkpointing_is_refused_by_name():
     model = build()
     model.gradient_checkpointing = "selective"
-    with pytest.raises(ConfigError, match="goes with gradient_checkpointing none or full, not with selective"):
+    with pytest.raises(ConfigError, match="works with gradient_checkpointing none or full, not with selective"):
         model.compile_blocks()
     model.gradient_checkpointing = "none"
     model.compile_blocks()

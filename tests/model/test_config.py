@@ -49,7 +49,10 @@ LONGROPE = {"original_max_positions": 16, "short_factor": (1.0,) * 4, "long_fact
         ({"gate_bias": True, "mlp": "plain"}, "gate_bias has no meaning for mlp='plain'"),
         ({"qk_norm_bias": True}, "qk_norm_bias=True has no meaning without qk_norm"),
         ({"qk_norm": "per_head", "norm_weight": False}, "qk_norm='per_head' needs norm_weight=True"),
-        ({"qk_norm": "per_head", "norm": "my:Norm"}, "qk_norm='per_head' goes with norm rms or layer, not .*'my:Norm'"),
+        (
+            {"qk_norm": "per_head", "norm": "my:Norm"},
+            "qk_norm='per_head' works with norm rms or layer, not .*'my:Norm'",
+        ),
         ({"moe": MoEConfig(4, 2, 24, layers=(1, 3))}, r"moe\.layers=\(1, 3\) names a block beyond n_layers=3"),
         # RoPE and the head
         ({"rope": RopeConfig(rotary_dim=10)}, r"rope\.rotary_dim=10 must be at most head_dim=8"),

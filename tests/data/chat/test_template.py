@@ -90,7 +90,7 @@ def test_marks_trim_whitespace_around_them_as_the_template_says() -> None:
 
 def test_marks_of_nothing() -> None:
     template = "{% for m in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}x{% endfor %}"
-    assert problem(talk("a", "b"), template).startswith("a.jsonl:3: the chat template marks nothing")
+    assert problem(talk("a", "b"), template).startswith("a.jsonl:3: the chat template marks no part of it")
 
 
 def test_a_template_without_special_tokens_gets_the_end_of_sequence_token_after_the_last_turn() -> None:
@@ -120,7 +120,7 @@ def test_a_template_without_special_tokens_gets_the_end_of_sequence_token_after_
 def test_no_turn_is_trained_if_its_prompt_in_generation_is_another_text(template: str) -> None:
     chat = ChatTemplate(tiny_tokenizer(chat_template=template)).conversation(talk("a", "b", "c", "d"), ROW)
     assert (chat.text, chat.turns) == ("", ())
-    assert chat.remarks == ("dropped: no turn can be trained: in generation its prompt would be another text",)
+    assert chat.remarks == ("dropped: no turn can be trained: in generation its prompt would be different",)
 
 
 def test_a_turn_that_changes_later_is_not_trained_and_those_after_it_are() -> None:

@@ -61,7 +61,7 @@ def test_ids_are_unique_in_each_of_several_files(folder: Path) -> None:
 def test_a_pattern_without_files_and_a_folder_without_rows(folder: Path) -> None:
     assert message("b/*.json") == f"b/*.json: no file matches (looked in {folder / 'b'})"
     assert message(str(folder)) == (
-        f"{folder}: a folder without files of rows (.jsonl, .json, .csv, .tsv, .parquet, .arrow); "
+        f"{folder}: a folder without data files (.jsonl, .json, .csv, .tsv, .parquet, .arrow); "
         "it has the folders 'a', 'b'"
     )
     assert message([]) == "no data file is given: the list is empty"

@@ -237,7 +237,7 @@ def test_an_unknown_format_and_an_unknown_column() -> None:
     with pytest.raises(ConfigError, match=r"^format=sharegtp is not one of .*; did you mean 'sharegpt'\?$"):
         RowSource("a.jsonl", "sharegtp")
     with pytest.raises(
-        ConfigError, match=r"^columns.promt=q: no form of rows has the key 'promt'; did you mean 'prompt'\?$"
+        ConfigError, match=r"^columns.promt=q: no format of rows has the key 'promt'; did you mean 'prompt'\?$"
     ):
         check_columns({"promt": "q"})
     check_columns(dict.fromkeys(KEYS, "q"))
@@ -320,14 +320,14 @@ def test_mistakes_name_the_row_and_the_key(row: dict[str, Any], problem: str) ->
 def test_a_row_of_another_form_than_the_first_ones() -> None:
     share = {"conversations": [turn("human", "a")]}
     assert message(share, ALPACA, share, {"promt": 1}) == (
-        "rows[1]: the row looks like Alpaca, but the first ones look like ShareGPT; keep one form in a file "
+        "rows[1]: the row looks like Alpaca, but the first ones look like ShareGPT; keep to one format in a file "
         "(and 1 more row)"
     )
     assert message({"messages": [USER]}, share) == (
-        "rows[1]: the row looks like ShareGPT, but the first ones look like messages; keep one form in a file"
+        "rows[1]: the row looks like ShareGPT, but the first ones look like messages; keep to one format in a file"
     )
     assert message(ALPACA, {"x": 1}) == (
-        "rows[1]: the row has other keys (keys: 'x'), but the first ones look like Alpaca; keep one form in a file"
+        "rows[1]: the row has other keys (keys: 'x'), but the first ones look like Alpaca; keep to one format in a file"
     )
 
 
@@ -359,7 +359,9 @@ def test_each_file_may_have_its_own_form(tmp_path: Path) -> None:
 def test_rows_of_no_known_form_say_what_was_found_and_what_to_do(row: dict[str, Any], remedy: str) -> None:
     keys = ", ".join(f"'{key}'" for key, value in row.items() if value is not None)
     said = message(row, row)
-    assert said.startswith(f"rows[0]: cannot tell the form of rows with the keys {keys}; say which are which ({remedy}")
+    assert said.startswith(
+        f"rows[0]: cannot recognise the format of rows with the keys {keys}; say which are which ({remedy}"
+    )
     assert said.endswith(f", or give dataset.format ({', '.join(FORMATS)})")
 
 
@@ -372,5 +374,5 @@ def test_lines_that_cannot_be_read_come_before_a_form_that_is_not_recognised(tmp
     path.write_text('nothing\n{"x": 1}\n{"x": 2}\n')
     with pytest.raises(DataError, match=r"a.jsonl:1: invalid JSON: .* \(and 1 more row\)"):
         read_rows(RowSource(path))
-    with pytest.raises(DataError, match=r"a.jsonl:2: cannot tell the form"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: cannot recognise the format"):
         check_rows(RowSource(path))

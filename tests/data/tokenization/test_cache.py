@@ -236,7 +236,7 @@ def test_processes_that_need_the_same_tokens_take_turns(rows: Path, cached: Cach
     second.join()
     assert cached.n_tokenized == 0
     told = cached.output.getvalue().splitlines()
-    assert told[0] == "waiting for another process, which tokenizes the same rows"
+    assert told[0] == "waiting for another process that is tokenizing the same rows"
     assert told[1].startswith("tokens of 5 rows are read from the cache: ")
     assert values(stores[0]) == values(stores[1])
 

@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_pickled_stay_in_this_process() -> None:
 def test_a_worker_that_is_killed_is_one_line_with_a_remedy() -> None:
     rows = [[Row(str(b), "f", {"text": "die"}, b)] for b in range(400)]
     made = encode_in_order(slowly(rows), LetterEncoder(die="die"), num_proc=2, n_rows=lambda: None, workers_pay_after=0)
-    with pytest.raises(DataError, match=r"a process that tokenizes was killed by signal 9; .* dataset\.num_proc"):
+    with pytest.raises(DataError, match=r"a tokenization worker was killed by signal 9; .* dataset\.num_proc"):
         list(made)
 
 

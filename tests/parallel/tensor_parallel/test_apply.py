@@ -127,10 +127,10 @@ def test_each_rank_has_its_tokens_between_layers(moe):
 
 def refusals(rank: int) -> None:
     own = CONFIG.replace(mlp=f"{HERE}:OwnMLP")
-    with pytest.raises(ConfigError, match=rf"sequence parallelism does not go with {HERE}.OwnMLP \('layers.1.mlp'\)"):
+    with pytest.raises(ConfigError, match=rf"sequence parallelism does not work with {HERE}.OwnMLP \('layers.1.mlp'\)"):
         ReaLModel(own, mesh=Mesh.of("tp2"), sequence_parallel=True)
     model = ReaLModel(own, seed=3, mesh=Mesh.of("tp2"))
-    with pytest.raises(ConfigError, match="model.compile=true does not go with tensor parallelism"):
+    with pytest.raises(ConfigError, match="model.compile=true does not work with tensor parallelism"):
         model.compile_blocks()
     with pytest.raises(ConfigError, match="tp=2 does not fit the model's 3 query heads; use tp=1 or 3"):
         ReaLModel(CONFIG.replace(n_q_heads=3, n_kv_heads=1), mesh=Mesh.of("tp2"))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from reallm.errors import ConfigError, did_you_mean, kind_of, with_article
 
 P = ParamSpec("P")
 T = TypeVar("T")
+MAX_LISTED = 8
+"""The most fields that an error lists."""
 
 
 def named_arguments(**elsewhere: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -34,6 +37,24 @@ def named_arguments(**elsewhere: str) -> Callable[[Callable[P, T]], Callable[P, 
         return checked
 
     return decorate
+
+
+class NamedFields:
+    """Base class of dataclasses whose constructor answers an unknown field with a ConfigError, not a TypeError."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the names; the constructor that dataclasses write does the rest."""
+        names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in kwargs:
+            if name not in names:
+                raise ConfigError(f"{cls.__name__} has no field '{name}'{cls._hint(name, names)}")
+        return super().__new__(cls)
+
+    @classmethod
+    def _hint(cls, name: str, names: Sequence[str]) -> str:
+        """The end of the message: what was probably meant by `name`, of the fields `names`."""
+        listed = f"it has: {', '.join(names)}" if len(names) <= MAX_LISTED else f"see help({cls.__name__})"
+        return did_you_mean(name, names) or f"; {listed}"
 
 
 def check_names(

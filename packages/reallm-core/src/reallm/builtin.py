@@ -21,7 +21,7 @@ def reallm_algorithms() -> dict[str, Algorithm]:
 @hookimpl
 def reallm_loggers() -> dict[str, LoggerSpec]:
     return {
-        "jsonl": LoggerSpec("reallm.loggers.jsonl:JsonlLogger", "one JSON object a line in metrics.jsonl"),
+        "jsonl": LoggerSpec("reallm.loggers.jsonl:JsonlLogger", "one JSON object per line in metrics.jsonl"),
         "tensorboard": LoggerSpec(
             "reallm.loggers.tensorboard:TensorBoardLogger",
             "TensorBoard event files",

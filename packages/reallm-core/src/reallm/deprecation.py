@@ -55,7 +55,7 @@ def deprecated(what: str, *, instead: str, since: str, removed_in: str, stacklev
             value.
     """
     assert _version(since) < _version(removed_in), f"{what}: deprecated in {since}, after it goes in {removed_in}"
-    assert _version(removed_in)[1] == 0, f"{what}: only a major version removes things, and {removed_in} is none"
+    assert _version(removed_in)[1] == 0, f"{what}: only a major version removes things, and {removed_in} is not one"
     frame = _foreign_frame() if stacklevel is None else sys._getframe(stacklevel)
     warning = HookDeprecationWarning(
         f"{what} is deprecated since hook API {since} and will be removed in {removed_in}; use {instead}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from reallm.config.dataset import check_splits
+from reallm.config.group import ConfigGroup
 from reallm.config.mixture import mix_sources
 from reallm.data.chat.template import TrainOn
 from reallm.data.row_formats.formats import FORMATS, check_columns
@@ -22,7 +23,7 @@ _SOURCE = (
     "files, folders or patterns (.jsonl, .json, .csv, .tsv, .parquet, .arrow), hub:org/name:split, module:function, "
     "or a list of these"
 )
-_FORMAT = f"form of the rows: {', '.join(FORMATS)}; null: recognised by the keys of the first ones"
+_FORMAT = f"format of the rows: {', '.join(FORMATS)}; null: recognised by the keys of the first ones"
 _COLUMNS = "keys that the rows have under other names, such as columns.prompt=question"
 _VALID_FRACTION = "share of the rows to evaluate on, chosen by a hash of each row: 0.02; null: none"
 _MIX = "sources to mix instead: mix.NAME.path=..., with mix.NAME.weight, .format and .columns.KEY as you like"
@@ -42,7 +43,7 @@ class RowConfig(Protocol):
 
 
 @dataclass
-class PromptAnswerDatasetConfig:
+class PromptAnswerDatasetConfig(ConfigGroup, group="dataset"):
     """Prompts with their answers, or conversations; the loss is on the answers."""
 
     train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
@@ -55,7 +56,7 @@ class PromptAnswerDatasetConfig:
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: sequences in an optimizer step")
     valid_bs_n_seqs: int = option(32, "sequences in an evaluation batch")
-    pad_to_max_length: bool = option(False, "pad all sequences to max_seqlen; only of use for benchmarks")
+    pad_to_max_length: bool = option(False, "pad all sequences to max_seqlen; useful only for benchmarks")
     train_on: TrainOn = option(
         "assistant",
         "what of a row is trained: the answer or all turns of the assistant; last: only the last of these turns; "
@@ -85,7 +86,7 @@ class PromptAnswerDatasetConfig:
 
 
 @dataclass
-class PairedComparisonDatasetConfig:
+class PairedComparisonDatasetConfig(ConfigGroup, group="dataset"):
     """Prompts, each with answers of which one is better than the other."""
 
     train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
@@ -94,7 +95,7 @@ class PairedComparisonDatasetConfig:
     mix: dict[str, Any] = option({}, _MIX)
     format: str | None = option(None, _FORMAT)
     columns: dict[str, str] = option({}, _COLUMNS)
-    max_pairs_per_prompt: int = option(2, "use at most so many pairs of a row, chosen at random by the seed")
+    max_pairs_per_prompt: int = option(2, "maximum number of pairs of a row, chosen at random by the seed")
     max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and answer together")
     overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop the pair")
     train_bs_n_seqs: int = option(32, "batch size: rows in an optimizer step")
@@ -123,7 +124,7 @@ class PairedComparisonDatasetConfig:
 
 
 @dataclass
-class PromptOnlyDatasetConfig:
+class PromptOnlyDatasetConfig(ConfigGroup, group="dataset"):
     """Prompts alone, for a model to answer."""
 
     path: str | list[str] | None = option(REQUIRED, f"prompts: {_SOURCE}")
@@ -134,7 +135,7 @@ class PromptOnlyDatasetConfig:
     max_prompt_len: int = option(256, "longest prompt, in tokens")
     overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: prompts in a step")
-    pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; only of use for benchmarks")
+    pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; useful only for benchmarks")
     chat_template: str | None = option(None, _CHAT_TEMPLATE)
     tools_path: str | None = option(None, _TOOLS)
     num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")

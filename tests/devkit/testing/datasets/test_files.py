@@ -46,8 +46,8 @@ def test_one_row_is_made_bad_in_each_way(tmp_path: Path) -> None:
     assert file is not None
     found = {one.problem: one for one in bad_row_files(file)}
     assert list(found) == [
-        "is no valid JSON",
-        "is a number and no object",
+        "is not valid JSON",
+        "is a number, not an object",
         "has none of its keys",
         "lacks its key 'a'",
         "has 7.5 for its key 'a'",

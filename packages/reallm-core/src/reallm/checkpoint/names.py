@@ -40,7 +40,7 @@ def with_family_names(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
     if left_out:
         origin = " and ".join(dict.fromkeys({**WRAPPERS, **OUTER_WRAPPERS}[each] for each in left_out))
         parts = ", ".join(f"'{each.rstrip('.')}.'" for each in left_out)
-        notify_once(f"{checkpoint.folder}: {parts} in the names of tensors, added by {origin}, is left out")
+        notify_once(f"{checkpoint.folder}: {parts}, added by {origin}, is stripped from the names of tensors")
     if is_headless and prefix != family.weights.optional_prefix:
         notify_once(f"{checkpoint.folder}: '{prefix}' is added to the names of tensors, which lack it")
     present = dict(zip(names, checkpoint, strict=True))

@@ -39,7 +39,7 @@ does. Keys are those of `reallm {name}`; rows are given by dataset.path.
 
 With the keys of a training run instead of dataset.path, the rows are those
 that the run evaluates: dataset.valid_path, or what dataset.valid_fraction
-keeps aside.
+holds out.
 
 Options:
   --config FILE     read keys from a YAML file; may be given more than once

@@ -10,7 +10,9 @@ import typer
 
 def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run in --dir, or its path.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; made as a private one if it is new.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository; created, as private, if there is none.")
+    ],
     folder: Annotated[Path, typer.Option("--dir", metavar="FOLDER", help="Folder that holds run folders.")] = Path(
         "runs"
     ),

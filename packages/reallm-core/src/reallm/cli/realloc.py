@@ -87,9 +87,7 @@ def realloc(
 
     used = dtype or stored_dtype or DEFAULT_DTYPE
     if not (dtype or stored_dtype):
-        typer.echo(
-            f"note: {path} does not say in which number format it is; {DEFAULT_DTYPE} is taken, or --dtype", err=True
-        )
+        typer.echo(f"note: {path} names no dtype; {DEFAULT_DTYPE} is assumed, or give --dtype", err=True)
     cost = PlanCost(plan(config, layouts["--from"], layouts["--to"]), ITEMSIZES[used], rate)
     move = Move(path, used, layouts["--from"], layouts["--to"], cost)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from reallm.config.group import ConfigGroup
 from reallm.field_types import check_fields
 from reallm.options import REQUIRED, option
 
@@ -18,7 +19,7 @@ def dataset_option(default_name: str, help: str) -> Any:  # noqa: A002 - as in `
 
 
 @dataclass(frozen=True)
-class ModelArgs:
+class ModelArgs(ConfigGroup, group="model"):
     """The model of a role: its checkpoint, dtype, device and memory options.
 
     Raises:
@@ -28,7 +29,7 @@ class ModelArgs:
     path: str = option(REQUIRED, "HuggingFace checkpoint with its tokenizer: a folder, or a hub id such as org/name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "number format while training; auto is float32 on a CPU and bfloat16 on a GPU that has it. "
+        "dtype for training; auto is float32 on a CPU and bfloat16 on a GPU that has it. "
         "Checkpoints are written in the format they were read in",
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto takes a GPU if there is one")

@@ -17,6 +17,12 @@ RENAMED: Mapping[str, str] = {
     "model.moe_aux_loss_coef": "aux_loss_alpha moe_aux_loss_coeff router_aux_loss_coef",
     "dataset.train_path": "data_files data_path dataset_dir dataset_name dataset_path datasets train_data "
     "train_dataset train_file train_files train_on_dataset",
+    "dataset.format": "dataset_format dataset_type datasets_type formatting",
+    "dataset.columns": "column_mapping columns_mapping dataset_text_field field_input field_instruction field_messages "
+    "field_output message_property_mappings messages_key prompt_key response_key text_field",
+    "dataset.mix": "blend data_blend dataset_mixer dataset_mixture interleave_probs mix_strategy",
+    "dataset.valid_fraction": "dataset_test_split_size eval_split_ratio split_dataset_ratio test_size val_set_size "
+    "val_size valid_ratio validation_split_percentage",
     "dataset.valid_path": "eval_dataset eval_file eval_files test_datasets test_file val_data val_files "
     "validation_data validation_file",
     "dataset.max_seqlen": "block_size cutoff_len max_length max_seq_len max_seq_length model_max_length seq_len "

@@ -11,14 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from reallm.arguments import check_path
+from reallm.arguments import check_items, check_path
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import PATHS, dataset_name
 from reallm.config.mixture import MIX
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
-from reallm.errors import ConfigError, ReallmError, did_you_mean
+from reallm.errors import ConfigError, ReallmError, did_you_mean, kind_of
 from reallm.field_types import (
     allowed_text,
     is_list,
@@ -96,9 +96,10 @@ def load(config_class: type, files: Sequence[str | Path] = (), arguments: Sequen
         PluginError: the chosen dataset is not installed.
     """
     _check_class(config_class)
+    if not isinstance(files, str | Path | Sequence):
+        raise ConfigError(f"files must be a list of paths, not {kind_of(files)}")
     paths = [Path(check_path("files", file)) for file in ([files] if isinstance(files, str | Path) else files)]
-    if isinstance(arguments, str):
-        raise ConfigError(f"arguments must be a list of key=value; write arguments=[{arguments!r}]")
+    check_items("arguments", arguments, str)
     assignments = _assignments(config_class, paths, arguments)
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
     keys = {key.name: key for group in found for key in group.keys}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields
 from reallm.options import option
@@ -32,7 +33,7 @@ NEEDS_WHOLE_MATRICES = ("adafactor", "muon")
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(ConfigGroup, group="optimizer"):
     """The optimizer, its learning-rate schedule and gradient clipping.
 
     An option that is not given has the default of the chosen optimizer; None is left of options that it does not have.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
+from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields
 from reallm.options import option
@@ -16,7 +17,7 @@ PREFIX = "parallel."
 
 
 @dataclass(frozen=True)
-class ParallelArgs:
+class ParallelArgs(ConfigGroup, group="parallel"):
     """Settings for splitting training over processes, one for each GPU.
 
     Raises:

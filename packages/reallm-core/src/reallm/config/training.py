@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reallm.config.args import ModelArgs, dataset_option
 from reallm.config.dataset import batch_size, check_splits, splits
+from reallm.config.group import ConfigGroup
 from reallm.config.lr_schedule import check_warmup
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.config.parallel import ParallelArgs
@@ -29,7 +30,7 @@ DEFAULT_BEST_METRIC = "eval/loss"
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(ConfigGroup):
     """Base class of the configurations of algorithms.
 
     The configuration class of an algorithm derives from it and adds, for each role of its graph, a field of that name
@@ -48,7 +49,9 @@ class TrainingConfig:
     )
 
     epochs: int = option(1, "passes over the training data")
-    max_steps: int | None = option(None, "stop after so many optimizer steps, even within an epoch; null: no limit")
+    max_steps: int | None = option(
+        None, "optimizer steps after which training stops, even within an epoch; null: no limit"
+    )
     max_tokens_per_microbatch: int = option(
         8192, "tokens computed at once; lower it when memory runs out: results stay the same"
     )
@@ -75,7 +78,7 @@ class TrainingConfig:
     best_mode: Literal["min", "max"] = option("min", "whether the lowest or the highest best_metric is the best")
     stop_after_evals_without_gain: int | None = option(
         None,
-        "end the run after so many evaluations in a row in which best_metric, by default eval/loss, did not improve",
+        "evaluations in a row without improvement of best_metric (default: eval/loss) after which the run ends",
     )
     loggers: list[str] = option(["jsonl", "tensorboard"], "where metrics go; `reallm plugins` lists what is installed")
     callbacks: list[str] = option(
@@ -84,7 +87,7 @@ class TrainingConfig:
     push_to_hub: str | None = option(
         None,
         "repository on the Hugging Face hub, owner/name, that the best checkpoint, or else the last, is uploaded to "
-        "when the run is done; made as a private one if it is new",
+        "when the run is done; created, as private, if there is none",
     )
     output_dir: str = option(DEFAULT_OUTPUT_DIR, "folder that holds the run folders")
     name: str | None = option(None, "name of the run folder in output_dir; null: <algorithm>-<date and time>")

@@ -37,7 +37,7 @@ def n_samples(batch: NamedArray) -> int:
     check_batch(batch)
     count = sample_count(batch.metadata)
     if count is None:
-        raise DataError(f"cannot tell samples apart without seqlens in {batch}; see with_metadata")
+        raise DataError(f"cannot separate the samples of {batch}, which has no seqlens; see with_metadata")
     return count
 
 
@@ -160,8 +160,8 @@ def _seqlens(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:
         raise FieldError(f"a field is named by text, not by {kind_of(key)}")
     seqlens = batch.metadata.get("seqlens", {})
     if key not in seqlens:
-        known = ", ".join(seqlens) or "no field"
-        raise FieldError(f"no seqlens of '{key}'{did_you_mean(key, seqlens)}; there are seqlens of {known}")
+        known = f"seqlens of {', '.join(seqlens)}" if seqlens else "none; see with_metadata"
+        raise FieldError(f"no seqlens of '{key}'{did_you_mean(key, seqlens)}; there are {known}")
     return seqlens[key]
 
 
@@ -171,4 +171,4 @@ def _check_fields(batch: NamedArray) -> None:
     for name, value in flatten(batch):
         key = name.partition(".")[0]
         if isinstance(value, Array) and key not in seqlens:
-            raise DataError(f"field '{key}' has no seqlens, so its samples cannot be told apart; see with_metadata")
+            raise DataError(f"field '{key}' has no seqlens, so its samples cannot be separated; see with_metadata")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from reallm.arguments import check_count, check_instance
+from reallm.arguments import NamedFields, check_count, check_instance
 from reallm.data.mixture import MixedSamples, Mixture
 from reallm.errors import ConfigError, DataError, NoSamplesError, PluginError, counted, did_you_mean
 from reallm.field_types import check_fields
@@ -66,7 +66,7 @@ class DatasetUtility:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedFields):
     """A dataset to be made: the name under which a plugin offers it, and its arguments.
 
     Raises:
@@ -119,7 +119,7 @@ def make_dataset(
     if isinstance(dataset, str):
         dataset, args = Dataset(dataset, args), {}
     if args:
-        raise ConfigError(f"'{next(iter(args))}' is given twice over: a Dataset has its arguments in Dataset.args")
+        raise ConfigError(f"'{next(iter(args))}' is given twice: a Dataset has its arguments in Dataset.args")
     if isinstance(dataset, Mixture):
         made: dict[str, Samples] = {}
         errors: list[NoSamplesError] = []

@@ -170,8 +170,8 @@ def _is_trained(row: Row, message: Mapping[str, Any], name: str) -> bool:
         raise row.error(f"key '{name}': {keys} contradict each other")
     if any(given.values()) and message["role"] != "assistant":
         raise row.error(
-            f"key '{name}.{next(iter(given))}': only turns of the assistant can be trained one by one, and this is the "
-            f"{message['role']}'s; leave the key out, or train everything (dataset.train_on=all)"
+            f"key '{name}.{next(iter(given))}': only turns of the assistant can be trained one by one, and this one is "
+            f"the {message['role']}'s; leave the key out, or train everything (dataset.train_on=all)"
         )
     return all(given.values())
 

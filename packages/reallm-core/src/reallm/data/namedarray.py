@@ -19,7 +19,8 @@ import torch
 
 from reallm.data.array import Array, Index, describe, equal, index, is_array, move
 from reallm.data.metadata import PER_SAMPLE, Metadata, freeze_metadata, sample_count, thaw
-from reallm.errors import DataError, did_you_mean, kind_of, with_article
+from reallm.dtype_device import as_device, as_dtype_or_device
+from reallm.errors import ConfigError, DataError, did_you_mean, kind_of, with_article
 
 Value: TypeAlias = "Array | NamedArray | None"
 Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
@@ -93,16 +94,18 @@ class NamedArray:
         """A copy with these fields added or replaced, and the same metadata, which must still fit."""
         return _new({**self._fields, **fields}, self._metadata)
 
-    def to(self, *targets: torch.device | str | torch.dtype, non_blocking: bool = False) -> NamedArray:
-        """A copy on another device, or with its floating-point fields in another dtype: `to("cuda")`, `to(torch.half)`.
+    def to(self, *targets: torch.device | torch.dtype | str, non_blocking: bool = False) -> NamedArray:
+        """A copy on another device, or with its floating-point fields in another dtype: `to("cuda")`, `to("bfloat16")`.
 
         Integers and masks keep their dtype, as in `torch.nn.Module.to`. Numpy arrays stay in host memory.
 
         Raises:
+            ConfigError: there is no such dtype or device.
             DataError: a numpy array would take a dtype that numpy lacks; names the field.
         """
-        dtypes = [target for target in targets if isinstance(target, torch.dtype)]
-        devices = [target for target in targets if not isinstance(target, torch.dtype)]
+        found = [as_dtype_or_device(target) if isinstance(target, str) else target for target in targets]
+        dtypes = [target for target in found if isinstance(target, torch.dtype)]
+        devices = [as_device(target) for target in found if not isinstance(target, torch.dtype)]
         return recursive_apply(self, lambda array: move(array, devices, dtypes, non_blocking))
 
     def keys(self) -> KeysView[str]:
@@ -193,7 +196,12 @@ def flatten(x: NamedArray) -> list[tuple[str, Value]]:
     """All fields as (dotted name, value) in order: `[("input_ids", ...), ("critic.values", ...)]`.
 
     Values are arrays and None; a nested `NamedArray` without fields is its own value, so that it is not lost.
+
+    Raises:
+        DataError: it is not a `NamedArray`.
     """
+    if not isinstance(x, NamedArray):
+        raise DataError(f"a NamedArray is needed, not {kind_of(x)}; from_dict makes one from a mapping")
     items: list[tuple[str, Value]] = []
     for name, value in x.items():
         if isinstance(value, NamedArray) and len(value):
@@ -209,6 +217,7 @@ def from_flattened(items: Iterable[tuple[str, Value]], metadata: Metadata | None
     Raises:
         DataError: a name is given twice, or both as an array and as a group of fields; names it.
     """
+    _check_list(items, "a list of names and values, as from flatten,")
     tree: dict[str, Any] = {}
     for name, value in items:
         *groups, last = name.split(".")
@@ -231,6 +240,7 @@ def aligned(xs: Sequence[NamedArray]) -> list[tuple[str, list[Any]]]:
     Raises:
         DataError: they differ in fields, or a field is None in only some of them; names the field.
     """
+    _check_list(xs, "a list of NamedArrays")
     columns: dict[str, list[Any]] = {name: [value] for name, value in flatten(xs[0])} if xs else {}
     for i, x in enumerate(xs[1:], start=1):
         values = dict(flatten(x))
@@ -249,7 +259,11 @@ def recursive_apply(x: NamedArray, fn: Callable[[Any], Value]) -> NamedArray:
     """`fn(array)` for every array, nested ones too. None stays None; metadata is kept and must still fit.
 
     An exception of `fn` is raised with a note that names the field.
+
+    Raises:
+        ConfigError: `fn` is not a function.
     """
+    _check_function("fn", fn)
     return from_flattened(
         [(name, _call_with_note(name, fn, value) if is_array(value) else value) for name, value in flatten(x)],
         x.metadata,
@@ -264,8 +278,10 @@ def recursive_aggregate(xs: Sequence[NamedArray], aggregate_fn: Callable[[list[A
     that names the field.
 
     Raises:
+        ConfigError: `aggregate_fn` is not a function.
         DataError: the structures differ; names the field.
     """
+    _check_function("aggregate_fn", aggregate_fn)
     return from_flattened(
         [
             (name, _call_with_note(name, aggregate_fn, values) if is_array(values[0]) else values[0])
@@ -280,6 +296,7 @@ def merge(parts: Iterable[NamedArray]) -> NamedArray:
     Raises:
         DataError: two parts have a field of the same name, or different metadata; names it.
     """
+    _check_list(parts, "a list of NamedArrays")
     fields: dict[str, Value] = {}
     metadata: dict[str, Any] = {}
     seqlens: dict[str, Any] = {}
@@ -377,6 +394,16 @@ def _describe(value: Value) -> str:
 
 def _immutable(name: object) -> str:
     return f"a NamedArray cannot be changed (field {name!r}): use batch.with_fields(...), merge or split"
+
+
+def _check_list(values: object, what: str) -> None:
+    if isinstance(values, NamedArray | Mapping | str) or not isinstance(values, Iterable):
+        raise DataError(f"{what} is needed, not {kind_of(values)}")
+
+
+def _check_function(argument: str, function: object) -> None:
+    if not callable(function):
+        raise ConfigError(f"{argument} must be a function of an array, not {kind_of(function)}")
 
 
 def _call_with_note(name: str, fn: Callable[[Any], Value], value: Any) -> Value:

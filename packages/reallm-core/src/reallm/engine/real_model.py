@@ -17,6 +17,7 @@ from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
+from reallm.dtype_device import as_device, as_dtype
 from reallm.engine.diagnosis import model_fault
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
 from reallm.engine.sharded_model import ShardedModel
@@ -39,7 +40,7 @@ from reallm.hf.conversion.transformers_io import (
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
-from reallm.model.inputs import as_device, as_dtype, as_prompts, as_tokens
+from reallm.model.inputs import as_prompts, as_tokens
 from reallm.model.sharding import Box
 from reallm.notices import notify_once
 from reallm.parallel.fsdp import unsharded
@@ -326,7 +327,9 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
                 completions = generate_tokens(self.network, ids, sampling, to_text=to_text, mesh=self.mesh)
         except NonFiniteError as error:
             fault = model_fault(self.network, self.mesh)
-            raise NonFiniteError(f"{error}; {fault or 'for other tokens they are, and the weights are'}") from None
+            raise NonFiniteError(
+                f"{error}; {fault or 'for other tokens they are finite, and so are the weights'}"
+            ) from None
         finally:
             self.train(was_training)
         if tokenizer is not None:

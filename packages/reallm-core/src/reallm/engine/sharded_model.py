@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reallm.arguments import check_instance
+from reallm.dtype_device import as_device, as_dtype, as_dtype_or_device
 from reallm.errors import ConfigError, DataError, PeerError
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
-from reallm.model.inputs import as_device, as_dtype, as_dtype_or_device, as_tokens
+from reallm.model.inputs import as_tokens
 from reallm.model.linear_cross_entropy import CrossEntropy
 from reallm.model.sharding import Box
 from reallm.model.transformer import Transformer

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reallm.arguments import NamedFields
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(NamedFields):
     """Settings for sampling tokens and for ending a sequence.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from reallm.arguments import NamedFields
 from reallm.errors import ConfigError, did_you_mean
 
 NORMS = ("rms", "layer")
@@ -61,7 +62,7 @@ class Extra(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
-class MoEConfig:
+class MoEConfig(NamedFields):
     """A mixture of experts in place of the MLP: each token goes through the `top_k` experts that a router chooses."""
 
     n_experts: int
@@ -93,7 +94,7 @@ class MoEConfig:
 
 
 @dataclass(frozen=True)
-class RopeConfig:
+class RopeConfig(NamedFields):
     """Rotary position embedding: its base, and its scaling to longer contexts.
 
     Fields follow transformers' `rope_parameters`; fields that a kind does not use must be left at None.
@@ -177,7 +178,7 @@ ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class ReaLModelConfig:
+class ReaLModelConfig(NamedFields):
     """Architecture of a decoder-only transformer; sizes in elements, probabilities in [0, 1).
 
     Raises:
@@ -314,7 +315,7 @@ class ReaLModelConfig:
         if self.qk_norm == "per_head" and not self.norm_weight:
             raise ConfigError("qk_norm='per_head' needs norm_weight=True: each head has its own weights")
         if self.qk_norm == "per_head" and is_custom_class(self.norm):
-            raise ConfigError(f"qk_norm='per_head' goes with norm {' or '.join(NORMS)}, not with norm={self.norm!r}")
+            raise ConfigError(f"qk_norm='per_head' works with norm {' or '.join(NORMS)}, not with norm={self.norm!r}")
 
     def _check_rope(self, rope: RopeConfig) -> None:
         n_dims = rope.rotary_dim or self.head_dim
@@ -388,10 +389,6 @@ class ReaLModelConfig:
 
     def replace(self, **changes: Any) -> ReaLModelConfig:
         """A copy with some fields changed, validated again; the error for an unknown field names the nearest one."""
-        names = [item.name for item in dataclasses.fields(self)]
-        for name in changes:
-            if name not in names:
-                raise ConfigError(f"ReaLModelConfig has no field '{name}'{did_you_mean(name, names)}")
         return dataclasses.replace(self, **changes)
 
     def with_blocks(self, *blocks: int) -> ReaLModelConfig:

@@ -196,7 +196,7 @@ class Transformer(nn.Module):
                 layers are split.
         """
         if self.compile_blocker is not None:
-            raise ConfigError(f"model.compile=true does not go with {self.compile_blocker}; leave model.compile out")
+            raise ConfigError(f"model.compile=true does not work with {self.compile_blocker}; leave model.compile out")
         check_compiler(next(self.parameters()).device)
         compiled = compile_blocks()
         _block_runner(self.gradient_checkpointing, compiled)
@@ -312,7 +312,7 @@ def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) 
         raise ConfigError(f"gradient_checkpointing={mode!r} is not one of {known}{did_you_mean(mode, runners)}")
     if mode == "selective" and compiled:
         # compiled code has no separate layers, and saves the inputs of matrix products anyway
-        raise ConfigError("model.compile=true goes with gradient_checkpointing none or full, not with selective")
+        raise ConfigError("model.compile=true works with gradient_checkpointing none or full, not with selective")
     return runners[mode]
 
 

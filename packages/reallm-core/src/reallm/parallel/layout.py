@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from reallm.arguments import NamedFields
 from reallm.errors import ConfigError, kind_of
 from reallm.field_types import check_fields
 
@@ -26,7 +27,7 @@ class Coordinate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(NamedFields):
     """A layout of `dp * pp * tp` ranks: `tp` ranks split each layer, `pp` are pipeline stages, `dp` use different data.
 
     `tp` varies fastest from rank to rank, then `dp`, then `pp`: tensor parallelism communicates most, pipelines least.

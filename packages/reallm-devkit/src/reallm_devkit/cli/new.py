@@ -29,7 +29,7 @@ def new_plugin(kind: str, name: str, *, folder: Path, model_type: str | None) ->
         DataError: if the folder cannot be written.
     """
     if model_type is not None and kind != "family":
-        raise ConfigError(f"--model-type is for families, and this is to be a {kind}; leave it out")
+        raise ConfigError(f"--model-type is for families, not for a {kind}; leave it out")
     core = ".".join(version("reallm-core").split(".")[:2])
     project = plan_project(kind, name, core=core, hook_api="{}.{}".format(*HOOK_API))
     if project.name in registry.declared(kind):

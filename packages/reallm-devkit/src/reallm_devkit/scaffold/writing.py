@@ -40,7 +40,7 @@ def write_files(files: Mapping[str, str], folder: Path) -> None:
         DataError: if the folder cannot be written.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is there already and not empty; remove it, or give another place with --dir")
+        raise ConfigError(f"{folder} exists and is not empty; remove it, or give another folder with --dir")
     with atomic_folder(folder) as temporary:
         for name, content in files.items():
             path = temporary / name

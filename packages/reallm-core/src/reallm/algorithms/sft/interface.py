@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reallm.algorithms.interface import Example
+from reallm.data.array import describe
 from reallm.data.batching import cu_seqlens, lengths
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError
@@ -45,8 +46,9 @@ class SFTInterface:
         """Summed negative log-likelihood in nats, and the number of tokens that were the most likely ones.
 
         Raises:
-            DataError: a token is not in the model's vocabulary.
+            DataError: a token is not in the model's vocabulary, or a field has another dtype.
         """
+        positions, targets = _targets(batch)
         tokens = batch["input_ids"]
         lowest, highest = torch.stack(tokens.aminmax()).tolist()
         last = network.config.vocab_size - 1
@@ -55,7 +57,6 @@ class SFTInterface:
                 f"the data has token {lowest if lowest < 0 else highest}, but the model has tokens 0 to {last}; take "
                 "the tokenizer that belongs to this model or, if tokens were added to it, set model.resize_vocab=true"
             )
-        positions, targets = _targets(batch)
         hidden = network.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))
         result = network.cross_entropy(hidden[positions], targets)
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
@@ -88,5 +89,9 @@ class SFTInterface:
 
 def _targets(batch: NamedArray) -> tuple[Tensor, Tensor]:
     """Positions [N] whose next token is in the loss, and those tokens [N]."""
-    tokens = batch["input_ids"]
-    return next_token_targets(tokens, cu_seqlens(batch, "input_ids").to(tokens.device), batch["loss_mask"])
+    tokens, mask = batch["input_ids"], batch["loss_mask"]
+    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        raise DataError(f"field 'input_ids' is {describe(tokens)}; it must be a tensor of int64")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise DataError(f"field 'loss_mask' is {describe(mask)}; it must be a tensor of bool")
+    return next_token_targets(tokens, cu_seqlens(batch, "input_ids").to(tokens.device), mask)

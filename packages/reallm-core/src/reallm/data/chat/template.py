@@ -35,7 +35,7 @@ TrainOn = Literal["assistant", "last", "all"]
 TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
 """What looks like a special token; some tokenizers have such tokens as ordinary ones."""
 
-OTHER_PROMPT = "in generation its prompt would be another text"
+OTHER_PROMPT = "in generation its prompt would be different"
 INCOMPLETE = "the chat template leaves out a part of it, such as its reasoning"
 
 
@@ -218,7 +218,7 @@ class ChatTemplate:
         parts = self._render(talk, marked=True).split(EDGE)
         if len(parts) == 1:
             raise talk.row.error(
-                "the chat template marks nothing of it with {% generation %}, so there is nothing to train"
+                "the chat template marks no part of it with {% generation %}, so there is nothing to train"
             )
         edges = [0, *accumulate(map(len, parts))]
         spans = list(zip(edges[1::2], edges[2::2], strict=False))

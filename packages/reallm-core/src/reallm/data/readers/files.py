@@ -99,7 +99,7 @@ def _files_in(folder: Path) -> list[Path]:
     if not files:
         folders = [one.name for one in inside if one.is_dir()]
         has = f"; it has the folders {quoted(folders, 8)}" if folders else ""
-        raise DataError(f"{folder}: a folder without files of rows ({', '.join(EXTENSIONS)}){has}")
+        raise DataError(f"{folder}: a folder without data files ({', '.join(EXTENSIONS)}){has}")
     _check_one_kind(folder, sorted({_format_of(one)[0] for one in files}), "*{}*")
     splits = {match[1].lower() for one in files if (match := _SPLIT.search(one.name))}
     _check_one_kind(folder, sorted(splits), "{}*")

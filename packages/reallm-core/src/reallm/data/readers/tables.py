@@ -126,7 +126,7 @@ def saved_dataset(folder: Path) -> list[Path] | None:
         return None
     content = _json(state)
     if content.get("_indices_data_files"):
-        raise DataError(f"{folder}: saved by an old version of datasets; load and save it with the one of today")
+        raise DataError(f"{folder}: saved by an old version of datasets; load and save it with a current one")
     names = [str(file["filename"]) for file in content.get("_data_files", [])]
     if any(Path(name).name != name for name in names):
         raise DataError(f"{state}: names a file outside the folder")

@@ -86,7 +86,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
     for key in columns:
         if key not in KEYS:
             hint = did_you_mean(key, KEYS) or f"; the keys are {', '.join(KEYS)}"
-            raise ConfigError(f"columns.{key}={columns[key]}: no form of rows has the key '{key}'{hint}")
+            raise ConfigError(f"columns.{key}={columns[key]}: no format of rows has the key '{key}'{hint}")
 
 
 def recognise(row: Row) -> RowFormat | None:
@@ -106,7 +106,7 @@ def convert_like(row: Row, form: RowFormat) -> Row:
     if found is form:
         return form.convert(row)
     looks = f"looks like {found.title}" if found else f"has other keys{row.listed_keys()}"
-    raise row.error(f"the row {looks}, but the first ones look like {form.title}; keep one form in a file")
+    raise row.error(f"the row {looks}, but the first ones look like {form.title}; keep to one format in a file")
 
 
 def _as_own(row: Row) -> Row:
@@ -142,6 +142,6 @@ def unrecognised(row: Row) -> DataError:
         keys, columns = ("prompt", "answer"), {"prompt": "KEY", "answer": "KEY"}
     remedy = " ".join(f"dataset.columns.{key}={columns[key]}" for key in keys if columns[key] != key)
     return row.error(
-        f"cannot tell the form of rows with the keys {quoted(list(found.values()), 8)}; "
+        f"cannot recognise the format of rows with the keys {quoted(list(found.values()), 8)}; "
         f"say which are which ({remedy}), or give dataset.format ({', '.join(FORMATS)})"
     )

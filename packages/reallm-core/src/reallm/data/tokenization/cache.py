@@ -162,7 +162,7 @@ def _lock(folder: Path, console: Console) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _print(console, "waiting for another process, which tokenizes the same rows")
+                _print(console, "waiting for another process that is tokenizing the same rows")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -154,6 +154,4 @@ def _stop(worker: _Worker) -> None:
 def _died(worker: _Worker) -> DataError:
     code = worker.process.wait()
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return DataError(
-        f"a process that tokenizes {how}; if memory ran out, use fewer with dataset.num_proc (1: no further process)"
-    )
+    return DataError(f"a tokenization worker {how}; if memory ran out, lower dataset.num_proc (1: no workers)")

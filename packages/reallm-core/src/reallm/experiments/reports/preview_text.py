@@ -48,7 +48,7 @@ def measured_text(preview: Preview) -> str:
 
 
 def lengths_text(preview: Preview) -> str:
-    """`lengths in tokens: shortest 3, median 57, mean 61.2, 95 % up to 120, longest 512; 40 % of them are trained`."""
+    """`lengths in tokens: shortest 3, median 57, mean 61.2, 95th percentile 120, longest 512; 40 % ...`."""
     lengths = sorted(preview.lengths)
     if not lengths:
         return ""
@@ -56,5 +56,5 @@ def lengths_text(preview: Preview) -> str:
     share = f"; {100 * preview.n_trained / sum(lengths):.0f} % of them are trained" if preview.n_trained else ""
     return (
         f"lengths in tokens: shortest {lengths[0]:,}, median {median(lengths):,.0f}, mean {mean(lengths):,.1f}, "
-        f"95 % up to {most:,}, longest {lengths[-1]:,}{share}"
+        f"95th percentile {most:,}, longest {lengths[-1]:,}{share}"
     )

@@ -56,7 +56,7 @@ def check_hub(repo: str, key: str = "") -> None:
         raise HubError(f"{written}: cannot log in to the hub: {_one_line(error)}") from error
     token = user.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        raise ConfigError(f"{written}: your token may only read; make one that may write, and log in with it")
+        raise ConfigError(f"{written}: your token is read-only; log in with one that may write")
     owner = repo.partition("/")[0]
     owners = [user.get("name"), *(org.get("name") for org in user.get("orgs", ()))]
     if owner not in owners:

@@ -84,7 +84,7 @@ def simulate(schedule: Sequence[Sequence[Op]], *, forward: int = 1, backward: in
             waiting = [
                 f"stage {s} for {ops[len(starts[s])]}" for s, ops in enumerate(schedule) if len(starts[s]) < len(ops)
             ]
-            raise ValueError(f"no stage can go on: {', '.join(waiting)}")
+            raise ValueError(f"no stage can continue: {', '.join(waiting)}")
     return starts
 
 

@@ -185,8 +185,8 @@ def _check_sequence_parallel(model: Transformer) -> None:
         cls = type(module)
         if cls.__module__.partition(".")[0] not in ("reallm", "torch"):
             raise ConfigError(
-                f"sequence parallelism does not go with {cls.__module__}.{cls.__qualname__} ('{path}'), which may need "
-                "all tokens; leave sequence_parallel out"
+                f"sequence parallelism does not work with {cls.__module__}.{cls.__qualname__} ('{path}'), which may "
+                "need all tokens; leave sequence_parallel out"
             )
 
 

@@ -89,8 +89,8 @@ def bad_row_files(file: RowFile) -> Iterator[BadRowFile]:
         rows = (*file.rows[:index], text, *file.rows[index + 1 :])
         return BadRowFile(problem, file.content(rows), row_numbers, must_fail)
 
-    yield with_row("is no valid JSON", file.rows[index].replace('"', "'") + "'", must_fail=True)
-    yield with_row("is a number and no object", "7", must_fail=True)
+    yield with_row("is not valid JSON", file.rows[index].replace('"', "'") + "'", must_fail=True)
+    yield with_row("is a number, not an object", "7", must_fail=True)
     yield with_row("has none of its keys", "{}", must_fail=True)
     for key in row if isinstance(row, dict) else ():
         others = {name: value for name, value in row.items() if name != key}
