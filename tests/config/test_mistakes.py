@@ -98,6 +98,7 @@ def test_a_wrong_value_tells_what_is_allowed(typed, said):
         (["--epochs", "3", "seed=1"], "'--epochs 3': keys are written without dashes and with '=': epochs=3"),
         (["-lr", "3"], "optimizer.lr=3"),
         (["--conf", "run.yaml"], "unknown option '--conf'; did you mean '--config'?"),
+        (["--preview", "1"], "'--preview' is not an option of this command, but of those that train"),
         (["--xyzzy"], "unknown option '--xyzzy'; options are --config, --print-config, --preview, --dry-run, --help"),
         (["model.path"], "'model.path' has no value; write model.path=VALUE"),
         (["model.path="], "'model.path=' has no value; write model.path=VALUE"),

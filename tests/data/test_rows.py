@@ -177,6 +177,12 @@ def test_a_json_file_that_is_no_list_of_objects(tmp_path: Path, content: str, pr
 def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
     whole = gzip.compress(lines(*GOOD).encode())
     assert "not a whole gzip file" in message(file(tmp_path, "a.jsonl.gz", lines(*GOOD)))
+    path = file(tmp_path, "b.jsonl", whole)
+    assert message(path) == f"{path}: is not text; its name should end in .gz"
+    path = file(tmp_path, "c.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 538090408\n")
+    assert message(path) == (
+        f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` in {tmp_path}"
+    )
     assert "not a whole gzip file" in message(file(tmp_path, "a.jsonl.gz", whole[:-9]))
     assert "not a whole gzip file" in message(file(tmp_path, "a.jsonl.gz", whole[:12] + b"xxxx" + whole[16:]))
     pytest.importorskip("pyarrow", reason="install pyarrow (reallm-core[parquet]) to test reading parquet")

@@ -141,9 +141,16 @@ def test_what_a_template_raises_names_the_row() -> None:
 
 def test_conversations_without_anything_to_train() -> None:
     assert problem(talk("a")) == "a.jsonl:3: no message is the assistant's, so there is nothing to train"
-    assert problem([{"role": "assistant", "content": "a"}]).startswith(
-        "a.jsonl:3: the first message is the assistant's"
-    )
+
+
+def test_a_turn_before_any_question_is_read_but_not_trained() -> None:
+    chat = ChatTemplate(tiny_tokenizer()).conversation(talk("hi", "one", "and?", "two")[1:], ROW)
+    assert chat.text.startswith("<|im_start|>assistant\none<|im_end|>")
+    assert [chat.text[start:end] for start, end in chat.turns] == ["two<|im_end|>"]
+    why = "it is the first message, so that nothing prompts it"
+    assert chat.remarks == (f"with a turn that cannot be trained: {why}",)
+    alone = ChatTemplate(tiny_tokenizer()).conversation(talk("hi", "one")[1:], ROW)
+    assert (alone.text, alone.remarks) == ("", (f"dropped: no turn can be trained: {why}",))
 
 
 def test_a_tokenizer_without_a_template_says_what_to_do() -> None:

@@ -47,6 +47,10 @@ def test_values_with_quotes_delimiters_and_line_breaks(tmp_path: Path, name: str
     assert [row.id for row in rows] == [f"{name}:2", f"{name}:5", f"{name}:6"]
 
 
+def test_names_of_columns_have_no_spaces_around_them(tmp_path: Path) -> None:
+    assert dict(read(tmp_path / "a.csv", "prompt, answer \na, b\n")[0].values) == {"prompt": "a", "answer": " b"}
+
+
 def test_a_compressed_table(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv.gz", gzip.compress(table(ROWS).encode()))
     assert [dict(row.values) for row in rows] == ROWS

@@ -47,6 +47,24 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"messages": [turn("human", "2+2?"), turn("gpt", "4")]},
         {"messages": [USER, BOT]},
     ),
+    "messages of senders with other names": (
+        {
+            "messages": [
+                {"role": "Human", "content": "2+2?"},
+                {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'},
+                {"role": "ipython", "content": "4"},
+                {"role": "model", "content": "4", "weight": 0},
+            ]
+        },
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "ipython", "content": "4"},
+                {**BOT, "weight": 0},
+            ]
+        },
+    ),
     "older OpenAI": (
         {
             "messages": [
@@ -104,6 +122,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ShareGPT as text, with empty columns": (
         {"conversations": json.dumps([turn("system", "s"), turn("user", "2+2?")]), "system": "", "tools": " "},
         {"messages": [{"role": "system", "content": "s"}, USER]},
+    ),
+    "ShareGPT with other names": (
+        {"conversations": [turn("Human", "2+2?"), turn("function", "4"), turn("AI", "4")]},
+        {"messages": [USER, {"role": "tool", "content": "4"}, BOT]},
     ),
     "ShareGPT with role and content": ({"conversation": [USER, BOT]}, {"messages": [USER, BOT]}),
     "ShareGPT with two answers": (

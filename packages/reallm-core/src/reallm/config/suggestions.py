@@ -112,6 +112,8 @@ def _option(argument: str, following: str, groups: Sequence[Group]) -> str:
     name, _, value = argument.lstrip("-").partition("=")
     keys = [key for group in groups for key in group.keys]
     option = nearest(name, OPTIONS)
+    if option == name:
+        return f"'{argument}' is not an option of this command, but of those that train"
     if option and not any(name in (key.name, key.leaf) for key in keys):
         return f"unknown option '{argument}'; did you mean '--{option}'?"
     near = suggestions(name, groups)

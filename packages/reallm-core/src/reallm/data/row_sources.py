@@ -18,6 +18,7 @@ from reallm.data.readers.record import Origin, Records
 from reallm.data.row_formats.formats import check_format
 from reallm.data.row_split import RowSplit
 from reallm.errors import DataError, kind_of
+from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 
 Rows: TypeAlias = "str | Path | Builder | Sequence[str | Path] | Sequence[Mapping[str, Any]]"
 Source: TypeAlias = "Rows | RowSource"
@@ -176,6 +177,8 @@ def _part(place: Path | str, names: Mapping[str, int], root: Path) -> Part:
 
 
 def _read_file(path: Path, read: Callable[[Path, Origin], Records], origin: Origin) -> Records:
+    if is_lfs_pointer(path):
+        raise DataError(lfs_pointer_problem(path))
     try:
         yield from read(path, origin)
     except OSError as error:

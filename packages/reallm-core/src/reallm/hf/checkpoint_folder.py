@@ -13,6 +13,7 @@ from typing import Any
 
 from reallm.atomic_files import recover_folder
 from reallm.errors import CheckpointError, quoted
+from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 from reallm.hf.file_names import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
@@ -25,7 +26,6 @@ from reallm.web_addresses import instead_of, is_web_address
 
 _SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 _WEIGHTS = ("model*.safetensors", INDEX_NAME)
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
@@ -137,18 +137,7 @@ def merge_adapter(folder: Path | None = None) -> str:
     )
 
 
-def is_lfs_pointer(file: Path) -> bool:
-    """Whether a file is a Git LFS pointer, a few lines of text in place of the content."""
-    try:
-        with file.open("rb") as opened:
-            return opened.read(len(_LFS_POINTER)) == _LFS_POINTER
-    except OSError:
-        return False
-
-
 def refuse_lfs_pointer(file: Path) -> None:
     """Raise CheckpointError if a file is a Git LFS pointer; names it and the remedy."""
     if is_lfs_pointer(file):
-        raise CheckpointError(
-            f"{file} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull` in {file.parent}"
-        )
+        raise CheckpointError(lfs_pointer_problem(file))

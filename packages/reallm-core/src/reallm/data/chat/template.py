@@ -36,6 +36,7 @@ TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
 """What looks like a special token; some tokenizers have such tokens as ordinary ones."""
 
 OTHER_PROMPT = "in generation its prompt would be different"
+NO_PROMPT = "it is the first message, so that nothing prompts it"
 INCOMPLETE = "the chat template leaves out a part of it, such as its reasoning"
 
 
@@ -117,8 +118,8 @@ class ChatTemplate:
             The conversation. Its text is empty if no turn can be trained; the first remark then says why.
 
         Raises:
-            DataError: the conversation has no turn of the assistant or begins with one, or the template refuses it or
-                leaves tool calls out; names the row.
+            DataError: the conversation has no turn of the assistant, or the template refuses it or leaves tool calls
+                out; names the row.
         """
         talk = _Talk(messages, tools, row)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -129,8 +130,6 @@ class ChatTemplate:
             return Conversation(text, tuple(spans), remarks)
         if not turns:
             raise row.error("no message is the assistant's, so there is nothing to train")
-        if turns[0] == 0:
-            raise row.error("the first message is the assistant's, wanted one of the system or the user before it")
         chosen = chosen[-1:] if train_on == "last" else chosen
         if not chosen:
             return Conversation("", (), ("dropped: no turn is to be trained",))
@@ -197,6 +196,9 @@ class ChatTemplate:
         text = self._render(talk)
         spans, problems = [], []
         for i in chosen:
+            if i == 0:
+                problems.append(NO_PROMPT)
+                continue
             message = talk.messages[i]
             before = self._render(talk.before(i), prompt=True)
             after = text if i == len(talk.messages) - 1 else self._render(talk.before(i + 1))

@@ -53,7 +53,7 @@ def _rows(reader: Iterator[list[str]], lines: _Lines, origin: Origin) -> Records
         if not values:
             continue  # a blank line
         if header is None:
-            header = values
+            header = [name.strip() for name in values]
             _check_header(header, origin, lines.first)
         elif len(values) != len(header):
             problem = f"number of values: found {len(values)}, wanted {len(header)}: {quoted(header, 8)}"

@@ -16,6 +16,8 @@ from reallm.errors import DataError
 COMPRESSIONS = (".gz", ".zst")
 
 _BOM = b"\xef\xbb\xbf"
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+"""What compressed files begin with -> how their names end."""
 
 
 def check_compression(path: Path, origin: Origin) -> None:
@@ -69,6 +71,9 @@ def _decoded(raw: bytes, origin: Origin, line: int) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
+        extension = next((one for magic, one in _MAGIC.items() if raw.startswith(magic)), None) if line == 1 else None
+        if extension:
+            raise DataError(f"{origin.place}: is not text; its name should end in {extension}") from None
         byte = raw[error.start]
         raise DataError(
             f"{origin.place}:{line}: found the byte 0x{byte:02x} at column {error.start + 1}, wanted UTF-8 text; "

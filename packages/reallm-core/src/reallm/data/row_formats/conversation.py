@@ -30,14 +30,20 @@ def values(row: Row) -> dict[str, Any]:
 
 
 def _message(row: Row, given: Any, i: int) -> Any:
-    """A message whose sender and function calls are in the form of today."""
+    """A message whose sender and function calls are in the form of today.
+
+    Roles with other names, such as `ipython`, stay: they are for the chat template. But a turn of the assistant that
+    is called `gpt` or `Assistant` would be rendered under this name, and not trained.
+    """
     if not isinstance(given, Mapping):
         return given  # refused by those who read messages
-    if "from" in given and "role" not in given:
+    sender = str(given.get("role")).lower()
+    if ("from" in given and "role" not in given) or sender in sharegpt.CALLS:
         return sharegpt.message(row, given, f"{row.name('messages')}[{i}]")
     message = dict(given)
-    if message.get("role") == "function":
-        message["role"] = "tool"
+    role = sharegpt.ROLES.get(sender)
+    if sender == "function" or role in ("system", "user", "assistant"):
+        message["role"] = role
     call = message.pop("function_call", None)
     if call is not None:
         message["tool_calls"] = [{"type": "function", "function": call}]

@@ -13,23 +13,15 @@ from reallm.errors import quoted
 KEYS = ("conversations", "conversation")
 
 ROLES: Mapping[str, str] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "ai", "bot", "model", "assistant"), "assistant"),
     "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
 }
-"""Who a message is `from` -> its role."""
+"""Who a message is `from`, in lower case -> its role."""
 
-_CALL = "function_call"
+CALLS = ("function_call", "tool_call")
+"""Senders of messages of the assistant that are function calls, as JSON text."""
 
 
 def matches(row: Row) -> bool:
@@ -61,12 +53,13 @@ def message(row: Row, given: Any, name: str) -> Message:
         raise row.error(f"key '{name}': found {describe(given)}, wanted a message with from and value")
     sender = _text(row, given, ("from", "role"), name)
     content = _text(row, given, ("value", "content"), name)
-    if sender not in ROLES:
-        raise row.error(f"key '{name}.from': found {describe(sender)}, wanted one of {quoted(list(ROLES))}")
     others = {key: value for key, value in given.items() if key not in ("from", "role", "value", "content")}
-    if sender == _CALL:
+    if sender.lower() in CALLS:
         return {"role": "assistant", "tool_calls": _calls(row, content, name), **others}
-    return {"role": ROLES[sender], "content": content, **others}
+    if sender.lower() not in ROLES:
+        wanted = quoted([*ROLES, *CALLS])
+        raise row.error(f"key '{name}.from': found {describe(sender)}, wanted one of {wanted}")
+    return {"role": ROLES[sender.lower()], "content": content, **others}
 
 
 def _text(row: Row, given: Mapping[str, Any], keys: tuple[str, str], name: str) -> str:
