@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from reallm.algorithms.sft.config import SFTConfig
-from reallm.config.evaluation import evaluation_class, evaluation_settings, keys_as_written, load_evaluation
+from reallm.config.evaluation import (
+    evaluation_class,
+    evaluation_settings,
+    keys_as_written,
+    load_evaluation,
+    load_without_rows,
+)
 from reallm.errors import ConfigError, DataError
 from tests.helpers import fake_plugins
 
@@ -37,6 +44,21 @@ def test_rows_are_given_by_a_short_name_or_by_the_keys_of_training() -> None:
     assert (valid.train_path, valid.valid_path) == ("v.jsonl", "v.jsonl")
 
 
+def test_the_file_of_a_run_gives_its_data_unless_other_rows_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "model: {path: m}\nepochs: 3\noptimizer: {lr: 1e-3}\n"
+        "dataset: {train_path: t.jsonl, valid_path: v.jsonl, max_seqlen: 9}\n"
+    )
+    of_run = load_evaluation(SFTConfig, [file], []).dataset
+    assert (of_run.train_path, of_run.valid_path, of_run.max_seqlen) == ("t.jsonl", "v.jsonl", 9)
+    other = load_evaluation(SFTConfig, [file], ["dataset.path=o.jsonl"]).dataset
+    assert (other.train_path, other.valid_path, other.max_seqlen) == ("o.jsonl", None, 9)
+    assert load_without_rows(SFTConfig, [file], []).model.path == "m"
+    with pytest.raises(ConfigError, match="unknown key 'epochs'"):
+        load_evaluation(SFTConfig, [file], ["epochs=2"])
+
+
 def test_settings_that_are_not_used_are_not_written() -> None:
     settings = evaluation_settings(built("dataset.path=t.jsonl", "parallel.tp=2"))
     assert settings.keys() == {"model", "dataset", "parallel", "max_tokens_per_microbatch", "seed", "deterministic"}
@@ -49,6 +71,7 @@ def test_settings_that_are_not_used_are_not_written() -> None:
         ([], "dataset.path is required: the rows to evaluate"),
         (["dataset.path=t.jsonl", "optimizer.lr=1"], "unknown key 'optimizer.lr'"),
         (["dataset.path=t.jsonl", "epochs=1"], "unknown key 'epochs'"),
+        (["dataset.path=t.jsonl", "dataset.valid_path=v.jsonl"], "dataset.path and dataset.valid_path both name rows"),
         (["dataset.name=my-dataset", "dataset.path=t.jsonl"], "unknown key 'dataset.path'"),
     ],
 )

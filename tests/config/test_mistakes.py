@@ -46,6 +46,7 @@ def message(*arguments: str, files: list[Path] | None = None) -> str:
         ("optimizer.lrr=1", "'optimizer.lr'"),
         ("epoch=3", "'epochs'"),
         ("logger=[jsonl]", "'loggers'"),
+        ("dataset.paht=x", "'dataset.train_path' or 'dataset.valid_path'"),
         ("+optimizer.lr=1", "'optimizer.lr'"),
     ],
 )
@@ -121,7 +122,8 @@ def test_a_path_alone_tells_the_key_of_what_it_is(tmp_path, monkeypatch):
     Path("rows.jsonl").touch()
     Path("model").mkdir()
     Path("model/config.json").touch()
-    for path, key in (("rows.jsonl", "dataset.train_path"), ("model", "model.path")):
+    Path("run/checkpoints").mkdir(parents=True)
+    for path, key in (("rows.jsonl", "dataset.train_path"), ("model", "model.path"), ("run", "model.path")):
         assert message(path) == f"'{path}' is not key=value; did you mean {key}={path}?"
 
 

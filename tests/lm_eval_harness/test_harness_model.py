@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, NonFiniteError
 from tests.lm_eval_harness.conftest import ours, requests, theirs
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
@@ -37,6 +38,14 @@ def test_a_continuation_that_greedy_decoding_gives_is_called_greedy(checkpoints:
     (text,) = model.generate_until(requests("generate_until", (prompt, {"max_gen_toks": 2})))
     pairs = requests("loglikelihood", (prompt, text), (prompt, " zebra" + text))
     assert [greedy for _, greedy in model.loglikelihood(pairs)] == [True, False]
+
+
+def test_log_probabilities_that_are_not_finite_are_an_error(checkpoints: dict[str, Path]) -> None:
+    model = ours(checkpoints["tiny"])
+    with torch.no_grad():
+        model.model.get_parameter("layers.1.mlp.up.weight").fill_(3e38)
+    with pytest.raises(NonFiniteError, match="the log-probabilities of the model are NaN or infinite; .* block 1 of"):
+        model.loglikelihood(requests("loglikelihood", ("The sky is", " blue")))
 
 
 def test_long_requests_are_cut_on_the_left(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,14 @@ from reallm.algorithms.sft.config import SFTConfig
 from reallm.cli.main import run as reallm
 from reallm.config.args import ModelArgs
 from reallm.config.parallel import ParallelArgs
-from reallm.errors import DataError
+from reallm.engine.real_model import ReaLModel
+from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.evaluation.evaluate import EvalResult, evaluate
 from reallm.launch.job import Job
 from reallm.plugins import registry
 from tests.experiments.conftest import Trainer, records
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tokenizers import tiny_tokenizer
 
 
 def last_evaluation(trainer: Trainer, **changes: Any) -> tuple[dict[str, float], SFTConfig]:
@@ -74,6 +76,28 @@ def test_data_without_samples_is_an_error(trainer: Trainer) -> None:
     rows = dataclasses.replace(config.dataset, train_path=str(trainer.folder / "empty.jsonl"))
     with pytest.raises(DataError):
         evaluated(dataclasses.replace(config, dataset=rows))
+
+
+def test_rows_longer_than_the_model_is_made_for_are_warned_of(trainer: Trainer) -> None:
+    config = trainer.config()
+    write = trainer.folder / "long.jsonl"
+    write.write_text(json.dumps({"prompt": "the sea", "answer": "blue " * 300}) + "\n")
+    dataset = dataclasses.replace(config.dataset, train_path=str(write), max_seqlen=300)
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    evaluate(dataclasses.replace(config, dataset=dataset), registry.get("algorithm", "sft"), console=console)
+    assert "warning: 1 of 1 sample has more than the 256 tokens that" in printed.getvalue().replace("\n", " ")
+
+
+def test_a_model_that_gives_nothing_finite_is_an_error(trainer: Trainer) -> None:
+    folder = trainer.folder / "overflowing"
+    model = ReaLModel.from_pretrained(trainer.checkpoint)
+    with torch.no_grad():
+        model.get_parameter("layers.2.mlp.up.weight").fill_(3e38)
+    model.save_pretrained(folder, tokenizer=tiny_tokenizer())
+    message = r"overflowing gives results that are NaN or infinite, whatever the rows; .* output of block 2 of 2 is not"
+    with pytest.raises(NonFiniteError, match=message):
+        evaluated(trainer.config(model=ModelArgs(path=str(folder), device="cpu")))
 
 
 def test_the_command_prints_a_table_and_writes_nothing_unless_asked(

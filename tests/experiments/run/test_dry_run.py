@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from reallm.cli.main import run
 from reallm.config.args import ModelArgs
@@ -84,6 +86,16 @@ def test_headers_of_checkpoints_are_compared_with_their_configuration(dry: Dry, 
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**raw, "intermediate_size": 80}))
     with pytest.raises(CheckpointError, match="they belong to different models"):
+        dry(model=ModelArgs(path=str(folder), device="cpu"))
+
+
+def test_weights_that_are_not_finite_are_found(dry: Dry, trainer: Trainer) -> None:
+    folder = trainer.folder / "damaged"
+    shutil.copytree(trainer.checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 3] = math.inf
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight' has 1 of 6,144 values that are NaN"):
         dry(model=ModelArgs(path=str(folder), device="cpu"))
 
 

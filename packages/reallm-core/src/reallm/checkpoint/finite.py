@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from reallm.checkpoint.names import with_family_names
-from reallm.checkpoint.reader import open_checkpoint
+from reallm.checkpoint.reader import Checkpoint, open_checkpoint
 from reallm.errors import CheckpointError, counted
 from reallm.hf.conversion.mapping import weight_mappings
 from reallm.hf.family import HFFamily
@@ -61,17 +61,34 @@ def check_finite(folder: Path, family: HFFamily, config: ReaLModelConfig, tensor
         for name in mapping.hf_names
         if name in checkpoint and not checkpoint[name].to(dtype).isfinite().all()
     ]
-    if not culprits:
-        return  # the parameters have changed since they were read
+    if culprits:  # otherwise the parameters have changed since they were read
+        raise _error(checkpoint, culprits, dtype)
+
+
+def check_files_finite(folder: Path, family: HFFamily, config: ReaLModelConfig) -> None:
+    """Check that the tensors of a checkpoint are finite, without loading a model; reads its files once.
+
+    Raises:
+        CheckpointError: a tensor has values that are NaN or infinite; names it and its file.
+    """
+    checkpoint = with_family_names(open_checkpoint(folder), family)
+    names = [name for mapping in weight_mappings(family, config) for name in mapping.hf_names if name in checkpoint]
+    culprits = [name for name in names if nonfinite_names({name: checkpoint[name]})]
+    if culprits:
+        raise _error(checkpoint, culprits, checkpoint[culprits[0]].dtype)
+
+
+def _error(checkpoint: Checkpoint, culprits: Sequence[str], dtype: torch.dtype) -> CheckpointError:
+    """The error about tensors that are not finite in a dtype."""
     tensor, file = checkpoint[culprits[0]], checkpoint.infos[culprits[0]].file
     n_bad = int((~tensor.isfinite()).sum())
     more = f", and {counted(len(culprits) - 1, 'more tensor')} as well" if len(culprits) > 1 else ""
     if not n_bad:
-        raise CheckpointError(
+        return CheckpointError(
             f"{file}: tensor '{culprits[0]}' has values up to {tensor.abs().max().item():.3g}{more}, too large for "
             f"{str(dtype).removeprefix('torch.')}; load it as bfloat16 or float32"
         )
-    raise CheckpointError(
+    return CheckpointError(
         f"{file}: tensor '{culprits[0]}' has {n_bad:,} of {tensor.numel():,} values that are NaN or infinite{more}; "
         "download or copy the checkpoint again, or take an earlier one"
     )

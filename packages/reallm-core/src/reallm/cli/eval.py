@@ -15,6 +15,7 @@ import typer
 from reallm.cli.spawn import launch, run_worker
 from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
+from reallm.notices import silenced_notices
 from reallm.plugins import registry
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ def evaluate(
     rank_env = RankEnv.from_environment(os.environ)
     if rank_env is not None:
         run_worker("eval", rank_env, lambda job: _evaluate(request, job))
-    n = _load_and_check(request).parallel.n_processes
+    n = _load(request).parallel.n_processes
     if n > 1:
+        with silenced_notices():  # rank 0 shows them
+            _load_and_check(request)
         named = {"--algorithm": algorithm, "--json": json_file, "--lm-eval": lm_eval, **options}
         written = [name if value is True else f"{name}={value}" for name, value in named.items() if value is not None]
         raise typer.Exit(launch(["eval", *written, *(f"--config={file}" for file in files), *given], n))
@@ -102,17 +105,22 @@ def _task_options(tasks: str | None, options: Mapping[str, Any]) -> TaskOptions 
     )
 
 
-def _load_and_check(request: Request) -> Any:
+def _load(request: Request) -> Any:
     from reallm.config.evaluation import keys_as_written, load_evaluation, load_without_rows
-    from reallm.experiments.preflight.checks import check
 
     config_class, files, arguments = request.config_class, request.files, request.arguments
     if request.tasks is not None:
-        config = load_without_rows(config_class, files, arguments)
-        check(config)
-        return config
+        return load_without_rows(config_class, files, arguments)
     with keys_as_written(config_class, files, arguments):
-        config = load_evaluation(config_class, files, arguments)
+        return load_evaluation(config_class, files, arguments)
+
+
+def _load_and_check(request: Request) -> Any:
+    from reallm.config.evaluation import keys_as_written
+    from reallm.experiments.preflight.checks import check
+
+    config = _load(request)
+    with keys_as_written(request.config_class, request.files, request.arguments):
         check(config)
     return config
 

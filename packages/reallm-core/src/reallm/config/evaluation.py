@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reallm.config.dataset import PATHS
+from reallm.config.dataset import PATHS, VALID_FRACTION
 from reallm.config.load import Configuration, chosen_datasets, describe, load
 from reallm.config.mixture import MIX
 from reallm.config.schema import dataset_fields, groups
@@ -22,6 +22,9 @@ SHARED = ("dataset", "parallel", "max_tokens_per_microbatch", "seed", "determini
 ROWS = "path"
 """The key of a dataset that names rows to evaluate: `dataset.path`, which is short for `dataset.train_path`."""
 
+OTHER_ROWS: dict[str, Any] = {PATHS["valid"]: None, VALID_FRACTION: None, MIX: {}}
+"""Keys of a dataset that `dataset.path` replaces, with the value that turns each off."""
+
 
 def evaluation_class(config_class: type, *, with_rows: bool = True) -> type:
     """A dataclass with those fields of an algorithm's configuration that an evaluation needs.
@@ -30,32 +33,45 @@ def evaluation_class(config_class: type, *, with_rows: bool = True) -> type:
         config_class: the algorithm's configuration.
         with_rows: whether it has the fields for datasets.
     """
-    training_only = {item.name for item in dataclasses.fields(TrainingConfig)}.difference(SHARED)
-    if not with_rows:
-        training_only.update(dataset_fields(config_class))
+    unused = _unused(config_class, with_rows)
     hints = typing.get_type_hints(config_class)
-    kept = [item for item in dataclasses.fields(config_class) if item.init and item.name not in training_only]
+    kept = [item for item in dataclasses.fields(config_class) if item.init and item.name not in unused]
     kept.sort(key=lambda item: item.name in SHARED)  # models come first
     fields = [(item.name, hints[item.name], _copy(item)) for item in kept]
     return dataclasses.make_dataclass("EvaluationConfig", fields, frozen=True, kw_only=True)
 
 
+def _unused(config_class: type, with_rows: bool = True) -> set[str]:
+    """Names of the fields that an evaluation does not have."""
+    names = {item.name for item in dataclasses.fields(TrainingConfig)}.difference(SHARED)
+    return names if with_rows else names.union(dataset_fields(config_class))
+
+
 def load_evaluation(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> Any:
     """An instance of an algorithm's configuration from the keys of an evaluation.
 
-    `dataset.path` names the rows. Without it, the rows are those that training would evaluate: the dataset's
-    validation data, or its training data if it has no other.
+    `dataset.path` names the rows, whatever data a file names. Without it, the rows are those that training would
+    evaluate: the dataset's validation data, or its training data if it has no other. Files may be those of training;
+    what concerns training alone is not used.
 
     Raises:
         ConfigError: a key or a value is wrong, or one is missing.
     """
     cls = evaluation_class(config_class)
     short = _short_names(cls, files, arguments)
-    loaded = load(cls, files, [_in_full(argument, short) for argument in arguments])
+    loaded = load(
+        cls, files, [_in_full(argument, short) for argument in arguments], unused_in_files=_unused(config_class)
+    )
     values = dict(loaded.values)
     for rows, train in short.items():
         dataset = train.rpartition(".")[0]
-        if values[train] == REQUIRED and not values.get(f"{dataset}.{MIX}"):
+        if any(argument.startswith(f"{rows}=") for argument in arguments):
+            for key, none in ((f"{dataset}.{other}", none) for other, none in OTHER_ROWS.items()):
+                if any(argument.startswith((f"{key}=", f"{key}.")) for argument in arguments):
+                    raise ConfigError(f"{rows} and {key} both name rows to evaluate; leave one of them out")
+                if key in values:
+                    values[key] = none  # a file has the data of a training run
+        elif values[train] == REQUIRED and not values.get(f"{dataset}.{MIX}"):
             valid = values.get(f"{dataset}.{PATHS['valid']}")
             if valid is None:
                 raise ConfigError(f"{rows} is required: the rows to evaluate")
@@ -73,7 +89,8 @@ def load_without_rows(config_class: type, files: Sequence[Path], arguments: Sequ
     for name in dataset_fields(config_class):
         if any(argument.startswith(f"{name}.") for argument in arguments):
             raise ConfigError(f"{name}.* names rows, but --lm-eval evaluates on tasks; leave one of them out")
-    return load(evaluation_class(config_class, with_rows=False), files, arguments).build()
+    cls = evaluation_class(config_class, with_rows=False)
+    return load(cls, files, arguments, unused_in_files=_unused(config_class, with_rows=False)).build()
 
 
 @contextmanager

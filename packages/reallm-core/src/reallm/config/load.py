@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,18 @@ class Configuration:
             raise ConfigError(in_group(name, group.cls, error)) from error
 
 
-def load(config_class: type, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()) -> Configuration:
+def load(
+    config_class: type,
+    files: Sequence[str | Path] = (),
+    arguments: Sequence[str] = (),
+    *,
+    unused_in_files: Collection[str] = (),
+) -> Configuration:
     """Load the values of a configuration dataclass: its defaults, then `files` in order, then `key=value` arguments.
 
         config = load(SFTConfig, ["run.yaml"], ["model.path=path/to/checkpoint", "epochs=2"]).build()
+
+    Keys and groups named in `unused_in_files`, which the dataclass does not have, are passed over in files.
 
     Raises:
         ConfigError: an argument, key, value or file is wrong; suggests the nearest right one in one line.
@@ -100,7 +108,11 @@ def load(config_class: type, files: Sequence[str | Path] = (), arguments: Sequen
         raise ConfigError(f"files must be a list of paths, not {kind_of(files)}")
     paths = [Path(check_path("files", file)) for file in ([files] if isinstance(files, str | Path) else files)]
     check_items("arguments", arguments, str)
-    assignments = _assignments(config_class, paths, arguments)
+    assignments = [
+        item
+        for item in _assignments(config_class, paths, arguments)
+        if not item.origin or item.key.partition(".")[0] not in unused_in_files
+    ]
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
     keys = {key.name: key for group in found for key in group.keys}
     tree = _tree(config_class, found)

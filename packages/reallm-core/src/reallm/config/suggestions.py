@@ -62,10 +62,10 @@ def suggestions(name: str, groups: Sequence[Group]) -> list[str]:
 
 
 def _similar(leaf: str, keys: Sequence[Key]) -> list[Key]:
-    """Keys with a similar last part, the most similar ones first; or else those with this word in it."""
+    """Keys with a similar last part, the most similar ones first; or else those with a similar word in it."""
     near = close_matches(leaf, [key.leaf for key in keys])
     similar = [key for each in near for key in keys if key.leaf == each]
-    return similar or [key for key in keys if len(leaf) > 2 and leaf in key.leaf.split("_")]
+    return similar or [key for key in keys if len(leaf) > 2 and close_matches(leaf, key.leaf.split("_"))]
 
 
 def _either(names: Sequence[str]) -> str:
@@ -96,7 +96,8 @@ def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Gro
     if Path(argument).suffix in (".yaml", ".yml"):
         return f"'{argument}' is not key=value; to read a YAML file write --config {argument}"
     names = [key.name for group in groups for key in group.keys]
-    key = "model.path" if Path(argument, "config.json").is_file() else "dataset.train_path"
+    is_model = Path(argument, "config.json").is_file() or Path(argument, "checkpoints").is_dir()
+    key = "model.path" if is_model else "dataset.train_path"
     if argument and key in names and Path(argument).exists():
         return f"'{argument}' is not key=value; did you mean {key}={argument}?"
     if argument in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from reallm.data.datasets import Samples, make_dataset
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import StepSampler
 from reallm.data.tokenization.progress import RowProgress
-from reallm.errors import DataError
+from reallm.engine.diagnosis import model_fault
+from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, deterministic_kernels
 from reallm.experiments.preflight.memory import explained_shortage
@@ -96,9 +98,10 @@ def evaluate(
         first = graph.trained_roles[0]
         sampler = StepSampler(len(samples), size, 1, None, config.seed)
         stats = measure(samples, interfaces[first].n_tokens, sampler, config.max_tokens_per_microbatch)
-        check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
+        too_long = check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
         models = load_models(config, graph, interfaces, tokenizer, job, partial(print_line, console))
-        print_line(console, f"rows: {report(samples)}")
+        for line in (f"rows: {report(samples)}", *too_long):
+            print_line(console, line)
         started = time.monotonic()
         with (
             explained_shortage("evaluation", models.roles, config),
@@ -106,6 +109,8 @@ def evaluate(
         ):
             batches = partial(_batches, size=size, progress=progress)
             metrics = GraphExecutor(graph, models.roles).evaluate_samples(samples, batches)
+        if not all(map(math.isfinite, metrics.values())):
+            refuse_nonfinite_models(config, models)
         return EvalResult(metrics, len(samples), time.monotonic() - started)
 
 
@@ -133,6 +138,19 @@ def load_models(
     for name, role in roles.items():
         echo(model_line(name, role, config))
     return LoadedModels(roles, tokenizer)
+
+
+def refuse_nonfinite_models(config: TrainingConfig, models: LoadedModels) -> None:
+    """Raise an error if a model gives nothing finite, whatever the rows; all ranks of a job call this.
+
+    Raises:
+        NonFiniteError: names the model and the weight or the block at fault.
+    """
+    for name, role in models.roles.items():
+        fault = model_fault(role.model.network, role.model.mesh)
+        if fault is not None:
+            path = model_args(config, name).path
+            raise NonFiniteError(f"{path} gives results that are NaN or infinite, whatever the rows; {fault}")
 
 
 def _load_rows(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokenizerBase) -> Samples:

@@ -15,8 +15,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.console import Console
 
 from reallm.data.tokenization.progress import RowProgress
+from reallm.engine.diagnosis import model_fault
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, NonFiniteError
 from reallm.generation.logprobs import score_tokens
 
 if TYPE_CHECKING:
@@ -136,7 +137,11 @@ class HarnessModel(TemplateLM):
         return scores
 
     def _score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Summed log-probability of each continuation, and whether greedy decoding gives it."""
+        """Summed log-probability of each continuation, and whether greedy decoding gives it.
+
+        Raises:
+            NonFiniteError: a log-probability is NaN or infinite.
+        """
         scores: list[tuple[float, bool]] = []
         with RowProgress("scoring", lambda: len(pairs), console=self._console) as progress:
             for batch in self._batches(pairs):
@@ -179,6 +184,10 @@ class HarnessModel(TemplateLM):
             mesh=self.model.mesh,
             max_tokens=self._max_tokens,
         )
+        if not found.logprobs.isfinite().all():
+            fault = model_fault(self.model.network, self.model.mesh)
+            cause = "" if fault is None else f"; {fault}"
+            raise NonFiniteError(f"the log-probabilities of the model are NaN or infinite{cause}")
         logprobs = found.logprobs[scored.to(found.logprobs.device)].double().cpu().split(n_scored)
         is_greedy = found.is_greedy[scored.to(found.is_greedy.device)].cpu().split(n_scored)
         return [(float(one.sum()), bool(greedy.all())) for one, greedy in zip(logprobs, is_greedy, strict=True)]

@@ -1,7 +1,8 @@
 """`--dry-run`: checks all that a run needs, prints its plan, and builds its first batch; nothing is trained or written.
 
-Models are not loaded. Their configurations are checked against the headers of their checkpoints and the layout, and
-their memory is estimated, so that a dry run takes one process and the memory of the data, however large the run.
+Models are not loaded. Their configurations are checked against their checkpoints and the layout, the files of weights
+are read once for values that are not finite, and their memory is estimated, so that a dry run takes one process and the
+memory of the data, however large the run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 
 from reallm.algorithms.executor import Graph
+from reallm.checkpoint.finite import check_files_finite
 from reallm.checkpoint.load import check_headers
 from reallm.config.load import describe
 from reallm.config.training import TrainingConfig, model_args
@@ -87,7 +89,9 @@ def _checked_model(plan: Plan, graph: Graph, role: str, job: Job) -> ReaLModelCo
         choose_device(args.device, job.local_size - 1)  # the last process needs a GPU too
     folder = resolve_path(args.path)
     model = load_model_config(folder)
-    check_headers(folder, family_for(read_hf_config(folder), folder), model)
+    family = family_for(read_hf_config(folder), folder)
+    check_headers(folder, family, model)
+    check_files_finite(folder, family, model)
     n_tokens = min_vocab_size(plan.config, graph, plan.data.tokenizer, role)
     return model.replace(vocab_size=max(model.vocab_size, n_tokens or 0))
 
