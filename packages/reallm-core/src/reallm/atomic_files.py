@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from reallm.errors import DataError
+from reallm.errors import DataError, one_line
 
 AnyPath = str | os.PathLike[str]
 
@@ -279,7 +279,7 @@ def _errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]
         yield
     except Exception as error:
         if _is_full_disk(error) or (isinstance(error, OSError) and not only_full_disk):
-            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+            reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
             raise DataError(f"cannot write {final}: {reason}") from error
         raise
 

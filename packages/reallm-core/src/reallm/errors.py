@@ -102,3 +102,8 @@ def kind_of(value: object) -> str:
 def counted(n: int, noun: str, plural: str = "") -> str:
     """A number with its noun: `1 step`, `2,000 steps`, or `2 batches` with the plural `batches`."""
     return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of another library, on one line; the error's type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -155,7 +155,7 @@ def _as_json(prompt: str, completion: Completion) -> str:
 
 
 def _as_text(prompt: str, completion: Completion) -> str:
-    from reallm.experiments.reports.number_format import counted
+    from reallm.errors import counted
 
     quoted = "\n".join(f"> {line}" for line in prompt.splitlines())
     end = ""

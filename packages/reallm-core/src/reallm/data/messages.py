@@ -16,6 +16,7 @@ from typing import Any
 
 from reallm.data.row_sources import records
 from reallm.data.rows import Row, describe, listed_keys
+from reallm.errors import one_line
 
 Message = dict[str, Any]
 """A message in the one form: the text `role`; the text `content`, which only a message with tool calls can lack;
@@ -188,4 +189,4 @@ def _json_problem(error: Exception) -> str:
     """What is wrong with a JSON text, and where, on one line."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos + 1}"
-    return " ".join(str(error).split())
+    return one_line(error)

@@ -20,7 +20,7 @@ import torch
 from reallm.data.array import Array, Index, describe, equal, index, is_array, move
 from reallm.data.metadata import PER_SAMPLE, Metadata, freeze_metadata, sample_count, thaw
 from reallm.dtype_device import as_device, as_dtype_or_device
-from reallm.errors import ConfigError, DataError, did_you_mean, kind_of, with_article
+from reallm.errors import ConfigError, DataError, did_you_mean, kind_of, one_line, with_article
 
 Value: TypeAlias = "Array | NamedArray | None"
 Method: TypeAlias = "Callable[[NamedArray, object], NamedArray]"
@@ -468,4 +468,4 @@ def _apply_op(name: str, op: Callable[[Any, Any], Any], a: Any, b: Any) -> Value
     try:
         return op(a, b)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise DataError(f"field '{name}': {' '.join(str(error).split())}") from error
+        raise DataError(f"field '{name}': {one_line(error)}") from error

@@ -21,7 +21,7 @@ from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
 from reallm.data.metadata import thaw
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
-from reallm.errors import DataError
+from reallm.errors import DataError, one_line
 
 HEADER = "reallm.namedarray"
 VERSION = 1
@@ -62,13 +62,13 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: not a readable safetensors file: {one_line(error)}") from error
     if header is None:
         raise DataError(f"{path}: a safetensors file, but not of a NamedArray (no '{HEADER}' in its metadata)")
     try:
         return _decode(json.loads(header), tensors)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
-        raise DataError(f"{path}: damaged header: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: damaged header: {one_line(error)}") from error
 
 
 def _encode(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from reallm.errors import PeerError
+from reallm.errors import PeerError, one_line
 from reallm.launch.job import FAILURE, Job
 from reallm.launch.store import Store
 
@@ -41,7 +41,7 @@ def message_to_print(job: Job, error: BaseException) -> str | None:
         job: a job of several processes.
         error: the error that ended the work of this rank.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     assert job.store is not None
     try:
         if is_peer_error(error):

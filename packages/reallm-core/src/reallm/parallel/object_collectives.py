@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from reallm import errors
-from reallm.errors import DataError, PeerError, ReallmError
+from reallm.errors import DataError, PeerError, ReallmError, one_line
 from reallm.parallel.mesh import Group, Mesh, all_gather_single
 
 USER_ERRORS = (ReallmError, OSError, SafetensorError)
@@ -58,7 +58,7 @@ def is_leader(mesh: Mesh | None) -> bool:
 
 def _describe(error: Exception, rank: int) -> tuple[str, str]:
     """The class name and the message with which all ranks raise one rank's error."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, ReallmError):
         name = type(error).__name__
         return name if name in _ERROR_CLASSES else ReallmError.__name__, f"rank {rank}: {text}"

@@ -15,14 +15,14 @@ LENGTH = 300
 """Maximum length, in characters, of an exception's message."""
 
 
-def one_line(message: str) -> str:
+def shortened(message: str) -> str:
     """A message without line breaks, shortened to `LENGTH`."""
     return shorten(message, LENGTH, placeholder=" ...")
 
 
 def describe_error(error: BaseException, plugin: Plugin) -> str:
     """`ValueError: no such thing (my_plugin/plugin.py:12)`, with the innermost line of the plugin's code."""
-    message = one_line(str(error))
+    message = shortened(str(error))
     return f"{type(error).__name__}{': ' if message else ''}{message}{_source_line(error, plugin)}"
 
 

@@ -14,7 +14,7 @@ from reallm import hookspecs
 from reallm.deprecation import HookDeprecationWarning, collect_deprecations, show
 from reallm.errors import did_you_mean
 from reallm.plugins.finder import GROUP, Plugin
-from reallm.plugins.foreign_errors import describe_error, missing_module, one_line, type_name
+from reallm.plugins.foreign_errors import describe_error, missing_module, shortened, type_name
 from reallm.plugins.kinds import KINDS, Kind
 from reallm.references import resolve
 
@@ -122,7 +122,7 @@ def _register(module: Any, plugin: Plugin) -> dict[Kind, pluggy.HookCaller]:
         manager.register(module, plugin.label)
     except pluggy.PluginValidationError as error:
         # The first line of pluggy's message repeats the plugin's label.
-        detail = one_line(str(error).partition("\n")[2])
+        detail = shortened(str(error).partition("\n")[2])
         raise _LoadError(f"a hook does not fit its specification: {detail}; hooks take no arguments") from error
 
     kinds = {kind.hook: kind for kind in KINDS.values()}

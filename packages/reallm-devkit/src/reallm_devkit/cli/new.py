@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, counted
 from reallm.hookspecs import HOOK_API
 from reallm.plugins import registry
 from reallm.plugins.known import providers, suggested_first
@@ -76,11 +76,6 @@ def state_of_draft(draft: Draft, model_type: str) -> str:
             'marked "yet" in plugin.py; the checks name those without which it cannot be right.'
         )
     return f"Every key and tensor of {model_type} has a place; the checks say whether it is the right one."
-
-
-def counted(n: int, noun: str) -> str:
-    """`1 key`, `2 keys`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def files_to_change(kind: str, package: str) -> str:

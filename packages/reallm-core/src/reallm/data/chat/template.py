@@ -23,7 +23,7 @@ from reallm.data.chat.renderer import CALL, EDGE, QUESTION, Renderer
 from reallm.data.chat.turns import find_turn, is_complete
 from reallm.data.messages import Message, Tool
 from reallm.data.rows import Row
-from reallm.errors import DataError
+from reallm.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,7 +286,7 @@ class ChatTemplate:
         try:
             return renderer.render(talk.messages, talk.tools, prompt=prompt, marked=marked)
         except Exception as error:  # the template is a program that came with the tokenizer and may raise anything
-            raise talk.row.error(f"the chat template refuses it: {' '.join(str(error).split())}") from error
+            raise talk.row.error(f"the chat template refuses it: {one_line(error)}") from error
 
 
 def _called(message: Message) -> list[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from reallm.data.readers.record import Origin, Record, Records, one_line
+from reallm.data.readers.record import Origin, Record, Records
 from reallm.data.readers.tables import without_nulls
-from reallm.errors import DataError, did_you_mean, kind_of
+from reallm.errors import DataError, did_you_mean, kind_of, one_line
 
 Builder: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
 

@@ -6,9 +6,9 @@ import re
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from reallm.data.readers.record import Origin, Records, one_line
+from reallm.data.readers.record import Origin, Records
 from reallm.data.readers.tables import table_records
-from reallm.errors import DataError, did_you_mean, quoted
+from reallm.errors import DataError, did_you_mean, one_line, quoted
 
 PREFIX = "hub:"
 

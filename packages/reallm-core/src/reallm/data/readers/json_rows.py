@@ -14,9 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from reallm.data.readers.record import Origin, Records, one_line
+from reallm.data.readers.record import Origin, Records
 from reallm.data.readers.text_lines import text_lines
-from reallm.errors import DataError, quoted
+from reallm.errors import DataError, one_line, quoted
 
 _BETWEEN = re.compile(r"[\s,]*")
 _LISTS_OF_A_ROW = {"chosen", "completion", "conversation", "conversations", "functions", "messages", "prompt"}

@@ -48,8 +48,3 @@ class Origin:
     def wrong_line(self, error: DataError) -> Record:
         """A record for a line that could not be read."""
         return Record(None, self.place, self.name, error)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error of another library, on one line."""
-    return " ".join(str(error).split())

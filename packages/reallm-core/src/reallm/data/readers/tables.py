@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from reallm.data.readers.record import Origin, Records, one_line
-from reallm.errors import DataError, quoted
+from reallm.data.readers.record import Origin, Records
+from reallm.errors import DataError, one_line, quoted
 
 _BATCH_SIZE = 1024
 _FILE_FORMAT = b"ARROW1"

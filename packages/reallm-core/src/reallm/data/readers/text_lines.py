@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from reallm.data.readers.record import Origin, one_line
-from reallm.errors import DataError
+from reallm.data.readers.record import Origin
+from reallm.errors import DataError, one_line
 
 COMPRESSIONS = (".gz", ".zst")
 

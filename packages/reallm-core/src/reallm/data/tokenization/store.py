@@ -18,7 +18,7 @@ import numpy as np
 
 from reallm.data.tokenization.encoder import EncodedBatch
 from reallm.data.tokenization.sequences import FlatSequences, SequenceBuilder
-from reallm.errors import DataError
+from reallm.errors import DataError, one_line
 
 IDS = "ids"
 """The column with the ids of the samples, as UTF-8 bytes."""
@@ -146,7 +146,7 @@ def open_store(folder: Path) -> TokenStore:
         remarks = tuple(map(tuple, header["remarks"]))
         return TokenStore(columns, arrays["row_of_sample"], arrays["remark_of_row"], remarks, folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: damaged: {' '.join(str(error).split())}") from error
+        raise DataError(f"{folder}: damaged: {one_line(error)}") from error
 
 
 def _mapped(path: Path, about: Mapping[str, Any]) -> np.ndarray:

@@ -14,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from reallm.atomic_files import atomic_write
+from reallm.errors import counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
-from reallm.experiments.reports.number_format import counted, duration, number, short
+from reallm.experiments.reports.number_format import duration, number, short
 from reallm.experiments.reports.sample_table import prompt_histories
 from reallm.experiments.runs.files import json_lines, json_object
 from reallm.experiments.runs.folder import RunFolder

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 
-from reallm.errors import counted
-
-__all__ = ["counted", "duration", "number", "short"]
-
 
 def number(value: float) -> str:
     """A measurement with four digits: `1.750`, `12,345`, `2.28e-06`, `1.2e+09`; an int with all its digits; `nan`."""

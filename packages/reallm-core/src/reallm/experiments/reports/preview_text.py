@@ -7,7 +7,7 @@ from statistics import mean, median
 
 from reallm.data.preview.preview import Preview, PreviewedRow
 from reallm.data.preview.samples import Sequence
-from reallm.experiments.reports.number_format import counted
+from reallm.errors import counted
 
 _HIDDEN = re.compile(r"[^\n\t\u200d\ufe0f]")
 """Characters that may need an escape; emoji are made with the two that are left out."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from reallm.errors import counted
 from reallm.experiments.checkpointing.train_state import Best
-from reallm.experiments.reports.number_format import counted
 
 
 @dataclass

@@ -21,11 +21,10 @@ from reallm.config.training import TrainingConfig, model_args
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
-from reallm.errors import DataError
+from reallm.errors import DataError, counted
 from reallm.experiments.checkpointing.open_run import planned_run
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.preflight.metrics import check_best_metric
-from reallm.experiments.reports.number_format import counted
 from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.messages import complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan

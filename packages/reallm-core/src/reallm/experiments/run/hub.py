@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from reallm.errors import ConfigError, ReallmError
+from reallm.errors import ConfigError, ReallmError, one_line
 from reallm.experiments.reports.number_format import number
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.experiments.runs.info import RunInfo, read_run
@@ -53,7 +53,7 @@ def check_hub(repo: str, key: str = "") -> None:
             f"{written}: you are not logged in to the hub; run `hf auth login`, or set HF_TOKEN"
         ) from error
     except Exception as error:  # the client passes on errors of the libraries below it
-        raise HubError(f"{written}: cannot log in to the hub: {_one_line(error)}") from error
+        raise HubError(f"{written}: cannot log in to the hub: {one_line(error)[:300]}") from error
     token = user.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise ConfigError(f"{written}: your token is read-only; log in with one that may write")
@@ -94,7 +94,7 @@ def push_run(run_dir: Path, repo: str) -> str:
         api.create_commit(repo, operations, commit_message=f"{run.name}, step {_step(checkpoint)}")
     except Exception as error:  # see `check_hub`
         command = shlex.join(["reallm", "push", str(run_dir), repo])
-        raise HubError(f"push to {repo} failed: {_one_line(error)}; to push later: {command}") from error
+        raise HubError(f"push to {repo} failed: {one_line(error)[:300]}; to push later: {command}") from error
     return str(address)
 
 
@@ -139,7 +139,3 @@ def _public(key: str, value: Any) -> Any:
 
 def _step(checkpoint: Path) -> str:
     return checkpoint.resolve().name.removeprefix("step-").lstrip("0") or "0"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

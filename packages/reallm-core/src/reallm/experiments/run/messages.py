@@ -12,9 +12,10 @@ from reallm.algorithms.executor import Role
 from reallm.config.training import TrainingConfig
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
+from reallm.errors import counted
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Best
-from reallm.experiments.reports.number_format import counted, duration
+from reallm.experiments.reports.number_format import duration
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.setup import report
 from reallm.experiments.runs.info import RunInfo

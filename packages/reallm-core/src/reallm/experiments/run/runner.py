@@ -13,7 +13,7 @@ from rich.console import Console
 from reallm.algorithms.executor import Graph
 from reallm.config.load import describe
 from reallm.config.training import TrainingConfig, model_args
-from reallm.errors import ConfigError, ReallmError, kind_of
+from reallm.errors import ConfigError, ReallmError, kind_of, one_line
 from reallm.experiments.checkpointing.open_run import open_run
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, deterministic_kernels
@@ -149,7 +149,7 @@ def _train(trainer: Trainer) -> RunResult:
                 trainer.train(stop if job.is_alone else SynchronizedStop(stop, job))
         except BaseException as error:
             is_stop = isinstance(error, KeyboardInterrupt)
-            trainer.write_summary("stopped" if is_stop else "failed", None if is_stop else _one_line(error))
+            trainer.write_summary("stopped" if is_stop else "failed", None if is_stop else _reason(error))
             if job.is_rank0:
                 write_page(folder, echo)
             # if a process died, whoever reports it prints the command as well
@@ -180,7 +180,7 @@ def _train(trainer: Trainer) -> RunResult:
     return RunResult(folder.path, trainer.newest, trainer.step, not trainer.is_done, trainer.metrics)
 
 
-def _one_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if is_peer_error(error) and not isinstance(error, ReallmError):
         return "another process of the job has ended, or did not answer"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -19,9 +19,8 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import MixtureSampler, StepSampler
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError, DataError
+from reallm.errors import ConfigError, DataError, counted
 from reallm.experiments.preflight.device import choose_device, choose_dtype
-from reallm.experiments.reports.number_format import counted
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids

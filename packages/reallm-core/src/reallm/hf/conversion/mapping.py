@@ -14,7 +14,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from reallm.errors import ConfigError, PluginError, did_you_mean, quoted
+from reallm.errors import ConfigError, PluginError, did_you_mean, one_line, quoted
 from reallm.hf.conversion.families import describe_family
 from reallm.hf.conversion.slicing import SliceRead, read_slice
 from reallm.hf.family import HFFamily
@@ -149,7 +149,7 @@ class WeightMapping:
                     return f"has a part of the shape {list(view.shape)} for a parameter of the shape {list(shape)}"
                 view.add_(1)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            return f"cannot be taken apart: {' '.join(str(error).split())}"
+            return f"cannot be taken apart: {one_line(error)}"
         wrong = int((uses != 1).sum())
         return f"has {wrong:,} of its {n_hf:,} numbers in no parameter or in several" if wrong else None
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.errors import CheckpointError
+from reallm.errors import CheckpointError, one_line
 from reallm.hf.checkpoint_folder import refuse_lfs_pointer
 from reallm.hf.file_names import GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
@@ -86,7 +86,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         for pattern in TOKENIZER_FILES:
             for file in folder.glob(pattern):
                 refuse_lfs_pointer(file)
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
 
 

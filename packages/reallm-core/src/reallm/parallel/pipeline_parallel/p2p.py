@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reallm.errors import PeerError
+from reallm.errors import PeerError, one_line
 from reallm.parallel.mesh import Group, Mesh
 
 MAX_PENDING_SENDS = 2
@@ -192,7 +192,7 @@ def buffer_for(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
 
 
 def _peer_error(mesh: Mesh, stage: int, action: str, content: str, error: Exception) -> PeerError:
-    peer, reason = mesh.layout.pp_ranks(mesh.coordinate)[stage], " ".join(str(error).split())
+    peer, reason = mesh.layout.pp_ranks(mesh.coordinate)[stage], one_line(error)
     return PeerError(
         f"rank {mesh.rank} (stage {mesh.coordinate.pp} of {mesh.layout}) could not {action} rank {peer} (stage "
         f"{stage}): {content}; rank {peer} has ended or is stuck, see what it says ({reason[:160]})"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reallm.data.batching import gather, split_samples
-from reallm.errors import ReallmError
+from reallm.errors import ReallmError, one_line
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.datasets.files import JSON_SUFFIXES, BadRowFile, RowFile, bad_row_files, row_file
 from reallm_devkit.testing.datasets.items import packing
@@ -100,7 +100,7 @@ def _refusal(subject: DatasetSubject, path: Path, where: str) -> _Refusal | None
     try:
         read_samples(subject.make(file=path))
     except ReallmError as error:
-        message = " ".join(str(error).split()).replace(f"{path.parent}/", "")
+        message = one_line(error).replace(f"{path.parent}/", "")
         location = innermost_line(error, reference_module(subject.spec.dataset)) or look_at
         if path.name not in message:
             raise CheckFailed(f"a message that names the file {path.name}", message, where, location) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reallm.errors import CheckpointError, ReallmError
+from reallm.errors import CheckpointError, ReallmError, one_line
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.conversion.state_dict import hf_names, state_dict_to_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
@@ -77,7 +77,7 @@ def critic(subject: FamilySubject) -> str:
         ours = load_network(family, config, checkpoint_state(theirs)).eval()
         scorer = theirs.get_submodule(as_source(head).name)
     except (ReallmError, AttributeError) as error:
-        raise CheckFailed(f"the tensors of {architecture}", " ".join(str(error).split()), look_at=look_at) from error
+        raise CheckFailed(f"the tensors of {architecture}", one_line(error), look_at=look_at) from error
     with torch.no_grad():
         expected = torch.cat([_scores(theirs, scorer, sample) for sample in subject.samples])
         found = run_packed(ours, *subject.packed)

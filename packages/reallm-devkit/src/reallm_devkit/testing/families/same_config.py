@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reallm.errors import ReallmError
+from reallm.errors import ReallmError, one_line
 from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
 from reallm.model.config import ReaLModelConfig
@@ -58,7 +58,7 @@ def check_transformers(subject: FamilySubject, raw: Mapping[str, Any], written: 
             return
         expected, found = (_sample_logits(raw) for raw in (raw, written))
     except Exception as error:  # from transformers, about a config that we wrote
-        seen = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        seen = f"{type(error).__name__}: {one_line(error)}"
         raise CheckFailed("a file that transformers reads", seen, where, subject.lines.config()) from error
     if not torch.allclose(expected, found, atol=SPELLING_TOLERANCE):
         key = sorted(different)[0]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm.errors import ConfigError, PluginError
+from reallm.errors import ConfigError, PluginError, one_line
 from reallm.model.packed import PackedSequences
 from reallm.model.parameters import parameter_info
 from reallm.model.sharding import Shard
@@ -34,7 +34,7 @@ class RankError(Exception):
 
     def __init__(self, path: str, cause: BaseException) -> None:
         self.path, self.cause = path, cause
-        super().__init__(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
+        super().__init__(f"{type(cause).__name__}: {one_line(cause)}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reallm.errors import ConfigError, ReallmError
+from reallm.errors import ConfigError, ReallmError, one_line
 from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig, RopeConfig
@@ -43,7 +43,7 @@ def tiny_config(lines: TableLines) -> Raw:
             hf_config(raw)  # transformers may refuse some sizes
             return raw
         except (ReallmError, ValueError, TypeError) as error:
-            reason = reason or " ".join(str(error).split())
+            reason = reason or one_line(error)
     raise CheckFailed(
         "a table that states small sizes, in a file that it reads to the same ones",
         reason,

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from reallm.errors import one_line
 from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.linear_cross_entropy import next_token_targets
@@ -104,7 +105,7 @@ def checkpointing(subject: FamilySubject) -> str:
                 out.logsumexp(-1).sum() + out[:, 0].sum(), list(trained.values()), allow_unused=True
             )
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             where = f"gradient_checkpointing='{mode}'"
             raise CheckFailed("a backward pass", reason, where, custom_layers_location(subject)) from error
         by_name = zip(trained, gradients, strict=True)
