@@ -10,7 +10,7 @@ import yaml
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.config.args import ModelArgs
 from reallm.config.load import describe, load
-from reallm.config.optimizer import OptimizerConfig
+from reallm.config.optimizer import OPTIONS, OptimizerConfig
 from reallm.errors import ConfigError, UnknownNameError
 from tests.helpers import fake_plugins
 
@@ -223,3 +223,13 @@ def test_python_users_get_the_same_checks():
         SFTConfig(model=ModelArgs(path="m"), dataset=fake_plugins.RowsConfig())
     with pytest.raises(ConfigError, match=r"^dtype='fp32' is not one of auto, float32"):
         ModelArgs(path="m", dtype="fp32")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_an_optimizer_is_chosen_by_its_name_alone(name: str) -> None:
+    chosen = built(f"optimizer.name={name}").optimizer
+    assert chosen == OptimizerConfig(name=name)
+    assert chosen.options == OPTIONS[name]
+    assert built("optimizer.beta1=0.8").optimizer == OptimizerConfig(beta1=0.8)
+    with pytest.raises(ConfigError, match="optimizer.beta1=0.9 is an option of adamw and muon, not of sgd"):
+        built("optimizer.name=sgd", "optimizer.beta1=0.9")

@@ -99,6 +99,11 @@ def test_weights_that_are_not_finite_are_found(dry: Dry, trainer: Trainer) -> No
         dry(model=ModelArgs(path=str(folder), device="cpu"))
 
 
+def test_the_hub_is_asked_as_before_a_run(dry: Dry) -> None:
+    with pytest.raises(ConfigError, match="push_to_hub=mine: must name a repository as owner/name"):
+        dry(push_to_hub="mine")
+
+
 def test_tokens_that_the_model_does_not_have_are_found(dry: Dry, trainer: Trainer) -> None:
     folder = trainer.folder / "small"
     ReaLModel.from_llama({**HF_CONFIG, "vocab_size": 100}, seed=5).save_pretrained(folder, tokenizer=tiny_tokenizer())

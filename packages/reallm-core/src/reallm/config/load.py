@@ -15,6 +15,7 @@ from reallm.arguments import check_items, check_path
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import PATHS, dataset_name
 from reallm.config.mixture import MIX
+from reallm.config.optimizer import OPTIONS, OptimizerConfig
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
@@ -116,6 +117,7 @@ def load(
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
     keys = {key.name: key for group in found for key in group.keys}
     tree = _tree(config_class, found)
+    _use_defaults_of_chosen_optimizer(tree, found, assignments)
     for assignment in assignments:
         _assign(tree, assignment, keys, found)
     return Configuration(found, {name: _read(tree, name) for name in keys})
@@ -180,6 +182,19 @@ def _tree(config_class: type, found: Sequence[Group]) -> DictConfig:
             OmegaConf.update(tree, group.name, structured(group.cls))
     _thaw(tree)
     return tree
+
+
+def _use_defaults_of_chosen_optimizer(
+    tree: DictConfig, found: Sequence[Group], assignments: Sequence[Assignment]
+) -> None:
+    """Replace the options of the default optimizer by those of the one that is chosen by its name."""
+    for group in found:
+        if group.cls is not None and issubclass(group.cls, OptimizerConfig):
+            names = [str(item.value) for item in assignments if item.key == f"{group.name}.name"]
+            if names and names[-1] in OPTIONS and names[-1] != OmegaConf.select(tree, group.name).name:
+                options = {name: None for defaults in OPTIONS.values() for name in defaults}
+                for name, value in {**options, **OPTIONS[names[-1]]}.items():
+                    OmegaConf.update(tree, f"{group.name}.{name}", value)
 
 
 def _thaw(node: DictConfig) -> None:

@@ -25,6 +25,7 @@ from reallm.errors import DataError, counted
 from reallm.experiments.checkpointing.open_run import planned_run
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.preflight.metrics import check_best_metric
+from reallm.experiments.run.hub import check_hub
 from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.messages import complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan
@@ -67,6 +68,8 @@ def dry_run(
     n = config.parallel.n_processes
     job = Job(size=n, local_size=n) if job is None else job
     logger_specs(config.loggers)
+    if config.push_to_hub is not None:
+        check_hub(config.push_to_hub, "push_to_hub")
     graph = Graph.of(algorithm)
     check_best_metric(config, algorithm, graph)
     run = planned_run(config, plain(describe(config).tree()), name)
