@@ -423,8 +423,8 @@ def test_a_class_may_say_how_its_parameters_start():
         (torch.tensor([0, 10]), "rise from 0 to the number of tokens, 30"),
         (torch.tensor([0, 20, 10, 30]), "decreases in between"),
         (torch.tensor([1, 30]), "goes from 1 to 30"),
-        (torch.tensor([0.0, 30.0]), "vector of integers"),
-        (torch.tensor([[0, 30]]), "vector of integers"),
+        (torch.tensor([0.0, 30.0]), "must be integers .* its dtype is float32"),
+        (torch.tensor([[0, 30]]), "must be one-dimensional"),
     ],
 )
 def test_bounds_that_do_not_fit_the_tokens(bounds, message):

@@ -173,7 +173,7 @@ def with_wrong_arguments(rank: int) -> None:
     model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("dp2"))
     other = model.reallocate("pp2")
     for arguments, said in (
-        ({"to": "tp3"}, "takes rank 2, but the job has 2 ranks"),
+        ({"to": "tp3"}, "needs rank 2, but the job has 2 ranks"),
         ({"to": "pp2", "eta": 0.5}, "eta=0.5 averages into an existing model; pass that as into="),
         ({"to": "tp2", "into": other}, "into= has the layout tp1pp2dp1, not tp2pp1dp1"),
         ({"to": "pp2", "into": other, "dtype": torch.bfloat16}, "into= has torch.float32, not torch.bfloat16"),
