@@ -115,9 +115,18 @@ def test_an_unknown_name() -> None:
         make("mien")
 
 
-@pytest.mark.parametrize(("rank", "size"), [(2, 2), (-1, 2), (0, 0)])
-def test_a_rank_that_cannot_be(rank: int, size: int) -> None:
-    with pytest.raises(ConfigError, match=f"dp_rank={rank} is not a rank of dp_size={size}"):
+@pytest.mark.parametrize(
+    ("rank", "size", "said"),
+    [
+        (2, 2, "dp_rank=2 is not a rank of dp_size=2"),
+        (-1, 2, "dp_rank=-1 must be at least 0"),
+        (0, 0, "dp_size=0 must be at least 1"),
+        (0, "2", "dp_size='2' must be a whole number"),
+        (None, 2, "dp_rank=None must be a whole number"),
+    ],
+)
+def test_a_rank_that_cannot_be(rank: Any, size: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         DatasetUtility(1, rank, size, None)  # type: ignore[arg-type]
 
 

@@ -77,13 +77,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
-app.command(context_settings={"ignore_unknown_options": True})(preview)
+app.command(
+    short_help="Show the first rows of the data, token by token.", context_settings={"ignore_unknown_options": True}
+)(preview)
 app.command()(generate)
 app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)
-app.command()(compare)
-app.command()(push)
-app.command()(realloc)
+app.command(short_help="Compare runs: their curves, metrics and settings.")(compare)
+app.command(short_help="Upload the checkpoint of a run to the Hugging Face hub.")(push)
+app.command(short_help="Show what moving a model between two layouts would send.")(realloc)
 app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")
 
 

@@ -30,7 +30,7 @@ class ModelArgs(ConfigGroup, group="model"):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
         "dtype for training; auto is float32 on a CPU and bfloat16 on a GPU that has it. "
-        "Checkpoints are written in the format they were read in",
+        "Checkpoints are written in the dtype they were read in",
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto takes a GPU if there is one")
     gradient_checkpointing: Literal["none", "selective", "full"] = option(

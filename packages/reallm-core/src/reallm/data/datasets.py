@@ -47,8 +47,8 @@ class DatasetUtility:
             raise ConfigError(
                 f"tokenizer must be a tokenizer, not a path ({self.tokenizer}); AutoTokenizer.from_pretrained loads one"
             )
-        are_numbers = isinstance(self.dp_rank, int) and isinstance(self.dp_size, int)
-        if not are_numbers or self.dp_size < 1 or not 0 <= self.dp_rank < self.dp_size:
+        check_count("dp_size", self.dp_size)
+        if check_count("dp_rank", self.dp_rank, at_least=0) >= self.dp_size:
             raise ConfigError(f"dp_rank={self.dp_rank} is not a rank of dp_size={self.dp_size}")
 
     def shard(self, rows: Sequence[T]) -> list[T]:
