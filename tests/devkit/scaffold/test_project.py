@@ -136,7 +136,7 @@ def test_an_empty_folder_is_filled():
 def test_a_folder_with_something_in_it_is_left_alone(capsys):
     Path("reallm-csv").mkdir()
     Path("reallm-csv/mine.txt").touch()
-    assert "reallm-csv is there already and not empty; remove it" in error(capsys, "logger", "csv")
+    assert "reallm-csv exists and is not empty; remove it" in error(capsys, "logger", "csv")
 
 
 def test_a_file_in_its_place_is_left_alone(capsys):
@@ -166,7 +166,7 @@ def test_a_failure_half_way_leaves_nothing():
         (["logger", "taken"], "the logger 'taken' is installed already; choose another name"),
         (["family", "mistral"], "the family 'mistral' is in reallm-hf-mistral; install that, or choose another name"),
         (["family", "x", "--model-type", "lama"], "no causal language model of that type; did you mean 'llama'?"),
-        (["logger", "x", "--model-type", "llama"], "--model-type is for families, and this is to be a logger"),
+        (["logger", "x", "--model-type", "llama"], "--model-type is for families, not for a logger"),
         (["dataset"], "missing argument 'NAME'"),
     ],
 )  # fmt: skip

@@ -93,7 +93,7 @@ def test_nothing_is_uploaded_unless_asked_for(trainer: Trainer, api: type[FakeAp
         ("a/b/c", {}, "must name a repository as owner/name"),
         ("else/m", {}, "'me' may not write to 'else'; you may write to me, our-lab"),
         ("me/m", {"error": LocalTokenNotFoundError("no token")}, "not logged in to the hub; run `hf auth login`"),
-        ("me/m", {"user": {"name": "me", "auth": {"accessToken": {"role": "read"}}}}, "your token may only read"),
+        ("me/m", {"user": {"name": "me", "auth": {"accessToken": {"role": "read"}}}}, "your token is read-only"),
     ],
 )
 def test_what_would_fail_is_found_before_training(
