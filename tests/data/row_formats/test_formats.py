@@ -89,6 +89,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "prompt and answer": ({"prompt": "a", "answer": "b", "n": 1}, {"prompt": "a", "answer": "b", "n": 1}),
     "completion": ({"prompt": "a", "completion": "b", "n": 1}, {"prompt": "a", "answer": "b", "n": 1}),
+    "good completion": (
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "answer": "b", "label": True},
+    ),
     "completion of messages": ({"prompt": [USER], "completion": [BOT]}, {"messages": [USER, BOT]}),
     "completion of both": ({"prompt": "2+2?", "completion": [BOT]}, {"messages": [USER, BOT]}),
     "completion after turns that are not trained": (
@@ -324,6 +328,7 @@ def test_a_column_that_is_not_there() -> None:
         ({**ALPACA, "output": 4}, "key 'output': found a number (4), wanted text"),
         ({**ALPACA, "history": [["a"]]}, "key 'history[0]': found a list of 1, wanted a question and its answer"),
         ({"prompt": [], "completion": "a"}, "key 'prompt': found an empty list, wanted a list of messages"),
+        ({"prompt": "a", "completion": "b", "label": False}, "key 'label': false marks a completion that should not"),
         (
             {"chosen": "a b", "rejected": "c d"},
             "key 'prompt': found no such key (keys: 'chosen', 'rejected'), and 'chosen' and 'rejected' share no",
