@@ -36,6 +36,7 @@ def rename(folder: Path, change: Callable[[str], str]) -> None:
     [
         (lambda name: f"_orig_mod.{name}", r"'_orig_mod\.', added by torch\.compile, is stripped"),
         (lambda name: f"module.{name}", r"'module\.', added by DistributedDataParallel, is stripped"),
+        (lambda name: f"_forward_module.{name}", r"'_forward_module\.', added by DeepSpeed, is stripped"),
         (lambda name: f"base_model.model.{name}", r"'base_model\.model\.', added by PEFT, is stripped"),
         (lambda name: f"module._orig_mod.{name}", "added by torch.compile and DistributedDataParallel"),
         (lambda name: f"_orig_mod.module.{name}", "added by torch.compile and DistributedDataParallel"),

@@ -188,3 +188,18 @@ def test_nothing_heavy_is_imported(arguments, light):
     assert done.returncode == 0, done.stderr
     imported = set(json.loads(done.stdout.rpartition("imported:")[2]))
     assert not imported & light
+
+
+@pytest.mark.parametrize("name", ["eval", "preview"])
+def test_a_key_written_as_an_option_tells_how_to_write_it(reallm, name):
+    code, _, errors = reallm(name, "--model", "x")
+    said = "error: '--model x': keys are written without dashes and with '=': model.path=x\n"
+    assert (code, errors) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "meant"), [("eval", "--lm-evl", "--lm-eval"), ("preview", "--rws", "--rows")]
+)
+def test_a_misspelt_option_names_the_nearest(reallm, name, typed, meant):
+    code, _, errors = reallm(name, typed, "x")
+    assert (code, errors) == (2, f"error: no such option: {typed} (Possible options: {meant})\n")

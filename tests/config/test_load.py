@@ -233,3 +233,9 @@ def test_an_optimizer_is_chosen_by_its_name_alone(name: str) -> None:
     assert built("optimizer.beta1=0.8").optimizer == OptimizerConfig(beta1=0.8)
     with pytest.raises(ConfigError, match="optimizer.beta1=0.9 is an option of adamw and muon, not of sgd"):
         built("optimizer.name=sgd", "optimizer.beta1=0.9")
+
+
+def test_the_settings_of_a_run_can_be_used_with_another_optimizer(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(load(SFTConfig, (), ["model.path=m", "dataset.train_path=t.jsonl"]).to_yaml())
+    assert load(SFTConfig, [file], ["optimizer.name=sgd"]).build().optimizer == OptimizerConfig(name="sgd")

@@ -94,6 +94,7 @@ def test_a_wrong_value_tells_what_is_allowed(typed, said):
     [
         (["--model.path", "x"], "'--model.path x': keys are written without dashes and with '=': model.path=x"),
         (["--model.path=x"], "'--model.path=x': keys are written without dashes and with '=': model.path=x"),
+        (["--model", "x"], "'--model x': keys are written without dashes and with '=': model.path=x"),
         (["--lr", "1e-4"], "optimizer.lr=1e-4"),
         (["--learning-rate", "1e-4"], "optimizer.lr=1e-4"),
         (["--epochs", "3", "seed=1"], "'--epochs 3': keys are written without dashes and with '=': epochs=3"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.load import load
 from reallm.errors import ConfigError
 from reallm.options import REQUIRED
 from reallm.plugins import registry
@@ -86,3 +88,11 @@ def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mixture_without_names_is_told_to_name_its_sources() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(SFTConfig, (), ["dataset.mix=a.jsonl"])
+    assert str(caught.value) == (
+        "dataset.mix=a.jsonl: must be a mapping; name each source: dataset.mix.NAME.path=a.jsonl"
+    )

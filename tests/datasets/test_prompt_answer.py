@@ -152,7 +152,13 @@ def test_no_sample_left(jsonl: Write, util: DatasetUtility) -> None:
         PromptAnswerDataset(util, path=path, max_seqlen=6)
     told = str(caught.value)
     assert told.startswith(f"{path}: no sample is left of 2 rows (1 dropped: ")
-    assert told.endswith("; raise max_seqlen, or give another dataset.chat_template")
+    assert told.endswith("; raise max_seqlen, or give rows with an answer")
+
+
+def test_no_turn_left(jsonl: Write, util: DatasetUtility) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]
+    with pytest.raises(DataError, match="; switch a turn of the assistant on in the data$"):
+        PromptAnswerDataset(util, path=jsonl({"messages": turns}))
 
 
 @pytest.mark.parametrize(

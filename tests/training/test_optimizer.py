@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -213,8 +214,6 @@ def test_an_option_that_the_optimizer_does_not_have_is_named(given: dict[str, An
 def test_options_have_the_defaults_of_their_optimizer(name: Any) -> None:
     config = OptimizerConfig(name=name)
     assert config.options == OPTIONS[name]
-    assert all(
-        getattr(config, option) is None
-        for options in OPTIONS.values()
-        for option in set(options) - config.options.keys()
-    )
+    assert all(getattr(config, option) is None for options in OPTIONS.values() for option in options)
+    assert dataclasses.replace(OptimizerConfig(), name=name) == config
+    assert dataclasses.replace(OptimizerConfig(name="muon", ns_steps=3), name="muon").options["ns_steps"] == 3

@@ -80,3 +80,28 @@ def test_a_line_that_ends_too_early_is_named_with_how_many_more_are_wrong(tmp_pa
     assert str(caught.value) == (
         f"{path}:2: invalid JSON: Expecting value at column 6; the line ends within a value (and 2 more rows)"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("a.jsonl", "<!DOCTYPE html>\n", "; this is a web page, not data: download the file itself"),
+        ("a.json", "\n<html lang='en'>\n", "; this is a web page, not data: download the file itself"),
+        ("a.jsonl", '{"a": 1},\n', "; leave out the trailing comma"),
+        ("a.jsonl", '{"a": 1,}\n', "; leave out the trailing comma"),
+        ("a.json", '[{"a": 1},\n{"a": [1,\n]}]', "; leave out the trailing comma"),
+        ("a.json", '[{"a": 1},\n]', "; leave out the trailing comma"),
+    ],
+)
+def test_what_is_often_wrong_has_a_hint(tmp_path: Path, name: str, text: str, hint: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"{hint}$"):
+        read_rows(path)
+
+
+def test_a_comma_within_text_is_no_trailing_comma(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": ",}" 1}\n')
+    with pytest.raises(DataError, match=r"Expecting ',' delimiter at column 12$"):
+        read_rows(path)

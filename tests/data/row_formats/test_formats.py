@@ -302,6 +302,12 @@ def test_a_column_that_is_not_there() -> None:
     )
 
 
+def test_a_column_that_no_row_has_is_said_although_the_rows_are_recognised(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": "b", "uuid": "u"}]
+    read_rows(RowSource(rows, columns={"id": "uuid", "text": "body"}))
+    assert caplog.messages == ["note: a list of rows: no row has the key 'body', which dataset.columns.text names"]
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 

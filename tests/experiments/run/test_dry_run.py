@@ -151,3 +151,14 @@ def test_of_a_job_only_the_first_process_prints(
         monkeypatch.setenv(name, value)
     assert run(arguments) == 0
     assert "dp=2 on 2 processes, ZeRO stage 1" in capsys.readouterr().out
+
+
+def test_validation_rows_longer_than_the_model_is_made_for_are_warned_of(trainer: Trainer) -> None:
+    config = trainer.config(n_valid=2)
+    assert config.dataset.valid_path is not None
+    with Path(config.dataset.valid_path).open("a") as file:
+        file.write(json.dumps({"prompt": "a", "answer": "sea " * 400}) + "\n")
+    config = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, max_seqlen=1000))
+    out = io.StringIO()
+    dry_run(config, trainer.algorithm, name="sft", console=Console(file=out, width=10_000))
+    assert "warning: 1 of 3 validation samples has more than the 256 tokens that" in out.getvalue()

@@ -89,3 +89,13 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_an_error_that_names_the_key(t
 def test_an_empty_token_is_refused(tight: Trainer) -> None:
     with pytest.raises(ConfigError, match="model.add_tokens has an empty string"):
         tight.run(config_of(tight, add_tokens=["a", ""]))
+
+
+def test_a_token_given_twice_is_refused(tight: Trainer) -> None:
+    with pytest.raises(ConfigError, match="model.add_tokens has 'a' 2 times; give it once"):
+        tight.run(config_of(tight, add_tokens=["a", "b", "a"]))
+
+
+def test_a_token_that_exists_already_is_said(tight: Trainer, caplog: pytest.LogCaptureFixture) -> None:
+    tight.run(config_of(tight, add_tokens=["<think>", "<|im_end|>"]))
+    assert "note: model.add_tokens: the tokenizer has '<|im_end|>' already" in caplog.messages

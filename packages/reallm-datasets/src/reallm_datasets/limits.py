@@ -5,6 +5,13 @@ from __future__ import annotations
 from reallm_datasets.config import Overlong
 from reallm_datasets.encoding import Encoded
 
+REMEDIES = {
+    "fills": "raise max_seqlen",
+    "longer than": "raise max_seqlen",
+    "are empty": "give rows with an answer",
+}
+"""Part of a phrase about a sequence that is dropped -> what to do."""
+
 
 def truncate_or_drop(sequence: Encoded, max_seqlen: int, overlong: Overlong) -> tuple[Encoded | None, str]:
     """The sequence, whole or truncated, or None if it is dropped; and a phrase for the report, empty if it is whole.

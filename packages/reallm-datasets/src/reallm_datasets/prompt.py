@@ -56,7 +56,7 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         self._padding = Encoder(util.tokenizer).padding if pad_to_max_length else 0
         encoder = PromptEncoder(util.tokenizer, max_prompt_len, overlong, tools)
         self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
-        self._rows.need_samples("raise max_prompt_len")
+        self._rows.need_samples({"longer than": "raise max_prompt_len", "is empty": "give rows with a prompt"})
 
     def __len__(self) -> int:
         return len(self._rows)

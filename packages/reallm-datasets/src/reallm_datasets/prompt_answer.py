@@ -21,6 +21,14 @@ from reallm_datasets.config import (
 )
 from reallm_datasets.encoders.prompt_answer import PromptAnswerEncoder
 from reallm_datasets.encoding import Encoder
+from reallm_datasets.limits import REMEDIES
+
+_REMEDIES = {
+    **REMEDIES,
+    "no turn is to be trained": "switch a turn of the assistant on in the data",
+    "no turn can be trained": "give another dataset.chat_template",
+}
+"""Part of a remark about rows that are dropped -> what to do."""
 
 
 class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
@@ -70,7 +78,7 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
         self._padding = Encoder(util.tokenizer).padding if pad_to_max_length else 0
         encoder = PromptAnswerEncoder(util.tokenizer, max_seqlen, overlong, train_on, tools)
         self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
-        self._rows.need_samples("raise max_seqlen, or give another dataset.chat_template")
+        self._rows.need_samples(_REMEDIES)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -19,6 +19,7 @@ from reallm_datasets.config import (
     check_overlong,
 )
 from reallm_datasets.encoders.rw_pair import PairEncoder
+from reallm_datasets.limits import REMEDIES
 
 
 class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
@@ -67,7 +68,7 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         tools = load_tools(tools_path) if tools_path else ()
         encoder = PairEncoder(util.tokenizer, max_pairs_per_prompt, max_seqlen, overlong, util.seed, tools)
         self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
-        self._rows.need_samples("raise max_seqlen, or look at the answers")
+        self._rows.need_samples({**REMEDIES, "are the same": "give answers that differ"})
 
     def __len__(self) -> int:
         return len(self._rows)

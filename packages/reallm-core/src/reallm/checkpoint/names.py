@@ -16,7 +16,11 @@ WRAPPERS = {
 }
 """Part of a name, at any place in it -> what adds it."""
 
-OUTER_WRAPPERS = {"module.": "DistributedDataParallel", "base_model.model.": "PEFT"}
+OUTER_WRAPPERS = {
+    "module.": "DistributedDataParallel",
+    "_forward_module.": "DeepSpeed",
+    "base_model.model.": "PEFT",
+}
 """Prefix of all names -> what adds it."""
 
 

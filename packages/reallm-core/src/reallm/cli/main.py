@@ -16,15 +16,18 @@ from reallm.cli.demo import demo
 from reallm.cli.eval import evaluate
 from reallm.cli.generate import generate
 from reallm.cli.plugins.app import app as plugins
-from reallm.cli.preview import preview
+from reallm.cli.preview import DEFAULT_ALGORITHM, preview
 from reallm.cli.push import push
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
-from reallm.errors import ReallmError, did_you_mean
+from reallm.errors import ReallmError, did_you_mean, nearest
 from reallm.plugins import registry
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's error for a wrong option or argument, of which typer makes only the subclass `BadParameter` public."""
+
+TAKING_KEYS = ("eval", "preview")
+"""The commands with options of their own that take the keys of an algorithm."""
 
 HELP = """\
 Post-training of large language models: fine-tune, generate, and see what is installed.
@@ -77,9 +80,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
-app.command(
-    short_help="Show the first rows of the data, token by token.", context_settings={"ignore_unknown_options": True}
-)(preview)
+app.command(short_help="Show the first rows of the data, token by token.")(preview)
 app.command()(generate)
 app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)
@@ -117,8 +118,7 @@ def run(arguments: Sequence[str]) -> int:
     except ReallmError as error:
         return _fail(str(error))
     except UsageError as error:
-        message = error.format_message()  # type: ignore[attr-defined]
-        return _fail(message[:1].lower() + message[1:].rstrip("."))
+        return _fail(_usage_problem(error, arguments))
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has closed it. Discard buffered output, or flushing at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,6 +128,28 @@ def run(arguments: Sequence[str]) -> int:
     if code == 130:  # typer turns Ctrl-C into this code
         sys.stderr.write("\ninterrupted\n")
     return code if isinstance(code, int) else 0
+
+
+def _usage_problem(error: Any, arguments: Sequence[str]) -> str:
+    """The message of an error of typer's; for a key that is written as an option, how to write it."""
+    message: str = error.format_message()
+    if hasattr(error, "possibilities") and arguments[0] in TAKING_KEYS:  # the option does not exist
+        option: str = error.option_name
+        if nearest(option.lstrip("-"), [name.lstrip("-") for name in error.possibilities or ()]):
+            return _as_clause(message)
+
+        from reallm.config.schema import groups
+        from reallm.config.suggestions import key_as_option
+
+        at = next(i for i, argument in enumerate(arguments) if argument.startswith(option))
+        found = list(groups(registry.get("algorithm", DEFAULT_ALGORITHM).config_class(), tolerate=True))
+        if problem := key_as_option(arguments[at], "".join(arguments[at + 1 : at + 2]), found):
+            return problem
+    return _as_clause(message)
+
+
+def _as_clause(message: str) -> str:
+    return message[:1].lower() + message[1:].rstrip(".")
 
 
 def _fail(message: str) -> int:

@@ -15,7 +15,6 @@ from reallm.arguments import check_items, check_path
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import PATHS, dataset_name
 from reallm.config.mixture import MIX
-from reallm.config.optimizer import OPTIONS, OptimizerConfig
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
@@ -117,7 +116,6 @@ def load(
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
     keys = {key.name: key for group in found for key in group.keys}
     tree = _tree(config_class, found)
-    _use_defaults_of_chosen_optimizer(tree, found, assignments)
     for assignment in assignments:
         _assign(tree, assignment, keys, found)
     return Configuration(found, {name: _read(tree, name) for name in keys})
@@ -184,19 +182,6 @@ def _tree(config_class: type, found: Sequence[Group]) -> DictConfig:
     return tree
 
 
-def _use_defaults_of_chosen_optimizer(
-    tree: DictConfig, found: Sequence[Group], assignments: Sequence[Assignment]
-) -> None:
-    """Replace the options of the default optimizer by those of the one that is chosen by its name."""
-    for group in found:
-        if group.cls is not None and issubclass(group.cls, OptimizerConfig):
-            names = [str(item.value) for item in assignments if item.key == f"{group.name}.name"]
-            if names and names[-1] in OPTIONS and names[-1] != OmegaConf.select(tree, group.name).name:
-                options = {name: None for defaults in OPTIONS.values() for name in defaults}
-                for name, value in {**options, **OPTIONS[names[-1]]}.items():
-                    OmegaConf.update(tree, f"{group.name}.{name}", value)
-
-
 def _thaw(node: DictConfig) -> None:
     """Make the OmegaConf nodes of frozen dataclasses writable."""
     OmegaConf.set_readonly(node, False)
@@ -228,6 +213,9 @@ def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: 
         hint = did_you_mean(str(shown), literals(key.type))
         if is_list(key.type) and item.text is not None:
             hint = f"; write {item.key}=[{shown}]"
+        if key.leaf == MIX and any(group.dataset and key in group.keys for group in found):
+            hint = f"; name each source: {item.key}.NAME.path={shown if isinstance(value, str) else 'FILE'}"
+            raise ConfigError(f"{item.origin}{item.key}={shown}: must be a mapping{hint}") from error
         raise ConfigError(f"{item.origin}{item.key}={shown}: must be {allowed_text(key.type)}{hint}") from error
 
 

@@ -36,7 +36,7 @@ NEEDS_WHOLE_MATRICES = ("adafactor", "muon")
 class OptimizerConfig(ConfigGroup, group="optimizer"):
     """The optimizer, its learning-rate schedule and gradient clipping.
 
-    An option that is not given has the default of the chosen optimizer; None is left of options that it does not have.
+    An option that is None has the default of the chosen optimizer, if it has this option: see `options`.
 
     Raises:
         ConfigError: a value is not allowed, or the chosen optimizer has no such option; names the field and the value.
@@ -88,9 +88,7 @@ class OptimizerConfig(ConfigGroup, group="optimizer"):
         defaults = OPTIONS[self.name]
         for name in _ALL_OPTIONS:
             value = getattr(self, name)
-            if name in defaults and value is None:
-                object.__setattr__(self, name, defaults[name])
-            elif name not in defaults and value is not None:
+            if name not in defaults and value is not None:
                 owners = " and ".join(each for each, options in OPTIONS.items() if name in options)
                 raise ConfigError(
                     f"optimizer.{name}={value!r} is an option of {owners}, not of {self.name}; leave it out, or choose "
@@ -108,13 +106,14 @@ class OptimizerConfig(ConfigGroup, group="optimizer"):
         self._check("beta2_decay", lambda value: -math.inf < value <= 0, "at most 0")
         self._check("clip_threshold", lambda value: 1 <= value < math.inf, "at least 1")
         self._check("ns_steps", lambda value: 1 <= value < 100, "between 1 and 99")
-        if self.nesterov and not self.momentum:
+        if self.options.get("nesterov") and not self.options["momentum"]:
             raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The values of the options that the chosen optimizer has, besides `lr` and `weight_decay`."""
-        return {name: getattr(self, name) for name in OPTIONS[self.name]}
+        """The values in force of the options that the chosen optimizer has, besides `lr` and `weight_decay`."""
+        given = {name: getattr(self, name) for name in OPTIONS[self.name]}
+        return {name: default if given[name] is None else given[name] for name, default in OPTIONS[self.name].items()}
 
     def _check(self, name: str, is_allowed: Any, what: str) -> None:
         value = getattr(self, name)

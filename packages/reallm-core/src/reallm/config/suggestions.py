@@ -110,19 +110,27 @@ def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Gro
 
 def _option(argument: str, following: str, groups: Sequence[Group]) -> str:
     """The message for a key written as an option: `--lr 1e-4`, `--model.path=x`."""
-    name, _, value = argument.lstrip("-").partition("=")
+    name = argument.lstrip("-").partition("=")[0]
     keys = [key for group in groups for key in group.keys]
     option = nearest(name, OPTIONS)
     if option == name:
         return f"'{argument}' is not an option of this command, but of those that train"
     if option and not any(name in (key.name, key.leaf) for key in keys):
         return f"unknown option '{argument}'; did you mean '--{option}'?"
-    near = suggestions(name, groups)
-    if not near and (sentence := explanation(name)):
-        return f"unknown option '{argument}': {sentence}"
+    if problem := key_as_option(argument, following, groups):
+        return problem
+    options = ", ".join(f"--{item}" for item in OPTIONS)
+    return f"unknown option '{argument}'; options are {options}, everything else is written key=value"
+
+
+def key_as_option(argument: str, following: str, groups: Sequence[Group]) -> str | None:
+    """The message for an option that means a key, or a setting of another tool; None if it means neither."""
+    name, _, value = argument.lstrip("-").partition("=")
+    group = next((group for group in groups if group.name == name), None)
+    near = [_main_key(group)] if group is not None else suggestions(name, groups)
     if not near:
-        options = ", ".join(f"--{item}" for item in OPTIONS)
-        return f"unknown option '{argument}'; options are {options}, everything else is written key=value"
+        sentence = explanation(name)
+        return f"unknown option '{argument}': {sentence}" if sentence else None
     if not value and following and "=" not in following and not following.startswith("-"):
         value, argument = following, f"{argument} {following}"
     return f"'{argument}': keys are written without dashes and with '=': {near[0]}={value or 'VALUE'}"

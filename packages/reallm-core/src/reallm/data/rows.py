@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
-from reallm.data.readers.record import Record
+from reallm.data.readers.record import Record, Records
 from reallm.data.row import Kind, Row, describe, listed_keys
 from reallm.data.row_errors import RowErrors
 from reallm.data.row_formats.formats import FORMATS, RowFormat, convert_like, recognise, unrecognised
@@ -63,7 +64,9 @@ def iter_rows(
     Raises:
         DataError: the source cannot be read, has no rows, or has a wrong one; names the location.
     """
-    parts = parts_of(source)
+    columns = dict(source.columns) if isinstance(source, RowSource) else {}
+    absent = set(columns.values())
+    parts = [replace(part, read=partial(_noting_keys, part.read, absent)) for part in parts_of(source)]
     split = source.split if isinstance(source, RowSource) else None
     n_rows = 0
     for part in parts:
@@ -79,6 +82,18 @@ def iter_rows(
                     errors.add(index, row)
     if not n_rows:
         raise DataError(f"{source_name(source)}: has no rows")
+    for key, column in columns.items():
+        if column in absent:
+            notify_once(f"{source_name(source)}: no row has the key '{column}', which dataset.columns.{key} names")
+
+
+def _noting_keys(read: Callable[[], Records], absent: set[str]) -> Records:
+    """The records that `read` gives; the keys that they have are taken out of `absent`."""
+    with closing(read()) as records:
+        for record in records:
+            if absent and isinstance(record.value, Mapping):
+                absent.difference_update(record.value)
+            yield record
 
 
 def check_rows(source: RowSource) -> None:

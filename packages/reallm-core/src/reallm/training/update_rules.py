@@ -96,7 +96,7 @@ def _adamw_state(shape: Shape, config: OptimizerConfig) -> Mapping[str, Shape]:
 
 
 def _sgd_state(shape: Shape, config: OptimizerConfig) -> Mapping[str, Shape]:
-    return {"momentum_buffer": shape} if config.momentum else {}
+    return {"momentum_buffer": shape} if config.options["momentum"] else {}
 
 
 def _adafactor_state(shape: Shape, config: OptimizerConfig) -> Mapping[str, Shape]:

@@ -21,6 +21,8 @@ from reallm.errors import DataError, one_line, quoted
 _BETWEEN = re.compile(r"[\s,]*")
 _LISTS_OF_A_ROW = {"chosen", "completion", "conversation", "conversations", "functions", "messages", "prompt"}
 _LISTS_OF_A_ROW |= {"rejected", "tools"}
+_WEB_PAGE = re.compile(r"\s*<(!doctype\s+html|html|head)\b", re.IGNORECASE)
+_TRAILING_COMMA = re.compile(r",\s*[\]}]")
 _DECODER = json.JSONDecoder()
 
 
@@ -86,7 +88,7 @@ def _lines(lines: Iterator[tuple[int, str]], origin: Origin) -> Records:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            yield origin.wrong_line(_not_json(f"{origin.place}:{number}", error, len(text)))
+            yield origin.wrong_line(_not_json(f"{origin.place}:{number}", error, text, is_line=True))
         else:
             yield origin.at_line(number, value)
 
@@ -97,7 +99,7 @@ def _whole(text: str, origin: Origin) -> Records:
         values = _values(text)
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise _not_json(f"{origin.place}:{line}", error) from error
+        raise _not_json(f"{origin.place}:{line}", error, text) from error
     if len(values) == 1 and isinstance(values[0][1], list):
         yield from _elements(text, values[0][0] + 1, len(values[0][1]), origin)
     elif len(values) == 1 and isinstance(values[0][1], Mapping) and (name := _name_of_rows(values[0][1], origin)):
@@ -179,10 +181,19 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def _not_json(place: str, error: Exception, length: int = -1) -> DataError:
+def _not_json(place: str, error: Exception, text: str, *, is_line: bool = False) -> DataError:
     if isinstance(error, json.JSONDecodeError):
-        ends = "; the line ends within a value" if error.pos == length else ""
-        return DataError(f"{place}: invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{ends}")
+        problem = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        return DataError(f"{place}: invalid JSON: {problem}{_hint(error, text, is_line=is_line)}")
     if isinstance(error, RecursionError):
         return DataError(f"{place}: invalid JSON: nested too deeply")
     return DataError(f"{place}: invalid JSON: {one_line(error)}")
+
+
+def _hint(error: json.JSONDecodeError, text: str, *, is_line: bool) -> str:
+    if _WEB_PAGE.match(text):
+        return "; this is a web page, not data: download the file itself"
+    comma = _TRAILING_COMMA.match(text, max(0, text.rfind(",", 0, error.pos + 1)))
+    if (comma and comma.end() > error.pos) or (is_line and text[error.pos :] == ","):
+        return "; leave out the trailing comma"
+    return "; the line ends within a value" if is_line and error.pos == len(text) else ""

@@ -28,10 +28,16 @@ class Report:
         """`"a.jsonl: 9 rows -> 8 samples; 3 cut to 512 tokens; 1 dropped: empty"`, where `result` is "8 samples"."""
         return "; ".join([f"{self._name}: {counted(self.n_rows, 'row')} -> {result}", *self._phrases()])
 
-    def no_samples_error(self, remedy: str) -> NoSamplesError:
-        """The error for a dataset without any sample, for the caller to raise."""
+    def no_samples_error(self, remedies: Mapping[str, str]) -> NoSamplesError:
+        """The error for a dataset without any sample, for the caller to raise.
+
+        Args:
+            remedies: part of a remark -> what to do about it: `{"longer than": "raise max_seqlen"}`.
+        """
         rows = f"{counted(self.n_rows, 'row')} ({'; '.join(self._phrases())})"
-        return NoSamplesError(f"{self._name}: no sample is left of {rows}; {remedy}", tuple(self.counts))
+        chosen = [remedy for part, remedy in remedies.items() if any(part in remark for remark in self.counts)]
+        end = f"; {', or '.join(dict.fromkeys(chosen))}" if chosen else ""
+        return NoSamplesError(f"{self._name}: no sample is left of {rows}{end}", tuple(self.counts))
 
     @property
     def _name(self) -> str:

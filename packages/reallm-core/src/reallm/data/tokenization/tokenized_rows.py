@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -71,10 +72,10 @@ class TokenizedRows:
         """`"a.jsonl: 9 rows -> 8 samples; 3 cut to 512 tokens; 1 dropped: empty"`, where `result` is "8 samples"."""
         return self._report.line(result)
 
-    def need_samples(self, remedy: str) -> None:
-        """Raise DataError unless a sample is left; it ends with the `remedy`."""
+    def need_samples(self, remedies: Mapping[str, str]) -> None:
+        """Raise DataError unless a sample is left; it ends with what to do: for each part of a remark, its remedy."""
         if not len(self):
-            raise self._report.no_samples_error(remedy)
+            raise self._report.no_samples_error(remedies)
 
     def _index(self, i: int) -> int:
         if not 0 <= i < len(self):

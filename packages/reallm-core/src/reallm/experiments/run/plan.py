@@ -76,7 +76,10 @@ class Plan:
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
         if point is not None and point.state is not None:
             refuse_other_data(point.state.data, data.fingerprint)
-        too_long = check_lengths(data.train, data.stats, [model_args(config, name) for name in trained])
+        models = [model_args(config, name) for name in trained]
+        too_long = check_lengths(data.train, data.stats, models)
+        if data.valid is not None and data.valid_stats is not None:
+            too_long += check_lengths(data.valid, data.valid_stats, models, noun="validation sample")
         memory = memory_lines(config, trained, data.stats.largest, job, layouts)
         return cls(config, point, layouts, interfaces, data, too_long, memory)
 

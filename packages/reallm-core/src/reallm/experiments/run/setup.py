@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,13 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import MixtureSampler, StepSampler
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError, DataError, counted
+from reallm.errors import ConfigError, DataError, counted, quoted
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
 from reallm.launch.job import Job
+from reallm.notices import notify_once
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.specs import Algorithm
@@ -45,6 +47,8 @@ class Data:
     sampler: StepSampler
     stats: DatasetStats
     """Statistics of the training data."""
+    valid_stats: DatasetStats | None
+    """Statistics of the validation data."""
     fingerprint: str
     """Fingerprint of the training data."""
     tokenizer: PreTrainedTokenizerBase
@@ -112,13 +116,19 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     check_warmup(config.optimizer, sampler.total_steps, f"all the steps there are, {sampler.total_steps}")
     if valid is None:
         _check_needs_no_validation(config)
-    stats = measure(train, interfaces[trained].n_tokens, sampler, config.max_tokens_per_microbatch)
+    n_tokens, max_tokens = interfaces[trained].n_tokens, config.max_tokens_per_microbatch
+    stats, valid_size = measure(train, n_tokens, sampler, max_tokens), batch_size(config.dataset, "valid")
+    valid_stats = None
+    if valid is not None:
+        valid_plan = StepSampler(len(valid), valid_size, 1, None, config.seed)
+        valid_stats = measure(valid, n_tokens, valid_plan, max_tokens)
     return Data(
         train,
         valid,
-        batch_size(config.dataset, "valid"),
+        valid_size,
         sampler,
         stats,
+        valid_stats,
         _fingerprint(train),
         tokenizer,
         tokenizer_changed,
@@ -158,6 +168,13 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     tokenizer = load_tokenizer(resolve_path(args.path, weights=False))
     if "" in args.add_tokens:
         raise ConfigError(f"{first}.add_tokens has an empty string; leave it out")
+    for token, n in Counter(args.add_tokens).items():
+        if n > 1:
+            raise ConfigError(f"{first}.add_tokens has '{token}' {n} times; give it once")
+    known = tokenizer.get_vocab()
+    existing = [token for token in args.add_tokens if token in known]
+    if existing:
+        notify_once(f"{first}.add_tokens: the tokenizer has {quoted(existing, 8)} already")
     has_changed = add_tokens(tokenizer, args.add_tokens) > 0
     chat_template = getattr(getattr(config, "dataset", None), CHAT_TEMPLATE, None)
     if chat_template is not None:
@@ -274,8 +291,12 @@ def report(dataset: Samples) -> str:
     return own_report() if callable(own_report) else counted(len(dataset), "sample")
 
 
-def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelArgs]) -> list[str]:
+def check_lengths(
+    samples: Samples, stats: DatasetStats, models: Sequence[ModelArgs], *, noun: str = "sample"
+) -> list[str]:
     """Compare the measured samples with the lengths that the models are made for; a line for each that they exceed.
+
+    Messages call a sample by the `noun`.
 
     Raises:
         DataError: a sample is longer than the learned positions of a model; names it.
@@ -289,14 +310,14 @@ def check_lengths(samples: Samples, stats: DatasetStats, models: Sequence[ModelA
                 n = sum(each > model.max_positions for each in stats.lengths)
                 have = "has" if n == 1 else "have"
                 lines.append(
-                    f"warning: {n:,} of {counted(len(stats.lengths), 'sample')} {have} more than the "
+                    f"warning: {n:,} of {counted(len(stats.lengths), noun)} {have} more than the "
                     f"{model.max_positions:,} tokens that {args.path} was made for (max_position_embeddings), up to "
                     f"{length:,}; to have the dataset cut or drop them: dataset.max_seqlen={model.max_positions}"
                 )
             continue
         row = stats.rows[stats.lengths.index(length)]
         ids = samples[row].metadata.get("ids")
-        name = f"sample '{ids[0]}'" if ids else f"sample {row}"
+        name = f"{noun} '{ids[0]}'" if ids else f"{noun} {row}"
         raise DataError(
             f"{name} has {length:,} tokens, but {args.path} has learned {limit:,} positions; have the dataset cut or "
             f"drop what is longer (dataset.max_seqlen={limit})"

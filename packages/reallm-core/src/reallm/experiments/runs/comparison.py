@@ -13,7 +13,7 @@ from reallm.errors import ConfigError, nearest
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import RunError, RunInfo
 from reallm.experiments.runs.metrics import Curve, Points, along, is_evaluation, is_loss, read_curves, tokens_trained
-from reallm.experiments.runs.settings import LOCATION_KEYS, flatten, read_settings
+from reallm.experiments.runs.settings import LOCATION_KEYS, flatten, read_settings, with_optimizer_options
 
 By = Literal["steps", "tokens", "epochs"]
 """The x axis of curves."""
@@ -97,7 +97,7 @@ def state_text(info: RunInfo) -> str:
 def flat_settings(file: Path) -> dict[str, Any] | None:
     """The settings in a `config.yaml` by dotted key, `{"optimizer.lr": 1e-5}`; None if they cannot be read."""
     try:
-        return flatten(read_settings(file))
+        return with_optimizer_options(flatten(read_settings(file)))
     except ConfigError:
         return None
 

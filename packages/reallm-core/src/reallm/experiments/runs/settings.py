@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from reallm.config.optimizer import OPTIONS
 from reallm.config.parallel import PREFIX
 from reallm.errors import ConfigError
 
@@ -66,11 +67,22 @@ def diff(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[st
             name.startswith(f"{key}.") for name in old
         ):  # {} is the default of a mapping with values in `before`
             old.setdefault(key, value)
+    old, new = with_optimizer_options(old), with_optimizer_options(new)
     return {
         key: (old.get(key), new.get(key))
         for key in dict.fromkeys([*old, *new])
         if key not in LOCATION_KEYS and old.get(key) != new.get(key)
     }
+
+
+def with_optimizer_options(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings with the values in force of the optimizer's options that are null.
+
+    `config.yaml` of earlier versions has these values.
+    """
+    options = OPTIONS.get(settings.get("optimizer.name", ""), {})
+    found = {f"optimizer.{name}": value for name, value in options.items()}
+    return settings | {key: value for key, value in found.items() if settings.get(key) is None}
 
 
 def without_parallel(changed: Diff) -> Diff:

@@ -97,7 +97,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int
     """
     from transformers import AddedToken
 
-    return int(tokenizer.add_tokens([AddedToken(token, normalized=False) for token in dict.fromkeys(tokens)]))
+    return int(tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens]))
 
 
 def n_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
