@@ -98,6 +98,17 @@ def trainer(tmp_path: Path, checkpoint: Path) -> Trainer:
     return Trainer(tmp_path, checkpoint, registry.get("algorithm", "sft"))
 
 
+def mixture(trainer: Trainer, **changes: Any) -> Any:
+    """A dataset of two sources, 20 and 60 rows, of which one in four is held out."""
+    sources = {"few": (range(20), 0.4), "many": (range(100, 160), 0.6)}
+    mix = {
+        name: {"path": str(write_rows(trainer.folder / f"{name}.jsonl", numbers)), "weight": weight}
+        for name, (numbers, weight) in sources.items()
+    }
+    settings = {"mix": mix, "valid_fraction": 0.25, "max_seqlen": 64, "train_bs_n_seqs": 16, "valid_bs_n_seqs": 4}
+    return registry.get("dataset", "prompt_answer").config_class()(**{**settings, **changes})
+
+
 def records(result: RunResult) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]

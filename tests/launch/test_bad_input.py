@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from reallm.cli import main
 from tests.helpers.jobs import CommandResult, make_inputs, sft, side_by_side
@@ -66,6 +68,20 @@ def test_a_checkpoint_of_another_size_than_its_config(inputs: Path, tmp_path: Pa
     assert rank == 0
     assert line.startswith("error: ")
     assert line.endswith("shape [48, 32], but config.json asks for [64, 32]; they belong to different models")
+
+
+def test_a_weight_that_is_nan_in_the_part_of_one_rank(inputs: Path, tmp_path: Path):
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    name = "model.layers.2.mlp.up_proj.weight"
+    tensors[name][-1, -1] = math.nan
+    save_file(tensors, tmp_path / "model/model.safetensors")
+    arguments = sft(inputs, tmp_path / "runs", "parallel.dp=2", "parallel.zero=3")
+    arguments.append(f"model.path={tmp_path / 'model'}")
+    _, line = reported(side_by_side(tmp_path, [arguments] * 2), tmp_path)
+    assert line.startswith(
+        f"error: rank 1: {tmp_path / 'model/model.safetensors'}: tensor '{name}' has 1 of 1,536 values "
+    )
 
 
 ELSEWHERE = """

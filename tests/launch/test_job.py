@@ -57,6 +57,16 @@ def test_ctrl_c_saves_after_the_same_step_on_all_ranks(inputs: Path, tmp_path: P
     assert f"to resume: reallm sft resume={tmp_path / 'run'}" in ended.out
 
 
+def test_what_is_found_out_about_the_rows_is_said_once(inputs: Path, tmp_path: Path):
+    rows = [{"instruction": f"Say {n}:", "output": " red sun", "unused": "x" * 1_000_000} for n in range(9)]
+    (tmp_path / "large.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = sft(inputs, tmp_path, f"dataset.cache_dir={tmp_path / 'cache'}", "max_steps=1", "name=run")
+    ended = side_by_side(tmp_path, [[*arguments, f"dataset.train_path={tmp_path / 'large.jsonl'}"]] * 2)
+    assert [each.code for each in ended] == [0, 0]
+    notes = [line for each in ended for line in each.errors if "rows look like" in line]
+    assert notes == [f"note: {tmp_path / 'large.jsonl'}: rows look like Alpaca"]
+
+
 def test_mistakes_are_found_before_processes_are_started(inputs: Path, tmp_path: Path):
     ended = Command(tmp_path, sft(inputs, tmp_path, "parallel.tp=3")).end()
     assert ended.code == 2

@@ -22,14 +22,14 @@ from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.evaluation.evaluate import EvalResult, evaluate
 from reallm.launch.job import Job
 from reallm.plugins import registry
-from tests.experiments.conftest import Trainer, records
+from tests.experiments.conftest import Trainer, mixture, records
 from tests.helpers.ranks import on_ranks
 from tests.helpers.tokenizers import tiny_tokenizer
 
 
 def last_evaluation(trainer: Trainer, **changes: Any) -> tuple[dict[str, float], SFTConfig]:
     """The metrics of a run's last evaluation, and the configuration that evaluates its last checkpoint."""
-    config = trainer.config(n_valid=5, **changes)
+    config = trainer.config(**{"n_valid": 5, **changes})
     result = trainer.run(config)
     metrics = {name: value for name, value in records(result)[-1].items() if name.startswith("eval/")}
     model = dataclasses.replace(config.model, path=str(result.checkpoint))
@@ -68,6 +68,18 @@ def test_in_any_layout_all_ranks_get_the_same(trainer: Trainer, tmp_path: Path, 
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0] == found[1]
     assert found[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("parallel", [ParallelArgs(dp=2), ParallelArgs(tp=2)], ids=str)
+def test_metrics_of_each_source_are_those_of_the_evaluation_in_training(
+    trainer: Trainer, tmp_path: Path, parallel: ParallelArgs
+) -> None:
+    metrics, config = last_evaluation(trainer, dataset=mixture(trainer), max_steps=2)
+    assert {"eval/loss/few", "eval/loss/many"} < set(metrics)
+    assert evaluated(config).metrics == metrics
+    on_ranks(2, evaluate_on_rank, 2, dataclasses.replace(config, parallel=parallel), str(tmp_path))
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == found[1] == pytest.approx(metrics, rel=1e-5)
 
 
 def test_data_without_samples_is_an_error(trainer: Trainer) -> None:

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 import pytest
 
 from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ConfigError
 from reallm.experiments.run.runner import RunResult
-from reallm.plugins import registry
-from tests.experiments.conftest import Trainer, records, write_rows
-
-
-def mixture(trainer: Trainer, **changes: Any) -> Any:
-    """A dataset of two sources, 20 and 60 rows, of which one in four is held out."""
-    sources = {"few": (range(20), 0.4), "many": (range(100, 160), 0.6)}
-    mix = {
-        name: {"path": str(write_rows(trainer.folder / f"{name}.jsonl", numbers)), "weight": weight}
-        for name, (numbers, weight) in sources.items()
-    }
-    settings = {"mix": mix, "valid_fraction": 0.25, "max_seqlen": 64, "train_bs_n_seqs": 16, "valid_bs_n_seqs": 4}
-    return registry.get("dataset", "prompt_answer").config_class()(**{**settings, **changes})
+from tests.experiments.conftest import Trainer, mixture, records
 
 
 def losses(result: RunResult, name: str) -> list[float]:

@@ -25,7 +25,7 @@ class CallbackError(PluginError):
 
 
 class Callbacks:
-    """The callbacks of a run, constructed.
+    """The callbacks of a run, constructed. All ranks make the same calls, and what fails on one rank fails on all.
 
     Args:
         offers: the callbacks by name, from `callback_offers`.
@@ -39,8 +39,16 @@ class Callbacks:
         self._offers, self._run = offers, run
         self.requests = Requests()
         self._views = {name: View(name, run, self.requests) for name in offers}
-        self._callbacks = {name: self._construct(name) for name in offers}
+        self._callbacks: dict[str, Any] = {}
         self._have_failed = False
+        error: CallbackError | None = None
+        try:
+            for name in offers:
+                self._callbacks[name] = self._construct(name)
+        except CallbackError as raised:
+            error = raised
+        if offers:
+            self._agree(error)
 
     @property
     def watch_saves(self) -> bool:
@@ -48,7 +56,7 @@ class Callbacks:
         return any(_overrides(callback, "on_save") for callback in self._callbacks.values())
 
     def call(self, hook: str, step: int, metrics: Mapping[str, float], *arguments: Any) -> None:
-        """Call a method of all callbacks; all ranks do, and have the same `requests` afterwards.
+        """Call a method of all callbacks; all ranks have the same `requests` afterwards.
 
         Args:
             hook: name of the method.
@@ -63,10 +71,7 @@ class Callbacks:
             return
         self._run.step, self._run.metrics = step, metrics
         error: CallbackError | None = None
-        for name, callback in self._callbacks.items():
-            method = getattr(callback, hook, None)
-            if method is None:
-                continue
+        for name, method in self._methods(hook).items():
             try:
                 method(self._views[name], *arguments)
             except Exception as raised:  # a plugin's code may raise anything, and a save must follow
@@ -95,35 +100,42 @@ class Callbacks:
         """The state of each callback that has one, as JSON types.
 
         Raises:
-            CallbackError: a callback has raised, or has returned something else. No callback is called again.
+            CallbackError: a callback has raised, or has returned something else, on any rank. After it, `state` leaves
+                out what fails, and no other method is called.
         """
         found: dict[str, Any] = {}
-        for name, callback in self._callbacks.items():
-            method = getattr(callback, "state", None)
-            if method is None:
-                continue
+        error: CallbackError | None = None
+        for name, method in self._methods("state").items():
             try:
                 found[name] = json.loads(json.dumps(method()))
-            except Exception as raised:  # see `call`; after a failure the save goes on without this state
-                if not self._have_failed:
-                    self._have_failed = True
-                    raise self._error(name, "failed in state", raised) from raised
+            except Exception as raised:  # see `call`
+                error = error or self._error(name, "failed in state", raised)
+        if self._callbacks and not self._have_failed:  # after a failure the save goes on without this state
+            self._agree(error)
         return found
 
     def load_state(self, states: Mapping[str, Any]) -> None:
         """Restore saved states; those of callbacks that the run no longer has are dropped.
 
         Raises:
-            CallbackError: a callback has raised.
+            CallbackError: a callback has raised, on any rank.
         """
-        for name, callback in self._callbacks.items():
-            method = getattr(callback, "load_state", None)
-            if method is None or name not in states:
+        error: CallbackError | None = None
+        for name, method in self._methods("load_state").items():
+            if name not in states:
                 continue
             try:
                 method(states[name])
             except Exception as raised:  # see `call`
-                raise self._error(name, "failed in load_state", raised) from raised
+                error = self._error(name, "failed in load_state", raised)
+                break
+        if self._callbacks:
+            self._agree(error)
+
+    def _methods(self, name: str) -> dict[str, Any]:
+        """The method of that name of each callback that has it."""
+        found = {callback: getattr(self._callbacks[callback], name, None) for callback in self._callbacks}
+        return {callback: method for callback, method in found.items() if method is not None}
 
     def _construct(self, name: str) -> Any:
         try:
