@@ -82,6 +82,14 @@ def test_metrics_of_each_source_are_those_of_the_evaluation_in_training(
     assert found[0] == found[1] == pytest.approx(metrics, rel=1e-5)
 
 
+def test_rows_of_a_mixture_are_evaluated_once_whatever_their_weights(trainer: Trainer) -> None:
+    printed = io.StringIO()
+    config = trainer.config(dataset=mixture(trainer, valid_fraction=None))
+    console = Console(file=printed, width=200)
+    assert evaluate(config, registry.get("algorithm", "sft"), console=console).n_samples == 80
+    assert "rows: 80 samples of 2 sources: few 20, many 60\n" in printed.getvalue()
+
+
 def test_data_without_samples_is_an_error(trainer: Trainer) -> None:
     (trainer.folder / "empty.jsonl").write_text('{"prompt": "", "answer": ""}\n')
     config = trainer.config()

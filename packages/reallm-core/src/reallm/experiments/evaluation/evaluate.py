@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from reallm.config.training import TrainingConfig, model_args
 from reallm.data.batching import batches_in_order, n_samples
 from reallm.data.dataset_stats import fingerprint, measure
 from reallm.data.datasets import Samples, make_dataset
+from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import StepSampler
 from reallm.data.tokenization.progress import RowProgress
@@ -161,7 +162,8 @@ def _load_rows(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokeni
     if not len(samples):
         raise DataError(f"dataset '{splits[split].name}' gives no samples to evaluate ({report(samples)})")
     check_keys(samples[0], graph, splits[split].name)
-    return samples
+    # the weights of a mixture to train on say how often its rows are drawn; here each is evaluated once
+    return replace(samples, weights={}) if isinstance(samples, MixedSamples) else samples
 
 
 def _batches(samples: Samples, size: int, progress: RowProgress) -> Iterator[NamedArray]:
