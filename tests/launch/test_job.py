@@ -22,7 +22,7 @@ def test_it_starts_the_processes_and_trains_as_one_would(inputs: Path, tmp_path:
     together = Command(tmp_path, sft(inputs, tmp_path, "name=together", "parallel.dp=2")).end()
     assert (alone.code, together.code) == (0, 0), together.err
     assert together.errors == []
-    assert "layout tp1pp1fsdp2 on 2 processes" in together.out
+    assert "dp=2 on 2 processes, ZeRO stage 1" in together.out
     lines = [line for line in together.out.splitlines() if not line.startswith("step ")]
     assert len(lines) == len(set(lines)), "one rank prints"
     assert "saving: training waits for each save; async_save=true has no effect with several processes" in lines
