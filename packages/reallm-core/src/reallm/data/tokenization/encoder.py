@@ -12,15 +12,12 @@ from reallm.data.rows import Row
 
 
 class EncodedRow(NamedTuple):
-    """What an encoder made of a row.
-
-    Args:
-        fields: field -> array [L], of any length but 0 and of the same dtype in all rows; None drops the row.
-        remarks: phrases for the dataset's report, such as `"cut to 512 tokens"` or `"dropped: the prompt is empty"`.
-    """
+    """What an encoder made of a row."""
 
     fields: Mapping[str, np.ndarray] | None
+    """Field -> array [L], of any length but 0 and of the same dtype in all rows; None drops the row."""
     remarks: tuple[str, ...] = ()
+    """Phrases for the dataset's report, such as `"cut to 512 tokens"` or `"dropped: the prompt is empty"`."""
 
 
 class RowEncoder(Protocol):
