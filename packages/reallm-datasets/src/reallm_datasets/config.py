@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from reallm.config.dataset import check_splits
 from reallm.config.group import ConfigGroup
@@ -33,17 +33,51 @@ _CHAT_TEMPLATE = (
 )
 _TOOLS = "JSON file with the functions that the model may call, for conversations without tools of their own"
 
+_NUM_PROC = "processes that tokenize many rows, at most; null: one for each core"
+_CACHE_DIR = "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
 
-class RowConfig(Protocol):
-    """A configuration with the form of its rows."""
 
+class RowsConfig(ConfigGroup, group="dataset"):
+    """Base class of the three configurations: the checks of the fields that all of them declare."""
+
+    path_fields: ClassVar[tuple[str, ...]] = ("train_path", "valid_path")
+    """Fields with sources of rows; the first one is required unless `mix` is given."""
+
+    mix: dict[str, Any]
     format: str | None
     columns: dict[str, str]
-    mix: dict[str, Any]
+    overlong: Overlong
+    train_bs_n_seqs: int
+    tools_path: str | None
+    num_proc: int | None
+
+    def __post_init__(self) -> None:
+        required = self.path_fields[0]
+        if self.mix and getattr(self, required) == REQUIRED:
+            setattr(self, required, None)
+        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
+        check_overlong(self.overlong)
+        check_num_proc(self.num_proc)
+
+    def check(self) -> None:
+        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
+        check_columns(self.columns)
+        check_splits(self)
+        for name, source in mix_sources(self).items():
+            with _named(f"mix.{name}"):
+                check_rows(RowSource(source.path, source.format or self.format, source.columns or self.columns))
+        for name in self.path_fields:
+            path = getattr(self, name)
+            if path is not None:
+                with _named(name):
+                    check_rows(RowSource(path, self.format, self.columns))
+        if self.tools_path is not None:
+            with _named("tools_path"):
+                check_source(self.tools_path)
 
 
 @dataclass
-class PromptAnswerDatasetConfig(ConfigGroup, group="dataset"):
+class PromptAnswerDatasetConfig(RowsConfig):
     """Prompts with their answers, or conversations; the loss is on the answers."""
 
     train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
@@ -64,29 +98,18 @@ class PromptAnswerDatasetConfig(ConfigGroup, group="dataset"):
     )
     chat_template: str | None = option(None, _CHAT_TEMPLATE)
     tools_path: str | None = option(None, _TOOLS)
-    num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
-    cache_dir: str | None = option(
-        "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
-    )
+    num_proc: int | None = option(None, _NUM_PROC)
+    cache_dir: str | None = option("auto", _CACHE_DIR)
 
     def __post_init__(self) -> None:
-        if self.mix and self.train_path == REQUIRED:
-            self.train_path = None
+        super().__post_init__()
         check_at_least("max_seqlen", self.max_seqlen, 2)
-        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
-        check_overlong(self.overlong)
         check_train_on(self.train_on)
-        check_num_proc(self.num_proc)
-
-    def check(self) -> None:
-        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
-        check_rows_of(self, "train_path", "valid_path")
-        check_files(tools_path=self.tools_path)
 
 
 @dataclass
-class PairedComparisonDatasetConfig(ConfigGroup, group="dataset"):
+class PairedComparisonDatasetConfig(RowsConfig):
     """Prompts, each with answers of which one is better than the other."""
 
     train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
@@ -102,30 +125,21 @@ class PairedComparisonDatasetConfig(ConfigGroup, group="dataset"):
     valid_bs_n_seqs: int = option(32, "rows in an evaluation batch")
     chat_template: str | None = option(None, _CHAT_TEMPLATE)
     tools_path: str | None = option(None, _TOOLS)
-    num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
-    cache_dir: str | None = option(
-        "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
-    )
+    num_proc: int | None = option(None, _NUM_PROC)
+    cache_dir: str | None = option("auto", _CACHE_DIR)
 
     def __post_init__(self) -> None:
-        if self.mix and self.train_path == REQUIRED:
-            self.train_path = None
+        super().__post_init__()
         check_at_least("max_pairs_per_prompt", self.max_pairs_per_prompt, 1)
         check_at_least("max_seqlen", self.max_seqlen, 2)
-        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
         check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
-        check_overlong(self.overlong)
-        check_num_proc(self.num_proc)
-
-    def check(self) -> None:
-        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
-        check_rows_of(self, "train_path", "valid_path")
-        check_files(tools_path=self.tools_path)
 
 
 @dataclass
-class PromptOnlyDatasetConfig(ConfigGroup, group="dataset"):
+class PromptOnlyDatasetConfig(RowsConfig):
     """Prompts alone, for a model to answer."""
+
+    path_fields: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str | list[str] | None = option(REQUIRED, f"prompts: {_SOURCE}")
     valid_fraction: float | None = option(None, _VALID_FRACTION)
@@ -138,23 +152,12 @@ class PromptOnlyDatasetConfig(ConfigGroup, group="dataset"):
     pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; useful only for benchmarks")
     chat_template: str | None = option(None, _CHAT_TEMPLATE)
     tools_path: str | None = option(None, _TOOLS)
-    num_proc: int | None = option(None, "processes that tokenize many rows, at most; null: one for each core")
-    cache_dir: str | None = option(
-        "auto", "folder that keeps the tokens of large files; auto: ~/.cache/reallm/tokenized; null: none"
-    )
+    num_proc: int | None = option(None, _NUM_PROC)
+    cache_dir: str | None = option("auto", _CACHE_DIR)
 
     def __post_init__(self) -> None:
-        if self.mix and self.path == REQUIRED:
-            self.path = None
+        super().__post_init__()
         check_at_least("max_prompt_len", self.max_prompt_len, 1)
-        check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
-        check_overlong(self.overlong)
-        check_num_proc(self.num_proc)
-
-    def check(self) -> None:
-        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
-        check_rows_of(self, "path")
-        check_files(tools_path=self.tools_path)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
@@ -179,28 +182,6 @@ def check_train_on(value: str) -> None:
     """Raise ConfigError unless `value` is one of `TrainOn`."""
     if value not in get_args(TrainOn):
         raise ConfigError(f"train_on={value!r} must be 'assistant', 'last' or 'all'")
-
-
-def check_rows_of(config: RowConfig, *fields: str) -> None:
-    """Raise ConfigError unless sources of rows can be read, in these fields and `mix`, as far as is known by then."""
-    check_columns(config.columns)
-    check_splits(config)
-    for name, source in mix_sources(config).items():
-        with _named(f"mix.{name}"):
-            check_rows(RowSource(source.path, source.format or config.format, source.columns or config.columns))
-    for name in fields:
-        path = getattr(config, name)
-        if path is not None:
-            with _named(name):
-                check_rows(RowSource(path, config.format, config.columns))
-
-
-def check_files(**paths: str | None) -> None:
-    """Raise ConfigError unless each is a file that can be read; names the field."""
-    for name, path in paths.items():
-        if path is not None:
-            with _named(name):
-                check_source(path)
 
 
 @contextmanager
