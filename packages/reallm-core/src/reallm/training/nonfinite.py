@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray
-from reallm.errors import NonFiniteError
+from reallm.errors import NonFiniteError, quoted
+
+MAX_NAMES = 8
+"""The most samples that an error names."""
 
 
 def nonfinite_error(
@@ -22,11 +25,11 @@ def nonfinite_error(
         all_samples: all samples of the step.
     """
     if math.isfinite(loss_sum):
-        what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {first_names(all_samples)}"
+        what = f"the gradients are not finite (norm {grad_norm}); samples of the step: {quoted(all_samples, MAX_NAMES)}"
     elif nonfinite_samples:
-        what = f"the loss of {first_names(nonfinite_samples)} is not finite ({loss_sum})"
+        what = f"the loss of {quoted(nonfinite_samples, MAX_NAMES)} is not finite ({loss_sum})"
     else:
-        what = f"the loss is not finite ({loss_sum}); samples of the step: {first_names(all_samples)}"
+        what = f"the loss is not finite ({loss_sum}); samples of the step: {quoted(all_samples, MAX_NAMES)}"
     return NonFiniteError(
         f"step {step}: {what}. The parameters are as before the step: look at these samples, lower optimizer.lr or "
         "give it a longer warm-up, train with model.dtype=float32, or set optimizer.on_nonfinite=skip"
@@ -51,9 +54,3 @@ def sample_names(batch: NamedArray) -> Sequence[str]:
     """The ids of the samples, or numbers for a batch without ids."""
     ids: Sequence[str] | None = batch.metadata.get("ids")
     return ids if ids is not None else [f"sample {row}" for row in range(n_samples(batch))]
-
-
-def first_names(names: Sequence[str], n: int = 8) -> str:
-    """The first names, quoted, and the number of further ones."""
-    shown = ", ".join(f"'{name}'" for name in names[:n])
-    return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
