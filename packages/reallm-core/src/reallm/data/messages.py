@@ -29,6 +29,9 @@ Tool = dict[str, Any]
 SWITCHES = ("weight", "train", "loss", "trainable")
 """Keys of a message that say whether its turn is trained: 0 or false, 1 or true."""
 
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message for its reasoning; transformers gives a template all of them if one is there."""
+
 
 def read_messages(row: Row, key: str) -> list[Message]:
     """The messages of `key`, at least one, in the one form.

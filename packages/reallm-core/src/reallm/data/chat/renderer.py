@@ -14,15 +14,13 @@ from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
-from reallm.data.messages import Message, Tool
+from reallm.data.messages import REASONING, Message, Tool
 
 _MARK = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 EDGE = "\ufdd0"
 """What a template with `{% generation %}` prints at its marks; permanently not a character, so no text contains it."""
 
 _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "train"})
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a message for its reasoning; transformers gives a template all of them if one is there."""
 
 
 class _Form(NamedTuple):
@@ -95,7 +93,7 @@ class Renderer:
         return [
             key
             for key in message
-            if key not in _KEYS and not any(map(self._mentions, _REASONING if key in _REASONING else (key,)))
+            if key not in _KEYS and not any(map(self._mentions, REASONING if key in REASONING else (key,)))
         ]
 
     def shown(self, message: Message) -> Message:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from reallm.data.messages import Message
+from reallm.data.messages import REASONING, Message
 
 _THINK = re.compile(r"</?think>")
 _TAG = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]|\s")
@@ -53,7 +53,7 @@ def is_complete(turn: Turn, text: str, message: Message) -> bool:
 
 def reasoning(message: Message) -> list[str]:
     """The reasoning of a message: in keys of its own, or in its content before `</think>`."""
-    found = [message.get(key) for key in ("reasoning_content", "thinking", "reasoning")]
+    found = [message.get(key) for key in REASONING]
     *thoughts, _ = _THINK.split(message.get("content", ""))
     parts = [part.strip() for part in (*found, *thoughts) if isinstance(part, str)]
     return [part for part in dict.fromkeys(parts) if part]
