@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reallm.data.preview.token_text import INCOMPLETE, special_ids, token_texts
+from reallm.data.preview.token_text import INCOMPLETE, token_texts
 from tests.helpers.tokenizers import tiny_tokenizer
 
 
@@ -38,9 +38,3 @@ def test_spaces_between_words_stay():
     texts = token_texts(tokenizer, ids)
     assert "".join(texts) == "The capital of France"
     assert token_texts(tokenizer, []) == []
-
-
-def test_special_tokens_are_those_without_text():
-    tokenizer = tiny_tokenizer()
-    names = {tokenizer.convert_ids_to_tokens(one) for one in special_ids(tokenizer)}
-    assert names == {"<unk>", "<s>", "<|im_start|>", "<|im_end|>", "<pad>"}

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from reallm.data.special_tokens import special_ids
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -86,9 +88,7 @@ def split_calls(text: str) -> tuple[str, list[str]]:
 
 def _pieces(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bool, str]]:
     """Each special token, and each text between them."""
-    special = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
-    special.update(tokenizer.all_special_ids)
-    for is_special, run in groupby(ids, key=special.__contains__):
+    for is_special, run in groupby(ids, key=special_ids(tokenizer).__contains__):
         tokens = list(run)
         for piece in [[token] for token in tokens] if is_special else [tokens]:
             yield is_special, str(tokenizer.decode(piece))

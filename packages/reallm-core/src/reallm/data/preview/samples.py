@@ -8,7 +8,8 @@ from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Literal
 
 from reallm.data.namedarray import NamedArray
-from reallm.data.preview.token_text import special_ids, token_texts
+from reallm.data.preview.token_text import token_texts
+from reallm.data.special_tokens import special_ids
 from reallm.errors import DataError
 
 if TYPE_CHECKING:

@@ -38,9 +38,3 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
         texts.append(text[len(context) :])
         before, done = done, end
     return texts
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the tokens that stand for no text: those that begin or end a sequence or a turn, and the like."""
-    added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return frozenset([*added, *tokenizer.all_special_ids])
