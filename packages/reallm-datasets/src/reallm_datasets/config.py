@@ -60,7 +60,7 @@ class RowsConfig(ConfigGroup, group="dataset"):
         check_num_proc(self.num_proc)
 
     def check(self) -> None:
-        """Raise ConfigError unless the files exist, can be read, and have first rows of a known form."""
+        """Raise ConfigError unless the files exist, can be read, and have first rows of a known format."""
         check_columns(self.columns)
         check_splits(self)
         for name, source in mix_sources(self).items():

@@ -63,7 +63,7 @@ class PromptAnswerEncoder:
         return EncodedRow({"input_ids": kept.ids, "loss_mask": kept.answer_mask}, remarks)
 
     def _text(self, row: Row) -> PromptAnswer | Conversation:
-        # rows in the form of Alpaca have a prompt for tokenizers without a chat template
+        # rows in the format of Alpaca have a prompt for tokenizers without a chat template
         if "messages" in row and (self._encoder.has_chat or not ("prompt" in row and "answer" in row)):
             messages, tools = read_messages(row, "messages"), read_tools(row, self._tools)
             return self._encoder.chat.conversation(messages, row, tools, train_on=self._train_on)
