@@ -7,17 +7,15 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from reallm.atomic_files import atomic_write
 from reallm.errors import counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
 from reallm.experiments.reports.number_format import duration, number, short
 from reallm.experiments.reports.sample_table import prompt_histories
+from reallm.experiments.reports.templates import template
 from reallm.experiments.runs.files import json_lines, json_object
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import RunInfo, read_run
@@ -96,7 +94,7 @@ def render(folder: Path, *, now: datetime) -> str:
     run = read_run(folder)
     files = RunFolder(folder)
     curves = read_curves(files.metrics)
-    return _template().render(
+    return template("summary.html.j2").render(
         run=run,
         written=f"{now:%Y-%m-%d %H:%M:%S}",
         tiles=tiles(run, curves),
@@ -108,19 +106,6 @@ def render(folder: Path, *, now: datetime) -> str:
         prompts=prompt_histories(json_lines(files.samples)),
         config=_text(files.config),
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("reallm.experiments.reports", ""),
-        autoescape=True,  # samples and the names of metrics can contain anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment.get_template("summary.html.j2")
 
 
 def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from reallm.atomic_files import atomic_write
 from reallm.data.dataset_stats import histogram
 from reallm.data.preview.preview import Preview, PreviewedRow
@@ -20,6 +18,7 @@ from reallm.experiments.reports.preview_text import (
     sequence_title,
     visible,
 )
+from reallm.experiments.reports.templates import template
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,8 @@ def write_preview_page(preview: Preview, path: Path) -> None:
 
 def render(preview: Preview) -> str:
     """The page of a preview as HTML."""
-    environment = Environment(
-        loader=PackageLoader("reallm.experiments.reports", ""),
-        autoescape=True,  # data can contain anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     bins = histogram(preview.lengths) if preview.lengths else None
-    return environment.get_template("preview.html.j2").render(
+    return template("preview.html.j2").render(
         dataset=preview.dataset,
         report=preview.report,
         notes=[text for text in (measured_text(preview), lengths_text(preview)) if text],
