@@ -25,41 +25,36 @@ _WEB_PAGE = re.compile(r"\s*<(!doctype\s+html|html|head)\b", re.IGNORECASE)
 _TRAILING_COMMA = re.compile(r",\s*[\]}]")
 _DECODER = json.JSONDecoder()
 
+_Line = tuple[int, str]  # number and text
+
 
 def read_jsonl(path: Path, origin: Origin) -> Records:
     """Rows of a file that should have an object on each line."""
     with closing(text_lines(path, origin)) as lines:
-        before, first = _first_line(lines)
-        between, second = _first_line(lines) if _is_cut(first) else ("", "")
-        if first.lstrip().startswith("[") or (second and not second.lstrip().startswith("{")):
-            yield from _whole("".join([before, first, between, second, *(text for _, text in lines)]), origin)
-        else:
-            line = before.count("\n") + 1
-            following = [(line, first), (line + 1 + between.count("\n"), second)]
-            yield from _lines(chain(following, lines), origin)
+        start, first = _up_to_text(lines)
+        more, second = _up_to_text(lines) if _is_cut(first) else ([], "")
+        is_whole = first.lstrip().startswith("[") or (second and not second.lstrip().startswith("{"))
+        read = _whole if is_whole else _lines
+        yield from read(chain(start, more, lines), origin)
 
 
 def read_json(path: Path, origin: Origin) -> Records:
     """Rows of a file that should be a list of objects."""
     with closing(text_lines(path, origin)) as lines:
-        before, first = _first_line(lines)
-        between, second = _first_line(lines)
-        if second and _is_object(first):
-            line = before.count("\n") + 1
-            following = [(line, first), (line + 1 + between.count("\n"), second)]
-            yield from _lines(chain(following, lines), origin)
-        else:
-            yield from _whole("".join([before, first, between, second, *(text for _, text in lines)]), origin)
+        start, first = _up_to_text(lines)
+        more, second = _up_to_text(lines)
+        read = _lines if second and _is_object(first) else _whole
+        yield from read(chain(start, more, lines), origin)
 
 
-def _first_line(lines: Iterator[tuple[int, str]]) -> tuple[str, str]:
-    """The blank lines, and the line after them; both are empty at the end of the file."""
-    blank = ""
-    for _, text in lines:
-        if text.strip():
-            return blank, text
-        blank += text
-    return blank, ""
+def _up_to_text(lines: Iterator[_Line]) -> tuple[list[_Line], str]:
+    """The next lines, of which only the last is not blank, and its text; this is empty at the end of the file."""
+    found: list[_Line] = []
+    for line in lines:
+        found.append(line)
+        if line[1].strip():
+            return found, line[1]
+    return found, ""
 
 
 def _is_cut(text: str) -> bool:
@@ -80,7 +75,8 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _lines(lines: Iterator[tuple[int, str]], origin: Origin) -> Records:
+def _lines(lines: Iterable[_Line], origin: Origin) -> Records:
+    """The rows of lines, each with an object."""
     for number, line in lines:
         text = line.strip()
         if not text:
@@ -93,8 +89,9 @@ def _lines(lines: Iterator[tuple[int, str]], origin: Origin) -> Records:
             yield origin.at_line(number, value)
 
 
-def _whole(text: str, origin: Origin) -> Records:
+def _whole(lines: Iterable[_Line], origin: Origin) -> Records:
     """The rows of a text that is a list, an object with one list of rows, or several objects one after the other."""
+    text = "".join(text for _, text in lines)
     try:
         values = _values(text)
     except (ValueError, RecursionError) as error:
