@@ -23,10 +23,9 @@ REFERENCE = re.compile(r"(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<name>[A-Z
 
 def read_list(rows: Sequence[Mapping[str, Any]]) -> Records:
     """Rows of a list, or of a dataset of the `datasets` library."""
-    fills_in = type(rows).__module__.partition(".")[0] == "datasets"
-    for number, value in enumerate(rows):
+    for number, value in enumerate(_without_filled_in(rows)):
         place = f"rows[{number}]"
-        yield Record(_without_filled_in(value) if fills_in else value, place, place)
+        yield Record(value, place, place)
 
 
 def read_reference(module: str, name: str) -> Records:
@@ -41,17 +40,19 @@ def read_function(build: Builder, name: str) -> Records:
         built = build()
         if isinstance(built, str | bytes | Mapping) or not isinstance(built, Iterable):
             raise DataError(f"{name}: returned {kind_of(built)}, wanted an iterable of mappings, one a row")
-        fills_in = type(built).__module__.partition(".")[0] == "datasets"
-        for number, value in enumerate(built, 1):
-            yield origin.at_row(number, _without_filled_in(value) if fills_in else value)
+        for number, value in enumerate(_without_filled_in(built), 1):
+            yield origin.at_row(number, value)
     except DataError:
         raise
     except Exception as error:  # the user's code may raise anything; name it
         raise DataError(f"{name}: raised {type(error).__name__}: {one_line(error)}") from error
 
 
-def _without_filled_in(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: without_nulls(value) for key, value in row.items()}
+def _without_filled_in(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The rows; those of a dataset of the `datasets` library without the nulls that it puts into objects."""
+    if type(rows).__module__.partition(".")[0] != "datasets":
+        return rows
+    return ({key: without_nulls(value) for key, value in row.items()} for row in rows)
 
 
 def _load(module: str, name: str) -> Builder:
