@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
 from reallm.errors import ConfigError, did_you_mean, kind_of, with_article
-from reallm.options import REQUIRED
+from reallm.options import is_missing
 
 
 def type_text(hint: Any) -> str:
@@ -107,7 +107,7 @@ def check_fields(config: Any, group: str = "") -> None:
     """
     for name, hint in _type_hints(type(config)).items():
         value = getattr(config, name)
-        if isinstance(value, str) and value == REQUIRED:
+        if is_missing(value):
             continue
         converted = _converted(value, hint)
         if converted is _WRONG:

@@ -15,7 +15,7 @@ from reallm.config.mixture import MIX
 from reallm.config.schema import dataset_fields, groups
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError
-from reallm.options import REQUIRED
+from reallm.options import copy_of_field, is_missing
 
 SHARED = ("dataset", "parallel", "max_tokens_per_microbatch", "seed", "deterministic")
 """The keys of `TrainingConfig` that an evaluation has too; it also has the keys that an algorithm adds."""
@@ -37,7 +37,7 @@ def evaluation_class(config_class: type, *, with_rows: bool = True) -> type:
     hints = typing.get_type_hints(config_class)
     kept = [item for item in dataclasses.fields(config_class) if item.init and item.name not in unused]
     kept.sort(key=lambda item: item.name in SHARED)  # models come first
-    fields = [(item.name, hints[item.name], _copy(item)) for item in kept]
+    fields = [(item.name, hints[item.name], copy_of_field(item)) for item in kept]
     return dataclasses.make_dataclass("EvaluationConfig", fields, frozen=True, kw_only=True)
 
 
@@ -71,7 +71,7 @@ def load_evaluation(config_class: type, files: Sequence[Path], arguments: Sequen
                     raise ConfigError(f"{rows} and {key} both name rows to evaluate; leave one of them out")
                 if key in values:
                     values[key] = none  # a file has the data of a training run
-        elif values[train] == REQUIRED and not values.get(f"{dataset}.{MIX}"):
+        elif is_missing(values[train]) and not values.get(f"{dataset}.{MIX}"):
             valid = values.get(f"{dataset}.{PATHS['valid']}")
             if valid is None:
                 raise ConfigError(f"{rows} is required: the rows to evaluate")
@@ -123,11 +123,3 @@ def _short_names(cls: type, files: Sequence[Path], arguments: Sequence[str]) -> 
 def _in_full(argument: str, short: dict[str, str]) -> str:
     key, equals, value = argument.partition("=")
     return f"{short[key]}={value}" if equals and key in short else argument
-
-
-def _copy(item: dataclasses.Field[Any]) -> Any:
-    options: dict[str, Any] = {"metadata": item.metadata}
-    for name in ("default", "default_factory"):
-        if getattr(item, name) is not dataclasses.MISSING:
-            options[name] = getattr(item, name)
-    return dataclasses.field(**options)

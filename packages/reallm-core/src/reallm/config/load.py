@@ -29,7 +29,7 @@ from reallm.field_types import (
     item_type,
     literals,
 )
-from reallm.options import REQUIRED
+from reallm.options import REQUIRED, is_missing
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Configuration:
             key
             for group in self.groups
             for key in group.keys
-            if _is_missing(self.values[key.name]) and not self._is_replaced_by_mixture(key, group)
+            if is_missing(self.values[key.name]) and not self._is_replaced_by_mixture(key, group)
         ]
         if missing:
             raise ConfigError("; ".join(missing_text(key) for key in missing))
@@ -243,7 +243,3 @@ def _read(tree: DictConfig, name: str) -> Any:
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
-
-
-def _is_missing(value: Any) -> bool:
-    return isinstance(value, str) and value == REQUIRED

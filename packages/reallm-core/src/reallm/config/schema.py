@@ -14,7 +14,7 @@ from reallm.config.args import DATASET_KEY
 from reallm.config.dataset import config_class as dataset_config_class
 from reallm.errors import ConfigError, PluginError
 from reallm.field_types import check_fields
-from reallm.options import REQUIRED
+from reallm.options import REQUIRED, is_missing
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Key:
     @property
     def required(self) -> bool:
         """Whether the user must give a value."""
-        return isinstance(self.default, str) and self.default == REQUIRED
+        return is_missing(self.default)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def check_values(config: Any, name: str = "") -> None:
         key, value = f"{name}.{item.name}" if name else item.name, getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             check_values(value, key)
-        elif isinstance(value, str) and value == REQUIRED:
+        elif is_missing(value):
             raise ConfigError(missing_text(Key(key, hints[item.name], value, item.metadata.get("help", ""))))
 
 

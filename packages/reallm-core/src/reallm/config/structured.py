@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from reallm.field_types import is_text_or_list
+from reallm.options import copy_of_field
 
 
 def structured(cls: type) -> DictConfig:
@@ -24,13 +25,6 @@ def structured(cls: type) -> DictConfig:
     untyped = [item for item in dataclasses.fields(cls) if is_text_or_list(hints[item.name])]
     if not untyped:
         return OmegaConf.structured(cls)
-    fields = [(item.name, Any, _field(item)) for item in untyped]
+    fields = [(item.name, Any, copy_of_field(item)) for item in untyped]
     frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]  # a frozen class has only frozen subclasses
     return OmegaConf.structured(dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=frozen))
-
-
-def _field(item: dataclasses.Field[Any]) -> Any:
-    """A field with the same default."""
-    if item.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=item.default_factory)
-    return dataclasses.field(default=item.default)

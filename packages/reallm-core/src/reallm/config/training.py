@@ -16,7 +16,7 @@ from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.config.parallel import ParallelArgs
 from reallm.config.schema import check_values
 from reallm.errors import ConfigError, kind_of
-from reallm.options import REQUIRED, option
+from reallm.options import is_missing, option
 
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
@@ -102,8 +102,7 @@ class TrainingConfig(ConfigGroup):
     )
 
     def __post_init__(self) -> None:
-        is_given = not (isinstance(self.dataset, str) and self.dataset == REQUIRED)
-        if is_given and not dataclasses.is_dataclass(self.dataset):
+        if not is_missing(self.dataset) and not dataclasses.is_dataclass(self.dataset):
             raise ConfigError(
                 f"dataset must be the configuration of a dataset, not {kind_of(self.dataset)}; "
                 "write PromptAnswerDatasetConfig(train_path=...)"

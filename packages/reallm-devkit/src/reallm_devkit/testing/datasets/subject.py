@@ -15,7 +15,7 @@ from reallm.data.datasets import DatasetUtility, Samples, construct
 from reallm.data.namedarray import NamedArray, flatten
 from reallm.data.row_sources import RowSource
 from reallm.data.serialization import to_bytes
-from reallm.options import REQUIRED
+from reallm.options import is_missing
 from reallm.specs import DatasetSpec
 from reallm_devkit.testing.process_state import call_and_compare
 from reallm_devkit.testing.scratch import ScratchFolder
@@ -183,4 +183,4 @@ def required_values(config: Any) -> dict[str, Any]:
 def is_required(item: dataclasses.Field[Any]) -> bool:
     """Whether a field of a configuration has no default."""
     missing = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    return missing or (isinstance(item.default, str) and item.default == REQUIRED)
+    return missing or is_missing(item.default)
