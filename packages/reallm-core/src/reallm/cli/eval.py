@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,15 +72,16 @@ def evaluate(
     request = Request(algorithm, files, given, json_file, tasks)
     rank_env = RankEnv.from_environment(os.environ)
     if rank_env is not None:
-        run_worker("eval", rank_env, lambda job: _evaluate(request, job))
-    n = _load(request).parallel.n_processes
+        run_worker("eval", rank_env, lambda job: _evaluate(request, _load_and_check(request), job))
+    loaded = _load(request)
+    n = loaded.parallel.n_processes
+    with silenced_notices() if n > 1 else nullcontext():  # rank 0 shows them
+        _check(request, loaded)
     if n > 1:
-        with silenced_notices():  # rank 0 shows them
-            _load_and_check(request)
         named = {"--algorithm": algorithm, "--json": json_file, "--lm-eval": lm_eval, **options}
         written = [name if value is True else f"{name}={value}" for name, value in named.items() if value is not None]
         raise typer.Exit(launch(["eval", *written, *(f"--config={file}" for file in files), *given], n))
-    _evaluate(request, None)
+    _evaluate(request, loaded, None)
 
 
 def _task_options(tasks: str | None, options: Mapping[str, Any]) -> TaskOptions | None:
@@ -115,20 +117,22 @@ def _load(request: Request) -> Any:
         return load_evaluation(config_class, files, arguments)
 
 
-def _load_and_check(request: Request) -> Any:
+def _check(request: Request, config: Any) -> None:
     from reallm.config.evaluation import keys_as_written
     from reallm.experiments.preflight.checks import check
 
-    config = _load(request)
     with keys_as_written(request.config_class, request.files, request.arguments):
         check(config)
+
+
+def _load_and_check(request: Request) -> Any:
+    config = _load(request)
+    _check(request, config)
     return config
 
 
-def _evaluate(request: Request, job: Job | None) -> bool:
+def _evaluate(request: Request, config: Any, job: Job | None) -> bool:
     """Evaluate and show the result; returns that nobody has interrupted it."""
-    config = _load_and_check(request)
-
     from rich.console import Console
 
     from reallm.experiments.evaluation.evaluate import evaluate
