@@ -17,7 +17,6 @@ from reallm.cli.preview import show_preview
 from reallm.cli.spawn import launch, run_worker
 from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
-from reallm.notices import silenced_notices
 from reallm.plugins import registry
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ def _number_of_rows(text: str) -> int:
 
 
 def _run(name: str, files: list[Path], arguments: list[str]) -> None:
+    from reallm.notices import silenced_notices  # imports logging
+
     rank_env = RankEnv.from_environment(os.environ)
     if rank_env is not None:
         run_worker(name, rank_env, lambda job: _train(name, _load_and_check(name, files, arguments), job))

@@ -16,7 +16,6 @@ import typer
 from reallm.cli.spawn import launch, run_worker
 from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
-from reallm.notices import silenced_notices
 from reallm.plugins import registry
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def evaluate(
     show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
 ) -> None:
     """Compute loss, perplexity and accuracy of a checkpoint on rows."""
+    from reallm.notices import silenced_notices  # imports logging
+
     given, files = arguments or [], config or []
     if show_help:
         from reallm.cli.help import evaluation_help
