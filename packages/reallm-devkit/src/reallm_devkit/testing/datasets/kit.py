@@ -19,16 +19,14 @@ from reallm.experiments.preflight import checks as experiment_checks
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.transformers_io import load_tokenizer
 from reallm.options import option
-from reallm.plugins import registry
 from reallm.specs import DatasetSpec
 from reallm_devkit.testing.checks import Check
-from reallm_devkit.testing.common_checks import description, hook_location, light_import
+from reallm_devkit.testing.common_checks import description, light_import
 from reallm_devkit.testing.datasets import configuration, items, order, processes, rows
 from reallm_devkit.testing.datasets.subject import DatasetSubject, is_required
-from reallm_devkit.testing.kit import Kit
+from reallm_devkit.testing.plugin_kit import PluginKit
 from reallm_devkit.testing.report import Report
 from reallm_devkit.testing.scratch import ScratchFolder
-from reallm_devkit.testing.source import reference_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +61,7 @@ PATH_KEYS = ("train_path", "path")
 """Keys of a configuration that may name the file with the rows, the usual one first."""
 
 
-class DatasetKit(Kit[DatasetSubject]):
+class DatasetKit(PluginKit[DatasetSubject]):
     """The checks of a dataset. As a test suite:
 
     class TestMyDataset(DatasetKit):
@@ -107,29 +105,9 @@ class DatasetKit(Kit[DatasetSubject]):
         given = {name: value for name, value in values.items() if name in keys}
         return cls.of(dataset=offer.name, config=given, tokenizer=config.tokenizer)
 
-    def title(self) -> str:
-        """The name of the dataset, or of its class."""
-        if isinstance(self.dataset, str):
-            return self.dataset
-        return str(getattr(self.dataset.dataset, "__qualname__", self.dataset.dataset))
-
-    def provided_by(self) -> str:
-        """Distribution and version of an installed dataset."""
-        return self._offer().plugin.release if isinstance(self.dataset, str) else ""
-
-    def module(self, subject: DatasetSubject) -> str:
-        """The module of the dataset's class."""
-        return reference_module(subject.spec.dataset)
-
-    def source_location(self, subject: DatasetSubject) -> str:
-        """The location of the dataset's class."""
-        return subject.at("")
-
     def subject(self, case: str) -> DatasetSubject:
         """Make the subject, and write `rows` to a file if they are given."""
-        if not self.dataset:
-            raise ConfigError(f"{type(self).__name__}: say which dataset is to be checked: dataset = 'my-dataset'")
-        spec: DatasetSpec = self._offer().value if isinstance(self.dataset, str) else self.dataset
+        spec: DatasetSpec = self._spec()
         config_class = spec.config_class()
         if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
             raise PluginError(f"dataset '{self.title()}': its configuration {config_class!r} is not a dataclass")
@@ -148,14 +126,10 @@ class DatasetKit(Kit[DatasetSubject]):
             args=args,
             path_arg="path" if "path" in args else None,
             tokenizer=self._tokenizer(),
-            table=hook_location(self._offer()) if isinstance(self.dataset, str) else "the DatasetSpec",
-            light_modules=self._light_modules(spec),
+            table=self._table(),
+            light_modules=self._light_modules(),
             folder=folder,
         )
-
-    def _offer(self) -> Offer:
-        assert isinstance(self.dataset, str)
-        return registry.registry().offer("dataset", self.dataset)
 
     def _values(self, config_class: type, folder: ScratchFolder | None) -> dict[str, Any]:
         keys = [item.name for item in dataclasses.fields(config_class)]
@@ -183,10 +157,10 @@ class DatasetKit(Kit[DatasetSubject]):
                 raise ConfigError(f"tokenizer={self.tokenizer}: {error}") from error
         return self.tokenizer
 
-    def _light_modules(self, spec: DatasetSpec) -> tuple[str, ...]:
-        plugin_module = (self._offer().plugin.module,) if isinstance(self.dataset, str) else ()
-        config_module = (spec.config.partition(":")[0],) if isinstance(spec.config, str) else ()
-        return tuple(dict.fromkeys(plugin_module + config_module))
+    def _light_modules(self) -> tuple[str, ...]:
+        config = self._spec().config
+        config_module = (config.partition(":")[0],) if isinstance(config, str) else ()
+        return tuple(dict.fromkeys(super()._light_modules() + config_module))
 
 
 def check_dataset(

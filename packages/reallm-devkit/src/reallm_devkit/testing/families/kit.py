@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reallm.errors import ConfigError, ReallmError
 from reallm.hf.family import HFFamily
-from reallm.plugins import registry
 from reallm_devkit.testing.checks import Check, CheckFailed
 from reallm_devkit.testing.common_checks import description, light_import
 from reallm_devkit.testing.families import (
@@ -26,7 +25,7 @@ from reallm_devkit.testing.families import (
 )
 from reallm_devkit.testing.families.lines import TableLines, module_of
 from reallm_devkit.testing.families.subject import FamilySubject, custom_layers_location
-from reallm_devkit.testing.kit import Kit
+from reallm_devkit.testing.plugin_kit import PluginKit
 from reallm_devkit.testing.report import Report
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ FAMILY_CHECKS: tuple[Check[Any], ...] = (
 Raw = Mapping[str, Any]
 
 
-class FamilyKit(Kit[FamilySubject]):
+class FamilyKit(PluginKit[FamilySubject]):
     """The checks of a model family. As a test suite:
 
     class TestMyModel(FamilyKit):
@@ -96,10 +95,6 @@ class FamilyKit(Kit[FamilySubject]):
         """The first name of the family."""
         return self.family if isinstance(self.family, str) else self.family.names[0]
 
-    def provided_by(self) -> str:
-        """Distribution and version of an installed family."""
-        return self._offer().plugin.release if isinstance(self.family, str) else ""
-
     def module(self, subject: FamilySubject) -> str:
         """The module that defines the family."""
         return subject.lines.module
@@ -112,7 +107,6 @@ class FamilyKit(Kit[FamilySubject]):
         """Make the subject: the family with one of its configurations."""
         config_json = self._configs_by_case()[case]
         family = self._family()
-        modules = (self._offer().plugin.module,) if isinstance(self.family, str) else ()
         lines = TableLines(family, module_of(family))
         first, *rest = self._configs_by_case()
         others = (
@@ -120,7 +114,7 @@ class FamilyKit(Kit[FamilySubject]):
             if case == first
             else None
         )
-        return FamilySubject(family, case, config_json, lines, self.checkpoint, modules, others)
+        return FamilySubject(family, case, config_json, lines, self.checkpoint, self._light_modules(), others)
 
     def source_location(self, subject: FamilySubject) -> str:
         """The location of the family's custom layers, whose mistakes may raise only later, within torch."""
@@ -132,13 +126,9 @@ class FamilyKit(Kit[FamilySubject]):
     def _family(self) -> HFFamily:
         if not self.family:
             raise ConfigError(f"{type(self).__name__}: say which family is to be checked: family = 'my-model'")
-        family = self._offer().value if isinstance(self.family, str) else self.family
+        family = self._spec()
         assert isinstance(family, HFFamily)
         return family
-
-    def _offer(self) -> Offer:
-        assert isinstance(self.family, str)
-        return registry.registry().offer("family", self.family)
 
     def _configs_by_case(self) -> Mapping[str, Raw | CheckFailed]:
         family = self._family()
