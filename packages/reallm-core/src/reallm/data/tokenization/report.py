@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from reallm.data.row_sources import Source, source_name
 from reallm.errors import NoSamplesError, counted
 
 
@@ -20,13 +20,13 @@ class Report:
         counts: remark -> number of rows: `{"cut to 512 tokens": 3}`.
     """
 
-    source: Any
+    source: Source
     n_rows: int
     counts: Mapping[str, int]
 
     def line(self, result: str) -> str:
         """`"a.jsonl: 9 rows -> 8 samples; 3 cut to 512 tokens; 1 dropped: empty"`, where `result` is "8 samples"."""
-        return "; ".join([f"{self._name}: {counted(self.n_rows, 'row')} -> {result}", *self._phrases()])
+        return "; ".join([f"{source_name(self.source)}: {counted(self.n_rows, 'row')} -> {result}", *self._phrases()])
 
     def no_samples_error(self, remedies: Mapping[str, str]) -> NoSamplesError:
         """The error for a dataset without any sample, for the caller to raise.
@@ -37,11 +37,7 @@ class Report:
         rows = f"{counted(self.n_rows, 'row')} ({'; '.join(self._phrases())})"
         chosen = [remedy for part, remedy in remedies.items() if any(part in remark for remark in self.counts)]
         end = f"; {', or '.join(dict.fromkeys(chosen))}" if chosen else ""
-        return NoSamplesError(f"{self._name}: no sample is left of {rows}{end}", tuple(self.counts))
-
-    @property
-    def _name(self) -> str:
-        return getattr(self.source, "__qualname__", str(self.source))
+        return NoSamplesError(f"{source_name(self.source)}: no sample is left of {rows}{end}", tuple(self.counts))
 
     def _phrases(self) -> list[str]:
         return [f"{n:,} {_singular(phrase) if n == 1 else phrase}" for phrase, n in self.counts.items()]
