@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reallm.errors import DataError
+from reallm.errors import DataError, counted
 
 
 class RowError(DataError):
@@ -37,4 +37,4 @@ class RowErrors:
         if not more:
             raise error
         at_least = "" if all_read else "at least "
-        raise DataError(f"{error} (and {at_least}{more:,} more {'row' if more == 1 else 'rows'})") from error
+        raise DataError(f"{error} (and {at_least}{counted(more, 'more row')})") from error

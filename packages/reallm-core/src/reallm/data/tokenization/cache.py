@@ -134,8 +134,8 @@ def _can_write(folder: Path) -> bool:
 
 
 def _listed(files: Mapping[str, Path]) -> str:
-    first, *others = files.values()
-    return f"{first} or one of {len(others):,} more files" if others else str(first)
+    first = next(iter(files.values()))
+    return f"{first} or another of {len(files):,} files" if len(files) > 1 else str(first)
 
 
 def _memo_folder(top: Path) -> Path:
