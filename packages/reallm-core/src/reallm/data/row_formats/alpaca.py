@@ -27,22 +27,22 @@ def matches(row: Row) -> bool:
 def convert(row: Row) -> Row:
     """Give `messages`; and, unless there is more than one turn, `prompt` and `answer`."""
     values: dict[str, Any] = {"messages": _messages(row)}
-    if not _system(row) and not _history(row):
+    if not _optional(row, "system") and not _history(row):
         values.update(_prompt_answer(row))
     return converted(row, values, _TAKEN, _NAMES)
 
 
 def convert_to_prompt(row: Row) -> Row:
     """Give `prompt` and `answer`, whether or not the tokenizer has a chat template."""
-    for key, found in (("system", _system(row)), ("history", _history(row))):
+    for key, found in (("system", _optional(row, "system")), ("history", _history(row))):
         if found:
             raise row.error(f"key '{row.name(key)}': the Alpaca prompt has no place for it; use dataset.format=alpaca")
     return converted(row, _prompt_answer(row), _TAKEN, _NAMES)
 
 
 def _messages(row: Row) -> list[Message]:
-    instruction, given, output = row.text("instruction"), _input(row), row.text("output")
-    messages = [{"role": "system", "content": system}] if (system := _system(row)) else []
+    instruction, given, output = row.text("instruction"), _optional(row, "input"), row.text("output")
+    messages = [{"role": "system", "content": system}] if (system := _optional(row, "system")) else []
     for question, answer in _history(row):
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     question = f"{instruction}\n\n{given}" if given else instruction
@@ -50,20 +50,15 @@ def _messages(row: Row) -> list[Message]:
 
 
 def _prompt_answer(row: Row) -> dict[str, str]:
-    instruction, given = row.text("instruction"), _input(row)
+    instruction, given = row.text("instruction"), _optional(row, "input")
     task = f"{_TASK}{_INPUT if given else ''}{_REQUEST}{instruction}"
     context = f"\n\n### Input:\n{given}" if given else ""
     return {"prompt": f"{task}{context}\n\n### Response:\n", "answer": row.text("output")}
 
 
-def _input(row: Row) -> str:
-    """The input, empty if there is none."""
-    text = row.text("input") if "input" in row else ""
-    return text if text.strip() else ""
-
-
-def _system(row: Row) -> str:
-    text = row.text("system") if "system" in row else ""
+def _optional(row: Row, key: str) -> str:
+    """The text of `key`, empty if there is none or it is blank."""
+    text = row.text(key) if key in row else ""
     return text if text.strip() else ""
 
 
