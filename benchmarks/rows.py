@@ -10,6 +10,7 @@ set size, in which shared pages count once.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pydoc_data.topics
@@ -41,7 +42,7 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, help="rows of each kind; 100,000 with --quick, or else 1,000,000")
     arguments.add_argument("--rounds", type=int, default=2, help="runs of each side")
     arguments.add_argument("--num-proc", type=int, default=2)
-    arguments.add_argument("--side", nargs=4, help=argparse_hidden())
+    arguments.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.side:
         run_side(*options.side, num_proc=options.num_proc)
@@ -55,12 +56,6 @@ def main() -> None:
             write_rows(data, kind, n_rows)
             figures |= compare(kind, data, options.rounds, options.num_proc, n_rows)
     write_json(options.json, figures)
-
-
-def argparse_hidden() -> str:
-    import argparse
-
-    return argparse.SUPPRESS
 
 
 def compare(kind: str, data: Path, rounds: int, num_proc: int, n_rows: int) -> dict[str, float]:
