@@ -302,6 +302,16 @@ def test_a_column_that_is_not_there() -> None:
     )
 
 
+def test_errors_in_messages_of_sharegpt_name_the_column_of_the_file() -> None:
+    assert message({"chat": [turn("human", "a"), {"from": "gpt", "value": 3}]}, columns={"conversations": "chat"}) == (
+        "rows[0]: key 'chat[1].value': found a number (3), wanted text"
+    )
+    row = {"conversations": [turn("human", "a")], "good": turn("gpt", "b"), "bad": {"from": "gpt"}}
+    assert message(row, columns={"chosen": "good", "rejected": "bad"}) == (
+        "rows[0]: key 'bad.value': found no such key (keys: 'from'), wanted text"
+    )
+
+
 def test_a_column_that_no_row_has_is_said_although_the_rows_are_recognised(caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": "b", "uuid": "u"}]
     read_rows(RowSource(rows, columns={"id": "uuid", "text": "body"}))

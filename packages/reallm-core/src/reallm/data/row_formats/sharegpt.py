@@ -32,7 +32,7 @@ def matches(row: Row) -> bool:
 def convert(row: Row) -> Row:
     """Give `messages`; or `prompt`, `chosen` and `rejected`, if the row has two answers to a conversation."""
     key = next((key for key in KEYS if key in row), KEYS[0])
-    messages = [message(row, given, f"{key}[{i}]") for i, given in enumerate(message_list(row, key))]
+    messages = [message(row, given, f"{row.name(key)}[{i}]") for i, given in enumerate(message_list(row, key))]
     values: dict[str, Any] = {}
     system = row.values.get("system")
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
@@ -42,7 +42,7 @@ def convert(row: Row) -> Row:
         values["tools"] = tools
     taken = (*KEYS, "system", "tools")
     if "chosen" in row and "rejected" in row:
-        answers = {name: [message(row, row.values[name], name)] for name in ("chosen", "rejected")}
+        answers = {name: [message(row, row.values[name], row.name(name))] for name in ("chosen", "rejected")}
         return converted(row, {**values, "prompt": messages, **answers}, taken, {"prompt": key})
     return converted(row, {**values, "messages": messages}, taken, {"messages": key})
 
