@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFa
     family = _by_name(model_type) or _by_search(model_type, architectures)
     if family is None:
         raise CheckpointError(f"{path}: {_no_family(model_type, architectures)}")
-    known = family.architectures + family.critic_architectures
-    if architectures and not any(name in (*known, *headless_architectures(family)) for name in architectures):
+    if architectures and not _has_any(family, architectures):
+        known = family.architectures + family.critic_architectures
         raise CheckpointError(
             f"{path}: architecture {quoted(architectures)} is not one that family '{family.names[0]}' reads: "
             f"{quoted(known)}"
@@ -59,8 +59,7 @@ def check_family(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "c
         CheckpointError: it belongs to another family, or to none that is installed; names `path`.
     """
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or ()
-    known = family.architectures + family.critic_architectures + headless_architectures(family)
-    if model_type in (None, family.model_type) and (not architectures or any(name in known for name in architectures)):
+    if model_type in (None, family.model_type) and (not architectures or _has_any(family, architectures)):
         return
     found = family_for(raw, path)
     raise CheckpointError(
@@ -68,10 +67,14 @@ def check_family(family: HFFamily, raw: Mapping[str, Any], path: str | Path = "c
     )
 
 
-def headless_architectures(family: HFFamily) -> tuple[str, ...]:
-    """Classes of transformers for the family's networks without an output head: `LlamaModel` of `LlamaForCausalLM`."""
-    named = {re.sub(r"(ForCausalLM|LMHeadModel)$", "Model", name): name for name in family.architectures}
-    return tuple(headless for headless, name in named.items() if headless != name)
+def _has_any(family: HFFamily, architectures: Iterable[str]) -> bool:
+    """Whether one of these classes of transformers is the family's.
+
+    Its networks without an output head count too: `LlamaModel` of `LlamaForCausalLM`.
+    """
+    headless = [re.sub(r"(ForCausalLM|LMHeadModel)$", "Model", name) for name in family.architectures]
+    known = (*family.architectures, *family.critic_architectures, *headless)
+    return any(name in known for name in architectures)
 
 
 def describe_family(family: HFFamily) -> str:
@@ -102,8 +105,7 @@ def _by_search(model_type: Any, architectures: tuple[str, ...]) -> HFFamily | No
     """An installed family with the model type, or, if the file has none, with one of the architectures."""
     families: list[HFFamily] = list(registry.offers(KIND).values())
     for family in families:
-        classes = family.architectures + family.critic_architectures + headless_architectures(family)
-        if family.model_type == model_type or (model_type is None and any(name in classes for name in architectures)):
+        if family.model_type == model_type or (model_type is None and _has_any(family, architectures)):
             return family
     return None
 
