@@ -51,10 +51,14 @@ def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
     return _download(path_or_id, (*_SMALL_FILES, *(_WEIGHTS if weights else ())))
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+
+
 def _newest_of_run(path: Path) -> Path | None:
     """The newest checkpoint in the folder of a run, or in its folder `checkpoints`; None if it is neither."""
     run = path.parent if path.name == "checkpoints" and (path.parent / "config.yaml").is_file() else path
-    if not (run / "config.yaml").is_file() or not (run / "checkpoints").is_dir():
+    if not _is_run(run):
         return None
     steps = sorted((run / "checkpoints").glob("step-*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
     newest = [step for step in steps if (step / CONFIG_NAME).is_file()][-1:]
@@ -111,11 +115,10 @@ def _why_no_config(folder: Path) -> str:
         return f"{text}; did you mean {folder / inner[0]}?"
     if inner:
         return f"{text}; there are checkpoints in its folders {quoted(inner, 3)}"
-    runs = sorted(file.parent.name for file in folder.glob("*/config.yaml") if (file.parent / "checkpoints").is_dir())
+    runs = sorted(run.name for run in folder.glob("*") if _is_run(run))
     if runs:
         return f"{text}; it holds the runs {quoted(runs[-3:])}: give one of them"
-    is_run = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
-    return f"{text}, but that of a run that has saved nothing yet" if is_run else text
+    return f"{text}, but that of a run that has saved nothing yet" if _is_run(folder) else text
 
 
 def adapter_text(folder: Path) -> str:
