@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm.data.row_sources import records
-from reallm.data.rows import Row, describe, listed_keys
+from reallm.data.rows import Row, describe
 from reallm.errors import one_line
 
 Message = dict[str, Any]
@@ -72,14 +72,14 @@ def _message(row: Row, given: Any, name: str) -> Message:
     if not isinstance(given, Mapping):
         raise row.error(f"key '{name}': found {describe(given)}, wanted a message with role and content")
     message = {key: value for key, value in given.items() if value is not None and key not in SWITCHES}
-    message["role"] = _text(row, given, "role", name)
+    message["role"] = row.text_in(given, "role", name)
     calls = _list(row, message.pop("tool_calls", []), f"{name}.tool_calls", "a list of tool calls")
     if calls:
         message["tool_calls"] = [_call(row, call, f"{name}.tool_calls[{i}]") for i, call in enumerate(calls)]
     if isinstance(message.get("content"), list):
         message["content"] = _joined(row, message["content"], f"{name}.content")
     elif "content" in message or not calls:
-        message["content"] = _text(row, given, "content", name)
+        message["content"] = row.text_in(given, "content", name)
     if calls and not message.get("content"):
         message.pop("content", None)
     if not _is_trained(row, given, name):
@@ -111,7 +111,7 @@ def _call(row: Row, given: Any, name: str) -> dict[str, Any]:
         others, name = {key: value for key, value in given.items() if value is not None}, f"{name}.function"
     else:
         raise row.error(f"key '{name}.function': found {describe(function)}, wanted an object")
-    call = {"name": _text(row, function, "name", name), "arguments": _arguments(row, function, f"{name}.arguments")}
+    call = {"name": row.text_in(function, "name", name), "arguments": _arguments(row, function, f"{name}.arguments")}
     if not others and function.get("id") is not None:
         others = {"id": function["id"]}
     return {**others, "type": "function", "function": call}
@@ -178,14 +178,6 @@ def _is_trained(row: Row, message: Mapping[str, Any], name: str) -> bool:
             f"the {message['role']}'s; leave the key out, or train everything (dataset.train_on=all)"
         )
     return all(given.values())
-
-
-def _text(row: Row, values: Mapping[str, Any], key: str, name: str) -> str:
-    value = values.get(key)
-    if isinstance(value, str):
-        return row.valid_text(value, f"key '{name}.{key}'")
-    found = describe(value) if key in values else f"no such key{listed_keys(values)}"
-    raise row.error(f"key '{name}.{key}': found {found}, wanted text")
 
 
 def _json_problem(error: Exception) -> str:

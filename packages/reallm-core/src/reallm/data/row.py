@@ -88,6 +88,14 @@ class Row:
             raise self.error(f"{name}: found half of a surrogate pair ({broken}), wanted valid Unicode text") from None
         return value
 
+    def text_in(self, values: Mapping[str, Any], key: str, name: str) -> str:
+        """The text of `key` of an object within the row; errors call the object `name`. Raises DataError."""
+        value = values.get(key)
+        if isinstance(value, str):
+            return self.valid_text(value, f"key '{name}.{key}'")
+        found = describe(value) if key in values else f"no such key{listed_keys(values)}"
+        raise self.error(f"key '{name}.{key}': found {found}, wanted text")
+
     def listed_keys(self) -> str:
         """`" (keys: 'a', 'b')"`: the keys that the row has in the file."""
         return listed_keys([self.name(key) for key, value in self.values.items() if value is not None])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from reallm.data.row import Row, describe, listed_keys
+from reallm.data.row import Row, describe
 from reallm.data.row_formats.conversion import Message, converted, message_list
 from reallm.errors import quoted
 
@@ -63,13 +63,8 @@ def message(row: Row, given: Any, name: str) -> Message:
 
 
 def _text(row: Row, given: Mapping[str, Any], keys: tuple[str, str], name: str) -> str:
-    key = next((key for key in keys if key in given), None)
-    if key is None:
-        raise row.error(f"key '{name}.{keys[0]}': found no such key{listed_keys(given)}, wanted text")
-    value = given[key]
-    if not isinstance(value, str):
-        raise row.error(f"key '{name}.{key}': found {describe(value)}, wanted text")
-    return row.valid_text(value, f"key '{name}.{key}'")
+    """The text of the first of the keys that the message has."""
+    return row.text_in(given, next((key for key in keys if key in given), keys[0]), name)
 
 
 def _calls(row: Row, text: str, name: str) -> list[dict[str, Any]]:
