@@ -20,11 +20,12 @@ def launch(arguments: Sequence[str], n: int) -> int:
 
     The processes report their errors themselves. If one cannot, a line reports how it ended and how to resume.
     """
+    from reallm.launch.cores import n_cores
     from reallm.launch.launcher import Launcher
     from reallm.launch.signals import INTERRUPTED
 
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _n_cores() // n)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // n)))
     failure = Launcher([sys.executable, "-m", "reallm", *arguments], n, environment).run()
     if failure is None:
         return 0
@@ -41,11 +42,6 @@ def run_worker(algorithm: str, env: RankEnv, work: Callable[[Job], bool]) -> NoR
     from reallm.launch import worker
 
     worker.run_worker(env, work, partial(_resume_hint, algorithm))
-
-
-def _n_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _describe_exit(failure: WorkerExit, algorithm: str) -> str:

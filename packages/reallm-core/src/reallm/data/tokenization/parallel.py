@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from reallm.data.rows import Row
 from reallm.data.tokenization.encoder import EncodedBatch, RowEncoder, encode_batch
 from reallm.data.tokenization.workers import PER_WORKER, WorkerPool
+from reallm.launch.cores import n_cores
 
 WORKERS_PAY_AFTER = 8.0
 """Seconds of work that must be left for workers to be started; starting them takes two or three."""
@@ -40,7 +40,7 @@ def encode_in_order(
     Raises:
         DataError: what `encode_batch` raises, or a worker was killed.
     """
-    n_workers = num_proc or _n_cores()
+    n_workers = num_proc or n_cores()
     may_start = n_workers > 1 and bool(sys.executable)
     started, n_done = time.monotonic(), 0
     while may_start and not _workers_pay(time.monotonic() - started, n_done, n_rows, workers_pay_after):
@@ -57,11 +57,6 @@ def encode_in_order(
             pool.close()
     for batch in batches:
         yield encode_batch(encoder, batch)
-
-
-def _n_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _workers_pay(seconds: float, n_done: int, n_rows: Callable[[], int | None], enough: float) -> bool:
