@@ -78,7 +78,7 @@ class Part:
 
 def source_name(source: Source) -> str:
     """How messages call a source: `train.jsonl`, `a.jsonl and 3 more`, `module:function`, `a list of rows`."""
-    path = source.path if isinstance(source, RowSource) else source
+    path = RowSource.of(source).path
     if isinstance(path, str | Path):
         return str(path)
     if callable(path):
@@ -103,7 +103,7 @@ def parts_of(source: Source) -> list[Part]:
     Raises:
         DataError: a file does not exist or has an unknown extension, or a library is missing.
     """
-    path = source.path if isinstance(source, RowSource) else source
+    path = RowSource.of(source).path
     if isinstance(path, str | Path):
         return _named_parts([path])
     if callable(path):

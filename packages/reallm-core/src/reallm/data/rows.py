@@ -64,10 +64,9 @@ def iter_rows(
     Raises:
         DataError: the source cannot be read, has no rows, or has a wrong one; names the location.
     """
-    columns = dict(source.columns) if isinstance(source, RowSource) else {}
+    columns, split = RowSource.of(source).columns, RowSource.of(source).split
     absent = set(columns.values())
     parts = [replace(part, read=partial(_noting_keys, part.read, absent)) for part in parts_of(source)]
-    split = source.split if isinstance(source, RowSource) else None
     n_rows = 0
     for part in parts:
         with closing(_rows_of(part, n_rows, source, required or {}, qualify=len(parts) > 1)) as found:
@@ -134,7 +133,7 @@ def _rows_of(
 
 def _as_they_are(part: Part, start: int, source: Source, *, qualify: bool) -> Generator[_Checked, None, None]:
     """The rows of a part, with their columns renamed; an error that ends the reading is the last item."""
-    columns = source.columns if isinstance(source, RowSource) else {}
+    columns = RowSource.of(source).columns
     prefix = f"{part.prefix}:" if qualify else ""
     index = start - 1
     try:
