@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import types
 import typing
@@ -105,7 +106,8 @@ def check_fields(config: Any, group: str = "") -> None:
     Raises:
         ConfigError: a value has another type; names key, value and what is allowed.
     """
-    for name, hint in _type_hints(type(config)).items():
+    cls: type = type(config)
+    for name, hint in _type_hints(cls).items():
         value = getattr(config, name)
         if is_missing(value):
             continue
@@ -118,6 +120,7 @@ def check_fields(config: Any, group: str = "") -> None:
             object.__setattr__(config, name, converted)
 
 
+@functools.cache  # resolving the names takes far longer than the check
 def _type_hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
