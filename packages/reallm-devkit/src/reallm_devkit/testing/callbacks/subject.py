@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 from reallm.specs import CallbackSpec
 from reallm_devkit.testing.checks import Skipped
-from reallm_devkit.testing.loggers.subject import CONFIG
+from reallm_devkit.testing.run_config import run_config
 from reallm_devkit.testing.source import reference_location
 
 N_STEPS = 12
@@ -33,7 +32,7 @@ class FakeRun:
     rank: int = 0
     n_ranks: int = 1
     metrics: dict[str, float] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=lambda: copy.deepcopy(dict(CONFIG)))
+    config: Mapping[str, Any] = field(default_factory=run_config)
     requests: Requests = field(default_factory=list)
 
     def model(self, role: str = "model") -> Any:

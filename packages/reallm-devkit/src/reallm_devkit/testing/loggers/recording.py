@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from reallm.experiments.run.loggers import is_installed
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
-from reallm_devkit.testing.loggers.subject import CONFIG, LoggerSubject, Records, folder_content, run_records
+from reallm_devkit.testing.loggers.subject import LoggerSubject, Records, folder_content, run_records
+from reallm_devkit.testing.run_config import run_config
 from reallm_devkit.testing.scratch import scratch_folder
 
 
@@ -101,7 +101,7 @@ def run_folder(subject: LoggerSubject) -> str:
 @check(needs=[construction])
 def inputs(subject: LoggerSubject) -> str:
     """it does not change the metrics and the configuration, which others get, too"""
-    config, metrics = copy.deepcopy(dict(CONFIG)), {"train/loss": 2.5, "train/lr": 0.5}
+    config, metrics = run_config(), {"train/loss": 2.5, "train/lr": 0.5}
     given = dict(metrics)
     with scratch_folder() as folder:
         logger = subject.make(folder / "run", config)
@@ -109,8 +109,8 @@ def inputs(subject: LoggerSubject) -> str:
         logger.close()
     if given != metrics:
         raise CheckFailed(f"metrics {metrics} after log", f"{given}", look_at=subject.at("log"))
-    if config != CONFIG:
-        raise CheckFailed(f"the configuration {dict(CONFIG)}", f"{config}", look_at=subject.at("__init__"))
+    if config != run_config():
+        raise CheckFailed(f"the configuration {run_config()}", f"{config}", look_at=subject.at("__init__"))
     return "metrics and configuration"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 from reallm.specs import LoggerSpec
 from reallm_devkit.testing.checks import CheckFailed
+from reallm_devkit.testing.run_config import run_config
 from reallm_devkit.testing.source import reference_location
 
 Curves = Mapping[int, Mapping[str, float | None]]
@@ -20,14 +20,6 @@ Curves = Mapping[int, Mapping[str, float | None]]
 
 Records = Sequence[tuple[int, Mapping[str, float]]]
 """Arguments of `log` calls, in order: step and metrics."""
-
-CONFIG: Mapping[str, Any] = {
-    "name": "first-try",
-    "model": {"path": "models/tiny", "compile": False},
-    "optimizer": {"lr": 2e-05, "warmup_steps": None},
-    "loggers": ["jsonl", "tensorboard"],
-}
-"""Settings of a run, with a value of every type that settings can have."""
 
 TOLERANCE = 1e-6
 """Relative; some formats store float32."""
@@ -69,9 +61,9 @@ class LoggerSubject:
         return reference_location(self.spec.logger, method)
 
     def make(self, run_dir: Path, config: Mapping[str, Any] | None = None) -> Any:
-        """Create the run folder if needed and make a logger for it, with `config` or else a copy of `CONFIG`."""
+        """Create the run folder if needed and make a logger for it, with `config` or else `run_config()`."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        return self.cls(run_dir, copy.deepcopy(dict(CONFIG)) if config is None else config)
+        return self.cls(run_dir, run_config() if config is None else config)
 
     @contextmanager
     def open(self, run_dir: Path, resume: int | None = None) -> Iterator[Any]:
