@@ -11,6 +11,9 @@ import numpy as np
 from reallm.data.rows import Row
 from reallm.data.tokenization.encoder import EncodedRow
 
+WORDS = ["hello", "no way!", "a", "much too long to keep", "xyz"]
+"""Texts for `LetterEncoder`: one has a remark, one is dropped."""
+
 
 class LetterEncoder:
     """The code points of `text` as `letters` int32 [L] and whether they are vowels; drops rows that are longer than 9.

@@ -21,10 +21,8 @@ from reallm.data.tokenization.cache import Entry, default_folder, entry_for, rea
 from reallm.data.tokenization.store import StoreBuilder, TokenStore, open_store
 from reallm.data.tokenization.walk import encode_source
 from reallm.errors import DataError
-from tests.data.tokenization.encoders import LetterEncoder
+from tests.data.tokenization.encoders import WORDS, LetterEncoder
 from tests.helpers.tokenizers import tiny_tokenizer
-
-WORDS = ["hello", "no way!", "a", "much too long to keep", "xyz"]
 
 
 @pytest.fixture

@@ -17,9 +17,7 @@ from reallm.data.rows import Row
 from reallm.data.tokenization.encoder import EncodedBatch, RowEncoder, encode_batch
 from reallm.data.tokenization.parallel import encode_in_order
 from reallm.errors import DataError
-from tests.data.tokenization.encoders import LetterEncoder, OnlyHereEncoder
-
-WORDS = ["hello", "no way!", "a", "much too long to keep", "xyz"]
+from tests.data.tokenization.encoders import WORDS, LetterEncoder, OnlyHereEncoder
 
 
 def batches(n: int, size: int = 5) -> list[list[Row]]:
