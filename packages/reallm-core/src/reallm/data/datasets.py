@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -88,6 +88,12 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> NamedArray: ...
+
+
+def own_report(samples: Samples) -> str | None:
+    """What the dataset's method `report` returns; None if it has none."""
+    report: Callable[[], str] | None = getattr(samples, "report", None)
+    return report() if callable(report) else None
 
 
 def make_dataset(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from reallm.data.datasets import Dataset, Samples, make_dataset
+from reallm.data.datasets import Dataset, Samples, make_dataset, own_report
 from reallm.data.mixture import Mixture
 from reallm.data.namedarray import NamedArray
 from reallm.data.preview import samples
@@ -71,7 +71,6 @@ def preview(dataset: Dataset | Mixture, n: int, *, seed: int, tokenizer: PreTrai
     Raises:
         ReallmError: as training would.
     """
-
     if isinstance(dataset, Mixture):
         sources = {name: preview(one, n, seed=seed, tokenizer=tokenizer) for name, one in dataset.sources.items()}
         return _mixed(sources, n)
@@ -173,10 +172,9 @@ def _preview(
     n_measured: int,
 ) -> Preview:
     counts = [samples.count_tokens(sample) for sample in measured]
-    report: Callable[[], str] | None = getattr(made, "report", None)
-    text = report() if callable(report) else ""
     lengths = tuple(n_tokens for n_tokens, _ in counts)
-    return Preview(dataset, rows, text, n_measured, is_whole, lengths, sum(n_trained for _, n_trained in counts))
+    n_trained = sum(n for _, n in counts)
+    return Preview(dataset, rows, own_report(made) or "", n_measured, is_whole, lengths, n_trained)
 
 
 def _id(sample: NamedArray, i: int) -> str:

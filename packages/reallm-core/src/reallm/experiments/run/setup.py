@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from reallm.config.lr_schedule import check_warmup
 from reallm.config.training import TrainingConfig, model_args
 from reallm.data.chat.known_templates import set_chat_template
 from reallm.data.dataset_stats import DatasetStats, fingerprint, histogram, measure
-from reallm.data.datasets import Samples, make_dataset
+from reallm.data.datasets import Samples, make_dataset, own_report
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import MixtureSampler, StepSampler
@@ -287,8 +287,8 @@ def check_keys(sample: NamedArray, graph: Graph, dataset: str) -> None:
 
 def report(dataset: Samples) -> str:
     """A dataset's own one-line report of its rows, or else its number of samples."""
-    own_report: Callable[[], str] | None = getattr(dataset, "report", None)
-    return own_report() if callable(own_report) else counted(len(dataset), "sample")
+    own = own_report(dataset)
+    return counted(len(dataset), "sample") if own is None else own
 
 
 def check_lengths(
