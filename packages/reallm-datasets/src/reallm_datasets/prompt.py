@@ -32,8 +32,8 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         cache_dir: folder that keeps the tokens of large files; "auto": `~/.cache/reallm/tokenized`; None: no cache.
 
     Raises:
-        ConfigError: if an argument is out of range.
-        DataError: if a row is bad, or no sample is left.
+        ConfigError: an argument is out of range.
+        DataError: a row is invalid, or no sample is left.
     """
 
     def __init__(
