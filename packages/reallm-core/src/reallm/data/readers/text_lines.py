@@ -27,7 +27,7 @@ def check_compression(path: Path, origin: Origin) -> None:
 
 
 @contextmanager
-def open_lines(path: Path, origin: Origin) -> Iterator[Iterable[bytes]]:
+def _open_lines(path: Path, origin: Origin) -> Iterator[Iterable[bytes]]:
     """The file as bytes, decompressed if its name ends so; lines are split at newlines only.
 
     Raises:
@@ -62,7 +62,7 @@ def text_lines(path: Path, origin: Origin) -> Generator[tuple[int, str], None, N
         DataError: the file is damaged, or is not UTF-8 text; names the line.
     """
     # Split bytes, at \n only: str.splitlines would also split at characters such as U+2028 within text.
-    with open_lines(path, origin) as file:
+    with _open_lines(path, origin) as file:
         for number, line in enumerate(file, 1):
             yield number, _decoded(line.removeprefix(_BOM) if number == 1 else line, origin, number)
 
