@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from reallm.config.load import load
 from reallm.errors import ConfigError
 from reallm.options import REQUIRED
 from reallm.plugins import registry
+from tests.helpers.imports import imported_by
 
 NAMES = ("prompt", "prompt_answer", "rw_pair")
 ROUTED = {"train_path", "valid_path", "format", "columns", "train_bs_n_seqs", "valid_bs_n_seqs", "chat_template"}
@@ -82,12 +81,8 @@ def test_the_form_of_the_first_rows_is_looked_at(name: str, tmp_path: Path) -> N
 
 
 def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:
-    code = (
-        "import sys, reallm_datasets.plugin, reallm_datasets.config\n"
-        "print([m for m in ('torch', 'transformers', 'numpy', 'rich', 'pyarrow') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    program = "import reallm_datasets.plugin, reallm_datasets.config"
+    assert imported_by(program, "torch", "transformers", "numpy", "rich", "pyarrow") == []
 
 
 def test_a_mixture_without_names_is_told_to_name_its_sources() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
 
 from reallm.errors import ConfigError, ReallmError
 from reallm_devkit import Check, CheckFailed, Kit, Skipped, check
+from tests.helpers.imports import imported_by
 from workspace import ROOT
 
 pytest_plugins = ["pytester"]
@@ -241,9 +240,5 @@ def test_each_case_is_a_test_of_its_own(suite: pytest.Pytester) -> None:
 
 
 def test_importing_the_kit_brings_neither_pytest_nor_torch() -> None:
-    code = (
-        "import sys, reallm_devkit as kit; kit.Kit, kit.run, kit.check\n"
-        "print([name for name in ('pytest', 'torch', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    program = "import reallm_devkit as kit; kit.Kit, kit.run, kit.check"
+    assert imported_by(program, "pytest", "torch", "transformers") == []
