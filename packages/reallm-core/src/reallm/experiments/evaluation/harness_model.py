@@ -7,7 +7,7 @@ calls and get the same results; the harness sees one process.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -28,6 +28,8 @@ DEFAULT_MAX_NEW_TOKENS = 256
 """Tokens that are generated for a request that does not say how many; as in the harness's own models."""
 MAX_NEW_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names that tasks use for it; the first one that is given counts."""
+
+T = TypeVar("T")
 
 Pair = tuple[list[int], list[int]]
 """The tokens of a context, and of the continuation that is scored."""
@@ -142,28 +144,15 @@ class HarnessModel(TemplateLM):
         Raises:
             NonFiniteError: a log-probability is NaN or infinite.
         """
+        layout = self.model.layout
+        budget = self._max_tokens * layout.dp * layout.pp  # gives each rank a full micro-batch
+        sizes = [len(context) + len(continuation) for context, continuation in pairs]
         scores: list[tuple[float, bool]] = []
         with RowProgress("scoring", lambda: len(pairs), console=self._console) as progress:
-            for batch in self._batches(pairs):
+            for batch in _by_budget(pairs, sizes, budget):
                 scores += self._score_batch(batch)
                 progress.advance(len(batch))
         return scores
-
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-        """The pairs in their order, as many at a time as give each rank a full micro-batch."""
-        layout = self.model.layout
-        budget = self._max_tokens * layout.dp * layout.pp
-        batch: list[Pair] = []
-        n_tokens = 0
-        for context, continuation in pairs:
-            size = len(context) + len(continuation)
-            if batch and n_tokens + size > budget:
-                yield batch
-                batch, n_tokens = [], 0
-            batch.append((context, continuation))
-            n_tokens += size
-        if batch:
-            yield batch
 
     def _score_batch(self, batch: Sequence[Pair]) -> list[tuple[float, bool]]:
         # the last token of a sequence is never an input: a sequence may have one token more than there are positions
@@ -209,22 +198,24 @@ class HarnessModel(TemplateLM):
                 )
             prompts = [self.tok_encode(requests[index].args[0])[-room:] or [self.prefix_token_id] for index in group]
             pairs = list(zip(group, prompts, strict=True))
-            for batch in _by_budget(pairs, options["max_new_tokens"], self._max_tokens):
+            sizes = [len(prompt) + options["max_new_tokens"] for prompt in prompts]
+            for batch in _by_budget(pairs, sizes, self._max_tokens):
                 yield [index for index, _ in batch], [prompt for _, prompt in batch], options
 
 
-def _by_budget(
-    prompts: Sequence[tuple[int, list[int]]], n_new: int, max_tokens: int
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Prompts in batches whose sequences have at most `max_tokens` tokens together when they are complete."""
-    batch: list[tuple[int, list[int]]] = []
-    n_tokens = 0
-    for index, prompt in prompts:
-        if batch and n_tokens + len(prompt) + n_new > max_tokens:
+def _by_budget(items: Sequence[T], sizes: Sequence[int], budget: int) -> Iterator[list[T]]:
+    """The items in their order, in batches whose sizes add up to at most `budget`; a larger item is a batch of its own.
+
+    The size of an item is the number of tokens of its sequence when it is complete.
+    """
+    batch: list[T] = []
+    total = 0
+    for item, size in zip(items, sizes, strict=True):
+        if batch and total + size > budget:
             yield batch
-            batch, n_tokens = [], 0
-        batch.append((index, prompt))
-        n_tokens += len(prompt) + n_new
+            batch, total = [], 0
+        batch.append(item)
+        total += size
     if batch:
         yield batch
 
