@@ -62,14 +62,6 @@ class EvalResult:
     """Time of the computation, without loading."""
 
 
-@dataclass(frozen=True)
-class LoadedModels:
-    """The models of an algorithm's roles, loaded to be evaluated, and the tokenizer of the first one."""
-
-    roles: Mapping[str, Role]
-    tokenizer: PreTrainedTokenizerBase
-
-
 def evaluate(
     config: TrainingConfig, algorithm: Algorithm, *, console: Console | None = None, job: Job | None = None
 ) -> EvalResult:
@@ -100,18 +92,18 @@ def evaluate(
         sampler = StepSampler(len(samples), size, 1, None, config.seed)
         stats = measure(samples, interfaces[first].n_tokens, sampler, config.max_tokens_per_microbatch)
         too_long = check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
-        models = load_models(config, graph, interfaces, tokenizer, job, partial(print_line, console))
+        roles = load_models(config, graph, interfaces, tokenizer, job, partial(print_line, console))
         for line in (f"rows: {report(samples)}", *too_long):
             print_line(console, line)
         started = time.monotonic()
         with (
-            explained_shortage("evaluation", models.roles, config),
+            explained_shortage("evaluation", roles, config),
             RowProgress("evaluating", lambda: len(samples), console=console) as progress,
         ):
             batches = partial(_batches, size=size, progress=progress)
-            metrics = GraphExecutor(graph, models.roles).evaluate_samples(samples, batches)
+            metrics = GraphExecutor(graph, roles).evaluate_samples(samples, batches)
         if not all(map(math.isfinite, metrics.values())):
-            refuse_nonfinite_models(config, models)
+            refuse_nonfinite_models(config, roles)
         return EvalResult(metrics, len(samples), time.monotonic() - started)
 
 
@@ -132,22 +124,22 @@ def load_models(
     tokenizer: PreTrainedTokenizerBase,
     job: Job,
     echo: Echo,
-) -> LoadedModels:
+) -> dict[str, Role]:
     """Load the models of all roles without what training needs, and print a line about each."""
     layouts = choose_layouts(config, graph, job)
     roles = load_roles(config, graph, interfaces, tokenizer, job, layouts, total_steps=None)
     for name, role in roles.items():
         echo(model_line(name, role, config))
-    return LoadedModels(roles, tokenizer)
+    return roles
 
 
-def refuse_nonfinite_models(config: TrainingConfig, models: LoadedModels) -> None:
+def refuse_nonfinite_models(config: TrainingConfig, roles: Mapping[str, Role]) -> None:
     """Raise an error if a model gives nothing finite, whatever the rows; all ranks of a job call this.
 
     Raises:
         NonFiniteError: names the model and the weight or the block at fault.
     """
-    for name, role in models.roles.items():
+    for name, role in roles.items():
         fault = model_fault(role.model.network, role.model.mesh)
         if fault is not None:
             path = model_args(config, name).path

@@ -82,15 +82,15 @@ def evaluate_tasks(
         if options.apply_chat_template and not tokenizer.chat_template:
             raise ConfigError("--apply-chat-template: the tokenizer has no chat template; leave it out")
         interfaces = {role: make_interfaces(algorithm, graph)[role]}
-        models = load_models(config, graph, interfaces, tokenizer, job, lambda line: print_line(console, line))
+        roles = load_models(config, graph, interfaces, tokenizer, job, lambda line: print_line(console, line))
 
         from lm_eval import simple_evaluate
 
         from reallm.experiments.evaluation.harness_model import HarnessModel
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        model = HarnessModel(models.roles[role].model, tokenizer, config.max_tokens_per_microbatch, console)
-        with explained_shortage("evaluation", models.roles, config):
+        model = HarnessModel(roles[role].model, tokenizer, config.max_tokens_per_microbatch, console)
+        with explained_shortage("evaluation", roles, config):
             found = simple_evaluate(
                 model,
                 tasks=list(options.tasks),
