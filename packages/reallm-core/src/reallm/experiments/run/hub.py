@@ -15,7 +15,7 @@ import yaml
 
 from reallm.errors import ConfigError, ReallmError, one_line
 from reallm.experiments.reports.number_format import number
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
 from reallm.experiments.runs.info import RunInfo, read_run
 from reallm.experiments.runs.settings import flatten, read_settings
 
@@ -91,7 +91,7 @@ def push_run(run_dir: Path, repo: str) -> str:
     try:
         api = HfApi()
         address = api.create_repo(repo, private=True, exist_ok=True)
-        api.create_commit(repo, operations, commit_message=f"{run.name}, step {_step(checkpoint)}")
+        api.create_commit(repo, operations, commit_message=f"{run.name}, step {step_of(checkpoint.resolve().name)}")
     except Exception as error:  # see `check_hub`
         command = shlex.join(["reallm", "push", str(run_dir), repo])
         raise HubError(f"push to {repo} failed: {one_line(error)[:300]}; to push later: {command}") from error
@@ -135,7 +135,3 @@ def _public(key: str, value: Any) -> Any:
     """A setting without the folders of this machine."""
     is_path = isinstance(value, str) and (key.endswith("path") or value.startswith(("/", "~")))
     return Path(value).name if is_path else value
-
-
-def _step(checkpoint: Path) -> str:
-    return checkpoint.resolve().name.removeprefix("step-").lstrip("0") or "0"

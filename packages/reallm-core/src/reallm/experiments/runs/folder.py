@@ -144,8 +144,8 @@ class RunFolder:
     def saved_steps(self) -> dict[int, Path]:
         """Step -> checkpoint, for all saved checkpoints, in the order of steps."""
         found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in found]
-        return dict(sorted((int(match[1]), path) for match, path in matches if match))
+        steps = [(step_of(path.name), path) for path in found]
+        return dict(sorted((step, path) for step, path in steps if step is not None))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.yaml`, which `--config` reads back."""
@@ -170,6 +170,12 @@ class RunFolder:
             temporary.replace(link)
         except OSError:
             temporary.unlink(missing_ok=True)
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The step in the name of a checkpoint, `step-000020` or `step-20`; None for another name."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint)
+    return int(match[1]) if match else None
 
 
 def _lock(descriptor: int, patience_s: float = 0.5) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from reallm.errors import ConfigError, nearest
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
 from reallm.hf.file_names import CONFIG_NAME
 
 CHECKPOINTS = RunFolder(Path()).checkpoints.name
@@ -54,7 +53,7 @@ def _check_is_newest(resume: str, path: Path, run: RunFolder) -> None:
     resumable = [step for step, folder in saved.items() if (folder / TRAINING_STATE).is_dir()]
     if not below.parts or not resumable:
         return  # the folder of all checkpoints; or nothing to resume from, which is reported with the remedy
-    step = _step(run.checkpoints / below.parts[0])
+    step = step_of((run.checkpoints / below.parts[0]).resolve().name)  # it may be a link, such as `last`
     if step not in saved:
         found = ", ".join(folder.name for folder in saved.values())
         raise ConfigError(f"resume={resume}: the run {run.path} has no such checkpoint; it has {found}")
@@ -63,12 +62,6 @@ def _check_is_newest(resume: str, path: Path, run: RunFolder) -> None:
             f"resume={resume}: a run can only be resumed from its newest checkpoint, here {saved[resumable[-1]].name}: "
             f"write resume={run.path}, or start a new run from this one with model.path={saved[step]}"
         )
-
-
-def _step(checkpoint: Path) -> int | None:
-    """The step of a checkpoint: `step-000020`, `step-20`, or a link to one, such as `last`."""
-    match = re.fullmatch(r"step-(\d+)", checkpoint.resolve().name)
-    return int(match[1]) if match else None
 
 
 def _not_resumable(resume: str, path: Path, output_dir: Path) -> ConfigError:
