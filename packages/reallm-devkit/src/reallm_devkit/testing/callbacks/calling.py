@@ -78,7 +78,7 @@ def resume(subject: CallbackSubject) -> str:
             first, second = subject.cls(), subject.cls()
             begun = FakeRun(folder)
             subject.train(first, begun, until=stop)
-            second.load_state(json.loads(json.dumps(_state(subject, first))))
+            second.load_state(_state(subject, first))
             resumed = FakeRun(folder, step=stop, metrics=dict(begun.metrics))
             subject.train(second, resumed)
             expected = [(step, what) for step, what in whole.requests if step > stop]
@@ -90,6 +90,7 @@ def resume(subject: CallbackSubject) -> str:
 
 
 def _state(subject: CallbackSubject, callback: Any) -> Any:
+    """The state of a callback as it is read back from the file of a save."""
     if not hasattr(callback, "state") or not hasattr(callback, "load_state"):
         raise Skipped("it has no methods state and load_state")
     found = callback.state()
