@@ -283,8 +283,6 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         prompts = as_prompts(prompts)
         if self.config.is_critic:
             raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
-        if isinstance(stop, str):
-            raise ConfigError(f"stop must be a list of strings; write stop=[{stop!r}]")
         stop = check_items("stop", () if stop is None else stop, str)
         if stop_token_ids is not None:
             stop_token_ids = check_items("stop_token_ids", stop_token_ids, int)
