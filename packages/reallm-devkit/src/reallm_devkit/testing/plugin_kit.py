@@ -1,4 +1,4 @@
-"""`PluginKit`, the base class of the kits: a plugin that is given as the name it is installed under, or as a spec."""
+"""`PluginKit`, the base class of the kits, which finds the plugin by the name it is installed under, or by its spec."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ S = TypeVar("S")
 
 
 class PluginKit(Kit[S]):
-    """A kit whose attribute of the name of its `kind` is the plugin: `logger = "my-logger"`, or a `LoggerSpec`.
+    """Base class of the kits; the attribute named after `kind` is the plugin: `logger = "my-logger"`, or its spec.
 
-    The spec has the plugin's class under the same name. A kind whose spec is no such class defines `title`, `module`
-    and `source_location` itself.
+    A spec has the plugin's class in a field of the same name. A kit whose plugins have no such spec, such as that of
+    families, overrides `title`, `module` and `source_location`.
     """
 
     @classmethod
