@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,8 +24,6 @@ from reallm.data.sampler import StepSampler
 from reallm.data.tokenization.progress import RowProgress
 from reallm.engine.diagnosis import model_fault
 from reallm.errors import DataError, NonFiniteError
-from reallm.experiments.preflight.consistency import settings_and_versions
-from reallm.experiments.preflight.device import choose_device, deterministic_kernels
 from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.run.messages import model_line
 from reallm.experiments.run.progress import print_line
@@ -34,6 +31,7 @@ from reallm.experiments.run.setup import (
     check_keys,
     check_lengths,
     choose_layouts,
+    distributed_context,
     load_roles,
     load_run_tokenizer,
     make_interfaces,
@@ -82,7 +80,7 @@ def evaluate(
     job = job or Job()
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     graph = Graph.of(algorithm)
-    with evaluation_job(config, graph, job):
+    with distributed_context(config, plain(describe(config).tree()), graph, job):
         interfaces = make_interfaces(algorithm, graph)
         tokenizer, _ = load_run_tokenizer(config, graph)
         samples, size = _load_rows(config, graph, tokenizer), batch_size(config.dataset, "valid")
@@ -105,16 +103,6 @@ def evaluate(
         if not all(map(math.isfinite, metrics.values())):
             refuse_nonfinite_models(config, roles)
         return EvalResult(metrics, len(samples), time.monotonic() - started)
-
-
-@contextmanager
-def evaluation_job(config: TrainingConfig, graph: Graph, job: Job) -> Iterator[None]:
-    """Context in which the processes of a job can load and evaluate models; checks that their settings are the same."""
-    found = settings_and_versions(config, plain(describe(config).tree()), graph.roles)
-    check_same_on_all_ranks(job, "settings", found, config.parallel.timeout)
-    device = choose_device(model_args(config, graph.roles[0]).device, job.gpu)
-    with job.process_groups(device, config.parallel.timeout), deterministic_kernels(config.deterministic):
-        yield
 
 
 def load_models(

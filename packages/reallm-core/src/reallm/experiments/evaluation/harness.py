@@ -12,12 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from reallm.algorithms.executor import Graph
+from reallm.config.load import describe
 from reallm.errors import ConfigError, quoted
-from reallm.experiments.evaluation.evaluate import evaluation_job, load_models
+from reallm.experiments.evaluation.evaluate import load_models
 from reallm.experiments.evaluation.harness_options import TaskOptions, check_harness
 from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.run.progress import print_line
-from reallm.experiments.run.setup import load_run_tokenizer, make_interfaces
+from reallm.experiments.run.setup import distributed_context, load_run_tokenizer, make_interfaces
+from reallm.experiments.runs.settings import plain
 from reallm.launch.job import Job
 from reallm.specs import Algorithm
 
@@ -77,7 +79,7 @@ def evaluate_tasks(
     manager = check_tasks(options)
     graph = Graph.of(algorithm)
     role = graph.trained_roles[0]
-    with evaluation_job(config, graph, job):
+    with distributed_context(config, plain(describe(config).tree()), graph, job):
         tokenizer, _ = load_run_tokenizer(config, graph)
         if options.apply_chat_template and not tokenizer.chat_template:
             raise ConfigError("--apply-chat-template: the tokenizer has no chat template; leave it out")

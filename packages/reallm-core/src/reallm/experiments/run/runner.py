@@ -12,11 +12,9 @@ from rich.console import Console
 
 from reallm.algorithms.executor import Graph
 from reallm.config.load import describe
-from reallm.config.training import TrainingConfig, model_args
+from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError, kind_of, one_line
 from reallm.experiments.checkpointing.open_run import open_run
-from reallm.experiments.preflight.consistency import settings_and_versions
-from reallm.experiments.preflight.device import choose_device, deterministic_kernels
 from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.reports.write import write_page, write_plot
 from reallm.experiments.run.callbacks import callback_offers
@@ -24,10 +22,10 @@ from reallm.experiments.run.hub import check_hub, push_run
 from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.messages import complete_line, final_lines
 from reallm.experiments.run.progress import print_line
+from reallm.experiments.run.setup import distributed_context
 from reallm.experiments.run.trainer import Trainer
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.settings import plain
-from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.failure import is_peer_error
 from reallm.launch.job import Job
 from reallm.launch.rank_env import RankEnv
@@ -93,14 +91,7 @@ def run(
     graph = Graph.of(algorithm)
     check_best_metric(config, algorithm, graph)
     settings = plain(describe(config).tree())
-    found = settings_and_versions(config, settings, graph.roles)
-    check_same_on_all_ranks(job, "settings", found, config.parallel.timeout)
-    device = choose_device(model_args(config, graph.roles[0]).device, job.gpu)
-    with (
-        job.process_groups(device, config.parallel.timeout),
-        deterministic_kernels(config.deterministic),
-        ExitStack() as stack,
-    ):
+    with distributed_context(config, settings, graph, job), ExitStack() as stack:
         opened = open_run(job, config, settings, name, stack)
         if opened.is_finished:
             earlier = read_run(opened.folder.path)

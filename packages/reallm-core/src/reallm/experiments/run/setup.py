@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import MixtureSampler, StepSampler
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError, counted, quoted
-from reallm.experiments.preflight.device import choose_device, choose_dtype
+from reallm.experiments.preflight.consistency import settings_and_versions
+from reallm.experiments.preflight.device import choose_device, choose_dtype, deterministic_kernels
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
+from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.notices import notify_once
 from reallm.parallel.layout import Layout
@@ -78,6 +81,26 @@ class Data:
             for source, n in zip(splits["train"]["sources"].values(), self.train.quotas, strict=True):
                 source["n_samples_of_epoch"] = n
         return splits
+
+
+@contextmanager
+def distributed_context(config: TrainingConfig, settings: Mapping[str, Any], graph: Graph, job: Job) -> Iterator[None]:
+    """Context in which the processes of a job load models and compute together.
+
+    Args:
+        config: configuration of the run or evaluation.
+        settings: all its settings, as nested mappings of plain values.
+        graph: graph of the algorithm.
+        job: the processes.
+
+    Raises:
+        ConfigError: the settings differ between the processes, or there is no such device.
+    """
+    found = settings_and_versions(config, settings, graph.roles)
+    check_same_on_all_ranks(job, "settings", found, config.parallel.timeout)
+    device = choose_device(model_args(config, graph.roles[0]).device, job.gpu)
+    with job.process_groups(device, config.parallel.timeout), deterministic_kernels(config.deterministic):
+        yield
 
 
 def make_interfaces(algorithm: Algorithm, graph: Graph) -> dict[str, Any]:
