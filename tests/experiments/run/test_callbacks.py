@@ -28,7 +28,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(**classes: type) -> None:
         offers = {name: Offer("callback", name, CallbackSpec(cls), PLUGIN) for name, cls in classes.items()}
         monkeypatch.setattr(module, "callback_offers", lambda names: {name: offers[name] for name in names})
-        for user in ("runner", "trainer"):
+        for user in ("plan", "trainer"):
             monkeypatch.setattr(f"reallm.experiments.run.{user}.callback_offers", module.callback_offers)
 
     return install

@@ -19,7 +19,7 @@ from reallm.cli.main import run
 from reallm.config.args import ModelArgs
 from reallm.config.parallel import ParallelArgs
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import CheckpointError, ConfigError, DataError
+from reallm.errors import CheckpointError, ConfigError, DataError, PluginError
 from reallm.experiments.run.dry_run import dry_run
 from tests.experiments.conftest import HF_CONFIG, Trainer
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -102,6 +102,11 @@ def test_weights_that_are_not_finite_are_found(dry: Dry, trainer: Trainer) -> No
 def test_the_hub_is_asked_as_before_a_run(dry: Dry) -> None:
     with pytest.raises(ConfigError, match="push_to_hub=mine: must name a repository as owner/name"):
         dry(push_to_hub="mine")
+
+
+def test_a_callback_that_nobody_offers_is_found(dry: Dry) -> None:
+    with pytest.raises(PluginError, match="callback 'nobody'"):
+        dry(callbacks=["nobody"])
 
 
 def test_tokens_that_the_model_does_not_have_are_found(dry: Dry, trainer: Trainer) -> None:

@@ -24,11 +24,8 @@ from reallm.data.packing import micro_batches
 from reallm.errors import DataError, counted
 from reallm.experiments.checkpointing.open_run import planned_run
 from reallm.experiments.preflight.device import choose_device, choose_dtype
-from reallm.experiments.preflight.metrics import check_best_metric
-from reallm.experiments.run.hub import check_hub
-from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.messages import complete_line, overview, planned_model_line
-from reallm.experiments.run.plan import Plan
+from reallm.experiments.run.plan import Plan, check_names
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import min_vocab_size
 from reallm.experiments.runs.info import read_run
@@ -67,11 +64,8 @@ def dry_run(
     echo = partial(print_line, console or Console())
     n = config.parallel.n_processes
     job = Job(size=n, local_size=n) if job is None else job
-    logger_specs(config.loggers)
-    if config.push_to_hub is not None:
-        check_hub(config.push_to_hub, "push_to_hub")
     graph = Graph.of(algorithm)
-    check_best_metric(config, algorithm, graph)
+    check_names(config, algorithm, graph, job)
     run = planned_run(config, plain(describe(config).tree()), name)
     if run.is_finished:
         echo(complete_line(read_run(run.folder.path)))

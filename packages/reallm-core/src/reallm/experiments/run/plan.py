@@ -14,11 +14,28 @@ from reallm.experiments.checkpointing.resume import refuse_other_data
 from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
 from reallm.experiments.preflight.checks import check_layout
 from reallm.experiments.preflight.memory import memory_lines
+from reallm.experiments.preflight.metrics import check_best_metric
+from reallm.experiments.run.callbacks import callback_offers
+from reallm.experiments.run.hub import check_hub
+from reallm.experiments.run.loggers import logger_specs
 from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, make_interfaces
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
 from reallm.specs import Algorithm
+
+
+def check_names(config: TrainingConfig, algorithm: Algorithm, graph: Graph, job: Job) -> None:
+    """Check what a configuration names before a run folder is made: loggers, callbacks, repository, tracked metric.
+
+    Raises:
+        ReallmError: there is no such thing, or the user may not write to the repository.
+    """
+    logger_specs(config.loggers)
+    callback_offers(config.callbacks)
+    if config.push_to_hub is not None and job.is_rank0:
+        check_hub(config.push_to_hub, "push_to_hub")
+    check_best_metric(config, algorithm, graph)
 
 
 @dataclass(frozen=True)

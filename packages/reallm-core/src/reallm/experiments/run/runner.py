@@ -15,12 +15,10 @@ from reallm.config.load import describe
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError, kind_of, one_line
 from reallm.experiments.checkpointing.open_run import open_run
-from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.reports.write import write_page, write_plot
-from reallm.experiments.run.callbacks import callback_offers
-from reallm.experiments.run.hub import check_hub, push_run
-from reallm.experiments.run.loggers import logger_specs
+from reallm.experiments.run.hub import push_run
 from reallm.experiments.run.messages import complete_line, final_lines
+from reallm.experiments.run.plan import check_names
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import distributed_context
 from reallm.experiments.run.trainer import Trainer
@@ -84,12 +82,8 @@ def run(
     job = _connect(config) if job is None else job
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     name = _name_of(algorithm) if name is None else name
-    logger_specs(config.loggers)  # an unknown logger or callback is reported before a folder is made
-    callback_offers(config.callbacks)
-    if config.push_to_hub is not None and job.is_rank0:
-        check_hub(config.push_to_hub, "push_to_hub")
     graph = Graph.of(algorithm)
-    check_best_metric(config, algorithm, graph)
+    check_names(config, algorithm, graph, job)
     settings = plain(describe(config).tree())
     with distributed_context(config, settings, graph, job), ExitStack() as stack:
         opened = open_run(job, config, settings, name, stack)
