@@ -1,4 +1,4 @@
-"""Forms of rows: how each is recognised, what it becomes, and what mistakes in it say, in the words of the file."""
+"""Formats of rows: how each is recognised, what it becomes, and what mistakes in it say, in the words of the file."""
 
 from __future__ import annotations
 

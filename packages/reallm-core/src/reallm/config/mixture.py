@@ -24,7 +24,7 @@ class MixSource:
         path: its rows, like `train_path`.
         weight: its share of the samples of an epoch, relative to the others; None in all sources: its share of all
             samples.
-        format: form of its rows; None: that of the dataset's configuration.
+        format: format of its rows; None: that of the dataset's configuration.
         columns: names of its columns; empty: those of the dataset's configuration.
     """
 

@@ -26,14 +26,14 @@ Source: TypeAlias = "Rows | RowSource"
 
 @dataclass(frozen=True)
 class RowSource:
-    """Where rows come from, the form that they have there, and the names of their columns.
+    """Where rows come from, the format that they have there, and the names of their columns.
 
     Args:
         path: what has the rows, as `reallm.data.rows.iter_rows` takes it.
-        format: form of the rows, a name in `reallm.data.row_formats.FORMATS`; None: recognised by the keys of the
+        format: format of the rows, a name in `reallm.data.row_formats.FORMATS`; None: recognised by the keys of the
             first rows.
-        columns: key that the form has -> the key that the rows have for it: `{"prompt": "question"}`.
-        split: the rows that are taken, after they have got their form; None: all.
+        columns: key that the format has -> the key that the rows have for it: `{"prompt": "question"}`.
+        split: the rows that are taken, after they have got their format; None: all.
 
     Raises:
         ConfigError: there is no such format.
@@ -50,7 +50,7 @@ class RowSource:
 
     @classmethod
     def of(cls, source: Source) -> RowSource:
-        """The source itself, or the rows in a form that is recognised."""
+        """The source itself, or the rows in a format that is recognised."""
         return source if isinstance(source, RowSource) else cls(source)
 
     def __str__(self) -> str:

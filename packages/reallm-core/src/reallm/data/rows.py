@@ -26,7 +26,7 @@ from reallm.notices import notify_once
 __all__ = ["Kind", "Row", "check_rows", "describe", "iter_rows", "listed_keys", "read_rows"]
 
 _N_FIRST = 100
-"""How many of the first rows are looked at to recognise their form."""
+"""How many of the first rows are looked at to recognise their format."""
 
 _Checked = tuple[int, Row | DataError]  # the index of a row, and the row or what is wrong with it
 
@@ -57,7 +57,7 @@ def iter_rows(
             `.arrow`), a folder or a pattern of files; `"hub:org/name:split"`; a function that takes no arguments and
             returns an iterable of mappings, or a reference to one: `"package.module:function"` or `"file.py:function"`;
             a list of mappings, or of any of the texts above. The rows are as they are there, or, if this is given in a
-            `RowSource`, in the form that datasets read.
+            `RowSource`, in the format that datasets read.
         required: key -> type of its value, for keys that every row must have.
         errors: collects the errors of wrong rows, which are left out; None: the first one is raised.
 
@@ -96,20 +96,20 @@ def _noting_keys(read: Callable[[], Records], absent: set[str]) -> Records:
 
 
 def check_rows(source: RowSource) -> None:
-    """Check what can be checked of a source without reading much of it: its files, and the form of their first rows.
+    """Check what can be checked of a source without reading much of it: its files, and the format of their first rows.
 
     Functions are not run and nothing is downloaded. What else may be wrong with a row is found when all are read.
 
     Raises:
-        DataError: the source cannot be read, or the form of the rows is not recognised; names the location.
+        DataError: the source cannot be read, or the format of the rows is not recognised; names the location.
     """
     for part in parts_of(source):
         if part.is_quick and source.format is None:
             with closing(_as_they_are(part, 0, source, qualify=False)) as found:
-                _, form = _recognised(found)
-            if isinstance(form, DataError):
-                raise form
-            _notify(form, part)
+                _, row_format = _recognised(found)
+            if isinstance(row_format, DataError):
+                raise row_format
+            _notify(row_format, part)
 
 
 def _rows_of(
@@ -185,17 +185,17 @@ def _same_id(found: Iterable[_Checked], repeat: int, first: int, start: int) -> 
 
 
 def _converted(found: Iterator[_Checked], source: RowSource, part: Part) -> Iterator[_Checked]:
-    """The rows in the form that datasets read."""
+    """The rows in the format that datasets read."""
     if source.format is None:
-        first, form = _recognised(found)
-        if isinstance(form, DataError):
+        first, row_format = _recognised(found)
+        if isinstance(row_format, DataError):
             wrong = next(i for i, (_, row) in enumerate(first) if isinstance(row, Row))
             yield from first[:wrong]
-            yield first[wrong][0], form
+            yield first[wrong][0], row_format
             return
-        _notify(form, part)
+        _notify(row_format, part)
         found = chain(first, found)
-        convert: Callable[[Row], Row] = partial(convert_like, form=form)
+        convert: Callable[[Row], Row] = partial(convert_like, row_format=row_format)
     else:
         convert = FORMATS[source.format].convert
     for index, row in found:
@@ -206,17 +206,17 @@ def _converted(found: Iterator[_Checked], source: RowSource, part: Part) -> Iter
 
 
 def _recognised(found: Iterator[_Checked]) -> tuple[list[_Checked], RowFormat | DataError]:
-    """The first rows, and the form of the first one of which it is known; or the error if none of them has a form."""
+    """The first rows, and the format of the first one that has a known one; or the error if none has."""
     first: list[_Checked] = []
     for index, row in islice(found, _N_FIRST):
         first.append((index, row))
-        form = recognise(row) if isinstance(row, Row) else None
-        if form is not None:
-            return first, form
+        row_format = recognise(row) if isinstance(row, Row) else None
+        if row_format is not None:
+            return first, row_format
     unknown = next((row for _, row in first if isinstance(row, Row)), None)
     return first, FORMATS["messages"] if unknown is None else unrecognised(unknown)
 
 
-def _notify(form: RowFormat, part: Part) -> None:
-    if not form.is_own:
-        notify_once(f"{part.name}: rows look like {form.title}")
+def _notify(row_format: RowFormat, part: Part) -> None:
+    if not row_format.is_own:
+        notify_once(f"{part.name}: rows look like {row_format.title}")

@@ -1,1 +1,1 @@
-"""Forms in which people have their rows, and how each becomes the form that datasets read."""
+"""Formats in which people have their rows, and how each becomes the format that datasets read."""

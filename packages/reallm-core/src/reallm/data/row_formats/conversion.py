@@ -12,7 +12,7 @@ from reallm.data.row import Row, describe
 Message = dict[str, Any]
 
 CANONICAL = ("prompt", "answer", "messages", "text", "chosen", "rejected", "pos_answers", "neg_answers")
-"""Keys that datasets read; a converted row has those that its form gives, and no others of them."""
+"""Keys that datasets read; a converted row has those that its format gives, and no others of them."""
 
 
 def converted(row: Row, values: Mapping[str, Any], taken: Iterable[str], names: Mapping[str, str]) -> Row:

@@ -1,4 +1,4 @@
-"""The forms that rows can have, how each is recognised, and how it becomes the form that datasets read.
+"""The formats that rows can have, how each is recognised, and how it becomes the format that datasets read.
 
 Datasets read `prompt` and `answer`, `messages` and `tools`, `text`, or `prompt` with `chosen` and `rejected`. Rows that
 have these keys already are reallm's own: one file may mix them, and nothing is said about them.
@@ -18,13 +18,13 @@ from reallm.errors import ConfigError, DataError, did_you_mean, quoted
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A form of rows.
+    """A format of rows.
 
     Args:
         title: how messages call it: "rows look like ShareGPT".
-        matches: whether a row has the keys of the form.
-        convert: a row in the form that datasets read. Raises DataError if a value is missing or wrong.
-        is_own: whether rows are in that form already.
+        matches: whether a row has the keys of the format.
+        convert: a row in the format that datasets read. Raises DataError if a value is missing or wrong.
+        is_own: whether rows are in that format already.
     """
 
     title: str
@@ -55,14 +55,14 @@ FORMATS: Mapping[str, RowFormat] = {
     "text": RowFormat("plain text", _has("text"), _text, is_own=True),
     "prompt": RowFormat("prompts", _has("prompt"), completion.convert_prompt, is_own=True),
 }
-"""Name -> form, in the order in which they are tried: of two that match a row, the first one is its form."""
+"""Name -> format, in the order in which they are tried: of two that match a row, the first one is its format."""
 
 KEYS = (
     *("id", "prompt", "answer", "messages", "tools", "text", "chosen", "rejected", "pos_answers", "neg_answers"),
     *("completion", "conversations", "system", "instruction", "input", "output", "history", "functions"),
     *("preferred_output", "non_preferred_output"),
 )
-"""The keys that the forms have, which `columns` can map."""
+"""The keys that the formats have, which `columns` can map."""
 
 _OTHER_NAMES = {
     "prompt": ("question", "query", "instruction", "problem", "input", "request", "user"),
@@ -76,7 +76,7 @@ _OTHER_NAMES = {
 
 
 def check_format(name: str) -> None:
-    """Raise ConfigError unless there is such a form."""
+    """Raise ConfigError unless there is such a format."""
     if name not in FORMATS:
         raise ConfigError(f"format={name} is not one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
 
@@ -90,27 +90,27 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def recognise(row: Row) -> RowFormat | None:
-    """The form of a row by its keys; None if it has those of none."""
-    return next((form for form in FORMATS.values() if form.matches(row)), None)
+    """The format of a row by its keys; None if it has those of none."""
+    return next((row_format for row_format in FORMATS.values() if row_format.matches(row)), None)
 
 
-def convert_like(row: Row, form: RowFormat) -> Row:
-    """The row in the form that datasets read, if it has the `form` of the first rows; own rows may be mixed.
+def convert_like(row: Row, row_format: RowFormat) -> Row:
+    """The row in the format that datasets read, if it has the `row_format` of the first rows; own rows may be mixed.
 
     Raises:
-        DataError: the row has another form, or a value is missing or wrong.
+        DataError: the row has another format, or a value is missing or wrong.
     """
     found = recognise(row)
-    if form.is_own and (found is None or found.is_own):
+    if row_format.is_own and (found is None or found.is_own):
         return _as_own(row)
-    if found is form:
-        return form.convert(row)
+    if found is row_format:
+        return row_format.convert(row)
     looks = f"looks like {found.title}" if found else f"has other keys{row.listed_keys()}"
-    raise row.error(f"the row {looks}, but the first ones look like {form.title}; keep to one format in a file")
+    raise row.error(f"the row {looks}, but the first ones look like {row_format.title}; keep to one format in a file")
 
 
 def _as_own(row: Row) -> Row:
-    """A row that has keys of datasets, perhaps of several forms, all of which stay."""
+    """A row that has keys of datasets, perhaps of several formats, all of which stay."""
     if "chosen" in row and "rejected" in row:
         row = dataclasses.replace(row, values={**row.values, **pairs.pair(row)})
     elif "messages" not in row and is_conversation(row.values.get("prompt")):
@@ -122,7 +122,7 @@ def _as_own(row: Row) -> Row:
 
 
 def unrecognised(row: Row) -> DataError:
-    """The error for rows without the keys of any form, with what could be done."""
+    """The error for rows without the keys of any format, with what could be done."""
     if not any(value is not None for value in row.values.values()):
         return row.error("the row is empty")
     for key, column in row.names.items():

@@ -83,8 +83,8 @@ def entry_for(
     top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
     if cache_dir == AUTO and not _can_write(top):
         return None
-    form = RowSource.of(source)
-    about = (form.format, sorted(form.columns.items()), form.split)
+    row_source = RowSource.of(source)
+    about = (row_source.format, sorted(row_source.columns.items()), row_source.split)
     try:
         encoder_key = encoder_fingerprint(encoder)
     except Exception:  # an attribute of any plugin's encoder
