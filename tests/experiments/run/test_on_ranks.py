@@ -44,7 +44,7 @@ def train(rank: int, config: SFTConfig) -> RunResult:
 def train_with(rank: int, config: SFTConfig, cls: type) -> tuple[int, str | None]:
     """Train with a callback named `mine`; the steps done, and the error."""
     offers = {"mine": Offer("callback", "mine", CallbackSpec(cls), PLUGIN)}
-    modules = [f"reallm.experiments.run.{user}.callback_offers" for user in ("runner", "trainer")]
+    modules = [f"reallm.experiments.run.{user}.callback_offers" for user in ("plan", "trainer")]
     with patch(modules[0], lambda names: offers), patch(modules[1], lambda names: offers):
         try:
             return train(rank, config).steps, None
