@@ -1,0 +1,90 @@
+"""What a generation engine takes and gives: requests, completions, and the events of a step. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reallm.generation.config import GenerationConfig
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""`stop`: by a token or a string; `length`: `max_new_tokens` were generated; `cancelled`: by the caller."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be continued `config.n` times."""
+
+    prompt_ids: tuple[int, ...]
+    config: GenerationConfig = field(default_factory=GenerationConfig)
+    key: int | str = 0
+    """Name of the request's random stream: two requests with the same key, seed and prompt get the same tokens."""
+    first_sample: int = 0
+    """Index of the first sample, which like the key determines its random numbers: a group of samples can be split into
+    several requests."""
+
+
+@dataclass
+class Completion:
+    """A prompt and the tokens generated after it.
+
+    All lists but `prompt_ids` have one entry for each of `token_ids`.
+    """
+
+    prompt_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
+    """The generated tokens: all that were sampled, the stop token or the tokens of a stop string included."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probabilities under the model at the sampling temperature (1 if greedy), before any truncation."""
+    finish_reason: FinishReason = "length"
+    text: str | None = None
+    """The generated tokens as text without special tokens, up to where a stop string begins, even if that is inside a
+    token; None without a tokenizer."""
+    sample: int = 0
+    """Index of this sample of the prompt."""
+    stop_token: int | None = None
+    """The token of `stop_token_ids` that ended the sequence, if one did."""
+    stop_string: str | None = None
+    """The string of `stop` that ended the sequence, if one did."""
+    model_logprobs: list[float] | None = None
+    """Log-probabilities at temperature 1; None unless asked for."""
+    kept_mass: list[float] | None = None
+    """Probability, at the sampling temperature, of all tokens that `top_k`, `top_p` and `min_p` left; None unless asked
+    for. The log-probability of a token under the distribution it was drawn from is `logprob - log(kept_mass)`."""
+    kept_ids: list[list[int]] | None = None
+    """Ids of the tokens that were left; None unless asked for."""
+    top_logprobs: list[list[tuple[int, float]]] | None = None
+    """The most likely tokens, best first, with log-probabilities as in `logprobs`; None unless asked for."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits were finite; if not, the last log-probability is NaN, and the sequence has ended."""
+        return not self.logprobs or not math.isnan(self.logprobs[-1])
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A token was generated."""
+
+    request_id: int
+    sample: int
+    token_id: int
+    logprob: float
+    text: str
+    """Text that became certain with it: whole characters, and no beginning of a stop string; may be empty. The pieces
+    of a sample, and the rest in its `FinishedEvent`, are the text of its completion."""
+
+
+@dataclass(frozen=True)
+class FinishedEvent:
+    """A sample has ended."""
+
+    request_id: int
+    sample: int
+    completion: Completion
+    text: str
+    """The rest of the text, which was held back; often empty."""
+
+
+Event = TokenEvent | FinishedEvent
