@@ -134,6 +134,23 @@ def test_a_rank_without_parameters_follows_their_conversion():
     on_ranks(2, converted_first)
 
 
+def versions(model: ReaLModel) -> list[int]:
+    return [parameter._version for parameter in model.parameters()]
+
+
+def received(rank: int) -> None:
+    torch.set_num_threads(1)
+    source, target = (ReaLModel(CONFIG, seed=seed, mesh=Mesh.of(f"dp1@{seed}")) for seed in (0, 1))
+    before = versions(target)
+    source.reallocate("dp1@1", into=target)
+    assert all(now > then for now, then in zip(versions(target), before, strict=True))
+    assert len(before) == (0 if rank == 0 else len(list(ReaLModel(CONFIG, device="meta").parameters())))
+
+
+def test_received_parameters_count_as_changed():
+    on_ranks(2, received)
+
+
 def mixed(rank: int) -> None:
     torch.set_num_threads(1)
     actor, reference = (ReaLModel(CONFIG, seed=seed, mesh=Mesh.of("tp2pp2")) for seed in (3, 4))

@@ -119,11 +119,6 @@ def test_sizes_read_well(n_bytes: int, text: str) -> None:
     assert size_text(n_bytes) == text
 
 
-def test_what_is_there_is_known() -> None:
-    assert (memory.available_memory(CPU) or 0) > 1 << 20
-    assert memory.peak_memory(CPU) > 1 << 20
-
-
 def test_a_sequence_longer_than_the_learned_positions_is_told_before_training() -> None:
     config = CONFIG.replace(rope=None, learned_positions=True, max_positions=256)
     with pytest.raises(DataError, match="a sequence has 300 tokens, but the model has learned 256 positions"):

@@ -133,6 +133,15 @@ def trained(name: str, n_steps: int, engine: TrainEngine | None = None) -> Train
     return engine
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_counts_as_a_change_of_the_parameters(name: str) -> None:
+    """Whoever keeps a prepacked copy of a weight relies on it."""
+    model = ReaLModel(CONFIG, seed=3)
+    before = {name: parameter._version for name, parameter in model.named_parameters()}
+    trained(name, 1, TrainEngine(model, OPTIMIZERS[name], total_steps=10, max_tokens_per_microbatch=30))
+    assert all(parameter._version > before[name] for name, parameter in model.named_parameters())
+
+
 def copied(state: EngineState) -> EngineState:
     moments, weights = (
         {key: value.clone() for key, value in tensors.items()} for tensors in (state.moments, state.weights)

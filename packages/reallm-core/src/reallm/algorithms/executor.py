@@ -16,11 +16,12 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray, merge
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import PluginError
+from reallm.machine_memory import peak_memory
 from reallm.model.parameters import n_parameters
 from reallm.specs import Algorithm, ModelFunctionCall
 from reallm.training.engine import TrainEngine
 from reallm.training.eval_engine import EvalEngine
-from reallm.training.memory import GIB, peak_memory
+from reallm.training.memory import GIB
 from reallm.training.objective import Totals
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from reallm.errors import DataError, NonFiniteError, counted
+from reallm.generation.prepacking import prepacked_for_decoding
 from reallm.generation.sampling import SamplingConfig
 from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_hidden
 from reallm.model.config import ReaLModelConfig
@@ -50,12 +51,13 @@ def generate_tokens(
     if not completions:
         return []
     _check_lengths(model, completions, sampling.max_new_tokens)
-    if mesh is not None and mesh.layout.size > 1:
-        from reallm.generation.model_runner import run_distributed
+    with prepacked_for_decoding(model):
+        if mesh is not None and mesh.layout.size > 1:
+            from reallm.generation.model_runner import run_distributed
 
-        run_distributed(model, completions, sampling, to_text, mesh)
-    else:
-        run_local(model, DecodeBatch(model, dict(enumerate(completions)), sampling, to_text))
+            run_distributed(model, completions, sampling, to_text, mesh)
+        else:
+            run_local(model, DecodeBatch(model, dict(enumerate(completions)), sampling, to_text))
     _refuse_nonfinite(completions)
     return completions
 

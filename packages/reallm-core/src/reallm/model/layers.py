@@ -30,6 +30,8 @@ from reallm.errors import DataError
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.ops import ActivationFunction, gated, rms_norm
 from reallm.model.packed import PackedSequences
+from reallm.model.products.linear import linear
+from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.sharding import Shard, Shards, Split, as_split
 from reallm.references import resolve
 
@@ -64,6 +66,9 @@ class Linear(nn.Linear):
         unit: number of outputs or inputs that stay together, such as those of a head.
     """
 
+    prepacked: PrepackedWeight | None = None
+    """Holder of the weight's prepacked form while there is one; see `products.prepacked.prepacked_weights`."""
+
     def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: Split, unit: int = 1) -> None:
         super().__init__(n_in, n_out, bias=bias)
         self.split = as_split(split, type(self).__qualname__)
@@ -74,6 +79,9 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Do nothing: values come from `Transformer.init_weights` or a checkpoint."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, self.prepacked)
 
 
 class Norm(nn.Module):

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from reallm.model.products.linear import input_grads, linear, linear_into
+from reallm.model.products.prepacked import PrepackedWeight
 
 LOGIT_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Size of one chunk of float32 logits: on CPU near the last-level cache, on a GPU enough rows to fill it."""
@@ -102,10 +104,12 @@ class OutputHead:
     softcap: float | None = None
     vocabulary: Vocabulary = field(default_factory=VocabReplicated)
     """Position of the local rows in the whole vocabulary, and reductions over ranks."""
+    prepacked: PrepackedWeight | None = None
+    """Holder of the weight's prepacked form, for `logits`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], of the whole vocabulary."""
-        out = F.linear(self.vocabulary.read(hidden), self.weight, self.bias)
+        out = linear(self.vocabulary.read(hidden), self.weight, self.bias, self.prepacked)
         if self.multiplier != 1.0:
             out = out * self.multiplier
         return self.vocabulary.whole(out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap))
@@ -170,7 +174,7 @@ def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chun
         inputs, columns = hidden[rows], targets[rows, None] - head.vocabulary.start
         logits = buffer[: len(inputs)]
         if inputs.dtype == exact:
-            torch.mm(inputs, head.weight.t(), out=logits)
+            linear_into(inputs, head.weight, logits)
         else:
             logits.copy_(inputs @ head.weight.t())
         if head.bias is not None:
@@ -209,7 +213,7 @@ class _Gradients:
             self.bias.add_(grad_logits.sum(dim=0))
         low = grad_logits.to(chunk.hidden.dtype)
         if self.hidden is not None:
-            torch.mm(low, self._head.weight, out=self.hidden[chunk.rows])
+            self.hidden[chunk.rows] = input_grads(low, self._head.weight)
         if self.weight is not None:
             if self.weight.dtype == low.dtype:
                 self.weight.addmm_(low.t(), chunk.hidden)

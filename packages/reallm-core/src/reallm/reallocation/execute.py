@@ -142,6 +142,8 @@ def _exchange(
     def on_receive(endpoint: Endpoint, one: TensorSlice, values: Tensor, view: Tensor) -> None:
         if values is not view:
             tensors.write(values, view)
+        else:
+            torch.autograd.graph.increment_version(view)  # received in place, unnoticed by torch
         if checksums is not None:
             checksums.add_received(endpoint, one, view if tensors.writes_unchanged else values)
 

@@ -1,4 +1,4 @@
-"""Estimates of the memory that training takes, made before anything is allocated, and the memory available.
+"""Estimates of the memory that training takes, made before anything is allocated.
 
 The memory of parameters, gradients and optimizer follows from their shapes. That of activations is found by tracing the
 network, forward and backward, with fake tensors, which have shapes but no memory, and counting the bytes alive: the
@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -124,23 +123,6 @@ def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int
         for shape in rules[name].state_shapes(tuple(parameter.shape), optimizer).values()
         if shape
     )
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still allocate on a device; None where that is unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    limits = [limit for limit in (_cgroup_available(), _meminfo("MemAvailable")) if limit is not None]
-    return min(limits, default=None)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes this process has held so far: tensors on a GPU, resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # POSIX only, like the other functions that inspect the machine
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _activations(
@@ -274,27 +256,3 @@ class AliveBytes(TorchDispatchMode):
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
-
-
-def _meminfo(name: str) -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
-
-
-def _cgroup_available() -> int | None:
-    """Bytes left below a container's limit, cgroup version 2 or 1; None without a limit."""
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            maximum = Path(limit).read_text(encoding="ascii").strip()
-            used = int(Path(usage).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-        if maximum != "max" and int(maximum) < 2**60:  # version 1 says "no limit" with a huge number
-            return max(0, int(maximum) - used)
-    return None

@@ -90,6 +90,7 @@ class Optimizer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
+        torch.autograd.graph.increment_version(self._masters.values())  # torch's fused steps do not
         self.zero_grad()
         for name, parameter in self._parameters.items():
             if self._masters[name].dtype != parameter.dtype:

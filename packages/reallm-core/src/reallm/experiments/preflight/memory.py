@@ -17,8 +17,9 @@ from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
+from reallm.machine_memory import available_memory
 from reallm.parallel.layout import Layout
-from reallm.training.memory import MemoryEstimate, available_memory, estimate, size_text
+from reallm.training.memory import MemoryEstimate, estimate, size_text
 
 if TYPE_CHECKING:
     from reallm.algorithms.executor import Role

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
@@ -17,6 +16,7 @@ from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import ACTIVATION_FUNCTIONS
 from reallm.model.moe.experts import Assignment, grouped_expert_mlp
+from reallm.model.products.linear import linear
 from reallm.model.router_stats import RouterStats
 from reallm.model.sharding import Shard, Shards, Split
 
@@ -66,7 +66,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities [T, X] of all experts, and weights [T, k] (dtype of `x`) and indices [T, k] of the chosen."""
-        logits = F.linear(x, self.weight)
+        logits = linear(x, self.weight)
         probs = logits.softmax(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
         weights, chosen = probs.topk(self.top_k, dim=-1)
         if self.normalize:

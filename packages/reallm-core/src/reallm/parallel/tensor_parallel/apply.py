@@ -23,13 +23,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.errors import ConfigError
-from reallm.model.layers import Norm, TokenEmbedding
+from reallm.model.layers import Linear, Norm, TokenEmbedding
 from reallm.model.moe.layer import MoEMLP
 from reallm.model.parameter_names import head_weight_name, split_parameter_name
+from reallm.model.products.linear import linear
 from reallm.model.sharding import Box, Shard
 from reallm.model.transformer import Transformer
 from reallm.parallel.sharding import BoxesByRank
@@ -214,7 +214,8 @@ def _on_inputs(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tup
 
 def _row_parallel_forward(module: nn.Module, boundary: _RegionBoundary) -> Callable[..., Tensor]:
     """The forward pass of a module whose outputs are summed over the ranks; its bias is added once, after that."""
-    without_bias = _linear_without_bias if type(module).forward is nn.Linear.forward else _forward_without_bias
+    is_linear = type(module).forward in (Linear.forward, nn.Linear.forward)
+    without_bias = _linear_without_bias if is_linear else _forward_without_bias
 
     def forward(*args: Any) -> Tensor:
         out = boundary.exit(without_bias(module, *args))
@@ -225,7 +226,7 @@ def _row_parallel_forward(module: nn.Module, boundary: _RegionBoundary) -> Calla
 
 
 def _linear_without_bias(module: nn.Module, x: Tensor) -> Tensor:
-    return F.linear(x, module.get_parameter("weight"))
+    return linear(x, module.get_parameter("weight"), prepacked=getattr(module, "prepacked", None))
 
 
 def _forward_without_bias(module: nn.Module, *args: Any) -> Tensor:

@@ -1,0 +1,109 @@
+"""`linear`, the product that all linear layers and the output head compute, and its gradients.
+
+Shapes: M rows, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from reallm.model.products import onednn
+from reallm.model.products.library import library
+from reallm.model.products.prepacked import FEW_ROWS, PrepackedWeight
+
+PIECE_BYTES = 24 << 20
+"""Size of the pieces of a product that are copied to their place: the C library keeps memory of this size, but gets
+larger blocks from the kernel each time, page by page."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: PrepackedWeight | None = None) -> Tensor:
+    """`x @ weight.T + bias`, by the library that `library.library` names; differentiable once.
+
+    It is `F.linear` except for plain float32 tensors on the CPU, outside of `torch.compile`, autocast, function
+    transforms and dispatch modes. Where oneDNN computes it, a row of the result does not depend on the other rows
+    (see `onednn.why_not_batch_invariant`), nor on `prepacked`, nor on whether there are gradients.
+
+    Args:
+        x: [..., K].
+        weight: [N, K].
+        bias: [N].
+        prepacked: holder of the weight's prepacked form, which is used for few rows without gradients.
+    """
+    if not uses_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return cast(Tensor, _Linear.apply(x, weight, bias))
+    return _linear(x, weight, bias, prepacked)
+
+
+def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """`x @ weight.T` into `out` [M, N], without gradients."""
+    if uses_onednn(x, weight):
+        rows = max(1, PIECE_BYTES // (4 * len(weight)))
+        for piece, result in zip(x.split(rows), out.split(rows), strict=True):
+            result.copy_(onednn.product(piece, weight))
+    else:
+        torch.mm(x, weight.t(), out=out)
+
+
+def input_grads(grad: Tensor, weight: Tensor) -> Tensor:
+    """`grad @ weight`: gradients [M, K] of the inputs from those [M, N] of the outputs."""
+    return onednn.product(grad, weight.t()) if uses_onednn(grad, weight) else grad @ weight
+
+
+def uses_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN computes the product of these tensors."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and _is_plain(x)
+        and _is_plain(weight)
+        and not torch.compiler.is_compiling()
+        and x.numel() > 0
+        and weight.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        # a mode that watches operators knows those of F.linear; a function transform has rules only for them
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and library() == "onednn"
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is no DTensor, fake tensor or another kind with operators of its own."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, prepacked: PrepackedWeight | None = None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    if prepacked is not None and len(rows) <= FEW_ROWS and not weight.is_inference():
+        form = prepacked.of(weight)
+    else:
+        form = None
+    return onednn.product(rows, weight, bias, form).view(*x.shape[:-1], len(weight))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grads = grad.reshape(-1, grad.shape[-1])
+        return (
+            None if weight is None else input_grads(grads, weight).view(*grad.shape[:-1], -1),
+            None if x is None else grads.t() @ x.reshape(-1, x.shape[-1]),
+            grads.sum(dim=0) if ctx.needs_input_grad[2] else None,
+        )

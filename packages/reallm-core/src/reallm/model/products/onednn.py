@@ -1,0 +1,104 @@
+"""Products by oneDNN, through the private operators of torch that `torch.compile` also uses on CPUs, and their probe.
+
+Unlike those of MKL, rows of oneDNN's products do not depend on the number of rows, except that a single row has a code
+path of its own; it is therefore computed together with copies of itself.
+
+Shapes: M rows, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+COPIES, PREPACKED_COPIES = 2, 4
+"""Number of rows that a product has at least. With a prepacked weight four rows take less time than one to three."""
+TOLERANCE = 1e-5
+"""Relative difference from a float64 product that the probe allows; float32 sums of 1,000 numbers are within 1e-6."""
+SMALL_SHAPES = ((7, 5), (64, 64), (192, 96))
+"""N, K of the weights with which the probe checks that products are right."""
+SHAPES = (*SMALL_SHAPES, (576, 576), (192, 1536), (1536, 192))
+"""N, K of those with which it checks whether rows depend on the batch: also long sums, and wide outputs as a head's."""
+PROBED_ROWS = 48
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`: [M, K] and [N, K] -> [M, N], float32, with any strides.
+
+    Args:
+        x: [M, K], M and K at least 1.
+        weight: [N, K].
+        bias: [N].
+        prepacked: the result of `prepack(weight)`, to be read in place of `weight`; the result is the same.
+    """
+    rows, least = len(x), COPIES if prepacked is None else PREPACKED_COPIES
+    if rows < least:
+        x = torch.cat((x, x[:1].expand(least - rows, -1)))
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, weight if prepacked is None else prepacked, bias, "none", [], ""
+    )
+    return out[:rows]
+
+
+def prepack(weight: Tensor) -> Tensor:
+    """A copy of a weight [N, K] in the order in which oneDNN reads it: an opaque tensor of as many bytes or a few more.
+
+    The copy takes about as long as a product with 64 rows.
+    """
+    prepacked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+    return prepacked
+
+
+@cache
+def why_unavailable() -> str | None:
+    """The reason that these products cannot be used with this version of torch; None: they can, and are right."""
+    if not torch.backends.mkldnn.is_available():
+        return "this version of torch has no oneDNN"
+    try:
+        for weight, x in map(_random, SMALL_SHAPES):
+            expected = x.double() @ weight.double().t()
+            for found in (product(x, weight), product(x, weight.t().contiguous().t()), _with_prepacked(x, weight)):
+                if not torch.allclose(found.double(), expected, rtol=0, atol=TOLERANCE * float(expected.abs().max())):
+                    return "products of torch's oneDNN operators are wrong"
+            bias = torch.linspace(-1, 1, len(weight))
+            if not torch.equal(product(x, weight, bias), product(x, weight) + bias):
+                return "products with a bias of torch's oneDNN operators are wrong"
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:  # private: they may change or go
+        return f"torch's oneDNN operators do not work here: {str(error).splitlines()[0]}"
+    return None
+
+
+def why_not_batch_invariant() -> str | None:
+    """The reason that a row of a product may depend on the other rows, or on prepacking; None: as probed, it does not.
+
+    The probe takes some ten milliseconds, and is made once for each number of threads.
+    """
+    return why_unavailable() or _why_rows_differ(torch.get_num_threads())
+
+
+@cache
+def _why_rows_differ(n_threads: int) -> str | None:
+    for n, k in SHAPES:
+        weight, x = _random((n, k))
+        whole = product(x, weight)
+        where = f"of oneDNN's products with a weight of {n} x {k} on {n_threads} threads"
+        if not torch.equal(_with_prepacked(x, weight), whole):
+            return f"prepacking changes the result {where}"
+        prepacked = prepack(weight)
+        for start, stop in ((0, 1), (0, 2), (0, 3), (5, 13), (0, PROBED_ROWS - 1)):
+            for found in (product(x[start:stop], weight), product(x[start:stop], weight, prepacked=prepacked)):
+                if not torch.equal(found, whole[start:stop]):
+                    return f"rows depend on the batch {where}"
+    return None
+
+
+def _random(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A weight of a shape [N, K], and inputs [M, K]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator), torch.randn(PROBED_ROWS, shape[1], generator=generator)
+
+
+def _with_prepacked(x: Tensor, weight: Tensor) -> Tensor:
+    return product(x, weight, prepacked=prepack(weight))

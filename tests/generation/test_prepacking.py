@@ -1,0 +1,97 @@
+"""Decoding with prepacked weights: the same completions, only where there is room, and memory given back."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from reallm.engine.real_model import ReaLModel
+from reallm.generation import engine, prepacking
+from reallm.generation.engine import generate_tokens
+from reallm.generation.prepacking import prepacked_for_decoding
+from reallm.generation.sampling import SamplingConfig
+from reallm.model.config import ReaLModelConfig
+from reallm.model.products import linear as products
+from reallm.model.products import onednn
+
+CONFIG = ReaLModelConfig(
+    n_layers=2,
+    hidden_size=32,
+    n_q_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    vocab_size=97,
+    max_positions=64,
+)
+PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4]]
+SAMPLING = SamplingConfig(max_new_tokens=6, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := onednn.why_unavailable():
+        pytest.skip(f"needs oneDNN in torch: {reason}")
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The weights that have been prepacked."""
+    weights: list[torch.Tensor] = []
+    monkeypatch.setattr("reallm.model.products.prepacked.prepack", lambda w: weights.append(w) or onednn.prepack(w))
+    return weights
+
+
+def test_completions_are_the_same_and_each_weight_is_prepacked_once(
+    made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ReaLModel(CONFIG, seed=3)
+    completions = generate_tokens(model.network, PROMPTS, SAMPLING)
+    assert len(made) == 2 * 7 + 1
+    assert model.network.prepacked is None
+    monkeypatch.setattr(engine, "prepacked_for_decoding", lambda model: nullcontext())
+    assert generate_tokens(model.network, PROMPTS, SAMPLING) == completions or onednn.why_not_batch_invariant()
+    assert len(made) == 2 * 7 + 1
+
+
+def test_an_update_between_two_calls_is_seen_whatever_its_way(made: list[torch.Tensor]) -> None:
+    model, other = ReaLModel(CONFIG, seed=3), ReaLModel(CONFIG, seed=4)
+    generate_tokens(model.network, PROMPTS, SAMPLING)
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(value)  # counted by no version
+    assert generate_tokens(model.network, PROMPTS, SAMPLING) == generate_tokens(other.network, PROMPTS, SAMPLING)
+
+
+def test_not_without_room_for_them(made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ReaLModel(CONFIG, seed=3)
+    n_bytes = sum(weight.nbytes for weight in model.parameters() if weight.dim() == 2)
+    monkeypatch.setattr(prepacking, "available_memory", lambda device: 2 * n_bytes - 1)
+    generate_tokens(model.network, PROMPTS, SAMPLING)
+    assert not made
+    monkeypatch.setattr(prepacking, "available_memory", lambda device: 2 * n_bytes)
+    generate_tokens(model.network, PROMPTS, SAMPLING)
+    assert made
+
+
+def test_not_for_parameters_that_are_offloaded(made: list[torch.Tensor]) -> None:
+    model = ReaLModel(CONFIG, seed=3)
+    expected = generate_tokens(model.network, PROMPTS, SAMPLING)
+    made.clear()
+    model.async_offload(stream=True)
+    model.wait_for_offload()
+    assert generate_tokens(model.network, PROMPTS, SAMPLING) == expected or onednn.why_not_batch_invariant()
+    assert not made
+
+
+def test_nothing_happens_where_another_library_computes(
+    made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "library", lambda: "torch")
+    model = ReaLModel(CONFIG, seed=3)
+    with prepacked_for_decoding(model.network) as forms:
+        assert forms is None
+    generate_tokens(model.network, PROMPTS, SAMPLING)
+    assert not made

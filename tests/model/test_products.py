@@ -1,0 +1,346 @@
+"""Products of linear layers: right by every library, the same for any batch where that is claimed, never stale."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from reallm.errors import ConfigError
+from reallm.model.config import ReaLModelConfig
+from reallm.model.layers import Linear
+from reallm.model.products import library as choice
+from reallm.model.products import linear as products
+from reallm.model.products import onednn
+from reallm.model.products.linear import input_grads, linear, linear_into, uses_onednn
+from reallm.model.products.prepacked import FEW_ROWS, PrepackedWeight
+from reallm.model.transformer import Transformer
+
+needs_onednn = pytest.mark.skipif(
+    onednn.why_unavailable() is not None, reason=f"needs oneDNN in torch: {onednn.why_unavailable()}"
+)
+CONFIG = ReaLModelConfig(
+    n_layers=2,
+    hidden_size=32,
+    n_q_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    vocab_size=97,
+    max_positions=64,
+)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["torch", pytest.param("onednn", marks=needs_onednn)])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library that computes products in a test, whatever the machine is."""
+    name: str = request.param
+    monkeypatch.setattr(products, "library", lambda: name)
+    return name
+
+
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+
+
+# ---------------------------------------------------------------------- values and gradients
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (1, 6), (0, 6), (2, 3, 6), (6,), (300, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_the_formula(library: str, shape: tuple[int, ...], bias: bool) -> None:
+    inputs = [randn(*shape, seed=1), randn(7, 6, seed=2), *([randn(7, seed=3)] if bias else [])]
+    ours, exact = ([t.to(dtype).requires_grad_() for t in inputs] for dtype in (torch.float32, torch.float64))
+    out, expected = linear(*ours), F.linear(*exact)
+    assert out.shape == expected.shape
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
+    grad = randn(*out.shape, seed=4)
+    found = torch.autograd.grad(out, ours, grad)
+    for one, right in zip(found, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        torch.testing.assert_close(one.double(), right, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["x", "weight", "bias"])
+def test_only_gradients_that_are_asked_for_are_computed(library: str, trained: str) -> None:
+    tensors = {"x": randn(3, 6), "weight": randn(7, 6), "bias": randn(7)}
+    tensors[trained].requires_grad_()
+    linear(**tensors).sum().backward()
+    assert [name for name, tensor in tensors.items() if tensor.grad is not None] == [trained]
+
+
+def test_tensors_of_any_strides(library: str) -> None:
+    for x in (randn(6, 5).t(), randn(5, 12)[:, 3:9], randn(10, 6)[::2], randn(1, 6).expand(5, 6)):
+        for weight in (randn(7, 6), randn(6, 7).t(), randn(7, 9)[:, :6]):
+            torch.testing.assert_close(linear(x, weight), x @ weight.t(), rtol=0, atol=1e-5)
+
+
+def test_products_into_memory_that_is_there(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "PIECE_BYTES", 4 * 40 * 3)  # three rows each
+    x, weight, out = randn(8, 6), randn(40, 6), torch.full((8, 40), float("nan"))
+    linear_into(x, weight, out)
+    torch.testing.assert_close(out, x @ weight.t(), rtol=0, atol=1e-5)
+
+
+def test_gradients_of_inputs(library: str) -> None:
+    grad, weight = randn(9, 7), randn(7, 6)
+    torch.testing.assert_close(input_grads(grad, weight), grad @ weight, rtol=0, atol=1e-5)
+
+
+def test_saves_no_more_for_the_backward_pass_than_torch_does(library: str) -> None:
+    def saved(function: Callable[..., Tensor], x: Tensor, weight: Tensor) -> set[int]:
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            function(x, weight)
+        return {tensor.data_ptr() for tensor in kept}
+
+    for x_trained, weight_trained in ((True, True), (True, False), (False, True)):
+        x, weight = randn(3, 6).requires_grad_(x_trained), randn(7, 6).requires_grad_(weight_trained)
+        assert saved(linear, x, weight) == saved(F.linear, x, weight)
+
+
+# ---------------------------------------------------------------------- where it does not fit
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_only_plain_float32_tensors_on_the_cpu_go_to_onednn() -> None:
+    x, weight = randn(3, 6), nn.Parameter(randn(7, 6))
+    assert uses_onednn(x, weight)
+    assert not uses_onednn(x.double(), weight.double())
+    assert not uses_onednn(x.bfloat16(), weight.bfloat16())
+    assert not uses_onednn(x.to("meta"), weight.to("meta"))
+    assert not uses_onednn(x[:0], weight)
+    assert not uses_onednn(x.as_subclass(type("Other", (Tensor,), {})), weight)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch imports its rules of forward mode so
+def test_modes_and_transforms_of_torch_see_the_operators_they_know() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight = randn(3, 6), randn(7, 6)
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight)
+    assert counter.get_total_flops() == 2 * 3 * 7 * 6
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    jacobian = torch.func.jacrev(lambda row: linear(row, weight))(x[0])
+    torch.testing.assert_close(jacobian, weight)
+    batched = torch.func.vmap(lambda row: linear(row, weight))(x)
+    torch.testing.assert_close(batched, F.linear(x, weight))
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, x), weight)).tangent
+    torch.testing.assert_close(tangent, F.linear(x, weight))
+
+
+def test_a_wrong_or_missing_operator_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget() -> None:
+        onednn.why_unavailable.cache_clear()
+        choice.library.cache_clear()
+
+    monkeypatch.setattr(choice, "cpu_vendor", lambda: "AuthenticAMD")
+    right = onednn.product
+
+    def wrong(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Tensor | None = None) -> Tensor:
+        return right(x, weight, bias, prepacked) * (1.0 if prepacked is None else 1.001)
+
+    def missing(*_: object, **__: object) -> Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    try:
+        for product, reason in ((wrong, "are wrong"), (missing, "do not work here: '_OpNamespace'")):
+            monkeypatch.setattr(onednn, "product", product)
+            forget()
+            assert reason in (onednn.why_unavailable() or "")
+            assert onednn.why_not_batch_invariant() == onednn.why_unavailable()
+            assert choice.library() == "torch"
+    finally:
+        monkeypatch.undo()
+        forget()
+
+
+# ---------------------------------------------------------------------- the choice
+
+
+@pytest.mark.parametrize(
+    ("vendor", "works", "named", "expected"),
+    [
+        ("AuthenticAMD", True, "", "onednn"),
+        ("AuthenticAMD", False, "", "torch"),
+        ("AuthenticAMD", True, "torch", "torch"),
+        ("GenuineIntel", True, "", "torch"),
+        ("GenuineIntel", True, "onednn", "onednn"),
+        ("", True, "", "torch"),
+    ],
+)
+def test_the_choice_is_a_rule(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, works: bool, named: str, expected: str
+) -> None:
+    monkeypatch.setattr(choice, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(choice, "why_unavailable", lambda: None if works else "not here")
+    monkeypatch.setenv(choice.OVERRIDE, named)
+    assert choice.library.__wrapped__() == expected
+
+
+def test_a_choice_that_is_not_possible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "why_unavailable", lambda: "this version of torch has no oneDNN")
+    monkeypatch.setenv(choice.OVERRIDE, "mkl")
+    with pytest.raises(ConfigError, match="REALLM_LINEAR=mkl is not one of onednn, torch"):
+        choice.library.__wrapped__()
+    monkeypatch.setenv(choice.OVERRIDE, "onednn")
+    with pytest.raises(ConfigError, match="REALLM_LINEAR=onednn is not possible: this version of torch has no oneDNN"):
+        choice.library.__wrapped__()
+
+
+# ---------------------------------------------------------------------- the same bits for any batch
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize(("n", "k"), [(192, 576), (576, 1536), (33, 65), (1, 96)])
+def test_rows_do_not_depend_on_the_batch_where_that_is_claimed(n_threads: int, n: int, k: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        if reason := onednn.why_not_batch_invariant():
+            pytest.skip(f"not claimed on this machine: {reason}")
+        x, weight, prepacked = randn(300, k, seed=1), randn(n, k, seed=2), PrepackedWeight()
+        whole = linear(x, weight)
+        for rows in (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 255, 256, 257, 299):
+            assert torch.equal(linear(x[:rows], weight), whole[:rows]), rows
+            assert torch.equal(linear(x[:rows], weight, None, prepacked), whole[:rows]), rows
+            assert torch.equal(linear(x[:rows].requires_grad_(), weight), whole[:rows]), rows
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(linear(x.detach()[order], weight), whole[order])
+        logits = torch.empty(300, n)
+        linear_into(x.detach(), weight, logits)
+        assert torch.equal(logits, whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_claim_that_does_not_hold_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    if onednn.why_unavailable():
+        monkeypatch.setattr(onednn, "why_unavailable", lambda: None)
+
+    def depends_on_the_batch(x: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+        return F.linear(x, weight) + len(x)
+
+    monkeypatch.setattr(onednn, "product", depends_on_the_batch)
+    monkeypatch.setattr(onednn, "prepack", lambda weight: weight)
+    reason = onednn._why_rows_differ.__wrapped__(torch.get_num_threads()) or ""
+    assert reason.startswith("rows depend on the batch of oneDNN's products with a weight of 7 x 5 on ")
+
+
+# ---------------------------------------------------------------------- prepacked weights
+
+
+def _step(weight: nn.Parameter) -> None:
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.5).step()
+
+
+def _load(weight: nn.Parameter) -> None:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = weight
+    layer.load_state_dict({"weight": weight.detach() + 1})
+
+
+def _rounded(weight: nn.Parameter) -> None:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = weight
+    layer.to(torch.bfloat16)
+    layer.to(torch.float32)
+    assert layer.weight is weight
+
+
+def _assign(weight: nn.Parameter) -> None:
+    weight.data = weight.data + 1
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+@pytest.mark.parametrize(
+    "change",
+    [
+        _step,
+        _load,
+        _rounded,
+        _assign,
+        lambda weight: weight.detach().mul_(2),
+        lambda weight: weight.detach()[3].zero_(),
+        lambda weight: nn.init.ones_(weight),
+    ],
+    ids=["step", "load_state_dict", "to", "assign", "in place", "a row in place", "init"],
+)
+def test_a_prepacked_weight_is_never_stale(change: Callable[[nn.Parameter], None]) -> None:
+    weight, x, prepacked = nn.Parameter(randn(64, 96)), randn(4, 96), PrepackedWeight()
+    with torch.no_grad():
+        before = linear(x, weight, None, prepacked)
+        change(weight)
+        after = linear(x, weight, None, prepacked)
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, x @ weight.t(), rtol=0, atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_a_prepacked_weight_is_made_once_for_few_rows_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    monkeypatch.setattr("reallm.model.products.prepacked.prepack", lambda w: made.append(w) or onednn.prepack(w))
+    weight, prepacked = nn.Parameter(randn(64, 96)), PrepackedWeight()
+    linear(randn(4, 96), weight, None, prepacked)  # with gradients
+    with torch.no_grad():
+        linear(randn(FEW_ROWS + 1, 96), weight, None, prepacked)
+        assert (len(made), prepacked.nbytes) == (0, 0)
+        for rows in (1, 4, FEW_ROWS):
+            linear(randn(rows, 96), weight, None, prepacked)
+    assert (len(made), prepacked.nbytes) == (1, weight.nbytes)
+    prepacked.drop()
+    assert prepacked.nbytes == 0
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_network_gives_the_same_logits_with_prepacked_weights_and_gives_the_memory_back(tied: bool) -> None:
+    model = Transformer(CONFIG.replace(tied_embeddings=tied))
+    model.init_weights()
+    tokens, bounds = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 3, 5])
+    with torch.no_grad():
+        expected = model(tokens, bounds)
+        with model.prepacked_weights() as forms:
+            torch.testing.assert_close(model(tokens, bounds), expected, rtol=0, atol=1e-6)
+            used = {
+                name
+                for name, p in model.named_parameters()
+                if p.dim() == 2 and (not name.startswith("layers.0") or tied)
+            }
+            assert sum(form.nbytes > 0 for form in forms) == len(used)
+            model.layers["1"].mlp.gate.weight.zero_()
+            assert not torch.equal(model(tokens, bounds), expected)
+    assert model.prepacked is None
+    assert all(module.prepacked is None for module in model.modules() if isinstance(module, Linear))
+    copy.deepcopy(model)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_an_error_gives_the_memory_back_too() -> None:
+    model = Transformer(CONFIG)
+    model.init_weights()
+    with pytest.raises(RuntimeError, match="stop"), model.prepacked_weights():
+        raise RuntimeError("stop")
+    assert model.prepacked is None
