@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from matrix_products import Products, fastest
 from reallm import OptimizerConfig, ReaLModel, ReaLModelConfig
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.batching import gather
@@ -123,30 +124,20 @@ transformers_packed = functools.partial(_transformers, _packed)
 
 
 def gemm(job: Job, turns: Turns) -> None:
-    """All matrix products of a step, forward and both backward ones, into memory that is there already."""
+    """All matrix products of a step, forward and both backward ones, each by the library that is fastest at it."""
     dtype = torch.bfloat16 if job.device == "cuda" else torch.float32
     config = _config(job.folder)
     turns.before_model()
-    products = [(repeats, _Product(m, k, n, job.device, dtype)) for repeats, m, k, n in product_shapes(config, job)]
+    products = [
+        (repeats, fastest(ways))
+        for repeats, m, k, n in product_shapes(config, job)
+        for ways in Products(m, k, n, device=job.device, dtype=dtype).kinds.values()
+    ]
     while turns.wait():
         for repeats, product in products:
             for _ in range(repeats):
                 product()
         turns.done()
-
-
-class _Product:
-    """`y = x @ w.T` with `x` [m, k] and `w` [n, k], and its gradients to x and w."""
-
-    def __init__(self, m: int, k: int, n: int, device: str, dtype: torch.dtype) -> None:
-        make = functools.partial(torch.randn, device=device, dtype=dtype)
-        self.x, self.w, self.dy = make(m, k), make(n, k), make(m, n)
-        self.y, self.dx, self.dw = (torch.empty_like(tensor) for tensor in (self.dy, self.x, self.w))
-
-    def __call__(self) -> None:
-        torch.mm(self.x, self.w.t(), out=self.y)
-        torch.mm(self.dy, self.w, out=self.dx)
-        torch.mm(self.dy.t(), self.x, out=self.dw)
 
 
 def product_shapes(config: ReaLModelConfig, job: Job) -> list[tuple[int, int, int, int]]:

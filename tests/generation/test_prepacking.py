@@ -10,11 +10,12 @@ import torch
 from reallm.engine.real_model import ReaLModel
 from reallm.generation import engine, prepacking
 from reallm.generation.engine import generate_tokens
-from reallm.generation.prepacking import prepacked_for_decoding
+from reallm.generation.prepacking import FEW_STEPS, prepacked_for_decoding
 from reallm.generation.sampling import SamplingConfig
 from reallm.model.config import ReaLModelConfig
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
+from reallm.training.memory import estimate
 
 CONFIG = ReaLModelConfig(
     n_layers=2,
@@ -27,7 +28,7 @@ CONFIG = ReaLModelConfig(
     max_positions=64,
 )
 PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4]]
-SAMPLING = SamplingConfig(max_new_tokens=6, seed=3)
+SAMPLING = SamplingConfig(max_new_tokens=FEW_STEPS, seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_completions_are_the_same_and_each_weight_is_prepacked_once(
     completions = generate_tokens(model.network, PROMPTS, SAMPLING)
     assert len(made) == 2 * 7 + 1
     assert model.network.prepacked is None
-    monkeypatch.setattr(engine, "prepacked_for_decoding", lambda model: nullcontext())
+    monkeypatch.setattr(engine, "prepacked_for_decoding", lambda *_: nullcontext())
     assert generate_tokens(model.network, PROMPTS, SAMPLING) == completions or onednn.why_not_batch_invariant()
     assert len(made) == 2 * 7 + 1
 
@@ -63,6 +64,11 @@ def test_an_update_between_two_calls_is_seen_whatever_its_way(made: list[torch.T
     for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
         parameter.data.copy_(value)  # counted by no version
     assert generate_tokens(model.network, PROMPTS, SAMPLING) == generate_tokens(other.network, PROMPTS, SAMPLING)
+
+
+def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
+    generate_tokens(ReaLModel(CONFIG, seed=3).network, PROMPTS, SamplingConfig(max_new_tokens=FEW_STEPS - 1, seed=3))
+    assert not made
 
 
 def test_not_without_room_for_them(made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,12 +92,20 @@ def test_not_for_parameters_that_are_offloaded(made: list[torch.Tensor]) -> None
     assert not made
 
 
+def test_they_take_no_more_than_the_gradients_that_the_memory_estimate_counts() -> None:
+    model = ReaLModel(CONFIG, seed=3)
+    with torch.no_grad(), model.network.prepacked_weights() as forms:
+        model(torch.tensor([1, 2, 3]), torch.tensor([0, 3]))
+        taken = sum(form.nbytes for form in forms)
+    assert 0 < taken <= estimate(CONFIG, torch.float32, torch.device("cpu"), [8]).gradients
+
+
 def test_nothing_happens_where_another_library_computes(
     made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "library", lambda: "torch")
     model = ReaLModel(CONFIG, seed=3)
-    with prepacked_for_decoding(model.network) as forms:
+    with prepacked_for_decoding(model.network, FEW_STEPS) as forms:
         assert forms is None
     generate_tokens(model.network, PROMPTS, SAMPLING)
     assert not made

@@ -51,7 +51,7 @@ def generate_tokens(
     if not completions:
         return []
     _check_lengths(model, completions, sampling.max_new_tokens)
-    with prepacked_for_decoding(model):
+    with prepacked_for_decoding(model, sampling.max_new_tokens):
         if mesh is not None and mesh.layout.size > 1:
             from reallm.generation.model_runner import run_distributed
 

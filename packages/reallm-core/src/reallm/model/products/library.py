@@ -9,7 +9,7 @@ operators exist and are right. `benchmarks/products.py` measures what each libra
   inputs at almost all sizes. It does not depend on M, so that a row's result does not.
 - others: torch's own choice, `F.linear`, until somebody has measured.
 
-Gradients of weights are always left to torch: MKL is ahead everywhere.
+Gradients of weights are always left to torch: MKL is ahead, or level.
 
 `REALLM_LINEAR=onednn` or `torch` overrides the rule, for machines on which the benchmark says otherwise.
 """
