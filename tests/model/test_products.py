@@ -78,6 +78,21 @@ def test_only_gradients_that_are_asked_for_are_computed(library: str, trained: s
     assert [name for name, tensor in tensors.items() if tensor.grad is not None] == [trained]
 
 
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((3, 5), (7, 6)), "mat1 and mat2 shapes cannot be multiplied"),
+        (((3, 6), (7, 6), (6,)), "size"),
+        (((), (7, 6)), "linear"),
+    ],
+)
+def test_tensors_that_do_not_match_are_told_as_torch_tells_it(
+    library: str, shapes: tuple[tuple[int, ...], ...], message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        linear(*(randn(*shape) for shape in shapes))
+
+
 def test_tensors_of_any_strides(library: str) -> None:
     for x in (randn(6, 5).t(), randn(5, 12)[:, 3:9], randn(10, 6)[::2], randn(1, 6).expand(5, 6)):
         for weight in (randn(7, 6), randn(6, 7).t(), randn(7, 9)[:, :6]):

@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Pre
         bias: [N].
         prepacked: holder of the weight's prepacked form, which is used for few rows without gradients.
     """
-    if not uses_onednn(x, weight):
+    if not uses_onednn(x, weight) or not _match(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return cast(Tensor, _Linear.apply(x, weight, bias))
@@ -74,6 +74,12 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
         and forward_ad._current_level < 0
         and library() == "onednn"
     )
+
+
+def _match(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether sizes and dtypes go together; if not, F.linear says so more clearly than oneDNN."""
+    sizes_match = weight.dim() == 2 and x.dim() >= 1 and x.shape[-1] == weight.shape[1]
+    return sizes_match and (bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1]))
 
 
 def _is_plain(tensor: Tensor) -> bool:
