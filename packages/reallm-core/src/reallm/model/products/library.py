@@ -52,8 +52,6 @@ def cpu_vendor() -> str:
     """The maker of the processor as it names itself, such as `AuthenticAMD`; empty where that is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor().rpartition(" ")[
-            2
-        ]  # on Windows: "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD"
+    except OSError:  # on Windows the description ends with it: "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD"
+        return platform.processor().split(" ")[-1]
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
