@@ -5,7 +5,8 @@ Imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, order=True)
@@ -53,3 +54,6 @@ class Step:
 
     sequences: tuple[ScheduledSequence, ...]
     copies: tuple[CacheCopy, ...] = ()
+    n_rows: Mapping[int, int] = field(default_factory=dict)
+    """Capacity of rows -> number of rows 0 to n - 1 that must be there once the copies are made, and be kept for later
+    steps; further ones can be freed. Empty for pages."""
