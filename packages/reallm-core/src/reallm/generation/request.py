@@ -74,6 +74,8 @@ class TokenEvent:
     text: str
     """Text that became certain with it: whole characters, and no beginning of a stop string; may be empty. The pieces
     of a sample, and the rest in its `FinishedEvent`, are the text of its completion."""
+    top_logprobs: list[tuple[int, float]] | None = None
+    """As in `Completion`, at this position."""
 
 
 @dataclass(frozen=True)
