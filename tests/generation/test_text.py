@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,9 +120,9 @@ def test_no_piece_ends_within_a_character(text: str) -> None:
 @settings(max_examples=500, deadline=None)
 def test_spaces_are_removed_as_in_the_whole_text(text: str, ends: list[int]) -> None:
     bounds = sorted({0, len(text), *(end for end in ends if end < len(text))})
-    vocabulary = list(dict.fromkeys(text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)))
+    vocabulary = list(dict.fromkeys(text[start:end] for start, end in pairwise(bounds)))
     joined = decoding(vocabulary, decoders.Fuse(), clean_up_tokenization_spaces=True)
-    ids = [vocabulary.index(text[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    ids = [vocabulary.index(text[start:end]) for start, end in pairwise(bounds)]
     assert "".join(pieces(joined, ids)) == joined.clean_up_tokenization(text)
 
 
