@@ -9,51 +9,11 @@ from reallm.errors import ConfigError, DataError
 from reallm.generation.engine import generate_tokens
 from reallm.generation.sampling import SamplingConfig, sample
 from reallm.generation.sequence import text_before
-from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.config import RopeConfig
 from reallm.model.packed import PackedSequences
-from reallm.model.transformer import Transformer
+from tests.helpers.variants import BASE, VARIANTS, build, next_logits
 
-BASE = ReaLModelConfig(
-    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=16, init_std=0.4,
-)  # fmt: skip
-LONGROPE = RopeConfig(
-    "longrope",
-    original_max_positions=9,
-    short_factor=(1.0, 1.1, 1.2, 1.3),
-    long_factor=(1.0, 3.0, 6.0, 9.0),
-)
-VARIANTS = {
-    "grouped heads": BASE,
-    "sliding window": BASE.replace(sliding_window=3),
-    "soft cap": BASE.replace(attn_softcap=2.0),
-    "q/k norm": BASE.replace(qk_norm="whole"),
-    "dynamic rope past the trained length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0)),
-    "longrope past its switch": BASE.replace(rope=LONGROPE),
-    "rope of each block": BASE.replace(rope=(RopeConfig(interleaved=True, rotary_dim=4), LONGROPE)),
-    "no rope in one block": BASE.replace(rope=(None, RopeConfig("dynamic", factor=2.0))),
-    "learned positions": BASE.replace(rope=None, learned_positions=True, position_offset=2, max_positions=24),
-    "sandwich norms with an offset": BASE.replace(norm_placement="sandwich", norm_offset=1.0),
-    "norms after the sum": BASE.replace(norm_placement="post"),
-    "parallel branches": BASE.replace(parallel_residual=True, shared_norm=True, norm="layer", norm_bias=True),
-    "q/k norm of each head": BASE.replace(qk_norm="per_head", norm="layer"),
-    "clipped": BASE.replace(qkv_clip=0.3),
-    "scale and window of each block": BASE.replace(attn_scale=(0.2, 0.9), sliding_window=(None, 3)),
-    "head bias": BASE.replace(head_bias=True, tied_embeddings=True, logit_softcap=2.0),
-    "experts": BASE.replace(moe=MoEConfig(4, 2, 24)),
-}
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]]
-
-
-def build(config: ReaLModelConfig) -> Transformer:
-    model = Transformer(config)
-    model.init_weights(1)
-    return model.eval()
-
-
-def next_logits(model, text):
-    with torch.no_grad():
-        return model(torch.tensor(text), torch.tensor([0, len(text)]))[-1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

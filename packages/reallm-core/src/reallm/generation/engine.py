@@ -53,7 +53,7 @@ def generate_tokens(
     _check_lengths(model, completions, sampling.max_new_tokens)
     with prepacked_for_decoding(model, sampling.max_new_tokens):
         if mesh is not None and mesh.layout.size > 1:
-            from reallm.generation.model_runner import run_distributed
+            from reallm.generation.distributed import run_distributed
 
             run_distributed(model, completions, sampling, to_text, mesh)
         else:

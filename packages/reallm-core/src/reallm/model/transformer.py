@@ -18,7 +18,7 @@ from reallm.errors import ConfigError, PluginError, did_you_mean
 from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.attention.gqa import attention_heads
-from reallm.model.attention.kv_cache import CacheSpec, KVCache, keys_and_values
+from reallm.model.attention.kv_cache import CacheSpec, ForwardCache, KVCache, keys_and_values
 from reallm.model.block import call_block, make_block
 from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         """Hidden states [T, E] after the final norm; arguments as in `forward`."""
         return self.forward_hidden(tokens, PackedSequences.from_cu_seqlens(cu_seqlens, tokens))
 
-    def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor:
+    def forward_hidden(self, tokens: Tensor, seqs: PackedSequences, cache: ForwardCache | None = None) -> Tensor:
         """Hidden states [T, E] after the final norm; with a cache, of the tokens that follow the cached ones.
 
         Args:

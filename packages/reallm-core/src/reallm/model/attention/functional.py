@@ -10,16 +10,18 @@ flex attention.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reallm.model.activation_checkpointing import checkpoint
-from reallm.model.attention.kv_cache import LayerCache, store
+from reallm.model.attention.kv_cache import BlockCache, LayerCache, store
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
@@ -76,7 +78,7 @@ def attend(
         v: [T, K, D] values.
         context: context of this forward pass.
         spec: settings of this block, `AttentionSpec.of_block(config, block)`; in evaluation `.without_dropout()`.
-        cache: keys and values [S, K, C, D] of the earlier tokens of this block; the new ones are appended in place.
+        cache: what is kept of the earlier tokens of this block; the new keys and values are appended in place.
 
     Returns:
         [T, H, D], dtype of `q`.
@@ -91,6 +93,8 @@ def attend_rotated(
     q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache | None
 ) -> Tensor:
     """`attend` after the rotation: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
+    if isinstance(cache, BlockCache):
+        return cache.attend(q, k, v, spec)
     seqs = context.seqs
     if cache is not None:
         store(cache, k, v, seqs.cached_lengths, seqs.lengths)
@@ -103,33 +107,77 @@ def attend_rotated(
         return _decode(q, keys, values, seqs, spec)
     return torch.cat(
         [
-            _one_sequence(new.transpose(0, 1), keys[row, :, :total], values[row, :, :total], spec).transpose(0, 1)
+            attend_sequence(new, keys[row, :, :total], values[row, :, :total], spec)
             for row, (new, total) in enumerate(zip(q.split(list(seqs.lengths)), seqs.totals, strict=True))
         ]
     )
 
 
-def attend_packed(q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
+class CausalMask(Protocol):
+    """Mask of scores; see `causal_mask`."""
+
+    def __call__(
+        self, first: int, last: int, left: int, window: int | None, dtype: torch.dtype, device: torch.device
+    ) -> Tensor: ...
+
+
+def causal_mask(
+    first: int, last: int, left: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[last - first, last - left]: 0 where a query sees a key, else -infinity, to be added to scores.
+
+    Args:
+        first: position of the first query.
+        last: position after the last query and the last key.
+        left: position of the first key.
+        window: number of tokens that each token sees, itself included; None: itself and all before it.
+        dtype: dtype of the scores.
+        device: device of the scores.
+    """
+    distance = torch.arange(first, last, device=device)[:, None] - torch.arange(left, last, device=device)
+    return additive_mask(distance >= 0 if window is None else (distance >= 0) & (distance < window), dtype)
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `seen`, a bool tensor of any shape, is true, else -infinity."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec, mask_of: CausalMask = causal_mask
+) -> Tensor:
     """Causal attention within each sequence of the pack: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
     if _varlen_kernel_fits(q, spec):
         return _varlen(q, k, v, seqs, spec)
     lengths = list(seqs.lengths)
     return torch.cat(
         [
-            _one_sequence(qs.transpose(0, 1), ks.transpose(0, 1), vs.transpose(0, 1), spec).transpose(0, 1)
+            attend_sequence(qs, ks.transpose(0, 1), vs.transpose(0, 1), spec, mask_of)
             for qs, ks, vs in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         ]
     )
 
 
-def _one_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-    """Attention of the last L queries [H, L, D] of one sequence over all its keys [K, L', D] -> [H, L, D]."""
-    n_new, total = q.shape[1], k.shape[1]
+def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_of: CausalMask = causal_mask) -> Tensor:
+    """Attention of the last L tokens of one sequence over all its tokens.
+
+    Args:
+        q: [L, H, D] rotated queries.
+        k: [K, L', D] rotated keys, those of the queries at the end.
+        v: [K, L', D] values.
+        spec: settings of the block.
+        mask_of: `causal_mask`, or a function that remembers its results.
+
+    Returns:
+        [L, H, D].
+    """
+    n_new, total = q.shape[0], k.shape[1]
     if n_new == 0:
         return q
+    q = q.transpose(0, 1)
     whole = spec.window is None or total <= spec.window
     if whole and n_new == total:
-        return _sdpa(q, k, v, None, spec, causal=True)
+        return _sdpa(q, k, v, None, spec, causal=True).transpose(0, 1)
     chunk = n_new if whole else max(WINDOW_CHUNK, spec.window or 0)
     outputs = []
     for start in range(0, n_new, chunk):
@@ -137,31 +185,58 @@ def _one_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tenso
         # queries at positions first..last see keys from first - window + 1 to themselves
         first, last = total - n_new + start, total - n_new + end
         left = 0 if spec.window is None else max(0, first - spec.window + 1)
-        mask = _causal_mask(torch.arange(first, last, device=q.device), left, last, spec.window)
+        mask = mask_of(first, last, left, spec.window, q.dtype, q.device)
         outputs.append(_sdpa(q[:, start:end], k[:, left:last], v[:, left:last], mask, spec))
-    return torch.cat(outputs, dim=1)
+    return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
-def _causal_mask(positions: Tensor, left: int, right: int, window: int | None) -> Tensor:
-    """[len(positions), right - left] bool: whether the query at each position sees each key in `left..right`."""
-    keys = torch.arange(left, right, device=positions.device)
-    distance = positions[:, None] - keys
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
+    """Attention of one query of each of N sequences over a row of keys of its own.
+
+    The query heads that share a KV head are computed as queries of one head, so that each key is read once.
+
+    Args:
+        q: [N, H, D] rotated queries.
+        keys: [N, K, C, D] rotated keys.
+        values: [N, K, C, D].
+        mask: [N, C] to be added to scores, of the dtype of `q`; None: all keys are seen.
+        spec: settings of the block.
+
+    Returns:
+        [N, H, D].
+    """
+    grouped = q.unflatten(1, (keys.shape[1], -1))
+    return _sdpa(grouped, keys, values, None if mask is None else mask[:, None, None], spec).flatten(1, 2)
+
+
+def rows_mask(
+    totals: Sequence[int], left: int, right: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Mask [N, right - left] for `attend_rows` over the keys at positions `left` to `right`.
+
+    Args:
+        totals: number of tokens of each sequence, that of the query included.
+        left: position of the first key.
+        right: position after the last key.
+        window: as in `causal_mask`.
+        dtype: dtype of the scores.
+        device: device of the scores.
+    """
+    distance = torch.tensor(totals, device=device)[:, None] - torch.arange(left + 1, right + 1, device=device)
+    return additive_mask(distance >= 0 if window is None else (distance >= 0) & (distance < window), dtype)
 
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
     """Attention of one new token of each sequence: `q` [S, H, D] over cached `keys` and `values` [S, K, C, D]."""
     longest = max(seqs.totals)
-    mask = _causal_mask(torch.tensor(seqs.cached_lengths, device=q.device), 0, longest, spec.window)
-    out = _sdpa(q[:, :, None], keys[:, :, :longest], values[:, :, :longest], mask[:, None, None], spec)
-    return out[:, :, 0]
+    mask = rows_mask(seqs.totals, 0, longest, spec.window, q.dtype, q.device)
+    return attend_rows(q, keys[:, :, :longest], values[:, :, :longest], mask, spec)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, *, causal: bool = False) -> Tensor:
-    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask` broadcasts to [..., H, L, L']."""
+    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask`, added, broadcasts to [..., H, L, L']."""
     if spec.softcap is not None:
-        return _softcapped(q, k, v, mask, spec)
+        return _softcapped(q, k, v, mask, spec, causal)
     batched = (q, k, v) if q.dim() == 4 else (q[None], k[None], v[None])
     out = F.scaled_dot_product_attention(
         *batched,
@@ -174,17 +249,20 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionS
     return out if q.dim() == 4 else out[0]
 
 
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, causal: bool) -> Tensor:
     """`_sdpa` with soft-capped scores, for which torch has no kernel (Gemma 2 report, section 2)."""
     assert spec.softcap is not None
     groups = q.shape[-3] // k.shape[-3]
-    k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
     scores = q @ k.transpose(-1, -2) * spec.scale
     scores = spec.softcap * torch.tanh(scores / spec.softcap)
-    if mask is None:
-        mask = _causal_mask(torch.arange(q.shape[-2], device=q.device), 0, k.shape[-2], None)
+    if causal:
+        mask = causal_mask(0, q.shape[-2], 0, None, q.dtype, q.device)
+    if mask is not None:
+        scores = scores + mask
     wide = torch.promote_types(q.dtype, torch.float32)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=wide).to(q.dtype)
+    weights = scores.softmax(dim=-1, dtype=wide).to(q.dtype)
     return F.dropout(weights, spec.dropout) @ v
 
 

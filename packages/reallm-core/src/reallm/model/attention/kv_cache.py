@@ -5,8 +5,10 @@ Shapes: S sequences, K KV heads, C capacity in tokens, D head dim, T packed toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sharding import Shard
+
+if TYPE_CHECKING:
+    from reallm.model.attention.functional import AttentionSpec
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,46 @@ class CacheTensor:
 CacheSpec = tuple[CacheTensor, ...]
 """The tensors that an attention layer keeps for decoding, declared in its attribute `cache_spec`."""
 
-LayerCache = tuple[Tensor, ...]
+
+class BlockCache(ABC):
+    """What one block keeps of the sequences of a forward pass, wherever it is.
+
+    It can be used like the tuple of the block's tensors, in which row i belongs to sequence i of the pass; `attend` of
+    `model.attention.functional` does without them.
+    """
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the block's `CacheSpec`; what is written to them is kept."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensors[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+LayerCache = tuple[Tensor, ...] | BlockCache
 """The tensors of one layer's `CacheSpec`; keys and values of grouped-query attention are [S, K, C, D] each."""
+
+
+class ForwardCache(Protocol):
+    """What the blocks of a network keep of the sequences of a forward pass."""
+
+    @property
+    def blocks(self) -> Mapping[int, LayerCache]:
+        """Number of a block, from 1 -> what it keeps."""
+
+    def advance(self, lengths: Sequence[int]) -> None:
+        """Count the tokens that a forward pass has written, after its last block."""
 
 
 def keys_and_values(config: ReaLModelConfig) -> CacheSpec:
@@ -93,7 +136,7 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         device = torch.device(device)
-        self.blocks: dict[int, LayerCache] = {
+        self.blocks: dict[int, tuple[Tensor, ...]] = {
             number: tuple(each.allocate(n_sequences, capacity, tp, dtype, device) for each in spec)
             for number, spec in specs.items()
         }

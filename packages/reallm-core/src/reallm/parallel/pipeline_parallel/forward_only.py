@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reallm.model.attention.kv_cache import KVCache
+from reallm.model.attention.kv_cache import ForwardCache
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -30,7 +30,7 @@ class ForwardOnlyPipeline:
         self._send = None if mesh.is_last_stage else SendQueue(P2PPeer.of(mesh, stage + 1, "hidden states"))
         self._n_batches = 0
 
-    def run(self, tokens: Tensor, seqs: PackedSequences, cache: KVCache | None = None) -> Tensor | None:
+    def run(self, tokens: Tensor, seqs: PackedSequences, cache: ForwardCache | None = None) -> Tensor | None:
         """Hidden states [T, E] of a batch on the last stage; None on other stages, which send theirs to the next stage.
 
         Args:

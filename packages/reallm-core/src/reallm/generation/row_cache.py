@@ -1,0 +1,246 @@
+"""`RowCache`: the cache of one forward pass over rows, and attention over it.
+
+What a pass does is planned once, from lengths and places, and shared by all blocks: which tokens are written where,
+which rows are attended to in one call, and their masks.
+
+Shapes: T packed tokens, S sequences, H query heads, K KV heads, D head dim, N rows of a slab, C their capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as memoize
+from itertools import accumulate, groupby, pairwise
+
+import torch
+from torch import Tensor
+
+from reallm.generation.kv_store import Kind
+from reallm.generation.row_slabs import RowLocation, Slab
+from reallm.generation.step import ScheduledSequence
+from reallm.model.attention.functional import (
+    AttentionSpec,
+    attend_packed,
+    attend_rows,
+    attend_sequence,
+    causal_mask,
+    rows_mask,
+)
+from reallm.model.attention.kv_cache import BlockCache, CacheSpec
+from reallm.model.packed import PackedSequences
+
+
+class RowCache:
+    """The cache of one forward pass over rows.
+
+    Args:
+        specs: number of a block, from 1 -> the tensors that its attention keeps.
+        sequences: the sequences of the pass, in `pack_order`.
+        locations: their rows.
+    """
+
+    def __init__(
+        self, specs: Mapping[int, CacheSpec], sequences: Sequence[ScheduledSequence], locations: Sequence[RowLocation]
+    ) -> None:
+        plan = _Plan(sequences, locations)
+        self.blocks = {number: RowBlock(number, spec, plan) for number, spec in specs.items()}
+
+    def advance(self, lengths: Sequence[int]) -> None:
+        """Write to the rows what blocks have changed in copies of them."""
+        for block in self.blocks.values():
+            block.write_back()
+
+
+class RowBlock(BlockCache):
+    """The rows of one block in one forward pass."""
+
+    def __init__(self, number: int, spec: CacheSpec, plan: _Plan) -> None:
+        self._number, self._spec, self._plan = number, spec, plan
+        self._gathered: tuple[Tensor, ...] | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
+        plan = self._plan
+        for write in plan.writes:
+            index = write.index(k.shape[1])
+            for held, new in zip(write.slab.blocks[self._number], (k, v), strict=True):
+                held.view(-1, held.shape[-1]).index_copy_(0, index, new[write.tokens].reshape(-1, new.shape[-1]))
+        outputs = []
+        if plan.started is not None:
+            n = plan.started.n_tokens
+            outputs.append(attend_packed(q[:n], k[:n], v[:n], plan.started, spec, plan.causal_mask))
+        for part in plan.continued:
+            keys, values = (held[part.row, :, : part.total] for held in part.slab.blocks[self._number])
+            outputs.append(attend_sequence(q[part.tokens], keys, values, spec, plan.causal_mask))
+        for group in plan.groups:
+            left, mask = group.mask(spec.window, q.dtype)
+            keys, values = (held[group.rows, :, left : group.longest] for held in group.slab.blocks[self._number])
+            out = attend_rows(group.queries(q), keys, values, mask, spec)
+            outputs.append(out if group.places is None else out[group.places])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the block's `CacheSpec`: views if the rows are adjacent, else copies that are written back."""
+        locations = self._plan.locations
+        slab, first = locations[0]
+        if all(each is slab and row == first + i for i, (each, row) in enumerate(locations)):
+            return tuple(tensor[first : first + len(locations)] for tensor in slab.blocks[self._number])
+        if self._gathered is None:
+            self._gathered = self._new_tensors()
+            for gathered, held in self._pairs(self._plan.cached):
+                gathered.copy_(held)
+        return self._gathered
+
+    def write_back(self) -> None:
+        """Write to the rows what the block has changed in copies of them."""
+        if self._gathered is not None:
+            for gathered, held in self._pairs(self._plan.totals):
+                held.copy_(gathered)
+            self._gathered = None
+
+    def _new_tensors(self) -> tuple[Tensor, ...]:
+        """Zeros for the rows of all sequences, of the highest capacity among them."""
+        locations = self._plan.locations
+        capacity = max(slab.capacity for slab, _ in locations)
+        shapes = [(len(locations), *held.shape[1:]) for held in locations[0].slab.blocks[self._number]]
+        return tuple(
+            held.new_zeros((*shape[:-2], capacity, shape[-1]) if each.per_token else shape)
+            for each, shape, held in zip(self._spec, shapes, locations[0].slab.blocks[self._number], strict=True)
+        )
+
+    def _pairs(self, lengths: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What was gathered, and its place: the first tokens of each sequence, or its state."""
+        assert self._gathered is not None
+        for i, ((slab, row), n) in enumerate(zip(self._plan.locations, lengths, strict=True)):
+            for each, gathered, held in zip(self._spec, self._gathered, slab.blocks[self._number], strict=True):
+                if each.per_token:  # tokens are the dim before the last one
+                    yield gathered[i].narrow(-2, 0, n), held[row].narrow(-2, 0, n)
+                else:
+                    yield gathered[i], held[row]
+
+
+class _Plan:
+    """What all blocks do in one forward pass."""
+
+    def __init__(self, sequences: Sequence[ScheduledSequence], locations: Sequence[RowLocation]) -> None:
+        self.locations = locations
+        self.cached = [sequence.n_cached for sequence in sequences]
+        self.totals = [sequence.n_cached + sequence.n_new for sequence in sequences]
+        kinds = [Kind.of(sequence) for sequence in sequences]
+        assert kinds == sorted(kinds), "the sequences of a step are not in pack_order"
+        bounds = [0, *accumulate(sequence.n_new for sequence in sequences)]
+        parts = [
+            _Part(slab, row, slice(*tokens), total)
+            for (slab, row), tokens, total in zip(locations, pairwise(bounds), self.totals, strict=True)
+        ]
+        n_started, n_decoded = kinds.count(Kind.START), kinds.count(Kind.DECODE)
+        started, decoded = parts[:n_started], parts[len(parts) - n_decoded :]
+        self.continued = parts[n_started : len(parts) - n_decoded]
+        """The sequences that go on with several tokens."""
+        self.started = (
+            PackedSequences.from_lengths([part.total for part in started], device=started[0].slab.device)
+            if started
+            else None
+        )
+        """The sequences that start."""
+        self.groups = [group for _, run in groupby(decoded, lambda part: id(part.slab)) for group in _groups(list(run))]
+        """The sequences that go on with one token."""
+        self.writes = [_Write(list(run)) for _, run in groupby(parts, lambda part: id(part.slab))]
+        self.causal_mask = memoize(causal_mask)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The tokens of one sequence in a pass."""
+
+    slab: Slab
+    row: int
+    tokens: slice
+    """Its new tokens in the pack."""
+    total: int
+    """The number of its tokens, the cached ones included."""
+
+
+class _Write:
+    """Tokens that follow each other in the pack and are written to rows of one slab."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.slab = parts[0].slab
+        self.tokens = slice(parts[0].tokens.start, parts[-1].tokens.stop)
+        lengths = torch.tensor([part.tokens.stop - part.tokens.start for part in parts])
+        # the index of a token in its row is its index in the pack, shifted
+        shifts = torch.tensor([part.total - part.tokens.stop for part in parts]).repeat_interleave(lengths)
+        self._rows = torch.tensor([part.row for part in parts]).repeat_interleave(lengths)
+        self._columns = torch.arange(self.tokens.start, self.tokens.stop) + shifts
+        self.index = memoize(self._index)
+
+    def _index(self, n_heads: int) -> Tensor:
+        """Places [tokens * K] of the vectors of all tokens in the slab's keys, taken as [N * K * C, D]."""
+        heads = self._rows[:, None] * n_heads + torch.arange(n_heads)
+        return (heads * self.slab.capacity + self._columns[:, None]).flatten().to(self.slab.device)
+
+
+class _Group:
+    """Adjacent rows of a slab that are attended to in one call, with one query each."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.slab = parts[0].slab
+        self.rows = slice(parts[0].row, parts[-1].row + 1)
+        self.longest = max(part.total for part in parts)
+        self._tokens = slice(parts[0].tokens.start, parts[-1].tokens.stop)
+        n_rows = self.rows.stop - self.rows.start
+        self._totals = [self.longest] * n_rows  # also of rows that are not in use, whose results are dropped
+        for part in parts:
+            self._totals[part.row - self.rows.start] = part.total
+        self.places: Tensor | None = None
+        """Index [sequences] of the rows that are in use; None: all."""
+        if n_rows > len(parts):
+            self.places = torch.tensor([part.row - self.rows.start for part in parts], device=self.slab.device)
+        self.mask = memoize(self._mask)
+
+    def queries(self, q: Tensor) -> Tensor:
+        """The queries [rows, H, D] of the rows, from those of all tokens [T, H, D]."""
+        q = q[self._tokens]
+        return q if self.places is None else q.new_zeros(len(self._totals), *q.shape[1:]).index_copy_(0, self.places, q)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
+        """The first position that a query sees, and the mask [rows, longest - first]; None if it masks nothing."""
+        shortest = min(self._totals)
+        left = 0 if window is None else max(0, shortest - window)
+        if shortest == self.longest:
+            return left, None
+        return left, rows_mask(self._totals, left, self.longest, window, dtype, self.slab.device)
+
+
+def _groups(parts: Sequence[_Part]) -> list[_Group]:
+    """Divide sequences with rows in one slab into groups."""
+    ranges = segments([part.row for part in parts], [part.total for part in parts], parts[0].slab.keys_per_call)
+    return [_Group(parts[each.start : each.stop]) for each in ranges]
+
+
+def segments(rows: Sequence[int], lengths: Sequence[int], call_cost: int) -> list[range]:
+    """Divide rows into runs that are each read in one call.
+
+    A call reads all rows between its first and its last one, up to the longest length, so that a run ends where one
+    more row would make it read more than a call of its own would cost.
+
+    Args:
+        rows: indices of the rows, rising.
+        lengths: number of tokens of each.
+        call_cost: number of tokens that are read in the time that a call takes.
+
+    Returns:
+        Ranges of indices into `rows`.
+    """
+    runs, start, longest = [], 0, lengths[0]
+    for i in range(1, len(rows)):
+        n_rows, wider = rows[i - 1] - rows[start] + 1, max(longest, lengths[i])
+        together = (rows[i] - rows[start] + 1) * wider
+        if together > n_rows * longest + lengths[i] + call_cost:
+            runs.append(range(start, i))
+            start, longest = i, lengths[i]
+        else:
+            longest = wider
+    return [*runs, range(start, len(rows))]
