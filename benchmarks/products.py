@@ -19,14 +19,16 @@ from common import Ratio, interleave, machine, parser, write_json
 from matrix_products import Products
 from reallm.model.products import onednn
 from reallm.model.products.library import library
-from reallm.model.products.prepacked import FEW_ROWS
 
-LAYERS = ((576, 576), (192, 576), (1536, 576), (576, 1536))
+LAYERS = ((576, 576), (192, 576), (960, 576), (1536, 576), (3072, 576), (576, 1536))
 HEAD = (49152, 576)
-"""(n, k): outputs and inputs."""
+"""(n, k): outputs and inputs; 960 and 3072 are those of queries, keys and values, and of gate and up, when joined."""
 ROWS = (1, 4, 16, 64, 256, 2048)
 TRAINED_ROWS = 256
-"""Number of rows from which gradients are measured."""
+"""Number of rows from which products are taken to be of training, and gradients are measured; of fewer, to be of
+decoding, with prepacked weights."""
+MOST_LOGITS = 1024
+"""Number of rows of the largest product of the head."""
 MEMORY = 64 << 20
 """Bytes of weights that a call goes through, about twice a large cache, if it has few rows."""
 
@@ -41,9 +43,9 @@ def main() -> None:
     shares: dict[str, list[float]] = {}
     for n, k in (*LAYERS, HEAD):
         for m in ROWS:
-            if (n, k) == HEAD and m > 4 * FEW_ROWS:
-                continue  # 400 MB of logits, which nobody computes at a time
-            n_weights = max(1, MEMORY // (4 * n * k)) if m <= FEW_ROWS // 4 else 1
+            if (n, k) == HEAD and m > MOST_LOGITS:
+                continue
+            n_weights = max(1, MEMORY // (4 * n * k)) if m < TRAINED_ROWS else 1
             products = Products(m, k, n, n_weights=n_weights)
             products.check()
             for kind, ways in products.kinds.items():
@@ -67,7 +69,7 @@ def main() -> None:
 def _chosen(kind: str, m: int) -> str:
     if library() == "torch" or kind == "weight_grad":
         return "torch"
-    return "onednn_prepacked" if kind == "forward" and m <= FEW_ROWS else "onednn"
+    return "onednn_prepacked" if kind == "forward" and m < TRAINED_ROWS else "onednn"
 
 
 if __name__ == "__main__":

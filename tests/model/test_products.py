@@ -13,12 +13,11 @@ from torch.autograd import forward_ad
 
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
-from reallm.model.layers import Linear
 from reallm.model.products import library as choice
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
-from reallm.model.products.linear import input_grads, linear, linear_into, uses_onednn
-from reallm.model.products.prepacked import FEW_ROWS, PrepackedWeight
+from reallm.model.products.linear import input_grads, joint_linear, linear, linear_into, uses_onednn
+from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.transformer import Transformer
 
 needs_onednn = pytest.mark.skipif(
@@ -312,19 +311,47 @@ def test_a_prepacked_weight_is_never_stale(change: Callable[[nn.Parameter], None
 
 @needs_onednn
 @pytest.mark.usefixtures("by_onednn")
-def test_a_prepacked_weight_is_made_once_for_few_rows_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepacked_weight_is_made_once_and_only_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Tensor] = []
     monkeypatch.setattr("reallm.model.products.prepacked.prepack", lambda w: made.append(w) or onednn.prepack(w))
     weight, prepacked = nn.Parameter(randn(64, 96)), PrepackedWeight()
     linear(randn(4, 96), weight, None, prepacked)  # with gradients
+    assert (len(made), prepacked.nbytes) == (0, 0)
     with torch.no_grad():
-        linear(randn(FEW_ROWS + 1, 96), weight, None, prepacked)
-        assert (len(made), prepacked.nbytes) == (0, 0)
-        for rows in (1, 4, FEW_ROWS):
+        for rows in (1, 4, 300):
             linear(randn(rows, 96), weight, None, prepacked)
     assert (len(made), prepacked.nbytes) == (1, weight.nbytes)
     prepacked.drop()
     assert prepacked.nbytes == 0
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_weights_that_are_prepacked_together_give_what_each_gives() -> None:
+    weights = [nn.Parameter(randn(n, 48, seed=n)) for n in (32, 16, 5)]
+    biases = [None, nn.Parameter(randn(16)), None]
+    prepacked = PrepackedWeight()
+    with torch.no_grad():
+        for x in (randn(1, 48), randn(7, 48), randn(2, 40, 48)):
+            found = joint_linear(x, weights, biases, prepacked)
+            assert found is not None
+            for one, weight, bias in zip(found, weights, biases, strict=True):
+                expected = linear(x, weight, bias)
+                assert torch.equal(one, expected) or onednn.why_not_batch_invariant()
+                torch.testing.assert_close(one, expected, rtol=0, atol=1e-5)
+        assert prepacked.nbytes >= 4 * 48 * (32 + 16 + 5)
+        weights[1].mul_(2)
+        found = joint_linear(x, weights, biases, prepacked)
+        assert found is not None
+        torch.testing.assert_close(found[1], linear(x, weights[1], biases[1]), rtol=0, atol=1e-5)
+
+
+def test_no_joint_product_with_gradients_or_where_onednn_does_not_compute(library: str) -> None:
+    x, weights = randn(3, 48), [nn.Parameter(randn(8, 48)), nn.Parameter(randn(4, 48))]
+    assert joint_linear(x, weights, [None, None], PrepackedWeight()) is None
+    with torch.no_grad():
+        assert joint_linear(x.double(), [w.double() for w in weights], [None, None], PrepackedWeight()) is None
+        assert (joint_linear(x, weights, [None, None], PrepackedWeight()) is None) == (library == "torch")
 
 
 @needs_onednn
@@ -338,17 +365,46 @@ def test_a_network_gives_the_same_logits_with_prepacked_weights_and_gives_the_me
         expected = model(tokens, bounds)
         with model.prepacked_weights() as forms:
             torch.testing.assert_close(model(tokens, bounds), expected, rtol=0, atol=1e-6)
-            used = {
-                name
-                for name, p in model.named_parameters()
-                if p.dim() == 2 and (not name.startswith("layers.0") or tied)
-            }
-            assert sum(form.nbytes > 0 for form in forms) == len(used)
+            # in each block queries with keys and values, outputs, gate with up, down; and the head
+            assert sum(form.nbytes > 0 for form in forms) == 2 * 4 + 1
             model.layers["1"].mlp.gate.weight.zero_()
             assert not torch.equal(model(tokens, bounds), expected)
-    assert model.prepacked is None
-    assert all(module.prepacked is None for module in model.modules() if isinstance(module, Linear))
+    assert all(getattr(module, "prepacked", None) is None for module in model.modules())
     copy.deepcopy(model)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_contexts_share_the_prepacked_weights_and_the_last_one_frees_them() -> None:
+    model = Transformer(CONFIG)
+    model.init_weights()
+    first, second = model.prepacked_weights(), model.prepacked_weights()
+    with torch.no_grad():
+        forms = first.__enter__()
+        model(torch.tensor([5, 6]), torch.tensor([0, 2]))
+        assert second.__enter__() == forms
+        first.__exit__(None, None, None)
+        assert model.prepacked is forms[0]
+        second.__exit__(None, None, None)
+    assert model.prepacked is None
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_hooks_on_a_layer_still_run_where_weights_are_prepacked_together() -> None:
+    model = Transformer(CONFIG)
+    model.init_weights()
+    tokens, bounds = torch.tensor([5, 6, 7]), torch.tensor([0, 3])
+    seen: list[int] = []
+    layer = model.layers["1"].attn.k
+    with torch.no_grad(), model.prepacked_weights():
+        expected = model(tokens, bounds)
+        layer.register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(model(tokens, bounds), expected, rtol=0, atol=1e-6)
+    assert seen == [1]
+    with torch.no_grad(), model.prepacked_weights() as forms:  # and it is prepacked by itself
+        torch.testing.assert_close(model(tokens, bounds), expected, rtol=0, atol=1e-6)
+        assert sum(form.nbytes > 0 for form in forms) == 2 * 4 + 1 + 2
 
 
 @needs_onednn

@@ -20,7 +20,8 @@ Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from reallm.errors import DataError
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.ops import ActivationFunction, gated, rms_norm
 from reallm.model.packed import PackedSequences
-from reallm.model.products.linear import linear
+from reallm.model.products.linear import joint_linear, linear
 from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.sharding import Shard, Shards, Split, as_split
 from reallm.references import resolve
@@ -67,7 +68,7 @@ class Linear(nn.Linear):
     """
 
     prepacked: PrepackedWeight | None = None
-    """Holder of the weight's prepacked form while there is one; see `products.prepacked.prepacked_weights`."""
+    """Holder of the weight's prepacked form, in a context of `Transformer.prepacked_weights`."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: Split, unit: int = 1) -> None:
         super().__init__(n_in, n_out, bias=bias)
@@ -82,6 +83,38 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, self.prepacked)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether calling it does nothing but this class's `forward`: it has no hooks and no `forward` of its own."""
+        return type(self) is Linear and not (
+            "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks or self._backward_hooks
+        )
+
+
+class Projections(nn.Module):
+    """Base class of layers that begin with several linear layers of the same input."""
+
+    projections: ClassVar[tuple[str, ...]]
+    """Names of these linear layers."""
+    prepacked: PrepackedWeight | None = None
+    """Holder of the prepacked form of their weights as one, in a context of `Transformer.prepacked_weights`."""
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """The outputs of the linear layers for `x` [T, E]; by one product of prepacked weights, where there are any."""
+        if self.prepacked is not None and (layers := self.joint_layers):
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+            outputs = joint_linear(x, weights, biases, self.prepacked)
+            if outputs is not None:
+                return outputs
+        return [getattr(self, name)(x) for name in self.projections]
+
+    @property
+    def joint_layers(self) -> list[Linear]:
+        """The linear layers, if calling them does nothing but multiply; else an empty list."""
+        layers = [getattr(self, name, None) for name in self.projections]
+        plain = [layer for layer in layers if isinstance(layer, Linear) and layer.is_plain]
+        return plain if len(plain) == len(layers) else []
 
 
 class Norm(nn.Module):
@@ -204,8 +237,10 @@ class Activation(nn.Module):
         return self.function(x) if up is None else gated(x, up, self.function)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Projections):
     """`down(act(gate(x)) * up(x))` (Shazeer, 2020: GLU variants)."""
+
+    projections = "gate", "up"
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
@@ -216,7 +251,7 @@ class GatedMLP(nn.Module):
         self.act: nn.Module = Activation(config.activation)
 
     def forward(self, x: Tensor, context: object) -> Tensor:
-        return self.down(self.act(self.gate(x), self.up(x)))
+        return self.down(self.act(*self.project(x)))
 
 
 class PlainMLP(nn.Module):

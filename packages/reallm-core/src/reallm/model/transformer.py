@@ -23,7 +23,7 @@ from reallm.model.block import call_block, make_block
 from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import Linear, PositionEmbedding, TokenEmbedding, VocabBias, make_norm
+from reallm.model.layers import Linear, PositionEmbedding, Projections, TokenEmbedding, VocabBias, make_norm
 from reallm.model.linear_cross_entropy import (
     CrossEntropy,
     OutputHead,
@@ -247,7 +247,11 @@ class Transformer(nn.Module):
         Results are the same. The prepacked forms are made as they are needed, and again for a weight that has changed;
         they take as much memory as the weights, and the time of a forward pass of 64 tokens.
         """
-        return prepacked_weights([self, *(module for module in self.modules() if isinstance(module, Linear))])
+        modules = list(self.modules())
+        joint = [module for module in modules if isinstance(module, Projections) and module.joint_layers]
+        within = {layer for module in joint for layer in module.joint_layers}
+        single = [module for module in modules if isinstance(module, Linear) and module not in within]
+        return prepacked_weights([self, *joint, *single])
 
     @property
     def head_weight(self) -> nn.Parameter:

@@ -11,7 +11,7 @@ from reallm.model.attention.functional import AttentionSpec, attend
 from reallm.model.attention.kv_cache import LayerCache, keys_and_values
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import Linear, make_qk_norm
+from reallm.model.layers import Linear, Projections, make_qk_norm
 from reallm.model.sharding import TPUnits
 
 
@@ -23,8 +23,10 @@ def attention_heads(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
     )
 
 
-class Attention(nn.Module):
+class Attention(Projections):
     """Causal self-attention with grouped KV heads, RoPE and optional q/k norm."""
+
+    projections = "q", "k", "v"
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
@@ -44,7 +46,8 @@ class Attention(nn.Module):
         self.inference_spec = self.spec.without_dropout()
 
     def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
-        q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
+        q, k, v = self.project(x)
+        q, k, v = self._heads(q, self.q_norm), self._heads(k, self.k_norm), self._heads(v)
         spec = self.spec if self.training else self.inference_spec
         return self.o(attend(q, k, v, context, spec, cache).flatten(-2))
 

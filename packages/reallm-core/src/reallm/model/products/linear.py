@@ -5,6 +5,7 @@ Shapes: M rows, K inputs, N outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from reallm.model.products import onednn
 from reallm.model.products.library import library
-from reallm.model.products.prepacked import FEW_ROWS, PrepackedWeight
+from reallm.model.products.prepacked import PrepackedWeight
 
 PIECE_BYTES = 24 << 20
 """Size of the pieces of a product that are copied to their place: the C library keeps memory of this size, but gets
@@ -33,13 +34,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Pre
         x: [..., K].
         weight: [N, K].
         bias: [N].
-        prepacked: holder of the weight's prepacked form, which is used for few rows without gradients.
+        prepacked: holder of the weight's prepacked form, which is used without gradients.
     """
     if not uses_onednn(x, weight) or not _match(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return cast(Tensor, _Linear.apply(x, weight, bias))
     return _linear(x, weight, bias, prepacked)
+
+
+def joint_linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], prepacked: PrepackedWeight
+) -> Sequence[Tensor] | None:
+    """`linear` of one input and several weights, computed as one product; None where that is not possible.
+
+    It is possible without gradients where oneDNN computes products. The results are the same, and views of one tensor.
+
+    Args:
+        x: [..., K].
+        weights: [N, K] each.
+        biases: [N] each, or None.
+        prepacked: holder of the prepacked form of all weights together.
+    """
+    if torch.is_grad_enabled() or not all(
+        uses_onednn(x, weight) and _match(x, weight, bias) and not weight.is_inference()
+        for weight, bias in zip(weights, biases, strict=True)
+    ):
+        return None
+    rows = x.reshape(-1, x.shape[-1])
+    outputs = onednn.product(rows, weights[0], prepacked=prepacked.of(weights)).view(*x.shape[:-1], -1)
+    parts = outputs.split([len(weight) for weight in weights], dim=-1)
+    return [part if bias is None else part.add_(bias) for part, bias in zip(parts, biases, strict=True)]
 
 
 def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -89,10 +114,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, prepacked: PrepackedWeight | None = None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    if prepacked is not None and len(rows) <= FEW_ROWS and not weight.is_inference():
-        form = prepacked.of(weight)
-    else:
-        form = None
+    form = None if prepacked is None or weight.is_inference() else prepacked.of([weight])
     return onednn.product(rows, weight, bias, form).view(*x.shape[:-1], len(weight))
 
 

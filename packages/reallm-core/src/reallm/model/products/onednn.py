@@ -87,6 +87,9 @@ def _why_rows_differ(n_threads: int) -> str | None:
         if not torch.equal(_with_prepacked(x, weight), whole):
             return f"prepacking changes the result {where}"
         prepacked = prepack(weight)
+        joint = product(x, weight, prepacked=prepack(torch.cat((weight, weight[: n // 2], weight))))
+        if not torch.equal(joint[:, -n:], whole):
+            return f"the results of weights that are prepacked together differ {where}"
         for start, stop in ((0, 1), (0, 2), (0, 3), (5, 13), (0, PROBED_ROWS - 1)):
             for found in (product(x[start:stop], weight), product(x[start:stop], weight, prepacked=prepacked)):
                 if not torch.equal(found, whole[start:stop]):

@@ -1,25 +1,25 @@
 """Weights in the order in which oneDNN reads them, kept while they do not change.
 
 A product with few rows, as in decoding, spends much of its time on reordering the weight; with a prepacked one it takes
-two thirds of the time. In training, where products have many rows and weights change at each step, it gains nothing.
+half to two thirds of the time. Weights that multiply the same input can be prepacked together, to multiply it at once.
+In training, where weights change at each step, prepacking gains nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from reallm.model.products.onednn import prepack
 
-FEW_ROWS = 256
-"""Number of rows up to which a prepacked weight is faster."""
-
 
 class PrepackedWeight:
-    """The prepacked form of one weight, made when it is first needed and again when the weight has changed.
+    """The prepacked form of a weight, or of several as one, made when it is first needed and again after a change.
 
     Changes are noticed by the weight's memory and by its version, which counts changes in place. These do not count:
     writes through `parameter.data` or a NumPy array, and steps of an optimizer that torch does not register (its fused
@@ -27,27 +27,23 @@ class PrepackedWeight:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
+        self.n_users = 0
+        """Number of contexts of `prepacked_weights` that use it."""
+        self._states: list[tuple[object, ...]] = []
         self._prepacked: Tensor | None = None
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The prepacked form of `weight` [N, K] as it is now."""
-        # the weak reference does not keep the memory, but while it exists no other storage is taken for this one
-        key = (
-            StorageWeakRef(weight.untyped_storage()),
-            weight.data_ptr(),
-            weight._version,
-            weight.shape,
-            weight.stride(),
-        )
-        if self._prepacked is None or key != self._key:
-            self._prepacked = None  # never two at a time
-            self._prepacked, self._key = prepack(weight.detach()), key
+    def of(self, weights: Sequence[Tensor]) -> Tensor:
+        """The prepacked form of weights [N, K] as they are now; of several it is that of all their rows."""
+        states = [_state(weight) for weight in weights]
+        if self._prepacked is None or states != self._states:
+            self.drop()  # never two at a time
+            rows = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
+            self._prepacked, self._states = prepack(rows), states
         return self._prepacked
 
     def drop(self) -> None:
         """Free the memory; the form is made anew when it is needed."""
-        self._key = self._prepacked = None
+        self._states, self._prepacked = [], None
 
     @property
     def nbytes(self) -> int:
@@ -55,17 +51,34 @@ class PrepackedWeight:
         return 0 if self._prepacked is None else self._prepacked.nbytes
 
 
-@contextmanager
-def prepacked_weights(owners: list[nn.Module]) -> Iterator[list[PrepackedWeight]]:
-    """Context in which modules may use a prepacked form of their weight, through their attribute `prepacked`.
+def _state(weight: Tensor) -> tuple[object, ...]:
+    """A value that changes with the memory of a weight and with its contents."""
+    # the weak reference does not keep the memory, but while it exists no other storage is taken for this one
+    storage = StorageWeakRef(weight.untyped_storage())
+    return storage, weight.data_ptr(), weight._version, weight.shape, weight.stride()
 
-    The forms are made as they are needed, and their memory is given back at the end.
+
+class WeightOwner(Protocol):
+    """A module whose weights can be prepacked."""
+
+    prepacked: PrepackedWeight | None
+
+
+@contextmanager
+def prepacked_weights(owners: Sequence[WeightOwner]) -> Iterator[list[PrepackedWeight]]:
+    """Context in which modules may use a prepacked form of their weights, through their attribute `prepacked`.
+
+    The forms are made as they are needed, and their memory is given back at the end of the last such context.
     """
-    forms = [PrepackedWeight() for _ in owners]
+    forms = []
+    for owner in owners:
+        owner.prepacked = owner.prepacked or PrepackedWeight()
+        owner.prepacked.n_users += 1
+        forms.append(owner.prepacked)
     try:
-        for owner, form in zip(owners, forms, strict=True):
-            owner.prepacked = form  # type: ignore[assignment] # modules declare nothing but tensors and modules
         yield forms
     finally:
-        for owner in owners:
-            owner.prepacked = None  # type: ignore[assignment]
+        for owner, form in zip(owners, forms, strict=True):
+            form.n_users -= 1
+            if not form.n_users:
+                owner.prepacked = None
