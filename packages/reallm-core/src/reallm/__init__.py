@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     )
     from reallm.engine.real_model import ReaLModel
     from reallm.experiments.run.runner import RunResult, run
-    from reallm.generation.engine import Completion
+    from reallm.generation.config import GenerationConfig
+    from reallm.generation.engine import GenerationEngine
+    from reallm.generation.request import Completion, FinishedEvent, Request, TokenEvent
     from reallm.hf.family import HFFamily
     from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
     from reallm.options import REQUIRED, option
@@ -59,13 +61,18 @@ if TYPE_CHECKING:
 _HOMES = {
     "Algorithm": "reallm.specs",
     "CallbackSpec": "reallm.specs",
-    "Completion": "reallm.generation.engine",
+    "Completion": "reallm.generation.request",
     "Configuration": "reallm.config.load",
     "Dataset": "reallm.data.datasets",
     "DatasetSpec": "reallm.specs",
     "DatasetUtility": "reallm.data.datasets",
     "EngineState": "reallm.training.engine",
     "Extra": "reallm.model.config",
+    "TokenEvent": "reallm.generation.request",
+    "Request": "reallm.generation.request",
+    "GenerationEngine": "reallm.generation.engine",
+    "GenerationConfig": "reallm.generation.config",
+    "FinishedEvent": "reallm.generation.request",
     "HFFamily": "reallm.hf.family",
     "Layout": "reallm.parallel.layout",
     "LoggerSpec": "reallm.specs",
@@ -125,6 +132,9 @@ __all__ = [
     "DatasetUtility",
     "EngineState",
     "Extra",
+    "FinishedEvent",
+    "GenerationConfig",
+    "GenerationEngine",
     "HFFamily",
     "Layout",
     "LoggerSpec",
@@ -143,10 +153,12 @@ __all__ = [
     "ReaLModel",
     "ReaLModelConfig",
     "ReallmError",
+    "Request",
     "RopeConfig",
     "RunResult",
     "SFTConfig",
     "SFTInterface",
+    "TokenEvent",
     "Totals",
     "TrainEngine",
     "TrainingConfig",

@@ -11,7 +11,7 @@ import typer
 from reallm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from reallm.generation.engine import Completion
+    from reallm.generation.request import Completion
 
 
 def generate(
@@ -109,11 +109,11 @@ def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: 
     import torch
 
     from reallm.engine.real_model import ReaLModel
-    from reallm.generation.sampling import SamplingConfig
+    from reallm.generation.config import GenerationConfig
     from reallm.hf.checkpoint_folder import resolve_path
     from reallm.hf.conversion.transformers_io import load_tokenizer
 
-    SamplingConfig(**sampling)  # checks the values before a model is loaded
+    GenerationConfig(**sampling)  # checks the values before a model is loaded
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise ConfigError("--device cuda: PyTorch sees no GPU here; use cpu or auto")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from reallm.arguments import check_count, check_items, check_names, check_path, named_arguments
+from reallm.arguments import check_count, check_names, check_path, named_arguments
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
@@ -22,10 +23,12 @@ from reallm.engine.diagnosis import model_fault
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
 from reallm.engine.sharded_model import ShardedModel
 from reallm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from reallm.generation.engine import Completion, generate_tokens
+from reallm.generation.config import GenerationConfig, as_generation_config
+from reallm.generation.engine import GenerationEngine
+from reallm.generation.generate import generate_tokens, refuse_nonfinite
 from reallm.generation.logprobs import forward_packed, logprobs
-from reallm.generation.sampling import SamplingConfig
-from reallm.generation.sequence import text_before
+from reallm.generation.request import Completion, Event, FinishedEvent, Request
+from reallm.generation.text import TokenDecoder
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
 from reallm.hf.conversion.families import check_family, family_for
@@ -244,85 +247,124 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
         return forward_packed(network, tokens, cu_seqlens, per_token, mesh=self.mesh, max_tokens=max_tokens)
 
-    @named_arguments(
-        max_tokens="max_new_tokens", max_length="max_new_tokens", do_sample="temperature", stop_strings="stop"
-    )
     def generate(
         self,
         prompts: Sequence[str | Sequence[int] | Tensor],
+        config: GenerationConfig | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 0,
+        **fields: Any,
     ) -> list[Completion]:
-        """Continue prompts, given as text or as token ids, all of them as one batch.
+        """Continue prompts, given as text or as token ids, all of them at once.
+
+            model.generate(["Once upon a time"], max_new_tokens=64, temperature=0.7, n=4)
 
         With a mesh, all ranks of its layout make the same call and get the same result.
 
         Args:
-            prompts: texts, or token ids as lists, tensors or arrays.
+            prompts: texts, or token ids as lists, tensors or arrays. The key of a prompt's random stream is its index.
+            config: settings for sampling tokens and for ending a sequence. `stop_token_ids=None` takes the
+                end-of-sequence tokens of the checkpoint, and of `tokenizer`.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
-            temperature: 0 is greedy. None: 1 with `top_k` or `top_p`, which say to sample, and greedy without them.
-            stop_token_ids: None takes the end-of-sequence tokens of the checkpoint, and of `tokenizer`.
-            stop: strings that end a completion; its text ends before them, its `token_ids` include them.
-            seed: same seed, same completions; each prompt has its own random stream.
+            fields: fields of `GenerationConfig`, instead of `config` or in place of its own.
 
         Returns:
-            A `Completion` for each prompt, in order.
+            The completions in the order of the prompts, `n` of each.
 
         Raises:
             NonFiniteError: logits are NaN or infinite; names the prompt, the step, and what is wrong with the model.
-            DataError: a prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions.
+            DataError: a prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions or
+                the cache.
             ConfigError: a value is not allowed, or this is a critic.
         """
-        prompts = as_prompts(prompts)
-        if self.config.is_critic:
-            raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
-        stop = check_items("stop", () if stop is None else stop, str)
-        if stop_token_ids is not None:
-            stop_token_ids = check_items("stop_token_ids", stop_token_ids, int)
-        if isinstance(tokenizer, str | Path):
-            raise ConfigError(
-                f"tokenizer must be a tokenizer, not a path ({tokenizer}); leave it out to take the model's"
+        config = as_generation_config("generate", config, fields)
+        ids, tokenizer = self._encode(prompts, config, tokenizer)
+        with self._ready_to_generate():
+            return generate_tokens(
+                self.network,
+                ids,
+                config,
+                decoder=None if tokenizer is None else TokenDecoder(tokenizer),
+                default_stop_token_ids=self._default_stop_token_ids(tokenizer),
+                mesh=self.mesh,
             )
-        as_text = any(isinstance(prompt, str) for prompt in prompts)
-        if tokenizer is None and (as_text or stop):
-            tokenizer = self._tokenizer()
-        if stop_token_ids is None:
-            stop_token_ids = self._default_stop_token_ids(tokenizer)
-        if stop and tokenizer is not None:  # special tokens are not part of the text
-            special = tokenizer.get_added_vocab()
-            stop_token_ids = [*stop_token_ids, *(special[text] for text in stop if text in special)]
-        sampling = SamplingConfig(
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            tuple(stop_token_ids),
-            tuple(stop),
-            seed,
+
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int] | Tensor],
+        config: GenerationConfig | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **fields: Any,
+    ) -> Iterator[Event]:
+        """Continue prompts, and iterate over the events: each token as it is generated, each completion as it ends.
+
+        Arguments and errors as in `generate`; `request_id` of an event is the index of its prompt.
+        """
+        config = as_generation_config("stream", config, fields)
+        ids, tokenizer = self._encode(prompts, config, tokenizer)
+        return self._events(ids, config, tokenizer)
+
+    def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> GenerationEngine:
+        """An engine for requests that come at any time; see `GenerationEngine` for the options.
+
+        Args:
+            tokenizer: decodes tokens; None: completions have no text, and there are no stop strings.
+            options: arguments of `GenerationEngine`.
+
+        Raises:
+            ConfigError: this is a critic, or an option is wrong.
+        """
+        check_names(
+            "generation_engine", options, ["tokenizer", *list(inspect.signature(GenerationEngine).parameters)[1:]]
+        )
+        self._refuse_critic()
+        _check_tokenizer(tokenizer)
+        return GenerationEngine(
+            self.network,
+            **{
+                "decoder": None if tokenizer is None else TokenDecoder(tokenizer),
+                "default_stop_token_ids": self._default_stop_token_ids(tokenizer),
+                **options,
+            },
         )
 
-        def encode(prompt: str | Sequence[int]) -> Sequence[int]:
-            return tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else prompt  # type: ignore[return-value]
+    def _events(
+        self, ids: Sequence[Sequence[int]], config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Iterator[Event]:
+        if self.mesh is not None and self.mesh.layout.size > 1:
+            raise ConfigError("stream is for a single process; call generate, on all ranks")
+        with self._ready_to_generate(), self.generation_engine(tokenizer) as engine:
+            for index, prompt in enumerate(ids):
+                engine.add(Request(tuple(prompt), config, key=index), name=f"prompt {index}")
+            while engine.has_work:
+                for event in engine.step():
+                    if isinstance(event, FinishedEvent):
+                        refuse_nonfinite([(event.request_id, event.completion)])
+                    yield event
 
-        def to_text(ids: list[int]) -> str:
-            assert tokenizer is not None
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            assert isinstance(text, str)
-            return text
+    def _encode(
+        self,
+        prompts: Sequence[str | Sequence[int] | Tensor],
+        config: GenerationConfig,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> tuple[list[list[int]], PreTrainedTokenizerBase | None]:
+        """Token ids of prompts, and the tokenizer, if there is one or one is needed."""
+        checked = as_prompts(prompts)
+        self._refuse_critic()
+        _check_tokenizer(tokenizer)
+        if tokenizer is None and (config.stop or any(isinstance(prompt, str) for prompt in checked)):
+            tokenizer = self._tokenizer()
+        return [tokenizer.encode(each) if isinstance(each, str) and tokenizer else each for each in checked], tokenizer  # type: ignore[misc]
 
+    @contextmanager
+    def _ready_to_generate(self) -> Iterator[None]:
+        """Context in evaluation mode with all parameters whole, which says what is wrong with non-finite logits."""
         was_training = self.training
         self.eval()
         try:
             with unsharded(self.network):
-                ids = [encode(prompt) for prompt in prompts]
-                completions = generate_tokens(self.network, ids, sampling, to_text=to_text, mesh=self.mesh)
+                yield
         except NonFiniteError as error:
             fault = model_fault(self.network, self.mesh)
             raise NonFiniteError(
@@ -330,10 +372,10 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             ) from None
         finally:
             self.train(was_training)
-        if tokenizer is not None:
-            for completion in completions:
-                completion.text = text_before(to_text(completion.token_ids), stop)
-        return completions
+
+    def _refuse_critic(self) -> None:
+        if self.config.is_critic:
+            raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.source is None:
@@ -469,3 +511,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             return
         with fail_together(self.mesh if self.mesh is not None and self.mesh.is_member else None):
             check_finite(folder, family, stored, tensors)
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if isinstance(tokenizer, str | Path):
+        raise ConfigError(f"tokenizer must be a tokenizer, not a path ({tokenizer}); leave it out to take the model's")

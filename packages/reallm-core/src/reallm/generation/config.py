@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from reallm.arguments import NamedFields
+from reallm.arguments import NamedFields, check_instance, check_items, check_names
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields
+
+_NAMES_ELSEWHERE = {
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "do_sample": "temperature",
+    "stop_strings": "stop",
+    "num_return_sequences": "n",
+    "eos_token_id": "stop_token_ids",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,23 @@ class GenerationConfig(NamedFields):
         if self.n > 1 and self.temperature == 0:
             raise ConfigError(f"n={self.n} with temperature=0 would give {self.n} equal samples; raise temperature")
         _at_least("top_logprobs", self.top_logprobs, 0)
+
+
+def as_generation_config(function: str, config: GenerationConfig | None, fields: Mapping[str, Any]) -> GenerationConfig:
+    """A configuration with some fields replaced, as a function takes them as keyword arguments.
+
+    Raises:
+        ConfigError: there is no such field, or a value is not allowed.
+    """
+    names = ["prompts", "config", "tokenizer", *(item.name for item in dataclasses.fields(GenerationConfig))]
+    check_names(function, fields, names, _NAMES_ELSEWHERE)
+    if config is not None:
+        check_instance("config", config, GenerationConfig, "write GenerationConfig(...)")
+    found = {name: value for name, value in fields.items() if not (name == "stop" and value is None)}
+    for name, item_type in (("stop", str), ("stop_token_ids", int)):
+        if found.get(name) is not None:
+            found[name] = tuple(check_items(name, found[name], item_type))
+    return dataclasses.replace(config or GenerationConfig(), **found)
 
 
 def _at_least(name: str, value: int, lowest: int) -> None:

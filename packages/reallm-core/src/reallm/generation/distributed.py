@@ -9,40 +9,124 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from reallm.data.packing import inference_micro_batches
-from reallm.generation.sampling import SamplingConfig
-from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_hidden
+from reallm.errors import ConfigError
+from reallm.generation.partial_completion import PartialCompletion, SampledToken
+from reallm.generation.random import hash_key
+from reallm.generation.request import Completion, Request
+from reallm.generation.sampler import sample
+from reallm.generation.text import TokenDecoder
+from reallm.model.packed import PackedSequences
+from reallm.model.rope import keys_are_stale
 from reallm.model.transformer import Transformer
 from reallm.parallel.fsdp import unsharded
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.object_collectives import all_gather_json
 from reallm.parallel.pipeline_parallel.forward_only import ForwardOnlyPipeline
 
 
 def run_distributed(
     model: Transformer,
-    completions: Sequence[Completion],
-    sampling: SamplingConfig,
-    to_text: ToText | None,
+    requests: Sequence[Request],
+    stop_token_ids: Sequence[int],
+    decoder: TokenDecoder | None,
     mesh: Mesh,
-) -> None:
-    """Decode all completions to their ends, in place; called by all ranks of the layout with the same arguments."""
+) -> list[Completion]:
+    """Continue the prompts of requests; called by all ranks of the layout with the same arguments.
+
+    Args:
+        model: this rank's part of the network.
+        requests: the requests.
+        stop_token_ids: tokens that end sequences of requests that name none.
+        decoder: decodes tokens; None: completions have no text.
+        mesh: the layout.
+
+    Returns:
+        The completions by request, then by sample.
+
+    Raises:
+        ConfigError: a request asks for `kept_ids` or `top_logprobs`.
+    """
+    for request in requests:
+        for name in ("kept_ids", "top_logprobs"):
+            if getattr(request.config, name):
+                raise ConfigError(f"{name} is not there in a layout of several processes yet; leave it out")
+    samples = [
+        PartialCompletion(
+            index,
+            request,
+            sample_index,
+            key=hash_key(request.key),
+            stop_token_ids=tuple(stop_token_ids if (own := request.config.stop_token_ids) is None else own),
+            decoder=decoder,
+        )
+        for index, request in enumerate(requests)
+        for sample_index in range(request.config.n)
+    ]
     # the longest that each sequence may become: a bound on its cache memory and its decoding time
-    sizes = [len(completion.prompt_ids) + sampling.max_new_tokens for completion in completions]
+    sizes = [len(each.completion.prompt_ids) + each.config.max_new_tokens for each in samples]
     groups = inference_micro_batches(sizes, mesh.layout.dp, mesh.layout.pp)[mesh.coordinate.dp]
     with unsharded(model):
-        batches = [
-            DecodeBatch(model, {index: completions[index] for index in group}, sampling, to_text) for group in groups
-        ]
-        _decode_round_robin(model, batches, mesh)
-    if mesh.layout.dp > 1:
-        decoded = [index for group in groups for index in group]
-        _all_gather_completions(completions, decoded, mesh, next(model.parameters()).device)
+        _decode_round_robin(model, [DecodeBatch(model, [samples[index] for index in group]) for group in groups], mesh)
+    local = {index: samples[index].finish().completion for group in groups for index in group}
+    if mesh.layout.dp == 1:
+        return [local[index] for index in range(len(samples))]
+    found = {
+        int(index): Completion(**fields)
+        for of_rank in all_gather_json({index: asdict(each) for index, each in local.items()}, mesh.all).values()
+        for index, fields in of_rank.items()
+    }
+    return [found[index] for index in range(len(samples))]
+
+
+class DecodeBatch:
+    """Samples that are decoded together, and their KV cache for a model or a stage of one."""
+
+    def __init__(self, model: Transformer, samples: Sequence[PartialCompletion]) -> None:
+        self.running = [each for each in samples if not each.has_ended]
+        """The samples that have not ended; `A` is their number."""
+        sizes = [len(each.completion.prompt_ids) + each.config.max_new_tokens for each in samples]
+        self.config = model.config
+        self.cache = model.new_cache(len(self.running), max(sizes, default=0))
+
+    def next_input(self, device: torch.device) -> tuple[Tensor, PackedSequences]:
+        """The tokens [T] of the running samples that are not in the cache yet, and their bounds."""
+        sequences = [[*each.completion.prompt_ids, *each.completion.token_ids] for each in self.running]
+        totals = [len(sequence) for sequence in sequences]
+        if keys_are_stale(self.config, self.cache.lengths, totals):
+            self.cache.lengths = [0] * len(sequences)  # RoPE frequencies depend on the length (dynamic RoPE)
+        cached = list(self.cache.lengths)
+        new_tokens = [token for sequence, n in zip(sequences, cached, strict=True) for token in sequence[n:]]
+        lengths = [total - n for total, n in zip(totals, cached, strict=True)]
+        return (
+            torch.tensor(new_tokens, device=device),
+            PackedSequences.from_lengths(lengths, cached_lengths=cached, device=device),
+        )
+
+    def sample(self, logits: Tensor) -> tuple[Tensor | None, ...]:
+        """From logits [A, V] the next token [A] of each running sample, and what goes with it as in `Sampled`."""
+        sampled = sample(
+            logits,
+            [each.config for each in self.running],
+            [each.stream for each in self.running],
+            banned=[each.banned for each in self.running],
+        )
+        return sampled.token_ids, sampled.logprobs, sampled.model_logprobs, sampled.kept_mass
+
+    def append(self, tokens: Sequence[SampledToken]) -> None:
+        """Append the next token to each running sample; those that end with it leave the batch."""
+        for each, token in zip(self.running, tokens, strict=True):
+            each.append(token)
+        unfinished = [row for row, each in enumerate(self.running) if not each.has_ended]
+        if len(unfinished) < len(self.running):
+            self.cache.keep(unfinished)
+            self.running = [self.running[row] for row in unfinished]
 
 
 def _decode_round_robin(model: Transformer, batches: Sequence[DecodeBatch], mesh: Mesh) -> None:
@@ -54,13 +138,13 @@ def _decode_round_robin(model: Transformer, batches: Sequence[DecodeBatch], mesh
     while queue:
         batch, pending = queue.popleft()
         if pending is not None:
-            batch.append(*pending.wait())
+            batch.append(pending.wait())
         if not batch.running:
             continue
         tokens, seqs = batch.next_input(device)
         hidden = pipeline.run(tokens, seqs, batch.cache)
         # all ranks of a split head compute logits together, and one of them samples
-        logits = None if hidden is None else model.head(last_hidden(hidden, seqs))
+        logits = None if hidden is None else model.head(hidden[seqs.cu_seqlens[1:].long() - 1])
         queue.append((batch, broadcast.start(batch, logits)))
     pipeline.finish()
 
@@ -71,11 +155,13 @@ class _PendingTokens:
     def __init__(self, values: Tensor, work: dist.Work) -> None:
         self._values, self._work = values, work
 
-    def wait(self) -> tuple[list[int], list[float]]:
-        """Wait for the broadcast; returns the next tokens and their log-probabilities."""
+    def wait(self) -> list[SampledToken]:
+        """Wait for the broadcast; returns the next tokens."""
         self._work.wait()
-        tokens, logprobs = self._values.tolist()
-        return [int(token) for token in tokens], logprobs
+        return [
+            SampledToken(int(token), logprob, model_logprob, kept_mass, None, None)
+            for token, logprob, model_logprob, kept_mass in self._values.t().tolist()
+        ]
 
 
 class _TokenBroadcast:
@@ -95,47 +181,12 @@ class _TokenBroadcast:
         The broadcast is waited for only at the batch's next turn, so that ranks can compute while it is in flight.
         """
         # float64 holds token ids and float32 log-probabilities exactly
-        values = torch.empty(2, len(batch.running), dtype=torch.float64, device=self._device)
+        values = torch.zeros(4, len(batch.running), dtype=torch.float64, device=self._device)
         if self._is_source:
             assert logits is not None
-            values[0], values[1] = batch.sample(logits)
+            for value, column in zip(values, batch.sample(logits), strict=True):
+                if column is not None:
+                    value.copy_(column)
         work = dist.broadcast(values, src=self._source, group=self._group, async_op=True)
         assert work is not None
         return _PendingTokens(values, work)
-
-
-def _all_gather_completions(
-    completions: Sequence[Completion], decoded: Sequence[int], mesh: Mesh, device: torch.device
-) -> None:
-    """Give all data-parallel ranks the completions of all, by all-reduces in which all terms but one are zero.
-
-    Args:
-        completions: all completions; the ones that other ranks have decoded are filled in, in place.
-        decoded: indices of the completions that this rank has decoded.
-        mesh: the layout.
-        device: device of the tensors that are communicated.
-    """
-    ends = torch.zeros(2, len(completions), dtype=torch.int64)
-    for index in decoded:
-        ends[0, index] = len(completions[index].token_ids)
-        ends[1, index] = completions[index].finish_reason == "stop"
-    lengths, stopped = _all_reduce_sum(ends, mesh, device).tolist()
-
-    bounds = list(pairwise(accumulate(lengths, initial=0)))
-    values = torch.zeros(2, sum(lengths), dtype=torch.float64)
-    for index in decoded:
-        start, stop = bounds[index]
-        values[0, start:stop] = torch.tensor(completions[index].token_ids, dtype=torch.float64)
-        values[1, start:stop] = torch.tensor(completions[index].logprobs, dtype=torch.float64)
-    tokens, logprobs = _all_reduce_sum(values, mesh, device).tolist()
-
-    for completion, (start, stop), has_stopped in zip(completions, bounds, stopped, strict=True):
-        completion.token_ids = [int(token) for token in tokens[start:stop]]
-        completion.logprobs = logprobs[start:stop]
-        completion.finish_reason = "stop" if has_stopped else "length"
-
-
-def _all_reduce_sum(values: Tensor, mesh: Mesh, device: torch.device) -> Tensor:
-    values = values.to(device)
-    dist.all_reduce(values, group=mesh.dp)
-    return values.cpu()

@@ -1,125 +1,257 @@
-"""The decoding loop: prefill all prompts in one packed pass, then one token for each sequence at a time."""
+"""`GenerationEngine`: continues prompts with a network, all that are there at once, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Self
 
 import torch
+from torch import Tensor
 
-from reallm.errors import DataError, NonFiniteError, counted
-from reallm.generation.prepacking import prepacked_for_decoding
-from reallm.generation.sampling import SamplingConfig
-from reallm.generation.sequence import Completion, DecodeBatch, ToText, last_hidden
+from reallm.arguments import check_count
+from reallm.errors import DataError, counted
+from reallm.generation.memory import default_kv_cache_tokens
+from reallm.generation.model_runner import ModelRunner
+from reallm.generation.partial_completion import PartialCompletion, sampled_tokens
+from reallm.generation.random import hash_key
+from reallm.generation.request import Completion, Event, FinishedEvent, FinishReason, Request
+from reallm.generation.request_checks import check_request
+from reallm.generation.row_manager import RowManager
+from reallm.generation.row_store import RowStore
+from reallm.generation.sampler import sample
+from reallm.generation.scheduler import Scheduler
+from reallm.generation.step import Step
+from reallm.generation.text import TokenDecoder
 from reallm.model.config import ReaLModelConfig
+from reallm.model.rope import keys_are_stale, longest_with_fixed_frequencies
 from reallm.model.transformer import Transformer
-from reallm.notices import notify_once
-from reallm.parallel.mesh import Mesh
-
-__all__ = ["Completion", "generate_tokens"]
 
 
-@torch.no_grad()
-def generate_tokens(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    *,
-    to_text: ToText | None = None,
-    mesh: Mesh | None = None,
-) -> list[Completion]:
-    """Continue each prompt (token ids) until a stop token, a stop string or `max_new_tokens`.
+class GenerationEngine:
+    """Continues prompts: requests come at any time, each step computes for all of them, finished ones leave at once.
 
-    The completion of a prompt depends on the prompt, its index and the seed, not on other prompts or the layout.
+        engine = model.generation_engine()
+        engine.add(Request((1, 2, 3), GenerationConfig(max_new_tokens=64, n=4)))
+        while engine.has_work:
+            for event in engine.step():
+                ...
+
+    The tokens of a request depend on its prompt, its configuration and its key, not on the other requests, on when it
+    came, or on the limits below, up to numerics: sums in another order differ in their last bits.
 
     Args:
-        model: the whole network, or this rank's part of it.
-        prompts: token ids of each prompt.
-        sampling: settings for sampling tokens and for ending a sequence.
-        to_text: decodes token ids, for stop strings.
-        mesh: the layout over which the model is parallelized: all its ranks make the same call and get the same result.
-            None: this process holds the whole network.
-
-    Returns:
-        One completion for each prompt, in their order.
-
-    Raises:
-        DataError: an empty prompt, a token that is not in the vocabulary, or a prompt that may outgrow the model's
-            learned positions; names its index.
-        NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
+        network: the network; it is in evaluation mode during a step.
+        decoder: decodes tokens; without one completions have no text, and stop strings are refused.
+        default_stop_token_ids: tokens that end sequences of requests that name none.
+        max_batch_tokens: most tokens that a step computes. A long prompt is computed in parts of at most this size.
+        max_batch_sequences: most sequences that are computed at the same time.
+        kv_cache_tokens: number of tokens for whose keys and values there is room. When it is used up, the newest
+            sequences wait, and are computed again later. None: as many as half of the free memory holds.
+        prefix_sharing: whether prompts that begin with the same tokens are computed only once, in blocks of 256.
     """
-    completions = [Completion(_checked(model, index, prompt)) for index, prompt in enumerate(prompts)]
-    if not completions:
-        return []
-    _check_lengths(model, completions, sampling.max_new_tokens)
-    with prepacked_for_decoding(model, sampling.max_new_tokens):
-        if mesh is not None and mesh.layout.size > 1:
-            from reallm.generation.distributed import run_distributed
 
-            run_distributed(model, completions, sampling, to_text, mesh)
-        else:
-            run_local(model, DecodeBatch(model, dict(enumerate(completions)), sampling, to_text))
-    _refuse_nonfinite(completions)
-    return completions
-
-
-def run_local(model: Transformer, batch: DecodeBatch) -> None:
-    """Decode a batch until all its sequences have ended, in a process that holds the whole network."""
-    device = next(model.parameters()).device
-    while batch.running:
-        tokens, seqs = batch.next_input(device)
-        hidden = model.forward_hidden(tokens, seqs, batch.cache)
-        next_tokens, logprobs = batch.sample(model.head(last_hidden(hidden, seqs)))
-        batch.append(next_tokens.tolist(), logprobs.tolist())
-
-
-def _refuse_nonfinite(completions: Sequence[Completion]) -> None:
-    """Raise NonFiniteError for the first completion that has ended because its logits were not finite."""
-    failed = [index for index, completion in enumerate(completions) if not completion.is_finite]
-    if not failed:
-        return
-    step = len(completions[failed[0]].logprobs)
-    others = f" (and those of {counted(len(failed) - 1, 'more prompt')})" if len(failed) > 1 else ""
-    raise NonFiniteError(f"prompt {failed[0]}: the logits of new token {step}{others} are not finite")
-
-
-def _checked(model: Transformer, index: int, prompt: Sequence[int]) -> list[int]:
-    """The token ids of a prompt, after checking that the model knows them."""
-    ids = [int(token) for token in prompt]
-    if not ids:
-        raise DataError(f"prompt {index} has no tokens; give at least one, such as the beginning-of-sequence token")
-    highest, lowest = max(ids), min(ids)
-    if lowest < 0 or highest >= model.config.vocab_size:
-        culprit = lowest if lowest < 0 else highest
-        raise DataError(
-            f"prompt {index} has token {culprit}, but the model has tokens 0 to {model.config.vocab_size - 1}; take "
-            "the tokenizer that belongs to this model, or load the model with min_vocab_size=len(tokenizer)"
+    def __init__(
+        self,
+        network: Transformer,
+        *,
+        decoder: TokenDecoder | None = None,
+        default_stop_token_ids: Sequence[int] = (),
+        max_batch_tokens: int = 2048,
+        max_batch_sequences: int = 256,
+        kv_cache_tokens: int | None = None,
+        prefix_sharing: bool = True,
+    ) -> None:
+        self._network, self._decoder = network, decoder
+        self._default_stop_token_ids = tuple(default_stop_token_ids)
+        self._store = RowStore.of(network)
+        self._runner = ModelRunner(network, self._store)
+        config = network.config
+        depends_on_length = any(rope.depends_on_length for rope in config.distinct_ropes)
+        self._manager = RowManager(
+            default_kv_cache_tokens(network) if kv_cache_tokens is None else kv_cache_tokens,
+            prefix_sharing=prefix_sharing,
+            per_token=self._store.can_share_prefixes,
+            longest_shareable=longest_with_fixed_frequencies(config),
         )
-    return ids
+        self._scheduler = Scheduler(
+            self._manager,
+            max_batch_tokens=check_count("max_batch_tokens", max_batch_tokens),
+            max_batch_sequences=check_count("max_batch_sequences", max_batch_sequences),
+            keys_are_stale=(lambda cached, total: keys_are_stale(config, [cached], [total]))
+            if depends_on_length
+            else None,
+        )
+        self._n_requests = self._n_sequences = 0
+        self._samples: dict[int, PartialCompletion] = {}  # number of a sequence -> the sample, until it has ended
+        self._of_request: dict[
+            int, list[int]
+        ] = {}  # number of a request -> those of its sequences, until all have ended
+        self._unforked: dict[int, list[int]] = {}  # first sequence of a prompt -> the others, until it is computed
+        self._events: list[Event] = []  # of samples that have ended between two steps
 
+    def __enter__(self) -> Self:
+        return self
 
-def _check_lengths(model: Transformer, completions: Sequence[Completion], max_new_tokens: int) -> None:
-    """Raise DataError for a prompt that may outgrow the learned positions, before any token is generated.
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
-    Without learned positions, a notice says that a sequence may outgrow the lengths that the model was trained on.
-    """
-    longest = model.config.longest_sequence
-    if longest is None:
-        _warn_of_length(model.config, max(len(completion.prompt_ids) for completion in completions) + max_new_tokens)
-        return
-    for index, completion in enumerate(completions):
-        n = len(completion.prompt_ids)
-        room = longest + 1 - n  # the last new token is never read
-        if room < max_new_tokens:
-            remedy = f"give max_new_tokens={room} or less" if room > 0 else "shorten it"
+    @property
+    def has_work(self) -> bool:
+        """Whether a step has something to do or to tell."""
+        return self._scheduler.has_work or bool(self._events)
+
+    def add(self, request: Request, *, name: str = "the prompt") -> int:
+        """Let a request wait for the next steps.
+
+        Args:
+            request: the request.
+            name: what errors call its prompt: `prompt 3`.
+
+        Returns:
+            Its number, counted up from 0.
+
+        Raises:
+            DataError: the prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions or
+                the cache.
+            ConfigError: stop strings without a decoder.
+        """
+        check_request(self._network.config, request, name, has_decoder=self._decoder is not None)
+        self._check_room(request, name)
+        config, request_id = request.config, self._n_requests
+        stop_token_ids = self._default_stop_token_ids if config.stop_token_ids is None else config.stop_token_ids
+        key = hash_key(request.key)
+        first, *others = range(self._n_sequences, self._n_sequences + config.n)
+        for sample_index, sequence_id in enumerate((first, *others)):
+            self._samples[sequence_id] = PartialCompletion(
+                request_id,
+                request,
+                sample_index,
+                key=key,
+                stop_token_ids=tuple(stop_token_ids),
+                decoder=self._decoder,
+            )
+        self._of_request[request_id] = [first, *others]
+        self._n_requests += 1
+        self._n_sequences += config.n
+        if config.max_new_tokens == 0:
+            for sequence_id in (first, *others):
+                self._events.append(self._end(sequence_id))
+        else:
+            self._scheduler.add(first, request.prompt_ids)
+            self._unforked[first] = others
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """End the samples of a request that have not ended; the next step has their events."""
+        for sequence_id in [*self._of_request.get(request_id, ())]:
+            self._events.append(self._end(sequence_id, "cancelled"))
+
+    def step(self) -> list[Event]:
+        """Compute one forward pass, and sample the next tokens; returns what has happened since the step before.
+
+        A sample whose logits are not finite ends, and its completion says so: `is_finite`.
+        """
+        events, self._events = self._events, []
+        step = self._scheduler.schedule()
+        if step.sequences:
+            was_training = self._network.training
+            if was_training:
+                self._network.eval()
+            try:
+                events += self._compute(step)
+            except BaseException:  # an interrupt too: nobody knows what was computed
+                self._scheduler.forget_cache()
+                raise
+            finally:
+                if was_training:
+                    self._network.train()
+        return events
+
+    def run(self) -> list[Completion]:
+        """Step until nothing is left to do; returns the completions by request, then by sample."""
+        finished = []
+        while self.has_work:
+            finished += [event for event in self.step() if isinstance(event, FinishedEvent)]
+        return [event.completion for event in sorted(finished, key=lambda event: (event.request_id, event.sample))]
+
+    def close(self) -> None:
+        """End all samples that have not ended, without events, and free the memory of the cache."""
+        for request_id in [*self._of_request]:
+            self.cancel(request_id)
+        self._events.clear()
+        self._scheduler.forget_cache()
+        self._store.close()
+
+    # ------------------------------------------------------------------ private helpers
+
+    def _check_room(self, request: Request, name: str) -> None:
+        n_tokens = len(request.prompt_ids) + request.config.max_new_tokens - 1  # the last new token is never read
+        if n_tokens > self._manager.longest_sequence:
             raise DataError(
-                f"prompt {index} has {n} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the {longest} "
-                f"positions that the model has learned; {remedy}"
+                f"{name} has {counted(len(request.prompt_ids), 'token')}, and with "
+                f"max_new_tokens={request.config.max_new_tokens} it may need a cache of {n_tokens:,} tokens, but "
+                f"kv_cache_tokens={self._manager.n_tokens} has room for at most {self._manager.longest_sequence:,} of "
+                "one sequence; raise kv_cache_tokens, or lower max_new_tokens"
             )
 
+    def _compute(self, step: Step) -> list[Event]:
+        """Compute a step, sample, and append the new tokens."""
+        logits = self._runner.run(step, [self._scheduler.new_tokens(scheduled) for scheduled in step.sequences])
+        self._scheduler.computed(step)
+        sampled = [scheduled for scheduled in step.sequences if scheduled.samples]
+        if not sampled:
+            return []
+        events = self._draw(logits, [scheduled.sequence_id for scheduled in sampled])
+        for scheduled in sampled:
+            if not self._samples[scheduled.sequence_id].completion.is_finite:
+                self._scheduler.remove(scheduled.sequence_id, discard=True)
+                self._store.erase(scheduled.placement)
+        return events + self._go_on([scheduled.sequence_id for scheduled in sampled])
 
-def _warn_of_length(config: ReaLModelConfig, length: int) -> None:
-    if config.outgrown_by(length):
-        notify_once(
-            f"a prompt and its completion may have {length:,} tokens, more than the {config.max_positions:,} that the "
-            "model was made for (max_position_embeddings); expect worse text beyond them, or lower max_new_tokens"
+    def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[Event]:
+        """Append the next token to each sequence, from logits [A, V], and the first ones to further samples of a prompt."""
+        drawn = [
+            (row, each) for row, first in enumerate(sequence_ids) for each in (first, *self._unforked.get(first, ()))
+        ]
+        if len(drawn) > len(sequence_ids):
+            logits = logits[torch.tensor([row for row, _ in drawn], device=logits.device)]
+        samples = [self._samples[sequence_id] for _, sequence_id in drawn]
+        tokens = sample(
+            logits,
+            [each.config for each in samples],
+            [each.stream for each in samples],
+            banned=[each.banned for each in samples],
         )
+        return [each.append(token) for each, token in zip(samples, sampled_tokens(tokens), strict=True)]
+
+    def _go_on(self, sequence_ids: Sequence[int]) -> list[Event]:
+        """Schedule the next tokens of sequences that have not ended; returns the events of those that have."""
+        ended = []
+        for first in sequence_ids:
+            for sequence_id in (first, *self._unforked.pop(first, ())):
+                done = self._samples[sequence_id]
+                if done.has_ended:
+                    ended.append(sequence_id)
+                elif sequence_id == first:
+                    self._scheduler.append(first, done.completion.token_ids[-1])
+                else:
+                    prompt_ids = done.completion.prompt_ids
+                    tokens = [*prompt_ids, *done.completion.token_ids]
+                    self._scheduler.add(sequence_id, tokens, parent_id=first, n_shared=len(prompt_ids))
+        return [self._end(sequence_id) for sequence_id in ended]
+
+    def _end(self, sequence_id: int, reason: FinishReason | None = None) -> FinishedEvent:
+        """End a sample."""
+        sample = self._samples.pop(sequence_id)
+        self._unforked.pop(sequence_id, None)
+        self._scheduler.remove(sequence_id)
+        sequence_ids = self._of_request[sample.request_id]
+        sequence_ids.remove(sequence_id)
+        if not sequence_ids:
+            del self._of_request[sample.request_id]
+        return sample.finish(reason)
+
+
+def _keys_are_stale(config: ReaLModelConfig, n_cached: int, n_tokens: int) -> bool:
+    return keys_are_stale(config, [n_cached], [n_tokens])

@@ -73,14 +73,24 @@ def keys_are_stale(config: ReaLModelConfig, cached_lengths: Sequence[int], total
     )
 
 
+def longest_with_fixed_frequencies(config: ReaLModelConfig) -> int | None:
+    """Number of tokens up to which the frequencies of a sequence do not depend on its length; None: they never do."""
+    return min((_fixed_up_to(config, rope) for rope in config.distinct_ropes if rope.depends_on_length), default=None)
+
+
+def _fixed_up_to(config: ReaLModelConfig, rope: RopeConfig) -> int:
+    """Number of tokens up to which frequencies that depend on the length equal those of pretraining."""
+    if rope.kind == "dynamic":
+        return config.max_positions
+    assert rope.original_max_positions is not None
+    return rope.original_max_positions
+
+
 def _frequency_length(config: ReaLModelConfig, rope: RopeConfig, length: int) -> int:
     """The length for which a sequence's frequencies are computed: 0 while they equal those of pretraining."""
-    if rope.kind == "dynamic":
-        return length if length > config.max_positions else 0
-    if rope.kind == "longrope":
-        assert rope.original_max_positions is not None
-        return rope.original_max_positions + 1 if length > rope.original_max_positions else 0
-    return 0
+    if not rope.depends_on_length or length <= _fixed_up_to(config, rope):
+        return 0
+    return length if rope.kind == "dynamic" else _fixed_up_to(config, rope) + 1
 
 
 def attention_factor(config: ReaLModelConfig, rope: RopeConfig) -> float:

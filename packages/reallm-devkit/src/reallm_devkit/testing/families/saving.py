@@ -14,8 +14,8 @@ from reallm.checkpoint.names import with_family_names
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.errors import ReallmError
-from reallm.generation.engine import generate_tokens as generate_tokens
-from reallm.generation.sampling import SamplingConfig
+from reallm.generation.config import GenerationConfig
+from reallm.generation.generate import generate_tokens as generate_tokens
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.conversion.families import check_family
@@ -158,7 +158,7 @@ def _check_same_tokens(prompt: list[int], ours: list[int], theirs: list[int], su
 
 
 def _greedy(model: Transformer, prompts: list[list[int]]) -> list[list[int]]:
-    found = generate_tokens(model, prompts, SamplingConfig(max_new_tokens=N_NEW, temperature=0.0))
+    found = generate_tokens(model, prompts, GenerationConfig(max_new_tokens=N_NEW, temperature=0.0))
     return [completion.token_ids for completion in found]
 
 

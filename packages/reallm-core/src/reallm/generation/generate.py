@@ -1,0 +1,78 @@
+"""`generate_tokens`: continues all prompts, on one process or on all ranks of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from reallm.errors import NonFiniteError, counted
+from reallm.generation.config import GenerationConfig
+from reallm.generation.engine import GenerationEngine
+from reallm.generation.request import Completion, Request
+from reallm.generation.request_checks import check_request
+from reallm.generation.text import TokenDecoder
+from reallm.model.transformer import Transformer
+from reallm.parallel.mesh import Mesh
+
+
+def generate_tokens(
+    network: Transformer,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    decoder: TokenDecoder | None = None,
+    default_stop_token_ids: Sequence[int] = (),
+    mesh: Mesh | None = None,
+) -> list[Completion]:
+    """Continue each prompt (token ids) until a stop token, a stop string or `max_new_tokens`.
+
+    The completion of a prompt depends on the prompt, its index and the seed, not on other prompts or the layout.
+
+    Args:
+        network: the whole network, or this rank's part of it.
+        prompts: token ids of each prompt.
+        config: settings for sampling tokens and for ending a sequence.
+        decoder: decodes tokens; None: completions have no text.
+        default_stop_token_ids: tokens that end a sequence if `config` names none.
+        mesh: the layout over which the network is parallelized: all its ranks make the same call and get the same
+            result. None: this process holds the whole network.
+
+    Returns:
+        The completions of the prompts, in their order, `config.n` of each.
+
+    Raises:
+        DataError: an empty prompt, a token that is not in the vocabulary, or a prompt that may outgrow the model's
+            learned positions or the cache; names its index.
+        NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
+    """
+    requests = [Request(tuple(map(int, prompt)), config, key=index) for index, prompt in enumerate(prompts)]
+    if mesh is not None and mesh.layout.size > 1:
+        from reallm.generation.distributed import run_distributed
+
+        for index, request in enumerate(requests):
+            check_request(network.config, request, f"prompt {index}", has_decoder=decoder is not None)
+        completions = run_distributed(network, requests, default_stop_token_ids, decoder, mesh)
+    else:
+        with GenerationEngine(network, decoder=decoder, default_stop_token_ids=default_stop_token_ids) as engine:
+            for index, request in enumerate(requests):
+                engine.add(request, name=f"prompt {index}")
+            completions = engine.run()
+    by_prompt = zip((index for index in range(len(prompts)) for _ in range(config.n)), completions, strict=True)
+    refuse_nonfinite(by_prompt)
+    return completions
+
+
+def refuse_nonfinite(completions: Iterable[tuple[int, Completion]]) -> None:
+    """Raise NonFiniteError for the first prompt whose logits were not finite.
+
+    Args:
+        completions: pairs of the index of a prompt and one of its completions, in ascending order.
+    """
+    failed: dict[int, Completion] = {}
+    for index, completion in completions:
+        if not completion.is_finite:
+            failed.setdefault(index, completion)
+    if not failed:
+        return
+    first, completion = next(iter(failed.items()))
+    others = f" (and those of {counted(len(failed) - 1, 'more prompt')})" if len(failed) > 1 else ""
+    raise NonFiniteError(f"prompt {first}: the logits of new token {len(completion.logprobs)}{others} are not finite")

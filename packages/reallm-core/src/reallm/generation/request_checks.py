@@ -1,0 +1,56 @@
+"""Checks of a request against a model, before anything is computed."""
+
+from __future__ import annotations
+
+from reallm.errors import ConfigError, DataError
+from reallm.generation.request import Request
+from reallm.model.config import ReaLModelConfig
+from reallm.notices import notify_once
+
+
+def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_decoder: bool) -> None:
+    """Check that a model can continue a prompt.
+
+    Without learned positions, a notice says that a sequence may outgrow the lengths that the model was trained on.
+
+    Args:
+        config: configuration of the model.
+        request: the request.
+        name: what errors call the prompt: `prompt 3`.
+        has_decoder: whether tokens can be decoded.
+
+    Raises:
+        DataError: the prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions.
+        ConfigError: stop strings without a tokenizer, or more `top_logprobs` than tokens.
+    """
+    prompt, settings = request.prompt_ids, request.config
+    if not prompt:
+        raise DataError(f"{name} has no tokens; give at least one, such as the beginning-of-sequence token")
+    highest, lowest = max(prompt), min(prompt)
+    if lowest < 0 or highest >= config.vocab_size:
+        culprit = lowest if lowest < 0 else highest
+        raise DataError(
+            f"{name} has token {culprit}, but the model has tokens 0 to {config.vocab_size - 1}; take the tokenizer "
+            "that belongs to this model, or load the model with min_vocab_size=len(tokenizer)"
+        )
+    if settings.stop and not has_decoder:
+        raise ConfigError(f"{name}: stop strings need a tokenizer")
+    n_tokens, max_new_tokens = len(prompt), settings.max_new_tokens
+    if config.longest_sequence is None:
+        _warn_of_length(config, n_tokens + max_new_tokens)
+        return
+    room = config.longest_sequence + 1 - n_tokens  # the last new token is never read
+    if room < max_new_tokens:
+        remedy = f"give max_new_tokens={room} or less" if room > 0 else "shorten it"
+        raise DataError(
+            f"{name} has {n_tokens} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the "
+            f"{config.longest_sequence} positions that the model has learned; {remedy}"
+        )
+
+
+def _warn_of_length(config: ReaLModelConfig, length: int) -> None:
+    if config.outgrown_by(length):
+        notify_once(
+            f"a prompt and its completion may have {length:,} tokens, more than the {config.max_positions:,} that the "
+            "model was made for (max_position_embeddings); expect worse text beyond them, or lower max_new_tokens"
+        )
