@@ -12,7 +12,7 @@ import pytest
 from reallm import Dataset, Layout
 from reallm.arguments import check_count, check_instance, check_items, check_path, named_arguments
 from reallm.errors import ConfigError
-from reallm.generation.sampling import SamplingConfig
+from reallm.generation.config import GenerationConfig
 
 
 @named_arguments(torch_dtype="dtype")
@@ -43,8 +43,8 @@ def test_an_unknown_argument(argument: str, said: str) -> None:
         (lambda: Layout(tpp=2), "Layout has no field 'tpp'; did you mean 'pp'?"),
         (lambda: Dataset(path="x"), "Dataset has no field 'path'; it has: name, args"),
         (
-            lambda: SamplingConfig(max_newtokens=3),
-            "SamplingConfig has no field 'max_newtokens'; did you mean 'max_new_tokens'?",
+            lambda: GenerationConfig(max_newtokens=3),
+            "GenerationConfig has no field 'max_newtokens'; did you mean 'max_new_tokens'?",
         ),
     ],
 )

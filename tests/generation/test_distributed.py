@@ -9,13 +9,15 @@ import torch
 
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
-from reallm.generation.engine import Completion, generate_tokens
-from reallm.generation.sampling import SamplingConfig
+from reallm.generation.config import GenerationConfig
+from reallm.generation.generate import generate_tokens
+from reallm.generation.request import Completion
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from tests.helpers.ranks import on_ranks
+from tests.helpers.token_decoder import NumberDecoder
 
 BASE = ReaLModelConfig(
     n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
@@ -33,9 +35,9 @@ LAYOUTS = [
     "pp2@2,0",
 ]  # fmt: skip
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [7, 7], [1, 2, 3], [49, 0, 48], [8]]
-GREEDY = SamplingConfig(max_new_tokens=8, temperature=0)
-SAMPLED = SamplingConfig(max_new_tokens=8, temperature=0.9, top_p=0.95, seed=3)
-STOPPED = SamplingConfig(12, temperature=1.0, stop_token_ids=tuple(range(0, 50, 9)), stop=("<7>",), seed=4)
+GREEDY = GenerationConfig(max_new_tokens=8, temperature=0)
+SAMPLED = GenerationConfig(max_new_tokens=8, temperature=0.9, top_p=0.95, seed=3)
+STOPPED = GenerationConfig(12, temperature=1.0, stop_token_ids=tuple(range(0, 50, 9)), stop=("<7>",), seed=4)
 CASES = [
     (PROMPTS, GREEDY),
     (PROMPTS, SAMPLED),
@@ -43,10 +45,6 @@ CASES = [
     (PROMPTS[:1], SAMPLED),  # fewer prompts than ranks or stages
     ([], GREEDY),
 ]
-
-
-def as_text(ids: list[int]) -> str:
-    return "".join(f"<{token}>" for token in ids)
 
 
 def spread(config: ReaLModelConfig, mesh: Mesh | None) -> Transformer:
@@ -65,7 +63,7 @@ def config_for(name: str, n_stages: int) -> ReaLModelConfig:
 @cache
 def by_one_process(name: str, n_stages: int) -> list[list[Completion]]:
     model = spread(config_for(name, n_stages), None)
-    return [generate_tokens(model, prompts, sampling, to_text=as_text) for prompts, sampling in CASES]
+    return [generate_tokens(model, prompts, sampling, decoder=NumberDecoder()) for prompts, sampling in CASES]
 
 
 def generate_all(rank: int, layout: str) -> list[list[list[Completion]]] | None:
@@ -78,7 +76,7 @@ def generate_all(rank: int, layout: str) -> list[list[list[Completion]]] | None:
         model = spread(config_for(name, Layout.parse(layout).pp), mesh)
         results.append(
             [
-                generate_tokens(model, prompts, sampling, to_text=as_text, mesh=mesh)
+                generate_tokens(model, prompts, sampling, decoder=NumberDecoder(), mesh=mesh)
                 for prompts, sampling in [*CASES, CASES[1]]
             ]
         )
@@ -126,7 +124,7 @@ def most_at_once(rank: int, layout: str) -> list[int]:
         return inner(tokens, seqs, cache)
 
     model.forward_hidden = forward_hidden
-    generate_tokens(model, [[1, 2]] * 6, SamplingConfig(max_new_tokens=2), mesh=mesh)
+    generate_tokens(model, [[1, 2]] * 6, GenerationConfig(max_new_tokens=2), mesh=mesh)
     return sizes
 
 

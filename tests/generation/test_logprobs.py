@@ -7,9 +7,9 @@ import torch
 
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError
-from reallm.generation.engine import generate_tokens
+from reallm.generation.config import GenerationConfig
+from reallm.generation.generate import generate_tokens
 from reallm.generation.logprobs import forward_packed, logprobs
-from reallm.generation.sampling import SamplingConfig
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.parallel.mesh import Mesh
 from tests.generation.test_distributed import n_ranks
@@ -105,7 +105,7 @@ def sampled_and_scored(rank: int, layout: str) -> tuple[list[float], list[float]
     completions = generate_tokens(
         model.eval().network,
         [[1, 2, 3], [4], [5, 6]],
-        SamplingConfig(max_new_tokens=6, temperature=1.0, seed=5),
+        GenerationConfig(max_new_tokens=6, temperature=1.0, seed=5),
         mesh=mesh,
     )
     texts = [[*completion.prompt_ids, *completion.token_ids] for completion in completions]

@@ -9,9 +9,9 @@ import torch
 
 from reallm.engine.real_model import ReaLModel
 from reallm.generation import engine, prepacking
-from reallm.generation.engine import generate_tokens
+from reallm.generation.config import GenerationConfig
+from reallm.generation.generate import generate_tokens
 from reallm.generation.prepacking import FEW_STEPS, prepacked_for_decoding
-from reallm.generation.sampling import SamplingConfig
 from reallm.model.config import ReaLModelConfig
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
@@ -28,7 +28,7 @@ CONFIG = ReaLModelConfig(
     max_positions=64,
 )
 PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4]]
-SAMPLING = SamplingConfig(max_new_tokens=FEW_STEPS, seed=3)
+SAMPLING = GenerationConfig(max_new_tokens=FEW_STEPS, seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_an_update_between_two_calls_is_seen_whatever_its_way(made: list[torch.T
 
 
 def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
-    generate_tokens(ReaLModel(CONFIG, seed=3).network, PROMPTS, SamplingConfig(max_new_tokens=FEW_STEPS - 1, seed=3))
+    generate_tokens(ReaLModel(CONFIG, seed=3).network, PROMPTS, GenerationConfig(max_new_tokens=FEW_STEPS - 1, seed=3))
     assert not made
 
 

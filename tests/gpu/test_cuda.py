@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reallm.errors import ConfigError
-from reallm.generation.engine import generate_tokens
-from reallm.generation.sampling import SamplingConfig
+from reallm.generation.config import GenerationConfig
+from reallm.generation.generate import generate_tokens
 from reallm.model import linear_cross_entropy as losses
 from reallm.model.attention import functional as attention
 from reallm.model.attention.functional import AttentionSpec, attend_packed
@@ -113,7 +113,7 @@ def test_the_fused_loss_and_its_gradients_equal_those_of_the_cpu():
 
 def test_greedy_text_equals_that_of_the_cpu():
     prompts = [[1, 2, 3], [4], list(range(40))]
-    sampling = SamplingConfig(max_new_tokens=16, temperature=0)
+    sampling = GenerationConfig(max_new_tokens=16, temperature=0)
     on_cpu = generate_tokens(build(CONFIG, torch.float32, "cpu").eval(), prompts, sampling)
     on_gpu = generate_tokens(build(CONFIG, torch.float32, "cuda").eval(), prompts, sampling)
     assert [completion.token_ids for completion in on_cpu] == [completion.token_ids for completion in on_gpu]

@@ -164,8 +164,8 @@ def test_selective_checkpointing_is_refused_by_name():
 
 @needs_compiler
 def test_evaluation_and_generation_with_compiled_blocks(fresh_compiler):
-    from reallm.generation.engine import generate_tokens
-    from reallm.generation.sampling import SamplingConfig
+    from reallm.generation.config import GenerationConfig
+    from reallm.generation.generate import generate_tokens
 
     plain, compiled = build().eval(), build().eval()
     compiled.compile_blocks()
@@ -175,7 +175,7 @@ def test_evaluation_and_generation_with_compiled_blocks(fresh_compiler):
             torch.testing.assert_close(compiled(tokens, bounds), plain(tokens, bounds), rtol=1e-4, atol=1e-5)
     before = n_compilations()
     assert before > 0
-    prompts, sampling = [[1, 2, 3], [4]], SamplingConfig(max_new_tokens=5, temperature=0)
+    prompts, sampling = [[1, 2, 3], [4]], GenerationConfig(max_new_tokens=5, temperature=0)
     assert generate_tokens(compiled, prompts, sampling) == generate_tokens(plain, prompts, sampling)
     assert n_compilations() == before, "decoding compiles nothing"
 

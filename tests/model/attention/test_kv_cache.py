@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from reallm.errors import ConfigError
-from reallm.generation.engine import generate_tokens
-from reallm.generation.sampling import SamplingConfig
+from reallm.generation.config import GenerationConfig
+from reallm.generation.generate import generate_tokens
 from reallm.model.attention.kv_cache import CacheTensor, KVCache, keys_and_values
 from reallm.model.config import ReaLModelConfig
 from reallm.model.layers import Linear
@@ -95,7 +95,7 @@ def test_decoding_with_what_a_layer_keeps_equals_the_forward_pass_over_all_token
     model, prompts = model_of(attention), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
     expected = [without_cache(model, prompt, 6) for prompt in prompts]
     stop = expected[1][2]  # the one in the middle leaves the batch before the others
-    found = generate_tokens(model, prompts, SamplingConfig(max_new_tokens=6, temperature=0, stop_token_ids=(stop,)))
+    found = generate_tokens(model, prompts, GenerationConfig(max_new_tokens=6, temperature=0, stop_token_ids=(stop,)))
     for completion, tokens in zip(found, expected, strict=True):
         n = tokens.index(stop) + 1 if stop in tokens else len(tokens)
         assert completion.token_ids == tokens[:n]

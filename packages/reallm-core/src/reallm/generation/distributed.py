@@ -31,6 +31,7 @@ from reallm.parallel.object_collectives import all_gather_json
 from reallm.parallel.pipeline_parallel.forward_only import ForwardOnlyPipeline
 
 
+@torch.no_grad()
 def run_distributed(
     model: Transformer,
     requests: Sequence[Request],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Self
 
@@ -14,6 +15,7 @@ from reallm.errors import DataError, counted
 from reallm.generation.memory import default_kv_cache_tokens
 from reallm.generation.model_runner import ModelRunner
 from reallm.generation.partial_completion import PartialCompletion, sampled_tokens
+from reallm.generation.prepacking import FEW_STEPS, prepacked_for_decoding
 from reallm.generation.random import hash_key
 from reallm.generation.request import Completion, Event, FinishedEvent, FinishReason, Request
 from reallm.generation.request_checks import check_request
@@ -78,17 +80,15 @@ class GenerationEngine:
             self._manager,
             max_batch_tokens=check_count("max_batch_tokens", max_batch_tokens),
             max_batch_sequences=check_count("max_batch_sequences", max_batch_sequences),
-            keys_are_stale=(lambda cached, total: keys_are_stale(config, [cached], [total]))
-            if depends_on_length
-            else None,
+            keys_are_stale=partial(_keys_are_stale, config) if depends_on_length else None,
         )
         self._n_requests = self._n_sequences = 0
         self._samples: dict[int, PartialCompletion] = {}  # number of a sequence -> the sample, until it has ended
-        self._of_request: dict[
-            int, list[int]
-        ] = {}  # number of a request -> those of its sequences, until all have ended
+        self._of_request: dict[int, list[int]] = {}  # number of a request -> its sequences that have not ended
         self._unforked: dict[int, list[int]] = {}  # first sequence of a prompt -> the others, until it is computed
         self._events: list[Event] = []  # of samples that have ended between two steps
+        self._most_new_tokens = 0  # of all requests so far
+        self._prepacking: ExitStack | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -132,6 +132,7 @@ class GenerationEngine:
                 decoder=self._decoder,
             )
         self._of_request[request_id] = [first, *others]
+        self._most_new_tokens = max(self._most_new_tokens, config.max_new_tokens)
         self._n_requests += 1
         self._n_sequences += config.n
         if config.max_new_tokens == 0:
@@ -159,6 +160,7 @@ class GenerationEngine:
             if was_training:
                 self._network.eval()
             try:
+                self._prepack()
                 events += self._compute(step)
             except BaseException:  # an interrupt too: nobody knows what was computed
                 self._scheduler.forget_cache()
@@ -182,6 +184,9 @@ class GenerationEngine:
         self._events.clear()
         self._scheduler.forget_cache()
         self._store.close()
+        if self._prepacking is not None:
+            self._prepacking.close()
+            self._prepacking = None
 
     # ------------------------------------------------------------------ private helpers
 
@@ -194,6 +199,12 @@ class GenerationEngine:
                 f"kv_cache_tokens={self._manager.n_tokens} has room for at most {self._manager.longest_sequence:,} of "
                 "one sequence; raise kv_cache_tokens, or lower max_new_tokens"
             )
+
+    def _prepack(self) -> None:
+        """Prepack weights, once there is a request for which it is worth the time."""
+        if self._prepacking is None and self._most_new_tokens >= FEW_STEPS:
+            self._prepacking = ExitStack()
+            self._prepacking.enter_context(prepacked_for_decoding(self._network, self._most_new_tokens))
 
     def _compute(self, step: Step) -> list[Event]:
         """Compute a step, sample, and append the new tokens."""
@@ -210,7 +221,7 @@ class GenerationEngine:
         return events + self._go_on([scheduled.sequence_id for scheduled in sampled])
 
     def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[Event]:
-        """Append the next token to each sequence, from logits [A, V], and the first ones to further samples of a prompt."""
+        """Append the next token to each sequence, from logits [A, V]; all samples of a prompt draw their first ones."""
         drawn = [
             (row, each) for row, first in enumerate(sequence_ids) for each in (first, *self._unforked.get(first, ()))
         ]
