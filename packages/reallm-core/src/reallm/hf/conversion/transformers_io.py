@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reallm.errors import CheckpointError, one_line
 from reallm.hf.checkpoint_folder import refuse_lfs_pointer
-from reallm.hf.file_names import GENERATION_CONFIG_NAME, TOKENIZER_FILES
+from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,14 +80,41 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
         raise CheckpointError(f"{folder} holds no tokenizer; copy the tokenizer's files into it, or give one")
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), config=_config_for_tokenizer(folder), **options)
     except Exception as error:  # the tokenizers library raises bare exceptions
         for pattern in TOKENIZER_FILES:
             for file in folder.glob(pattern):
                 refuse_lfs_pointer(file)
         reason = one_line(error)
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def _config_for_tokenizer(folder: Path) -> PreTrainedConfig | None:
+    """What AutoTokenizer reads of a folder's `config.json` if the class of the tokenizer is named elsewhere; else None.
+
+    Without it AutoTokenizer makes a config of the model's own class, whose module imports `torch._dynamo`, `sympy` and
+    the distributed tensors: more than half of the time that loading a tokenizer takes in a new process.
+    """
+    from transformers import PreTrainedConfig
+
+    raw, tokenizer = (_json_object(folder / name) for name in (CONFIG_NAME, "tokenizer_config.json"))
+    names_class = isinstance(tokenizer.get("tokenizer_class"), str) and "auto_map" not in tokenizer
+    if not names_class or not isinstance(raw.get("model_type"), str):
+        return None
+    keys = ("model_type", "model_name", "tokenizer_class", "_name_or_path")
+    values = {"name_or_path": str(folder)} | {key: raw[key] for key in keys if key in raw}
+    return PreTrainedConfig(**values)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The content of a file; empty if it cannot be read, or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
