@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ def check_temperature(temperature: Any) -> float:
     Raises:
         ConfigError: it is not a number more than 0.
     """
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise ConfigError(
             f"temperature={temperature!r} must be a number more than 0; greedy completions have the log-probabilities "
             "of temperature 1"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from reallm.generation import sampler
+from reallm.generation import sampling
 from reallm.generation.config import GenerationConfig
 from reallm.generation.random import StreamPosition, hash_key
-from reallm.generation.sampler import sample
+from reallm.generation.sampling import sample
 from reallm.model.linear_cross_entropy import OutputHead, head_cross_entropy, head_logprobs
 
 N_DRAWS = 6000
@@ -183,7 +183,7 @@ def test_a_row_does_not_depend_on_the_others(dtype, n_vocab, monkeypatch):
     together = sample(logits, configs, places, banned=banned)
     alone = [sample(logits[row : row + 1], [configs[row]], [places[row]], banned=[banned[row]]) for row in range(n)]
     order = torch.randperm(n, generator=generator).tolist()
-    monkeypatch.setitem(sampler.CHUNK_BYTES, "cpu", 4 * n_vocab * 3)  # three rows a chunk
+    monkeypatch.setitem(sampling.CHUNK_BYTES, "cpu", 4 * n_vocab * 3)  # three rows a chunk
     shuffled = sample(
         logits[order], [configs[i] for i in order], [places[i] for i in order], banned=[banned[i] for i in order]
     )
@@ -253,7 +253,7 @@ def test_tokens_of_no_probability_are_never_drawn():
 
 def draw_at(logits, config, number):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "uniform", lambda places: torch.full((len(places),), number, dtype=torch.float64))
+        patch.setattr(sampling, "uniform", lambda places: torch.full((len(places),), number, dtype=torch.float64))
         return sample(logits, [config] * len(logits), streams(len(logits))).token_ids.tolist()
 
 
