@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from reallm.generation import sampling
 from reallm.generation.config import GenerationConfig
@@ -156,6 +157,28 @@ def test_truncation_keeps_the_lowest_of_equally_likely_ids():
     ]:
         result = sample(logits, [GenerationConfig(**settings, kept_ids=True)], streams(1))
         assert list(result.kept_ids[0]) == kept, settings
+
+
+@pytest.mark.parametrize(
+    "settings", [fields for fields in SETTINGS.values() if len(fields) > 1 or "temperature" not in fields], ids=str
+)
+@pytest.mark.parametrize("n_vocab", [100, 3000])
+def test_the_tokens_that_are_kept_are_those_that_transformers_keeps(n_vocab, settings):
+    n_rows = 40
+    logits = (
+        torch.randn(n_rows, n_vocab, generator=torch.Generator().manual_seed(6))
+        * torch.linspace(0.1, 6, n_rows)[:, None]
+    )
+    config = GenerationConfig(**settings, kept_ids=True)
+    warped = logits / config.effective_temperature
+    if config.top_k is not None:
+        warped = TopKLogitsWarper(config.top_k)(None, warped)
+    if config.top_p is not None:
+        warped = TopPLogitsWarper(config.top_p)(None, warped)
+    if config.min_p is not None:
+        warped = MinPLogitsWarper(config.min_p)(None, warped)
+    kept = sample(logits, [config] * n_rows, streams(n_rows)).kept_ids
+    assert [list(ids) for ids in kept] == [row.nonzero()[:, 0].tolist() for row in warped.isfinite()]
 
 
 MIXED = [

@@ -1,7 +1,7 @@
 """The difference between the log-probabilities of rollouts and those that training computes for the same tokens.
 
-Both are the same function of the logits at one temperature. What differs are the logits: rounded in another order, or of weights
-that have changed in between.
+Both are the same function of the logits at one temperature. What differs are the logits: sums in another order, or
+weights that have changed in between.
 """
 
 from __future__ import annotations
