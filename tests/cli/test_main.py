@@ -161,7 +161,7 @@ def test_python_m_reallm_is_the_command():
 
 # ---------------------------------------------------------------- imports
 
-HEAVY = {"torch", "transformers", "numpy", "safetensors", "matplotlib", "huggingface_hub"}
+HEAVY = {"torch", "transformers", "numpy", "safetensors", "matplotlib", "huggingface_hub", "fastapi", "uvicorn"}
 
 
 @pytest.mark.parametrize(

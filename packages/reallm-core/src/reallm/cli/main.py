@@ -20,6 +20,7 @@ from reallm.cli.preview import DEFAULT_ALGORITHM, preview
 from reallm.cli.push import push
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
+from reallm.cli.serve import serve
 from reallm.errors import ReallmError, did_you_mean, nearest
 from reallm.plugins import registry
 
@@ -36,6 +37,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
   reallm preview        the first rows of your data, as training gets them
+  reallm serve          a server for clients of the OpenAI API
   reallm eval           loss, perplexity and accuracy of a checkpoint on rows
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
@@ -82,6 +84,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(short_help="Show the first rows of the data, token by token.")(preview)
 app.command()(generate)
+app.command(short_help="Serve a checkpoint to clients of the OpenAI API.")(serve)
 app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)
 app.command(short_help="Compare runs: their curves, metrics and settings.")(compare)

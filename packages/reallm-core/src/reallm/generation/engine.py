@@ -21,7 +21,7 @@ from reallm.generation.request import Completion, Event, FinishedEvent, FinishRe
 from reallm.generation.request_checks import check_request
 from reallm.generation.row_manager import RowManager
 from reallm.generation.row_store import RowStore
-from reallm.generation.sampling import sample
+from reallm.generation.sampler import sample
 from reallm.generation.scheduler import Scheduler
 from reallm.generation.step import Step
 from reallm.generation.text import TokenDecoder
@@ -100,6 +100,11 @@ class GenerationEngine:
     def has_work(self) -> bool:
         """Whether a step has something to do or to tell."""
         return self._scheduler.has_work or bool(self._events)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens of a prompt and its completion that the cache has room for."""
+        return self._manager.longest_sequence
 
     def add(self, request: Request, *, name: str = "the prompt") -> int:
         """Let a request wait for the next steps.

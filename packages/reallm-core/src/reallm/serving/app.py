@@ -1,0 +1,143 @@
+"""The application: its endpoints, and its errors in the form of the API."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from reallm.serving.access_log import AccessLog
+from reallm.serving.engine_requests import chat_requests, completion_requests
+from reallm.serving.engine_thread import EngineThread
+from reallm.serving.errors import CLIENT_CLOSED_REQUEST, APIError, ClientGoneError
+from reallm.serving.requests import ChatCompletionRequest, CompletionRequest
+from reallm.serving.respond import respond
+from reallm.serving.response_forms import ChatForm, CompletionForm
+from reallm.serving.responses import ModelCard, ModelList
+from reallm.serving.served_model import ServedModel
+
+
+def create_app(served: ServedModel, engine: EngineThread, *, api_key: str | None = None) -> FastAPI:
+    """The application that serves a model.
+
+    Args:
+        served: the model.
+        engine: the thread that generates with it; the caller starts and ends it.
+        api_key: key that requests must have as `Authorization: Bearer KEY`; None: no key is asked for.
+    """
+    app = FastAPI(title="reallm", docs_url=None, redoc_url=None)
+    app.add_middleware(AccessLog)
+    app.include_router(_endpoints(served, engine), dependencies=[Depends(_key_check(api_key))])
+
+    @app.get("/health", response_model=None)
+    async def health() -> Response:
+        """Whether the engine runs."""
+        if engine.has_failed:
+            raise APIError("the engine has failed; the server ends", status=503)
+        return JSONResponse({"status": "ok"})
+
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        APIError: _api_error,
+        RequestValidationError: _invalid_body,
+        ClientGoneError: _client_gone,
+        HTTPException: _http_error,
+        Exception: _defect,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+def _endpoints(served: ServedModel, engine: EngineThread) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+    tokenizing = ThreadPoolExecutor(1, "tokenizer")  # a long prompt must not hold up streams
+
+    async def start(request: Request, translate: Callable[..., Any], body: Any) -> Any:
+        served.check_name(body.model)
+        requests = await asyncio.get_running_loop().run_in_executor(tokenizing, translate, body, served)
+        request.state.answer = engine.submit(requests)
+        return request.state.answer
+
+    @router.post("/completions", response_model=None)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue prompts."""
+        answer = await start(request, completion_requests, body)
+        texts = None if body.logprobs is None else served.token_texts
+        return await respond(request, body, answer, CompletionForm(served.name, texts))
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        """Answer in a conversation."""
+        answer = await start(request, chat_requests, body)
+        return await respond(
+            request, body, answer, ChatForm(served.name, served.token_texts if body.logprobs else None)
+        )
+
+    @router.get("/models")
+    async def models() -> ModelList:
+        """The one model that is served."""
+        return ModelList(data=[_card(served)])
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> ModelCard:
+        """The model of this name."""
+        served.check_name(name)
+        return _card(served)
+
+    return router
+
+
+def _card(served: ServedModel) -> ModelCard:
+    return ModelCard(id=served.name, created=served.created, max_model_len=served.context_length)
+
+
+def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
+        given = request.headers.get("Authorization", "")
+        if api_key is not None and not secrets.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
+            problem = "the API key is wrong" if given else "an API key is needed"
+            raise APIError(
+                f"{problem}; send the header 'Authorization: Bearer KEY'", status=401, code="invalid_api_key"
+            )
+
+    return check
+
+
+async def _api_error(request: Request, error: APIError) -> Response:
+    request.state.problem = str(error)
+    return JSONResponse(error.body, error.status)
+
+
+async def _invalid_body(request: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        problem = APIError(f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    else:
+        problem = APIError("the request has no body; it must be a JSON object")
+    return await _api_error(request, problem)
+
+
+async def _client_gone(request: Request, error: ClientGoneError) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    problem = error.detail
+    if error.status_code in (404, 405):
+        problem = (
+            f"there is no {request.method} {quote(request.scope['path'])} here; see POST /v1/chat/completions, POST "
+        )
+        problem += "/v1/completions and GET /v1/models"
+    return await _api_error(request, APIError(problem, status=error.status_code))
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    return await _api_error(request, APIError(f"the server failed: {type(error).__name__}", status=500))

@@ -1,0 +1,53 @@
+"""Runs the application on a socket until a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from reallm.launch.signals import INTERRUPTED
+from reallm.serving.engine_thread import EngineThread
+
+
+class Server(uvicorn.Server):
+    """An HTTP server that ends the engine's answers when it is told to stop.
+
+    Args:
+        app: the application.
+        engine: the thread that generates for it.
+        when_started: called when the server accepts connections.
+    """
+
+    def __init__(self, app: FastAPI, engine: EngineThread, when_started: Callable[[], None] = lambda: None) -> None:
+        super().__init__(uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False))
+        self._engine = engine
+        self._when_started = when_started
+        self.exit_code = 0
+        """Code for the process: 0, 1 if the engine failed, 130 if Ctrl-C ended the server."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self._when_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop, asked ten times a second."""
+        if self._engine.has_failed:
+            self.exit_code = 1
+            return True
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at a signal; a second Ctrl-C does not wait for connections to close.
+
+        uvicorn's own would raise the signal again in the end.
+        """
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self.exit_code = INTERRUPTED if sig == signal.SIGINT else 0
+        self._engine.stop()
