@@ -11,6 +11,7 @@ import torch
 from reallm.generation import row_slabs
 from reallm.generation.model_runner import ModelRunner
 from reallm.generation.row_store import RowStore
+from tests.helpers.attention_layers import LatentAttention, RecurrentAttention, SilentAttention, model_of
 from tests.helpers.row_schedules import RowSchedule, random_lengths
 from tests.helpers.variants import BASE, VARIANTS, build, next_logits
 
@@ -48,6 +49,33 @@ def test_random_schedules_equal_the_full_forward_pass(small_slabs, variant):
             check(model, schedule, *schedule.step(lengths), runner)
         if rng.random() < 0.1:
             schedule.leave(rng.randrange(9))
+
+
+@pytest.mark.parametrize("attention", [LatentAttention, RecurrentAttention, SilentAttention])
+def test_random_schedules_of_layers_that_keep_something_else(small_slabs, attention):
+    model = model_of(attention).double()
+    schedule = RowSchedule(model.config, random_texts(6, 22, 4), CAPACITIES)
+    runner, rng = ModelRunner(model, RowStore.of(model)), random.Random(5)
+    while any(text.n_cached < len(text.tokens) for text in schedule.texts):
+        if lengths := random_lengths(schedule, rng, 9):
+            check(model, schedule, *schedule.step(lengths), runner)
+        if rng.random() < 0.1:
+            schedule.leave(rng.randrange(6))
+
+
+@pytest.mark.parametrize("model", [build(BASE.replace(sliding_window=3)), model_of(RecurrentAttention)])
+def test_samples_of_a_prompt_go_on_from_copies_of_its_row(small_slabs, model):
+    model.double()
+    prompt, ends = [7, 3, 9, 4, 4, 1, 2], random_texts(5, 12, 6)
+    schedule = RowSchedule(model.config, [prompt], CAPACITIES)
+    runner = ModelRunner(model, RowStore.of(model))
+    check(model, schedule, *schedule.step({0: 7}), runner)
+    for end in ends:
+        schedule.fork(0, prompt + end)
+    for position in range(12):
+        going_on = {i: 1 for i, end in enumerate(ends, 1) if position < len(end)}
+        if going_on:
+            check(model, schedule, *schedule.step(going_on), runner)
 
 
 @pytest.mark.parametrize("window", [None, 100])

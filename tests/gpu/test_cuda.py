@@ -9,7 +9,7 @@ from reallm.errors import ConfigError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.generate import generate_tokens
 from reallm.model import linear_cross_entropy as losses
-from reallm.model.attention import functional as attention
+from reallm.model.attention import varlen
 from reallm.model.attention.functional import AttentionSpec, attend_packed
 from reallm.model.compile import check_compiler
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
@@ -50,10 +50,10 @@ def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, w
     seqs, spec = PackedSequences.from_lengths(LENGTHS, device="cuda"), AttentionSpec(64**-0.5, window)
     cotangent = torch.randn(sum(LENGTHS), 8, 64, generator=generator).to("cuda", dtype)
 
-    assert attention._varlen_kernel_fits(q, spec)
+    assert varlen.supports(q.device, dtype, 64, spec)
     packed = attend_packed(q, k, v, seqs, spec)
     gradients = torch.autograd.grad(packed, (q, k, v), cotangent)
-    monkeypatch.setattr(attention, "_varlen_kernel_fits", lambda q, spec: False)
+    monkeypatch.setattr(varlen, "supports", lambda *_: False)
     alone = attend_packed(q.double(), k.double(), v.double(), seqs, spec)
     exact = torch.autograd.grad(alone, (q, k, v), cotangent.double())
     for got, want in zip((packed, *gradients), (alone, *exact), strict=True):

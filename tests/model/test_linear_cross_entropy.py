@@ -6,22 +6,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reallm.errors import ConfigError
 from reallm.model import linear_cross_entropy as losses
 from reallm.model.linear_cross_entropy import OutputHead, head_cross_entropy, head_logprobs
 
 
-def plain(hidden, weight, targets, multiplier, softcap, bias=0.0):
+def plain(hidden, weight, targets, multiplier, softcap, bias=0.0, temperature=1.0):
     logits = (hidden @ weight.t() + bias) * multiplier
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, targets, reduction="none")
+    return F.cross_entropy(logits / temperature, targets, reduction="none")
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("multiplier", [1.0, 0.25])
 @pytest.mark.parametrize("n_tokens", [1, 7, 16])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_value_and_gradients_equal_the_plain_computation(monkeypatch, has_bias, n_tokens, multiplier, softcap):
+def test_value_and_gradients_equal_the_plain_computation(
+    monkeypatch, has_bias, n_tokens, multiplier, softcap, temperature
+):
     monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)  # five tokens a chunk
     torch.manual_seed(0)
     hidden = torch.randn(n_tokens, 6, dtype=torch.float64, requires_grad=True)
@@ -30,9 +34,9 @@ def test_value_and_gradients_equal_the_plain_computation(monkeypatch, has_bias, 
     targets = torch.randint(0, 11, (n_tokens,))
     inputs = [hidden, weight, *([bias] if has_bias else [])]
 
-    expected = plain(hidden, weight, targets, multiplier, softcap, bias if has_bias else 0.0)
+    expected = plain(hidden, weight, targets, multiplier, softcap, bias if has_bias else 0.0, temperature)
     wanted = torch.autograd.grad(expected.sum() * 0.37, inputs)
-    result = head_cross_entropy(hidden, targets, OutputHead(weight, bias, multiplier, softcap))
+    result = head_cross_entropy(hidden, targets, OutputHead(weight, bias, multiplier, softcap), temperature)
     got = torch.autograd.grad(result.loss_sum * 0.37, inputs)
 
     torch.testing.assert_close(result.loss_sum, expected.sum(), rtol=1e-12, atol=1e-12)
@@ -41,9 +45,10 @@ def test_value_and_gradients_equal_the_plain_computation(monkeypatch, has_bias, 
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_logprobs_and_their_gradients_equal_the_plain_computation(monkeypatch, has_bias, softcap):
+def test_logprobs_and_their_gradients_equal_the_plain_computation(monkeypatch, has_bias, softcap, temperature):
     monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (16, 11))
@@ -51,8 +56,8 @@ def test_logprobs_and_their_gradients_equal_the_plain_computation(monkeypatch, h
     targets, weights = torch.randint(0, 11, (16,)), torch.randn(16, dtype=torch.float64)
     inputs = [hidden, weight, *([] if bias is None else [bias])]
 
-    expected = -plain(hidden, weight, targets, 0.25, softcap, bias if has_bias else 0.0)
-    got = head_logprobs(hidden, targets, OutputHead(weight, bias, 0.25, softcap))
+    expected = -plain(hidden, weight, targets, 0.25, softcap, bias if has_bias else 0.0, temperature)
+    got = head_logprobs(hidden, targets, OutputHead(weight, bias, 0.25, softcap), temperature)
 
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(
@@ -75,6 +80,13 @@ def test_bf16_gradients_are_summed_in_float32(monkeypatch):
     # bf16 keeps 8 bits, 2^-8 = 0.4 %, of each of the two factors of a product
     assert torch.linalg.norm(weight.grad.double() - exact_weight.grad) < 0.02 * torch.linalg.norm(exact_weight.grad)
     assert torch.linalg.norm(hidden.grad.double() - exact_hidden.grad) < 0.02 * torch.linalg.norm(exact_hidden.grad)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "1"])
+def test_a_temperature_at_which_there_are_no_log_probabilities(temperature):
+    head = OutputHead(torch.zeros(5, 3))
+    with pytest.raises(ConfigError, match=f"temperature={temperature!r} must be a number more than 0; greedy"):
+        head_logprobs(torch.zeros(2, 3), torch.tensor([0, 1]), head, temperature)
 
 
 def test_no_gradient_is_computed_for_what_needs_none():

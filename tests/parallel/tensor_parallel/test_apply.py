@@ -168,23 +168,26 @@ def test_a_bias_that_a_layer_adds_itself_is_added_once_and_costs_no_precision():
         assert torch.equal(grad, torch.full((32,), 5.0, dtype=torch.bfloat16))
 
 
-def logprobs_and_gradients(rank: int, tied: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def logprobs_and_gradients(rank: int, tied: bool, temperature: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     torch.set_num_threads(1)
     mesh = Mesh.of("tp2") if dist.is_initialized() else None
     model = ReaLModel(CONFIG.replace(tied_embeddings=tied, vocab_size=97), seed=3, mesh=mesh)
     hidden = model.hidden(*PACK)
-    logprobs = model.logprobs(hidden, (PACK[0] * 4) % 97)
-    (logprobs * torch.linspace(-1, 1, 23)).sum().backward()
+    targets = (PACK[0] * 4) % 97
+    logprobs = model.logprobs(hidden, targets, temperature)
+    nll = model.cross_entropy(hidden, targets, temperature)
+    ((logprobs * torch.linspace(-1, 1, 23)).sum() + 0.5 * nll.loss_sum).backward()
     names = ["layers.0.tokens.weight", *([] if tied else ["layers.3.out.weight"]), "layers.1.attn.q.weight"]
-    return logprobs.detach(), {name: model.get_parameter(name).grad for name in names}
+    return logprobs.detach(), nll.nll, {name: model.get_parameter(name).grad for name in names}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_log_probabilities_over_parts_of_the_vocabulary(tied):
-    whole, whole_gradients = logprobs_and_gradients(0, tied)
-    by_rank = on_ranks(2, logprobs_and_gradients, tied)
-    for logprobs, _ in by_rank:
+@pytest.mark.parametrize(("tied", "temperature"), [(False, 1.0), (True, 0.6)])
+def test_log_probabilities_over_parts_of_the_vocabulary(tied, temperature):
+    whole, _, whole_gradients = logprobs_and_gradients(0, tied, temperature)
+    by_rank = on_ranks(2, logprobs_and_gradients, tied, temperature)
+    for logprobs, nll, _ in by_rank:
         torch.testing.assert_close(logprobs, whole, rtol=1e-5, atol=1e-6)
+        assert torch.equal(nll, -logprobs)
     for name, expected in whole_gradients.items():
-        found = torch.cat([gradients[name] for _, gradients in by_rank])
+        found = torch.cat([gradients[name] for *_, gradients in by_rank])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)

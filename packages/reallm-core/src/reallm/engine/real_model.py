@@ -210,26 +210,30 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
     # ------------------------------------------------------------------ inference and generation
 
-    def token_logprobs(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
+    def token_logprobs(
+        self, tokens: Tensor, cu_seqlens: Tensor, temperature: float = 1.0, *, max_tokens: int | None = None
+    ) -> Tensor:
         """Log-probability [T] float32 of each token given the tokens before it in its sequence; 0 for a first token.
 
-        Without dropout and without gradients, and without holding logits. With a mesh, all ranks of its layout make the
+        The same function of the logits as the `logprobs` of completions that were sampled at this temperature. Without
+        dropout and without gradients, and without holding logits. With a mesh, all ranks of its layout make the
         same call, each computes some of the sequences, and all get the same result.
 
         Args:
             tokens: [T] integers, the sequences one after another.
             cu_seqlens: [S+1] integers, bounds of the sequences.
+            temperature: divisor of the logits; 1 for greedy completions.
             max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own. None: one pass
                 for all of a rank's sequences, or one for each stage of a pipeline.
 
         Raises:
             DataError: `cu_seqlens` does not bound the tokens.
-            ConfigError: `max_tokens` below 1, or this is a critic.
+            ConfigError: `temperature` not more than 0, `max_tokens` below 1, or this is a critic.
         """
         if self.config.is_critic:
             raise ConfigError("a critic gives scores, not log-probabilities; call scores")
         tokens = as_tokens(tokens, self.config.vocab_size)
-        return logprobs(self.network, tokens, cu_seqlens, mesh=self.mesh, max_tokens=max_tokens)
+        return logprobs(self.network, tokens, cu_seqlens, temperature, mesh=self.mesh, max_tokens=max_tokens)
 
     def scores(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
         """A critic's score [T] float32 of each token; see `token_logprobs`.

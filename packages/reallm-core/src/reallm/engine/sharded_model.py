@@ -165,13 +165,13 @@ class ShardedModel:
         """Logits [N, V] of hidden states [N, E], or scores [N] of a critic."""
         return self.network.head(hidden)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> CrossEntropy:
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> CrossEntropy:
         """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N], without holding logits `[N, V]`."""
-        return self.network.cross_entropy(hidden, targets)
+        return self.network.cross_entropy(hidden, targets, temperature)
 
-    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probabilities [N], float32, of `targets` [N] under `hidden` [N, E], without holding logits `[N, V]`."""
-        return self.network.logprobs(hidden, targets)
+        return self.network.logprobs(hidden, targets, temperature)
 
     @property
     def head_weight(self) -> nn.Parameter:

@@ -20,7 +20,7 @@ from reallm.errors import ConfigError
 from reallm.generation.partial_completion import PartialCompletion, SampledToken
 from reallm.generation.random import hash_key
 from reallm.generation.request import Completion, Request
-from reallm.generation.sampler import sample
+from reallm.generation.sampling import sample
 from reallm.generation.text import TokenDecoder
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import keys_are_stale

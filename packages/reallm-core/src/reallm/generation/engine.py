@@ -21,7 +21,7 @@ from reallm.generation.request import Completion, Event, FinishedEvent, FinishRe
 from reallm.generation.request_checks import check_request
 from reallm.generation.row_manager import RowManager
 from reallm.generation.row_store import RowStore
-from reallm.generation.sampler import sample
+from reallm.generation.sampling import sample
 from reallm.generation.scheduler import Scheduler
 from reallm.generation.step import Step
 from reallm.generation.text import TokenDecoder

@@ -12,10 +12,13 @@ from reallm.model.attention.kv_cache import ForwardCache
 class KVStore(Protocol):
     """Keys, values and states of the sequences of an engine, at the places that its scheduler gives them."""
 
-    page_size: int | None
-    """Number of tokens of a page, in which sequences are placed; None: they are placed in rows."""
-    can_share_prefixes: bool
-    """Whether the first tokens of a cached sequence can serve others: not if a layer keeps one state per sequence."""
+    @property
+    def page_size(self) -> int | None:
+        """Number of tokens of a page, in which sequences are placed; None: they are placed in rows."""
+
+    @property
+    def can_share_prefixes(self) -> bool:
+        """Whether the first tokens of a cached sequence serve others too: not if a layer keeps one state for them."""
 
     @property
     def bytes_held(self) -> int:

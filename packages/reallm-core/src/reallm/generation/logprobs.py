@@ -16,6 +16,7 @@ from reallm.arguments import check_count
 from reallm.data.packing import inference_micro_batches
 from reallm.model.linear_cross_entropy import next_token_targets
 from reallm.model.packed import PackedSequences
+from reallm.model.softmax import check_temperature
 from reallm.model.transformer import Transformer
 from reallm.parallel.fsdp import unsharded
 from reallm.parallel.layout import Layout
@@ -114,20 +115,30 @@ def logprobs(
     model: Transformer,
     tokens: Tensor,
     cu_seqlens: Tensor,
+    temperature: float = 1.0,
     *,
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
 ) -> Tensor:
     """Log-probability [T] float32 of each token given the tokens before it in its sequence; 0 for a first token.
 
-    At temperature 1, without holding logits [T, V]. Arguments and errors as in `forward_packed`.
+    Without holding logits [T, V].
+
+    Args:
+        temperature: divisor of the logits.
+
+    Other arguments and errors as in `forward_packed`.
+
+    Raises:
+        ConfigError: the temperature is not more than 0.
     """
+    check_temperature(temperature)
 
     def per_token(hidden: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         all_tokens = torch.ones_like(tokens, dtype=torch.bool)
         predicting, targets = next_token_targets(tokens, cu_seqlens, all_tokens)
         logps = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-        logps[predicting + 1] = -model.cross_entropy(hidden[predicting], targets).nll.float()
+        logps[predicting + 1] = model.logprobs(hidden[predicting], targets, temperature).float()
         return logps
 
     return forward_packed(model, tokens, cu_seqlens, per_token, mesh=mesh, max_tokens=max_tokens)

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from reallm.generation.cuda_graphs import DecodeGraphs, can_be_captured
 from reallm.generation.kv_store import KVStore, pack_order
+from reallm.generation.page_store import PageStore
 from reallm.generation.step import Step
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
@@ -24,6 +26,9 @@ class ModelRunner:
 
     def __init__(self, network: Transformer, store: KVStore) -> None:
         self.network, self.store = network, store
+        self._graphs: DecodeGraphs | None = None
+        if isinstance(store, PageStore) and store.device.type == "cuda" and can_be_captured(network):
+            self._graphs = DecodeGraphs(network, store)
 
     @torch.no_grad()
     def run(self, step: Step, token_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -34,20 +39,29 @@ class ModelRunner:
             token_ids: new tokens of each of its sequences.
 
         Returns:
-            Logits [A, V] after the last tokens of the sequences with `samples`, in their order.
+            Logits [A, V] after the last tokens of the sequences with `samples`, in their order; valid until the next
+            run.
         """
         order = sorted(range(len(step.sequences)), key=lambda i: pack_order(step.sequences[i]))
-        sequences = [step.sequences[i] for i in order]
-        device = next(self.network.parameters()).device
-        cache = self.store.prepare(replace(step, sequences=tuple(sequences)))
-        seqs = PackedSequences.from_lengths(
-            [sequence.n_new for sequence in sequences],
-            cached_lengths=[sequence.n_cached for sequence in sequences],
-            device=device,
-        )
-        tokens = torch.tensor([token for i in order for token in token_ids[i]], device=device)
-        hidden = self.network.forward_hidden(tokens, seqs, cache)
+        sequences = tuple(step.sequences[i] for i in order)
+        tokens = [token for i in order for token in token_ids[i]]
         places = {i: place for place, i in enumerate(order)}
         sampled = [places[i] for i, sequence in enumerate(step.sequences) if sequence.samples]
+        if self._graphs is not None and self._graphs.fit(sequences):
+            self._graphs.store.copy(step.copies)
+            logits = self._graphs.run(sequences, tokens)
+            return logits[torch.tensor(sampled, dtype=torch.int64, device=logits.device)]
+        return self._run(replace(step, sequences=sequences), tokens, sampled)
+
+    def _run(self, step: Step, tokens: Sequence[int], sampled: Sequence[int]) -> Tensor:
+        """Logits after the last tokens of some sequences, given by index, of a step that is in `pack_order`."""
+        device = next(self.network.parameters()).device
+        cache = self.store.prepare(step)
+        seqs = PackedSequences.from_lengths(
+            [sequence.n_new for sequence in step.sequences],
+            cached_lengths=[sequence.n_cached for sequence in step.sequences],
+            device=device,
+        )
+        hidden = self.network.forward_hidden(torch.tensor(tokens, device=device), seqs, cache)
         last = seqs.cu_seqlens[1:].long() - 1
         return self.network.head(hidden[last[torch.tensor(sampled, dtype=torch.int64, device=device)]])

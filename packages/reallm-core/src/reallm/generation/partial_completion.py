@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reallm.generation.random import StreamPosition
 from reallm.generation.request import Completion, FinishedEvent, FinishReason, Request, TokenEvent
-from reallm.generation.sampler import Sampled
+from reallm.generation.sampling import Sampled
 from reallm.generation.text import TextStream, TokenDecoder
 
 

@@ -53,7 +53,11 @@ class RowCache:
 
 
 class RowBlock(BlockCache):
-    """The rows of one block in one forward pass."""
+    """The rows of one block in one forward pass.
+
+    It can be used like the tuple of the tensors of the block's `CacheSpec`, with row i for sequence i of the pass; what
+    is written to them is kept.
+    """
 
     def __init__(self, number: int, spec: CacheSpec, plan: _Plan) -> None:
         self._number, self._spec, self._plan = number, spec, plan
@@ -80,9 +84,18 @@ class RowBlock(BlockCache):
             outputs.append(out if group.places is None else out[group.places])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def __getitem__(self, index: int) -> Tensor:
+        return self._tensors[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._spec)
+
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors of the block's `CacheSpec`: views if the rows are adjacent, else copies that are written back."""
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the block: views if the rows are adjacent, else copies that are written back."""
         locations = self._plan.locations
         slab, first = locations[0]
         if all(each is slab and row == first + i for i, (each, row) in enumerate(locations)):

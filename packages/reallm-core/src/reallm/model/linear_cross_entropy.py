@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reallm.model import softmax
 from reallm.model.products.linear import input_grads, linear, linear_into
 from reallm.model.products.prepacked import PrepackedWeight
 
@@ -109,29 +110,36 @@ class OutputHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], of the whole vocabulary."""
-        out = linear(self.vocabulary.read(hidden), self.weight, self.bias, self.prepacked)
+        return self.vocabulary.whole(self.local_logits(self.vocabulary.read(hidden)))
+
+    def local_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, v] of hidden states [N, E], of the local rows."""
+        out = linear(hidden, self.weight, self.bias, self.prepacked)
         if self.multiplier != 1.0:
             out = out * self.multiplier
-        return self.vocabulary.whole(out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap))
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
 
-def head_cross_entropy(hidden: Tensor, targets: Tensor, head: OutputHead) -> CrossEntropy:
+def head_cross_entropy(hidden: Tensor, targets: Tensor, head: OutputHead, temperature: float = 1.0) -> CrossEntropy:
     """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N] int64, chunk by chunk.
 
+    The logits have the dtype of `hidden`, as those that are sampled from; their softmax is in float32 or float64.
     Gradients are computed in the forward pass while a chunk of logits exists, so that the backward pass only scales
     them; logits are neither saved nor computed twice.
     """
-    loss_sum, nll, correct = _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, head)
+    inverse = softmax.inverse_of(temperature)
+    loss_sum, nll, correct = _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, head, inverse)
     return CrossEntropy(loss_sum, nll, correct)
 
 
-def head_logprobs(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
+def head_logprobs(hidden: Tensor, targets: Tensor, head: OutputHead, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [N], at least float32, of `targets` [N] int64 under the logits of `hidden` [N, E].
 
-    Differentiable once. Gradients with respect to each log-probability are known only in the backward pass, which
-    therefore recomputes the logits, chunk by chunk.
+    Precision as in `head_cross_entropy`. Differentiable once. Gradients with respect to each log-probability are known
+    only in the backward pass, which therefore recomputes the logits, chunk by chunk.
     """
-    logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head)
+    inverse = softmax.inverse_of(temperature)
+    logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head, inverse)
     return logprobs
 
 
@@ -154,9 +162,18 @@ class _Chunk(NamedTuple):
     is_local: Tensor
     """[n, 1] bool: whether the target is among the local rows of the head."""
 
-    def target_logits(self) -> Tensor:
-        """[n, 1]: logit of the target, 0 where it is not local."""
-        return self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
+    def exponentiate(self, vocabulary: Vocabulary, inverse_temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Replace the logits by their exponentials, as `softmax.exponentials` does, over the whole vocabulary.
+
+        Returns:
+            Logits of the targets [n, 1], highest logits [n, 1], and sums of exponentials [n, 1] float64.
+        """
+        highest = vocabulary.all_reduce_max(self.logits.amax(dim=-1, keepdim=True))
+        target_logits = self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
+        softmax.exponentials(self.logits, highest, inverse_temperature, out=self.logits)
+        total = softmax.total(softmax.block_sums(self.logits))
+        sums = vocabulary.all_reduce_sum(torch.cat((target_logits.double(), total), dim=1))
+        return sums[:, :1].to(highest.dtype), highest, sums[:, 1:]
 
     def add_at_target(self, x: Tensor, value: float) -> None:
         """Add `value` to `x` [n, v] at the target, where it is local."""
@@ -174,26 +191,31 @@ def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chun
         inputs, columns = hidden[rows], targets[rows, None] - head.vocabulary.start
         logits = buffer[: len(inputs)]
         if inputs.dtype == exact:
-            linear_into(inputs, head.weight, logits)
+            _local_logits_into(inputs, head, logits)
         else:
-            logits.copy_(inputs @ head.weight.t())
-        if head.bias is not None:
-            logits.add_(head.bias)
-        if head.multiplier != 1.0:
-            logits.mul_(head.multiplier)
-        if head.softcap is not None:
-            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+            logits.copy_(head.local_logits(inputs))
         is_local = (columns >= 0) & (columns < n_vocab)
         yield _Chunk(rows, inputs, logits, columns.masked_fill(~is_local, 0), is_local)
+
+
+def _local_logits_into(hidden: Tensor, head: OutputHead, out: Tensor) -> None:
+    """`head.local_logits` without allocating memory."""
+    linear_into(hidden, head.weight, out)
+    if head.bias is not None:
+        out.add_(head.bias)
+    if head.multiplier != 1.0:
+        out.mul_(head.multiplier)
+    if head.softcap is not None:
+        out.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
 class _Gradients:
     """Gradients of hidden states, weight and bias of the head, accumulated chunk by chunk."""
 
-    def __init__(self, hidden: Tensor, head: OutputHead, needed: Sequence[bool]) -> None:
+    def __init__(self, hidden: Tensor, head: OutputHead, inverse_temperature: float, needed: Sequence[bool]) -> None:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         weight, bias = head.weight, head.bias
-        self._head, self._need_hidden = head, needed[0]
+        self._head, self._scale = head, head.multiplier * inverse_temperature
         self.hidden = torch.empty_like(hidden) if needed[0] else None
         self.weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needed[1] else None
         self.bias = torch.zeros(weight.shape[0], dtype=exact, device=weight.device) if needed[2] else None
@@ -204,11 +226,11 @@ class _Gradients:
         return None if self._head.softcap is None else 1 - (logits / self._head.softcap) ** 2
 
     def add(self, chunk: _Chunk, grad_logits: Tensor, slope: Tensor | None) -> None:
-        """Accumulate from the gradients [n, v] of a chunk's logits, which are overwritten."""
+        """Accumulate from the gradients [n, v] of a chunk's logits over the temperature, which are overwritten."""
         if slope is not None:
             grad_logits.mul_(slope)
-        if self._head.multiplier != 1.0:
-            grad_logits.mul_(self._head.multiplier)
+        if self._scale != 1.0:
+            grad_logits.mul_(self._scale)
         if self.bias is not None:
             self.bias.add_(grad_logits.sum(dim=0))
         low = grad_logits.to(chunk.hidden.dtype)
@@ -232,28 +254,27 @@ class _Gradients:
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: OutputHead
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: OutputHead,
+        inverse_temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_tokens, exact = hidden.shape[0], torch.promote_types(hidden.dtype, torch.float32)
         needed = ctx.needs_input_grad[:3]
-        gradients = _Gradients(hidden, head, needed)
+        gradients = _Gradients(hidden, head, inverse_temperature, needed)
         nll = torch.empty(n_tokens, dtype=exact, device=hidden.device)
         correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
         for chunk in _chunks(hidden, targets, head):
-            logits = chunk.logits
-            slope = gradients.slope(logits) if any(needed) else None
-            highest = head.vocabulary.all_reduce_max(logits.amax(dim=-1, keepdim=True))
-            target_logits = chunk.target_logits()
-            exponentials = logits.sub_(highest).exp_()
-            sums = head.vocabulary.all_reduce_sum(
-                torch.cat((target_logits, exponentials.sum(dim=-1, keepdim=True)), dim=1)
-            )
-            target_logits, total = sums[:, :1], sums[:, 1:]
-            nll[chunk.rows] = (highest - target_logits + total.log())[:, 0]
+            slope = gradients.slope(chunk.logits) if any(needed) else None
+            target_logits, highest, total = chunk.exponentiate(head.vocabulary, inverse_temperature)
+            nll[chunk.rows] = -softmax.logprob(target_logits, highest, total, inverse_temperature)[:, 0]
             correct[chunk.rows] = (target_logits >= highest)[:, 0]
             if any(needed):
                 # d nll / d logits = softmax - one_hot(target)
-                grad_logits = exponentials.div_(total)
+                grad_logits = chunk.logits.div_(total.to(exact))
                 chunk.add_at_target(grad_logits, -1.0)
                 gradients.add(chunk, grad_logits, slope)
         ctx.gradients = gradients.result()
@@ -264,44 +285,50 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_loss: Tensor, *_: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         gradients = ctx.gradients
         del ctx.gradients  # scaled in place below, so they serve one backward pass only
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(grad_loss)
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: OutputHead
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: OutputHead,
+        inverse_temperature: float,
     ) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
         normalizers = torch.empty_like(logprobs)
         for chunk in _chunks(hidden, targets, head):
-            highest = head.vocabulary.all_reduce_max(chunk.logits.amax(dim=-1, keepdim=True))
-            target_logits = chunk.target_logits()
-            total = chunk.logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-            sums = head.vocabulary.all_reduce_sum(torch.cat((target_logits, total), dim=1))
-            normalizers[chunk.rows] = highest[:, 0] + sums[:, 1].log()
-            logprobs[chunk.rows] = sums[:, 0] - normalizers[chunk.rows]
+            target_logits, highest, total = chunk.exponentiate(head.vocabulary, inverse_temperature)
+            logprobs[chunk.rows] = softmax.logprob(target_logits, highest, total, inverse_temperature)[:, 0]
+            normalizers[chunk.rows] = (highest + total.log() / inverse_temperature)[:, 0]
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
-        ctx.head = head
+        ctx.head, ctx.inverse_temperature = head, inverse_temperature
         return logprobs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
         head = dataclasses.replace(ctx.head, weight=weight, bias=bias)
-        gradients = _Gradients(hidden, head, ctx.needs_input_grad[:3])
+        gradients = _Gradients(hidden, head, ctx.inverse_temperature, ctx.needs_input_grad[:3])
         for chunk in _chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits)
             # d logprob / d logits = one_hot(target) - softmax
-            grad_logits = chunk.logits.sub_(normalizers[chunk.rows, None]).exp_().neg_()
+            probabilities = softmax.exponentials(
+                chunk.logits, normalizers[chunk.rows, None], ctx.inverse_temperature, out=chunk.logits
+            )
+            grad_logits = probabilities.neg_()
             chunk.add_at_target(grad_logits, 1.0)
             gradients.add(chunk, grad_logits.mul_(grad[chunk.rows, None]), slope)
-        return *gradients.result(), None, None
+        return *gradients.result(), None, None, None

@@ -8,18 +8,36 @@ Shapes: N rows, V vocabulary, B blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from reallm.errors import ConfigError
 
 BLOCK_SIZE = 256
 """Number of columns in a block; the last one may have fewer."""
 
 
+def check_temperature(temperature: Any) -> float:
+    """A temperature at which there are log-probabilities.
+
+    Raises:
+        ConfigError: it is not a number more than 0.
+    """
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ConfigError(
+            f"temperature={temperature!r} must be a number more than 0; greedy completions have the log-probabilities "
+            "of temperature 1"
+        )
+    return float(temperature)
+
+
 def inverse_of(temperature: float) -> float:
-    """Factor of the logits; limited, so that it is finite in float32 too."""
-    return 1 / max(temperature, 1e-30)
+    """Factor of the logits, which is finite in float32 too; errors as in `check_temperature`."""
+    return 1 / max(check_temperature(temperature), 1e-30)
 
 
 def exponentials(

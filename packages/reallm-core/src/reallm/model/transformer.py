@@ -219,15 +219,15 @@ class Transformer(nn.Module):
             return linear(hidden, self.head_weight, self.head_bias)[:, 0]
         return self._output_head.logits(hidden)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> CrossEntropy:
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> CrossEntropy:
         """Cross-entropy of the logits of `hidden` [N, E] against `targets` [N], without holding logits `[N, V]`."""
         assert not self.config.is_critic, "a critic has no logits"
-        return head_cross_entropy(hidden, targets, self._output_head)
+        return head_cross_entropy(hidden, targets, self._output_head, temperature)
 
-    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probabilities [N], float32, of `targets` [N] under `hidden` [N, E], without holding logits `[N, V]`."""
         assert not self.config.is_critic, "a critic has no logits"
-        return head_logprobs(hidden, targets, self._output_head)
+        return head_logprobs(hidden, targets, self._output_head, temperature)
 
     @property
     def _output_head(self) -> OutputHead:

@@ -9,11 +9,8 @@ flex attention.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache as memoize
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -21,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reallm.model.activation_checkpointing import checkpoint
+from reallm.model.attention import varlen
 from reallm.model.attention.kv_cache import BlockCache, LayerCache, store
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
@@ -147,8 +145,8 @@ def attend_packed(
     q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec, mask_of: CausalMask = causal_mask
 ) -> Tensor:
     """Causal attention within each sequence of the pack: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
-    if _varlen_kernel_fits(q, spec):
-        return _varlen(q, k, v, seqs, spec)
+    if varlen.supports(q.device, q.dtype, q.shape[-1], spec):
+        return varlen.attend_packed(q, k, v, seqs, spec)
     lengths = list(seqs.lengths)
     return torch.cat(
         [
@@ -264,36 +262,3 @@ def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: Atte
     wide = torch.promote_types(q.dtype, torch.float32)
     weights = scores.softmax(dim=-1, dtype=wide).to(q.dtype)
     return F.dropout(weights, spec.dropout) @ v
-
-
-@memoize
-def _varlen_takes_gqa() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
-
-
-def _varlen_kernel_fits(q: Tensor, spec: AttentionSpec) -> bool:
-    """Whether torch's packed kernel supports this: half precision on CUDA, no soft cap, no dropout, some head sizes."""
-    head_dim = q.shape[-1]
-    return (
-        q.is_cuda
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and spec.has_kernel
-        and head_dim % 8 == 0
-        and head_dim <= 256
-    )
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    packed = partial(varlen_attn, scale=spec.scale, window_size=(-1 if spec.window is None else spec.window - 1, 0))
-    if q.shape[1] != k.shape[1] and _varlen_takes_gqa():
-        packed = partial(packed, enable_gqa=True)
-    elif q.shape[1] != k.shape[1]:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    out = packed(q, k, v, seqs.cu_seqlens, seqs.cu_seqlens, seqs.max_length, seqs.max_length)
-    assert isinstance(out, Tensor)
-    return out

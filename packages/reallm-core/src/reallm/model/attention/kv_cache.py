@@ -6,7 +6,7 @@ Shapes: S sequences, K KV heads, C capacity in tokens, D head dim, T packed toke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,33 +65,16 @@ CacheSpec = tuple[CacheTensor, ...]
 
 
 class BlockCache(ABC):
-    """What one block keeps of the sequences of a forward pass, wherever it is.
-
-    It can be used like the tuple of the block's tensors, in which row i belongs to sequence i of the pass; `attend` of
-    `model.attention.functional` does without them.
-    """
+    """What one block keeps of the sequences of a forward pass, wherever it is."""
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
 
-    @property
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors of the block's `CacheSpec`; what is written to them is kept."""
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.tensors[index]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
 
 LayerCache = tuple[Tensor, ...] | BlockCache
-"""The tensors of one layer's `CacheSpec`; keys and values of grouped-query attention are [S, K, C, D] each."""
+"""The tensors of one layer's `CacheSpec`, of which keys and values of grouped-query attention are [S, K, C, D] each; or
+what stands for them in `attend` of `model.attention.functional`."""
 
 
 class ForwardCache(Protocol):
@@ -157,7 +140,7 @@ class KVCache:
 
 
 def store(
-    cache: LayerCache, keys: Tensor, values: Tensor, cached_lengths: Sequence[int], lengths: Sequence[int]
+    cache: tuple[Tensor, ...], keys: Tensor, values: Tensor, cached_lengths: Sequence[int], lengths: Sequence[int]
 ) -> None:
     """Write packed `keys` and `values` [T, K, D] behind the `cached_lengths` tokens of each sequence, in place."""
     if all(length == 1 for length in lengths):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from reallm.generation import sampler
+from reallm.generation import sampling
 from reallm.generation.config import GenerationConfig
 from reallm.generation.random import StreamPosition, hash_key
-from reallm.generation.sampler import sample
+from reallm.generation.sampling import sample
+from reallm.model.linear_cross_entropy import OutputHead, head_cross_entropy, head_logprobs
 
 N_DRAWS = 6000
 
@@ -205,7 +206,7 @@ def test_a_row_does_not_depend_on_the_others(dtype, n_vocab, monkeypatch):
     together = sample(logits, configs, places, banned=banned)
     alone = [sample(logits[row : row + 1], [configs[row]], [places[row]], banned=[banned[row]]) for row in range(n)]
     order = torch.randperm(n, generator=generator).tolist()
-    monkeypatch.setitem(sampler.CHUNK_BYTES, "cpu", 4 * n_vocab * 3)  # three rows a chunk
+    monkeypatch.setitem(sampling.CHUNK_BYTES, "cpu", 4 * n_vocab * 3)  # three rows a chunk
     shuffled = sample(
         logits[order], [configs[i] for i in order], [places[i] for i in order], banned=[banned[i] for i in order]
     )
@@ -275,7 +276,7 @@ def test_tokens_of_no_probability_are_never_drawn():
 
 def draw_at(logits, config, number):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "uniform", lambda places: torch.full((len(places),), number, dtype=torch.float64))
+        patch.setattr(sampling, "uniform", lambda places: torch.full((len(places),), number, dtype=torch.float64))
         return sample(logits, [config] * len(logits), streams(len(logits))).token_ids.tolist()
 
 
@@ -287,6 +288,30 @@ def test_extreme_temperatures():
         assert result.logprobs.tolist() == [0, 0]
     flat = sample(logits, [GenerationConfig(temperature=1e30)] * 2, streams(2)).logprobs
     assert flat.tolist() == pytest.approx([-math.log(900)] * 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.3, 2.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tokens_are_trained_on_with_the_log_probabilities_with_which_they_were_sampled(
+    dtype, multiplier, softcap, has_bias, temperature
+):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(n, 24, generator=generator).to(dtype) for n in (9, 700, 1))
+    head = OutputHead(weight, bias.new_ones(700) if has_bias else None, multiplier, softcap)
+    logits = head.logits(hidden)
+    assert logits.dtype == dtype
+    sampled = sample(
+        logits,
+        [GenerationConfig(temperature=temperature, top_k=50)] * 9,
+        streams(9),
+    )
+    # bfloat16 logits have steps of 2^-5 here; these differ by at most the last bit of float32
+    logprobs = head_logprobs(hidden, sampled.token_ids, head, temperature)
+    torch.testing.assert_close(logprobs, sampled.logprobs, rtol=2e-7, atol=0)
+    nll = head_cross_entropy(hidden, sampled.token_ids, head, temperature).nll
+    torch.testing.assert_close(-nll, sampled.logprobs, rtol=2e-7, atol=0)
 
 
 def test_no_rows():
