@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from reallm.cli.main import run
 from tests.helpers.running_server import tiny_model
@@ -83,6 +86,20 @@ def test_it_says_what_it_serves_answers_and_stops_at_a_signal(
     assert body == """    -d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'"""
     assert re.fullmatch(r"POST /v1/completions 200: 2 prompt tokens, 3 new tokens in [\d.]+ s, [\d.]+ tokens/s", access)
     assert served.err == ("\ninterrupted\n" if code else "")
+
+
+def test_weights_that_are_not_finite_are_found_before_anything_is_served(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert run(["serve", str(tmp_path), "--port", "0"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    [line] = printed.err.splitlines()
+    assert "tensor 'model.norm.weight' has 1 of 32 values that are NaN or infinite" in line
 
 
 def test_an_address_that_others_may_reach_is_warned_of_unless_there_is_a_key(

@@ -81,6 +81,7 @@ def serve(
         from reallm.serving.served_model import ServedModel
         from reallm.serving.server import Server
 
+        loaded.generate([[0]], max_new_tokens=1)  # damaged weights are found now, not with the first request
         engine = loaded.generation_engine(tokenizer, max_batch_tokens=max_batch_tokens, kv_cache_tokens=kv_cache_tokens)
         served = ServedModel.of(loaded.config, engine, tokenizer, name or _name(path), seed)
         with EngineThread(engine) as thread, _printed_access_log():

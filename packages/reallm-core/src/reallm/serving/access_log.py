@@ -45,8 +45,8 @@ class AccessLog:
             if answer is not None and answer.is_cancelled:
                 status = CLIENT_CLOSED_REQUEST
             line = f"{scope['method']} {quote(scope['path'])} {status}"
-            if problem := state.get("problem"):
-                line += f": {_printable(problem)}"
+            if problem := state.get("problem") or (answer and answer.error):
+                line += f": {_printable(str(problem))}"
             elif answer is not None:
                 line += f": {_tokens(answer, time.monotonic() - start)}"
             LOGGER.info(line)

@@ -27,6 +27,8 @@ class Answer:
         self._received: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
         self.n_samples = len(requests) * requests[0].config.n
         self.is_cancelled = False
+        self.error: Exception | None = None
+        """The error that ended it."""
         self._n_running = self.n_samples
         self._n_tokens = 0
 
@@ -45,7 +47,7 @@ class Answer:
         while not self.has_ended:
             item = await self._received.get()
             if isinstance(item, Exception):
-                self._n_running = 0
+                self._n_running, self.error = 0, item
                 raise item
             _, event = item
             self._n_tokens += isinstance(event, TokenEvent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from fastapi import FastAPI
 
 from reallm.launch.signals import INTERRUPTED
 from reallm.serving.engine_thread import EngineThread
+
+_UVICORN = logging.getLogger("uvicorn.error")
+SECONDS_TO_CLOSE = 5
+"""How long connections may take to close when the server stops, such as those of clients that do not read."""
 
 
 class Server(uvicorn.Server):
@@ -24,11 +29,28 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, engine: EngineThread, when_started: Callable[[], None] = lambda: None) -> None:
-        super().__init__(uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=SECONDS_TO_CLOSE,
+            )
+        )
         self._engine = engine
         self._when_started = when_started
         self.exit_code = 0
         """Code for the process: 0, 1 if the engine failed, 130 if Ctrl-C ended the server."""
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes or the engine fails."""
+        level = _UVICORN.level
+        try:
+            super().run(sockets)
+        finally:
+            _UVICORN.setLevel(level)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -41,6 +63,11 @@ class Server(uvicorn.Server):
             self.exit_code = 1
             return True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections, those of clients that do not as well."""
+        _UVICORN.setLevel(logging.CRITICAL)  # a connection that is cut off now is not worth a traceback
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop at a signal; a second Ctrl-C does not wait for connections to close.
