@@ -39,7 +39,7 @@ def asked(**message: Any) -> dict[str, Any]:
         ([{"role": "user", "content": "\udc00"}], "key 'm[0].content': found half of a surrogate pair"),
         (
             [{"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {}}]}],
-            "key 'm[0].content[1]': found a part of type 'image_url', wanted text; only text can be trained on",
+            "key 'm[0].content[1]': found a part of type 'image_url', wanted text; only text is supported",
         ),
     ],
 )

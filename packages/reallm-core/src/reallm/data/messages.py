@@ -95,7 +95,7 @@ def _joined(row: Row, parts: list[Any], name: str) -> str:
         if not isinstance(text, str):
             kind = part.get("type", "text") if isinstance(part, Mapping) else None
             found = describe(part) if kind in (None, "text") else f"a part of type '{kind}'"
-            raise row.error(f"key '{name}[{i}]': found {found}, wanted text; only text can be trained on")
+            raise row.error(f"key '{name}[{i}]': found {found}, wanted text; only text is supported")
         texts.append(row.valid_text(text, f"key '{name}[{i}]'"))
     return "".join(texts)
 
