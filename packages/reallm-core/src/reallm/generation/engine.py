@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from reallm.arguments import check_count
 from reallm.errors import DataError, counted
 from reallm.generation.memory import default_kv_cache_tokens
 from reallm.generation.model_runner import ModelRunner
-from reallm.generation.partial_completion import PartialCompletion, sampled_tokens
+from reallm.generation.partial_completion import PartialCompletion
 from reallm.generation.prepacking import FEW_STEPS, prepacked_for_decoding
 from reallm.generation.random import hash_key
+from reallm.generation.replica import PendingTokens, make_replica, minimum
 from reallm.generation.request import Completion, Event, FinishedEvent, FinishReason, Request
 from reallm.generation.request_checks import check_request
 from reallm.generation.row_manager import RowManager
 from reallm.generation.row_store import RowStore
-from reallm.generation.sampling import sample
 from reallm.generation.scheduler import Scheduler
 from reallm.generation.step import Step
 from reallm.generation.text import TokenDecoder
 from reallm.model.config import ReaLModelConfig
 from reallm.model.rope import keys_are_stale, longest_with_fixed_frequencies
 from reallm.model.transformer import Transformer
+from reallm.parallel.mesh import Mesh
 
 
 class GenerationEngine:
@@ -51,6 +53,8 @@ class GenerationEngine:
         kv_cache_tokens: number of tokens for whose keys and values there is room. When it is used up, the newest
             sequences wait, and are computed again later. None: as many as half of the free memory holds.
         prefix_sharing: whether prompts that begin with the same tokens are computed only once, in blocks of 256.
+        mesh: the layout over which the network is parallelized: all its ranks make the same calls and get the same
+            events. None: this process holds the whole network.
     """
 
     def __init__(
@@ -63,17 +67,24 @@ class GenerationEngine:
         max_batch_sequences: int = 256,
         kv_cache_tokens: int | None = None,
         prefix_sharing: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
         self._network, self._decoder = network, decoder
         self._default_stop_token_ids = tuple(default_stop_token_ids)
         self._store = RowStore.of(network)
-        self._runner = ModelRunner(network, self._store)
+        self._replica = make_replica(network, mesh)
+        self._runner = ModelRunner(network, self._store, self._replica)
         config = network.config
         depends_on_length = any(rope.depends_on_length for rope in config.distinct_ropes)
-        self._manager = RowManager(
+        n_tokens, per_token = minimum(
+            mesh,
             default_kv_cache_tokens(network) if kv_cache_tokens is None else kv_cache_tokens,
+            self._store.can_share_prefixes,
+        )
+        self._manager = RowManager(
+            n_tokens,
             prefix_sharing=prefix_sharing,
-            per_token=self._store.can_share_prefixes,
+            per_token=bool(per_token),
             longest_shareable=longest_with_fixed_frequencies(config),
         )
         self._scheduler = Scheduler(
@@ -81,11 +92,13 @@ class GenerationEngine:
             max_batch_tokens=check_count("max_batch_tokens", max_batch_tokens),
             max_batch_sequences=check_count("max_batch_sequences", max_batch_sequences),
             keys_are_stale=partial(_keys_are_stale, config) if depends_on_length else None,
+            n_steps=self._replica.n_stages,
         )
         self._n_requests = self._n_sequences = 0
         self._samples: dict[int, PartialCompletion] = {}  # number of a sequence -> the sample, until it has ended
         self._of_request: dict[int, list[int]] = {}  # number of a request -> its sequences that have not ended
         self._unforked: dict[int, list[int]] = {}  # first sequence of a prompt -> the others, until it is computed
+        self._in_flight: deque[_StepInFlight] = deque()
         self._events: list[Event] = []  # of samples that have ended between two steps
         self._most_new_tokens = 0  # of all requests so far
         self._prepacking: ExitStack | None = None
@@ -123,6 +136,7 @@ class GenerationEngine:
         """
         check_request(self._network.config, request, name, has_decoder=self._decoder is not None)
         self._check_room(request, name)
+        self._replica.note(request)
         config, request_id = request.config, self._n_requests
         stop_token_ids = self._default_stop_token_ids if config.stop_token_ids is None else config.stop_token_ids
         key = hash_key(request.key)
@@ -150,29 +164,28 @@ class GenerationEngine:
 
     def cancel(self, request_id: int) -> None:
         """End the samples of a request that have not ended; the next step has their events."""
+        self._replica.note(request_id)
         for sequence_id in [*self._of_request.get(request_id, ())]:
             self._events.append(self._end(sequence_id, "cancelled"))
 
     def step(self) -> list[Event]:
         """Compute one forward pass, and sample the next tokens; returns what has happened since the step before.
 
+        In a pipeline, as many steps are in flight as there are stages: the tokens are those of an earlier step.
         A sample whose logits are not finite ends, and its completion says so: `is_finite`.
         """
+        self._replica.compare_calls()
         events, self._events = self._events, []
-        step = self._scheduler.schedule()
-        if step.sequences:
-            was_training = self._network.training
-            if was_training:
-                self._network.eval()
-            try:
-                self._prepack()
-                events += self._compute(step)
-            except BaseException:  # an interrupt too: nobody knows what was computed
-                self._scheduler.forget_cache()
-                raise
-            finally:
-                if was_training:
-                    self._network.train()
+        try:
+            step = self._scheduler.schedule()
+            if step.sequences:
+                self._start(step)
+            if self._in_flight and (not step.sequences or len(self._in_flight) == self._replica.n_stages):
+                events += self._finish(self._in_flight.popleft())
+        except BaseException:  # an interrupt too: nobody knows what was computed
+            self._in_flight.clear()
+            self._scheduler.forget_cache()
+            raise
         return events
 
     def run(self) -> list[Completion]:
@@ -184,6 +197,8 @@ class GenerationEngine:
 
     def close(self) -> None:
         """End all samples that have not ended, without events, and free the memory of the cache."""
+        while self._in_flight:
+            self._finish(self._in_flight.popleft())
         for request_id in [*self._of_request]:
             self.cancel(request_id)
         self._events.clear()
@@ -211,35 +226,46 @@ class GenerationEngine:
             self._prepacking = ExitStack()
             self._prepacking.enter_context(prepacked_for_decoding(self._network, self._most_new_tokens))
 
-    def _compute(self, step: Step) -> list[Event]:
-        """Compute a step, sample, and append the new tokens."""
-        logits = self._runner.run(step, [self._scheduler.new_tokens(scheduled) for scheduled in step.sequences])
+    def _start(self, step: Step) -> None:
+        """Compute a step, and sample; all samples of a prompt draw their first token from its logits."""
+        was_training = self._network.training
+        if was_training:
+            self._network.eval()
+        try:
+            self._prepack()
+            logits = self._runner.run(step, [self._scheduler.new_tokens(scheduled) for scheduled in step.sequences])
+        finally:
+            if was_training:
+                self._network.train()
         self._scheduler.computed(step)
-        sampled = [scheduled for scheduled in step.sequences if scheduled.samples]
-        if not sampled:
-            return []
-        events = self._draw(logits, [scheduled.sequence_id for scheduled in sampled])
-        for scheduled in sampled:
-            if not self._samples[scheduled.sequence_id].completion.is_finite:
-                self._scheduler.remove(scheduled.sequence_id, discard=True)
-                self._store.erase(scheduled.placement)
-        return events + self._go_on([scheduled.sequence_id for scheduled in sampled])
-
-    def _draw(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[Event]:
-        """Append the next token to each sequence, from logits [A, V]; all samples of a prompt draw their first ones."""
+        sequence_ids = [scheduled.sequence_id for scheduled in step.sequences if scheduled.samples]
         drawn = [
             (row, each) for row, first in enumerate(sequence_ids) for each in (first, *self._unforked.get(first, ()))
         ]
-        if len(drawn) > len(sequence_ids):
+        if logits is not None and len(drawn) > len(sequence_ids):
             logits = logits[torch.tensor([row for row, _ in drawn], device=logits.device)]
-        samples = [self._samples[sequence_id] for _, sequence_id in drawn]
-        tokens = sample(
-            logits,
-            [each.config for each in samples],
-            [each.stream for each in samples],
-            banned=[each.banned for each in samples],
-        )
-        return [each.append(token) for each, token in zip(samples, sampled_tokens(tokens), strict=True)]
+        if drawn:
+            samples = [self._samples[sequence_id] for _, sequence_id in drawn]
+            self._in_flight.append(_StepInFlight(sequence_ids, samples, self._replica.sample(logits, samples)))
+
+    def _finish(self, step: _StepInFlight) -> list[Event]:
+        """Append the tokens that a step has sampled."""
+        tokens = step.tokens()
+        if not self._in_flight:
+            self._replica.finish()
+        events: list[Event] = [
+            each.append(token)
+            for each, token in zip(step.samples, tokens, strict=True)
+            if not each.has_ended  # cancelled meanwhile
+        ]
+        sequence_ids = [sequence_id for sequence_id in step.sequence_ids if sequence_id in self._samples]
+        for sequence_id in sequence_ids:
+            if not self._samples[sequence_id].completion.is_finite:
+                placement = self._scheduler.placement(sequence_id)
+                self._scheduler.remove(sequence_id, discard=True)
+                if placement is not None:
+                    self._store.erase(placement)
+        return events + self._go_on(sequence_ids)
 
     def _go_on(self, sequence_ids: Sequence[int]) -> list[Event]:
         """Schedule the next tokens of sequences that have not ended; returns the events of those that have."""
@@ -267,6 +293,17 @@ class GenerationEngine:
         if not sequence_ids:
             del self._of_request[sample.request_id]
         return sample.finish(reason)
+
+
+@dataclass(frozen=True)
+class _StepInFlight:
+    """A step that was computed, or is being computed by later stages of a pipeline."""
+
+    sequence_ids: list[int]
+    """The sequences that it samples."""
+    samples: list[PartialCompletion]
+    """The samples that get a token; several of a sequence whose first token this is."""
+    tokens: PendingTokens
 
 
 def _keys_are_stale(config: ReaLModelConfig, n_cached: int, n_tokens: int) -> bool:

@@ -45,14 +45,16 @@ def generate_tokens(
         NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
     """
     requests = [Request(tuple(map(int, prompt)), config, key=index) for index, prompt in enumerate(prompts)]
-    if mesh is not None and mesh.layout.size > 1:
+    if mesh is not None and mesh.layout.dp > 1:
         from reallm.generation.distributed import run_distributed
 
         for index, request in enumerate(requests):
             check_request(network.config, request, f"prompt {index}", has_decoder=decoder is not None)
         completions = run_distributed(network, requests, default_stop_token_ids, decoder, mesh)
     else:
-        with GenerationEngine(network, decoder=decoder, default_stop_token_ids=default_stop_token_ids) as engine:
+        with GenerationEngine(
+            network, decoder=decoder, default_stop_token_ids=default_stop_token_ids, mesh=mesh
+        ) as engine:
             for index, request in enumerate(requests):
                 engine.add(request, name=f"prompt {index}")
             completions = engine.run()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 
 from reallm.generation.row_manager import SMALLEST_ROW
+from reallm.launch.rank_env import RankEnv
 from reallm.machine_memory import available_memory
 from reallm.model.transformer import Transformer
 
@@ -25,9 +27,14 @@ def bytes_per_token(network: Transformer) -> int:
 
 
 def default_kv_cache_tokens(network: Transformer) -> int:
-    """Number of tokens whose keys and values fit in half of the memory that is free."""
-    available = available_memory(next(network.parameters()).device)
-    size = bytes_per_token(network)
+    """Number of tokens whose keys and values fit in half of the memory that is free.
+
+    Processes of a job on the same machine share its memory.
+    """
+    device = next(network.parameters()).device
+    available, size = available_memory(device), bytes_per_token(network)
     if available is None or size == 0:
         return TOKENS_OF_UNKNOWN_MEMORY
-    return max(SMALLEST_ROW, int(available * SHARE_OF_MEMORY) // size)
+    rank_env = RankEnv.from_environment(os.environ) if device.type == "cpu" else None
+    n_processes = 1 if rank_env is None else rank_env.local_size
+    return max(SMALLEST_ROW, int(available * SHARE_OF_MEMORY) // n_processes // size)

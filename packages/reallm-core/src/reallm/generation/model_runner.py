@@ -11,6 +11,7 @@ from torch import Tensor
 from reallm.generation.cuda_graphs import DecodeGraphs, can_be_captured
 from reallm.generation.kv_store import KVStore, pack_order
 from reallm.generation.page_store import PageStore
+from reallm.generation.replica import LocalReplica, Replica
 from reallm.generation.step import Step
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
@@ -20,18 +21,21 @@ class ModelRunner:
     """Computes the logits of a step: all its sequences in one packed forward pass.
 
     Args:
-        network: the whole network.
+        network: the whole network, or this rank's part of it.
         store: where its blocks keep what they need of earlier tokens.
+        replica: the ranks that compute the pass together; None: this process alone.
     """
 
-    def __init__(self, network: Transformer, store: KVStore) -> None:
+    def __init__(self, network: Transformer, store: KVStore, replica: Replica | None = None) -> None:
         self.network, self.store = network, store
+        self._replica = LocalReplica(network) if replica is None else replica
         self._graphs: DecodeGraphs | None = None
-        if isinstance(store, PageStore) and store.device.type == "cuda" and can_be_captured(network):
+        is_whole = isinstance(self._replica, LocalReplica)  # messages between ranks are not captured
+        if is_whole and isinstance(store, PageStore) and store.device.type == "cuda" and can_be_captured(network):
             self._graphs = DecodeGraphs(network, store)
 
     @torch.no_grad()
-    def run(self, step: Step, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    def run(self, step: Step, token_ids: Sequence[Sequence[int]]) -> Tensor | None:
         """Compute the new tokens of all sequences of a step.
 
         Args:
@@ -40,7 +44,7 @@ class ModelRunner:
 
         Returns:
             Logits [A, V] after the last tokens of the sequences with `samples`, in their order; valid until the next
-            run.
+            run. None on a stage of a pipeline that is not the last.
         """
         order = sorted(range(len(step.sequences)), key=lambda i: pack_order(step.sequences[i]))
         sequences = tuple(step.sequences[i] for i in order)
@@ -53,7 +57,7 @@ class ModelRunner:
             return logits[torch.tensor(sampled, dtype=torch.int64, device=logits.device)]
         return self._run(replace(step, sequences=sequences), tokens, sampled)
 
-    def _run(self, step: Step, tokens: Sequence[int], sampled: Sequence[int]) -> Tensor:
+    def _run(self, step: Step, tokens: Sequence[int], sampled: Sequence[int]) -> Tensor | None:
         """Logits after the last tokens of some sequences, given by index, of a step that is in `pack_order`."""
         device = next(self.network.parameters()).device
         cache = self.store.prepare(step)
@@ -62,6 +66,8 @@ class ModelRunner:
             cached_lengths=[sequence.n_cached for sequence in step.sequences],
             device=device,
         )
-        hidden = self.network.forward_hidden(torch.tensor(tokens, device=device), seqs, cache)
+        hidden = self._replica.forward_hidden(torch.tensor(tokens, device=device), seqs, cache)
+        if hidden is None:
+            return None
         last = seqs.cu_seqlens[1:].long() - 1
         return self.network.head(hidden[last[torch.tensor(sampled, dtype=torch.int64, device=device)]])

@@ -13,7 +13,7 @@ from operator import attrgetter
 
 from reallm.generation.cache_manager import CacheManager
 from reallm.generation.sequence import SequenceState
-from reallm.generation.step import CacheCopy, ScheduledSequence, Step
+from reallm.generation.step import CacheCopy, Placement, ScheduledSequence, Step
 
 _BY_ID = attrgetter("id")
 
@@ -27,6 +27,8 @@ class Scheduler:
         max_batch_sequences: most sequences that have room in the cache at the same time.
         keys_are_stale: `keys_are_stale(n_cached, n_tokens)`: whether the cache of a sequence's first `n_cached` tokens
             is useless once it has `n_tokens`, because frequencies depend on the length (dynamic RoPE). None: never.
+        n_steps: number of steps that are computed at the same time, such as the stages of a pipeline: each takes its
+            share of the sequences, and those that wait for their next token are in none.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Scheduler:
         max_batch_tokens: int,
         max_batch_sequences: int,
         keys_are_stale: Callable[[int, int], bool] | None = None,
+        n_steps: int = 1,
     ) -> None:
         self._manager = manager
         self._max_tokens = max_batch_tokens
         self._max_sequences = min(max_batch_sequences, max_batch_tokens)
         self._keys_are_stale = keys_are_stale
+        self._n_steps = n_steps
         self._waiting: list[SequenceState] = []
         self._running: list[SequenceState] = []
         self._by_id: dict[int, SequenceState] = {}
@@ -65,7 +69,9 @@ class Scheduler:
 
     def append(self, sequence_id: int, token: int) -> None:
         """Add a token to a sequence, which is to be computed next."""
-        self._by_id[sequence_id].tokens.append(token)
+        sequence = self._by_id[sequence_id]
+        sequence.tokens.append(token)
+        sequence.awaits_token = False
 
     def remove(self, sequence_id: int, *, discard: bool = False) -> None:
         """End a sequence, running or waiting, if it is there; `discard`: nobody may use what was computed of it."""
@@ -81,6 +87,11 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
 
+    def placement(self, sequence_id: int) -> Placement | None:
+        """The room of a sequence that runs."""
+        sequence = self._by_id[sequence_id]
+        return self._manager.placement(sequence) if sequence in self._running else None
+
     def new_tokens(self, scheduled: ScheduledSequence) -> list[int]:
         """The tokens of a sequence that a step computes."""
         return self._by_id[scheduled.sequence_id].tokens[scheduled.n_cached : scheduled.n_cached + scheduled.n_new]
@@ -88,7 +99,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step; without sequences if none has work.
 
-        All of its copies and its pass are to be made, and then `computed(step)` to be called.
+        All of its copies and its pass are to be made, and then `computed(step)` to be called. A sequence that it
+        samples is in none of the following steps until `append` or `remove` is called for it.
         """
         copies: list[CacheCopy] = []
         planned: dict[SequenceState, int] = {}
@@ -100,6 +112,8 @@ class Scheduler:
             )
             for sequence, n_new in planned.items()
         )
+        for scheduled in sequences:
+            self._by_id[scheduled.sequence_id].awaits_token = scheduled.samples
         return Step(sequences, tuple(copies), self._manager.n_rows)
 
     def computed(self, step: Step) -> None:
@@ -115,19 +129,22 @@ class Scheduler:
             self._preempt(sequence)
 
     def forget_cache(self) -> None:
-        """Let no sequence use what was computed before, because the weights have changed."""
+        """Let no sequence use what was computed before, because the weights have changed; no step is in flight."""
         self.preempt_all()
         self._manager.forget()
+        for sequence in self._waiting:
+            sequence.awaits_token = False
 
     # ------------------------------------------------------------------ private helpers
 
     def _continue_running(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> bool:
         """Plan the running sequences; returns whether all of them have kept their room."""
         budget, n_running = self._max_tokens, len(self._running)
+        share = self._share(n_running)
         decoding = [sequence for sequence in self._running if sequence.n_uncached == 1]
         prefilling = [sequence for sequence in self._running if sequence.n_uncached > 1]
         for sequence in chain(decoding, prefilling):
-            if budget <= 0:
+            if budget <= 0 or len(planned) >= share:
                 break
             if self._make_room(sequence, planned, copies):
                 planned[sequence] = self._n_new(sequence, budget)
@@ -137,10 +154,11 @@ class Scheduler:
     def _admit_waiting(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> None:
         """Plan waiting sequences as long as there are tokens, places and room for them."""
         budget = self._max_tokens - sum(planned.values())
+        share = self._share(min(len(self._by_id), self._max_sequences))
         for sequence in [*self._waiting]:
-            if budget <= 0 or len(self._running) >= self._max_sequences:
+            if budget <= 0 or len(self._running) >= self._max_sequences or len(planned) >= share:
                 break
-            if self._manager.waits(sequence):
+            if sequence.awaits_token or self._manager.waits(sequence):
                 continue
             allocation = self._manager.allocate(sequence)
             if allocation is None:
@@ -151,6 +169,10 @@ class Scheduler:
             insort(self._running, sequence, key=_BY_ID)
             planned[sequence] = self._n_new(sequence, budget)
             budget -= planned[sequence]
+
+    def _share(self, n_sequences: int) -> int:
+        """How many of the sequences one step takes."""
+        return -(-n_sequences // self._n_steps)
 
     def _n_new(self, sequence: SequenceState, budget: int) -> int:
         """Number of tokens of a sequence that the next pass computes; drops its cache if that has become useless."""

@@ -15,6 +15,8 @@ class SequenceState:
     """The prompt and all tokens generated so far."""
     n_cached: int = 0
     """Number of the first tokens whose keys and values are in the cache."""
+    awaits_token: bool = False
+    """Whether a step is in flight that samples its next token."""
     parent_id: int | None = None
     """Another sample of the same prompt, whose cache has the prompt."""
     n_shared: int = 0

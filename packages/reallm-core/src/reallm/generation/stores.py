@@ -22,9 +22,12 @@ def make_store(network: Transformer, n_tokens: int) -> KVStore:
 
 
 def _can_use_pages(network: Transformer) -> bool:
-    """Whether the attention of all blocks is the core's, which the kernel for pages computes on this device."""
+    """Whether the attention of all blocks is the core's, which the kernel for pages computes on this device.
+
+    The blocks of other pipeline stages count too, so that all stages place sequences alike.
+    """
     config, parameter = network.config, next(network.parameters())
-    specs = [AttentionSpec.of_block(config, number - 1).without_dropout() for number in network.block_numbers]
+    specs = [AttentionSpec.of_block(config, index).without_dropout() for index in range(config.n_layers)]
     return (
         varlen.supports_pages()
         and not is_custom_class(config.attention)

@@ -109,6 +109,10 @@ class Layout(NamedFields):
         """The ranks of a pipeline, in the order of `pp`: the ranks with this `dp` and `tp`."""
         return [self.rank_at(dp=coordinate.dp, pp=pp, tp=coordinate.tp) for pp in range(self.pp)]
 
+    def replica_ranks(self, coordinate: Coordinate) -> list[int]:
+        """The ranks that hold a copy of the whole network between them, stage by stage: those with this `dp`."""
+        return [self.rank_at(dp=coordinate.dp, pp=pp, tp=tp) for pp in range(self.pp) for tp in range(self.tp)]
+
     def check_ascending(self, ranks: list[int]) -> None:
         """Raise ConfigError unless the ranks of a group ascend, so that a rank's number in the group is its coordinate.
 

@@ -85,6 +85,11 @@ class Mesh:
         return self._group("pp", self.layout.pp_ranks(self.coordinate))
 
     @property
+    def replica(self) -> Group:
+        """The ranks that hold a copy of the whole network between them, to which this rank belongs."""
+        return self._group("replica", self.layout.replica_ranks(self.coordinate))
+
+    @property
     def first_and_last_stage(self) -> Group:
         """The first and the last stage of this rank's pipeline, to which this rank must belong."""
         first, *_, last = self.layout.pp_ranks(self.coordinate)
