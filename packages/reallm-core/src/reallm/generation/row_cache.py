@@ -69,7 +69,7 @@ class RowBlock(BlockCache):
         for write in plan.writes:
             index = write.index(k.shape[1])
             for held, new in zip(write.slab.blocks[self._number], (k, v), strict=True):
-                held.view(-1, held.shape[-1]).index_copy_(0, index, new[write.tokens].reshape(-1, new.shape[-1]))
+                held.view(-1, held.shape[-1]).index_copy_(0, index, _part(new, write.tokens).reshape(-1, new.shape[-1]))
         outputs = []
         if plan.started is not None:
             n = plan.started.n_tokens
@@ -215,7 +215,7 @@ class _Group:
 
     def queries(self, q: Tensor) -> Tensor:
         """The queries [rows, H, D] of the rows, from those of all tokens [T, H, D]."""
-        q = q[self._tokens]
+        q = _part(q, self._tokens)
         return q if self.places is None else q.new_zeros(len(self._totals), *q.shape[1:]).index_copy_(0, self.places, q)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
@@ -225,6 +225,11 @@ class _Group:
         if shortest == self.longest:
             return left, None
         return left, rows_mask(self._totals, left, self.longest, window, dtype, self.slab.device)
+
+
+def _part(packed: Tensor, tokens: slice) -> Tensor:
+    """Some tokens of a pack; without a call if they are all."""
+    return packed if tokens.stop - tokens.start == packed.shape[0] else packed[tokens]
 
 
 def _groups(parts: Sequence[_Part]) -> list[_Group]:

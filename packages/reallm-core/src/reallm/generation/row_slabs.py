@@ -16,9 +16,9 @@ from torch import Tensor
 from reallm.generation.step import Placement, Row
 from reallm.model.attention.kv_cache import CacheSpec
 
-SLAB_TOKENS = 4096
-"""Capacity in tokens of a full slab of several rows: large enough that attention over slabs costs no more than over all
-rows at once, and small enough to be copied when rows are added."""
+SLAB_TOKENS = 16384
+"""Capacity in tokens of a full slab of several rows: so many that another call for the next slab hardly counts, and so
+few that they can be copied when rows are added."""
 
 
 CALL_BYTES = 1 << 18

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from reallm.model.config import ReaLModelConfig, RopeConfig
-from reallm.model.ops import rotate
+from reallm.model.ops import FEW_TOKENS, rotate
 from reallm.model.packed import PackedSequences
 
 
@@ -34,6 +35,20 @@ class Rotation:
             return rotate(x, self.cos, self.sin, interleaved=self.interleaved)
         first, rest = x.split([n_rotated, x.shape[-1] - n_rotated], dim=-1)
         return torch.cat((rotate(first, self.cos, self.sin, interleaved=self.interleaved), rest), dim=-1)
+
+    def both(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate queries [T, H, D] and keys [T, K, D]; those of few tokens, as in decoding, in as few calls as one."""
+        if len(q) > FEW_TOKENS or torch.is_grad_enabled() or self.interleaved or self.cos.shape[-1] != q.shape[-1]:
+            return self(q), self(k)
+        x = torch.cat((q, k), dim=1)
+        rotated = x * self.cos + x.roll(x.shape[-1] // 2, dims=-1) * self._signed_sin
+        return rotated[:, : q.shape[1]], rotated[:, q.shape[1] :]
+
+    @cached_property
+    def _signed_sin(self) -> Tensor:
+        """Sines whose first half, which multiplies the second half of a vector, is negative."""
+        first, second = self.sin.chunk(2, dim=-1)
+        return torch.cat((-first, second), dim=-1)
 
 
 def rotations(config: ReaLModelConfig, seqs: PackedSequences, dtype: torch.dtype) -> tuple[Rotation, ...]:

@@ -82,8 +82,7 @@ def attend(
         [T, H, D], dtype of `q`.
     """
     if spec.rotation is not None:
-        rotation = context.rotations[spec.rotation]
-        q, k = rotation(q), rotation(k)
+        q, k = context.rotations[spec.rotation].both(q, k)
     return context.attention(q, k, v, context, spec, cache)
 
 
