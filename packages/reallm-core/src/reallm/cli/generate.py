@@ -1,37 +1,75 @@
-"""`reallm generate`: continue prompts with a checkpoint."""
+"""`reallm generate`: continue prompts with a checkpoint, on the terminal, in a file or in a conversation."""
 
 from __future__ import annotations
 
-import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reallm.errors import ConfigError, DataError
+from reallm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from reallm.generation.request import Completion
+    from reallm.generation.config import GenerationConfig
+
+MAX_NEW_TOKENS, MAX_NEW_TOKENS_IN_CHAT = 128, 1024
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Texts to continue.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL [PROMPT]...", help="Checkpoint (a folder or a hub id), and texts to continue."),
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Checkpoint to use: a folder or a hub id. Required.")
+        str | None,
+        typer.Option(metavar="PATH", help="Checkpoint, if it is not the first argument: all arguments are texts then."),
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="More prompts: .txt, one a line, or .jsonl, key 'prompt'."),
+        typer.Option(
+            "--prompts", metavar="FILE", help="More prompts: .txt, one a line, or .jsonl, key 'prompt' or 'messages'."
+        ),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to add to a prompt.")] = 128,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the rows of --prompts with their completions as JSON lines; the same command goes on after a "
+            "kill.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output and start afresh.")] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask in the form of the model's chat template; without prompts, a conversation."),
+    ] = False,
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Samples of each prompt.")] = 1,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help=f"Most tokens to add to a prompt. Default: {MAX_NEW_TOKENS}, in a conversation "
+            f"{MAX_NEW_TOKENS_IN_CHAT}.",
+            show_default=False,
+        ),
+    ] = None,
+    min_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Tokens before which a text does not end by itself.")
+    ] = 0,
     temperature: Annotated[
         float | None,
         typer.Option(
             metavar="T",
             min=0,
-            help="0: always the most likely token; 1: sample as the model says. Default: 1 with --top-k or --top-p, "
-            "else 0.",
+            help="0: always the most likely token; 1: sample as the model says. Default: 1 with --top-k, --top-p, "
+            "--min-p or several samples, else 0.",
             show_default=False,
         ),
     ] = None,
@@ -39,6 +77,10 @@ def generate(
     top_p: Annotated[
         float | None,
         typer.Option(metavar="P", help="Sample from the most likely tokens that have P of the probability."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Sample from tokens with at least P times the highest probability."),
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before TEXT where it appears; repeatable.")
@@ -50,116 +92,134 @@ def generate(
     """Continue prompts with a checkpoint.
 
     \b
-      reallm generate --model PATH "Once upon a time"
-      reallm generate --model PATH --chat --temperature 0.7 "Who wrote Faust?"
+      reallm generate MODEL "Once upon a time"
+      reallm generate MODEL --chat                     a conversation
+      reallm generate MODEL --chat --temperature 0.7 "Who wrote Faust?"
+      reallm generate MODEL --prompts in.jsonl --output out.jsonl
     """
-    if model is None:
-        raise ConfigError("--model PATH is required: a checkpoint's folder or a hub id")
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
-    texts = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
-    if not texts:
-        raise ConfigError('nothing to continue; give prompts ("Once upon a time") or a file of them (--prompts FILE)')
-    if not all(texts):
-        raise ConfigError("a prompt is empty")
-    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-                                "top_p": top_p, "stop": tuple(stop or ()), "seed": seed}  # fmt: skip
+    key, path, texts = _model_and_texts(model, list(arguments or []))
+    is_conversation = chat and not texts and prompts_file is None
+    if is_conversation:
+        _check_conversation(path, as_json=as_json, n=n)
+    elif not texts and prompts_file is None:
+        raise ConfigError(_nothing_to_continue(path, is_named=model is not None))
+    _check_output(output, overwrite=overwrite, has_texts=bool(texts), has_file=prompts_file is not None)
+    if as_json and output is not None:
+        raise ConfigError("--output writes JSON lines anyway; leave --json out")
 
-    completions = _complete(model, texts, sampling, chat=chat, device=device)
-    for index, (prompt, completion) in enumerate(zip(texts, completions, strict=True)):
-        if as_json:
-            typer.echo(_as_json(prompt, completion))
-        else:
-            typer.echo(("\n" if index else "") + _as_text(prompt, completion))
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: the lines of a .txt, or the values of `prompt` in a .jsonl; blank lines are skipped.
-
-    Raises:
-        DataError: the file does not exist, is of another type, or has a line without a prompt; names file and line.
-    """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise DataError(f"--prompts {path}: the name must end in .txt or .jsonl")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--prompts {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix == ".txt":
-        return [line for _, line in numbered]
-    return [_prompt_of(line, f"{path}:{number}") for number, line in numbered]
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise DataError(f'{where}: expected an object with a text "prompt", such as {{"prompt": "Once upon a time"}}')
-    return row["prompt"]
-
-
-def _complete(path: str, prompts: list[str], sampling: dict[str, Any], *, chat: bool, device: str) -> list[Completion]:
-    from reallm.experiments.preflight.checks import check_checkpoint
-
-    check_checkpoint("--model", path)
-
-    import torch
-
-    from reallm.engine.real_model import ReaLModel
+    from reallm.cli.generation_model import check_device
     from reallm.generation.config import GenerationConfig
-    from reallm.hf.checkpoint_folder import resolve_path
-    from reallm.hf.conversion.transformers_io import load_tokenizer
 
-    GenerationConfig(**sampling)  # checks the values before a model is loaded
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; use cpu or auto")
-    device = ("cuda" if has_gpu else "cpu") if device == "auto" else device
+    check_device(device)
+    default = MAX_NEW_TOKENS_IN_CHAT if is_conversation else MAX_NEW_TOKENS
+    config = GenerationConfig(
+        max_new_tokens=default if max_new_tokens is None else max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop=tuple(stop or ()),
+        n=n,
+        seed=seed,
+    )
+    if is_conversation:
+        from reallm.cli.chat import converse
 
-    folder = resolve_path(path)
-    tokenizer = load_tokenizer(folder)
-    if chat and not tokenizer.chat_template:
-        raise ConfigError(f"--chat: the tokenizer in '{folder}' has no chat template; leave --chat out")
-    ids = _chat_ids(tokenizer, prompts) if chat else [tokenizer.encode(prompt) for prompt in prompts]
-    # A CPU is fastest in float32; on a GPU the dtype of the checkpoint is kept.
-    model = ReaLModel.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else None, device=device)
-    return model.generate(ids, tokenizer=tokenizer, **sampling)
+        converse(key, path, config, device=device)
+    elif output is not None:
+        from reallm.cli.generate_file import generate_file
 
-
-def _chat_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
-    """The tokens of each prompt, asked by the user as in training."""
-    from reallm.data.chat.template import ChatTemplate
-    from reallm.data.rows import Row
-
-    template = ChatTemplate(tokenizer)
-    texts = [
-        template.prompt([{"role": "user", "content": prompt}], Row(str(number), f"prompt {number}", {}))
-        for number, prompt in enumerate(prompts, 1)
-    ]
-    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]  # the template has added them
+        assert prompts_file is not None
+        generate_file(key, path, prompts_file, output, config, chat=chat, device=device, overwrite=overwrite)
+    else:
+        _print_completions(key, path, texts, prompts_file, config, chat=chat, device=device, as_json=as_json)
 
 
-def _as_json(prompt: str, completion: Completion) -> str:
-    return json.dumps(
-        {
-            "prompt": prompt,
-            "completion": completion.text,
-            "n_tokens": len(completion.token_ids),
-            "finish_reason": completion.finish_reason,
-        },
-        ensure_ascii=False,
+def _model_and_texts(model: str | None, arguments: list[str]) -> tuple[str, str, list[str]]:
+    """What errors call the model, its path, and the texts to continue."""
+    if model is not None:
+        return "--model", model, arguments
+    if not arguments:
+        raise ConfigError(
+            'no model is given; write reallm generate MODEL "Once upon a time", where MODEL is a checkpoint\'s folder '
+            "or a hub id"
+        )
+    return "MODEL", arguments[0], arguments[1:]
+
+
+def _nothing_to_continue(path: str, *, is_named: bool) -> str:
+    if not is_named and not Path(path).expanduser().exists() and not _HUB_ID.fullmatch(path):
+        return f"the first argument is the model, and '{path}' is none; write reallm generate MODEL {shlex.quote(path)}"
+    return (
+        f'nothing to continue; give prompts (reallm generate {path} "Once upon a time") or a file of them '
+        "(--prompts FILE)"
     )
 
 
-def _as_text(prompt: str, completion: Completion) -> str:
-    from reallm.errors import counted
+def _check_conversation(path: str, *, as_json: bool, n: int) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError(
+            f'a conversation needs a terminal; give a message (reallm generate {path} --chat "Who wrote Faust?") or a '
+            "file of them (--prompts FILE)"
+        )
+    if as_json:
+        raise ConfigError("--json is for prompts on the command line or in a file, not for a conversation")
+    if n > 1:
+        raise ConfigError(f"--n {n} is for prompts on the command line or in a file, not for a conversation")
 
-    quoted = "\n".join(f"> {line}" for line in prompt.splitlines())
-    end = ""
-    if completion.finish_reason == "length":
-        n_tokens = counted(len(completion.token_ids), "token")
-        end = typer.style(f"\n[cut after {n_tokens}; --max-new-tokens N for more]", dim=True)
-    return f"{typer.style(quoted, bold=True)}\n{(completion.text or '').strip()}{end}"
+
+def _check_output(output: Path | None, *, overwrite: bool, has_texts: bool, has_file: bool) -> None:
+    if output is None:
+        if overwrite:
+            raise ConfigError("--overwrite is for --output FILE")
+        return
+    if not has_file or has_texts:
+        raise ConfigError("--output FILE is for the prompts of a file: give them with --prompts FILE, and no others")
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"--output {output}: the name must end in .jsonl, since it gets a JSON object on each line")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}")
+
+
+def _print_completions(
+    key: str,
+    path: str,
+    texts: Sequence[str],
+    prompts_file: Path | None,
+    config: GenerationConfig,
+    *,
+    chat: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Print completions while they are generated."""
+    from reallm.cli.generation_model import check_model, events, load_model, nonfinite_explained
+    from reallm.cli.generation_view import JsonView, TextView
+    from reallm.generation.prompt_files import check_columns
+    from reallm.generation.prompts import PromptEncoder, as_prompts, read_prompts
+    from reallm.generation.request import Request
+    from reallm.launch.signals import stop_requests
+
+    prompts = as_prompts(texts, chat=chat)
+    if prompts_file is not None:
+        prompts += read_prompts(prompts_file, chat=chat)
+    if as_json:
+        for prompt in prompts:
+            check_columns(prompt.row)
+    folder = check_model(key, path)
+    loaded = load_model(folder, device, chat=chat)
+    encode = PromptEncoder(loaded.tokenizer, folder)
+    requests = [
+        (prompt.row.place, Request(tuple(encode(prompt)), config, key=index)) for index, prompt in enumerate(prompts)
+    ]
+    view = (JsonView if as_json else TextView)(prompts, config.n, partial(typer.echo, nl=False))
+    with (
+        stop_requests(announce=False) as stop,
+        nonfinite_explained(loaded.model),
+        loaded.model.generation_engine(loaded.tokenizer) as engine,
+    ):
+        for event in events(engine, requests, stop):
+            view.show(event)
+    if stop.is_set():
+        raise KeyboardInterrupt

@@ -1,0 +1,29 @@
+"""A fingerprint of a checkpoint, which tells it from others without reading all of it. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
+
+_SAMPLED = 1 << 20
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """SHA-256 of what generation depends on: configuration, tokenizer, and the ends and sizes of the files of weights.
+
+    Training changes all weights, so the first and the last MiB of each file tell one checkpoint from another.
+    """
+    digest = hashlib.sha256()
+    for pattern in (CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES):
+        for file in sorted(folder.glob(pattern)):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\0".encode())
+        with path.open("rb") as weights:
+            digest.update(weights.read(_SAMPLED))
+            weights.seek(max(0, size - _SAMPLED))
+            digest.update(weights.read(_SAMPLED))
+    return digest.hexdigest()

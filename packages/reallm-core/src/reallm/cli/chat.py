@@ -1,0 +1,147 @@
+"""`reallm generate MODEL --chat` on a terminal: a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from reallm.cli.generation_model import check_model, events, load_model, nonfinite_explained
+from reallm.cli.generation_view import ShownText, Write, ending, note
+from reallm.errors import DataError, did_you_mean
+from reallm.generation.conversation import Conversation
+from reallm.generation.request import Completion, FinishedEvent, Request
+
+if TYPE_CHECKING:
+    from reallm.generation.config import GenerationConfig
+    from reallm.generation.engine import GenerationEngine
+    from reallm.launch.signals import StopRequest
+
+PROMPT = "> "
+COMMANDS = {
+    "/system TEXT": "set the system message; without TEXT, show it",
+    "/clear": "forget the conversation, but not the system message",
+    "/help": "show this",
+    "/exit": "leave; so does Ctrl-D",
+}
+
+
+class Chat:
+    """A loop that reads messages and commands, and writes answers as they are generated.
+
+    Args:
+        conversation: the messages so far.
+        engine: the engine, which computes what one prompt has in common with the one before it only once.
+        config: settings for sampling tokens and for ending an answer.
+        read: function that reads what the user types; raises EOFError for Ctrl-D, and KeyboardInterrupt for Ctrl-C.
+        write: where to write.
+        stop_requests: function that makes a context with a flag, which Ctrl-C sets in an answer.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        engine: GenerationEngine,
+        config: GenerationConfig,
+        *,
+        read: Callable[[], str],
+        write: Write,
+        stop_requests: Callable[[], AbstractContextManager[StopRequest]],
+    ) -> None:
+        self._conversation, self._engine, self._config = conversation, engine, config
+        self._read, self._write, self._stop_requests = read, write, stop_requests
+        self._n_answers = 0
+
+    def run(self) -> None:
+        """Talk until the user leaves."""
+        self._say("Ctrl-C ends an answer, Ctrl-D leaves, /help lists the commands")
+        while True:
+            try:
+                text = self._read()
+            except EOFError:
+                self._write("\n")
+                return
+            except KeyboardInterrupt:
+                self._write("\n")
+                self._say("Ctrl-D or /exit leaves")
+                continue
+            if text.strip() == "/exit":
+                return
+            try:
+                if text.startswith("/"):
+                    self._command(*text.strip().partition(" ")[::2])
+                elif text.strip():
+                    self._answer(text.strip())
+            except DataError as error:
+                self._say(f"error: {error}")
+
+    def _command(self, name: str, text: str) -> None:
+        conversation = self._conversation
+        if name == "/system" and text.strip():
+            conversation.set_system(text.strip())
+        elif name == "/system":
+            system = conversation.system
+            self._say("there is no system message" if system is None else f"the system message is: {system}")
+        elif name == "/clear":
+            conversation.clear()
+        elif name == "/help":
+            for command, meaning in COMMANDS.items():
+                self._say(f"{command:<14}{meaning}")
+        else:
+            hint = did_you_mean(name, [command.split()[0] for command in COMMANDS]) or "; /help lists them"
+            self._say(f"no command {name}{hint}; a message that begins with / needs a space before it")
+
+    def _answer(self, text: str) -> None:
+        ids = self._conversation.ask(text)
+        request = Request(tuple(ids), self._config, key=self._n_answers)
+        completion = self._stream(request)
+        self._n_answers += 1
+        if completion.token_ids:
+            self._conversation.answer(completion.token_ids, completion.text or "")
+
+    def _stream(self, request: Request) -> Completion:
+        """Write an answer while it is generated."""
+        shown = ShownText()
+        completion = Completion(list(request.prompt_ids))
+        with self._stop_requests() as stop:
+            for event in events(self._engine, [("the conversation", request)], stop):
+                self._write(shown.push(event.text))
+                if isinstance(event, FinishedEvent):
+                    completion = event.completion
+        self._write(f"{ending(completion)}\n\n")
+        return completion
+
+    def _say(self, text: str) -> None:
+        """Write a line that is not the model's."""
+        self._write(f"{note(text)}\n")
+
+
+def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> None:
+    """Load a model and talk with it on the terminal.
+
+    Args:
+        key: what errors call the model, as it was given.
+        path: a checkpoint's folder, that of a run, or an id on the hub.
+        config: settings for sampling tokens and for ending an answer.
+        device: value of `--device`.
+    """
+    from reallm.data.chat.template import ChatTemplate
+    from reallm.launch.signals import stop_requests
+
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives `input` editing, history and pastes of several lines
+
+    loaded = load_model(check_model(key, path), device, chat=True)
+    conversation = Conversation(loaded.tokenizer, ChatTemplate(loaded.tokenizer))
+    with nonfinite_explained(loaded.model), loaded.model.generation_engine(loaded.tokenizer) as engine:
+        Chat(
+            conversation,
+            engine,
+            config,
+            read=lambda: input(PROMPT),
+            write=partial(typer.echo, nl=False),
+            stop_requests=partial(stop_requests, announce=False),
+        ).run()

@@ -1,0 +1,31 @@
+"""Text that cannot drive a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from reallm.cli.printable import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("\x9b2J", r"\x9b2J"),
+        ("over\rwritten\x08", r"over\rwritten\x08"),
+        ("abc\u202ecba", r"abc\u202ecba"),
+        ("a\u2028b\x85", r"a\u2028b\x85"),
+        ("half \ud83d", r"half \ud83d"),
+        ("👩\u200d👩\ufe0f é 文 \xa0\u200f…", "👩\u200d👩\ufe0f é 文 \xa0\u200f…"),
+    ],
+)
+def test_what_drives_a_terminal_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_all_control_characters_are_escaped() -> None:
+    controls = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Cs", "Zl", "Zp")]
+    assert [char for char in controls if printable(char) == char] == ["\t", "\n"]
