@@ -26,7 +26,7 @@ class Talk:
         self.tokenizer = model_tokenizer(model)
         self.answers = [self.tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
         self.engine = FakeEngine(self.tokenizer, tokens=lambda request: self.answers[int(request.key)], **options)
-        self.stop = threading.Event()
+        self.stop, self.stops_at_once = threading.Event(), False
 
     def type(self, *typed: str | type[BaseException]) -> list[str]:
         """Run the chat; returns the lines that it writes, without styles."""
@@ -41,6 +41,8 @@ class Talk:
         @contextmanager
         def stop_requests() -> Iterator[threading.Event]:
             self.stop.clear()
+            if self.stops_at_once:
+                self.stop.set()
             yield self.stop
 
         Chat(
@@ -51,7 +53,6 @@ class Talk:
             write=written.append,
             stop_requests=stop_requests,
         ).run()
-        assert next(rest, None) in (None, EOFError)
         return [line for line in "".join(written).replace("\x1b[2m", "").replace("\x1b[0m", "").split("\n")[1:] if line]
 
     def prompt(self, number: int) -> str:
@@ -64,7 +65,8 @@ def test_the_history_is_what_was_asked_and_what_was_sampled() -> None:
     first, second = talk.engine.requests
     assert second.prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
     assert talk.prompt(1).endswith(
-        f"user\nhi{END}\n<|im_start|>assistant\nHello!{END}\n<|im_start|>user\nHow are you?{END}\n<|im_start|>assistant\n"
+        f"<|im_start|>user\nhi{END}\n<|im_start|>assistant\nHello!{END}\n"
+        f"<|im_start|>user\nHow are you?{END}\n<|im_start|>assistant\n"
     )
     assert [request.key for request in talk.engine.requests] == [0, 1]
 
@@ -87,15 +89,11 @@ def test_ctrl_c_ends_an_answer_and_not_the_program() -> None:
 
 def test_an_answer_that_is_interrupted_before_it_began_is_forgotten() -> None:
     talk = Talk("One", f"Fine.{END}")
-    talk.engine.on_step = lambda: talk.stop.set() if talk.engine.has_work and not talk.engine.requests[1:] else None
-    original = talk.engine.step
-
-    def step() -> Any:
-        return original()
-
-    talk.engine.step = step  # type: ignore[method-assign]
-    talk.stop.set()
-    assert talk.type("hi")[-1]
+    talk.stops_at_once = True
+    assert talk.type("hi")[-1] == "[interrupted after 0 tokens]"
+    talk.stops_at_once = False
+    assert talk.type("hello") == ["One"]
+    assert "hi" not in talk.prompt(1)
 
 
 def test_a_long_answer_is_cut_and_goes_on() -> None:
@@ -107,22 +105,31 @@ def test_a_long_answer_is_cut_and_goes_on() -> None:
 
 def test_commands() -> None:
     talk = Talk(f"a{END}", f"b{END}", f"c{END}", f"d{END}")
-    lines = talk.type("/system", "/system Be brief.", "/system", "one", "two", "/clear", "three", "/help", "/exit", "four")
+    lines = talk.type(
+        "/system", "/system Be brief.", "/system", "one", "two", "/clear", "three", "/help", "/exit", "four"
+    )
     assert lines[:2] == ["there is no system message", "the system message is: Be brief."]
     assert lines[2:5] == ["a", "b", "c"]
     assert [line.split("  ")[0] for line in lines[5:]] == list(COMMANDS)
     assert talk.prompt(0).startswith(f"<|im_start|>system\nBe brief.{END}\n<|im_start|>user\none{END}")
     assert "one" in talk.prompt(1)
-    assert talk.prompt(2) == f"<|im_start|>system\nBe brief.{END}\n<|im_start|>user\nthree{END}\n<|im_start|>assistant\n"
+    assert (
+        talk.prompt(2) == f"<|im_start|>system\nBe brief.{END}\n<|im_start|>user\nthree{END}\n<|im_start|>assistant\n"
+    )
     assert len(talk.engine.requests) == 3
 
 
-@pytest.mark.parametrize(("typed", "hint"), [("/sistem x", "; did you mean '/system'?"), ("/etc", "; /help lists them")])
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("/sistem x", "; did you mean '/system'?"), ("/etc", "; /help lists them")]
+)
 def test_an_unknown_command_is_told(typed: str, hint: str) -> None:
     talk = Talk(f"It is a folder.{END}")
     name = typed.split()[0]
     lines = talk.type(typed, " /etc, what is it?")
-    assert lines == [f"no command {name}{hint}; a message that begins with / needs a space before it", "It is a folder."]
+    assert lines == [
+        f"no command {name}{hint}; a message that begins with / needs a space before it",
+        "It is a folder.",
+    ]
     assert "user\n/etc, what is it?" in talk.prompt(0)
 
 

@@ -1,8 +1,15 @@
-"""`reallm generate` with a checkpoint: how texts end, sampling, and weights that are not finite."""
+"""`reallm generate` with a checkpoint: streaming, how texts end, sampling, files, a conversation, and Ctrl-C."""
 
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from reallm.cli.main import run
 from reallm.engine.real_model import ReaLModel
+from reallm.generation.engine import GenerationEngine
 from tests.helpers.hf_grid import raw_config
 from tests.helpers.tokenizers import tiny_tokenizer
 
@@ -79,9 +87,169 @@ def test_logits_that_are_not_finite_are_an_error(
     printed = capsys.readouterr()
     assert not printed.out
     assert printed.err.startswith(
-        "error: prompt 0: the logits of new token 1 are not finite; the weights are finite, but"
+        "error: prompt 1: the logits of new token 1 are not finite; the weights are finite, but"
     )
     tensors["model.norm.weight"][3] = torch.nan
     save_file(tensors, tmp_path / "model.safetensors")
     assert run(["generate", "--model", str(tmp_path), "The fox"]) == 2
     assert "tensor 'model.norm.weight' has 1 of 32 values that are NaN or infinite" in capsys.readouterr().err
+
+
+def test_the_model_may_be_the_first_argument(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--json", "--max-new-tokens", "4"]
+    assert run(["generate", str(model), "The fox", "A dog", *options]) == 0
+    out = capsys.readouterr().out
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The fox", "A dog"]
+    assert run(["generate", "--model", str(model), "The fox", "A dog", *options]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_text_is_written_while_it_is_generated(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, written = GenerationEngine.step, list[str]()
+
+    def watched(engine: GenerationEngine) -> Any:
+        written.append(capsys.readouterr().out)
+        return step(engine)
+
+    monkeypatch.setattr(GenerationEngine, "step", watched)
+    arguments = ["generate", str(model), "The fox", "A dog", "--n", "2", "--max-new-tokens", "12", "--seed", "3"]
+    assert run(arguments) == 0
+    written.append(capsys.readouterr().out)
+    assert sum(map(bool, written)) > 4
+    assert written[1].startswith("> The fox\n[1 of 2]\n")
+    monkeypatch.undo()
+    assert run(arguments) == 0
+    assert capsys.readouterr().out == "".join(written)
+    [fox, dog] = [line for line in "".join(written).splitlines() if line.startswith(">")]
+    assert (fox, dog) == ("> The fox", "> A dog")
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_ctrl_c_ends_with_what_was_generated(
+    as_json: bool, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = GenerationEngine.step, iter(range(1000))
+
+    def interrupted(engine: GenerationEngine) -> Any:
+        if next(steps) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(engine)
+
+    monkeypatch.setattr(GenerationEngine, "step", interrupted)
+    arguments = ["generate", str(model), "The fox", "A dog", "--min-new-tokens", "100", *["--json"] * as_json]
+    assert run(arguments) == 130
+    printed = capsys.readouterr()
+    assert printed.err.endswith("\ninterrupted\n")
+    assert "Traceback" not in printed.err
+    if as_json:
+        rows = [json.loads(line) for line in printed.out.splitlines()]
+        assert [(row["prompt"], row["n_tokens"], row["finish_reason"]) for row in rows] == [
+            ("The fox", 6, "cancelled"),
+            ("A dog", 6, "cancelled"),
+        ]
+        assert all(row["completion"] for row in rows)
+    else:
+        assert printed.out.count("[interrupted after 6 tokens]") == 2
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_file_is_completed_as_if_it_had_not_been_killed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"The fox {number}", "id": number} for number in range(600)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def arguments(output: str) -> list[str]:
+        options = ["--max-new-tokens", "24", "--temperature", "1.5"]
+        return ["generate", str(model), "--prompts", str(tmp_path / "in.jsonl"), "--output", output, *options]
+
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert run(arguments(str(whole))) == 0
+    assert [
+        {"prompt": row["prompt"], "id": row["id"]} for row in map(json.loads, whole.read_text().splitlines())
+    ] == rows
+    partial = tmp_path / "killed.jsonl.partial" / "rows.jsonl"
+    process = subprocess.Popen([sys.executable, "-m", "reallm", *arguments(str(killed))])
+    wait_for(lambda: (partial.exists() and partial.stat().st_size) or process.poll() is not None)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    n_done = partial.read_bytes().count(b"\n")
+    assert 0 < n_done < len(rows)
+    capsys.readouterr()
+    assert run(arguments(str(killed))) == 0
+    printed = capsys.readouterr()
+    assert f"{n_done} of 600 rows are done; going on with the next" in printed.err
+    assert printed.out == f"{killed}: 600 rows\n"
+    assert killed.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "killed.jsonl", "whole.jsonl"]
+
+
+def test_ctrl_c_keeps_the_rows_of_a_file_and_says_how_to_go_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.txt").write_text("The fox\nA dog\n")
+    step, steps = GenerationEngine.step, iter(range(1000))
+
+    def interrupted(engine: GenerationEngine) -> Any:
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(engine)
+
+    monkeypatch.setattr(GenerationEngine, "step", interrupted)
+    output = tmp_path / "out.jsonl"
+    assert run(["generate", str(model), "--prompts", str(tmp_path / "in.txt"), "--output", str(output)]) == 130
+    error = capsys.readouterr().err
+    assert f"0 of 2 rows are done, and kept in {output}.partial; the same command goes on with the next" in error
+    assert not output.exists()
+
+
+def test_a_conversation_on_a_terminal(model: Path) -> None:
+    """The real thing: a process with a terminal, in which Ctrl-C is a key."""
+    take_terminal = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    program = f"{take_terminal}; from reallm.cli.main import main; main()"
+    options = ["--min-new-tokens", "5000", "--max-new-tokens", "5000"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "generate", str(model), "--chat", *options],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = bytearray()
+
+    def shown(text: str, *, after: int = 0) -> bool:
+        if select.select([ours], [], [], 0.05)[0]:
+            seen.extend(os.read(ours, 4096))
+        return text.encode() in seen[after:]
+
+    try:
+        wait_for(lambda: shown("> "))
+        assert b"Ctrl-C ends an answer, Ctrl-D leaves" in seen
+        os.write(ours, b"hello\n")
+        wait_for(lambda: shown("hello\r\n"))
+        begun = len(seen)
+        wait_for(lambda: shown("", after=begun) and len(seen) > begun + 20)
+        os.write(ours, b"\x03")
+        wait_for(lambda: shown("[interrupted after", after=begun))
+        wait_for(lambda: shown("\r\n> ", after=begun))
+        asked = len(seen)
+        os.write(ours, b"/sytem\n")
+        wait_for(lambda: shown("did you mean '/system'?", after=asked))
+        os.write(ours, b"\x04")
+        wait_for(lambda: process.poll() is not None)
+        assert process.returncode == 0
+        assert b"Traceback" not in seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from reallm.cli.generation_model import events
 from reallm.cli.generation_view import JsonView, ShownText, TextView
-from reallm.generation.config import GenerationConfig
 from reallm.generation.prompts import as_prompts
-from reallm.generation.request import Completion, FinishedEvent, FinishReason, Request, TokenEvent
+from reallm.generation.request import Completion, FinishedEvent, FinishReason, TokenEvent
 
 
 def token(request_id: int, text: str, sample: int = 0) -> TokenEvent:
     return TokenEvent(request_id, sample, 0, -1.0, text)
 
 
-def finished(request_id: int, text: str, rest: str = "", reason: FinishReason = "stop", sample: int = 0) -> FinishedEvent:
+def finished(
+    request_id: int, text: str, rest: str = "", reason: FinishReason = "stop", sample: int = 0
+) -> FinishedEvent:
     completion = Completion([1], [0] * len(text), text=text, finish_reason=reason, sample=sample)
     return FinishedEvent(request_id, sample, completion, rest)
 

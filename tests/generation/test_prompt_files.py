@@ -143,9 +143,7 @@ def test_a_short_row_waits_for_a_long_one_before_it(prompts: Path, tmp_path: Pat
     assert written == [(0, N_ROWS), (0, 1), (0, 1), (0, 1), (N_ROWS, 1)]
 
 
-def test_rows_are_read_while_they_are_needed(
-    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_read_while_they_are_needed(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reallm.generation.prompt_files.MAX_RUNNING", 6)
     engine = FakeEngine(TOKENIZER)
     assert complete(prompts, tmp_path / "out.jsonl", engine, n=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from reallm.cli.generation_model import check_model, events, load_model, nonfinite_explained
+from reallm.cli.generation_model import check_model, events, load_model
 from reallm.cli.generation_view import ShownText, Write, ending, note
 from reallm.errors import DataError, did_you_mean
 from reallm.generation.conversation import Conversation
@@ -129,6 +129,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
         device: value of `--device`.
     """
     from reallm.data.chat.template import ChatTemplate
+    from reallm.engine.diagnosis import nonfinite_explained
     from reallm.launch.signals import stop_requests
 
     with suppress(ImportError):
@@ -136,7 +137,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
 
     loaded = load_model(check_model(key, path), device, chat=True)
     conversation = Conversation(loaded.tokenizer, ChatTemplate(loaded.tokenizer))
-    with nonfinite_explained(loaded.model), loaded.model.generation_engine(loaded.tokenizer) as engine:
+    with nonfinite_explained(loaded.model.network), loaded.model.generation_engine(loaded.tokenizer) as engine:
         Chat(
             conversation,
             engine,

@@ -194,8 +194,9 @@ def _print_completions(
     as_json: bool,
 ) -> None:
     """Print completions while they are generated."""
-    from reallm.cli.generation_model import check_model, events, load_model, nonfinite_explained
+    from reallm.cli.generation_model import check_model, events, load_model
     from reallm.cli.generation_view import JsonView, TextView
+    from reallm.engine.diagnosis import nonfinite_explained
     from reallm.generation.prompt_files import check_columns
     from reallm.generation.prompts import PromptEncoder, as_prompts, read_prompts
     from reallm.generation.request import Request
@@ -216,7 +217,7 @@ def _print_completions(
     view = (JsonView if as_json else TextView)(prompts, config.n, partial(typer.echo, nl=False))
     with (
         stop_requests(announce=False) as stop,
-        nonfinite_explained(loaded.model),
+        nonfinite_explained(loaded.model.network),
         loaded.model.generation_engine(loaded.tokenizer) as engine,
     ):
         for event in events(engine, requests, stop):

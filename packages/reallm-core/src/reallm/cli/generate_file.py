@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from reallm.checkpoint.fingerprint import checkpoint_fingerprint
-from reallm.cli.generation_model import check_model, load_model, nonfinite_explained
+from reallm.cli.generation_model import check_model, load_model
 from reallm.data.tokenization.progress import RowProgress
 from reallm.errors import DataError, counted
 from reallm.generation.completion_file import CompletionFile, partial_folder
@@ -57,6 +57,8 @@ def generate_file(
         "chat": chat,
         **asdict(config),
     }
+    from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
+
     with CompletionFile.open(output, settings, overwrite=overwrite) as file:
         if file.n_rows:
             typer.echo(
@@ -66,7 +68,7 @@ def generate_file(
         with (
             RowProgress("generating", lambda: n_rows, done=file.n_rows, console=console) as progress,
             stop_requests(announce=False) as stop,
-            nonfinite_explained(loaded.model),
+            nonfinite_explained(loaded.model.network),
             loaded.model.generation_engine(loaded.tokenizer) as engine,
         ):
             is_done = complete_prompts(

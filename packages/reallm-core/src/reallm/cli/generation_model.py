@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from reallm.errors import ConfigError, NonFiniteError
+from reallm.errors import ConfigError
+from reallm.generation.nonfinite import refuse_nonfinite
+from reallm.generation.request import FinishedEvent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,30 +85,13 @@ def events(engine: GenerationEngine, requests: Sequence[tuple[str, Request]], st
 
     After a request to stop they end as they are.
     """
-    from reallm.generation.generate import refuse_nonfinite
-    from reallm.generation.request import FinishedEvent
-
-    running = [engine.add(request, name=name) for name, request in requests]
+    names = {engine.add(request, name=name): name for name, request in requests}
+    running = [*names]
     while engine.has_work:
         if stop.is_set():
             for number in running:
                 engine.cancel(number)
             running = []
-        for event in engine.step():
-            if isinstance(event, FinishedEvent):
-                refuse_nonfinite([(event.request_id, event.completion)])
-            yield event
-
-
-@contextmanager
-def nonfinite_explained(model: ReaLModel) -> Iterator[None]:
-    """Context that says what is wrong with a model whose logits are not finite."""
-    from reallm.engine.diagnosis import model_fault
-
-    try:
-        yield
-    except NonFiniteError as error:
-        fault = model_fault(model.network, model.mesh)
-        raise NonFiniteError(
-            f"{error}; {fault or 'for other tokens they are finite, and so are the weights'}"
-        ) from None
+        found = engine.step()
+        refuse_nonfinite((names[one.request_id], one.completion) for one in found if isinstance(one, FinishedEvent))
+        yield from found

@@ -44,11 +44,15 @@ class ShownText:
 
 
 def ending(completion: Completion) -> str:
-    """What is shown after a text that did not end by itself."""
+    """What is shown after a text that did not end by itself, or that is empty."""
     n_tokens = counted(len(completion.token_ids), "token")
-    if completion.finish_reason == "length":
-        return note(f"\n[cut after {n_tokens}; --max-new-tokens N for more]")
-    return note(f"\n[interrupted after {n_tokens}]") if completion.finish_reason == "cancelled" else ""
+    match completion.finish_reason:
+        case "length":
+            return note(f"\n[cut after {n_tokens}; --max-new-tokens N for more]")
+        case "cancelled":
+            return note(f"\n[interrupted after {n_tokens}]")
+        case _:
+            return "" if (completion.text or "").strip() else note("[ended without text]")
 
 
 def note(text: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reallm.checkpoint.finite import nonfinite_names
-from reallm.errors import counted
+from reallm.errors import NonFiniteError, counted
 from reallm.generation.logprobs import forward_packed
 from reallm.model.parameter_names import EMBEDDING_LAYER, all_layers, head_layer
 from reallm.model.transformer import Transformer
@@ -43,6 +44,16 @@ def model_fault(network: Transformer, mesh: Mesh | None = None) -> str | None:
     where = _layer_text(layers[0], network) if layers else "the output head"
     remedy = "" if dtype == "float32" else "; in float32 it may be"
     return f"the weights are finite, but in {dtype} the output of {where} is not{remedy}"
+
+
+@contextmanager
+def nonfinite_explained(network: Transformer, mesh: Mesh | None = None) -> Iterator[None]:
+    """Context whose NonFiniteError says what is wrong with the model, as `model_fault` finds it."""
+    try:
+        yield
+    except NonFiniteError as error:
+        fault = model_fault(network, mesh) or "for other tokens they are finite, and so are the weights"
+        raise NonFiniteError(f"{error}; {fault}") from None
 
 
 @torch.no_grad()

@@ -19,14 +19,15 @@ from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.dtype_device import as_device, as_dtype
-from reallm.engine.diagnosis import model_fault
+from reallm.engine.diagnosis import nonfinite_explained
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
 from reallm.engine.sharded_model import ShardedModel
-from reallm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.generation.config import GenerationConfig, as_generation_config
 from reallm.generation.engine import GenerationEngine
-from reallm.generation.generate import generate_tokens, refuse_nonfinite
+from reallm.generation.generate import generate_tokens
 from reallm.generation.logprobs import forward_packed, logprobs
+from reallm.generation.nonfinite import refuse_nonfinite
 from reallm.generation.request import Completion, Event, FinishedEvent, Request
 from reallm.generation.text import TokenDecoder
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
@@ -344,7 +345,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             while engine.has_work:
                 for event in engine.step():
                     if isinstance(event, FinishedEvent):
-                        refuse_nonfinite([(event.request_id, event.completion)])
+                        refuse_nonfinite([(f"prompt {event.request_id}", event.completion)])
                     yield event
 
     def _encode(
@@ -367,13 +368,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         was_training = self.training
         self.eval()
         try:
-            with unsharded(self.network):
+            with unsharded(self.network), nonfinite_explained(self.network, self.mesh):
                 yield
-        except NonFiniteError as error:
-            fault = model_fault(self.network, self.mesh)
-            raise NonFiniteError(
-                f"{error}; {fault or 'for other tokens they are finite, and so are the weights'}"
-            ) from None
         finally:
             self.train(was_training)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from reallm.errors import NonFiniteError, counted
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
+from reallm.generation.nonfinite import refuse_nonfinite
 from reallm.generation.request import Completion, Request
 from reallm.generation.request_checks import check_request
 from reallm.generation.text import TokenDecoder
@@ -58,23 +58,6 @@ def generate_tokens(
             for index, request in enumerate(requests):
                 engine.add(request, name=f"prompt {index}")
             completions = engine.run()
-    by_prompt = zip((index for index in range(len(prompts)) for _ in range(config.n)), completions, strict=True)
-    refuse_nonfinite(by_prompt)
+    names = (f"prompt {index}" for index in range(len(prompts)) for _ in range(config.n))
+    refuse_nonfinite(zip(names, completions, strict=True))
     return completions
-
-
-def refuse_nonfinite(completions: Iterable[tuple[int, Completion]]) -> None:
-    """Raise NonFiniteError for the first prompt whose logits were not finite.
-
-    Args:
-        completions: pairs of the index of a prompt and one of its completions, in ascending order.
-    """
-    failed: dict[int, Completion] = {}
-    for index, completion in completions:
-        if not completion.is_finite:
-            failed.setdefault(index, completion)
-    if not failed:
-        return
-    first, completion = next(iter(failed.items()))
-    others = f" (and those of {counted(len(failed) - 1, 'more prompt')})" if len(failed) > 1 else ""
-    raise NonFiniteError(f"prompt {first}: the logits of new token {len(completion.logprobs)}{others} are not finite")

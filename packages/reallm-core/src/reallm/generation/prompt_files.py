@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from reallm.data.row import Row
 from reallm.errors import DataError
 from reallm.generation.completion_file import CompletionFile, partial_folder
+from reallm.generation.nonfinite import refuse_nonfinite
 from reallm.generation.prompts import Prompt, read_prompts
 from reallm.generation.request import Completion, FinishedEvent, Request, TokenEvent
 
@@ -134,6 +135,7 @@ def complete_prompts(
             if isinstance(event, TokenEvent):
                 n_tokens += 1
             elif isinstance(event, FinishedEvent):
+                refuse_nonfinite([(started[event.request_id].prompt.row.place, event.completion)])
                 started[event.request_id].completions[event.sample] = event.completion
                 n_running -= 1
                 if started[event.request_id].has_ended:
