@@ -135,7 +135,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` editing, history and pastes of several lines
 
-    loaded = load_model(check_model(key, path), device, chat=True)
+    loaded = load_model(check_model(key, path), device=device, chat=True)
     conversation = Conversation(loaded.tokenizer, ChatTemplate(loaded.tokenizer))
     with nonfinite_explained(loaded.model.network), loaded.model.generation_engine(loaded.tokenizer) as engine:
         Chat(

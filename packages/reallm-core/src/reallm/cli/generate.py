@@ -209,7 +209,7 @@ def _print_completions(
         for prompt in prompts:
             check_columns(prompt.row)
     folder = check_model(key, path)
-    loaded = load_model(folder, device, chat=chat)
+    loaded = load_model(folder, device=device, chat=chat)
     encode = PromptEncoder(loaded.tokenizer, folder)
     requests = [
         (prompt.row.place, Request(tuple(encode(prompt)), config, key=index)) for index, prompt in enumerate(prompts)

@@ -64,7 +64,7 @@ def generate_file(
             typer.echo(
                 f"{output}: {file.n_rows:,} of {counted(n_rows, 'row')} are done; going on with the next", err=True
             )
-        loaded = load_model(folder, device, chat=chat)
+        loaded = load_model(folder, device=device, chat=chat)
         with (
             RowProgress("generating", lambda: n_rows, done=file.n_rows, console=console) as progress,
             stop_requests(announce=False) as stop,

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reallm.errors import ConfigError
-from reallm.generation.nonfinite import refuse_nonfinite
-from reallm.generation.request import FinishedEvent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,16 +49,17 @@ def check_device(device: str) -> None:
         raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
 
 
-def load_model(folder: Path, device: str, *, chat: bool = False) -> LoadedModel:
-    """Load a model that generates: in float32 on a CPU, which is fastest there; in the checkpoint's dtype on a GPU.
+def load_model(folder: Path, *, device: str, dtype: str | None = None, chat: bool = False) -> LoadedModel:
+    """Load a model that generates, and its tokenizer.
 
     Args:
         folder: folder of the checkpoint.
         device: `cpu`, `cuda`, or `auto`: a GPU if there is one.
-        chat: whether its tokenizer must have a chat template.
+        dtype: name of a dtype; None: float32 on a CPU, which is fastest there, else the checkpoint's.
+        chat: whether the tokenizer must have a chat template.
 
     Raises:
-        ConfigError: there is no such device, or no chat template.
+        ConfigError: there is no such device or dtype, or no chat template.
     """
     from reallm.hf.conversion.transformers_io import load_tokenizer
 
@@ -70,14 +69,16 @@ def load_model(folder: Path, device: str, *, chat: bool = False) -> LoadedModel:
 
     import torch
 
+    from reallm.dtype_device import as_device, as_dtype
     from reallm.engine.real_model import ReaLModel
 
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; use cpu or auto")
-    device = ("cuda" if has_gpu else "cpu") if device == "auto" else device
-    model = ReaLModel.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else None, device=device)
-    return LoadedModel(model, tokenizer)
+    wanted = None if dtype is None else as_dtype(dtype, "--dtype")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = as_device(device, "--device")
+    if wanted is None and found.type == "cpu":
+        wanted = torch.float32
+    return LoadedModel(ReaLModel.from_pretrained(folder, dtype=wanted, device=found), tokenizer)
 
 
 def events(engine: GenerationEngine, requests: Sequence[tuple[str, Request]], stop: StopRequest) -> Iterator[Event]:
@@ -85,6 +86,9 @@ def events(engine: GenerationEngine, requests: Sequence[tuple[str, Request]], st
 
     After a request to stop they end as they are.
     """
+    from reallm.generation.nonfinite import refuse_nonfinite
+    from reallm.generation.request import FinishedEvent
+
     names = {engine.add(request, name=name): name for name, request in requests}
     running = [*names]
     while engine.has_work:

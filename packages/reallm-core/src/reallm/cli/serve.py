@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reallm.cli.generation_model import check_device, check_model, load_model
 from reallm.errors import ConfigError
 
 if TYPE_CHECKING:
     from socket import socket
-
-    from transformers import PreTrainedTokenizerBase
 
     from reallm.engine.real_model import ReaLModel
     from reallm.serving.served_model import ServedModel
@@ -66,15 +65,14 @@ def serve(
     if missing := [package for package in ("fastapi", "uvicorn") if find_spec(package) is None]:
         raise ConfigError(f"reallm serve needs {' and '.join(missing)}; {INSTALL}")
     path, key = _one_of(path, model)
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
+    check_device(device)
 
     from reallm.serving.address import bind, is_local
 
     with bind(host, port) as bound:
         if api_key is None and not is_local(bound):
             typer.echo(f"warning: other machines may reach {host}, and no API key is asked for (--api-key)", err=True)
-        loaded, tokenizer = _load(path, key, device, dtype)
+        loaded, tokenizer = load_model(check_model(key, path), device=device, dtype=dtype)
 
         from reallm.serving.app import create_app
         from reallm.serving.engine_thread import EngineThread
@@ -100,28 +98,6 @@ def _one_of(path: str | None, model: str | None) -> tuple[str, str]:
     if path:
         return path, "MODEL"
     raise ConfigError("no model to serve; give a checkpoint's folder or a hub id: reallm serve PATH")
-
-
-def _load(path: str, key: str, device: str, dtype: str | None) -> tuple[ReaLModel, PreTrainedTokenizerBase]:
-    from reallm.experiments.preflight.checks import check_checkpoint
-
-    check_checkpoint(key, path)
-
-    import torch
-
-    from reallm.dtype_device import as_device, as_dtype
-    from reallm.engine.real_model import ReaLModel
-    from reallm.hf.checkpoint_folder import resolve_path
-    from reallm.hf.conversion.transformers_io import load_tokenizer
-
-    wanted = None if dtype is None else as_dtype(dtype, "--dtype")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = as_device(device, "--device")
-    if wanted is None and device == "cpu":  # a CPU is fastest in float32
-        wanted = torch.float32
-    folder = resolve_path(path)
-    return ReaLModel.from_pretrained(folder, dtype=wanted, device=found), load_tokenizer(folder)
 
 
 def _name(path: str) -> str:
