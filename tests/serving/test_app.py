@@ -268,6 +268,7 @@ def post(running: RunningServer, path: str, body: bytes | None, kind: str = "app
         (b"", "application/json", "the request has no body"),
         (b'{"prompt": "x"}', "application/x-www-form-urlencoded", "header 'Content-Type: application/json'"),
         (b'{"prompt": "\\ud83d"}', "application/json", "half of a surrogate pair"),
+        (b'{"prompt": "x", "\\ud83d": 1}', "application/json", "the name of a parameter is not valid Unicode"),
         (b'{"prompt": "x", "temperature": NaN}', "application/json", "temperature=nan must be"),
     ],
 )
@@ -275,6 +276,12 @@ def test_a_body_that_is_wrong_as_a_whole(running: RunningServer, body: bytes, ki
     status, answer = post(running, "/v1/completions", body, kind)
     assert status == 400
     assert pytest.raises(AssertionError, match=message).matches(AssertionError(answer))
+
+
+def test_an_error_may_quote_half_a_character(running: RunningServer) -> None:
+    status, message = post(running, "/v1/completions", b'{"prompt": "x", "model": "\\ud83d"}')
+    assert status == 404
+    assert message == "there is no model '\ud83d' here; this server has 'tiny'"
 
 
 def test_the_model_may_be_left_out_and_null_counts_as_left_out(running: RunningServer) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -14,15 +14,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from reallm.generation.request import Request as EngineRequest
 from reallm.serving.access_log import AccessLog
+from reallm.serving.answer import Answer
 from reallm.serving.engine_requests import chat_requests, completion_requests
 from reallm.serving.engine_thread import EngineThread
 from reallm.serving.errors import CLIENT_CLOSED_REQUEST, APIError, ClientGoneError
-from reallm.serving.requests import ChatCompletionRequest, CompletionRequest
+from reallm.serving.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from reallm.serving.respond import respond
 from reallm.serving.response_forms import ChatForm, CompletionForm
 from reallm.serving.responses import ModelCard, ModelList
 from reallm.serving.served_model import ServedModel
+
+B = TypeVar("B", bound=GenerationRequest)
+
+_ENDPOINTS = "see POST /v1/chat/completions, POST /v1/completions and GET /v1/models"
 
 
 def create_app(served: ServedModel, engine: EngineThread, *, api_key: str | None = None) -> FastAPI:
@@ -60,26 +66,25 @@ def _endpoints(served: ServedModel, engine: EngineThread) -> APIRouter:
     router = APIRouter(prefix="/v1")
     tokenizing = ThreadPoolExecutor(1, "tokenizer")  # a long prompt must not hold up streams
 
-    async def start(request: Request, translate: Callable[..., Any], body: Any) -> Any:
+    async def begin(request: Request, body: B, translate: Callable[[B, ServedModel], list[EngineRequest]]) -> Answer:
         served.check_name(body.model)
         requests = await asyncio.get_running_loop().run_in_executor(tokenizing, translate, body, served)
-        request.state.answer = engine.submit(requests)
-        return request.state.answer
+        answer = request.state.answer = engine.submit(requests)
+        return answer
 
     @router.post("/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue prompts."""
-        answer = await start(request, completion_requests, body)
-        texts = None if body.logprobs is None else served.token_texts
+        answer = await begin(request, body, completion_requests)
+        texts = served.token_texts if body.logprobs is not None else None
         return await respond(request, body, answer, CompletionForm(served.name, texts))
 
     @router.post("/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer in a conversation."""
-        answer = await start(request, chat_requests, body)
-        return await respond(
-            request, body, answer, ChatForm(served.name, served.token_texts if body.logprobs else None)
-        )
+        answer = await begin(request, body, chat_requests)
+        texts = served.token_texts if body.logprobs else None
+        return await respond(request, body, answer, ChatForm(served.name, texts))
 
     @router.get("/models")
     async def models() -> ModelList:
@@ -113,7 +118,7 @@ def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
 
 async def _api_error(request: Request, error: APIError) -> Response:
     request.state.problem = str(error)
-    return JSONResponse(error.body, error.status)
+    return Response(error.body, error.status, media_type="application/json")
 
 
 async def _invalid_body(request: Request, error: RequestValidationError) -> Response:
@@ -132,10 +137,7 @@ async def _client_gone(request: Request, error: ClientGoneError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     problem = error.detail
     if error.status_code in (404, 405):
-        problem = (
-            f"there is no {request.method} {quote(request.scope['path'])} here; see POST /v1/chat/completions, POST "
-        )
-        problem += "/v1/completions and GET /v1/models"
+        problem = f"there is no {request.method} {quote(request.scope['path'])} here; {_ENDPOINTS}"
     return await _api_error(request, APIError(problem, status=error.status_code))
 
 

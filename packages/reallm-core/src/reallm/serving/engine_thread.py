@@ -91,9 +91,13 @@ class EngineThread:
             for request in answer.requests:
                 self._places[self._engine.add(request)] = _Place(answer, first_index, request.config.n)
                 first_index += request.config.n
-        except ReallmError as error:  # it can never fit, or has a token that the model does not know
+        except ReallmError as error:  # it can never fit
             self._cancel(answer)
             answer.hand_over([APIError(str(error))])
+        except Exception as error:
+            LOGGER.exception("a request could not be added")
+            self._cancel(answer)
+            answer.hand_over([_failure(error)])
 
     def _cancel(self, answer: Answer) -> None:
         for request_id in [number for number, place in self._places.items() if place.answer is answer]:
@@ -145,13 +149,17 @@ class EngineThread:
     def _fail(self, error: Exception) -> None:
         """End the answers in flight after an error of a step; go on with others if the engine can."""
         LOGGER.error("%s failed while the engine generated", counted(len(self._places), "request"), exc_info=error)
-        answer = APIError(f"the engine failed: {one_line(error)}", status=500)
+        failure = _failure(error)
         try:
-            self._end_answers(answer)
+            self._end_answers(failure)
             self.has_failed = isinstance(error, torch.AcceleratorError)  # the GPU's context is lost with it
         except Exception:
             LOGGER.exception("the engine cannot go on")
             self.has_failed = True
         if self.has_failed:
             self._places.clear()
-            self._refusal = answer
+            self._refusal = failure
+
+
+def _failure(error: Exception) -> APIError:
+    return APIError(f"the engine failed: {one_line(error)}", status=500)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client went away before it was answered, as nginx has it; nobody receives it."""
@@ -23,10 +23,10 @@ class APIError(Exception):
         self.status, self.param, self.code = status, param, code
 
     @property
-    def body(self) -> dict[str, Any]:
-        """What the client gets, as a value for JSON."""
+    def body(self) -> str:
+        """What the client gets, as JSON in ASCII: what the message quotes may be no valid Unicode."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return json.dumps({"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}})
 
 
 class ClientGoneError(Exception):

@@ -46,6 +46,8 @@ def parameter_error(error: ValidationError) -> APIError:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return APIError(f"parameter '{name}' is missing", param=name)
+    if first["type"] == "invalid_key":
+        return APIError("the name of a parameter is not valid Unicode")
     wanted = _WANTED.get(first["type"], "another value").format_map(first.get("ctx", {}))
     return APIError(f"parameter '{name}': found {describe(first['input'])}, wanted {wanted}", param=name)
 

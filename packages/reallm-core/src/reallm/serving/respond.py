@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
@@ -68,7 +67,7 @@ async def _chunks(
             elif token := form.token_chunk(index, event):
                 yield _sent_event(token.model_dump_json())
     except APIError as error:
-        yield _sent_event(json.dumps(error.body))
+        yield _sent_event(error.body)
         return
     if include_usage:
         yield _sent_event(form.usage_chunk(answer.usage).model_dump_json())
