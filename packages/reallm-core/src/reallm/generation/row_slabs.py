@@ -22,7 +22,9 @@ few that they can be copied when rows are added."""
 
 
 CALL_BYTES = 1 << 18
-"""Number of bytes of keys and values that are read in the time that one more call of attention takes."""
+"""Number of bytes of keys and values that a CPU reads in the time that one more call of attention takes."""
+GPU_CALL_BYTES = 1 << 24
+"""The same for a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,8 @@ class Slab:
     def keys_per_call(self) -> int:
         """Number of tokens of which a block's keys and values are read in the time that one more call takes."""
         bytes_of_token = sum(tensor.nbytes for tensor in self.tensors) // (self.n_rows * self.capacity)
-        return CALL_BYTES * len(self.blocks) // max(1, bytes_of_token)
+        call_bytes = CALL_BYTES if self.device.type == "cpu" else GPU_CALL_BYTES
+        return call_bytes * len(self.blocks) // max(1, bytes_of_token)
 
 
 class RowLocation(NamedTuple):
