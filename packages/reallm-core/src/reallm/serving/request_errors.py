@@ -19,6 +19,7 @@ WITHOUT_EFFECT = frozenset(
 
 _WANTED = {
     "string_type": "text",
+    "string_unicode": "valid Unicode text",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -46,7 +47,7 @@ def parameter_error(error: ValidationError) -> APIError:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return APIError(f"parameter '{name}' is missing", param=name)
-    if first["type"] == "invalid_key":
+    if first["type"] == "string_unicode" and not name:
         return APIError("the name of a parameter is not valid Unicode")
     wanted = _WANTED.get(first["type"], "another value").format_map(first.get("ctx", {}))
     return APIError(f"parameter '{name}': found {describe(first['input'])}, wanted {wanted}", param=name)
