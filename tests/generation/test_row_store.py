@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from reallm.generation.row_slabs import SLAB_TOKENS
 from reallm.generation.row_store import RowStore
 from reallm.generation.step import CacheCopy, Row, ScheduledSequence, Step
+from reallm.model.attention.functional import AttentionSpec
 from reallm.model.attention.kv_cache import CacheTensor
+from reallm.model.sharding import Shard
 
 SPECS = {1: (CacheTensor((2, 4)), CacheTensor((2, 4))), 2: (CacheTensor((3,)), CacheTensor((5,), per_token=False))}
 BYTES_OF_TOKEN = 4 * (2 * 2 * 4 + 3)
@@ -117,6 +122,29 @@ def test_a_row_is_erased_after_numbers_that_are_not_finite():
     store.erase(Row(256, 0))
     assert not any(tensor.any() for tensors in contents(store, Row(256, 0)).values() for tensor in tensors)
     assert all(tensor.isnan().all() for tensors in contents(store, Row(256, 1)).values() for tensor in tensors)
+
+
+def test_memory_is_given_back_at_once_even_after_a_step():
+    store = RowStore({1: SPECS[1]})
+    cache = store.prepare(decode(Row(256, 0), Row(256, 3)))
+    q, k = torch.randn(2, 2, 4, 4).unbind()
+    cache.blocks[1].attend(q, k[:, :2], k[:, :2], AttentionSpec(0.5, window=1))
+    tensors = [weakref.ref(tensor) for slab in store._slabs for tensor in slab.tensors]
+    gc.disable()
+    try:
+        del cache
+        store.close()
+        assert not any(tensor() is not None for tensor in tensors)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("tp", "n_heads"), [(1, 2), (2, 1), (4, 1)])
+def test_a_rank_keeps_its_own_heads(tp, n_heads):
+    store = RowStore({1: (CacheTensor((2, 4), shard=Shard(0)),) * 2}, tp=tp)
+    assert [tuple(tensor.shape) for tensor in store.prepare(decode(Row(256, 0))).blocks[1]] == [
+        (1, n_heads, 256, 4)
+    ] * 2
 
 
 def test_prefixes_cannot_be_shared_where_a_layer_keeps_one_state_per_sequence():

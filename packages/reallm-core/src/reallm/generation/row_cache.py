@@ -187,12 +187,15 @@ class _Write:
         shifts = torch.tensor([part.total - part.tokens.stop for part in parts]).repeat_interleave(lengths)
         self._rows = torch.tensor([part.row for part in parts]).repeat_interleave(lengths)
         self._columns = torch.arange(self.tokens.start, self.tokens.stop) + shifts
-        self.index = memoize(self._index)
+        self._indices: dict[int, Tensor] = {}
 
-    def _index(self, n_heads: int) -> Tensor:
+    def index(self, n_heads: int) -> Tensor:
         """Places [tokens * K] of the vectors of all tokens in the slab's keys, taken as [N * K * C, D]."""
-        heads = self._rows[:, None] * n_heads + torch.arange(n_heads)
-        return (heads * self.slab.capacity + self._columns[:, None]).flatten().to(self.slab.device)
+        if n_heads not in self._indices:
+            heads = self._rows[:, None] * n_heads + torch.arange(n_heads)
+            index = (heads * self.slab.capacity + self._columns[:, None]).flatten()
+            self._indices[n_heads] = index.to(self.slab.device)
+        return self._indices[n_heads]
 
 
 class _Group:
@@ -211,15 +214,20 @@ class _Group:
         """Index [sequences] of the rows that are in use; None: all."""
         if n_rows > len(parts):
             self.places = torch.tensor([part.row - self.rows.start for part in parts], device=self.slab.device)
-        self.mask = memoize(self._mask)
+        self._masks: dict[tuple[int | None, torch.dtype], tuple[int, Tensor | None]] = {}
 
     def queries(self, q: Tensor) -> Tensor:
         """The queries [rows, H, D] of the rows, from those of all tokens [T, H, D]."""
         q = _part(q, self._tokens)
         return q if self.places is None else q.new_zeros(len(self._totals), *q.shape[1:]).index_copy_(0, self.places, q)
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
+    def mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
         """The first position that a query sees, and the mask [rows, longest - first]; None if it masks nothing."""
+        if (window, dtype) not in self._masks:
+            self._masks[window, dtype] = self._new_mask(window, dtype)
+        return self._masks[window, dtype]
+
+    def _new_mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
         shortest = min(self._totals)
         left = 0 if window is None else max(0, shortest - window)
         if shortest == self.longest:
