@@ -87,6 +87,18 @@ def test_lengths_around_the_capacity_of_a_row(window):
         check(model, schedule, *schedule.step(lengths), runner)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_half_precision(softcap):
+    model = build(BASE.replace(attn_softcap=softcap, sliding_window=(None, 5), init_std=0.1)).to(torch.bfloat16)
+    schedule = RowSchedule(model.config, random_texts(5, 22, 0), CAPACITIES)
+    runner, rng = ModelRunner(model, RowStore.of(model)), random.Random(1)
+    for _ in range(12):
+        step, token_ids = schedule.step(random_lengths(schedule, rng, 9) or {0: 1})
+        logits = runner.run(step, token_ids)
+        for text, found in zip([schedule.texts[each.sequence_id] for each in step.sequences], logits, strict=True):
+            torch.testing.assert_close(found, next_logits(model, text.tokens[: text.n_cached]), rtol=0.05, atol=0.05)
+
+
 def test_logits_are_those_of_the_sequences_that_sample_in_their_order():
     model = build(BASE)
     schedule = RowSchedule(model.config, [[1], [2, 3], [4, 5, 6]], (8,))
