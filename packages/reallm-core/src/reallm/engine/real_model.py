@@ -24,6 +24,7 @@ from reallm.engine.family_methods import FamilyMethods, bound_method, method_nam
 from reallm.engine.sharded_model import ShardedModel
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.generation.config import GenerationConfig, as_generation_config
+from reallm.generation.data_parallel import Engine, make_engine
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.generate import generate_tokens
 from reallm.generation.logprobs import forward_packed, logprobs
@@ -304,14 +305,17 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     ) -> Iterator[Event]:
         """Continue prompts, and iterate over the events: each token as it is generated, each completion as it ends.
 
-        Arguments and errors as in `generate`; `request_id` of an event is the index of its prompt.
+        Arguments and errors as in `generate`; `request_id` of an event is the index of its prompt. With a mesh, all
+        ranks of its layout make the same call, and go on with the iteration together.
         """
         config = as_generation_config("stream", config, fields)
         ids, tokenizer = self._encode(prompts, config, tokenizer)
         return self._events(ids, config, tokenizer)
 
-    def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> GenerationEngine:
+    def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Engine:
         """An engine for requests that come at any time; see `GenerationEngine` for the options.
+
+        With a mesh, all ranks of its layout make this call and the same calls of the engine, and get the same events.
 
         Args:
             tokenizer: decodes tokens; None: completions have no text, and there are no stop strings.
@@ -321,12 +325,18 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             ConfigError: this is a critic, or an option is wrong.
         """
         check_names(
-            "generation_engine", options, ["tokenizer", *list(inspect.signature(GenerationEngine).parameters)[1:]]
+            "generation_engine",
+            options,
+            [
+                "tokenizer",
+                *(name for name in inspect.signature(GenerationEngine).parameters if name not in ("network", "mesh")),
+            ],
         )
         self._refuse_critic()
         _check_tokenizer(tokenizer)
-        return GenerationEngine(
+        return make_engine(
             self.network,
+            mesh=self.mesh,
             **{
                 "decoder": None if tokenizer is None else TokenDecoder(tokenizer),
                 "default_stop_token_ids": self._default_stop_token_ids(tokenizer),
@@ -337,8 +347,6 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     def _events(
         self, ids: Sequence[Sequence[int]], config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None
     ) -> Iterator[Event]:
-        if self.mesh is not None and self.mesh.layout.size > 1:
-            raise ConfigError("stream is for a single process; call generate, on all ranks")
         with self._ready_to_generate(), self.generation_engine(tokenizer) as engine:
             for index, prompt in enumerate(ids):
                 engine.add(Request(tuple(prompt), config, key=index), name=f"prompt {index}")
@@ -382,7 +390,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             raise DataError(
                 "text needs a tokenizer, and this model did not come from a checkpoint: pass generate(tokenizer=...)"
             )
-        return load_tokenizer(self.source)
+        with fail_together(self.mesh):
+            return load_tokenizer(self.source)
 
     def _default_stop_token_ids(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
         ids = [] if self._raw_hf_config is None else end_of_sequence_ids(self._raw_hf_config, self.source)

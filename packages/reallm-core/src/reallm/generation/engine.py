@@ -13,6 +13,7 @@ import torch
 
 from reallm.arguments import check_count
 from reallm.errors import DataError, counted
+from reallm.generation.balance import Load
 from reallm.generation.memory import default_kv_cache_tokens
 from reallm.generation.model_runner import ModelRunner
 from reallm.generation.partial_completion import PartialCompletion
@@ -119,6 +120,18 @@ class GenerationEngine:
         """Most tokens of a prompt and its completion that the cache has room for."""
         return self._manager.longest_sequence
 
+    @property
+    def load(self) -> Load:
+        """What there is to do, and the room that is left."""
+        running = set(self._scheduler.running_ids)
+        waiting = [each for sequence_id, each in self._samples.items() if sequence_id not in running]
+        return Load(
+            len(self._samples),
+            len(waiting),
+            self._scheduler.max_sequences - len(self._samples),
+            self._manager.n_free_tokens - sum(each.n_tokens for each in waiting),
+        )
+
     def add(self, request: Request, *, name: str = "the prompt") -> int:
         """Let a request wait for the next steps.
 
@@ -134,8 +147,7 @@ class GenerationEngine:
                 the cache.
             ConfigError: stop strings without a decoder.
         """
-        check_request(self._network.config, request, name, has_decoder=self._decoder is not None)
-        self._check_room(request, name)
+        self.check(request, name)
         self._replica.note(request)
         config, request_id = request.config, self._n_requests
         stop_token_ids = self._default_stop_token_ids if config.stop_token_ids is None else config.stop_token_ids
@@ -161,6 +173,11 @@ class GenerationEngine:
             self._scheduler.add(first, request.prompt_ids)
             self._unforked[first] = others
         return request_id
+
+    def check(self, request: Request, name: str = "the prompt") -> None:
+        """Raise what `add` would raise."""
+        check_request(self._network.config, request, name, has_decoder=self._decoder is not None)
+        self._check_room(request, name)
 
     def cancel(self, request_id: int) -> None:
         """End the samples of a request that have not ended; the next step has their events."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reallm.generation.config import GenerationConfig
-from reallm.generation.engine import GenerationEngine
+from reallm.generation.data_parallel import make_engine
 from reallm.generation.nonfinite import refuse_nonfinite
 from reallm.generation.request import Completion, Request
-from reallm.generation.request_checks import check_request
 from reallm.generation.text import TokenDecoder
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -45,19 +44,10 @@ def generate_tokens(
         NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
     """
     requests = [Request(tuple(map(int, prompt)), config, key=index) for index, prompt in enumerate(prompts)]
-    if mesh is not None and mesh.layout.dp > 1:
-        from reallm.generation.distributed import run_distributed
-
+    with make_engine(network, mesh=mesh, decoder=decoder, default_stop_token_ids=default_stop_token_ids) as engine:
         for index, request in enumerate(requests):
-            check_request(network.config, request, f"prompt {index}", has_decoder=decoder is not None)
-        completions = run_distributed(network, requests, default_stop_token_ids, decoder, mesh)
-    else:
-        with GenerationEngine(
-            network, decoder=decoder, default_stop_token_ids=default_stop_token_ids, mesh=mesh
-        ) as engine:
-            for index, request in enumerate(requests):
-                engine.add(request, name=f"prompt {index}")
-            completions = engine.run()
+            engine.add(request, name=f"prompt {index}")
+        completions = engine.run()
     names = (f"prompt {index}" for index in range(len(prompts)) for _ in range(config.n))
     refuse_nonfinite(zip(names, completions, strict=True))
     return completions

@@ -75,6 +75,11 @@ class PartialCompletion:
         self._text = None if decoder is None else TextStream(decoder, config.stop)
 
     @property
+    def n_tokens(self) -> int:
+        """Number of tokens of the prompt and of those generated so far."""
+        return len(self.completion.prompt_ids) + len(self.completion.token_ids)
+
+    @property
     def stream(self) -> StreamPosition:
         """The position of the next token in a stream of random numbers."""
         return StreamPosition(self.config.seed, self._key, self.completion.sample, len(self.completion.token_ids))

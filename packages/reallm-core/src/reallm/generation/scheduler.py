@@ -42,7 +42,8 @@ class Scheduler:
     ) -> None:
         self._manager = manager
         self._max_tokens = max_batch_tokens
-        self._max_sequences = min(max_batch_sequences, max_batch_tokens)
+        self.max_sequences = min(max_batch_sequences, max_batch_tokens)
+        """Most sequences that run at the same time."""
         self._keys_are_stale = keys_are_stale
         self._n_steps = n_steps
         self._waiting: list[SequenceState] = []
@@ -53,6 +54,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a sequence runs or waits."""
         return bool(self._by_id)
+
+    @property
+    def running_ids(self) -> list[int]:
+        """Ids of the sequences that have room in the cache."""
+        return [sequence.id for sequence in self._running]
 
     def add(self, sequence_id: int, tokens: Sequence[int], *, parent_id: int | None = None, n_shared: int = 0) -> None:
         """Let a sequence wait, which continues `tokens`.
@@ -154,9 +160,9 @@ class Scheduler:
     def _admit_waiting(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> None:
         """Plan waiting sequences as long as there are tokens, places and room for them."""
         budget = self._max_tokens - sum(planned.values())
-        share = self._share(min(len(self._by_id), self._max_sequences))
+        share = self._share(min(len(self._by_id), self.max_sequences))
         for sequence in [*self._waiting]:
-            if budget <= 0 or len(self._running) >= self._max_sequences or len(planned) >= share:
+            if budget <= 0 or len(self._running) >= self.max_sequences or len(planned) >= share:
                 break
             if sequence.awaits_token or self._manager.waits(sequence):
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,14 +41,8 @@ def fail_together(mesh: Mesh | None) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the error, the other ranks wait in the all-gather
         local_error = error
-    by_rank = all_gather_json(None if local_error is None else _describe(local_error, mesh.rank), mesh.all)
-    first = next((error for error in by_rank.values() if error is not None), None)
-    if first is None:
-        return
-    if local_error is not None and not isinstance(local_error, USER_ERRORS):
-        raise local_error
-    class_name, text = first
-    raise _ERROR_CLASSES[class_name](text) from local_error
+    by_rank = all_gather_json(None if local_error is None else describe_error(local_error, mesh.rank), mesh.all)
+    raise_first_error(by_rank.values(), local_error)
 
 
 def is_leader(mesh: Mesh | None) -> bool:
@@ -56,7 +50,7 @@ def is_leader(mesh: Mesh | None) -> bool:
     return mesh is None or mesh.rank == mesh.layout.ranks[0]
 
 
-def _describe(error: Exception, rank: int) -> tuple[str, str]:
+def describe_error(error: Exception, rank: int) -> tuple[str, str]:
     """The class name and the message with which all ranks raise one rank's error."""
     text = one_line(error)
     if isinstance(error, ReallmError):
@@ -67,6 +61,22 @@ def _describe(error: Exception, rank: int) -> tuple[str, str]:
     if isinstance(error, SafetensorError):
         return DataError.__name__, f"rank {rank}: {text}"
     return PeerError.__name__, f"rank {rank} failed: {type(error).__name__}: {text}"
+
+
+def raise_first_error(errors: Iterable[Sequence[str] | None], local_error: Exception | None) -> None:
+    """Raise the first of the errors of some ranks, if there is one.
+
+    Args:
+        errors: `describe_error` of each rank's error, in the same order on all ranks; None for ranks without one.
+        local_error: this rank's error, which is raised unchanged if a user cannot fix it.
+    """
+    first = next((error for error in errors if error is not None), None)
+    if first is None:
+        return
+    if local_error is not None and not isinstance(local_error, USER_ERRORS):
+        raise local_error
+    class_name, text = first
+    raise _ERROR_CLASSES[class_name](text) from local_error
 
 
 def all_gather_json(value: Any, group: Group) -> dict[int, Any]:
