@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from typing import Any, Self
@@ -50,6 +51,7 @@ class DataParallelEngine:
         self._numbers: dict[int, int] = {}  # number of a request in this rank's engine -> its number
         self._events: list[list[Event]] = []  # of this rank, for each step since the last exchange
         self._error: Exception | None = None
+        self._gathering: ExitStack | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +111,7 @@ class DataParallelEngine:
         self._numbers.clear()
         self._events.clear()
         self._engine.close()
+        self._shard_again()
 
     # ------------------------------------------------------------------ private helpers
 
@@ -118,11 +121,21 @@ class DataParallelEngine:
             events = self._exchange()
         if not self.has_work:
             self._n_steps = 0
+            self._shard_again()
             return events
         self._n_steps += 1
-        with unsharded(self._network):  # all ranks gather parameters, whether they compute or not
+        if self._gathering is None:
+            self._gathering = ExitStack()
+            self._gathering.enter_context(unsharded(self._network))
+        with unsharded(self._network):  # gathers again what a training step between two steps has sharded
             self._compute(tell_tokens)
         return events
+
+    def _shard_again(self) -> None:
+        """Free the parameters that FSDP has gathered for the time in which there is work."""
+        if self._gathering is not None:
+            self._gathering.close()
+            self._gathering = None
 
     def _compute(self, tell_tokens: bool) -> None:
         """Compute a step of this rank, unless one has failed; the next exchange tells."""

@@ -105,7 +105,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     For forward passes whose number differs between ranks, as in generation: the block runs without FSDP collectives.
     All ranks enter it; nested blocks, and blocks for networks without FSDP, have no effect.
     """
-    if not any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+    if not is_fsdp(model) or not any(hasattr(parameter, "to_local") for parameter in model.parameters()):
         yield
         return
     blocks = [module for module in _fsdp_modules(model) if module is not cast(object, model)]
