@@ -24,7 +24,7 @@ from reallm.engine.family_methods import FamilyMethods, bound_method, method_nam
 from reallm.engine.sharded_model import ShardedModel
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.generation.config import GenerationConfig, as_generation_config
-from reallm.generation.data_parallel import Engine, make_engine
+from reallm.generation.data_parallel import make_engine
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.generate import generate_tokens
 from reallm.generation.logprobs import forward_packed, logprobs
@@ -312,7 +312,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         ids, tokenizer = self._encode(prompts, config, tokenizer)
         return self._events(ids, config, tokenizer)
 
-    def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Engine:
+    def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> GenerationEngine:
         """An engine for requests that come at any time; see `GenerationEngine` for the options.
 
         With a mesh, all ranks of its layout make this call and the same calls of the engine, and get the same events.

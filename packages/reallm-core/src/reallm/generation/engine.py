@@ -182,8 +182,7 @@ class GenerationEngine:
     def cancel(self, request_id: int) -> None:
         """End the samples of a request that have not ended; the next step has their events."""
         self._replica.note(request_id)
-        for sequence_id in [*self._of_request.get(request_id, ())]:
-            self._events.append(self._end(sequence_id, "cancelled"))
+        self._cancel(request_id)
 
     def step(self) -> list[Event]:
         """Compute one forward pass, and sample the next tokens; returns what has happened since the step before.
@@ -217,7 +216,7 @@ class GenerationEngine:
         while self._in_flight:
             self._finish(self._in_flight.popleft())
         for request_id in [*self._of_request]:
-            self.cancel(request_id)
+            self._cancel(request_id)
         self._events.clear()
         self._scheduler.forget_cache()
         self._store.close()
@@ -226,6 +225,10 @@ class GenerationEngine:
             self._prepacking = None
 
     # ------------------------------------------------------------------ private helpers
+
+    def _cancel(self, request_id: int) -> None:
+        for sequence_id in [*self._of_request.get(request_id, ())]:
+            self._events.append(self._end(sequence_id, "cancelled"))
 
     def _check_room(self, request: Request, name: str) -> None:
         n_tokens = len(request.prompt_ids) + request.config.max_new_tokens - 1  # the last new token is never read

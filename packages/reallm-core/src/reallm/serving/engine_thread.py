@@ -15,7 +15,7 @@ from typing import Self
 import torch
 
 from reallm.errors import ReallmError, counted, one_line
-from reallm.generation.data_parallel import Engine
+from reallm.generation.engine import GenerationEngine
 from reallm.generation.request import Event, FinishedEvent, Request
 from reallm.serving.answer import Answer
 from reallm.serving.errors import APIError
@@ -40,7 +40,7 @@ class EngineThread:
     A context manager, which ends the thread and closes the engine. All methods may be called by any thread.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: GenerationEngine) -> None:
         self._engine = engine
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._places: dict[int, _Place] = {}

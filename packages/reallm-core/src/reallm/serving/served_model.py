@@ -16,7 +16,7 @@ from reallm.serving.token_texts import TokenTexts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from reallm.generation.data_parallel import Engine
+    from reallm.generation.engine import GenerationEngine
     from reallm.model.config import ReaLModelConfig
 
 
@@ -40,7 +40,7 @@ class ServedModel:
     def of(
         cls,
         config: ReaLModelConfig,
-        engine: Engine,
+        engine: GenerationEngine,
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         seed: int = 0,
