@@ -33,13 +33,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Te
         bias: [N].
         prepacked: the result of `prepack(weight)`, to be read in place of `weight`; the result is the same.
     """
-    rows, least = len(x), COPIES if prepacked is None else PREPACKED_COPIES
-    if rows < least:
+    rows, least = x.shape[0], COPIES if prepacked is None else PREPACKED_COPIES
+    if rows == 1:
+        x = x.expand(least, -1)
+    elif rows < least:
         x = torch.cat((x, x[:1].expand(least - rows, -1)))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(
         x, weight if prepacked is None else prepacked, bias, "none", [], ""
     )
-    return out[:rows]
+    return out if rows >= least else out[:rows]
 
 
 def prepack(weight: Tensor) -> Tensor:
