@@ -32,7 +32,7 @@ def test_a_row_does_not_depend_on_the_batch(n_vocab, dtype):
     whole = normalizer(logits, 0.7)
     for start, stop in [(0, 1), (8, 9), (3, 5), (2, 9)]:
         # the temperature of each row may be given, too, as sampling does for different ones
-        column = torch.full((stop - start, 1), 0.7, dtype=dtype)
+        column = torch.full((stop - start, 1), 0.7, dtype=torch.float64)
         for inverse_temperature in (0.7, column):
             part = normalizer(logits[start:stop].clone(), inverse_temperature)
             assert all(torch.equal(a, b[start:stop]) for a, b in zip(part, whole, strict=True))

@@ -18,7 +18,7 @@ class Distribution:
 
     Args:
         logits: [N, V].
-        inverse_temperature: one for all rows, or [N, 1] with the dtype of the logits, at least float32.
+        inverse_temperature: one for all rows, or [N, 1] float64.
     """
 
     def __init__(self, logits: Tensor, inverse_temperature: float | Tensor = 1.0) -> None:

@@ -22,8 +22,8 @@ from reallm.generation.random import StreamPosition, uniform
 from reallm.generation.truncation import ban_, most_likely, truncate_
 from reallm.model import softmax
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
-"""Size of the float32 logits that are computed together; on a CPU within its caches."""
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+"""Size of the float32 logits that are computed together. The C library gets larger blocks from the kernel each time."""
 
 
 class Sampled(NamedTuple):
@@ -93,7 +93,7 @@ def _chunks_of_alike(
     for row, (config, ids) in enumerate(zip(configs, banned, strict=True)):
         is_greedy = config.effective_temperature == 0
         alike[is_greedy, bool(ids) or (config.truncates and not is_greedy)].append(row)
-    size = max(1, CHUNK_BYTES.get(logits.device.type, 4 << 20) // (4 * logits.shape[1]))
+    size = max(1, CHUNK_BYTES.get(logits.device.type, 16 << 20) // (4 * logits.shape[1]))
     return [rows[start : start + size] for rows in alike.values() for start in range(0, len(rows), size)] or [[]]
 
 
@@ -114,7 +114,7 @@ def _sample_alike(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     is_greedy = not configs or configs[0].effective_temperature == 0
     is_truncated = not is_greedy and any(config.truncates for config in configs)
-    inverse = _inverse_temperature(configs, dtype, logits.device)
+    inverse = _inverse_temperature(configs, logits.device)
     model = kept = Distribution(logits, inverse)
     kept_logits = None
     if is_truncated or any(banned):
@@ -142,14 +142,12 @@ def _sample_alike(
     return Sampled(tokens[:, 0], logprobs[:, 0].to(dtype), model_logprobs, kept_mass, kept_ids, top_logprobs)
 
 
-def _inverse_temperature(
-    configs: Sequence[GenerationConfig], dtype: torch.dtype, device: torch.device
-) -> float | Tensor:
-    """Of rows that are all greedy or none of them: one for all if they have the same, else [N, 1]."""
+def _inverse_temperature(configs: Sequence[GenerationConfig], device: torch.device) -> float | Tensor:
+    """Of rows that are all greedy or none of them: one for all if they have the same, else [N, 1] float64."""
     each = [softmax.inverse_of(config.effective_temperature or 1.0) for config in configs]
     if len(set(each)) < 2:
         return each[0] if each else 1.0
-    return torch.tensor(each, dtype=dtype, device=device)[:, None]
+    return torch.tensor(each, dtype=torch.float64, device=device)[:, None]
 
 
 def _top_logprobs(logits: Tensor, model: Distribution, counts: Sequence[int]) -> list[list[tuple[int, float]]]:

@@ -40,10 +40,10 @@ def truncate_(logits: Tensor, configs: Sequence[GenerationConfig], inverse_tempe
     Args:
         logits: [N, V], at least float32.
         configs: one for each row.
-        inverse_temperature: one for all rows, or [N, 1] with the dtype of the logits.
+        inverse_temperature: one for all rows, or [N, 1] float64.
     """
     n_vocab = logits.shape[1]
-    inverse = torch.as_tensor(inverse_temperature, dtype=logits.dtype, device=logits.device).expand(len(logits), 1)
+    inverse = torch.as_tensor(inverse_temperature, dtype=torch.float64, device=logits.device).expand(len(logits), 1)
     with_top_k = [row for row, config in enumerate(configs) if config.top_k is not None and config.top_k < n_vocab]
     with_top_p = [
         row
@@ -59,7 +59,7 @@ def truncate_(logits: Tensor, configs: Sequence[GenerationConfig], inverse_tempe
         logits[with_top_p] = _keep_top_p(logits[with_top_p], inverse[with_top_p], top_p, N_RANKED)
     if any(config.min_p for config in configs):
         least = _column([config.min_p or 0 for config in configs], logits).log()
-        shifted = (logits - logits.amax(dim=-1, keepdim=True)) * inverse
+        shifted = (logits - logits.amax(dim=-1, keepdim=True)) * inverse.to(logits)
         logits.masked_fill_(shifted < least, -math.inf)
     return logits
 

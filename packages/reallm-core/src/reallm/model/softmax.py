@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reallm.errors import ConfigError
 
+LOG2_E = math.log2(math.e)
 BLOCK_SIZE = 256
 """Number of columns in a block; the last one may have fewer."""
 
@@ -43,18 +44,18 @@ def inverse_of(temperature: float) -> float:
 def exponentials(
     logits: Tensor, highest: Tensor, inverse_temperature: float | Tensor, *, out: Tensor | None = None
 ) -> Tensor:
-    """`exp((logits - highest) * inverse_temperature)` [N, V], at most 1.
+    """`exp((logits - highest) * inverse_temperature)` [N, V].
 
     Args:
         logits: [N, V].
-        highest: [N, 1] at least float32, the highest logit of each row.
-        inverse_temperature: one for all rows, or [N, 1] with the dtype of `highest`.
+        highest: [N, 1] at least float32, the highest logit of each row, so that no result is above 1.
+        inverse_temperature: one for all rows, or [N, 1] float64.
         out: where to write, with the dtype of `highest`; may be `logits`.
     """
+    # torch's exp2 takes a third of the time of its exp on a CPU
+    factor = inverse_temperature * LOG2_E
     shifted = torch.sub(logits, highest, out=out)
-    if not isinstance(inverse_temperature, float) or inverse_temperature != 1.0:
-        shifted.mul_(inverse_temperature)
-    return shifted.exp_()
+    return shifted.mul_(factor.to(shifted.dtype) if isinstance(factor, Tensor) else factor).exp2_()
 
 
 def block_sums(x: Tensor) -> Tensor:
@@ -87,6 +88,8 @@ def logprob(logit: Tensor, highest: Tensor, total: Tensor, inverse_temperature: 
         total: [N, 1] float64, sums of the exponentials.
         inverse_temperature: as given to `exponentials`.
     """
+    if isinstance(inverse_temperature, Tensor):
+        inverse_temperature = inverse_temperature.to(highest.dtype)
     return ((logit - highest) * inverse_temperature).double() - total.log()
 
 
