@@ -181,6 +181,13 @@ def test_the_tokens_that_are_kept_are_those_that_transformers_keeps(n_vocab, set
     assert [list(ids) for ids in kept] == [row.nonzero()[:, 0].tolist() for row in warped.isfinite()]
 
 
+def test_a_banned_token_is_not_kept_even_if_there_are_fewer_than_top_k():
+    logits, banned = torch.zeros(1, 6), [(1, 4)]
+    for settings in ({"top_k": 5}, {"top_k": 6}, {"top_p": 0.999}, {"min_p": 1e-9}, {"temperature": 1.0}):
+        result = sample(logits, [GenerationConfig(**settings, kept_ids=True)], streams(1), banned=banned)
+        assert list(result.kept_ids[0]) == [0, 2, 3, 5]
+
+
 MIXED = [
     GenerationConfig(temperature=0),
     GenerationConfig(temperature=1.0),

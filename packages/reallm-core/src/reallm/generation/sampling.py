@@ -19,11 +19,11 @@ from torch import Tensor
 from reallm.generation.config import GenerationConfig
 from reallm.generation.distribution import Distribution
 from reallm.generation.random import StreamPosition, uniform
-from reallm.generation.truncation import ban_, most_likely, truncate_
+from reallm.generation.truncation import ban, draw_truncated, most_likely, uses_threshold, uses_top_k
 from reallm.model import softmax
 
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""Size of the float32 logits that are computed together. The C library gets larger blocks from the kernel each time."""
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
+"""Size of the float32 logits that are computed together; on a CPU within its caches."""
 
 
 class Sampled(NamedTuple):
@@ -67,12 +67,14 @@ def sample(
     banned = banned or [()] * len(configs)
     assert len(logits) == len(configs) == len(streams) == len(banned), "one entry for each row of the logits"
     wanted = frozenset(name for name in _OPTIONAL if any(getattr(config, name) for config in configs))
+    is_greedy = not any(config.effective_temperature for config in configs)
+    numbers = torch.zeros(len(configs), dtype=torch.float64) if is_greedy else uniform(streams).to(logits.device)
     chunks = _chunks_of_alike(logits, configs, banned)
     parts = [
         _sample_alike(
             _rows_of(logits, rows),
             [configs[row] for row in rows],
-            [streams[row] for row in rows],
+            _rows_of(numbers[:, None], rows),
             [banned[row] for row in rows],
             wanted,
         )
@@ -89,11 +91,13 @@ def _chunks_of_alike(
     logits: Tensor, configs: Sequence[GenerationConfig], banned: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """Rows, grouped by what has to be done for them, in chunks of limited size."""
+    n_vocab = logits.shape[1]
     alike = defaultdict(list)
     for row, (config, ids) in enumerate(zip(configs, banned, strict=True)):
         is_greedy = config.effective_temperature == 0
-        alike[is_greedy, bool(ids) or (config.truncates and not is_greedy)].append(row)
-    size = max(1, CHUNK_BYTES.get(logits.device.type, 16 << 20) // (4 * logits.shape[1]))
+        truncation = None if is_greedy else (uses_top_k(config, n_vocab), uses_threshold(config))
+        alike[is_greedy, truncation, bool(ids)].append(row)
+    size = max(1, CHUNK_BYTES.get(logits.device.type, 4 << 20) // (4 * n_vocab))
     return [rows[start : start + size] for rows in alike.values() for start in range(0, len(rows), size)] or [[]]
 
 
@@ -106,40 +110,47 @@ def _rows_of(logits: Tensor, rows: Sequence[int]) -> Tensor:
 def _sample_alike(
     logits: Tensor,
     configs: Sequence[GenerationConfig],
-    streams: Sequence[StreamPosition],
+    numbers: Tensor,
     banned: Sequence[Sequence[int]],
     wanted: frozenset[str],
 ) -> Sampled:
-    """Sample for rows that are all greedy or none of them, and all restricted to some tokens or none of them."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    """Sample for rows that `_chunks_of_alike` has put together."""
+    n_vocab, dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
     is_greedy = not configs or configs[0].effective_temperature == 0
-    is_truncated = not is_greedy and any(config.truncates for config in configs)
-    inverse = _inverse_temperature(configs, logits.device)
-    model = kept = Distribution(logits, inverse)
-    kept_logits = None
-    if is_truncated or any(banned):
-        kept_logits = ban_(logits.to(dtype, copy=True), banned)
-        if is_truncated:
-            truncate_(kept_logits, configs, inverse)
-        kept = Distribution(kept_logits, inverse)
-    tokens = kept.most_likely if is_greedy else kept.draw(uniform(streams).to(logits.device)[:, None])
+    model = allowed = Distribution(logits, _inverse_temperature(configs, logits.device))
+    if any(banned):
+        allowed = Distribution(ban(logits, banned), model.inverse_temperature)
+    kept_ids: Sequence[Sequence[int]] = [range(n_vocab)] * len(configs)
+    if is_greedy:
+        tokens = allowed.most_likely
+        drawn_logprobs, kept_ids = torch.zeros_like(tokens, dtype=torch.float64), tokens.tolist()
+    else:
+        if uses_top_k(configs[0], n_vocab) or uses_threshold(configs[0]):
+            tokens, drawn_logprobs, kept_ids = draw_truncated(allowed, configs, numbers)
+        else:
+            tokens = allowed.draw(numbers)
+            drawn_logprobs = allowed.logprobs(tokens)
+            if any(banned) and "kept_ids" in wanted:
+                kept_ids = [row.nonzero()[:, 0].tolist() for row in allowed.logits > -math.inf]
     logprobs = model.logprobs(tokens)
 
-    model_logprobs = kept_mass = kept_ids = top_logprobs = None
+    model_logprobs = kept_mass = top_logprobs = None
     if "model_logprobs" in wanted:
-        model_logprobs = (logprobs if is_greedy else Distribution(logits).logprobs(tokens))[:, 0].to(dtype)
+        model_logprobs = logprobs if is_greedy else Distribution(logits).logprobs(tokens)
+        model_logprobs = model_logprobs[:, 0].to(dtype)
     if "kept_mass" in wanted:
-        kept_mass = (logprobs.exp() if is_greedy else kept.mass_in(model))[:, 0].to(dtype)
-    if "kept_ids" in wanted:
-        everything: Sequence[Sequence[int]] = [range(logits.shape[1])] * len(configs)
-        if is_greedy:
-            everything = tokens.tolist()
-        elif kept_logits is not None:
-            everything = [row.nonzero()[:, 0].tolist() for row in kept_logits > -math.inf]
-        kept_ids = [ids if config.kept_ids else () for ids, config in zip(everything, configs, strict=True)]
+        kept_mass = (logprobs - drawn_logprobs).exp()[:, 0].to(dtype)
     if "top_logprobs" in wanted:
-        top_logprobs = _top_logprobs(logits.to(dtype), model, [config.top_logprobs for config in configs])
-    return Sampled(tokens[:, 0], logprobs[:, 0].to(dtype), model_logprobs, kept_mass, kept_ids, top_logprobs)
+        top_logprobs = _top_logprobs(model, [config.top_logprobs for config in configs])
+    asked = [ids if config.kept_ids else () for ids, config in zip(kept_ids, configs, strict=True)]
+    return Sampled(
+        tokens[:, 0],
+        logprobs[:, 0].to(dtype),
+        model_logprobs,
+        kept_mass,
+        asked if "kept_ids" in wanted else None,
+        top_logprobs,
+    )
 
 
 def _inverse_temperature(configs: Sequence[GenerationConfig], device: torch.device) -> float | Tensor:
@@ -150,9 +161,9 @@ def _inverse_temperature(configs: Sequence[GenerationConfig], device: torch.devi
     return torch.tensor(each, dtype=torch.float64, device=device)[:, None]
 
 
-def _top_logprobs(logits: Tensor, model: Distribution, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
+def _top_logprobs(model: Distribution, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
     """As many of the most likely tokens of each row as it asks for, with their log-probabilities."""
-    _, ids = most_likely(logits, max(1, *counts))
+    _, ids = most_likely(model.logits, max(1, *counts))
     logprobs = model.logprobs(ids)
     return [
         list(zip(row_ids[:count], row_logprobs[:count], strict=True))

@@ -1,4 +1,4 @@
-"""Truncation of the distribution that tokens are drawn from: banned tokens, top-k, top-p and min-p.
+"""Draws from a part of the distribution: what is left of it by banned tokens, top-k, top-p and min-p.
 
 Equally likely tokens are ordered by their ids, lowest first, so that which ones are kept does not depend on the device.
 
@@ -9,59 +9,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reallm.generation.config import GenerationConfig
+from reallm.generation.distribution import Distribution
 from reallm.model import softmax
 
-N_RANKED = 1024
-"""Number of most likely tokens among which top-p is looked for, before the whole vocabulary is sorted."""
+N_RANKED = 128
+"""Number of the most likely tokens that top-p and min-p look at first; if they need more, 16 times as many."""
 
 
-def ban_(logits: Tensor, banned: Sequence[Sequence[int]]) -> Tensor:
-    """Set logits [N, V] of banned tokens to -infinity, in place.
+def ban(logits: Tensor, banned: Sequence[Sequence[int]]) -> Tensor:
+    """Logits [N, V], with -infinity for banned tokens.
 
     Args:
         logits: [N, V].
         banned: for each row the ids that are banned; ids outside of the vocabulary are ignored.
     """
     places = [(row, token) for row, ids in enumerate(banned) for token in ids if 0 <= token < logits.shape[1]]
-    if places:
-        rows, tokens = torch.tensor(places, device=logits.device).t()
-        logits[rows, tokens] = -math.inf
-    return logits
+    if not places:
+        return logits
+    rows, tokens = torch.tensor(places, device=logits.device).t()
+    return logits.index_put((rows, tokens), logits.new_tensor(-math.inf))
 
 
-def truncate_(logits: Tensor, configs: Sequence[GenerationConfig], inverse_temperature: float | Tensor) -> Tensor:
-    """Set logits of tokens that top-k, top-p and min-p, in this order, do not keep to -infinity, in place.
+def uses_top_k(config: GenerationConfig, n_vocab: int) -> bool:
+    """Whether top-k drops tokens."""
+    return config.top_k is not None and config.top_k < n_vocab
+
+
+def uses_threshold(config: GenerationConfig) -> bool:
+    """Whether top-p or min-p drop tokens."""
+    return (config.top_p is not None and config.top_p < 1) or bool(config.min_p)
+
+
+class TruncatedDraw(NamedTuple):
+    """Tokens drawn from those that truncation kept."""
+
+    tokens: Tensor
+    """[N, 1]."""
+    logprobs: Tensor
+    """[N, 1] float64: log-probabilities among the kept tokens."""
+    kept_ids: list[Sequence[int]]
+    """Ids of the kept tokens, ascending; empty for rows that do not ask for them."""
+
+
+def draw_truncated(
+    whole: Distribution, configs: Sequence[GenerationConfig], uniform: Tensor, n_ranked: int | None = None
+) -> TruncatedDraw:
+    """Draw, in the order of ids, from the tokens that top-k, top-p and min-p, in this order, keep.
 
     Args:
-        logits: [N, V], at least float32.
-        configs: one for each row.
-        inverse_temperature: one for all rows, or [N, 1] float64.
+        whole: the distribution before truncation.
+        configs: one for each row; all use top-k, or none does.
+        uniform: [N, 1] float64 in [0, 1).
+        n_ranked: number of most likely tokens to look at first; None: as many as top-k needs, or `N_RANKED`.
     """
-    n_vocab = logits.shape[1]
-    inverse = torch.as_tensor(inverse_temperature, dtype=torch.float64, device=logits.device).expand(len(logits), 1)
-    with_top_k = [row for row, config in enumerate(configs) if config.top_k is not None and config.top_k < n_vocab]
-    with_top_p = [
-        row
-        for row, config in enumerate(configs)
-        if config.top_p is not None and config.top_p < 1 and row not in set(with_top_k)
-    ]
-    if with_top_k:
-        top_k = _column([configs[row].top_k for row in with_top_k], logits)
-        top_p = _column([configs[row].top_p for row in with_top_k], logits)
-        logits[with_top_k] = _keep_top_k(logits[with_top_k], inverse[with_top_k], top_k, top_p)
-    if with_top_p:
-        top_p = _column([configs[row].top_p for row in with_top_p], logits)
-        logits[with_top_p] = _keep_top_p(logits[with_top_p], inverse[with_top_p], top_p, N_RANKED)
-    if any(config.min_p for config in configs):
-        least = _column([config.min_p or 0 for config in configs], logits).log()
-        shifted = (logits - logits.amax(dim=-1, keepdim=True)) * inverse.to(logits)
-        logits.masked_fill_(shifted < least, -math.inf)
-    return logits
+    n_vocab = whole.logits.shape[1]
+    if n_ranked is None:
+        n_ranked = max((config.top_k or N_RANKED) for config in configs) + 1
+    values, ids = most_likely(whole.logits, min(n_ranked, n_vocab))
+    is_kept = _is_kept(whole.logprobs(ids).exp(), configs, has_top_k=uses_top_k(configs[0], n_vocab))
+    order = ids.masked_fill(~is_kept, n_vocab).argsort(dim=-1)
+    ids, values = ids.gather(1, order), values.masked_fill(~is_kept, -math.inf).gather(1, order)
+    # sums over whole blocks do not depend on how many tokens there are that are not kept
+    values = F.pad(values, (0, -values.shape[1] % softmax.BLOCK_SIZE), value=-math.inf)
+    kept = Distribution(values, whole.inverse_temperature)
+    places = kept.draw(uniform)
+    tokens = ids.gather(1, places.clamp(max=ids.shape[1] - 1))  # only NaN leads beyond the ids
+    draw = TruncatedDraw(tokens, kept.logprobs(places), [()] * len(configs))
+    for row, config in enumerate(configs):
+        if config.kept_ids:
+            draw.kept_ids[row] = ids[row, : int(is_kept[row].sum())].tolist()
+    # the kept tokens are the first of the most likely ones: if the last one is kept, there may be more
+    short = is_kept[:, -1].nonzero()[:, 0].tolist() if ids.shape[1] < n_vocab else []
+    if short:
+        rest = draw_truncated(whole.rows(short), [configs[row] for row in short], uniform[short], 16 * n_ranked)
+        draw.tokens[short], draw.logprobs[short] = rest.tokens, rest.logprobs
+        for row, kept_ids in zip(short, rest.kept_ids, strict=True):
+            draw.kept_ids[row] = kept_ids
+    return draw
 
 
 def most_likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -80,35 +111,22 @@ def most_likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def _keep_top_k(logits: Tensor, inverse_temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Logits of the `top_k` [N, 1] most likely tokens, or the first of these that have the share `top_p` [N, 1]."""
-    values, ids = most_likely(logits, int(top_k.max()))
-    values.masked_fill_(torch.arange(values.shape[1], device=values.device) >= top_k, -math.inf)
-    weights = softmax.exponentials(values, values[:, :1], inverse_temperature).double()
-    cumulative = weights.cumsum(dim=-1)
-    values.masked_fill_(cumulative - weights >= top_p * cumulative[:, -1:], -math.inf)
-    return torch.full_like(logits, -math.inf).scatter_(1, ids, values)
+def _is_kept(probabilities: Tensor, configs: Sequence[GenerationConfig], *, has_top_k: bool) -> Tensor:
+    """Which of the most likely tokens, with their probabilities [N, K] in descending order, are kept: [N, K] bool."""
 
+    def column(values: Sequence[float | None], default: float) -> Tensor:
+        rows = [[default if value is None else value] for value in values]
+        return torch.tensor(rows, dtype=torch.float64, device=probabilities.device)
 
-def _keep_top_p(logits: Tensor, inverse_temperature: Tensor, top_p: Tensor, n_ranked: int) -> Tensor:
-    """Logits of the most likely tokens that together have the probability `top_p` [N, 1]."""
-    values, ids = most_likely(logits, n_ranked)
-    weights = softmax.exponentials(values, values[:, :1], inverse_temperature).double()
-    cumulative = weights.cumsum(dim=-1)
-    everything = softmax.exponentials(logits, values[:, :1], inverse_temperature)
-    wanted = top_p * softmax.total(softmax.block_sums(everything))
-    # a token is kept if those before it do not have the probability yet; the first always is
-    values.masked_fill_(cumulative - weights >= wanted, -math.inf)
-    kept = torch.full_like(logits, -math.inf).scatter_(1, ids, values)
-    if n_ranked < logits.shape[1]:
-        short = (cumulative[:, -1] < wanted[:, 0]).nonzero()[:, 0]
-        if len(short):
-            kept[short] = _keep_top_p(logits[short], inverse_temperature[short], top_p[short], logits.shape[1])
-    return kept
-
-
-def _column(values: Sequence[float | None], like: Tensor) -> Tensor:
-    """[N, 1] float64, infinity for None."""
-    return torch.tensor([[math.inf if value is None else value] for value in values], dtype=torch.float64).to(
-        like.device
-    )
+    least = probabilities[:, :1] * column([config.min_p for config in configs], 0.0)
+    is_kept = (probabilities > 0) & (probabilities >= least)  # banned tokens are among the most likely of few
+    if has_top_k:
+        rank = torch.arange(probabilities.shape[1], device=probabilities.device)
+        is_among = rank < column([config.top_k for config in configs], math.inf)
+        is_kept &= is_among
+        probabilities = probabilities * is_among
+    cumulative = probabilities.cumsum(dim=-1)
+    total = cumulative[:, -1:] if has_top_k else 1.0
+    top_p = column([None if config.top_p == 1 else config.top_p for config in configs], math.inf)
+    # a token is kept if those before it do not have the probability yet
+    return is_kept & (cumulative - probabilities < top_p * total)

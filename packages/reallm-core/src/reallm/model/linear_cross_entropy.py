@@ -162,23 +162,14 @@ class _Chunk(NamedTuple):
     is_local: Tensor
     """[n, 1] bool: whether the target is among the local rows of the head."""
 
-    def exponentiate(self, vocabulary: Vocabulary, inverse_temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace the logits by their exponentials, as `softmax.exponentials` does, over the whole vocabulary.
+    def target_logits(self) -> Tensor:
+        """[n, 1]: logit of the target, 0 where it is not local."""
+        return self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
 
-        Returns:
-            Logits of the targets [n, 1], highest logits [n, 1], and sums of exponentials [n, 1] float64.
-        """
-        highest = vocabulary.all_reduce_max(self.logits.amax(dim=-1, keepdim=True))
-        target_logits = self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
-        softmax.exponentials(self.logits, highest, inverse_temperature, out=self.logits)
-        total = softmax.total(softmax.block_sums(self.logits))
-        sums = vocabulary.all_reduce_sum(torch.cat((target_logits.double(), total), dim=1))
-        return sums[:, :1].to(highest.dtype), highest, sums[:, 1:]
-
-    def add_at_target(self, x: Tensor, value: float) -> None:
-        """Add `value` to `x` [n, v] at the target, where it is local."""
+    def add_at_target(self, x: Tensor, values: Tensor | float) -> None:
+        """Add `values` [n] to `x` [n, v] at the targets, where they are local."""
         rows = torch.arange(len(x), device=x.device)
-        x[rows, self.targets[:, 0]] += value * self.is_local[:, 0].to(x.dtype)
+        x[rows, self.targets[:, 0]] += values * self.is_local[:, 0].to(x.dtype)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chunk]:
@@ -251,6 +242,17 @@ class _Gradients:
         )
 
 
+def _all_reduce(
+    highest: Tensor, target_logits: Tensor, local: softmax.Softmax, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Highest logits, logits of the targets and normalizers [n, 1] float64 of the whole vocabulary, from local ones."""
+    maxima = vocabulary.all_reduce_max(torch.cat((highest.double(), local.normalizer), dim=1))
+    largest = maxima[:, 1:]
+    shares = (local.normalizer - largest).exp()
+    sums = vocabulary.all_reduce_sum(torch.cat((target_logits.double(), shares), dim=1))
+    return maxima[:, :1], sums[:, :1], largest + sums[:, 1:].log()
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -269,12 +271,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
         correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
         for chunk in _chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits) if any(needed) else None
-            target_logits, highest, total = chunk.exponentiate(head.vocabulary, inverse_temperature)
-            nll[chunk.rows] = -softmax.logprob(target_logits, highest, total, inverse_temperature)[:, 0]
+            target_logits, best = chunk.target_logits(), softmax.highest(chunk.logits)
+            local = softmax.softmax(chunk.logits, best, inverse_temperature, overwrite=True)
+            highest, target_logits, normalizer = _all_reduce(best.logits, target_logits, local, head.vocabulary)
+            nll[chunk.rows] = -softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
             correct[chunk.rows] = (target_logits >= highest)[:, 0]
             if any(needed):
                 # d nll / d logits = softmax - one_hot(target)
-                grad_logits = chunk.logits.div_(total.to(exact))
+                grad_logits = local.weights.mul_(local.factor(normalizer))
                 chunk.add_at_target(grad_logits, -1.0)
                 gradients.add(chunk, grad_logits, slope)
         ctx.gradients = gradients.result()
@@ -307,11 +311,13 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
-        normalizers = torch.empty_like(logprobs)
+        normalizers = torch.empty_like(logprobs, dtype=torch.float64)
         for chunk in _chunks(hidden, targets, head):
-            target_logits, highest, total = chunk.exponentiate(head.vocabulary, inverse_temperature)
-            logprobs[chunk.rows] = softmax.logprob(target_logits, highest, total, inverse_temperature)[:, 0]
-            normalizers[chunk.rows] = (highest + total.log() / inverse_temperature)[:, 0]
+            target_logits, best = chunk.target_logits(), softmax.highest(chunk.logits)
+            local = softmax.softmax(chunk.logits, best, inverse_temperature, overwrite=True)
+            _, target_logits, normalizer = _all_reduce(best.logits, target_logits, local, head.vocabulary)
+            logprobs[chunk.rows] = softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
+            normalizers[chunk.rows] = normalizer[:, 0]
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
         ctx.head, ctx.inverse_temperature = head, inverse_temperature
         return logprobs
@@ -324,11 +330,11 @@ class _HeadLogprobs(torch.autograd.Function):
         gradients = _Gradients(hidden, head, ctx.inverse_temperature, ctx.needs_input_grad[:3])
         for chunk in _chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits)
+            best = softmax.highest(chunk.logits)
+            local = softmax.softmax(chunk.logits, best, ctx.inverse_temperature, overwrite=True)
             # d logprob / d logits = one_hot(target) - softmax
-            probabilities = softmax.exponentials(
-                chunk.logits, normalizers[chunk.rows, None], ctx.inverse_temperature, out=chunk.logits
-            )
-            grad_logits = probabilities.neg_()
-            chunk.add_at_target(grad_logits, 1.0)
-            gradients.add(chunk, grad_logits.mul_(grad[chunk.rows, None]), slope)
+            grad_logprobs = grad[chunk.rows]
+            grad_logits = local.weights.mul_(local.factor(normalizers[chunk.rows, None]) * -grad_logprobs[:, None])
+            chunk.add_at_target(grad_logits, grad_logprobs)
+            gradients.add(chunk, grad_logits, slope)
         return *gradients.result(), None, None, None

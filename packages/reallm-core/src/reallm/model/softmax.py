@@ -1,25 +1,48 @@
-"""Softmax over the vocabulary with sums that do not depend on the rest of the batch; sampling and training share it.
+"""Softmax over the vocabulary, of which no row depends on the others; sampling and training share it.
 
 The sum of a whole row is split among threads if it is the only row, and not if there are many, which changes its last
 bits. Sums over blocks of columns are many in either case.
 
-Shapes: N rows, V vocabulary, B blocks.
+Shapes: N rows, V vocabulary, B blocks, K columns.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from reallm.errors import ConfigError
 
-LOG2_E = math.log2(math.e)
 BLOCK_SIZE = 256
 """Number of columns in a block; the last one may have fewer."""
+
+
+class Highest(NamedTuple):
+    """The highest logit of each row."""
+
+    logits: Tensor
+    """[N, 1], at least float32."""
+    columns: Tensor
+    """[N, 1], the lowest among those that have it."""
+
+
+class Softmax(NamedTuple):
+    """Softmax of logits at a temperature."""
+
+    weights: Tensor
+    """[N, V], at least float32: the probabilities times a factor near 1."""
+    cumulative: Tensor
+    """[N, B] float64, their sums up to the end of each block."""
+    normalizer: Tensor
+    """[N, 1] float64, the logarithm of the sum of the exponentials of the logits over the temperature."""
+
+    def factor(self, normalizer: Tensor) -> Tensor:
+        """Factor [N, 1] of the weights that makes them the probabilities that belong to a normalizer [N, 1]."""
+        return ((self.normalizer - normalizer).exp() / self.cumulative[:, -1:]).to(self.weights.dtype)
 
 
 def check_temperature(temperature: Any) -> float:
@@ -41,59 +64,61 @@ def inverse_of(temperature: float) -> float:
     return 1 / max(check_temperature(temperature), 1e-30)
 
 
-def exponentials(
-    logits: Tensor, highest: Tensor, inverse_temperature: float | Tensor, *, out: Tensor | None = None
-) -> Tensor:
-    """`exp((logits - highest) * inverse_temperature)` [N, V].
+def highest(logits: Tensor) -> Highest:
+    """The highest of logits [N, V] of each row."""
+    maxima = _reduce_blocks(logits, torch.amax)
+    block = maxima.argmax(dim=-1, keepdim=True)
+    columns = columns_of_block(block, logits.shape[1])
+    place = logits.gather(1, columns).argmax(dim=-1, keepdim=True)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    return Highest(maxima.gather(1, block).to(exact), columns.gather(1, place))
+
+
+def softmax(
+    logits: Tensor, best: Highest, inverse_temperature: float | Tensor = 1.0, *, overwrite: bool = False
+) -> Softmax:
+    """Softmax of logits [N, V] over a temperature; computed in float32, or in float64 if the logits have it.
 
     Args:
         logits: [N, V].
-        highest: [N, 1] at least float32, the highest logit of each row, so that no result is above 1.
+        best: `highest(logits)`.
         inverse_temperature: one for all rows, or [N, 1] float64.
-        out: where to write, with the dtype of `highest`; may be `logits`.
+        overwrite: whether the weights may take the memory of the logits, which have the dtype of `best.logits`.
     """
-    # torch's exp2 takes a third of the time of its exp on a CPU
-    factor = inverse_temperature * LOG2_E
-    shifted = torch.sub(logits, highest, out=out)
-    return shifted.mul_(factor.to(shifted.dtype) if isinstance(factor, Tensor) else factor).exp2_()
+    dtype, is_cpu = best.logits.dtype, logits.device.type == "cpu"  # torch's softmax on CPUs can work in place
+    out = logits if overwrite and is_cpu else None
+    if isinstance(inverse_temperature, Tensor) or inverse_temperature != 1.0:
+        logits = torch.sub(logits, best.logits, out=out).mul_(_as(dtype, inverse_temperature))
+        out = logits if is_cpu else None
+    weights = torch.softmax(logits, dim=-1, dtype=dtype, out=out)
+    cumulative = cumulative_sums(weights)
+    # the factor of the weights follows from the one whose exponential is 1
+    correction = cumulative[:, -1:].log() - weights.gather(1, best.columns).double().log()
+    return Softmax(weights, cumulative, best.logits.double() * inverse_temperature + correction)
 
 
-def block_sums(x: Tensor) -> Tensor:
-    """Sums [N, B] over blocks of the columns of [N, V]."""
-    return _reduce_blocks(x, torch.sum)
+def logprob(logit: Tensor, normalizer: Tensor, inverse_temperature: float | Tensor) -> Tensor:
+    """Log-probabilities [N, K] float64 of tokens, from their logits [N, K] and `Softmax.normalizer`."""
+    return logit.double() * inverse_temperature - normalizer
 
 
-def block_maxima(x: Tensor) -> Tensor:
-    """Maxima [N, B] over blocks of the columns of [N, V]."""
-    return _reduce_blocks(x, torch.amax)
+def cumulative_sums(x: Tensor) -> Tensor:
+    """Sums [N, B] float64 of the columns of [N, V] up to the end of each block."""
+    return _reduce_blocks(x, torch.sum).cumsum(dim=-1, dtype=torch.float64)
 
 
 def columns_of_block(block: Tensor, n_columns: int) -> Tensor:
-    """Columns [N, BLOCK_SIZE] of the blocks [N, 1] of a matrix; the last column stands in for those that it lacks."""
+    """Columns [N, BLOCK_SIZE] of blocks [N, 1]; the last column stands in for those that there are not."""
     columns = block * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=block.device)
     return columns.clamp_(max=n_columns - 1)
 
 
-def total(sums: Tensor) -> Tensor:
-    """Sums of rows [N, 1] float64, from the sums of their blocks [N, B]."""
-    return sums.sum(dim=-1, keepdim=True, dtype=torch.float64)
-
-
-def logprob(logit: Tensor, highest: Tensor, total: Tensor, inverse_temperature: float | Tensor) -> Tensor:
-    """Log-probability [N, K] float64 of tokens with these logits.
-
-    Args:
-        logit: [N, K] with the dtype of `highest`.
-        highest: [N, 1], as given to `exponentials`.
-        total: [N, 1] float64, sums of the exponentials.
-        inverse_temperature: as given to `exponentials`.
-    """
-    if isinstance(inverse_temperature, Tensor):
-        inverse_temperature = inverse_temperature.to(highest.dtype)
-    return ((logit - highest) * inverse_temperature).double() - total.log()
+def _as(dtype: torch.dtype, factor: float | Tensor) -> float | Tensor:
+    return factor.to(dtype) if isinstance(factor, Tensor) else factor
 
 
 def _reduce_blocks(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Reduce [N, V] to [N, B]."""
     n_whole = x.shape[1] // BLOCK_SIZE * BLOCK_SIZE
     parts = []
     if n_whole:
