@@ -22,8 +22,10 @@ END = "<|im_end|>"
 class Talk:
     """A chat in which the model answers with given texts."""
 
-    def __init__(self, *answers: str, model: str = "smollm2", **options: Any) -> None:
-        self.tokenizer = model_tokenizer(model)
+    def __init__(
+        self, *answers: str, model: str = "smollm2", longest_sequence: int | None = None, **options: Any
+    ) -> None:
+        self.tokenizer, self.longest_sequence = model_tokenizer(model), longest_sequence
         self.answers = [self.tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
         self.engine = FakeEngine(self.tokenizer, tokens=lambda request: self.answers[int(request.key)], **options)
         self.stop, self.stops_at_once = threading.Event(), False
@@ -48,7 +50,8 @@ class Talk:
         Chat(
             Conversation(self.tokenizer, ChatTemplate(self.tokenizer)),
             as_engine(self.engine),
-            GenerationConfig(max_new_tokens=30),
+            GenerationConfig(max_new_tokens=30, min_new_tokens=20),
+            longest_sequence=self.longest_sequence,
             read=read,
             write=written.append,
             stop_requests=stop_requests,
@@ -103,10 +106,32 @@ def test_a_long_answer_is_cut_and_goes_on() -> None:
     assert lines[2] == "w"
 
 
+def test_an_answer_ends_where_the_positions_of_the_model_do() -> None:
+    n_tokens = len(Talk("").tokenizer.encode(f"<|im_start|>system\nBe helpful.{END}\n<|im_start|>user\nhi{END}\n"))
+    n_tokens += len(Talk("").tokenizer.encode("<|im_start|>assistant\n"))
+    talk = Talk("a b c d e f g h")
+    talk.longest_sequence = n_tokens + 5
+    lines = talk.type("hi", "go on")
+    assert lines[:2] == ["a b c d", "[cut after 6 tokens; --max-new-tokens N for more]"]
+    assert lines[2].startswith("error: the conversation has ")
+    assert lines[2].endswith(f"tokens, and the model {n_tokens + 5} positions; /clear it")
+
+
+def test_what_is_not_unicode_is_told() -> None:
+    talk = Talk(f"a{END}")
+    told = "found half of a surrogate pair ('\\udce9'), wanted valid Unicode text"
+    lines = talk.type("caf\udce9", "/system \udce9", "hi")
+    assert lines == [
+        f"error: the conversation: the message: {told}",
+        f"error: the conversation: the system message: {told}",
+        "a",
+    ]
+
+
 def test_commands() -> None:
     talk = Talk(f"a{END}", f"b{END}", f"c{END}", f"d{END}")
     lines = talk.type(
-        "/system", "/system Be brief.", "/system", "one", "two", "/clear", "three", "/help", "/exit", "four"
+        "/system", "/system Be brief.", "/system", "one", "two", "/clear", "three", "/help", "/exit now", "four"
     )
     assert lines[:2] == ["there is no system message", "the system message is: Be brief."]
     assert lines[2:5] == ["a", "b", "c"]
@@ -140,6 +165,12 @@ def test_what_the_template_or_the_engine_refuses_is_told_and_the_conversation_go
     assert lines[1].startswith("error: the conversation has ")
     assert lines[2] == "a"
     assert "long" not in talk.prompt(0)
+
+
+def test_a_message_may_have_several_lines() -> None:
+    talk = Talk(f"a{END}")
+    assert talk.type("one\ntwo\n", "/system Be\nbrief.", "/system") == ["a", "the system message is: Be", "brief."]
+    assert "user\none\ntwo<" in talk.prompt(0)
 
 
 def test_an_answer_cannot_drive_the_terminal() -> None:

@@ -83,6 +83,15 @@ def test_several_samples_are_lists(prompts: Path, tmp_path: Path) -> None:
         assert "completion" not in row
 
 
+def test_any_column_is_carried_along(tmp_path: Path) -> None:
+    column = json.dumps({"half": "\ud83d", "é": [None, 1.5, float("nan")]})
+    (tmp_path / "in.jsonl").write_text(f'{{"prompt": "a", "column": {column}}}\n' * 2)
+    first_row_is_short = FakeEngine(TOKENIZER, length=lambda request: 1 if request.key == 0 else 5)
+    assert not complete(tmp_path / "in.jsonl", tmp_path / "out.jsonl", first_row_is_short, stop_after=2)
+    assert complete(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert [json.dumps(row["column"]) for row in rows(tmp_path / "out.jsonl")] == [column] * 2
+
+
 def test_lines_of_a_text_become_rows(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
     assert complete(tmp_path / "in.txt", tmp_path / "out.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import typer
 
 from reallm.cli.generation_model import check_model, events, load_model
 from reallm.cli.generation_view import ShownText, Write, ending, note
+from reallm.cli.printable import printable
 from reallm.errors import DataError, did_you_mean
 from reallm.generation.conversation import Conversation
 from reallm.generation.request import Completion, FinishedEvent, Request
@@ -36,6 +38,7 @@ class Chat:
         conversation: the messages so far.
         engine: the engine, which computes what one prompt has in common with the one before it only once.
         config: settings for sampling tokens and for ending an answer.
+        longest_sequence: most tokens that the model has positions for; None: any number.
         read: function that reads what the user types; raises EOFError for Ctrl-D, and KeyboardInterrupt for Ctrl-C.
         write: where to write.
         stop_requests: function that makes a context with a flag, which Ctrl-C sets in an answer.
@@ -47,12 +50,14 @@ class Chat:
         engine: GenerationEngine,
         config: GenerationConfig,
         *,
+        longest_sequence: int | None = None,
         read: Callable[[], str],
         write: Write,
         stop_requests: Callable[[], AbstractContextManager[StopRequest]],
     ) -> None:
         self._conversation, self._engine, self._config = conversation, engine, config
         self._read, self._write, self._stop_requests = read, write, stop_requests
+        self._longest_sequence = longest_sequence
         self._n_answers = 0
 
     def run(self) -> None:
@@ -68,20 +73,21 @@ class Chat:
                 self._write("\n")
                 self._say("Ctrl-D or /exit leaves")
                 continue
-            if text.strip() == "/exit":
+            name, text = _split(text)
+            if name == "/exit":
                 return
             try:
-                if text.startswith("/"):
-                    self._command(*text.strip().partition(" ")[::2])
-                elif text.strip():
-                    self._answer(text.strip())
+                if name:
+                    self._command(name, text)
+                elif text:
+                    self._answer(text)
             except DataError as error:
                 self._say(f"error: {error}")
 
     def _command(self, name: str, text: str) -> None:
         conversation = self._conversation
-        if name == "/system" and text.strip():
-            conversation.set_system(text.strip())
+        if name == "/system" and text:
+            conversation.set_system(text)
         elif name == "/system":
             system = conversation.system
             self._say("there is no system message" if system is None else f"the system message is: {system}")
@@ -96,11 +102,21 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         ids = self._conversation.ask(text)
-        request = Request(tuple(ids), self._config, key=self._n_answers)
+        request = Request(tuple(ids), self._config_after(len(ids)), key=self._n_answers)
         completion = self._stream(request)
         self._n_answers += 1
         if completion.token_ids:
             self._conversation.answer(completion.token_ids, completion.text or "")
+
+    def _config_after(self, n_tokens: int) -> GenerationConfig:
+        """The settings for an answer to a conversation of so many tokens, which ends where the positions do."""
+        config, longest = self._config, self._longest_sequence
+        if longest is None or n_tokens + config.max_new_tokens <= longest + 1:  # the last new token is never read
+            return config
+        room = longest + 1 - n_tokens
+        if room < 1:
+            raise DataError(f"the conversation has {n_tokens:,} tokens, and the model {longest:,} positions; /clear it")
+        return replace(config, max_new_tokens=room, min_new_tokens=min(room, config.min_new_tokens))
 
     def _stream(self, request: Request) -> Completion:
         """Write an answer while it is generated."""
@@ -116,7 +132,15 @@ class Chat:
 
     def _say(self, text: str) -> None:
         """Write a line that is not the model's."""
-        self._write(f"{note(text)}\n")
+        self._write(f"{note(printable(text))}\n")
+
+
+def _split(typed: str) -> tuple[str, str]:
+    """The command, which is empty for a message, and the text after it."""
+    if not typed.startswith("/"):
+        return "", typed.strip()
+    name, *rest = typed.split(maxsplit=1)
+    return name, "".join(rest).strip()
 
 
 def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> None:
@@ -142,6 +166,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
             conversation,
             engine,
             config,
+            longest_sequence=loaded.model.config.longest_sequence,
             read=lambda: input(PROMPT),
             write=partial(typer.echo, nl=False),
             stop_requests=partial(stop_requests, announce=False),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +10,7 @@ import typer
 
 from reallm.cli.printable import printable
 from reallm.errors import counted
+from reallm.generation.completion_file import json_line
 from reallm.generation.prompt_files import completed
 from reallm.generation.prompts import Prompt
 from reallm.generation.request import Completion, Event, FinishedEvent
@@ -131,7 +131,7 @@ class JsonView:
             completions = [self._ended[self._current][sample] for sample in range(self._n)]
             if any(completion.token_ids for completion in completions):  # otherwise it was interrupted before it began
                 row = completed(self._prompts[self._current].row.values, completions)
-                self._write(json.dumps(row, ensure_ascii=False) + "\n")
+                self._write(json_line(row))
             self._current += 1
 
 

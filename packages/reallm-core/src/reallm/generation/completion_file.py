@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from reallm.errors import DataError
 
 _ROWS, _SETTINGS = "rows.jsonl", "settings.json"
 _CHUNK = 1 << 20
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class CompletionFile:
@@ -48,14 +50,14 @@ class CompletionFile:
         """
         settings = json.loads(json.dumps(settings))
         folder = partial_folder(path)
-        has_rows = (folder / _ROWS).exists()
+        has_rows = (folder / _ROWS).exists() and (folder / _ROWS).stat().st_size > 0
         if path.exists() and not overwrite and not has_rows:
             raise DataError(f"{path} exists; give another --output, or --overwrite to replace it")
         with _errors_name(path):
             folder.mkdir(exist_ok=True)
             rows = (folder / _ROWS).open("a+b", buffering=0)
         with rows:
-            _lock(rows, path)
+            _lock(rows, folder / _ROWS, path)
             if has_rows and not overwrite:
                 _check_settings(path, _read_settings(folder), settings)
             else:
@@ -89,7 +91,7 @@ class CompletionFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write the next row; a kill afterwards does not lose it."""
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        line = json_line(row).encode()
         with _errors_name(self.path):
             written = self._rows.write(line)
             if written < len(line):
@@ -103,6 +105,12 @@ class CompletionFile:
             os.fsync(self._rows.fileno())
             (folder / _ROWS).replace(self.path)
             shutil.rmtree(folder)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON, readable where it can be: halves of surrogate pairs cannot be written in UTF-8."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(row) + "\n" if _SURROGATE.search(line) else line
 
 
 def partial_folder(path: Path) -> Path:
@@ -124,13 +132,17 @@ def _end_after_last_line(rows: FileIO) -> int:
     return n_lines
 
 
-def _lock(rows: FileIO, path: Path) -> None:
+def _lock(rows: FileIO, rows_path: Path, path: Path) -> None:
+    """Lock the opened file of rows, which must still be the one at `rows_path`; raise DataError if it is taken."""
+    is_locked = True
     try:
         fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise DataError(f"another process is writing {path}") from None
+        is_locked = False
     except OSError:
         pass  # this file system has no locks
+    if not is_locked or not rows_path.exists() or not os.path.samestat(os.fstat(rows.fileno()), rows_path.stat()):
+        raise DataError(f"another process is writing {path}")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

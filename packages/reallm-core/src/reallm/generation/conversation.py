@@ -64,6 +64,7 @@ class Conversation:
             DataError: the chat template refuses it; the system message is as before.
         """
         if text is not None:
+            _ROW.valid_text(text, "the system message")
             self._rendered([{"role": "system", "content": text}, {"role": "user", "content": "question"}])
         self._system = text
 
@@ -71,9 +72,9 @@ class Conversation:
         """The token ids that prompt an answer to a message, which joins the conversation once it is answered.
 
         Raises:
-            DataError: the chat template refuses the message.
+            DataError: the chat template refuses the message, or it is not valid Unicode.
         """
-        asked = {"role": "user", "content": text}
+        asked = {"role": "user", "content": _ROW.valid_text(text, "the message")}
         rendered = self._rendered([*self.messages, asked])
         if self._text and rendered.startswith(self._text):
             ids = self._ids + self._encoded(rendered[len(self._text) :])

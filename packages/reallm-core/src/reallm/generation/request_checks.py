@@ -49,8 +49,8 @@ def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_d
 
 
 def _warn_of_length(config: ReaLModelConfig, length: int) -> None:
-    if config.outgrown_by(length):
+    if config.outgrown_by(length):  # without the length, so that it is said once for all requests
         notify_once(
-            f"a prompt and its completion may have {length:,} tokens, more than the {config.max_positions:,} that the "
-            "model was made for (max_position_embeddings); expect worse text beyond them, or lower max_new_tokens"
+            f"a prompt and its completion may have more than the {config.max_positions:,} tokens that the model was "
+            "made for (max_position_embeddings); expect worse text beyond them, or lower max_new_tokens"
         )
