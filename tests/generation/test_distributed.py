@@ -1,4 +1,4 @@
-"""Generation by several ranks gives what one process gives, token for token."""
+"""Generation in every layout gives what one process gives, token for token."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import DataError
+from reallm.errors import DataError, NonFiniteError
 from reallm.generation.config import GenerationConfig
-from reallm.generation.generate import generate_tokens
-from reallm.generation.request import Completion
+from reallm.generation.data_parallel import make_engine
+from reallm.generation.request import Completion, FinishedEvent, Request, TokenEvent
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
-from reallm.model.transformer import Transformer
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from tests.helpers.ranks import on_ranks
@@ -24,63 +23,76 @@ BASE = ReaLModelConfig(
     max_positions=16, init_std=0.3,
 )  # fmt: skip
 CONFIGS = {
-    "grouped heads": BASE,
+    "grouped heads": BASE,  # fewer KV heads than ranks in tp4
     "tied head": BASE.replace(tied_embeddings=True, vocab_size=51),
-    "as many KV heads": BASE.replace(n_kv_heads=4, qk_norm="whole"),
-    "experts": BASE.replace(moe=MoEConfig(4, 2, 24), sliding_window=5),
-    "rope that follows the length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0)),
+    "experts and a window": BASE.replace(moe=MoEConfig(4, 2, 24), sliding_window=5),
+    "rope that follows the length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0), n_kv_heads=4),
 }
 LAYOUTS = [
-    "dp2", "tp2", "pp2", "pp3", "pp4", "tp2pp2", "dp2pp2", "dp2tp2", "tp4", "fsdp2", "fsdp2pp2", "dp2@1,0",
-    "pp2@2,0",
+    "tp2", "pp2", "dp2", "tp4", "pp4", "dp4", "tp2pp2", "dp2tp2", "dp2pp2", "fsdp2", "fsdp2pp2", "dp2@1,0", "pp2@2,0",
 ]  # fmt: skip
-PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [7, 7], [1, 2, 3], [49, 0, 48], [8]]
-GREEDY = GenerationConfig(max_new_tokens=8, temperature=0)
-SAMPLED = GenerationConfig(max_new_tokens=8, temperature=0.9, top_p=0.95, seed=3)
-STOPPED = GenerationConfig(12, temperature=1.0, stop_token_ids=tuple(range(0, 50, 9)), stop=("<7>",), seed=4)
-CASES = [
-    (PROMPTS, GREEDY),
-    (PROMPTS, SAMPLED),
-    (PROMPTS, STOPPED),
-    (PROMPTS[:1], SAMPLED),  # fewer prompts than ranks or stages
-    ([], GREEDY),
+PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [7, 7], [1, 2, 3]]
+GREEDY = GenerationConfig(max_new_tokens=7, temperature=0, kept_ids=True, top_logprobs=2)
+SAMPLED = GenerationConfig(
+    5, temperature=0.9, top_p=0.95, top_k=20, seed=3, n=3, model_logprobs=True, kept_mass=True, kept_ids=True
+)
+STOPPED = GenerationConfig(
+    8, temperature=1.0, stop_token_ids=tuple(range(0, 50, 9)), stop=("<7>",), min_new_tokens=2, top_logprobs=1, seed=4
+)
+REQUESTS = [
+    Request(tuple(prompt), config, key=f"request {index}")
+    for index, prompt in enumerate(PROMPTS)
+    for config in (GREEDY, SAMPLED, STOPPED)
+] + [Request((5,), GenerationConfig(max_new_tokens=0)), Request((5,), GenerationConfig(max_new_tokens=1), key=9)]
+LONG = [
+    Request(tuple((17 * index + place) % 50 for place in range(250)), GenerationConfig(10, seed=index), key=index)
+    for index in range(4)
 ]
+"""Requests that outgrow rows of 256 tokens."""
 
 
-def spread(config: ReaLModelConfig, mesh: Mesh | None) -> Transformer:
-    return ReaLModel(config, mesh=mesh, seed=3).eval().network
+def made(config: ReaLModelConfig, mesh: Mesh | None) -> ReaLModel:
+    """A model in float64, in which sums in another order lead to other tokens once in very many cases."""
+    return ReaLModel(config, mesh=mesh, seed=3, dtype="float64").eval()
 
 
 def n_ranks(layout: str) -> int:
     return max(Layout.parse(layout).ranks) + 1
 
 
-def config_for(name: str, n_stages: int) -> ReaLModelConfig:
-    """A configuration with as many layers as the stages need, two or four."""
-    return CONFIGS[name].replace(n_layers=2 if n_stages <= 2 else 4)
+def completed(model: ReaLModel, requests: list[Request], **options: int) -> list[Completion]:
+    with make_engine(model.network, mesh=model.mesh, decoder=NumberDecoder(), **options) as engine:
+        for request in requests:
+            engine.add(request)
+        return engine.run()
 
 
 @cache
-def by_one_process(name: str, n_stages: int) -> list[list[Completion]]:
-    model = spread(config_for(name, n_stages), None)
-    return [generate_tokens(model, prompts, sampling, decoder=NumberDecoder()) for prompts, sampling in CASES]
+def by_one_process(name: str) -> list[Completion]:
+    return completed(made(CONFIGS[name], None), REQUESTS)
 
 
-def generate_all(rank: int, layout: str) -> list[list[list[Completion]]] | None:
-    """What a rank has for each configuration in each case, and once more in the second one; None outside."""
+def assert_same(got: list[Completion], expected: list[Completion]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        one_fields, other_fields = vars(one), vars(other)
+        for field, value in other_fields.items():
+            if value and field in ("logprobs", "model_logprobs", "kept_mass"):
+                assert one_fields[field] == pytest.approx(value, abs=1e-9), field
+            elif field == "top_logprobs" and value is not None:
+                for pairs, expected_pairs in zip(one_fields[field], value, strict=True):
+                    assert [token for token, _ in pairs] == [token for token, _ in expected_pairs]
+                    assert [p for _, p in pairs] == pytest.approx([p for _, p in expected_pairs], abs=1e-9)
+            else:
+                assert one_fields[field] == value, field
+
+
+def generate_all(rank: int, layout: str) -> list[list[Completion]] | None:
+    """What a rank has for each configuration, and for the first one once more; None outside of the layout."""
     mesh = Mesh.of(layout)
     if not mesh.is_member:
         return None
-    results = []
-    for name in CONFIGS:
-        model = spread(config_for(name, Layout.parse(layout).pp), mesh)
-        results.append(
-            [
-                generate_tokens(model, prompts, sampling, decoder=NumberDecoder(), mesh=mesh)
-                for prompts, sampling in [*CASES, CASES[1]]
-            ]
-        )
-    return results
+    models = [made(config, mesh) for config in CONFIGS.values()]
+    return [completed(model, REQUESTS, max_batch_sequences=8) for model in [*models, models[0]]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -89,90 +101,117 @@ def test_every_rank_has_what_one_process_generates(layout):
     inside = [by_rank[rank] for rank in Layout.parse(layout).ranks]
     for results in inside:
         assert results == inside[0]
-    for name, (*results, again) in zip(CONFIGS, inside[0], strict=True):
-        for got, expected in zip(results, by_one_process(name, Layout.parse(layout).pp), strict=True):
-            assert_same(got, expected)
-        assert again == results[1]  # the same layout gives the same numbers, bit for bit
+    *results, again = inside[0]
+    for name, got in zip(CONFIGS, results, strict=True):
+        assert_same(got, by_one_process(name))
+    assert again == results[0]  # the same layout gives the same numbers, bit for bit
 
 
-def assert_same(got: list[Completion], expected: list[Completion]) -> None:
-    for one, other in zip(got, expected, strict=True):
-        assert one.prompt_ids == other.prompt_ids
-        assert one.token_ids == other.token_ids
-        assert one.finish_reason == other.finish_reason
-        # other sums of parts, other sizes of matrices: logits of about 10 differ in the last of their 24 bits
-        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
-
-
-@pytest.mark.parametrize("n_stages", [1, 4])
-def test_the_cases_show_what_they_are_for(n_stages):
+def test_the_requests_show_what_they_are_for():
     for name in CONFIGS:
-        greedy, sampled, stopped, *_ = by_one_process(name, n_stages)
-        assert [completion.token_ids for completion in greedy] != [completion.token_ids for completion in sampled]
-        assert {completion.finish_reason for completion in stopped} == {"stop", "length"}
-        assert len({len(completion.token_ids) for completion in stopped}) > 2
+        completions = by_one_process(name)
+        greedy, sampled, stopped = (completions[start::5][:5] for start in (0, 1, 4))
+        assert [each.token_ids[:5] for each in greedy] != [each.token_ids for each in sampled]
+        assert {each.finish_reason for each in stopped} == {"stop", "length"}
+        assert len({len(each.token_ids) for each in completions}) > 4
 
 
-def most_at_once(rank: int, layout: str) -> list[int]:
-    """How many texts are in each forward pass of this rank, for six prompts of a length."""
-    mesh = Mesh.of(layout)
-    model = spread(BASE, mesh)
-    sizes = []
+def generate_long(rank: int, layout: str) -> tuple[list[Completion], int]:
+    """Completions where the cache has room for three rows, and the number of tokens that this rank has computed."""
+    model = made(BASE, Mesh.of(layout) if layout else None)
+    computed, inner = [], model.network.forward_hidden
 
-    def forward_hidden(tokens, seqs, cache=None, inner=model.forward_hidden):
-        sizes.append(len(seqs.lengths))
+    def forward_hidden(tokens, seqs, cache=None):
+        computed.append(len(tokens))
         return inner(tokens, seqs, cache)
 
-    model.forward_hidden = forward_hidden
-    generate_tokens(model, [[1, 2]] * 6, GenerationConfig(max_new_tokens=2), mesh=mesh)
-    return sizes
+    model.network.forward_hidden = forward_hidden
+    return completed(model, LONG, kv_cache_tokens=768, max_batch_tokens=100), sum(computed)
 
 
-def test_prompts_are_dealt_out_over_ranks_and_go_through_stages_in_groups():
-    assert on_ranks(2, most_at_once, "dp2") == [[3, 3]] * 2
-    assert on_ranks(2, most_at_once, "pp2") == [[3, 3, 3, 3]] * 2  # both groups, then both again
+@pytest.mark.parametrize("layout", ["pp2", "dp2", "dp2tp2", "tp2pp2"])
+def test_sequences_that_lose_their_room_are_computed_again(layout):
+    expected, _ = generate_long(0, "")
+    parsed = Layout.parse(layout)
+    by_rank = on_ranks(parsed.size, generate_long, layout)
+    for completions, _ in by_rank:
+        assert_same(completions, expected)
+    n_computed = sum(n for rank, (_, n) in enumerate(by_rank) if parsed.coordinate(rank)[1:] == (0, 0))
+    assert n_computed > sum(len(each.prompt_ids) + len(each.token_ids) - 1 for each in expected)
 
 
-def with_own_logits(rank: int, layout: str) -> list[list[int]]:
-    """What is generated where the ranks of tensor parallelism do not agree on the logits."""
-    mesh = Mesh.of(layout)
-    model = spread(BASE, mesh)
-    inner, noise = model.head, torch.Generator().manual_seed(rank)
-    model.head = lambda hidden: inner(hidden) + torch.randn(hidden.shape[0], 50, generator=noise)
-    return [completion.token_ids for completion in generate_tokens(model, PROMPTS, SAMPLED, mesh=mesh)]
+def stream_and_cancel(rank: int, layout: str) -> tuple[list, list, list[Completion]]:
+    """Events of a stream, events of an engine in which a request is cancelled twice, and what `generate` gives."""
+    model = made(BASE, Mesh.of(layout) if layout else None)
+    streamed = [*model.stream(PROMPTS, SAMPLED)]
+    cancelled = []
+    with model.generation_engine(max_batch_sequences=4) as engine:
+        for index, prompt in enumerate(PROMPTS):
+            engine.add(Request(tuple(prompt), SAMPLED, key=index))
+        cancelled += engine.step()
+        engine.cancel(0)
+        engine.cancel(4)
+        while engine.has_work:
+            cancelled += engine.step()
+        engine.cancel(0)
+        assert engine.step() == []
+    return streamed, cancelled, model.generate(PROMPTS, SAMPLED)
 
 
-@pytest.mark.parametrize("layout", ["tp2", "tp2pp2"])
-def test_logits_that_differ_between_ranks_do_not_split_them(layout):
-    by_rank = on_ranks(n_ranks(layout), with_own_logits, layout)
-    assert all(tokens == by_rank[0] for tokens in by_rank)
+@pytest.mark.parametrize("layout", ["pp2", "dp2tp2", "fsdp2"])
+def test_streams_and_cancelled_requests(layout):
+    _, _, expected = stream_and_cancel(0, "")
+    by_rank = on_ranks(n_ranks(layout), stream_and_cancel, layout)
+    for events in by_rank:
+        assert events == by_rank[0]
+    streamed, cancelled, generated = by_rank[0]
+    assert_same(generated, expected)
+    assert_same(finished(streamed), expected)
+    for completion, n in zip(expected, range(len(expected)), strict=True):
+        tokens = [
+            event.token_id
+            for event in streamed
+            if isinstance(event, TokenEvent) and (event.request_id, event.sample) == divmod(n, 3)
+        ]
+        assert tokens == completion.token_ids
+    assert_same(finished(cancelled)[3:12], expected[3:12])
+    for got, whole in zip(finished(cancelled), expected, strict=True):
+        assert got.token_ids == whole.token_ids[: len(got.token_ids)]
+    assert [each.finish_reason for each in finished(cancelled)] == ["cancelled"] * 3 + ["length"] * 9 + [
+        "cancelled"
+    ] * 3
 
 
-def refused(rank: int, layout: str) -> str:
-    mesh = Mesh.of(layout)
-    model = spread(BASE, mesh)
-    with pytest.raises(DataError) as caught:
-        generate_tokens(model, [[1], [50]], GREEDY, mesh=mesh)
-    generate_tokens(model, [[1]], GREEDY, mesh=mesh)  # nobody waits for anybody
-    return str(caught.value)
+def finished(events: list) -> list[Completion]:
+    """The completions of events, by request, then by sample."""
+    found = [event for event in events if isinstance(event, FinishedEvent)]
+    return [event.completion for event in sorted(found, key=lambda event: (event.request_id, event.sample))]
 
 
-def test_every_rank_refuses_prompts_alike_before_anything_is_computed():
-    for message in on_ranks(4, refused, "dp2pp2"):
-        assert message.startswith("prompt 1 has token 50, but the model has tokens 0 to 49")
+def refused(rank: int, layout: str) -> list[str]:
+    """What is said about a token that is not there, different prompts on each rank, and a weight that is not finite."""
+    model = made(BASE, Mesh.of(layout))
+    said = []
+    for error, prompts in ((DataError, [[1], [50]]), (DataError, [[1], [rank]])):
+        with pytest.raises(error) as caught:
+            model.generate(prompts, GREEDY)
+        said.append(str(caught.value))
+        assert len(model.generate([[1]], GREEDY)) == 1  # nobody waits for anybody
+    tensors = model.local_tensors()
+    if "layers.0.tokens.weight" in tensors:
+        tensors["layers.0.tokens.weight"][-1] = torch.nan  # token 49, or the last one of a rank's part
+    with pytest.raises(NonFiniteError) as caught:
+        model.generate([[1], [2], [49, 3]], GREEDY)
+    return [*said, str(caught.value)]
 
 
-def trained_between(rank: int, layout: str) -> tuple[bool, bool]:
-    """Whether generation leaves split parameters as they were, and usable for training."""
-    mesh = Mesh.of(layout)
-    model = ReaLModel(BASE, mesh=mesh, seed=1, zero=3)
-    before = {name: part.clone() for name, part in model.local_tensors().items()}
-    generate_tokens(model.network, PROMPTS[:3], GREEDY, mesh=mesh)
-    after = model.local_tensors()
-    unchanged = all(after[name].shape == part.shape and after[name].equal(part) for name, part in before.items())
-    model(torch.tensor([1, 2, 3]), torch.tensor([0, 3])).logsumexp(-1).sum().backward()
-    return unchanged, all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_parameters_that_fsdp_splits_are_split_again_afterwards():
-    assert on_ranks(2, trained_between, "fsdp2") == [(True, True)] * 2
+@pytest.mark.parametrize("layout", ["dp2pp2", "tp2", "fsdp2"])
+def test_errors_are_the_same_on_all_ranks(layout):
+    by_rank = on_ranks(n_ranks(layout), refused, layout)
+    for said in by_rank:
+        assert said == by_rank[0]
+    vocabulary, different, nonfinite = by_rank[0]
+    assert vocabulary.startswith("prompt 1 has token 50, but the model has tokens 0 to 49")
+    assert different.startswith("ranks 0 and ")
+    assert "generate for different prompts or settings; all ranks of a layout must make the same calls" in different
+    assert nonfinite.startswith("prompt 2: the logits of new token 1 are not finite; the parameter 'layers.0.tokens.w")

@@ -121,15 +121,15 @@ class DataParallelEngine(GenerationEngine):
 
     def _exchange(self) -> list[Event]:
         """Tell the other ranks what has happened, and take requests; returns the events of all ranks."""
+        if self._calls.has_news:
+            self._calls.compare(all_gather_json(self._calls.digest, self._mesh.all))
         message = {
-            "calls": self._calls.digest,
             "error": None if self._error is None else describe_error(self._error, self._mesh.rank),
             "events": self._untold,
             "load": self.load,
         }
         local_error, self._error, self._untold = self._error, None, []
         by_rank = all_gather_json(message, self._mesh.dp)
-        self._calls.compare({rank: each["calls"] for rank, each in by_rank.items()})
         raise_first_error([each["error"] for each in by_rank.values()], local_error)
         messages = [by_rank[rank] for rank in self._mesh.layout.dp_ranks(self._mesh.coordinate)]
         events = [*self._shared.from_json([each["events"] for each in messages])]

@@ -101,5 +101,7 @@ class _Unfinished:
 
 def _samples_of(request: Request, piece: Piece) -> Request:
     """The part of a request that a rank takes."""
-    config = replace(request.config, n=piece.n_samples)
+    config = replace(
+        request.config, n=piece.n_samples, temperature=request.config.effective_temperature
+    )  # the default of the temperature depends on `n`
     return replace(request, config=config, first_sample=request.first_sample + piece.first_sample)
