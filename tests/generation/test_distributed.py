@@ -43,7 +43,10 @@ REQUESTS = [
     Request(tuple(prompt), config, key=f"request {index}")
     for index, prompt in enumerate(PROMPTS)
     for config in (GREEDY, SAMPLED, STOPPED)
-] + [Request((5,), GenerationConfig(max_new_tokens=0)), Request((5,), GenerationConfig(max_new_tokens=1), key=9)]
+] + [
+    Request((5,), GenerationConfig(max_new_tokens=0)),
+    Request((5,), GenerationConfig(max_new_tokens=1, temperature=2.0, kept_ids=True), key=9),
+]
 LONG = [
     Request(tuple((17 * index + place) % 50 for place in range(250)), GenerationConfig(10, seed=index), key=index)
     for index in range(4)

@@ -97,7 +97,7 @@ class PartialCompletion:
         for values, value in (
             (done.model_logprobs, token.model_logprob),
             (done.kept_mass, token.kept_mass),
-            (done.kept_ids, token.kept_ids),
+            (done.kept_ids, None if token.kept_ids is None else list(token.kept_ids)),
             (done.top_logprobs, token.top_logprobs),
         ):
             if values is not None:
