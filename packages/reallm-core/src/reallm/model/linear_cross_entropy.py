@@ -162,9 +162,22 @@ class _Chunk(NamedTuple):
     is_local: Tensor
     """[n, 1] bool: whether the target is among the local rows of the head."""
 
-    def target_logits(self) -> Tensor:
-        """[n, 1]: logit of the target, 0 where it is not local."""
-        return self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
+    def softmax_(
+        self, vocabulary: Vocabulary, inverse_temperature: float
+    ) -> tuple[softmax.Softmax, Tensor, Tensor, Tensor]:
+        """Softmax of the local logits, which it may overwrite.
+
+        Returns:
+            The local softmax, and of the whole vocabulary [n, 1] float64: the highest logits, the logits of the
+            targets, and the normalizers.
+        """
+        target_logits = self.logits.gather(1, self.targets).masked_fill_(~self.is_local, 0.0)
+        best = softmax.highest(self.logits)
+        local = softmax.softmax(self.logits, best, inverse_temperature, overwrite=True)
+        maxima = vocabulary.all_reduce_max(torch.cat((best.logits.double(), local.normalizer), dim=1))
+        shares = (local.normalizer - maxima[:, 1:]).exp()
+        sums = vocabulary.all_reduce_sum(torch.cat((target_logits.double(), shares), dim=1))
+        return local, maxima[:, :1], sums[:, :1], maxima[:, 1:] + sums[:, 1:].log()
 
     def add_at_target(self, x: Tensor, values: Tensor | float) -> None:
         """Add `values` [n] to `x` [n, v] at the targets, where they are local."""
@@ -242,17 +255,6 @@ class _Gradients:
         )
 
 
-def _all_reduce(
-    highest: Tensor, target_logits: Tensor, local: softmax.Softmax, vocabulary: Vocabulary
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Highest logits, logits of the targets and normalizers [n, 1] float64 of the whole vocabulary, from local ones."""
-    maxima = vocabulary.all_reduce_max(torch.cat((highest.double(), local.normalizer), dim=1))
-    largest = maxima[:, 1:]
-    shares = (local.normalizer - largest).exp()
-    sums = vocabulary.all_reduce_sum(torch.cat((target_logits.double(), shares), dim=1))
-    return maxima[:, :1], sums[:, :1], largest + sums[:, 1:].log()
-
-
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -271,9 +273,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
         for chunk in _chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits) if any(needed) else None
-            target_logits, best = chunk.target_logits(), softmax.highest(chunk.logits)
-            local = softmax.softmax(chunk.logits, best, inverse_temperature, overwrite=True)
-            highest, target_logits, normalizer = _all_reduce(best.logits, target_logits, local, head.vocabulary)
+            local, highest, target_logits, normalizer = chunk.softmax_(head.vocabulary, inverse_temperature)
             nll[chunk.rows] = -softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
             correct[chunk.rows] = (target_logits >= highest)[:, 0]
             if any(needed):
@@ -313,9 +313,7 @@ class _HeadLogprobs(torch.autograd.Function):
         logprobs = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
         normalizers = torch.empty_like(logprobs, dtype=torch.float64)
         for chunk in _chunks(hidden, targets, head):
-            target_logits, best = chunk.target_logits(), softmax.highest(chunk.logits)
-            local = softmax.softmax(chunk.logits, best, inverse_temperature, overwrite=True)
-            _, target_logits, normalizer = _all_reduce(best.logits, target_logits, local, head.vocabulary)
+            _, _, target_logits, normalizer = chunk.softmax_(head.vocabulary, inverse_temperature)
             logprobs[chunk.rows] = softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
             normalizers[chunk.rows] = normalizer[:, 0]
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)

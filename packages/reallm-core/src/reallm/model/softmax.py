@@ -85,12 +85,14 @@ def softmax(
         inverse_temperature: one for all rows, or [N, 1] float64.
         overwrite: whether the weights may take the memory of the logits, which have the dtype of `best.logits`.
     """
-    dtype, is_cpu = best.logits.dtype, logits.device.type == "cpu"  # torch's softmax on CPUs can work in place
-    out = logits if overwrite and is_cpu else None
+    dtype = best.logits.dtype
     if isinstance(inverse_temperature, Tensor) or inverse_temperature != 1.0:
-        logits = torch.sub(logits, best.logits, out=out).mul_(_as(dtype, inverse_temperature))
-        out = logits if is_cpu else None
-    weights = torch.softmax(logits, dim=-1, dtype=dtype, out=out)
+        # less the highest, so that a low temperature cannot make it infinite
+        logits = torch.sub(logits, best.logits, out=logits if overwrite else None)
+        logits.mul_(inverse_temperature.to(dtype) if isinstance(inverse_temperature, Tensor) else inverse_temperature)
+        overwrite = True
+    in_place = overwrite and logits.device.type == "cpu"  # on other devices torch's softmax may not work in place
+    weights = torch.softmax(logits, dim=-1, dtype=dtype, out=logits if in_place else None)
     cumulative = cumulative_sums(weights)
     # the factor of the weights follows from the one whose exponential is 1
     correction = cumulative[:, -1:].log() - weights.gather(1, best.columns).double().log()
@@ -111,10 +113,6 @@ def columns_of_block(block: Tensor, n_columns: int) -> Tensor:
     """Columns [N, BLOCK_SIZE] of blocks [N, 1]; the last column stands in for those that there are not."""
     columns = block * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=block.device)
     return columns.clamp_(max=n_columns - 1)
-
-
-def _as(dtype: torch.dtype, factor: float | Tensor) -> float | Tensor:
-    return factor.to(dtype) if isinstance(factor, Tensor) else factor
 
 
 def _reduce_blocks(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
