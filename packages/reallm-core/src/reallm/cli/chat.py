@@ -12,10 +12,10 @@ import typer
 
 from reallm.cli.generation_model import check_model, events, load_model
 from reallm.cli.generation_view import ShownText, Write, ending, note
-from reallm.cli.printable import printable
 from reallm.errors import DataError, did_you_mean
 from reallm.generation.conversation import Conversation
 from reallm.generation.request import Completion, FinishedEvent, Request
+from reallm.printable import printable
 
 if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig

@@ -8,12 +8,11 @@ from typing import Protocol
 
 import typer
 
-from reallm.cli.printable import printable
 from reallm.errors import counted
-from reallm.generation.completion_file import json_line
 from reallm.generation.prompt_files import completed
 from reallm.generation.prompts import Prompt
 from reallm.generation.request import Completion, Event, FinishedEvent
+from reallm.printable import json_line, printable
 
 Write = Callable[[str], object]
 """Function that writes text."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ from typing import Any
 
 from reallm.atomic_files import atomic_write
 from reallm.errors import DataError
+from reallm.printable import json_line
 
 _ROWS, _SETTINGS = "rows.jsonl", "settings.json"
 _CHUNK = 1 << 20
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class CompletionFile:
@@ -105,12 +104,6 @@ class CompletionFile:
             os.fsync(self._rows.fileno())
             (folder / _ROWS).replace(self.path)
             shutil.rmtree(folder)
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON, readable where it can be: halves of surrogate pairs cannot be written in UTF-8."""
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    return json.dumps(row) + "\n" if _SURROGATE.search(line) else line
 
 
 def partial_folder(path: Path) -> Path:

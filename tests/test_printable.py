@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import pytest
 
-from reallm.cli.printable import printable
+from reallm.printable import json_line, printable
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,10 @@ def test_what_drives_a_terminal_is_escaped(text: str, shown: str) -> None:
 def test_all_control_characters_are_escaped() -> None:
     controls = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Cs", "Zl", "Zp")]
     assert [char for char in controls if printable(char) == char] == ["\t", "\n"]
+
+
+def test_a_line_of_json_has_only_escapes_for_them_and_is_one_line() -> None:
+    value = {"é": "文\n\x1b\x9b\x7f\u2028\u202e\ud83d", "n": [1, None]}
+    line = json_line(value)
+    assert line == '{"é": "文\\n\\u001b\\u009b\\u007f\\u2028\\u202e\\ud83d", "n": [1, null]}\n'
+    assert json.loads(line) == value
