@@ -21,14 +21,23 @@ class Pace:
 
     rounds: int
     until: float = float("inf")
+    warm_up: bool = True
+    """Whether round 0 is made."""
 
 
 def take_turns(
-    workers: Sequence[Worker], pace: Pace, check: Callable[[Steps], None], say: Callable[[str], None]
+    workers: Sequence[Worker],
+    pace: Pace,
+    check: Callable[[Steps], None],
+    say: Callable[[str], None],
+    wanted: object = True,
 ) -> Steps:
-    """Run all rounds; `check` is called after each and stops the benchmark when something is wrong."""
+    """Run all rounds; `check` is called after each and stops the benchmark when something is wrong.
+
+    `wanted` is what the workers are asked for.
+    """
     steps: Steps = {worker.name: {} for worker in workers}
-    for turn in range(pace.rounds + 1):
+    for turn in range(0 if pace.warm_up else 1, pace.rounds + 1):
         present = _present(turn, steps, [worker.name for worker in workers])
         if turn > 1 and time.monotonic() + _seconds(steps, present) > pace.until:
             say(f"no time for more rounds; {turn - 1} of {pace.rounds} were run")
@@ -36,7 +45,7 @@ def take_turns(
         shift = turn % len(workers)  # no worker always follows the same one
         for worker in [*workers[shift:], *workers[:shift]]:
             if worker.name in present:
-                steps[worker.name][turn] = step = worker.step()
+                steps[worker.name][turn] = step = worker.step(wanted)
                 what = f"round {turn} of {pace.rounds}" if turn else "warm-up"
                 left = f"; about {_left(turn, steps, workers, pace):.0f} s left" if turn else ""
                 say(f"{what}: {worker.name}, {step.seconds:.1f} s{left}")
@@ -54,13 +63,13 @@ def _present(turn: int, steps: Steps, names: Sequence[str]) -> list[str]:
     """Who takes part in a round: all, or in every second round only those that are not slow."""
     if turn == 0 or turn % 2:
         return list(names)
-    first = steps[names[0]][0].seconds
-    return [name for name in names if steps[name][0].seconds <= SLOW * first]
+    first = {name: next(iter(steps[name].values())).seconds for name in names}
+    return [name for name in names if first[name] <= SLOW * first[names[0]]]
 
 
 def _seconds(steps: Steps, names: Sequence[str]) -> float:
-    """What a round of these workers takes, by the last step of each."""
-    return sum(list(steps[name].values())[-1].seconds for name in names)
+    """What a round of these workers takes, by the last step of each that has made one."""
+    return sum(list(steps[name].values())[-1].seconds for name in names if steps[name])
 
 
 def _left(turn: int, steps: Steps, workers: Sequence[Worker], pace: Pace) -> float:

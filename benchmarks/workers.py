@@ -20,7 +20,7 @@ from typing import Any
 
 
 class Turns:
-    """A side's end of the line. `wait()` before and `done(loss)` after each step; the clock runs in between."""
+    """A side's end of the line. `wait()` before and `done(...)` after each step; the clock runs in between."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -32,24 +32,24 @@ class Turns:
         """Say that all is imported and the model is built next: memory is counted from here."""
         self._baseline = _memory_mb("VmRSS")
 
-    def wait(self) -> bool:
-        """Block until the next step is wanted. False: there is none, come to an end."""
+    def wait(self) -> Any:
+        """Block until the next step is wanted, and return what is asked for. None: no more steps, come to an end."""
         if not self._ready:
             self._ready = True
             self._connection.send("ready")
         try:
-            wanted = bool(self._connection.recv())
-        except EOFError:  # the benchmark was stopped
-            wanted = False
+            wanted = self._connection.recv()
+        except EOFError:  # the benchmark has ended, or was stopped
+            wanted = None
         _synchronize()
         self._started = time.perf_counter()
         return wanted
 
-    def done(self, loss: float = 0.0) -> None:
-        """Report the step that was asked for, with the loss before its update."""
+    def done(self, loss: float = 0.0, tokens: list[list[int]] | None = None) -> None:
+        """Report the step that was asked for: of training the loss before its update, of generation the new tokens."""
         _synchronize()
         seconds = time.perf_counter() - self._started
-        self._connection.send(Step(seconds, loss, self._peak_mb()))
+        self._connection.send(Step(seconds, loss, self._peak_mb(), tokens))
 
     def _peak_mb(self) -> float:
         torch = sys.modules.get("torch")
@@ -66,6 +66,8 @@ class Step:
     loss: float
     peak_mb: float
     """Most memory held so far, above what the process held before it built its model."""
+    tokens: list[list[int]] | None = None
+    """The tokens that were generated for each prompt."""
 
 
 class Worker:
@@ -92,9 +94,9 @@ class Worker:
         """Wait until the model is there."""
         self._receive()
 
-    def step(self) -> Step:
-        """Make one step."""
-        self._connection.send(True)
+    def step(self, wanted: object = True) -> Step:
+        """Make one step; `wanted` is what `Turns.wait` returns to the side."""
+        self._connection.send(wanted)
         step = self._receive()
         assert isinstance(step, Step)
         return step
