@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from reallm.experiments.run.runner import RunResult, run
     from reallm.generation.config import GenerationConfig
     from reallm.generation.engine import GenerationEngine
+    from reallm.generation.mismatch import logprob_mismatch
     from reallm.generation.request import Completion, FinishedEvent, Request, TokenEvent
     from reallm.hf.family import HFFamily
     from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
@@ -103,6 +104,7 @@ _HOMES = {
     "gather": "reallm.data.batching",
     "lengths": "reallm.data.batching",
     "load_config": "reallm.config.load:load",
+    "logprob_mismatch": "reallm.generation.mismatch",
     "make_dataset": "reallm.data.datasets",
     "merge": "reallm.data.namedarray",
     "n_samples": "reallm.data.batching",
@@ -172,6 +174,7 @@ __all__ = [
     "hookimpl",
     "lengths",
     "load_config",
+    "logprob_mismatch",
     "make_dataset",
     "merge",
     "n_samples",
