@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reallm.model.activations import ACTIVATION_FUNCTIONS
 from reallm.model.config import ReaLModelConfig
-from reallm.model.layers import ACTIVATION_FUNCTIONS, make_norm, make_qk_norm
+from reallm.model.layers import make_norm, make_qk_norm
 from reallm.model.ops import FEW_TOKENS, gated, rms_norm, rotate
 from reallm.model.rope import Rotation
 

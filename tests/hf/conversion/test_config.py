@@ -15,9 +15,9 @@ from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_
 from reallm.hf.conversion.families import family_for, get_family
 from reallm.hf.standard import ACTIVATIONS
 from reallm.hf.tables import ConfigTable, Key
+from reallm.model.activations import ACTIVATION_FUNCTIONS
 from reallm.model.config import ACTIVATIONS as OURS
 from reallm.model.config import ReaLModelConfig, RopeConfig
-from reallm.model.layers import ACTIVATION_FUNCTIONS
 from reallm_hf_llama.plugin import LLAMA
 from reallm_hf_mistral.plugin import MISTRAL
 from tests.helpers.hf_grid import GRID, raw_config, read_by_transformers

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from reallm.errors import ConfigError
 from reallm.model import compile as compilation
+from reallm.model.activations import ACTIVATION_FUNCTIONS
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import ACTIVATION_FUNCTIONS
 from reallm.model.moe import experts
 from reallm.model.moe.experts import Assignment, grouped_expert_mlp
 from reallm.model.moe.grouped_linear import FEW_ROWS, KernelLinear, LoopedLinear

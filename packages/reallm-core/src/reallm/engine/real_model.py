@@ -213,7 +213,13 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     # ------------------------------------------------------------------ inference and generation
 
     def token_logprobs(
-        self, tokens: Tensor, cu_seqlens: Tensor, temperature: float = 1.0, *, max_tokens: int | None = None
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        temperature: float = 1.0,
+        *,
+        max_tokens: int | None = None,
+        exact: bool = False,
     ) -> Tensor:
         """Log-probability [T] float32 of each token given the tokens before it in its sequence; 0 for a first token.
 
@@ -227,15 +233,19 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             temperature: divisor of the logits; 1 for greedy completions.
             max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own. None: one pass
                 for all of a rank's sequences, or one for each stage of a pipeline.
+            exact: compute the log-probabilities of `generate(exact=True)`, bit for bit.
 
         Raises:
             DataError: `cu_seqlens` does not bound the tokens.
-            ConfigError: `temperature` not more than 0, `max_tokens` below 1, or this is a critic.
+            ConfigError: `temperature` not more than 0, `max_tokens` below 1, `exact` is not possible, or this is a
+                critic.
         """
         if self.config.is_critic:
             raise ConfigError("a critic gives scores, not log-probabilities; call scores")
         tokens = as_tokens(tokens, self.config.vocab_size)
-        return logprobs(self.network, tokens, cu_seqlens, temperature, mesh=self.mesh, max_tokens=max_tokens)
+        return logprobs(
+            self.network, tokens, cu_seqlens, temperature, mesh=self.mesh, max_tokens=max_tokens, exact=exact
+        )
 
     def scores(self, tokens: Tensor, cu_seqlens: Tensor, *, max_tokens: int | None = None) -> Tensor:
         """A critic's score [T] float32 of each token; see `token_logprobs`.
@@ -259,6 +269,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         config: GenerationConfig | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        exact: bool = False,
         **fields: Any,
     ) -> list[Completion]:
         """Continue prompts, given as text or as token ids, all of them at once.
@@ -272,6 +283,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             config: settings for sampling tokens and for ending a sequence. `stop_token_ids=None` takes the
                 end-of-sequence tokens of the checkpoint, and of `tokenizer`.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
+            exact: whether log-probabilities are those of `token_logprobs(exact=True)`, bit for bit.
             fields: fields of `GenerationConfig`, instead of `config` or in place of its own.
 
         Returns:
@@ -281,7 +293,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             NonFiniteError: logits are NaN or infinite; names the prompt, the step, and what is wrong with the model.
             DataError: a prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions or
                 the cache.
-            ConfigError: a value is not allowed, or this is a critic.
+            ConfigError: a value is not allowed, `exact` is not possible, or this is a critic.
         """
         config = as_generation_config("generate", config, fields)
         ids, tokenizer = self._encode(prompts, config, tokenizer)
@@ -293,6 +305,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
                 decoder=None if tokenizer is None else TokenDecoder(tokenizer),
                 default_stop_token_ids=self._default_stop_token_ids(tokenizer),
                 mesh=self.mesh,
+                exact=exact,
             )
 
     def stream(

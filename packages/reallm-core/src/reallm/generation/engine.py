@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -21,13 +21,14 @@ from reallm.generation.prepacking import FEW_STEPS, prepacked_for_decoding
 from reallm.generation.random import hash_key
 from reallm.generation.replica import PendingTokens, make_replica, minimum
 from reallm.generation.request import Completion, Event, FinishedEvent, FinishReason, Request
-from reallm.generation.request_checks import check_request
+from reallm.generation.request_checks import check_exact_request, check_request
 from reallm.generation.row_manager import RowManager
 from reallm.generation.row_store import RowStore
 from reallm.generation.scheduler import Scheduler
 from reallm.generation.step import Step
 from reallm.generation.text import TokenDecoder
 from reallm.model.config import ReaLModelConfig
+from reallm.model.exact import ExactMode
 from reallm.model.rope import keys_are_stale, longest_with_fixed_frequencies
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -56,6 +57,10 @@ class GenerationEngine:
         prefix_sharing: whether prompts that begin with the same tokens are computed only once, in blocks of 256.
         mesh: the layout over which the network is parallelized: all its ranks make the same calls and get the same
             events. None: this process holds the whole network.
+        exact: whether log-probabilities are those of `token_logprobs(exact=True)`, bit for bit; see `model.exact`.
+
+    Raises:
+        ConfigError: `exact` is not possible; says why.
     """
 
     def __init__(
@@ -69,8 +74,10 @@ class GenerationEngine:
         kv_cache_tokens: int | None = None,
         prefix_sharing: bool = True,
         mesh: Mesh | None = None,
+        exact: bool = False,
     ) -> None:
         self._network, self._decoder = network, decoder
+        self._exact_mode = ExactMode(network) if exact else None
         self._default_stop_token_ids = tuple(default_stop_token_ids)
         self._store = RowStore.of(network)
         self._replica = make_replica(network, mesh)
@@ -177,6 +184,8 @@ class GenerationEngine:
     def check(self, request: Request, name: str = "the prompt") -> None:
         """Raise what `add` would raise."""
         check_request(self._network.config, request, name, has_decoder=self._decoder is not None)
+        if self._exact_mode is not None:
+            check_exact_request(self._network.config, request, name)
         self._check_room(request, name)
 
     def cancel(self, request_id: int) -> None:
@@ -195,7 +204,8 @@ class GenerationEngine:
         try:
             step = self._scheduler.schedule()
             if step.sequences:
-                self._start(step)
+                with self._exact_mode or nullcontext():
+                    self._start(step)
             if self._in_flight and (not step.sequences or len(self._in_flight) == self._replica.n_stages):
                 events += self._finish(self._in_flight.popleft())
         except BaseException:  # an interrupt too: nobody knows what was computed

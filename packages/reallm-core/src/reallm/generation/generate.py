@@ -21,6 +21,7 @@ def generate_tokens(
     decoder: TokenDecoder | None = None,
     default_stop_token_ids: Sequence[int] = (),
     mesh: Mesh | None = None,
+    exact: bool = False,
 ) -> list[Completion]:
     """Continue each prompt (token ids) until a stop token, a stop string or `max_new_tokens`.
 
@@ -34,6 +35,7 @@ def generate_tokens(
         default_stop_token_ids: tokens that end a sequence if `config` names none.
         mesh: the layout over which the network is parallelized: all its ranks make the same call and get the same
             result. None: this process holds the whole network.
+        exact: as in `GenerationEngine`.
 
     Returns:
         The completions of the prompts, in their order, `config.n` of each.
@@ -42,9 +44,11 @@ def generate_tokens(
         DataError: an empty prompt, a token that is not in the vocabulary, or a prompt that may outgrow the model's
             learned positions or the cache; names its index.
         NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
+        ConfigError: `exact` is not possible; says why.
     """
     requests = [Request(tuple(map(int, prompt)), config, key=index) for index, prompt in enumerate(prompts)]
-    with make_engine(network, mesh=mesh, decoder=decoder, default_stop_token_ids=default_stop_token_ids) as engine:
+    options = {"decoder": decoder, "default_stop_token_ids": default_stop_token_ids, "exact": exact}
+    with make_engine(network, mesh=mesh, **options) as engine:
         for index, request in enumerate(requests):
             engine.add(request, name=f"prompt {index}")
         completions = engine.run()

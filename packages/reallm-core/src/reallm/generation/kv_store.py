@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from reallm.generation.step import Placement, Row, ScheduledSequence, Step
+from reallm.model.attention.exact import CHUNK
 from reallm.model.attention.kv_cache import ForwardCache
 
 
@@ -24,11 +25,12 @@ class KVStore(Protocol):
     def bytes_held(self) -> int:
         """Number of bytes of all tensors."""
 
-    def prepare(self, step: Step) -> ForwardCache:
+    def prepare(self, step: Step, *, exact: bool = False) -> ForwardCache:
         """Allocate, copy and free as a step says; returns the cache of its forward pass.
 
         Args:
             step: a step whose sequences are in `pack_order`.
+            exact: whether attention gives the same bits whatever else the pass computes; see `model.exact`.
         """
 
     def erase(self, placement: Placement) -> None:
@@ -56,7 +58,13 @@ class Kind(IntEnum):
         return cls.CONTINUE if sequence.n_new > 1 else cls.DECODE
 
 
-def pack_order(sequence: ScheduledSequence) -> tuple[int, ...]:
-    """Sort key that orders the sequences of a forward pass by kind, and by row: those that are computed together."""
-    place = sequence.placement
-    return (Kind.of(sequence), *((place.capacity, place.index) if isinstance(place, Row) else ()))
+def pack_order(sequence: ScheduledSequence, *, exact: bool = False) -> tuple[int, ...]:
+    """Sort key that orders the sequences of a forward pass by kind, and by row: those that are computed together.
+
+    Exact attention computes only sequences together that decode in the same chunk of positions.
+    """
+    kind, place = Kind.of(sequence), sequence.placement
+    if not isinstance(place, Row):
+        return (kind,)
+    chunk = sequence.n_cached // CHUNK if exact and kind is Kind.DECODE else 0
+    return kind, place.capacity, chunk, place.index

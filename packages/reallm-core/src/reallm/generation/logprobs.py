@@ -6,6 +6,7 @@ Shapes: T packed tokens, S sequences, E hidden, K values of a token, N scored to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from reallm.arguments import check_count
 from reallm.data.packing import inference_micro_batches
+from reallm.model.exact import ExactMode
 from reallm.model.linear_cross_entropy import next_token_targets
 from reallm.model.packed import PackedSequences
 from reallm.model.softmax import check_temperature
@@ -119,6 +121,7 @@ def logprobs(
     *,
     mesh: Mesh | None = None,
     max_tokens: int | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Log-probability [T] float32 of each token given the tokens before it in its sequence; 0 for a first token.
 
@@ -126,11 +129,12 @@ def logprobs(
 
     Args:
         temperature: divisor of the logits.
+        exact: compute those of an exact `GenerationEngine`, bit for bit.
 
     Other arguments and errors as in `forward_packed`.
 
     Raises:
-        ConfigError: the temperature is not more than 0.
+        ConfigError: the temperature is not more than 0, or `exact` is not possible.
     """
     check_temperature(temperature)
 
@@ -141,7 +145,8 @@ def logprobs(
         logps[predicting + 1] = model.logprobs(hidden[predicting], targets, temperature).float()
         return logps
 
-    return forward_packed(model, tokens, cu_seqlens, per_token, mesh=mesh, max_tokens=max_tokens)
+    with ExactMode(model) if exact else nullcontext():
+        return forward_packed(model, tokens, cu_seqlens, per_token, mesh=mesh, max_tokens=max_tokens)
 
 
 def score_tokens(

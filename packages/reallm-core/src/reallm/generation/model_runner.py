@@ -46,7 +46,8 @@ class ModelRunner:
             Logits [A, V] after the last tokens of the sequences with `samples`, in their order; valid until the next
             run. None on a stage of a pipeline that is not the last.
         """
-        order = sorted(range(len(step.sequences)), key=lambda i: pack_order(step.sequences[i]))
+        exact = self.network.exact
+        order = sorted(range(len(step.sequences)), key=lambda i: pack_order(step.sequences[i], exact=exact))
         sequences = tuple(step.sequences[i] for i in order)
         tokens = [token for i in order for token in token_ids[i]]
         places = {i: place for place, i in enumerate(order)}
@@ -60,7 +61,7 @@ class ModelRunner:
     def _run(self, step: Step, tokens: Sequence[int], sampled: Sequence[int]) -> Tensor | None:
         """Logits after the last tokens of some sequences, given by index, of a step that is in `pack_order`."""
         device = next(self.network.parameters()).device
-        cache = self.store.prepare(step)
+        cache = self.store.prepare(step, exact=self.network.exact)
         seqs = PackedSequences.from_lengths(
             [sequence.n_new for sequence in step.sequences],
             cached_lengths=[sequence.n_cached for sequence in step.sequences],

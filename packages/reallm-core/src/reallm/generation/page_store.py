@@ -84,11 +84,10 @@ class PageStore:
             self._pages = {number: tuple(map(self._allocate, spec)) for number, spec in self._specs.items()}
         return self._pages
 
-    def prepare(self, step: Step) -> PageCache:
-        """Copy as a step says; returns the cache of its forward pass.
+    def prepare(self, step: Step, *, exact: bool = False) -> PageCache:
+        """Copy as a step says; returns the cache of its forward pass; see `KVStore.prepare`.
 
-        Args:
-            step: a step whose sequences are in `pack_order`.
+        The kernel for pages, called with one split, computes each query in the same way whether `exact` or not.
         """
         self.copy(step.copies)
         return self.cache_of(_plan(step.sequences, self.page_size, self.device))

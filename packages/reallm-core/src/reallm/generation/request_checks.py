@@ -5,6 +5,7 @@ from __future__ import annotations
 from reallm.errors import ConfigError, DataError
 from reallm.generation.request import Request
 from reallm.model.config import ReaLModelConfig
+from reallm.model.rope import longest_with_fixed_frequencies
 from reallm.notices import notify_once
 
 
@@ -45,6 +46,21 @@ def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_d
         raise DataError(
             f"{name} has {n_tokens} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the "
             f"{config.longest_sequence} positions that the model has learned; {remedy}"
+        )
+
+
+def check_exact_request(config: ReaLModelConfig, request: Request, name: str) -> None:
+    """Check that RoPE frequencies stay the same while a prompt is continued, so that exact mode is possible.
+
+    Raises:
+        DataError: they may change.
+    """
+    n_tokens, longest = len(request.prompt_ids) + request.config.max_new_tokens, longest_with_fixed_frequencies(config)
+    if longest is not None and n_tokens > longest:
+        raise DataError(
+            f"{name} has {len(request.prompt_ids)} tokens, and with max_new_tokens={request.config.max_new_tokens} it "
+            f"may outgrow the {longest:,} tokens beyond which RoPE frequencies depend on a sequence's length, which "
+            "exact mode excludes; lower max_new_tokens, or leave exact out"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from reallm.generation.kv_store import Kind
 from reallm.generation.row_slabs import RowLocation, Slab
 from reallm.generation.step import ScheduledSequence
+from reallm.model.attention import exact
 from reallm.model.attention.functional import (
     AttentionSpec,
     attend_packed,
@@ -38,12 +39,18 @@ class RowCache:
         specs: number of a block, from 1 -> the tensors that its attention keeps.
         sequences: the sequences of the pass, in `pack_order`.
         locations: their rows.
+        is_exact: as `exact` in `KVStore.prepare`.
     """
 
     def __init__(
-        self, specs: Mapping[int, CacheSpec], sequences: Sequence[ScheduledSequence], locations: Sequence[RowLocation]
+        self,
+        specs: Mapping[int, CacheSpec],
+        sequences: Sequence[ScheduledSequence],
+        locations: Sequence[RowLocation],
+        *,
+        is_exact: bool = False,
     ) -> None:
-        plan = _Plan(sequences, locations)
+        plan = _Plan(sequences, locations, is_exact)
         self.blocks = {number: RowBlock(number, spec, plan) for number, spec in specs.items()}
 
     def advance(self, lengths: Sequence[int]) -> None:
@@ -75,14 +82,23 @@ class RowBlock(BlockCache):
             n = plan.started.n_tokens
             outputs.append(attend_packed(q[:n], k[:n], v[:n], plan.started, spec, plan.causal_mask))
         for part in plan.continued:
-            keys, values = (held[part.row, :, : part.total] for held in part.slab.blocks[self._number])
-            outputs.append(attend_sequence(q[part.tokens], keys, values, spec, plan.causal_mask))
+            keys, values = (held[part.row] for held in part.slab.blocks[self._number])
+            outputs.append(self._attend_part(q[part.tokens], keys, values, part.total, spec))
+        attend = exact.attend_rows if plan.is_exact else attend_rows
         for group in plan.groups:
-            left, mask = group.mask(spec.window, q.dtype)
-            keys, values = (held[group.rows, :, left : group.longest] for held in group.slab.blocks[self._number])
-            out = attend_rows(group.queries(q), keys, values, mask, spec)
+            left, right, mask = group.mask(spec.window, q.dtype)
+            keys, values = (held[group.rows, :, left:right] for held in group.slab.blocks[self._number])
+            out = attend(group.queries(q), keys, values, mask, spec)
             outputs.append(out if group.places is None else out[group.places])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend_part(self, q: Tensor, keys: Tensor, values: Tensor, total: int, spec: AttentionSpec) -> Tensor:
+        """Attention of several tokens [L, H, D] at the end of one sequence over its row [K, C, D]."""
+        plan = self._plan
+        if not plan.is_exact:
+            return attend_sequence(q, keys[:, :total], values[:, :total], spec, plan.causal_mask)
+        mask = plan.chunk_mask(exact.chunk_end(max(plan.totals)), spec.window, q.dtype, q.device)
+        return exact.attend_chunks(q, keys, values, total, mask, spec)
 
     def __getitem__(self, index: int) -> Tensor:
         return self._tensors[index]
@@ -137,8 +153,10 @@ class RowBlock(BlockCache):
 class _Plan:
     """What all blocks do in one forward pass."""
 
-    def __init__(self, sequences: Sequence[ScheduledSequence], locations: Sequence[RowLocation]) -> None:
-        self.locations = locations
+    def __init__(
+        self, sequences: Sequence[ScheduledSequence], locations: Sequence[RowLocation], is_exact: bool
+    ) -> None:
+        self.locations, self.is_exact = locations, is_exact
         self.cached = [sequence.n_cached for sequence in sequences]
         self.totals = [sequence.n_cached + sequence.n_new for sequence in sequences]
         kinds = [Kind.of(sequence) for sequence in sequences]
@@ -148,20 +166,21 @@ class _Plan:
             _Part(slab, row, slice(*tokens), total)
             for (slab, row), tokens, total in zip(locations, pairwise(bounds), self.totals, strict=True)
         ]
-        n_started, n_decoded = kinds.count(Kind.START), kinds.count(Kind.DECODE)
+        n_started, n_decoded = 0 if is_exact else kinds.count(Kind.START), kinds.count(Kind.DECODE)
         started, decoded = parts[:n_started], parts[len(parts) - n_decoded :]
         self.continued = parts[n_started : len(parts) - n_decoded]
-        """The sequences that go on with several tokens."""
+        """The sequences that go on with several tokens; in an exact pass those that start, too."""
         self.started = (
             PackedSequences.from_lengths([part.total for part in started], device=started[0].slab.device)
             if started
             else None
         )
         """The sequences that start."""
-        self.groups = [group for _, run in groupby(decoded, lambda part: id(part.slab)) for group in _groups(list(run))]
+        runs = groupby(decoded, lambda part: (id(part.slab), exact.chunk_end(part.total) if is_exact else None))
+        self.groups = [group for _, run in runs for group in _groups(list(run), is_exact)]
         """The sequences that go on with one token."""
         self.writes = [_Write(list(run)) for _, run in groupby(parts, lambda part: id(part.slab))]
-        self.causal_mask = memoize(causal_mask)
+        self.causal_mask, self.chunk_mask = memoize(causal_mask), memoize(exact.chunk_mask)
 
 
 @dataclass(frozen=True)
@@ -201,38 +220,41 @@ class _Write:
 class _Group:
     """Adjacent rows of a slab that are attended to in one call, with one query each."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self.slab = parts[0].slab
+    def __init__(self, parts: Sequence[_Part], is_exact: bool) -> None:
+        self.slab, self._is_exact = parts[0].slab, is_exact
         self.rows = slice(parts[0].row, parts[-1].row + 1)
-        self.longest = max(part.total for part in parts)
+        self._longest = max(part.total for part in parts)
         self._tokens = slice(parts[0].tokens.start, parts[-1].tokens.stop)
         n_rows = self.rows.stop - self.rows.start
-        self._totals = [self.longest] * n_rows  # also of rows that are not in use, whose results are dropped
+        self._totals = [self._longest] * n_rows  # also of rows that are not in use, whose results are dropped
         for part in parts:
             self._totals[part.row - self.rows.start] = part.total
         self.places: Tensor | None = None
         """Index [sequences] of the rows that are in use; None: all."""
         if n_rows > len(parts):
             self.places = torch.tensor([part.row - self.rows.start for part in parts], device=self.slab.device)
-        self._masks: dict[tuple[int | None, torch.dtype], tuple[int, Tensor | None]] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], tuple[int, int, Tensor | None]] = {}
 
     def queries(self, q: Tensor) -> Tensor:
         """The queries [rows, H, D] of the rows, from those of all tokens [T, H, D]."""
         q = _part(q, self._tokens)
         return q if self.places is None else q.new_zeros(len(self._totals), *q.shape[1:]).index_copy_(0, self.places, q)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
-        """The first position that a query sees, and the mask [rows, longest - first]; None if it masks nothing."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, int, Tensor | None]:
+        """The range of keys that are read, and the mask [rows, keys]; None if it masks nothing."""
         if (window, dtype) not in self._masks:
             self._masks[window, dtype] = self._new_mask(window, dtype)
         return self._masks[window, dtype]
 
-    def _new_mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor | None]:
+    def _new_mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, int, Tensor | None]:
         shortest = min(self._totals)
-        left = 0 if window is None else max(0, shortest - window)
-        if shortest == self.longest:
-            return left, None
-        return left, rows_mask(self._totals, left, self.longest, window, dtype, self.slab.device)
+        if self._is_exact:
+            left, right = exact.key_range(self._longest - 1, window)
+        else:
+            left, right = 0 if window is None else max(0, shortest - window), self._longest
+            if shortest == right:
+                return left, right, None
+        return left, right, rows_mask(self._totals, left, right, window, dtype, self.slab.device)
 
 
 def _part(packed: Tensor, tokens: slice) -> Tensor:
@@ -240,10 +262,10 @@ def _part(packed: Tensor, tokens: slice) -> Tensor:
     return packed if tokens.stop - tokens.start == packed.shape[0] else packed[tokens]
 
 
-def _groups(parts: Sequence[_Part]) -> list[_Group]:
+def _groups(parts: Sequence[_Part], is_exact: bool) -> list[_Group]:
     """Divide sequences with rows in one slab into groups."""
     ranges = segments([part.row for part in parts], [part.total for part in parts], parts[0].slab.keys_per_call)
-    return [_Group(parts[each.start : each.stop]) for each in ranges]
+    return [_Group(parts[each.start : each.stop], is_exact) for each in ranges]
 
 
 def segments(rows: Sequence[int], lengths: Sequence[int], call_cost: int) -> list[range]:

@@ -48,19 +48,17 @@ class RowStore:
         """Number of bytes of all tensors."""
         return sum(tensor.nbytes for slab in self._slabs for tensor in slab.tensors)
 
-    def prepare(self, step: Step) -> RowCache:
-        """Allocate, copy and free as a step says; returns the cache of its forward pass.
-
-        Args:
-            step: a step whose sequences are in `pack_order`.
-        """
+    def prepare(self, step: Step, *, exact: bool = False) -> RowCache:
+        """Allocate, copy and free as a step says; returns the cache of its forward pass; see `KVStore.prepare`."""
         for capacity, n_rows in _rows_of(step).items():
             self._slabs.grow(capacity, n_rows)
         for copy in step.copies:
             self._copy(copy)
         for capacity in self._slabs.capacities if step.n_rows else ():
             self._slabs.shrink(capacity, step.n_rows.get(capacity, 0))
-        return RowCache(self.specs, step.sequences, [self._slabs.locate(each.placement) for each in step.sequences])
+        return RowCache(
+            self.specs, step.sequences, [self._slabs.locate(each.placement) for each in step.sequences], is_exact=exact
+        )
 
     def erase(self, placement: Placement) -> None:
         """Write zeros to a row that has held numbers that are not finite, before it is given to another sequence."""

@@ -12,6 +12,8 @@ Attributes by which a layer, including a family's custom layers, declares its pr
   matrices, one for vectors and zero for biases.
 - `cache_spec`, of an attention layer: the tensors that it keeps for decoding; see `model.attention.kv_cache`.
 - `tp_units`: units, such as heads, that tensor parallelism divides evenly; see `model.sharding.TPUnits`.
+- `exact = False`, which `model.exact.ExactMode` sets to True: it has another way to compute, whose result for a token
+  is the same, bit for bit, whatever else the pass computes.
 - `nn.Parameter(..., requires_grad=False)`: loaded and saved, never trained: a buffer of the checkpoint.
 
 Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head dim.
@@ -19,7 +21,6 @@ Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -28,31 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.errors import DataError
+from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
 from reallm.model.config import ReaLModelConfig, is_custom_class
-from reallm.model.ops import ActivationFunction, gated, rms_norm
+from reallm.model.ops import gated, rms_norm
 from reallm.model.packed import PackedSequences
 from reallm.model.products.linear import joint_linear, linear
 from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.sharding import Shard, Shards, Split, as_split
 from reallm.references import resolve
-
-ACTIVATION_FUNCTIONS: dict[str, ActivationFunction] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
-    "gelu_10": lambda x: F.gelu(x).clamp(-10, 10),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "mish": F.mish,
-    "hardswish": F.hardswish,
-    "laplace": lambda x: 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "linear": torch.clone,  # a new tensor, as other activations return: callers may write to the result
-}
 
 
 class Linear(nn.Linear):
@@ -67,6 +51,7 @@ class Linear(nn.Linear):
         unit: number of outputs or inputs that stay together, such as those of a head.
     """
 
+    exact = False
     prepacked: PrepackedWeight | None = None
     """Holder of the weight's prepacked form, in a context of `Transformer.prepacked_weights`."""
 
@@ -82,7 +67,7 @@ class Linear(nn.Linear):
         """Do nothing: values come from `Transformer.init_weights` or a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.prepacked)
+        return linear(x, self.weight, self.bias, self.prepacked, exact=self.exact)
 
     @property
     def is_plain(self) -> bool:
@@ -104,7 +89,7 @@ class Projections(nn.Module):
         """The outputs of the linear layers for `x` [T, E]; by one product of prepacked weights, where there are any."""
         if self.prepacked is not None and (layers := self.joint_layers):
             weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-            outputs = joint_linear(x, weights, biases, self.prepacked)
+            outputs = joint_linear(x, weights, biases, self.prepacked, exact=layers[0].exact)
             if outputs is not None:
                 return outputs
         return [getattr(self, name)(x) for name in self.projections]
@@ -228,13 +213,15 @@ class Activation(nn.Module):
     """`act(x)`, or `act(gate) * up`."""
 
     recompute = True
+    exact = False
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.function = ACTIVATION_FUNCTIONS[name]
+        self.function, self.exact_function = ACTIVATION_FUNCTIONS[name], exact_activation(name)
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
-        return self.function(x) if up is None else gated(x, up, self.function)
+        function = self.exact_function if self.exact else self.function
+        return function(x) if up is None else gated(x, up, function)
 
 
 class GatedMLP(Projections):

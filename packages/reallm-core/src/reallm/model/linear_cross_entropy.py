@@ -107,6 +107,8 @@ class OutputHead:
     """Position of the local rows in the whole vocabulary, and reductions over ranks."""
     prepacked: PrepackedWeight | None = None
     """Holder of the weight's prepacked form, for `logits`."""
+    exact: bool = False
+    """Whether logits of a token do not depend on the other tokens, bit for bit."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], of the whole vocabulary."""
@@ -114,7 +116,7 @@ class OutputHead:
 
     def local_logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, v] of hidden states [N, E], of the local rows."""
-        out = linear(hidden, self.weight, self.bias, self.prepacked)
+        out = linear(hidden, self.weight, self.bias, self.prepacked, exact=self.exact)
         if self.multiplier != 1.0:
             out = out * self.multiplier
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
@@ -204,7 +206,7 @@ def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chun
 
 def _local_logits_into(hidden: Tensor, head: OutputHead, out: Tensor) -> None:
     """`head.local_logits` without allocating memory."""
-    linear_into(hidden, head.weight, out)
+    linear_into(hidden, head.weight, out, exact=head.exact)
     if head.bias is not None:
         out.add_(head.bias)
     if head.multiplier != 1.0:

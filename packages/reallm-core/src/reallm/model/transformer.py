@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from reallm.errors import ConfigError, PluginError, did_you_mean
 from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
+from reallm.model.attention.exact import ExactAttention
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.attention.gqa import attention_heads
 from reallm.model.attention.kv_cache import CacheSpec, ForwardCache, KVCache, keys_and_values
 from reallm.model.block import call_block, make_block
 from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
-from reallm.model.forward_context import ForwardContext
+from reallm.model.forward_context import AttentionFunction, ForwardContext
 from reallm.model.layers import Linear, PositionEmbedding, Projections, TokenEmbedding, VocabBias, make_norm
 from reallm.model.linear_cross_entropy import (
     CrossEntropy,
@@ -100,8 +101,10 @@ class Transformer(nn.Module):
         layers: numbers of the layers to build, such as those of a pipeline stage; None: all.
     """
 
+    exact = False
+    """Whether a token's result is the same, bit for bit, whatever else a forward pass computes; see `model.exact`."""
     prepacked: PrepackedWeight | None = None
-    """Holder of the prepacked form of the output head's weight, while there is one."""
+    """Holder of the prepacked form of the output head's weight, in a context of `prepacked_weights`."""
 
     def __init__(self, config: ReaLModelConfig, layers: range | None = None) -> None:
         super().__init__()
@@ -115,6 +118,8 @@ class Transformer(nn.Module):
         """The local rows of the output head."""
         self.compile_blocker: str | None = None
         """The reason that blocks cannot go through `torch.compile`; None: they can."""
+        self.exact_probes: dict[int, str | None] = {}
+        """Number of threads -> the reason that forward passes with them cannot be exact, as probed; None: they can."""
         self.router_stats: RouterStatsLog | None = None
         """Log in which forward passes in training record router statistics; None: they are not recorded."""
         numbers = all_layers(config) if layers is None else layers
@@ -151,7 +156,7 @@ class Transformer(nn.Module):
         context = ForwardContext(
             seqs,
             rotations(self.config, seqs, x.dtype),
-            compiled.attention if compiled else attend_rotated,
+            self._attention(compiled),
             checkpoint_attention=mode == "selective",
             router_stats=self.router_stats if self.training and torch.is_grad_enabled() else None,
         )
@@ -216,7 +221,7 @@ class Transformer(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, E], or scores [N] if this is a critic."""
         if self.config.is_critic:
-            return linear(hidden, self.head_weight, self.head_bias)[:, 0]
+            return linear(hidden, self.head_weight, self.head_bias, exact=self.exact)[:, 0]
         return self._output_head.logits(hidden)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> CrossEntropy:
@@ -239,7 +244,13 @@ class Transformer(nn.Module):
             config.logit_softcap,
             self.vocabulary,
             self.prepacked,
+            self.exact,
         )
+
+    def _attention(self, compiled: CompiledBlocks | None) -> AttentionFunction:
+        if self.exact:
+            return ExactAttention()
+        return compiled.attention if compiled else attend_rotated
 
     def prepacked_weights(self) -> AbstractContextManager[list[PrepackedWeight]]:
         """Context for many forward passes of few tokens without gradients, in which layers read prepacked weights.

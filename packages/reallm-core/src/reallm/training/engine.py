@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -64,10 +64,12 @@ class TrainEngine(EvalEngine):
         seed: seed of dropout, which has a random stream for each step, data-parallel rank and pipeline stage.
         moe_aux_loss_coef: coefficient of the load-balancing loss of a model with experts, 0 for none; None takes
             `config.moe.aux_loss_coef`.
+        exact: whether the log-probability of a token is that of `generate(exact=True)`, bit for bit, while the weights
+            are the same.
 
     Raises:
         ConfigError: an argument has the wrong type; the parameters are float16; the optimizer needs whole matrices,
-            which the model's layout splits; `moe_aux_loss_coef` for a model without experts.
+            which the model's layout splits; `moe_aux_loss_coef` for a model without experts; `exact` is not possible.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TrainEngine(EvalEngine):
         *,
         seed: int = 0,
         moe_aux_loss_coef: float | None = None,
+        exact: bool = False,
     ) -> None:
         check_model(model)
         check_instance("optimizer_config", optimizer_config, OptimizerConfig, "write OptimizerConfig(lr=...)")
@@ -87,7 +90,9 @@ class TrainEngine(EvalEngine):
             check_unsharded(optimizer_config, model.mesh.layout)
         _align_parameters(model.network)
         aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
-        super().__init__(model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef)
+        if exact:
+            _refuse_noise(model.config)
+        super().__init__(model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef, exact=exact)
         self.step = 0
         """Optimizer steps done, those that were skipped included."""
         self.skipped_steps = 0
@@ -158,7 +163,7 @@ class TrainEngine(EvalEngine):
         if self._offload is not None:
             self._offload.before_use(0)  # an empty group: the optimizer state is the next one, and begins to come back
         try:
-            with self._dropout_seed():
+            with self._dropout_seed(), self._exact_mode or nullcontext():
                 losses = self._forward_backward.train(local_batch, objective, self._optimizer.accumulate_gradients)
             grad_norm = self._optimizer_step(lr, losses, batch, objective) if local_batch.loss_weight else 0.0
         except BaseException:
@@ -265,6 +270,15 @@ def _aux_loss_coef(config: ReaLModelConfig, requested: float | None) -> float:
     if not requested >= 0:
         raise ConfigError(f"model.moe_aux_loss_coef={requested} must be at least 0")
     return requested
+
+
+def _refuse_noise(config: ReaLModelConfig) -> None:
+    """Raise ConfigError if training adds noise, with which log-probabilities cannot be those of generation."""
+    noise = {name: getattr(config, name) for name in ("embedding_dropout", "attn_dropout", "residual_dropout")}
+    noise["moe.jitter"] = 0.0 if config.moe is None else config.moe.jitter
+    for name, amount in noise.items():
+        if amount:
+            raise ConfigError(f"exact=True does not go together with {name}={amount}; set it to 0")
 
 
 def _align_parameters(network: Transformer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -12,6 +12,7 @@ from reallm.data.batching import check_batch
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError, kind_of
+from reallm.model.exact import ExactMode
 from reallm.training.forward_backward import ForwardBackward
 from reallm.training.microbatch import split_micro_batches
 from reallm.training.objective import Objective, Totals, check_objective
@@ -28,13 +29,22 @@ class EvalEngine:
         model: the model, on the device of its parameters.
         max_tokens_per_microbatch: limit on the tokens of a micro-batch; a longer sample is a micro-batch of its own.
         aux_loss_coef: coefficient of the load-balancing loss when it is trained; an evaluation leaves that loss out.
+        exact: whether the log-probability of a token is that of `generate(exact=True)`, bit for bit.
 
     Raises:
-        ConfigError: an argument has the wrong type.
+        ConfigError: an argument has the wrong type, or `exact` is not possible.
     """
 
-    def __init__(self, model: ReaLModel, max_tokens_per_microbatch: int, *, aux_loss_coef: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: ReaLModel,
+        max_tokens_per_microbatch: int,
+        *,
+        aux_loss_coef: float = 0.0,
+        exact: bool = False,
+    ) -> None:
         check_model(model)
+        self._exact_mode = ExactMode(model.network) if exact else None
         self.model = model
         self._mesh = None if model.mesh is None or model.mesh.layout.size == 1 else model.mesh
         self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef)
@@ -63,7 +73,8 @@ class EvalEngine:
         was_training = self.model.training
         self.model.eval()
         try:
-            yield
+            with self._exact_mode or nullcontext():
+                yield
         finally:
             self.model.train(was_training)
 

@@ -174,7 +174,7 @@ def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_o
     q = q.transpose(0, 1)
     whole = spec.window is None or total <= spec.window
     if whole and n_new == total:
-        return _sdpa(q, k, v, None, spec, causal=True).transpose(0, 1)
+        return sdpa(q, k, v, None, spec, causal=True).transpose(0, 1)
     chunk = n_new if whole else max(WINDOW_CHUNK, spec.window or 0)
     outputs = []
     for start in range(0, n_new, chunk):
@@ -183,7 +183,7 @@ def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_o
         first, last = total - n_new + start, total - n_new + end
         left = 0 if spec.window is None else max(0, first - spec.window + 1)
         mask = mask_of(first, last, left, spec.window, q.dtype, q.device)
-        outputs.append(_sdpa(q[:, start:end], k[:, left:last], v[:, left:last], mask, spec))
+        outputs.append(sdpa(q[:, start:end], k[:, left:last], v[:, left:last], mask, spec))
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
@@ -203,7 +203,7 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sp
         [N, H, D].
     """
     grouped = q.unflatten(1, (keys.shape[1], -1))
-    return _sdpa(grouped, keys, values, None if mask is None else mask[:, None, None], spec).flatten(1, 2)
+    return sdpa(grouped, keys, values, None if mask is None else mask[:, None, None], spec).flatten(1, 2)
 
 
 def rows_mask(
@@ -230,7 +230,7 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec
     return attend_rows(q, keys[:, :, :longest], values[:, :, :longest], mask, spec)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, *, causal: bool = False) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, *, causal: bool = False) -> Tensor:
     """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask`, added, broadcasts to [..., H, L, L']."""
     if spec.softcap is not None:
         return _softcapped(q, k, v, mask, spec, causal)
@@ -247,7 +247,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionS
 
 
 def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, causal: bool) -> Tensor:
-    """`_sdpa` with soft-capped scores, for which torch has no kernel (Gemma 2 report, section 2)."""
+    """`sdpa` with soft-capped scores, for which torch has no kernel (Gemma 2 report, section 2)."""
     assert spec.softcap is not None
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:

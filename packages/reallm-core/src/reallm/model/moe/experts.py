@@ -33,6 +33,8 @@ class Assignment:
     """Row [T, k] of each choice."""
     ends: Tensor
     """End [X] int32 of the rows of each expert."""
+    exact: bool = False
+    """Whether rows are computed so that they do not depend on each other, bit for bit."""
 
     @classmethod
     def of(cls, chosen: Tensor, n_experts: int) -> Assignment:
@@ -58,7 +60,7 @@ class Assignment:
         if KernelLinear.fits(x, weight):
             return KernelLinear(self.ends)
         ends = self.ends.tolist() if not isinstance(self.ends, FakeTensor) else self._even_ends()
-        return LoopedLinear.of([end - start for start, end in pairwise([0, *ends])])
+        return LoopedLinear.of([end - start for start, end in pairwise([0, *ends])], exact=self.exact)
 
     def _even_ends(self) -> list[int]:
         """Ends of segments that are as even as possible, for fake tensors, as in the memory estimate."""

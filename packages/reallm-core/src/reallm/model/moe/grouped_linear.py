@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reallm.model.products.linear import linear_into
+
 FEW_ROWS = 16
 """Number of rows up to which a matrix product on a CPU takes as long as reading the weight."""
 
@@ -41,18 +43,23 @@ class LoopedLinear:
     """Experts that have rows, in order; in decoding they are few."""
     sizes: Sequence[int]
     """Number of rows of each busy expert."""
+    exact: bool = False
+    """Whether a row of `outputs` does not depend on the other rows, bit for bit."""
 
     @classmethod
-    def of(cls, sizes: Sequence[int]) -> LoopedLinear:
+    def of(cls, sizes: Sequence[int], *, exact: bool = False) -> LoopedLinear:
         """Make it from the number of rows of every expert, zeros included."""
         busy = [expert for expert, size in enumerate(sizes) if size]
-        return cls(len(sizes), busy, [sizes[expert] for expert in busy])
+        return cls(len(sizes), busy, [sizes[expert] for expert in busy], exact)
 
     def outputs(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = x.new_empty(len(x), weight.shape[1])
         for rows, matrix, result in self._products(x, weight.transpose(1, 2), out):
-            _product(rows, matrix, result)
+            if self.exact:
+                linear_into(rows, matrix.t(), result, exact=True)
+            else:
+                _product(rows, matrix, result)
         return out
 
     def input_grads(self, grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:

@@ -6,15 +6,16 @@ Shapes: T packed tokens, E hidden, X experts, F intermediate size of one, k expe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
+from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import ACTIVATION_FUNCTIONS
 from reallm.model.moe.experts import Assignment, grouped_expert_mlp
 from reallm.model.products.linear import linear
 from reallm.model.router_stats import RouterStats
@@ -56,6 +57,8 @@ _mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import t
 class Router(nn.Module):
     """Chooses the experts of each token and their weights; probabilities are computed in float32."""
 
+    exact = False
+
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
         moe = _moe_of(config)
@@ -66,7 +69,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities [T, X] of all experts, and weights [T, k] (dtype of `x`) and indices [T, k] of the chosen."""
-        logits = linear(x, self.weight)
+        logits = linear(x, self.weight, exact=self.exact)
         probs = logits.softmax(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
         weights, chosen = probs.topk(self.top_k, dim=-1)
         if self.normalize:
@@ -87,6 +90,7 @@ class Experts(nn.Module):
     """All experts: gated MLPs, each computing the tokens that chose it."""
 
     split: Split = "column_row"
+    exact = False
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
@@ -95,10 +99,12 @@ class Experts(nn.Module):
         self.up = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
         self.down = ExpertLinear(moe.n_experts, config.expert_size, size, split="row")
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
+        self.exact_activation = exact_activation(config.activation)
 
     def forward(self, x: Tensor, chosen: Assignment, weights: Tensor) -> Tensor:
         gate, up, down = self.gate.weight, self.up.weight, self.down.weight
-        return grouped_expert_mlp(x, chosen, weights, gate, up, down, self.activation)
+        activation = self.exact_activation if self.exact else self.activation
+        return grouped_expert_mlp(x, replace(chosen, exact=self.exact), weights, gate, up, down, activation)
 
 
 def load_balancing_loss(stats: Sequence[RouterStats]) -> Tensor:

@@ -23,7 +23,14 @@ PIECE_BYTES = 24 << 20
 larger blocks from the kernel each time, page by page."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: PrepackedWeight | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    prepacked: PrepackedWeight | None = None,
+    *,
+    exact: bool = False,
+) -> Tensor:
     """`x @ weight.T + bias`, by the library that `library.library` names; differentiable once.
 
     It is `F.linear` except for plain float32 tensors on the CPU, outside of `torch.compile`, autocast, function
@@ -35,8 +42,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Pre
         weight: [N, K].
         bias: [N].
         prepacked: holder of the weight's prepacked form, which is used without gradients.
+        exact: compute by oneDNN, whichever library is named, so that rows do not depend on each other.
     """
-    if not uses_onednn(x, weight) or not _match(x, weight, bias):
+    if not uses_onednn(x, weight, exact=exact) or not _match(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return cast(Tensor, _Linear.apply(x, weight, bias))
@@ -44,7 +52,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Pre
 
 
 def joint_linear(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], prepacked: PrepackedWeight
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    prepacked: PrepackedWeight,
+    *,
+    exact: bool = False,
 ) -> Sequence[Tensor] | None:
     """`linear` of one input and several weights, computed as one product; None where that is not possible.
 
@@ -55,9 +68,10 @@ def joint_linear(
         weights: [N, K] each.
         biases: [N] each, or None.
         prepacked: holder of the prepacked form of all weights together.
+        exact: as in `linear`.
     """
     if torch.is_grad_enabled() or not all(
-        uses_onednn(x, weight) and _match(x, weight, bias) and not weight.is_inference()
+        uses_onednn(x, weight, exact=exact) and _match(x, weight, bias) and not weight.is_inference()
         for weight, bias in zip(weights, biases, strict=True)
     ):
         return None
@@ -67,9 +81,9 @@ def joint_linear(
     return [part if bias is None else part.add_(bias) for part, bias in zip(parts, biases, strict=True)]
 
 
-def linear_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """`x @ weight.T` into `out` [M, N], without gradients."""
-    if uses_onednn(x, weight):
+def linear_into(x: Tensor, weight: Tensor, out: Tensor, *, exact: bool = False) -> None:
+    """`x @ weight.T` into `out` [M, N], without gradients; `exact` as in `linear`."""
+    if uses_onednn(x, weight, exact=exact):
         rows = max(1, PIECE_BYTES // (4 * len(weight)))
         for piece, result in zip(x.split(rows), out.split(rows), strict=True):
             result.copy_(onednn.product(piece, weight))
@@ -82,8 +96,8 @@ def input_grads(grad: Tensor, weight: Tensor) -> Tensor:
     return onednn.product(grad, weight.t()) if uses_onednn(grad, weight) else grad @ weight
 
 
-def uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes the product of these tensors."""
+def uses_onednn(x: Tensor, weight: Tensor, *, exact: bool = False) -> bool:
+    """Whether oneDNN computes the product of these tensors; `exact` as in `linear`."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
@@ -97,7 +111,7 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
-        and library() == "onednn"
+        and (exact or library() == "onednn")
     )
 
 

@@ -81,4 +81,5 @@ def prepacked_weights(owners: Sequence[WeightOwner]) -> Iterator[list[PrepackedW
         for owner, form in zip(owners, forms, strict=True):
             form.n_users -= 1
             if not form.n_users:
-                owner.prepacked = None
+                # not by nn.Module.__setattr__, which fails if this is only reached when the interpreter exits
+                owner.__dict__["prepacked"] = None
