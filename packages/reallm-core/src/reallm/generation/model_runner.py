@@ -43,8 +43,8 @@ class ModelRunner:
             token_ids: new tokens of each of its sequences.
 
         Returns:
-            Logits [A, V] after the last tokens of the sequences with `samples`, in their order; valid until the next
-            run. None on a stage of a pipeline that is not the last.
+            Logits [A, V] after the last tokens of the sequences with `samples`, in their order. None on a stage of a
+            pipeline that is not the last.
         """
         exact = self.network.exact
         order = sorted(range(len(step.sequences)), key=lambda i: pack_order(step.sequences[i], exact=exact))
