@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
 from reallm.errors import DataError
 from reallm.generation.config import GenerationConfig
+from reallm.generation.engine import GenerationEngine
 from reallm.generation.generate import generate_tokens
+from reallm.generation.request import FinishedEvent, Request
 from reallm.model.config import RopeConfig
 from reallm.model.packed import PackedSequences
+from tests.generation.test_sampling import is_unlikely, reference
 from tests.helpers.token_decoder import NumberDecoder
 from tests.helpers.variants import BASE, VARIANTS, build, next_logits
 
@@ -58,6 +64,104 @@ def test_what_a_prompt_draws_does_not_depend_on_its_neighbours():
         generate_tokens(model, PROMPTS, GenerationConfig(max_new_tokens=8, temperature=1.0, seed=6))[0].token_ids
         != together[0].token_ids
     )
+
+
+def completions_by_key(model, requests, *, at_first=None, **limits):
+    """(key, sample) -> completion; requests after the first few come one by one, each before another step."""
+    waiting, keys, found = list(requests), {}, {}
+    with GenerationEngine(model, **limits) as engine:
+        while waiting or engine.has_work:
+            for request in waiting[: at_first if not keys else 1]:
+                keys[engine.add(request)] = request.key
+                waiting.remove(request)
+            for event in engine.step():
+                if isinstance(event, FinishedEvent):
+                    found[keys[event.request_id], event.sample] = event.completion
+    return found
+
+
+def assert_equal_completions(found, expected):
+    """The same tokens, and log-probabilities that are equal but for the last bits of float64."""
+    assert found.keys() == expected.keys()
+    for key, wanted in expected.items():
+        assert found[key].token_ids == wanted.token_ids, key
+        assert found[key].logprobs == pytest.approx(wanted.logprobs, rel=1e-9)
+        assert found[key].kept_mass == pytest.approx(wanted.kept_mass, rel=1e-9)
+
+
+def test_a_request_gets_the_same_tokens_however_it_is_computed():
+    model = build(BASE.replace(max_positions=2000)).double()
+    generator = torch.Generator().manual_seed(0)
+    settings = [
+        {"temperature": 0},
+        {"temperature": 1.0, "n": 3},
+        {"temperature": 0.8, "top_k": 7, "n": 2},
+        {"temperature": 1.5, "top_p": 0.8, "min_p": 0.02, "n": 2},
+        {"temperature": 1.0, "min_new_tokens": 9, "stop_token_ids": (1, 2, 3, 4, 5, 6, 7)},
+    ]
+    beginning = torch.randint(0, 50, (300,), generator=generator).tolist()  # a prefix to share, longer than a block
+
+    def request(index):
+        rest = torch.randint(0, 50, (index * 5 + 1,), generator=generator).tolist()
+        config = GenerationConfig(12 + index, seed=index // 5, kept_mass=True, **settings[index % 5])
+        return Request((*(beginning if index % 2 else ()), *rest), config, key=f"prompt {index}")
+
+    requests = [request(index) for index in range(10)]
+    expected = completions_by_key(model, requests)
+    assert len(expected) == sum(request.config.n for request in requests)
+    for order, limits in [
+        (requests, {"prefix_sharing": False}),
+        (requests[::-1], {"max_batch_tokens": 17}),
+        (requests[3:] + requests[:3], {"max_batch_sequences": 2}),
+        (requests, {"at_first": 1}),
+        (requests[::-1], {"at_first": 2, "max_batch_sequences": 5, "max_batch_tokens": 64}),
+        (requests, {"kv_cache_tokens": 1024}),  # too few for all of them: some are interrupted and computed again
+    ]:
+        assert_equal_completions(completions_by_key(model, order, **limits), expected)
+
+
+def test_a_group_of_samples_can_be_several_requests():
+    model = build(BASE).double()
+    config = GenerationConfig(max_new_tokens=9, temperature=1.0, n=5, seed=2, kept_mass=True)
+    whole = completions_by_key(model, [Request((3, 1), config, key="a")])
+    parts = [
+        Request((3, 1), dataclasses.replace(config, n=n), key="a", first_sample=first)
+        for first, n in [(3, 2), (0, 1), (1, 2)]
+    ]
+    assert_equal_completions(completions_by_key(model, parts), whole)
+    assert len({tuple(completion.token_ids) for completion in whole.values()}) == 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7, "min_new_tokens": 2},
+        {"top_k": 5, "top_p": 0.9, "temperature": 1.3, "min_p": 0.05, "min_new_tokens": 1},
+    ],
+    ids=str,
+)
+def test_samples_of_a_prompt_have_the_probabilities_of_the_model(fields):
+    model, stop, n = build(BASE.replace(vocab_size=12)).double(), 4, 3000
+    config = GenerationConfig(max_new_tokens=2, n=n, stop_token_ids=(stop,), seed=1, **fields)
+    settings = {name: value for name, value in fields.items() if name != "min_new_tokens"}
+
+    def next_token(text):
+        is_banned = len(text) - 3 < config.min_new_tokens
+        return reference(next_logits(model, text).tolist(), banned=(stop,) if is_banned else (), **settings)[0]
+
+    counts = np.zeros((12, 13))  # the first token, and the second one or none
+    for completion in generate_tokens(model, [[3, 1, 2]], config):
+        first, *rest = completion.token_ids
+        counts[first, rest[0] if rest else 12] += 1
+    exact = np.zeros((12, 13))
+    for first, probability in enumerate(next_token([3, 1, 2])):
+        if first == stop:
+            exact[first, 12] = probability
+        elif probability:
+            exact[first, :12] = probability * next_token([3, 1, 2, first])
+    assert not counts[exact == 0].any()
+    assert not is_unlikely(counts.ravel(), exact.ravel())
 
 
 def test_a_sequence_ends_with_its_stop_token_and_the_others_go_on():
