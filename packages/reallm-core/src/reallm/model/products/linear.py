@@ -75,9 +75,11 @@ def joint_linear(
         for weight, bias in zip(weights, biases, strict=True)
     ):
         return None
-    rows = x.reshape(-1, x.shape[-1])
-    outputs = onednn.product(rows, weights[0], prepacked=prepacked.of(weights)).view(*x.shape[:-1], -1)
-    parts = outputs.split([len(weight) for weight in weights], dim=-1)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    outputs = onednn.product(rows, weights[0], prepacked=prepacked.of(weights))
+    if x.dim() != 2:
+        outputs = outputs.view(*x.shape[:-1], -1)
+    parts = outputs.split_with_sizes([weight.shape[0] for weight in weights], dim=-1)
     return [part if bias is None else part.add_(bias) for part, bias in zip(parts, biases, strict=True)]
 
 
@@ -100,7 +102,8 @@ def uses_onednn(x: Tensor, weight: Tensor, *, exact: bool = False) -> bool:
     """Whether oneDNN computes the product of these tensors; `exact` as in `linear`."""
     return (
         x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
+        and x.is_cpu
+        and weight.is_cpu
         and _is_plain(x)
         and _is_plain(weight)
         and not torch.compiler.is_compiling()
@@ -127,9 +130,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, prepacked: PrepackedWeight | None = None) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
     form = None if prepacked is None or weight.is_inference() else prepacked.of([weight])
-    return onednn.product(rows, weight, bias, form).view(*x.shape[:-1], len(weight))
+    if x.dim() == 2:
+        return onednn.product(x, weight, bias, form)
+    return onednn.product(x.reshape(-1, x.shape[-1]), weight, bias, form).view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
