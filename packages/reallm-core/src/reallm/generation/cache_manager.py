@@ -20,32 +20,32 @@ class Allocation(NamedTuple):
 class CacheManager(Protocol):
     """Gives sequences room in a cache of a fixed number of tokens, and finds prompts that it holds already.
 
-    Nothing is computed or copied by it: it plans. All copies that it plans are made in order, before the next pass.
+    It computes and copies nothing, it plans. All copies that it plans are made in order, before the next pass.
     """
 
     n_tokens: int
-    """Number of tokens that the cache has room for."""
+    """Number of tokens for which there is room."""
 
     @property
     def n_free_tokens(self) -> int:
-        """Number of tokens that no running sequence has room for; what finished ones have left counts as free."""
+        """Number of tokens for which there is room besides that of running sequences."""
 
     @property
     def longest_sequence(self) -> int:
-        """Number of tokens of the longest sequence that fits when nothing else is there."""
+        """Number of tokens of the longest sequence that fits when it is alone."""
 
     @property
     def n_rows(self) -> Mapping[int, int]:
         """See `Step.n_rows`."""
 
     def waits(self, sequence: SequenceState) -> bool:
-        """Whether a running sequence is about to compute tokens that this one begins with."""
+        """Whether a running sequence is about to compute tokens with which this one begins."""
 
     def allocate(self, sequence: SequenceState) -> Allocation | None:
-        """Room for all tokens of a sequence, of which it may find the first in the cache; None: there is none now."""
+        """Room for all tokens of a sequence, of which the first may be in the cache; None: there is no room now."""
 
-    def grow(self, sequence: SequenceState, n_tokens: int) -> list[CacheCopy] | None:
-        """Room for the first `n_tokens` of a sequence that has some; None: there is none now, and nothing changes."""
+    def grow(self, sequence: SequenceState) -> list[CacheCopy] | None:
+        """Room for all tokens of a sequence that has room for the first of them; None: there is no room now."""
 
     def placement(self, sequence: SequenceState) -> Placement:
         """Where a sequence has its room."""
@@ -53,16 +53,14 @@ class CacheManager(Protocol):
     def computed(self, sequence: SequenceState) -> None:
         """Note that the first `sequence.n_cached` tokens are in the cache, for others to use."""
 
-    def release(self, sequence: SequenceState) -> None:
-        """Take back the room of a sequence, and let nobody use what is in it."""
+    def suspend(self, sequence: SequenceState) -> None:
+        """Take back the room of a sequence that will ask for it again."""
 
-    def finish(self, sequence: SequenceState, *, has_children: bool = False) -> None:
-        """Take back the room of a sequence that has ended; others can use what is in it until the room is needed.
+    def finish(self, sequence: SequenceState) -> None:
+        """Take back the room of a sequence that has ended; until it is needed, others can use what is in it."""
 
-        Args:
-            sequence: the sequence.
-            has_children: whether a waiting sequence has this one as its parent.
-        """
+    def discard(self, sequence: SequenceState) -> Placement:
+        """Take back the room of a sequence whose tokens nobody may use; returns it, without what others have too."""
 
     def forget(self) -> None:
-        """Let no sequence use what was computed before, because the weights have changed."""
+        """Let nobody use what was computed before; no sequence has room."""

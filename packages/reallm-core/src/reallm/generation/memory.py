@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from reallm.generation.row_manager import SMALLEST_ROW
+from reallm.generation.prefix_index import BLOCK_SIZE
 from reallm.launch.rank_env import RankEnv
 from reallm.machine_memory import available_memory
 from reallm.model.transformer import Transformer
@@ -37,4 +37,4 @@ def default_kv_cache_tokens(network: Transformer) -> int:
         return TOKENS_OF_UNKNOWN_MEMORY
     rank_env = RankEnv.from_environment(os.environ) if device.type == "cpu" else None
     n_processes = 1 if rank_env is None else rank_env.local_size
-    return max(SMALLEST_ROW, int(available * SHARE_OF_MEMORY) // n_processes // size)
+    return max(BLOCK_SIZE, int(available * SHARE_OF_MEMORY) // n_processes // size)

@@ -1,70 +1,82 @@
-"""`PrefixIndex`: finds the sequences that begin with the same blocks of tokens. Imports no torch.
+"""`PrefixIndex`: finds sequences that begin with the same blocks of tokens. Imports no torch.
 
-The hash of a block covers all tokens before it too: `hash(parent, tokens of the block)`, and the hash before the first
-block is the version of the weights. A sequence of 600 tokens in blocks of 256 has two hashes.
+The hash of a block covers all tokens before it too: `hash((hash of the block before, tokens of the block))`; before the
+first block is the version of the weights. A sequence of 600 tokens in blocks of 256 has two hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from reallm.generation.sequence import SequenceState
 
 BLOCK_SIZE = 256
 """Number of tokens of a block."""
 
+KeysAreStale = Callable[[int, int], bool]
+"""`keys_are_stale(n_cached, n_tokens)`: whether the keys of the first `n_cached` tokens of a sequence, computed when it
+had no more, are useless once it has `n_tokens`, because their rotation depends on its length (dynamic RoPE)."""
+
 
 class PrefixIndex:
-    """Which sequences have a block of tokens in the cache, by the hash of the block and of all before it.
+    """The sequences that have a block of tokens in the cache or will have it soon, by the hash of the block.
+
+    A hash proves nothing: whoever finds a sequence here compares tokens.
 
     Args:
-        longest_shareable: number of tokens up to which the keys of a sequence do not depend on its length; longer ones
-            share nothing. None: they never depend on it.
+        block_size: number of tokens of a block.
+        keys_are_stale: whether keys depend on the length of a sequence. Sequences share nothing once theirs do. None:
+            they never do.
     """
 
-    def __init__(self, longest_shareable: int | None = None) -> None:
+    def __init__(self, block_size: int = BLOCK_SIZE, keys_are_stale: KeysAreStale | None = None) -> None:
+        self.block_size = block_size
+        self._keys_are_stale = keys_are_stale
         self._version = 0
-        self._longest_shareable = longest_shareable
-        self._holders: dict[int, dict[int, None]] = {}
+        self._holders: dict[tuple[int, int], dict[int, None]] = {}  # number and hash of a block -> ids of sequences
 
-    def shareable(self, sequence: SequenceState) -> bool:
-        """Whether the keys of a sequence are those of every other sequence that begins alike."""
-        return self._longest_shareable is None or len(sequence.tokens) <= self._longest_shareable
+    def is_shareable(self, sequence: SequenceState) -> bool:
+        """Whether the keys of a sequence are those of any other that begins alike."""
+        return self._keys_are_stale is None or not self._keys_are_stale(1, len(sequence.tokens))
 
     def hashes(self, sequence: SequenceState, n_blocks: int) -> list[int]:
-        """Hashes of the first `n_blocks` blocks of a sequence, kept with it."""
-        root, known, tokens = hash((self._version,)), sequence.block_hashes, sequence.tokens
+        """Hashes of the first `n_blocks` blocks of a sequence; each is computed once and kept with the sequence."""
+        root, known, size = hash((self._version,)), sequence.block_hashes, self.block_size
         if not known or known[0] != root:
             known[:] = [root]
         for block in range(len(known) - 1, n_blocks):
-            known.append(hash((known[block], *tokens[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE])))
+            known.append(hash((known[block], *sequence.tokens[block * size : (block + 1) * size])))
         return known[1 : n_blocks + 1]
 
-    def add(self, block_hash: int, sequence_id: int) -> None:
-        """Note that a sequence has a block, or will have it soon."""
-        self._holders.setdefault(block_hash, {})[sequence_id] = None
+    def add(self, sequence: SequenceState, blocks: range) -> None:
+        """List a sequence under blocks, given by their numbers from 0."""
+        hashes = self.hashes(sequence, blocks.stop)
+        for block in blocks:
+            self._holders.setdefault((block, hashes[block]), {})[sequence.id] = None
 
-    def remove(self, block_hash: int, sequence_id: int) -> None:
-        """Note that a sequence no longer has a block."""
-        holders = self._holders[block_hash]
-        del holders[sequence_id]
-        if not holders:
-            del self._holders[block_hash]
+    def remove(self, sequence: SequenceState, blocks: range) -> None:
+        """List a sequence no longer under blocks under which it is listed."""
+        hashes = self.hashes(sequence, blocks.stop)
+        for block in blocks:
+            holders = self._holders[block, hashes[block]]
+            del holders[sequence.id]
+            if not holders:
+                del self._holders[block, hashes[block]]
 
     def candidates(self, sequence: SequenceState) -> Iterator[tuple[int, int]]:
-        """Pairs (number of tokens, id) of sequences that probably begin with as many tokens, the most tokens first.
+        """Pairs (n_tokens, id) of sequences that seem to begin with the same `n_tokens`, the most first.
 
-        The last token is not counted: it has to be computed, so that the one after it can be sampled. A hash proves
-        nothing: the caller compares tokens.
+        The last token does not count: it has to be computed, so that the next one can be sampled.
         """
-        if not self.shareable(sequence):
+        if not self._holders or not self.is_shareable(sequence):
             return
-        n_blocks = (len(sequence.tokens) - 1) // BLOCK_SIZE
-        for block, block_hash in reversed([*enumerate(self.hashes(sequence, n_blocks), 1)]):
-            for sequence_id in self._holders.get(block_hash, ()):
-                yield block * BLOCK_SIZE, sequence_id
+        hashes = self.hashes(sequence, (len(sequence.tokens) - 1) // self.block_size)
+        for block in reversed(range(len(hashes))):
+            for sequence_id in self._holders.get((block, hashes[block]), ()):
+                if sequence_id != sequence.id:
+                    yield (block + 1) * self.block_size, sequence_id
 
     def forget(self) -> None:
-        """Forget all blocks, and begin the hashes of the next version of the weights."""
+        """Forget all sequences; blocks have other hashes from now on."""
         self._version += 1
         self._holders.clear()

@@ -1,7 +1,7 @@
-"""`RowManager`: gives each sequence a row of a cache whose rows have capacities of 256, 512, 1024, ... tokens.
+"""`RowManager`: gives each sequence a row of the cache; rows have capacities of 256, 512, 1024, ... tokens.
 
-A sequence that outgrows its row moves to one of the next capacity: less than half of a row is ever unused once it has
-256 tokens. The lowest free row of a capacity comes first, so that the tensors of rows stay short. Imports no torch.
+A sequence that outgrows its row moves to one of twice the capacity, so that less than half of a row is unused once it
+has 256 tokens. The lowest free row of a capacity comes first, so that the tensors of rows stay short. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,40 +11,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from reallm.generation.cache_manager import Allocation
-from reallm.generation.prefix_index import BLOCK_SIZE, PrefixIndex
+from reallm.generation.prefix_index import BLOCK_SIZE, KeysAreStale, PrefixIndex
 from reallm.generation.sequence import SequenceState
 from reallm.generation.step import CacheCopy, Row
-
-SMALLEST_ROW = 256
-"""Capacity of the smallest rows, in tokens."""
-
-
-def row_capacity(n_tokens: int) -> int:
-    """The smallest capacity of a row for `n_tokens`: 256 * 2^k."""
-    return max(SMALLEST_ROW, 1 << (n_tokens - 1).bit_length())
 
 
 @dataclass(eq=False)
 class _Holder:
-    """A row, and the sequence whose tokens it has."""
+    """A row, and the sequence whose tokens are in it."""
 
     sequence: SequenceState
     row: Row
     n_computed: int
     """Number of tokens that are in the row once the copies planned so far are made."""
     n_listed: int = 0
-    """Number of blocks that the index has of it: those in the row, and those of its prompt that it will compute."""
-    has_children: bool = False
+    """Number of its blocks in the index: those in the row, and those of its prompt that it is about to compute."""
 
 
 class RowManager:
-    """The rows of a cache; see `CacheManager` for the methods.
+    """The rows of a cache.
 
     Args:
-        n_tokens: number of tokens that all rows together have room for.
-        prefix_sharing: whether a prompt whose beginning is in some row is copied from there.
+        n_tokens: number of tokens for which all rows together have room.
+        prefix_sharing: whether the beginning of a prompt is copied from a row that has it.
         per_token: whether all that layers keep is per token. If not, a row can only be copied with all its tokens.
-        longest_shareable: see `PrefixIndex`.
+        keys_are_stale: see `PrefixIndex`.
+        block_size: number of tokens of a block, and capacity of the smallest rows.
     """
 
     def __init__(
@@ -53,29 +45,33 @@ class RowManager:
         *,
         prefix_sharing: bool = True,
         per_token: bool = True,
-        longest_shareable: int | None = None,
+        keys_are_stale: KeysAreStale | None = None,
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         self.n_tokens = n_tokens
+        self._block_size = block_size
         self._shares, self._per_token = prefix_sharing and per_token, per_token
-        self._index = PrefixIndex(longest_shareable)
+        self._keys_are_stale = keys_are_stale
+        self._index = PrefixIndex(block_size, keys_are_stale)
         self._holders: dict[int, _Holder] = {}
-        self._kept: dict[int, None] = {}  # ids of sequences that have ended, the least recently used first
+        self._kept: dict[int, None] = {}  # ids of finished sequences, the least recently used first
         self._by_row: dict[Row, _Holder] = {}
         self._n_rows: dict[int, int] = {}  # capacity -> 1 + index of the highest row that has a holder
         self._free: dict[int, list[int]] = {}  # capacity -> heap with all free rows below that one
-        self._n_held = 0  # tokens of the rows in `_n_rows`
+        self._n_spanned = 0  # tokens of the rows in `_n_rows`
         self._n_occupied = 0  # tokens of the rows that have a holder
-        self._n_kept = 0  # tokens of the rows in `_kept`
+        self._n_kept = 0  # tokens of the rows of finished sequences
 
     @property
     def n_free_tokens(self) -> int:
-        """Number of tokens that no running sequence has room for."""
+        """Number of tokens for which there is room besides that of running sequences."""
         return self.n_tokens - self._n_occupied + self._n_kept
 
     @property
     def longest_sequence(self) -> int:
-        """Number of tokens of the longest sequence that fits when nothing else is there."""
-        return 0 if self.n_tokens < SMALLEST_ROW else 1 << (self.n_tokens.bit_length() - 1)
+        """The capacity of the largest row for which there is room."""
+        n_blocks = self.n_tokens // self._block_size
+        return (1 << n_blocks.bit_length() >> 1) * self._block_size
 
     @property
     def n_rows(self) -> Mapping[int, int]:
@@ -89,7 +85,7 @@ class RowManager:
     # ------------------------------------------------------------------ sequences come, grow and go
 
     def waits(self, sequence: SequenceState) -> bool:
-        """Whether a running sequence is about to compute tokens that this one begins with."""
+        """Whether a running sequence is about to compute tokens with which this one begins."""
         longest = 0
         for n_tokens, holder in self._alike(sequence):
             if n_tokens < longest:
@@ -101,158 +97,150 @@ class RowManager:
 
     def allocate(self, sequence: SequenceState) -> Allocation | None:
         """A row for all tokens of a sequence, of which the first may be copied to it; None: there is no room now."""
-        capacity = row_capacity(len(sequence.tokens))
+        capacity, copies = self._capacity(len(sequence.tokens)), list[CacheCopy]()
         source, n_shared = self._source(sequence)
-        copies: list[CacheCopy] = []
         if source is not None and self._can_be_taken_over(source, n_shared, capacity):
+            row: Row | None = source.row
             self._release(source)
-            row = source.row
-            self._occupy(row)
+            self._occupy(source.row)
         else:
-            taken = self._take(capacity, copies, source)
-            if taken is None and source is not None:  # what could be copied is in the way
-                source, n_shared = None, 0
-                taken = self._take(capacity, copies)
-            if taken is None:
-                return None
-            row = taken
-            if source is not None:
+            row = self._take(capacity, copies, source)
+            if row is None and source is not None and source.sequence.id in self._kept:
+                source, n_shared = None, 0  # what could be copied is in the way
+                row = self._take(capacity, copies)
+            if row is not None and source is not None:
                 copies.append(CacheCopy(source.row, row, n_shared))
-                if source.sequence.id in self._kept:
-                    self._kept[source.sequence.id] = self._kept.pop(source.sequence.id)
-        holder = _Holder(sequence, row, n_shared)
-        self._holders[sequence.id] = self._by_row[row] = holder
-        self._list(holder, len(sequence.tokens) // BLOCK_SIZE)
-        return Allocation(n_shared, copies)
-
-    def grow(self, sequence: SequenceState, n_tokens: int) -> list[CacheCopy] | None:
-        """A row for the first `n_tokens` of a sequence that has one; None: there is no room now."""
-        holder = self._holders[sequence.id]
-        if n_tokens <= holder.row.capacity:
-            return []
-        copies: list[CacheCopy] = []
-        row = self._take(row_capacity(n_tokens), copies)
+                self._touch(source)
         if row is None:
             return None
-        if holder.n_computed:
-            copies.append(CacheCopy(holder.row, row, holder.n_computed))
-        self._vacate(holder.row)
-        holder.row = row
-        self._by_row[row] = holder
+        holder = _Holder(sequence, row, n_shared)
+        self._holders[sequence.id] = self._by_row[row] = holder
+        self._list(holder, len(sequence.tokens) // self._block_size)
+        return Allocation(n_shared, copies)
+
+    def grow(self, sequence: SequenceState) -> list[CacheCopy] | None:
+        """A row for all tokens of a sequence that has one; None: there is no room now."""
+        holder, copies = self._holders[sequence.id], list[CacheCopy]()
+        if len(sequence.tokens) <= holder.row.capacity:
+            return copies
+        row = self._take(self._capacity(len(sequence.tokens)), copies)
+        if row is None:
+            return None
+        self._move(holder, row, copies)
         return copies
 
     def computed(self, sequence: SequenceState) -> None:
         """Note that the first `sequence.n_cached` tokens are in the row."""
         holder = self._holders[sequence.id]
-        if sequence.n_cached < holder.n_computed or not self._index.shareable(sequence):
-            self._unlist(holder)
         holder.n_computed = sequence.n_cached
-        self._list(holder, sequence.n_cached // BLOCK_SIZE)
+        self._list(holder, sequence.n_cached // self._block_size)
 
-    def release(self, sequence: SequenceState) -> None:
-        """Free the row of a sequence, and let nobody use what is in it."""
+    def suspend(self, sequence: SequenceState) -> None:
+        """Free the row of a sequence that will ask for room again."""
         self._release(self._holders[sequence.id])
 
-    def finish(self, sequence: SequenceState, *, has_children: bool = False) -> None:
-        """Free the row of a sequence that has ended, when the room is needed; until then others can copy from it."""
+    def finish(self, sequence: SequenceState) -> None:
+        """Free the row of a sequence when the room is needed; until then others can copy from it."""
         holder = self._holders[sequence.id]
-        self._unlist(holder, holder.n_computed // BLOCK_SIZE)
-        if holder.n_listed or has_children:
-            holder.has_children = has_children
+        self._unlist(holder, holder.n_computed // self._block_size)
+        if holder.n_listed:
             self._kept[sequence.id] = None
             self._n_kept += holder.row.capacity
         else:
             self._release(holder)
 
-    def forget(self) -> None:
-        """Let no sequence use what was computed before."""
-        for sequence_id in [*self._kept]:
-            self._release(self._holders[sequence_id])
-        self._index.forget()
-        for holder in self._holders.values():
-            holder.n_computed = holder.n_listed = 0
+    def discard(self, sequence: SequenceState) -> Row:
+        """Free the row of a sequence, whose tokens nobody may use; returns it."""
+        holder = self._holders[sequence.id]
+        self._release(holder)
+        return holder.row
 
-    # ------------------------------------------------------------------ what is in the rows
+    def forget(self) -> None:
+        """Free the rows of finished sequences; no others have any."""
+        assert self._kept.keys() == self._holders.keys(), "sequences that have rows go on with what was computed"
+        for holder in [*self._holders.values()]:
+            self._release(holder)
+        self._index.forget()
+
+    # ------------------------------------------------------------------ tokens that are in some row
 
     def _alike(self, sequence: SequenceState) -> Iterator[tuple[int, _Holder]]:
-        """Pairs (number of tokens, holder) of rows that begin or will begin with as many tokens, the most first."""
-        if not self._shares:
-            return
+        """Pairs (n_tokens, holder) of rows that begin or will begin with the same `n_tokens`, the most first."""
         for n_tokens, sequence_id in self._index.candidates(sequence):
             holder = self._holders[sequence_id]
             if holder.sequence.tokens[:n_tokens] == sequence.tokens[:n_tokens]:
                 yield n_tokens, holder
 
     def _source(self, sequence: SequenceState) -> tuple[_Holder | None, int]:
-        """The row from which most tokens of a sequence can be copied, and their number."""
-        best, n_best = self._from_parent(sequence)
+        """The row from which the most tokens of a sequence can be copied, and their number."""
+        parent, n_parent = self._from_parent(sequence)
         for n_tokens, holder in self._alike(sequence):
-            if n_tokens <= n_best:
+            if n_tokens <= n_parent:
                 break
             if holder.n_computed >= n_tokens:
-                limit = min(holder.n_computed, len(sequence.tokens) - 1)
-                while n_tokens < limit and holder.sequence.tokens[n_tokens] == sequence.tokens[n_tokens]:
-                    n_tokens += 1
-                return holder, n_tokens
-        return best, n_best
+                return holder, _n_equal(holder, sequence, n_tokens)
+        return parent, n_parent
 
     def _from_parent(self, sequence: SequenceState) -> tuple[_Holder | None, int]:
         parent = None if sequence.parent_id is None else self._holders.get(sequence.parent_id)
         if parent is None:
             return None, 0
-        n_shared = min(parent.n_computed, sequence.n_shared)
-        may_have_gone_on = self._per_token and self._index.shareable(parent.sequence)
-        return (parent, n_shared) if n_shared and (may_have_gone_on or n_shared == parent.n_computed) else (None, 0)
+        n_shared, stale = min(parent.n_computed, sequence.n_shared), self._keys_are_stale
+        # tokens that the parent has computed since do not matter if what is kept of a token stays as it is
+        may_go_on = self._per_token and self._index.is_shareable(parent.sequence)
+        if not n_shared or not (may_go_on or n_shared == parent.n_computed):
+            return None, 0
+        return (None, 0) if stale is not None and stale(n_shared, len(sequence.tokens)) else (parent, n_shared)
 
     def _can_be_taken_over(self, holder: _Holder, n_shared: int, capacity: int) -> bool:
-        """Whether a row can go on as that of another sequence, without losing a block that somebody may look for."""
+        """Whether a row can become that of another sequence, without the loss of a block that is in the index."""
         is_kept = holder.sequence.id in self._kept
-        return (
-            is_kept
-            and not holder.has_children
-            and holder.row.capacity == capacity
-            and (n_shared // BLOCK_SIZE == holder.n_computed // BLOCK_SIZE)
-        )
+        return is_kept and holder.row.capacity == capacity and n_shared >= holder.n_listed * self._block_size
+
+    def _touch(self, holder: _Holder) -> None:
+        """Make a row of a finished sequence the most recently used one."""
+        if holder.sequence.id in self._kept:
+            self._kept[holder.sequence.id] = self._kept.pop(holder.sequence.id)
 
     def _list(self, holder: _Holder, n_blocks: int) -> None:
-        """Let the index have the first blocks of a row, as many as it has already or `n_blocks`."""
-        if n_blocks <= holder.n_listed or not self._shares or not self._index.shareable(holder.sequence):
-            return
-        for block_hash in self._index.hashes(holder.sequence, n_blocks)[holder.n_listed :]:
-            self._index.add(block_hash, holder.sequence.id)
-        holder.n_listed = n_blocks
+        """List at least the first `n_blocks` blocks of a row in the index, if they can be shared."""
+        if self._shares and n_blocks > holder.n_listed and self._index.is_shareable(holder.sequence):
+            self._index.add(holder.sequence, range(holder.n_listed, n_blocks))
+            holder.n_listed = n_blocks
 
     def _unlist(self, holder: _Holder, n_blocks: int = 0) -> None:
-        """Let the index have no more than the first `n_blocks` blocks of a row."""
-        if holder.n_listed <= n_blocks:
-            return
-        for block_hash in self._index.hashes(holder.sequence, holder.n_listed)[n_blocks:]:
-            self._index.remove(block_hash, holder.sequence.id)
-        holder.n_listed = n_blocks
+        """List at most the first `n_blocks` blocks of a row in the index."""
+        if n_blocks < holder.n_listed:
+            self._index.remove(holder.sequence, range(n_blocks, holder.n_listed))
+            holder.n_listed = n_blocks
 
     # ------------------------------------------------------------------ rows
 
-    def _take(self, capacity: int, copies: list[CacheCopy], source: _Holder | None = None) -> Row | None:
-        """Occupy the lowest free row of a capacity; None if all room is in use, apart from a row to copy from.
+    def _capacity(self, n_tokens: int) -> int:
+        """The smallest capacity for a number of tokens."""
+        return self._block_size << ((n_tokens - 1) // self._block_size).bit_length()
 
-        Rows of sequences that have ended give way, the least recently used first. If there is room but not in one
-        place, rows move down: `copies` gets their moves.
+    def _take(self, capacity: int, copies: list[CacheCopy], source: _Holder | None = None) -> Row | None:
+        """Occupy the lowest free row of a capacity; None if there is room for it neither now nor without kept rows.
+
+        Rows of finished sequences give way, but not `source`. If there is room but not in one place, rows are moved,
+        and the moves are added to `copies`.
         """
         while self._n_occupied + capacity > self.n_tokens:
-            victim = next((each for each in self._kept if source is None or each != source.sequence.id), None)
-            if victim is None:
+            oldest = next((each for each in self._kept if source is None or each != source.sequence.id), None)
+            if oldest is None:
                 return None
-            self._release(self._holders[victim])
-        while (index := self._lowest_free(capacity)) == self._n_rows.get(capacity, 0) and (
-            self._n_held + capacity > self.n_tokens
+            self._release(self._holders[oldest])
+        while self._lowest_free(capacity) == self._n_rows.get(capacity, 0) and (
+            self._n_spanned + capacity > self.n_tokens
         ):
-            self._move_down(copies)
-        row = Row(capacity, index)
+            self._move_highest_down(copies)
+        row = Row(capacity, self._lowest_free(capacity))
         self._occupy(row)
         return row
 
     def _lowest_free(self, capacity: int) -> int:
-        """Index of the lowest row of a capacity that has no holder; one more than the highest if there is none."""
+        """Index of the lowest row of a capacity that has no holder, which may be one that is not there yet."""
         free, n_rows = self._free.setdefault(capacity, []), self._n_rows.get(capacity, 0)
         while free and free[0] < n_rows and Row(capacity, free[0]) in self._by_row:
             heapq.heappop(free)
@@ -261,39 +249,51 @@ class RowManager:
         free.clear()
         return n_rows
 
-    def _move_down(self, copies: list[CacheCopy]) -> None:
-        """Move the highest row of a capacity to a free one below it."""
+    def _move_highest_down(self, copies: list[CacheCopy]) -> None:
+        """Move the highest row of some capacity to a free one below it."""
         capacity = max(each for each, n in self._n_rows.items() if self._lowest_free(each) < n)
         highest = self._by_row[Row(capacity, self._n_rows[capacity] - 1)]
         row = Row(capacity, self._lowest_free(capacity))
-        if highest.n_computed:
-            copies.append(CacheCopy(highest.row, row, highest.n_computed))
-        self._vacate(highest.row)
         self._occupy(row)
-        highest.row = row
-        self._by_row[row] = highest
+        self._move(highest, row, copies)
+
+    def _move(self, holder: _Holder, row: Row, copies: list[CacheCopy]) -> None:
+        """Move the tokens of a row to another one, which is occupied for them."""
+        if holder.n_computed:
+            copies.append(CacheCopy(holder.row, row, holder.n_computed))
+        self._by_row[row] = holder
+        self._vacate(holder.row)
+        holder.row = row
 
     def _occupy(self, row: Row) -> None:
-        self._n_occupied += row.capacity
         n_rows = self._n_rows.get(row.capacity, 0)
+        self._n_occupied += row.capacity
         if row.index >= n_rows:
             self._n_rows[row.capacity] = row.index + 1
-            self._n_held += (row.index + 1 - n_rows) * row.capacity
+            self._n_spanned += (row.index + 1 - n_rows) * row.capacity
 
     def _vacate(self, row: Row) -> None:
         capacity = row.capacity
         del self._by_row[row]
         self._n_occupied -= capacity
-        heapq.heappush(self._free[capacity], row.index)
+        heapq.heappush(self._free.setdefault(capacity, []), row.index)
         while self._n_rows[capacity] and Row(capacity, self._n_rows[capacity] - 1) not in self._by_row:
             self._n_rows[capacity] -= 1
-            self._n_held -= capacity
+            self._n_spanned -= capacity
 
     def _release(self, holder: _Holder) -> None:
-        """Free a row, whose content is lost."""
+        """Free a row; its tokens are lost."""
         self._unlist(holder)
         del self._holders[holder.sequence.id]
         if holder.sequence.id in self._kept:
             del self._kept[holder.sequence.id]
             self._n_kept -= holder.row.capacity
         self._vacate(holder.row)
+
+
+def _n_equal(holder: _Holder, sequence: SequenceState, n_tokens: int) -> int:
+    """Number of the first tokens in a row that are those of a sequence, at least `n_tokens`; without its last one."""
+    limit = min(holder.n_computed, len(sequence.tokens) - 1)
+    while n_tokens < limit and holder.sequence.tokens[n_tokens] == sequence.tokens[n_tokens]:
+        n_tokens += 1
+    return n_tokens

@@ -1,17 +1,17 @@
 """`Scheduler`: decides which tokens of which sequences the next forward pass computes.
 
 Sequences that decode come first, then those in the middle of their prompts, then those that wait, in the order in which
-they came. It is a pure function of the calls: no clock, no randomness, no torch.
+they came. What it decides is a pure function of the calls: no clock, no randomness, no torch.
 """
 
 from __future__ import annotations
 
-from bisect import bisect, insort
-from collections.abc import Callable, Sequence
-from itertools import chain
+from bisect import insort
+from collections.abc import Sequence
 from operator import attrgetter
 
 from reallm.generation.cache_manager import CacheManager
+from reallm.generation.prefix_index import KeysAreStale
 from reallm.generation.sequence import SequenceState
 from reallm.generation.step import CacheCopy, Placement, ScheduledSequence, Step
 
@@ -19,14 +19,14 @@ _BY_ID = attrgetter("id")
 
 
 class Scheduler:
-    """The sequences that run and those that wait.
+    """The sequences that run, which have room in the cache, and those that wait for it.
 
     Args:
         manager: gives sequences room in the cache.
         max_batch_tokens: most tokens that a forward pass computes; more only if a sequence has to be computed whole.
-        max_batch_sequences: most sequences that have room in the cache at the same time.
-        keys_are_stale: `keys_are_stale(n_cached, n_tokens)`: whether the cache of a sequence's first `n_cached` tokens
-            is useless once it has `n_tokens`, because frequencies depend on the length (dynamic RoPE). None: never.
+        max_batch_sequences: most sequences that run at the same time.
+        keys_are_stale: whether keys depend on the length of a sequence, which is then computed whole again. None: they
+            never do.
         n_steps: number of steps that are computed at the same time, such as the stages of a pipeline: each takes its
             share of the sequences, and those that wait for their next token are in none.
     """
@@ -37,18 +37,17 @@ class Scheduler:
         *,
         max_batch_tokens: int,
         max_batch_sequences: int,
-        keys_are_stale: Callable[[int, int], bool] | None = None,
+        keys_are_stale: KeysAreStale | None = None,
         n_steps: int = 1,
     ) -> None:
         self._manager = manager
         self._max_tokens = max_batch_tokens
         self.max_sequences = min(max_batch_sequences, max_batch_tokens)
         """Most sequences that run at the same time."""
-        self._keys_are_stale = keys_are_stale
-        self._n_steps = n_steps
+        self._keys_are_stale, self._n_steps = keys_are_stale, n_steps
+        self._by_id: dict[int, SequenceState] = {}
         self._waiting: list[SequenceState] = []
         self._running: list[SequenceState] = []
-        self._by_id: dict[int, SequenceState] = {}
 
     @property
     def has_work(self) -> bool:
@@ -57,69 +56,67 @@ class Scheduler:
 
     @property
     def running_ids(self) -> list[int]:
-        """Ids of the sequences that have room in the cache."""
+        """Numbers of the sequences that run."""
         return [sequence.id for sequence in self._running]
 
     def add(self, sequence_id: int, tokens: Sequence[int], *, parent_id: int | None = None, n_shared: int = 0) -> None:
-        """Let a sequence wait, which continues `tokens`.
+        """Let a sequence wait.
 
         Args:
-            sequence_id: its number; those with lower ones come first.
+            sequence_id: its number; those with lower numbers come first.
             tokens: its first tokens.
-            parent_id: another sample of the same prompt, which has been computed.
-            n_shared: number of the first tokens that are those of the parent.
+            parent_id: a running sequence with the same prompt, whose cache has it.
+            n_shared: number of tokens of that prompt.
         """
         sequence = SequenceState(sequence_id, list(tokens), parent_id=parent_id, n_shared=n_shared)
         self._by_id[sequence_id] = sequence
         insort(self._waiting, sequence, key=_BY_ID)
 
     def append(self, sequence_id: int, token: int) -> None:
-        """Add a token to a sequence, which is to be computed next."""
+        """Append a token to a sequence that a step has sampled."""
         sequence = self._by_id[sequence_id]
         sequence.tokens.append(token)
         sequence.awaits_token = False
 
-    def remove(self, sequence_id: int, *, discard: bool = False) -> None:
-        """End a sequence, running or waiting, if it is there; `discard`: nobody may use what was computed of it."""
-        sequence = self._by_id.pop(sequence_id, None)
-        if sequence is None:
-            return
+    def remove(self, sequence_id: int) -> None:
+        """End a sequence, running or waiting."""
+        sequence = self._by_id.pop(sequence_id)
         if sequence in self._running:
             self._running.remove(sequence)
-            if discard:
-                self._manager.release(sequence)
-            else:
-                self._manager.finish(sequence, has_children=self._has_children(sequence_id))
+            self._manager.finish(sequence)
         else:
             self._waiting.remove(sequence)
 
-    def placement(self, sequence_id: int) -> Placement | None:
-        """The room of a sequence that runs."""
-        sequence = self._by_id[sequence_id]
-        return self._manager.placement(sequence) if sequence in self._running else None
+    def discard(self, sequence_id: int) -> Placement | None:
+        """End a sequence whose tokens nobody may use; returns the room that only it has, if it runs."""
+        sequence = self._by_id.pop(sequence_id)
+        if sequence not in self._running:
+            self._waiting.remove(sequence)
+            return None
+        self._running.remove(sequence)
+        return self._manager.discard(sequence)
 
     def new_tokens(self, scheduled: ScheduledSequence) -> list[int]:
         """The tokens of a sequence that a step computes."""
         return self._by_id[scheduled.sequence_id].tokens[scheduled.n_cached : scheduled.n_cached + scheduled.n_new]
 
     def schedule(self) -> Step:
-        """The next step; without sequences if none has work.
+        """Plan the next step, which has no sequences if there is no work.
 
-        All of its copies and its pass are to be made, and then `computed(step)` to be called. A sequence that it
-        samples is in none of the following steps until `append` or `remove` is called for it.
+        The caller makes its copies and computes its tokens, and then calls `computed`. A sequence that it samples is in
+        no other step until `append`, `remove` or `discard` is called for it.
         """
         copies: list[CacheCopy] = []
         planned: dict[SequenceState, int] = {}
-        if self._continue_running(planned, copies):
-            self._admit_waiting(planned, copies)
+        self._continue_running(planned, copies)
+        self._admit_waiting(planned, copies)
+        place = self._manager.placement
         sequences = tuple(
-            ScheduledSequence(
-                sequence.id, sequence.n_cached, n_new, self._manager.placement(sequence), n_new == sequence.n_uncached
-            )
-            for sequence, n_new in planned.items()
+            ScheduledSequence(each.id, each.n_cached, n_new, place(each), n_new == each.n_uncached)
+            for each, n_new in planned.items()
         )
-        for scheduled in sequences:
-            self._by_id[scheduled.sequence_id].awaits_token = scheduled.samples
+        for each, scheduled in zip(planned, sequences, strict=True):
+            each.awaits_token = scheduled.samples
         return Step(sequences, tuple(copies), self._manager.n_rows)
 
     def computed(self, step: Step) -> None:
@@ -129,36 +126,33 @@ class Scheduler:
             sequence.n_cached = scheduled.n_cached + scheduled.n_new
             self._manager.computed(sequence)
 
-    def preempt_all(self) -> None:
-        """Let all running sequences wait for their turn to be computed from their first token."""
-        for sequence in [*self._running]:
-            self._preempt(sequence)
-
     def forget_cache(self) -> None:
-        """Let no sequence use what was computed before, because the weights have changed; no step is in flight."""
-        self.preempt_all()
-        self._manager.forget()
+        """Let all sequences be computed from their first token, as if nothing had been computed; no step is in flight."""
+        for sequence in [*self._running]:
+            self._suspend(sequence)
         for sequence in self._waiting:
             sequence.awaits_token = False
+        self._manager.forget()
 
     # ------------------------------------------------------------------ private helpers
 
-    def _continue_running(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> bool:
-        """Plan the running sequences; returns whether all of them have kept their room."""
-        budget, n_running = self._max_tokens, len(self._running)
-        share = self._share(n_running)
-        decoding = [sequence for sequence in self._running if sequence.n_uncached == 1]
-        prefilling = [sequence for sequence in self._running if sequence.n_uncached > 1]
-        for sequence in chain(decoding, prefilling):
+    def _continue_running(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> None:
+        """Plan the running sequences while there are tokens for them."""
+        budget, share = self._max_tokens, self._share(len(self._running))
+        # those that decode come first, and have a single token to compute
+        for sequence in sorted(self._running, key=lambda each: each.n_uncached > 1):
             if budget <= 0 or len(planned) >= share:
                 break
-            if self._make_room(sequence, planned, copies):
+            if sequence.awaits_token:
+                continue
+            if self._is_stale(sequence):
+                self._suspend(sequence)
+            elif self._make_room(sequence, planned, copies):
                 planned[sequence] = self._n_new(sequence, budget)
                 budget -= planned[sequence]
-        return len(self._running) == n_running
 
     def _admit_waiting(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> None:
-        """Plan waiting sequences as long as there are tokens, places and room for them."""
+        """Plan waiting sequences while there are tokens, places and room for them."""
         budget = self._max_tokens - sum(planned.values())
         share = self._share(min(len(self._by_id), self.max_sequences))
         for sequence in [*self._waiting]:
@@ -181,37 +175,34 @@ class Scheduler:
         return -(-n_sequences // self._n_steps)
 
     def _n_new(self, sequence: SequenceState, budget: int) -> int:
-        """Number of tokens of a sequence that the next pass computes; drops its cache if that has become useless."""
-        n_tokens, stale = len(sequence.tokens), self._keys_are_stale
-        if stale is not None and sequence.n_cached and stale(sequence.n_cached, n_tokens):
-            sequence.n_cached = 0
-            self._manager.computed(sequence)
+        """Number of tokens of a sequence that the next pass computes."""
         n_new = min(budget, sequence.n_uncached)
-        if stale is not None and stale(sequence.n_cached + n_new, n_tokens):
-            return sequence.n_uncached  # the frequencies of a part are not those of the whole
-        return n_new
+        if self._keys_are_stale is None or not self._keys_are_stale(sequence.n_cached + n_new, len(sequence.tokens)):
+            return n_new
+        return sequence.n_uncached  # the keys of a part would not be those of the whole
+
+    def _is_stale(self, sequence: SequenceState) -> bool:
+        stale = self._keys_are_stale
+        return stale is not None and sequence.n_cached > 0 and stale(sequence.n_cached, len(sequence.tokens))
 
     def _make_room(self, sequence: SequenceState, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> bool:
-        """Give a running sequence room for all its tokens, if need be that of the newest; False: it has lost its own.
+        """Give a running sequence room for all its tokens, if need be that of newer ones; False: it has lost its own.
 
-        Those that have come before it keep theirs: the oldest always gets on.
+        The oldest never loses its room, so that it always gets on.
         """
         while sequence in self._running:
-            moves = self._manager.grow(sequence, len(sequence.tokens))
+            moves = self._manager.grow(sequence)
             if moves is not None:
                 copies += moves
                 return True
-            planned.pop(self._running[-1], None)
-            self._preempt(self._running[-1])
+            newest = self._running[-1]
+            planned.pop(newest, None)
+            self._suspend(newest)
         return False
 
-    def _has_children(self, sequence_id: int) -> bool:
-        """Whether other samples of its prompt wait; their numbers are the ones after its own."""
-        following = bisect(self._waiting, sequence_id, key=_BY_ID)
-        return following < len(self._waiting) and self._waiting[following].parent_id == sequence_id
-
-    def _preempt(self, sequence: SequenceState) -> None:
+    def _suspend(self, sequence: SequenceState) -> None:
+        """Let a running sequence wait for room, and be computed from its first token then."""
         self._running.remove(sequence)
-        self._manager.release(sequence)
+        self._manager.suspend(sequence)
         sequence.n_cached = 0
         insort(self._waiting, sequence, key=_BY_ID)

@@ -1,0 +1,168 @@
+"""Random schedules against a model of the cache: nobody starves, and nothing is lost or shared by mistake."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from reallm.generation import prefix_index
+from reallm.generation.cache_manager import CacheManager
+from reallm.generation.page_manager import PageManager
+from reallm.generation.row_manager import RowManager
+from reallm.generation.scheduler import Scheduler
+from tests.helpers.cache_model import CacheModel
+
+BLOCK = 4
+N_SCHEDULES = 2500
+"""For each manager and kind of hashes."""
+
+
+Rotation = Callable[[int], int]
+"""Number of tokens of a sequence -> how its keys are rotated."""
+
+
+def dynamic_rope(longest: int) -> Rotation:
+    """Keys depend on the length of sequences that have more than `longest` tokens."""
+    return lambda n_tokens: n_tokens if n_tokens > longest else 0
+
+
+def long_rope(longest: int) -> Rotation:
+    """Keys of sequences that have more than `longest` tokens differ from those of shorter ones."""
+    return lambda n_tokens: int(n_tokens > longest)
+
+
+def plain_rope(longest: int) -> Rotation:
+    """Keys do not depend on the length."""
+    return lambda n_tokens: 0
+
+
+class Simulation:
+    """Requests that come, are cancelled and end at random; tokens are drawn from few, so that many begin alike."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self.random = rng = random.Random(seed)
+        self.rotation = rotation = rng.choice([plain_rope, plain_rope, dynamic_rope, long_rope])(rng.randint(3, 20))
+        self.stale = None if rotation(1000) == 0 else lambda cached, n: cached > 0 and rotation(cached) != rotation(n)
+        n_tokens = BLOCK * rng.randint(2, 40)
+        shares = rng.random() < 0.75
+        self.per_token = kind == "pages" or rng.random() < 0.85
+        self.manager: CacheManager = (
+            RowManager(
+                n_tokens,
+                prefix_sharing=shares,
+                per_token=self.per_token,
+                keys_are_stale=self.stale,
+                block_size=BLOCK,
+            )
+            if kind == "rows"
+            else PageManager(n_tokens, prefix_sharing=shares, keys_are_stale=self.stale, page_size=BLOCK)
+        )
+        self.max_tokens, self.max_sequences = rng.choice([1, 3, 8, 30]), rng.choice([1, 2, 5, 20])
+        self.scheduler = Scheduler(
+            self.manager,
+            max_batch_tokens=self.max_tokens,
+            max_batch_sequences=self.max_sequences,
+            keys_are_stale=self.stale,
+        )
+        self.cache = CacheModel(self.manager, BLOCK)
+        self.n_sequences = 0
+        self.tokens: dict[int, list[int]] = {}
+        self.n_prompt: dict[int, int] = {}
+        self.n_final: dict[int, int] = {}
+        self.n_samples: dict[int, int] = {}
+        self.answered: Counter[int] = Counter()
+        self.n_computed = 0
+
+    def add(self) -> None:
+        """A request, whose prompt may begin like those of others."""
+        longest = self.manager.longest_sequence
+        n_prompt = self.random.randint(1, min(longest, 24))
+        prompt = [1] * self.random.randint(0, n_prompt)
+        prompt += [self.random.randint(1, 2) for _ in range(n_prompt - len(prompt))]
+        first, n = self.n_sequences, self.random.choice([1, 1, 2, 4])
+        self.n_sequences += n
+        self.tokens[first], self.n_prompt[first], self.n_samples[first] = prompt, n_prompt, n
+        self.n_final[first] = n_prompt + self.random.randint(1, max(1, min(longest + 1 - n_prompt, 30)))
+        self.scheduler.add(first, prompt)
+
+    def end(self, sequence_id: int, *, discard: bool = False) -> None:
+        """A sequence ends or is cancelled; `discard`: it has computed something that nobody may use."""
+        del self.tokens[sequence_id]
+        self.answered[sequence_id] += 1
+        if discard:
+            self.cache.erase(self.scheduler.discard(sequence_id))
+        else:
+            self.scheduler.remove(sequence_id)
+
+    def step(self) -> None:
+        """Plan, check and compute a step, and let sequences go on."""
+        step = self.scheduler.schedule()
+        assert step.sequences, "a stall"
+        n_new = sum(each.n_new for each in step.sequences)
+        assert n_new <= self.max_tokens or self.stale is not None
+        assert len(step.sequences) <= self.max_sequences
+        self.n_computed += n_new
+        assert {each.sequence_id for each in step.sequences} <= self.tokens.keys()
+        for each in step.sequences:
+            assert self.scheduler.new_tokens(each) == self.tokens[each.sequence_id][each.n_cached :][: each.n_new]
+        self.cache.do(step, self.tokens, self.rotation)
+        self.scheduler.computed(step)
+        for each in step.sequences:
+            if each.samples:
+                self.go_on(each.sequence_id)
+
+    def go_on(self, first: int) -> None:
+        """Append a token to each sample of a sequence."""
+        n_samples, prompt = self.n_samples.pop(first, 1), self.tokens[first]
+        for number in range(first, first + n_samples):
+            token = self.random.randint(1, 2)
+            self.n_prompt[number], self.n_final[number] = self.n_prompt[first], self.n_final[first]
+            if number == first:
+                self.tokens[first] = [*prompt, token]
+                self.scheduler.append(first, token)
+            else:
+                self.tokens[number] = [*prompt, token]
+                self.scheduler.add(number, self.tokens[number], parent_id=first, n_shared=len(prompt))
+        for number in range(first, first + n_samples):
+            if len(self.tokens[number]) >= self.n_final[number]:
+                self.end(number, discard=number == first and self.random.random() < 0.1)
+
+    def run(self) -> None:
+        """Some requests, until all have ended."""
+        n_requests = self.random.randint(1, 8)
+        while n_requests or self.tokens:
+            if n_requests and (not self.tokens or self.random.random() < 0.3):
+                self.add()
+                n_requests -= 1
+            if self.random.random() < 0.03:
+                victim = self.random.choice([*self.tokens])
+                for number in range(victim, victim + self.n_samples.pop(victim, 1)):
+                    self.answered[number] += number != victim
+                self.end(victim)
+            if self.random.random() < 0.01:
+                self.scheduler.forget_cache()
+                self.cache.rows.clear()
+                self.cache.pages.clear()
+            if self.tokens:
+                self.step()
+        assert not self.scheduler.has_work
+        assert self.manager.n_free_tokens == self.manager.n_tokens
+        assert self.answered == Counter(range(self.n_sequences))
+        self.scheduler.forget_cache()
+        assert not self.manager.n_rows
+
+
+@pytest.mark.parametrize("hashes", ["good", "colliding"])
+@pytest.mark.parametrize("kind", ["rows", "pages"])
+def test_random_schedules(kind, hashes, monkeypatch):
+    if hashes == "colliding":
+        monkeypatch.setattr(prefix_index, "hash", lambda value: hash(value) % 3, raising=False)
+    for seed in range(N_SCHEDULES):
+        try:
+            Simulation(kind, seed).run()
+        except BaseException as error:
+            error.add_note(f"{kind}, seed {seed}")
+            raise

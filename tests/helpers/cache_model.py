@@ -1,0 +1,90 @@
+"""A cache that holds tokens instead of keys and values: what a scheduler plans is done to it, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from reallm.generation.cache_manager import CacheManager
+from reallm.generation.step import Pages, Placement, Row, ScheduledSequence, Step
+
+Stamp = tuple[int, int]
+"""What is kept of a token: the token, and how it is rotated."""
+
+
+class CacheModel:
+    """Rows or pages of a cache, in which each token leaves a stamp.
+
+    Args:
+        manager: the manager whose plans are done.
+        page_size: number of tokens of a page.
+    """
+
+    def __init__(self, manager: CacheManager, page_size: int) -> None:
+        self.manager, self.page_size = manager, page_size
+        self.rows: dict[Row, list[Stamp]] = {}
+        self.pages: dict[int, list[Stamp]] = {}
+
+    def read(self, place: Placement, n_tokens: int) -> list[Stamp]:
+        """The stamps of the first tokens at a place."""
+        if isinstance(place, Row):
+            return self.rows.get(place, [])[:n_tokens]
+        return [stamp for page in place.ids for stamp in self.pages.get(page, [])][:n_tokens]
+
+    def write(self, place: Placement, start: int, stamps: list[Stamp]) -> None:
+        """Write stamps behind the first `start` tokens of a place; whatever was there is lost."""
+        if isinstance(place, Row):
+            assert start + len(stamps) <= place.capacity
+            self.rows[place] = self.rows.get(place, [])[:start] + stamps
+            return
+        for position, stamp in enumerate(stamps, start):
+            page = place.ids[position // self.page_size]
+            self.pages[page] = [*self.pages.get(page, [])[: position % self.page_size], stamp]
+
+    def erase(self, place: Placement) -> None:
+        """Forget what is at a place."""
+        if isinstance(place, Row):
+            self.rows.pop(place, None)
+            return
+        for page in place.ids:
+            self.pages.pop(page, None)
+
+    def do(self, step: Step, tokens: dict[int, list[int]], rotation: Callable[[int], int]) -> None:
+        """Make the copies of a step and write its tokens, after checks that all is where it should be.
+
+        Args:
+            step: the step.
+            tokens: number of a sequence -> all its tokens.
+            rotation: number of tokens of a sequence that are there in a pass -> the second number of their stamps.
+        """
+        for copy in step.copies:
+            self.write(copy.target, 0, self.read(copy.source, copy.n_tokens))
+        for capacity, n_rows in step.n_rows.items():
+            assert n_rows > 0
+            self.rows = {row: held for row, held in self.rows.items() if row.capacity != capacity or row.index < n_rows}
+        self.rows = {row: held for row, held in self.rows.items() if row.capacity in step.n_rows}
+        assert sum(capacity * n for capacity, n in step.n_rows.items()) <= self.manager.n_tokens
+        written: list[object] = []
+        stamps = {
+            each.sequence_id: [(token, rotation(each.n_cached + each.n_new)) for token in tokens[each.sequence_id]]
+            for each in step.sequences
+        }
+        for each in step.sequences:
+            place, found = each.placement, self.read(each.placement, each.n_cached)
+            assert found == stamps[each.sequence_id][: each.n_cached], "the cache has something else"
+            if isinstance(place, Row):
+                assert place.index < step.n_rows[place.capacity]
+            written += self._written(each)
+        assert len(written) == len({*written}), "two sequences write to the same place"
+        for each in step.sequences:
+            new = stamps[each.sequence_id][each.n_cached : each.n_cached + each.n_new]
+            self.write(each.placement, each.n_cached, new)
+            assert each.samples == (each.n_cached + each.n_new == len(tokens[each.sequence_id]))
+
+    def _written(self, scheduled: ScheduledSequence) -> Iterator[object]:
+        place = scheduled.placement
+        if isinstance(place, Row):
+            yield place
+        else:
+            assert isinstance(place, Pages)
+            first, last = scheduled.n_cached, scheduled.n_cached + scheduled.n_new - 1
+            yield from place.ids[first // self.page_size : last // self.page_size + 1]
