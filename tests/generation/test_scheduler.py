@@ -74,7 +74,7 @@ class Simulation:
         self.n_final: dict[int, int] = {}
         self.n_samples: dict[int, int] = {}
         self.answered: Counter[int] = Counter()
-        self.n_computed = 0
+        self.n_idle = 0  # steps since the oldest sequence has got a token
 
     def add(self) -> None:
         """A request, whose prompt may begin like those of others."""
@@ -104,7 +104,11 @@ class Simulation:
         n_new = sum(each.n_new for each in step.sequences)
         assert n_new <= self.max_tokens or self.stale is not None
         assert len(step.sequences) <= self.max_sequences
-        self.n_computed += n_new
+        oldest = min(self.tokens)
+        self.n_idle = (
+            0 if any(each.samples and each.sequence_id == oldest for each in step.sequences) else self.n_idle + 1
+        )
+        assert self.n_idle < 200, "the oldest does not get on"
         assert {each.sequence_id for each in step.sequences} <= self.tokens.keys()
         for each in step.sequences:
             assert self.scheduler.new_tokens(each) == self.tokens[each.sequence_id][each.n_cached :][: each.n_new]
@@ -166,3 +170,94 @@ def test_random_schedules(kind, hashes, monkeypatch):
         except BaseException as error:
             error.add_note(f"{kind}, seed {seed}")
             raise
+
+
+def make(n_tokens: int = 64, max_tokens: int = 100, max_sequences: int = 100) -> Scheduler:
+    """A scheduler of rows."""
+    manager = RowManager(n_tokens, block_size=BLOCK)
+    return Scheduler(manager, max_batch_tokens=max_tokens, max_batch_sequences=max_sequences)
+
+
+def advance(scheduler: Scheduler) -> dict[int, tuple[int, int]]:
+    """Compute a step and append a token to each sequence that samples: number -> tokens cached before, new tokens."""
+    step = scheduler.schedule()
+    scheduler.computed(step)
+    for each in step.sequences:
+        if each.samples:
+            scheduler.append(each.sequence_id, 9)
+    return {each.sequence_id: (each.n_cached, each.n_new) for each in step.sequences}
+
+
+def test_a_long_prompt_is_computed_in_parts_beside_sequences_that_decode():
+    scheduler = make(max_tokens=6)
+    scheduler.add(0, [1])
+    assert advance(scheduler) == {0: (0, 1)}
+    scheduler.add(1, [2] * 12)
+    scheduler.add(2, [3])
+    assert advance(scheduler) == {0: (1, 1), 1: (0, 5)}
+    assert advance(scheduler) == {0: (2, 1), 1: (5, 5)}
+    assert advance(scheduler) == {0: (3, 1), 1: (10, 2), 2: (0, 1)}
+    assert advance(scheduler) == {0: (4, 1), 1: (12, 1), 2: (1, 1)}
+
+
+def test_sequences_enter_in_the_order_of_their_numbers_when_others_leave():
+    scheduler = make(max_sequences=2)
+    for number in range(4):
+        scheduler.add(number, [number])
+    assert [*advance(scheduler)] == [0, 1]
+    scheduler.remove(0)
+    assert [*advance(scheduler)] == [1, 2]
+    scheduler.remove(1)
+    scheduler.remove(2)
+    assert [*advance(scheduler)] == [3]
+
+
+def test_the_newest_waits_when_there_is_no_room_and_is_computed_again():
+    scheduler = make(n_tokens=12)
+    for number in range(3):
+        scheduler.add(number, [number])
+    for cached in (0, 1, 2, 3):
+        assert advance(scheduler) == dict.fromkeys(range(3), (cached, 1))
+    # the first needs a row of 8 beside its old one of 4: both others make room
+    assert advance(scheduler) == {0: (4, 1)}
+    scheduler.remove(0)
+    assert advance(scheduler) == {1: (0, 5)}
+    scheduler.remove(1)
+    assert advance(scheduler) == {2: (0, 5)}
+
+
+def test_a_sequence_that_outgrows_its_row_alone_is_computed_again():
+    scheduler = make(n_tokens=8)
+    scheduler.add(0, [1] * 4)
+    assert advance(scheduler) == {0: (0, 4)}
+    assert advance(scheduler) == {0: (0, 5)}
+    assert advance(scheduler) == {0: (5, 1)}
+
+
+def test_samples_of_a_prompt_compute_it_once():
+    scheduler = make()
+    prompt = [1, 2, 3, 4, 5, 6]
+    scheduler.add(0, prompt)
+    assert advance(scheduler) == {0: (0, 6)}
+    for number in (1, 2):
+        scheduler.add(number, [*prompt, number], parent_id=0, n_shared=6)
+    assert advance(scheduler) == {0: (6, 1), 1: (6, 1), 2: (6, 1)}
+
+
+def test_of_prompts_that_begin_alike_and_come_together_one_computes_the_beginning():
+    scheduler = make()
+    scheduler.add(0, [1, 2, 3, 4, 5])
+    scheduler.add(1, [1, 2, 3, 4, 6])
+    scheduler.add(2, [7])
+    assert advance(scheduler) == {0: (0, 5), 2: (0, 1)}
+    assert advance(scheduler) == {0: (5, 1), 2: (1, 1), 1: (4, 1)}
+
+
+def test_after_a_change_of_the_weights_all_is_computed_again():
+    scheduler = make()
+    scheduler.add(0, [1, 2, 3, 4, 5])
+    advance(scheduler)
+    scheduler.forget_cache()
+    scheduler.add(1, [1, 2, 3, 4, 6])
+    assert advance(scheduler) == {0: (0, 6)}
+    assert advance(scheduler) == {0: (6, 1), 1: (4, 1)}
