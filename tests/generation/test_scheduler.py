@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 import pytest
@@ -66,7 +66,9 @@ class Simulation:
             max_batch_tokens=self.max_tokens,
             max_batch_sequences=self.max_sequences,
             keys_are_stale=self.stale,
+            n_steps=(n_steps := rng.choice([1, 1, 1, 2, 3])),
         )
+        self.n_steps, self.in_flight = n_steps, deque[list[int]]()
         self.cache = CacheModel(self.manager, BLOCK)
         self.n_sequences = 0
         self.tokens: dict[int, list[int]] = {}
@@ -93,30 +95,30 @@ class Simulation:
         del self.tokens[sequence_id]
         self.answered[sequence_id] += 1
         if discard:
-            self.cache.erase(self.scheduler.discard(sequence_id))
+            place = self.scheduler.discard(sequence_id)
+            if place is not None:
+                self.cache.erase(place)
         else:
             self.scheduler.remove(sequence_id)
 
     def step(self) -> None:
-        """Plan, check and compute a step, and let sequences go on."""
+        """Plan, check and compute a step, and let the sequences of the oldest step go on."""
         step = self.scheduler.schedule()
-        assert step.sequences, "a stall"
-        n_new = sum(each.n_new for each in step.sequences)
-        assert n_new <= self.max_tokens or self.stale is not None
+        assert step.sequences or self.in_flight, "a stall"
+        assert sum(each.n_new for each in step.sequences) <= self.max_tokens or self.stale is not None
         assert len(step.sequences) <= self.max_sequences
-        oldest = min(self.tokens)
-        self.n_idle = (
-            0 if any(each.samples and each.sequence_id == oldest for each in step.sequences) else self.n_idle + 1
-        )
-        assert self.n_idle < 200, "the oldest does not get on"
         assert {each.sequence_id for each in step.sequences} <= self.tokens.keys()
         for each in step.sequences:
             assert self.scheduler.new_tokens(each) == self.tokens[each.sequence_id][each.n_cached :][: each.n_new]
         self.cache.do(step, self.tokens, self.rotation)
         self.scheduler.computed(step)
-        for each in step.sequences:
-            if each.samples:
-                self.go_on(each.sequence_id)
+        self.in_flight.append([each.sequence_id for each in step.sequences if each.samples])
+        if not step.sequences or len(self.in_flight) == self.n_steps:
+            sampled = [number for number in self.in_flight.popleft() if number in self.tokens]
+            self.n_idle = 0 if min(self.tokens) in sampled else self.n_idle + 1
+            assert self.n_idle < 300, "the oldest does not get on"
+            for number in sampled:
+                self.go_on(number)
 
     def go_on(self, first: int) -> None:
         """Append a token to each sample of a sequence."""
@@ -147,6 +149,7 @@ class Simulation:
                     self.answered[number] += number != victim
                 self.end(victim)
             if self.random.random() < 0.01:
+                self.in_flight.clear()
                 self.scheduler.forget_cache()
                 self.cache.rows.clear()
                 self.cache.pages.clear()

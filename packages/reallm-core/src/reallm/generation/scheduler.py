@@ -127,7 +127,7 @@ class Scheduler:
             self._manager.computed(sequence)
 
     def forget_cache(self) -> None:
-        """Let all sequences be computed from their first token, as if nothing had been computed; no step is in flight."""
+        """Let all sequences be computed from their first token; no step is in flight."""
         for sequence in [*self._running]:
             self._suspend(sequence)
         for sequence in self._waiting:
