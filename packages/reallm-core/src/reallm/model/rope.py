@@ -88,6 +88,11 @@ def keys_are_stale(config: ReaLModelConfig, cached_lengths: Sequence[int], total
     )
 
 
+def longest_with_fixed_frequencies(config: ReaLModelConfig) -> int | None:
+    """Number of tokens up to which the frequencies of a sequence do not depend on its length; None: they never do."""
+    return min((_fixed_up_to(config, rope) for rope in config.distinct_ropes if rope.depends_on_length), default=None)
+
+
 def _fixed_up_to(config: ReaLModelConfig, rope: RopeConfig) -> int:
     """Number of tokens up to which frequencies that depend on the length equal those of pretraining."""
     if rope.kind == "dynamic":
