@@ -153,13 +153,15 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
         device: value of `--device`.
     """
     from reallm.data.chat.template import ChatTemplate
-    from reallm.engine.diagnosis import nonfinite_explained
     from reallm.launch.signals import stop_requests
 
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` editing, history and pastes of several lines
 
     loaded = load_model(check_model(key, path), device=device, chat=True)
+
+    from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
+
     conversation = Conversation(loaded.tokenizer, ChatTemplate(loaded.tokenizer))
     with nonfinite_explained(loaded.model.network), loaded.model.generation_engine(loaded.tokenizer) as engine:
         Chat(

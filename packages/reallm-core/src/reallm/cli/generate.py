@@ -196,8 +196,7 @@ def _print_completions(
     """Print completions while they are generated."""
     from reallm.cli.generation_model import check_model, events, load_model
     from reallm.cli.generation_view import JsonView, TextView
-    from reallm.engine.diagnosis import nonfinite_explained
-    from reallm.generation.prompt_files import check_columns
+    from reallm.generation.completed_rows import check_columns
     from reallm.generation.prompts import PromptEncoder, as_prompts, read_prompts
     from reallm.generation.request import Request
     from reallm.launch.signals import stop_requests
@@ -210,6 +209,9 @@ def _print_completions(
             check_columns(prompt.row)
     folder = check_model(key, path)
     loaded = load_model(folder, device=device, chat=chat)
+
+    from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
+
     encode = PromptEncoder(loaded.tokenizer, folder)
     requests = [
         (prompt.row.place, Request(tuple(encode(prompt)), config, key=index)) for index, prompt in enumerate(prompts)

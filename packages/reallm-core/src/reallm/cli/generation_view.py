@@ -9,7 +9,7 @@ from typing import Protocol
 import typer
 
 from reallm.errors import counted
-from reallm.generation.prompt_files import completed
+from reallm.generation.completed_rows import completed
 from reallm.generation.prompts import Prompt
 from reallm.generation.request import Completion, Event, FinishedEvent
 from reallm.printable import json_line, printable

@@ -1,21 +1,16 @@
-"""Completions for a file of prompts, row by row, whatever the number of rows. Imports no torch.
-
-A row of the result is the row of the prompt, with what was generated:
-
-    {"prompt": "1 + 1 =", "id": 7}  ->  {"prompt": "1 + 1 =", "id": 7, "completion": " 2", "n_tokens": 2, ...}
-"""
+"""Completions for a file of prompts, row by row, whatever the number of rows. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.data.row import Row
 from reallm.errors import DataError
+from reallm.generation.completed_rows import ADDED, check_columns, completed
 from reallm.generation.completion_file import CompletionFile, partial_folder
 from reallm.generation.nonfinite import refuse_nonfinite
 from reallm.generation.prompts import Prompt, read_prompts
@@ -24,9 +19,6 @@ from reallm.generation.request import Completion, FinishedEvent, Request, TokenE
 if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig
     from reallm.generation.engine import GenerationEngine
-
-ADDED = ("completion", "completions", "n_tokens", "finish_reason")
-"""Keys that the rows of the result have in addition."""
 
 MAX_RUNNING = 512
 """Most samples that are given to the engine and have not ended."""
@@ -48,20 +40,6 @@ class _Started:
 
     def row(self) -> dict[str, Any]:
         return completed(self.prompt.row.values, [self.completions[sample] for sample in range(self.n)])
-
-
-def completed(row: Mapping[str, Any], completions: Sequence[Completion]) -> dict[str, Any]:
-    """The row of a prompt with its completion; with several, the values are lists."""
-    if len(completions) == 1:
-        [only] = completions
-        text: dict[str, Any] = {"completion": only.text}
-        return {**row, **text, "n_tokens": len(only.token_ids), "finish_reason": only.finish_reason}
-    return {
-        **row,
-        "completions": [one.text for one in completions],
-        "n_tokens": [len(one.token_ids) for one in completions],
-        "finish_reason": [one.finish_reason for one in completions],
-    }
 
 
 def check_prompts(path: str | Path, *, chat: bool, on_row: Callable[[], object]) -> int:
@@ -162,14 +140,3 @@ def _skip_completed(prompts: Iterator[Prompt], file: CompletionFile) -> None:
                 f"{place} {problem} that {partial_folder(file.path)} has the completion of; give the same prompts to "
                 "go on, or --overwrite to start afresh"
             )
-
-
-def check_columns(row: Row) -> None:
-    """Raise DataError if the row cannot be carried along."""
-    taken = next((key for key in ADDED if key in row.values), None)
-    if taken is not None:
-        raise row.error(f"has the key '{taken}', which the file of completions uses; rename it")
-    try:
-        json.dumps(row.values)
-    except (TypeError, ValueError) as error:
-        raise row.error(f"cannot be written as JSON: {error}") from error

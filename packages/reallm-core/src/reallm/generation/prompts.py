@@ -13,19 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reallm.data.chat.template import ChatTemplate
-from reallm.data.messages import Message, Tool, read_messages, read_tools
-from reallm.data.readers.files import check_exists
-from reallm.data.readers.record import Origin, Records
-from reallm.data.readers.text_lines import COMPRESSIONS, check_compression, text_lines
-from reallm.data.row_sources import records
-from reallm.data.rows import Row, describe
+from reallm.data.row import Row, describe
 from reallm.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TEXT_FILES = tuple(f".txt{compression}" for compression in ("", *COMPRESSIONS))
+    from reallm.data.chat.template import ChatTemplate
+    from reallm.data.messages import Message, Tool
+    from reallm.data.readers.record import Origin, Records
+
+# What reads files and messages is imported where it is used: most prompts are texts on the command line.
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,18 @@ class PromptEncoder:
 
     @cached_property
     def _template(self) -> ChatTemplate:
+        from reallm.data.chat.template import ChatTemplate
+
         return ChatTemplate(self._tokenizer)
 
 
 def _records(path: str | Path) -> Records:
-    if not str(path).lower().endswith(_TEXT_FILES):
+    from reallm.data.readers.files import check_exists
+    from reallm.data.readers.record import Origin
+    from reallm.data.readers.text_lines import COMPRESSIONS, check_compression
+    from reallm.data.row_sources import records
+
+    if not str(path).lower().endswith((".txt", *(f".txt{compression}" for compression in COMPRESSIONS))):
         return records(path)
     file = Path(path).expanduser()
     check_exists(file)
@@ -118,6 +123,8 @@ def _records(path: str | Path) -> Records:
 
 
 def _lines(file: Path, origin: Origin) -> Records:
+    from reallm.data.readers.text_lines import text_lines
+
     with closing(text_lines(file, origin)) as lines:
         for number, line in lines:
             if line.strip():
@@ -129,6 +136,8 @@ def _prompt(row: Row, *, chat: bool) -> Prompt:
     if "prompt" in row and "messages" in row:
         raise row.error("has both 'prompt' and 'messages'; leave one of them out")
     if "messages" in row or isinstance(row.values["prompt"], list):
+        from reallm.data.messages import read_messages, read_tools
+
         return Prompt(row, read_messages(row, "messages" if "messages" in row else "prompt"), read_tools(row))
     text = row.text("prompt")
     if not text:
