@@ -13,6 +13,7 @@ from reallm.generation.cache_manager import CacheManager
 from reallm.generation.page_manager import PageManager
 from reallm.generation.row_manager import RowManager
 from reallm.generation.scheduler import Scheduler
+from reallm.generation.step import CacheCopy, Row
 from tests.helpers.cache_model import CacheModel
 
 BLOCK = 4
@@ -213,6 +214,27 @@ def test_sequences_enter_in_the_order_of_their_numbers_when_others_leave():
     scheduler.remove(1)
     scheduler.remove(2)
     assert [*advance(scheduler)] == [3]
+
+
+def test_the_last_row_takes_the_place_of_one_that_has_ended_if_no_sequence_waits_for_it():
+    scheduler = make(max_sequences=4)
+    for number in range(5):
+        scheduler.add(number, [number])
+    advance(scheduler)
+    scheduler.remove(1)
+    step = scheduler.schedule()
+    assert {each.sequence_id: each.placement.index for each in step.sequences} == {0: 0, 2: 2, 3: 3, 4: 1}
+    assert not step.copies
+    scheduler.computed(step)
+
+    scheduler.remove(0)
+    scheduler.remove(4)
+    for number in (2, 3):
+        scheduler.append(number, 9)
+    step = scheduler.schedule()
+    assert {each.sequence_id: each.placement.index for each in step.sequences} == {2: 1, 3: 0}
+    assert step.copies == (CacheCopy(Row(4, 3), Row(4, 0), 2), CacheCopy(Row(4, 2), Row(4, 1), 2))
+    assert step.n_rows == {4: 2}
 
 
 def test_the_newest_waits_when_there_is_no_room_and_is_computed_again():

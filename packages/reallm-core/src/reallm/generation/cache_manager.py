@@ -62,5 +62,8 @@ class CacheManager(Protocol):
     def discard(self, sequence: SequenceState) -> Placement:
         """Take back the room of a sequence whose tokens nobody may use; returns it, without what others have too."""
 
+    def close_gaps(self) -> list[CacheCopy]:
+        """Move running sequences to where they are read together; returns the moves."""
+
     def forget(self) -> None:
         """Let nobody use what was computed before; no sequence has room."""

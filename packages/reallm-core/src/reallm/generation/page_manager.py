@@ -169,6 +169,10 @@ class PageManager:
         self.finish(sequence)
         return Pages(tuple(page for page in pages if page not in self._n_holders))
 
+    def close_gaps(self) -> list[CacheCopy]:
+        """Nothing: pages are read together wherever they are."""
+        return []
+
     def forget(self) -> None:
         """Let nobody find what was computed before; no sequence has pages."""
         assert not self._holders, "sequences that have pages go on with what was computed"

@@ -155,6 +155,23 @@ class RowManager:
         self._release(holder)
         return holder.row
 
+    def close_gaps(self) -> list[CacheCopy]:
+        """Move running sequences from the highest rows to free ones below them; returns the moves.
+
+        A pass attends to adjacent rows in one call. A move takes the time of a few calls, and there is at most one for
+        each sequence that has ended.
+        """
+        copies = list[CacheCopy]()
+        for capacity, n_rows in self._n_rows.items():
+            if self._lowest_free(capacity) == n_rows:
+                continue
+            rows = sorted(
+                row for row, holder in self._by_row.items() if self._runs(holder) and row.capacity == capacity
+            )
+            while rows and self._lowest_free(capacity) < rows[-1].index:
+                self._move_down(self._by_row[rows.pop()], copies)
+        return copies
+
     def forget(self) -> None:
         """Free the rows of finished sequences; no others have any."""
         assert self._kept.keys() == self._holders.keys(), "sequences that have rows go on with what was computed"
@@ -194,8 +211,11 @@ class RowManager:
 
     def _can_be_taken_over(self, holder: _Holder, n_shared: int, capacity: int) -> bool:
         """Whether a row can become that of another sequence, without the loss of a block that is in the index."""
-        is_kept = holder.sequence.id in self._kept
-        return is_kept and holder.row.capacity == capacity and n_shared >= holder.n_listed * self._block_size
+        is_free = not self._runs(holder) and holder.row.capacity == capacity
+        return is_free and n_shared >= holder.n_listed * self._block_size
+
+    def _runs(self, holder: _Holder) -> bool:
+        return holder.sequence.id not in self._kept
 
     def _touch(self, holder: _Holder) -> None:
         """Make a row of a finished sequence the most recently used one."""
@@ -252,10 +272,13 @@ class RowManager:
     def _move_highest_down(self, copies: list[CacheCopy]) -> None:
         """Move the highest row of some capacity to a free one below it."""
         capacity = max(each for each, n in self._n_rows.items() if self._lowest_free(each) < n)
-        highest = self._by_row[Row(capacity, self._n_rows[capacity] - 1)]
-        row = Row(capacity, self._lowest_free(capacity))
+        self._move_down(self._by_row[Row(capacity, self._n_rows[capacity] - 1)], copies)
+
+    def _move_down(self, holder: _Holder, copies: list[CacheCopy]) -> None:
+        """Move a row to the lowest free one of its capacity."""
+        row = Row(holder.row.capacity, self._lowest_free(holder.row.capacity))
         self._occupy(row)
-        self._move(highest, row, copies)
+        self._move(holder, row, copies)
 
     def _move(self, holder: _Holder, row: Row, copies: list[CacheCopy]) -> None:
         """Move the tokens of a row to another one, which is occupied for them."""

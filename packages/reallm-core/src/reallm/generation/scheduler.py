@@ -110,6 +110,8 @@ class Scheduler:
         planned: dict[SequenceState, int] = {}
         self._continue_running(planned, copies)
         self._admit_waiting(planned, copies)
+        if not self._waiting:  # which would take the free rows
+            copies += self._manager.close_gaps()
         place = self._manager.placement
         sequences = tuple(
             ScheduledSequence(each.id, each.n_cached, n_new, place(each), n_new == each.n_uncached)
