@@ -10,7 +10,15 @@ from reallm.generation.row_store import RowStore
 from reallm.generation.stores import make_store
 from reallm.model.attention import varlen
 from tests.helpers.attention_layers import LatentAttention, SilentAttention, model_of
+from tests.helpers.imports import imported_by
 from tests.helpers.variants import BASE, build
+
+GENERATE = """
+from reallm import ReaLModel, ReaLModelConfig
+
+sizes = {"n_layers": 1, "hidden_size": 8, "intermediate_size": 8, "n_q_heads": 1, "n_kv_heads": 1, "head_dim": 8}
+ReaLModel(ReaLModelConfig(**sizes, vocab_size=16, max_positions=16)).generate([[1, 2]], max_new_tokens=2)
+"""
 
 
 @pytest.fixture
@@ -22,6 +30,10 @@ def kernel(monkeypatch):
 
 def test_rows_on_a_cpu():
     assert isinstance(make_store(build(BASE), 1000), RowStore)
+
+
+def test_generating_on_a_cpu_imports_no_kernel_and_no_compiler():
+    assert imported_by(GENERATE, "torch.nn.attention.varlen", "torch._dynamo", "sympy", "transformers") == []
 
 
 def test_pages_where_there_is_a_kernel(kernel):

@@ -29,8 +29,8 @@ def _can_use_pages(network: Transformer) -> bool:
     config, parameter = network.config, next(network.parameters())
     specs = [AttentionSpec.of_block(config, index).without_dropout() for index in range(config.n_layers)]
     return (
-        varlen.supports_pages()
-        and not is_custom_class(config.attention)
+        not is_custom_class(config.attention)
         and not is_custom_class(config.block)
         and all(varlen.supports(parameter.device, parameter.dtype, config.head_dim, spec) for spec in specs)
+        and varlen.supports_pages()  # last: it imports the kernel, and with it `torch._dynamo`, in a second
     )
