@@ -11,7 +11,7 @@ from reallm.generation.engine import GenerationEngine
 from reallm.generation.request import Completion, Event, FinishedEvent, Request
 from reallm.generation.shared_requests import SharedRequests
 from reallm.model.transformer import Transformer
-from reallm.parallel.fsdp import unsharded
+from reallm.parallel.fsdp import is_sharded, unsharded
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json, describe_error, raise_first_error
 
@@ -43,13 +43,16 @@ class DataParallelEngine(GenerationEngine):
         """Events of this rank as JSON values, for each step since the last exchange."""
         self._error: Exception | None = None
         """Why a step has failed since then."""
+        self._told: list[Event] = []
+        """Events of all ranks that no step has returned yet."""
         self._tells_tokens = True
+        self._has_new_weights = False
         self._gathered: ExitStack | None = None
 
     @property
     def has_work(self) -> bool:
         """Whether a step has something to compute or to tell; the same on all ranks."""
-        return len(self._shared) > 0
+        return len(self._shared) > 0 or bool(self._told)
 
     def add(self, request: Request, *, name: str = "the prompt") -> int:
         """Let a request wait; see `GenerationEngine.add`."""
@@ -74,19 +77,16 @@ class DataParallelEngine(GenerationEngine):
                 ranks.
             DataError: ranks have made different calls.
         """
-        events: list[Event] = []
         if self.has_work and self._n_steps % STEPS_BETWEEN_EXCHANGES == 0:
-            events = self._exchange()
+            self._exchange()
+        events, self._told = self._told, []
         if not self.has_work:
             self._n_steps = 0
             self._shard()
             return events
         self._n_steps += 1
-        if self._gathered is None:
-            self._gathered = ExitStack()
-            self._gathered.enter_context(unsharded(self._network))
-        with unsharded(self._network):  # a training step between two steps has sharded the parameters again
-            self._compute()
+        self._gather()
+        self._compute()
         return events
 
     def run(self) -> list[Completion]:
@@ -97,20 +97,30 @@ class DataParallelEngine(GenerationEngine):
         finally:
             self._tells_tokens = True
 
+    def weights_changed(self) -> None:
+        """Forget what was computed with the weights as they were, before the next step; see `GenerationEngine`."""
+        self._has_new_weights = True
+
     def close(self) -> None:
         """End all samples that have not ended, without events, and free the memory of the cache."""
         super().close()
         self._shared.clear()
         self._untold.clear()
+        self._told.clear()
         self._shard()
 
     # ------------------------------------------------------------------ private helpers
 
     def _compute(self) -> None:
         """Compute a step of this rank, unless one has failed; the next exchange tells."""
-        if self._error is not None or not super().has_work:
+        if self._error is not None:
             return
         try:
+            if self._has_new_weights:
+                self._has_new_weights = False
+                super().weights_changed()
+            if not super().has_work:
+                return
             events = super().step()
         except Exception as error:  # whatever the error, the other ranks wait in the exchange
             self._error = error
@@ -119,8 +129,8 @@ class DataParallelEngine(GenerationEngine):
             [self._shared.to_json(each) for each in events if self._tells_tokens or isinstance(each, FinishedEvent)]
         )
 
-    def _exchange(self) -> list[Event]:
-        """Tell the other ranks what has happened, and take requests; returns the events of all ranks."""
+    def _exchange(self) -> None:
+        """Tell the other ranks what has happened, hear it from them, and take requests."""
         if self._calls.has_news:
             self._calls.compare(all_gather_json(self._calls.digest, self._mesh.all))
         message = {
@@ -130,19 +140,26 @@ class DataParallelEngine(GenerationEngine):
         }
         local_error, self._error, self._untold = self._error, None, []
         by_rank = all_gather_json(message, self._mesh.dp)
-        raise_first_error([each["error"] for each in by_rank.values()], local_error)
         messages = [by_rank[rank] for rank in self._mesh.layout.dp_ranks(self._mesh.coordinate)]
-        events = [*self._shared.from_json([each["events"] for each in messages])]
+        self._told += self._shared.from_json([each["events"] for each in messages])
+        raise_first_error([each["error"] for each in by_rank.values()], local_error)
         for number, request in self._shared.hand_out([Load(*each["load"]) for each in messages]):
             self._take(number, request)
-        return events
 
     def _take(self, number: int, request: Request) -> None:
         """Let this rank compute a request, or a part of its samples."""
         self._shared.taken(number, super().add(request))
 
+    def _gather(self) -> None:
+        """Gather parameters that FSDP shards for the time in which there is work; they may be new ones."""
+        if is_sharded(self._network):  # a training step in the middle of it shards them again
+            self._shard()
+            self._gathered = ExitStack()
+            self._gathered.enter_context(unsharded(self._network))
+            self._has_new_weights = True
+
     def _shard(self) -> None:
-        """Free parameters that FSDP has gathered for the time in which there is work."""
+        """Free gathered parameters."""
         if self._gathered is not None:
             self._gathered.close()
             self._gathered = None

@@ -213,7 +213,7 @@ class GenerationEngine:
         """
         self._replica.compare_calls()
         if self._weights.has_changed():
-            self.weights_changed()
+            self._forget_weights()
         events, self._events = self._events, []
         try:
             step = self._scheduler.schedule()
@@ -246,18 +246,7 @@ class GenerationEngine:
         Raises:
             ConfigError: sequences were being generated. They end as cancelled.
         """
-        while self._in_flight:
-            self._events += self._finish(self._in_flight.popleft())
-        begun = {samples[0].request_id for samples in self._samples.values() if samples[0].completion.token_ids}
-        requests = set() if self._recomputes else begun
-        for request_id in sorted(requests):
-            self._cancel(request_id)
-        self._scheduler.forget_cache()
-        if requests:
-            raise ConfigError(
-                f"the weights have changed in the middle of {counted(len(requests), 'request')}, now cancelled; let "
-                "requests end before an update, or make the engine with recompute_after_update=True"
-            )
+        self._forget_weights()
 
     def close(self) -> None:
         """End all samples that have not ended, without events, and give back all memory."""
@@ -273,6 +262,20 @@ class GenerationEngine:
             self._prepacking = None
 
     # ------------------------------------------------------------------ private helpers
+
+    def _forget_weights(self) -> None:
+        while self._in_flight:
+            self._events += self._finish(self._in_flight.popleft())
+        begun = {samples[0].request_id for samples in self._samples.values() if samples[0].completion.token_ids}
+        requests = set() if self._recomputes else begun
+        for request_id in sorted(requests):
+            self._cancel(request_id)
+        self._scheduler.forget_cache()
+        if requests:
+            raise ConfigError(
+                f"the weights have changed in the middle of {counted(len(requests), 'request')}, now cancelled; let "
+                "requests end before an update, or make the engine with recompute_after_update=True"
+            )
 
     def _cancel(self, request_id: int) -> None:
         for sequence_id in [*self._sequences.get(request_id, ())]:

@@ -105,7 +105,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     For forward passes whose number differs between ranks, as in generation: the block runs without FSDP collectives.
     All ranks enter it; nested blocks, and blocks for networks without FSDP, have no effect.
     """
-    if not is_fsdp(model) or not any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+    if not is_sharded(model):
         yield
         return
     blocks = [module for module in _fsdp_modules(model) if module is not cast(object, model)]
@@ -136,6 +136,11 @@ def _device_type(group: Group) -> str:
 def is_fsdp(model: nn.Module) -> bool:
     """Whether FSDP2 holds the parameters."""
     return hasattr(model, "reshard")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 holds the parameters, and has not gathered all of them."""
+    return is_fsdp(model) and any(hasattr(parameter, "to_local") for parameter in model.parameters())
 
 
 def local_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ class Optimizer:
     def __init__(self, network: Transformer, config: OptimizerConfig) -> None:
         self._config = config
         self._parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
+        self._frozen = [each for each in network.parameters() if not each.requires_grad]
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
         """The tensors that are stepped: the parameters themselves if they are plain tensors of float32 or wider."""
         self._rules = update_rules(network, config)
@@ -90,7 +91,8 @@ class Optimizer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-        torch.autograd.graph.increment_version(self._masters.values())  # torch's fused steps do not
+        # torch's fused steps do not; and where nothing is trained, other stages of the pipeline have changed
+        torch.autograd.graph.increment_version(self._masters.values() or self._frozen[:1])
         self.zero_grad()
         for name, parameter in self._parameters.items():
             if self._masters[name].dtype != parameter.dtype:
