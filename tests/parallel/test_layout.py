@@ -52,3 +52,4 @@ def test_coordinates_and_ranks_are_inverse():
     assert layout.coordinate(14) == Coordinate(dp=1, pp=0, tp=0)
     assert layout.coordinate(18) == Coordinate(dp=0, pp=1, tp=0)
     assert layout.coordinate(0) is None
+    assert layout.replica_ranks(Coordinate(dp=1, pp=2, tp=3)) == [14, 15, 16, 17, 22, 23, 24, 25, 30, 31, 32, 33]
