@@ -99,12 +99,13 @@ def test_a_request_gets_the_same_tokens_however_it_is_computed():
         {"temperature": 1.5, "top_p": 0.8, "min_p": 0.02, "n": 2},
         {"temperature": 1.0, "min_new_tokens": 9, "stop_token_ids": (1, 2, 3, 4, 5, 6, 7)},
     ]
-    beginning = torch.randint(0, 50, (300,), generator=generator).tolist()  # a prefix to share, longer than a block
+    # a prefix to share that is longer than a block, and one after which sequences outgrow rows of 256 tokens
+    beginning, lengths = torch.randint(0, 50, (300,), generator=generator).tolist(), (0, 300, 235)
 
     def request(index):
         rest = torch.randint(0, 50, (index * 5 + 1,), generator=generator).tolist()
         config = GenerationConfig(12 + index, seed=index // 5, kept_mass=True, **settings[index % 5])
-        return Request((*(beginning if index % 2 else ()), *rest), config, key=f"prompt {index}")
+        return Request((*beginning[: lengths[index % 3]], *rest), config, key=f"prompt {index}")
 
     requests = [request(index) for index in range(10)]
     expected = completions_by_key(model, requests)

@@ -8,6 +8,8 @@ import torch
 from reallm.errors import ConfigError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.generate import generate_tokens
+from reallm.generation.random import StreamPosition, hash_key
+from reallm.generation.sampling import sample
 from reallm.model import linear_cross_entropy as losses
 from reallm.model.attention import varlen
 from reallm.model.attention.functional import AttentionSpec, attend_packed
@@ -109,6 +111,31 @@ def test_the_fused_loss_and_its_gradients_equal_those_of_the_cpu():
         gradients.append({name: parameter.grad.cpu().double() for name, parameter in model.named_parameters()})
     for name, exact in gradients[0].items():
         assert torch.linalg.norm(gradients[1][name] - exact) < 1e-3 * torch.linalg.norm(exact), name
+
+
+@pytest.mark.parametrize("n_vocab", [300, 50_257])
+def test_sampling_equals_that_of_the_cpu(monkeypatch, n_vocab):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings = [
+        {"temperature": 0},
+        {"temperature": 1.0},
+        {"temperature": 0.6, "model_logprobs": True},
+        {"top_k": 20, "top_p": 0.9, "kept_ids": True},
+        {"top_p": 0.95, "min_p": 0.01, "kept_mass": True, "top_logprobs": 3},
+    ]
+    configs = [GenerationConfig(**fields) for fields in settings] * 8
+    streams = [StreamPosition(3, hash_key(row), 0, row) for row in range(len(configs))]
+    banned = [(1, 2) if row % 3 == 0 else () for row in range(len(configs))]
+    logits = torch.randn(len(configs), n_vocab, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    wanted = sample(logits, configs, streams, banned=banned)
+    torch.use_deterministic_algorithms(True)  # cumulative sums of floating-point numbers are refused in this mode
+    try:
+        found = sample(logits.cuda(), configs, streams, banned=banned)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found.token_ids.cpu(), wanted.token_ids)
+    torch.testing.assert_close(found.logprobs.cpu(), wanted.logprobs, rtol=1e-12, atol=1e-12)
+    assert [*map(list, found.kept_ids)] == [*map(list, wanted.kept_ids)]
 
 
 def test_greedy_text_equals_that_of_the_cpu():

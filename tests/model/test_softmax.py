@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reallm.errors import ConfigError
-from reallm.model.softmax import columns_of_block, cumulative_sums, highest, inverse_of, logprob, softmax
+from reallm.model.softmax import columns_of_block, fixed_point, from_fixed_point, highest, inverse_of, logprob, softmax
 
 N_THREADS = [1, 2]
 
@@ -62,10 +62,15 @@ def test_the_memory_of_the_logits_can_be_overwritten(temperature):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_blocks():
-    x = torch.arange(1200.0).reshape(2, 600)
-    assert cumulative_sums(x).tolist() == [[float(row[:end].sum()) for end in (256, 512, 600)] for row in x.double()]
-    assert cumulative_sums(x[:, :512]).shape == (2, 2)
+def test_sums_are_whole_numbers():
+    x = torch.tensor([0.0, 2.0**-80, 0.25, 1.0])
+    assert fixed_point(x).tolist() == [0, 1, 2**58, 2**60]
+    assert from_fixed_point(fixed_point(x[2:])).tolist() == [0.25, 1.0]
+    logits = torch.zeros(2, 1024)
+    assert softmax(logits, highest(logits)).cumulative.tolist() == [[2**58, 2**59, 3 * 2**58, 2**60]] * 2
+
+
+def test_columns_of_blocks():
     columns = columns_of_block(torch.tensor([[0], [2]]), 600)
     assert columns[0].tolist() == list(range(256))
     assert columns[1].tolist() == [*range(512, 600), *[599] * 168]

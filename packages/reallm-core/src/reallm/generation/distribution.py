@@ -47,12 +47,13 @@ class Distribution:
     def draw(self, uniform: Tensor) -> Tensor:
         """Tokens [N, 1] by inverse transform sampling in the order of ids, from numbers [N, 1] float64 in [0, 1)."""
         weights, cumulative, _ = self._softmax
-        target = uniform * cumulative[:, -1:]
+        target = (uniform * cumulative[:, -1:]).to(torch.int64)
         block = _first_above(cumulative, target)
-        before = cumulative.gather(1, (block - 1).clamp_(min=0)).masked_fill_(block == 0, 0.0)
+        before = cumulative.gather(1, (block - 1).clamp_(min=0)).masked_fill_(block == 0, 0)
         ids = softmax.columns_of_block(block, self.logits.shape[1])
-        within = weights.gather(1, ids).cumsum(dim=-1, dtype=torch.float64)
-        return ids.gather(1, _first_above(within, target - before))
+        within = softmax.fixed_point(weights.gather(1, ids))
+        within[:, 1:].masked_fill_(ids[:, 1:] == ids[:, :-1], 0)  # the end of the last block
+        return ids.gather(1, _first_above(within.cumsum(dim=-1), target - before))
 
     @cached_property
     def _highest(self) -> softmax.Highest:
@@ -64,11 +65,10 @@ class Distribution:
 
 
 def _first_above(cumulative: Tensor, value: Tensor) -> Tensor:
-    """Index [N, 1] of the first of the cumulative sums [N, K] that is above a value [N, 1].
+    """Index [N, 1] of the first of the cumulative sums [N, K] int64 that is above a value [N, 1], at least 0.
 
-    Rounding may bring a value below 0 or to the last sum; it is moved into the range between, so that the entry at the
-    index is one that adds to the sums. Any index if they are NaN.
+    That entry adds something to the sums. If rounding has brought the value to the last sum or above, it is the last
+    entry that does; any entry if the sums come from NaN.
     """
-    last = cumulative[:, -1:]
-    value = value.clamp(min=0).minimum(last.nextafter(torch.zeros_like(last)))
+    value = value.minimum(cumulative[:, -1:] - 1)
     return torch.searchsorted(cumulative, value, right=True).clamp_(max=cumulative.shape[1] - 1)

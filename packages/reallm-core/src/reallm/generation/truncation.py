@@ -125,8 +125,9 @@ def _is_kept(probabilities: Tensor, configs: Sequence[GenerationConfig], *, has_
         is_among = rank < column([config.top_k for config in configs], math.inf)
         is_kept &= is_among
         probabilities = probabilities * is_among
-    cumulative = probabilities.cumsum(dim=-1)
-    total = cumulative[:, -1:] if has_top_k else 1.0
+    shares = softmax.fixed_point(probabilities)
+    cumulative = shares.cumsum(dim=-1)
+    total = cumulative[:, -1:] if has_top_k else 2.0**60
     top_p = column([None if config.top_p == 1 else config.top_p for config in configs], math.inf)
     # a token is kept if those before it do not have the probability yet
-    return is_kept & (cumulative - probabilities < top_p * total)
+    return is_kept & (cumulative - shares < top_p * total)

@@ -1,7 +1,7 @@
 """Softmax over the vocabulary, of which no row depends on the others; sampling and training share it.
 
 The sum of a whole row is split among threads if it is the only row, and not if there are many, which changes its last
-bits. Sums over blocks of columns are many in either case.
+bits. Sums over blocks of columns are many in either case, and blocks are added as whole numbers, exactly.
 
 Shapes: N rows, V vocabulary, B blocks, K columns.
 """
@@ -36,13 +36,13 @@ class Softmax(NamedTuple):
     weights: Tensor
     """[N, V], at least float32: the probabilities times a factor near 1."""
     cumulative: Tensor
-    """[N, B] float64, their sums up to the end of each block."""
+    """[N, B] int64, `fixed_point` of their sums up to the end of each block."""
     normalizer: Tensor
     """[N, 1] float64, the logarithm of the sum of the exponentials of the logits over the temperature."""
 
     def factor(self, normalizer: Tensor) -> Tensor:
         """Factor [N, 1] of the weights that makes them the probabilities that belong to a normalizer [N, 1]."""
-        return ((self.normalizer - normalizer).exp() / self.cumulative[:, -1:]).to(self.weights.dtype)
+        return ((self.normalizer - normalizer).exp() / from_fixed_point(self.cumulative[:, -1:])).to(self.weights.dtype)
 
 
 def check_temperature(temperature: Any) -> float:
@@ -93,9 +93,9 @@ def softmax(
         overwrite = True
     in_place = overwrite and logits.device.type == "cpu"  # on other devices torch's softmax may not work in place
     weights = torch.softmax(logits, dim=-1, dtype=dtype, out=logits if in_place else None)
-    cumulative = cumulative_sums(weights)
+    cumulative = fixed_point(_reduce_blocks(weights, torch.sum)).cumsum(dim=-1)
     # the factor of the weights follows from the one whose exponential is 1
-    correction = cumulative[:, -1:].log() - weights.gather(1, best.columns).double().log()
+    correction = from_fixed_point(cumulative[:, -1:]).log() - weights.gather(1, best.columns).double().log()
     return Softmax(weights, cumulative, best.logits.double() * inverse_temperature + correction)
 
 
@@ -104,9 +104,14 @@ def logprob(logit: Tensor, normalizer: Tensor, inverse_temperature: float | Tens
     return logit.double() * inverse_temperature - normalizer
 
 
-def cumulative_sums(x: Tensor) -> Tensor:
-    """Sums [N, B] float64 of the columns of [N, V] up to the end of each block."""
-    return _reduce_blocks(x, torch.sum).cumsum(dim=-1, dtype=torch.float64)
+def fixed_point(x: Tensor) -> Tensor:
+    """Numbers between 0 and 1 as int64 in units of 2^-60, rounded up. Sums of them are exact in any order."""
+    return (x.double() * 2.0**60).ceil_().to(torch.int64)
+
+
+def from_fixed_point(x: Tensor) -> Tensor:
+    """The inverse of `fixed_point`, float64."""
+    return x.double() * 2.0**-60
 
 
 def columns_of_block(block: Tensor, n_columns: int) -> Tensor:
