@@ -45,6 +45,9 @@ def test_steps_are_filled_up_to_a_power_of_two(decoding):
     for indices, n_captured in (([0, 1, 2], 1), ([3], 2), ([0, 3, 1, 2], 2), ([6, 5, 4, 0, 1], 3), ([2, 3], 4)):
         decode(model, graphs, schedule, indices)
         assert graphs.n_captured == n_captured
+    graphs.clear()
+    assert graphs.n_captured == 0
+    decode(model, graphs, schedule, [0, 1])
 
 
 def test_weights_that_are_updated_in_place_need_no_new_capture(decoding):

@@ -7,8 +7,11 @@ import random
 import pytest
 import torch
 
+from reallm.generation.config import GenerationConfig
+from reallm.generation.engine import GenerationEngine
 from reallm.generation.model_runner import ModelRunner
 from reallm.generation.page_store import PageStore, slots_of
+from reallm.generation.request import Request
 from reallm.generation.step import Pages, ScheduledSequence, Step
 from reallm.model.attention.kv_cache import CacheTensor
 from reallm.model.sharding import Shard
@@ -56,6 +59,23 @@ def test_samples_of_a_prompt_read_its_full_pages_and_copy_the_last():
     assert len({tuple(text.pages) for text in schedule.texts}) == 4
     for _ in range(3):
         check(model, schedule, *schedule.step({1: 1, 2: 1, 3: 1}), runner)
+
+
+@pytest.mark.parametrize("kv_cache_tokens", [60, 1000])
+def test_completions_over_pages_are_those_over_rows(monkeypatch, kv_cache_tokens):
+    model = build(BASE).double()
+    prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8, 3], [4]]
+    config = GenerationConfig(max_new_tokens=12, temperature=1.0, n=3, stop_token_ids=())
+
+    def completions(**options):
+        with GenerationEngine(model, **options) as engine:
+            for key, prompt in enumerate([*prompts, *prompts]):
+                engine.add(Request(tuple(prompt), config, key=key))
+            return [completion.token_ids for completion in engine.run()]
+
+    rows = completions()
+    monkeypatch.setattr("reallm.generation.engine.make_store", lambda _, n: small_store(model, n // 4))
+    assert completions(kv_cache_tokens=kv_cache_tokens) == rows
 
 
 @pytest.mark.parametrize("n", [255, 256, 257])

@@ -90,6 +90,10 @@ class DecodeGraphs:
         graph.replay()
         return graph.logits[: len(sequences)]
 
+    def clear(self) -> None:
+        """Free the memory of all graphs; they are captured again when they are needed."""
+        self._graphs = {}
+
     def _forward(self, inputs: _Inputs) -> Tensor:
         cache = self.store.cache_of(PagePlan(inputs.slots, started=None, continued=inputs.paged))
         return self.network.head(self.network.forward_hidden(inputs.tokens, inputs.packed, cache))

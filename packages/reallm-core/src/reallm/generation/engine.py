@@ -256,7 +256,7 @@ class GenerationEngine:
             self._cancel(request_id)
         self._events.clear()
         self._scheduler.forget_cache()
-        self._store.close()
+        self._runner.close()
         if self._prepacking is not None:
             self._prepacking()
             self._prepacking = None

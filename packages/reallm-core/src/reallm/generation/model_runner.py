@@ -58,6 +58,12 @@ class ModelRunner:
             return logits[torch.tensor(sampled, dtype=torch.int64, device=logits.device)]
         return self._run(replace(step, sequences=sequences), tokens, sampled)
 
+    def close(self) -> None:
+        """Free the memory of the store and of CUDA graphs; the next step starts from nothing."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        self.store.close()
+
     def _run(self, step: Step, tokens: Sequence[int], sampled: Sequence[int]) -> Tensor | None:
         """Logits after the last tokens of some sequences, given by index, of a step that is in `pack_order`."""
         device = next(self.network.parameters()).device
