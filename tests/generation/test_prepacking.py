@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.generation import engine, prepacking
+from reallm.generation import engine, memory, prepacking
 from reallm.generation.config import GenerationConfig
+from reallm.generation.engine import GenerationEngine
 from reallm.generation.generate import generate_tokens
-from reallm.generation.prepacking import FEW_STEPS, prepacked_for_decoding
+from reallm.generation.memory import bytes_per_token, default_kv_cache_tokens
+from reallm.generation.prefix_index import BLOCK_SIZE
+from reallm.generation.prepacking import FEW_STEPS, prepacked_bytes, prepacked_for_decoding
+from reallm.generation.request import Completion, Request
 from reallm.model.config import ReaLModelConfig
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
@@ -53,7 +58,7 @@ def test_completions_are_the_same_and_each_weight_is_prepacked_once(
     completions = generate_tokens(model.network, PROMPTS, SAMPLING)
     assert len(made) == 2 * 4 + 1
     assert model.network.prepacked is None
-    monkeypatch.setattr(engine, "prepacked_for_decoding", lambda *_: nullcontext())
+    monkeypatch.setattr(engine, "prepacked_for_decoding", lambda *_: nullcontext([]))
     assert generate_tokens(model.network, PROMPTS, SAMPLING) == completions or onednn.why_not_batch_invariant()
     assert len(made) == 2 * 4 + 1
 
@@ -64,6 +69,56 @@ def test_an_update_between_two_calls_is_seen_whatever_its_way(made: list[torch.T
     for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
         parameter.data.copy_(value)  # counted by no version
     assert generate_tokens(model.network, PROMPTS, SAMPLING) == generate_tokens(other.network, PROMPTS, SAMPLING)
+
+
+def _optimizer_step(model: ReaLModel, engine: GenerationEngine) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def _load(model: ReaLModel, engine: GenerationEngine) -> None:
+    model.network.load_state_dict(ReaLModel(CONFIG, seed=4).network.state_dict())
+
+
+def _unnoticed(model: ReaLModel, engine: GenerationEngine) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)  # counted by no version
+    engine.weights_changed()
+
+
+@pytest.mark.parametrize("change", [_optimizer_step, _load, _unnoticed], ids=["optimizer", "load", "unnoticed"])
+def test_an_engine_keeps_prepacked_weights_while_it_lives_and_makes_them_anew_after_a_change(
+    made: list[torch.Tensor], change: Callable[[ReaLModel, GenerationEngine], None]
+) -> None:
+    model = ReaLModel(CONFIG, seed=3)
+
+    def run(engine: GenerationEngine) -> list[Completion]:
+        for key, prompt in enumerate(PROMPTS):
+            engine.add(Request(tuple(prompt), SAMPLING, key=key))
+        return engine.run()
+
+    with model.generation_engine() as engine:
+        assert run(engine) == run(engine)
+        assert len(made) == 2 * 4 + 1
+        change(model, engine)
+        after = run(engine)
+        assert len(made) == 2 * (2 * 4 + 1)
+        with model.generation_engine(prefix_sharing=False) as other:
+            assert other._network.prepacked is engine._network.prepacked
+        assert len(made) == 2 * (2 * 4 + 1)
+    assert model.network.prepacked is None
+    assert after == generate_tokens(model.network, PROMPTS, SAMPLING)
+
+
+def test_the_cache_has_half_of_what_prepacked_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ReaLModel(CONFIG, seed=3).network
+    n_bytes = sum(weight.nbytes for weight in network.parameters() if weight.dim() == 2)
+    assert prepacked_bytes(network) == n_bytes
+    monkeypatch.setattr(memory, "available_memory", lambda device: n_bytes + 2 * 1000 * bytes_per_token(network))
+    assert default_kv_cache_tokens(network) == 1000
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1)
+    assert default_kv_cache_tokens(network) == BLOCK_SIZE
 
 
 def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
@@ -106,6 +161,6 @@ def test_nothing_happens_where_another_library_computes(
     monkeypatch.setattr(products, "library", lambda: "torch")
     model = ReaLModel(CONFIG, seed=3)
     with prepacked_for_decoding(model.network, FEW_STEPS) as forms:
-        assert forms is None
+        assert forms == []
     generate_tokens(model.network, PROMPTS, SAMPLING)
     assert not made

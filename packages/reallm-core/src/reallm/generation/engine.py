@@ -32,6 +32,7 @@ from reallm.generation.stores import make_store
 from reallm.generation.text import TokenDecoder
 from reallm.generation.weights_version import WeightsVersion
 from reallm.model.exact import ExactMode
+from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.rope import keys_are_stale
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -124,6 +125,7 @@ class GenerationEngine:
         """What has happened between two steps."""
         self._most_new_tokens = 0
         self._prepacking: weakref.finalize | None = None
+        self._prepacked: Sequence[PrepackedWeight] = []
 
     def __enter__(self) -> Self:
         return self
@@ -259,7 +261,7 @@ class GenerationEngine:
         self._runner.close()
         if self._prepacking is not None:
             self._prepacking()
-            self._prepacking = None
+            self._prepacking, self._prepacked = None, []
 
     # ------------------------------------------------------------------ private helpers
 
@@ -271,6 +273,8 @@ class GenerationEngine:
         for request_id in sorted(requests):
             self._cancel(request_id)
         self._scheduler.forget_cache()
+        for weight in self._prepacked:
+            weight.drop()
         if requests:
             raise ConfigError(
                 f"the weights have changed in the middle of {counted(len(requests), 'request')}, now cancelled; let "
@@ -296,7 +300,7 @@ class GenerationEngine:
         """Prepack weights, once a request is there for which it is worth the time."""
         if self._prepacking is None and self._most_new_tokens >= FEW_STEPS:
             stack = ExitStack()
-            stack.enter_context(prepacked_for_decoding(self._network, self._most_new_tokens))
+            self._prepacked = stack.enter_context(prepacked_for_decoding(self._network, self._most_new_tokens))
             self._prepacking = weakref.finalize(self, stack.close)
 
     def _start(self, step: Step) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 
 from reallm.generation.prefix_index import BLOCK_SIZE
+from reallm.generation.prepacking import prepacked_bytes
 from reallm.launch.rank_env import RankEnv
 from reallm.machine_memory import available_memory
 from reallm.model.transformer import Transformer
@@ -27,7 +28,7 @@ def bytes_per_token(network: Transformer) -> int:
 
 
 def default_kv_cache_tokens(network: Transformer) -> int:
-    """Number of tokens whose keys and values fit in half of the memory that is free.
+    """Number of tokens whose keys and values fit in half of the memory that prepacked weights leave free.
 
     Processes of a job on the same machine share its memory.
     """
@@ -37,4 +38,5 @@ def default_kv_cache_tokens(network: Transformer) -> int:
         return TOKENS_OF_UNKNOWN_MEMORY
     rank_env = RankEnv.from_environment(os.environ) if device.type == "cpu" else None
     n_processes = 1 if rank_env is None else rank_env.local_size
-    return max(BLOCK_SIZE, int(available * SHARE_OF_MEMORY) // n_processes // size)
+    free = max(0, available // n_processes - prepacked_bytes(network))
+    return max(BLOCK_SIZE, int(free * SHARE_OF_MEMORY) // size)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from reallm.machine_memory import available_memory
 from reallm.model.products.linear import uses_onednn
+from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.transformer import Transformer
 from reallm.parallel.fsdp import is_fsdp
 
@@ -13,18 +14,26 @@ FEW_STEPS = 16
 """Number of decoding steps below which prepacking takes longer than it saves."""
 
 
-def prepacked_for_decoding(model: Transformer, n_steps: int) -> AbstractContextManager[object]:
+def prepacked_for_decoding(model: Transformer, n_steps: int) -> AbstractContextManager[list[PrepackedWeight]]:
     """Context in which a network decodes up to `n_steps` tokens with prepacked weights, which are freed at the end.
 
-    Not for few steps, nor where oneDNN does not compute products; for offloaded parameters, which are freed to save
-    memory, or those that FSDP shards, which it writes unnoticed; or if less than twice the memory for them is free.
+    Without any for few steps, or if less than twice the memory for them is free; see also `prepacked_bytes`.
     Results are the same.
     """
-    weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
-    if n_steps < FEW_STEPS or is_fsdp(model) or not weights or not uses_onednn(weights[0], weights[0]):
-        return nullcontext()
-    is_offloaded = any(not weight.untyped_storage().nbytes() for weight in weights)
-    available = available_memory(weights[0].device)
-    if is_offloaded or (available is not None and 2 * sum(weight.nbytes for weight in weights) > available):
-        return nullcontext()
+    n_bytes, available = prepacked_bytes(model), available_memory(next(model.parameters()).device)
+    if n_steps < FEW_STEPS or n_bytes == 0 or (available is not None and 2 * n_bytes > available):
+        return nullcontext([])
     return model.prepacked_weights()
+
+
+def prepacked_bytes(model: Transformer) -> int:
+    """Bytes that prepacked weights take; 0 if there are none.
+
+    There are none where oneDNN does not compute products; of parameters that are offloaded, which are freed to save
+    memory; or of those that FSDP shards, which it writes unnoticed.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    if is_fsdp(model) or not weights or not uses_onednn(weights[0], weights[0]):
+        return 0
+    is_offloaded = any(not weight.untyped_storage().nbytes() for weight in weights)
+    return 0 if is_offloaded else sum(weight.nbytes for weight in weights)
