@@ -35,14 +35,9 @@ class Distribution:
         """[N, 1]: the most likely token, among equals the one with the lowest id."""
         return self._highest.columns
 
-    @property
-    def normalizer(self) -> Tensor:
-        """[N, 1] float64; see `Softmax`."""
-        return self._softmax.normalizer
-
     def logprobs(self, tokens: Tensor) -> Tensor:
         """Log-probabilities [N, K] float64 of tokens [N, K]; NaN in rows with NaN or +infinity."""
-        return softmax.logprob(self.logits.gather(1, tokens), self.normalizer, self.inverse_temperature)
+        return softmax.logprob(self.logits.gather(1, tokens), self._softmax.normalizer, self.inverse_temperature)
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Tokens [N, 1] by inverse transform sampling in the order of ids, from numbers [N, 1] float64 in [0, 1)."""

@@ -26,6 +26,10 @@ CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 """Size of the float32 logits that are computed together; on a CPU within its caches."""
 
 
+OPTIONAL = ("model_logprobs", "kept_mass", "kept_ids", "top_logprobs")
+"""Fields of `Sampled`, by which configurations ask for them."""
+
+
 class Sampled(NamedTuple):
     """The next token of each sequence; all fields have a row for each."""
 
@@ -46,6 +50,7 @@ class Sampled(NamedTuple):
     if none does."""
 
 
+@torch.no_grad()
 def sample(
     logits: Tensor,
     configs: Sequence[GenerationConfig],
@@ -66,7 +71,7 @@ def sample(
     """
     banned = banned or [()] * len(configs)
     assert len(logits) == len(configs) == len(streams) == len(banned), "one entry for each row of the logits"
-    wanted = frozenset(name for name in _OPTIONAL if any(getattr(config, name) for config in configs))
+    wanted = frozenset(name for name in OPTIONAL if any(getattr(config, name) for config in configs))
     is_greedy = not any(config.effective_temperature for config in configs)
     numbers = torch.zeros(len(configs), dtype=torch.float64) if is_greedy else uniform(streams).to(logits.device)
     chunks = _chunks_of_alike(logits, configs, banned)
@@ -81,10 +86,6 @@ def sample(
         for rows in chunks
     ]
     return parts[0] if len(parts) == 1 else _merged(parts, [row for rows in chunks for row in rows])
-
-
-_OPTIONAL = ("model_logprobs", "kept_mass", "kept_ids", "top_logprobs")
-"""Fields of `Sampled` that configurations ask for."""
 
 
 def _chunks_of_alike(
@@ -124,14 +125,13 @@ def _sample_alike(
     if is_greedy:
         tokens = allowed.most_likely
         drawn_logprobs, kept_ids = torch.zeros_like(tokens, dtype=torch.float64), tokens.tolist()
+    elif uses_top_k(configs[0], n_vocab) or uses_threshold(configs[0]):
+        tokens, drawn_logprobs, kept_ids = draw_truncated(allowed, configs, numbers)
     else:
-        if uses_top_k(configs[0], n_vocab) or uses_threshold(configs[0]):
-            tokens, drawn_logprobs, kept_ids = draw_truncated(allowed, configs, numbers)
-        else:
-            tokens = allowed.draw(numbers)
-            drawn_logprobs = allowed.logprobs(tokens)
-            if any(banned) and "kept_ids" in wanted:
-                kept_ids = [row.nonzero()[:, 0].tolist() for row in allowed.logits > -math.inf]
+        tokens = allowed.draw(numbers)
+        drawn_logprobs = allowed.logprobs(tokens)
+        if any(banned) and "kept_ids" in wanted:
+            kept_ids = [row.nonzero()[:, 0].tolist() for row in allowed.logits > -math.inf]
     logprobs = model.logprobs(tokens)
 
     model_logprobs = kept_mass = top_logprobs = None

@@ -105,9 +105,12 @@ def most_likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids, by_id = ids[:, :k].sort(dim=-1)
     values, by_value = values[:, :k].gather(1, by_id).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, by_value)
-    for row in is_tied.nonzero()[:, 0].tolist():  # topk chose among the tokens that are as likely as the last one
-        n_above = int((values[row] > cut[row]).sum())
-        ids[row, n_above:] = (logits[row] == cut[row]).nonzero()[: k - n_above, 0]
+    rows = is_tied.nonzero()[:, 0]
+    if len(rows):  # topk has chosen any of the tokens that are as likely as the last one
+        is_equal = logits[rows] == cut[rows, None]
+        places = (values[rows] > cut[rows, None]).sum(dim=-1, keepdim=True) + is_equal.cumsum(dim=-1) - 1
+        among, tokens = (is_equal & (places < k)).nonzero().unbind(1)
+        ids[rows[among], places[among, tokens]] = tokens
     return values, ids
 
 
@@ -119,7 +122,7 @@ def _is_kept(probabilities: Tensor, configs: Sequence[GenerationConfig], *, has_
         return torch.tensor(rows, dtype=torch.float64, device=probabilities.device)
 
     least = probabilities[:, :1] * column([config.min_p for config in configs], 0.0)
-    is_kept = (probabilities > 0) & (probabilities >= least)  # banned tokens are among the most likely of few
+    is_kept = (probabilities > 0) & (probabilities >= least)  # of few tokens banned ones are among the most likely
     if has_top_k:
         rank = torch.arange(probabilities.shape[1], device=probabilities.device)
         is_among = rank < column([config.top_k for config in configs], math.inf)
