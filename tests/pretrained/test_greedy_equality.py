@@ -27,10 +27,10 @@ orders. Largest difference of one logit that `test_smollm2` sees: 1e-4."""
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Beginnings of 64 texts, of 2 to 128 tokens."""
+    """Pieces of 64 lengths from 2 to 128 tokens, of text about Python."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
-    texts = [text for _, text in sorted(pydoc_data.topics.topics.items()) if len(text) > 1000]
-    return [tokenizer.encode(text[:1000])[: 2 * (i + 1)] for i, text in enumerate(texts[:N_PROMPTS])]
+    ids = tokenizer.encode("\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))[:100_000])
+    return [ids[300 * i : 300 * i + 2 * (i + 1)] for i in range(N_PROMPTS)]
 
 
 @pytest.fixture(scope="module")

@@ -201,6 +201,7 @@ WRONG_CRITIC_HEAD = dataclasses.replace(
 
 LEAKS = layer(LLAMA, "attention", "LeaksAcrossSequences")
 FORGETS = layer(LLAMA, "attention", "ForgetsWhatItSaw")
+COUNTS_TOKENS = layer(LLAMA, "attention", "CountsTokens")
 NO_GRADIENT = layer(LLAMA, "mlp", "LosesGradients")
 ROUGH = layer(LLAMA, "norm", "RoundsSums")
 WRONG_SHARD = layer(LLAMA, "mlp", "SplitAlongInputs")
@@ -348,6 +349,7 @@ MISTAKES = (
     Mistake("LEAKS", "packing", ("of those of each sequence alone", f"{OWN}", "(LeaksAcrossSequences)")),
     Mistake("RAISES", "packing", ("raised RuntimeError: mat1 and mat2", f"{OWN}", "(Raises.forward)")),
     Mistake("FORGETS", "decode", ("tokens in the cache", f"{OWN}", "(ForgetsWhatItSaw)")),
+    Mistake("COUNTS_TOKENS", "generate", ("new token", f"{OWN}", "(CountsTokens)")),
     Mistake("NO_GRADIENT", "gradients", ("no gradient at all", "'layers.1.mlp.gate.weight'", "(LosesGradients)")),
     Mistake(
         "TRAINS_A_BUFFER",

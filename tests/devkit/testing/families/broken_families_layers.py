@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from reallm_hf_apertus.layers import XIELU, XIELUMLP
 from torch import Tensor, nn
 
-from reallm.model.attention.functional import attend_packed
+from reallm.model.attention.functional import attend_packed, attend_sequence
 from reallm.model.attention.gqa import Attention
-from reallm.model.attention.kv_cache import store
+from reallm.model.attention.kv_cache import CacheTensor, store
 from reallm.model.block import Block
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
@@ -110,6 +110,29 @@ class ForgetsWhatItSaw(Attention):
             store(cache, k, v, context.seqs.cached_lengths, context.seqs.lengths)
         alone = PackedSequences.from_lengths(context.seqs.lengths)
         return self.o(attend_packed(q, k, v, alone, self.spec).flatten(-2))
+
+
+class CountsTokens(Attention):
+    """It counts the tokens of a sequence in the cache, at its first token, where copies find the count of another."""
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        self.cache_spec = (*self.cache_spec, CacheTensor((1,)))
+
+    def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
+        q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
+        rotation, seqs = context.rotations[self.spec.rotation or 0], context.seqs
+        q, k = rotation(q), rotation(k)
+        if cache is None:
+            return self.o(attend_packed(q, k, v, seqs, self.spec).flatten(-2))
+        keys, values, counts = cache
+        cached = [int(counts[row, 0, 0]) if n else 0 for row, n in enumerate(seqs.cached_lengths)]
+        store((keys, values), k, v, cached, seqs.lengths)
+        outputs = []
+        for row, queries in enumerate(q.split(list(seqs.lengths))):
+            counts[row, 0, 0] = total = cached[row] + len(queries)
+            outputs.append(attend_sequence(queries, keys[row, :, :total], values[row, :, :total], self.spec))
+        return self.o(torch.cat(outputs).flatten(-2))
 
 
 class NormsAfterRotating(Attention):

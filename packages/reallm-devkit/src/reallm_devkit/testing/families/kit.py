@@ -48,6 +48,7 @@ FAMILY_CHECKS: tuple[Check[Any], ...] = (
     heads.tied,
     heads.critic,
     decoding.decode,
+    decoding.generate,
     saving.save,
     shards.shards,
     training.initialisation,
