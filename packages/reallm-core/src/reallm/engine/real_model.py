@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.generation.config import GenerationConfig, as_generation_config
 from reallm.generation.data_parallel import make_engine
 from reallm.generation.engine import GenerationEngine
-from reallm.generation.generate import generate_tokens
+from reallm.generation.generate import add_prompts, continue_prompts
 from reallm.generation.logprobs import forward_packed, logprobs
 from reallm.generation.nonfinite import refuse_nonfinite
-from reallm.generation.request import Completion, Event, FinishedEvent, Request
+from reallm.generation.request import Completion, Event, FinishedEvent
 from reallm.generation.text import TokenDecoder
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
@@ -81,6 +81,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
     bytes_read: int = 0
     """Bytes of the checkpoint's tensors that this process has read."""
     _raw_hf_config: Mapping[str, Any] | None = None
+    _kept_engine: GenerationEngine | None = None
 
     def __getattr__(self, attribute: str) -> Any:
         if split_name(attribute) is not None:
@@ -270,6 +271,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         exact: bool = False,
+        keep_cache: bool = False,
         **fields: Any,
     ) -> list[Completion]:
         """Continue prompts, given as text or as token ids, all of them at once.
@@ -284,6 +286,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
                 end-of-sequence tokens of the checkpoint, and of `tokenizer`.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
             exact: whether log-probabilities are those of `token_logprobs(exact=True)`, bit for bit.
+            keep_cache: keep the memory of the cache, and what was computed of the prompts, for the next call, which
+                gives it back unless it keeps it too. False: it is given back now.
             fields: fields of `GenerationConfig`, instead of `config` or in place of its own.
 
         Returns:
@@ -297,16 +301,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         """
         config = as_generation_config("generate", config, fields)
         ids, tokenizer = self._encode(prompts, config, tokenizer)
-        with self._ready_to_generate():
-            return generate_tokens(
-                self.network,
-                ids,
-                config,
-                decoder=None if tokenizer is None else TokenDecoder(tokenizer),
-                default_stop_token_ids=self._default_stop_token_ids(tokenizer),
-                mesh=self.mesh,
-                exact=exact,
-            )
+        with self._ready_to_generate(), self._engine_in_use(tokenizer, exact=exact, keep=keep_cache) as engine:
+            return continue_prompts(engine, ids, config)
 
     def stream(
         self,
@@ -357,12 +353,31 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             },
         )
 
+    @contextmanager
+    def _engine_in_use(
+        self, tokenizer: PreTrainedTokenizerBase | None, *, exact: bool, keep: bool
+    ) -> Iterator[GenerationEngine]:
+        """Context with the engine that an earlier call has kept, or a new one, which is then closed or kept."""
+        engine, self._kept_engine = self._kept_engine, None
+        if engine is not None and engine.is_exact != exact:
+            engine.close()
+            engine = None
+        if engine is None:
+            engine = self.generation_engine(exact=exact)
+        with ExitStack() as stack:
+            stack.enter_context(engine)
+            engine.decoder = None if tokenizer is None else TokenDecoder(tokenizer)
+            engine.default_stop_token_ids = tuple(self._default_stop_token_ids(tokenizer))
+            yield engine
+            if keep:
+                stack.pop_all()
+                self._kept_engine = engine
+
     def _events(
         self, ids: Sequence[Sequence[int]], config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None
     ) -> Iterator[Event]:
         with self._ready_to_generate(), self.generation_engine(tokenizer) as engine:
-            for index, prompt in enumerate(ids):
-                engine.add(Request(tuple(prompt), config, key=index), name=f"prompt {index}")
+            add_prompts(engine, ids, config)
             while engine.has_work:
                 for event in engine.step():
                     if isinstance(event, FinishedEvent):

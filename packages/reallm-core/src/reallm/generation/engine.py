@@ -139,6 +139,11 @@ class GenerationEngine:
         return self._scheduler.has_work or bool(self._events)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether log-probabilities are exact."""
+        return self._exact_mode is not None
+
+    @property
     def longest_sequence(self) -> int:
         """Most tokens of a prompt and its completion for which the cache has room."""
         return self._manager.longest_sequence

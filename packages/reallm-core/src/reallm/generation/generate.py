@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from reallm.generation.config import GenerationConfig
 from reallm.generation.data_parallel import make_engine
+from reallm.generation.engine import GenerationEngine
 from reallm.generation.nonfinite import refuse_nonfinite
 from reallm.generation.request import Completion, Request
 from reallm.generation.text import TokenDecoder
@@ -46,12 +47,27 @@ def generate_tokens(
         NonFiniteError: logits are NaN or infinite; names the first prompt and the step. The same on all ranks.
         ConfigError: `exact` is not possible; says why.
     """
-    requests = [Request(tuple(map(int, prompt)), config, key=index) for index, prompt in enumerate(prompts)]
     options = {"decoder": decoder, "default_stop_token_ids": default_stop_token_ids, "exact": exact}
     with make_engine(network, mesh=mesh, **options) as engine:
-        for index, request in enumerate(requests):
-            engine.add(request, name=f"prompt {index}")
-        completions = engine.run()
+        return continue_prompts(engine, prompts, config)
+
+
+def continue_prompts(
+    engine: GenerationEngine, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[Completion]:
+    """Continue each prompt (token ids) with an engine; returns and raises as `generate_tokens`."""
+    add_prompts(engine, prompts, config)
+    completions = engine.run()
     names = (f"prompt {index}" for index in range(len(prompts)) for _ in range(config.n))
     refuse_nonfinite(zip(names, completions, strict=True))
     return completions
+
+
+def add_prompts(engine: GenerationEngine, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
+    """Add a request for each prompt (token ids) to an engine; the key of its random stream is its index.
+
+    Raises:
+        DataError: as `generate_tokens`; the prompts before it are added.
+    """
+    for index, prompt in enumerate(prompts):
+        engine.add(Request(tuple(map(int, prompt)), config, key=index), name=f"prompt {index}")

@@ -61,6 +61,7 @@ class RowManager:
         self._n_spanned = 0  # tokens of the rows in `_n_rows`
         self._n_occupied = 0  # tokens of the rows that have a holder
         self._n_kept = 0  # tokens of the rows of finished sequences
+        self._most_in_use = 0  # the most tokens that rows of running sequences have had
 
     @property
     def n_free_tokens(self) -> int:
@@ -99,13 +100,13 @@ class RowManager:
         """A row for all tokens of a sequence, of which the first may be copied to it; None: there is no room now."""
         capacity, copies = self._capacity(len(sequence.tokens)), list[CacheCopy]()
         source, n_shared = self._source(sequence)
-        if source is not None and self._can_be_taken_over(source, n_shared, capacity):
+        if source is not None and self._can_be_taken_over(source, sequence, capacity):
             row: Row | None = source.row
             self._release(source)
             self._occupy(source.row)
         else:
             row = self._take(capacity, copies, source)
-            if row is None and source is not None and source.sequence.id in self._kept:
+            if row is None and source is not None and not self._runs(source):
                 source, n_shared = None, 0  # what could be copied is in the way
                 row = self._take(capacity, copies)
             if row is not None and source is not None:
@@ -116,6 +117,7 @@ class RowManager:
         holder = _Holder(sequence, row, n_shared)
         self._holders[sequence.id] = self._by_row[row] = holder
         self._list(holder, len(sequence.tokens) // self._block_size)
+        self._most_in_use = max(self._most_in_use, self._n_occupied - self._n_kept)
         return Allocation(n_shared, copies)
 
     def grow(self, sequence: SequenceState) -> list[CacheCopy] | None:
@@ -127,6 +129,7 @@ class RowManager:
         if row is None:
             return None
         self._move(holder, row, copies)
+        self._most_in_use = max(self._most_in_use, self._n_occupied - self._n_kept)
         return copies
 
     def computed(self, sequence: SequenceState) -> None:
@@ -140,12 +143,17 @@ class RowManager:
         self._release(self._holders[sequence.id])
 
     def finish(self, sequence: SequenceState) -> None:
-        """Free the row of a sequence when the room is needed; until then others can copy from it."""
+        """Free the row of a sequence when the room is needed; until then others can copy from it.
+
+        Finished sequences keep no more room than running ones have had at most, so that memory stays bounded.
+        """
         holder = self._holders[sequence.id]
         self._unlist(holder, holder.n_computed // self._block_size)
         if holder.n_listed:
             self._kept[sequence.id] = None
             self._n_kept += holder.row.capacity
+            while self._n_kept > self._most_in_use:
+                self._release(self._holders[next(iter(self._kept))])
         else:
             self._release(holder)
 
@@ -209,17 +217,19 @@ class RowManager:
             return None, 0
         return (None, 0) if stale is not None and stale(n_shared, len(sequence.tokens)) else (parent, n_shared)
 
-    def _can_be_taken_over(self, holder: _Holder, n_shared: int, capacity: int) -> bool:
-        """Whether a row can become that of another sequence, without the loss of a block that is in the index."""
-        is_free = not self._runs(holder) and holder.row.capacity == capacity
-        return is_free and n_shared >= holder.n_listed * self._block_size
+    def _can_be_taken_over(self, holder: _Holder, sequence: SequenceState, capacity: int) -> bool:
+        """Whether a row can become that of another sequence, because that one has all of its listed blocks."""
+        if self._runs(holder) or holder.row.capacity != capacity:
+            return False
+        n_tokens = holder.n_listed * self._block_size
+        return holder.sequence.tokens[:n_tokens] == sequence.tokens[:n_tokens]
 
     def _runs(self, holder: _Holder) -> bool:
         return holder.sequence.id not in self._kept
 
     def _touch(self, holder: _Holder) -> None:
         """Make a row of a finished sequence the most recently used one."""
-        if holder.sequence.id in self._kept:
+        if not self._runs(holder):
             self._kept[holder.sequence.id] = self._kept.pop(holder.sequence.id)
 
     def _list(self, holder: _Holder, n_blocks: int) -> None:
@@ -308,7 +318,7 @@ class RowManager:
         """Free a row; its tokens are lost."""
         self._unlist(holder)
         del self._holders[holder.sequence.id]
-        if holder.sequence.id in self._kept:
+        if not self._runs(holder):
             del self._kept[holder.sequence.id]
             self._n_kept -= holder.row.capacity
         self._vacate(holder.row)

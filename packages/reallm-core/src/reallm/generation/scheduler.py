@@ -47,7 +47,7 @@ class Scheduler:
         self._keys_are_stale, self._n_steps = keys_are_stale, n_steps
         self._by_id: dict[int, SequenceState] = {}
         self._waiting: list[SequenceState] = []
-        self._running: list[SequenceState] = []
+        self._running: dict[int, SequenceState] = {}
 
     @property
     def has_work(self) -> bool:
@@ -57,7 +57,7 @@ class Scheduler:
     @property
     def running_ids(self) -> list[int]:
         """Numbers of the sequences that run."""
-        return [sequence.id for sequence in self._running]
+        return [*self._running]
 
     def add(self, sequence_id: int, tokens: Sequence[int], *, parent_id: int | None = None, n_shared: int = 0) -> None:
         """Let a sequence wait.
@@ -81,19 +81,17 @@ class Scheduler:
     def remove(self, sequence_id: int) -> None:
         """End a sequence, running or waiting."""
         sequence = self._by_id.pop(sequence_id)
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._manager.finish(sequence)
-        else:
+        if self._running.pop(sequence_id, None) is None:
             self._waiting.remove(sequence)
+        else:
+            self._manager.finish(sequence)
 
     def discard(self, sequence_id: int) -> Placement | None:
         """End a sequence whose tokens nobody may use; returns the room that only it has, if it runs."""
         sequence = self._by_id.pop(sequence_id)
-        if sequence not in self._running:
+        if self._running.pop(sequence_id, None) is None:
             self._waiting.remove(sequence)
             return None
-        self._running.remove(sequence)
         return self._manager.discard(sequence)
 
     def new_tokens(self, scheduled: ScheduledSequence) -> list[int]:
@@ -130,7 +128,7 @@ class Scheduler:
 
     def forget_cache(self) -> None:
         """Let all sequences be computed from their first token; no step is in flight."""
-        for sequence in [*self._running]:
+        for sequence in [*self._running.values()]:
             self._suspend(sequence)
         for sequence in self._waiting:
             sequence.awaits_token = False
@@ -141,8 +139,8 @@ class Scheduler:
     def _continue_running(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> None:
         """Plan the running sequences while there are tokens for them."""
         budget, share = self._max_tokens, self._share(len(self._running))
-        # those that decode come first, and have a single token to compute
-        for sequence in sorted(self._running, key=lambda each: each.n_uncached > 1):
+        # those that decode come first: they have a single token to compute
+        for sequence in sorted(self._running.values(), key=lambda each: (each.n_uncached > 1, each.id)):
             if budget <= 0 or len(planned) >= share:
                 break
             if sequence.awaits_token:
@@ -168,7 +166,7 @@ class Scheduler:
             copies += allocation.copies
             sequence.n_cached = allocation.n_cached
             self._waiting.remove(sequence)
-            insort(self._running, sequence, key=_BY_ID)
+            self._running[sequence.id] = sequence
             planned[sequence] = self._n_new(sequence, budget)
             budget -= planned[sequence]
 
@@ -192,19 +190,19 @@ class Scheduler:
 
         The oldest never loses its room, so that it always gets on.
         """
-        while sequence in self._running:
+        while sequence.id in self._running:
             moves = self._manager.grow(sequence)
             if moves is not None:
                 copies += moves
                 return True
-            newest = self._running[-1]
+            newest = self._running[max(self._running)]
             planned.pop(newest, None)
             self._suspend(newest)
         return False
 
     def _suspend(self, sequence: SequenceState) -> None:
         """Let a running sequence wait for room, and be computed from its first token then."""
-        self._running.remove(sequence)
+        del self._running[sequence.id]
         self._manager.suspend(sequence)
         sequence.n_cached = 0
         insort(self._waiting, sequence, key=_BY_ID)
