@@ -88,7 +88,7 @@ class Simulation:
         first, n = self.n_sequences, self.random.choice([1, 1, 2, 4])
         self.n_sequences += n
         self.tokens[first], self.n_prompt[first], self.n_samples[first] = prompt, n_prompt, n
-        self.n_final[first] = n_prompt + self.random.randint(1, max(1, min(longest + 1 - n_prompt, 30)))
+        self.n_final[first] = n_prompt + self.random.randint(1, max(1, min(longest + 1 - n_prompt, 16)))
         self.scheduler.add(first, prompt)
 
     def end(self, sequence_id: int, *, discard: bool = False) -> None:
@@ -139,7 +139,7 @@ class Simulation:
 
     def run(self) -> None:
         """Some requests, until all have ended."""
-        n_requests = self.random.randint(1, 8)
+        n_requests = self.random.randint(1, 6)
         while n_requests or self.tokens:
             if n_requests and (not self.tokens or self.random.random() < 0.3):
                 self.add()

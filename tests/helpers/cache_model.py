@@ -58,10 +58,8 @@ class CacheModel:
         """
         for copy in step.copies:
             self.write(copy.target, 0, self.read(copy.source, copy.n_tokens))
-        for capacity, n_rows in step.n_rows.items():
-            assert n_rows > 0
-            self.rows = {row: held for row, held in self.rows.items() if row.capacity != capacity or row.index < n_rows}
-        self.rows = {row: held for row, held in self.rows.items() if row.capacity in step.n_rows}
+        for row in [row for row in self.rows if row.index >= step.n_rows.get(row.capacity, 0)]:
+            del self.rows[row]
         assert sum(capacity * n for capacity, n in step.n_rows.items()) <= self.manager.n_tokens
         written: list[object] = []
         stamps = {
