@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from reallm.errors import DataError
+from reallm.errors import ConfigError, DataError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.generate import generate_tokens
+from reallm.generation.partial_completion import PartialCompletion
 from reallm.generation.request import FinishedEvent, Request
 from reallm.model.config import RopeConfig
 from reallm.model.packed import PackedSequences
@@ -119,6 +120,44 @@ def test_a_request_gets_the_same_tokens_however_it_is_computed():
         (requests, {"kv_cache_tokens": 1024}),  # too few for all of them: some are interrupted and computed again
     ]:
         assert_equal_completions(completions_by_key(model, order, **limits), expected)
+
+
+@pytest.mark.parametrize("n_calls", range(1, 37, 5))
+def test_an_interrupt_between_two_tokens_changes_nothing(monkeypatch, n_calls):
+    """The completions that had ended are not lost, and no sequence misses a token that its completion has."""
+    model = build(BASE).double()
+    requests = [
+        Request((3, 1, index), GenerationConfig(max_new_tokens=2 + 3 * index, temperature=1.0, n=1 + index), key=index)
+        for index in range(3)
+    ]
+    expected = completions_by_key(model, requests)
+    append, n_left = PartialCompletion.append, n_calls
+
+    def interrupted(completion, token):
+        nonlocal n_left
+        n_left -= 1
+        if n_left == 0:
+            raise KeyboardInterrupt
+        return append(completion, token)
+
+    monkeypatch.setattr(PartialCompletion, "append", interrupted)
+    with GenerationEngine(model) as engine:
+        for request in requests:
+            engine.add(request)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
+        completions = engine.run()
+        assert engine.run() == []
+    for completion, wanted in zip(completions, expected.values(), strict=True):
+        assert completion.token_ids == wanted.token_ids
+        assert completion.logprobs == pytest.approx(wanted.logprobs, rel=1e-9)
+
+
+def test_only_requests_are_taken():
+    with GenerationEngine(build(BASE)) as engine, pytest.raises(ConfigError, match="request must be a Request, not a"):
+        engine.add([1, 2])
+    with pytest.raises(ConfigError, match=r"write default_stop_token_ids=\[3\]"):
+        GenerationEngine(build(BASE), default_stop_token_ids=3)
 
 
 def test_a_group_of_samples_can_be_several_requests():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
+from reallm.errors import ConfigError, DataError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.mismatch import logprob_mismatch
 from reallm.model.config import ReaLModelConfig
@@ -94,3 +95,12 @@ def test_rollouts_have_the_log_probabilities_of_training(changes, dtype, toleran
     if fields["temperature"] not in (0, 1.0):
         # with another temperature than the one of the rollouts they would be far apart
         assert logprob_mismatch(of_all("logprobs"), trained[1.0])["sampling/sampling_logp_difference/max"] > 0.1
+
+
+def test_log_probabilities_of_other_tokens_are_refused():
+    with pytest.raises(DataError, match=r"training has the shape \[4\], and rollout \[3\]"):
+        logprob_mismatch(torch.zeros(3), torch.zeros(4))
+    with pytest.raises(DataError, match=r"mask has the shape \[2\]"):
+        logprob_mismatch(torch.zeros(3), torch.zeros(3), torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ConfigError, match=r"rollout must be a Tensor, not a list; write torch.tensor\(rollout\)"):
+        logprob_mismatch([0.0], torch.zeros(1))

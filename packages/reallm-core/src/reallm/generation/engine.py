@@ -12,7 +12,7 @@ from typing import Self
 
 import torch
 
-from reallm.arguments import check_count
+from reallm.arguments import check_count, check_instance, check_items
 from reallm.errors import ConfigError, DataError, counted
 from reallm.generation.balance import Load
 from reallm.generation.cache_manager import CacheManager
@@ -88,7 +88,7 @@ class GenerationEngine:
     ) -> None:
         self.decoder = decoder
         """Decodes tokens of requests that are added from now on."""
-        self.default_stop_token_ids = tuple(default_stop_token_ids)
+        self.default_stop_token_ids = tuple(check_items("default_stop_token_ids", default_stop_token_ids, int))
         """Tokens that end sequences of requests that are added from now on, unless they name some."""
         self._network, self._recomputes = network, recompute_after_update
         self._exact_mode = ExactMode(network) if exact else None
@@ -123,6 +123,8 @@ class GenerationEngine:
         self._in_flight: deque[_StepInFlight] = deque()
         self._events: list[Event] = []
         """What has happened between two steps."""
+        self._finished: list[FinishedEvent] = []
+        """What `run` has to return."""
         self._most_new_tokens = 0
         self._prepacking: weakref.finalize | None = None
         self._prepacked: Sequence[PrepackedWeight] = []
@@ -199,6 +201,7 @@ class GenerationEngine:
 
     def check(self, request: Request, name: str = "the prompt") -> None:
         """Raise what `add` would raise."""
+        check_instance("request", request, Request, "write Request(token_ids, GenerationConfig(...))")
         check_request(self._network.config, request, name, has_decoder=self.decoder is not None)
         if self._exact_mode is not None:
             check_exact_request(self._network.config, request, name)
@@ -228,7 +231,7 @@ class GenerationEngine:
                 with self._exact_mode or nullcontext():
                     self._start(step)
             if self._in_flight and (not step.sequences or len(self._in_flight) == self._replica.n_stages):
-                events += self._finish(self._in_flight.popleft())
+                self._finish(self._in_flight.popleft(), events)
         except BaseException:  # an interrupt too: nobody knows what is in the cache
             self._events = events
             self._in_flight.clear()
@@ -239,12 +242,14 @@ class GenerationEngine:
     def run(self) -> list[Completion]:
         """Step until nothing is left to do; returns the completions by request, then by sample.
 
+        After an error or an interrupt, another call goes on; it returns the earlier completions too.
+
         Raises:
             ConfigError: as for `step`.
         """
-        finished: list[FinishedEvent] = []
         while self.has_work:
-            finished += [event for event in self.step() if isinstance(event, FinishedEvent)]
+            self._finished += [event for event in self.step() if isinstance(event, FinishedEvent)]
+        finished, self._finished = self._finished, []
         return [event.completion for event in sorted(finished, key=lambda event: (event.request_id, event.sample))]
 
     def weights_changed(self) -> None:
@@ -258,10 +263,11 @@ class GenerationEngine:
     def close(self) -> None:
         """End all samples that have not ended, without events, and give back all memory."""
         while self._in_flight:
-            self._finish(self._in_flight.popleft())
+            self._finish(self._in_flight.popleft(), self._events)
         for request_id in [*self._sequences]:
             self._cancel(request_id)
         self._events.clear()
+        self._finished.clear()
         self._scheduler.forget_cache()
         self._runner.close()
         if self._prepacking is not None:
@@ -272,7 +278,7 @@ class GenerationEngine:
 
     def _forget_weights(self) -> None:
         while self._in_flight:
-            self._events += self._finish(self._in_flight.popleft())
+            self._finish(self._in_flight.popleft(), self._events)
         begun = {samples[0].request_id for samples in self._samples.values() if samples[0].completion.token_ids}
         requests = set() if self._recomputes else begun
         for request_id in sorted(requests):
@@ -323,26 +329,25 @@ class GenerationEngine:
         sequence_ids = [scheduled.sequence_id for scheduled in step.sequences if scheduled.samples]
         if not sequence_ids:
             return
-        samples = [each for sequence_id in sequence_ids for each in self._samples[sequence_id]]
+        samples = [(sequence_id, each) for sequence_id in sequence_ids for each in self._samples[sequence_id]]
         if logits is not None and len(samples) > len(sequence_ids):
             rows = [row for row, sequence_id in enumerate(sequence_ids) for _ in self._samples[sequence_id]]
             logits = logits[torch.tensor(rows, device=logits.device)]
-        self._in_flight.append(_StepInFlight(sequence_ids, samples, self._replica.sample(logits, samples)))
+        tokens = self._replica.sample(logits, [each for _, each in samples])
+        self._in_flight.append(_StepInFlight(sequence_ids, samples, tokens))
 
-    def _finish(self, step: _StepInFlight) -> list[Event]:
-        """Append the tokens that a step has sampled."""
+    def _finish(self, step: _StepInFlight, events: list[Event]) -> None:
+        """Append the tokens that a step has sampled, and to `events` what happens."""
         tokens = step.tokens()
         if not self._in_flight:
             self._replica.finish()
-        events: list[Event] = [
-            each.append(token)
-            for each, token in zip(step.samples, tokens, strict=True)
-            if not each.has_ended  # cancelled meanwhile
-        ]
+        for (sequence_id, each), token in zip(step.samples, tokens, strict=True):
+            # not if it was cancelled meanwhile, or has a token of which an interrupt kept the scheduler from learning
+            if not each.has_ended and each.n_tokens == self._scheduler.n_tokens(sequence_id):
+                events.append(each.append(token))
         for sequence_id in step.sequence_ids:
             if sequence_id in self._samples:
                 events += self._go_on(sequence_id)
-        return events
 
     def _go_on(self, sequence_id: int) -> list[Event]:
         """Schedule the next token of each sample of a sequence, or end it; returns the events of those that end."""
@@ -385,8 +390,8 @@ class _StepInFlight:
 
     sequence_ids: list[int]
     """The sequences that it samples."""
-    samples: list[PartialCompletion]
-    """The samples that get a token, those of one sequence after another."""
+    samples: list[tuple[int, PartialCompletion]]
+    """The samples that get a token, each with the number of its sequence."""
     tokens: PendingTokens
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reallm.arguments import check_instance
+from reallm.errors import DataError
+
 
 def logprob_mismatch(rollout: Tensor, training: Tensor, mask: Tensor | None = None) -> dict[str, float]:
     """Metrics of the difference, the first two under the names that TRL has for them.
@@ -25,8 +28,18 @@ def logprob_mismatch(rollout: Tensor, training: Tensor, mask: Tensor | None = No
 
     Returns:
         The metrics; none if there are no tokens.
+
+    Raises:
+        DataError: the shapes differ.
+        ConfigError: an argument is no tensor.
     """
-    assert rollout.shape == training.shape, f"log-probabilities of {len(rollout)} and of {len(training)} tokens"
+    for name, value in (("rollout", rollout), ("training", training), ("mask", rollout if mask is None else mask)):
+        check_instance(name, value, Tensor, f"write torch.tensor({name})")
+        if value.shape != rollout.shape:
+            raise DataError(
+                f"{name} has the shape {list(value.shape)}, and rollout {list(rollout.shape)}: they must be those of "
+                "the same tokens"
+            )
     difference = training.double() - rollout.double().to(training.device)
     if mask is not None:
         difference = difference[mask.to(training.device)]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
+from reallm.arguments import NamedFields, check_count, check_instance, check_items
+from reallm.errors import ConfigError
 from reallm.generation.config import GenerationConfig
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -13,16 +16,34 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt to be continued `config.n` times."""
+class Request(NamedFields):
+    """A prompt to be continued `config.n` times.
+
+    Raises:
+        ConfigError: a value is of a wrong kind; names it.
+    """
 
     prompt_ids: tuple[int, ...]
+    """The token ids of the prompt, also given as a list, a tensor or an array."""
     config: GenerationConfig = field(default_factory=GenerationConfig)
     key: int | str = 0
     """Name of the request's random stream: two requests with the same key, seed and prompt get the same tokens."""
     first_sample: int = 0
     """Index of the first sample, which like the key determines its random numbers: a group of samples can be split into
     several requests."""
+
+    def __post_init__(self) -> None:
+        ids: Any = self.prompt_ids
+        if isinstance(ids, str):
+            raise ConfigError("prompt_ids must be token ids, not text; write tokenizer.encode(text)")
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # of a tensor or an array
+        object.__setattr__(self, "prompt_ids", tuple(check_items("prompt_ids", ids, int)))
+        check_instance("config", self.config, GenerationConfig, "write GenerationConfig(...)")
+        key: Any = self.key
+        if not isinstance(key, str | Integral):
+            raise ConfigError(f"key={key!r} must be a whole number or a string")
+        object.__setattr__(self, "key", key if isinstance(key, str) else int(key))
+        object.__setattr__(self, "first_sample", check_count("first_sample", self.first_sample, at_least=0))
 
 
 @dataclass

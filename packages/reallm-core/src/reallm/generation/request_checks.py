@@ -22,7 +22,7 @@ def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_d
 
     Raises:
         DataError: the prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions.
-        ConfigError: stop strings without a tokenizer, or more `top_logprobs` than tokens.
+        ConfigError: stop strings without a tokenizer.
     """
     prompt, settings = request.prompt_ids, request.config
     if not prompt:

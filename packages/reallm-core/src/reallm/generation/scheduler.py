@@ -72,6 +72,10 @@ class Scheduler:
         self._by_id[sequence_id] = sequence
         insort(self._waiting, sequence, key=_BY_ID)
 
+    def n_tokens(self, sequence_id: int) -> int:
+        """Number of tokens of a sequence, the generated ones included."""
+        return len(self._by_id[sequence_id].tokens)
+
     def append(self, sequence_id: int, token: int) -> None:
         """Append a token to a sequence that a step has sampled."""
         sequence = self._by_id[sequence_id]
