@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from reallm import ReaLModel
+from reallm import GenerationConfig, ReaLModel
+from reallm.generation.request import Request
+from reallm.model.exact import why_not_exact
 from tests.helpers.smollm2 import smollm2_folder
 
 PROMPTS = [
@@ -72,6 +74,24 @@ def test_logits_agree_on_real_text(model, reference, tokenizer):
     # logits reach 40; float32 keeps 7 digits and 30 blocks add up their rounding: about 1e-4 seen
     assert float((packed - alone).abs().max()) < 1e-3
     assert torch.equal(packed.argmax(-1), alone.argmax(-1))
+
+
+def test_exact_log_probabilities_are_those_of_a_packed_pass_bit_for_bit(model, tokenizer):
+    if reason := why_not_exact(model.network):
+        pytest.skip(f"not exact on this machine: {reason}")
+    shared = tokenizer.encode(pydoc_data.topics.topics["assert"])[:270]
+    prompts = [*(tokenizer.encode(prompt) for prompt in PROMPTS[:4]), [*shared, 100], [*shared, 200, 300]]
+    settings = GenerationConfig(max_new_tokens=24, n=2, temperature=1.0, stop_token_ids=())
+    with model.generation_engine(exact=True, max_batch_tokens=200, max_batch_sequences=5) as engine:
+        for key, prompt in enumerate(prompts):
+            engine.add(Request(tuple(prompt), settings, key=key))
+        completions = engine.run()
+    sequences = [[*each.prompt_ids, *each.token_ids] for each in completions]
+    bounds = torch.tensor([0, *map(len, sequences)]).cumsum(0)
+    tokens = torch.tensor([token for sequence in sequences for token in sequence])
+    packed = model.token_logprobs(tokens, bounds, exact=True)
+    for each, end in zip(completions, bounds[1:].tolist(), strict=True):
+        assert packed[end - len(each.token_ids) : end].tolist() == each.logprobs
 
 
 def test_text_in_and_text_out_with_the_chat_template(model, tokenizer):
