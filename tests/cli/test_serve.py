@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reallm.cli.main import run
+from reallm.cli.serve import _name
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -56,3 +57,13 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         port = other.getsockname()[1]
         line = refused(capsys, str(tmp_path), "--port", str(port))
     assert line == f"error: --port {port}: in use already; give another one, or 0 for any that is free"
+
+
+def test_the_name_is_that_of_the_folder_or_of_a_link_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "my-model").symlink_to(tmp_path / "weights")
+    monkeypatch.chdir(tmp_path / "weights")
+    for path in ("..//my-model/", str(tmp_path / "my-model")):
+        assert _name(path) == "my-model"
+    assert _name(".") == "weights"
+    assert _name("org/name") == "org/name"

@@ -101,8 +101,11 @@ def _one_of(path: str | None, model: str | None) -> tuple[str, str]:
 
 
 def _name(path: str) -> str:
-    """The name of a checkpoint's folder; a hub id as it is."""
-    return Path(path).resolve().name if Path(path).exists() else path
+    """The name of a checkpoint's folder, or of the link to it, as it was given; a hub id as it is."""
+    folder = Path(path)
+    if not folder.exists():
+        return path
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
 
 
 @contextmanager
