@@ -145,14 +145,14 @@ def test_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "hint"), [("/sistem x", "; did you mean '/system'?"), ("/etc", "; /help lists them")]
+    ("typed", "hint"), [("/sistem x", "; did you mean '/system'? A"), ("/etc", "; /help lists them; a")]
 )
 def test_an_unknown_command_is_told(typed: str, hint: str) -> None:
     talk = Talk(f"It is a folder.{END}")
     name = typed.split()[0]
     lines = talk.type(typed, " /etc, what is it?")
     assert lines == [
-        f"no command {name}{hint}; a message that begins with / needs a space before it",
+        f"no command {name}{hint} message that begins with / needs a space before it",
         "It is a folder.",
     ]
     assert "user\n/etc, what is it?" in talk.prompt(0)

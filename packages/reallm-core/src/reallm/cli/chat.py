@@ -97,8 +97,9 @@ class Chat:
             for command, meaning in COMMANDS.items():
                 self._say(f"{command:<14}{meaning}")
         else:
-            hint = did_you_mean(name, [command.split()[0] for command in COMMANDS]) or "; /help lists them"
-            self._say(f"no command {name}{hint}; a message that begins with / needs a space before it")
+            hint = did_you_mean(name, [command.split()[0] for command in COMMANDS])
+            rest = f"{hint} A" if hint else "; /help lists them; a"
+            self._say(f"no command {name}{rest} message that begins with / needs a space before it")
 
     def _answer(self, text: str) -> None:
         ids = self._conversation.ask(text)
