@@ -88,6 +88,7 @@ def test_version(reallm):
         (["generate", "m", "--chat"], "a conversation needs a terminal; give a message (reallm generate m --chat"),
         (["generate", "--model", "m", "--max-new-tokens", "many", "a"], "'--max-new-tokens'"),
         (["generate", "--model", "m", "--max-new-tokens", "0", "a"], "'--max-new-tokens'"),
+        (["generate", "--model", "m", "--n", "1000000000", "a"], "'--n': Input should be less than or equal to 65536"),
         (["generate", "--model", "m", "--device", "gpu", "a"], "--device gpu: must be auto, cpu or cuda"),
         (["generate", "--model", "m", "--prompts", "a.pdf"], "a.pdf: no such file"),
         (["generate", "--model", "nope", "a"], "--model: nope does not exist"),

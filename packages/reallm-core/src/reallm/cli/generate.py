@@ -49,7 +49,7 @@ def generate(
         bool,
         typer.Option("--chat", help="Ask in the form of the model's chat template; without prompts, a conversation."),
     ] = False,
-    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Samples of each prompt.")] = 1,
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, max=65_536, help="Samples of each prompt.")] = 1,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(

@@ -37,6 +37,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
   reallm preview        the first rows of your data, as training gets them
+  reallm generate       text as it comes, a conversation, a file of prompts
   reallm serve          a server for clients of the OpenAI API
   reallm eval           loss, perplexity and accuracy of a checkpoint on rows
   reallm runs           your runs: state, steps, losses
