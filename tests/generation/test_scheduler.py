@@ -106,12 +106,14 @@ class Simulation:
         """Plan, check and compute a step, and let the sequences of the oldest step go on."""
         step = self.scheduler.schedule()
         assert step.sequences or self.in_flight, "a stall"
+        assert step.sequences or not step.copies, "copies that nobody makes"
         assert sum(each.n_new for each in step.sequences) <= self.max_tokens or self.stale is not None
         assert len(step.sequences) <= self.max_sequences
         assert {each.sequence_id for each in step.sequences} <= self.tokens.keys()
         for each in step.sequences:
             assert self.scheduler.new_tokens(each) == self.tokens[each.sequence_id][each.n_cached :][: each.n_new]
-        self.cache.do(step, self.tokens, self.rotation)
+        if step.sequences:
+            self.cache.do(step, self.tokens, self.rotation)
         self.scheduler.computed(step)
         self.in_flight.append([each.sequence_id for each in step.sequences if each.samples])
         if not step.sequences or len(self.in_flight) == self.n_steps:

@@ -48,6 +48,8 @@ class Scheduler:
         self._by_id: dict[int, SequenceState] = {}
         self._waiting: list[SequenceState] = []
         self._running: dict[int, SequenceState] = {}
+        self._planned_copies: list[CacheCopy] = []
+        """Copies that were planned while all sequences were in flight, for the next step that has some."""
 
     @property
     def has_work(self) -> bool:
@@ -103,17 +105,20 @@ class Scheduler:
         return self._by_id[scheduled.sequence_id].tokens[scheduled.n_cached : scheduled.n_cached + scheduled.n_new]
 
     def schedule(self) -> Step:
-        """Plan the next step, which has no sequences if there is no work.
+        """Plan the next step, which has no sequences, and no copies, if there is no work or all of it is in flight.
 
         The caller makes its copies and computes its tokens, and then calls `computed`. A sequence that it samples is in
         no other step until `append`, `remove` or `discard` is called for it.
         """
-        copies: list[CacheCopy] = []
+        copies, self._planned_copies = self._planned_copies, []
         planned: dict[SequenceState, int] = {}
         self._continue_running(planned, copies)
         self._admit_waiting(planned, copies)
         if not self._waiting:  # which would take the free rows
             copies += self._manager.close_gaps()
+        if not planned:
+            self._planned_copies = copies
+            return Step(())
         place = self._manager.placement
         sequences = tuple(
             ScheduledSequence(each.id, each.n_cached, n_new, place(each), n_new == each.n_uncached)
@@ -137,6 +142,7 @@ class Scheduler:
         for sequence in self._waiting:
             sequence.awaits_token = False
         self._manager.forget()
+        self._planned_copies.clear()
 
     # ------------------------------------------------------------------ private helpers
 
