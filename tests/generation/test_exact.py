@@ -13,7 +13,7 @@ from reallm.errors import DataError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.logprobs import logprobs
-from reallm.generation.request import Completion, Request
+from reallm.generation.request import Completion, FinishedEvent, Request
 from reallm.model.config import ReaLModelConfig
 from reallm.model.exact import why_not_exact
 from reallm.model.rope import longest_with_fixed_frequencies
@@ -152,3 +152,13 @@ def test_a_model_generates_and_scores_exactly() -> None:
         tokens = torch.tensor([*completion.prompt_ids, *completion.token_ids])
         scored = model.token_logprobs(tokens, torch.tensor([0, len(tokens)]), 0.7, exact=True)
         assert scored[len(completion.prompt_ids) :].tolist() == completion.logprobs
+
+
+def test_a_stream_is_exact_too() -> None:
+    model = ReaLModel(BASE, seed=1)
+    settings = GenerationConfig(max_new_tokens=6, temperature=0.8, stop_token_ids=())
+    prompts = [[3, 1, 4], [2]]
+    events = model.stream(prompts, settings, exact=True)
+    streamed = [event.completion for event in events if isinstance(event, FinishedEvent)]
+    assert not differing(model.network, streamed)
+    assert streamed == model.generate(prompts, settings, exact=True)

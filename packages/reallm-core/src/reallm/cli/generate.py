@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def generate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL [PROMPT]...", help="Checkpoint (a folder or a hub id), and texts to continue."),
+        typer.Argument(metavar="MODEL PROMPT", help="Checkpoint (a folder or a hub id), and texts to continue."),
     ] = None,
     model: Annotated[
         str | None,
@@ -112,17 +112,20 @@ def generate(
 
     check_device(device)
     default = MAX_NEW_TOKENS_IN_CHAT if is_conversation else MAX_NEW_TOKENS
-    config = GenerationConfig(
-        max_new_tokens=default if max_new_tokens is None else max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop=tuple(stop or ()),
-        n=n,
-        seed=seed,
-    )
+    try:
+        config = GenerationConfig(
+            max_new_tokens=default if max_new_tokens is None else max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            stop=tuple(stop or ()),
+            n=n,
+            seed=seed,
+        )
+    except ConfigError as error:
+        raise ConfigError(_with_options(str(error))) from None
     if is_conversation:
         from reallm.cli.chat import converse
 
@@ -134,6 +137,11 @@ def generate(
         generate_file(key, path, prompts_file, output, config, chat=chat, device=device, overwrite=overwrite)
     else:
         _print_completions(key, path, texts, prompts_file, config, chat=chat, device=device, as_json=as_json)
+
+
+def _with_options(message: str) -> str:
+    """A message about fields, `top_p=1.5`, in terms of the options: `--top-p 1.5`."""
+    return re.sub(r"\b[a-z_]+=", lambda field: f"--{field[0][:-1].replace('_', '-')} ", message)
 
 
 def _model_and_texts(model: str | None, arguments: list[str]) -> tuple[str, str, list[str]]:

@@ -310,6 +310,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         config: GenerationConfig | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        exact: bool = False,
         **fields: Any,
     ) -> Iterator[Event]:
         """Continue prompts, and iterate over the events: each token as it is generated, each completion as it ends.
@@ -319,7 +320,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         """
         config = as_generation_config("stream", config, fields)
         ids, tokenizer = self._encode(prompts, config, tokenizer)
-        return self._events(ids, config, tokenizer)
+        return self._events(ids, config, tokenizer, exact=exact)
 
     def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> GenerationEngine:
         """An engine for requests that come at any time; see `GenerationEngine` for the options.
@@ -374,9 +375,14 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
                 self._kept_engine = engine
 
     def _events(
-        self, ids: Sequence[Sequence[int]], config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None
+        self,
+        ids: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        exact: bool,
     ) -> Iterator[Event]:
-        with self._ready_to_generate(), self.generation_engine(tokenizer) as engine:
+        with self._ready_to_generate(), self.generation_engine(tokenizer, exact=exact) as engine:
             add_prompts(engine, ids, config)
             while engine.has_work:
                 for event in engine.step():

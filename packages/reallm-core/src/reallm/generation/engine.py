@@ -51,7 +51,9 @@ class GenerationEngine:
     or on the limits below, up to numerics: sums of other sizes may differ in their last bits.
 
     When the weights have changed since the last step, prompts computed with the old ones are forgotten. Sequences that
-    were being generated end as cancelled, and the step raises, unless they are to be recomputed.
+    were being generated end as cancelled, and the step raises, unless they are to be recomputed. Changes that torch
+    does not count are not noticed: writes through `parameter.data`, and steps of torch's fused optimizers, unless
+    `TrainEngine` makes them; call `weights_changed` after those.
 
     Args:
         network: the network; during a step it is in evaluation mode.
