@@ -111,6 +111,16 @@ def test_an_engine_keeps_prepacked_weights_while_it_lives_and_makes_them_anew_af
     assert after == generate_tokens(model.network, PROMPTS, SAMPLING)
 
 
+@pytest.mark.usefixtures("made")
+def test_an_engine_does_not_trust_weights_that_another_has_prepacked() -> None:
+    model, other = ReaLModel(CONFIG, seed=3), ReaLModel(CONFIG, seed=4)
+    with model.generation_engine() as engine:
+        engine.add(Request(tuple(PROMPTS[0]), SAMPLING))
+        engine.run()
+        model.network.load_state_dict(other.network.state_dict())
+        assert generate_tokens(model.network, PROMPTS, SAMPLING) == generate_tokens(other.network, PROMPTS, SAMPLING)
+
+
 def test_the_cache_has_half_of_what_prepacked_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ReaLModel(CONFIG, seed=3).network
     n_bytes = sum(weight.nbytes for weight in network.parameters() if weight.dim() == 2)

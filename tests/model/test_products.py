@@ -17,7 +17,7 @@ from reallm.model.products import library as choice
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
 from reallm.model.products.linear import input_grads, joint_linear, linear, linear_into, uses_onednn
-from reallm.model.products.prepacked import PrepackedWeight
+from reallm.model.products.prepacked import PrepackedWeight, settled_weights
 from reallm.model.transformer import Transformer
 
 needs_onednn = pytest.mark.skipif(
@@ -307,6 +307,32 @@ def test_a_prepacked_weight_is_never_stale(change: Callable[[nn.Parameter], None
         after = linear(x, weight, None, prepacked)
         assert not torch.equal(after, before)
         torch.testing.assert_close(after, x @ weight.t(), rtol=0, atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+def test_settled_weights_give_the_same_and_are_looked_at_again_afterwards() -> None:
+    weights, biases = [nn.Parameter(randn(64, 96)), nn.Parameter(randn(32, 96))], [None, nn.Parameter(randn(32))]
+    forms = prepacked, joint = PrepackedWeight(), PrepackedWeight()
+
+    def computed(x: Tensor) -> list[Tensor]:
+        parts = joint_linear(x, weights, biases, joint)
+        assert parts is not None
+        return [linear(x, weights[1], biases[1], prepacked), *parts]
+
+    with torch.no_grad():
+        for x in (randn(1, 96), randn(5, 96), randn(2, 3, 96)):
+            expected = computed(x)
+            with settled_weights(forms):
+                assert prepacked.settled is not None
+                assert all(map(torch.equal, computed(x), expected))
+        weights[1].mul_(2)
+        torch.testing.assert_close(computed(x)[0], F.linear(x, weights[1], biases[1]))
+        with torch.autocast("cpu"), settled_weights(forms):
+            assert prepacked.settled is None
+        prepacked.drop()
+        with settled_weights(forms):  # there is nothing to settle
+            assert torch.equal(computed(x)[0], computed(x)[2])
 
 
 @needs_onednn

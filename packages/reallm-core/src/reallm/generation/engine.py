@@ -32,7 +32,7 @@ from reallm.generation.stores import make_store
 from reallm.generation.text import TokenDecoder
 from reallm.generation.weights_version import WeightsVersion
 from reallm.model.exact import ExactMode
-from reallm.model.products.prepacked import PrepackedWeight
+from reallm.model.products.prepacked import PrepackedWeight, settled_weights
 from reallm.model.rope import keys_are_stale
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
@@ -130,6 +130,8 @@ class GenerationEngine:
         self._most_new_tokens = 0
         self._prepacking: weakref.finalize | None = None
         self._prepacked: Sequence[PrepackedWeight] = []
+        self._are_settled = False
+        """Whether a whole pass has looked that they are those of the weights since these have changed."""
 
     def __enter__(self) -> Self:
         return self
@@ -288,6 +290,7 @@ class GenerationEngine:
         self._scheduler.forget_cache()
         for weight in self._prepacked:
             weight.drop()
+        self._are_settled = False
         if requests:
             raise ConfigError(
                 f"the weights have changed in the middle of {counted(len(requests), 'request')}, now cancelled; let "
@@ -314,6 +317,7 @@ class GenerationEngine:
         if self._prepacking is None and self._most_new_tokens >= FEW_STEPS:
             stack = ExitStack()
             self._prepacked = stack.enter_context(prepacked_for_decoding(self._network, self._most_new_tokens))
+            self._are_settled = False
             self._prepacking = weakref.finalize(self, stack.close)
 
     def _start(self, step: Step) -> None:
@@ -323,7 +327,8 @@ class GenerationEngine:
             self._network.eval()
         try:
             self._prepack()
-            logits = self._runner.run(step, [self._scheduler.new_tokens(scheduled) for scheduled in step.sequences])
+            with settled_weights(self._prepacked if self._are_settled else []):
+                logits = self._runner.run(step, [self._scheduler.new_tokens(scheduled) for scheduled in step.sequences])
         finally:
             if was_training:
                 self._network.train()
@@ -331,6 +336,7 @@ class GenerationEngine:
         sequence_ids = [scheduled.sequence_id for scheduled in step.sequences if scheduled.samples]
         if not sequence_ids:
             return
+        self._are_settled = True
         samples = [(sequence_id, each) for sequence_id in sequence_ids for each in self._samples[sequence_id]]
         if logits is not None and len(samples) > len(sequence_ids):
             rows = [row for row, sequence_id in enumerate(sequence_ids) for _ in self._samples[sequence_id]]

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from reallm.model.products import onednn
@@ -44,6 +43,8 @@ def linear(
         prepacked: holder of the weight's prepacked form, which is used without gradients.
         exact: compute by oneDNN, whichever library is named, so that rows do not depend on each other.
     """
+    if prepacked is not None and prepacked.settled is not None:
+        return _product(x, weight, bias, prepacked.settled)
     if not uses_onednn(x, weight, exact=exact) or not _match(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
@@ -70,15 +71,15 @@ def joint_linear(
         prepacked: holder of the prepacked form of all weights together.
         exact: as in `linear`.
     """
-    if torch.is_grad_enabled() or not all(
-        uses_onednn(x, weight, exact=exact) and _match(x, weight, bias) and not weight.is_inference()
-        for weight, bias in zip(weights, biases, strict=True)
-    ):
-        return None
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    outputs = onednn.product(rows, weights[0], prepacked=prepacked.of(weights))
-    if x.dim() != 2:
-        outputs = outputs.view(*x.shape[:-1], -1)
+    form = prepacked.settled
+    if form is None:
+        if torch.is_grad_enabled() or not all(
+            uses_onednn(x, weight, exact=exact) and _match(x, weight, bias) and not weight.is_inference()
+            for weight, bias in zip(weights, biases, strict=True)
+        ):
+            return None
+        form = prepacked.of(weights)
+    outputs = _product(x, weights[0], None, form)
     parts = outputs.split_with_sizes([weight.shape[0] for weight in weights], dim=-1)
     return [part if bias is None else part.add_(bias) for part, bias in zip(parts, biases, strict=True)]
 
@@ -106,14 +107,9 @@ def uses_onednn(x: Tensor, weight: Tensor, *, exact: bool = False) -> bool:
         and weight.is_cpu
         and _is_plain(x)
         and _is_plain(weight)
-        and not torch.compiler.is_compiling()
+        and not onednn.is_watched()
         and x.numel() > 0
         and weight.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        # a mode that watches operators knows those of F.linear; a function transform has rules only for them
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
         and (exact or library() == "onednn")
     )
 
@@ -131,6 +127,11 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, prepacked: PrepackedWeight | None = None) -> Tensor:
     form = None if prepacked is None or weight.is_inference() else prepacked.of([weight])
+    return _product(x, weight, bias, form)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, form: Tensor | None) -> Tensor:
+    """`onednn.product` for `x` with any number of dims."""
     if x.dim() == 2:
         return onednn.product(x, weight, bias, form)
     return onednn.product(x.reshape(-1, x.shape[-1]), weight, bias, form).view(*x.shape[:-1], -1)

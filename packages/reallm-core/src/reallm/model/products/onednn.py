@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 COPIES, PREPACKED_COPIES = 2, 4
 """Number of rows that a product has at least. With a prepacked weight four rows take less time than one to three."""
@@ -42,6 +43,20 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Te
         x, weight if prepacked is None else prepacked, bias, "none", [], ""
     )
     return out if rows >= least else out[:rows]
+
+
+def is_watched() -> bool:
+    """Whether something is on that sees or replaces operators, and does not know these.
+
+    `torch.compile`, autocast, modes and function transforms know those of `F.linear`.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def prepack(weight: Tensor) -> Tensor:

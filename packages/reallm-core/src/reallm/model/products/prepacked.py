@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from reallm.model.products.onednn import prepack
+from reallm.model.products.onednn import is_watched, prepack
 
 
 class PrepackedWeight:
@@ -29,8 +29,14 @@ class PrepackedWeight:
     def __init__(self) -> None:
         self.n_users = 0
         """Number of contexts of `prepacked_weights` that use it."""
+        self.settled: Tensor | None = None
+        """The prepacked form, in a context of `settled_weights`, if there was one."""
         self._states: list[tuple[object, ...]] = []
         self._prepacked: Tensor | None = None
+
+    def settle(self, settled: bool) -> None:
+        """Let products read the form that there is without a look at the weights, or not any more."""
+        self.settled = self._prepacked if settled else None
 
     def of(self, weights: Sequence[Tensor]) -> Tensor:
         """The prepacked form of weights [N, K] as they are now; of several it is that of all their rows."""
@@ -43,7 +49,7 @@ class PrepackedWeight:
 
     def drop(self) -> None:
         """Free the memory; the form is made anew when it is needed."""
-        self._states, self._prepacked = [], None
+        self._states, self._prepacked, self.settled = [], None, None
 
     @property
     def nbytes(self) -> int:
@@ -83,3 +89,19 @@ def prepacked_weights(owners: Sequence[WeightOwner]) -> Iterator[list[PrepackedW
             if not form.n_users:
                 # not by nn.Module.__setattr__, which fails if this is only reached when the interpreter exits
                 owner.__dict__["prepacked"] = None
+
+
+@contextmanager
+def settled_weights(forms: Sequence[PrepackedWeight]) -> Iterator[None]:
+    """Context for one forward pass without gradients, whose weights the caller knows to be those that were prepacked.
+
+    Each product would otherwise look whether its weights have changed and whether oneDNN can be used, which takes as
+    long as a small product. Where operators are watched nothing is settled.
+    """
+    for form in forms:
+        form.settle(not is_watched())
+    try:
+        yield
+    finally:
+        for form in forms:
+            form.settle(False)
