@@ -330,6 +330,9 @@ def test_settled_weights_give_the_same_and_are_looked_at_again_afterwards() -> N
         torch.testing.assert_close(computed(x)[0], F.linear(x, weights[1], biases[1]))
         with torch.autocast("cpu"), settled_weights(forms):
             assert prepacked.settled is None
+        with settled_weights(forms):  # no token of a pass may be sampled
+            assert linear(randn(0, 96), weights[0], None, prepacked).shape == (0, 64)
+            assert joint_linear(randn(0, 96), weights, biases, joint) is None
         prepacked.drop()
         with settled_weights(forms):  # there is nothing to settle
             assert torch.equal(computed(x)[0], computed(x)[2])

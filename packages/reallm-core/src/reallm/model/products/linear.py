@@ -43,7 +43,7 @@ def linear(
         prepacked: holder of the weight's prepacked form, which is used without gradients.
         exact: compute by oneDNN, whichever library is named, so that rows do not depend on each other.
     """
-    if prepacked is not None and prepacked.settled is not None:
+    if prepacked is not None and prepacked.settled is not None and x.numel() > 0:
         return _product(x, weight, bias, prepacked.settled)
     if not uses_onednn(x, weight, exact=exact) or not _match(x, weight, bias):
         return F.linear(x, weight, bias)
@@ -72,7 +72,7 @@ def joint_linear(
         exact: as in `linear`.
     """
     form = prepacked.settled
-    if form is None:
+    if form is None or x.numel() == 0:
         if torch.is_grad_enabled() or not all(
             uses_onednn(x, weight, exact=exact) and _match(x, weight, bias) and not weight.is_inference()
             for weight, bias in zip(weights, biases, strict=True)
