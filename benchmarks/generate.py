@@ -8,7 +8,8 @@
 
 Each side is a process of its own, and they take turns; figures are ratios within a round. Numbers of new tokens are the
 same for all sides. Before any speed is printed, the tokens of greedy runs are compared. The limit is what a run cannot
-avoid: products by the fastest library, or with a single sequence reading the weights once for each token.
+avoid: products by the fastest library, or with a single sequence reading the weights once for each token. reallm's
+side is an engine that stays; `one_call` is `model.generate`, which prepares one for each call.
 
     python benchmarks/generate.py --quick --json figures.json
 """
@@ -28,6 +29,7 @@ import transformers
 
 from common import Ratio, machine, parser, write_json
 from first_token import first_token
+from generation_profile import profile
 from generation_work import Job, RandomIds, Requests, Text, lognormal
 from rounds import Pace, Steps, take_turns, timed
 from workers import Step, Worker
@@ -36,6 +38,7 @@ from workloads import LLAMA_TINY, model_folder
 SIDES = {
     "reallm": "generation_sides:reallm",
     "limit": "generation_sides:limit",
+    "one_call": "generation_sides:reallm_one_call",
     "static": "generation_sides:transformers_static",
     "continuous": "generation_sides:transformers_continuous",
 }
@@ -56,7 +59,7 @@ class Work:
 
 
 WORKS = (
-    Work("equal_1", "1 sequence", ("limit", "static", "continuous"), {"static": 2.0, "limit": 0.7}, 5, 9),
+    Work("equal_1", "1 sequence", ("limit", "one_call", "static", "continuous"), {"static": 2.0, "limit": 0.7}, 5, 9),
     Work("equal_16", "16 sequences", ("limit", "static", "continuous"), {"static": 1.8}, 2, 5),
     Work("equal_64", "64 sequences", ("limit", "static", "continuous"), {"static": 1.8, "limit": 0.7}, 1, 5),
     Work(
@@ -83,6 +86,9 @@ def main() -> None:
     arguments_of = parser(str(__doc__).splitlines()[0])
     arguments_of.add_argument("--tiny", action="store_true", help="a tiny model, one round: does it all still run?")
     arguments_of.add_argument("--only", nargs="+", metavar="WORK", help="only these works (first_token is one)")
+    arguments_of.add_argument(
+        "--profile", action="store_true", help="instead: where the time of reallm's steps goes, by kind of work"
+    )
     arguments_of.add_argument("--threads", type=int, help="threads of each side; by default all cores")
     arguments = arguments_of.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -104,6 +110,9 @@ def main() -> None:
         folder = model_folder("tiny" if arguments.tiny else "smollm2", Path(scratch))
         text = RandomIds(LLAMA_TINY["vocab_size"]) if arguments.tiny else Text(folder)
         job = Job(folder, _requests(text, scale=16 if arguments.tiny else 4 if arguments.quick else 1))
+        if arguments.profile:
+            profile(job, n_steps=4 if arguments.tiny else 16)
+            return
         works = [work for work in WORKS if work.name in wanted]
         workers = {name: Worker(name, run, job) for name, run in SIDES.items() if works}
         try:

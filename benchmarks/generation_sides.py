@@ -25,27 +25,37 @@ PAGE = 256
 
 
 def reallm(job: Job, turns: Turns) -> None:
+    """An engine that stays, as in a server, and in training between two updates of the weights.
+
+    It does not share prompts with earlier requests: every round computes them.
+    """
+    turns.before_model()
+    model = ReaLModel.from_pretrained(job.folder, dtype=job.dtype, device=job.device)
+    with model.generation_engine(prefix_sharing=False) as engine:
+        while name := turns.wait():
+            requests = job.requests[name]
+            for key, (prompt, config) in enumerate(zip(requests.prompts, _configs(requests), strict=True)):
+                engine.add(Request(prompt, config, key))
+            turns.done(tokens=[completion.token_ids for completion in engine.run()])
+
+
+def reallm_one_call(job: Job, turns: Turns) -> None:
+    """`generate`, which prepares an engine for each call."""
     turns.before_model()
     model = ReaLModel.from_pretrained(job.folder, dtype=job.dtype, device=job.device)
     while name := turns.wait():
-        turns.done(tokens=_reallm(model, job.requests[name]))
+        requests = job.requests[name]
+        assert requests.are_equal, "one configuration for all prompts"
+        completions = model.generate(requests.prompts, _configs(requests)[0])
+        turns.done(tokens=[completion.token_ids for completion in completions])
 
 
-def _reallm(model: ReaLModel, requests: Requests) -> list[list[int]]:
-    configs = [
-        GenerationConfig(
-            max_new_tokens=n_new, temperature=1.0 if requests.n > 1 else 0.0, n=requests.n, stop_token_ids=()
-        )
+def _configs(requests: Requests) -> list[GenerationConfig]:
+    temperature = 1.0 if requests.n > 1 else 0.0
+    return [
+        GenerationConfig(max_new_tokens=n_new, temperature=temperature, n=requests.n, stop_token_ids=())
         for n_new in requests.new_tokens
     ]
-    if requests.are_equal:
-        completions = model.generate(requests.prompts, configs[0])
-    else:
-        with model.generation_engine() as engine:
-            for key, (prompt, config) in enumerate(zip(requests.prompts, configs, strict=True)):
-                engine.add(Request(prompt, config, key))
-            completions = engine.run()
-    return [completion.token_ids for completion in completions]
 
 
 # ---------------------------------------------------------------------- transformers
