@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -444,3 +448,32 @@ def test_an_error_gives_the_memory_back_too() -> None:
     with pytest.raises(RuntimeError, match="stop"), model.prepacked_weights():
         raise RuntimeError("stop")
     assert model.prepacked is None
+
+
+MANY_SHAPES = """
+from pathlib import Path
+import torch
+from reallm.model.products import onednn
+
+def resident_mib():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
+
+weight = torch.randn(64, 64)
+assert onednn.why_unavailable() is None
+onednn.product(torch.randn(1000, 64), weight)
+before = resident_mib()
+for n_rows in range(2, 502):
+    onednn.product(torch.randn(n_rows, 64), weight)
+print(resident_mib() - before)
+"""
+
+
+@needs_onednn
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, which says what memory is resident")
+def test_memory_does_not_grow_with_every_number_of_rows() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in onednn.CACHE_CAPACITIES}
+    command = [sys.executable, "-c", MANY_SHAPES]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    # half a MiB for each shape: about 65 MiB with 128 that are kept, 250 with all of them
+    assert float(said) < 125, said

@@ -8,6 +8,7 @@ Shapes: M rows, K inputs, N outputs.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
@@ -18,6 +19,12 @@ COPIES, PREPACKED_COPIES = 2, 4
 """Number of rows that a product has at least. With a prepacked weight four rows take less time than one to three."""
 TOLERANCE = 1e-5
 """Relative difference from a float64 product that the probe allows; float32 sums of 1,000 numbers are within 1e-6."""
+CACHE_CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Environment variables by which oneDNN, and torch's layer above it, limit what they keep of the shapes of products."""
+SHAPES_KEPT = 128
+"""Number of shapes for which compiled code is kept. It is half a megabyte for each, and another number of rows is
+another shape: with the libraries' own limit of 1,024, a process would grow by half a gigabyte within some 100 steps. To
+compile a shape again takes half a millisecond."""
 SMALL_SHAPES = ((7, 5), (64, 64), (192, 96))
 """N, K of the weights with which the probe checks that products are right."""
 SHAPES = (*SMALL_SHAPES, (576, 576), (192, 1536), (1536, 192))
@@ -73,6 +80,8 @@ def why_unavailable() -> str | None:
     """The reason that these products cannot be used with this version of torch; None: they can, and are right."""
     if not torch.backends.mkldnn.is_available():
         return "this version of torch has no oneDNN"
+    for name in CACHE_CAPACITIES:
+        os.environ.setdefault(name, str(SHAPES_KEPT))  # read when the first product is computed
     try:
         for weight, x in map(_random, SMALL_SHAPES):
             expected = x.double() @ weight.double().t()
