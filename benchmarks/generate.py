@@ -17,6 +17,7 @@ side is an engine that stays; `one_call` is `model.generate`, which prepares one
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -33,12 +34,13 @@ from generation_profile import profile
 from generation_work import Job, RandomIds, Requests, Text, lognormal
 from rounds import Pace, Steps, take_turns, timed
 from workers import Step, Worker
-from workloads import LLAMA_TINY, model_folder
+from workloads import LLAMA_TINY, model_folder, random_llama
 
 SIDES = {
     "reallm": "generation_sides:reallm",
     "limit": "generation_sides:limit",
     "one_call": "generation_sides:reallm_one_call",
+    "eager": "generation_sides:reallm_eager",
     "static": "generation_sides:transformers_static",
     "continuous": "generation_sides:transformers_continuous",
 }
@@ -56,6 +58,9 @@ class Work:
     quick_rounds: int
     rounds: int
     warm_up: bool = True
+    same_tokens: float = 0.9
+    """Share of the sequences that must be equal in all their tokens, if they are greedy. Where two tokens are almost
+    equally likely, rounding decides, and from there on texts differ."""
 
 
 WORKS = (
@@ -73,9 +78,25 @@ WORKS = (
     ),
     Work("samples", "8 samples of two prompts", ("static", "continuous"), {"static": 3.0}, 2, 5),
 )
-SAME_TOKENS = 0.9
-"""Share of the sequences that must be equal in all their tokens. Where two tokens are almost equally likely, rounding
-decides, and from there on texts differ."""
+GPU_WORK = Work(
+    "gpu",
+    "256 requests of 100 to 1,024 tokens, as many new ones, 1.2B random weights, bfloat16",
+    ("eager", "static", "continuous"),
+    {"static": 5.0, "continuous": 3.0},
+    1,
+    3,
+    same_tokens=0.0,  # of random weights in bfloat16, rounding decides everywhere
+)
+LLAMA_1B = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
 QUICK_SECONDS = 440.0
 """When `--quick` begins no more rounds."""
 
@@ -88,6 +109,9 @@ def main() -> None:
     arguments_of.add_argument("--only", nargs="+", metavar="WORK", help="only these works (first_token is one)")
     arguments_of.add_argument(
         "--profile", action="store_true", help="instead: where the time of reallm's steps goes, by kind of work"
+    )
+    arguments_of.add_argument(
+        "--gpu", action="store_true", help=f"instead: {GPU_WORK.title}, with CUDA graphs and without (never run yet)"
     )
     arguments_of.add_argument("--threads", type=int, help="threads of each side; by default all cores")
     arguments = arguments_of.parse_args()
@@ -107,14 +131,18 @@ def main() -> None:
     until = started + QUICK_SECONDS if arguments.quick else float("inf")
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder("tiny" if arguments.tiny else "smollm2", Path(scratch))
-        text = RandomIds(LLAMA_TINY["vocab_size"]) if arguments.tiny else Text(folder)
-        job = Job(folder, _requests(text, scale=16 if arguments.tiny else 4 if arguments.quick else 1))
+        if arguments.gpu:
+            job, works = _gpu_job(Path(scratch)), [GPU_WORK]
+        else:
+            folder = model_folder("tiny" if arguments.tiny else "smollm2", Path(scratch))
+            text = RandomIds(LLAMA_TINY["vocab_size"]) if arguments.tiny else Text(folder)
+            job = Job(folder, _requests(text, scale=16 if arguments.tiny else 4 if arguments.quick else 1))
+            works = [work for work in WORKS if work.name in wanted]
         if arguments.profile:
             profile(job, n_steps=4 if arguments.tiny else 16)
             return
-        works = [work for work in WORKS if work.name in wanted]
-        workers = {name: Worker(name, run, job) for name, run in SIDES.items() if works}
+        sides = {"reallm", *(peer for work in works for peer in work.peers)} if works else set()
+        workers = {name: Worker(name, SIDES[name], job) for name in SIDES if name in sides}
         try:
             for worker in workers.values():
                 worker.ready()
@@ -125,9 +153,9 @@ def main() -> None:
         finally:
             for worker in workers.values():
                 worker.close()
-        if "first_token" in wanted and not arguments.tiny:
+        if "first_token" in wanted and not (arguments.tiny or arguments.gpu):
             say("from the start of a process to its first token")
-            figures |= first_token(folder, rounds=5 if arguments.quick else 15)
+            figures |= first_token(job.folder, rounds=5 if arguments.quick else 15)
             write_json(arguments.json, figures)
     say("done")
 
@@ -142,17 +170,26 @@ def _requests(text: Text | RandomIds, scale: int) -> dict[str, Requests]:
     }
 
 
+def _gpu_job(scratch: Path) -> Job:
+    if not torch.cuda.is_available():
+        raise SystemExit("--gpu: there is no GPU")
+    draw, ids = random.Random(0), RandomIds(LLAMA_1B["vocab_size"])
+    lengths = [(draw.randint(100, 1024), draw.randint(100, 1024)) for _ in range(256)]
+    requests = Requests(tuple(ids.prompts(1, n)[0] for n, _ in lengths), tuple(n_new for _, n_new in lengths))
+    return Job(random_llama(LLAMA_1B, scratch / "llama-1b"), {GPU_WORK.name: requests}, "cuda", "bfloat16")
+
+
 def _compare(
     work: Work, job: Job, workers: Mapping[str, Worker], pace: Pace, say: Callable[[str], None]
 ) -> dict[str, float]:
     """Time one work, print its table and return its figures."""
     requests = job.requests[work.name]
     say(
-        f"{work.name}: {len(requests.prompts)} prompts of {len(requests.prompts[0])} tokens, {requests.n_generated:,} "
-        f"new tokens, up to {max(requests.new_tokens)} in a sequence"
+        f"{work.name}: {len(requests.prompts)} prompts of up to {max(map(len, requests.prompts))} tokens, "
+        f"{requests.n_generated:,} new tokens, up to {max(requests.new_tokens)} in a sequence"
     )
     sides = [workers[name] for name in ("reallm", *work.peers)]
-    steps = take_turns(sides, pace, lambda steps: _check_tokens(steps, requests, say), say, work.name)
+    steps = take_turns(sides, pace, lambda steps: _check_tokens(steps, requests, work.same_tokens, say), say, work.name)
     ours = steps["reallm"]
     print(f"\n{work.title}; ratios are theirs over ours, medians of the rounds (quartiles)")
     print(f"  {'':14s}{'s':>7s}{'tokens/s':>10s}  {'time':22s} bar")
@@ -171,7 +208,7 @@ def _compare(
     return figures
 
 
-def _check_tokens(steps: Steps, requests: Requests, say: Callable[[str], None]) -> None:
+def _check_tokens(steps: Steps, requests: Requests, same_tokens: float, say: Callable[[str], None]) -> None:
     """Stop if a side generates other numbers of tokens, or, without sampling, other tokens."""
     latest = {name: list(each.values())[-1].tokens for name, each in steps.items() if each and name != "limit"}
     lengths = [n_new for n_new in requests.new_tokens for _ in range(requests.n)]
@@ -180,7 +217,7 @@ def _check_tokens(steps: Steps, requests: Requests, say: Callable[[str], None]) 
         if [len(ids) for ids in tokens] != lengths:
             raise SystemExit(f"{name} generated {[len(ids) for ids in tokens]} tokens, not {lengths}")
         equal = sum(ids == ours for ids, ours in zip(tokens, latest["reallm"] or [], strict=True)) / len(tokens)
-        if requests.n == 1 and equal < SAME_TOKENS:
+        if requests.n == 1 and equal < same_tokens:
             raise SystemExit(
                 f"the sides do not compute the same: only {equal:.0%} of the sequences of {name} are equal"
             )

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from torch import Tensor
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from generation_work import Job, Requests
 from matrix_products import Products, fastest
 from reallm import ReaLModel, ReaLModelConfig
+from reallm.generation import model_runner
 from reallm.generation.config import GenerationConfig
 from reallm.generation.request import Request
 from workers import Turns
@@ -37,6 +39,12 @@ def reallm(job: Job, turns: Turns) -> None:
             for key, (prompt, config) in enumerate(zip(requests.prompts, _configs(requests), strict=True)):
                 engine.add(Request(prompt, config, key))
             turns.done(tokens=[completion.token_ids for completion in engine.run()])
+
+
+def reallm_eager(job: Job, turns: Turns) -> None:
+    """`reallm` without CUDA graphs."""
+    model_runner.can_be_captured = lambda *_: False
+    reallm(job, turns)
 
 
 def reallm_one_call(job: Job, turns: Turns) -> None:
@@ -67,11 +75,11 @@ def transformers_static(job: Job, turns: Turns) -> None:
     model = _transformers_model(job)
     while name := turns.wait():
         requests = job.requests[name]
-        prompts = torch.tensor(requests.prompts, device=job.device)
+        prompts, mask = (tensor.to(job.device) for tensor in _padded(requests))
         length = max(requests.new_tokens)
         sequences = model.generate(
             prompts,
-            attention_mask=torch.ones_like(prompts),
+            attention_mask=mask,
             max_new_tokens=length,
             do_sample=requests.n > 1,
             num_return_sequences=requests.n,
@@ -82,6 +90,14 @@ def transformers_static(job: Job, turns: Turns) -> None:
         generated = sequences[:, prompts.shape[1] :].tolist()
         new_tokens = [n_new for n_new in requests.new_tokens for _ in range(requests.n)]
         turns.done(tokens=[ids[:n_new] for ids, n_new in zip(generated, new_tokens, strict=True)])
+
+
+def _padded(requests: Requests) -> tuple[Tensor, Tensor]:
+    """The prompts, padded on the left, and the mask of their tokens."""
+    longest = max(map(len, requests.prompts))
+    rows = [[0] * (longest - len(prompt)) + [*prompt] for prompt in requests.prompts]
+    masks = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in requests.prompts]
+    return torch.tensor(rows), torch.tensor(masks)
 
 
 def transformers_continuous(job: Job, turns: Turns) -> None:

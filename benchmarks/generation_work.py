@@ -19,7 +19,7 @@ class Requests:
     """Prompts that are continued, each by a number of tokens that is the same for all sides, whatever they are."""
 
     prompts: tuple[tuple[int, ...], ...]
-    """Token ids; all prompts have the same length."""
+    """Token ids."""
     new_tokens: tuple[int, ...]
     """Number of tokens after each prompt."""
     n: int = 1
