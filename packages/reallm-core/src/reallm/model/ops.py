@@ -9,7 +9,6 @@ Shapes: T packed tokens, H heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -45,17 +44,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normed `x`, and the scale of each vector."""
     normed = x * x
-    # the mean, by tensors in place of Python numbers, each of which torch converts anew
-    mean = normed.sum(dim=-1, keepdim=True).div_(_constant(x.shape[-1], x.dtype))
-    scale = mean.add_(_constant(eps, x.dtype)).rsqrt_()
+    scale = normed.mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
     return torch.mul(x, scale, out=normed).mul_(weight), scale
-
-
-@cache
-def _constant(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a tensor on the CPU; not to be written to."""
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
