@@ -6,7 +6,7 @@ gradients. Sides: `torch` (`torch.mm` into memory that is there: MKL in torch's 
 
 A figure `products_<kind>_<n>x<k>_m<M>_<side>` says how many times as fast as torch a side is. `products_chosen_<kind>`
 is the speed of what reallm chooses divided by that of the best side, the geometric mean over all shapes: below 0.9 the
-rule in `reallm/model/products/library.py` does not fit this machine.
+rule in `reallm/model/products/backend.py` does not fit this machine.
 
     python benchmarks/products.py --quick --json figures.json
 """
@@ -18,7 +18,7 @@ import statistics
 from common import Ratio, interleave, machine, parser, write_json
 from matrix_products import Products
 from reallm.model.products import onednn
-from reallm.model.products.library import library
+from reallm.model.products.backend import linear_backend
 
 LAYERS = ((576, 576), (192, 576), (960, 576), (1536, 576), (3072, 576), (576, 1536))
 HEAD = (49152, 576)
@@ -36,7 +36,7 @@ MEMORY = 64 << 20
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
     rounds = 5 if arguments.quick else 15
-    print(f"{machine()}; rule: {library()}")
+    print(f"{machine()}; rule: {linear_backend()}")
     print(f"oneDNN: {onednn.why_unavailable() or 'available'}; rows do not depend on the batch: ", end="")
     print(onednn.why_not_batch_invariant() or "true, as probed")
     figures: dict[str, float] = {}
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _chosen(kind: str, m: int) -> str:
-    if library() == "torch" or kind == "weight_grad":
+    if linear_backend() == "torch" or kind == "weight_grad":
         return "torch"
     return "onednn_prepacked" if kind == "forward" and m < TRAINED_ROWS else "onednn"
 

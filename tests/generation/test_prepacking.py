@@ -40,7 +40,7 @@ SAMPLING = GenerationConfig(max_new_tokens=FEW_STEPS, seed=3)
 def _by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := onednn.why_unavailable():
         pytest.skip(f"needs oneDNN in torch: {reason}")
-    monkeypatch.setattr(products, "library", lambda: "onednn")
+    monkeypatch.setattr(products, "linear_backend", lambda: "onednn")
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_they_take_no_more_than_the_gradients_that_the_memory_estimate_counts() 
 def test_nothing_happens_where_another_library_computes(
     made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "library", lambda: "torch")
+    monkeypatch.setattr(products, "linear_backend", lambda: "torch")
     model = ReaLModel(CONFIG, seed=3)
     with prepacked_for_decoding(model.network, FEW_STEPS) as forms:
         assert forms == []

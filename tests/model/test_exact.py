@@ -135,7 +135,7 @@ def test_products_are_exact_whichever_library_is_named(variant: str, monkeypatch
     model, tokens, bounds = build(VARIANTS[variant]), torch.arange(13) % 50, torch.tensor([0, 13])
     computed = []
     for library in ("onednn", "torch"):
-        monkeypatch.setattr(products, "library", lambda library=library: library)
+        monkeypatch.setattr(products, "linear_backend", lambda library=library: library)
         with torch.no_grad(), ExactMode(model):
             computed.append(model(tokens, bounds))
     assert torch.equal(*computed) or why_not_batch_invariant()

@@ -17,9 +17,8 @@ from torch.autograd import forward_ad
 
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
-from reallm.model.products import library as choice
+from reallm.model.products import backend, onednn
 from reallm.model.products import linear as products
-from reallm.model.products import onednn
 from reallm.model.products.linear import input_grads, joint_linear, linear, linear_into, uses_onednn
 from reallm.model.products.prepacked import PrepackedWeight, settled_weights
 from reallm.model.transformer import Transformer
@@ -47,13 +46,13 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The library that computes products in a test, whatever the machine is."""
     name: str = request.param
-    monkeypatch.setattr(products, "library", lambda: name)
+    monkeypatch.setattr(products, "linear_backend", lambda: name)
     return name
 
 
 @pytest.fixture
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "library", lambda: "onednn")
+    monkeypatch.setattr(products, "linear_backend", lambda: "onednn")
 
 
 # ---------------------------------------------------------------------- values and gradients
@@ -165,9 +164,9 @@ def test_modes_and_transforms_of_torch_see_the_operators_they_know() -> None:
 def test_a_wrong_or_missing_operator_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget() -> None:
         onednn.why_unavailable.cache_clear()
-        choice.library.cache_clear()
+        backend.linear_backend.cache_clear()
 
-    monkeypatch.setattr(choice, "cpu_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(backend, "cpu_vendor", lambda: "AuthenticAMD")
     right = onednn.product
 
     def wrong(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Tensor | None = None) -> Tensor:
@@ -182,13 +181,13 @@ def test_a_wrong_or_missing_operator_is_not_used(monkeypatch: pytest.MonkeyPatch
             forget()
             assert reason in (onednn.why_unavailable() or "")
             assert onednn.why_not_batch_invariant() == onednn.why_unavailable()
-            assert choice.library() == "torch"
+            assert backend.linear_backend() == "torch"
     finally:
         monkeypatch.undo()
         forget()
 
 
-# ---------------------------------------------------------------------- the choice
+# ---------------------------------------------------------------------- the backend
 
 
 @pytest.mark.parametrize(
@@ -205,20 +204,20 @@ def test_a_wrong_or_missing_operator_is_not_used(monkeypatch: pytest.MonkeyPatch
 def test_the_choice_is_a_rule(
     monkeypatch: pytest.MonkeyPatch, vendor: str, works: bool, named: str, expected: str
 ) -> None:
-    monkeypatch.setattr(choice, "cpu_vendor", lambda: vendor)
-    monkeypatch.setattr(choice, "why_unavailable", lambda: None if works else "not here")
-    monkeypatch.setenv(choice.OVERRIDE, named)
-    assert choice.library.__wrapped__() == expected
+    monkeypatch.setattr(backend, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(backend, "why_unavailable", lambda: None if works else "not here")
+    monkeypatch.setenv(backend.OVERRIDE, named)
+    assert backend.linear_backend.__wrapped__() == expected
 
 
 def test_a_choice_that_is_not_possible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "why_unavailable", lambda: "this version of torch has no oneDNN")
-    monkeypatch.setenv(choice.OVERRIDE, "mkl")
+    monkeypatch.setattr(backend, "why_unavailable", lambda: "this version of torch has no oneDNN")
+    monkeypatch.setenv(backend.OVERRIDE, "mkl")
     with pytest.raises(ConfigError, match="REALLM_LINEAR=mkl is not one of onednn, torch"):
-        choice.library.__wrapped__()
-    monkeypatch.setenv(choice.OVERRIDE, "onednn")
+        backend.linear_backend.__wrapped__()
+    monkeypatch.setenv(backend.OVERRIDE, "onednn")
     with pytest.raises(ConfigError, match="REALLM_LINEAR=onednn is not possible: this version of torch has no oneDNN"):
-        choice.library.__wrapped__()
+        backend.linear_backend.__wrapped__()
 
 
 # ---------------------------------------------------------------------- the same bits for any batch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from reallm.model.products import onednn
-from reallm.model.products.library import library
+from reallm.model.products.backend import linear_backend
 from reallm.model.products.prepacked import PrepackedWeight
 
 PIECE_BYTES = 24 << 20
@@ -30,7 +30,7 @@ def linear(
     *,
     exact: bool = False,
 ) -> Tensor:
-    """`x @ weight.T + bias`, by the library that `library.library` names; differentiable once.
+    """`x @ weight.T + bias`, by the backend that `linear_backend` names; differentiable once.
 
     It is `F.linear` except for plain float32 tensors on the CPU, outside of `torch.compile`, autocast, function
     transforms and dispatch modes. Where oneDNN computes it, a row of the result does not depend on the other rows
@@ -110,7 +110,7 @@ def uses_onednn(x: Tensor, weight: Tensor, *, exact: bool = False) -> bool:
         and not onednn.is_watched()
         and x.numel() > 0
         and weight.numel() > 0
-        and (exact or library() == "onednn")
+        and (exact or linear_backend() == "onednn")
     )
 
 

@@ -1,4 +1,4 @@
-"""The library that computes products on this machine.
+"""The backend of linear layers: the library that computes products on this machine.
 
 The choice is a rule, not a race. Libraries add up a product in different orders, and a run must give the same numbers
 when it is repeated or resumed; which library wins a race of some milliseconds depends on whatever else the machine
@@ -25,26 +25,26 @@ from typing import Literal, cast, get_args
 from reallm.errors import ConfigError
 from reallm.model.products.onednn import why_unavailable
 
-Library = Literal["onednn", "torch"]
+Backend = Literal["onednn", "torch"]
 OVERRIDE = "REALLM_LINEAR"
-"""Environment variable that names the library."""
+"""Environment variable that names the backend."""
 ONEDNN_VENDORS = frozenset({"AuthenticAMD", "HygonGenuine"})
 
 
 @cache
-def library() -> Library:
-    """The library for float32 products on the CPU; the same in every process on this machine.
+def linear_backend() -> Backend:
+    """The backend for float32 products on the CPU; the same in every process on this machine.
 
     Raises:
-        ConfigError: the environment variable asks for something else than a library that works here.
+        ConfigError: the environment variable names no backend that works here.
     """
     chosen = os.environ.get(OVERRIDE, "")
-    if chosen and chosen not in get_args(Library):
-        raise ConfigError(f"{OVERRIDE}={chosen} is not one of {', '.join(get_args(Library))}; change or unset it")
+    if chosen and chosen not in get_args(Backend):
+        raise ConfigError(f"{OVERRIDE}={chosen} is not one of {', '.join(get_args(Backend))}; change or unset it")
     if chosen == "onednn" and (reason := why_unavailable()):
         raise ConfigError(f"{OVERRIDE}=onednn is not possible: {reason}; unset it")
     if chosen:
-        return cast(Library, chosen)
+        return cast(Backend, chosen)
     return "onednn" if cpu_vendor() in ONEDNN_VENDORS and why_unavailable() is None else "torch"
 
 
