@@ -59,7 +59,7 @@ class PageManager:
     ) -> None:
         n_pages = n_tokens // page_size
         self.n_tokens = n_pages * page_size
-        self._page_size, self._shares, self._keys_are_stale = page_size, prefix_sharing, keys_are_stale
+        self._page_size, self._shares = page_size, prefix_sharing
         self._holders: dict[int, _Holder] = {}
         self._index = PrefixIndex(page_size, keys_are_stale)
         self._n_holders: dict[int, int] = {}  # page -> number of sequences that have it, if any
@@ -202,10 +202,8 @@ class PageManager:
         parent = None if sequence.parent_id is None else self._holders.get(sequence.parent_id)
         if parent is None:
             return None, 0
-        n_shared, stale = min(parent.n_computed, sequence.n_shared), self._keys_are_stale
-        if not (self._index.is_shareable(parent.sequence) or n_shared == parent.n_computed):
-            return None, 0
-        return (None, 0) if stale is not None and stale(n_shared, len(sequence.tokens)) else (parent, n_shared)
+        n_shared = self._index.n_from_parent(sequence, parent.sequence, parent.n_computed)
+        return (parent, n_shared) if n_shared else (None, 0)
 
     def _block(self, holder: _Holder, block_hash: int) -> _Block:
         """The next full block of a sequence, which can be found from now on."""

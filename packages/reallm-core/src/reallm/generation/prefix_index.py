@@ -39,6 +39,20 @@ class PrefixIndex:
         """Whether the keys of a sequence are those of any other that begins alike."""
         return self._keys_are_stale is None or not self._keys_are_stale(1, len(sequence.tokens))
 
+    def n_from_parent(
+        self, sequence: SequenceState, parent: SequenceState, n_computed: int, *, per_token: bool = True
+    ) -> int:
+        """Number of the first tokens of a sequence that it can have from its parent, which has `n_computed`.
+
+        Tokens that the parent has had computed since its prompt are in the way unless all that layers keep is
+        `per_token`, and stays as it is when a sequence gets longer.
+        """
+        n_tokens = min(n_computed, sequence.n_shared)
+        if n_tokens < n_computed and not (per_token and self.is_shareable(parent)):
+            return 0
+        is_stale = self._keys_are_stale is not None and self._keys_are_stale(n_tokens, len(sequence.tokens))
+        return 0 if is_stale else n_tokens
+
     def hashes(self, sequence: SequenceState, n_blocks: int) -> list[int]:
         """Hashes of the first `n_blocks` blocks of a sequence; each is computed once and kept with the sequence."""
         root, known, size = hash((self._version,)), sequence.block_hashes, self.block_size

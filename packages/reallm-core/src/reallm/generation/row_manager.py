@@ -51,7 +51,6 @@ class RowManager:
         self.n_tokens = n_tokens
         self._block_size = block_size
         self._shares, self._per_token = prefix_sharing and per_token, per_token
-        self._keys_are_stale = keys_are_stale
         self._index = PrefixIndex(block_size, keys_are_stale)
         self._holders: dict[int, _Holder] = {}
         self._kept: dict[int, None] = {}  # ids of finished sequences, the least recently used first
@@ -210,12 +209,8 @@ class RowManager:
         parent = None if sequence.parent_id is None else self._holders.get(sequence.parent_id)
         if parent is None:
             return None, 0
-        n_shared, stale = min(parent.n_computed, sequence.n_shared), self._keys_are_stale
-        # tokens that the parent has computed since do not matter if what is kept of a token stays as it is
-        may_go_on = self._per_token and self._index.is_shareable(parent.sequence)
-        if not n_shared or not (may_go_on or n_shared == parent.n_computed):
-            return None, 0
-        return (None, 0) if stale is not None and stale(n_shared, len(sequence.tokens)) else (parent, n_shared)
+        n_shared = self._index.n_from_parent(sequence, parent.sequence, parent.n_computed, per_token=self._per_token)
+        return (parent, n_shared) if n_shared else (None, 0)
 
     def _can_be_taken_over(self, holder: _Holder, sequence: SequenceState, capacity: int) -> bool:
         """Whether a row can become that of another sequence, because that one has all of its listed blocks."""
