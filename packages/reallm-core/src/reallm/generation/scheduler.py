@@ -86,19 +86,14 @@ class Scheduler:
 
     def remove(self, sequence_id: int) -> None:
         """End a sequence, running or waiting."""
-        sequence = self._by_id.pop(sequence_id)
-        if self._running.pop(sequence_id, None) is None:
-            self._waiting.remove(sequence)
-        else:
-            self._manager.finish(sequence)
+        running = self._take_out(sequence_id)
+        if running is not None:
+            self._manager.finish(running)
 
     def discard(self, sequence_id: int) -> Placement | None:
         """End a sequence whose tokens nobody may use; returns the room that only it has, if it runs."""
-        sequence = self._by_id.pop(sequence_id)
-        if self._running.pop(sequence_id, None) is None:
-            self._waiting.remove(sequence)
-            return None
-        return self._manager.discard(sequence)
+        running = self._take_out(sequence_id)
+        return None if running is None else self._manager.discard(running)
 
     def new_tokens(self, scheduled: ScheduledSequence) -> list[int]:
         """The tokens of a sequence that a step computes."""
@@ -145,6 +140,13 @@ class Scheduler:
         self._planned_copies.clear()
 
     # ------------------------------------------------------------------ private helpers
+
+    def _take_out(self, sequence_id: int) -> SequenceState | None:
+        """Schedule a sequence no longer; returns it if it was running, and so has room in the cache."""
+        sequence = self._by_id.pop(sequence_id)
+        if sequence_id not in self._running:
+            self._waiting.remove(sequence)
+        return self._running.pop(sequence_id, None)
 
     def _continue_running(self, planned: dict[SequenceState, int], copies: list[CacheCopy]) -> None:
         """Plan the running sequences while there are tokens for them."""
