@@ -46,11 +46,11 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     if final.is_dir():
         raise DataError(f"cannot write {path}: it is a folder")
     with _locked_siblings(final) as work:
-        with _errors_name(final):
+        with errors_name(final):
             work.new.touch()
-        with _errors_name(final, only_full_disk=True):
+        with errors_name(final, only_full_disk=True):
             yield work.new
-        with _errors_name(final):
+        with errors_name(final):
             _flush(work.new)
             work.new.replace(final)
             _flush(final.parent)
@@ -80,11 +80,11 @@ def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -
     if Path.cwd().is_relative_to(final):
         raise DataError(f"cannot replace {final}: it is the working folder or holds it; choose a folder of its own")
     with _locked_siblings(final) as work:
-        with _errors_name(final):
+        with errors_name(final):
             work.new.mkdir()
-        with _errors_name(final, only_full_disk=True):
+        with errors_name(final, only_full_disk=True):
             yield work.new
-        with _errors_name(final):
+        with errors_name(final):
             if keep is not None and final.is_dir():
                 _carry_over(final, work.new, keep)
             _flush_tree(work.new)
@@ -112,7 +112,7 @@ def remove_folder(path: AnyPath) -> None:
     """Remove a folder atomically: even after a kill, `path` is either complete or absent. It need not exist."""
     final = Path(path)
     doomed = _siblings(final, secrets.token_hex(8)).gone
-    with _errors_name(final), suppress(FileNotFoundError):
+    with errors_name(final), suppress(FileNotFoundError):
         final.rename(doomed)
         shutil.rmtree(doomed)
 
@@ -150,7 +150,7 @@ def _all_siblings(final: Path) -> list[_Siblings]:
 @contextmanager
 def _locked_siblings(final: Path) -> Iterator[_Siblings]:
     """Make locked siblings of `final` for one write; leftovers are removed before it, and these siblings afterwards."""
-    with _errors_name(final):
+    with errors_name(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         _clean_up_killed_writes(final)
         work, lock = _new_siblings(final)
@@ -270,8 +270,8 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
-    """Context that turns errors into a DataError that names the path.
+def errors_name(final: Path, *, only_full_disk: bool = False) -> Iterator[None]:
+    """Context that turns errors of writing into a DataError that names the path.
 
     With `only_full_disk`, for the caller's block, other errors pass: they may be about another file.
     """

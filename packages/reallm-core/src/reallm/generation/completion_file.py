@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from reallm.atomic_files import atomic_write
+from reallm.atomic_files import atomic_write, errors_name
 from reallm.errors import DataError
 from reallm.printable import json_line
 
@@ -52,7 +52,7 @@ class CompletionFile:
         has_rows = (folder / _ROWS).exists() and (folder / _ROWS).stat().st_size > 0
         if path.exists() and not overwrite and not has_rows:
             raise DataError(f"{path} exists; give another --output, or --overwrite to replace it")
-        with _errors_name(path):
+        with errors_name(path):
             folder.mkdir(exist_ok=True)
             rows = (folder / _ROWS).open("a+b", buffering=0)
         with rows:
@@ -60,7 +60,7 @@ class CompletionFile:
             if has_rows and not overwrite:
                 _check_settings(path, _read_settings(folder), settings)
             else:
-                with _errors_name(path):
+                with errors_name(path):
                     rows.truncate(0)
             with atomic_write(folder / _SETTINGS) as temporary:
                 temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -91,7 +91,7 @@ class CompletionFile:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write the next row; a kill afterwards does not lose it."""
         line = json_line(row).encode()
-        with _errors_name(self.path):
+        with errors_name(self.path):
             written = self._rows.write(line)
             if written < len(line):
                 raise OSError(0, "the disk is full")
@@ -100,7 +100,7 @@ class CompletionFile:
     def finish(self) -> None:
         """Give the file its name; all rows are written."""
         folder = partial_folder(self.path)
-        with _errors_name(self.path):
+        with errors_name(self.path):
             os.fsync(self._rows.fileno())
             (folder / _ROWS).replace(self.path)
             shutil.rmtree(folder)
@@ -163,11 +163,3 @@ def _check_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
             f"the rows in {partial_folder(path)} were made with {made_with}; give the same to go on with them, or "
             "--overwrite to start afresh"
         )
-
-
-@contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
