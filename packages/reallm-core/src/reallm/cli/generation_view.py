@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import typer
 
@@ -16,13 +15,6 @@ from reallm.printable import json_line, printable
 
 Write = Callable[[str], object]
 """Function that writes text."""
-
-
-class View(Protocol):
-    """Shows the events of an engine whose requests are the prompts, in their order."""
-
-    def show(self, event: Event) -> None:
-        """Show what there is to be seen after an event."""
 
 
 class ShownText:
@@ -74,7 +66,7 @@ class TextView:
     """Writes one sample after the other: the first that has not ended while it is generated.
 
     Args:
-        prompts: the prompts, which are quoted.
+        prompts: the prompts of the requests of an engine, in their order; they are quoted.
         n: number of samples of each.
         write: where to write.
     """
@@ -111,7 +103,7 @@ class JsonView:
     """Writes a line for each prompt when all its samples have ended, in order.
 
     Args:
-        prompts: the prompts, whose rows are carried along.
+        prompts: the prompts of the requests of an engine, in their order; their rows are carried along.
         n: number of samples of each.
         write: where to write.
     """
