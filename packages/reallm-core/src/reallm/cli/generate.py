@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reallm.cli.generation_model import DeviceOption, check_device, check_model, events, load_model
 from reallm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="End before TEXT where it appears; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Continue prompts with a checkpoint.
@@ -107,7 +108,6 @@ def generate(
     if as_json and output is not None:
         raise ConfigError("--output writes JSON lines anyway; leave --json out")
 
-    from reallm.cli.generation_model import check_device
     from reallm.generation.config import GenerationConfig
 
     check_device(device)
@@ -202,7 +202,6 @@ def _print_completions(
     as_json: bool,
 ) -> None:
     """Print completions while they are generated."""
-    from reallm.cli.generation_model import check_model, events, load_model
     from reallm.cli.generation_view import JsonView, TextView
     from reallm.generation.completed_rows import check_columns
     from reallm.generation.prompts import PromptEncoder, as_prompts, read_prompts

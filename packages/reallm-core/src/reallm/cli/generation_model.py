@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
 
 from reallm.errors import ConfigError
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from reallm.launch.signals import StopRequest
 
 DEVICES = ("auto", "cpu", "cuda")
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")
+]
+"""The option `--device`; `check_device` checks its value."""
 
 
 class LoadedModel(NamedTuple):

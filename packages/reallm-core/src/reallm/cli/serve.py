@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reallm.cli.generation_model import check_device, check_model, load_model
+from reallm.cli.generation_model import DeviceOption, check_device, check_model, load_model
 from reallm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def serve(
         str | None,
         typer.Option(metavar="NAME", help="Name of the model for clients. Default: the folder's.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(
