@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reallm.errors import counted
 from reallm.model.activation_checkpointing import checkpoint
-from reallm.model.attention.functional import AttentionSpec, additive_mask, sdpa
+from reallm.model.attention.functional import AttentionSpec, causal_mask, sdpa
 from reallm.model.attention.kv_cache import BlockCache, LayerCache, store
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
@@ -79,13 +79,11 @@ def chunk_mask(n_keys: int, window: int | None, dtype: torch.dtype, device: torc
 
     Args:
         n_keys: number of keys, a multiple of `CHUNK`.
-        window: number of tokens that each token sees, itself included; None: itself and all before it.
+        window: as in `causal_mask`.
         dtype: dtype of the scores.
         device: device of the scores.
     """
-    queries, keys = torch.arange(n_keys - CHUNK, n_keys, device=device), torch.arange(n_keys, device=device)
-    distance = queries[:, None] - keys
-    return additive_mask(distance >= 0 if window is None else (distance >= 0) & (distance < window), dtype)
+    return causal_mask(n_keys - CHUNK, n_keys, 0, window, dtype, device)
 
 
 def attend_chunks(q: Tensor, keys: Tensor, values: Tensor, total: int, mask: Tensor, spec: AttentionSpec) -> Tensor:

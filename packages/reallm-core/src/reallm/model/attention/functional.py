@@ -131,12 +131,13 @@ def causal_mask(
         dtype: dtype of the scores.
         device: device of the scores.
     """
-    distance = torch.arange(first, last, device=device)[:, None] - torch.arange(left, last, device=device)
-    return additive_mask(distance >= 0 if window is None else (distance >= 0) & (distance < window), dtype)
+    distances = torch.arange(first, last, device=device)[:, None] - torch.arange(left, last, device=device)
+    return _mask_of_distances(distances, window, dtype)
 
 
-def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `seen`, a bool tensor of any shape, is true, else -infinity."""
+def _mask_of_distances(distances: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where a query at a distance [...] behind a key sees it, else -infinity."""
+    seen = distances >= 0 if window is None else (distances >= 0) & (distances < window)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
@@ -219,8 +220,8 @@ def rows_mask(
         dtype: dtype of the scores.
         device: device of the scores.
     """
-    distance = torch.tensor(totals, device=device)[:, None] - torch.arange(left + 1, right + 1, device=device)
-    return additive_mask(distance >= 0 if window is None else (distance >= 0) & (distance < window), dtype)
+    distances = torch.tensor(totals, device=device)[:, None] - torch.arange(left + 1, right + 1, device=device)
+    return _mask_of_distances(distances, window, dtype)
 
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
