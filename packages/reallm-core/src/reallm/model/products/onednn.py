@@ -25,6 +25,8 @@ SHAPES_KEPT = 128
 """Number of shapes for which compiled code is kept. It is half a megabyte for each, and another number of rows is
 another shape: with the libraries' own limit of 1,024, a process would grow by half a gigabyte within some 100 steps. To
 compile a shape again takes half a millisecond."""
+for _name in CACHE_CAPACITIES:  # read at the first product of any kind, such as one in bfloat16 by `F.linear`
+    os.environ.setdefault(_name, str(SHAPES_KEPT))
 SMALL_SHAPES = ((7, 5), (64, 64), (192, 96))
 """N, K of the weights with which the probe checks that products are right."""
 SHAPES = (*SMALL_SHAPES, (576, 576), (192, 1536), (1536, 192))
@@ -80,8 +82,6 @@ def why_unavailable() -> str | None:
     """The reason that these products cannot be used with this version of torch; None: they can, and are right."""
     if not torch.backends.mkldnn.is_available():
         return "this version of torch has no oneDNN"
-    for name in CACHE_CAPACITIES:
-        os.environ.setdefault(name, str(SHAPES_KEPT))  # read when the first product is computed
     try:
         for weight, x in map(_random, SMALL_SHAPES):
             expected = x.double() @ weight.double().t()
