@@ -359,16 +359,15 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
         self, tokenizer: PreTrainedTokenizerBase | None, *, exact: bool, keep: bool
     ) -> Iterator[GenerationEngine]:
         """Context with the engine that an earlier call has kept, or a new one, which is then closed or kept."""
-        engine, self._kept_engine = self._kept_engine, None
-        if engine is not None and engine.is_exact != exact:
-            engine.close()
-            engine = None
-        if engine is None:
-            engine = self.generation_engine(exact=exact)
+        kept, self._kept_engine = self._kept_engine, None
+        if kept is not None and kept.is_exact != exact:
+            kept.close()
+            kept = None
         with ExitStack() as stack:
-            stack.enter_context(engine)
-            engine.decoder = None if tokenizer is None else TokenDecoder(tokenizer)
-            engine.default_stop_token_ids = tuple(self._default_stop_token_ids(tokenizer))
+            engine = stack.enter_context(kept or self.generation_engine(tokenizer, exact=exact))
+            if kept is not None:
+                engine.decoder = None if tokenizer is None else TokenDecoder(tokenizer)
+                engine.default_stop_token_ids = tuple(self._default_stop_token_ids(tokenizer))
             yield engine
             if keep:
                 stack.pop_all()
