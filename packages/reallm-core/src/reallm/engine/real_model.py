@@ -1,10 +1,9 @@
-"""`ReaLModel`: a network with the checkpoint it came from, and methods to save it and to generate with it."""
+"""`ReaLModel`: a network with the checkpoint it came from, and methods to load and to save it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,36 +18,25 @@ from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.dtype_device import as_device, as_dtype
-from reallm.engine.diagnosis import nonfinite_explained
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
-from reallm.engine.sharded_model import ShardedModel
-from reallm.errors import CheckpointError, ConfigError, DataError
-from reallm.generation.config import GenerationConfig, as_generation_config
-from reallm.generation.data_parallel import make_engine
-from reallm.generation.engine import GenerationEngine
-from reallm.generation.generate import add_prompts, continue_prompts
+from reallm.engine.generative_model import GenerativeModel
+from reallm.errors import CheckpointError, ConfigError
 from reallm.generation.logprobs import forward_packed, logprobs
-from reallm.generation.nonfinite import refuse_nonfinite
-from reallm.generation.request import Completion, Event, FinishedEvent
-from reallm.generation.text import TokenDecoder
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
 from reallm.hf.conversion.families import check_family, family_for
 from reallm.hf.conversion.state_dict import state_dict_from_hf, state_dict_to_hf
 from reallm.hf.conversion.transformers_io import (
     checkpoint_state,
-    end_of_sequence_ids,
-    load_tokenizer,
     transformers_config,
     transformers_model,
 )
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
-from reallm.model.inputs import as_prompts, as_tokens
+from reallm.model.inputs import as_tokens
 from reallm.model.sharding import Box
 from reallm.notices import notify_once
-from reallm.parallel.fsdp import unsharded
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import fail_together
 from reallm.parallel.parallelize import load_local
@@ -59,7 +47,7 @@ if TYPE_CHECKING:
 PathLike = str | Path
 
 
-class ReaLModel(ShardedModel, metaclass=FamilyMethods):
+class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
     """A decoder-only language model on packed sequences, for training, inference and generation alike.
 
         model = ReaLModel.from_pretrained("path/to/checkpoint")
@@ -76,12 +64,8 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
 
     family: HFFamily | None = None
     """The family in whose format the model is saved."""
-    source: Path | None = None
-    """The folder of the checkpoint that the model came from."""
     bytes_read: int = 0
     """Bytes of the checkpoint's tensors that this process has read."""
-    _raw_hf_config: Mapping[str, Any] | None = None
-    _kept_engine: GenerationEngine | None = None
 
     def __getattr__(self, attribute: str) -> Any:
         if split_name(attribute) is not None:
@@ -211,7 +195,7 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             )
         return transformers_config(self._to_raw(self.family, None))
 
-    # ------------------------------------------------------------------ inference and generation
+    # ------------------------------------------------------------------ inference
 
     def token_logprobs(
         self,
@@ -263,173 +247,6 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             return network.head(hidden)
 
         return forward_packed(network, tokens, cu_seqlens, per_token, mesh=self.mesh, max_tokens=max_tokens)
-
-    def generate(
-        self,
-        prompts: Sequence[str | Sequence[int] | Tensor],
-        config: GenerationConfig | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        exact: bool = False,
-        keep_cache: bool = False,
-        **fields: Any,
-    ) -> list[Completion]:
-        """Continue prompts, given as text or as token ids, all of them at once.
-
-            model.generate(["Once upon a time"], max_new_tokens=64, temperature=0.7, n=4)
-
-        With a mesh, all ranks of its layout make the same call and get the same result.
-
-        Args:
-            prompts: texts, or token ids as lists, tensors or arrays. The key of a prompt's random stream is its index.
-            config: settings for sampling tokens and for ending a sequence. `stop_token_ids=None` takes the
-                end-of-sequence tokens of the checkpoint, and of `tokenizer`.
-            tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
-            exact: whether log-probabilities are those of `token_logprobs(exact=True)`, bit for bit.
-            keep_cache: keep the memory of the cache, and what was computed of the prompts, for the next call, which
-                gives it back unless it keeps it too. False: it is given back now.
-            fields: fields of `GenerationConfig`, instead of `config` or in place of its own.
-
-        Returns:
-            The completions in the order of the prompts, `n` of each.
-
-        Raises:
-            NonFiniteError: logits are NaN or infinite; names the prompt, the step, and what is wrong with the model.
-            DataError: a prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions or
-                the cache.
-            ConfigError: a value is not allowed, `exact` is not possible, or this is a critic.
-        """
-        config = as_generation_config("generate", config, fields)
-        ids, tokenizer = self._encode(prompts, config, tokenizer)
-        with self._ready_to_generate(), self._engine_in_use(tokenizer, exact=exact, keep=keep_cache) as engine:
-            return continue_prompts(engine, ids, config)
-
-    def stream(
-        self,
-        prompts: Sequence[str | Sequence[int] | Tensor],
-        config: GenerationConfig | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        exact: bool = False,
-        **fields: Any,
-    ) -> Iterator[Event]:
-        """Continue prompts, and iterate over the events: each token as it is generated, each completion as it ends.
-
-        Arguments and errors as in `generate`; `request_id` of an event is the index of its prompt. With a mesh, all
-        ranks of its layout make the same call, and go on with the iteration together.
-        """
-        config = as_generation_config("stream", config, fields)
-        ids, tokenizer = self._encode(prompts, config, tokenizer)
-        return self._events(ids, config, tokenizer, exact=exact)
-
-    def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> GenerationEngine:
-        """An engine for requests that come at any time; see `GenerationEngine` for the options.
-
-        With a mesh, all ranks of its layout make this call and the same calls of the engine, and get the same events.
-
-        Args:
-            tokenizer: decodes tokens; None: completions have no text, and there are no stop strings.
-            options: arguments of `GenerationEngine`.
-
-        Raises:
-            ConfigError: this is a critic, or an option is wrong.
-        """
-        check_names(
-            "generation_engine",
-            options,
-            [
-                "tokenizer",
-                *(name for name in inspect.signature(GenerationEngine).parameters if name not in ("network", "mesh")),
-            ],
-        )
-        self._refuse_critic()
-        _check_tokenizer(tokenizer)
-        return make_engine(
-            self.network,
-            mesh=self.mesh,
-            **{
-                "decoder": None if tokenizer is None else TokenDecoder(tokenizer),
-                "default_stop_token_ids": self._default_stop_token_ids(tokenizer),
-                **options,
-            },
-        )
-
-    @contextmanager
-    def _engine_in_use(
-        self, tokenizer: PreTrainedTokenizerBase | None, *, exact: bool, keep: bool
-    ) -> Iterator[GenerationEngine]:
-        """Context with the engine that an earlier call has kept, or a new one, which is then closed or kept."""
-        kept, self._kept_engine = self._kept_engine, None
-        if kept is not None and kept.is_exact != exact:
-            kept.close()
-            kept = None
-        with ExitStack() as stack:
-            engine = stack.enter_context(kept or self.generation_engine(tokenizer, exact=exact))
-            if kept is not None:
-                engine.decoder = None if tokenizer is None else TokenDecoder(tokenizer)
-                engine.default_stop_token_ids = tuple(self._default_stop_token_ids(tokenizer))
-            yield engine
-            if keep:
-                stack.pop_all()
-                self._kept_engine = engine
-
-    def _events(
-        self,
-        ids: Sequence[Sequence[int]],
-        config: GenerationConfig,
-        tokenizer: PreTrainedTokenizerBase | None,
-        *,
-        exact: bool,
-    ) -> Iterator[Event]:
-        with self._ready_to_generate(), self.generation_engine(tokenizer, exact=exact) as engine:
-            add_prompts(engine, ids, config)
-            while engine.has_work:
-                for event in engine.step():
-                    if isinstance(event, FinishedEvent):
-                        refuse_nonfinite([(f"prompt {event.request_id}", event.completion)])
-                    yield event
-
-    def _encode(
-        self,
-        prompts: Sequence[str | Sequence[int] | Tensor],
-        config: GenerationConfig,
-        tokenizer: PreTrainedTokenizerBase | None,
-    ) -> tuple[list[list[int]], PreTrainedTokenizerBase | None]:
-        """Token ids of prompts, and the tokenizer, if there is one or one is needed."""
-        checked = as_prompts(prompts)
-        self._refuse_critic()
-        _check_tokenizer(tokenizer)
-        if tokenizer is None and (config.stop or any(isinstance(prompt, str) for prompt in checked)):
-            tokenizer = self._tokenizer()
-        return [tokenizer.encode(each) if isinstance(each, str) and tokenizer else each for each in checked], tokenizer  # type: ignore[misc]
-
-    @contextmanager
-    def _ready_to_generate(self) -> Iterator[None]:
-        """Context in evaluation mode with all parameters whole, which says what is wrong with non-finite logits."""
-        was_training = self.training
-        self.eval()
-        try:
-            with unsharded(self.network), nonfinite_explained(self.network, self.mesh):
-                yield
-        finally:
-            self.train(was_training)
-
-    def _refuse_critic(self) -> None:
-        if self.config.is_critic:
-            raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.source is None:
-            raise DataError(
-                "text needs a tokenizer, and this model did not come from a checkpoint: pass generate(tokenizer=...)"
-            )
-        with fail_together(self.mesh):
-            return load_tokenizer(self.source)
-
-    def _default_stop_token_ids(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
-        ids = [] if self._raw_hf_config is None else end_of_sequence_ids(self._raw_hf_config, self.source)
-        eos = getattr(tokenizer, "eos_token_id", None)
-        return ids if eos is None or eos in ids else [*ids, eos]
 
     # ------------------------------------------------------------------ HuggingFace families
 
@@ -553,8 +370,3 @@ class ReaLModel(ShardedModel, metaclass=FamilyMethods):
             return
         with fail_together(self.mesh if self.mesh is not None and self.mesh.is_member else None):
             check_finite(folder, family, stored, tensors)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if isinstance(tokenizer, str | Path):
-        raise ConfigError(f"tokenizer must be a tokenizer, not a path ({tokenizer}); leave it out to take the model's")
