@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reallm.errors import ConfigError, DataError
+from reallm.errors import ConfigError, DataError, counted
 from reallm.generation.request import Request
 from reallm.model.config import ReaLModelConfig
 from reallm.model.rope import longest_with_fixed_frequencies
@@ -44,7 +44,7 @@ def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_d
     if room < max_new_tokens:
         remedy = f"give max_new_tokens={room} or less" if room > 0 else "shorten it"
         raise DataError(
-            f"{name} has {n_tokens} tokens, and with max_new_tokens={max_new_tokens} it may outgrow the "
+            f"{name} has {counted(n_tokens, 'token')}, and with max_new_tokens={max_new_tokens} it may outgrow the "
             f"{config.longest_sequence} positions that the model has learned; {remedy}"
         )
 
@@ -55,10 +55,11 @@ def check_exact_request(config: ReaLModelConfig, request: Request, name: str) ->
     Raises:
         DataError: they may change.
     """
-    n_tokens, longest = len(request.prompt_ids) + request.config.max_new_tokens, longest_with_fixed_frequencies(config)
-    if longest is not None and n_tokens > longest:
+    n_prompt, max_new_tokens = len(request.prompt_ids), request.config.max_new_tokens
+    longest = longest_with_fixed_frequencies(config)
+    if longest is not None and n_prompt + max_new_tokens > longest:
         raise DataError(
-            f"{name} has {len(request.prompt_ids)} tokens, and with max_new_tokens={request.config.max_new_tokens} it "
+            f"{name} has {counted(n_prompt, 'token')}, and with max_new_tokens={max_new_tokens} it "
             f"may outgrow the {longest:,} tokens beyond which RoPE frequencies depend on a sequence's length, which "
             "exact mode excludes; lower max_new_tokens, or leave exact out"
         )
