@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reallm.data.chat.template import ChatTemplate
 from reallm.data.messages import Message
-from reallm.data.rows import Row
+from reallm.data.row import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,15 +57,14 @@ class Conversation:
         """The system message; None: whatever the template writes without one."""
         return self._system
 
-    def set_system(self, text: str | None) -> None:
+    def set_system(self, text: str) -> None:
         """Set the system message, from the next answer on; the messages so far stay.
 
         Raises:
             DataError: the chat template refuses it; the system message is as before.
         """
-        if text is not None:
-            _ROW.valid_text(text, "the system message")
-            self._rendered([{"role": "system", "content": text}, {"role": "user", "content": "question"}])
+        _ROW.valid_text(text, "the system message")
+        self._rendered([{"role": "system", "content": text}, {"role": "user", "content": "question"}])
         self._system = text
 
     def ask(self, text: str) -> list[int]:
