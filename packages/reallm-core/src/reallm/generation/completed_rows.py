@@ -20,8 +20,12 @@ def completed(row: Mapping[str, Any], completions: Sequence[Completion]) -> dict
     """The row of a prompt with its completion; with several, the values are lists."""
     if len(completions) == 1:
         [only] = completions
-        text: dict[str, Any] = {"completion": only.text}
-        return {**row, **text, "n_tokens": len(only.token_ids), "finish_reason": only.finish_reason}
+        return {
+            **row,
+            "completion": only.text,
+            "n_tokens": len(only.token_ids),
+            "finish_reason": only.finish_reason,
+        }
     return {
         **row,
         "completions": [one.text for one in completions],
