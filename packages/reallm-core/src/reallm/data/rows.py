@@ -64,7 +64,8 @@ def iter_rows(
     Raises:
         DataError: the source cannot be read, has no rows, or has a wrong one; names the location.
     """
-    columns, split = RowSource.of(source).columns, RowSource.of(source).split
+    row_source = RowSource.of(source)
+    columns, split = row_source.columns, row_source.split
     absent = set(columns.values())
     parts = [replace(part, read=partial(_noting_keys, part.read, absent)) for part in parts_of(source)]
     n_rows = 0
