@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -52,7 +53,7 @@ def test_a_text_ends_before_a_stop_string_even_inside_a_token(model: Path, capsy
     assert found["n_tokens"] <= at + 1
 
 
-def test_a_special_token_may_be_a_stop_string(model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_special_token_may_be_a_stop_string(model: Path) -> None:
     tokenizer = tiny_tokenizer()
     loaded = ReaLModel.from_pretrained(model)
     [free] = loaded.generate(["The fox"], tokenizer=tokenizer, max_new_tokens=4)
@@ -126,18 +127,23 @@ def test_text_is_written_while_it_is_generated(
     assert (fox, dog) == ("> The fox", "> A dog")
 
 
-@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_ctrl_c_ends_with_what_was_generated(
-    as_json: bool, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, steps = GenerationEngine.step, iter(range(1000))
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, *, before_step: int) -> None:
+    """Send this process SIGINT before a step of the engine, of which the first is 0."""
+    step, steps = GenerationEngine.step, itertools.count()
 
     def interrupted(engine: GenerationEngine) -> Any:
-        if next(steps) == 5:
+        if next(steps) == before_step:
             os.kill(os.getpid(), signal.SIGINT)
         return step(engine)
 
     monkeypatch.setattr(GenerationEngine, "step", interrupted)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_ctrl_c_ends_with_what_was_generated(
+    as_json: bool, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_ctrl_c(monkeypatch, before_step=5)
     arguments = ["generate", str(model), "The fox", "A dog", "--min-new-tokens", "100", *["--json"] * as_json]
     assert run(arguments) == 130
     printed = capsys.readouterr()
@@ -196,14 +202,7 @@ def test_ctrl_c_keeps_the_rows_of_a_file_and_says_how_to_go_on(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.txt").write_text("The fox\nA dog\n")
-    step, steps = GenerationEngine.step, iter(range(1000))
-
-    def interrupted(engine: GenerationEngine) -> Any:
-        if next(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(engine)
-
-    monkeypatch.setattr(GenerationEngine, "step", interrupted)
+    press_ctrl_c(monkeypatch, before_step=3)
     output = tmp_path / "out.jsonl"
     assert run(["generate", str(model), "--prompts", str(tmp_path / "in.txt"), "--output", str(output)]) == 130
     error = capsys.readouterr().err
