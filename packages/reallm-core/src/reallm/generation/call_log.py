@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 from reallm.errors import DataError
+from reallm.parallel.mesh import Group
+from reallm.parallel.object_collectives import all_gather_json
 
 
 class CallLog:
@@ -13,27 +14,23 @@ class CallLog:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self.has_news = False
-        """Whether there were calls since the last comparison."""
+        self._has_news = False
 
     def note(self, call: object) -> None:
         """Add a call, as an object whose `repr` says all about it."""
         self._hash.update(f"{call!r}\n".encode(errors="surrogatepass"))
-        self.has_news = True
+        self._has_news = True
 
-    @property
-    def digest(self) -> str:
-        """A text that is the same on ranks with the same calls."""
-        return self._hash.hexdigest()
-
-    def compare(self, by_rank: Mapping[int, str]) -> None:
-        """Compare the digests of ranks.
+    def compare(self, group: Group) -> None:
+        """Compare with the other ranks of a group, if there were calls since the last comparison.
 
         Raises:
-            DataError: they are not the same; names two ranks. Raised on all ranks.
+            DataError: their calls are not the same; names two ranks. Raised on all ranks.
         """
-        self.has_news = False
-        (first, digest), *others = by_rank.items()
+        if not self._has_news:
+            return
+        self._has_news = False
+        (first, digest), *others = all_gather_json(self._hash.hexdigest(), group).items()
         for rank, other in others:
             if other != digest:
                 raise DataError(

@@ -131,8 +131,7 @@ class DataParallelEngine(GenerationEngine):
 
     def _exchange(self) -> None:
         """Tell the other ranks what has happened, hear it from them, and take requests."""
-        if self._calls.has_news:
-            self._calls.compare(all_gather_json(self._calls.digest, self._mesh.all))
+        self._calls.compare(self._mesh.all)
         message = {
             "error": None if self._error is None else describe_error(self._error, self._mesh.rank),
             "events": self._untold,

@@ -21,7 +21,6 @@ from reallm.model.attention.kv_cache import ForwardCache
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.object_collectives import all_gather_json
 from reallm.parallel.pipeline_parallel.forward_only import ForwardOnlyPipeline
 
 PendingTokens = Callable[[], Sequence[SampledToken]]
@@ -121,8 +120,7 @@ class MeshReplica:
 
     def compare_calls(self) -> None:
         """Compare calls with those of the other ranks, if there were any."""
-        if self._calls.has_news:
-            self._calls.compare(all_gather_json(self._calls.digest, self._group))
+        self._calls.compare(self._group)
 
 
 def make_replica(network: Transformer, mesh: Mesh | None) -> Replica:
