@@ -170,7 +170,7 @@ def test_nothing_happens_where_another_library_computes(
 ) -> None:
     monkeypatch.setattr(products, "linear_backend", lambda: "torch")
     model = ReaLModel(CONFIG, seed=3)
-    with prepacked_for_decoding(model.network, FEW_STEPS) as forms:
+    with prepacked_for_decoding(model.network) as forms:
         assert forms == []
     generate_tokens(model.network, PROMPTS, SAMPLING)
     assert not made

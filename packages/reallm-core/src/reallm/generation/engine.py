@@ -316,7 +316,7 @@ class GenerationEngine:
         """Prepack weights, once a request is there for which it is worth the time."""
         if self._prepacking is None and self._most_new_tokens >= FEW_STEPS:
             stack = ExitStack()
-            self._prepacked = stack.enter_context(prepacked_for_decoding(self._network, self._most_new_tokens))
+            self._prepacked = stack.enter_context(prepacked_for_decoding(self._network))
             self._are_settled = False
             self._prepacking = weakref.finalize(self, stack.close)
 

@@ -14,14 +14,13 @@ FEW_STEPS = 16
 """Number of decoding steps below which prepacking takes longer than it saves."""
 
 
-def prepacked_for_decoding(model: Transformer, n_steps: int) -> AbstractContextManager[list[PrepackedWeight]]:
-    """Context in which a network decodes up to `n_steps` tokens with prepacked weights, which are freed at the end.
+def prepacked_for_decoding(model: Transformer) -> AbstractContextManager[list[PrepackedWeight]]:
+    """Context in which a network decodes with prepacked weights, which are freed at the end.
 
-    Without any for few steps, or if less than twice the memory for them is free; see also `prepacked_bytes`.
-    Results are the same.
+    Without any if less than twice the memory for them is free; see also `prepacked_bytes`. Results are the same.
     """
     n_bytes, available = prepacked_bytes(model), available_memory(next(model.parameters()).device)
-    if n_steps < FEW_STEPS or n_bytes == 0 or (available is not None and 2 * n_bytes > available):
+    if n_bytes == 0 or (available is not None and 2 * n_bytes > available):
         return nullcontext([])
     return model.prepacked_weights()
 
