@@ -11,7 +11,13 @@ import torch
 from reallm.generation import row_slabs
 from reallm.generation.model_runner import ModelRunner
 from reallm.generation.row_store import RowStore
-from tests.helpers.attention_layers import LatentAttention, RecurrentAttention, SilentAttention, model_of
+from tests.helpers.attention_layers import (
+    LatentAttention,
+    RecurrentAttention,
+    SilentAttention,
+    StatelessAttention,
+    model_of,
+)
 from tests.helpers.row_schedules import RowSchedule, random_lengths
 from tests.helpers.variants import BASE, VARIANTS, build, next_logits
 
@@ -39,28 +45,25 @@ def check(model, schedule, step, token_ids, runner):
     return logits
 
 
+def check_random_schedule(model, texts, seed):
+    """Compute all texts in random steps, between which some give back their rows and end, and check each step."""
+    schedule = RowSchedule(model.config, texts, CAPACITIES)
+    runner, rng = ModelRunner(model, RowStore.of(model)), random.Random(seed)
+    while any(text.n_cached < len(text.tokens) for text in schedule.texts):
+        if lengths := random_lengths(schedule, rng, 9):
+            check(model, schedule, *schedule.step(lengths), runner)
+        if rng.random() < 0.1:
+            schedule.leave(rng.randrange(len(texts)))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_random_schedules_equal_the_full_forward_pass(small_slabs, variant):
-    model = build(VARIANTS[variant]).double()
-    schedule = RowSchedule(model.config, random_texts(9, 22, 0), CAPACITIES)
-    runner, rng = ModelRunner(model, RowStore.of(model)), random.Random(1)
-    while any(text.n_cached < len(text.tokens) for text in schedule.texts):
-        if lengths := random_lengths(schedule, rng, 9):
-            check(model, schedule, *schedule.step(lengths), runner)
-        if rng.random() < 0.1:
-            schedule.leave(rng.randrange(9))
+    check_random_schedule(build(VARIANTS[variant]).double(), random_texts(9, 22, 0), seed=1)
 
 
-@pytest.mark.parametrize("attention", [LatentAttention, RecurrentAttention, SilentAttention])
-def test_random_schedules_of_layers_that_keep_something_else(small_slabs, attention):
-    model = model_of(attention).double()
-    schedule = RowSchedule(model.config, random_texts(6, 22, 4), CAPACITIES)
-    runner, rng = ModelRunner(model, RowStore.of(model)), random.Random(5)
-    while any(text.n_cached < len(text.tokens) for text in schedule.texts):
-        if lengths := random_lengths(schedule, rng, 9):
-            check(model, schedule, *schedule.step(lengths), runner)
-        if rng.random() < 0.1:
-            schedule.leave(rng.randrange(6))
+@pytest.mark.parametrize("attention", [LatentAttention, RecurrentAttention, SilentAttention, StatelessAttention])
+def test_random_schedules_of_layers_that_keep_something_else_or_nothing(small_slabs, attention):
+    check_random_schedule(model_of(attention).double(), random_texts(6, 22, 4), seed=5)
 
 
 @pytest.mark.parametrize("model", [build(BASE.replace(sliding_window=3)), model_of(RecurrentAttention)])

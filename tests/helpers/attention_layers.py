@@ -69,6 +69,18 @@ class SilentAttention(nn.Module):
         return x if cache is None else x + 0 * cache[0].sum()
 
 
+class StatelessAttention(nn.Module):
+    """Keeps nothing: each token sees itself alone."""
+
+    def __init__(self, config, block):
+        super().__init__()
+        self.proj = Linear(config.hidden_size, config.hidden_size, split="column")
+        self.cache_spec = ()
+
+    def forward(self, x, context, cache=None):
+        return self.proj(x)
+
+
 def model_of(attention: type[nn.Module]) -> Transformer:
     """A model with these attention layers and random weights, in evaluation mode."""
     model = Transformer(CONFIG.replace(attention=f"{__name__}:{attention.__name__}"))

@@ -19,8 +19,6 @@ from reallm.model.attention.kv_cache import CacheSpec
 SLAB_TOKENS = 16384
 """Capacity in tokens of a full slab of several rows: so many that another call for the next slab hardly counts, and so
 few that they can be copied when rows are added."""
-
-
 CALL_BYTES = 1 << 18
 """Number of bytes of keys and values that a CPU reads in the time that one more call of attention takes."""
 GPU_CALL_BYTES = 1 << 24
@@ -33,6 +31,7 @@ class Slab:
 
     capacity: int
     n_rows: int
+    device: torch.device
     blocks: dict[int, tuple[Tensor, ...]]
     """Number of a block -> its tensors; keys and values are [N, K, C, D]."""
 
@@ -40,11 +39,6 @@ class Slab:
     def tensors(self) -> Iterator[Tensor]:
         """The tensors of all blocks."""
         return (tensor for block in self.blocks.values() for tensor in block)
-
-    @cached_property
-    def device(self) -> torch.device:
-        """The device of the tensors."""
-        return next(self.tensors).device
 
     @cached_property
     def keys_per_call(self) -> int:
@@ -113,7 +107,8 @@ class RowSlabs:
             del self._slabs[capacity]
 
     def _allocate(self, capacity: int, n_rows: int) -> Slab:
-        return Slab(capacity, n_rows, {number: self._tensors(number, capacity, n_rows) for number in self.specs})
+        blocks = {number: self._tensors(number, capacity, n_rows) for number in self.specs}
+        return Slab(capacity, n_rows, self.device, blocks)
 
     def _tensors(self, number: int, capacity: int, n_rows: int) -> tuple[Tensor, ...]:
         # not empty: a number that is not finite is not masked by a weight of 0
@@ -126,7 +121,7 @@ class RowSlabs:
             old, blocks[number] = slab.blocks.pop(number), self._tensors(number, slab.capacity, n_rows)
             for before, after in zip(old, blocks[number], strict=True):
                 after[:n_kept] = before[:n_kept]
-        return Slab(slab.capacity, n_rows, blocks)
+        return Slab(slab.capacity, n_rows, self.device, blocks)
 
 
 def _rows_of_slab(capacity: int) -> int:
