@@ -13,20 +13,11 @@ from reallm.cli.main import run
 from reallm.cli.realloc import bytes_per_second
 from reallm.cli.realloc_view import duration, size
 from reallm.errors import CheckpointError, ConfigError
-from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.reallocation.plan import plan
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=2,
-    hidden_size=32,
-    n_q_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    vocab_size=96,
-    max_positions=64,
-)
+CONFIG = TINY.replace(vocab_size=96)
 
 
 @pytest.fixture

@@ -14,16 +14,13 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.diagnosis import model_fault
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import NonFiniteError
-from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.training.engine import TrainEngine
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=16, init_std=0.3,
-)  # fmt: skip
+CONFIG = TINY.replace(n_layers=4, max_positions=16, init_std=0.3)
 LAYOUTS = ("dp2", "tp2", "pp2", "fsdp2", "tp2pp2", "dp2pp2")
 PROMPTS = [[3, 1, 4], [2], [9, 9]]
 

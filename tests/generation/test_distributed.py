@@ -16,12 +16,10 @@ from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_config import TINY
 from tests.helpers.token_decoder import NumberDecoder
 
-BASE = ReaLModelConfig(
-    n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=16, init_std=0.3,
-)  # fmt: skip
+BASE = TINY.replace(n_layers=4, max_positions=16, init_std=0.3)
 CONFIGS = {
     "grouped heads": BASE,  # fewer KV heads than ranks in tp4
     "tied head": BASE.replace(tied_embeddings=True, vocab_size=51),

@@ -14,11 +14,9 @@ from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.parallel.mesh import Mesh
 from tests.generation.test_distributed import n_ranks
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_config import TINY
 
-BASE = ReaLModelConfig(
-    n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=64, init_std=0.3,
-)  # fmt: skip
+BASE = TINY.replace(n_layers=4, init_std=0.3)
 CONFIGS = {
     "grouped heads": BASE,
     "tied head, soft cap": BASE.replace(tied_embeddings=True, logit_softcap=5.0, vocab_size=51),

@@ -11,12 +11,9 @@ from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.mismatch import logprob_mismatch
-from reallm.model.config import ReaLModelConfig
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=3, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=300,
-    max_positions=64, init_std=0.3,
-)  # fmt: skip
+CONFIG = TINY.replace(n_layers=3, vocab_size=300, init_std=0.3)
 PROMPTS = [[1, 2, 3], [4], list(range(5, 25)), [7, 7]]
 
 

@@ -17,21 +17,11 @@ from reallm.generation.memory import bytes_per_token, default_kv_cache_tokens
 from reallm.generation.prefix_index import BLOCK_SIZE
 from reallm.generation.prepacking import FEW_STEPS, prepacked_bytes, prepacked_for_decoding
 from reallm.generation.request import Completion, Request
-from reallm.model.config import ReaLModelConfig
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
 from reallm.training.memory import estimate
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=2,
-    hidden_size=32,
-    n_q_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    vocab_size=97,
-    max_positions=64,
-)
 PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4]]
 SAMPLING = GenerationConfig(max_new_tokens=FEW_STEPS, seed=3)
 
@@ -54,7 +44,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def test_completions_are_the_same_and_each_weight_is_prepacked_once(
     made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(TINY, seed=3)
     completions = generate_tokens(model.network, PROMPTS, SAMPLING)
     assert len(made) == 2 * 4 + 1
     assert model.network.prepacked is None
@@ -64,7 +54,7 @@ def test_completions_are_the_same_and_each_weight_is_prepacked_once(
 
 
 def test_an_update_between_two_calls_is_seen_whatever_its_way(made: list[torch.Tensor]) -> None:
-    model, other = ReaLModel(CONFIG, seed=3), ReaLModel(CONFIG, seed=4)
+    model, other = ReaLModel(TINY, seed=3), ReaLModel(TINY, seed=4)
     generate_tokens(model.network, PROMPTS, SAMPLING)
     for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
         parameter.data.copy_(value)  # counted by no version
@@ -78,7 +68,7 @@ def _optimizer_step(model: ReaLModel, engine: GenerationEngine) -> None:
 
 
 def _load(model: ReaLModel, engine: GenerationEngine) -> None:
-    model.network.load_state_dict(ReaLModel(CONFIG, seed=4).network.state_dict())
+    model.network.load_state_dict(ReaLModel(TINY, seed=4).network.state_dict())
 
 
 def _unnoticed(model: ReaLModel, engine: GenerationEngine) -> None:
@@ -91,7 +81,7 @@ def _unnoticed(model: ReaLModel, engine: GenerationEngine) -> None:
 def test_an_engine_keeps_prepacked_weights_while_it_lives_and_makes_them_anew_after_a_change(
     made: list[torch.Tensor], change: Callable[[ReaLModel, GenerationEngine], None]
 ) -> None:
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(TINY, seed=3)
 
     def run(engine: GenerationEngine) -> list[Completion]:
         for key, prompt in enumerate(PROMPTS):
@@ -113,7 +103,7 @@ def test_an_engine_keeps_prepacked_weights_while_it_lives_and_makes_them_anew_af
 
 @pytest.mark.usefixtures("made")
 def test_an_engine_does_not_trust_weights_that_another_has_prepacked() -> None:
-    model, other = ReaLModel(CONFIG, seed=3), ReaLModel(CONFIG, seed=4)
+    model, other = ReaLModel(TINY, seed=3), ReaLModel(TINY, seed=4)
     with model.generation_engine() as engine:
         engine.add(Request(tuple(PROMPTS[0]), SAMPLING))
         engine.run()
@@ -122,7 +112,7 @@ def test_an_engine_does_not_trust_weights_that_another_has_prepacked() -> None:
 
 
 def test_the_cache_has_half_of_what_prepacked_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = ReaLModel(CONFIG, seed=3).network
+    network = ReaLModel(TINY, seed=3).network
     n_bytes = sum(weight.nbytes for weight in network.parameters() if weight.dim() == 2)
     assert prepacked_bytes(network) == n_bytes
     monkeypatch.setattr(memory, "available_memory", lambda device: n_bytes + 2 * 1000 * bytes_per_token(network))
@@ -132,12 +122,12 @@ def test_the_cache_has_half_of_what_prepacked_weights_leave(monkeypatch: pytest.
 
 
 def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
-    generate_tokens(ReaLModel(CONFIG, seed=3).network, PROMPTS, GenerationConfig(max_new_tokens=FEW_STEPS - 1, seed=3))
+    generate_tokens(ReaLModel(TINY, seed=3).network, PROMPTS, GenerationConfig(max_new_tokens=FEW_STEPS - 1, seed=3))
     assert not made
 
 
 def test_not_without_room_for_them(made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(TINY, seed=3)
     n_bytes = sum(weight.nbytes for weight in model.parameters() if weight.dim() == 2)
     monkeypatch.setattr(prepacking, "available_memory", lambda device: 2 * n_bytes - 1)
     generate_tokens(model.network, PROMPTS, SAMPLING)
@@ -148,7 +138,7 @@ def test_not_without_room_for_them(made: list[torch.Tensor], monkeypatch: pytest
 
 
 def test_not_for_parameters_that_are_offloaded(made: list[torch.Tensor]) -> None:
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(TINY, seed=3)
     expected = generate_tokens(model.network, PROMPTS, SAMPLING)
     made.clear()
     model.async_offload(stream=True)
@@ -158,18 +148,18 @@ def test_not_for_parameters_that_are_offloaded(made: list[torch.Tensor]) -> None
 
 
 def test_they_take_no_more_than_the_gradients_that_the_memory_estimate_counts() -> None:
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(TINY, seed=3)
     with torch.no_grad(), model.network.prepacked_weights() as forms:
         model(torch.tensor([1, 2, 3]), torch.tensor([0, 3]))
         taken = sum(form.nbytes for form in forms)
-    assert 0 < taken <= estimate(CONFIG, torch.float32, torch.device("cpu"), [8]).gradients
+    assert 0 < taken <= estimate(TINY, torch.float32, torch.device("cpu"), [8]).gradients
 
 
 def test_nothing_happens_where_another_library_computes(
     made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "linear_backend", lambda: "torch")
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(TINY, seed=3)
     with prepacked_for_decoding(model.network) as forms:
         assert forms == []
     generate_tokens(model.network, PROMPTS, SAMPLING)

@@ -6,15 +6,12 @@ import torch
 from torch import nn
 
 from reallm.model.attention.kv_cache import CacheTensor
-from reallm.model.config import ReaLModelConfig
 from reallm.model.layers import Linear
 from reallm.model.sharding import TPUnits
 from reallm.model.transformer import Transformer
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=2, hidden_size=24, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=64,
-)  # fmt: skip
+CONFIG = TINY.replace(hidden_size=24)
 
 
 class LatentAttention(nn.Module):

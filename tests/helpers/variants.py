@@ -6,11 +6,9 @@ import torch
 
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
+from tests.helpers.tiny_config import TINY
 
-BASE = ReaLModelConfig(
-    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=16, init_std=0.4,
-)  # fmt: skip
+BASE = TINY.replace(max_positions=16, init_std=0.4)
 LONGROPE = RopeConfig(
     "longrope",
     original_max_positions=9,

@@ -8,20 +8,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from reallm.errors import ConfigError
 from reallm.model import activation_checkpointing as checkpointing
-from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.config import MoEConfig, RopeConfig
 from reallm.model.transformer import Transformer
+from tests.helpers.tiny_config import TINY
 
-BASE = ReaLModelConfig(
-    n_layers=3,
-    hidden_size=32,
-    n_q_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    vocab_size=50,
-    max_positions=64,
-    init_std=0.2,
-)
+BASE = TINY.replace(n_layers=3, init_std=0.2)
 BOUNDS = torch.tensor([0, 4, 5, 22, 30])
 TOKENS = torch.randint(0, 50, (30,), generator=torch.Generator().manual_seed(0))
 MODES = ("none", "selective", "full")

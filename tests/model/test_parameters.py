@@ -3,14 +3,11 @@
 import pytest
 
 from reallm.model import parameter_names as names
-from reallm.model.config import ReaLModelConfig
 from reallm.model.parameters import meta_model, n_parameters, parameter_infos, parameter_shapes
 from reallm.model.transformer import Transformer
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=64, head_bias=True,
-)  # fmt: skip
+CONFIG = TINY.replace(head_bias=True)
 
 
 @pytest.mark.parametrize("name", ["layers.3.attn.q.weight", "layers.12.mlp.act.alpha_p", "layers.0.tokens.weight"])

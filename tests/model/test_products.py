@@ -16,25 +16,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from reallm.errors import ConfigError
-from reallm.model.config import ReaLModelConfig
 from reallm.model.products import backend, onednn
 from reallm.model.products import linear as products
 from reallm.model.products.linear import input_grads, joint_linear, linear, linear_into, uses_onednn
 from reallm.model.products.prepacked import PrepackedWeight, settled_weights
 from reallm.model.transformer import Transformer
+from tests.helpers.tiny_config import TINY
 
 needs_onednn = pytest.mark.skipif(
     onednn.why_unavailable() is not None, reason=f"needs oneDNN in torch: {onednn.why_unavailable()}"
-)
-CONFIG = ReaLModelConfig(
-    n_layers=2,
-    hidden_size=32,
-    n_q_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    vocab_size=97,
-    max_positions=64,
 )
 
 
@@ -390,7 +380,7 @@ def test_no_joint_product_with_gradients_or_where_onednn_does_not_compute(librar
 @pytest.mark.usefixtures("by_onednn")
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_network_gives_the_same_logits_with_prepacked_weights_and_gives_the_memory_back(tied: bool) -> None:
-    model = Transformer(CONFIG.replace(tied_embeddings=tied))
+    model = Transformer(TINY.replace(tied_embeddings=tied))
     model.init_weights()
     tokens, bounds = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 3, 5])
     with torch.no_grad():
@@ -408,7 +398,7 @@ def test_a_network_gives_the_same_logits_with_prepacked_weights_and_gives_the_me
 @needs_onednn
 @pytest.mark.usefixtures("by_onednn")
 def test_contexts_share_the_prepacked_weights_and_the_last_one_frees_them() -> None:
-    model = Transformer(CONFIG)
+    model = Transformer(TINY)
     model.init_weights()
     first, second = model.prepacked_weights(), model.prepacked_weights()
     with torch.no_grad():
@@ -424,7 +414,7 @@ def test_contexts_share_the_prepacked_weights_and_the_last_one_frees_them() -> N
 @needs_onednn
 @pytest.mark.usefixtures("by_onednn")
 def test_hooks_on_a_layer_still_run_where_weights_are_prepacked_together() -> None:
-    model = Transformer(CONFIG)
+    model = Transformer(TINY)
     model.init_weights()
     tokens, bounds = torch.tensor([5, 6, 7]), torch.tensor([0, 3])
     seen: list[int] = []
@@ -442,7 +432,7 @@ def test_hooks_on_a_layer_still_run_where_weights_are_prepacked_together() -> No
 @needs_onednn
 @pytest.mark.usefixtures("by_onednn")
 def test_an_error_gives_the_memory_back_too() -> None:
-    model = Transformer(CONFIG)
+    model = Transformer(TINY)
     model.init_weights()
     with pytest.raises(RuntimeError, match="stop"), model.prepacked_weights():
         raise RuntimeError("stop")

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from reallm.model.config import ReaLModelConfig, RopeConfig
+from reallm.model.config import RopeConfig
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import attention_factor, inverse_frequencies, keys_are_stale, rotations
+from tests.helpers.tiny_config import TINY
 
 SHORT, LONG = (1.0, 1.1, 1.2, 1.3), (1.0, 3.0, 6.0, 9.0)
 LONGROPE = RopeConfig("longrope", original_max_positions=9, short_factor=SHORT, long_factor=LONG)
@@ -33,10 +34,7 @@ KINDS = {
 
 
 def config_with(*ropes):
-    return ReaLModelConfig(
-        n_layers=len(ropes), hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-        max_positions=16, rope=ropes,
-    )  # fmt: skip
+    return TINY.replace(n_layers=len(ropes), max_positions=16, rope=ropes)
 
 
 def of_transformers(rope, length):

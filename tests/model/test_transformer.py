@@ -18,17 +18,9 @@ from reallm.model.layers import Linear
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import rotations
 from reallm.model.transformer import Transformer
+from tests.helpers.tiny_config import TINY
 
-BASE = ReaLModelConfig(
-    n_layers=3,
-    hidden_size=32,
-    n_q_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    vocab_size=50,
-    max_positions=64,
-)
+BASE = TINY.replace(n_layers=3)
 TOKENS = torch.randint(0, 50, (30,), generator=torch.Generator().manual_seed(0))
 BOUNDS = torch.tensor([0, 4, 5, 22, 30])
 

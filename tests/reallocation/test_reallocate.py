@@ -18,11 +18,9 @@ from reallm.parallel.mesh import Mesh
 from reallm.reallocation import transfer
 from reallm.reallocation.plan import plan
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
-    max_positions=64, tied_embeddings=True, q_bias=True,
-)  # fmt: skip
+CONFIG = TINY.replace(n_layers=4, vocab_size=51, tied_embeddings=True, q_bias=True)
 EXPERTS = CONFIG.replace(tied_embeddings=False, moe=MoEConfig(4, 2, 24, layers=(1, 3)))
 CRITIC = CONFIG.replace(is_critic=True, tied_embeddings=False)
 LAYOUTS = ["tp2pp2", "dp4", "fsdp4", "tp4", "dp1", "tp2@2-3", "pp2@3,1", "fsdp2tp2", "fsdp3@0-2", "fsdp2pp2"]

@@ -12,15 +12,15 @@ from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
-from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.config import MoEConfig, RopeConfig
 from reallm.model.moe.layer import load_balancing_loss
 from reallm.model.router_stats import RouterStatsLog
 from reallm.training.engine import TrainEngine
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=3, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=64, norm_eps=1e-5, rope=None, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2)),
-)  # fmt: skip
+CONFIG = TINY.replace(
+    n_layers=3, norm_eps=1e-5, rope=None, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))
+)
 FLAT = OptimizerConfig(lr=1e-2, schedule="constant", warmup_steps=0, max_grad_norm=0)
 
 

@@ -7,32 +7,20 @@ import torch
 
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.optimizer import OptimizerConfig
-from reallm.data.batching import gather
-from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.training.engine import TrainEngine
+from tests.training.train_cases import LLAMA, batch_of
 
-CONFIG = ReaLModelConfig(
-    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=50,
-    max_positions=64, init_std=0.3,
-)  # fmt: skip
+CONFIG = LLAMA.replace(n_layers=2, init_std=0.3)
 CONFIGS = {
     "dense": CONFIG,
     "dropout": CONFIG.replace(residual_dropout=0.1),
     "experts": CONFIG.replace(moe=MoEConfig(4, 2, 24)),
 }
 OPTIMIZER = OptimizerConfig(lr=1e-2, schedule="constant", warmup_steps=0)
+BATCH = batch_of((9, 2), (4, 2), (17, 2))
 PROMPTS = [[3, 1, 4], [5], list(range(30))]
-
-
-def batch() -> NamedArray:
-    samples = []
-    for row, n in enumerate((9, 4, 17)):
-        sample = NamedArray(input_ids=torch.arange(n) * 7 % 50, loss_mask=torch.arange(n) > 1)
-        seqlens = {"input_ids": [[n]], "loss_mask": [[n]]}
-        samples.append(sample.with_metadata(seqlens=seqlens, ids=[f"row-{row}"]))
-    return gather(samples)
 
 
 def trained(config: ReaLModelConfig, *, generates: bool, keep_cache: bool = False) -> tuple[list[float], ReaLModel]:
@@ -43,7 +31,7 @@ def trained(config: ReaLModelConfig, *, generates: bool, keep_cache: bool = Fals
     for _ in range(3):
         if generates:
             model.generate(PROMPTS, max_new_tokens=20, temperature=1.0, n=2, keep_cache=keep_cache)
-        losses.append(engine.train_batch(batch(), SFTInterface())["loss"])
+        losses.append(engine.train_batch(BATCH, SFTInterface())["loss"])
     return losses, model
 
 

@@ -21,11 +21,9 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import local_boxes
 from reallm.training.engine import TrainEngine
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_config import TINY
 
-LLAMA = ReaLModelConfig(
-    n_layers=4, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
-    max_positions=64,
-)  # fmt: skip
+LLAMA = TINY.replace(n_layers=4, vocab_size=51)
 CONFIGS = {
     "llama": LLAMA,
     "tied": LLAMA.replace(tied_embeddings=True, q_bias=True, qk_norm="head"),

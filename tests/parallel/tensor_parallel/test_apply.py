@@ -19,11 +19,9 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.tensor_parallel import mappings
 from reallm.parallel.tensor_parallel.apply import _RegionBoundary, _row_parallel_forward
 from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
-    max_positions=64,
-)  # fmt: skip
+CONFIG = TINY.replace(vocab_size=51)
 PACK = torch.arange(23) % 51, torch.tensor([0, 9, 10, 23])
 HERE = "tests.parallel.tensor_parallel.test_apply"
 
