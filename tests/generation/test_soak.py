@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from reallm.demo.tokenizer import byte_tokenizer
 from reallm.generation.engine import GenerationEngine
@@ -21,7 +22,8 @@ def bytes_of_all_tensors() -> int:
     storages = {
         each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
         for each in gc.get_objects()
-        if issubclass(type(each), torch.Tensor)  # isinstance would ask objects that warn when they are asked
+        # isinstance would ask objects that warn when they are asked; fake tensors, left by compiling, have no memory
+        if issubclass(type(each), torch.Tensor) and not issubclass(type(each), FakeTensor)
     }
     return sum(storages.values())
 

@@ -92,7 +92,8 @@ class SquareNorm(nn.Module):
         self.shards = {"weight": None}
 
     def forward(self, x):
-        return x.square() * self.weight
+        squares = x.square()
+        return squares / (1 + squares) * self.weight  # bounded, so that no depth overflows
 
 
 class ForgetfulMLP(ScaledMLP):
