@@ -19,6 +19,7 @@ from reallm.model.linear_cross_entropy import next_token_targets
 from reallm.model.transformer import Transformer
 from reallm.training.engine import TrainEngine
 from reallm.training.objective import LossOutput, Totals
+from reallm.training.sequence_scores import hidden_states
 
 
 class SFTInterface:
@@ -49,15 +50,7 @@ class SFTInterface:
             DataError: a token is not in the model's vocabulary, or a field has another dtype.
         """
         positions, targets = _targets(batch)
-        tokens = batch["input_ids"]
-        lowest, highest = torch.stack(tokens.aminmax()).tolist()
-        last = network.config.vocab_size - 1
-        if lowest < 0 or highest > last:
-            raise DataError(
-                f"the data has token {lowest if lowest < 0 else highest}, but the model has tokens 0 to {last}; take "
-                "the tokenizer that belongs to this model or, if tokens were added to it, set model.resize_vocab=true"
-            )
-        hidden = network.hidden(tokens, cu_seqlens(batch, "input_ids").to(tokens.device))
+        hidden = hidden_states(network, batch)
         result = network.cross_entropy(hidden[positions], targets)
         return LossOutput(result.loss_sum, {"correct": result.correct.sum()})
 
