@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
 
 from reallm import ConfigError, DataError, ReaLModel
+from reallm.engine import generative_model
 from tests.helpers.tokenizers import tiny_tokenizer
 
 
@@ -66,6 +70,25 @@ def test_generating_keeps_the_training_mode(model):
     model.train()
     model.generate([[1]], max_new_tokens=1)
     assert model.training
+
+
+def test_a_stream_that_is_not_at_its_end_is_closed_before_the_interpreter_exits(model, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(
+        generative_model,
+        "weakref",
+        SimpleNamespace(ref=weakref.ref, finalize=lambda _, callback: at_exit.append(callback)),
+    )
+    model.train()
+    events = model.stream([[1, 5]], max_new_tokens=9, stop_token_ids=())
+    next(events)
+    assert not model.training
+    [close] = at_exit
+    close()
+    assert model.training
+    assert list(events) == []
+    del events
+    close()
 
 
 def test_mistakes_in_generate_are_named(model):

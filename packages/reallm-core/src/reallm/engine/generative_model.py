@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,9 @@ class GenerativeModel(ShardedModel):
         """
         config = as_generation_config("stream", config, fields)
         ids, tokenizer = self._encode(prompts, config, tokenizer)
-        return self._events(ids, config, tokenizer, exact=exact)
+        events = self._events(ids, config, tokenizer, exact=exact)
+        _close_at_exit(events)
+        return events
 
     def generation_engine(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> GenerationEngine:
         """An engine for requests that come at any time; see `GenerationEngine` for the options.
@@ -156,7 +159,7 @@ class GenerativeModel(ShardedModel):
         tokenizer: PreTrainedTokenizerBase | None,
         *,
         exact: bool,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         with self._ready_to_generate(), self.generation_engine(tokenizer, exact=exact) as engine:
             add_prompts(engine, ids, config)
             while engine.has_work:
@@ -206,6 +209,18 @@ class GenerativeModel(ShardedModel):
         ids = [] if self._raw_hf_config is None else end_of_sequence_ids(self._raw_hf_config, self.source)
         eos = getattr(tokenizer, "eos_token_id", None)
         return ids if eos is None or eos in ids else [*ids, eos]
+
+
+def _close_at_exit(events: Generator[Event, None, None]) -> None:
+    """Close a generator, if it still lives then, before an exit of the interpreter takes apart what closing needs."""
+    reference = weakref.ref(events)
+
+    def close() -> None:
+        living = reference()
+        if living is not None and inspect.getgeneratorstate(living) != inspect.GEN_RUNNING:
+            living.close()
+
+    weakref.finalize(events, close)
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
