@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
-from reallm.generation import engine, memory, prepacking
+from reallm.generation import engine, prepacking
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.generate import generate_tokens
-from reallm.generation.memory import bytes_per_token, default_kv_cache_tokens
-from reallm.generation.prefix_index import BLOCK_SIZE
 from reallm.generation.prepacking import FEW_STEPS, prepacked_bytes, prepacked_for_decoding
 from reallm.generation.request import Completion, Request
 from reallm.model.products import linear as products
@@ -111,14 +109,9 @@ def test_an_engine_does_not_trust_weights_that_another_has_prepacked() -> None:
         assert generate_tokens(model.network, PROMPTS, SAMPLING) == generate_tokens(other.network, PROMPTS, SAMPLING)
 
 
-def test_the_cache_has_half_of_what_prepacked_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_of_prepacked_weights_are_those_of_the_matrices() -> None:
     network = ReaLModel(TINY, seed=3).network
-    n_bytes = sum(weight.nbytes for weight in network.parameters() if weight.dim() == 2)
-    assert prepacked_bytes(network) == n_bytes
-    monkeypatch.setattr(memory, "available_memory", lambda device: n_bytes + 2 * 1000 * bytes_per_token(network))
-    assert default_kv_cache_tokens(network) == 1000
-    monkeypatch.setattr(memory, "available_memory", lambda device: 1)
-    assert default_kv_cache_tokens(network) == BLOCK_SIZE
+    assert prepacked_bytes(network) == sum(weight.nbytes for weight in network.parameters() if weight.dim() == 2)
 
 
 def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
