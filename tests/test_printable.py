@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from reallm.printable import json_line, printable
+from reallm.printable import json_line, printable, printable_line
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,12 @@ from reallm.printable import json_line, printable
 )
 def test_what_drives_a_terminal_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_line_stays_one_line() -> None:
+    line = printable_line("a\tb\nc\x1b\r\u2028\x85")
+    assert line == r"a\tb\nc\x1b\r\u2028\x85"
+    assert line.splitlines() == [line]
 
 
 def test_all_control_characters_are_escaped() -> None:

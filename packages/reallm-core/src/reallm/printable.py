@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def printable_line(text: str) -> str:
+    """The text with escapes for newline and tab too, so that it stays one line."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def json_line(value: Mapping[str, Any]) -> str:
     """A line with an object in JSON; other characters than control characters are not escaped.
 

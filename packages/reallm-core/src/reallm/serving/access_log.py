@@ -9,6 +9,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reallm.errors import counted
+from reallm.printable import printable_line
 from reallm.serving.answer import Answer
 from reallm.serving.errors import CLIENT_CLOSED_REQUEST
 
@@ -46,15 +47,10 @@ class AccessLog:
                 status = CLIENT_CLOSED_REQUEST
             line = f"{scope['method']} {quote(scope['path'])} {status}"
             if problem := state.get("problem") or (answer and answer.error):
-                line += f": {_printable(str(problem))}"
+                line += f": {printable_line(str(problem))}"
             elif answer is not None:
                 line += f": {_tokens(answer, time.monotonic() - start)}"
             LOGGER.info(line)
-
-
-def _printable(text: str) -> str:
-    """The text with escapes instead of characters that control a terminal."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _tokens(answer: Answer, seconds: float) -> str:
