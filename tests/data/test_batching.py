@@ -32,7 +32,8 @@ def sample_lists(draw: st.DrawFn, min_size: int = 1) -> list[NamedArray]:
     for i in range(n):
         owned = {name: draw(st.lists(st.integers(0, 4), max_size=3)) for name in fields}
         values = {name: KINDS[kind](sum(owned[name])) for name, kind in fields.items()}
-        samples.append(from_dict(values, {"seqlens": {k: [v] for k, v in owned.items()}, "ids": [str(i)], "s": 1}))
+        per_sample = {"ids": [str(i)], "groups": [i // 2], "columns": [{"answer": i, "parts": [{"of": "it"}]}]}
+        samples.append(from_dict(values, {"seqlens": {k: [v] for k, v in owned.items()}, **per_sample, "s": 1}))
     return samples
 
 

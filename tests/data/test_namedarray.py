@@ -173,6 +173,8 @@ def test_with_metadata_replaces_items_and_removes_those_of_none(batch: NamedArra
         ({"seqlens": {"a": [[8], [-1]]}}, "seqlens of 'a' holds a negative length"),
         ({"seqlens": [[7]]}, "seqlens must be a mapping from field to lengths, not a list"),
         ({"ids": [1, 2]}, "metadata 'ids' must be one string for each sample"),
+        ({"columns": {"answer": 1}}, "metadata 'columns' must be one mapping for each sample"),
+        ({"ids": ["a"], "columns": [{}, {}]}, "columns: 2 samples, but ids: 1"),
         ({"info": {"x": torch.zeros(1)}}, r"metadata 'info'\['x'\] holds a Tensor"),
         ({"info": {1: 2}}, "metadata 'info': key 1 is an int, not a str"),
     ],

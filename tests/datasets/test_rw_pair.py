@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
 from reallm.data.namedarray import NamedArray
+from reallm.data.row_sources import RowSource
 from reallm.errors import ConfigError, DataError
 from reallm_datasets.config import PairedComparisonDatasetConfig
 from reallm_datasets.rw_pair import PairedComparisonDataset
@@ -74,6 +76,64 @@ def test_texts_without_a_template(jsonl: Write, util: DatasetUtility) -> None:
 ROW = {"prompt": "the ", "pos_answers": list("abcdefgh"), "neg_answers": list("ABCDEFGH")}
 
 
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [(None, [0, 0]), (0.5, [0.5, 0.5]), ([2, -1], [2, -1]), ("1.5", [1.5, 1.5]), (0, [0, 0])],
+)
+def test_margins_are_of_the_pairs(jsonl: Write, util: DatasetUtility, margin: Any, expected: list[float]) -> None:
+    row = {"prompt": "the ", "pos_answers": ["fox", "dog"], "neg_answers": ["hello", ""], "margin": margin}
+    dataset = PairedComparisonDataset(util, path=jsonl(row))
+    assert dataset[0].margins.dtype == torch.float32
+    assert dataset[0].margins.tolist() == expected
+    assert dataset[0].metadata["seqlens"]["margins"] == ((1, 1),)
+    assert ("1 with a margin" in dataset.report()) == (margin is not None)
+
+
+def test_pairs_that_are_left_out_take_their_margins_along(jsonl: Write, util: DatasetUtility) -> None:
+    row = {"prompt": "the ", "pos_answers": ["same", "dog"], "neg_answers": ["same", "cat"], "margin": [1, 2]}
+    assert PairedComparisonDataset(util, path=jsonl(row))[0].margins.tolist() == [2]
+    row = {**ROW, "margin": list(range(8))}
+    sample = PairedComparisonDataset(util, path=jsonl(row), max_pairs_per_prompt=3)[0]
+    assert sample.margins.tolist() == ["abcdefgh".index(answer[0]) for _, answer in sequences(util, sample)[::2]]
+
+
+def test_a_column_of_margins_is_named(jsonl: Write, util: DatasetUtility) -> None:
+    source = RowSource(jsonl({"prompt": "x", "chosen": "a", "rejected": "b", "gap": 3}), columns={"margin": "gap"})
+    assert PairedComparisonDataset(util, path=source)[0].margins.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt", "answers"),
+    [
+        (
+            "\n\nHuman: a\n\nAssistant: fox",
+            "\n\nHuman: a\n\nAssistant: dog",
+            "\n\nHuman: a\n\nAssistant:",
+            [" fox", " dog"],
+        ),
+        ("The sum is 12.", "The sum is 13.", "The sum is", [" 12.", " 13."]),
+    ],
+)
+def test_a_prompt_that_is_in_both_texts_is_found_and_told(
+    jsonl: Write, util: DatasetUtility, chosen: str, rejected: str, prompt: str, answers: list[str]
+) -> None:
+    dataset = PairedComparisonDataset(util, path=RowSource(jsonl({"chosen": chosen, "rejected": rejected})))
+    assert sequences(util, dataset[0]) == [(prompt, f"{answer}<|im_end|>") for answer in answers]
+    assert dataset.report().endswith("; 1 with a prompt that both answers begin with")
+    told = PairedComparisonDataset(util, path=RowSource(jsonl({"prompt": "x", "chosen": "a", "rejected": "b"})))
+    assert "begin with" not in told.report()
+
+
+def test_answers_that_are_cut_where_they_differ_say_so(jsonl: Write, util: DatasetUtility) -> None:
+    path = jsonl({"prompt": "the ", "chosen": "aaaaaaaab", "rejected": "aaaaaaaac"})
+    with pytest.raises(DataError) as caught:
+        PairedComparisonDataset(util, path=path, max_seqlen=8)
+    assert str(caught.value) == (
+        f"{path}: no sample is left of 1 row (1 pair dropped: the answers do not differ within 8 tokens; "
+        "1 without a pair left); raise max_seqlen"
+    )
+
+
 def test_at_most_so_many_pairs_chosen_by_the_seed_whatever_the_rank(jsonl: Write, util: DatasetUtility) -> None:
     path = jsonl({**ROW, "id": "x"}, {**ROW, "id": "y"})
 
@@ -123,6 +183,12 @@ def test_long_pairs_and_pairs_of_equals(jsonl: Write, util: DatasetUtility) -> N
         ({"prompt": "x", "chosen": "a"}, "key 'rejected': found no such key"),
         ({"chosen": "a", "rejected": "b"}, "key 'prompt': found no such key"),
         ({"chosen": [USER, GOOD], "rejected": "no"}, "key 'prompt': found no such key"),
+        ({**ROW, "margin": math.nan}, "key 'margin': found a number (nan), wanted a finite number"),
+        ({**ROW, "margin": 1e99}, "key 'margin': found a number (1e+99), wanted a finite number"),
+        ({**ROW, "margin": "much"}, "key 'margin': found text ('much'), wanted a finite number"),
+        ({**ROW, "margin": True}, "key 'margin': found true, wanted a finite number"),
+        ({**ROW, "margin": [1]}, "key 'margin': found a list of 1, wanted a number for each of 8 pairs"),
+        ({**ROW, "margin": [1] * 7 + [None]}, "key 'margin[7]': found null, wanted a finite number"),
         ({"chosen": [USER, GOOD], "rejected": [USER, USER, BAD]}, "the conversations differ before their last message"),
         (
             {"chosen": [USER], "rejected": [USER]},

@@ -153,6 +153,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"chosen": "\n\nHuman: a\n\nAssistant: The b", "rejected": "\n\nHuman: a\n\nAssistant: The c"},
         {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": " The b", "rejected": " The c"},
     ),
+    "pairs of rendered conversations": (
+        {"chosen": "<|im_start|>assistant\nthe b", "rejected": "<|im_start|>assistant\nthe c"},
+        {"prompt": "<|im_start|>assistant\n", "chosen": "the b", "rejected": "the c"},
+    ),
     "several pairs": (
         {"prompt": "a", "pos_answers": ["b"], "neg_answers": ["c"]},
         {"prompt": "a", "pos_answers": ["b"], "neg_answers": ["c"]},
@@ -300,6 +304,15 @@ def test_a_column_that_is_not_there() -> None:
     assert message({"question": "a", "n": 1}, columns={"n": "n", "prompt": "p"}) == (
         "rows[0]: found no such key 'p', which dataset.columns.prompt names (keys: 'question', 'n')"
     )
+
+
+def test_a_column_that_seems_to_be_the_prompt_is_not_searched_for_in_the_answers() -> None:
+    row = {"system": "Be kind.", "question": "1+1?", "chosen": "It is 2", "rejected": "It is 3"}
+    assert message(row) == (
+        "rows[0]: key 'prompt': found no such key (keys: 'system', 'question', 'chosen', 'rejected'); "
+        "'question' seems to be it: give dataset.columns.prompt=question"
+    )
+    assert one(row, columns={"prompt": "question"})["prompt"] == "1+1?"
 
 
 def test_errors_in_messages_of_sharegpt_name_the_column_of_the_file() -> None:

@@ -23,13 +23,15 @@ from reallm_datasets.limits import REMEDIES
 
 
 class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
-    """Samples of k pairs: `input_ids` int64 with 2k sequences, better and worse in turn, and `prompt_lens` int64 [2k].
+    """Samples of k pairs: `input_ids` int64, `prompt_lens` int64 [2k] and `margins` float32 [k].
 
-    `prompt_lens` says how many tokens at the beginning of each sequence are the prompt's. Rows have one of
+    `input_ids` has 2k sequences, better and worse in turn. `prompt_lens` says how many tokens at the beginning of each
+    are the prompt's, and `margins` by how much the first of a pair is better: the row's `margin`, a number for each
+    pair or one for all, or else 0. Rows have one of
 
     - `prompt` with the lists `pos_answers` and `neg_answers`, equally long: the i-th of one is better than the
       i-th of the other;
-    - `prompt`, `chosen` and `rejected`, as texts;
+    - `prompt`, `chosen` and `rejected`, as texts; or the last two alone, which begin with the prompt;
     - `chosen` and `rejected` as conversations that differ in the assistant's last turn; what they have in common may
       be left out of them and given as `prompt`.
 
@@ -68,7 +70,9 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         tools = load_tools(tools_path) if tools_path else ()
         encoder = PairEncoder(util.tokenizer, max_pairs_per_prompt, max_seqlen, overlong, util.seed, tools)
         self._rows = tokenize_rows(path, encoder, util, num_proc=num_proc, cache_dir=cache_dir)
-        self._rows.need_samples({**REMEDIES, "are the same": "give answers that differ"})
+        self._rows.need_samples(
+            {**REMEDIES, "are the same": "give answers that differ", "do not differ": "raise max_seqlen"}
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,8 +82,14 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
         return NamedArray(
             input_ids=torch.from_numpy(self._rows.field("input_ids", i).astype(np.int64)),
             prompt_lens=torch.from_numpy(self._rows.field("prompt_lens", i).copy()),
+            margins=torch.from_numpy(self._rows.field("margins", i).copy()),
         ).with_metadata(
-            seqlens={"input_ids": (seqlens,), "prompt_lens": ((1,) * len(seqlens),)}, ids=(self._rows.id(i),)
+            seqlens={
+                "input_ids": (seqlens,),
+                "prompt_lens": ((1,) * len(seqlens),),
+                "margins": ((1,) * (len(seqlens) // 2),),
+            },
+            ids=(self._rows.id(i),),
         )
 
     def report(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from reallm.arguments import check_count, check_items
 from reallm.data.array import Array, concatenate
 from reallm.data.datasets import Samples
-from reallm.data.metadata import PER_SAMPLE, sample_count
+from reallm.data.metadata import PER_SAMPLE, Metadata, sample_count
 from reallm.data.namedarray import FieldError, NamedArray, Value, flatten, from_flattened, recursive_aggregate
 from reallm.data.packing import balanced_partition
 from reallm.errors import DataError, did_you_mean, kind_of
@@ -68,7 +68,7 @@ def batches_in_order(samples: Samples, size: int) -> Iterator[NamedArray]:
 def gather(samples: Sequence[NamedArray]) -> NamedArray:
     """Pack samples, or batches of several, into one batch along dim 0. Inverse of `split_samples`.
 
-    `seqlens` and `ids` are concatenated; other metadata must be equal in all.
+    Metadata with an entry for each sample (`metadata.PER_SAMPLE`) is concatenated; any other must be equal in all.
 
     Raises:
         DataError: there is no sample, or samples differ in fields, dtypes, sizes other than that of dim 0, or
@@ -94,8 +94,8 @@ def gather(samples: Sequence[NamedArray]) -> NamedArray:
     joined: dict[str, Any] = {
         "seqlens": {key: [s for sample in samples for s in sample.metadata["seqlens"][key]] for key in seqlens}
     }
-    if "ids" in first:
-        joined["ids"] = [name for sample in samples for name in sample.metadata["ids"]]
+    for item in _other_per_sample(first):
+        joined[item] = [entry for sample in samples for entry in sample.metadata[item]]
     return batch.with_metadata(**{**first, **joined})
 
 
@@ -147,11 +147,16 @@ def _selections(batch: NamedArray, groups: Sequence[Sequence[int]]) -> list[Name
 
     def selection(indices: Sequence[int]) -> NamedArray:
         metadata = {**batch.metadata, "seqlens": {key: [rows[i] for i in indices] for key, rows in seqlens.items()}}
-        if "ids" in metadata:
-            metadata["ids"] = [metadata["ids"][i] for i in indices]
+        for item in _other_per_sample(metadata):
+            metadata[item] = [metadata[item][i] for i in indices]
         return from_flattened([(name, cut(name, value, indices)) for name, value in fields], metadata)
 
     return [selection(indices) for indices in groups]
+
+
+def _other_per_sample(metadata: Metadata) -> list[str]:
+    """The items of metadata with an entry for each sample, without `seqlens`."""
+    return [item for item in PER_SAMPLE if item in metadata and item != "seqlens"]
 
 
 def _seqlens(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:

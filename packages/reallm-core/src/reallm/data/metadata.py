@@ -5,7 +5,8 @@ Two samples, the second with two sequences of `input_ids`, and one score for eac
 
     {"input_ids": ((5,), (3, 2)), "scores": ((1,), (1, 1))}
 
-`ids` names the samples. Any other item belongs to the batch as a whole.
+`ids` names the samples; `groups` gives, for each, the index of the sample that it was cut from, and `columns` a mapping
+of what else its row says. Any other item belongs to the batch as a whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from reallm.errors import DataError, with_article
 Metadata = Mapping[str, Any]
 SeqLens = Mapping[str, tuple[tuple[int, ...], ...]]
 
-PER_SAMPLE = ("seqlens", "ids")
+PER_SAMPLE = ("seqlens", "ids", "groups", "columns")
 """Items with one entry for each sample, which are gathered, selected and split with the samples."""
 
 
@@ -43,6 +44,11 @@ def freeze_metadata(metadata: Metadata) -> Metadata:
         frozen[name] = _freeze(value, f"metadata '{name}'")
     if not all(isinstance(item, str) for item in frozen.get("ids", ())):
         raise DataError(f"metadata 'ids' must be one string for each sample, not {frozen['ids']!r}")
+    columns = frozen.get("columns", ())
+    if not isinstance(columns, tuple) or not all(isinstance(item, Mapping) for item in columns):
+        raise DataError(
+            "metadata 'columns' must be one mapping for each sample, from the name of a column to its value"
+        )
     return MappingProxyType(frozen)
 
 
@@ -54,14 +60,13 @@ def thaw(value: Any) -> Any:
 
 
 def sample_count(metadata: Metadata) -> int | None:
-    """Number of samples that the metadata describes; None if it has neither `seqlens` nor `ids`.
+    """Number of samples that the metadata describes; None if it has no item of `PER_SAMPLE`.
 
     Raises:
-        DataError: two fields, or a field and `ids`, disagree; names both.
+        DataError: two fields, or a field and another item, disagree; names both.
     """
     counts = {f"seqlens of '{key}'": len(samples) for key, samples in metadata.get("seqlens", {}).items()}
-    if "ids" in metadata:
-        counts["ids"] = len(metadata["ids"])
+    counts |= {item: len(metadata[item]) for item in PER_SAMPLE[1:] if item in metadata}
     for name, count in counts.items():
         first, expected = next(iter(counts.items()))
         if count != expected:

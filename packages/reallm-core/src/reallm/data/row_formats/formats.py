@@ -60,7 +60,7 @@ FORMATS: Mapping[str, RowFormat] = {
 KEYS = (
     *("id", "prompt", "answer", "messages", "tools", "text", "chosen", "rejected", "pos_answers", "neg_answers"),
     *("completion", "conversations", "system", "instruction", "input", "output", "history", "functions"),
-    *("preferred_output", "non_preferred_output"),
+    *("preferred_output", "non_preferred_output", "margin", "label"),
 )
 """The keys that the formats have, which `columns` can map."""
 
@@ -112,7 +112,9 @@ def convert_like(row: Row, row_format: RowFormat) -> Row:
 def _as_own(row: Row) -> Row:
     """A row that has keys of datasets, perhaps of several formats, all of which stay."""
     if "chosen" in row and "rejected" in row:
-        row = dataclasses.replace(row, values={**row.values, **pairs.pair(row)})
+        values, names = pairs.pair(row)
+        names = {key: row.name(name) for key, name in names.items()}
+        row = dataclasses.replace(row, values={**row.values, **values}, names={**row.names, **names})
     elif "messages" not in row and is_conversation(row.values.get("prompt")):
         return completion.join(row, "answer") if "answer" in row else completion.convert_prompt(row)
     if "messages" in row:

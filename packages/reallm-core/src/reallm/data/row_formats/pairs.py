@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,14 @@ from reallm.data.row import Row, describe
 from reallm.data.row_formats import sharegpt
 from reallm.data.row_formats.conversion import converted, message_list
 
-_ASSISTANT = "\n\nAssistant:"
+_PROMPT_COLUMNS = ("question", "query", "instruction", "problem")
+"""Other names of the column with the prompt: a row that has one is not searched for a prompt in its answers."""
+
+_ASSISTANT = re.compile(
+    r"\n\nAssistant:|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n"
+    r"|<\|assistant\|>\n?|<start_of_turn>model\n|\[/INST\]|### (?:Response|Assistant):\n?"
+)
+"""What stands before an answer in texts of dialogues."""
 _OPENAI = ("input", "preferred_output", "non_preferred_output")
 
 
@@ -23,18 +31,28 @@ def convert(row: Row) -> Row:
     if "pos_answers" in row or "neg_answers" in row:
         keys = ("prompt", "pos_answers", "neg_answers")
         return converted(row, {key: row.values[key] for key in keys if key in row}, (), {})
-    return converted(row, pair(row), (), {})
+    values, names = pair(row)
+    return converted(row, values, (), names)
 
 
-def pair(row: Row) -> dict[str, Any]:
-    """The values `prompt`, if there is one, `chosen` and `rejected`."""
+def pair(row: Row) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values `prompt`, if there is one, `chosen` and `rejected`; and the keys in which they were found.
+
+    A prompt that both texts begin with was found in `chosen`.
+    """
     chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
     if "prompt" in row:
-        return {"prompt": row.values["prompt"], "chosen": chosen, "rejected": rejected}
+        return {"prompt": row.values["prompt"], "chosen": chosen, "rejected": rejected}, {}
     if isinstance(chosen, list) or isinstance(rejected, list):
-        return {"chosen": chosen, "rejected": rejected}
+        return {"chosen": chosen, "rejected": rejected}, {}
     prompt = _shared_prompt(row, chosen, rejected)
-    return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
+    values = {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
+    return values, {"prompt": "chosen"}
+
+
+def prompt_was_found(row: Row) -> bool:
+    """Whether the prompt of a converted row is what its two answers began with."""
+    return row.name("prompt") == row.name("chosen")
 
 
 def _answer(row: Row, key: str) -> Any:
@@ -46,15 +64,22 @@ def _answer(row: Row, key: str) -> Any:
 
 
 def _shared_prompt(row: Row, chosen: str, rejected: str) -> str:
-    """The beginning of both texts, up to the last `Assistant:` in it, or else up to the last whole word.
+    """The beginning of both texts, up to the last `Assistant:` in it or the like, or else up to the last whole word.
 
     `The sum is 12.` and `The sum is 13.` have the prompt `The sum is`, and the answers ` 12.` and ` 13.`.
     """
+    for name in _PROMPT_COLUMNS:
+        if isinstance(row.values.get(name), str | list):
+            raise row.error(
+                f"key '{row.name('prompt')}': found no such key{row.listed_keys()}; '{name}' seems to be it: give "
+                f"dataset.columns.prompt={name}"
+            )
     both = zip(chosen, rejected, strict=False)
     n_shared = next((i for i, (one, other) in enumerate(both) if one != other), min(len(chosen), len(rejected)))
     shared = chosen[:n_shared]
-    if _ASSISTANT in shared:
-        return shared[: shared.rindex(_ASSISTANT) + len(_ASSISTANT)]
+    marks = list(_ASSISTANT.finditer(shared))
+    if marks:
+        return shared[: marks[-1].end()]
     while shared and not shared[-1].isspace():
         shared = shared[:-1]
     if not shared.strip():
