@@ -43,6 +43,7 @@ def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others
         "layouts",
         "lm-eval",
         "loggers",
+        "trl",
         "two-nodes",
     }
 
@@ -102,8 +103,8 @@ def test_every_test_file_is_run_by_one_environment(tox):
 
 
 BY_KIND = {
-    "alone", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers", "layouts",
-    "lm_eval_harness", "packaging", "pages", "pretrained", "third_party", "two_nodes",
+    "against_trl", "alone", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers",
+    "layouts", "lm_eval_harness", "packaging", "pages", "pretrained", "third_party", "two_nodes",
 }  # fmt: skip
 """Folders of tests that belong to no room of the code."""
 
