@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reallm.algorithms.graph import Graph
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.config.args import ModelArgs
 from reallm.errors import ConfigError
@@ -38,9 +39,13 @@ def config(tmp_path: Path, **changes) -> SFTConfig:
     return SFTConfig(**values)
 
 
+def check(config: SFTConfig) -> None:
+    checks.check(config, Graph.of(fake_plugins.OFFERS["algorithm"]["sft"], config))
+
+
 def refused(config: SFTConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        checks.check(config)
+        check(config)
     assert "\n" not in str(caught.value)
 
 
@@ -57,7 +62,7 @@ def checkpoint(folder: Path, *, tokenizer: bool = True) -> Path:
 
 def test_a_configuration_that_is_right_passes(tmp_path, known_family):
     checkpoint(tmp_path)
-    checks.check(config(tmp_path))
+    check(config(tmp_path))
 
 
 def test_an_unknown_logger(tmp_path):
@@ -67,7 +72,7 @@ def test_an_unknown_logger(tmp_path):
 def test_a_run_folder_that_is_taken(tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"^model\.path"):  # an empty folder may be used
-        checks.check(config(tmp_path, name="mine"))
+        check(config(tmp_path, name="mine"))
     (tmp_path / "runs" / "mine" / "config.yaml").write_text("")
     refused(config(tmp_path, name="mine"), "^name=mine: the run folder .* exists; choose another name or remove it")
 

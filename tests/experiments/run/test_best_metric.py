@@ -122,7 +122,7 @@ def _must_not_be_called(*arguments: Any) -> None:
 class UndeclaredInterface:
     """Declares no metric names; all else is that of SFT."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
         from reallm.algorithms.sft.interface import SFTInterface
 
         inner = SFTInterface()

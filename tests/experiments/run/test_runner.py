@@ -16,6 +16,7 @@ import torch
 import transformers
 import yaml
 
+from reallm.algorithms.context import CallContext
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
@@ -295,13 +296,13 @@ def test_a_dataset_without_the_keys_of_the_algorithm_is_named(trainer: Trainer) 
 class Weighted(SFTInterface):
     """An algorithm of two calls: one looks at the data, the other trains on what it found."""
 
-    def inference(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
+    def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         keep = torch.ones_like(batch["loss_mask"])
         return NamedArray(keep=keep).with_metadata(seqlens={"keep": batch.metadata["seqlens"]["loss_mask"]})
 
-    def train_step(self, engine: Any, batch: NamedArray) -> dict[str, float]:
+    def train_step(self, engine: Any, batch: NamedArray, context: CallContext) -> dict[str, float]:
         assert bool(batch["keep"].all())
-        return super().train_step(engine, batch)
+        return super().train_step(engine, batch, context)
 
 
 def test_an_algorithm_with_several_calls_runs_in_the_order_of_its_keys(trainer: Trainer) -> None:
@@ -310,6 +311,6 @@ def test_an_algorithm_with_several_calls_runs_in_the_order_of_its_keys(trainer: 
     plain = trainer.run(trainer.config(n_valid=3, name="plain"))
     trainer.algorithm = dataclasses.replace(trainer.algorithm, graph=(train, look), interfaces={"model": Weighted})
     result = trainer.run(trainer.config(n_valid=3, name="weighted"))
-    losses = [record["fit/loss"] for record in records(result) if "fit/loss" in record]
+    losses = [record["train/loss"] for record in records(result) if "train/loss" in record]
     assert losses == [record["train/loss"] for record in records(plain) if "train/loss" in record]
     assert result.metrics["eval/loss"] == plain.metrics["eval/loss"]

@@ -5,7 +5,7 @@ Imports no torch, since plugin discovery uses it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -25,6 +25,9 @@ class DatasetSpec:
     dataset: TypeOrPath
     config: TypeOrPath
     description: str = ""
+    keys: tuple[str, ...] = ()
+    """Keys of its samples. With them, an algorithm that needs other keys is refused before any data is read; without
+    them, after the first sample."""
 
     def dataset_class(self) -> Any:
         """The dataset class, imported now."""
@@ -198,27 +201,60 @@ class CallbackSpec:
         return resolve(self.callback)
 
 
+CallKind = Literal["generate", "inference", "train_step", "reward"]
+"""What a call does: `generate` and `inference` compute outputs with a model, `train_step` trains it, and `reward` calls
+a function without a model."""
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """What follows a train call every few steps: another role's weights move towards those of the trained role.
+
+    The weights of `target` become `eta` times those of the trained role plus `1 - eta` times their own.
+    """
+
+    target: str
+    every: int = 1
+    """Steps between updates."""
+    eta: float = 1.0
+
+
 @dataclass(frozen=True)
 class ModelFunctionCall:
     """A node of the dataflow graph: a call to the model of `role`, with the batch's keys that it reads and writes.
 
-    Edges follow from the keys: a call that reads a key runs after the call that writes it.
+    Edges follow from the keys: a call that reads a key runs after the call that writes it. Calls to a model that is
+    trained keep the order in which the graph lists them, since each of them needs a certain version of its weights.
     """
 
     name: str
     role: str
-    kind: Literal["generate", "inference", "train_step"]
+    """The model that is called; for a `reward`, the name of its interface, which has no model."""
+    kind: CallKind
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    precompute: bool = False
+    """Whether the outputs for a sample follow from the sample alone and from weights that never change: they are then
+    computed once for all rows before training, and cached."""
+    updates: tuple[WeightUpdate, ...] = ()
+    """Weights of other roles that follow those of this one, for a `train_step`."""
+
+
+GraphFunction = Callable[[Any], Sequence[ModelFunctionCall]]
+"""Makes the graph of an algorithm for an instance of its configuration."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm: its configuration dataclass, its graph, and the interface class of each role."""
+    """An algorithm: its configuration dataclass, its graph, and the interface class of each role.
+
+    The graph is a tuple of calls, or a function from an instance of the configuration to such a tuple, or the
+    `"module:function"` of one. An interface class is constructed with an instance of the configuration.
+    """
 
     config: TypeOrPath
-    graph: tuple[ModelFunctionCall, ...]
-    interfaces: dict[str, TypeOrPath]
+    graph: tuple[ModelFunctionCall, ...] | GraphFunction | str
+    interfaces: Mapping[str, TypeOrPath]
     description: str = ""
 
     def config_class(self) -> Any:
@@ -228,3 +264,8 @@ class Algorithm:
     def interface_class(self, role: str) -> Any:
         """The interface class of a role, imported now."""
         return resolve(self.interfaces[role])
+
+    def calls(self, config: Any) -> tuple[ModelFunctionCall, ...]:
+        """The calls of its graph for a configuration."""
+        graph = resolve(self.graph) if isinstance(self.graph, str) else self.graph
+        return tuple(graph(config) if callable(graph) else graph)

@@ -1,212 +1,161 @@
-"""The dataflow graph of an algorithm, and its execution: the outputs of each call are merged into the batch."""
+"""Executes the dataflow graph of an algorithm: the outputs of each call are merged into the batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-import torch
-
-from reallm.config.args import ModelArgs
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.eval_totals import EvalTotals
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.role import Role
+from reallm.data.batching import n_samples
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray, merge
-from reallm.engine.real_model import ReaLModel
-from reallm.errors import PluginError
+from reallm.errors import PluginError, kind_of
 from reallm.machine_memory import peak_memory
-from reallm.model.parameters import n_parameters
-from reallm.specs import Algorithm, ModelFunctionCall
-from reallm.training.engine import TrainEngine
-from reallm.training.eval_engine import EvalEngine
+from reallm.specs import ModelFunctionCall
 from reallm.training.memory import GIB
-from reallm.training.objective import Totals
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The calls of an algorithm in execution order."""
-
-    calls: tuple[ModelFunctionCall, ...]
-
-    @classmethod
-    def of(cls, algorithm: Algorithm) -> Graph:
-        """The graph of an algorithm.
-
-        Raises:
-            PluginError: see `execution_order`.
-        """
-        return cls(tuple(execution_order(algorithm.graph)))
-
-    @property
-    def roles(self) -> list[str]:
-        """All roles, in the order in which they are first called."""
-        return list(dict.fromkeys(call.role for call in self.calls))
-
-    @property
-    def trained_roles(self) -> list[str]:
-        """The roles with a `train_step`, in the same order."""
-        return list(dict.fromkeys(call.role for call in self.train_calls))
-
-    @property
-    def train_calls(self) -> list[ModelFunctionCall]:
-        """The calls that train."""
-        return [call for call in self.calls if call.kind == "train_step"]
-
-    @property
-    def eval_prefixes(self) -> dict[str, str]:
-        """Prefix of an evaluation's metrics, by the train call whose objective gives them."""
-        calls = self.train_calls
-        return {call.name: "eval" if len(calls) == 1 else f"eval/{call.name}" for call in calls}
-
-    def eval_metric_names(self, interfaces: Mapping[str, Any]) -> list[str] | None:
-        """The metrics that an evaluation may give; None if the interface of a train call does not declare its own.
-
-        Args:
-            interfaces: interface class or instance by role.
-        """
-        prefixes, names = self.eval_prefixes, []
-        for call in self.train_calls:
-            declared = getattr(interfaces[call.role], "metric_names", None)
-            if declared is None:
-                return None
-            names += [f"{prefixes[call.name]}/{name}" for name in declared]
-        return names
-
-
-@dataclass(frozen=True)
-class Role:
-    """A loaded model and the interface that implements its calls."""
-
-    interface: Any
-    model: ReaLModel
-    engine: TrainEngine | None
-    """The training engine; None for a model that is not trained."""
-    evaluator: EvalEngine | None
-    """Computes the metrics of evaluations: the training engine, if there is one; None without an objective."""
-    args: ModelArgs
-    checkpoint_dtype: torch.dtype
-    """The dtype of the checkpoint that the model was loaded from, in which it is saved again."""
-    tokenizer: PreTrainedTokenizerBase | None = None
-    """The tokenizer to save with the model; None: that of its checkpoint."""
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of parameters of the whole model, not only of this rank's part."""
-        if self.model.mesh is not None:
-            return n_parameters(self.model.config)
-        return sum(parameter.numel() for parameter in self.model.parameters())
+WEIGHTS_VERSIONS = "weights_versions"
+"""Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
 
 
 class GraphExecutor:
-    """Executes the calls of a graph on batches, by the interfaces of its roles."""
+    """Executes the calls of a graph on batches, by the interfaces of its roles.
 
-    def __init__(self, graph: Graph, roles: Mapping[str, Role]) -> None:
+    Args:
+        graph: the graph.
+        roles: the loaded roles, by name.
+        interfaces: an instance of the interface of each role, by name.
+    """
+
+    def __init__(self, graph: Graph, roles: Mapping[str, Role], interfaces: Mapping[str, Any]) -> None:
         self._graph = graph
         self._roles = roles
+        self._interfaces = interfaces
+        measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
+        self._eval_calls = graph.eval_calls(measured)
 
-    def train(self, batch: NamedArray) -> dict[str, float]:
-        """Run one step, every call once. Metrics are named after the train calls: `train/loss` for a call `train`."""
+    @property
+    def weights_versions(self) -> dict[str, int]:
+        """Number of updates that the weights of each trained role have had."""
+        return {name: role.engine.weights_version for name, role in self._roles.items() if role.engine is not None}
+
+    def train(self, batch: NamedArray, context: CallContext) -> dict[str, float]:
+        """Run one step, every call once, and return the metrics of the train calls.
+
+        Their names begin with `train/` if one call trains, else with the name of the call.
+        """
         metrics: dict[str, float] = {}
         for call in self._graph.calls:
-            role = self._roles[call.role]
             if call.kind != "train_step":
-                batch = self._with_outputs(call, batch)
+                batch = self._with_outputs(call, batch, context)
                 continue
+            role = self._roles[call.role]
             started = time.perf_counter()
-            numbers = role.interface.train_step(role.engine, batch)
+            numbers = self._interfaces[call.role].train_step(role.engine, batch, context)
             numbers["tokens_per_s"] = numbers["tokens"] / (time.perf_counter() - started)
-            numbers["memory_gib"] = peak_memory(next(role.model.parameters()).device) / GIB
-            metrics |= {f"{call.name}/{name}": value for name, value in numbers.items()}
+            numbers["memory_gib"] = peak_memory(role.model.device) / GIB
+            prefix = self._graph.metric_prefixes[call.name]
+            metrics |= {f"{prefix}/{name}": value for name, value in numbers.items()}
         return metrics
 
-    def evaluate(self, batches: Iterable[NamedArray]) -> dict[str, float]:
-        """Metrics of the train calls' objectives over all batches, as `eval/loss`.
+    def evaluate(self, batches: Iterable[NamedArray], context: CallContext) -> dict[str, float]:
+        """Metrics over all batches: those of the train calls' objectives, as `eval/loss`, and those that interfaces
+        measure, such as `eval/reward`.
 
         With several train calls, names are `eval/<call>/loss`.
         """
-        return self._metrics(self._totals(batches))
+        return self._metrics(self._totals(batches, context))
 
     def evaluate_samples(
-        self, samples: Samples, batches: Callable[[Samples], Iterable[NamedArray]]
+        self, samples: Samples, batches: Callable[[Samples], Iterable[NamedArray]], context: CallContext
     ) -> dict[str, float]:
         """Metrics over all samples of a dataset, and over each source of a mixture.
 
         Args:
             samples: the dataset.
             batches: function that makes the batches of a dataset.
+            context: the run and the step.
         """
         if isinstance(samples, MixedSamples):
-            return self.evaluate_sources({name: batches(source) for name, source in samples.sources.items()})
-        return self.evaluate(batches(samples))
+            sources = {name: batches(source) for name, source in samples.sources.items()}
+            return self.evaluate_sources(sources, context)
+        return self.evaluate(batches(samples), context)
 
-    def evaluate_sources(self, sources: Mapping[str, Iterable[NamedArray]]) -> dict[str, float]:
+    def evaluate_sources(self, sources: Mapping[str, Iterable[NamedArray]], context: CallContext) -> dict[str, float]:
         """Metrics over the batches of all sources, as `evaluate` gives them, and of each one, as `eval/loss/<source>`.
 
         Args:
             sources: name of a source of a mixture -> its batches.
+            context: the run and the step.
         """
-        totals = {name: self._totals(batches) for name, batches in sources.items()}
-        together = {
-            call.name: sum((of_source[call.name] for of_source in totals.values()), Totals())
-            for call in self._graph.train_calls
-        }
-        metrics = self._metrics(together)
+        totals = {name: self._totals(batches, context) for name, batches in sources.items()}
+        metrics = self._metrics(sum(totals.values(), EvalTotals()))
         for source, of_source in totals.items():
             metrics |= {f"{name}/{source}": value for name, value in self._metrics(of_source).items()}
         return metrics
 
-    def _totals(self, batches: Iterable[NamedArray]) -> dict[str, Totals]:
-        """The sums of each train call's objective over all batches."""
-        totals = {call.name: Totals() for call in self._graph.train_calls}
+    def _totals(self, batches: Iterable[NamedArray], context: CallContext) -> EvalTotals:
+        """The sums of each train call's objective, and of what interfaces measure, over all batches."""
+        totals = EvalTotals()
         for inputs in batches:
             batch = inputs
-            for call in self._graph.calls:
-                role = self._roles[call.role]
+            for call in self._eval_calls:
+                interface = self._interfaces[call.role]
                 if call.kind == "train_step":
-                    assert role.evaluator is not None
-                    totals[call.name] += role.evaluator.evaluate([batch], role.interface)
-                else:
-                    batch = self._with_outputs(call, batch)
+                    evaluator = self._roles[call.role].evaluator
+                    assert evaluator is not None
+                    totals += EvalTotals({call.name: evaluator.evaluate([batch], interface)})
+                    continue
+                batch = self._with_outputs(call, batch, context)
+                if hasattr(interface, "eval_metrics"):
+                    totals += EvalTotals(measured=interface.eval_metrics(batch))
         return totals
 
-    def _metrics(self, totals: Mapping[str, Totals]) -> dict[str, float]:
+    def _metrics(self, totals: EvalTotals) -> dict[str, float]:
         prefixes = self._graph.eval_prefixes
-        return {
+        metrics = {
             f"{prefixes[call.name]}/{name}": value
-            for call in self._graph.train_calls
-            for name, value in self._roles[call.role].interface.metrics(totals[call.name]).items()
+            for call in self._graph.objective_calls
+            for name, value in self._interfaces[call.role].metrics(totals.objectives[call.name]).items()
         }
+        return metrics | {f"eval/{name}": value for name, value in totals.means().items()}
 
-    def _with_outputs(self, call: ModelFunctionCall, batch: NamedArray) -> NamedArray:
+    def _with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
         """The batch with the output keys of a call that does not train."""
-        role = self._roles[call.role]
-        return merge([batch, getattr(role.interface, call.kind)(role.model, batch)])
+        if all(key in batch for key in call.outputs):  # computed before training
+            return batch
+        interface = self._interfaces[call.role]
+        if call.kind == "reward":
+            outputs = interface.reward(batch, context)
+        else:
+            outputs = getattr(interface, call.kind)(self._roles[call.role].model, batch, context)
+        _check_outputs(call, outputs, batch)
+        batch = merge([batch, outputs])
+        if call.kind != "generate":
+            return batch
+        versions = {**batch.metadata.get(WEIGHTS_VERSIONS, {}), call.role: context.weights_versions.get(call.role, 0)}
+        return batch.with_metadata(**{WEIGHTS_VERSIONS: versions})
 
 
-def execution_order(graph: Sequence[ModelFunctionCall]) -> list[ModelFunctionCall]:
-    """Sort the calls so that each follows those that write the keys it reads; other keys come from the dataset.
+def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:
+    """Check what an interface returned.
 
     Raises:
-        PluginError: two calls have the same name or write the same key, or calls depend on each other in a cycle.
+        PluginError: it is not a batch with the call's output keys for the samples of the input.
     """
-    calls: dict[str, ModelFunctionCall] = {}
-    writers: dict[str, str] = {}
-    for call in graph:
-        if call.name in calls:
-            raise PluginError(f"two calls of the algorithm are named '{call.name}'")
-        calls[call.name] = call
-        for key in call.outputs:
-            if key in writers:
-                raise PluginError(f"calls '{writers[key]}' and '{call.name}' of the algorithm both write '{key}'")
-            writers[key] = call.name
-    waits_for = {call.name: [writers[key] for key in call.inputs if key in writers] for call in graph}
-    try:
-        return [calls[name] for name in TopologicalSorter(waits_for).static_order()]
-    except CycleError as error:
-        raise PluginError(f"calls of the algorithm wait for each other: {' <- '.join(error.args[1])}") from error
+    where = f"the interface of '{call.role}': {call.kind} for the call '{call.name}' returned"
+    if not isinstance(outputs, NamedArray):
+        raise PluginError(f"{where} {kind_of(outputs)}, not a NamedArray")
+    missing = [key for key in call.outputs if key not in outputs]
+    if missing:
+        raise PluginError(f"{where} no '{missing[0]}', which the graph says it writes; it has {', '.join(outputs)}")
+    extra = [key for key in outputs if key not in call.outputs]
+    if extra:
+        raise PluginError(f"{where} '{extra[0]}', which is not among the call's outputs, {', '.join(call.outputs)}")
+    if n_samples(outputs) != n_samples(batch):
+        raise PluginError(f"{where} {n_samples(outputs)} samples for a batch of {n_samples(batch)}")

@@ -1,10 +1,16 @@
-"""Protocols of an algorithm's interfaces: one method for each kind of call that the graph makes to their role."""
+"""Protocols of an algorithm's interfaces: one method for each kind of call that the graph makes to their role.
+
+An interface class is constructed with an instance of the algorithm's configuration. What it knows of the step and the
+run comes with each call, as a `CallContext`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from reallm.algorithms.context import CallContext
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.training.engine import TrainEngine
@@ -20,31 +26,68 @@ class Example:
 
 
 class TrainInterface(Objective, Protocol):
-    """Interface of a role that is trained: defines the loss and makes an optimizer step with it.
+    """Interface of a role that is trained: defines the loss and makes optimizer steps with it.
 
-    With an optional class attribute `metric_names`, a tuple of the names that `metrics` may give, a mistyped
-    `best_metric` is found before anything is loaded.
+    Optional attributes and methods:
 
-    With an optional method `example(sample: NamedArray) -> Example | None`, the model continues a few prompts of the
-    validation data at each evaluation, for people to read.
+    - `metric_names`, a class attribute: a tuple of the names that `metrics` may give, with which a mistyped
+      `best_metric` is found before anything is loaded;
+    - `optimizer_steps`, an attribute: the optimizer steps of one `train_step`, 1 without it. The schedule of the
+      learning rate covers all of them;
+    - `planned_tokens(sample: NamedArray) -> list[int]`: the most tokens that a sample of the dataset can put through
+      the model, if what is trained is generated first; the memory is planned for them;
+    - `example(sample: NamedArray) -> Example | None`: with it, the model continues a few prompts of the validation
+      data at each evaluation, for people to read.
     """
 
-    def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
+    def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """Train on `batch`, which holds the call's input keys; usually `engine.train_batch(batch, self)`."""
 
 
 class InferenceInterface(Protocol):
     """Interface of a role that computes outputs for a batch without being trained."""
 
-    def inference(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
+    def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""
 
 
 class GenerateInterface(Protocol):
     """Interface of a role that generates completions of prompts."""
 
-    def generate(self, model: ReaLModel, batch: NamedArray) -> NamedArray:
+    def generate(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""
 
 
-Interface = TrainInterface | InferenceInterface | GenerateInterface
+class RewardInterface(Protocol):
+    """Interface of a role without a model, which computes rewards by a function."""
+
+    def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
+        """The call's output keys for the samples of `batch`, in the same order."""
+
+
+class StatefulInterface(Protocol):
+    """An interface with something to remember from step to step, such as a controller or running statistics.
+
+    State is the same on all ranks: it may only depend on what all ranks compute alike.
+    """
+
+    def state(self) -> Mapping[str, Any]:
+        """What to continue from, as JSON types; saved with each checkpoint."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned at the save that the run is resumed from; called before the first step."""
+
+
+class EvalMetrics(Protocol):
+    """An interface that measures what its call, or one that it depends on, has made of the validation data.
+
+    An evaluation makes the calls of such interfaces, and those that they depend on: generation and rewards, but not
+    what only training needs.
+    """
+
+    def eval_metrics(self, batch: NamedArray) -> Mapping[str, Sequence[float]]:
+        """Numbers for each sample, or each sequence, of a batch that holds the call's outputs; `eval/<name>` is their
+        mean over all validation data."""
+
+
+Interface = TrainInterface | InferenceInterface | GenerateInterface | RewardInterface

@@ -77,7 +77,7 @@ def _run(name: str, files: list[Path], arguments: list[str]) -> None:
     config = load_configuration(name, files, arguments).build()
     n = config.parallel.n_processes if hasattr(config, "parallel") else 1
     with silenced_notices() if n > 1 else nullcontext():  # rank 0 shows them
-        _check(config)
+        _check(name, config)
     if n > 1:
         raise typer.Exit(launch(_command_line(name, files, arguments), n))
     if _train(name, config, None):
@@ -120,14 +120,15 @@ def load_configuration(name: str, files: list[Path], arguments: list[str]) -> Co
 
 def _load_and_check(name: str, files: list[Path], arguments: list[str]) -> Any:
     config = load_configuration(name, files, arguments).build()
-    _check(config)
+    _check(name, config)
     return config
 
 
-def _check(config: Any) -> None:
+def _check(name: str, config: Any) -> None:
+    from reallm.algorithms.graph import Graph
     from reallm.experiments.preflight.checks import check
 
-    check(config)
+    check(config, Graph.of(registry.get("algorithm", name), config))
 
 
 def _train(name: str, config: Any, job: Job | None) -> bool:

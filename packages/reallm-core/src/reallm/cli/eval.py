@@ -119,11 +119,13 @@ def _load(request: Request) -> Any:
 
 
 def _check(request: Request, config: Any) -> None:
+    from reallm.algorithms.graph import Graph
     from reallm.config.evaluation import keys_as_written
     from reallm.experiments.preflight.checks import check
 
+    graph = Graph.of(registry.get("algorithm", request.algorithm), config)
     with keys_as_written(request.config_class, request.files, request.arguments):
-        check(config)
+        check(config, graph, training=False)
 
 
 def _load_and_check(request: Request) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from reallm.config.group import ConfigGroup
+from reallm.errors import ConfigError
 from reallm.field_types import check_fields
 from reallm.options import REQUIRED, option
+from reallm.parallel.layout import Layout
 
 DATASET_KEY = "dataset"
 """Metadata key of a field for a dataset's configuration; its value is the name of the default dataset."""
@@ -53,7 +55,44 @@ class ModelArgs(ConfigGroup, group="model"):
         "if the tokenizer has more tokens than the model's embedding has rows, add rows, drawn around the mean of the "
         "others; false: a token without a row is an error",
     )
+    optimizer: dict[str, Any] = option(
+        {}, "settings of its optimizer that differ from optimizer.*, such as optimizer.lr=1e-6"
+    )
+    max_tokens_per_microbatch: int | None = option(
+        None, "tokens that it computes at once; null: max_tokens_per_microbatch of the run"
+    )
     compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")
+
+    is_critic: ClassVar[bool | None] = None
+    """Whether the model has a scalar head; None: as its checkpoint says."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
+            raise ConfigError(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} must be at least 1")
+
+
+@dataclass(frozen=True)
+class CriticArgs(ModelArgs):
+    """A model that scores tokens: with a scalar head, which is drawn from the seed if the checkpoint has none."""
+
+    is_critic: ClassVar[bool | None] = True
+
+
+@dataclass(frozen=True)
+class CallArgs(ConfigGroup, group="call"):
+    """Where a call is computed. The field of a configuration is named after the call: `actor_gen.layout=dp4`.
+
+    Raises:
+        ConfigError: the layout is not one; names the field without its call.
+    """
+
+    layout: str | None = option(
+        None, "layout for this call, such as dp4, tp2pp2 or tp2@2-3 for some of the processes; null: parallel.*"
+    )
+    offload: bool = option(False, "move the model to host memory after this call, until its next one")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.layout is not None:
+            Layout.parse(self.layout)

@@ -177,6 +177,24 @@ def _check_dataset(config: Any) -> None:
         raise ConfigError(f"dataset.{error}") from error
 
 
+def role_optimizer(config: TrainingConfig, role: str) -> OptimizerConfig:
+    """The optimizer of a trained role: `optimizer.*`, with the settings of `<role>.optimizer` in place of its own.
+
+    Raises:
+        ConfigError: there is no such setting, or its value is not allowed.
+    """
+    changes = model_args(config, role).optimizer
+    try:
+        return dataclasses.replace(config.optimizer, **changes) if changes else config.optimizer
+    except ConfigError as error:
+        raise ConfigError(f"{role}.optimizer.{error}") from error
+
+
+def max_tokens_per_microbatch(config: TrainingConfig, role: str) -> int:
+    """The tokens that the model of a role computes at once."""
+    return model_args(config, role).max_tokens_per_microbatch or config.max_tokens_per_microbatch
+
+
 def model_args(config: TrainingConfig, role: str) -> ModelArgs:
     """The `ModelArgs` of a role.
 

@@ -47,6 +47,7 @@ class GenerativeModel(ShardedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         exact: bool = False,
         keep_cache: bool = False,
+        keys: Sequence[int | str] | None = None,
         **fields: Any,
     ) -> list[Completion]:
         """Continue prompts, given as text or as token ids, all of them at once.
@@ -56,10 +57,11 @@ class GenerativeModel(ShardedModel):
         With a mesh, all ranks of its layout make the same call and get the same result.
 
         Args:
-            prompts: texts, or token ids as lists, tensors or arrays. The key of a prompt's random stream is its index.
+            prompts: texts, or token ids as lists, tensors or arrays.
             config: settings for sampling tokens and for ending a sequence. `stop_token_ids=None` takes the
                 end-of-sequence tokens of the checkpoint, and of `tokenizer`.
             tokenizer: encodes texts and decodes tokens; None takes the one in the checkpoint's folder.
+            keys: name of each prompt's random stream; None: its index.
             exact: whether log-probabilities are those of `token_logprobs(exact=True)`, bit for bit.
             keep_cache: keep the memory of the cache, and what was computed of the prompts, for the next call, which
                 gives it back unless it keeps it too. False: it is given back now.
@@ -77,7 +79,7 @@ class GenerativeModel(ShardedModel):
         config = as_generation_config("generate", config, fields)
         ids, tokenizer = self._encode(prompts, config, tokenizer)
         with self._ready_to_generate(), self._engine_in_use(tokenizer, exact=exact, keep=keep_cache) as engine:
-            return continue_prompts(engine, ids, config)
+            return continue_prompts(engine, ids, config, keys)
 
     def stream(
         self,

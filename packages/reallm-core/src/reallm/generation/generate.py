@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reallm.errors import ConfigError, counted
 from reallm.generation.config import GenerationConfig
 from reallm.generation.data_parallel import make_engine
 from reallm.generation.engine import GenerationEngine
@@ -53,21 +54,43 @@ def generate_tokens(
 
 
 def continue_prompts(
-    engine: GenerationEngine, prompts: Sequence[Sequence[int]], config: GenerationConfig
+    engine: GenerationEngine,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    keys: Sequence[int | str] | None = None,
 ) -> list[Completion]:
-    """Continue each prompt (token ids) with an engine; returns and raises as `generate_tokens`."""
-    add_prompts(engine, prompts, config)
+    """Continue each prompt (token ids) with an engine; returns and raises as `generate_tokens`.
+
+    `keys` name the random streams of the prompts; None: their indices.
+    """
+    add_prompts(engine, prompts, config, keys)
     completions = engine.run()
     names = (f"prompt {index}" for index in range(len(prompts)) for _ in range(config.n))
     refuse_nonfinite(zip(names, completions, strict=True))
     return completions
 
 
-def add_prompts(engine: GenerationEngine, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
-    """Add a request for each prompt (token ids) to an engine; the key of its random stream is its index.
+def add_prompts(
+    engine: GenerationEngine,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    keys: Sequence[int | str] | None = None,
+) -> None:
+    """Add a request for each prompt (token ids) to an engine.
+
+    Args:
+        engine: the engine.
+        prompts: token ids of each prompt.
+        config: settings for all of them.
+        keys: name of each prompt's random stream; None: its index.
 
     Raises:
         DataError: as `generate_tokens`; the prompts before it are added.
+        ConfigError: there are not as many keys as prompts.
     """
-    for index, prompt in enumerate(prompts):
-        engine.add(Request(tuple(map(int, prompt)), config, key=index), name=f"prompt {index}")
+    if keys is None:
+        keys = range(len(prompts))
+    if len(keys) != len(prompts):
+        raise ConfigError(f"keys has {len(keys)} names for {counted(len(prompts), 'prompt')}; give one for each")
+    for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+        engine.add(Request(tuple(map(int, prompt)), config, key=key), name=f"prompt {index}")

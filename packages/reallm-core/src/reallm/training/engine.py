@@ -207,6 +207,11 @@ class TrainEngine(EvalEngine):
         """Whether the model's parameters are rounded copies of float32 masters, which only `state` exposes."""
         return self._optimizer.has_masters
 
+    @property
+    def weights_version(self) -> int:
+        """Number of updates that the parameters have had."""
+        return self.step - self.skipped_steps
+
     def _optimizer_step(self, lr: float, losses: ReducedLosses, batch: NamedArray, objective: Objective) -> float:
         """Step with the accumulated gradients, unless something is not finite; returns the norm of the gradients."""
         norm = self._reduced_grad_norm()

@@ -10,7 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from reallm.algorithms.context import CallContext
 from reallm.algorithms.interface import Example
+from reallm.algorithms.sft.config import SFTConfig
 from reallm.data.array import describe
 from reallm.data.batching import cu_seqlens, lengths
 from reallm.data.namedarray import NamedArray
@@ -30,7 +32,10 @@ class SFTInterface:
 
     metric_names = ("loss", "perplexity", "accuracy", "loss_tokens")
 
-    def train_step(self, engine: TrainEngine, batch: NamedArray) -> dict[str, float]:
+    def __init__(self, config: SFTConfig | None = None) -> None:
+        """No setting of the configuration changes the loss."""
+
+    def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """One optimizer step on `batch`."""
         return engine.train_batch(batch, self)
 

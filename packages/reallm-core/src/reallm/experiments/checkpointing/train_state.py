@@ -104,6 +104,8 @@ class TrainState:
     data: str
     """Fingerprint of the training data."""
     generators: Generators
+    interfaces: Mapping[str, Any] = field(default_factory=dict)
+    """State of each interface that has one, as JSON types, by role."""
     callbacks: Mapping[str, Any] = field(default_factory=dict)
     """State of each callback of this rank, as JSON types, by name."""
 
@@ -141,6 +143,7 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
         "evals_without_gain": state.evals_without_gain,
         "seconds": state.seconds,
         "data": state.data,
+        "interfaces": dict(state.interfaces),
         "versions": versions(),
     }
     of_rank = {"generators": asdict(state.generators), "callbacks": dict(state.callbacks)}
@@ -199,6 +202,7 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             content["seconds"],
             content["data"],
             Generators(**of_rank["generators"]),
+            content.get("interfaces", {}),  # earlier versions do not write it
             of_rank.get("callbacks", {}),  # earlier versions do not write it
         )
         return state, content["versions"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from reallm.algorithms.executor import Graph, GraphExecutor, Role
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.executor import GraphExecutor
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.role import Role
 from reallm.config.dataset import batch_size
 from reallm.config.load import describe
 from reallm.config.training import TrainingConfig, model_args
@@ -28,13 +31,13 @@ from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.run.messages import model_line
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import (
-    check_keys,
     check_lengths,
     choose_layouts,
     distributed_context,
     load_roles,
     load_run_tokenizer,
     make_interfaces,
+    planned_tokens,
     report,
 )
 from reallm.experiments.runs.settings import plain
@@ -79,18 +82,18 @@ def evaluate(
     """
     job = job or Job()
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
-    graph = Graph.of(algorithm)
+    graph = Graph.of(algorithm, config)
     with distributed_context(config, plain(describe(config).tree()), graph, job):
-        interfaces = make_interfaces(algorithm, graph)
+        interfaces = make_interfaces(algorithm, graph, config)
         tokenizer, _ = load_run_tokenizer(config, graph)
         samples, size = _load_rows(config, graph, tokenizer), batch_size(config.dataset, "valid")
         rows = {"the fingerprint of the rows": fingerprint(samples)[:12]}
         check_same_on_all_ranks(job, "data", rows, config.parallel.timeout)
         first = graph.trained_roles[0]
         sampler = StepSampler(len(samples), size, 1, None, config.seed)
-        stats = measure(samples, interfaces[first].n_tokens, sampler, config.max_tokens_per_microbatch)
+        stats = measure(samples, planned_tokens(interfaces[first]), sampler, config.max_tokens_per_microbatch)
         too_long = check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
-        roles = load_models(config, graph, interfaces, tokenizer, job, partial(print_line, console))
+        roles = load_models(config, graph, graph.roles, tokenizer, job, partial(print_line, console))
         for line in (f"rows: {report(samples)}", *too_long):
             print_line(console, line)
         started = time.monotonic()
@@ -99,7 +102,8 @@ def evaluate(
             RowProgress("evaluating", lambda: len(samples), console=console) as progress,
         ):
             batches = partial(_batches, size=size, progress=progress)
-            metrics = GraphExecutor(graph, roles).evaluate_samples(samples, batches)
+            context = CallContext(tokenizer, config.seed, 0, 0, config.max_tokens_per_microbatch, training=False)
+            metrics = GraphExecutor(graph, roles, interfaces).evaluate_samples(samples, batches, context)
         if not all(map(math.isfinite, metrics.values())):
             refuse_nonfinite_models(config, roles)
         return EvalResult(metrics, len(samples), time.monotonic() - started)
@@ -108,14 +112,14 @@ def evaluate(
 def load_models(
     config: TrainingConfig,
     graph: Graph,
-    interfaces: Mapping[str, object],
+    names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     job: Job,
     echo: Echo,
 ) -> dict[str, Role]:
-    """Load the models of all roles without what training needs, and print a line about each."""
+    """Load the models of the named roles without what training needs, and print a line about each."""
     layouts = choose_layouts(config, graph, job)
-    roles = load_roles(config, graph, interfaces, tokenizer, job, layouts, total_steps=None)
+    roles = load_roles(config, graph, names, tokenizer, job, layouts, horizons=None)
     for name, role in roles.items():
         echo(model_line(name, role, config))
     return roles
@@ -141,7 +145,7 @@ def _load_rows(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokeni
     samples = make_dataset(splits[split], seed=config.seed, tokenizer=tokenizer)
     if not len(samples):
         raise DataError(f"dataset '{splits[split].name}' gives no samples to evaluate ({report(samples)})")
-    check_keys(samples[0], graph, splits[split].name)
+    graph.check_producers(tuple(samples[0].keys()), splits[split].name)
     # the weights of a mixture to train on say how often its rows are drawn; here each is evaluated once
     return replace(samples, weights={}) if isinstance(samples, MixedSamples) else samples
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from reallm.algorithms.executor import Graph
+from reallm.algorithms.graph import Graph
 from reallm.config.load import describe
 from reallm.errors import ConfigError, quoted
 from reallm.experiments.evaluation.evaluate import load_models
 from reallm.experiments.evaluation.harness_options import TaskOptions, check_harness
 from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.run.progress import print_line
-from reallm.experiments.run.setup import distributed_context, load_run_tokenizer, make_interfaces
+from reallm.experiments.run.setup import distributed_context, load_run_tokenizer
 from reallm.experiments.runs.settings import plain
 from reallm.launch.job import Job
 from reallm.specs import Algorithm
@@ -77,14 +77,13 @@ def evaluate_tasks(
     job = job or Job()
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     manager = check_tasks(options)
-    graph = Graph.of(algorithm)
+    graph = Graph.of(algorithm, config)
     role = graph.trained_roles[0]
     with distributed_context(config, plain(describe(config).tree()), graph, job):
         tokenizer, _ = load_run_tokenizer(config, graph)
         if options.apply_chat_template and not tokenizer.chat_template:
             raise ConfigError("--apply-chat-template: the tokenizer has no chat template; leave it out")
-        interfaces = {role: make_interfaces(algorithm, graph)[role]}
-        roles = load_models(config, graph, interfaces, tokenizer, job, lambda line: print_line(console, line))
+        roles = load_models(config, graph, [role], tokenizer, job, lambda line: print_line(console, line))
 
         from lm_eval import simple_evaluate
 

@@ -6,17 +6,17 @@ every algorithm. Each raises a `ReallmError` that names the key.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reallm.config.args import ModelArgs
-from reallm.config.optimizer import check_trainable
+from reallm.algorithms.graph import Graph
+from reallm.config.dataset import dataset_name
+from reallm.config.optimizer import check_trainable, check_unsharded
 from reallm.config.parallel import PREFIX, ParallelArgs
 from reallm.config.schema import dataset_fields, in_group
-from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR
+from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, model_args, role_optimizer
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
@@ -28,8 +28,13 @@ from reallm.parallel.layout import Layout
 from reallm.plugins import registry
 
 
-def check(config: Any) -> None:
+def check(config: Any, graph: Graph, *, training: bool = True) -> None:
     """Run all checks that apply to the configuration of an algorithm.
+
+    Args:
+        config: the configuration.
+        graph: the graph that the algorithm has with it.
+        training: whether models are to be trained; otherwise they are evaluated.
 
     Raises:
         ReallmError: something would stop the run; reports the first in one line, with the key and the remedy.
@@ -48,15 +53,18 @@ def check(config: Any) -> None:
             check_run_folder(Path(output_dir) / name)
     for field in dataset_fields(type(config)):
         check_dataset(field, getattr(config, field))
+        check_dataset_keys(getattr(config, field), graph)
     parallel = getattr(config, "parallel", ParallelArgs())
-    for item in dataclasses.fields(config):
-        args = getattr(config, item.name)
-        if isinstance(args, ModelArgs):
-            if not is_resume:  # its models are in the run's checkpoint
-                check_checkpoint(f"{item.name}.path", args.path)
-                check_layout(f"{item.name}.path", args.path, Layout(pp=parallel.pp, tp=parallel.tp))
-            check_device(args.device)
-            check_trainable(args.dtype, f"{item.name}.dtype")
+    for role in graph.roles:
+        args, is_trained = model_args(config, role), role in graph.trained_roles
+        if not (is_resume and is_trained):  # trained models are in the run's checkpoint
+            check_checkpoint(f"{role}.path", args.path)
+            check_layout(f"{role}.path", args.path, Layout(pp=parallel.pp, tp=parallel.tp))
+        check_device(args.device)
+        if is_trained:
+            check_trainable(args.dtype, f"{role}.dtype")
+        if is_trained and training:
+            check_unsharded(role_optimizer(config, role), parallel.smallest_layout)
 
 
 def check_plugins(key: str, kind: str, names: Sequence[str]) -> None:
@@ -93,6 +101,14 @@ def check_dataset(key: str, config: Any) -> None:
             config.check()
         except ReallmError as error:
             raise ConfigError(in_group(key, type(config), error)) from error
+
+
+def check_dataset_keys(config: Any, graph: Graph) -> None:
+    """Check that the dataset gives the keys that the calls of the graph read, if it declares its keys."""
+    name = dataset_name(config)
+    keys = registry.get("dataset", name).keys
+    if keys:
+        graph.check_producers(keys, name)
 
 
 def check_checkpoint(key: str, path: str) -> None:

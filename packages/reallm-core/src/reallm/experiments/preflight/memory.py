@@ -22,7 +22,7 @@ from reallm.parallel.layout import Layout
 from reallm.training.memory import MemoryEstimate, estimate, size_text
 
 if TYPE_CHECKING:
-    from reallm.algorithms.executor import Role
+    from reallm.algorithms.role import Role
 
 TOLERANCE = 0.85
 """Share of an estimate that must fit for a run to start: estimates are within 15 % of the measured memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reallm.algorithms.executor import Graph
+from reallm.algorithms.graph import Graph
 from reallm.config.mixture import mix_sources
 from reallm.config.training import DEFAULT_BEST_METRIC, TrainingConfig
 from reallm.errors import ConfigError, did_you_mean
@@ -18,7 +18,7 @@ def check_best_metric(config: TrainingConfig, algorithm: Algorithm, graph: Graph
         ConfigError: an evaluation does not give the metric; names the nearest and all that it gives.
     """
     if config.tracked_metric is not None:
-        names = graph.eval_metric_names({role: algorithm.interface_class(role) for role in graph.trained_roles})
+        names = graph.eval_metric_names({role: algorithm.interface_class(role) for role in graph.all_roles})
         if names is not None:
             names += [f"{name}/{source}" for source in mix_sources(config.dataset) for name in names]
             check_metric_name(config, names)

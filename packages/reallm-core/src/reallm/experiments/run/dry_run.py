@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from reallm.algorithms.executor import Graph
+from reallm.algorithms.graph import Graph
 from reallm.checkpoint.finite import check_files_finite
 from reallm.checkpoint.load import check_headers
 from reallm.config.load import describe
@@ -27,7 +27,7 @@ from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.run.messages import complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan, check_names
 from reallm.experiments.run.progress import print_line
-from reallm.experiments.run.setup import min_vocab_size
+from reallm.experiments.run.setup import min_vocab_size, planned_tokens
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.settings import plain
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
@@ -64,7 +64,7 @@ def dry_run(
     echo = partial(print_line, console or Console())
     n = config.parallel.n_processes
     job = Job(size=n, local_size=n) if job is None else job
-    graph = Graph.of(algorithm)
+    graph = Graph.of(algorithm, config)
     check_names(config, algorithm, graph, job)
     run = planned_run(config, plain(describe(config).tree()), name)
     if run.is_finished:
@@ -109,11 +109,13 @@ def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -
     for role, model in models.items():
         _check_vocabulary(batch, role, model)
     interface: Any = plan.interfaces[trained]
-    lengths = interface.n_tokens(batch)
-    text = f"{counted(len(lengths), 'sample')}, {counted(sum(lengths), 'token')}"
     call = graph.train_calls[0]
-    if all(key in batch for key in call.inputs):  # otherwise it needs the outputs of other calls
-        text += f", {interface.loss_weight(batch):,} of them trained"
+    has_inputs = all(key in batch for key in call.inputs)  # otherwise it needs the outputs of other calls
+    lengths = interface.n_tokens(batch) if has_inputs else planned_tokens(interface)(batch)
+    text = f"{counted(len(lengths), 'sample')}, {counted(sum(lengths), 'token')}"
+    weight = interface.loss_weight(batch) if has_inputs else None
+    if isinstance(weight, int):
+        text += f", {weight:,} of them trained"
     n = len(micro_batches(lengths, plan.config.max_tokens_per_microbatch))
     return [f"first batch: {text}, packed into {counted(n, 'micro-batch', 'micro-batches')}"]
 

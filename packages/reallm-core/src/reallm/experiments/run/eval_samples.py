@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.algorithms.executor import Role
 from reallm.algorithms.interface import Example
+from reallm.algorithms.role import Role
 from reallm.atomic_files import atomic_write
 from reallm.config.training import TrainingConfig
 from reallm.data.chat.transcript import read_transcript
@@ -74,18 +74,21 @@ class EvalSamples:
         return text
 
 
-def make_eval_samples(config: TrainingConfig, data: Data, role: Role, file: Path | None) -> EvalSamples | None:
+def make_eval_samples(
+    config: TrainingConfig, data: Data, role: Role, interface: Any, file: Path | None
+) -> EvalSamples | None:
     """The prompts of the validation data that the model of a role continues at evaluations; None if there are none.
 
     Args:
         config: configuration with the number of prompts and the length of completions.
         data: data of the run.
-        role: the first trained role; its interface makes the prompts.
+        role: the first trained role.
+        interface: its interface, which makes the prompts.
         file: see `EvalSamples`.
     """
     if data.valid is None or role.model.config.is_critic:
         return None
-    chosen = choose(data.valid, role.interface, config.eval_generations)
+    chosen = choose(data.valid, interface, config.eval_generations)
     chosen, n_new = fitting(chosen, config.eval_max_new_tokens, role.model.config.longest_sequence)
     return EvalSamples(role.model, data.tokenizer, chosen, file, n_new) if chosen else None
 

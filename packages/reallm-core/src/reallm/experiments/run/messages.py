@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from reallm.algorithms.executor import Role
+from reallm.algorithms.role import Role
 from reallm.config.training import TrainingConfig
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples

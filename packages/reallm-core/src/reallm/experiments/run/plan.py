@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.algorithms.executor import Graph
+from reallm.algorithms.graph import Graph
 from reallm.config.optimizer import check_unsharded
-from reallm.config.training import TrainingConfig, model_args
+from reallm.config.training import TrainingConfig, model_args, role_optimizer
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_other_data
 from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
@@ -87,8 +87,8 @@ class Plan:
         for name, layout in (layouts or {}).items():
             check_layout(f"{name}.path", model_args(config, name).path, layout)
             if name in trained:
-                check_unsharded(config.optimizer, layout)
-        interfaces = make_interfaces(algorithm, graph)
+                check_unsharded(role_optimizer(config, name), layout)
+        interfaces = make_interfaces(algorithm, graph, config)
         data = load_data(config, graph, interfaces)
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
         if point is not None and point.state is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reallm.algorithms.executor import Graph
+from reallm.algorithms.graph import Graph
 from reallm.config.training import TrainingConfig
 from reallm.data.preview.preview import Preview, preview
 from reallm.errors import CheckpointError, ConfigError
@@ -25,7 +25,7 @@ def preview_data(config: TrainingConfig, algorithm: Algorithm, n: int, split: st
     splits = config.datasets()
     if split not in splits:
         raise ConfigError("there is no validation data to preview; give dataset.valid_path or dataset.valid_fraction")
-    graph = Graph.of(algorithm)
+    graph = Graph.of(algorithm, config)
     try:
         tokenizer, _ = load_run_tokenizer(config, graph)
     except CheckpointError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from reallm.algorithms.executor import Role
+from reallm.algorithms.role import Role
 from reallm.errors import ConfigError, did_you_mean, quoted
 from reallm.launch.job import Job
 

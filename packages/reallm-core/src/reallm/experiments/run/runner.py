@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reallm.algorithms.executor import Graph
+from reallm.algorithms.graph import Graph
 from reallm.config.load import describe
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError, kind_of, one_line
@@ -82,7 +82,7 @@ def run(
     job = _connect(config) if job is None else job
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     name = _name_of(algorithm) if name is None else name
-    graph = Graph.of(algorithm)
+    graph = Graph.of(algorithm, config)
     check_names(config, algorithm, graph, job)
     settings = plain(describe(config).tree())
     with distributed_context(config, settings, graph, job), ExitStack() as stack:

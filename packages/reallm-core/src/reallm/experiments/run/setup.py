@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reallm.algorithms.executor import Graph, Role
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.role import Role
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import CHAT_TEMPLATE, batch_size
 from reallm.config.lr_schedule import check_warmup
-from reallm.config.training import TrainingConfig, model_args
+from reallm.config.training import TrainingConfig, max_tokens_per_microbatch, model_args, role_optimizer
 from reallm.data.chat.known_templates import set_chat_template
 from reallm.data.dataset_stats import DatasetStats, fingerprint, histogram, measure
 from reallm.data.datasets import Samples, make_dataset, own_report
@@ -21,7 +22,7 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import MixtureSampler, StepSampler
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError, DataError, counted, quoted
+from reallm.errors import ConfigError, DataError, PluginError, counted, quoted
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, choose_dtype, deterministic_kernels
 from reallm.hf.checkpoint_folder import resolve_path
@@ -103,9 +104,32 @@ def distributed_context(config: TrainingConfig, settings: Mapping[str, Any], gra
         yield
 
 
-def make_interfaces(algorithm: Algorithm, graph: Graph) -> dict[str, Any]:
-    """An instance of each role's interface class, by role."""
-    return {role: algorithm.interface_class(role)() for role in graph.roles}
+def make_interfaces(algorithm: Algorithm, graph: Graph, config: Any) -> dict[str, Any]:
+    """An instance of each role's interface class, by role.
+
+    Raises:
+        PluginError: a class lacks the method for a call to its role.
+    """
+    interfaces = {role: algorithm.interface_class(role)(config) for role in graph.all_roles}
+    for call in graph.calls:
+        interface = interfaces[call.role]
+        if not callable(getattr(interface, call.kind, None)):
+            raise PluginError(
+                f"the call '{call.name}' needs the method '{call.kind}', which the interface of '{call.role}', "
+                f"{type(interface).__qualname__}, does not have"
+            )
+    return interfaces
+
+
+def planned_tokens(interface: Any) -> Callable[[NamedArray], Sequence[int]]:
+    """The tokens that samples of the dataset put through a trained model, as far as they are known before a step."""
+    planned: Callable[[NamedArray], Sequence[int]] = getattr(interface, "planned_tokens", interface.n_tokens)
+    return planned
+
+
+def optimizer_steps(interface: Any) -> int:
+    """The optimizer steps that one `train_step` of an interface takes."""
+    return int(getattr(interface, "optimizer_steps", 1))
 
 
 def choose_layouts(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Layout] | None:
@@ -134,12 +158,14 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
         raise DataError(f"dataset '{splits['train'].name}' gives no samples to train on ({report(train)})")
     if valid is not None and not len(valid):
         valid = None
-    check_keys(train[0], graph, splits["train"].name)
+    graph.check_producers(tuple(train[0].keys()), splits["train"].name)
     sampler = _make_sampler(config, train)
-    check_warmup(config.optimizer, sampler.total_steps, f"all the steps there are, {sampler.total_steps}")
+    for role in graph.trained_roles:
+        n_steps = sampler.total_steps * optimizer_steps(interfaces[role])
+        check_warmup(role_optimizer(config, role), n_steps, f"all the steps there are, {n_steps}")
     if valid is None:
         _check_needs_no_validation(config)
-    n_tokens, max_tokens = interfaces[trained].n_tokens, config.max_tokens_per_microbatch
+    n_tokens, max_tokens = planned_tokens(interfaces[trained]), max_tokens_per_microbatch(config, trained)
     stats, valid_size = measure(train, n_tokens, sampler, max_tokens), batch_size(config.dataset, "valid")
     valid_stats = None
     if valid is not None:
@@ -208,24 +234,25 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
 def load_roles(
     config: TrainingConfig,
     graph: Graph,
-    interfaces: Mapping[str, Any],
+    names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     job: Job,
     layouts: Mapping[str, Layout] | None,
     *,
-    total_steps: int | None,
+    horizons: Mapping[str, int] | None,
     tokenizer_changed: bool = False,
 ) -> dict[str, Role]:
-    """Load the model of each role, with an engine if the graph trains it.
+    """Load the models of roles, with an engine for those that the graph trains.
 
     Args:
         config: configuration of the run.
         graph: graph of the algorithm.
-        interfaces: interface instances by role.
+        names: the roles.
         tokenizer: tokenizer of the run.
         job: the processes that load the models together.
         layouts: layout of each role; None for a single process.
-        total_steps: steps of the run; None to evaluate alone, without training engines and their memory.
+        horizons: optimizer steps of the whole run by trained role; None to evaluate alone, without training engines
+            and their memory.
         tokenizer_changed: whether the tokenizer is to be saved with the models.
 
     Raises:
@@ -233,7 +260,7 @@ def load_roles(
     """
     roles: dict[str, Role] = {}
     meshes: dict[Layout, Mesh] = {}
-    for name, interface in interfaces.items():
+    for name in names:
         args = model_args(config, name)
         device = choose_device(args.device, job.gpu)
         mesh = None
@@ -243,6 +270,7 @@ def load_roles(
         model = ReaLModel.from_pretrained(
             args.path,
             device=device,
+            is_critic=args.is_critic,
             min_vocab_size=min_vocab_size(config, graph, tokenizer, name),
             seed=config.seed,
             mesh=mesh,
@@ -256,11 +284,11 @@ def load_roles(
             model.gradient_checkpointing = args.gradient_checkpointing
             if args.compile:
                 model.compile_blocks()
-            if total_steps is not None:
-                engine = _make_engine(config, model, args, total_steps)
-            evaluator = engine or EvalEngine(model, config.max_tokens_per_microbatch)
+            if horizons is not None:
+                engine = _make_engine(config, name, model, horizons[name])
+            evaluator = engine or EvalEngine(model, max_tokens_per_microbatch(config, name))
         to_save = tokenizer if tokenizer_changed else None
-        roles[name] = Role(interface, model, engine, evaluator, args, checkpoint_dtype, to_save)
+        roles[name] = Role(model, engine, evaluator, args, checkpoint_dtype, to_save)
     return roles
 
 
@@ -270,14 +298,14 @@ def min_vocab_size(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTo
     return n_token_ids(tokenizer) if model_args(config, role).resize_vocab or has_new_tokens else None
 
 
-def _make_engine(config: TrainingConfig, model: ReaLModel, args: ModelArgs, total_steps: int) -> TrainEngine:
+def _make_engine(config: TrainingConfig, role: str, model: ReaLModel, total_steps: int) -> TrainEngine:
     return TrainEngine(
         model,
-        config.optimizer,
+        role_optimizer(config, role),
         total_steps,
-        config.max_tokens_per_microbatch,
+        max_tokens_per_microbatch(config, role),
         seed=config.seed,
-        moe_aux_loss_coef=args.moe_aux_loss_coef,
+        moe_aux_loss_coef=model_args(config, role).moe_aux_loss_coef,
     )
 
 
@@ -289,23 +317,6 @@ def _check_needs_no_validation(config: TrainingConfig) -> None:
                 f"{key}={value} needs validation data; give dataset.valid_path or dataset.valid_fraction, "
                 f"or leave {key} out"
             )
-
-
-def check_keys(sample: NamedArray, graph: Graph, dataset: str) -> None:
-    """Check that the dataset or an earlier call writes each key that a call reads.
-
-    Raises:
-        DataError: a key is missing; names it and the call.
-    """
-    known = set(sample.keys())
-    for call in graph.calls:
-        for key in call.inputs:
-            if key not in known:
-                raise DataError(
-                    f"the call '{call.name}' needs '{key}', which dataset '{dataset}' does not give; "
-                    f"it gives {', '.join(sample.keys())}: choose another dataset.name"
-                )
-        known |= set(call.outputs)
 
 
 def report(dataset: Samples) -> str:

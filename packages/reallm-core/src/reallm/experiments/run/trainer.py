@@ -12,7 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from reallm.algorithms.executor import Graph, GraphExecutor, Role
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.executor import GraphExecutor
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.interface_state import interface_states, load_interface_states
+from reallm.algorithms.role import Role
 from reallm.config.training import TrainingConfig
 from reallm.data.batching import batches_in_order, gather
 from reallm.data.datasets import Samples
@@ -33,7 +37,7 @@ from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.progress import TrainingProgress, print_line
 from reallm.experiments.run.question import question
 from reallm.experiments.run.run_view import RunState
-from reallm.experiments.run.setup import Data, load_roles
+from reallm.experiments.run.setup import Data, load_roles, optimizer_steps
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
@@ -53,6 +57,7 @@ class Trainer:
     job: Job
     data: Data
     roles: Mapping[str, Role]
+    interfaces: Mapping[str, Any]
     executor: GraphExecutor
     checkpointer: Checkpointer
     eval_samples: EvalSamples | None
@@ -99,11 +104,11 @@ class Trainer:
         roles = load_roles(
             config,
             graph,
-            plan.interfaces,
+            graph.roles,
             data.tokenizer,
             job,
             plan.layouts,
-            total_steps=data.sampler.total_steps,
+            horizons={name: data.sampler.total_steps * optimizer_steps(plan.interfaces[name]) for name in trained},
             tokenizer_changed=data.tokenizer_changed,
         )
         if point is not None:
@@ -129,7 +134,8 @@ class Trainer:
             job=job,
             data=data,
             roles=roles,
-            executor=GraphExecutor(graph, roles),
+            interfaces=plan.interfaces,
+            executor=GraphExecutor(graph, roles, plan.interfaces),
             checkpointer=Checkpointer(
                 folder,
                 keep_last=config.keep_last,
@@ -138,7 +144,9 @@ class Trainer:
                 newest=None if point is None else point.checkpoint,
                 is_rank0=job.is_rank0,
             ),
-            eval_samples=make_eval_samples(config, data, roles[trained[0]], folder.samples if job.is_rank0 else None),
+            eval_samples=make_eval_samples(
+                config, data, roles[trained[0]], plan.interfaces[trained[0]], folder.samples if job.is_rank0 else None
+            ),
             progress=TrainingProgress(console, data.sampler.total_steps),
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
             best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
@@ -159,6 +167,7 @@ class Trainer:
         self.best.best, self.best.evals_without_gain = state.best, state.evals_without_gain
         self._evaluated_step = state.evaluated_step
         self._seconds_before = state.seconds
+        load_interface_states(self.interfaces, state.interfaces)
         self.callbacks.load_state(state.callbacks)
         state.generators.restore()
 
@@ -221,11 +230,22 @@ class Trainer:
         rows = self.data.sampler.rows(step)
         batch = gather([self.data.train[row] for row in rows])
         with explained_shortage(f"step {step}", self.roles, self.config):
-            metrics = self.executor.train(batch)
+            metrics = self.executor.train(batch, self._context(step))
         self.step = step
         self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
         self.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
         self._call("on_step_end")
+
+    def _context(self, step: int, *, training: bool = True) -> CallContext:
+        return CallContext(
+            self.data.tokenizer,
+            self.config.seed,
+            step,
+            self.data.sampler.total_steps,
+            self.config.max_tokens_per_microbatch,
+            training,
+            self.executor.weights_versions,
+        )
 
     def _call(self, hook: str, *arguments: Any) -> None:
         self.callbacks.call(hook, self.step, self.metrics, *arguments)
@@ -242,7 +262,9 @@ class Trainer:
         with self.progress.doing("evaluating"):
             with explained_shortage("evaluation", self.roles, self.config):
                 assert self.data.valid is not None
-                metrics = self.executor.evaluate_samples(self.data.valid, partial(self._batches, stop=stop))
+                metrics = self.executor.evaluate_samples(
+                    self.data.valid, partial(self._batches, stop=stop), self._context(self.step, training=False)
+                )
             if self.eval_samples is not None and not stop.is_set():
                 with report_failure(self.progress.echo, "no samples"):
                     self.eval_samples.write(self.step)
@@ -328,6 +350,7 @@ class Trainer:
             self.seconds,
             self.data.fingerprint,
             Generators.capture(),
+            interface_states(self.interfaces),
             self.callbacks.state(),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reallm.algorithms.executor import execution_order
+from reallm.algorithms.graph import Graph
 from reallm.errors import PluginError
 from reallm.specs import ModelFunctionCall
 
@@ -15,7 +15,7 @@ def call(name: str, inputs: str, outputs: str = "") -> ModelFunctionCall:
 
 def test_calls_run_after_those_whose_keys_they_read() -> None:
     graph = [call("train", "tokens rewards"), call("score", "tokens", "rewards"), call("write", "prompts", "tokens")]
-    assert [one.name for one in execution_order(graph)] == ["write", "score", "train"]
+    assert [one.name for one in Graph.from_calls(graph).calls] == ["write", "score", "train"]
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_calls_run_after_those_whose_keys_they_read() -> None:
 )
 def test_a_graph_that_cannot_run_is_refused(graph: list[ModelFunctionCall], message: str) -> None:
     with pytest.raises(PluginError, match=message):
-        execution_order(graph)
+        Graph.from_calls(graph).calls

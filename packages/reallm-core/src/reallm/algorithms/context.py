@@ -1,0 +1,70 @@
+"""`CallContext`: what an interface knows of the run and the step that it is called in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from reallm.data.batching import n_samples
+from reallm.data.namedarray import NamedArray
+from reallm.engine.real_model import ReaLModel
+from reallm.generation.config import GenerationConfig
+from reallm.generation.request import Completion
+from reallm.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """The run and the step that an interface is called in; the same on all ranks."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """The tokenizer of the run."""
+    seed: int
+    """The seed of the run."""
+    step: int
+    """The step in progress, counted from 1; in an evaluation, the last one done."""
+    total_steps: int
+    """Steps of the whole run."""
+    max_tokens_per_microbatch: int
+    """Limit on the tokens of a forward pass."""
+    training: bool = True
+    """Whether this is a training step; otherwise an evaluation."""
+    weights_versions: Mapping[str, int] = field(default_factory=dict)
+    """Number of updates that the weights of each trained role have had. A batch with generated tokens remembers those
+    that they were made with, as metadata of the same name."""
+
+    def seed_for(self, *purpose: str | int) -> int:
+        """A seed for a purpose, such as `seed_for("dropped prompts", sample_id)`: another one in each step.
+
+        All evaluations of a run have the same seeds, so that their results can be compared.
+        """
+        when: tuple[str | int, ...] = ("step", self.step) if self.training else ("evaluation",)
+        return derive_seed(self.seed, *when, *purpose)
+
+    def columns(self, batch: NamedArray) -> list[dict[str, Any]]:
+        """The other columns of each sample's row, by name; empty without any."""
+        found = batch.metadata.get("columns")
+        return [dict(row) for row in found] if found is not None else [{} for _ in range(n_samples(batch))]
+
+    def generate(
+        self, model: ReaLModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, ids: Sequence[str]
+    ) -> list[Completion]:
+        """Continue prompts with random numbers that depend on the run's seed, the step and the sample alone.
+
+        Whatever else is in the batch, in whatever order, and in whatever layout, a sample gets the same completions.
+
+        Args:
+            model: the model.
+            prompts: token ids of each prompt.
+            config: settings; their seed is added to that of the step.
+            ids: name of each prompt's sample, `batch.metadata["ids"]`.
+
+        Returns:
+            The completions in the order of the prompts, `config.n` of each.
+        """
+        seed = self.seed_for("generate", config.seed)
+        return model.generate(prompts, replace(config, seed=seed), tokenizer=self.tokenizer, keys=list(ids))

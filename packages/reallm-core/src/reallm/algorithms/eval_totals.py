@@ -1,0 +1,36 @@
+"""`EvalTotals`: sums over validation data, from which the metrics of an evaluation follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reallm.training.objective import Totals
+
+
+@dataclass(frozen=True)
+class EvalTotals:
+    """Sums over some of the validation data; those of several parts are added."""
+
+    objectives: Mapping[str, Totals] = field(default_factory=dict)
+    """Totals of an objective, by train call."""
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Numbers that interfaces have measured, by name; those that are NaN count as not measured."""
+
+    def __add__(self, other: EvalTotals) -> EvalTotals:
+        objectives = dict(self.objectives)
+        for name, totals in other.objectives.items():
+            objectives[name] = objectives.get(name, Totals()) + totals
+        measured = {name: list(values) for name, values in self.measured.items()}
+        for name, values in other.measured.items():
+            measured.setdefault(name, []).extend(values)
+        return EvalTotals(objectives, measured)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each measured number; NaN if there is none."""
+        return {name: _mean([one for one in values if not math.isnan(one)]) for name, values in self.measured.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
