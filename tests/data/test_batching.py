@@ -6,9 +6,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reallm.data.batching import cu_seqlens, gather, lengths, n_samples, partition, select, split_samples
+from reallm.data.batching import cu_seqlens, gather, lengths, n_samples, partition, select, split_groups, split_samples
 from reallm.data.namedarray import FieldError, NamedArray, flatten, from_dict
-from reallm.errors import DataError
+from reallm.errors import ConfigError, DataError
 
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
@@ -92,6 +92,78 @@ def pair() -> NamedArray:
     return NamedArray(tokens=torch.arange(10), score=torch.ones(2)).with_metadata(
         seqlens={"tokens": [[5], [3, 0, 2]], "score": [[1], [1]]}
     )
+
+
+@st.composite
+def grouped_batches(draw: st.DrawFn) -> tuple[NamedArray, dict[str, int]]:
+    """A batch of samples of some units, and the number of sequences of each field in a unit."""
+    kinds = draw(st.dictionaries(st.sampled_from("abc"), st.sampled_from(list(KINDS)), min_size=1))
+    sequences = {name: draw(st.integers(1, 3)) for name in kinds}
+    n_units = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+    seqlens: dict[str, list[list[int]]] = {
+        name: [draw(st.lists(st.integers(0, 3), min_size=n * size, max_size=n * size)) for n in n_units]
+        for name, size in sequences.items()
+    }
+    fields = {name: KINDS[kind](sum(map(sum, seqlens[name]))) for name, kind in kinds.items()}
+    metadata = {"ids": [str(i) for i in range(len(n_units))], "columns": [{"row": i} for i in range(len(n_units))]}
+    return from_dict(fields, {"seqlens": seqlens, **metadata, "source": "x"}), sequences
+
+
+@quick
+@given(grouped_batches(), st.data())
+def test_units_of_samples_become_samples_of_the_same_arrays(
+    drawn: tuple[NamedArray, dict[str, int]], data: st.DataObject
+) -> None:
+    batch, sequences = drawn
+    units = split_groups(batch, sequences)
+    parts = split_samples(units)
+
+    first = next(iter(batch))
+    assert n_samples(units) == sum(len(sample) // sequences[first] for sample in seqlens_of(batch, first))
+    assert all(units[name] is batch[name] for name in batch)
+    assert gather(parts) == units if parts else n_samples(units) == 0
+    for part in parts:
+        (group,), (row,) = part.metadata["groups"], part.metadata["columns"]
+        assert part.metadata["ids"] == batch.metadata["ids"][group : group + 1]
+        assert row == batch.metadata["columns"][group]
+        assert all(len(seqlens_of(part, name)[0]) == size for name, size in sequences.items())
+    for group in range(n_samples(batch)):  # the units of a sample, taken together, are the sample
+        own = select(units, [i for i, of in enumerate(units.metadata["groups"]) if of == group])
+        sample = select(batch, [group])
+        assert all(sum(seqlens_of(own, name), ()) == sum(seqlens_of(sample, name), ()) for name in batch)
+        assert own.with_metadata(seqlens=None, ids=None, groups=None, columns=None) == sample.with_metadata(
+            seqlens=None, ids=None, columns=None
+        )
+    indices = data.draw(st.lists(st.sampled_from(range(len(parts))))) if parts else []
+    assert select(units, indices).metadata["groups"] == tuple(units.metadata["groups"][i] for i in indices)
+    assert split_groups(units, sequences) == units
+
+
+def seqlens_of(batch: NamedArray, key: str) -> tuple[tuple[int, ...], ...]:
+    found: tuple[tuple[int, ...], ...] = batch.metadata["seqlens"][key]
+    return found
+
+
+def test_groups_are_those_of_the_first_cut() -> None:
+    batch = NamedArray(x=torch.arange(6)).with_metadata(seqlens={"x": [[1, 1, 1, 1], [1, 1]]})
+    pairs = split_groups(batch, {"x": 2})
+    assert pairs.metadata["groups"] == (0, 0, 1)
+    assert split_groups(select(pairs, [2, 0]), {"x": 1}).metadata["groups"] == (1, 1, 0, 0)
+
+
+def test_samples_that_are_not_made_of_units_are_named(pair: NamedArray) -> None:
+    with pytest.raises(DataError, match="say how many sequences of 'score' a unit has"):
+        split_groups(pair, {"tokens": 1})
+    with pytest.raises(DataError, match="sample 0 has 1 sequences of 'tokens', which is not a multiple of 3"):
+        split_groups(pair, {"tokens": 3, "score": 1})
+    with pytest.raises(DataError, match="sample 1 has 3 units of 'tokens', but 1 of 'score'"):
+        split_groups(pair, {"tokens": 1, "score": 1})
+    with pytest.raises(DataError, match="'b' has 3 units of 'tokens', but 1 of 'score'"):
+        split_groups(pair.with_metadata(ids=["a", "b"]), {"tokens": 1, "score": 1})
+    with pytest.raises(FieldError, match="no seqlens of 'prompts'"):
+        split_groups(pair, {"prompts": 1, "tokens": 1, "score": 1})
+    with pytest.raises(ConfigError, match=r"sequences\['tokens'\]"):
+        split_groups(pair, {"tokens": 0, "score": 1})
 
 
 def test_lengths_are_per_sample_and_offsets_per_sequence(pair: NamedArray) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
+from reallm.data.metadata import PER_SAMPLE
 from reallm.data.namedarray import NamedArray, flatten, from_dict
 from reallm.data.serialization import load, save
 from reallm.errors import DataError
@@ -44,7 +45,7 @@ plain = st.recursive(
 
 
 @quick
-@given(trees, st.dictionaries(st.text().filter(lambda name: name not in ("ids", "seqlens")), plain, max_size=3))
+@given(trees, st.dictionaries(st.text().filter(lambda name: name not in PER_SAMPLE), plain, max_size=3))
 def test_load_gives_what_was_saved(tmp_path_factory: pytest.TempPathFactory, tree: dict, metadata: dict) -> None:
     path = tmp_path_factory.getbasetemp() / "batch.safetensors"
     batch = from_dict(tree, metadata)

@@ -108,8 +108,16 @@ def test_steps_differ_from_the_usual_ones_by_rounding_only() -> None:
 )
 def test_noise_in_training_is_refused(config: ReaLModelConfig, message: str) -> None:
     model = ReaLModel(config)
+    engine = TrainEngine(model, FLAT, total_steps=1, max_tokens_per_microbatch=100, exact=True)
+    batch, logprobs = generated(model)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with pytest.raises(ConfigError, match=message):
-        TrainEngine(model, FLAT, total_steps=1, max_tokens_per_microbatch=100, exact=True)
+        engine.train_batch(batch, PolicyGradient())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    objective = PolicyGradient()
+    objective.dropout = False
+    engine.train_batch(batch, objective)
+    assert objective.logprobs == logprobs
 
 
 def test_parameters_for_which_exact_mode_is_not_possible_are_refused() -> None:

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from reallm.config.optimizer import OptimizerConfig
     from reallm.config.parallel import ParallelArgs
     from reallm.config.training import TrainingConfig
-    from reallm.data.batching import cu_seqlens, gather, lengths, n_samples, partition, select, split_samples
+    from reallm.data.batching import (
+        cu_seqlens,
+        gather,
+        lengths,
+        n_samples,
+        partition,
+        select,
+        split_groups,
+        split_samples,
+    )
     from reallm.data.datasets import Dataset, DatasetUtility, make_dataset
     from reallm.data.namedarray import (
         NamedArray,
@@ -58,9 +67,11 @@ if TYPE_CHECKING:
     from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, ModelFunctionCall
     from reallm.training.engine import EngineState, TrainEngine
     from reallm.training.objective import LossOutput, Objective, Totals
+    from reallm.training.sequence_scores import AnswerLogprobs, answer_logprobs, last_token_scores
 
 _HOMES = {
     "Algorithm": "reallm.specs",
+    "AnswerLogprobs": "reallm.training.sequence_scores",
     "CallbackSpec": "reallm.specs",
     "Completion": "reallm.generation.request",
     "Configuration": "reallm.config.load",
@@ -96,12 +107,14 @@ _HOMES = {
     "Totals": "reallm.training.objective",
     "TrainEngine": "reallm.training.engine",
     "TrainingConfig": "reallm.config.training",
+    "answer_logprobs": "reallm.training.sequence_scores",
     "cu_seqlens": "reallm.data.batching",
     "describe_config": "reallm.config.load:describe",
     "flatten": "reallm.data.namedarray",
     "from_dict": "reallm.data.namedarray",
     "from_flattened": "reallm.data.namedarray",
     "gather": "reallm.data.batching",
+    "last_token_scores": "reallm.training.sequence_scores",
     "lengths": "reallm.data.batching",
     "load_config": "reallm.config.load:load",
     "logprob_mismatch": "reallm.generation.mismatch",
@@ -115,6 +128,7 @@ _HOMES = {
     "run": "reallm.experiments.run.runner",
     "select": "reallm.data.batching",
     "split": "reallm.data.namedarray",
+    "split_groups": "reallm.data.batching",
     "split_samples": "reallm.data.batching",
 }
 """Public name -> the module that has it, with the name there if it is another one: `module:name`."""
@@ -123,6 +137,7 @@ __all__ = [
     "HOOK_API",
     "REQUIRED",
     "Algorithm",
+    "AnswerLogprobs",
     "CallbackSpec",
     "CheckpointError",
     "Completion",
@@ -165,6 +180,7 @@ __all__ = [
     "TrainEngine",
     "TrainingConfig",
     "UnknownNameError",
+    "answer_logprobs",
     "cu_seqlens",
     "describe_config",
     "flatten",
@@ -172,6 +188,7 @@ __all__ = [
     "from_flattened",
     "gather",
     "hookimpl",
+    "last_token_scores",
     "lengths",
     "load_config",
     "logprob_mismatch",
@@ -185,6 +202,7 @@ __all__ = [
     "run",
     "select",
     "split",
+    "split_groups",
     "split_samples",
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
@@ -32,7 +32,7 @@ def n_samples(batch: NamedArray) -> int:
     """Number of samples in the batch.
 
     Raises:
-        DataError: it has neither `seqlens` nor `ids`.
+        DataError: it has no item of metadata that tells.
     """
     check_batch(batch)
     count = sample_count(batch.metadata)
@@ -115,6 +115,64 @@ def split_samples(batch: NamedArray) -> list[NamedArray]:
         DataError: a field has no `seqlens`; names it.
     """
     return _selections(batch, [[i] for i in range(n_samples(batch))])
+
+
+def split_groups(batch: NamedArray, sequences: Mapping[str, int]) -> NamedArray:
+    """A batch of the same arrays, of which each unit of a sample is a sample: a sample of k units becomes k samples.
+
+    A group of long answers can then be cut into several micro-batches. Samples of k pairs of sequences, with a margin
+    for each pair, become pairs by
+
+        split_groups(batch, {"input_ids": 2, "prompt_lens": 2, "margins": 1})
+
+    Units keep the id and the columns of their sample. Their `groups` are the index of the sample, or what it has in
+    `groups`, so that units can be cut once more.
+
+    Args:
+        batch: the batch.
+        sequences: for each field, how many sequences, one after another, a unit has.
+
+    Raises:
+        DataError: a field is missing from `sequences` or from the batch, or a sample does not consist of whole units;
+            names the field and the sample.
+    """
+    count = n_samples(batch)
+    _check_fields(batch)
+    seqlens = batch.metadata.get("seqlens", {})
+    for key in seqlens.keys() - sequences.keys():
+        raise DataError(f"cannot split groups: say how many sequences of '{key}' a unit has")
+    n_units = {key: _n_units(batch, key, check_count(f"sequences['{key}']", n)) for key, n in sequences.items()}
+    first, counts = next(iter(n_units.items()), ("", [1] * count))
+    for key, others in n_units.items():
+        for i, (n, other) in enumerate(zip(counts, others, strict=True)):
+            if n != other:
+                raise DataError(
+                    f"cannot split groups: {_name(batch, i)} has {n} units of '{first}', but {other} of '{key}'"
+                )
+    cut = {
+        key: [sample[i : i + sequences[key]] for sample in samples for i in range(0, len(sample), sequences[key])]
+        for key, samples in seqlens.items()
+    }
+    sources = [i for i, n in enumerate(counts) for _ in range(n)]
+    metadata = {item: [batch.metadata[item][i] for i in sources] for item in _other_per_sample(batch.metadata)}
+    return batch.with_metadata(**{"groups": sources, **metadata}, seqlens=cut)
+
+
+def _n_units(batch: NamedArray, key: str, size: int) -> list[int]:
+    """Number of units of each sample, made of `size` sequences of field `key`."""
+    samples = _seqlens(batch, key)
+    for i, sample in enumerate(samples):
+        if len(sample) % size:
+            raise DataError(
+                f"cannot split groups: {_name(batch, i)} has {len(sample)} sequences of '{key}', which is not a "
+                f"multiple of {size}"
+            )
+    return [len(sample) // size for sample in samples]
+
+
+def _name(batch: NamedArray, row: int) -> str:
+    """The sample's name in an error."""
+    return f"'{batch.metadata['ids'][row]}'" if "ids" in batch.metadata else f"sample {row}"
 
 
 def partition(batch: NamedArray, key: str, k: int) -> list[NamedArray]:

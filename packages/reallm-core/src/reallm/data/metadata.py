@@ -5,8 +5,9 @@ Two samples, the second with two sequences of `input_ids`, and one score for eac
 
     {"input_ids": ((5,), (3, 2)), "scores": ((1,), (1, 1))}
 
-`ids` names the samples; `groups` gives, for each, the index of the sample that it was cut from, and `columns` a mapping
-of what else its row says. Any other item belongs to the batch as a whole.
+`ids` names the samples; `groups` gives, for units of samples, the index of the sample that each was cut from (see
+`batching.split_groups`), and `columns` a mapping of what else a sample's row says. Any other item belongs to the batch
+as a whole.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ SeqLens = Mapping[str, tuple[tuple[int, ...], ...]]
 
 PER_SAMPLE = ("seqlens", "ids", "groups", "columns")
 """Items with one entry for each sample, which are gathered, selected and split with the samples."""
+_KINDS = {"ids": (str, "string"), "groups": (int, "integer"), "columns": (Mapping, "mapping")}
 
 
 def freeze_metadata(metadata: Metadata) -> Metadata:
     """An immutable copy: read-only mappings, tuples, Python scalars instead of numpy's; items of None are dropped.
 
     Raises:
-        DataError: a value is not made of JSON's types, or `seqlens` or `ids` is malformed; names the item.
+        DataError: a value is not made of JSON's types, or an item of `PER_SAMPLE` is malformed; names the item.
     """
     frozen: dict[str, Any] = {}
     for name, value in metadata.items():
@@ -42,13 +44,9 @@ def freeze_metadata(metadata: Metadata) -> Metadata:
             if not value:  # empty is the same as absent
                 continue
         frozen[name] = _freeze(value, f"metadata '{name}'")
-    if not all(isinstance(item, str) for item in frozen.get("ids", ())):
-        raise DataError(f"metadata 'ids' must be one string for each sample, not {frozen['ids']!r}")
-    columns = frozen.get("columns", ())
-    if not isinstance(columns, tuple) or not all(isinstance(item, Mapping) for item in columns):
-        raise DataError(
-            "metadata 'columns' must be one mapping for each sample, from the name of a column to its value"
-        )
+    for name, (kind, what) in _KINDS.items():
+        if name in frozen and not (isinstance(frozen[name], tuple) and all(isinstance(x, kind) for x in frozen[name])):
+            raise DataError(f"metadata '{name}' must be one {what} for each sample, not {frozen[name]!r}")
     return MappingProxyType(frozen)
 
 
@@ -63,7 +61,7 @@ def sample_count(metadata: Metadata) -> int | None:
     """Number of samples that the metadata describes; None if it has no item of `PER_SAMPLE`.
 
     Raises:
-        DataError: two fields, or a field and another item, disagree; names both.
+        DataError: two items, or two fields of `seqlens`, disagree; names both.
     """
     counts = {f"seqlens of '{key}'": len(samples) for key, samples in metadata.get("seqlens", {}).items()}
     counts |= {item: len(metadata[item]) for item in PER_SAMPLE[1:] if item in metadata}

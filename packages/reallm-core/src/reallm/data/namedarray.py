@@ -45,7 +45,7 @@ class NamedArray:
     `with_fields` and `with_metadata` return changed copies that share the arrays.
 
     Indexing with a name gives the field. Indexing with anything else (a number, a slice, a list, a mask) indexes
-    dim 0 of every array, for arrays that are aligned there. A batch with `seqlens` or `ids` refuses that, because
+    dim 0 of every array, for arrays that are aligned there. A batch with metadata of samples refuses that, because
     it would cut through the samples: use `batching.select`.
 
     Arithmetic (`+ - * / // % **` and unary `-`) works field by field between two `NamedArray`s of the same
@@ -83,10 +83,10 @@ class NamedArray:
         Args:
             **items: values made of JSON's types. `seqlens` maps names of fields to the lengths of the sequences
                 of each sample, `((5,), (3, 2))`, which must sum to the field's size on dim 0. `ids` holds one
-                string for each sample.
+                string for each sample, `groups` one integer, and `columns` one mapping.
 
         Raises:
-            DataError: `seqlens` or `ids` contradicts the fields or each other; names the field.
+            DataError: one of these contradicts the fields or another; names the field.
         """
         return _new(self._fields, {**self._metadata, **items})
 

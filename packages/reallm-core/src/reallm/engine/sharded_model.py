@@ -245,9 +245,16 @@ class ShardedModel:
         """Whether dropout and gradient checkpointing are on."""
         return self._network.training
 
-    def train(self, mode: bool = True) -> Self:
-        """Turn dropout and gradient checkpointing on, or off."""
+    def train(self, mode: bool = True, *, dropout: bool = True) -> Self:
+        """Turn dropout and gradient checkpointing on, or off.
+
+        Args:
+            mode: whether to turn them on.
+            dropout: False leaves the layers in evaluation mode, so that they add no dropout, jitter or other noise.
+        """
         self._network.train(mode)
+        if not dropout:
+            self._network.layers.eval()
         return self
 
     def eval(self) -> Self:

@@ -13,7 +13,7 @@ from torch import Tensor
 from reallm.arguments import check_count, check_instance
 from reallm.config.lr_schedule import lr_at
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
-from reallm.data.batching import check_batch, select
+from reallm.data.batching import select
 from reallm.data.namedarray import NamedArray
 from reallm.engine.diagnosis import model_fault
 from reallm.engine.real_model import ReaLModel
@@ -30,7 +30,7 @@ from reallm.training.eval_engine import EvalEngine, check_model
 from reallm.training.forward_backward import AUX_LOSS, ReducedLosses
 from reallm.training.microbatch import split_micro_batches
 from reallm.training.nonfinite import nonfinite_error, nonfinite_model_error, sample_names
-from reallm.training.objective import Objective, check_objective
+from reallm.training.objective import Objective, check_objective, prepare, trains_with_dropout
 from reallm.training.optimizer import Optimizer
 
 
@@ -65,7 +65,7 @@ class TrainEngine(EvalEngine):
         moe_aux_loss_coef: coefficient of the load-balancing loss of a model with experts, 0 for none; None takes
             `config.moe.aux_loss_coef`.
         exact: whether the log-probability of a token is that of `generate(exact=True)`, bit for bit, while the weights
-            are the same.
+            are the same. Dropout and other noise of the model are refused, unless the objective has `dropout = False`.
 
     Raises:
         ConfigError: an argument has the wrong type; the parameters are float16; the optimizer needs whole matrices,
@@ -90,8 +90,6 @@ class TrainEngine(EvalEngine):
             check_unsharded(optimizer_config, model.mesh.layout)
         _align_parameters(model.network)
         aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
-        if exact:
-            _refuse_noise(model.config)
         super().__init__(model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef, exact=exact)
         self.step = 0
         """Optimizer steps done, those that were skipped included."""
@@ -105,6 +103,11 @@ class TrainEngine(EvalEngine):
         self._reducer = None if self._mesh is None else GradientReducer.of(model.network, self._mesh)
         self._total_steps = total_steps
         self._seed = seed
+
+    @property
+    def weights_version(self) -> int:
+        """Number of updates that the parameters have had: steps that were not skipped, those of a resumed run included."""
+        return self.step - self.skipped_steps
 
     def async_offload(self) -> None:
         """Start moving the model and the optimizer state to host memory; see `ReaLModel.async_offload`.
@@ -138,10 +141,14 @@ class TrainEngine(EvalEngine):
     def train_batch(self, batch: NamedArray, objective: Objective) -> dict[str, float]:
         """Take one optimizer step on `batch`; the loss is the loss sum of the whole batch divided by its total weight.
 
-        With experts, the load-balancing loss of each micro-batch is added, in proportion to its weight. It alone
-        depends on how the batch is split into micro-batches, as in every framework: it is a product of two means over
-        the tokens of a micro-batch, and the mean of such products is not the product of the means. To compute it over
-        the whole batch, the activations of all micro-batches would have to be kept at once.
+        A loss of several terms is the sum of such quotients; see `Objective`, also for what an objective can do with
+        the batch before it is cut.
+
+        With experts, the load-balancing loss of each micro-batch is added, in proportion to its weight (the mean of its
+        shares of all terms' weights). It alone depends on how the batch is split into micro-batches, as in every
+        framework: it is a product of two means over the tokens of a micro-batch, and the mean of such products is not
+        the product of the means. To compute it over the whole batch, the activations of all micro-batches would have to
+        be kept at once.
 
         Returns:
             The objective's metrics before the step, and `lr`, `grad_norm`, `tokens`; with `on_nonfinite="skip"` also
@@ -150,22 +157,26 @@ class TrainEngine(EvalEngine):
             carries loss) changes no parameter.
 
         Raises:
+            ConfigError: the engine is exact, and the model adds noise in training.
+            PluginError: the terms of the objective's loss and of its weights differ.
             NonFiniteError: with `on_nonfinite="stop"`, the loss or the gradients are not finite; names the samples, or
                 with a mesh all samples of their micro-batches. With either setting, the loss is not finite whatever the
                 samples; names what is wrong with the model. The parameters, the optimizer and `step` are unchanged.
             PeerError: an earlier error has left the model unusable.
         """
-        check_batch(batch)
         check_objective(objective)
+        if self._exact_mode is not None and trains_with_dropout(objective):
+            _refuse_noise(self.model.config)
+        batch = prepare(objective, batch)
         local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
-        self.model.train()
+        self.model.train(dropout=trains_with_dropout(objective))
         if self._offload is not None:
             self._offload.before_use(0)  # an empty group: the optimizer state is the next one, and begins to come back
         try:
             with self._dropout_seed(), self._exact_mode or nullcontext():
                 losses = self._forward_backward.train(local_batch, objective, self._optimizer.accumulate_gradients)
-            grad_norm = self._optimizer_step(lr, losses, batch, objective) if local_batch.loss_weight else 0.0
+            grad_norm = self._optimizer_step(lr, losses, batch, objective) if local_batch.has_loss else 0.0
         except BaseException:
             self._optimizer.zero_grad()  # otherwise partial gradients would be added to those of the next step
             raise
@@ -173,7 +184,7 @@ class TrainEngine(EvalEngine):
         totals = losses.totals
         metrics = {**objective.metrics(totals), "lr": lr, "grad_norm": grad_norm, "tokens": totals.n_tokens}
         if AUX_LOSS in totals.stats:
-            metrics[AUX_LOSS] = totals.stats[AUX_LOSS] / totals.loss_weight
+            metrics[AUX_LOSS] = totals.stats[AUX_LOSS] / local_batch.combined(totals.loss_weights)
         if self._optimizer_config.on_nonfinite == "skip":
             metrics["skipped_steps"] = self.skipped_steps
         return metrics
@@ -206,11 +217,6 @@ class TrainEngine(EvalEngine):
     def has_masters(self) -> bool:
         """Whether the model's parameters are rounded copies of float32 masters, which only `state` exposes."""
         return self._optimizer.has_masters
-
-    @property
-    def weights_version(self) -> int:
-        """Number of updates that the parameters have had."""
-        return self.step - self.skipped_steps
 
     def _optimizer_step(self, lr: float, losses: ReducedLosses, batch: NamedArray, objective: Objective) -> float:
         """Step with the accumulated gradients, unless something is not finite; returns the norm of the gradients."""
@@ -248,7 +254,7 @@ class TrainEngine(EvalEngine):
             return [
                 name
                 for row, name in enumerate(sample_names(batch))
-                if not math.isfinite(self._evaluate_batch(select(batch, [row]), objective).loss_sum)
+                if not math.isfinite(self._evaluate_prepared(select(batch, [row]), objective).loss_sum)
             ]
 
     @contextmanager
@@ -283,7 +289,10 @@ def _refuse_noise(config: ReaLModelConfig) -> None:
     noise["moe.jitter"] = 0.0 if config.moe is None else config.moe.jitter
     for name, amount in noise.items():
         if amount:
-            raise ConfigError(f"exact=True does not go together with {name}={amount}; set it to 0")
+            raise ConfigError(
+                f"exact=True does not go together with {name}={amount}; set it to 0, or train with an objective that "
+                "has dropout = False"
+            )
 
 
 def _align_parameters(network: Transformer) -> None:

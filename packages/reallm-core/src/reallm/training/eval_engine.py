@@ -8,14 +8,13 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from reallm.arguments import check_count, check_instance
-from reallm.data.batching import check_batch
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError, kind_of
 from reallm.model.exact import ExactMode
 from reallm.training.forward_backward import ForwardBackward
 from reallm.training.microbatch import split_micro_batches
-from reallm.training.objective import Objective, Totals, check_objective
+from reallm.training.objective import Objective, Totals, check_objective, prepare
 
 
 class EvalEngine:
@@ -61,10 +60,9 @@ class EvalEngine:
             raise DataError(f"batches must be a list of batches, not {kind_of(batches)}; write evaluate([batch], ...)")
         check_objective(objective)
         with self._evaluating():
-            return sum((self._evaluate_batch(batch, objective) for batch in batches), Totals())
+            return sum((self._evaluate_prepared(prepare(objective, batch), objective) for batch in batches), Totals())
 
-    def _evaluate_batch(self, batch: NamedArray, objective: Objective) -> Totals:
-        check_batch(batch)
+    def _evaluate_prepared(self, batch: NamedArray, objective: Objective) -> Totals:
         local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
         return self._forward_backward.evaluate(local_batch, objective).totals
 

@@ -6,9 +6,11 @@ Shapes: X experts.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json
 from reallm.parallel.pipeline_parallel.runner import PipelineRunner, StageReduction
 from reallm.training.microbatch import LocalBatch, MicroBatch
-from reallm.training.objective import Objective, Totals
+from reallm.training.objective import Objective, Totals, add_by_name, check_terms
 
 AUX_LOSS = "aux_loss"
 """The name of the load-balancing loss among metrics."""
@@ -40,29 +42,36 @@ class ReducedLosses(NamedTuple):
 class LossAccumulator:
     """Sums the losses of this rank's micro-batches, in float64 on the device, which is synchronized once at the end."""
 
-    def __init__(self) -> None:
-        self._loss_weight, self._n_tokens = 0.0, 0
-        self._sums: dict[str, Tensor] = {}
-        self._losses: list[tuple[MicroBatch, Tensor]] = []
+    def __init__(self, local_batch: LocalBatch) -> None:
+        self._local_batch = local_batch
+        self._loss_weights: dict[str, float] = dict.fromkeys(local_batch.loss_weights, 0.0)
+        self._n_tokens = 0
+        self._loss_sums: dict[str, Tensor] = {}
+        self._stats: dict[str, Tensor] = {}
+        self._losses: list[tuple[MicroBatch, Mapping[str, Tensor]]] = []
 
-    def add(self, micro_batch: MicroBatch, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
-        """Add the loss and the statistics of a micro-batch, 0-dim tensors; a padding one adds nothing."""
-        if not micro_batch.loss_weight:
+    def add(self, micro_batch: MicroBatch, loss_sums: Mapping[str, Tensor], stats: Mapping[str, Tensor]) -> None:
+        """Add the losses by term and the statistics of a micro-batch, 0-dim tensors; a padding one adds nothing."""
+        if not micro_batch.has_loss:
             return
-        self._loss_weight += micro_batch.loss_weight
+        self._loss_weights = add_by_name(self._loss_weights, micro_batch.loss_weights)
         self._n_tokens += micro_batch.n_tokens
-        self._losses.append((micro_batch, loss_sum))
-        self.add_stats(micro_batch, {"loss_sum": loss_sum, **stats})
+        self._losses.append((micro_batch, loss_sums))
+        _accumulate(self._loss_sums, loss_sums)
+        _accumulate(self._stats, stats)
 
-    def add_stats(self, micro_batch: MicroBatch, stats: Mapping[str, Tensor]) -> None:
-        """Add further statistics of a micro-batch."""
-        for name, value in stats.items() if micro_batch.loss_weight else ():
-            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+    def add_aux_loss(self, micro_batch: MicroBatch, aux_loss: Tensor) -> None:
+        """Add the load-balancing loss of a micro-batch, with its weight."""
+        if micro_batch.has_loss:
+            _accumulate(self._stats, {AUX_LOSS: self._local_batch.combined(micro_batch.loss_weights) * aux_loss})
 
     def local_totals(self) -> Totals:
         """This rank's sums."""
-        stats = {name: value.item() for name, value in self._sums.items()}
-        return Totals(stats.pop("loss_sum", 0.0), self._loss_weight, self._n_tokens, stats)
+        loss_sums = {
+            term: self._loss_sums[term].item() if term in self._loss_sums else 0.0 for term in self._loss_weights
+        }
+        stats = {name: value.item() for name, value in self._stats.items()}
+        return Totals(loss_sums, self._loss_weights, self._n_tokens, stats)
 
     def reduce(self, mesh: Mesh | None) -> ReducedLosses:
         """The sums over all ranks of a layout, which must all call it.
@@ -75,14 +84,24 @@ class LossAccumulator:
         contribution = None
         if mesh.is_last_stage and mesh.coordinate.tp == 0:
             nonfinite = [] if math.isfinite(local.loss_sum) else self._nonfinite_samples()
-            contribution = [local.loss_sum, local.loss_weight, local.n_tokens, local.stats, nonfinite]
+            contribution = [local.loss_sums, local.loss_weights, local.n_tokens, local.stats, nonfinite]
         gathered = [each for each in all_gather_json(contribution, mesh.all).values() if each is not None]
         totals = sum((Totals(*numbers) for *numbers, _ in gathered), Totals())
         return ReducedLosses(totals, [name for *_, names in gathered for name in names])
 
     def _nonfinite_samples(self) -> list[str]:
-        bad = [micro_batch.batch for micro_batch, loss in self._losses if not math.isfinite(loss.item())]
+        bad = [
+            micro_batch.batch
+            for micro_batch, loss_sums in self._losses
+            if not all(math.isfinite(each.item()) for each in loss_sums.values())
+        ]
         return [name for batch in bad for name in batch.metadata.get("ids", ())]
+
+
+def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add 0-dim tensors to sums by name, in float64."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value.double() if name in sums else value.double()
 
 
 class ForwardBackward:
@@ -174,11 +193,14 @@ class _BatchLosses:
     local_batch: LocalBatch
     objective: Objective
     aux_loss_coef: float
-    sums: LossAccumulator = field(default_factory=LossAccumulator)
+    sums: LossAccumulator = field(init=False)
     router_logs: dict[int, RouterStatsLog] = field(default_factory=dict)
     """Router logs by micro-batch, from its forward pass on."""
     router_stats: dict[int, list[RouterStats]] = field(default_factory=dict)
     """Router statistics by micro-batch, until its backward pass; only with a pipeline."""
+
+    def __post_init__(self) -> None:
+        self.sums = LossAccumulator(self.local_batch)
 
     @property
     def n_tokens(self) -> list[int]:
@@ -191,9 +213,11 @@ class _BatchLosses:
         batch = micro_batch.batch.to(next(self.network.parameters()).device)
         with self._logging_routers(number):
             output = self.objective.loss(self.network, batch)
-        self.sums.add(micro_batch, output.loss_sum.detach(), output.stats)
-        loss = output.loss_sum / self.local_batch.loss_weight
-        return loss if micro_batch.loss_weight else loss * 0.0
+        check_terms(self.objective, "loss", output.loss_sums, self.local_batch.loss_weights)
+        loss_sums = {term: output.loss_sums[term] for term in self.local_batch.terms}
+        self.sums.add(micro_batch, {term: loss_sum.detach() for term, loss_sum in loss_sums.items()}, output.stats)
+        loss = reduce(operator.add, [each / self.local_batch.loss_weights[term] for term, each in loss_sums.items()])
+        return loss if micro_batch.has_loss else loss * 0.0
 
     def loss_with_aux_loss(self, number: int) -> Tensor:
         """A micro-batch's contribution with the load-balancing loss, if this process holds all layers."""
@@ -201,7 +225,7 @@ class _BatchLosses:
         if not (self.aux_loss_coef and (router_stats := self.router_logs.pop(number).close())):
             return loss
         aux_loss = load_balancing_loss(router_stats)
-        self._record_aux_loss(micro_batch, aux_loss)
+        self.sums.add_aux_loss(micro_batch, aux_loss.detach())
         return loss + self._aux_loss_factor(micro_batch) * aux_loss
 
     def aux_loss_over_stages(self) -> StageReduction:
@@ -225,7 +249,7 @@ class _BatchLosses:
             micro_batch, router_stats = self.local_batch.micro_batches[number], self.router_stats.pop(number)
             counts, prob_sums, n_tokens = total[0], total[1], total[2, 0].clamp(min=1)
             factor = len(counts) / n_tokens**2
-            self._record_aux_loss(micro_batch, factor * (counts * prob_sums).sum())
+            self.sums.add_aux_loss(micro_batch, (factor * (counts * prob_sums).sum()).detach())
             if not router_stats:
                 return None
             local_prob_sums = torch.stack([each.prob_sums for each in router_stats]).sum(dim=0)
@@ -234,10 +258,8 @@ class _BatchLosses:
         return StageReduction((3, moe.n_experts), local_sums, loss)
 
     def _aux_loss_factor(self, micro_batch: MicroBatch) -> float:
-        return self.aux_loss_coef * (micro_batch.loss_weight / self.local_batch.loss_weight)
-
-    def _record_aux_loss(self, micro_batch: MicroBatch, aux_loss: Tensor) -> None:
-        self.sums.add_stats(micro_batch, {AUX_LOSS: micro_batch.loss_weight * aux_loss.detach()})
+        combined = self.local_batch.combined
+        return self.aux_loss_coef * (combined(micro_batch.loss_weights) / combined(self.local_batch.loss_weights))
 
     @contextmanager
     def _logging_routers(self, number: int) -> Iterator[None]:
