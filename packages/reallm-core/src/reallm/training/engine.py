@@ -106,7 +106,7 @@ class TrainEngine(EvalEngine):
 
     @property
     def weights_version(self) -> int:
-        """Number of updates that the parameters have had: steps that were not skipped, those of a resumed run included."""
+        """Number of updates that the parameters have had, in a resumed run also before; skipped steps do not count."""
         return self.step - self.skipped_steps
 
     def async_offload(self) -> None:
