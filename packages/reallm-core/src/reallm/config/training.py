@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reallm.config.args import ModelArgs, dataset_option
+from reallm.config.args import CallArgs, ModelArgs, dataset_option
 from reallm.config.dataset import batch_size, check_splits, splits
 from reallm.config.group import ConfigGroup
 from reallm.config.lr_schedule import check_warmup
@@ -17,6 +17,7 @@ from reallm.config.parallel import ParallelArgs
 from reallm.config.schema import check_values
 from reallm.errors import ConfigError, kind_of
 from reallm.options import is_missing, option
+from reallm.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from reallm.data.datasets import Dataset
@@ -34,7 +35,8 @@ class TrainingConfig(ConfigGroup):
     """Base class of the configurations of algorithms.
 
     The configuration class of an algorithm derives from it and adds, for each role of its graph, a field of that name
-    with its `ModelArgs`. An algorithm whose default dataset is not `prompt_answer` declares `dataset` again.
+    with its `ModelArgs`, and for each call that users may place, a field of the call's name with its `CallArgs`. An
+    algorithm whose default dataset is not `prompt_answer` declares `dataset` again.
 
     Raises:
         ConfigError: a required value is missing, or a value is not allowed; names the key.
@@ -132,7 +134,8 @@ class TrainingConfig(ConfigGroup):
             raise ConfigError(f"save_every_minutes={self.save_every_minutes} must be more than 0; null turns it off")
         if self.max_steps is not None:
             check_warmup(self.optimizer, self.max_steps, f"max_steps={self.max_steps}")
-        check_unsharded(self.optimizer, self.parallel.smallest_layout)
+        if all(args.layout is None for args in self.call_args.values()):  # otherwise it depends on the graph
+            check_unsharded(self.optimizer, self.parallel.smallest_layout)
 
     def _check_location(self) -> None:
         for key, value in {"name": self.name, "output_dir": self.output_dir, "resume": self.resume}.items():
@@ -141,6 +144,18 @@ class TrainingConfig(ConfigGroup):
         if self.name is not None and self.resume in (None, AUTO):  # a resumed run keeps its name
             check_name(self.name)
         object.__setattr__(self, "output_dir", str(Path(self.output_dir).expanduser()))
+
+    @property
+    def call_args(self) -> dict[str, CallArgs]:
+        """The `CallArgs` of calls that have a field, by the name of the call."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, CallArgs)}
+
+    @property
+    def n_processes(self) -> int:
+        """Number of processes to start: what `parallel.*` and the layouts of calls need."""
+        layouts = [Layout.parse(args.layout) for args in self.call_args.values() if args.layout is not None]
+        return max([self.parallel.n_processes, *(max(layout.ranks) + 1 for layout in layouts)])
 
     @property
     def tracked_metric(self) -> str | None:
@@ -193,6 +208,11 @@ def role_optimizer(config: TrainingConfig, role: str) -> OptimizerConfig:
 def max_tokens_per_microbatch(config: TrainingConfig, role: str) -> int:
     """The tokens that the model of a role computes at once."""
     return model_args(config, role).max_tokens_per_microbatch or config.max_tokens_per_microbatch
+
+
+def call_args(config: TrainingConfig, call: str) -> CallArgs:
+    """The `CallArgs` of a call; the defaults if the configuration has no field of that name."""
+    return config.call_args.get(call, CallArgs())
 
 
 def model_args(config: TrainingConfig, role: str) -> ModelArgs:

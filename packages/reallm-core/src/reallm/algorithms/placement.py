@@ -1,0 +1,200 @@
+"""Where the calls of a graph are computed: the layout of each, the copies of each model, what is sent between ranks.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from reallm.algorithms.graph import Graph
+from reallm.config.args import CallArgs
+from reallm.config.training import TrainingConfig, call_args
+from reallm.errors import ConfigError, counted, did_you_mean
+from reallm.parallel.layout import Layout
+from reallm.specs import ModelFunctionCall
+
+Ranks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Outputs of a call that one rank sends to another, which lacks them for a later call."""
+
+    producer: str
+    consumer: str
+    keys: tuple[str, ...]
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the calls of a graph are computed, and in which layouts each role's model is held.
+
+    A role has a copy of its model for each layout in which it is called. One of them is the home: it is loaded, trained
+    and saved, and the others get its weights by reallocation. It is that of the call that trains the role, or else that
+    of its first call.
+    """
+
+    graph: Graph
+    n_ranks: int
+    """Ranks of the whole job."""
+    layouts: Mapping[str, Layout]
+    """The layout of each call; of a reward, which has no model, only the ranks count."""
+    homes: Mapping[str, Layout]
+    """The layout of each role's home."""
+    offloaded: frozenset[str] = frozenset()
+    """The calls after which the copy that they use is moved to host memory."""
+
+    @classmethod
+    def of(cls, config: TrainingConfig, graph: Graph, n_ranks: int) -> Placement:
+        """The placement that a configuration asks for in a job of so many ranks.
+
+        A call without a layout of its own has that of `parallel.*` over all ranks. `dp` of a role that is trained is
+        sharded as `parallel.zero` says, in the layout in which it is trained, and in every call that shares its copy.
+
+        Raises:
+            ConfigError: a layout needs more ranks than there are, is not possible for its call, or is that of a call
+                that the graph does not have; names the key.
+        """
+        given = given_layouts(config, graph)
+        layouts: dict[str, Layout] = {}
+        for call in graph.calls:
+            trains = call.kind == "train_step"
+            if call.name not in given:
+                layouts[call.name] = _default_layout(config, given, n_ranks, trained=trains)
+                continue
+            layout = given[call.name]
+            _check_started(f"{call.name}.layout={layout.short}", layout, n_ranks)
+            layouts[call.name] = dataclasses.replace(layout, fsdp=True) if trains else layout
+        homes = {role: layouts[_home_call(graph, role).name] for role in graph.roles}
+        for call in graph.calls:
+            if call.kind == "reward":
+                continue
+            home, layout = homes[call.role], layouts[call.name]
+            if _same_but_fsdp(home, layout):
+                layouts[call.name] = home
+            elif call.kind == "train_step":
+                first = _home_call(graph, call.role).name
+                raise ConfigError(
+                    f"{call.name}.layout={layout.short}: '{call.role}' is trained in the layout {home.short} by "
+                    f"'{first}', and a role is trained in one; give both the same"
+                )
+        offloaded = frozenset(
+            call.name for call in graph.calls if call_args(config, call.name).offload and call.kind != "reward"
+        )
+        return cls(graph, n_ranks, layouts, homes, offloaded)
+
+    def copies(self, role: str) -> tuple[Layout, ...]:
+        """The layouts in which the model of a role is held, its home first."""
+        calls = [self.layouts[call.name] for call in self.graph.calls if call.role == role]
+        return tuple(dict.fromkeys([self.homes[role], *calls]))
+
+    def ranks(self, call: str) -> Ranks:
+        """The ranks that compute a call."""
+        return self.layouts[call].ranks
+
+    def is_whole(self, call: str) -> bool:
+        """Whether all ranks of the job compute a call."""
+        return len(self.ranks(call)) == self.n_ranks
+
+    @cached_property
+    def covers_job(self) -> bool:
+        """Whether all ranks compute all calls, so that nothing is ever sent."""
+        return all(self.is_whole(call.name) for call in self.graph.calls)
+
+    def transfers(self, calls: Sequence[ModelFunctionCall]) -> tuple[Transfer, ...]:
+        """What is sent when these calls are executed in this order: each key once to each rank that lacks it.
+
+        Senders take turns. Keys that none of the calls writes are on all ranks.
+        """
+        found: dict[tuple[str, str, int, int], list[str]] = {}
+        for producer, consumer, key, source, target in self._sent_keys(calls):
+            found.setdefault((producer, consumer, source, target), []).append(key)
+        return tuple(
+            Transfer(producer, consumer, tuple(keys), source, target)
+            for (producer, consumer, source, target), keys in found.items()
+        )
+
+    def _sent_keys(self, calls: Sequence[ModelFunctionCall]) -> Iterator[tuple[str, str, str, int, int]]:
+        """Producer, consumer, key, source and target of each key that is sent."""
+        writers: dict[str, str] = {}
+        holders: dict[str, set[int]] = {}
+        for call in calls:
+            for key in call.inputs:
+                if key not in writers:
+                    continue
+                sources = self.ranks(writers[key])
+                missing = [rank for rank in self.ranks(call.name) if rank not in holders[key]]
+                for number, target in enumerate(missing):
+                    yield writers[key], call.name, key, sources[number % len(sources)], target
+                holders[key] |= set(missing)
+            for key in call.outputs:
+                writers[key], holders[key] = call.name, set(self.ranks(call.name))
+
+
+def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
+    """The layouts that a configuration gives to calls, by call.
+
+    Raises:
+        ConfigError: the graph has no such call, or it is a reward with a layout that splits a model.
+    """
+    calls = {call.name: call for call in graph.calls}
+    found: dict[str, Layout] = {}
+    for name, args in config.call_args.items():
+        if name not in calls and args != CallArgs():
+            key = f"{name}.layout={args.layout}" if args.layout is not None else f"{name}.offload=true"
+            raise ConfigError(
+                f"{key}: with these settings the algorithm has no call '{name}'{did_you_mean(name, calls)}; it has "
+                f"{', '.join(calls)}"
+            )
+        if name not in calls:
+            continue
+        call = calls[name]
+        if call.kind == "reward" and args.offload:
+            raise ConfigError(f"{name}.offload=true: a reward has no model; leave it out")
+        if args.layout is None:
+            continue
+        layout = found[name] = Layout.parse(args.layout)
+        if call.kind == "reward" and layout.tp * layout.pp > 1:
+            raise ConfigError(
+                f"{name}.layout={args.layout}: a reward has no model that could be split; write only its ranks, such "
+                "as dp1@0"
+            )
+    return found
+
+
+def _default_layout(config: TrainingConfig, given: Mapping[str, Layout], n_ranks: int, *, trained: bool) -> Layout:
+    """The layout of a call without one of its own."""
+    try:
+        return config.parallel.layout(n_ranks, trained=trained)
+    except ConfigError as error:
+        if not given:
+            raise
+        others = ", ".join(f"{name}.layout={layout.short}" for name, layout in given.items())
+        raise ConfigError(f"{error}, or give each call a layout (now {others})") from error
+
+
+def _check_started(key: str, layout: Layout, n_ranks: int) -> None:
+    needed = max(layout.ranks) + 1
+    if needed > n_ranks:
+        were = "was" if n_ranks == 1 else "were"
+        raise ConfigError(
+            f"{key} takes {counted(needed, 'process', 'processes')}, but {n_ranks} {were} started; start as many "
+            "(torchrun --nproc-per-node), or change the layout"
+        )
+
+
+def _home_call(graph: Graph, role: str) -> ModelFunctionCall:
+    """The call in whose layout a role has its home."""
+    calls = [call for call in graph.calls if call.role == role]
+    return next((call for call in calls if call.kind == "train_step"), calls[0])
+
+
+def _same_but_fsdp(one: Layout, other: Layout) -> bool:
+    """Whether two layouts are the same, apart from whether data-parallel ranks shard the parameters."""
+    return dataclasses.replace(one, fsdp=False) == dataclasses.replace(other, fsdp=False)

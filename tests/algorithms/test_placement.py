@@ -1,0 +1,118 @@
+"""Where calls are computed, and what is sent between ranks; nothing is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement, Transfer
+from reallm.config.args import CallArgs, ModelArgs
+from reallm.config.parallel import ParallelArgs
+from reallm.config.training import TrainingConfig
+from reallm.errors import ConfigError
+from reallm.parallel.layout import Layout
+from reallm.specs import ModelFunctionCall
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    dataset: Any = None
+    actor: ModelArgs = field(default_factory=lambda: ModelArgs(path="actor"))
+    ref: ModelArgs = field(default_factory=lambda: ModelArgs(path="ref"))
+    actor_gen: CallArgs = field(default_factory=CallArgs)
+    ref_inf: CallArgs = field(default_factory=CallArgs)
+    reward: CallArgs = field(default_factory=CallArgs)
+    actor_train: CallArgs = field(default_factory=CallArgs)
+    other_inf: CallArgs = field(default_factory=CallArgs)
+
+    def __post_init__(self) -> None:
+        """No dataset is needed."""
+
+
+GRAPH = Graph.from_calls(
+    [
+        ModelFunctionCall("actor_gen", "actor", "generate", ("prompts",), ("tokens",)),
+        ModelFunctionCall("ref_inf", "ref", "inference", ("tokens",), ("ref_logprobs",)),
+        ModelFunctionCall("reward", "judge", "reward", ("tokens",), ("rewards",)),
+        ModelFunctionCall("actor_train", "actor", "train_step", ("tokens", "ref_logprobs", "rewards")),
+    ]
+)
+
+
+def placement(n_ranks: int = 4, parallel: ParallelArgs | None = None, **layouts: str) -> Placement:
+    calls = {name: CallArgs(layout) for name, layout in layouts.items()}
+    return Placement.of(Config(parallel=parallel or ParallelArgs(), **calls), GRAPH, n_ranks)
+
+
+def test_a_call_without_a_layout_has_that_of_the_job() -> None:
+    found = placement(4, ParallelArgs(tp=2))
+    assert found.layouts["ref_inf"] == Layout(dp=2, tp=2)
+    assert found.layouts["actor_gen"] == found.layouts["actor_train"] == Layout(dp=2, tp=2, fsdp=True)
+    assert found.copies("actor") == (Layout(dp=2, tp=2, fsdp=True),)
+    assert found.covers_job
+    assert found.transfers(GRAPH.calls) == ()
+
+
+def test_the_home_of_a_role_is_where_it_is_trained_or_first_called() -> None:
+    found = placement(actor_gen="dp4", actor_train="tp2pp2", ref_inf="tp2@2-3")
+    assert found.homes == {"actor": Layout(pp=2, tp=2), "ref": Layout(tp=2, ranks=(2, 3))}
+    assert found.copies("actor") == (Layout(pp=2, tp=2), Layout(dp=4))
+    assert found.copies("ref") == (Layout(tp=2, ranks=(2, 3)),)
+
+
+def test_calls_that_differ_only_in_sharding_share_the_copy_that_is_trained() -> None:
+    found = placement(actor_gen="dp4", actor_train="dp4")
+    assert found.copies("actor") == (Layout(dp=4, fsdp=True),)
+    assert placement(actor_gen="dp2@2-3", actor_train="dp2").copies("actor") == (
+        Layout(dp=2, fsdp=True),
+        Layout(dp=2, ranks=(2, 3)),
+    )
+
+
+def test_each_key_is_sent_once_to_each_rank_that_lacks_it() -> None:
+    found = placement(actor_gen="dp2@2-3", ref_inf="dp1@1", reward="dp1@3", actor_train="dp2")
+    assert found.transfers(GRAPH.calls) == (
+        Transfer("actor_gen", "ref_inf", ("tokens",), 2, 1),
+        Transfer("actor_gen", "actor_train", ("tokens",), 2, 0),
+        Transfer("ref_inf", "actor_train", ("ref_logprobs",), 1, 0),
+        Transfer("reward", "actor_train", ("rewards",), 3, 0),
+        Transfer("reward", "actor_train", ("rewards",), 3, 1),
+    )
+    assert not found.is_whole("actor_train")
+
+
+def test_keys_that_no_call_writes_are_everywhere() -> None:
+    found = placement(actor_gen="dp2@2-3", ref_inf="dp1@1", actor_train="dp2")
+    precomputed = [call for call in GRAPH.calls if call.name not in ("actor_gen", "reward")]
+    assert found.transfers(precomputed) == (Transfer("ref_inf", "actor_train", ("ref_logprobs",), 1, 0),)
+
+
+def test_as_many_processes_are_started_as_the_largest_layout_needs() -> None:
+    assert Config().n_processes == 1
+    assert Config(parallel=ParallelArgs(dp=3), actor_gen=CallArgs("tp2")).n_processes == 3
+    assert Config(actor_gen=CallArgs("dp2"), actor_train=CallArgs("tp2@4-5")).n_processes == 6
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "layouts", "message"),
+    [
+        (2, {"actor_gen": "dp4"}, r"actor_gen\.layout=dp4 takes 4 processes, but 2 were started"),
+        (1, {"actor_gen": "dp1@1"}, r"actor_gen\.layout=dp1@1 takes 2 processes, but 1 was started"),
+        (4, {"reward": "tp2"}, r"reward\.layout=tp2: a reward has no model"),
+        (4, {"other_inf": "dp4"}, r"other_inf\.layout=dp4: with these settings the algorithm has no call 'other_inf'"),
+    ],
+)
+def test_layouts_that_are_not_possible_are_refused(n_ranks: int, layouts: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        placement(n_ranks, **layouts)
+
+
+def test_the_sizes_of_the_job_matter_only_to_calls_without_a_layout() -> None:
+    given = {"actor_gen": "dp4", "ref_inf": "dp4", "reward": "dp4", "actor_train": "dp4"}
+    placement(4, ParallelArgs(dp=2), **given)
+    del given["ref_inf"]
+    with pytest.raises(ConfigError, match=r"parallel\.dp=2 takes 2 processes, but 4 were started.*or give each call a"):
+        placement(4, ParallelArgs(dp=2), **given)
