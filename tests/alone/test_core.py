@@ -29,6 +29,7 @@ def test_its_own_plugins_are_listed_and_none_has_failed(reallm):
         ("family", "phi3", "reallm-hf-phi"),
         ("dataset", "prompt_answer", "reallm-datasets"),
         ("dataset", "rw_pair", "reallm-datasets"),
+        ("dataset", "unpaired_preference", "reallm-datasets"),
         ("dataset", "prompt", "reallm-datasets"),
     ],
 )

@@ -10,8 +10,8 @@ import reallm as package
 from reallm.plugins import registry
 
 
-def test_the_three_datasets_are_offered():
-    assert {"prompt", "prompt_answer", "rw_pair"} <= set(registry.names("dataset"))
+def test_the_four_datasets_are_offered():
+    assert {"prompt", "prompt_answer", "rw_pair", "unpaired_preference"} <= set(registry.names("dataset"))
     assert registry.names("family") == []
 
 

@@ -16,7 +16,7 @@ from reallm.options import REQUIRED
 from reallm.plugins import registry
 from tests.helpers.imports import imported_by
 
-NAMES = ("prompt", "prompt_answer", "rw_pair")
+NAMES = ("prompt", "prompt_answer", "rw_pair", "unpaired_preference")
 ROUTED = {"train_path", "valid_path", "format", "columns", "train_bs_n_seqs", "valid_bs_n_seqs", "chat_template"}
 ROUTED |= {"valid_fraction", "mix"}
 
@@ -49,35 +49,32 @@ def test_every_field_is_documented_with_its_default(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_paths_are_looked_at_and_not_read(name: str, tmp_path: Path) -> None:
     config_class: Any = registry.get("dataset", name).config_class()
-    key = "path" if name == "prompt" else "train_path"
     bad = tmp_path / "bad.jsonl"
     bad.write_text("no JSON")
-    config_class(**{key: str(bad)}).check()
-    with pytest.raises(ConfigError, match=rf"^{key}: .*worse.jsonl: no such file"):
-        config_class(**{key: str(tmp_path / "worse.jsonl")}).check()
-    if name != "prompt":
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(ConfigError, match=r"^valid_path: .*: a folder without data files"):
-            config_class(train_path=str(bad), valid_path=str(tmp_path / "empty")).check()
+    config_class(train_path=str(bad)).check()
+    with pytest.raises(ConfigError, match=r"^train_path: .*worse.jsonl: no such file"):
+        config_class(train_path=str(tmp_path / "worse.jsonl")).check()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"^valid_path: .*: a folder without data files"):
+        config_class(train_path=str(bad), valid_path=str(tmp_path / "empty")).check()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_form_of_the_first_rows_is_looked_at(name: str, tmp_path: Path) -> None:
     config_class: Any = registry.get("dataset", name).config_class()
-    key = "path" if name == "prompt" else "train_path"
     path = tmp_path / "a.jsonl"
     path.write_text('{"question": "a", "n": 1}\n' * 2)
     with pytest.raises(ConfigError) as caught:
-        config_class(**{key: str(path)}).check()
+        config_class(train_path=str(path)).check()
     assert str(caught.value).startswith(
-        f"{key}: {path}:1: cannot recognise the format of rows with the keys 'question', 'n'; "
+        f"train_path: {path}:1: cannot recognise the format of rows with the keys 'question', 'n'; "
     )
-    config_class(**{key: str(path)}, columns={"prompt": "question"}).check()
-    config_class(**{key: str(path)}, format="text").check()
+    config_class(train_path=str(path), columns={"prompt": "question"}).check()
+    config_class(train_path=str(path), format="text").check()
     with pytest.raises(ConfigError, match=r"^columns.promt=question: no format of rows has the key 'promt'"):
-        config_class(**{key: str(path)}, columns={"promt": "question"}).check()
+        config_class(train_path=str(path), columns={"promt": "question"}).check()
     with pytest.raises(ConfigError, match=r"^format=txt is not one of .*; did you mean 'text'"):
-        config_class(**{key: str(path)}, format="txt").check()
+        config_class(train_path=str(path), format="txt").check()
 
 
 def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:

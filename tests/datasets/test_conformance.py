@@ -1,4 +1,4 @@
-"""The three datasets keep all promises that the conformance kit knows, whatever form their rows have."""
+"""The four datasets keep all promises that the conformance kit knows, whatever form their rows have."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ PAIRS = [
     for i in range(7)
 ]
 PREFERENCES = [{"prompt": "Count.", "chosen": f"1, 2, {i}", "rejected": "no"} for i in range(5)]
+LABELLED = [
+    {"prompt": f"Say {i}.", "completion": " one" if i % 2 else f" {i}", "label": bool(i % 2), "id": f"row {i}"}
+    for i in range(7)
+]
 
 
 class TestPromptAnswer(DatasetKit):
@@ -32,6 +36,12 @@ class TestPromptAnswer(DatasetKit):
 class TestPairedComparison(DatasetKit):
     dataset = "rw_pair"
     rows = PAIRS
+    tokenizer = tiny_tokenizer()
+
+
+class TestUnpairedPreference(DatasetKit):
+    dataset = "unpaired_preference"
+    rows = LABELLED
     tokenizer = tiny_tokenizer()
 
 
@@ -49,7 +59,12 @@ class TestPrompt(DatasetKit):
         ("prompt_answer", QUESTIONS, {"max_seqlen": 24, "overlong": "truncate"}),
         ("rw_pair", PREFERENCES, {}),
         ("rw_pair", PAIRS, {"max_pairs_per_prompt": 3}),
+        ("rw_pair", [{**row, "margin": 0.5} for row in PREFERENCES], {}),
+        ("unpaired_preference", LABELLED, {"max_seqlen": 8}),
+        ("unpaired_preference", PREFERENCES, {}),
+        ("unpaired_preference", [{**row, "label": True} for row in CHATS], {}),
         ("prompt", QUESTIONS, {"max_prompt_len": 64, "pad_to_max_length": True}),
+        ("prompt", [{"prompt": row["messages"][:1], "answer": "2", "n": [i]} for i, row in enumerate(CHATS)], {}),
     ],
 )
 def test_each_form_of_their_rows_and_each_way_of_making_samples(

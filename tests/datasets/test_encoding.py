@@ -181,7 +181,7 @@ def test_real_text() -> None:
 def test_workers_import_no_torch() -> None:
     code = (
         "import sys, reallm.data.tokenization.worker; "
-        "from reallm_datasets.encoders import prompt, prompt_answer, rw_pair; "
+        "from reallm_datasets.encoders import prompt, prompt_answer, rw_pair, unpaired_preference; "
         "from transformers import PreTrainedTokenizerFast; print('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

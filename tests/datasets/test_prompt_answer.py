@@ -241,13 +241,28 @@ def test_the_same_seed_gives_the_same_order(jsonl: Write, util: DatasetUtility) 
 def test_tokens_lie_in_flat_arrays_and_a_pickled_dataset_is_small(jsonl: Write, util: DatasetUtility) -> None:
     dataset = PromptAnswerDataset(util, path=jsonl(*many(1000)))
     n_tokens = sum(len(dataset[i].input_ids) for i in range(len(dataset)))
-    column = dataset._rows._store.columns["input_ids"]
+    column = dataset._rows.of_all_ranks.columns["input_ids"]
     arrays = [value for value in vars(column).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) == 4 * n_tokens + 8 * (len(dataset) + 1)
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 5 * n_tokens + 64 * len(dataset)  # and neither the tokenizer nor the rows
     again = pickle.loads(pickled)
     assert all(again[i] == dataset[i] for i in range(len(dataset)))
+
+
+def test_a_completion_that_should_not_be_imitated_is_not_trained(jsonl: Write, util: DatasetUtility) -> None:
+    rows = [{"prompt": "the ", "completion": "fox", "label": label} for label in (True, False)]
+    path = jsonl(rows[0])
+    assert len(PromptAnswerDataset(util, path=RowSource(path))) == 1
+    path = jsonl(*rows)
+    with pytest.raises(DataError) as caught:
+        PromptAnswerDataset(util, path=RowSource(path))
+    assert str(caught.value) == (
+        f"{path}:2: key 'label': false marks a completion that should not be imitated, which "
+        "dataset.name=unpaired_preference reads; leave such rows out, or remove the key if it means something else"
+    )
+    meant = jsonl({"prompt": "the ", "answer": "fox", "label": False})
+    assert len(PromptAnswerDataset(util, path=RowSource(meant))) == 1
 
 
 def test_a_spawned_worker_gives_the_same_samples(jsonl: Write, util: DatasetUtility) -> None:

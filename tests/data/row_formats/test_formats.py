@@ -89,9 +89,9 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "prompt and answer": ({"prompt": "a", "answer": "b", "n": 1}, {"prompt": "a", "answer": "b", "n": 1}),
     "completion": ({"prompt": "a", "completion": "b", "n": 1}, {"prompt": "a", "answer": "b", "n": 1}),
-    "good completion": (
-        {"prompt": "a", "completion": "b", "label": True},
-        {"prompt": "a", "answer": "b", "label": True},
+    "bad completion": (
+        {"prompt": "a", "completion": "b", "label": False},
+        {"prompt": "a", "answer": "b", "label": False},
     ),
     "completion of messages": ({"prompt": [USER], "completion": [BOT]}, {"messages": [USER, BOT]}),
     "completion of both": ({"prompt": "2+2?", "completion": [BOT]}, {"messages": [USER, BOT]}),
@@ -250,6 +250,14 @@ def test_rows_of_a_bare_path_are_as_they_are_there() -> None:
     assert read_rows([ALPACA])[0].values == ALPACA
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_row_keeps_what_it_was(name: str) -> None:
+    values = EXAMPLES[name][0]
+    assert read_rows(RowSource([values]))[0].original == values
+    (row,) = read_rows(RowSource([{"q": "a", "unit": "m"}], columns={"prompt": "q"}))
+    assert row.original == {"prompt": "a", "unit": "m"}
+
+
 def test_a_format_that_is_given_is_used_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     row = {"messages": [USER, BOT], "prompt": "a", "answer": "b", "text": "c", "n": 1}
     assert one(row, format="text") == {"text": "c", "n": 1}
@@ -357,7 +365,6 @@ def test_a_column_that_no_row_has_is_said_although_the_rows_are_recognised(caplo
         ({**ALPACA, "output": 4}, "key 'output': found a number (4), wanted text"),
         ({**ALPACA, "history": [["a"]]}, "key 'history[0]': found a list of 1, wanted a question and its answer"),
         ({"prompt": [], "completion": "a"}, "key 'prompt': found an empty list, wanted a list of messages"),
-        ({"prompt": "a", "completion": "b", "label": False}, "key 'label': false marks a completion that should not"),
         (
             {"chosen": "a b", "rejected": "c d"},
             "key 'prompt': found no such key (keys: 'chosen', 'rejected'), and 'chosen' and 'rejected' share no",

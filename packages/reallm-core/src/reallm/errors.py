@@ -30,6 +30,10 @@ class NoSamplesError(DataError):
         self.remarks = tuple(remarks)
 
 
+class TooFewSamplesError(DataError):
+    """A dataset has samples, but fewer than it needs to make one, because it takes a part of each from another row."""
+
+
 class NonFiniteError(ReallmError):
     """A loss, gradients or logits are NaN or infinite. The parameters are as they were before."""
 

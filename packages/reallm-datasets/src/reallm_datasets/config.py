@@ -1,11 +1,11 @@
-"""Configurations of the three datasets. Imports no torch."""
+"""Configurations of the four datasets. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from reallm.config.dataset import check_splits
 from reallm.config.group import ConfigGroup
@@ -38,24 +38,24 @@ _CACHE_DIR = "folder that keeps the tokens of large files; auto: ~/.cache/reallm
 
 
 class RowsConfig(ConfigGroup, group="dataset"):
-    """Base class of the three configurations: the checks of the fields that all of them declare."""
+    """Base class of the four configurations: the checks of the fields that all of them declare."""
 
-    path_fields: ClassVar[tuple[str, ...]] = ("train_path", "valid_path")
-    """Fields with sources of rows; the first one is required unless `mix` is given."""
-
+    train_path: str | list[str] | None
+    valid_path: str | list[str] | None
     mix: dict[str, Any]
     format: str | None
     columns: dict[str, str]
     overlong: Overlong
     train_bs_n_seqs: int
+    valid_bs_n_seqs: int
     tools_path: str | None
     num_proc: int | None
 
     def __post_init__(self) -> None:
-        required = self.path_fields[0]
-        if self.mix and getattr(self, required) == REQUIRED:
-            setattr(self, required, None)
+        if self.mix and self.train_path == REQUIRED:
+            self.train_path = None
         check_at_least("train_bs_n_seqs", self.train_bs_n_seqs, 1)
+        check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_overlong(self.overlong)
         check_num_proc(self.num_proc)
 
@@ -66,8 +66,7 @@ class RowsConfig(ConfigGroup, group="dataset"):
         for name, source in mix_sources(self).items():
             with _named(f"mix.{name}"):
                 check_rows(RowSource(source.path, source.format or self.format, source.columns or self.columns))
-        for name in self.path_fields:
-            path = getattr(self, name)
+        for name, path in (("train_path", self.train_path), ("valid_path", self.valid_path)):
             if path is not None:
                 with _named(name):
                     check_rows(RowSource(path, self.format, self.columns))
@@ -104,7 +103,6 @@ class PromptAnswerDatasetConfig(RowsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("max_seqlen", self.max_seqlen, 2)
-        check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
         check_train_on(self.train_on)
 
 
@@ -132,16 +130,38 @@ class PairedComparisonDatasetConfig(RowsConfig):
         super().__post_init__()
         check_at_least("max_pairs_per_prompt", self.max_pairs_per_prompt, 1)
         check_at_least("max_seqlen", self.max_seqlen, 2)
-        check_at_least("valid_bs_n_seqs", self.valid_bs_n_seqs, 1)
+
+
+@dataclass
+class UnpairedPreferenceDatasetConfig(RowsConfig):
+    """Completions of prompts, each with a label that says whether it is good."""
+
+    train_path: str | list[str] | None = option(REQUIRED, f"rows to train on: {_SOURCE}")
+    valid_path: str | list[str] | None = option(None, "rows to evaluate on, likewise; null: no evaluation")
+    valid_fraction: float | None = option(None, _VALID_FRACTION)
+    mix: dict[str, Any] = option({}, _MIX)
+    format: str | None = option(None, _FORMAT)
+    columns: dict[str, str] = option({}, _COLUMNS)
+    max_seqlen: int = option(1024, "longest sequence, in tokens of prompt and completion together")
+    overlong: Overlong = option("truncate", "what to do with a longer one: cut its end off, or drop it")
+    train_bs_n_seqs: int = option(32, "batch size: completions in an optimizer step")
+    valid_bs_n_seqs: int = option(32, "completions in an evaluation batch")
+    chat_template: str | None = option(None, _CHAT_TEMPLATE)
+    tools_path: str | None = option(None, _TOOLS)
+    num_proc: int | None = option(None, _NUM_PROC)
+    cache_dir: str | None = option("auto", _CACHE_DIR)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("max_seqlen", self.max_seqlen, 2)
 
 
 @dataclass
 class PromptOnlyDatasetConfig(RowsConfig):
     """Prompts alone, for a model to answer."""
 
-    path_fields: ClassVar[tuple[str, ...]] = ("path",)
-
-    path: str | list[str] | None = option(REQUIRED, f"prompts: {_SOURCE}")
+    train_path: str | list[str] | None = option(REQUIRED, f"prompts to train on: {_SOURCE}")
+    valid_path: str | list[str] | None = option(None, "prompts to evaluate on, likewise; null: no evaluation")
     valid_fraction: float | None = option(None, _VALID_FRACTION)
     mix: dict[str, Any] = option({}, _MIX)
     format: str | None = option(None, _FORMAT)
@@ -149,6 +169,7 @@ class PromptOnlyDatasetConfig(RowsConfig):
     max_prompt_len: int = option(256, "longest prompt, in tokens")
     overlong: Overlong = option("drop", "what to do with a longer one: cut its beginning off, or drop it")
     train_bs_n_seqs: int = option(32, "batch size: prompts in a step")
+    valid_bs_n_seqs: int = option(32, "prompts in an evaluation batch")
     pad_to_max_length: bool = option(False, "pad all prompts to max_prompt_len; useful only for benchmarks")
     chat_template: str | None = option(None, _CHAT_TEMPLATE)
     tools_path: str | None = option(None, _TOOLS)

@@ -19,6 +19,11 @@ def reallm_datasets() -> dict[str, DatasetSpec]:
             config="reallm_datasets.config:PairedComparisonDatasetConfig",
             description="better and worse answers to a prompt: for reward models and preference optimization",
         ),
+        "unpaired_preference": DatasetSpec(
+            dataset="reallm_datasets.unpaired_preference:UnpairedPreferenceDataset",
+            config="reallm_datasets.config:UnpairedPreferenceDatasetConfig",
+            description="completions that are labelled good or bad: for preference optimization (KTO)",
+        ),
         "prompt": DatasetSpec(
             dataset="reallm_datasets.prompt:PromptOnlyDataset",
             config="reallm_datasets.config:PromptOnlyDatasetConfig",

@@ -10,15 +10,17 @@ from reallm.data.namedarray import NamedArray
 from reallm.data.row_sources import Source
 from reallm.data.tokenization.tokenized_rows import tokenize_rows
 from reallm.errors import counted
+from reallm_datasets.columns import decode_columns
 from reallm_datasets.config import Overlong, PromptOnlyDatasetConfig, check_at_least, check_num_proc, check_overlong
 from reallm_datasets.encoders.prompt import PromptEncoder
 from reallm_datasets.encoding import Encoder
 
 
 class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
-    """Samples of `prompt_ids` int64 [L].
+    """Samples of `prompt_ids` int64 [L], with the other columns of their rows as metadata `columns`.
 
-    Rows have the text `prompt`, or a conversation as `messages` whose last message is to be answered.
+    Rows have the text `prompt`, or a conversation as `prompt` or `messages` whose last message is to be answered; such
+    rows have the conversation as column `messages`.
 
     Args:
         util: seed, ranks and tokenizer.
@@ -67,7 +69,9 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
         prompt_ids = torch.full((length,), self._padding, dtype=torch.int64)
         prompt_ids[length - len(ids) :] = torch.from_numpy(ids)
         return NamedArray(prompt_ids=prompt_ids).with_metadata(
-            seqlens={"prompt_ids": ((length,),)}, ids=(self._rows.id(i),)
+            seqlens={"prompt_ids": ((length,),)},
+            ids=(self._rows.id(i),),
+            columns=(decode_columns(self._rows.field("columns", i)),),
         )
 
     def report(self) -> str:

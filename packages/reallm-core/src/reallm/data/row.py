@@ -23,6 +23,7 @@ class Row:
         values: its values.
         index: number of objects before it in its source, wrong ones included.
         names: key -> the key that the file has for it, if that is another one; errors name the file's.
+        converted_from: the values before they got the format that datasets read; None: they had it.
     """
 
     id: str
@@ -30,9 +31,15 @@ class Row:
     values: Mapping[str, Any] = field(repr=False)
     index: int = 0
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    converted_from: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __contains__(self, key: object) -> bool:
         return self.values.get(key) is not None  # type: ignore[call-overload]
+
+    @property
+    def original(self) -> Mapping[str, Any]:
+        """The values that the row has in its file, with columns renamed, whatever format datasets read it in."""
+        return self.values if self.converted_from is None else self.converted_from
 
     def error(self, problem: str) -> RowError:
         """An error about this row, for the caller to raise: `raise row.error("prompt is ...")`."""

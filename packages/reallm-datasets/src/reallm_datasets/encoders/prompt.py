@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reallm.data.messages import Tool, read_messages, read_tools
+from reallm.data.messages import Message, Tool, read_messages, read_tools
 from reallm.data.rows import Row
 from reallm.data.tokenization.encoder import EncodedRow
+from reallm_datasets.columns import encode_columns
 from reallm_datasets.config import Overlong
 from reallm_datasets.encoding import Encoder
 
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+ANSWERS = ("answer", "completion", "output")
+"""Keys of the answer, in formats that have it beside the prompt."""
+
+
+class _Prompt(NamedTuple):
+    """A prompt as text; the messages that it was rendered from, if it is a conversation; and remarks about it."""
+
+    text: str
+    messages: list[Message] | None = None
+    remarks: tuple[str, ...] = ()
+
+
 class PromptEncoder:
-    """Field `prompt_ids` int32 [L].
+    """Fields `prompt_ids` int32 [L], and `columns` uint8 [M], the row's other columns; see `encode_columns`.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -38,27 +51,39 @@ class PromptEncoder:
 
     def encode(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """See `reallm.data.tokenization.encoder.RowEncoder`."""
-        texts, remarks = zip(*map(self._text, rows), strict=True) if rows else ((), ())
-        prompts = self._encoder.prompts(texts, ["messages" in row for row in rows])
-        return [self._encoded(*one) for one in zip(prompts, remarks, strict=True)]
+        prompts = [self._prompt(row) for row in rows]
+        are_rendered = [prompt.messages is not None for prompt in prompts]
+        tokens = self._encoder.prompts([prompt.text for prompt in prompts], are_rendered)
+        return [self._encoded(*one) for one in zip(tokens, prompts, rows, strict=True)]
 
-    def _encoded(self, prompt: np.ndarray, remarks: tuple[str, ...]) -> EncodedRow:
-        if not len(prompt):
+    def _encoded(self, ids: np.ndarray, prompt: _Prompt, row: Row) -> EncodedRow:
+        remarks = prompt.remarks
+        if not len(ids):
             return EncodedRow(None, ("dropped: the prompt is empty",))
-        if len(prompt) <= self._max_prompt_len:
-            return EncodedRow({"prompt_ids": prompt}, remarks)
-        if self._overlong == "drop":
-            return EncodedRow(None, (f"dropped: longer than {self._max_prompt_len} tokens",))
-        cut = _end(prompt, self._max_prompt_len, self._bos)
-        return EncodedRow({"prompt_ids": cut}, (*remarks, f"cut to {self._max_prompt_len} tokens"))
+        if len(ids) > self._max_prompt_len:
+            if self._overlong == "drop":
+                return EncodedRow(None, (f"dropped: longer than {self._max_prompt_len} tokens",))
+            ids = _end(ids, self._max_prompt_len, self._bos)
+            remarks += (f"cut to {self._max_prompt_len} tokens",)
+        columns, about_columns = encode_columns(row, prompt.messages)
+        return EncodedRow({"prompt_ids": ids, "columns": columns}, (*remarks, *about_columns))
 
-    def _text(self, row: Row) -> tuple[str, tuple[str, ...]]:
-        """The prompt as text, and remarks about it."""
-        if "messages" in row:
-            messages, tools, chat = read_messages(row, "messages"), read_tools(row, self._tools), self._encoder.chat
-            return chat.prompt(messages, row, tools), chat.remarks(messages, tools)
+    def _prompt(self, row: Row) -> _Prompt:
+        # rows in the format of Alpaca have a prompt for tokenizers without a chat template
+        if "messages" in row and (self._encoder.has_chat or "prompt" not in row):
+            messages, tools, chat = _without_answer(row), read_tools(row, self._tools), self._encoder.chat
+            return _Prompt(chat.prompt(messages, row, tools), messages, chat.remarks(messages, tools))
         row.need_one_of("messages", "prompt")
-        return row.text("prompt"), ()
+        return _Prompt(row.text("prompt"))
+
+
+def _without_answer(row: Row) -> list[Message]:
+    """The messages of a row, without those of its answer if the row has it beside the prompt, as `answer`."""
+    messages = read_messages(row, "messages")
+    answer = next((row.original[key] for key in ANSWERS if row.original.get(key) is not None), None)
+    if answer is None or row.original.get("messages") is not None or messages[-1]["role"] != "assistant":
+        return messages
+    return messages[: -len(answer) if isinstance(answer, list) else -1]
 
 
 def _end(prompt: np.ndarray, length: int, bos: int | None) -> np.ndarray:

@@ -63,6 +63,12 @@ class PromptAnswerEncoder:
         return EncodedRow({"input_ids": kept.ids, "loss_mask": kept.answer_mask}, remarks)
 
     def _text(self, row: Row) -> PromptAnswer | Conversation:
+        if row.original.get("completion") is not None and row.values.get("label") is False:
+            raise row.error(
+                f"key '{row.name('label')}': false marks a completion that should not be imitated, which "
+                "dataset.name=unpaired_preference reads; leave such rows out, or remove the key if it means something "
+                "else"
+            )
         # rows in the format of Alpaca have a prompt for tokenizers without a chat template
         if "messages" in row and (self._encoder.has_chat or not ("prompt" in row and "answer" in row)):
             messages, tools = read_messages(row, "messages"), read_tools(row, self._tools)

@@ -14,16 +14,7 @@ def matches(row: Row) -> bool:
 
 
 def convert(row: Row) -> Row:
-    """Give `prompt` and `answer` of texts, `messages` if one of them is a list; only the completion is trained.
-
-    Raises:
-        DataError: the row's `label` is false: in unpaired preference data (KTO) it marks an answer not to be imitated.
-    """
-    if row.values.get("label") is False:
-        raise row.error(
-            f"key '{row.name('label')}': false marks a completion that should not be imitated (unpaired preference "
-            "data, as for KTO); leave such rows out, or remove the key if it means something else"
-        )
+    """Give `prompt` and `answer` of texts, `messages` if one of them is a list; only the completion is trained."""
     return join(row, "completion")
 
 

@@ -23,6 +23,7 @@ def converted(row: Row, values: Mapping[str, Any], taken: Iterable[str], names: 
         row,
         values={**kept, **values},
         names={**row.names, **{key: row.name(name) for key, name in names.items()}},
+        converted_from=row.original,
     )
 
 

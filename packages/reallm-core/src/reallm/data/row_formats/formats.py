@@ -111,6 +111,7 @@ def convert_like(row: Row, row_format: RowFormat) -> Row:
 
 def _as_own(row: Row) -> Row:
     """A row that has keys of datasets, perhaps of several formats, all of which stay."""
+    original = row.original
     if "chosen" in row and "rejected" in row:
         values, names = pairs.pair(row)
         names = {key: row.name(name) for key, name in names.items()}
@@ -120,7 +121,7 @@ def _as_own(row: Row) -> Row:
     if "messages" in row:
         kept = {key: value for key, value in row.values.items() if key != "functions"}
         row = dataclasses.replace(row, values={**kept, **conversation.values(row)})
-    return row
+    return dataclasses.replace(row, converted_from=original)
 
 
 def unrecognised(row: Row) -> DataError:

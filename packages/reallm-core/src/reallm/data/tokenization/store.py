@@ -47,6 +47,13 @@ class TokenStore:
     remarks: tuple[tuple[str, ...], ...]
     folder: Path | None = None
 
+    def __len__(self) -> int:
+        return len(self.row_of_sample)
+
+    def field(self, name: str, i: int) -> np.ndarray:
+        """A field of sample `i`, [L]; a view, not to be written to."""
+        return self.columns[name][i]
+
     @property
     def n_rows(self) -> int:
         """Number of rows of the source, with those that were dropped."""

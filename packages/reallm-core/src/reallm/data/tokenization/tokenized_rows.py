@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from reallm.data.datasets import DatasetUtility
-from reallm.data.row_sources import RowSource, Source
+from reallm.data.row_sources import RowSource, Source, source_name
 from reallm.data.tokenization.cache import AUTO, entry_for, read_or_write
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.report import Report
@@ -23,6 +23,9 @@ from reallm.launch.rank_env import RankEnv
 
 class TokenizedRows:
     """The samples of one data-parallel rank, in the order of `DatasetUtility.shard`; pickles without the rows.
+
+    `source` is the name of where the rows came from, and `of_all_ranks` has the samples of all ranks, in the order of
+    the rows.
 
     Args:
         store: the samples of all rows.
@@ -40,7 +43,8 @@ class TokenizedRows:
         sample_of_row = np.full(store.n_rows, -1, np.int64)
         sample_of_row[store.row_of_sample] = np.arange(len(store.row_of_sample))
         samples = sample_of_row[rows]
-        self._store = store
+        self.source = source_name(source)
+        self.of_all_ranks = store
         self._samples = samples[samples >= 0]
         counts: Counter[str] = Counter()
         for group, n in zip(*np.unique(store.remark_of_row[rows], return_counts=True), strict=True):
@@ -53,19 +57,23 @@ class TokenizedRows:
 
     def id(self, i: int) -> str:
         """The id of the row that sample `i` was made of."""
-        return self._store.columns[IDS][self._index(i)].tobytes().decode()
+        return self.of_all_ranks.field(IDS, self.index(i)).tobytes().decode()
 
     def field(self, name: str, i: int) -> np.ndarray:
         """A field of sample `i`, [L]; a view, not to be written to."""
-        return self._store.columns[name][self._index(i)]
+        return self.of_all_ranks.field(name, self.index(i))
+
+    def lengths(self, name: str) -> np.ndarray:
+        """Number of elements of a field in each sample, int64 [n]."""
+        return np.diff(self.of_all_ranks.columns[name].offsets)[self._samples]
 
     def n_elements(self, name: str) -> int:
         """Number of elements of a field in all samples."""
-        return int(np.diff(self._store.columns[name].offsets)[self._samples].sum())
+        return int(self.lengths(name).sum())
 
     def n_true(self, name: str) -> int:
         """Number of true elements of a bool field in all samples."""
-        column = self._store.columns[name]
+        column = self.of_all_ranks.columns[name]
         return int(np.add.reduceat(column.values, column.offsets[:-1], dtype=np.int64)[self._samples].sum())
 
     def report(self, result: str) -> str:
@@ -77,7 +85,8 @@ class TokenizedRows:
         if not len(self):
             raise self._report.no_samples_error(remedies)
 
-    def _index(self, i: int) -> int:
+    def index(self, i: int) -> int:
+        """The index of sample `i` among those of all ranks."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         return int(self._samples[i])
