@@ -89,6 +89,25 @@ def fresh_compiler():
 
 @needs_compiler
 @pytest.mark.parametrize("mode", ["none", "full"])
+def test_dropout_of_compiled_blocks_can_be_turned_off_and_on(mode, fresh_compiler):
+    plain, compiled = build(), build({"residual_dropout": 0.5, "attn_dropout": 0.5, "embedding_dropout": 0.5})
+    compiled.compile_blocks()
+    compiled.gradient_checkpointing = mode
+    expected_loss, expected = loss_and_gradients(plain, PACKS[0])
+    for dropout in (False, True, False):
+        compiled.train()
+        compiled.layers.train(dropout)  # as `ReaLModel.train(dropout=...)` does
+        loss, gradients = loss_and_gradients(compiled, PACKS[0])
+        if dropout:
+            assert abs(loss - expected_loss) > 1e-3
+            continue
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", ["none", "full"])
 def test_steps_of_changing_lengths_equal_those_without_compiling(mode, fresh_compiler):
     plain, compiled = build(), build()
     compiled.compile_blocks()

@@ -14,14 +14,11 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
 from reallm.model import linear_cross_entropy
-from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.training.sequence_scores import answer_logprobs, answer_mask, last_token_scores, sum_answers
+from tests.helpers.tiny_config import TINY
 
-CONFIG = ReaLModelConfig(
-    n_layers=2, hidden_size=32, n_q_heads=4, n_kv_heads=2, head_dim=8, intermediate_size=48, vocab_size=51,
-    max_positions=64,
-)  # fmt: skip
+CONFIG = TINY.replace(vocab_size=51)
 
 
 def batch_of(samples: list[list[tuple[int, int]]], **fields: Any) -> NamedArray:

@@ -20,8 +20,10 @@ from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import local_boxes
 from reallm.training.engine import TrainEngine
+from reallm.training.objective import Objective
 from tests.helpers.ranks import on_ranks
 from tests.helpers.tiny_config import TINY
+from tests.training.loss_terms import GROUPS, OBJECTIVES
 
 LLAMA = TINY.replace(n_layers=4, vocab_size=51)
 CONFIGS = {
@@ -57,6 +59,8 @@ class Case:
     sequence_parallel: bool = False
     n_layers: int | None = None
     """Other than those of the configuration."""
+    objective: str = "sft"
+    """Name of the objective: `sft`, or one of `loss_terms.OBJECTIVES`."""
 
     def __str__(self) -> str:
         changed = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -65,7 +69,8 @@ class Case:
 
     def model_config(self) -> ReaLModelConfig:
         config = CONFIGS[self.config]
-        changes = {"residual_dropout": self.dropout or None, "n_layers": self.n_layers}
+        is_critic = True if self.objective == "scores" else None
+        changes = {"residual_dropout": self.dropout or None, "n_layers": self.n_layers, "is_critic": is_critic}
         return config.replace(**{name: value for name, value in changes.items() if value is not None})
 
     def model(self) -> ReaLModel:
@@ -119,10 +124,12 @@ BATCHES = [
 
 def trained(case: Case) -> Run:
     """Three steps, and an evaluation before and after."""
-    engine, interface = case.engine(), SFTInterface()
-    evaluations = [interface.metrics(engine.evaluate(BATCHES, interface))]
-    metrics = [engine.train_batch(batch, interface) for batch in BATCHES]
-    evaluations.append(interface.metrics(engine.evaluate(BATCHES, interface)))
+    engine = case.engine()
+    objective: Objective = SFTInterface() if case.objective == "sft" else OBJECTIVES[case.objective]()
+    batches = BATCHES if case.objective == "sft" else GROUPS
+    evaluations = [objective.metrics(engine.evaluate(batches, objective))]
+    metrics = [engine.train_batch(batch, objective) for batch in batches]
+    evaluations.append(objective.metrics(engine.evaluate(batches, objective)))
     tensors = engine.model.local_tensors()
     return Run(metrics, evaluations, {name: tensor.clone() for name, tensor in tensors.items()})
 

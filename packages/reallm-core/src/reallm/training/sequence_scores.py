@@ -52,9 +52,19 @@ def answer_logprobs(network: Transformer, batch: NamedArray) -> AnswerLogprobs:
     mask = answer_mask(batch)
     positions, targets = next_token_targets(batch["input_ids"], cu_seqlens(batch, "input_ids"), mask)
     logprobs = network.logprobs(hidden_states(network, batch)[positions], targets)
-    sequences = _sequence_of_tokens(batch)[positions]
-    lengths = torch.bincount(sequences, minlength=_n_sequences(batch))
+    lengths, sequences = answer_lengths(batch), _sequence_of_tokens(batch)[positions]
     return AnswerLogprobs(sum_answers(logprobs, lengths), lengths, logprobs, sequences)
+
+
+def answer_lengths(batch: NamedArray) -> Tensor:
+    """Number of answer tokens [S] int64 that have a log-probability in each sequence: all but a sequence's first token.
+
+    Raises:
+        DataError: `prompt_lens` is not one integer for each sequence of `input_ids`.
+    """
+    prompt_lens = _prompt_lens(batch)
+    lengths = cu_seqlens(batch, "input_ids").diff().to(prompt_lens.device, torch.int64)
+    return (lengths - prompt_lens.clamp(min=1)).clamp(min=0)
 
 
 def answer_mask(batch: NamedArray) -> Tensor:
@@ -63,13 +73,7 @@ def answer_mask(batch: NamedArray) -> Tensor:
     Raises:
         DataError: `prompt_lens` is not one integer for each sequence of `input_ids`.
     """
-    tokens, prompt_lens = _integers(batch, "input_ids"), _integers(batch, "prompt_lens")
-    n = _n_sequences(batch)
-    if prompt_lens.shape != (n,):
-        raise DataError(
-            f"field 'prompt_lens' has the shape {list(prompt_lens.shape)}, but there are {n} sequences of 'input_ids'; "
-            "give one length for each"
-        )
+    tokens, prompt_lens = _integers(batch, "input_ids"), _prompt_lens(batch)
     answer_starts = cu_seqlens(batch, "input_ids")[:-1].to(tokens.device) + prompt_lens
     return torch.arange(len(tokens), device=tokens.device) >= answer_starts[_sequence_of_tokens(batch)]
 
@@ -122,8 +126,14 @@ def _integers(batch: NamedArray, key: str) -> Tensor:
     return values
 
 
-def _n_sequences(batch: NamedArray) -> int:
-    return len(cu_seqlens(batch, "input_ids")) - 1
+def _prompt_lens(batch: NamedArray) -> Tensor:
+    prompt_lens, n_sequences = _integers(batch, "prompt_lens"), len(cu_seqlens(batch, "input_ids")) - 1
+    if prompt_lens.shape != (n_sequences,):
+        raise DataError(
+            f"field 'prompt_lens' has the shape {list(prompt_lens.shape)}, but there are {n_sequences} sequences of "
+            "'input_ids'; give one length for each"
+        )
+    return prompt_lens
 
 
 def _sequence_of_tokens(batch: NamedArray) -> Tensor:
