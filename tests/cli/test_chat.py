@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reallm.cli.chat import COMMANDS, Chat
+from reallm.cli.chat import COMMANDS, Chat, read_typed
 from reallm.data.chat.template import ChatTemplate
 from reallm.generation.config import GenerationConfig
 from reallm.generation.conversation import Conversation
@@ -175,3 +178,16 @@ def test_a_message_may_have_several_lines() -> None:
 
 def test_an_answer_cannot_drive_the_terminal() -> None:
     assert Talk(f"\x1b[2Jgone{END}").type("hi") == [r"\x1b[2Jgone"]
+
+
+def test_what_is_typed_during_an_answer_is_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, terminal = pty.openpty()
+    with os.fdopen(user, "wb", buffering=0) as keys, os.fdopen(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr("builtins.input", lambda prompt: stdin.readline().rstrip("\n"))
+        for typed, read in (("hello\n", "hello"), ("\n", "")):
+            keys.write(typed.encode())
+            assert read_typed() == read
+        keys.write(b"\x04")
+        with pytest.raises(EOFError):
+            read_typed()

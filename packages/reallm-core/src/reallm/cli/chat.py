@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
+import sys
+import termios
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -144,6 +149,24 @@ def _split(typed: str) -> tuple[str, str]:
     return name, "".join(rest).strip()
 
 
+def read_typed() -> str:
+    """What the user types, or has typed during an answer.
+
+    Raises:
+        EOFError: Ctrl-D, also if it was pressed during an answer, which readline would overlook.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    terminal = sys.stdin.fileno()
+    if select.select([terminal], [], [], 0)[0] and not _bytes_waiting(terminal):
+        os.read(terminal, 1)  # the end of file, which is not left to the shell
+        raise EOFError
+    return input(PROMPT)
+
+
+def _bytes_waiting(terminal: int) -> int:
+    return int.from_bytes(fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> None:
     """Load a model and talk with it on the terminal.
 
@@ -170,7 +193,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
             engine,
             config,
             longest_sequence=loaded.model.config.longest_sequence,
-            read=lambda: input(PROMPT),
+            read=read_typed,
             write=partial(typer.echo, nl=False),
             stop_requests=partial(stop_requests, announce=False),
         ).run()
