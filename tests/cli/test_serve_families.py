@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -83,7 +84,10 @@ def test_it_says_what_it_serves_answers_and_stops_at_a_signal(
     assert re.fullmatch(
         r"  curl http://127.0.0.1:\d+/v1/chat/completions -H 'Content-Type: application/json' \\", example
     )
-    assert body == """    -d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'"""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    assert (
+        body.removeprefix("    -d ") == f"'{json.dumps({'messages': messages, 'temperature': 0, 'max_tokens': 100})}'"
+    )
     assert re.fullmatch(r"POST /v1/completions 200: 2 prompt tokens, 3 new tokens in [\d.]+ s, [\d.]+ tokens/s", access)
     assert served.err == ("\ninterrupted\n" if code else "")
 

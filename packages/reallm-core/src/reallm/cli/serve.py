@@ -132,7 +132,7 @@ def _greeting(model: ReaLModel, served: ServedModel, bound: socket) -> str:
     path, body = "completions", '"prompt": "The capital of France is"'
     if served.chat_template is not None:
         message = {"role": "user", "content": "What is the capital of France?"}
-        path, body = "chat/completions", f'"messages": [{json.dumps(message)}]'
+        path, body = "chat/completions", f'"messages": [{json.dumps(message)}], "temperature": 0, "max_tokens": 100'
     return f"""\
 serving '{served.name}' at {url(bound)}/v1: {n_parameters} parameters, {dtype} on {parameter.device}, \
 context of {served.context_length:,} tokens
