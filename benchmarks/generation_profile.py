@@ -25,22 +25,24 @@ from reallm.generation.request import Request
 from reallm.generation.row_cache import RowBlock
 from reallm.generation.row_store import RowStore
 from reallm.generation.scheduler import Scheduler
-from reallm.model import layers
+from reallm.model import decode_pass, layers
 from reallm.model.block import ResidualAdd
 from reallm.model.products import onednn
-from reallm.model.rope import Rotation
+from reallm.model.rope import JointRotation, Rotation
 
 WARM_UP = 3
 """Steps after the one that computes the prompts."""
 
 FUNCTIONS: Sequence[tuple[str, object, str]] = (
     ("products", onednn, "product"),
+    ("products", decode_pass, "product_of_rows"),
     ("products", F, "linear"),
     ("attention", F, "scaled_dot_product_attention"),
     ("attention, around the kernel", RowBlock, "attend"),
     ("cache writes", torch.Tensor, "index_copy_"),
     ("norms", layers, "rms_norm"),
     ("rotations", Rotation, "both"),
+    ("rotations", JointRotation, "__call__"),
     ("activations", layers, "gated"),
     ("residual sums", ResidualAdd, "forward"),
     ("sampling", replica, "_sample"),

@@ -177,6 +177,25 @@ def test_a_wrong_or_missing_operator_is_not_used(monkeypatch: pytest.MonkeyPatch
         forget()
 
 
+def test_sums_with_a_product_are_used_only_where_they_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = onednn.product_of_rows
+
+    def wrong(*arguments: Tensor) -> Tensor:
+        return right(*arguments) * 1.0000002
+
+    def missing(*_: Tensor) -> Tensor:
+        raise NotImplementedError("no kernel")
+
+    try:
+        for product in (wrong, missing):
+            monkeypatch.setattr(onednn, "product_of_rows", product)
+            onednn.adds_exactly.cache_clear()
+            assert not onednn.adds_exactly()
+    finally:
+        monkeypatch.undo()
+        onednn.adds_exactly.cache_clear()
+
+
 # ---------------------------------------------------------------------- the backend
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from reallm.generation.cuda_graphs import DecodeGraphs, can_be_captured
-from reallm.generation.kv_store import KVStore, pack_order
+from reallm.generation.kv_store import Kind, KVStore, pack_order
 from reallm.generation.page_store import PageStore
 from reallm.generation.replica import LocalReplica, Replica
-from reallm.generation.step import Step
+from reallm.generation.row_store import RowStore
+from reallm.generation.step import ScheduledSequence, Step
+from reallm.model.decode_pass import DecodePass
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 
@@ -30,9 +32,12 @@ class ModelRunner:
         self.network, self.store = network, store
         self._replica = LocalReplica(network) if replica is None else replica
         self._graphs: DecodeGraphs | None = None
+        self._decode: DecodePass | None = None
         is_whole = isinstance(self._replica, LocalReplica)  # messages between ranks are not captured
         if is_whole and isinstance(store, PageStore) and store.device.type == "cuda" and can_be_captured(network):
             self._graphs = DecodeGraphs(network, store)
+        if is_whole and isinstance(store, RowStore) and _device(network).type == "cpu":
+            self._decode = DecodePass.of(network)
 
     @torch.no_grad()
     def run(self, step: Step, token_ids: Sequence[Sequence[int]]) -> Tensor | None:
@@ -66,15 +71,27 @@ class ModelRunner:
 
     def _run(self, step: Step, tokens: Sequence[int], sampled: Sequence[int]) -> Tensor | None:
         """Logits after the last tokens of some sequences, given by index, of a step that is in `pack_order`."""
-        device = next(self.network.parameters()).device
+        device = _device(self.network)
         cache = self.store.prepare(step, exact=self.network.exact)
         seqs = PackedSequences.from_lengths(
             [sequence.n_new for sequence in step.sequences],
             cached_lengths=[sequence.n_cached for sequence in step.sequences],
             device=device,
         )
-        hidden = self._replica.forward_hidden(torch.tensor(tokens, device=device), seqs, cache)
+        if self._decode is not None and all(map(_is_decoded, step.sequences)) and self._decode.is_possible:
+            hidden: Tensor | None = self._decode.hidden(tokens, seqs, cache)
+        else:
+            hidden = self._replica.forward_hidden(torch.tensor(tokens, device=device), seqs, cache)
         if hidden is None:
             return None
         last = seqs.cu_seqlens[1:].long() - 1
         return self.network.head(hidden[last[torch.tensor(sampled, dtype=torch.int64, device=device)]])
+
+
+def _device(network: Transformer) -> torch.device:
+    return next(network.parameters()).device
+
+
+def _is_decoded(sequence: ScheduledSequence) -> bool:
+    """Whether a step computes one token of a sequence that follows cached ones."""
+    return Kind.of(sequence) is Kind.DECODE

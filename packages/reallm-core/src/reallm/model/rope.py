@@ -44,11 +44,49 @@ class Rotation:
         rotated = x * self.cos + x.roll(x.shape[-1] // 2, dims=-1) * self._signed_sin
         return rotated[:, : q.shape[1]], rotated[:, q.shape[1] :]
 
+    def joint(self, n_heads: Sequence[int], head_dim: int, n_rows: int) -> JointRotation | None:
+        """This rotation of queries and keys as one; None if it does not rotate whole heads, the halves of each.
+
+        Args:
+            n_heads: numbers of the heads of queries, keys and values.
+            head_dim: D.
+            n_rows: number of rows; those behind the T tokens are not rotated.
+        """
+        if self.interleaved or self.cos.shape[-1] != head_dim:
+            return None
+        cos, sin = self.cos.new_ones(n_rows, sum(n_heads), head_dim), self.sin.new_zeros(n_rows, sum(n_heads), head_dim)
+        rotated = slice(len(self.cos)), slice(n_heads[0] + n_heads[1])
+        cos[rotated], sin[rotated] = self.cos, self._signed_sin
+        return JointRotation(cos, sin, n_heads, len(self.cos))
+
     @cached_property
     def _signed_sin(self) -> Tensor:
         """Sines whose first half, which multiplies the second half of a vector, is negative."""
         first, second = self.sin.chunk(2, dim=-1)
         return torch.cat((-first, second), dim=-1)
+
+
+class JointRotation:
+    """The rotation of the queries and keys of few tokens, which lie beside the values in one tensor.
+
+    Args:
+        cos: [R, N, D] cosines, N being the number of all heads; 1 for values.
+        sin: [R, N, D] sines, negative for the first half of each head; 0 for values.
+        n_heads: numbers of the heads of queries, keys and values.
+        n_tokens: number of the first rows that are returned.
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor, n_heads: Sequence[int], n_tokens: int) -> None:
+        self._cos, self._sin, self._half = cos, sin, cos.shape[-1] // 2
+        self._rotated = torch.empty_like(cos)
+        self._parts = self._rotated[:n_tokens].split_with_sizes(list(n_heads), dim=1)
+
+    def __call__(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Queries [T, H, D], keys and values [T, K, D] of `qkv` [R, N * D]; they are overwritten by the next call."""
+        heads = qkv.view(self._cos.shape)
+        turned = heads.roll(self._half, dims=-1).mul_(self._sin)
+        torch.mul(heads, self._cos, out=self._rotated).add_(turned)
+        return self._parts
 
 
 def rotations(config: ReaLModelConfig, seqs: PackedSequences, dtype: torch.dtype) -> tuple[Rotation, ...]:

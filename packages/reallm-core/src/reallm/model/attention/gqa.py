@@ -47,11 +47,11 @@ class Attention(Projections):
 
     def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self.project(x)
-        q, k, v = self._heads(q, self.q_norm), self._heads(k, self.k_norm), self._heads(v)
+        q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.heads(v)
         spec = self.spec if self.training else self.inference_spec
         return self.o(attend(q, k, v, context, spec, cache).flatten(-2))
 
-    def _heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
         """[T, H * D] -> [T, H, D], normed and clamped."""
         if norm is not None and self.norms_whole:
             projected = norm(projected)

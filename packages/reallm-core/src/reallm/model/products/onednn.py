@@ -54,6 +54,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, prepacked: Te
     return out if rows >= least else out[:rows]
 
 
+def product_of_rows(x: Tensor, prepacked: Tensor, bias: Tensor | None = None, addend: Tensor | None = None) -> Tensor:
+    """`product` of `PREPACKED_COPIES` rows or more with a prepacked weight, plus `addend` [M, N], in a single call."""
+    out: Tensor
+    if addend is None:
+        out = torch.ops.mkldnn._linear_pointwise(x, prepacked, bias, "none", [], "")
+    else:
+        out = torch.ops.mkldnn._linear_pointwise.binary(x, addend, prepacked, bias, "add")
+    return out
+
+
 def is_watched() -> bool:
     """Whether something is on that sees or replaces operators, and does not know these.
 
@@ -94,6 +104,22 @@ def why_unavailable() -> str | None:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:  # private: they may change or go
         return f"torch's oneDNN operators do not work here: {str(error).splitlines()[0]}"
     return None
+
+
+@cache
+def adds_exactly() -> bool:
+    """Whether `product_of_rows` with an addend works here, and gives the bits of a product and a sum after it."""
+    if why_unavailable() is not None:
+        return False
+    try:
+        for weight, x in map(_random, SMALL_SHAPES):
+            bias, prepacked = torch.linspace(-1, 1, len(weight)), prepack(weight)
+            addend = product(x, weight).flip(0)
+            if not torch.equal(product_of_rows(x, prepacked, bias, addend), product(x, weight, bias) + addend):
+                return False
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return True
 
 
 def why_not_batch_invariant() -> str | None:
