@@ -134,7 +134,7 @@ def test_sft_hands_configuration_and_algorithm_to_the_runner(reallm, monkeypatch
     runner = types.ModuleType("reallm.experiments.run.runner")
     runner.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "reallm.experiments.run.runner", runner)
-    monkeypatch.setattr(checks, "check", seen.append)
+    monkeypatch.setattr(checks, "check", lambda config, graph: seen.append(config))
     code, _, _ = reallm("sft", "model.path=m", "dataset.train_path=t.jsonl", "epochs=2")
     assert code == exit_code
     checked, config, algorithm = seen

@@ -65,7 +65,17 @@ class Graph:
         """
         edges = _edges(calls)
         ordered = _execution_order(calls, edges)
-        return cls(ordered, (*edges, *_edges_to_next_step(ordered)))
+        return cls(ordered, (*edges, *_edges_to_next_step(ordered, edges)))
+
+    @property
+    def needed_edges(self) -> list[Edge]:
+        """The edges within a step, without orders by weights that follow from others."""
+        edges = [edge for edge in self.edges if not edge.next_step]
+        return [
+            edge
+            for edge in edges
+            if edge.key is not None or edge.target not in _reachable(edge.source, [o for o in edges if o is not edge])
+        ]
 
     @property
     def roles(self) -> list[str]:
@@ -76,6 +86,12 @@ class Graph:
     def all_roles(self) -> list[str]:
         """All roles, those of rewards included, in the same order."""
         return list(dict.fromkeys(call.role for call in self.calls))
+
+    @property
+    def dataset_keys(self) -> list[str]:
+        """The keys that the dataset must give, in the order in which they are first read."""
+        written = {key for call in self.calls for key in call.outputs}
+        return list(dict.fromkeys(key for call in self.calls for key in call.inputs if key not in written))
 
     @property
     def trained_roles(self) -> list[str]:
@@ -225,13 +241,18 @@ def _edges(calls: Sequence[ModelFunctionCall]) -> list[Edge]:
 
 
 def _weight_edges(calls: Sequence[ModelFunctionCall], edges: Sequence[Edge]) -> list[Edge]:
-    """Edges between calls to a model that one of them trains: keys that order them otherwise come first."""
+    """Edges between calls to a model that one of them changes: keys that order them otherwise come first."""
     found = []
     for first, then in combinations(calls, 2):
-        trains = "train_step" in (first.kind, then.kind)
-        if first.role == then.role and trains and first.name not in _reachable(then.name, edges):
+        changes = then.role in _changed_roles(first) or first.role in _changed_roles(then)
+        if changes and first.name not in _reachable(then.name, edges):
             found.append(Edge(first.name, then.name))
     return found
+
+
+def _changed_roles(call: ModelFunctionCall) -> set[str]:
+    """The roles whose weights a call changes."""
+    return {call.role, *(update.target for update in call.updates)} if call.kind == "train_step" else set()
 
 
 def _reachable(start: str, edges: Sequence[Edge]) -> set[str]:
@@ -246,15 +267,19 @@ def _reachable(start: str, edges: Sequence[Edge]) -> set[str]:
     return found
 
 
-def _edges_to_next_step(ordered: Sequence[ModelFunctionCall]) -> list[Edge]:
-    """The edges to the next step: the first call to a model whose weights change follows the last change."""
-    last_change: dict[str, str] = {}
-    for call in ordered:
-        if call.kind == "train_step":
-            last_change[call.role] = call.name
-            last_change |= {update.target: call.name for update in call.updates}
-    firsts = {role: next((call.name for call in ordered if call.role == role), None) for role in last_change}
-    return [Edge(last_change[role], first, next_step=True) for role, first in firsts.items() if first is not None]
+def _edges_to_next_step(ordered: Sequence[ModelFunctionCall], edges: Sequence[Edge]) -> list[Edge]:
+    """The edges to the next step: a call to a model whose weights change follows the last change of them.
+
+    Not those to calls that follow another call to the same model within the step.
+    """
+    last_change = {role: call.name for call in ordered for role in sorted(_changed_roles(call))}
+    after = {call.name: _reachable(call.name, edges) for call in ordered}
+    return [
+        Edge(last_change[call.role], call.name, next_step=True)
+        for call in ordered
+        if call.role in last_change
+        and not any(other.role == call.role and call.name in after[other.name] for other in ordered)
+    ]
 
 
 def _execution_order(calls: Sequence[ModelFunctionCall], edges: Sequence[Edge]) -> tuple[ModelFunctionCall, ...]:

@@ -15,6 +15,7 @@ from reallm.cli.compare import compare
 from reallm.cli.demo import demo
 from reallm.cli.eval import evaluate
 from reallm.cli.generate import generate
+from reallm.cli.graph import graph
 from reallm.cli.plugins.app import app as plugins
 from reallm.cli.preview import DEFAULT_ALGORITHM, preview
 from reallm.cli.push import push
@@ -36,6 +37,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
 \b
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
+  reallm graph sft      the calls of an algorithm and what they wait for
   reallm preview        the first rows of your data, as training gets them
   reallm generate       text as it comes, a conversation, a file of prompts
   reallm serve          a server for clients of the OpenAI API
@@ -84,6 +86,10 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command(short_help="Show the first rows of the data, token by token.")(preview)
+app.command(
+    short_help="Show the calls of an algorithm.",
+    context_settings={"ignore_unknown_options": True},  # the error says how to write `--lr 1e-4`
+)(graph)
 app.command()(generate)
 app.command(short_help="Serve a checkpoint to clients of the OpenAI API.")(serve)
 app.command("eval", add_help_option=False)(evaluate)

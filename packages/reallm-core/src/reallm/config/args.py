@@ -95,4 +95,7 @@ class CallArgs(ConfigGroup, group="call"):
     def __post_init__(self) -> None:
         check_fields(self)
         if self.layout is not None:
-            Layout.parse(self.layout)
+            try:
+                Layout.parse(self.layout)
+            except ConfigError as error:
+                raise ConfigError(f"layout={self.layout}: {error}") from error

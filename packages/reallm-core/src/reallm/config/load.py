@@ -60,15 +60,24 @@ class Configuration:
         Raises:
             ConfigError: required values are missing (all are named), or the dataclass refuses a value.
         """
-        missing = [
+        if missing := self._missing():
+            raise ConfigError("; ".join(missing_text(key) for key in missing))
+        return self._instance("")
+
+    def with_placeholders(self) -> Configuration:
+        """The same, with a text for each required text that is not given: for what does not depend on any path."""
+        missing = [key.name for key in self._missing() if is_text(key.type) or is_text_or_list(key.type)]
+        placeholders = dict.fromkeys(missing, "...")
+        return dataclasses.replace(self, values={**self.values, **placeholders})
+
+    def _missing(self) -> list[Key]:
+        """The required keys that are not given."""
+        return [
             key
             for group in self.groups
             for key in group.keys
             if is_missing(self.values[key.name]) and not self._is_replaced_by_mixture(key, group)
         ]
-        if missing:
-            raise ConfigError("; ".join(missing_text(key) for key in missing))
-        return self._instance("")
 
     def _is_replaced_by_mixture(self, key: Key, group: Group) -> bool:
         is_path = group.dataset is not None and key.leaf in (PATHS["train"], "path")

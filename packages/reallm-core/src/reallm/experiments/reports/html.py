@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from reallm.atomic_files import atomic_write
 from reallm.errors import counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
@@ -104,6 +106,7 @@ def render(folder: Path, *, now: datetime) -> str:
         charts=other_charts(curves),
         lengths=[_split_stats(split, content) for split, content in json_object(files.data).items()],
         prompts=prompt_histories(json_lines(files.samples)),
+        graph=Markup(_text(files.graph)),  # noqa: S704 - written by this program, with all text escaped
         config=_text(files.config),
     )
 

@@ -17,7 +17,7 @@ from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface_state import interface_states, load_interface_states
 from reallm.algorithms.role import Role
-from reallm.config.training import TrainingConfig
+from reallm.config.training import TrainingConfig, call_args
 from reallm.data.batching import batches_in_order, gather
 from reallm.data.datasets import Samples
 from reallm.data.namedarray import NamedArray
@@ -27,6 +27,7 @@ from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Generators, TrainState
 from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.preflight.metrics import check_metric_name
+from reallm.experiments.reports.graph_svg import write_graph_svg
 from reallm.experiments.reports.write import report_failure, write_page
 from reallm.experiments.run.best_metric import BestMetric
 from reallm.experiments.run.callbacks import CallbackError, Callbacks, callback_offers
@@ -122,6 +123,9 @@ class Trainer:
         if job.is_rank0:
             folder.write_config(run.settings)
             folder.write_data(data.as_json())
+            if len(graph.calls) > 1:
+                with report_failure(echo, "no drawing of the graph"):
+                    write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, call_args(config))
             if point is not None:
                 drop_after(folder.samples, point.step)
         for line in overview(plan, run, job, [model_line(name, role, config) for name, role in roles.items()]):

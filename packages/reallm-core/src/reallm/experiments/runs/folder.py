@@ -113,6 +113,11 @@ class RunFolder:
         return self.path / "summary.html"
 
     @property
+    def graph(self) -> Path:
+        """The drawing of the algorithm's graph, if it has several calls."""
+        return self.path / "graph.svg"
+
+    @property
     def plot(self) -> Path:
         """The loss curves."""
         return self.path / "loss.png"
