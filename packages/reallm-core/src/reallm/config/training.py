@@ -225,9 +225,3 @@ def model_args(config: TrainingConfig, role: str) -> ModelArgs:
     if not isinstance(args, ModelArgs):
         raise ConfigError(f"{type(config).__name__} has no field '{role}' with the ModelArgs of the role '{role}'")
     return args
-
-
-def call_args(config: Any) -> dict[str, CallArgs]:
-    """The `CallArgs` of a configuration, by name of the call."""
-    fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    return {name: value for name, value in fields.items() if isinstance(value, CallArgs)}

@@ -253,7 +253,8 @@ def _placed(
 
     Each column is sorted and placed so that arrows from the columns before it are as level as its gaps allow.
     """
-    by_column = {column: list(names) for column, names in groupby(sorted(cards, key=columns.get), columns.get)}
+    ordered = sorted(cards, key=columns.__getitem__)
+    by_column = {column: list(names) for column, names in groupby(ordered, columns.__getitem__)}
     placed = dict(cards)
     lane_y: dict[_Lane, float] = {}
     x = float(MARGIN)

@@ -106,7 +106,7 @@ def render(folder: Path, *, now: datetime) -> str:
         charts=other_charts(curves),
         lengths=[_split_stats(split, content) for split, content in json_object(files.data).items()],
         prompts=prompt_histories(json_lines(files.samples)),
-        graph=Markup(_text(files.graph)),  # noqa: S704 - written by this program, with all text escaped
+        graph=Markup(_text(files.graph)),  # this program has written it, with all text escaped
         config=_text(files.config),
     )
 

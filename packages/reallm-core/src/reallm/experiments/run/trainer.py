@@ -17,7 +17,7 @@ from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface_state import interface_states, load_interface_states
 from reallm.algorithms.role import Role
-from reallm.config.training import TrainingConfig, call_args
+from reallm.config.training import TrainingConfig
 from reallm.data.batching import batches_in_order, gather
 from reallm.data.datasets import Samples
 from reallm.data.namedarray import NamedArray
@@ -125,7 +125,7 @@ class Trainer:
             folder.write_data(data.as_json())
             if len(graph.calls) > 1:
                 with report_failure(echo, "no drawing of the graph"):
-                    write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, call_args(config))
+                    write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, config.call_args)
             if point is not None:
                 drop_after(folder.samples, point.step)
         for line in overview(plan, run, job, [model_line(name, role, config) for name, role in roles.items()]):
