@@ -71,6 +71,22 @@ def test_data_cannot_control_the_terminal(printed):
     assert r"\x1b[2J\x07[bold]\u202e" + "🧑\u200d🚀" in out
 
 
+def test_pairs_are_one_after_another_with_the_lengths_of_their_prompts(printed):
+    sequences = tuple(Sequence(name, (Token(5, "a", False, False), *ANSWER), 1) for name in ("chosen", "rejected"))
+    row = PreviewedRow("1", "t.jsonl:1", sequences, notes=("margin 2", "source=\x1b"))
+    preview = Preview("p", (row,), "", 1, is_whole=True, lengths=(6,), n_trained=4)
+    assert printed(preview).splitlines()[2:7] == [
+        "t.jsonl:1  chosen: 3 tokens, prompt 1, answer 2",
+        "a⟦ x<end>⟧",
+        "t.jsonl:1  rejected: 3 tokens, prompt 1, answer 2",
+        "a⟦ x<end>⟧",
+        "margin 2; source=\\x1b",
+    ]
+    (shown,) = preview_view.to_json(preview)["rows"]
+    assert shown["notes"] == ["margin 2", "source=\x1b"]
+    assert [one["n_prompt"] for one in shown["sequences"]] == [1, 1]
+
+
 def test_a_prompt_that_lost_its_beginning_says_so_there(printed):
     sequence = Sequence("prompt", (Token(5, "b", False, False),), n_cut=3, cut_at="start")
     out = printed(Preview("p", (PreviewedRow("1", "a", (sequence,)),), "", 1, is_whole=True, lengths=(1,), n_trained=0))

@@ -73,6 +73,7 @@ def test_each_form_of_their_rows_and_each_way_of_making_samples(
     slow = {"another-process": "the classes above have it", "light-import": "the classes above have it"}
     found = check_dataset(dataset, config=config, rows=rows, tokenizer=tiny_tokenizer(), skip=slow)
     assert found.passed, str(found)
+    assert next(result.status for result in found.results if result.check == "keys") == "passed"
     assert found.counts["skipped"] == len(slow), str(found)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reallm.data.namedarray import NamedArray
-from reallm.data.preview.samples import Sequence, Token, count_tokens, sequences
+from reallm.data.preview.samples import MAX_COLUMN, Sequence, Token, count_tokens, notes, sequences
 from reallm.errors import DataError
 from tests.helpers.tokenizers import tiny_tokenizer
 
@@ -14,7 +14,7 @@ TOKENIZER = tiny_tokenizer()
 IDS = TOKENIZER.encode("<|im_start|>The quick fox<|im_end|>")
 
 
-def sample(**fields: list[int] | list[bool]) -> NamedArray:
+def sample(**fields: list[int] | list[bool] | list[float]) -> NamedArray:
     return NamedArray(**{name: torch.tensor(values) for name, values in fields.items()})
 
 
@@ -30,7 +30,10 @@ def test_a_mask_says_what_is_trained_in_how_many_turns():
 
 @pytest.mark.parametrize(
     ("lengths", "names"),
-    [((3, 4), ["better", "worse"]), ((1, 2, 2, 2), [f"pair {i}, {w}" for i in (1, 2) for w in ("better", "worse")])],
+    [
+        ((3, 4), ["chosen", "rejected"]),
+        ((1, 2, 2, 2), [f"pair {i}, {which}" for i in (1, 2) for which in ("chosen", "rejected")]),
+    ],
 )
 def test_pairs_are_shown_side_by_side_with_their_answers(lengths, names):
     ids = TOKENIZER.encode("0123456")
@@ -42,7 +45,29 @@ def test_pairs_are_shown_side_by_side_with_their_answers(lengths, names):
     assert [one.name for one in found] == names
     assert [len(one.tokens) for one in found] == list(lengths)
     assert [one.n_trained for one in found] == [length - 1 for length in lengths]
+    assert [one.n_prompt for one in found] == [1] * len(lengths)
     assert count_tokens(pairs) == (7, 7 - len(lengths))
+
+
+@pytest.mark.parametrize(("label", "name"), [(True, "good completion"), (False, "bad completion")])
+def test_a_labelled_completion_has_that_of_another_row_beside_it(label, name):
+    ids = TOKENIZER.encode("0123456")
+    labelled = sample(input_ids=ids, prompt_lens=[2, 2], labels=[label]).with_metadata(
+        seqlens={"input_ids": ((3, 4),), "prompt_lens": ((1, 1),), "labels": ((1,),)}
+    )
+    assert [(one.name, one.n_prompt) for one in sequences(labelled, TOKENIZER)] == [
+        (name, 2),
+        ("completion of another row", 2),
+    ]
+
+
+def test_margins_and_columns_are_notes():
+    assert notes(sample(margins=[0.0, 0.0])) == []
+    assert notes(sample(margins=[0.5])) == ["margin 0.5"]
+    assert notes(sample(margins=[0.5, 2.0])) == ["margins 0.5, 2"]
+    columns = {"id": 7, "messages": [], "answer": "é", "tests": [{"in": 1}], "long": "x" * 99}
+    prompt = sample(prompt_ids=IDS).with_metadata(columns=[columns])
+    assert notes(prompt) == ['answer="é"', 'tests=[{"in": 1}]', f'long="{"x" * (MAX_COLUMN - 1)}…']
 
 
 def test_a_prompt_alone_is_not_trained():

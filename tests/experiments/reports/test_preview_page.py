@@ -30,6 +30,16 @@ def test_pieces_of_characters_and_what_is_cut_or_dropped_are_shown():
     assert "a report" in html
 
 
+def test_pairs_say_how_long_prompt_and_answer_are_and_notes_come_last():
+    tokens = (Token(5, "Hi", False, False), Token(6, " you", True, False), Token(3, "<end>", True, True))
+    sequences = tuple(Sequence(name, tokens, 1) for name in ("chosen", "rejected"))
+    row = PreviewedRow("1", "t.jsonl:1", sequences, notes=("margin 2", "<b>\x07"))
+    html = render(Preview("rows", (row,), "", 1, is_whole=True, lengths=(6,), n_trained=4))
+    assert "chosen: 3 tokens, prompt 1, answer 2" in html
+    assert "rejected: 3 tokens, prompt 1, answer 2" in html
+    assert "margin 2; &lt;b&gt;\\x07" in html
+
+
 def test_data_is_text_and_nothing_is_loaded(tmp_path):
     html = page(Token(5, "<script>alert(1)</script>\n\ud83d", False, False))
     assert "<script" not in html

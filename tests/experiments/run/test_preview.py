@@ -121,9 +121,56 @@ def test_rows_of_another_form_are_previewed(write):
 
 def test_pairs_show_both_answers(write):
     rows = [{"prompt": "Say:", "chosen": " The fox", "rejected": " the dog"}]
-    better, worse = preview_of("rw_pair", 1, path=write(rows)).rows[0].sequences
-    assert (better.name, worse.name) == ("better", "worse")
-    assert "".join(token.text for token in better.tokens if token.is_trained) == " The fox<|im_end|>"
+    (row,) = preview_of("rw_pair", 1, path=write([{**rows[0], "margin": 2}])).rows
+    chosen, rejected = row.sequences
+    assert (chosen.name, rejected.name) == ("chosen", "rejected")
+    assert "".join(token.text for token in chosen.tokens if token.is_trained) == " The fox<|im_end|>"
+    assert row.notes == ("margin 2",)
+
+
+def test_a_prompt_that_is_in_both_answers_is_shown_as_the_prompt(write):
+    rows = [{"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant: no"}]
+    found = preview_of("rw_pair", 1, path=write(rows))
+    chosen = found.rows[0].sequences[0]
+    prompt = "".join(token.text for token in chosen.tokens[: chosen.n_prompt])
+    assert prompt == "\n\nHuman: hi\n\nAssistant:"
+    assert found.report.endswith("; 1 with a prompt that both answers begin with")
+
+
+def test_a_pair_that_is_dropped_says_why(write):
+    rows = [{"prompt": "Say:", "chosen": "a", "rejected": "a"}, {"prompt": "Say:", "chosen": "a", "rejected": "b"}]
+    found = preview_of("rw_pair", 2, path=write(rows))
+    assert [row.dropped for row in found.rows] == ["both answers are the same; without a pair left", None]
+
+
+def test_completions_are_shown_with_those_of_other_rows(write):
+    rows = [
+        {"prompt": "A:", "completion": " yes", "label": True},
+        {"prompt": "B:", "completion": " no no no no no no", "label": False},
+        {"prompt": "C:" * 20, "completion": " no", "label": False},
+        {"id": "d", "prompt": "D:", "chosen": " x", "rejected": " y"},
+    ]
+    found = preview_of("unpaired_preference", 3, path=write(rows[:3]), max_seqlen=12)
+    first, second, third = found.rows
+    assert [one.name for one in first.sequences] == ["good completion", "completion of another row"]
+    assert [one.name for one in second.sequences] == ["bad completion", "completion of another row"]
+    assert second.sequences[0].n_cut > 0
+    assert first.sequences[0].n_cut == 0
+    assert third.dropped == "the prompt alone fills 12 tokens"
+    assert second.place.endswith("rows.jsonl:2")
+    pairs = [{**rows[3], "id": name} for name in "de"]
+    (row,) = preview_of("unpaired_preference", 1, path=write(pairs)).rows
+    assert [one.name for one in row.sequences[::2]] == ["good completion", "bad completion"]
+    with pytest.raises(DataError, match=r"rows.jsonl: one row is left, .*; give two rows or more"):
+        preview_of("unpaired_preference", 1, path=write(rows[:1]))
+
+
+def test_prompts_show_their_columns(write):
+    messages = [{"role": "user", "content": "2+2?"}]
+    rows = [{"prompt": messages, "answer": "4", "level": 2}]
+    (row,) = preview_of("prompt", 1, path=write(rows)).rows
+    assert text(row) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    assert row.notes == ('answer="4"', "level=2")
 
 
 def test_prompts_that_are_cut_lose_their_beginning(write):

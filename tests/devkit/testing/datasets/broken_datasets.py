@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +307,7 @@ BROKEN: tuple[tuple[str, DatasetSpec], ...] = (
     ("construction", spec(config=KeyOfNoUse)),
     ("sample", spec(Dicts)),
     ("sample", spec(Batches)),
+    ("keys", replace(spec(), keys=("input_ids", "loss_mask"))),
     ("seqlens", spec(WithoutSeqlens)),
     ("tokens", spec(StrangeTokens)),
     ("tokens", spec(NumericMask)),

@@ -39,6 +39,8 @@ def print_preview(preview: Preview) -> None:
         for sequence in row.sequences:
             _print(console, _title(row.place, sequence_title(sequence), "dim"))
             _print(console, _tokens(sequence, marks=marks))
+        if row.notes:
+            _print(console, Text(visible("; ".join(row.notes)), style="dim"))
     console.print()
     for line in (preview.report, measured_text(preview), lengths_text(preview)):
         if line:
@@ -65,11 +67,13 @@ def _row_json(row: PreviewedRow) -> dict[str, Any]:
         "id": row.id,
         "place": row.place,
         "dropped": row.dropped,
+        "notes": list(row.notes),
         "sequences": [
             {
                 "name": sequence.name,
                 "n_tokens": len(sequence.tokens),
                 "n_trained": sequence.n_trained,
+                "n_prompt": sequence.n_prompt,
                 "n_cut": sequence.n_cut,
                 "cut_at": sequence.cut_at if sequence.n_cut else None,
                 "turns": [list(turn) for turn in sequence.turns],

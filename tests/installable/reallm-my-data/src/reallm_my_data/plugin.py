@@ -12,5 +12,6 @@ def reallm_datasets() -> dict[str, DatasetSpec]:
             dataset="reallm_my_data.dataset:MyDataset",
             config="reallm_my_data.config:MyDatasetConfig",
             description="the lines of a text file",
+            keys=("input_ids", "loss_mask"),
         )
     }

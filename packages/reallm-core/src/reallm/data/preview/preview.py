@@ -18,7 +18,8 @@ from reallm.data.namedarray import NamedArray
 from reallm.data.preview import samples
 from reallm.data.row_sources import RowSource
 from reallm.data.rows import Row, iter_rows
-from reallm.errors import DataError, NoSamplesError
+from reallm.errors import DataError, NoSamplesError, TooFewSamplesError
+from reallm.notices import silenced_notices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,13 +35,15 @@ Make = Callable[[Mapping[str, Any]], Samples]
 
 @dataclass(frozen=True)
 class PreviewedRow:
-    """A row and its sample; of a row that gives none, the reason is in `dropped`."""
+    """A row and its sample, or samples; of a row that gives none, the reason is in `dropped`."""
 
     id: str
     place: str
     """Location of the row, `train.jsonl:12`; its id if the dataset reads its rows itself."""
     sequences: tuple[samples.Sequence, ...]
     dropped: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the row has beside its tokens: a margin, columns."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def preview(dataset: Dataset | Mixture, n: int, *, seed: int, tokenizer: PreTrai
     first = [made[i] for i in range(min(len(made), max(n, N_MEASURED)))]
     return _preview(
         dataset.name,
-        tuple(_previewed(_id(sample, i), sample, tokenizer) for i, sample in enumerate(first[:n])),
+        tuple(_previewed(_id(sample, i), [sample], tokenizer) for i, sample in enumerate(first[:n])),
         made,
         first,
         is_whole=len(first) == len(made),
@@ -121,45 +124,72 @@ def _preview_rows(
         title = str(source) if is_whole else f"{source}, first {n_read:,} rows"
         given = _FirstRows(title, some)
         try:
-            return make({**args, "path": RowSource(given), **changes})
-        except NoSamplesError:
+            with silenced_notices():  # about the rows, which were said when they were read
+                return make({**args, "path": RowSource(given, source.format), **changes})
+        except (NoSamplesError, TooFewSamplesError):
             raise
         except DataError as error:
             raise DataError(given.with_places(str(error))) from error
 
-    previewed = tuple(_preview_row(dataset, row, make_of, tokenizer) for row in rows[:n])
+    samples_of = _SamplesOfRow(make_of, rows)
+    previewed = tuple(_preview_row(dataset, row, samples_of, tokenizer) for row in rows[:n])
     try:
         made = make_of(rows)
     except NoSamplesError as error:
         return Preview(dataset.name, previewed, str(error), len(rows), is_whole, (), 0)
-    measured = [made[i] for i in range(len(made))]
-    return _preview(dataset.name, previewed, made, measured, is_whole=is_whole, n_measured=len(rows))
+    return _preview(dataset.name, previewed, made, _all(made), is_whole=is_whole, n_measured=len(rows))
+
+
+class _SamplesOfRow:
+    """Finds the samples of a row: of a dataset of that row alone, or if it needs others, of one of all rows."""
+
+    def __init__(self, make_of: Callable[..., Samples], rows: Sequence[Row]) -> None:
+        self._make_of, self._rows = make_of, rows
+        self._of_all: dict[str, list[NamedArray]] = {}
+
+    def __call__(self, row: Row, **changes: Any) -> list[NamedArray]:
+        try:
+            return _all(self._make_of([row], **changes))
+        except TooFewSamplesError:
+            key = repr(sorted(changes.items()))
+            if key not in self._of_all:
+                self._of_all[key] = _all(self._make_of(self._rows, **changes))
+            ids = [(sample.metadata.get("ids") or [""])[0] for sample in self._of_all[key]]
+            found = zip(ids, self._of_all[key], strict=True)
+            return [sample for name, sample in found if name == row.id or name.startswith(f"{row.id}/")]
+
+
+def _all(made: Samples) -> list[NamedArray]:
+    return [made[i] for i in range(len(made))]
 
 
 def _preview_row(
-    dataset: Dataset, row: Row, make_of: Callable[..., Samples], tokenizer: PreTrainedTokenizerBase
+    dataset: Dataset, row: Row, samples_of: _SamplesOfRow, tokenizer: PreTrainedTokenizerBase
 ) -> PreviewedRow:
     try:
-        made = make_of([row])
+        made = samples_of(row)
     except NoSamplesError as error:
-        remarks = [remark.removeprefix("dropped: ") for remark in error.remarks]
+        remarks = [re.sub(r"^([a-z]+ )?dropped: ", "", remark) for remark in error.remarks]
         return PreviewedRow(row.id, row.place, (), "; ".join(remarks) or str(error))
-    if not len(made):
+    if not made:
         return PreviewedRow(row.id, row.place, (), "the dataset makes no sample of it")
-    found = _previewed(row.id, made[0], tokenizer)
+    found = _previewed(row.id, made, tokenizer)
     limits = [name for name in LENGTH_LIMITS if name in dataset.args]
     at_limit = any(len(one.tokens) == dataset.args[name] for name in limits for one in found.sequences)
     if at_limit:
         unpadded = {name: False for name in ("pad_to_max_length",) if name in dataset.args}
-        whole = samples.sequences(make_of([row], **dict.fromkeys(limits, UNLIMITED), **unpadded)[0], tokenizer)
+        uncut = samples_of(row, **dict.fromkeys(limits, UNLIMITED), **unpadded)
+        whole = [sequence for sample in uncut for sequence in samples.sequences(sample, tokenizer)]
         if len(whole) == len(found.sequences):  # otherwise pairs were dropped that are not cut any more
             cut = tuple(one.cut_from(other) for one, other in zip(found.sequences, whole, strict=True))
             found = replace(found, sequences=cut)
     return replace(found, place=row.place)
 
 
-def _previewed(name: str, sample: NamedArray, tokenizer: PreTrainedTokenizerBase) -> PreviewedRow:
-    return PreviewedRow(name, name, tuple(samples.sequences(sample, tokenizer)))
+def _previewed(name: str, made: Sequence[NamedArray], tokenizer: PreTrainedTokenizerBase) -> PreviewedRow:
+    found = [sequence for sample in made for sequence in samples.sequences(sample, tokenizer)]
+    notes = [note for sample in made for note in samples.notes(sample)]
+    return PreviewedRow(name, name, tuple(found), notes=tuple(dict.fromkeys(notes)))
 
 
 def _preview(
@@ -190,7 +220,7 @@ class _FirstRows:
         self._rows = rows
 
     def __call__(self) -> list[dict[str, Any]]:
-        return [{**row.values, "id": row.id} for row in self._rows]
+        return [{**row.original, "id": row.id} for row in self._rows]
 
     def with_places(self, message: str) -> str:
         """An error's message, with the places that the rows have in their file, and without the ids given here."""

@@ -47,6 +47,7 @@ class ShownRow:
     place: str
     dropped: str
     sequences: list[ShownSequence]
+    notes: list[str]
 
 
 def write_preview_page(preview: Preview, path: Path) -> None:
@@ -73,7 +74,9 @@ def render(preview: Preview) -> str:
 
 def _row(row: PreviewedRow) -> ShownRow:
     dropped = "" if row.dropped is None else dropped_text(row)
-    return ShownRow(row.place, dropped, [_sequence(one) for one in row.sequences])
+    return ShownRow(
+        row.place, dropped, [_sequence(one) for one in row.sequences], [visible(note) for note in row.notes]
+    )
 
 
 def _sequence(sequence: Sequence) -> ShownSequence:

@@ -23,11 +23,13 @@ def visible(text: str) -> str:
 
 
 def sequence_title(sequence: Sequence) -> str:
-    """`better: 57 tokens, 12 of them trained in 2 turns`."""
+    """`57 tokens, 12 of them trained in 2 turns`, or `chosen: 57 tokens, prompt 45, answer 12`."""
     name = f"{sequence.name}: " if sequence.name else ""
     text = f"{name}{counted(len(sequence.tokens), 'token')}"
     if sequence.name == "prompt":
         return text
+    if sequence.n_prompt is not None:
+        return f"{text}, prompt {sequence.n_prompt:,}, answer {len(sequence.tokens) - sequence.n_prompt:,}"
     turns = len(sequence.turns)
     return f"{text}, {sequence.n_trained:,} of them trained{f' in {turns} turns' if turns > 1 else ''}"
 

@@ -58,6 +58,19 @@ def sample(subject: DatasetSubject) -> str:
 
 
 @check(needs=[sample])
+def keys(subject: DatasetSubject) -> str:
+    """the keys that the `DatasetSpec` declares are those of each sample"""
+    declared = subject.spec.keys
+    if not declared:
+        raise Skipped(f"none are declared; with DatasetSpec(keys={tuple(subject.items[0])}) mistakes are found earlier")
+    for number, item in enumerate(subject.items):
+        if sorted(item) != sorted(declared):
+            expected = f"the keys {', '.join(declared)}, which are declared"
+            raise CheckFailed(expected, ", ".join(item), sample_name(number, item), subject.table)
+    return ", ".join(declared)
+
+
+@check(needs=[sample])
 def seqlens(subject: DatasetSubject) -> str:
     """`seqlens` has the sample's length in every field"""
     for number, item in enumerate(subject.items):

@@ -39,6 +39,7 @@ DATASET_CHECKS: tuple[Check[Any], ...] = (
     configuration.configuration,
     items.construction,
     items.sample,
+    items.keys,
     items.seqlens,
     items.tokens,
     items.ids,
