@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from reallm.data import cache_folder
 from reallm.data.row_sources import RowSource
-from reallm.data.tokenization import cache, encoder_fingerprint, source_files
+from reallm.data.tokenization import encoder_fingerprint, source_files
 from reallm.data.tokenization.cache import Entry, default_folder, entry_for, read_or_write
 from reallm.data.tokenization.store import StoreBuilder, TokenStore, open_store
 from reallm.data.tokenization.walk import encode_source
@@ -265,7 +266,7 @@ def test_entries_that_were_not_used_for_long_go(rows: Path, cached: Cached, monk
     write(rows, WORDS[:2])
     cached(rows)
     assert old.exists()
-    long_ago = time.time() - (cache.DAYS + 1) * 24 * 3600
+    long_ago = time.time() - (cache_folder.DAYS + 1) * 24 * 3600
     os.utime(old / "store.json", (long_ago, long_ago))
     write(rows, WORDS[:3])
     cached(rows)

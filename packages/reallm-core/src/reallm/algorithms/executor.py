@@ -52,7 +52,7 @@ class GraphExecutor:
         metrics: dict[str, float] = {}
         for call in self._graph.calls:
             if call.kind != "train_step":
-                batch = self._with_outputs(call, batch, context)
+                batch = self.with_outputs(call, batch, context)
                 continue
             role = self._roles[call.role]
             started = time.perf_counter()
@@ -111,7 +111,7 @@ class GraphExecutor:
                     assert evaluator is not None
                     totals += EvalTotals({call.name: evaluator.evaluate([batch], interface)})
                     continue
-                batch = self._with_outputs(call, batch, context)
+                batch = self.with_outputs(call, batch, context)
                 if hasattr(interface, "eval_metrics"):
                     totals += EvalTotals(measured=interface.eval_metrics(batch))
         return totals
@@ -125,7 +125,7 @@ class GraphExecutor:
         }
         return metrics | {f"eval/{name}": value for name, value in totals.means().items()}
 
-    def _with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
+    def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
         """The batch with the output keys of a call that does not train."""
         if all(key in batch for key in call.outputs):  # computed before training
             return batch

@@ -94,6 +94,12 @@ class Graph:
         return list(dict.fromkeys(key for call in self.calls for key in call.inputs if key not in written))
 
     @property
+    def roles_of_steps(self) -> list[str]:
+        """The roles whose model is needed during training: all but those whose every call is precomputed."""
+        called = {call.role for call in self.calls if not call.precompute}
+        return [role for role in self.roles if role in called or role in self.updated_roles]
+
+    @property
     def trained_roles(self) -> list[str]:
         """The roles with a `train_step`, in the same order."""
         return list(dict.fromkeys(call.role for call in self.train_calls))
@@ -190,6 +196,7 @@ def _check_calls(calls: Sequence[ModelFunctionCall]) -> None:
     trained = {call.role for call in calls if call.kind == "train_step"}
     models = {call.role for call in calls if call.kind != "reward"}
     updated = {update.target for call in calls for update in call.updates}
+    made_in_steps = {key: call.name for call in calls if not call.precompute for key in call.outputs}
     for call in calls:
         kinds = get_args(CallKind)
         if call.kind not in kinds:
@@ -205,6 +212,12 @@ def _check_calls(calls: Sequence[ModelFunctionCall]) -> None:
             raise PluginError(f"the role '{call.role}' has both a reward, which has no model, and a call to a model")
         if call.precompute and (call.kind != "inference" or call.role in trained | updated):
             raise PluginError(f"the call '{call.name}' cannot be precomputed: the weights of its role change")
+        for key in call.inputs if call.precompute else ():
+            if key in made_in_steps:
+                raise PluginError(
+                    f"the call '{call.name}' cannot be precomputed: it reads '{key}', which '{made_in_steps[key]}' "
+                    "writes anew in each step"
+                )
         for update in call.updates:
             if call.kind != "train_step":
                 raise PluginError(f"the call '{call.name}' updates '{update.target}', but does not train")

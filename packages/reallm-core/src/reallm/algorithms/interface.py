@@ -45,7 +45,11 @@ class TrainInterface(Objective, Protocol):
 
 
 class InferenceInterface(Protocol):
-    """Interface of a role that computes outputs for a batch without being trained."""
+    """Interface of a role that computes outputs for a batch without being trained.
+
+    Optional attribute: `precompute_key`, JSON types: what the outputs of a precomputed call depend on besides inputs,
+    weights and code, such as a setting of the configuration. With another one they are computed anew.
+    """
 
     def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from reallm.atomic_files import atomic_folder, remove_folder
+from reallm.data.cache_folder import cache_folder, can_write, is_unused
 from reallm.data.row_sources import RowSource, Source
 from reallm.data.tokenization.encoder import RowEncoder
 from reallm.data.tokenization.encoder_fingerprint import encoder_fingerprint
@@ -29,14 +29,11 @@ AUTO = "auto"
 """The cache folder that stands for `default_folder()`."""
 MIN_BYTES = 8 * 2**20
 """Files smaller than this are tokenized so quickly that nothing is cached."""
-DAYS = 30
-"""Entries that were not used for so many days are removed when another one is written."""
 
 
 def default_folder() -> Path:
     """`reallm/tokenized` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "reallm" / "tokenized"
+    return cache_folder("tokenized")
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def entry_for(
     if cache_dir is None or not files or sum(file.stat().st_size for file in files.values()) < min_bytes:
         return None
     top = default_folder() if cache_dir == AUTO else Path(cache_dir).expanduser()
-    if cache_dir == AUTO and not _can_write(top):
+    if cache_dir == AUTO and not can_write(top):
         return None
     row_source = RowSource.of(source)
     about = (row_source.format, sorted(row_source.columns.items()), row_source.split)
@@ -125,14 +122,6 @@ def read_or_write(entry: Entry, write: Callable[[StoreBuilder], None], console: 
         return open_store(folder)
 
 
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
 def _listed(files: Mapping[str, Path]) -> str:
     first = next(iter(files.values()))
     return f"{first} or another of {len(files):,} files" if len(files) > 1 else str(first)
@@ -170,9 +159,8 @@ def _lock(folder: Path, console: Console) -> Iterator[None]:
 
 
 def _remove_unused(top: Path) -> None:
-    oldest = time.time() - DAYS * 24 * 3600
     for header in top.glob(f"*/{HEADER}"):
         with suppress(OSError, DataError):
-            if header.stat().st_mtime < oldest:
+            if is_unused(header):
                 remove_folder(header.parent)
                 header.parent.with_name(f"{header.parent.name}.lock").unlink(missing_ok=True)

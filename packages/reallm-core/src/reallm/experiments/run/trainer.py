@@ -35,6 +35,7 @@ from reallm.experiments.run.eval_samples import EvalSamples, drop_after, make_ev
 from reallm.experiments.run.loggers import Loggers, logger_specs
 from reallm.experiments.run.messages import model_line, overview
 from reallm.experiments.run.plan import Plan
+from reallm.experiments.run.precomputed import Precomputation, keep
 from reallm.experiments.run.progress import TrainingProgress, print_line
 from reallm.experiments.run.question import question
 from reallm.experiments.run.run_view import RunState
@@ -101,11 +102,12 @@ class Trainer:
         """
         trained, folder, echo = graph.trained_roles, run.folder, partial(print_line, console)
         plan = Plan.make(config, algorithm, graph, run, job, echo)
+        plan, precomputed = Precomputation(plan, graph, folder, job, console).run()
         config, data, point = plan.config, plan.data, plan.point
         roles = load_roles(
             config,
             graph,
-            graph.roles,
+            graph.roles_of_steps,
             data.tokenizer,
             job,
             plan.layouts,
@@ -126,6 +128,7 @@ class Trainer:
             if len(graph.calls) > 1:
                 with report_failure(echo, "no drawing of the graph"):
                     write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, config.call_args)
+            keep(precomputed, folder, echo)
             if point is not None:
                 drop_after(folder.samples, point.step)
         for line in overview(plan, run, job, [model_line(name, role, config) for name, role in roles.items()]):

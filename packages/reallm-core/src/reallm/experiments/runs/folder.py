@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def precomputed(self) -> Path:
+        """The folder of what was computed for all samples before training."""
+        return self.path / "precomputed"
+
+    @property
     def metrics(self) -> Path:
         """All metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
