@@ -23,9 +23,13 @@ from reallm.errors import (
 from reallm.hookspecs import HOOK_API, hookimpl
 
 if TYPE_CHECKING:
+    from reallm.algorithms.dpo.config import DPOConfig
+    from reallm.algorithms.dpo.interface import DPOInterface
+    from reallm.algorithms.rw.config import RWConfig
+    from reallm.algorithms.rw.interface import RWInterface
     from reallm.algorithms.sft.config import SFTConfig
     from reallm.algorithms.sft.interface import SFTInterface
-    from reallm.config.args import ModelArgs
+    from reallm.config.args import CallArgs, CriticArgs, ModelArgs, ReferenceArgs
     from reallm.config.load import Configuration
     from reallm.config.load import describe as describe_config
     from reallm.config.load import load as load_config
@@ -102,6 +106,13 @@ _HOMES = {
     "ReaLModelConfig": "reallm.model.config",
     "RopeConfig": "reallm.model.config",
     "RunResult": "reallm.experiments.run.runner",
+    "DPOConfig": "reallm.algorithms.dpo.config",
+    "DPOInterface": "reallm.algorithms.dpo.interface",
+    "RWConfig": "reallm.algorithms.rw.config",
+    "RWInterface": "reallm.algorithms.rw.interface",
+    "CriticArgs": "reallm.config.args",
+    "ReferenceArgs": "reallm.config.args",
+    "CallArgs": "reallm.config.args",
     "SFTConfig": "reallm.algorithms.sft.config",
     "SFTInterface": "reallm.algorithms.sft.interface",
     "Totals": "reallm.training.objective",
@@ -138,11 +149,15 @@ __all__ = [
     "REQUIRED",
     "Algorithm",
     "AnswerLogprobs",
+    "CallArgs",
     "CallbackSpec",
     "CheckpointError",
     "Completion",
     "ConfigError",
     "Configuration",
+    "CriticArgs",
+    "DPOConfig",
+    "DPOInterface",
     "DataError",
     "Dataset",
     "DatasetSpec",
@@ -167,9 +182,12 @@ __all__ = [
     "ParallelArgs",
     "PeerError",
     "PluginError",
+    "RWConfig",
+    "RWInterface",
     "ReaLModel",
     "ReaLModelConfig",
     "ReallmError",
+    "ReferenceArgs",
     "Request",
     "RopeConfig",
     "RunResult",

@@ -9,12 +9,27 @@ from reallm.specs import Algorithm, LoggerSpec, ModelFunctionCall
 @hookimpl
 def reallm_algorithms() -> dict[str, Algorithm]:
     return {
+        "dpo": Algorithm(
+            config="reallm.algorithms.dpo.config:DPOConfig",
+            graph="reallm.algorithms.dpo.graph:graph",
+            interfaces={
+                "actor": "reallm.algorithms.dpo.interface:DPOInterface",
+                "ref": "reallm.algorithms.dpo.interface:ReferenceInterface",
+            },
+            description="preference optimisation without a reward model: DPO, IPO, SimPO, ORPO, KTO and others",
+        ),
+        "rw": Algorithm(
+            config="reallm.algorithms.rw.config:RWConfig",
+            graph=(ModelFunctionCall("train", "model", "train_step", inputs=("input_ids", "margins")),),
+            interfaces={"model": "reallm.algorithms.rw.interface:RWInterface"},
+            description="reward modelling on pairs of a better and a worse answer",
+        ),
         "sft": Algorithm(
             config="reallm.algorithms.sft.config:SFTConfig",
             graph=(ModelFunctionCall("train", "model", "train_step", inputs=("input_ids", "loss_mask")),),
             interfaces={"model": "reallm.algorithms.sft.interface:SFTInterface"},
             description="supervised fine-tuning on prompt/answer pairs or conversations",
-        )
+        ),
     }
 
 

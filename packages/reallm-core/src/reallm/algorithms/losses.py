@@ -186,18 +186,18 @@ def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gamma: float, labe
     return _preference_loss(beta * (chosen - rejected) - gamma, label_smoothing)
 
 
-def odds_ratio_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+def odds_ratio_loss(chosen: Tensor, rejected: Tensor, beta: float = 1.0) -> Tensor:
     """The second term of ORPO, which needs no reference: the first is the negative log-likelihood of the chosen answer.
 
-        -log sigmoid(log odds_w - log odds_l)  with  odds = p / (1 - p), p = exp(mean log-probability)
+        -beta log sigmoid(log odds_w - log odds_l)  with  odds = p / (1 - p), p = exp(mean log-probability)
 
-    arXiv 2403.07691 Eq. 4 and 7.
+    arXiv 2403.07691 Eq. 4 and 7, whose lambda is beta.
 
     Args:
         chosen: [P] mean log-probabilities of the answers' tokens.
         rejected: [P], likewise.
     """
-    return -F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+    return -beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
 
 def kto_loss(

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from reallm.config.load import Configuration
     from reallm.launch.job import Job
 
-BUILT_IN = {"sft": "Fine-tune a model on prompt/answer pairs or conversations."}
+BUILT_IN = {
+    "dpo": "Train a model on preferences: DPO and its kin.",
+    "rw": "Train a reward model on preferences.",
+    "sft": "Fine-tune a model on prompt/answer pairs or conversations.",
+}
 """Descriptions for `reallm --help`, which imports no plugin."""
 
 

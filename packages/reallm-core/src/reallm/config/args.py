@@ -80,6 +80,15 @@ class CriticArgs(ModelArgs):
 
 
 @dataclass(frozen=True)
+class ReferenceArgs(ModelArgs):
+    """A model that another one is held to. The configuration of the algorithm chooses the path if none is given."""
+
+    path: str | None = option(  # type: ignore[assignment]  # never None in a whole configuration
+        None, "HuggingFace checkpoint: a folder, or a hub id; null: the one that is trained"
+    )
+
+
+@dataclass(frozen=True)
 class CallArgs(ConfigGroup, group="call"):
     """Where a call is computed. The field of a configuration is named after the call: `actor_gen.layout=dp4`.
 

@@ -1,0 +1,1 @@
+"""Reward modelling: a model that scores answers, trained on preferences."""
