@@ -29,7 +29,7 @@ def split_pairs(batch: NamedArray, sequences: Mapping[str, int]) -> NamedArray:
     """
     pairs = split_groups(only(batch, sequences), sequences)
     groups = pairs.metadata["groups"]
-    n_pairs = Counter(groups)
+    n_pairs: Counter[int] = Counter(groups)
     weights = torch.tensor([1 / n_pairs[group] for group in groups], dtype=torch.float64)
     return with_field(pairs, WEIGHTS, weights)
 
