@@ -63,8 +63,8 @@ class ModelArgs(ConfigGroup, group="model"):
     )
     compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")
 
-    is_critic: ClassVar[bool | None] = None
-    """Whether the model has a scalar head; None: as its checkpoint says."""
+    is_critic: ClassVar[bool] = False
+    """Whether the model has a scalar head instead of one over the vocabulary."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -74,9 +74,12 @@ class ModelArgs(ConfigGroup, group="model"):
 
 @dataclass(frozen=True)
 class CriticArgs(ModelArgs):
-    """A model that scores tokens: with a scalar head, which is drawn from the seed if the checkpoint has none."""
+    """A model that scores tokens by a scalar head, such as a reward model.
 
-    is_critic: ClassVar[bool | None] = True
+    If it is trained, and its checkpoint is that of a language model, the head is drawn from the seed.
+    """
+
+    is_critic: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm.algorithms.graph import Graph
+from reallm.config.args import ModelArgs
 from reallm.config.dataset import dataset_name
 from reallm.config.optimizer import check_trainable, check_unsharded
 from reallm.config.parallel import PREFIX, ParallelArgs
@@ -21,7 +22,7 @@ from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
 from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, resolve_path
-from reallm.hf.conversion.config import config_from_hf, load_model_config
+from reallm.hf.conversion.config import config_from_hf, has_critic_head, load_model_config
 from reallm.hf.conversion.families import family_for
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
 from reallm.parallel.layout import Layout
@@ -59,6 +60,7 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
         args, is_trained = model_args(config, role), role in graph.trained_roles
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
             check_checkpoint(f"{role}.path", args.path)
+            check_head(f"{role}.path", args, is_trained=is_trained)
             check_layout(f"{role}.path", args.path, Layout(pp=parallel.pp, tp=parallel.tp))
         check_device(args.device)
         if is_trained:
@@ -128,6 +130,20 @@ def check_checkpoint(key: str, path: str) -> None:
         raise ConfigError(f"{key}: {error}") from error
     if not tokenizer_files:
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
+
+
+def check_head(key: str, args: ModelArgs, *, is_trained: bool) -> None:
+    """Check that a checkpoint has the output head that its role needs; a trained critic may get a new one."""
+    folder = resolve_path(args.path)
+    raw = read_hf_config(folder)
+    is_critic = has_critic_head(family_for(raw, folder), raw)
+    if is_critic and not args.is_critic:
+        raise ConfigError(f"{key}={args.path}: {raw['architectures'][0]} is a reward model; take a language model")
+    if args.is_critic and not is_critic and not is_trained:
+        raise ConfigError(
+            f"{key}={args.path}: a language model has no scalar head that gives scores; take a reward model, such as "
+            "`reallm rw` trains"
+        )
 
 
 def check_layout(key: str, path: str, layout: Layout) -> None:

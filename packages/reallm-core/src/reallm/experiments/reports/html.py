@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from reallm.atomic_files import atomic_write
 from reallm.errors import counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
+from reallm.experiments.reports.loading_code import is_reward_model, loading_code
 from reallm.experiments.reports.number_format import duration, number, short
 from reallm.experiments.reports.sample_table import prompt_histories
 from reallm.experiments.reports.templates import template
@@ -157,15 +157,13 @@ def next_steps(run: RunInfo) -> list[NextStep]:
         steps.append(NextStep("Continue where it ended", run.resume_command))
     best = run.best.checkpoint if run.best else None
     which = "newest checkpoint" if best is None else "best checkpoint"
-    for model in map(str, _models(best or run.checkpoint)[:1]):
-        code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(model, ensure_ascii=False)})\n"
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(model, ensure_ascii=False)})"
-        )
-        steps.append(NextStep(f"Load it with transformers ({which})", code))
+    for model in _models(best or run.checkpoint)[:1]:
+        code = loading_code(model)
+        steps.append(NextStep(f"Load it with transformers ({which})", "\n".join([code[0], "", *code[1:]])))
+        if is_reward_model(model):
+            continue
         question = run.question or '"Once upon a time"'
-        steps.append(NextStep("Ask it something", f"reallm generate --model {shlex.quote(model)} {question}"))
+        steps.append(NextStep("Ask it something", f"reallm generate --model {shlex.quote(str(model))} {question}"))
     config = RunFolder(run.path).config
     if run.algorithm and config.is_file():
         again = f"--config {shlex.quote(str(config))} name=again"

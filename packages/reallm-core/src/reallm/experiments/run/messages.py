@@ -15,6 +15,7 @@ from reallm.data.mixture import MixedSamples
 from reallm.errors import counted
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Best
+from reallm.experiments.reports.loading_code import is_reward_model, loading_code
 from reallm.experiments.reports.number_format import duration
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.setup import report
@@ -127,12 +128,7 @@ def final_lines(
     lines.append(f"to look at: {folder.page}   curves: {folder.plot}   numbers: {folder.metrics}")
     if best is not None:
         lines.append(f"best {best.metric}: {best.value:.4g} after step {best.step}, {folder.path / best.checkpoint}")
-    return [
-        *lines,
-        f"checkpoint: {checkpoint}",
-        "with transformers:",
-        "    from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'    tokenizer = AutoTokenizer.from_pretrained("{checkpoint}")',
-        f'    model = AutoModelForCausalLM.from_pretrained("{checkpoint}")',
-        f"or: reallm generate --model {shlex.quote(str(checkpoint))} {question}",
-    ]
+    lines += [f"checkpoint: {checkpoint}", "with transformers:", *(f"    {line}" for line in loading_code(checkpoint))]
+    if not is_reward_model(checkpoint):
+        lines.append(f"or: reallm generate --model {shlex.quote(str(checkpoint))} {question}")
+    return lines
