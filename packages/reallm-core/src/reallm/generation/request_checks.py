@@ -22,7 +22,7 @@ def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_d
 
     Raises:
         DataError: the prompt is empty, has a token outside of the vocabulary, or may outgrow learned positions.
-        ConfigError: stop strings without a tokenizer.
+        ConfigError: stop strings without a tokenizer, or `min_new_tokens` where every token is a stop token.
     """
     prompt, settings = request.prompt_ids, request.config
     if not prompt:
@@ -36,6 +36,11 @@ def check_request(config: ReaLModelConfig, request: Request, name: str, *, has_d
         )
     if settings.stop and not has_decoder:
         raise ConfigError(f"{name}: stop strings need a tokenizer")
+    if settings.min_new_tokens and {*(settings.stop_token_ids or ())}.issuperset(range(config.vocab_size)):
+        raise ConfigError(
+            f"{name}: every token is in stop_token_ids, so there cannot be min_new_tokens={settings.min_new_tokens}; "
+            "leave one of them out"
+        )
     n_tokens, max_new_tokens = len(prompt), settings.max_new_tokens
     if config.longest_sequence is None:
         _warn_of_length(config, n_tokens + max_new_tokens)
