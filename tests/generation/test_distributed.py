@@ -93,7 +93,7 @@ def generate_all(rank: int, layout: str) -> list[list[Completion]] | None:
     if not mesh.is_member:
         return None
     models = [made(config, mesh) for config in CONFIGS.values()]
-    return [completed(model, REQUESTS, max_batch_sequences=8) for model in [*models, models[0]]]
+    return [completed(model, REQUESTS, max_batch_sequences=16) for model in [*models, models[0]]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
