@@ -273,9 +273,7 @@ def test_stop_strings_need_a_decoder(network):
 def test_a_least_number_of_tokens_needs_one_that_is_no_stop_token(network):
     every = range(network.config.vocab_size)
     with GenerationEngine(network) as engine:
-        with pytest.raises(
-            ConfigError, match="the prompt: every token is in stop_token_ids, so there cannot be"
-        ):
+        with pytest.raises(ConfigError, match="the prompt: every token is in stop_token_ids, so there cannot be"):
             engine.add(Request((1,), GenerationConfig(3, min_new_tokens=1, stop_token_ids=(*every, 1000))))
         engine.add(Request((1,), GenerationConfig(3, min_new_tokens=3, stop_token_ids=tuple(every[:-1]))))
         [completion] = engine.run()
