@@ -181,6 +181,14 @@ def test_long_pairs_and_pairs_of_equals(jsonl: Write, util: DatasetUtility) -> N
         ({"pos_answers": ["a"], "neg_answers": ["b"]}, "key 'prompt': found no such key"),
         ({"prompt": "x"}, "found no such key (keys: 'prompt'), wanted 'chosen' or 'pos_answers'"),
         ({"prompt": "x", "chosen": "a"}, "key 'rejected': found no such key"),
+        (
+            {"prompt": "x", "chosen": "a", "rejcted": "b"},
+            "wanted text or a list of messages; give dataset.columns.rejected=rejcted",
+        ),
+        (
+            {"prompt": "x", "better": "a", "rejected": "b"},
+            "key 'chosen': found no such key (keys: 'prompt', 'better', ",
+        ),
         ({"chosen": "a", "rejected": "b"}, "key 'prompt': found no such key"),
         ({"chosen": [USER, GOOD], "rejected": "no"}, "key 'prompt': found no such key"),
         ({**ROW, "margin": math.nan}, "key 'margin': found a number (nan), wanted a finite number"),

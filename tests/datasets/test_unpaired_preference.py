@@ -201,7 +201,14 @@ def test_rows_without_a_completion_or_a_label(jsonl: Write, util: DatasetUtility
     with pytest.raises(DataError, match=r"rows.jsonl:1: key 'completion': found no such key .*\(and 1 more row\)"):
         made(util, path)
     path = jsonl({"prompt": "a", "completion": "x", "lable": True}, row(1))
-    with pytest.raises(DataError, match=r"rows.jsonl:1: key 'label': found no such key \(keys: .*'lable'"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: key 'label': found no such key .*; give dataset.columns.label=l"
+    ):
+        made(util, path)
+    path = jsonl({"prompt": "a", "response": "x", "label": True}, {"prompt": "b", "response": "y", "label": True})
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: key 'completion': .*; give dataset.columns.completion=response"
+    ):
         made(util, path)
 
 

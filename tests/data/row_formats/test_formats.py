@@ -157,6 +157,15 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"chosen": "<|im_start|>assistant\nthe b", "rejected": "<|im_start|>assistant\nthe c"},
         {"prompt": "<|im_start|>assistant\n", "chosen": "the b", "rejected": "the c"},
     ),
+    "pairs with a system text": (
+        {"system": "Add.", "prompt": "2+2?", "chosen": "4", "rejected": "5"},
+        {
+            "system": "Add.",
+            "prompt": [{"role": "system", "content": "Add."}, USER],
+            "chosen": "4",
+            "rejected": "5",
+        },
+    ),
     "several pairs": (
         {"prompt": "a", "pos_answers": ["b"], "neg_answers": ["c"]},
         {"prompt": "a", "pos_answers": ["b"], "neg_answers": ["c"]},
@@ -320,7 +329,8 @@ def test_a_column_that_seems_to_be_the_prompt_is_not_searched_for_in_the_answers
         "rows[0]: key 'prompt': found no such key (keys: 'system', 'question', 'chosen', 'rejected'); "
         "'question' seems to be it: give dataset.columns.prompt=question"
     )
-    assert one(row, columns={"prompt": "question"})["prompt"] == "1+1?"
+    user = {"role": "user", "content": "1+1?"}
+    assert one(row, columns={"prompt": "question"})["prompt"] == [{"role": "system", "content": "Be kind."}, user]
 
 
 def test_errors_in_messages_of_sharegpt_name_the_column_of_the_file() -> None:

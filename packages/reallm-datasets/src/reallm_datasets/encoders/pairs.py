@@ -11,6 +11,7 @@ import numpy as np
 
 from reallm.data.chat.template import Conversation
 from reallm.data.messages import Message, Tool, read_messages, read_tools
+from reallm.data.row_formats.formats import check_column
 from reallm.data.rows import Row, describe
 from reallm.errors import counted
 from reallm_datasets.encoding import Encoder, PromptAnswer
@@ -49,7 +50,10 @@ def read_pairs(row: Row, encoder: Encoder, tools: Sequence[Tool]) -> list[Pair]:
             )
         answers = zip(pos, neg, _margins(row, len(pos)), strict=True)
         return [Pair(PromptAnswer(prompt, p), PromptAnswer(prompt, n), margin) for p, n, margin in answers]
-    row.need_one_of("chosen", "pos_answers")
+    if "rejected" not in row:
+        row.need_one_of("chosen", "pos_answers")
+    for key in ("chosen", "rejected"):
+        check_column(row, key, "text or a list of messages")
     (margin,) = _margins(row, 1)
     if isinstance(row.values["chosen"], list) or isinstance(row.values.get("prompt"), list):
         chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")

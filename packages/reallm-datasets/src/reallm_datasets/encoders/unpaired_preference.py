@@ -9,6 +9,7 @@ import numpy as np
 
 from reallm.data.chat.template import Conversation
 from reallm.data.messages import Tool, read_messages
+from reallm.data.row_formats.formats import check_column
 from reallm.data.row_formats.pairs import prompt_was_found
 from reallm.data.rows import Row, describe
 from reallm.data.tokenization.encoder import EncodedRow
@@ -93,6 +94,7 @@ class UnpairedPreferenceEncoder:
             text: Text = last_answer(messages, row, self._encoder, self._tools)
         else:
             key = "answer" if "answer" in row else "completion"
+            check_column(row, key, "text")
             text = PromptAnswer(row.text("prompt"), row.text(key))
         return [(text, _label(row))]
 
@@ -105,7 +107,8 @@ def _completion_key(row: Row) -> str:
 
 def _label(row: Row) -> bool:
     wanted = "true or false: whether the completion is good"
-    given: Any = row.get("label", (bool, int, float, str), wanted)
+    check_column(row, "label", wanted)
+    given: Any = row.values["label"]
     text = str(given).strip().lower() if isinstance(given, str) else ""
     if given in (0, 1) or text in (*GOOD, *BAD):
         return text in GOOD if text else bool(given)

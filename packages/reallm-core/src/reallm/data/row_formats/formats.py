@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from reallm.data.row import Row
 from reallm.data.row_formats import alpaca, completion, conversation, pairs, sharegpt
 from reallm.data.row_formats.conversion import converted, is_conversation
-from reallm.errors import ConfigError, DataError, did_you_mean, quoted
+from reallm.errors import ConfigError, DataError, did_you_mean, nearest, quoted
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ KEYS = (
 _OTHER_NAMES = {
     "prompt": ("question", "query", "instruction", "problem", "input", "request", "user"),
     "answer": ("response", "output", "completion", "target", "solution", "reply", "answers", "assistant"),
+    "completion": ("response", "output", "answer", "target", "reply", "assistant"),
+    "label": ("desirable", "is_good", "good", "thumbs_up"),
     "chosen": ("preferred", "chosen_response", "better", "winner"),
     "rejected": ("dispreferred", "rejected_response", "worse", "loser"),
     "messages": ("dialog", "dialogue", "chat", "turns", "conv"),
@@ -122,6 +124,18 @@ def _as_own(row: Row) -> Row:
         kept = {key: value for key, value in row.values.items() if key != "functions"}
         row = dataclasses.replace(row, values={**kept, **conversation.values(row)})
     return dataclasses.replace(row, converted_from=original)
+
+
+def check_column(row: Row, key: str, wanted: str) -> None:
+    """Raise DataError unless the row has the key; it names the column that seems to be meant, as `dataset.columns`."""
+    if key in row:
+        return
+    found = "null" if key in row.values else f"no such key{row.listed_keys()}"
+    columns = [str(column) for column, value in row.original.items() if value is not None and column not in KEYS]
+    others = (column for column in columns if column.lower() in _OTHER_NAMES.get(key, ()))
+    meant = next(others, None) or nearest(key, columns)
+    hint = f"; give dataset.columns.{key}={meant}" if meant else ""
+    raise row.error(f"key '{row.name(key)}': found {found}, wanted {wanted}{hint}")
 
 
 def unrecognised(row: Row) -> DataError:

@@ -42,7 +42,7 @@ def pair(row: Row) -> tuple[dict[str, Any], dict[str, str]]:
     """
     chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
     if "prompt" in row:
-        return {"prompt": row.values["prompt"], "chosen": chosen, "rejected": rejected}, {}
+        return {"prompt": _with_system(row, chosen), "chosen": chosen, "rejected": rejected}, {}
     if isinstance(chosen, list) or isinstance(rejected, list):
         return {"chosen": chosen, "rejected": rejected}, {}
     prompt = _shared_prompt(row, chosen, rejected)
@@ -53,6 +53,14 @@ def pair(row: Row) -> tuple[dict[str, Any], dict[str, str]]:
 def prompt_was_found(row: Row) -> bool:
     """Whether the prompt of a converted row is what its two answers began with."""
     return row.name("prompt") == row.name("chosen")
+
+
+def _with_system(row: Row, chosen: Any) -> Any:
+    """The prompt; with a text `system` beside it, and answers as text, as messages."""
+    prompt, system = row.values["prompt"], row.values.get("system")
+    if not isinstance(prompt, str) or not isinstance(chosen, str) or not isinstance(system, str) or not system.strip():
+        return prompt
+    return [{"role": "system", "content": row.text("system")}, {"role": "user", "content": row.text("prompt")}]
 
 
 def _answer(row: Row, key: str) -> Any:
