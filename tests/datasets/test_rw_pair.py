@@ -124,6 +124,11 @@ def test_a_prompt_that_is_in_both_texts_is_found_and_told(
     assert "begin with" not in told.report()
 
 
+def test_the_first_token_is_never_of_the_answer(jsonl: Write, util: DatasetUtility) -> None:
+    sample = PairedComparisonDataset(util, path=jsonl({"prompt": "", "chosen": "ab", "rejected": "c"}))[0]
+    assert sequences(util, sample) == [("a", "b<|im_end|>"), ("c", "<|im_end|>")]  # nothing predicts it
+
+
 def test_answers_that_are_cut_where_they_differ_say_so(jsonl: Write, util: DatasetUtility) -> None:
     path = jsonl({"prompt": "the ", "chosen": "aaaaaaaab", "rejected": "aaaaaaaac"})
     with pytest.raises(DataError) as caught:
@@ -180,6 +185,10 @@ def test_long_pairs_and_pairs_of_equals(jsonl: Write, util: DatasetUtility) -> N
         ({"prompt": "x", "pos_answers": [], "neg_answers": []}, "key 'pos_answers': found an empty list"),
         ({"pos_answers": ["a"], "neg_answers": ["b"]}, "key 'prompt': found no such key"),
         ({"prompt": "x"}, "found no such key (keys: 'prompt'), wanted 'chosen' or 'pos_answers'"),
+        (
+            {"prompt": "x", "completion": "a", "label": True},
+            "which dataset.name=unpaired_preference reads; pairs have 'ch",
+        ),
         ({"prompt": "x", "chosen": "a"}, "key 'rejected': found no such key"),
         (
             {"prompt": "x", "chosen": "a", "rejcted": "b"},

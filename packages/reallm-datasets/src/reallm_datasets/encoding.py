@@ -37,6 +37,11 @@ class Encoded(NamedTuple):
     ids: np.ndarray
     answer_mask: np.ndarray
 
+    @property
+    def prompt_len(self) -> int:
+        """Number of tokens before those that the model is to write; at least 1, because nothing predicts the first."""
+        return 1 + int(self.answer_mask[1:].argmax())
+
 
 class _TokensWithEnds(NamedTuple):
     """Tokens of a text, and for each the offset where its characters end: int64 [L], never decreasing."""

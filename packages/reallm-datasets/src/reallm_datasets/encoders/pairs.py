@@ -51,6 +51,11 @@ def read_pairs(row: Row, encoder: Encoder, tools: Sequence[Tool]) -> list[Pair]:
         answers = zip(pos, neg, _margins(row, len(pos)), strict=True)
         return [Pair(PromptAnswer(prompt, p), PromptAnswer(prompt, n), margin) for p, n, margin in answers]
     if "rejected" not in row:
+        if "chosen" not in row and "label" in row:
+            raise row.error(
+                f"it has one answer and '{row.name('label')}', which "
+                "dataset.name=unpaired_preference reads; pairs have 'chosen' and 'rejected'"
+            )
         row.need_one_of("chosen", "pos_answers")
     for key in ("chosen", "rejected"):
         check_column(row, key, "text or a list of messages")

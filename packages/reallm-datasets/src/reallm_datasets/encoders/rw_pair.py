@@ -92,7 +92,7 @@ class PairEncoder:
         fields = {
             "input_ids": np.concatenate([sequence.ids for sequence in kept]),
             "seqlens": np.array([len(sequence.ids) for sequence in kept], np.int64),
-            "prompt_lens": np.array([sequence.answer_mask.argmax() for sequence in kept], np.int64),
+            "prompt_lens": np.array([sequence.prompt_len for sequence in kept], np.int64),
             "margins": np.array(margins, np.float32),
         }
         return EncodedRow(fields, tuple(remarks))

@@ -74,7 +74,7 @@ class UnpairedPreferenceEncoder:
         fields = {
             "input_ids": np.concatenate([sequence.ids for sequence, _ in kept]),
             "seqlens": np.array([len(sequence.ids) for sequence, _ in kept], np.int64),
-            "prompt_lens": np.array([sequence.answer_mask.argmax() for sequence, _ in kept], np.int64),
+            "prompt_lens": np.array([sequence.prompt_len for sequence, _ in kept], np.int64),
             "labels": np.array([label for _, label in kept], np.bool_),
         }
         return EncodedRow(fields, tuple(remarks))

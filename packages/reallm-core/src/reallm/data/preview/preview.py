@@ -226,4 +226,6 @@ class _FirstRows:
         """An error's message, with the places that the rows have in their file, and without the ids given here."""
         numbered = re.compile(rf"{re.escape(self.__qualname__)}, row (\d+)")
         message = numbered.sub(lambda match: self._rows[int(match[1]) - 1].place, message)
-        return message if any("id" in row for row in self._rows) else message.replace(", 'id')", ")")
+        return (
+            message if any("id" in row.original for row in self._rows) else re.sub(r"'id', |, 'id'(?=\))", "", message)
+        )
