@@ -24,7 +24,9 @@ from reallm.training.engine import TrainEngine
 from reallm.training.memory import estimate
 from reallm.training.objective import LossOutput
 from tests.experiments.conftest import HF_CONFIG, Trainer, records
+from tests.helpers.tiny_config import TINY
 from tests.helpers.tokenizers import tiny_tokenizer
+from tests.training.loss_terms import GROUPS, OBJECTIVES
 from tests.training.test_engine import sample
 
 pytestmark = pytest.mark.skipif(
@@ -87,3 +89,17 @@ def test_memory_that_runs_out_is_explained(trainer: Trainer) -> None:
     trainer.algorithm = dataclasses.replace(trainer.algorithm, interfaces={"model": Greedy})
     with pytest.raises(ReallmError, match=r"out of memory in step 1, which asked for 16384\.00 GiB more.*parameters"):
         trainer.run(on_gpu(trainer))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_of_answers_and_of_scores_are_those_of_a_cpu(name: str) -> None:
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        model = ReaLModel(TINY.replace(is_critic=name == "scores"), dtype=torch.float32, device=device, seed=3)
+        # with a large eps, what AdamW does is smooth in the gradients
+        flat = OptimizerConfig(lr=1e-2, eps=1e-3, schedule="constant", warmup_steps=0)
+        engine = TrainEngine(model, flat, total_steps=10, max_tokens_per_microbatch=45)
+        found.append([engine.train_batch(batch, OBJECTIVES[name]()) for batch in GROUPS])
+    for of_cpu, of_gpu in zip(*found[:2], strict=True):
+        assert of_gpu == pytest.approx(of_cpu, rel=1e-3, abs=1e-5)
+    assert found[1] == found[2]

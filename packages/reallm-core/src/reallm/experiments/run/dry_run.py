@@ -18,7 +18,7 @@ from reallm.checkpoint.finite import check_files_finite
 from reallm.checkpoint.load import check_headers
 from reallm.config.load import describe
 from reallm.config.training import TrainingConfig, model_args
-from reallm.data.batching import gather
+from reallm.data.batching import gather, n_samples
 from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
 from reallm.errors import DataError, counted
@@ -37,6 +37,7 @@ from reallm.launch.job import Job
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameters import n_parameters
 from reallm.specs import Algorithm
+from reallm.training.objective import prepare
 
 
 def dry_run(
@@ -111,9 +112,10 @@ def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -
     interface: Any = plan.interfaces[trained]
     call = graph.train_calls[0]
     has_inputs = all(key in batch for key in call.inputs)  # otherwise it needs the outputs of other calls
-    lengths = interface.n_tokens(batch) if has_inputs else planned_tokens(interface)(batch)
-    text = f"{counted(len(lengths), 'sample')}, {counted(sum(lengths), 'token')}"
-    weight = interface.loss_weight(batch) if has_inputs else None
+    prepared = prepare(interface, batch) if has_inputs else batch
+    lengths = interface.n_tokens(prepared) if has_inputs else planned_tokens(interface)(batch)
+    text = f"{counted(n_samples(batch), 'sample')}, {counted(sum(lengths), 'token')}"
+    weight = interface.loss_weight(prepared) if has_inputs else None
     if isinstance(weight, int):
         text += f", {weight:,} of them trained"
     n = len(micro_batches(lengths, plan.config.max_tokens_per_microbatch))
