@@ -185,10 +185,6 @@ def test_long_pairs_and_pairs_of_equals(jsonl: Write, util: DatasetUtility) -> N
         ({"prompt": "x", "pos_answers": [], "neg_answers": []}, "key 'pos_answers': found an empty list"),
         ({"pos_answers": ["a"], "neg_answers": ["b"]}, "key 'prompt': found no such key"),
         ({"prompt": "x"}, "found no such key (keys: 'prompt'), wanted 'chosen' or 'pos_answers'"),
-        (
-            {"prompt": "x", "completion": "a", "label": True},
-            "which dataset.name=unpaired_preference reads; pairs have 'ch",
-        ),
         ({"prompt": "x", "chosen": "a"}, "key 'rejected': found no such key"),
         (
             {"prompt": "x", "chosen": "a", "rejcted": "b"},
@@ -219,6 +215,16 @@ def test_a_bad_row_names_itself(jsonl: Write, util: DatasetUtility, row: Any, pr
         PairedComparisonDataset(util, path=path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert problem in str(caught.value)
+
+
+def test_labelled_answers_belong_to_another_dataset(jsonl: Write, util: DatasetUtility) -> None:
+    path = jsonl({"prompt": "x", "completion": "a", "label": True})
+    with pytest.raises(DataError) as caught:
+        PairedComparisonDataset(util, path=path)
+    assert str(caught.value) == (
+        f"{path}:1: it has one answer and 'label', which dataset.name=unpaired_preference reads; "
+        "pairs have 'chosen' and 'rejected'"
+    )
 
 
 def test_mistakes(jsonl: Write, util: DatasetUtility) -> None:
