@@ -29,7 +29,7 @@ def test_the_loss_on_held_out_docstrings_falls(tmp_path: Path, capsys: pytest.Ca
     code = run(
         [
             "sft", f"model.path={smollm2_folder()}", f"dataset.train_path={train}", f"dataset.valid_path={valid}",
-            "dataset.max_seqlen=96", "dataset.train_bs_n_seqs=16", "optimizer.lr=1e-4", "max_steps=6",
+            "dataset.max_seqlen=96", "dataset.train_bs_n_seqs=16", "optimizer.lr=1e-4", "max_steps=4",
             f"output_dir={tmp_path}", "name=docstrings", "loggers=[jsonl]",
         ]
     )  # fmt: skip
