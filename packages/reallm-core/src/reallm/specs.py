@@ -215,7 +215,7 @@ class WeightUpdate:
 
     target: str
     every: int = 1
-    """Steps between updates."""
+    """Optimizer steps between updates."""
     eta: float = 1.0
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.eval_totals import EvalTotals
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.role import Role
+from reallm.algorithms.weight_updates import update_weights
 from reallm.data.batching import n_samples
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
@@ -57,6 +59,8 @@ class GraphExecutor:
             role = self._roles[call.role]
             started = time.perf_counter()
             numbers = self._interfaces[call.role].train_step(role.engine, batch, context)
+            n_steps = optimizer_steps(self._interfaces[call.role])
+            update_weights(call, self._roles, (context.step - 1) * n_steps, context.step * n_steps)
             numbers["tokens_per_s"] = numbers["tokens"] / (time.perf_counter() - started)
             numbers["memory_gib"] = peak_memory(role.model.device) / GIB
             prefix = self._graph.metric_prefixes[call.name]

@@ -95,3 +95,8 @@ class EvalMetrics(Protocol):
 
 
 Interface = TrainInterface | InferenceInterface | GenerateInterface | RewardInterface
+
+
+def optimizer_steps(interface: Any) -> int:
+    """The optimizer steps that one `train_step` of an interface takes."""
+    return int(getattr(interface, "optimizer_steps", 1))

@@ -88,7 +88,7 @@ class TrainEngine(EvalEngine):
         total_steps, seed = check_count("total_steps", total_steps), check_count("seed", seed, at_least=0)
         if model.mesh is not None:
             check_unsharded(optimizer_config, model.mesh.layout)
-        _align_parameters(model.network)
+        align_parameters(model.network)
         aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
         super().__init__(model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef, exact=exact)
         self.step = 0
@@ -295,7 +295,7 @@ def _refuse_noise(config: ReaLModelConfig) -> None:
             )
 
 
-def _align_parameters(network: Transformer) -> None:
+def align_parameters(network: Transformer) -> None:
     """Copy parameters that a mapped file holds at addresses that are not multiples of 64 bytes.
 
     Sums over the same numbers at another alignment can differ in the last bit, so that a resumed run would differ from

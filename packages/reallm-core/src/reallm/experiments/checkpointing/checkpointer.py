@@ -18,7 +18,14 @@ from reallm.atomic_files import remove_folder, sweep
 from reallm.checkpoint.distributed_save import ShardedExport, atomic_folder_distributed
 from reallm.checkpoint.save import Export
 from reallm.errors import DataError
-from reallm.experiments.checkpointing.train_state import Best, TrainState, has_state, saving_mesh, write_state
+from reallm.experiments.checkpointing.train_state import (
+    Best,
+    TrainState,
+    follower_folder,
+    has_state,
+    saving_mesh,
+    write_state,
+)
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.parallel.object_collectives import fail_together
 
@@ -60,21 +67,28 @@ class Checkpointer:
         if is_rank0:
             sweep(folder.checkpoints)
 
-    def save(self, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
+    def save(
+        self,
+        exports: Mapping[str, Export | ShardedExport],
+        state: TrainState,
+        followers: Mapping[str, Export | ShardedExport] | None = None,
+    ) -> None:
         """Start to save, or save at once if not in the background. Call `finish` first for the previous save.
 
         Args:
             exports: exports by role; a single one is the checkpoint itself, several are folders in it. All ranks of
                 sharded ones call this at the same time.
             state: training state of the run.
+            followers: exports of the roles whose weights follow those of trained ones; a part of the training state.
         """
         assert self._save is None, "an earlier save has not been finished"
         self._save = save = _Save(self._folder.checkpoint(state.step))
         if not self._in_background:
-            self._write(save, exports, state)
+            self._write(save, exports, state, followers or {})
             return
         # not a daemon: a process that exits normally finishes the checkpoint first
-        self._thread = threading.Thread(target=self._write, args=(save, exports, state), name="saving")
+        arguments = (save, exports, state, followers or {})
+        self._thread = threading.Thread(target=self._write, args=arguments, name="saving")
         self._thread.start()
 
     def wait_until_read(self) -> None:
@@ -108,7 +122,13 @@ class Checkpointer:
         self.newest = save.path
         return True
 
-    def _write(self, save: _Save, exports: Mapping[str, Export | ShardedExport], state: TrainState) -> None:
+    def _write(
+        self,
+        save: _Save,
+        exports: Mapping[str, Export | ShardedExport],
+        state: TrainState,
+        followers: Mapping[str, Export | ShardedExport],
+    ) -> None:
         mesh = saving_mesh(exports)
         try:
             with atomic_folder_distributed(save.path, mesh) as new:
@@ -119,6 +139,10 @@ class Checkpointer:
                     source = export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
                     dataclasses.replace(export, carry_from=source).write_into(target)
                 write_state(new, state, exports)
+                for role, export in followers.items():
+                    target = follower_folder(new, role)
+                    target.mkdir(parents=True, exist_ok=True)
+                    dataclasses.replace(export, carry_from=None).write_into(target)
                 save.is_read.set()
             with fail_together(mesh):
                 if self._is_rank0:

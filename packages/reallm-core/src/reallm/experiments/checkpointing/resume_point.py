@@ -12,7 +12,14 @@ from reallm.config.training import AUTO, TrainingConfig, model_args
 from reallm.errors import ConfigError
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_changes
-from reallm.experiments.checkpointing.train_state import TrainState, has_state, load_engine, read_state, versions
+from reallm.experiments.checkpointing.train_state import (
+    TrainState,
+    follower_folder,
+    has_state,
+    load_engine,
+    read_state,
+    versions,
+)
 from reallm.field_types import value_text
 
 
@@ -28,11 +35,20 @@ class ResumePoint:
         """The last step whose metrics are kept; -1: none are, the run starts from the beginning."""
         return -1 if self.state is None else self.state.step
 
-    def with_saved_models(self, config: TrainingConfig, trained: Sequence[str]) -> TrainingConfig:
-        """The configuration with the saved models in place of the initial ones, which may no longer exist."""
+    def with_saved_models(
+        self, config: TrainingConfig, trained: Sequence[str], followers: Sequence[str]
+    ) -> TrainingConfig:
+        """The configuration with the saved models in place of the initial ones, which may no longer exist.
+
+        Args:
+            config: configuration of the run.
+            trained: the roles that are trained.
+            followers: the roles whose weights follow those of trained ones.
+        """
         if self.checkpoint is None:
             return config
         saved = {role: self.checkpoint if len(trained) == 1 else self.checkpoint / role for role in trained}
+        saved |= {role: follower_folder(self.checkpoint, role) for role in followers}
         models: dict[str, Any] = {
             role: replace(model_args(config, role), path=str(path)) for role, path in saved.items()
         }

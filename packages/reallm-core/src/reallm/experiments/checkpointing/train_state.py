@@ -4,6 +4,7 @@
     checkpoints/step-000100/training_state/      state.json: step, metrics, random generators
                                                  rank-2.json: the generators and callbacks of rank 2
                                       <role>/    the optimizer's tensors, in safetensors files
+                                      models/<role>/  the model of a role whose weights follow those of a trained one
 
 Tensors are whole, whatever the number of files that the ranks wrote: any layout can read another layout's files.
 Nothing is pickled. The data order is not saved: it follows from the seed and the step.
@@ -157,6 +158,11 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
 def saving_mesh(exports: Mapping[str, Export | ShardedExport]) -> Mesh | None:
     """The mesh of the ranks that save together; None if this process saves alone."""
     return next((export.mesh for export in exports.values() if isinstance(export, ShardedExport)), None)
+
+
+def follower_folder(checkpoint: Path, role: str) -> Path:
+    """The folder in a checkpoint with the model of a role whose weights follow those of a trained one."""
+    return checkpoint / TRAINING_STATE / "models" / role
 
 
 def has_state(checkpoint: Path) -> bool:

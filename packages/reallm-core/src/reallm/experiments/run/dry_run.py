@@ -24,6 +24,7 @@ from reallm.data.packing import micro_batches
 from reallm.errors import DataError, counted
 from reallm.experiments.checkpointing.open_run import planned_run
 from reallm.experiments.preflight.device import choose_device, choose_dtype
+from reallm.experiments.preflight.models import planned_model
 from reallm.experiments.run.messages import complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan, check_names
 from reallm.experiments.run.progress import print_line
@@ -89,8 +90,7 @@ def _checked_model(plan: Plan, graph: Graph, role: str, job: Job) -> ReaLModelCo
     family = family_for(read_hf_config(folder), folder)
     check_headers(folder, family, model)
     check_files_finite(folder, family, model)
-    n_tokens = min_vocab_size(plan.config, graph, plan.data.tokenizer, role)
-    return model.replace(vocab_size=max(model.vocab_size, n_tokens or 0))
+    return planned_model(args, min_vocab_size(plan.config, graph, plan.data.tokenizer, role))
 
 
 def _model_line(plan: Plan, role: str, model: ReaLModelConfig, job: Job) -> str:

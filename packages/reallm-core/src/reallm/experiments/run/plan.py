@@ -15,10 +15,12 @@ from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_po
 from reallm.experiments.preflight.checks import check_layout
 from reallm.experiments.preflight.memory import memory_lines
 from reallm.experiments.preflight.metrics import check_best_metric
+from reallm.experiments.preflight.models import planned_model
+from reallm.experiments.preflight.weight_updates import check_updates
 from reallm.experiments.run.callbacks import callback_offers
 from reallm.experiments.run.hub import check_hub
 from reallm.experiments.run.loggers import logger_specs
-from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, make_interfaces
+from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, make_interfaces, min_vocab_size
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
@@ -82,7 +84,7 @@ class Plan:
         trained = graph.trained_roles
         point = resume_point(run, config.resume, echo, job.rank)
         if point is not None:
-            config = point.with_saved_models(config, trained)
+            config = point.with_saved_models(config, trained, graph.updated_roles)
         layouts = choose_layouts(config, graph, job)
         for name, layout in (layouts or {}).items():
             check_layout(f"{name}.path", model_args(config, name).path, layout)
@@ -91,6 +93,8 @@ class Plan:
         interfaces = make_interfaces(algorithm, graph, config)
         data = load_data(config, graph, interfaces)
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
+        n_tokens = {role: min_vocab_size(config, graph, data.tokenizer, role) for role in graph.roles}
+        check_updates(graph, {role: planned_model(model_args(config, role), n) for role, n in n_tokens.items()})
         if point is not None and point.state is not None:
             refuse_other_data(point.state.data, data.fingerprint)
         models = [model_args(config, name) for name in trained]

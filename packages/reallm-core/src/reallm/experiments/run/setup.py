@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.role import Role
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import CHAT_TEMPLATE, batch_size
@@ -34,7 +35,7 @@ from reallm.notices import notify_once
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.specs import Algorithm
-from reallm.training.engine import TrainEngine
+from reallm.training.engine import TrainEngine, align_parameters
 from reallm.training.eval_engine import EvalEngine
 
 if TYPE_CHECKING:
@@ -125,11 +126,6 @@ def planned_tokens(interface: Any) -> Callable[[NamedArray], Sequence[int]]:
     """The tokens that samples of the dataset put through a trained model, as far as they are known before a step."""
     planned: Callable[[NamedArray], Sequence[int]] = getattr(interface, "planned_tokens", interface.n_tokens)
     return planned
-
-
-def optimizer_steps(interface: Any) -> int:
-    """The optimizer steps that one `train_step` of an interface takes."""
-    return int(getattr(interface, "optimizer_steps", 1))
 
 
 def choose_layouts(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Layout] | None:
@@ -287,6 +283,8 @@ def load_roles(
             if horizons is not None:
                 engine = _make_engine(config, name, model, horizons[name])
             evaluator = engine or EvalEngine(model, max_tokens_per_microbatch(config, name))
+        if name in graph.updated_roles:
+            align_parameters(model.network)
         to_save = tokenizer if tokenizer_changed else None
         roles[name] = Role(model, engine, evaluator, args, checkpoint_dtype, to_save)
     return roles

@@ -15,6 +15,7 @@ from rich.console import Console
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.interface_state import interface_states, load_interface_states
 from reallm.algorithms.role import Role
 from reallm.config.training import TrainingConfig
@@ -39,7 +40,7 @@ from reallm.experiments.run.precomputed import Precomputation, keep
 from reallm.experiments.run.progress import TrainingProgress, print_line
 from reallm.experiments.run.question import question
 from reallm.experiments.run.run_view import RunState
-from reallm.experiments.run.setup import Data, load_roles, optimizer_steps
+from reallm.experiments.run.setup import Data, load_roles
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
@@ -57,6 +58,7 @@ class Trainer:
     run: OpenRun
     config: TrainingConfig
     job: Job
+    graph: Graph
     data: Data
     roles: Mapping[str, Role]
     interfaces: Mapping[str, Any]
@@ -139,6 +141,7 @@ class Trainer:
             run=run,
             config=config,
             job=job,
+            graph=graph,
             data=data,
             roles=roles,
             interfaces=plan.interfaces,
@@ -320,7 +323,8 @@ class Trainer:
                 name: role.model.export(dtype=role.checkpoint_dtype, tokenizer=role.tokenizer)
                 for name, role in trained.items()
             }
-            self.checkpointer.save(exports, self._state(trained))
+            followers = {name: self.roles[name].model.export() for name in self.graph.updated_roles}
+            self.checkpointer.save(exports, self._state(trained), followers)
         self._saved_step, self._last_save = self.step, time.monotonic()
         self.write_summary("running")
 

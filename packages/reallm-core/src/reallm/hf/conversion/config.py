@@ -35,15 +35,17 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
     raise ConfigError(f"expected a HuggingFace configuration or its dict, not {kind_of(config)}")
 
 
-def load_model_config(path: str | Path) -> ReaLModelConfig:
+def load_model_config(path: str | Path, *, is_critic: bool | None = None) -> ReaLModelConfig:
     """The architecture of a checkpoint, given as a folder or a hub id; reads only its `config.json`.
+
+    `is_critic` is that of `config_from_hf`.
 
     Raises:
         CheckpointError: it is not a checkpoint, no installed family reads it, or a key is unsupported.
     """
     folder = resolve_path(path, weights=False)
     raw = read_hf_config(folder)
-    return config_from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)
+    return config_from_hf(family_for(raw, folder), raw, is_critic=is_critic, source=folder / CONFIG_NAME)
 
 
 def has_critic_head(family: HFFamily, raw: Mapping[str, Any]) -> bool:
