@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reallm.algorithms.sft.config import SFTConfig
+from reallm.config.evaluation import load_evaluation
 from reallm.config.load import load
 from reallm.errors import ConfigError
 from reallm.options import REQUIRED
@@ -80,6 +81,12 @@ def test_the_form_of_the_first_rows_is_looked_at(name: str, tmp_path: Path) -> N
 def test_the_plugin_and_the_configurations_import_nothing_heavy() -> None:
     program = "import reallm_datasets.plugin, reallm_datasets.config"
     assert imported_by(program, "torch", "transformers", "numpy", "rich", "pyarrow") == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_evaluation_takes_the_short_name_of_the_rows(name: str) -> None:
+    given = [f"dataset.name={name}", "model.path=x", "dataset.path=a.jsonl"]
+    assert load_evaluation(SFTConfig, [], given).dataset.train_path == "a.jsonl"
 
 
 def test_a_mixture_without_names_is_told_to_name_its_sources() -> None:

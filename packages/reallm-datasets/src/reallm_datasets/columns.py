@@ -24,16 +24,16 @@ def encode_columns(row: Row, messages: list[Message] | None) -> tuple[np.ndarray
     Columns are those of the file, without the prompt and without nulls, and `messages` if the prompt is a conversation.
     Dates become text (ISO 8601), arrays lists and NaN null; a value that JSON cannot hold otherwise is left out.
     """
-    kept: dict[str, Any] = {} if messages is None else {"messages": messages}
+    kept = {} if messages is None else {"messages": _json(messages)}
     remarks = []
     for key, value in row.original.items():
         if value is None or key in _PROMPTS:
             continue
         try:
-            kept[str(key)] = _plain(value)
+            kept[str(key)] = _json(value)
         except TypeError as error:
             remarks.append(f"without the column '{key}', which holds {error}")
-    text = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+    text = f"{{{','.join(f'{_json(key)}:{value}' for key, value in kept.items())}}}"
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8), tuple(remarks)
 
 
@@ -41,6 +41,14 @@ def decode_columns(values: np.ndarray) -> dict[str, Any]:
     """The columns that `encode_columns` gave, by name."""
     columns: dict[str, Any] = json.loads(values.tobytes().decode("utf-8", "surrogatepass"))
     return columns
+
+
+def _json(value: Any) -> str:
+    """A value as JSON text. Raises TypeError, which says what it is, if it has no such form."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError):  # most values are as they should be, and looking at all of them takes long
+        return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:
