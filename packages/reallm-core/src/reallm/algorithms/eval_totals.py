@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from reallm.training.objective import Totals
 
@@ -26,6 +27,12 @@ class EvalTotals:
         for name, values in other.measured.items():
             measured.setdefault(name, []).extend(values)
         return EvalTotals(objectives, measured)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EvalTotals:
+        """The totals that `dataclasses.asdict` has made plain."""
+        objectives = {name: Totals(**totals) for name, totals in value["objectives"].items()}
+        return cls(objectives, value["measured"])
 
     def means(self) -> dict[str, float]:
         """The mean of each measured number; NaN if there is none."""

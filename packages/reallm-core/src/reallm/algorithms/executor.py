@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch.distributed as dist
+
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.eval_totals import EvalTotals
+from reallm.algorithms.exchange import broadcast, gathered
+from reallm.algorithms.execution import Execution
 from reallm.algorithms.graph import Graph
-from reallm.algorithms.interface import optimizer_steps
+from reallm.algorithms.interface_state import interface_states, load_interface_states
+from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
-from reallm.algorithms.weight_updates import update_weights
-from reallm.data.batching import n_samples
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
-from reallm.data.namedarray import NamedArray, merge
-from reallm.errors import PluginError, kind_of
+from reallm.data.namedarray import NamedArray
+from reallm.errors import NonFiniteError
 from reallm.machine_memory import peak_memory
+from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
 from reallm.training.memory import GIB
-
-WEIGHTS_VERSIONS = "weights_versions"
-"""Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
 
 
 class GraphExecutor:
@@ -32,40 +34,117 @@ class GraphExecutor:
         graph: the graph.
         roles: the loaded roles, by name.
         interfaces: an instance of the interface of each role, by name.
+        placement: where calls are computed; None: where each role's model is.
     """
 
-    def __init__(self, graph: Graph, roles: Mapping[str, Role], interfaces: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        roles: Mapping[str, Role],
+        interfaces: Mapping[str, Any],
+        placement: Placement | None = None,
+    ) -> None:
         self._graph = graph
         self._roles = roles
         self._interfaces = interfaces
+        self._placement = placement or _placement_of_models(graph, roles)
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
         measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
         self._eval_calls = graph.eval_calls(measured)
+        self._versions: dict[str, int] = {}
+        """Versions of the weights that other ranks train."""
 
     @property
     def weights_versions(self) -> dict[str, int]:
         """Number of updates that the weights of each trained role have had."""
+        return {name: self._versions.get(name, 0) for name in self._graph.trained_roles} | self._local_versions
+
+    @property
+    def _local_versions(self) -> dict[str, int]:
         return {name: role.engine.weights_version for name, role in self._roles.items() if role.engine is not None}
+
+    def restore_versions(self, versions: Mapping[str, int]) -> None:
+        """Set the versions that a resumed run begins with, for the ranks that do not train the role themselves."""
+        self._versions = dict(versions)
 
     def train(self, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """Run one step, every call once, and return the metrics of the train calls.
 
-        Their names begin with `train/` if one call trains, else with the name of the call.
+        Their names begin with `train/` if one call trains, else with the name of the call. All ranks get them,
+        whichever of them train.
+
+        Raises:
+            NonFiniteError: a loss, a gradient or what a model generates is not finite. Raised on all ranks, if not all
+                of them compute all calls.
         """
-        metrics: dict[str, float] = {}
-        for call in self._graph.calls:
-            if call.kind != "train_step":
-                batch = self.with_outputs(call, batch, context)
-                continue
+        metrics: dict[str, dict[str, float]] = {}
+
+        def train(call: ModelFunctionCall, batch: NamedArray) -> None:
             role = self._roles[call.role]
             started = time.perf_counter()
             numbers = self._interfaces[call.role].train_step(role.engine, batch, context)
-            n_steps = optimizer_steps(self._interfaces[call.role])
-            update_weights(call, self._roles, (context.step - 1) * n_steps, context.step * n_steps)
             numbers["tokens_per_s"] = numbers["tokens"] / (time.perf_counter() - started)
             numbers["memory_gib"] = peak_memory(role.model.device) / GIB
             prefix = self._graph.metric_prefixes[call.name]
-            metrics |= {f"{prefix}/{name}": value for name, value in numbers.items()}
-        return metrics
+            metrics[call.name] = {f"{prefix}/{name}": value for name, value in numbers.items()}
+
+        execution = self._execution()
+        execution.run(self._graph.calls, batch, context, train=train)
+        self._share_after_step(metrics, execution.errors)
+        return {name: value for call in self._graph.train_calls for name, value in metrics[call.name].items()}
+
+    def _share_after_step(self, metrics: dict[str, dict[str, float]], errors: Mapping[str, NonFiniteError]) -> None:
+        """Make known to all ranks what only some of them have computed: metrics, versions, states, and errors."""
+        stateful = {role for role, interface in self._interfaces.items() if hasattr(interface, "state")}
+        shared = [
+            call
+            for call in self._graph.calls
+            if (call.kind == "train_step" or call.role in stateful) and not self._placement.is_whole(call.name)
+        ]
+        found: dict[str, Any] = {}
+        if shared:
+            homes = {role: self._home_ranks(role) for role in self._graph.all_roles}
+            mine = {role: one for role, one in self._interfaces.items() if self._rank == homes[role][0]}
+            local: dict[str, Mapping[str, Any]] = {
+                "errors": {name: str(error) for name, error in errors.items()},
+                "metrics": {name: value for name, value in metrics.items() if self._leads(name)},
+                "versions": {name: version for name, version in self._local_versions.items() if name in mine},
+                "states": interface_states(mine),
+            }
+            found = _gathered_items(local)
+            metrics |= found["metrics"] | metrics
+            self._versions = found["versions"]
+            others = {role: one for role, one in self._interfaces.items() if self._rank not in homes[role]}
+            load_interface_states(others, found["states"])
+        self._raise_first(found.get("errors", {name: str(error) for name, error in errors.items()}))
+
+    def _home_ranks(self, role: str) -> tuple[int, ...]:
+        """The ranks whose interface of a role has the state that counts: those of its home, or of its reward."""
+        if role in self._placement.homes:
+            return self._placement.homes[role].ranks
+        return self._placement.ranks(next(call.name for call in self._graph.calls if call.role == role))
+
+    def _leads(self, call: str) -> bool:
+        """Whether this is the rank whose results of a call count: its first."""
+        return self._rank == self._placement.ranks(call)[0]
+
+    def _raise_first(self, errors: Mapping[str, str]) -> None:
+        for call in self._graph.calls:
+            if call.name in errors:
+                raise NonFiniteError(errors[call.name])
+
+    def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
+        """The batch with the output keys of a call that does not train; on all ranks, whichever compute it."""
+        found: list[NamedArray] = [batch]
+        execution = self._execution()
+        execution.run([call], batch, context, train=_refuse, computed=lambda _, batch: found.append(batch))
+        if self._placement.is_whole(call.name):
+            return found[-1]
+        error = execution.errors.get(call.name)
+        return broadcast(found[-1] if error is None else error, self._placement.ranks(call.name)[0])
+
+    def _execution(self) -> Execution:
+        return Execution(self._roles, self._interfaces, self._placement, self._rank)
 
     def evaluate(self, batches: Iterable[NamedArray], context: CallContext) -> dict[str, float]:
         """Metrics over all batches: those of the train calls' objectives, as `eval/loss`, and those that interfaces
@@ -105,20 +184,31 @@ class GraphExecutor:
 
     def _totals(self, batches: Iterable[NamedArray], context: CallContext) -> EvalTotals:
         """The sums of each train call's objective, and of what interfaces measure, over all batches."""
-        totals = EvalTotals()
-        for inputs in batches:
-            batch = inputs
-            for call in self._eval_calls:
-                interface = self._interfaces[call.role]
-                if call.kind == "train_step":
-                    evaluator = self._roles[call.role].evaluator
-                    assert evaluator is not None
-                    totals += EvalTotals({call.name: evaluator.evaluate([batch], interface)})
-                    continue
-                batch = self.with_outputs(call, batch, context)
-                if hasattr(interface, "eval_metrics"):
-                    totals += EvalTotals(measured=interface.eval_metrics(batch))
-        return totals
+        totals = {call.name: EvalTotals() for call in self._eval_calls}
+        execution = self._execution()
+
+        def evaluate(call: ModelFunctionCall, batch: NamedArray) -> None:
+            evaluator = self._roles[call.role].evaluator
+            assert evaluator is not None
+            found = evaluator.evaluate([batch], self._interfaces[call.role])
+            totals[call.name] += EvalTotals({call.name: found})
+
+        def measure(call: ModelFunctionCall, batch: NamedArray) -> None:
+            interface = self._interfaces[call.role]
+            if hasattr(interface, "eval_metrics"):
+                totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch))
+
+        for batch in batches:
+            execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)
+        if not all(self._placement.is_whole(call) for call in totals):
+            local: dict[str, Mapping[str, Any]] = {
+                "errors": {name: str(error) for name, error in execution.errors.items()},
+                "totals": {name: dataclasses.asdict(one) for name, one in totals.items() if self._leads(name)},
+            }
+            found = _gathered_items(local)
+            self._raise_first(found["errors"])
+            totals = {name: EvalTotals.from_json(found["totals"][name]) for name in totals}
+        return sum(totals.values(), EvalTotals())
 
     def _metrics(self, totals: EvalTotals) -> dict[str, float]:
         prefixes = self._graph.eval_prefixes
@@ -129,37 +219,24 @@ class GraphExecutor:
         }
         return metrics | {f"eval/{name}": value for name, value in totals.means().items()}
 
-    def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
-        """The batch with the output keys of a call that does not train."""
-        if all(key in batch for key in call.outputs):  # computed before training
-            return batch
-        interface = self._interfaces[call.role]
-        if call.kind == "reward":
-            outputs = interface.reward(batch, context)
-        else:
-            outputs = getattr(interface, call.kind)(self._roles[call.role].model, batch, context)
-        _check_outputs(call, outputs, batch)
-        batch = merge([batch, outputs])
-        if call.kind != "generate":
-            return batch
-        versions = {**batch.metadata.get(WEIGHTS_VERSIONS, {}), call.role: context.weights_versions.get(call.role, 0)}
-        return batch.with_metadata(**{WEIGHTS_VERSIONS: versions})
+
+def _refuse(call: ModelFunctionCall, batch: NamedArray) -> None:
+    raise AssertionError(f"'{call.name}' trains, and has no outputs")
 
 
-def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:
-    """Check what an interface returned.
+def _gathered_items(local: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Several mappings, each with the items of all ranks; see `gathered`."""
+    flat = {f"{subject}/{name}": value for subject, items in local.items() for name, value in items.items()}
+    found: dict[str, dict[str, Any]] = {subject: {} for subject in local}
+    for key, value in gathered(flat).items():
+        subject, _, name = key.partition("/")
+        found[subject][name] = value
+    return found
 
-    Raises:
-        PluginError: it is not a batch with the call's output keys for the samples of the input.
-    """
-    where = f"the interface of '{call.role}': {call.kind} for the call '{call.name}' returned"
-    if not isinstance(outputs, NamedArray):
-        raise PluginError(f"{where} {kind_of(outputs)}, not a NamedArray")
-    missing = [key for key in call.outputs if key not in outputs]
-    if missing:
-        raise PluginError(f"{where} no '{missing[0]}', which the graph says it writes; it has {', '.join(outputs)}")
-    extra = [key for key in outputs if key not in call.outputs]
-    if extra:
-        raise PluginError(f"{where} '{extra[0]}', which is not among the call's outputs, {', '.join(call.outputs)}")
-    if n_samples(outputs) != n_samples(batch):
-        raise PluginError(f"{where} {n_samples(outputs)} samples for a batch of {n_samples(batch)}")
+
+def _placement_of_models(graph: Graph, roles: Mapping[str, Role]) -> Placement:
+    """The placement in which each call is computed where its role's model is, by all ranks that have one."""
+    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    whole = Layout(dp=n_ranks)
+    homes = {name: whole if role.model.mesh is None else role.model.mesh.layout for name, role in roles.items()}
+    return Placement(graph, n_ranks, {call.name: homes.get(call.role, whole) for call in graph.calls}, homes)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from reallm.algorithms.graph import Graph
 from reallm.config.args import CallArgs
-from reallm.config.training import TrainingConfig, call_args
+from reallm.config.training import TrainingConfig, call_args_of
 from reallm.errors import ConfigError, counted, did_you_mean
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
@@ -84,15 +84,16 @@ class Placement:
                     f"{call.name}.layout={layout.short}: '{call.role}' is trained in the layout {home.short} by "
                     f"'{first}', and a role is trained in one; give both the same"
                 )
-        offloaded = frozenset(
-            call.name for call in graph.calls if call_args(config, call.name).offload and call.kind != "reward"
-        )
+        offloaded = frozenset(name for name, args in call_args_of(config).items() if args.offload and name in layouts)
         return cls(graph, n_ranks, layouts, homes, offloaded)
 
     def copies(self, role: str) -> tuple[Layout, ...]:
         """The layouts in which the model of a role is held, its home first."""
-        calls = [self.layouts[call.name] for call in self.graph.calls if call.role == role]
-        return tuple(dict.fromkeys([self.homes[role], *calls]))
+        return tuple(dict.fromkeys([self.homes[role], *self.calls_of(role).values()]))
+
+    def calls_of(self, role: str) -> dict[str, Layout]:
+        """The layout of each call to a role."""
+        return {call.name: self.layouts[call.name] for call in self.graph.calls if call.role == role}
 
     def ranks(self, call: str) -> Ranks:
         """The ranks that compute a call."""
@@ -145,7 +146,7 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
     """
     calls = {call.name: call for call in graph.calls}
     found: dict[str, Layout] = {}
-    for name, args in config.call_args.items():
+    for name, args in call_args_of(config).items():
         if name not in calls and args != CallArgs():
             key = f"{name}.layout={args.layout}" if args.layout is not None else f"{name}.offload=true"
             raise ConfigError(

@@ -25,5 +25,7 @@ def update_weights(call: ModelFunctionCall, roles: Mapping[str, Role], steps_bef
         trained, target = roles[call.role], roles[update.target].model
         if trained.engine is not None and trained.engine.before_optimizer_step is not None:
             trained.engine.before_optimizer_step()  # a save in progress reads the weights
+        if not (trained.is_here or roles[update.target].is_here):
+            continue
         trained.model.reallocate(target.mesh or target.layout, into=target, eta=update.eta)
     return [update.target for update in due]

@@ -79,7 +79,7 @@ def _run(name: str, files: list[Path], arguments: list[str]) -> None:
     if rank_env is not None:
         run_worker(name, rank_env, lambda job: _train(name, _load_and_check(name, files, arguments), job))
     config = load_configuration(name, files, arguments).build()
-    n = config.parallel.n_processes if hasattr(config, "parallel") else 1
+    n = getattr(config, "n_processes", 1)
     with silenced_notices() if n > 1 else nullcontext():  # rank 0 shows them
         _check(name, config)
     if n > 1:

@@ -75,7 +75,7 @@ def evaluate(
     if rank_env is not None:
         run_worker("eval", rank_env, lambda job: _evaluate(request, _load_and_check(request), job))
     loaded = _load(request)
-    n = loaded.parallel.n_processes
+    n = loaded.parallel.n_processes if request.tasks else loaded.n_processes
     with silenced_notices() if n > 1 else nullcontext():  # rank 0 shows them
         _check(request, loaded)
     if n > 1:

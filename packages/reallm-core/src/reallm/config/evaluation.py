@@ -12,7 +12,7 @@ from typing import Any
 from reallm.config.dataset import PATHS, VALID_FRACTION
 from reallm.config.load import Configuration, chosen_datasets, describe, load
 from reallm.config.mixture import MIX
-from reallm.config.schema import dataset_fields, groups
+from reallm.config.schema import call_fields, dataset_fields, groups
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError
 from reallm.options import copy_of_field, is_missing
@@ -31,7 +31,7 @@ def evaluation_class(config_class: type, *, with_rows: bool = True) -> type:
 
     Args:
         config_class: the algorithm's configuration.
-        with_rows: whether it has the fields for datasets.
+        with_rows: whether it has the fields for datasets and for the layouts of calls.
     """
     unused = _unused(config_class, with_rows)
     hints = typing.get_type_hints(config_class)
@@ -44,7 +44,7 @@ def evaluation_class(config_class: type, *, with_rows: bool = True) -> type:
 def _unused(config_class: type, with_rows: bool = True) -> set[str]:
     """Names of the fields that an evaluation does not have."""
     names = {item.name for item in dataclasses.fields(TrainingConfig)}.difference(SHARED)
-    return names if with_rows else names.union(dataset_fields(config_class))
+    return names if with_rows else names.union(dataset_fields(config_class), call_fields(config_class))
 
 
 def load_evaluation(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> Any:

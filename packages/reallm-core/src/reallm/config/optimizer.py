@@ -134,8 +134,13 @@ def check_trainable(dtype: str, key: str = "model.dtype") -> None:
         raise ConfigError(f"{key}=float16 cannot be trained, its gradients underflow; use bfloat16 or float32")
 
 
-def check_unsharded(config: OptimizerConfig, layout: Layout) -> None:
+def check_unsharded(config: OptimizerConfig, layout: Layout, key: str = "") -> None:
     """Check that a layout leaves matrices whole if the optimizer needs them whole.
+
+    Args:
+        config: the optimizer.
+        layout: the layout.
+        key: the key and value of the layout, for messages; empty if it is that of `parallel.*`.
 
     Raises:
         ConfigError: the layout splits matrices, by tensor parallelism or FSDP.
@@ -144,6 +149,6 @@ def check_unsharded(config: OptimizerConfig, layout: Layout) -> None:
     splitting = " and ".join(f"parallel.{name}={size}" for name, size in sizes.items() if size > 1)
     if splitting and config.name in NEEDS_WHOLE_MATRICES:
         raise ConfigError(
-            f"optimizer.name={config.name} computes with whole matrices, which {splitting} would split; use adamw or "
-            "sgd, or only pipeline stages (parallel.pp)"
+            f"optimizer.name={config.name} computes with whole matrices, which {key or splitting} would split; use "
+            "adamw or sgd, or only pipeline stages (parallel.pp)"
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.config.args import DATASET_KEY
+from reallm.config.args import DATASET_KEY, CallArgs
 from reallm.config.dataset import config_class as dataset_config_class
 from reallm.errors import ConfigError, PluginError
 from reallm.field_types import check_fields
@@ -106,6 +106,12 @@ def dataset_fields(config_class: type) -> dict[str, str]:
         for item in dataclasses.fields(config_class)
         if DATASET_KEY in item.metadata
     }
+
+
+def call_fields(config_class: type) -> list[str]:
+    """Names of the fields that say where a call is computed."""
+    hints = typing.get_type_hints(config_class)
+    return [item.name for item in dataclasses.fields(config_class) if hints[item.name] is CallArgs]
 
 
 def check_values(config: Any, name: str = "") -> None:

@@ -147,13 +147,12 @@ class TrainingConfig(ConfigGroup):
 
     @property
     def call_args(self) -> dict[str, CallArgs]:
-        """The `CallArgs` of calls that have a field, by the name of the call."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, CallArgs)}
+        """The `CallArgs` of the calls that have a field, by the name of the call."""
+        return call_args_of(self)
 
     @property
     def n_processes(self) -> int:
-        """Number of processes to start: what `parallel.*` and the layouts of calls need."""
+        """Number of processes to start: as many as `parallel.*` or the layout of a call needs."""
         layouts = [Layout.parse(args.layout) for args in self.call_args.values() if args.layout is not None]
         return max([self.parallel.n_processes, *(max(layout.ranks) + 1 for layout in layouts)])
 
@@ -210,9 +209,10 @@ def max_tokens_per_microbatch(config: TrainingConfig, role: str) -> int:
     return model_args(config, role).max_tokens_per_microbatch or config.max_tokens_per_microbatch
 
 
-def call_args(config: TrainingConfig, call: str) -> CallArgs:
-    """The `CallArgs` of a call; the defaults if the configuration has no field of that name."""
-    return config.call_args.get(call, CallArgs())
+def call_args_of(config: Any) -> dict[str, CallArgs]:
+    """The `CallArgs` of the calls that have a field in a configuration, by the name of the call."""
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    return {name: value for name, value in values.items() if isinstance(value, CallArgs)}
 
 
 def model_args(config: TrainingConfig, role: str) -> ModelArgs:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 
@@ -47,6 +48,20 @@ def to_bytes(batch: NamedArray) -> bytes:
         DataError: the format lacks a dtype; names the field.
     """
     return safetensors_bytes(*_encode(batch))
+
+
+def from_bytes(data: bytes) -> NamedArray:
+    """The `NamedArray` of which `to_bytes` made these bytes, on the CPU.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    try:
+        n = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + n])["__metadata__"][HEADER]
+        return _decode(json.loads(header), load_tensors(data))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise DataError(f"damaged bytes of a NamedArray: {one_line(error)}") from error
 
 
 def load(path: str | os.PathLike[str]) -> NamedArray:

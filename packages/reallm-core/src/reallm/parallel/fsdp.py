@@ -56,7 +56,8 @@ def apply_fsdp(model: Transformer, mesh: Mesh, *, zero: int = 3) -> None:
         raise ConfigError(f"zero={zero} is not one of {', '.join(map(str, ZERO_LEVELS))}")
     mesh.layout.check_ascending(mesh.layout.dp_ranks(mesh.coordinate))
     device_mesh = DeviceMesh.from_group(mesh.dp, _device_type(mesh.dp), mesh_dim_names=("dp",))
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    policy = MixedPrecisionPolicy(reduce_dtype=dtype, cast_forward_inputs=False)
     scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
     for module in (*(model.layers[str(number)] for number in model.block_numbers), model):
         sharded = fully_shard(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,8 @@ def describe_error(error: Exception, rank: int) -> tuple[str, str]:
     text = one_line(error)
     if isinstance(error, ReallmError):
         name = type(error).__name__
-        return name if name in _ERROR_CLASSES else ReallmError.__name__, f"rank {rank}: {text}"
+        is_named = re.match(r"rank \d+", text)  # by an inner `fail_together`
+        return name if name in _ERROR_CLASSES else ReallmError.__name__, text if is_named else f"rank {rank}: {text}"
     if isinstance(error, OSError):
         return DataError.__name__, f"rank {rank}: {error.strerror or text}"
     if isinstance(error, SafetensorError):

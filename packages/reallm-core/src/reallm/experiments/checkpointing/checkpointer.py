@@ -23,11 +23,11 @@ from reallm.experiments.checkpointing.train_state import (
     TrainState,
     follower_folder,
     has_state,
-    saving_mesh,
     write_state,
 )
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
-from reallm.parallel.object_collectives import fail_together
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.object_collectives import fail_together, is_leader
 
 
 @dataclass
@@ -46,7 +46,8 @@ class Checkpointer:
         keep_last: number of newest checkpoints to keep, in addition to the best; None: all.
         in_background: write in a thread. `wait_until_read` must then be called before saved tensors are changed.
         newest: the checkpoint that the run is resumed from.
-        is_rank0: whether this is rank 0, which links and removes checkpoints.
+        mesh: mesh of all ranks of the job, which save together; the first one links and removes checkpoints. None: this
+            process saves alone.
     """
 
     def __init__(
@@ -56,28 +57,28 @@ class Checkpointer:
         keep_last: int | None,
         in_background: bool,
         newest: Path | None = None,
-        is_rank0: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
         self._folder, self._keep_last, self._in_background = folder, keep_last, in_background
         self.newest = newest
         """The newest complete checkpoint."""
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
-        self._is_rank0 = is_rank0
-        if is_rank0:
+        self._mesh = mesh
+        if is_leader(mesh):
             sweep(folder.checkpoints)
 
     def save(
         self,
-        exports: Mapping[str, Export | ShardedExport],
+        exports: Mapping[str, Export | ShardedExport | None],
         state: TrainState,
-        followers: Mapping[str, Export | ShardedExport] | None = None,
+        followers: Mapping[str, Export | ShardedExport | None] | None = None,
     ) -> None:
         """Start to save, or save at once if not in the background. Call `finish` first for the previous save.
 
         Args:
-            exports: exports by role; a single one is the checkpoint itself, several are folders in it. All ranks of
-                sharded ones call this at the same time.
+            exports: exports by role, the same roles on all ranks; None on a rank that holds nothing of the model. A
+                single one is the checkpoint itself, several are folders in it. All ranks call this at the same time.
             state: training state of the run.
             followers: exports of the roles whose weights follow those of trained ones; a part of the training state.
         """
@@ -125,27 +126,29 @@ class Checkpointer:
     def _write(
         self,
         save: _Save,
-        exports: Mapping[str, Export | ShardedExport],
+        exports: Mapping[str, Export | ShardedExport | None],
         state: TrainState,
-        followers: Mapping[str, Export | ShardedExport],
+        followers: Mapping[str, Export | ShardedExport | None],
     ) -> None:
-        mesh = saving_mesh(exports)
+        mesh = self._mesh
         try:
             with atomic_folder_distributed(save.path, mesh) as new:
                 for role, export in exports.items():
-                    target = new if len(exports) == 1 else new / role
-                    target.mkdir(exist_ok=True)
-                    # the original checkpoint may be gone by now; tokenizer files are copied from save to save
-                    source = export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
-                    dataclasses.replace(export, carry_from=source).write_into(target)
-                write_state(new, state, exports)
+                    with fail_together(mesh):
+                        if export is not None:
+                            # the original checkpoint may be gone by now; tokenizer files are copied from save to save
+                            source = (
+                                export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
+                            )
+                            _write_model(_within(new, role, len(exports)), export, source)
+                write_state(new, state, exports, mesh)
                 for role, export in followers.items():
-                    target = follower_folder(new, role)
-                    target.mkdir(parents=True, exist_ok=True)
-                    dataclasses.replace(export, carry_from=None).write_into(target)
+                    with fail_together(mesh):
+                        if export is not None:
+                            _write_model(follower_folder(new, role), export, None)
                 save.is_read.set()
             with fail_together(mesh):
-                if self._is_rank0:
+                if is_leader(mesh):
                     self._link(save.path, state.best)
         except Exception as error:  # a thread must not raise: `finish` does
             save.error = error
@@ -171,6 +174,12 @@ class Checkpointer:
                         remove_folder(path / TRAINING_STATE)
                 else:
                     remove_folder(path)
+
+
+def _write_model(folder: Path, export: Export | ShardedExport, carry_from: Path | None) -> None:
+    """Write a model into a folder; all ranks of its layout call this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dataclasses.replace(export, carry_from=carry_from).write_into(folder)
 
 
 def _within(checkpoint: Path, role: str, n_roles: int) -> Path:

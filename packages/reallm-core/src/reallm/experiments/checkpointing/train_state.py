@@ -35,7 +35,7 @@ from reallm.loggers.jsonl import finite
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
 from reallm.parallel.mesh import Mesh
-from reallm.parallel.object_collectives import fail_together, is_leader
+from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
 from reallm.training.engine import EngineState
 
 FORMAT = 1
@@ -111,34 +111,33 @@ class TrainState:
     """State of each callback of this rank, as JSON types, by name."""
 
 
-def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | ShardedExport]) -> None:
+def write_state(
+    folder: Path,
+    state: TrainState,
+    exports: Mapping[str, Export | ShardedExport | None],
+    mesh: Mesh | None = None,
+) -> None:
     """Write the state into the folder of a checkpoint, which exists; the caller makes it atomic.
 
     Args:
         folder: folder of the checkpoint.
         state: state of the run; the engines of sharded models hold the shards of this rank.
-        exports: exports of the models, by role; all ranks of sharded ones call this.
+        exports: exports of the models, by role, the same roles on all ranks; None on a rank that holds nothing of one.
+        mesh: mesh of all ranks of the job, which call this together; None: this process is alone.
     """
     top = folder / TRAINING_STATE
-    mesh = saving_mesh(exports)
     with fail_together(mesh):
-        for role in state.engines:
+        for role in exports:
             (top / role).mkdir(parents=True, exist_ok=True)
-    for role, engine in state.engines.items():
-        tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
-        tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
-        export = exports[role]
-        if isinstance(export, ShardedExport):
-            save_optimizer_tensors(top / role, export.mesh, export.config, tensors)
-        elif tensors:
-            write_tensors(top / role, tensors)
+    for role, export in exports.items():
+        with fail_together(mesh):
+            if export is not None and role in state.engines:
+                _write_tensors(top / role, state.engines[role], export)
     content = {
         "format": FORMAT,
         "step": state.step,
         "evaluated_step": state.evaluated_step,
-        "engines": {
-            role: {"step": engine.step, "skipped_steps": engine.skipped_steps} for role, engine in state.engines.items()
-        },
+        "engines": _engine_steps(state, mesh),
         "metrics": finite(state.metrics),
         "best": None if state.best is None else asdict(state.best),
         "evals_without_gain": state.evals_without_gain,
@@ -155,9 +154,27 @@ def write_state(folder: Path, state: TrainState, exports: Mapping[str, Export | 
             (top / _rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
 
 
-def saving_mesh(exports: Mapping[str, Export | ShardedExport]) -> Mesh | None:
-    """The mesh of the ranks that save together; None if this process saves alone."""
-    return next((export.mesh for export in exports.values() if isinstance(export, ShardedExport)), None)
+def _write_tensors(folder: Path, engine: EngineState, export: Export | ShardedExport) -> None:
+    """Write the tensors of an engine; all ranks of its model's layout call this."""
+    tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
+    tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
+    if isinstance(export, ShardedExport):
+        save_optimizer_tensors(folder, export.mesh, export.config, tensors)
+    elif tensors:
+        write_tensors(folder, tensors)
+
+
+def _engine_steps(state: TrainState, mesh: Mesh | None) -> dict[str, Any]:
+    """The numbers of steps of each engine, by role, whichever ranks have it."""
+    local = {
+        role: {"step": engine.step, "skipped_steps": engine.skipped_steps} for role, engine in state.engines.items()
+    }
+    if mesh is None or mesh.layout.size == 1:
+        return local
+    found: dict[str, Any] = {}
+    for of_rank in all_gather_json(local, mesh.all).values():
+        found |= of_rank
+    return found
 
 
 def follower_folder(checkpoint: Path, role: str) -> Path:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from reallm.algorithms.context import CallContext
+from reallm.algorithms.exchange import gathered
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.config.dataset import batch_size
 from reallm.config.load import describe
@@ -32,7 +34,6 @@ from reallm.experiments.run.messages import model_line
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import (
     check_lengths,
-    choose_layouts,
     distributed_context,
     load_roles,
     load_run_tokenizer,
@@ -93,7 +94,8 @@ def evaluate(
         sampler = StepSampler(len(samples), size, 1, None, config.seed)
         stats = measure(samples, planned_tokens(interfaces[first]), sampler, config.max_tokens_per_microbatch)
         too_long = check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
-        roles = load_models(config, graph, graph.roles, tokenizer, job, partial(print_line, console))
+        placement = Placement.of(config, graph, job.size)
+        roles = load_models(config, graph, placement, graph.roles, tokenizer, job, partial(print_line, console))
         for line in (f"rows: {report(samples)}", *too_long):
             print_line(console, line)
         started = time.monotonic()
@@ -103,36 +105,39 @@ def evaluate(
         ):
             batches = partial(_batches, size=size, progress=progress)
             context = CallContext(tokenizer, config.seed, 0, 0, config.max_tokens_per_microbatch, training=False)
-            metrics = GraphExecutor(graph, roles, interfaces).evaluate_samples(samples, batches, context)
+            executor = GraphExecutor(graph, roles, interfaces, placement)
+            metrics = executor.evaluate_samples(samples, batches, context)
         if not all(map(math.isfinite, metrics.values())):
-            refuse_nonfinite_models(config, roles)
+            refuse_nonfinite_models(config, roles, job)
         return EvalResult(metrics, len(samples), time.monotonic() - started)
 
 
 def load_models(
     config: TrainingConfig,
     graph: Graph,
+    placement: Placement,
     names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     job: Job,
     echo: Echo,
 ) -> dict[str, Role]:
     """Load the models of the named roles without what training needs, and print a line about each."""
-    layouts = choose_layouts(config, graph, job)
-    roles = load_roles(config, graph, names, tokenizer, job, layouts, horizons=None)
+    roles = load_roles(config, graph, names, tokenizer, job, placement, horizons=None)
     for name, role in roles.items():
-        echo(model_line(name, role, config))
+        echo(model_line(name, role, config, placement))
     return roles
 
 
-def refuse_nonfinite_models(config: TrainingConfig, roles: Mapping[str, Role]) -> None:
+def refuse_nonfinite_models(config: TrainingConfig, roles: Mapping[str, Role], job: Job) -> None:
     """Raise an error if a model gives nothing finite, whatever the rows; all ranks of a job call this.
 
     Raises:
         NonFiniteError: names the model and the weight or the block at fault.
     """
     for name, role in roles.items():
-        fault = model_fault(role.model.network, role.model.mesh)
+        fault = model_fault(role.model.network, role.model.mesh) if role.is_here else None
+        if not job.is_alone:
+            fault = next((one for one in gathered({str(job.rank): fault}).values() if one is not None), None)
         if fault is not None:
             path = model_args(config, name).path
             raise NonFiniteError(f"{path} gives results that are NaN or infinite, whatever the rows; {fault}")

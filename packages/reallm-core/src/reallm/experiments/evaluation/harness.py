@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
 from reallm.config.load import describe
 from reallm.errors import ConfigError, quoted
 from reallm.experiments.evaluation.evaluate import load_models
@@ -83,7 +84,8 @@ def evaluate_tasks(
         tokenizer, _ = load_run_tokenizer(config, graph)
         if options.apply_chat_template and not tokenizer.chat_template:
             raise ConfigError("--apply-chat-template: the tokenizer has no chat template; leave it out")
-        roles = load_models(config, graph, [role], tokenizer, job, lambda line: print_line(console, line))
+        placement = Placement.of(config, graph, job.size)
+        roles = load_models(config, graph, placement, [role], tokenizer, job, lambda line: print_line(console, line))
 
         from lm_eval import simple_evaluate
 

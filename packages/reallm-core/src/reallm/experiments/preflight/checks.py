@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import given_layouts
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import dataset_name
 from reallm.config.optimizer import check_trainable, check_unsharded
@@ -55,18 +57,16 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
     for field in dataset_fields(type(config)):
         check_dataset(field, getattr(config, field))
         check_dataset_keys(getattr(config, field), graph)
-    parallel = getattr(config, "parallel", ParallelArgs())
     for role in graph.roles:
         args, is_trained = model_args(config, role), role in graph.trained_roles
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
             check_checkpoint(f"{role}.path", args.path)
             check_head(f"{role}.path", args, is_trained=is_trained)
-            check_layout(f"{role}.path", args.path, Layout(pp=parallel.pp, tp=parallel.tp))
         check_device(args.device)
         if is_trained:
             check_trainable(args.dtype, f"{role}.dtype")
-        if is_trained and training:
-            check_unsharded(role_optimizer(config, role), parallel.smallest_layout)
+    known = [role for role in graph.roles if not (is_resume and role in graph.trained_roles)]
+    check_layouts(config, graph, known=known, training=training)
 
 
 def check_plugins(key: str, kind: str, names: Sequence[str]) -> None:
@@ -146,16 +146,57 @@ def check_head(key: str, args: ModelArgs, *, is_trained: bool) -> None:
         )
 
 
-def check_layout(key: str, path: str, layout: Layout) -> None:
-    """Check that the model of a checkpoint can be split over a layout, by its config alone."""
+def check_layouts(config: Any, graph: Graph, *, known: Sequence[str], training: bool = True) -> None:
+    """Check the layouts of calls, by the configs of checkpoints alone.
+
+    Args:
+        config: the configuration.
+        graph: the graph that the algorithm has with it.
+        known: the roles whose checkpoints are known.
+        training: whether models are to be trained; otherwise they are evaluated.
+
+    Raises:
+        ConfigError: a model cannot be split so, or its optimizer needs whole matrices; names the key.
+    """
+    given = given_layouts(config, graph)
+    parallel = getattr(config, "parallel", ParallelArgs())
+    for call in graph.calls:
+        if call.kind == "reward":
+            continue
+        layout = given.get(call.name, Layout(pp=parallel.pp, tp=parallel.tp))
+        prefix = f"{call.name}.layout={layout.short}: " if call.name in given else PREFIX
+        if call.role in known:
+            check_layout(f"{call.role}.path", model_args(config, call.role).path, layout, prefix)
+        if call.kind != "train_step" or not training:
+            continue
+        optimizer = role_optimizer(config, call.role)
+        if call.name in given:
+            check_unsharded(optimizer, replace(layout, fsdp=True), f"{call.name}.layout={layout.short}")
+        else:
+            check_unsharded(optimizer, parallel.smallest_layout)
+
+
+def check_layout(key: str, path: str, layout: Layout, prefix: str = PREFIX) -> None:
+    """Check that the model of a checkpoint can be split over a layout, by its config alone.
+
+    Args:
+        key: key of the checkpoint.
+        path: its path.
+        layout: the layout.
+        prefix: beginning of the message of an error, before the size that does not fit.
+    """
     if layout.pp == layout.tp == 1:
         return
     from reallm.parallel.sharding import check_fits  # imports torch, so only when it is needed
 
     try:
         check_fits(load_model_config(path), layout)
+        for rank in layout.ranks if layout.tp > 1 else ():
+            coordinate = layout.coordinate(rank)
+            assert coordinate is not None
+            layout.check_ascending(layout.tp_ranks(coordinate))
     except ConfigError as error:
-        raise ConfigError(f"{PREFIX}{error} ({key}={path})") from error
+        raise ConfigError(f"{prefix}{error} ({key}={path})") from error
 
 
 def check_device(name: str) -> None:

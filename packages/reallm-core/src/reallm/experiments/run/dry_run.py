@@ -64,7 +64,7 @@ def dry_run(
         ReallmError: the run could not start; says why in one line.
     """
     echo = partial(print_line, console or Console())
-    n = config.parallel.n_processes
+    n = config.n_processes
     job = Job(size=n, local_size=n) if job is None else job
     graph = Graph.of(algorithm, config)
     check_names(config, algorithm, graph, job)
@@ -96,10 +96,10 @@ def _checked_model(plan: Plan, graph: Graph, role: str, job: Job) -> ReaLModelCo
 def _model_line(plan: Plan, role: str, model: ReaLModelConfig, job: Job) -> str:
     args = model_args(plan.config, role)
     device = choose_device(args.device, job.gpu)
-    layout = None if plan.layouts is None else plan.layouts[role]
+    calls = None if job.is_alone else plan.placement.calls_of(role)
     on = torch.device(device.type)  # each process has its own
     dtype = choose_dtype(args.dtype, device)
-    return planned_model_line(role, args.path, n_parameters(model), dtype, on, layout, plan.config.parallel.zero)
+    return planned_model_line(role, args.path, n_parameters(model), dtype, on, calls, plan.config.parallel.zero)
 
 
 def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -> list[str]:

@@ -17,6 +17,7 @@ from reallm.data.datasets import Samples
 from reallm.engine.real_model import ReaLModel
 from reallm.experiments.run.setup import Data
 from reallm.loggers.jsonl import lines_up_to
+from reallm.parallel.object_collectives import is_leader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ class EvalSamples:
     examples: Sequence[tuple[str, Example]]
     """Examples, each with the name of its sample."""
     file: Path | None
-    """The JSONL file; None on the ranks that generate together with rank 0, which writes it."""
+    """The JSONL file; None on the ranks that generate together with the first one, which writes it."""
     max_new_tokens: int
 
     def write(self, step: int) -> None:
@@ -74,23 +75,24 @@ class EvalSamples:
         return text
 
 
-def make_eval_samples(
-    config: TrainingConfig, data: Data, role: Role, interface: Any, file: Path | None
-) -> EvalSamples | None:
-    """The prompts of the validation data that the model of a role continues at evaluations; None if there are none.
+def make_eval_samples(config: TrainingConfig, data: Data, role: Role, interface: Any, file: Path) -> EvalSamples | None:
+    """The prompts of the validation data that the model of a role continues at evaluations.
+
+    None if there are none, and on ranks outside of the model's layout.
 
     Args:
         config: configuration with the number of prompts and the length of completions.
         data: data of the run.
         role: the first trained role.
         interface: its interface, which makes the prompts.
-        file: see `EvalSamples`.
+        file: the JSONL file.
     """
-    if data.valid is None or role.model.config.is_critic:
+    if data.valid is None or role.model.config.is_critic or not role.is_here:
         return None
     chosen = choose(data.valid, interface, config.eval_generations)
     chosen, n_new = fitting(chosen, config.eval_max_new_tokens, role.model.config.longest_sequence)
-    return EvalSamples(role.model, data.tokenizer, chosen, file, n_new) if chosen else None
+    writes = is_leader(role.model.mesh)
+    return EvalSamples(role.model, data.tokenizer, chosen, file if writes else None, n_new) if chosen else None
 
 
 def choose(samples: Samples, interface: Any, n: int) -> list[tuple[str, Example]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.config.training import TrainingConfig
 from reallm.data.datasets import Samples
@@ -24,12 +25,12 @@ from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
 
 
-def model_line(name: str, role: Role, config: TrainingConfig) -> str:
+def model_line(name: str, role: Role, config: TrainingConfig, placement: Placement) -> str:
     """The line about a loaded model."""
     model = role.model
-    layout = None if model.mesh is None else model.layout
+    layouts = None if model.mesh is None else placement.calls_of(name)
     return planned_model_line(
-        name, role.args.path, role.n_parameters, model.dtype, model.device, layout, config.parallel.zero
+        name, role.args.path, role.n_parameters, model.dtype, model.device, layouts, config.parallel.zero
     )
 
 
@@ -39,10 +40,12 @@ def planned_model_line(
     n_parameters: int,
     dtype: torch.dtype,
     device: torch.device,
-    layout: Layout | None,
+    layouts: Mapping[str, Layout] | None,
     zero: int,
 ) -> str:
     """`model: path, 134,515,008 parameters, float32 on cpu, dp=2 tp=2 on 4 processes, ZeRO stage 1`.
+
+    Where calls to it have several layouts, each is named: `actor_gen in dp4, actor_train in tp2pp2`.
 
     Args:
         name: role of the model.
@@ -50,16 +53,22 @@ def planned_model_line(
         n_parameters: number of parameters of the whole model.
         dtype: dtype of its parameters.
         device: device on which it is.
-        layout: its layout; None for a single process.
-        zero: ZeRO stage, said if the layout shards anything by it.
+        layouts: the layout of each call to it; None for a single process.
+        zero: ZeRO stage, said if a layout shards anything by it.
     """
     parts = [path, f"{n_parameters:,} parameters", f"{str(dtype).removeprefix('torch.')} on {device}"]
-    if layout is not None:
+    different = list(dict.fromkeys((layouts or {}).values()))
+    if len(different) == 1:
+        (layout,) = different
         sizes = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp}
         chosen = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-        parts.append(f"{chosen} on {layout.size} processes")
-        if layout.fsdp:
-            parts.append(f"ZeRO stage {zero}")
+        names = "" if layout.ranks == tuple(range(layout.size)) else f" (ranks {layout.short.rpartition('@')[2]})"
+        count = counted(layout.size, "process", "processes")
+        parts.append(f"{chosen} on {count}{names}".strip())
+    elif layouts is not None:
+        parts += [f"{call} in {layout.short}" for call, layout in layouts.items()]
+    if any(layout.fsdp for layout in different):
+        parts.append(f"ZeRO stage {zero}")
     return f"{name}: {', '.join(parts)}"
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
 from reallm.config.optimizer import check_unsharded
 from reallm.config.training import TrainingConfig, model_args, role_optimizer
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_other_data
 from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
-from reallm.experiments.preflight.checks import check_layout
+from reallm.experiments.preflight.checks import check_layouts
 from reallm.experiments.preflight.memory import memory_lines
 from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.preflight.models import planned_model
@@ -20,10 +21,9 @@ from reallm.experiments.preflight.weight_updates import check_updates
 from reallm.experiments.run.callbacks import callback_offers
 from reallm.experiments.run.hub import check_hub
 from reallm.experiments.run.loggers import logger_specs
-from reallm.experiments.run.setup import Data, check_lengths, choose_layouts, load_data, make_interfaces, min_vocab_size
+from reallm.experiments.run.setup import Data, check_lengths, load_data, make_interfaces, min_vocab_size
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
-from reallm.parallel.layout import Layout
 from reallm.specs import Algorithm
 
 
@@ -48,8 +48,8 @@ class Plan:
     """The configuration; of a resumed run, with the saved models in place of the initial ones."""
     point: ResumePoint | None
     """Where the run is resumed from; None for a new run."""
-    layouts: Mapping[str, Layout] | None
-    """The layout of each role; None for a single process."""
+    placement: Placement
+    """Where the calls are computed."""
     interfaces: Mapping[str, Any]
     """An instance of each role's interface class."""
     data: Data
@@ -85,11 +85,10 @@ class Plan:
         point = resume_point(run, config.resume, echo, job.rank)
         if point is not None:
             config = point.with_saved_models(config, trained, graph.updated_roles)
-        layouts = choose_layouts(config, graph, job)
-        for name, layout in (layouts or {}).items():
-            check_layout(f"{name}.path", model_args(config, name).path, layout)
-            if name in trained:
-                check_unsharded(role_optimizer(config, name), layout)
+        placement = Placement.of(config, graph, job.size)
+        check_layouts(config, graph, known=graph.roles)
+        for role in trained if not job.is_alone else ():
+            check_unsharded(role_optimizer(config, role), placement.homes[role])
         interfaces = make_interfaces(algorithm, graph, config)
         data = load_data(config, graph, interfaces)
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
@@ -101,8 +100,9 @@ class Plan:
         too_long = check_lengths(data.train, data.stats, models)
         if data.valid is not None and data.valid_stats is not None:
             too_long += check_lengths(data.valid, data.valid_stats, models, noun="validation sample")
+        layouts = None if job.is_alone else placement.homes
         memory = memory_lines(config, trained, data.stats.largest, job, layouts)
-        return cls(config, point, layouts, interfaces, data, too_long, memory)
+        return cls(config, point, placement, interfaces, data, too_long, memory)
 
 
 def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:

@@ -201,12 +201,12 @@ class Precomputation:
     ) -> dict[str, _Found]:
         """Load the role's model, compute the outputs for some datasets, and write them into the cache."""
         plan, config, data = self.plan, self.plan.config, self.plan.data
-        roles = load_roles(config, self.graph, [call.role], data.tokenizer, self.job, plan.layouts, horizons=None)
-        executor = GraphExecutor(self.graph, roles, plan.interfaces)
+        roles = load_roles(config, self.graph, [call.role], data.tokenizer, self.job, plan.placement, horizons=None)
+        executor = GraphExecutor(self.graph, roles, plan.interfaces, plan.placement)
         max_tokens = max_tokens_per_microbatch(config, call.role)
         context = CallContext(data.tokenizer, config.seed, 0, data.sampler.total_steps, max_tokens, training=False)
-        if plan.layouts is not None:
-            max_tokens *= plan.layouts[call.role].dp * plan.layouts[call.role].pp
+        layout = plan.placement.layouts[call.name]
+        max_tokens *= layout.dp * layout.pp
         computed: dict[str, _Found] = {}
         for part in parts:
             started = time.monotonic()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface import optimizer_steps
+from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import CHAT_TEMPLATE, batch_size
@@ -128,16 +129,6 @@ def planned_tokens(interface: Any) -> Callable[[NamedArray], Sequence[int]]:
     return planned
 
 
-def choose_layouts(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Layout] | None:
-    """The layout of each role's model over the job; None for a single process.
-
-    Raises:
-        ConfigError: the sizes do not fit the number of processes.
-    """
-    layouts = {role: config.parallel.layout(job.size, trained=role in graph.trained_roles) for role in graph.roles}
-    return None if job.is_alone else layouts
-
-
 def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any]) -> Data:
     """Tokenize the datasets with the tokenizer of the first trained model.
 
@@ -233,12 +224,12 @@ def load_roles(
     names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     job: Job,
-    layouts: Mapping[str, Layout] | None,
+    placement: Placement,
     *,
     horizons: Mapping[str, int] | None,
     tokenizer_changed: bool = False,
 ) -> dict[str, Role]:
-    """Load the models of roles, with an engine for those that the graph trains.
+    """Load the models of roles, each in the layout of its home, with an engine for those that the graph trains.
 
     Args:
         config: configuration of the run.
@@ -246,7 +237,7 @@ def load_roles(
         names: the roles.
         tokenizer: tokenizer of the run.
         job: the processes that load the models together.
-        layouts: layout of each role; None for a single process.
+        placement: where the roles are called.
         horizons: optimizer steps of the whole run by trained role; None to evaluate alone, without training engines
             and their memory.
         tokenizer_changed: whether the tokenizer is to be saved with the models.
@@ -259,10 +250,13 @@ def load_roles(
     for name in names:
         args = model_args(config, name)
         device = choose_device(args.device, job.gpu)
-        mesh = None
-        if layouts is not None:
-            layout = layouts[name]
-            mesh = meshes.setdefault(layout, Mesh.of(layout, timeout=config.parallel.timeout))
+        mesh, own_meshes = None, {}
+        if not job.is_alone:
+            for layout in placement.copies(name):
+                if layout not in meshes:
+                    meshes[layout] = Mesh.of(layout, timeout=config.parallel.timeout)
+                own_meshes[layout] = meshes[layout]
+            mesh = meshes[placement.homes[name]]
         model = ReaLModel.from_pretrained(
             args.path,
             device=device,
@@ -276,7 +270,7 @@ def load_roles(
         checkpoint_dtype = model.dtype
         model.to(choose_dtype(args.dtype, device))
         engine, evaluator = None, None
-        if name in graph.trained_roles:
+        if name in graph.trained_roles and (mesh is None or mesh.is_member):
             model.gradient_checkpointing = args.gradient_checkpointing
             if args.compile:
                 model.compile_blocks()
@@ -286,7 +280,7 @@ def load_roles(
         if name in graph.updated_roles:
             align_parameters(model.network)
         to_save = tokenizer if tokenizer_changed else None
-        roles[name] = Role(model, engine, evaluator, args, checkpoint_dtype, to_save)
+        roles[name] = Role(model, engine, evaluator, args, checkpoint_dtype, to_save, own_meshes)
     return roles
 
 

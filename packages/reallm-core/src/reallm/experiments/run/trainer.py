@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,8 @@ from reallm.experiments.run.setup import Data, load_roles
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
+from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Mesh
 from reallm.specs import Algorithm
 
 
@@ -70,6 +72,8 @@ class Trainer:
     best: BestMetric
     callbacks: Callbacks
 
+    trained: Sequence[str]
+    """The roles that are trained, on this rank or on others."""
     question: str
     """Arguments of `reallm generate` that ask the first trained model something."""
 
@@ -112,12 +116,12 @@ class Trainer:
             graph.roles_of_steps,
             data.tokenizer,
             job,
-            plan.layouts,
+            plan.placement,
             horizons={name: data.sampler.total_steps * optimizer_steps(plan.interfaces[name]) for name in trained},
             tokenizer_changed=data.tokenizer_changed,
         )
         if point is not None:
-            point.load_into({name: roles[name].engine for name in trained})
+            point.load_into({name: roles[name].engine for name in trained if roles[name].is_here})
         callbacks = Callbacks(
             callback_offers(config.callbacks),
             RunState(folder.path, run.settings, roles, data.sampler.total_steps, data.valid is not None, job),
@@ -133,7 +137,9 @@ class Trainer:
             keep(precomputed, folder, echo)
             if point is not None:
                 drop_after(folder.samples, point.step)
-        for line in overview(plan, run, job, [model_line(name, role, config) for name, role in roles.items()]):
+        for line in overview(
+            plan, run, job, [model_line(name, role, config, plan.placement) for name, role in roles.items()]
+        ):
             echo(line)
         specs = logger_specs(config.loggers) if job.is_rank0 else {}
         resume_step = None if point is None else point.step
@@ -145,22 +151,23 @@ class Trainer:
             data=data,
             roles=roles,
             interfaces=plan.interfaces,
-            executor=GraphExecutor(graph, roles, plan.interfaces),
+            executor=GraphExecutor(graph, roles, plan.interfaces, plan.placement),
             checkpointer=Checkpointer(
                 folder,
                 keep_last=config.keep_last,
                 # ranks that save together communicate, and so does the next step: they cannot do both at once
                 in_background=config.async_save and job.is_alone and not callbacks.watch_saves,
                 newest=None if point is None else point.checkpoint,
-                is_rank0=job.is_rank0,
+                mesh=None if job.is_alone else Mesh.of(Layout(dp=job.size), timeout=config.parallel.timeout),
             ),
             eval_samples=make_eval_samples(
-                config, data, roles[trained[0]], plan.interfaces[trained[0]], folder.samples if job.is_rank0 else None
+                config, data, roles[trained[0]], plan.interfaces[trained[0]], folder.samples
             ),
             progress=TrainingProgress(console, data.sampler.total_steps),
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
             best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
             callbacks=callbacks,
+            trained=trained,
             question=question(data.train, plan.interfaces[trained[0]], data.tokenizer),
         )
         for role in roles.values():
@@ -177,6 +184,9 @@ class Trainer:
         self.best.best, self.best.evals_without_gain = state.best, state.evals_without_gain
         self._evaluated_step = state.evaluated_step
         self._seconds_before = state.seconds
+        self.executor.restore_versions(
+            {name: engine.step - engine.skipped_steps for name, engine in state.engines.items()}
+        )
         load_interface_states(self.interfaces, state.interfaces)
         self.callbacks.load_state(state.callbacks)
         state.generators.restore()
@@ -316,14 +326,17 @@ class Trainer:
         self.callbacks.requests.save = False
         if self.step == self._saved_step:
             return
-        trained = {name: role for name, role in self.roles.items() if role.engine is not None}
+        trained = {name: self.roles[name] for name in self.trained}
         with self.progress.doing("saving"):
             self._finish_save()
             exports = {
-                name: role.model.export(dtype=role.checkpoint_dtype, tokenizer=role.tokenizer)
+                name: role.model.export(dtype=role.checkpoint_dtype, tokenizer=role.tokenizer) if role.is_here else None
                 for name, role in trained.items()
             }
-            followers = {name: self.roles[name].model.export() for name in self.graph.updated_roles}
+            followers = {
+                name: self.roles[name].model.export() if self.roles[name].is_here else None
+                for name in self.graph.updated_roles
+            }
             self.checkpointer.save(exports, self._state(trained), followers)
         self._saved_step, self._last_save = self.step, time.monotonic()
         self.write_summary("running")
@@ -347,7 +360,8 @@ class Trainer:
     def _state(self, trained: Mapping[str, Role]) -> TrainState:
         engines = {}
         for name, role in trained.items():
-            assert role.engine is not None
+            if role.engine is None:
+                continue
             # float32 weights that are saved in float32 are in the checkpoint already, unrounded
             is_rounded = role.engine.has_masters or role.checkpoint_dtype != role.model.dtype
             engines[name] = role.engine.state(weights=is_rounded)

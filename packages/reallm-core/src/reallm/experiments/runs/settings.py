@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
 from reallm.config.parallel import PREFIX
 from reallm.errors import ConfigError
 
 LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
 """Keys that determine where a run writes, not what it computes."""
+
+CALL_KEYS = frozenset(item.name for item in dataclasses.fields(CallArgs))
+"""Keys that say where a call is computed, without its name. They do not change what a run computes."""
 
 Diff = dict[str, tuple[Any, Any]]
 """Dotted key -> values before and now; None if a key is missing."""
@@ -87,4 +92,10 @@ def with_optimizer_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 def without_parallel(changed: Diff) -> Diff:
     """The changed settings that may alter results; the split of a run over processes does not."""
-    return {key: values for key, values in changed.items() if not key.startswith(PREFIX)}
+    return {key: values for key, values in changed.items() if not key.startswith(PREFIX) and not _places_call(key)}
+
+
+def _places_call(key: str) -> bool:
+    """Whether a key is one of a call's `CallArgs`, such as `actor_gen.layout`."""
+    group, _, leaf = key.partition(".")
+    return group not in ("dataset", "optimizer") and leaf in CALL_KEYS

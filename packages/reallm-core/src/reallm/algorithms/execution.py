@@ -1,0 +1,164 @@
+"""`Execution`: executes calls on a batch, those of them that are this rank's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.exchange import Exchange
+from reallm.algorithms.interface import optimizer_steps
+from reallm.algorithms.placement import Placement
+from reallm.algorithms.role import Role
+from reallm.algorithms.weight_updates import update_weights
+from reallm.data.batching import n_samples
+from reallm.data.namedarray import NamedArray, merge
+from reallm.errors import NonFiniteError, PluginError, kind_of
+from reallm.specs import ModelFunctionCall
+
+WEIGHTS_VERSIONS = "weights_versions"
+"""Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
+
+OnCall = Callable[[ModelFunctionCall, NamedArray], None]
+"""Function of a call and the batch."""
+
+
+class Execution:
+    """Executes calls on batches, those of them that are this rank's.
+
+    A rank skips the calls of others, and waits for them only where it needs what they write. Before a call its copy of
+    the model gets the newest weights; after it, the copy is offloaded if the placement says so.
+
+    Numbers that are not finite end a call on all of its ranks alike. If other ranks have no part in it, the call and
+    those that read what it writes are left out, and the error is kept in `errors`, for all ranks to raise together.
+
+    Args:
+        roles: the loaded roles, by name.
+        interfaces: an instance of the interface of each role, by name.
+        placement: where calls are computed.
+        rank: this rank.
+    """
+
+    def __init__(
+        self, roles: Mapping[str, Role], interfaces: Mapping[str, Any], placement: Placement, rank: int
+    ) -> None:
+        self._roles, self._interfaces, self._placement, self._rank = roles, interfaces, placement, rank
+        self.errors: dict[str, NonFiniteError] = {}
+        """Calls of this rank that could not be made -> why."""
+
+    def run(
+        self,
+        calls: Sequence[ModelFunctionCall],
+        batch: NamedArray,
+        context: CallContext,
+        *,
+        train: OnCall,
+        computed: OnCall = lambda call, batch: None,
+    ) -> None:
+        """Execute calls in order, except those whose outputs the batch has already.
+
+        Args:
+            calls: the calls.
+            batch: the samples.
+            context: the run and the step.
+            train: does a `train_step`, given its inputs.
+            computed: called after any other call, with the batch that has its outputs.
+        """
+        calls = [call for call in calls if call.kind == "train_step" or not all(key in batch for key in call.outputs)]
+        writers = {key: call.name for call in calls for key in call.outputs}
+        exchange = Exchange(self._placement, calls, self._rank)
+        failed: dict[str, NonFiniteError] = {}
+        for call in calls:
+            model = None if call.kind == "reward" else self._roles[call.role].replicas.at(self._layout(call))
+            if self._rank in self._placement.ranks(call.name):
+                received, errors = exchange.receive(call.name)
+                failed |= errors
+                for producer, parts in received.items():
+                    batch = self._merged(batch, parts, producer, calls, context)
+                error = next((failed[writers[key]] for key in call.inputs if writers.get(key) in failed), None)
+                try:
+                    if error is not None:
+                        raise error
+                    self._wait_for_offloads()
+                    if call.kind == "train_step":
+                        train(call, batch)
+                    else:
+                        outputs = self._outputs(call, model, batch, context)
+                        batch = self._merged(batch, [outputs], call.name, calls, context)
+                        exchange.send(call.name, batch)
+                        computed(call, batch)
+                    self._offload_after(call, context)
+                except NonFiniteError as raised:
+                    if self._placement.covers_job:
+                        raise
+                    failed[call.name] = raised
+                    exchange.send(call.name, raised)
+            if call.kind == "train_step" and context.training:
+                self._weights_changed(call, context)
+        exchange.finish()
+        self.errors = failed | self.errors
+
+    def _layout(self, call: ModelFunctionCall) -> Any:
+        return self._placement.layouts[call.name]
+
+    def _outputs(self, call: ModelFunctionCall, model: Any, batch: NamedArray, context: CallContext) -> NamedArray:
+        """What the interface computes in a call that does not train."""
+        interface = self._interfaces[call.role]
+        if call.kind == "reward":
+            outputs = interface.reward(batch, context)
+        else:
+            outputs = getattr(interface, call.kind)(model, batch, context)
+        _check_outputs(call, outputs, batch)
+        assert isinstance(outputs, NamedArray)
+        return outputs
+
+    def _merged(
+        self,
+        batch: NamedArray,
+        parts: Sequence[NamedArray],
+        producer: str,
+        calls: Sequence[ModelFunctionCall],
+        context: CallContext,
+    ) -> NamedArray:
+        """The batch with outputs of a call; with generated tokens, the version of the weights is noted."""
+        call = next(one for one in calls if one.name == producer)
+        versions = batch.metadata.get(WEIGHTS_VERSIONS, {})
+        plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
+        if call.kind == "generate":
+            versions = {**versions, call.role: context.weights_versions.get(call.role, 0)}
+        return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
+
+    def _weights_changed(self, call: ModelFunctionCall, context: CallContext) -> None:
+        """Have the weights of other roles follow, and note which copies are behind."""
+        n_steps = optimizer_steps(self._interfaces[call.role])
+        followers = update_weights(call, self._roles, (context.step - 1) * n_steps, context.step * n_steps)
+        for role in (call.role, *followers):
+            self._roles[role].replicas.weights_changed()
+
+    def _wait_for_offloads(self) -> None:
+        for role in self._roles.values():
+            role.replicas.wait_for_offload()
+
+    def _offload_after(self, call: ModelFunctionCall, context: CallContext) -> None:
+        if call.name in self._placement.offloaded:
+            trained = call.kind == "train_step" and context.training
+            self._roles[call.role].replicas.offload(self._layout(call), trained=trained)
+
+
+def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:
+    """Check what an interface returned.
+
+    Raises:
+        PluginError: it is not a batch with the call's output keys for the samples of the input.
+    """
+    where = f"the interface of '{call.role}': {call.kind} for the call '{call.name}' returned"
+    if not isinstance(outputs, NamedArray):
+        raise PluginError(f"{where} {kind_of(outputs)}, not a NamedArray")
+    missing = [key for key in call.outputs if key not in outputs]
+    if missing:
+        raise PluginError(f"{where} no '{missing[0]}', which the graph says it writes; it has {', '.join(outputs)}")
+    extra = [key for key in outputs if key not in call.outputs]
+    if extra:
+        raise PluginError(f"{where} '{extra[0]}', which is not among the call's outputs, {', '.join(call.outputs)}")
+    if n_samples(outputs) != n_samples(batch):
+        raise PluginError(f"{where} {n_samples(outputs)} samples for a batch of {n_samples(batch)}")
