@@ -1,4 +1,4 @@
-"""An algorithm of three roles, trained under a placement: an actor that generates and is trained, a reference, a reward."""
+"""An algorithm of three roles under a placement: an actor that generates and learns, a reference, a reward."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Case:
     """A placement: the layout of each call, and the calls after which the model is offloaded."""
 
     name: str
-    parallel: ParallelArgs = ParallelArgs()
+    parallel: ParallelArgs = field(default_factory=ParallelArgs)
     layouts: Mapping[str, str] = field(default_factory=dict)
     offload: tuple[str, ...] = ()
 
