@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from reallm.config.parallel import ParallelArgs
-from tests.algorithms.three_roles import Case, Outcome, train, train_all
+from reallm.errors import NonFiniteError
+from tests.algorithms.three_roles import Case, Outcome, set_up, train, train_all
 from tests.helpers.ranks import on_ranks
 
 CASES = [
@@ -57,3 +62,75 @@ def test_losses_tokens_and_weights_are_those_of_one_process(
             torch.testing.assert_close(tensor, alone.weights[parameter], rtol=1e-9, atol=1e-9)
     assert any(outcome.weights for outcome in outcomes[name])
     assert any(outcome.tokens for outcome in outcomes[name])
+
+
+ON_TWO_OF_THREE = Case(
+    "two-of-three",
+    layouts={"actor_gen": "dp1@1", "ref_inf": "dp1", "reward": "dp1@1", "actor_train": "dp2"},
+)
+
+
+def step_while_rank_2_is_free(rank: int) -> tuple[dict[str, float], list[int]]:
+    """Metrics of a step, and the operations of the whole job's group in each call of this rank, and at the step's end.
+
+    Ranks 0 and 1 train only once rank 2 has reached the end.
+    """
+    setup = set_up(ON_TWO_OF_THREE)
+    store: Any = dist.distributed_c10d._get_default_store()
+    world: Any = dist.group.WORLD
+    counts: list[int] = []
+
+    def counted(work: Any) -> Any:
+        def count(*args: Any) -> Any:
+            n_before = world._get_sequence_number_for_group()
+            result = work(*args)
+            counts.append(world._get_sequence_number_for_group() - n_before)
+            return result
+
+        return count
+
+    actor, ref, executor = setup.interfaces["actor"], setup.interfaces["ref"], setup.executor
+    generate, inference, train_step, share = actor.generate, ref.inference, actor.train_step, executor._share_after_step
+
+    def wait_and_train(*args: Any) -> Any:
+        store.wait(["rank 2 is at the end"], timedelta(seconds=30))
+        return train_step(*args)
+
+    def arrive(*args: Any) -> None:
+        if rank == 2:
+            store.set("rank 2 is at the end", "")
+        share(*args)
+
+    actor.generate, ref.inference, actor.train_step = counted(generate), counted(inference), counted(wait_and_train)
+    executor._share_after_step = counted(arrive)
+    return setup.step(1), counts
+
+
+def test_ranks_without_a_part_in_a_call_do_not_wait_for_it(alone: Outcome) -> None:
+    for rank, (metrics, counts) in enumerate(on_ranks(3, step_while_rank_2_is_free)):
+        assert metrics["train/loss"] == pytest.approx(alone.metrics[0]["train/loss"], rel=1e-9)
+        *in_calls, at_end = counts
+        assert in_calls == [0] * (0 if rank == 2 else 2)
+        assert at_end > 0
+
+
+def step_that_fails(rank: int, case: Case) -> str:
+    setup = set_up(case)
+    setup.step(1)
+    setup.interfaces["actor"].is_broken = True
+    try:
+        setup.step(2)
+    except NonFiniteError as error:
+        message = str(error)
+    else:
+        message = ""
+    setup.interfaces["actor"].is_broken = False
+    setup.step(2)  # all ranks can go on
+    return message
+
+
+@pytest.mark.parametrize("case", [ON_TWO_OF_THREE, Case("all")], ids=lambda case: case.name)
+def test_a_loss_that_is_not_finite_is_an_error_on_all_ranks(case: Case) -> None:
+    messages = on_ranks(3, step_that_fails, case)
+    assert messages[0].startswith("step 2: the loss of ")
+    assert messages == messages[:1] * 3

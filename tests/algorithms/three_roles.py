@@ -220,28 +220,45 @@ def context(step: int, versions: Mapping[str, int], *, training: bool = True) ->
     return CallContext(None, 5, step, STEPS, 40, training, versions)  # type: ignore[arg-type]
 
 
-def train(rank: int, case: Case) -> Outcome:
-    """A few steps and an evaluation under a placement."""
+@dataclass(frozen=True)
+class Setup:
+    """What a rank needs for steps of the algorithm."""
+
+    executor: GraphExecutor
+    roles: Mapping[str, Role]
+    interfaces: Mapping[str, Any]
+
+    def step(self, step: int) -> dict[str, float]:
+        return self.executor.train(batch_of(step), context(step, self.executor.weights_versions))
+
+
+def set_up(case: Case) -> Setup:
     torch.set_num_threads(1)
     config = case.config()
     graph = Graph.of(ALGORITHM, config)
     placement = Placement.of(config, graph, dist.get_world_size() if dist.is_initialized() else 1)
-    interfaces = {role: cls(config) for role, cls in ALGORITHM.interfaces.items()}  # type: ignore[operator]
+    interfaces = {role: ALGORITHM.interface_class(role)(config) for role in ALGORITHM.interfaces}
     roles = make_roles(case, placement)
-    executor = GraphExecutor(graph, roles, interfaces, placement)
+    return Setup(GraphExecutor(graph, roles, interfaces, placement), roles, interfaces)
+
+
+def train(rank: int, case: Case) -> Outcome:
+    """A few steps and an evaluation under a placement."""
+    setup = set_up(case)
     tokens: list[list[int]] = []
-    interfaces["actor"].generate = recorded(interfaces["actor"].generate, tokens)
+    setup.interfaces["actor"].generate = recorded(setup.interfaces["actor"].generate, tokens)
     metrics = []
     for step in range(1, STEPS + 1):
-        found = executor.train(batch_of(step), context(step, executor.weights_versions))
+        found = setup.step(step)
         metrics.append({name: value for name, value in found.items() if not name.endswith(("_s", "_gib"))})
-    evaluation = executor.evaluate([batch_of(9)], context(STEPS, executor.weights_versions, training=False))
-    actor = roles["actor"].model
+    versions = setup.executor.weights_versions
+    evaluation = setup.executor.evaluate([batch_of(9)], context(STEPS, versions, training=False))
+    actor = setup.roles["actor"].model
     weights: dict[str, Tensor] = {}
-    if roles["actor"].is_here:
+    if setup.roles["actor"].is_here:
         whole = actor if actor.mesh is None else actor.reallocate(f"dp1@{actor.layout.ranks[0]}")
         weights = {name: tensor.clone() for name, tensor in whole.local_tensors().items()}
-    return Outcome(metrics, evaluation, tokens, weights, executor.weights_versions, interfaces["actor"].state())
+    return Outcome(metrics, evaluation, tokens, weights, versions, setup.interfaces["actor"].state())
 
 
 def recorded(generate: Any, tokens: list[list[int]]) -> Any:
