@@ -70,7 +70,8 @@ class Execution:
         failed: dict[str, NonFiniteError] = {}
         for call in calls:
             model = None if call.kind == "reward" else self._roles[call.role].replicas.at(self._layout(call))
-            if self._rank in self._placement.ranks(call.name):
+            is_here = self._rank in self._placement.ranks(call.name)
+            if is_here:
                 received, errors = exchange.receive(call.name)
                 failed |= errors
                 for producer, parts in received.items():
@@ -87,7 +88,6 @@ class Execution:
                         batch = self._merged(batch, [outputs], call.name, calls, context)
                         exchange.send(call.name, batch)
                         computed(call, batch)
-                    self._offload_after(call, context)
                 except NonFiniteError as raised:
                     if self._placement.covers_job:
                         raise
@@ -95,6 +95,9 @@ class Execution:
                     exchange.send(call.name, raised)
             if call.kind == "train_step" and context.training:
                 self._weights_changed(call, context)
+            if is_here and call.name in self._placement.offloaded:
+                trained = call.kind == "train_step" and context.training
+                self._roles[call.role].replicas.offload(self._layout(call), trained=trained)
         exchange.finish()
         self.errors = failed | self.errors
 
@@ -138,11 +141,6 @@ class Execution:
     def _wait_for_offloads(self) -> None:
         for role in self._roles.values():
             role.replicas.wait_for_offload()
-
-    def _offload_after(self, call: ModelFunctionCall, context: CallContext) -> None:
-        if call.name in self._placement.offloaded:
-            trained = call.kind == "train_step" and context.training
-            self._roles[call.role].replicas.offload(self._layout(call), trained=trained)
 
 
 def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:

@@ -137,10 +137,8 @@ class Checkpointer:
                     with fail_together(mesh):
                         if export is not None:
                             # the original checkpoint may be gone by now; tokenizer files are copied from save to save
-                            source = (
-                                export.carry_from if self.newest is None else _within(self.newest, role, len(exports))
-                            )
-                            _write_model(_within(new, role, len(exports)), export, source)
+                            before = None if self.newest is None else _within(self.newest, role, len(exports))
+                            _write_model(_within(new, role, len(exports)), export, before or export.carry_from)
                 write_state(new, state, exports, mesh)
                 for role, export in followers.items():
                     with fail_together(mesh):
