@@ -13,6 +13,7 @@ from torch import Tensor
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.interface import Example
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.config.args import CallArgs, ModelArgs
@@ -32,6 +33,7 @@ from reallm.training.sequence_scores import answer_logprobs, answer_mask
 from tests.helpers.tiny_config import TINY
 
 STEPS = 3
+N_NEW_TOKENS = 5
 # with a large eps, what AdamW does is smooth in the gradients, also where these are rounding noise
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-3, schedule="constant", warmup_steps=0, max_grad_norm=1e6)
 
@@ -69,7 +71,7 @@ class ActorInterface:
 
     def generate(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         prompts = [ids.tolist() for ids in batch["prompt_ids"].split(lengths(batch, "prompt_ids"))]
-        config = GenerationConfig(max_new_tokens=5, n=2)
+        config = GenerationConfig(max_new_tokens=N_NEW_TOKENS, n=2)
         found = context.generate(model, prompts, config, batch.metadata["ids"])
         pairs = [found[2 * i : 2 * i + 2] for i in range(len(prompts))]
         sequences = [
@@ -89,6 +91,12 @@ class ActorInterface:
     def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         self.n_trained += 1
         return engine.train_batch(batch, self)
+
+    def planned_tokens(self, sample: NamedArray) -> list[int]:
+        return [2 * (n + N_NEW_TOKENS) for n in lengths(sample, "prompt_ids")]
+
+    def example(self, sample: NamedArray) -> Example:
+        return Example(sample["prompt_ids"].tolist())
 
     def n_tokens(self, batch: NamedArray) -> list[int]:
         return lengths(batch, "input_ids")

@@ -86,8 +86,8 @@ class Execution:
                     else:
                         outputs = self._outputs(call, model, batch, context)
                         batch = self._merged(batch, [outputs], call.name, calls, context)
-                        exchange.send(call.name, batch)
                         computed(call, batch)
+                        exchange.send(call.name, batch)
                 except NonFiniteError as raised:
                     if self._placement.covers_job:
                         raise
