@@ -187,7 +187,10 @@ def test_cached_and_live_log_probabilities_of_the_reference_agree(
                 assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"ref_logprobs": "live"}, {"loss_type": "kto"}, {"loss_type": "orpo"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ref_logprobs": "live"}, {"loss_type": "kto"}, {"sync_ref_model": True, "ref_model_sync_steps": 2}],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -213,6 +216,24 @@ def test_a_stopped_reward_model_goes_on_bit_for_bit(
         assert quiet_run(rw(tmp_path, noisy, epochs=2, name="stopped")).interrupted
     resumed = quiet_run(rw(tmp_path, noisy, epochs=2, name="stopped", resume=str(tmp_path / "runs" / "stopped")))
     assert_same_run(whole.run_dir, resumed.run_dir)
+
+
+def test_a_reference_that_is_the_policy_after_each_step_has_the_loss_of_equal_models(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    following = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
+    for loss in (line["train/loss"] for line in records(quiet_run(dpo(tmp_path, checkpoint, **following)))[1:4]):
+        assert loss == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_a_reference_follows_the_policy_every_few_steps(tmp_path: Path, checkpoint: Path) -> None:
+    settings = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6, "epochs": 2}
+    fixed, following = (
+        [line["train/loss"] for line in records(quiet_run(dpo(tmp_path, checkpoint, **more))) if "train/loss" in line]
+        for more in ({"epochs": 2, "ref_logprobs": "live", "name": "fixed"}, {**settings, "name": "following"})
+    )
+    assert fixed[:2] == following[:2]
+    assert all(one < other for one, other in zip(fixed[2:], following[2:], strict=True))  # closer to the reference
 
 
 def test_a_resumed_run_keeps_the_reference_that_it_began_with(tmp_path: Path, checkpoint: Path) -> None:

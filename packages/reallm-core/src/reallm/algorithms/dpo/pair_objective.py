@@ -18,12 +18,12 @@ from reallm.algorithms.dpo.graph import needs_policy_logprobs
 from reallm.algorithms.dpo.loss_types import LOSS_TYPES
 from reallm.algorithms.dpo.matching import matched_loss, with_matches
 from reallm.algorithms.pairs import WEIGHTS, chosen_and_rejected, split_pairs
-from reallm.data.batching import cu_seqlens, lengths
+from reallm.data.batching import lengths
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError
 from reallm.model.transformer import Transformer
 from reallm.training.objective import LossOutput, Totals
-from reallm.training.sequence_scores import AnswerLogprobs, answer_logprobs
+from reallm.training.sequence_scores import AnswerLogprobs, answer_lengths, answer_logprobs
 
 PREFERENCE, NLL = "preference", "nll"
 """Terms of the loss."""
@@ -66,8 +66,7 @@ class PairObjective:
         """Number of prompts, and of tokens of chosen answers."""
         weights = {PREFERENCE: float(batch[WEIGHTS].sum())}
         if self._config.sft_weight:
-            n_tokens = cu_seqlens(batch, "input_ids").diff()[::2] - batch["prompt_lens"].cpu()[::2].clamp(min=1)
-            weights[NLL] = float(n_tokens.clamp(min=0).sum())
+            weights[NLL] = float(answer_lengths(batch)[::2].sum())
         return weights
 
     def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
