@@ -18,14 +18,14 @@ import torch.nn.functional as F
 
 from generation_work import Job, Requests
 from reallm import ReaLModel
-from reallm.generation import replica
+from reallm.generation import decode_pass, replica
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.request import Request
 from reallm.generation.row_cache import RowBlock
 from reallm.generation.row_store import RowStore
 from reallm.generation.scheduler import Scheduler
-from reallm.model import decode_pass, layers
+from reallm.model import layers
 from reallm.model.block import ResidualAdd
 from reallm.model.products import onednn
 from reallm.model.rope import JointRotation, Rotation

@@ -8,22 +8,23 @@ import pytest
 import torch
 
 from reallm.generation.config import GenerationConfig
+from reallm.generation.decode_pass import DecodePass
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.prepacking import FEW_STEPS
 from reallm.generation.request import Completion, Request
 from reallm.model.block import Block
-from reallm.model.decode_pass import DecodePass
 from reallm.model.products import linear as products
 from reallm.model.products import onednn
 from reallm.model.transformer import Transformer
 from tests.helpers.variants import BASE, VARIANTS, build
 
 PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4], [6, 6], [4, 1, 2, 3, 4]]
-GENERAL = {"sandwich norms with an offset", "norms after the sum", "parallel branches", "experts"}
+GENERAL = {"parallel branches", "experts"}
 """Variants that the decoding pass does not cover."""
 MORE = {
     "biases": BASE.replace(q_bias=True, v_bias=True, o_bias=True, up_bias=True, down_bias=True, init_std=0.3),
     "plain MLP": BASE.replace(mlp="plain", activation="gelu_tanh", norm="layer", norm_bias=True),
+    "residual multiplier": BASE.replace(residual_multiplier=0.3),
     "partial rotation": BASE.replace(rope=VARIANTS["rope of each block"].ropes[0]),
 }
 
@@ -56,10 +57,10 @@ def run(network: Transformer, n_prompts: int = len(PROMPTS), **options) -> list[
         return engine.run()
 
 
-def by_the_general_pass(network: Transformer, n_prompts: int = len(PROMPTS)) -> list[Completion]:
+def by_the_general_pass(network: Transformer, n_prompts: int = len(PROMPTS), **options) -> list[Completion]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecodePass, "is_possible", False)
-        return run(network, n_prompts)
+        return run(network, n_prompts, **options)
 
 
 @pytest.mark.parametrize("n_prompts", [1, 3, 5])
@@ -106,10 +107,17 @@ def test_not_for_layers_of_another_class(passes):
     assert not passes
 
 
-def test_not_in_exact_mode_nor_without_prepacked_weights(passes):
-    network = build(BASE)
-    run(network, exact=True)
-    with GenerationEngine(network) as engine:
+@pytest.mark.parametrize("variant", ["grouped heads", "sliding window", "plain MLP", "sandwich norms with an offset"])
+def test_exact_completions_are_those_of_the_general_pass_too(passes, variant):
+    network = build((VARIANTS | MORE)[variant].replace(max_positions=24))
+    expected = by_the_general_pass(network, exact=True)
+    assert not passes
+    assert run(network, exact=True) == expected
+    assert passes
+
+
+def test_not_without_prepacked_weights(passes):
+    with GenerationEngine(build(BASE)) as engine:
         engine.add(Request(tuple(PROMPTS[0]), GenerationConfig(max_new_tokens=FEW_STEPS - 1, stop_token_ids=())))
         engine.run()
     assert not passes

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from reallm.generation.cuda_graphs import DecodeGraphs, can_be_captured
+from reallm.generation.decode_pass import DecodePass
 from reallm.generation.kv_store import Kind, KVStore, pack_order
 from reallm.generation.page_store import PageStore
 from reallm.generation.replica import LocalReplica, Replica
 from reallm.generation.row_store import RowStore
 from reallm.generation.step import ScheduledSequence, Step
-from reallm.model.decode_pass import DecodePass
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 

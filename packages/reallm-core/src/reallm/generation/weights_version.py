@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -21,23 +22,24 @@ class WeightsVersion:
 
     def __init__(self, network: nn.Module) -> None:
         # to walk through all modules would take ten times as long as a look at their parameters
-        self._parameters = [module._parameters for module in network.modules() if module._parameters]
-        self._references, self._seen = self._now()
+        self._of_modules = [module._parameters for module in network.modules() if module._parameters]
+        self._note(self._parameters())
 
     def has_changed(self) -> bool:
         """Whether the weights have changed since the last call."""
-        references, now = self._now()
-        changed = now != self._seen
-        self._references, self._seen = references, now
-        return changed
+        parameters = self._parameters()
+        is_same = (
+            len(parameters) == len(self._references)
+            and all(reference() is each for reference, each in zip(self._references, parameters, strict=True))
+            and [each._version for each in parameters] == self._versions
+        )
+        if not is_same:
+            self._note(parameters)
+        return not is_same
 
-    def _now(self) -> tuple[list[weakref.ref[nn.Parameter]], list[tuple[int, int]]]:
-        """References to the parameters, and for each the number of its reference and its version.
+    def _parameters(self) -> list[nn.Parameter]:
+        return [each for of_module in self._of_modules for each in of_module.values() if each is not None]
 
-        While a reference is kept, no other has its number, even if the parameter is gone.
-        """
-        parameters = [each for of_module in self._parameters for each in of_module.values() if each is not None]
-        references = [weakref.ref(each) for each in parameters]
-        return references, [
-            (id(reference), each._version) for reference, each in zip(references, parameters, strict=True)
-        ]
+    def _note(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._references = [weakref.ref(each) for each in parameters]
+        self._versions = [each._version for each in parameters]

@@ -68,8 +68,10 @@ class _RMSNorm(torch.autograd.Function):
 
 def gated(gate: Tensor, up: Tensor, activation: ActivationFunction) -> Tensor:
     """`activation(gate) * up`, saving only `gate` and `up` for the backward pass."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return activation(gate) * up
+    if not torch.is_grad_enabled():
+        return activation(gate).mul_(up)
     return cast(Tensor, _Gated.apply(gate, up, activation))
 
 

@@ -203,7 +203,7 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sp
     Returns:
         [N, H, D].
     """
-    grouped = q.unflatten(1, (keys.shape[1], -1))
+    grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])
     return sdpa(grouped, keys, values, None if mask is None else mask[:, None, None], spec).flatten(1, 2)
 
 

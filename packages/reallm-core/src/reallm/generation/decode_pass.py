@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from reallm.model.attention.gqa import Attention
 from reallm.model.attention.kv_cache import BlockCache, ForwardCache
 from reallm.model.block import Block
-from reallm.model.config import ReaLModelConfig
 from reallm.model.layers import Activation, GatedMLP, Linear, PlainMLP, RMSNorm
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer
@@ -46,8 +45,8 @@ class DecodePass:
     def of(cls, network: Transformer) -> DecodePass | None:
         """The pass of a whole network; None unless it covers all blocks.
 
-        It covers attention and an MLP without experts, each after a norm and before a sum with the residual. Norms,
-        activations, biases, rotations, windows and soft caps may be any that the configuration knows.
+        It covers attention and then an MLP without experts. Norms and where they are, activations, biases, rotations,
+        windows and soft caps may be any that the configuration knows.
         """
         blocks = {number: network.layers[str(number)] for number in network.block_numbers}
         if not adds_exactly() or not all(map(_is_covered, blocks.values())):
@@ -57,12 +56,13 @@ class DecodePass:
     @property
     def is_possible(self) -> bool:
         """Whether it can replace the general pass now: in a context of `settled_weights`, and if no hook is called."""
-        if self._network.exact or any(self._hooks):
+        if any(self._hooks):
             return False
         if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
             return False
         return all(product.is_settled for product in self._products)
 
+    @torch.inference_mode()  # no autograd: fewer instructions in each call
     def hidden(self, tokens: Sequence[int], seqs: PackedSequences, cache: ForwardCache) -> Tensor:
         """Hidden states [S, E] after the final norm, without gradients; as `Transformer.forward_hidden`.
 
@@ -75,7 +75,7 @@ class DecodePass:
         cached_lengths = _with_copies(seqs.cached_lengths)
         seqs_of_rows = PackedSequences.from_lengths([1] * len(rows), cached_lengths=cached_lengths)
         x = self._embedding(torch.tensor(rows), seqs_of_rows)
-        step = _Step(self._network.config, seqs, x)
+        step = _Step(self._network, seqs, x)
         for number, block in self._blocks.items():
             x = block(x, step, cast(BlockCache, cache.blocks[number]))
         cache.advance(seqs.lengths)
@@ -85,7 +85,8 @@ class DecodePass:
 class _Step:
     """What all blocks share in a pass over sequences, the first of which are those of the rows `x` [R, E]."""
 
-    def __init__(self, config: ReaLModelConfig, seqs: PackedSequences, x: Tensor) -> None:
+    def __init__(self, network: Transformer, seqs: PackedSequences, x: Tensor) -> None:
+        config, self.is_exact = network.config, network.exact
         n_heads = config.n_q_heads, config.n_kv_heads, config.n_kv_heads
         self.n_sequences, self.rotations = seqs.n_tokens, rotations(config, seqs, x.dtype)
         self.joint_rotations = [each.joint(n_heads, config.head_dim, len(x)) for each in self.rotations]
@@ -127,27 +128,35 @@ class _Block:
 
     def __init__(self, block: Block) -> None:
         attn, mlp = cast(Attention, block.attn), cast(GatedMLP | PlainMLP, block.mlp)
-        self._attn = attn
+        self._block, self._attn = block, attn
         self._attn_norm, self._mlp_norm = _norm(block.attn_norm), _norm(block.mlp_norm)
         self._qkv, self._o = _Product(attn, attn.q, attn.k, attn.v), _Product(attn.o, attn.o)
         self._is_plain = attn.clip is None and isinstance(attn.q_norm, nn.Identity)
         self._up = _Product(mlp, mlp.gate, mlp.up) if isinstance(mlp, GatedMLP) else _Product(mlp.up, mlp.up)
         self._down = _Product(mlp.down, mlp.down)
-        self._activation, self._is_gated = cast(Activation, mlp.act).function, isinstance(mlp, GatedMLP)
+        self._act, self._is_gated = cast(Activation, mlp.act), isinstance(mlp, GatedMLP)
         self.products = self._qkv, self._o, self._up, self._down
 
     def __call__(self, x: Tensor, step: _Step, cache: BlockCache) -> Tensor:
         """The block's output [R, E]."""
         spec, n = self._attn.inference_spec, step.n_sequences
         q, k, v = self._heads(self._qkv(self._attn_norm(x)), spec.rotation, step)
-        x = self._o(_rows_with_copies(cache.attend(q, k, v, spec).flatten(1)), x)
+        attended = _rows_with_copies(cache.attend(q, k, v, spec).flatten(1))
+        x = self._plus(x, self._o, attended, self._block.attn_post_norm)
         inner = self._up(self._mlp_norm(x))
+        activation = self._act.exact_function if step.is_exact else self._act.function
         if self._is_gated:
             gate, up = inner.chunk(2, dim=-1)
-            inner = self._activation(gate).mul_(up)
+            inner = activation(gate).mul_(up)
         else:  # without the copies: with more elements some activations compute the last ones in another way
-            inner = _rows_with_copies(self._activation(inner[:n]))
-        return self._down(inner, x)
+            inner = _rows_with_copies(activation(inner[:n]))
+        return self._plus(x, self._down, inner, self._block.mlp_post_norm)
+
+    def _plus(self, x: Tensor, product: _Product, inputs: Tensor, norm: nn.Module | None) -> Tensor:
+        """The residual connection: `x` [R, E] and a product of `inputs` [R, ...]."""
+        if norm is None and self._block.add.multiplier == 1.0:
+            return product(inputs, x)
+        return cast(Tensor, self._block.add(x, product(inputs), norm))
 
     def _heads(self, qkv: Tensor, rotation: int | None, step: _Step) -> Sequence[Tensor]:
         """Rotated queries [S, H, D] and keys [S, K, D], and values [S, K, D], from the output of their product."""
@@ -166,25 +175,16 @@ def _is_covered(block: nn.Module) -> bool:
     """Whether a block is of the kind that `_Block` computes, and its layers do nothing of their own."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) not in (GatedMLP, PlainMLP):
         return False
-    if block.attn_post_norm is not None or block.mlp_post_norm is not None or block.add.multiplier != 1.0:
-        return False
     linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return type(block.mlp.act) is Activation and all(isinstance(each, Linear) and each.is_plain for each in linear)
 
 
 def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A norm; an RMS norm as a function with the same result."""
+    """A norm; if it is an RMS norm as one call, with the same result."""
     if type(norm) is not RMSNorm or norm.weight is None or norm.bias is not None or norm.offset:
         return norm
-    parameters = norm._parameters  # a look-up in the module takes as long as a small operation
-    size, eps = torch.tensor(float(len(norm.weight))), torch.tensor(norm.eps)
-
-    def rms_norm(x: Tensor) -> Tensor:
-        normed = x * x
-        scale = normed.sum(dim=-1, keepdim=True).div_(size).add_(eps).rsqrt_()
-        return torch.mul(x, scale, out=normed).mul_(cast(Tensor, parameters["weight"]))
-
-    return rms_norm
+    shape, eps, parameters = norm.weight.shape, norm.eps, norm._parameters
+    return lambda x: torch.rms_norm(x, shape, parameters["weight"], eps)
 
 
 def _with_copies(values: Sequence[int]) -> list[int]:
