@@ -118,9 +118,9 @@ def distill_graph(config: DistillConfig) -> list[ModelFunctionCall]:
 def raft_graph(config: RLConfig) -> list[ModelFunctionCall]:
     """Best of n: the completion with the highest reward is what is trained."""
     return [
-        ModelFunctionCall("actor_gen", "actor", "generate", ("prompt_ids",), COMPLETIONS),
-        ModelFunctionCall("rew_fn", "reward_fn", "reward", ("input_ids", "prompt_lens"), ("scores",)),
-        ModelFunctionCall("actor_train", "actor", "train_step", ("input_ids", "prompt_lens", "scores")),
+        ModelFunctionCall("actor_gen", "actor", "generate", ("prompt_ids",), COMPLETIONS[:2]),
+        ModelFunctionCall("rew_fn", "reward_fn", "reward", COMPLETIONS[:2], ("scores",)),
+        ModelFunctionCall("actor_train", "actor", "train_step", (*COMPLETIONS[:2], "scores")),
     ]
 
 
@@ -153,7 +153,7 @@ GRPO = Algorithm(
 DISTILL = Algorithm(
     DistillConfig,
     distill_graph,
-    {"actor": _POLICY, "teacher": f"{_INTERFACES}:TeacherInterface"},
+    {"actor": f"{_INTERFACES}:StudentInterface", "teacher": f"{_INTERFACES}:TeacherInterface"},
     "on-policy distillation",
 )
 RAFT = Algorithm(

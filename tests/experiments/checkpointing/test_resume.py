@@ -59,13 +59,15 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert said[0].read_text() == said[1].read_text()
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
-    """Send this process a signal once `step` is logged."""
+def stop_after(
+    monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT, metric: str = "train/loss"
+) -> None:
+    """Send this process a signal once `metric` of `step` is logged."""
     log = JsonlLogger.log
 
     def log_and_stop(self: JsonlLogger, at: int, metrics: Mapping[str, float]) -> None:
         log(self, at, metrics)
-        if at == step and "train/loss" in metrics:
+        if at == step and metric in metrics:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(JsonlLogger, "log", log_and_stop)

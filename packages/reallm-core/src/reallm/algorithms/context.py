@@ -34,8 +34,14 @@ class CallContext:
     training: bool = True
     """Whether this is a training step; otherwise an evaluation."""
     weights_versions: Mapping[str, int] = field(default_factory=dict)
-    """Number of updates that the weights of each trained role have had. A batch with generated tokens remembers those
-    that they were made with, as metadata of the same name."""
+    """Number of updates that the weights of each trained role have had, at the beginning of the step. A batch with
+    generated tokens remembers those that they were made with, as metadata of the same name."""
+    call: str = ""
+    """Name of the call in progress: a role may have several of a kind."""
+
+    def for_call(self, call: str) -> CallContext:
+        """The same for a call, by its name."""
+        return replace(self, call=call)
 
     def seed_for(self, *purpose: str | int) -> int:
         """A seed for a purpose, such as `seed_for("dropped prompts", sample_id)`: another one in each step.
@@ -53,7 +59,7 @@ class CallContext:
     def generate(
         self, model: ReaLModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, ids: Sequence[str]
     ) -> list[Completion]:
-        """Continue prompts with random numbers that depend on the run's seed, the step and the sample alone.
+        """Continue prompts with random numbers that depend on the run's seed, the step, the call and the sample alone.
 
         Whatever else is in the batch, in whatever order, and in whatever layout, a sample gets the same completions.
 
@@ -66,5 +72,5 @@ class CallContext:
         Returns:
             The completions in the order of the prompts, `config.n` of each.
         """
-        seed = self.seed_for("generate", config.seed)
+        seed = self.seed_for("generate", self.call, config.seed)
         return model.generate(prompts, replace(config, seed=seed), tokenizer=self.tokenizer, keys=list(ids))

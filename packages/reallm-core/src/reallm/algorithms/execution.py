@@ -106,7 +106,7 @@ class Execution:
 
     def _outputs(self, call: ModelFunctionCall, model: Any, batch: NamedArray, context: CallContext) -> NamedArray:
         """What the interface computes in a call that does not train."""
-        interface = self._interfaces[call.role]
+        interface, context = self._interfaces[call.role], context.for_call(call.name)
         if call.kind == "reward":
             outputs = interface.reward(batch, context)
         else:

@@ -82,7 +82,7 @@ class GraphExecutor:
         def train(call: ModelFunctionCall, batch: NamedArray) -> None:
             role = self._roles[call.role]
             started = time.perf_counter()
-            numbers = self._interfaces[call.role].train_step(role.engine, batch, context)
+            numbers = self._interfaces[call.role].train_step(role.engine, batch, context.for_call(call.name))
             numbers["tokens_per_s"] = numbers["tokens"] / (time.perf_counter() - started)
             numbers["memory_gib"] = peak_memory(role.model.device) / GIB
             prefix = self._graph.metric_prefixes[call.name]
@@ -196,7 +196,7 @@ class GraphExecutor:
         def measure(call: ModelFunctionCall, batch: NamedArray) -> None:
             interface = self._interfaces[call.role]
             if hasattr(interface, "eval_metrics"):
-                totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch))
+                totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch, context.for_call(call.name)))
 
         for batch in batches:
             execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)

@@ -201,8 +201,8 @@ def _check_calls(calls: Sequence[ModelFunctionCall]) -> None:
         kinds = get_args(CallKind)
         if call.kind not in kinds:
             raise PluginError(
-                f"the call '{call.name}' has the kind '{call.kind}'{did_you_mean(call.kind, kinds)}; there are "
-                f"{quoted(kinds)}"
+                f"the call '{call.name}' has the kind '{call.kind}', but there are {quoted(kinds)}"
+                f"{did_you_mean(call.kind, kinds)}"
             )
         for key in call.outputs:
             if key not in read:

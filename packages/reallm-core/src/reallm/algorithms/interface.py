@@ -89,7 +89,7 @@ class EvalMetrics(Protocol):
     what only training needs.
     """
 
-    def eval_metrics(self, batch: NamedArray) -> Mapping[str, Sequence[float]]:
+    def eval_metrics(self, batch: NamedArray, context: CallContext) -> Mapping[str, Sequence[float]]:
         """Numbers for each sample, or each sequence, of a batch that holds the call's outputs; `eval/<name>` is their
         mean over all validation data."""
 

@@ -92,7 +92,7 @@ def evaluate(
         check_same_on_all_ranks(job, "data", rows, config.parallel.timeout)
         first = graph.trained_roles[0]
         sampler = StepSampler(len(samples), size, 1, None, config.seed)
-        stats = measure(samples, planned_tokens(interfaces[first]), sampler, config.max_tokens_per_microbatch)
+        stats = measure(samples, planned_tokens(graph, interfaces, first), sampler, config.max_tokens_per_microbatch)
         too_long = check_lengths(samples, stats, [model_args(config, role) for role in graph.trained_roles])
         placement = Placement.of(config, graph, job.size)
         roles = load_models(config, graph, placement, graph.roles, tokenizer, job, partial(print_line, console))

@@ -113,7 +113,7 @@ def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -
     call = graph.train_calls[0]
     has_inputs = all(key in batch for key in call.inputs)  # otherwise it needs the outputs of other calls
     prepared = prepare(interface, batch) if has_inputs else batch
-    lengths = interface.n_tokens(prepared) if has_inputs else planned_tokens(interface)(batch)
+    lengths = interface.n_tokens(prepared) if has_inputs else planned_tokens(graph, plan.interfaces, trained)(batch)
     text = f"{counted(n_samples(batch), 'sample')}, {counted(sum(lengths), 'token')}"
     weight = interface.loss_weight(prepared) if has_inputs else None
     if isinstance(weight, int):

@@ -123,10 +123,26 @@ def make_interfaces(algorithm: Algorithm, graph: Graph, config: Any) -> dict[str
     return interfaces
 
 
-def planned_tokens(interface: Any) -> Callable[[NamedArray], Sequence[int]]:
-    """The tokens that samples of the dataset put through a trained model, as far as they are known before a step."""
-    planned: Callable[[NamedArray], Sequence[int]] = getattr(interface, "planned_tokens", interface.n_tokens)
-    return planned
+def planned_tokens(graph: Graph, interfaces: Mapping[str, Any], role: str) -> Callable[[NamedArray], Sequence[int]]:
+    """The tokens that samples of the dataset put through a trained model, as far as they are known before a step.
+
+    If the model is trained on what is generated, and its interface does not say how much that can be, what that of
+    another trained role says counts.
+
+    Raises:
+        PluginError: none of them says it.
+    """
+    if not hasattr(interfaces[role], "planned_tokens") and role in (call.role for call in graph.objective_calls):
+        n_tokens: Callable[[NamedArray], Sequence[int]] = interfaces[role].n_tokens
+        return n_tokens
+    for name in (role, *graph.trained_roles):
+        planned: Callable[[NamedArray], Sequence[int]] | None = getattr(interfaces[name], "planned_tokens", None)
+        if planned is not None:
+            return planned
+    raise PluginError(
+        f"the model of '{role}' is trained on what is generated, and {type(interfaces[role]).__qualname__} has no "
+        "method planned_tokens(sample), which says how many tokens that can be"
+    )
 
 
 def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any]) -> Data:
@@ -152,7 +168,7 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
         check_warmup(role_optimizer(config, role), n_steps, f"all the steps there are, {n_steps}")
     if valid is None:
         _check_needs_no_validation(config)
-    n_tokens, max_tokens = planned_tokens(interfaces[trained]), max_tokens_per_microbatch(config, trained)
+    n_tokens, max_tokens = planned_tokens(graph, interfaces, trained), max_tokens_per_microbatch(config, trained)
     stats, valid_size = measure(train, n_tokens, sampler, max_tokens), batch_size(config.dataset, "valid")
     valid_stats = None
     if valid is not None:
