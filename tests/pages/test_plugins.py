@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import pytest
 
 import reallm
 import reallm_devkit as testing
-from reallm import hookspecs
+from reallm import hookspecs, specs
+from reallm.algorithms import interface
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.interface_checks import ARGUMENTS
 from reallm.plugins.kinds import KINDS
 from reallm_devkit.testing.kits import KITS, kit_class
 from workspace import ROOT
@@ -59,6 +63,45 @@ def test_the_table_of_hooks_names_the_form_of_entry_points(kind):
 
 def test_the_page_states_the_version_of_the_hook_api():
     assert "it is now {}.{}".format(*hookspecs.HOOK_API) in PAGE
+
+
+ALGORITHMS = PAGE.partition("\n### reallm_algorithms\n")[2].partition("\n### ")[0]
+
+
+@pytest.mark.parametrize("spec", [specs.Algorithm, specs.ModelFunctionCall, specs.WeightUpdate, specs.DatasetSpec])
+def test_specs_are_documented_with_their_fields_and_defaults(spec):
+    fields = [
+        item.name if item.default is dataclasses.MISSING else f"{item.name}={item.default!r}".replace("'", '"')
+        for item in dataclasses.fields(spec)
+    ]
+    assert f"`{spec.__name__}({', '.join(fields)})`" in PAGE
+
+
+def test_all_fields_of_an_algorithm_and_of_its_calls_are_explained():
+    for name in ("config", "graph", "interfaces"):
+        assert f"\n- `{name}`, " in ALGORITHMS
+    for item in dataclasses.fields(specs.ModelFunctionCall):
+        assert f"\n| `{item.name}` | " in ALGORITHMS
+
+
+@pytest.mark.parametrize("method", ARGUMENTS)
+def test_methods_of_interfaces_are_documented_with_the_arguments_that_are_checked(method):
+    protocols = {
+        "generate": interface.GenerateInterface,
+        "inference": interface.InferenceInterface,
+        "train_step": interface.TrainInterface,
+        "reward": interface.RewardInterface,
+        "eval_metrics": interface.EvalMetrics,
+    }
+    parameters = list(inspect.signature(getattr(protocols[method], method)).parameters)
+    assert parameters == ["self", *ARGUMENTS[method]]
+    assert f"\n| `{method}({', '.join(ARGUMENTS[method])})` | " in ALGORITHMS
+
+
+def test_everything_of_a_context_is_named():
+    public = [name for name in vars(CallContext) if not name.startswith("_") and name != "for_call"]
+    for name in {*public, *(item.name for item in dataclasses.fields(CallContext))}:
+        assert f"`{name}" in ALGORITHMS
 
 
 @pytest.mark.parametrize("page", EXAMPLES)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from reallm.hf.family import HFFamily
     from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec
 
-HOOK_API = (1, 2)
-"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.2"`."""
+HOOK_API = (1, 3)
+"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.3"`."""
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")

@@ -15,12 +15,13 @@ from reallm.algorithms.exchange import broadcast, gathered
 from reallm.algorithms.execution import Execution
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface_state import interface_states, load_interface_states
+from reallm.algorithms.owner import errors_name
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
-from reallm.errors import NonFiniteError
+from reallm.errors import NonFiniteError, PluginError
 from reallm.machine_memory import peak_memory
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
@@ -83,13 +84,19 @@ class GraphExecutor:
             role = self._roles[call.role]
             started = time.perf_counter()
             numbers = self._interfaces[call.role].train_step(role.engine, batch, context.for_call(call.name))
+            if not isinstance(numbers, dict) or "tokens" not in numbers:
+                raise PluginError(
+                    f"the interface of '{call.role}': train_step for the call '{call.name}' must return a dict of "
+                    f"metrics with 'tokens', as engine.train_batch does, not {numbers!r}"
+                )
             numbers["tokens_per_s"] = numbers["tokens"] / (time.perf_counter() - started)
             numbers["memory_gib"] = peak_memory(role.model.device) / GIB
             prefix = self._graph.metric_prefixes[call.name]
             metrics[call.name] = {f"{prefix}/{name}": value for name, value in numbers.items()}
 
         execution = self._execution()
-        execution.run(self._graph.calls, batch, context, train=train)
+        with errors_name(self._graph.owner):
+            execution.run(self._graph.calls, batch, context, train=train)
         self._share_after_step(metrics, execution.errors)
         return {name: value for call in self._graph.train_calls for name, value in metrics[call.name].items()}
 
@@ -199,7 +206,8 @@ class GraphExecutor:
                 totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch, context.for_call(call.name)))
 
         for batch in batches:
-            execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)
+            with errors_name(self._graph.owner):
+                execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)
         if not all(self._placement.is_whole(call) for call in totals):
             local: dict[str, Mapping[str, Any]] = {
                 "errors": {name: str(error) for name, error in execution.errors.items()},

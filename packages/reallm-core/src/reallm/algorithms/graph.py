@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from typing import Any, get_args
 
+from reallm.algorithms.owner import errors_name, made_by_plugin, owner_of
 from reallm.config.training import model_args
 from reallm.errors import DataError, PluginError, did_you_mean, quoted
 from reallm.specs import Algorithm, CallKind, ModelFunctionCall
@@ -32,6 +33,8 @@ class Graph:
 
     calls: tuple[ModelFunctionCall, ...]
     edges: tuple[Edge, ...] = field(default=(), repr=False)
+    owner: str = field(default="", repr=False)
+    """The algorithm and its distribution, for errors; empty if it is not that of a plugin."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, config: Any) -> Graph:
@@ -43,15 +46,20 @@ class Graph:
                 do not fit its kind.
             ConfigError: the configuration has no model for a role.
         """
-        listed = algorithm.calls(config)
-        _check_calls(listed)
-        graph = cls.from_calls(listed)
-        if not graph.train_calls:
-            raise PluginError("no call of the algorithm has the kind 'train_step'")
-        for call in graph.calls:
-            if call.role not in algorithm.interfaces:
-                hint = did_you_mean(call.role, algorithm.interfaces)
-                raise PluginError(f"the call '{call.name}' is to the role '{call.role}', which has no interface{hint}")
+        with made_by_plugin(algorithm, "its graph"):
+            listed = algorithm.calls(config)
+        owner = owner_of(algorithm)
+        with errors_name(owner):
+            _check_calls(listed)
+            graph = replace(cls.from_calls(listed), owner=owner)
+            if not graph.train_calls:
+                raise PluginError("no call of the algorithm has the kind 'train_step'")
+            for call in graph.calls:
+                if call.role not in algorithm.interfaces:
+                    hint = did_you_mean(call.role, algorithm.interfaces)
+                    raise PluginError(
+                        f"the call '{call.name}' is to the role '{call.role}', which has no interface{hint}"
+                    )
         for role in graph.roles:
             model_args(config, role)
         return graph

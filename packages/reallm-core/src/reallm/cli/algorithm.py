@@ -115,9 +115,12 @@ def load_configuration(name: str, files: list[Path], arguments: list[str]) -> Co
     Raises:
         ReallmError: a key, a value, a file or the run is wrong.
     """
+    from reallm.algorithms.owner import made_by_plugin
     from reallm.config.load import load
 
-    config_class = registry.get("algorithm", name).config_class()
+    algorithm = registry.get("algorithm", name)
+    with made_by_plugin(algorithm, "its configuration"):
+        config_class = algorithm.config_class()
     run_files, run_arguments = _settings_of_resumed_run(config_class, files, arguments)
     return load(config_class, [*run_files, *files], [*run_arguments, *arguments])
 

@@ -92,6 +92,11 @@ class Registry:
         """All plugins with their offers and failures. Imports all plugins that are not blocked."""
         return [self._loaded_plugin(plugin) for plugin in self.plan.plugins]
 
+    def owner(self, value: object) -> Offer | None:
+        """The offer of this very value, of the plugins that have been loaded so far; None if it is not theirs."""
+        offers = (offer for loaded in self._loaded.values() for offer in loaded.offers)
+        return next((offer for offer in offers if offer.value is value), None)
+
     def _offers(self, plugins: Iterable[Plugin]) -> list[Offer]:
         return [offer for plugin in plugins for offer in self._loaded_plugin(plugin).offers]
 

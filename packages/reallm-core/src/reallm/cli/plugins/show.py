@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reallm.cli.plugins import table as plugins_table
-from reallm.errors import PluginError
+from reallm.errors import PluginError, ReallmError
 from reallm.plugins.finder import canonical
 from reallm.plugins.loader import Loaded, Offer
 from reallm.plugins.registry import Registry
@@ -90,17 +90,30 @@ def _dataset(name: str, spec: Any) -> list[Fact]:
 
 
 def _algorithm(name: str, algorithm: Any) -> list[Fact]:
-    calls = (
-        f"{call.name}: {call.kind} of {call.role}, {', '.join(call.inputs)}"
-        + (f" -> {', '.join(call.outputs)}" if call.outputs else "")
-        for call in algorithm.graph
-    )
     return [
         ("configuration", _reference(algorithm.config)),
         ("interfaces", "\n".join(f"{role}: {_reference(cls)}" for role, cls in algorithm.interfaces.items())),
-        ("graph", "\n".join(calls)),
+        ("calls", _calls(algorithm)),
+        ("graph", f"reallm graph {name}"),
         ("keys", f"reallm {name} --help"),
     ]
+
+
+def _calls(algorithm: Any) -> str:
+    """The calls of its graph with the default settings, a line each."""
+    from reallm.algorithms.graph import Graph
+    from reallm.config.load import load
+    from reallm.experiments.reports.graph_layout import does
+
+    try:
+        graph = Graph.of(algorithm, load(algorithm.config_class()).with_placeholders().build())
+    except ReallmError as error:
+        return str(error)
+    return "\n".join(
+        f"{call.name}: {does(call)}, {', '.join(call.inputs)}"
+        + (f" -> {', '.join(call.outputs)}" if call.outputs else "")
+        for call in graph.calls
+    )
 
 
 def _logger(name: str, spec: Any) -> list[Fact]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface import optimizer_steps
+from reallm.algorithms.interface_checks import check_interfaces
+from reallm.algorithms.owner import made_by_plugin
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.config.args import ModelArgs
@@ -110,17 +112,11 @@ def make_interfaces(algorithm: Algorithm, graph: Graph, config: Any) -> dict[str
     """An instance of each role's interface class, by role.
 
     Raises:
-        PluginError: a class lacks the method for a call to its role.
+        PluginError: a class does not fit the graph, or cannot be constructed; names the plugin.
     """
-    interfaces = {role: algorithm.interface_class(role)(config) for role in graph.all_roles}
-    for call in graph.calls:
-        interface = interfaces[call.role]
-        if not callable(getattr(interface, call.kind, None)):
-            raise PluginError(
-                f"the call '{call.name}' needs the method '{call.kind}', which the interface of '{call.role}', "
-                f"{type(interface).__qualname__}, does not have"
-            )
-    return interfaces
+    with made_by_plugin(algorithm, "its interfaces"):
+        check_interfaces(algorithm, graph)
+        return {role: algorithm.interface_class(role)(config) for role in graph.all_roles}
 
 
 def planned_tokens(graph: Graph, interfaces: Mapping[str, Any], role: str) -> Callable[[NamedArray], Sequence[int]]:
