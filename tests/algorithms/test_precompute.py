@@ -32,7 +32,7 @@ def sums(batch: NamedArray) -> NamedArray:
 def test_long_samples_come_first_and_results_in_order() -> None:
     rows = Rows([[1] * n for n in (3, 9, 4, 3)])
     done: list[tuple[int, int]] = []
-    fields = precompute(CALL, rows, sums, 7, lambda *counts: done.append(counts))
+    fields = precompute(CALL, rows, {"sums"}, sums, 7, lambda *counts: done.append(counts))
     assert [fields["sums"][i][0].item() for i in range(4)] == [3, 9, 4, 3]
     assert done == [(1, 9), (2, 7), (1, 3)]
 
@@ -52,7 +52,7 @@ def test_an_output_must_be_a_tensor() -> None:
         return batch.with_fields(sums=batch["sums"].numpy())
 
     with pytest.raises(PluginError, match="'ref_inf' is precomputed, and its output 'sums' must be a tensor, not"):
-        precompute(CALL, Rows([[1]]), numpy_sums, 7, lambda *counts: None)
+        precompute(CALL, Rows([[1]]), set(), numpy_sums, 7, lambda *counts: None)
 
 
 def test_what_a_step_makes_cannot_be_read_before_training() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.exchange import Exchange
+from reallm.algorithms.finite_outputs import check_finite
 from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
@@ -15,6 +16,7 @@ from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray, merge
 from reallm.errors import NonFiniteError, PluginError, kind_of
 from reallm.specs import ModelFunctionCall
+from reallm.training.nonfinite import sample_names
 
 WEIGHTS_VERSIONS = "weights_versions"
 """Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
@@ -113,6 +115,8 @@ class Execution:
             outputs = getattr(interface, call.kind)(model, batch, context)
         _check_outputs(call, outputs, batch)
         assert isinstance(outputs, NamedArray)
+        if context.training:
+            check_finite(call, outputs, self._placement.graph.trained_keys, sample_names(batch))
         return outputs
 
     def _merged(

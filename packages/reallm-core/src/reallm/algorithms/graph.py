@@ -123,6 +123,11 @@ class Graph:
         return [call for call in self.calls if call.kind == "train_step"]
 
     @property
+    def trained_keys(self) -> set[str]:
+        """The keys that train calls read."""
+        return {key for call in self.train_calls for key in call.inputs}
+
+    @property
     def metric_prefixes(self) -> dict[str, str]:
         """Prefix of a step's metrics by train call: `train` for the only one, else its name."""
         calls = self.train_calls

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch import Tensor
 
+from reallm.algorithms.finite_outputs import check_finite
 from reallm.data.batching import gather, lengths
 from reallm.data.datasets import Samples
 from reallm.data.metadata import thaw
-from reallm.data.namedarray import NamedArray
+from reallm.data.namedarray import NamedArray, split
 from reallm.data.sample_fields import SampleField
 from reallm.errors import PluginError, kind_of
 from reallm.specs import ModelFunctionCall
+from reallm.training.nonfinite import sample_names
 
 
 def input_hash(call: ModelFunctionCall, samples: Samples) -> str:
@@ -35,6 +37,7 @@ def input_hash(call: ModelFunctionCall, samples: Samples) -> str:
 def precompute(
     call: ModelFunctionCall,
     samples: Samples,
+    read: Collection[str],
     outputs: Callable[[NamedArray], NamedArray],
     max_tokens: int,
     advance: Callable[[int, int], None],
@@ -46,12 +49,14 @@ def precompute(
     Args:
         call: the call.
         samples: the dataset.
+        read: the keys that train calls read, which must be finite.
         outputs: function that makes the call, and returns the batch with its outputs.
         max_tokens: limit on the tokens of a batch; a longer sample is a batch of its own.
         advance: called with the samples and tokens of each batch that is done.
 
     Raises:
         PluginError: an output is not a tensor with a length for each sample.
+        NonFiniteError: an output that training reads is not finite; names the sample.
     """
     sizes = [_n_tokens(call, samples[row]) for row in range(len(samples))]
     values: dict[str, list[Tensor]] = {key: [] for key in call.outputs}
@@ -59,6 +64,7 @@ def precompute(
     rows: list[int] = []
     for of_batch in _batches(sizes, max_tokens):
         batch = outputs(gather([samples[row] for row in of_batch]))
+        check_finite(call, split(batch, [call.outputs])[0], read, sample_names(batch))
         for key in call.outputs:
             value = batch[key]
             if not isinstance(value, Tensor):

@@ -219,6 +219,7 @@ class Precomputation:
                 fields = precompute(
                     call,
                     part.samples,
+                    self.graph.trained_keys,
                     partial(executor.with_outputs, call, context=context),
                     max_tokens,
                     progress.advance,

@@ -83,6 +83,8 @@ class Trainer:
     """The last value of each metric."""
     _saved_step: int = 0
     """The step of the newest save, finished or not."""
+    _is_within_step: bool = False
+    """Whether an error has ended a step after some role was trained, so that there is no state to save."""
     _evaluated_step: int | None = None
     _seconds_before: float = 0.0
     """Time spent on the run by earlier processes."""
@@ -122,6 +124,8 @@ class Trainer:
         )
         if point is not None:
             point.load_into({name: roles[name].engine for name in trained if roles[name].is_here})
+            if point.state is not None:
+                load_interface_states(plan.interfaces, point.state.interfaces)
         callbacks = Callbacks(
             callback_offers(config.callbacks),
             RunState(folder.path, run.settings, roles, data.sampler.total_steps, data.valid is not None, job),
@@ -178,7 +182,7 @@ class Trainer:
         return trainer
 
     def _restore(self, state: TrainState) -> None:
-        """Continue after the step of a saved state; models and engines are loaded already."""
+        """Continue after the step of a saved state; models, engines and interfaces are loaded already."""
         self.step = self._saved_step = state.step
         self.metrics = dict(state.metrics)
         self.best.best, self.best.evals_without_gain = state.best, state.evals_without_gain
@@ -187,7 +191,6 @@ class Trainer:
         self.executor.restore_versions(
             {name: engine.step - engine.skipped_steps for name, engine in state.engines.items()}
         )
-        load_interface_states(self.interfaces, state.interfaces)
         self.callbacks.load_state(state.callbacks)
         state.generators.restore()
 
@@ -238,7 +241,8 @@ class Trainer:
                 if self.callbacks.watch_saves and self.checkpointer.is_written:
                     self._finish_save()
         except (NonFiniteError, CallbackError):
-            self._save()  # the parameters are those of the last complete step
+            if not self._is_within_step:  # the parameters are those of the last complete step
+                self._save()
             self.checkpointer.finish()
             raise
         self._save()
@@ -249,12 +253,22 @@ class Trainer:
     def _train_step(self, step: int) -> None:
         rows = self.data.sampler.rows(step)
         batch = gather([self.data.train[row] for row in rows])
-        with explained_shortage(f"step {step}", self.roles, self.config):
-            metrics = self.executor.train(batch, self._context(step))
+        steps, states = self._engine_steps(), interface_states(self.interfaces)
+        try:
+            with explained_shortage(f"step {step}", self.roles, self.config):
+                metrics = self.executor.train(batch, self._context(step))
+        except NonFiniteError:
+            self._is_within_step = self.job.any(self._engine_steps() != steps)
+            load_interface_states(self.interfaces, states)
+            raise
         self.step = step
         self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
         self.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
         self._call("on_step_end")
+
+    def _engine_steps(self) -> list[int]:
+        """Optimizer steps of each role that this rank trains."""
+        return [role.engine.step for role in self.roles.values() if role.engine is not None]
 
     def _context(self, step: int, *, training: bool = True) -> CallContext:
         return CallContext(
