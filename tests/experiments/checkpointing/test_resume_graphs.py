@@ -178,7 +178,7 @@ def test_a_reward_that_is_not_a_number_is_named_and_its_step_changes_nothing(
         return outputs.with_fields(rewards=outputs["rewards"] * (math.nan if context.step == 3 else 1.0))
 
     monkeypatch.setattr(Normalized, "reward", nan_in_step_3)
-    named = r"^the call 'score' gives nan as 'rewards' for \S+train-12.jsonl:\d+ and 3 other samples, "
+    named = r"^the call 'score' gives nan as 'rewards' for train-12.jsonl:\d+ and 3 other samples, "
     with pytest.raises(NonFiniteError, match=named):
         controlled.run(controlled.config(name="mine", n_rows=12))
     folder = RunFolder(controlled.folder / "runs" / "mine")
