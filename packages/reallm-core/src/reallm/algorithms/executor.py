@@ -123,7 +123,7 @@ class GraphExecutor:
             self._versions = found["versions"]
             others = {role: one for role, one in self._interfaces.items() if self._rank not in homes[role]}
             load_interface_states(others, found["states"])
-        self._raise_first(found.get("errors", {name: str(error) for name, error in errors.items()}))
+        self._raise_first(found.get("errors", errors))
 
     def _home_ranks(self, role: str) -> tuple[int, ...]:
         """The ranks whose interface of a role has the state that counts: those of its home, or of its reward."""
@@ -135,19 +135,21 @@ class GraphExecutor:
         """Whether this is the rank whose results of a call count: its first."""
         return self._rank == self._placement.ranks(call)[0]
 
-    def _raise_first(self, errors: Mapping[str, str]) -> None:
+    def _raise_first(self, errors: Mapping[str, str | NonFiniteError]) -> None:
+        """Raise the error of the first call that has one."""
         for call in self._graph.calls:
             if call.name in errors:
-                raise NonFiniteError(errors[call.name])
+                raise NonFiniteError(str(errors[call.name]))
 
     def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
         """The batch with the output keys of a call that does not train; on all ranks, whichever compute it."""
         found: list[NamedArray] = [batch]
         execution = self._execution()
         execution.run([call], batch, context, train=_refuse, computed=lambda _, batch: found.append(batch))
-        if self._placement.is_whole(call.name):
-            return found[-1]
         error = execution.errors.get(call.name)
+        if self._placement.is_whole(call.name):
+            self._raise_first(execution.errors)
+            return found[-1]
         return broadcast(found[-1] if error is None else error, self._placement.ranks(call.name)[0])
 
     def _execution(self) -> Execution:
@@ -216,6 +218,7 @@ class GraphExecutor:
             found = _gathered_items(local)
             self._raise_first(found["errors"])
             totals = {name: EvalTotals.from_json(found["totals"][name]) for name in totals}
+        self._raise_first(execution.errors)
         return sum(totals.values(), EvalTotals())
 
     def _metrics(self, totals: EvalTotals) -> dict[str, float]:

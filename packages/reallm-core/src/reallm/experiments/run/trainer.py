@@ -299,7 +299,7 @@ class Trainer:
                 metrics = self.executor.evaluate_samples(
                     self.data.valid, partial(self._batches, stop=stop), self._context(self.step, training=False)
                 )
-            if self.eval_samples is not None and not stop.is_set():
+            if not stop.is_set() and self.eval_samples is not None:  # all ranks ask, not only those that generate
                 with report_failure(self.progress.echo, "no samples"):
                     self.eval_samples.write(self.step)
         if stop.is_set():
