@@ -62,9 +62,9 @@ def planned_model_line(
         (layout,) = different
         sizes = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp}
         chosen = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-        names = "" if layout.ranks == tuple(range(layout.size)) else f" (ranks {layout.short.rpartition('@')[2]})"
         count = counted(layout.size, "process", "processes")
-        parts.append(f"{chosen} on {count}{names}".strip())
+        ranks = f" (rank{'s' * (layout.size > 1)} {layout.short.rpartition('@')[2]})" if "@" in layout.short else ""
+        parts.append(f"{chosen} on {count}{ranks}".strip())
     elif layouts is not None:
         parts += [f"{call} in {layout.short}" for call, layout in layouts.items()]
     if any(layout.fsdp for layout in different):
