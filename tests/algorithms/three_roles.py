@@ -114,7 +114,7 @@ class ActorInterface:
     def metrics(self, totals: Totals) -> dict[str, float]:
         return {"loss": totals.loss, "reward": totals.stats["rewards"]}
 
-    def eval_metrics(self, batch: NamedArray) -> dict[str, list[float]]:
+    def eval_metrics(self, batch: NamedArray, context: CallContext) -> dict[str, list[float]]:
         return {"n_tokens": [float(n) for n in lengths(batch, "input_ids")]}
 
 
@@ -141,7 +141,7 @@ class RewardInterface:
         last = torch.stack([ids[-1] for ids in batch["input_ids"].split(sequence_lengths(batch))])
         return per_sequence(batch, rewards=(last % 7).double())
 
-    def eval_metrics(self, batch: NamedArray) -> dict[str, list[float]]:
+    def eval_metrics(self, batch: NamedArray, context: CallContext) -> dict[str, list[float]]:
         return {"reward": batch["rewards"].tolist()}
 
 
