@@ -6,13 +6,15 @@ import re
 
 import pytest
 
+from reallm.algorithms.dpo.config import DPOConfig
+from reallm.algorithms.rw.config import RWConfig
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.config.foreign_keys import EXPLAINED, RENAMED, explanation, our_key
 from reallm.config.load import load
 from reallm.config.schema import groups
 from reallm.errors import ConfigError
 
-KEYS = {key.name for group in groups(SFTConfig) for key in group.keys}
+KEYS = {key.name for config in (SFTConfig, RWConfig, DPOConfig) for group in groups(config) for key in group.keys}
 
 
 def message(argument: str) -> str:
@@ -110,3 +112,20 @@ def test_names_are_looked_up_whole_and_by_their_parts() -> None:
     assert our_key("lora.r") is our_key("path") is None
     assert explanation("lora.r") == explanation("lora")
     assert explanation("optimizer.r") is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "keys"),
+    [
+        ("model_name_or_path=x", "'actor.path' or 'ref.path'"),
+        ("torch_dtype=bfloat16", "'actor.dtype' or 'ref.dtype'"),
+        ("ref_model=x", "'ref.path'"),
+        ("precompute_ref_log_probs=true", "'ref_logprobs'"),
+        ("dpo_beta=0.1", "'beta'"),
+        ("cpo_alpha=1", "'rpo_alpha'"),
+    ],
+)
+def test_names_of_preference_optimisation_are_answered_too(argument: str, keys: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(DPOConfig, [], [argument])
+    assert str(caught.value) == f"unknown key '{argument.partition('=')[0]}'; did you mean {keys}?"

@@ -67,6 +67,14 @@ RENAMED: Mapping[str, str] = {
     "name": "exp_name experiment_name run_name",
     "resume": "auto_resume_from_checkpoints resume_from resume_from_checkpoint resume_mode",
     "seed": "data_seed random_seed train_seed",
+    "beta": "dpo_beta pref_beta",
+    "center_coef": "center_rewards_coefficient",
+    "desirable_weight": "kto_chosen_weight kto_desirable_weight",
+    "loss_type": "dpo_loss_type pref_loss",
+    "ref.path": "ref_model ref_model_name_or_path ref_model_path reference_model reference_model_path",
+    "ref_logprobs": "precompute_ref_log_probs precompute_ref_logps",
+    "rpo_alpha": "cpo_alpha pref_ftx",
+    "undesirable_weight": "kto_rejected_weight kto_undesirable_weight",
 }
 """Our key -> names of the same setting elsewhere."""
 
@@ -120,6 +128,9 @@ EXPLAINED: Mapping[str, str] = {
         "project project_name wandb_entity wandb_project"
     ),
     "a run folder is never overwritten: choose another name, or continue the run with resume": "overwrite_output_dir",
+    "losses that need no reference, loss_type=simpo and loss_type=orpo, load none": "ref_free reference_free",
+    "policy and reference never have dropout in preference optimisation": "disable_dropout",
+    "dataset.max_seqlen is the longest sequence, prompt and answer together": "max_prompt_length",
     "this command trains; reallm generate and reallm eval use a model": "do_predict do_train stage",
 }
 """What to know about a setting of other tools that has no key here -> its names there."""

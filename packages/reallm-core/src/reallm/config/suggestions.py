@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from reallm.config.args import ModelArgs
 from reallm.config.foreign_keys import explanation, our_key
 from reallm.config.schema import Group, Key
 from reallm.errors import close_matches, nearest
@@ -51,7 +52,7 @@ def suggestions(name: str, groups: Sequence[Group]) -> list[str]:
     renamed = our_key(name)
     for found in (
         [key for key in keys if key.name.replace(".", "_") == name.replace(".", "_")],
-        [key for key in keys if key.name == renamed],
+        [key for key in keys if key.name == renamed] or _of_roles(renamed, groups),
         [] if explanation(name) else _similar(leaf, siblings),
         [key for key in keys if key.leaf == leaf],
         [] if explanation(name) else _similar(leaf, keys),
@@ -66,6 +67,13 @@ def _similar(leaf: str, keys: Sequence[Key]) -> list[Key]:
     near = close_matches(leaf, [key.leaf for key in keys])
     similar = [key for each in near for key in keys if key.leaf == each]
     return similar or [key for key in keys if len(leaf) > 2 and close_matches(leaf, key.leaf.split("_"))]
+
+
+def _of_roles(renamed: str | None, groups: Sequence[Group]) -> list[Key]:
+    """The keys of all roles for a key of `model`: `actor.path` for `model.path`, of an algorithm without that role."""
+    parent, _, leaf = (renamed or "").rpartition(".")
+    roles = [group for group in groups if group.cls is not None and issubclass(group.cls, ModelArgs)]
+    return [key for group in roles for key in group.keys if parent == "model" and key.leaf == leaf]
 
 
 def _either(names: Sequence[str]) -> str:

@@ -57,7 +57,7 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
     for field in dataset_fields(type(config)):
         check_dataset(field, getattr(config, field))
         check_dataset_keys(getattr(config, field), graph)
-    for role in graph.roles:
+    for role in sorted(graph.roles, key=lambda role: role not in graph.trained_roles):  # a reference may be the same
         args, is_trained = model_args(config, role), role in graph.trained_roles
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
             check_checkpoint(f"{role}.path", args.path)
