@@ -53,8 +53,8 @@ def defines(path: Path, name: str) -> bool:
     return True
 
 
-def test_there_are_five_walks_and_two_recipes():
-    assert [walk.title.startswith("Recipe: ") for walk in WALKS] == [False] * 5 + [True] * 2
+def test_there_are_six_walks_and_two_recipes():
+    assert [walk.title.startswith("Recipe: ") for walk in WALKS] == [False] * 6 + [True] * 2
     assert all(walk.steps for walk in WALKS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from reallm.config.args import CriticArgs, ModelArgs
 from reallm.config.optimizer import OptimizerConfig
+from reallm.data.batching import select
 from reallm.errors import ConfigError, DataError, PluginError
 from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
@@ -20,7 +22,15 @@ from reallm.specs import Algorithm, ModelFunctionCall
 from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
 from tests.experiments.conftest import records
 from tests.helpers.rl_graphs import DISTILL, GRPO, PPO, RAFT, DistillConfig, GRPOConfig, PPOConfig, RLConfig
-from tests.helpers.rl_interfaces import LOG, Logged, PolicyInterface, RewardFunctionInterface
+from tests.helpers.rl_interfaces import (
+    LOG,
+    Logged,
+    PolicyInterface,
+    RewardFunctionInterface,
+    RewardModelInterface,
+    sequences_of_samples,
+)
+from tests.helpers.tokenizers import tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -281,6 +291,32 @@ def test_best_of_n_trains_on_the_best(rl: RL) -> None:
             assert scores[best] == max(scores[4 * group : 4 * group + 4])
 
 
+# ---------------------------------------------------------------- prompts that are left out
+
+
+class WithVariance(PolicyInterface):
+    """Dynamic sampling: of the prompts of a step, the first two whose completions differ in their rewards count."""
+
+    def train_step(self, engine: Any, batch: Any, context: Any) -> dict[str, float]:
+        """Train on groups with variance; those without are replaced by others of a step that generates more."""
+        groups = [one.tolist() for one in sequences_of_samples(batch, "scores")]
+        kept = [i for i, scores in enumerate(groups) if len(set(scores)) > 1][:2]
+        found = super().train_step(engine, select(batch, kept or [0]), context)
+        return {**found, "left_out": float(len(groups) - len(kept))}
+
+
+def test_groups_without_variance_are_replaced_by_others_of_the_step(rl: RL) -> None:
+    dynamic = dataclasses.replace(GRPO, interfaces={**GRPO.interfaces, "actor": WithVariance})
+    config = rl.grpo(n=4)
+    steps = records(
+        rl.run(dynamic, dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, train_bs_n_seqs=6)))
+    )
+    (call,) = logged("actor_train")
+    assert len(logged("rew_fn")[0].metadata["ids"]) == 6
+    assert len(call.metadata["ids"]) == 2
+    assert steps[0]["train/left_out"] == 4
+
+
 # ---------------------------------------------------------------- rollouts of earlier weights
 
 
@@ -359,6 +395,41 @@ def test_a_key_that_nothing_writes_is_named(rl: RL) -> None:
         DataError, match="the call 'actor_gen' needs 'prompt_idss', which dataset 'prompt' does not give"
     ):
         rl.run(dataclasses.replace(GRPO, graph=graph), rl.grpo())
+
+
+@pytest.fixture
+def other_tokenizer(rl: RL) -> ModelArgs:
+    """A reward model of the same size whose tokenizer has other tokens."""
+    folder = rl.folder / "other"
+    shutil.copytree(rl.checkpoint, folder)
+    tiny_tokenizer(kind="words").save_pretrained(folder)
+    return CriticArgs(path=str(folder), device="cpu")
+
+
+def test_a_model_with_another_tokenizer_is_refused(rl: RL, other_tokenizer: ModelArgs) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.path=.*: its tokenizer is not that of actor") as error:
+        rl.run(GRPO, rl.grpo(reward=other_tokenizer))
+    assert str(error.value).endswith("; give a model with the same tokenizer")
+
+
+def test_an_interface_may_encode_for_a_model_with_another_tokenizer(rl: RL, other_tokenizer: ModelArgs) -> None:
+    class Reencoding(RewardModelInterface):
+        own_tokenizer = True
+
+    result = rl.run(with_interface(GRPO, "reward", Reencoding), rl.grpo(reward=other_tokenizer, max_steps=1))
+    assert result.steps == 1
+
+
+class ReadsUndeclared(RewardFunctionInterface):
+    def reward(self, batch: Any, context: Any) -> Any:
+        assert set(batch) == {"input_ids", "prompt_lens"}
+        return super().reward(batch, context)
+
+
+def test_a_call_gets_the_keys_that_it_declares_and_no_others(rl: RL) -> None:
+    """So that a key that is forgotten in the graph is missed at once, and not only where ranks do not have it."""
+    rl.run(with_interface(GRPO, "reward_fn", ReadsUndeclared), rl.grpo(max_steps=1))
+    assert set(logged("actor_gen")[0].keys) == {"prompt_ids"}
 
 
 def test_a_trained_role_that_says_nothing_of_its_tokens_is_no_obstacle(rl: RL) -> None:

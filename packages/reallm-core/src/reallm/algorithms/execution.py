@@ -13,7 +13,7 @@ from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.algorithms.weight_updates import update_weights
 from reallm.data.batching import n_samples
-from reallm.data.namedarray import NamedArray, merge
+from reallm.data.namedarray import NamedArray, merge, split
 from reallm.errors import NonFiniteError, PluginError, kind_of
 from reallm.specs import ModelFunctionCall
 from reallm.training.nonfinite import sample_names
@@ -83,10 +83,11 @@ class Execution:
                     if error is not None:
                         raise error
                     self._wait_for_offloads()
+                    inputs = split(batch, [call.inputs])[0]  # other ranks may have no other keys
                     if call.kind == "train_step":
-                        train(call, batch)
+                        train(call, inputs)
                     else:
-                        outputs = self._outputs(call, model, batch, context)
+                        outputs = self._outputs(call, model, inputs, context)
                         batch = self._merged(batch, [outputs], call.name, calls, context)
                         computed(call, batch)
                         exchange.send(call.name, batch)

@@ -2,6 +2,9 @@
 
 An interface class is constructed with an instance of the algorithm's configuration. What it knows of the step and the
 run comes with each call, as a `CallContext`.
+
+An interface whose model does not read the tokens of the run, but text that the interface encodes, has the attribute
+`own_tokenizer = True`. Without it, a model with another tokenizer than that of the first trained model is refused.
 """
 
 from __future__ import annotations

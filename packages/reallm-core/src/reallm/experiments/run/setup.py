@@ -150,6 +150,9 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     """
     trained = graph.trained_roles[0]
     tokenizer, tokenizer_changed = load_run_tokenizer(config, graph)
+    for role in graph.roles:
+        if not getattr(interfaces[role], "own_tokenizer", False):
+            _check_same_tokens(config, trained, tokenizer, role)
     splits = config.datasets()
     built = {split: make_dataset(dataset, seed=config.seed, tokenizer=tokenizer) for split, dataset in splits.items()}
     train, valid = built["train"], built.get("valid")
@@ -181,6 +184,21 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
         tokenizer,
         tokenizer_changed,
     )
+
+
+def _check_same_tokens(config: TrainingConfig, first: str, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
+    """Check that the tokenizer of a role's checkpoint has the tokens of the run's; added ones may be lacking."""
+    path, run_path = model_args(config, role).path, model_args(config, first).path
+    if path == run_path:
+        return
+    own, added = load_tokenizer(resolve_path(path, weights=False)).get_vocab(), tokenizer.get_added_vocab()
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if own.get(token, number if token in added else None) != number:
+            there = f"{own[token]:,}" if token in own else "not there"
+            raise ConfigError(
+                f"{role}.path={path}: its tokenizer is not that of {first}.path={run_path}: token {number:,}, "
+                f"{token!r}, is {there}; give a model with the same tokenizer"
+            )
 
 
 def _make_sampler(config: TrainingConfig, train: Samples) -> StepSampler:
