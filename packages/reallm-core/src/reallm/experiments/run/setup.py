@@ -32,6 +32,7 @@ from reallm.experiments.preflight.device import choose_device, choose_dtype, det
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
+from reallm.hf.file_names import TOKENIZER_FILES
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.notices import notify_once
@@ -189,9 +190,10 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
 def _check_same_tokens(config: TrainingConfig, first: str, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
     """Check that the tokenizer of a role's checkpoint has the tokens of the run's; added ones may be lacking."""
     path, run_path = model_args(config, role).path, model_args(config, first).path
-    if path == run_path:
-        return
-    own, added = load_tokenizer(resolve_path(path, weights=False)).get_vocab(), tokenizer.get_added_vocab()
+    folder = resolve_path(path, weights=False)
+    if path == run_path or not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        return  # a run saves models that are not trained without one, and has checked them when it began
+    own, added = load_tokenizer(folder).get_vocab(), tokenizer.get_added_vocab()
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if own.get(token, number if token in added else None) != number:
             there = f"{own[token]:,}" if token in own else "not there"
