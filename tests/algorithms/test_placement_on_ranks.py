@@ -89,20 +89,20 @@ def step_while_rank_2_is_free(rank: int) -> tuple[dict[str, float], list[int]]:
 
         return count
 
-    actor, ref, executor = setup.interfaces["actor"], setup.interfaces["ref"], setup.executor
-    generate, inference, train_step, share = actor.generate, ref.inference, actor.train_step, executor._share_after_step
+    actor, ref, results = setup.interfaces["actor"], setup.interfaces["ref"], setup.executor._results
+    generate, inference, train_step, after_step = actor.generate, ref.inference, actor.train_step, results.after_step
 
     def wait_and_train(*args: Any) -> Any:
         store.wait(["rank 2 is at the end"], timedelta(seconds=30))
         return train_step(*args)
 
-    def arrive(*args: Any) -> None:
+    def arrive(*args: Any) -> Any:
         if rank == 2:
             store.set("rank 2 is at the end", "")
-        share(*args)
+        return after_step(*args)
 
     actor.generate, ref.inference, actor.train_step = counted(generate), counted(inference), counted(wait_and_train)
-    executor._share_after_step = counted(arrive)
+    results.after_step = counted(arrive)
     return setup.step(1), counts
 
 
@@ -117,14 +117,14 @@ def test_ranks_without_a_part_in_a_call_do_not_wait_for_it(alone: Outcome) -> No
 def step_that_fails(rank: int, case: Case) -> str:
     setup = set_up(case)
     setup.step(1)
-    setup.interfaces["actor"].is_broken = True
+    setup.interfaces["actor"].breaks_at = 2
     try:
         setup.step(2)
     except NonFiniteError as error:
         message = str(error)
     else:
         message = ""
-    setup.interfaces["actor"].is_broken = False
+    setup.interfaces["actor"].breaks_at = None
     setup.step(2)  # all ranks can go on
     return message
 

@@ -58,10 +58,12 @@ class ActorInterface:
     """Generates a few tokens after each prompt, and learns those that the reference finds unlikely, by their reward."""
 
     dropout = False
+    breaks_at: int | None = None
+    """The step whose loss is NaN."""
 
     def __init__(self, config: Any = None) -> None:
         self.n_trained = 0
-        self.is_broken = False
+        self._is_broken = False
 
     def state(self) -> Mapping[str, Any]:
         return {"n_trained": self.n_trained}
@@ -90,6 +92,7 @@ class ActorInterface:
 
     def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         self.n_trained += 1
+        self._is_broken = context.step == self.breaks_at
         return engine.train_batch(batch, self)
 
     def planned_tokens(self, sample: NamedArray) -> list[int]:
@@ -107,7 +110,7 @@ class ActorInterface:
     def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         answers = answer_logprobs(network, batch)
         loss = (answers.sums - batch["ref_logprobs"]) * (batch["rewards"] - 1)
-        if self.is_broken:
+        if self._is_broken:
             loss = loss * float("nan")
         return LossOutput(-loss.sum(), {"rewards": batch["rewards"].sum()})
 

@@ -1,4 +1,4 @@
-"""A run whose calls have layouts of their own is saved by the ranks that train, and goes on in any other placement."""
+"""A run whose calls have layouts of their own is saved when it fails, and goes on in any other placement."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from reallm.config.args import CallArgs, ModelArgs, dataset_option
 from reallm.config.optimizer import OptimizerConfig
 from reallm.config.training import TrainingConfig
 from reallm.engine.real_model import ReaLModel
+from reallm.errors import NonFiniteError
 from reallm.experiments.run.runner import run
 from reallm.experiments.runs.folder import RunFolder
+from reallm.experiments.runs.info import read_run
 from reallm.launch.job import Job
 from reallm.plugins import registry
 from reallm.specs import Algorithm
-from tests.algorithms.three_roles import ALGORITHM
+from tests.algorithms.three_roles import ALGORITHM, ActorInterface
 from tests.helpers.jobs import make_inputs
 from tests.helpers.ranks import on_ranks
 
@@ -48,7 +50,7 @@ class Config(TrainingConfig):
     actor_train: CallArgs = field(default_factory=CallArgs)
 
 
-def configuration(inputs: Path, output: Path, steps: int, layouts: Mapping[str, str]) -> Config:
+def configuration(inputs: Path, output: Path, layouts: Mapping[str, str]) -> Config:
     dataset = registry.get("dataset", "prompt").config_class()(
         train_path=str(inputs / "train.jsonl"), valid_path=str(inputs / "valid.jsonl"), train_bs_n_seqs=4
     )
@@ -60,7 +62,7 @@ def configuration(inputs: Path, output: Path, steps: int, layouts: Mapping[str, 
         dataset=dataset,
         optimizer=OPTIMIZER,
         loggers=["jsonl"],
-        max_steps=steps,
+        max_steps=STEPS,
         eval_every=2,
         eval_max_new_tokens=3,
         output_dir=str(output),
@@ -69,16 +71,23 @@ def configuration(inputs: Path, output: Path, steps: int, layouts: Mapping[str, 
     )
 
 
-def train(rank: int, n_ranks: int, config: Config) -> None:
-    """Train in float64, as one of a job's processes."""
+def train(rank: int, n_ranks: int, config: Config, breaks_at: int | None = None) -> str | None:
+    """Train in float64, as one of a job's processes; returns the error of a loss that is NaN at a step."""
     torch.set_num_threads(1)
     job = Job()
     if n_ranks > 1:
         store = dist.PrefixStore(config.output_dir, dist.distributed_c10d._get_default_store())
         job = Job(rank, n_ranks, rank, n_ranks, store)
     algorithm = Algorithm(Config, ALGORITHM.graph, ALGORITHM.interfaces)
-    with patch("reallm.experiments.run.setup.choose_dtype", lambda *_: torch.float64):
-        run(config, algorithm, job=job)
+    with (
+        patch("reallm.experiments.run.setup.choose_dtype", lambda *_: torch.float64),
+        patch.object(ActorInterface, "breaks_at", breaks_at),
+    ):
+        try:
+            run(config, algorithm, job=job)
+        except NonFiniteError as error:
+            return str(error)
+    return None
 
 
 def trained(n_ranks: int, config: Config) -> RunFolder:
@@ -100,15 +109,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_goes_on_in_another_placement(inputs: Path, tmp_path: Path) -> None:
-    alone = trained(1, configuration(inputs, tmp_path / "alone", STEPS, {}))
-    config = configuration(inputs, tmp_path / "first", STEPS_BEFORE, ON_THREE)
-    first = trained(3, config)
+    alone = trained(1, configuration(inputs, tmp_path / "alone", {}))
+    errors = on_ranks(3, train, 3, configuration(inputs, tmp_path / "first", ON_THREE), STEPS_BEFORE + 1)
+    assert errors[0].startswith("step 3: the loss of ")
+    assert errors == errors[:1] * 3
+    first = RunFolder(tmp_path / "first" / "a")
+    assert read_run(first.path).status == "failed"
     assert (first.checkpoint(STEPS_BEFORE) / "training_state" / "rank-2.json").is_file()
     assert len(first.samples.read_text().splitlines()) == 2 * 3
     for number, (n_ranks, layouts) in enumerate([(3, ON_THREE), (2, ON_TWO), (1, {})]):
         copy = tmp_path / f"then-{number}"
         shutil.copytree(tmp_path / "first", copy, symlinks=True)
-        resumed = dataclasses.replace(configuration(inputs, copy, STEPS, layouts), resume=str(copy / "a"))
+        resumed = dataclasses.replace(configuration(inputs, copy, layouts), resume=str(copy / "a"))
         found = trained(n_ranks, resumed)
         for name in ("train/loss", "train/reward", "eval/reward"):
             assert values(found, name) == pytest.approx(values(alone, name), rel=1e-9)

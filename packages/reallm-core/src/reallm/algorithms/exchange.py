@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from reallm.algorithms.placement import Placement
 from reallm.data.namedarray import NamedArray, split
 from reallm.data.serialization import from_bytes, to_bytes
 from reallm.errors import NonFiniteError
-from reallm.parallel.object_collectives import all_gather_json
 from reallm.specs import ModelFunctionCall
 
 
@@ -80,15 +79,6 @@ def broadcast(content: NamedArray | NonFiniteError, source: int) -> NamedArray:
     found = _content(header, message)
     if isinstance(found, NonFiniteError):
         raise found
-    return found
-
-
-def gathered(local: Mapping[str, Any]) -> dict[str, Any]:
-    """The items of all ranks of the job, JSON values by name; of a name that several ranks have, that of the lowest."""
-    assert dist.group.WORLD is not None
-    found: dict[str, Any] = {}
-    for of_rank in all_gather_json(dict(local), dist.group.WORLD).values():
-        found = of_rank | found
     return found
 
 

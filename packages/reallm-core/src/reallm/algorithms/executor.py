@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,17 +10,17 @@ import torch.distributed as dist
 
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.eval_totals import EvalTotals
-from reallm.algorithms.exchange import broadcast, gathered
+from reallm.algorithms.exchange import broadcast
 from reallm.algorithms.execution import Execution
 from reallm.algorithms.graph import Graph
-from reallm.algorithms.interface_state import interface_states, load_interface_states
 from reallm.algorithms.owner import errors_name
 from reallm.algorithms.placement import Placement
+from reallm.algorithms.result_exchange import ResultExchange
 from reallm.algorithms.role import Role
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
-from reallm.errors import NonFiniteError, PluginError
+from reallm.errors import PluginError
 from reallm.machine_memory import peak_memory
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
@@ -50,6 +49,7 @@ class GraphExecutor:
         self._interfaces = interfaces
         self._placement = placement or _placement_of_models(graph, roles)
         self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._results = ResultExchange(graph, self._placement, interfaces, self._rank)
         measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
         self._eval_calls = graph.eval_calls(measured)
         self._versions: dict[str, int] = {}
@@ -97,49 +97,8 @@ class GraphExecutor:
         execution = self._execution()
         with errors_name(self._graph.owner):
             execution.run(self._graph.calls, batch, context, train=train)
-        self._share_after_step(metrics, execution.errors)
+        metrics, self._versions = self._results.after_step(metrics, self._local_versions, execution.errors)
         return {name: value for call in self._graph.train_calls for name, value in metrics[call.name].items()}
-
-    def _share_after_step(self, metrics: dict[str, dict[str, float]], errors: Mapping[str, NonFiniteError]) -> None:
-        """Make known to all ranks what only some of them have computed: metrics, versions, states, and errors."""
-        stateful = {role for role, interface in self._interfaces.items() if hasattr(interface, "state")}
-        shared = [
-            call
-            for call in self._graph.calls
-            if (call.kind == "train_step" or call.role in stateful) and not self._placement.is_whole(call.name)
-        ]
-        found: dict[str, Any] = {}
-        if shared:
-            homes = {role: self._home_ranks(role) for role in self._graph.all_roles}
-            mine = {role: one for role, one in self._interfaces.items() if self._rank == homes[role][0]}
-            local: dict[str, Mapping[str, Any]] = {
-                "errors": {name: str(error) for name, error in errors.items()},
-                "metrics": {name: value for name, value in metrics.items() if self._leads(name)},
-                "versions": {name: version for name, version in self._local_versions.items() if name in mine},
-                "states": interface_states(mine),
-            }
-            found = _gathered_items(local)
-            metrics |= found["metrics"] | metrics
-            self._versions = found["versions"]
-            others = {role: one for role, one in self._interfaces.items() if self._rank not in homes[role]}
-            load_interface_states(others, found["states"])
-        self._raise_first(found.get("errors", errors))
-
-    def _home_ranks(self, role: str) -> tuple[int, ...]:
-        """The ranks whose interface of a role has the state that counts: those of its home, or of its reward."""
-        if role in self._placement.homes:
-            return self._placement.homes[role].ranks
-        return self._placement.ranks(next(call.name for call in self._graph.calls if call.role == role))
-
-    def _leads(self, call: str) -> bool:
-        """Whether this is the rank whose results of a call count: its first."""
-        return self._rank == self._placement.ranks(call)[0]
-
-    def _raise_first(self, errors: Mapping[str, str | NonFiniteError]) -> None:
-        """Raise the error of the first call that has one."""
-        for call in self._graph.calls:
-            if call.name in errors:
-                raise NonFiniteError(str(errors[call.name]))
 
     def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
         """The batch with the output keys of a call that does not train; on all ranks, whichever compute it."""
@@ -147,10 +106,11 @@ class GraphExecutor:
         execution = self._execution()
         execution.run([call], batch, context, train=_refuse, computed=lambda _, batch: found.append(batch))
         error = execution.errors.get(call.name)
-        if self._placement.is_whole(call.name):
-            self._raise_first(execution.errors)
-            return found[-1]
-        return broadcast(found[-1] if error is None else error, self._placement.ranks(call.name)[0])
+        if not self._placement.is_whole(call.name):
+            return broadcast(found[-1] if error is None else error, self._placement.ranks(call.name)[0])
+        if error is not None:
+            raise error
+        return found[-1]
 
     def _execution(self) -> Execution:
         return Execution(self._roles, self._interfaces, self._placement, self._rank)
@@ -210,16 +170,7 @@ class GraphExecutor:
         for batch in batches:
             with errors_name(self._graph.owner):
                 execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)
-        if not all(self._placement.is_whole(call) for call in totals):
-            local: dict[str, Mapping[str, Any]] = {
-                "errors": {name: str(error) for name, error in execution.errors.items()},
-                "totals": {name: dataclasses.asdict(one) for name, one in totals.items() if self._leads(name)},
-            }
-            found = _gathered_items(local)
-            self._raise_first(found["errors"])
-            totals = {name: EvalTotals.from_json(found["totals"][name]) for name in totals}
-        self._raise_first(execution.errors)
-        return sum(totals.values(), EvalTotals())
+        return sum(self._results.after_evaluation(totals, execution.errors).values(), EvalTotals())
 
     def _metrics(self, totals: EvalTotals) -> dict[str, float]:
         prefixes = self._graph.eval_prefixes
@@ -233,16 +184,6 @@ class GraphExecutor:
 
 def _refuse(call: ModelFunctionCall, batch: NamedArray) -> None:
     raise AssertionError(f"'{call.name}' trains, and has no outputs")
-
-
-def _gathered_items(local: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Several mappings, each with the items of all ranks; see `gathered`."""
-    flat = {f"{subject}/{name}": value for subject, items in local.items() for name, value in items.items()}
-    found: dict[str, dict[str, Any]] = {subject: {} for subject in local}
-    for key, value in gathered(flat).items():
-        subject, _, name = key.partition("/")
-        found[subject][name] = value
-    return found
 
 
 def _placement_of_models(graph: Graph, roles: Mapping[str, Role]) -> Placement:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
 from rich.console import Console
 
 from reallm.algorithms.context import CallContext
-from reallm.algorithms.exchange import gathered
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
@@ -44,6 +44,7 @@ from reallm.experiments.run.setup import (
 from reallm.experiments.runs.settings import plain
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
+from reallm.parallel.object_collectives import all_gather_json
 from reallm.specs import Algorithm
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def refuse_nonfinite_models(config: TrainingConfig, roles: Mapping[str, Role], j
     for name, role in roles.items():
         fault = model_fault(role.model.network, role.model.mesh) if role.is_here else None
         if not job.is_alone:
-            fault = next((one for one in gathered({str(job.rank): fault}).values() if one is not None), None)
+            assert dist.group.WORLD is not None
+            by_rank = all_gather_json(fault, dist.group.WORLD).values()
+            fault = next((one for one in by_rank if one is not None), None)
         if fault is not None:
             path = model_args(config, name).path
             raise NonFiniteError(f"{path} gives results that are NaN or infinite, whatever the rows; {fault}")
