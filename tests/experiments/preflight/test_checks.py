@@ -10,11 +10,14 @@ import pytest
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.sft.config import SFTConfig
-from reallm.config.args import ModelArgs
+from reallm.config.args import CallArgs, ModelArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ConfigError
 from reallm.experiments.preflight import checks
+from tests.algorithms import three_roles
 from tests.helpers import fake_plugins
 from tests.helpers.run_folders import write_run
+from tests.helpers.tiny_config import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +102,6 @@ def test_what_the_dataset_checks_itself(tmp_path):
 
 
 def test_a_warm_up_longer_than_the_training(tmp_path):
-    from reallm.config.optimizer import OptimizerConfig
-
     with pytest.raises(ConfigError, match=r"^optimizer\.warmup_steps=10 must be less than max_steps=10$"):
         config(tmp_path, optimizer=OptimizerConfig(warmup_steps=10), max_steps=10)
 
@@ -144,3 +145,28 @@ def test_a_gpu_that_is_not_there(tmp_path, known_family, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checkpoint(tmp_path)
     refused(config(tmp_path, model=ModelArgs(path=str(tmp_path), device="cuda")), r"^model\.device=cuda")
+
+
+@pytest.mark.parametrize(
+    ("layouts", "optimizer", "message"),
+    [
+        ({"actor_train": "tp3"}, "adamw", r"actor_train\.layout=tp3: tp=3 does not fit .* \(actor\.path=actor\)"),
+        ({"ref_inf": "pp3@2-4"}, "adamw", r"ref_inf\.layout=pp3@2-4: pp=3 stages are too many .* \(ref\.path=ref\)"),
+        ({"actor_gen": "tp2@3,1"}, "adamw", r"actor_gen\.layout=tp2@3,1: .* must ascend"),
+        ({"actor_train": "dp2"}, "muon", r"optimizer\.name=muon .* which actor_train\.layout=dp2 would split"),
+    ],
+)
+def test_layouts_of_calls_that_do_not_fit(monkeypatch, layouts, optimizer, message):
+    monkeypatch.setattr(checks, "load_model_config", lambda path: TINY)
+    calls = {name: CallArgs(layout) for name, layout in layouts.items()}
+    config = three_roles.Config(optimizer=OptimizerConfig(name=optimizer), **calls)
+    graph = Graph.of(three_roles.ALGORITHM, config)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        checks.check_layouts(config, graph, known=graph.roles)
+
+
+def test_a_matrix_that_only_generation_splits_suits_any_optimizer(monkeypatch):
+    monkeypatch.setattr(checks, "load_model_config", lambda path: TINY)
+    calls = {"actor_gen": CallArgs("tp2"), "actor_train": CallArgs("pp2"), "ref_inf": CallArgs("dp2")}
+    config = three_roles.Config(optimizer=OptimizerConfig(name="muon"), **calls)
+    checks.check_layouts(config, Graph.of(three_roles.ALGORITHM, config), known=["actor", "ref"])
