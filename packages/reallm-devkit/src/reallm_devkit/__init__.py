@@ -49,6 +49,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reallm_devkit.testing.algorithms.kit import ALGORITHM_CHECKS, AlgorithmKit, check_algorithm
     from reallm_devkit.testing.callbacks.kit import CALLBACK_CHECKS, CallbackKit, check_callback
     from reallm_devkit.testing.checks import Check, CheckFailed, Failure, Skipped, check
     from reallm_devkit.testing.datasets.kit import DATASET_CHECKS, DatasetKit, check_dataset
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from reallm_devkit.testing.report import Report, Result
 
 _MODULES = {
+    "ALGORITHM_CHECKS": "reallm_devkit.testing.algorithms.kit",
+    "AlgorithmKit": "reallm_devkit.testing.algorithms.kit",
     "CALLBACK_CHECKS": "reallm_devkit.testing.callbacks.kit",
     "CallbackKit": "reallm_devkit.testing.callbacks.kit",
     "Check": "reallm_devkit.testing.checks",
@@ -74,6 +77,7 @@ _MODULES = {
     "Result": "reallm_devkit.testing.report",
     "Skipped": "reallm_devkit.testing.checks",
     "check": "reallm_devkit.testing.checks",
+    "check_algorithm": "reallm_devkit.testing.algorithms.kit",
     "check_callback": "reallm_devkit.testing.callbacks.kit",
     "check_dataset": "reallm_devkit.testing.datasets.kit",
     "check_family": "reallm_devkit.testing.families.kit",
@@ -82,10 +86,12 @@ _MODULES = {
 }
 
 __all__ = [
+    "ALGORITHM_CHECKS",
     "CALLBACK_CHECKS",
     "DATASET_CHECKS",
     "FAMILY_CHECKS",
     "LOGGER_CHECKS",
+    "AlgorithmKit",
     "CallbackKit",
     "Check",
     "CheckFailed",
@@ -98,6 +104,7 @@ __all__ = [
     "Result",
     "Skipped",
     "check",
+    "check_algorithm",
     "check_callback",
     "check_dataset",
     "check_family",

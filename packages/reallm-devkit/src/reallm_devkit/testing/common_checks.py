@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -74,8 +75,9 @@ def hook_location(offer: Offer) -> str:
     return location(getattr(plugin, hook, plugin))
 
 
+@lru_cache
 def _heavy_imports(module: str) -> list[str]:
-    """The modules of `HEAVY` that a new process has imported after importing `module`."""
+    """The modules of `HEAVY` that a new process has imported after importing `module`; asked once for each."""
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -15,6 +15,7 @@ KITS = MappingProxyType(
         "dataset": "reallm_devkit.testing.datasets.kit:DatasetKit",
         "family": "reallm_devkit.testing.families.kit:FamilyKit",
         "logger": "reallm_devkit.testing.loggers.kit:LoggerKit",
+        "algorithm": "reallm_devkit.testing.algorithms.kit:AlgorithmKit",
         "callback": "reallm_devkit.testing.callbacks.kit:CallbackKit",
     }
 )
