@@ -2,7 +2,7 @@
 
 In a plugin's test suite, a class that names the plugin is the whole suite, with a pytest test for each check:
 
-    from reallm_devkit import DatasetKit, FamilyKit, LoggerKit
+    from reallm_devkit import AlgorithmKit, DatasetKit, FamilyKit, LoggerKit
 
     class TestMyDataset(DatasetKit):
         dataset = "my-dataset"
@@ -10,6 +10,10 @@ In a plugin's test suite, a class that names the plugin is the whole suite, with
 
     class TestMyModel(FamilyKit):
         family = "my-model"
+
+    class TestMyAlgorithm(AlgorithmKit):
+        algorithm = "my-algorithm"
+        rows = [{"prompt": "Spell no:", "answer": " n o"}, ...]
 
     class TestMyLogger(LoggerKit):
         logger = "my-logger"
@@ -19,7 +23,7 @@ In a plugin's test suite, a class that names the plugin is the whole suite, with
 
 Without a test suite, from Python or from the command line:
 
-    report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})  # also check_family, check_logger
+    report = check_dataset("my-dataset", config={"train_path": "tests/lines.txt"})  # also check_family and others
     print(report)
     assert report.passed
 

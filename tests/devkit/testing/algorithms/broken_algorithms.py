@@ -105,7 +105,7 @@ class GoodRewards:
         values = torch.tensor([float((one % 2 == 0).float().mean()) for one in answers])
         return NamedArray(rewards=values).with_metadata(seqlens={"rewards": [[1, 1]] * n_samples(batch)})
 
-    def eval_metrics(self, batch: NamedArray) -> Mapping[str, Sequence[float]]:
+    def eval_metrics(self, batch: NamedArray, context: CallContext) -> Mapping[str, Sequence[float]]:
         return {"reward": batch["rewards"].tolist()}
 
 
@@ -242,9 +242,9 @@ class LearnsFromEvaluations(GoodRewards):
         found = super().reward(batch, context)
         return found.with_fields(rewards=found["rewards"] * (1 + self.n))
 
-    def eval_metrics(self, batch: NamedArray) -> Mapping[str, Sequence[float]]:
+    def eval_metrics(self, batch: NamedArray, context: CallContext) -> Mapping[str, Sequence[float]]:
         self.n += 1
-        return super().eval_metrics(batch)
+        return super().eval_metrics(batch, context)
 
 
 class NotJson(Good):

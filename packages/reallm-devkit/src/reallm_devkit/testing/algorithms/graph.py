@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import inspect
 
+from reallm.algorithms.interface_checks import ARGUMENTS
 from reallm.errors import DataError, ReallmError
 from reallm_devkit.testing.algorithms.configuration import configuration
 from reallm_devkit.testing.algorithms.subject import AlgorithmSubject
 from reallm_devkit.testing.checks import CheckFailed, check
-
-ARGUMENTS = {
-    "generate": ("model", "batch", "context"),
-    "inference": ("model", "batch", "context"),
-    "train_step": ("engine", "batch", "context"),
-    "reward": ("batch", "context"),
-}
-"""Kind of a call -> the arguments of its method."""
 
 
 @check(needs=[configuration])

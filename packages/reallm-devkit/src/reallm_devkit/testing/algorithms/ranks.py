@@ -108,7 +108,7 @@ def _serve(rank: int, work: bytes, connection: Connection) -> None:
         default_store = dist.distributed_c10d._get_default_store()
         for layout, settings in arguments.items():
             config = load(algorithm.config_class(), (), settings).build()
-            store = dist.PrefixStore(f"run-{layout}", default_store)
+            store = dist.PrefixStore(f"run-{layout}", default_store)  # type: ignore[attr-defined]
             run(config, algorithm, name=name, console=Console(quiet=True), job=Job(rank, N_RANKS, rank, N_RANKS, store))
         connection.send(None)
     except BaseException as error:

@@ -141,7 +141,7 @@ def _killing(algorithm: Algorithm, role: str) -> Algorithm:
     """An algorithm whose run ends with an exception in a step."""
     cls: Any = algorithm.interface_class(role)
 
-    class Killing(cls):  # type: ignore[misc]
+    class Killing(cls):
         def train_step(self, engine: Any, batch: Any, context: Any) -> Any:
             if context.step == KILLED_AT:
                 raise _KilledError

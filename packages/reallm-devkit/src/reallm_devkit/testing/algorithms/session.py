@@ -94,6 +94,7 @@ class Session:
         return batch
 
     def _outputs(self, call: ModelFunctionCall, interface: Any, batch: NamedArray, context: CallContext) -> NamedArray:
+        context = context.for_call(call.name)
         if call.kind == "reward":
             outputs = interface.reward(batch, context)
         else:
@@ -135,7 +136,9 @@ class Session:
             {name: each.grad.clone() for name, each in model.network.named_parameters() if each.grad is not None}
         )
         where, look_at = f"call '{call.name}'", self.at(call.role, "train_step")
-        metrics = interface.train_step(engine, batch, replace(context, max_tokens_per_microbatch=limit))
+        metrics = interface.train_step(
+            engine, batch, replace(context.for_call(call.name), max_tokens_per_microbatch=limit)
+        )
         if not isinstance(metrics, Mapping):
             raise CheckFailed("metrics by name, such as those of engine.train_batch", kind_of(metrics), where, look_at)
         if "tokens" not in metrics:
