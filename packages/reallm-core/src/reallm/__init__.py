@@ -23,6 +23,7 @@ from reallm.errors import (
 from reallm.hookspecs import HOOK_API, hookimpl
 
 if TYPE_CHECKING:
+    from reallm.algorithms.context import CallContext
     from reallm.algorithms.dpo.config import DPOConfig
     from reallm.algorithms.dpo.interface import DPOInterface
     from reallm.algorithms.rw.config import RWConfig
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from reallm.options import REQUIRED, option
     from reallm.parallel.layout import Layout
     from reallm.parallel.mesh import Mesh
-    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, ModelFunctionCall
+    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, ModelFunctionCall, WeightUpdate
     from reallm.training.engine import EngineState, TrainEngine
     from reallm.training.objective import LossOutput, Objective, Totals
     from reallm.training.sequence_scores import AnswerLogprobs, answer_logprobs, last_token_scores
@@ -113,11 +114,13 @@ _HOMES = {
     "CriticArgs": "reallm.config.args",
     "ReferenceArgs": "reallm.config.args",
     "CallArgs": "reallm.config.args",
+    "CallContext": "reallm.algorithms.context",
     "SFTConfig": "reallm.algorithms.sft.config",
     "SFTInterface": "reallm.algorithms.sft.interface",
     "Totals": "reallm.training.objective",
     "TrainEngine": "reallm.training.engine",
     "TrainingConfig": "reallm.config.training",
+    "WeightUpdate": "reallm.specs",
     "answer_logprobs": "reallm.training.sequence_scores",
     "cu_seqlens": "reallm.data.batching",
     "describe_config": "reallm.config.load:describe",
@@ -150,6 +153,7 @@ __all__ = [
     "Algorithm",
     "AnswerLogprobs",
     "CallArgs",
+    "CallContext",
     "CallbackSpec",
     "CheckpointError",
     "Completion",
@@ -198,6 +202,7 @@ __all__ = [
     "TrainEngine",
     "TrainingConfig",
     "UnknownNameError",
+    "WeightUpdate",
     "answer_logprobs",
     "cu_seqlens",
     "describe_config",
