@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
+from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.transformer import Transformer
 from reallm.training import memory
-from reallm.training.memory import AliveBytes, estimate, size_text
+from reallm.training.memory import AliveBytes, estimate, estimate_call, kv_cache_bytes, size_text
 
 CONFIG = ReaLModelConfig(
     n_layers=7, hidden_size=128, n_q_heads=4, n_kv_heads=2, head_dim=32, intermediate_size=256, vocab_size=500,
@@ -124,3 +126,37 @@ def test_a_sequence_longer_than_the_learned_positions_is_told_before_training() 
     with pytest.raises(DataError, match="a sequence has 300 tokens, but the model has learned 256 positions"):
         estimate(config, torch.float32, CPU, LENGTHS)
     assert estimate(config, torch.float32, CPU, (200, 200)).activations  # of two that fit, no longer one is made
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"is_critic": True},
+        {"vocab_size": 40_000},
+        {"attn_softcap": 20.0},
+        {"moe": MoEConfig(8, 4, 512, layers=(3, 4, 5, 6))},
+        {"n_layers": 14, "intermediate_size": 1024},
+    ],
+)
+def test_a_call_without_training_takes_what_a_real_one_does(changes: dict[str, Any]) -> None:
+    config = CONFIG.replace(**changes)
+    told = estimate_call(config, torch.float32, CPU, LENGTHS)
+    model = ReaLModel(config)
+    tokens = torch.arange(sum(LENGTHS)) % config.vocab_size
+    bounds = torch.tensor([0, *accumulate(LENGTHS)])
+    alive = AliveBytes()
+    with alive:
+        model.scores(tokens, bounds) if config.is_critic else model.token_logprobs(tokens, bounds)
+    assert told.activations == pytest.approx(alive.peak, rel=0.15) or (
+        "attn_softcap" in changes and told.activations is not None and alive.peak < told.activations
+    )
+    assert told.parameters == sum(parameter.nbytes for parameter in model.parameters())
+    assert told.gradients == told.optimizer == 0
+    assert "gradients" not in str(told)
+
+
+def test_the_kv_cache_is_that_of_the_network() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = 2 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim * dtype.itemsize
+        assert kv_cache_bytes(CONFIG, dtype, 300) == 300 * expected

@@ -59,7 +59,11 @@ class InferenceInterface(Protocol):
 
 
 class GenerateInterface(Protocol):
-    """Interface of a role that generates completions of prompts."""
+    """Interface of a role that generates completions of prompts.
+
+    Optional method: `planned_kv_tokens(batch_size: int) -> int`, the most tokens, of prompts and completions, whose
+    keys and values are held at once for a batch of so many samples; the memory is planned for them.
+    """
 
     def generate(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""

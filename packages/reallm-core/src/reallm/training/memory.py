@@ -10,22 +10,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ReallmError
+from reallm.generation.memory import bytes_per_token
 from reallm.model.config import ReaLModelConfig
 from reallm.model.packed import PackedSequences
 from reallm.model.parameters import meta_model, n_parameters
+from reallm.model.transformer import Transformer
 from reallm.training.update_rules import update_rules
 
 GIB = 2**30
@@ -39,7 +42,7 @@ TRACED_BLOCKS = (2, 4)
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that training one model takes at its peak, by purpose."""
+    """Bytes that one model takes at its peak, by purpose: one that is trained, or one that is only called."""
 
     parameters: int
     gradients: int
@@ -50,23 +53,34 @@ class MemoryEstimate:
     n_tokens: int
     fragmentation: int = 0
     """Bytes that the allocator loses, on a CPU."""
+    copies: int = 0
+    """Parameters of copies in other layouts."""
+    kv_cache: int = 0
+    """Keys and values of `n_cached` tokens, while the model generates."""
+    n_cached: int = 0
 
     @property
     def persistent(self) -> int:
-        """Bytes that stay allocated from step to step: everything but activations."""
-        return self.parameters + self.gradients + self.optimizer
+        """Bytes that stay allocated from step to step: everything but activations and keys and values."""
+        return self.parameters + self.gradients + self.optimizer + self.copies
+
+    @property
+    def transient(self) -> int:
+        """Bytes that a call adds. A model generates at other times than it is trained."""
+        return max(self.activations or 0, self.kv_cache)
 
     @property
     def total(self) -> int:
-        """The sum of all bytes."""
-        return self.persistent + (self.activations or 0) + self.fragmentation
+        """The sum of all bytes at the peak."""
+        return self.persistent + self.transient + self.fragmentation
 
     def __str__(self) -> str:
         parts: dict[str, int | None] = {
             "parameters": self.parameters,
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
+            **({"copies in other layouts": self.copies} if self.copies else {}),
+            **({"gradients": self.gradients, "optimizer": self.optimizer} if self.gradients else {}),
             f"activations at {self.n_tokens:,} tokens": self.activations,
+            **({f"keys and values of {self.n_cached:,} tokens": self.kv_cache} if self.kv_cache else {}),
         }
         if self.fragmentation:
             parts["allocator"] = self.fragmentation
@@ -111,6 +125,31 @@ def estimate(
         n_tokens=sum(lengths),
     )
     return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
+
+
+def estimate_call(
+    config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]
+) -> MemoryEstimate:
+    """Estimate the memory of a model that is called without being trained; `lengths` are those of its largest
+    forward pass."""
+    try:
+        # nothing is kept of a block after the next one, so that two blocks of each kind have the peak of all
+        kinds: dict[ReaLModelConfig, list[int]] = {}
+        for block in range(config.n_layers):
+            kinds.setdefault(config.with_blocks(block), []).append(block)
+        few = sorted(block for blocks in kinds.values() for block in blocks[-2:])
+        activations: int | None = _trace_call(config.with_blocks(*few), dtype, device, lengths)
+    except ReallmError:
+        raise
+    except Exception:  # see `estimate`
+        activations = None
+    alive = MemoryEstimate(n_parameters(config) * dtype.itemsize, 0, 0, activations, sum(lengths))
+    return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
+
+
+def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -> int:
+    """Bytes of the keys and values of so many tokens, in all blocks."""
+    return n_tokens * bytes_per_token(meta_model(config).to(dtype))
 
 
 def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
@@ -175,20 +214,10 @@ def _trace_step(
     lengths: Sequence[int],
     gradient_checkpointing: Any,
 ) -> _Peaks:
-    seqs = PackedSequences.from_lengths(_equivalent_lengths(config, lengths))
-    positions = seqs.positions  # needs real values, so it is computed before tensors are fake
     network = meta_model(config).train()
     network.gradient_checkpointing = gradient_checkpointing
-    fake, alive = FakeTensorMode(), AliveBytes()
-    with fake:
-        for module in network.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-                value.grad = torch.empty_like(value)  # as if from an earlier micro-batch
-                setattr(module, name, value)
-        tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
-        on_device = PackedSequences(seqs.lengths, fake.from_tensor(seqs.cu_seqlens).to(device), seqs.cached_lengths)
-        vars(on_device)["positions"] = fake.from_tensor(positions).to(device)
+    alive = AliveBytes()
+    with _fake_inputs(network, dtype, device, lengths) as (tokens, seqs):
         after_last_block: list[int] = []
 
         def watch(block: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -198,11 +227,41 @@ def _trace_step(
 
         network.layers[str(config.n_layers)].register_forward_pre_hook(watch)
         with alive:
-            hidden = network.forward_hidden(tokens, on_device)
+            hidden = network.forward_hidden(tokens, seqs)
             loss = network.head(hidden).sum() if config.is_critic else network.cross_entropy(hidden, tokens).loss_sum
             forward = alive.restart()
             loss.backward()
     return _Peaks(forward, max(after_last_block), alive.peak)
+
+
+def _trace_call(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]) -> int:
+    """The most bytes alive at once beyond parameters, in a forward pass without gradients."""
+    network, alive = meta_model(config).eval(), AliveBytes()
+    with _fake_inputs(network, dtype, device, lengths) as (tokens, seqs), torch.no_grad(), alive:
+        hidden = network.forward_hidden(tokens, seqs)
+        _ = network.head(hidden) if config.is_critic else network.logprobs(hidden, tokens)
+    return alive.peak
+
+
+@contextmanager
+def _fake_inputs(
+    network: Transformer, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]
+) -> Iterator[tuple[Tensor, PackedSequences]]:
+    """Context in which a network has fake parameters, with gradients as if from an earlier micro-batch; gives fake
+    tokens and their sequences."""
+    seqs = PackedSequences.from_lengths(_equivalent_lengths(network.config, lengths))
+    positions = seqs.positions  # needs real values, so it is computed before tensors are fake
+    fake = FakeTensorMode()
+    with fake:
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+                value.grad = torch.empty_like(value)
+                setattr(module, name, value)
+        tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
+        on_device = PackedSequences(seqs.lengths, fake.from_tensor(seqs.cu_seqlens).to(device), seqs.cached_lengths)
+        vars(on_device)["positions"] = fake.from_tensor(positions).to(device)
+        yield tokens, on_device
 
 
 def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
 from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
-from reallm.config.training import TrainingConfig, model_args
+from reallm.config.training import TrainingConfig, model_args, role_optimizer
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
+from reallm.generation.memory import SHARE_OF_MEMORY
 from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
 from reallm.machine_memory import available_memory
+from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
-from reallm.training.memory import MemoryEstimate, estimate, size_text
+from reallm.training.memory import (
+    FRAGMENTATION,
+    MemoryEstimate,
+    estimate,
+    estimate_call,
+    kv_cache_bytes,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from reallm.algorithms.role import Role
@@ -29,7 +40,12 @@ TOLERANCE = 0.85
 
 
 def estimate_model(
-    args: ModelArgs, dtype: torch.dtype, device: torch.device, largest: Sequence[int], optimizer: OptimizerConfig
+    args: ModelArgs,
+    dtype: torch.dtype,
+    device: torch.device,
+    largest: Sequence[int],
+    optimizer: OptimizerConfig,
+    model: ReaLModelConfig | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory for training the model of a checkpoint, from its config alone.
 
@@ -39,9 +55,10 @@ def estimate_model(
         device: device on which it is trained.
         largest: lengths of the sequences in the largest micro-batch.
         optimizer: the optimizer, for the size of its state.
+        model: its architecture; None: that of its checkpoint.
     """
     return estimate(
-        load_model_config(args.path),
+        model or load_model_config(args.path, is_critic=args.is_critic),
         dtype,
         device,
         largest,
@@ -61,61 +78,178 @@ def split_estimate(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEs
     gradients = whole.gradients // (n * (fsdp if zero >= 2 else 1))
     optimizer = whole.optimizer // (n * fsdp)
     activations = None if whole.activations is None else whole.activations // layout.tp
-    alive = dataclasses.replace(
-        whole, parameters=parameters, gradients=gradients, optimizer=optimizer, activations=activations, fragmentation=0
+    alive = replace(
+        whole,
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        kv_cache=whole.kv_cache // (n * layout.dp),
+        fragmentation=0,
     )
     lost = whole.fragmentation / max(1, whole.total - whole.fragmentation)
-    return dataclasses.replace(alive, fragmentation=int(lost * alive.total))
+    return replace(alive, fragmentation=int(lost * alive.total))
+
+
+@dataclass(frozen=True)
+class _RoleNeeds:
+    """What one role takes on a process that holds a part of it."""
+
+    role: str
+    estimate: MemoryEstimate
+    device: torch.device
+    ranks: frozenset[int]
+    is_offloaded: bool
+    """Whether its model is in the device's memory during its own calls alone."""
+    is_only_before: bool
+    """Whether it is called before training alone."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes that stay allocated while other roles are called."""
+        one = self.estimate
+        return 0 if self.is_offloaded else one.parameters + one.optimizer + one.copies
 
 
 def memory_lines(
     config: TrainingConfig,
-    trained: Sequence[str],
-    largest: Sequence[int],
+    graph: Graph,
+    placement: Placement,
+    interfaces: Mapping[str, Any],
+    models: Mapping[str, ReaLModelConfig],
+    largest: Mapping[str, Sequence[int]],
+    batch_size: int,
     job: Job,
-    layouts: Mapping[str, Layout] | None,
 ) -> list[str]:
-    """Lines about the memory that training needs and the free memory, to print before anything is loaded.
+    """Lines about the memory that all roles need and the free memory, to print before anything is loaded.
+
+    Calls run one after another: beside what stays allocated, only the largest call counts.
 
     Args:
         config: configuration of the run.
-        trained: the roles that are trained.
-        largest: lengths of the sequences in the largest micro-batch.
+        graph: graph of the algorithm.
+        placement: where the calls are computed.
+        interfaces: an instance of each role's interface class; see `GenerateInterface.planned_kv_tokens`.
+        models: architecture of each role's model.
+        largest: lengths of the sequences in the largest micro-batch of each role.
+        batch_size: samples of a step.
         job: job of this process; processes on one machine share its main memory.
-        layouts: layout of each role; None for a single process.
 
     Raises:
-        ConfigError: training cannot fit, even if the estimate is too high by its largest error.
+        ConfigError: it cannot fit, even if the estimate is too high by its largest error.
     """
-    needed: dict[torch.device, list[MemoryEstimate]] = {}
+    needs = [
+        _needs_of(role, config, graph, placement, interfaces[role], models[role], largest[role], batch_size, job)
+        for role in graph.roles
+    ]
+    each = "" if job.is_alone else " of each process"
     lines = []
-    for role in trained:
-        args = model_args(config, role)
-        device = choose_device(args.device, job.gpu)
-        one = estimate_model(args, choose_dtype(args.dtype, device), device, largest, config.optimizer)
-        if layouts is not None:
-            one = split_estimate(one, layouts[role], config.parallel.zero)
-        needed.setdefault(device, []).append(one)
-        whose = "" if len(trained) == 1 else f" of {role}"
-        lines.append(f"memory{whose}{'' if job.is_alone else ' of each process'}: {one}")
-    for device, estimates in needed.items():
-        lines += _compare(estimates, device, job.local_size if device.type == "cpu" else 1)
+    for one in needs:
+        whose = "" if len(needs) == 1 else f" of {one.role}"
+        when = ", before training" if one.is_only_before else ", offloaded" if one.is_offloaded else ""
+        lines.append(f"memory{whose}{each}{when}: {one.estimate}")
+    for device in dict.fromkeys(one.device for one in needs):
+        on_device = [one for one in needs if one.device == device]
+        rank = max(range(job.size), key=lambda rank: _peak(on_device, rank))
+        if len(needs) > 1:
+            largest_call = max(
+                (one for one in on_device if rank in one.ranks), key=lambda one: _peak_in(on_device, rank, one)
+            )
+            lines.append(
+                f"memory of all roles{each}: about {size_text(_peak(on_device, rank))} at the peak, when "
+                f"{largest_call.role} is called"
+            )
+        lines += _compare(on_device, rank, device, job.local_size if device.type == "cpu" else 1)
     return lines
 
 
-def _compare(estimates: Sequence[MemoryEstimate], device: torch.device, n_sharing: int) -> list[str]:
+def _needs_of(
+    role: str,
+    config: TrainingConfig,
+    graph: Graph,
+    placement: Placement,
+    interface: Any,
+    model: ReaLModelConfig,
+    largest: Sequence[int],
+    batch_size: int,
+    job: Job,
+) -> _RoleNeeds:
+    args, calls = model_args(config, role), [call for call in graph.calls if call.role == role]
+    device = choose_device(args.device, job.gpu)
+    dtype = choose_dtype(args.dtype, device)
+    if role in graph.trained_roles:
+        one = estimate_model(args, dtype, device, largest, role_optimizer(config, role), model)
+    else:
+        one = estimate_call(model, dtype, device, largest)
+    planned = getattr(interface, "planned_kv_tokens", None)
+    if planned is not None and any(call.kind == "generate" for call in calls):
+        n_cached = planned(batch_size)
+        size, free = kv_cache_bytes(model, dtype, n_cached), available_memory(device)
+        # with less room, sequences wait for each other
+        size = size if free is None else min(size, int(SHARE_OF_MEMORY * free))
+        one = _with_share_lost(replace(one, n_cached=n_cached, kv_cache=size), device)
+    home, *others = placement.copies(role)
+    if not job.is_alone:
+        split = split_estimate(one, home, config.parallel.zero)
+        copies = sum(split_estimate(one, layout, config.parallel.zero).parameters for layout in others)
+        one = _with_share_lost(replace(split, copies=copies), device)
+    return _RoleNeeds(
+        role,
+        one,
+        device,
+        frozenset(rank for layout in (home, *others) for rank in layout.ranks),
+        all(call.name in placement.offloaded for call in calls),
+        role not in graph.roles_of_steps,
+    )
+
+
+def _with_share_lost(one: MemoryEstimate, device: torch.device) -> MemoryEstimate:
+    """The estimate with what the allocator loses of all of it."""
+    if device.type != "cpu":
+        return one
+    return replace(one, fragmentation=int(FRAGMENTATION * (one.persistent + one.transient)))
+
+
+def _peak_in(needs: Sequence[_RoleNeeds], rank: int, called: _RoleNeeds) -> int:
+    """Bytes on a rank during the largest call to one of the roles."""
+    others = [one for one in needs if rank in one.ranks and one != called and not one.is_only_before]
+    alive = called.estimate.persistent + called.estimate.transient
+    alive += 0 if called.is_only_before else sum(one.kept for one in others)
+    return alive + (int(FRAGMENTATION * alive) if called.device.type == "cpu" else 0)
+
+
+def _peak(needs: Sequence[_RoleNeeds], rank: int) -> int:
+    """The most bytes on a rank at any time."""
+    return max((_peak_in(needs, rank, one) for one in needs if rank in one.ranks), default=0)
+
+
+def _largest(needs: Sequence[_RoleNeeds], rank: int) -> _RoleNeeds:
+    """The role in whose call the peak is."""
+    return max((one for one in needs if rank in one.ranks), key=lambda one: _peak_in(needs, rank, one))
+
+
+def _compare(needs: Sequence[_RoleNeeds], rank: int, device: torch.device, n_sharing: int) -> list[str]:
     available = available_memory(device)
     if available is None:
         return []
     available //= n_sharing
-    total, kept = sum(one.total for one in estimates), sum(one.persistent for one in estimates)
+    total = _peak(needs, rank)
     if total <= available:
         return [f"        {size_text(available)} is free on {device}"]
-    remedy = (
-        "lower max_tokens_per_microbatch or set model.gradient_checkpointing=full"
-        if kept < available
-        else "parameters, gradients and optimizer alone do not fit: train a smaller model, or use more memory"
-    )
+    here = [one for one in needs if rank in one.ranks and not one.is_only_before]
+    kept = sum(one.kept for one in here) + max((one.estimate.gradients for one in here), default=0)
+    called = _largest(needs, rank)
+    remedy = f"lower {'' if len(needs) == 1 else f'{called.role}.'}max_tokens_per_microbatch"
+    if called.estimate.gradients:
+        name = called.role if len(needs) > 1 else "model"
+        remedy += f" or set {name}.gradient_checkpointing=full"
+    if kept >= available:
+        remedy = (
+            "parameters, gradients and optimizer alone do not fit: train a smaller model, or use more memory"
+            if len(needs) == 1
+            else "parameters, gradients and optimizers alone do not fit: offload a role between its calls "
+            "(<call>.offload=true), take smaller models, or use more memory"
+        )
     text = f"training takes about {size_text(total)}, and {size_text(available)} is free on {device}"
     if total * TOLERANCE > available:
         raise ConfigError(f"{text}: {remedy}")

@@ -9,7 +9,8 @@ from typing import Any
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
 from reallm.config.optimizer import check_unsharded
-from reallm.config.training import TrainingConfig, model_args, role_optimizer
+from reallm.config.training import TrainingConfig, max_tokens_per_microbatch, model_args, role_optimizer
+from reallm.data.dataset_stats import measure
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_other_data
 from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
@@ -21,7 +22,7 @@ from reallm.experiments.preflight.weight_updates import check_updates
 from reallm.experiments.run.callbacks import callback_offers
 from reallm.experiments.run.hub import check_hub
 from reallm.experiments.run.loggers import logger_specs
-from reallm.experiments.run.setup import Data, check_lengths, load_data, make_interfaces, min_vocab_size
+from reallm.experiments.run.setup import Data, check_lengths, load_data, make_interfaces, min_vocab_size, planned_tokens
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.specs import Algorithm
@@ -93,16 +94,29 @@ class Plan:
         data = load_data(config, graph, interfaces)
         check_same_on_all_ranks(job, "data", _identity(data, point), config.parallel.timeout)
         n_tokens = {role: min_vocab_size(config, graph, data.tokenizer, role) for role in graph.roles}
-        check_updates(graph, {role: planned_model(model_args(config, role), n) for role, n in n_tokens.items()})
+        models = {role: planned_model(model_args(config, role), n) for role, n in n_tokens.items()}
+        check_updates(graph, models)
         if point is not None and point.state is not None:
             refuse_other_data(point.state.data, data.fingerprint)
-        models = [model_args(config, name) for name in trained]
-        too_long = check_lengths(data.train, data.stats, models)
+        args = [model_args(config, name) for name in trained]
+        too_long = check_lengths(data.train, data.stats, args)
         if data.valid is not None and data.valid_stats is not None:
-            too_long += check_lengths(data.valid, data.valid_stats, models, noun="validation sample")
-        layouts = None if job.is_alone else placement.homes
-        memory = memory_lines(config, trained, data.stats.largest, job, layouts)
+            too_long += check_lengths(data.valid, data.valid_stats, args, noun="validation sample")
+        largest = {role: _largest(config, graph, interfaces, data, role) for role in graph.roles}
+        n_samples = data.sampler.batch_size
+        memory = memory_lines(config, graph, placement, interfaces, models, largest, n_samples, job)
         return cls(config, point, placement, interfaces, data, too_long, memory)
+
+
+def _largest(
+    config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any], data: Data, role: str
+) -> tuple[int, ...]:
+    """Lengths of the samples in a role's largest micro-batch, which its limit on tokens decides."""
+    first = graph.trained_roles[0]
+    max_tokens = max_tokens_per_microbatch(config, role)
+    if max_tokens == max_tokens_per_microbatch(config, first):
+        return data.stats.largest
+    return measure(data.train, planned_tokens(graph, interfaces, first), data.sampler, max_tokens).largest
 
 
 def _identity(data: Data, point: ResumePoint | None) -> dict[str, str]:
