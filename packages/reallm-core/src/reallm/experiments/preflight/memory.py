@@ -24,7 +24,6 @@ from reallm.machine_memory import available_memory
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.training.memory import (
-    FRAGMENTATION,
     MemoryEstimate,
     estimate,
     estimate_call,
@@ -78,17 +77,24 @@ def split_estimate(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEs
     gradients = whole.gradients // (n * (fsdp if zero >= 2 else 1))
     optimizer = whole.optimizer // (n * fsdp)
     activations = None if whole.activations is None else whole.activations // layout.tp
-    alive = replace(
+    return _with_other_sizes(
         whole,
         parameters=parameters,
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
         kv_cache=whole.kv_cache // (n * layout.dp),
-        fragmentation=0,
     )
-    lost = whole.fragmentation / max(1, whole.total - whole.fragmentation)
-    return replace(alive, fragmentation=int(lost * alive.total))
+
+
+def _with_other_sizes(one: MemoryEstimate, **sizes: int | None) -> MemoryEstimate:
+    """An estimate with other sizes, of which the allocator loses the same share."""
+    alive = replace(one, **sizes, fragmentation=0)  # type: ignore[arg-type]
+    return replace(alive, fragmentation=int(_share_lost(one) * alive.total))
+
+
+def _share_lost(one: MemoryEstimate) -> float:
+    return one.fragmentation / max(1, one.total - one.fragmentation)
 
 
 @dataclass(frozen=True)
@@ -187,12 +193,12 @@ def _needs_of(
         size, free = kv_cache_bytes(model, dtype, n_cached), available_memory(device)
         # with less room, sequences wait for each other
         size = size if free is None else min(size, int(SHARE_OF_MEMORY * free))
-        one = _with_share_lost(replace(one, n_cached=n_cached, kv_cache=size), device)
+        one = _with_other_sizes(one, n_cached=n_cached, kv_cache=size)
     home, *others = placement.copies(role)
     if not job.is_alone:
         split = split_estimate(one, home, config.parallel.zero)
         copies = sum(split_estimate(one, layout, config.parallel.zero).parameters for layout in others)
-        one = _with_share_lost(replace(split, copies=copies), device)
+        one = _with_other_sizes(split, copies=copies)
     return _RoleNeeds(
         role,
         one,
@@ -203,19 +209,12 @@ def _needs_of(
     )
 
 
-def _with_share_lost(one: MemoryEstimate, device: torch.device) -> MemoryEstimate:
-    """The estimate with what the allocator loses of all of it."""
-    if device.type != "cpu":
-        return one
-    return replace(one, fragmentation=int(FRAGMENTATION * (one.persistent + one.transient)))
-
-
 def _peak_in(needs: Sequence[_RoleNeeds], rank: int, called: _RoleNeeds) -> int:
     """Bytes on a rank during the largest call to one of the roles."""
     others = [one for one in needs if rank in one.ranks and one != called and not one.is_only_before]
     alive = called.estimate.persistent + called.estimate.transient
     alive += 0 if called.is_only_before else sum(one.kept for one in others)
-    return alive + (int(FRAGMENTATION * alive) if called.device.type == "cpu" else 0)
+    return alive + int(_share_lost(called.estimate) * alive)
 
 
 def _peak(needs: Sequence[_RoleNeeds], rank: int) -> int:
