@@ -29,6 +29,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, DataError, PluginError, counted, quoted
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, choose_dtype, deterministic_kernels
+from reallm.experiments.preflight.vocabulary import check_vocabulary
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
@@ -223,8 +224,8 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     """The tokenizer of a run, that of the first trained model, and whether it has changed, and so is to be saved.
 
     Raises:
-        ReallmError: there is no tokenizer, it cannot be loaded, tokens cannot be added, or there is no such chat
-            template.
+        ReallmError: there is no tokenizer, it cannot be loaded, tokens cannot be added, there is no such chat template,
+            or another role has another vocabulary.
     """
     first = graph.trained_roles[0]
     for role in graph.roles:
@@ -240,6 +241,9 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
         if n > 1:
             raise ConfigError(f"{first}.add_tokens has '{token}' {n} times; give it once")
     known = tokenizer.get_vocab()
+    for role in graph.roles:
+        if (path := model_args(config, role).path) != args.path:
+            check_vocabulary(f"{role}.path", path, known, first)
     existing = [token for token in args.add_tokens if token in known]
     if existing:
         notify_once(f"{first}.add_tokens: the tokenizer has {quoted(existing, 8)} already")
