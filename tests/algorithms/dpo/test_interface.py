@@ -304,6 +304,13 @@ def test_the_estimate_of_the_divergence_of_kto_is_over_the_whole_batch_and_from_
     assert metrics["tokens"] == sum(n for n, _ in batch.metadata["seqlens"]["input_ids"])
 
 
+def test_an_example_is_the_prompt_and_the_chosen_answer() -> None:
+    sample = select(pairs(), [2])
+    example = DPOInterface(config()).example(sample)
+    assert example.prompt_ids == sample["input_ids"][:8].tolist()
+    assert example.expected_ids == sample["input_ids"][8:20].tolist()
+
+
 def test_steps_teach_a_policy_to_prefer_what_was_chosen() -> None:
     for name in ("sigmoid", "ipo", "simpo", "orpo", "apo_zero"):
         settings, model, ref = config(name), policy(), policy()

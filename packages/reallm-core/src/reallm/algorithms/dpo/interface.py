@@ -11,6 +11,7 @@ from reallm.algorithms.context import CallContext
 from reallm.algorithms.dpo.config import DPOConfig
 from reallm.algorithms.dpo.pair_objective import PairObjective
 from reallm.algorithms.dpo.single_answer_objective import SingleAnswerObjective
+from reallm.algorithms.interface import Example
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.model.transformer import Transformer
@@ -72,6 +73,12 @@ class DPOInterface:
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Metrics, under TRL's names."""
         return self._objective.metrics(totals)
+
+    def example(self, sample: NamedArray) -> Example:
+        """The prompt of a sample and its first answer: the chosen one or, of single answers, the one that it has."""
+        n_prompt, end = int(sample["prompt_lens"][0]), sample.metadata["seqlens"]["input_ids"][0][0]
+        ids = sample["input_ids"][:end].tolist()
+        return Example(ids[:n_prompt], ids[n_prompt:])
 
     def _check_first_loss(self, metrics: Mapping[str, float], batch: NamedArray, dtype: torch.dtype) -> None:
         """Say so if the first loss is not the one that follows from a policy that is its reference."""
