@@ -62,7 +62,7 @@ def _trl(options: dict[str, Any], job: Job, turns: Turns) -> None:
             train_dataset=datasets.concatenate_datasets([rows] * MAX_STEPS),
             processing_class=byte_tokenizer(),  # never used: the rows are tokens
         )
-        trainer.add_callback(_OneStepATurn(trainer, turns))
+        trainer.add_callback(OneStepATurn(trainer, turns))
         trainer.train()
 
 
@@ -76,10 +76,13 @@ class _Trainer(trl.SFTTrainer):
         return self.loss
 
 
-class _OneStepATurn(TrainerCallback):
-    """Holds the training loop between its steps: a turn is all that the trainer does for one of them."""
+class OneStepATurn(TrainerCallback):
+    """Holds the training loop between its steps: a turn is all that the trainer does for one of them.
 
-    def __init__(self, trainer: _Trainer, turns: Turns) -> None:
+    The trainer keeps the loss of its last step as `loss`.
+    """
+
+    def __init__(self, trainer: Any, turns: Turns) -> None:
         self._trainer, self._turns = trainer, turns
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

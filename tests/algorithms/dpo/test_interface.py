@@ -323,3 +323,13 @@ def test_steps_teach_a_policy_to_prefer_what_was_chosen() -> None:
             first = first or metrics
         assert metrics["loss"] < first["loss"], name
         assert metrics["rewards/accuracies"] == 1, name
+
+
+def test_an_answer_that_is_labelled_as_bad_is_not_expected() -> None:
+    config = DPOConfig(actor=ACTOR, dataset=Data(name="unpaired_preference"), loss_type="kto")
+    interface, batch = DPOInterface(config), labelled_answers()
+    good, bad = (interface.example(select(batch, [row])) for row in (0, 1))
+    assert good.expected_ids is not None
+    assert len(good.expected_ids) == 3
+    assert bad.expected_ids is None
+    assert len(bad.prompt_ids) == 3

@@ -165,6 +165,48 @@ def test_each_kind_of_metric_has_a_chart_whatever_the_algorithm_calls_it(tmp_pat
     ]
 
 
+def test_rewards_of_preferences_are_in_one_chart_and_accuracy_is_of_pairs(tmp_path):
+    folder = write_run(tmp_path / "a")
+    rewards = {"rewards/chosen": 1.0, "rewards/rejected": -1.0}
+    dpo = {**rewards, "rewards/margins": 2.0, "rewards/accuracies": 1.0, "logps/chosen": -3.0, "logps/rejected": -9.0}
+    reward_model = {**rewards, "margin": 2.0, "accuracy": 1.0}
+    for metrics, expected in (
+        (
+            dpo,
+            {
+                "Rewards of chosen and rejected answers, and the margins between them": [
+                    "train/rewards/chosen",
+                    "train/rewards/rejected",
+                    "train/rewards/margins",
+                ],
+                "Accuracy: share of pairs whose chosen answer has the higher reward": [],
+                "Log-probabilities of chosen and rejected answers (nats)": [
+                    "train/logps/chosen",
+                    "train/logps/rejected",
+                ],
+            },
+        ),
+        (
+            reward_model,
+            {
+                "Accuracy: share of pairs whose better answer has the higher score": [],
+                "Rewards of chosen and rejected answers, and the margins between them": [
+                    "train/rewards/chosen",
+                    "train/rewards/rejected",
+                    "train/margin",
+                ],
+            },
+        ),
+    ):
+        write_lines(folder / "metrics.jsonl", {"step": 1, **{f"train/{name}": x for name, x in metrics.items()}})
+        figures = render(folder, now=NOW).split('<figure class="chart')[1:]
+        charts = {
+            re.findall(r"<h3>(.*?)</h3>", figure)[0]: re.findall(r"</i>([^<]+)</span>", figure.partition("\n</fig")[0])
+            for figure in figures
+        }
+        assert charts == expected
+
+
 def test_lengths_and_what_was_cut_are_shown_for_each_split(tmp_path):
     folder = write_run(tmp_path / "a")
     data = {

@@ -37,6 +37,7 @@ class TrainInterface(Objective, Protocol):
       `best_metric` is found before anything is loaded;
     - `optimizer_steps`, an attribute: the optimizer steps of one `train_step`, 1 without it. The schedule of the
       learning rate covers all of them;
+    - `weighs_tokens`, an attribute: True if `loss_weight` is a number of tokens, which a dry run then tells;
     - `planned_tokens(sample: NamedArray) -> list[int]`: the most tokens that a sample of the dataset can put through
       the model, if what is trained is generated first; the memory is planned for them;
     - `example(sample: NamedArray) -> Example | None`: with it, the model continues a few prompts of the validation

@@ -9,6 +9,9 @@ import typer
 
 
 def demo(
+    algorithm: Annotated[
+        str, typer.Option(metavar="NAME", help="What to show: sft, rw (a reward model) or dpo (preferences).")
+    ] = "sft",
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="FOLDER", help="Where to put the run folder.")
     ] = Path("runs"),
@@ -20,5 +23,5 @@ def demo(
     """Train a tiny model in three minutes and see what comes out."""
     from reallm.demo.run import run_demo
 
-    if run_demo(output_dir, steps, seed).interrupted:
+    if run_demo(output_dir, steps, seed, algorithm=algorithm).interrupted:
         raise typer.Exit(130)

@@ -75,10 +75,11 @@ class DPOInterface:
         return self._objective.metrics(totals)
 
     def example(self, sample: NamedArray) -> Example:
-        """The prompt of a sample and its first answer: the chosen one or, of single answers, the one that it has."""
+        """The prompt of a sample and its first answer, of a pair the chosen one; a bad answer is left out."""
         n_prompt, end = int(sample["prompt_lens"][0]), sample.metadata["seqlens"]["input_ids"][0][0]
         ids = sample["input_ids"][:end].tolist()
-        return Example(ids[:n_prompt], ids[n_prompt:])
+        is_bad = "labels" in sample and not sample["labels"][0]
+        return Example(ids[:n_prompt], None if is_bad else ids[n_prompt:])
 
     def _check_first_loss(self, metrics: Mapping[str, float], batch: NamedArray, dtype: torch.dtype) -> None:
         """Say so if the first loss is not the one that follows from a policy that is its reference."""

@@ -31,6 +31,7 @@ class SFTInterface:
     """
 
     metric_names = ("loss", "perplexity", "accuracy", "loss_tokens")
+    weighs_tokens = True
 
     def __init__(self, config: SFTConfig | None = None) -> None:
         """No setting of the configuration changes the loss."""

@@ -24,16 +24,25 @@ from reallm.experiments.runs.info import RunInfo, read_run
 from reallm.experiments.runs.metrics import Curve, is_evaluation, is_loss, is_number, read_curves, tokens_trained
 
 TITLES = {
+    "rewards": "Rewards of chosen and rejected answers, and the margins between them",
+    "accuracies": "Accuracy: share of pairs whose chosen answer has the higher reward",
+    "logps": "Log-probabilities of chosen and rejected answers (nats)",
     "accuracy": "Accuracy: share of tokens that the model ranks first",
     "tokens_per_s": "Speed (tokens/s)",
     "memory_gib": "Memory (GiB)",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
 }
-"""Titles of known metrics by the last part of their names, in the order of their charts; other metrics come first."""
+"""Titles of known charts (see `_chart_of`), in their order; other metrics come first."""
+
+PAIR_ACCURACY = "Accuracy: share of pairs whose better answer has the higher score"
+"""Title of the accuracy of a reward model."""
 
 UNDRAWN = frozenset({"loss", "perplexity", "loss_tokens", "tokens", "epoch", "skipped_steps"})
 """Metrics without a chart among the others: losses have their own charts, and perplexity shows the same."""
+
+SIGNED = frozenset({"rewards", "logps"})
+"""Charts whose axis need not begin at 0."""
 
 EXACT = frozenset({"lr", "memory_gib"})
 """Metrics without noise, over which no trend is drawn."""
@@ -194,21 +203,30 @@ def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
 
 
 def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
-    """A chart for each other metric; a metric of several calls is drawn in one chart."""
+    """A chart for each other metric, or for a few that belong together; several calls are drawn in one chart."""
     names = sorted(curves, key=is_evaluation)  # training gets the first color in each chart
-    leaves = dict.fromkeys(name.rpartition("/")[2] for name in names)
-    known = list(TITLES)
-    order = sorted(leaves, key=lambda leaf: 1 + known.index(leaf) if leaf in TITLES and leaf != "accuracy" else 0)
+    charts = dict.fromkeys(map(_chart_of, names))
+    titles = {**TITLES, **({"accuracy": PAIR_ACCURACY} if "rewards" in charts else {})}
+    known = list(titles)
+    order = sorted(charts, key=lambda chart: 1 + known.index(chart) if chart in known and chart != "accuracy" else 0)
     return [
         line_chart(
-            TITLES.get(leaf, leaf),
-            {name: curves[name] for name in names if name.rpartition("/")[2] == leaf},
-            from_zero=leaf in TITLES,
-            is_noisy=leaf not in EXACT,
+            titles.get(chart, chart),
+            {name: curves[name] for name in names if _chart_of(name) == chart},
+            from_zero=chart in titles and chart not in SIGNED,
+            is_noisy=chart not in EXACT,
         )
-        for leaf in order
-        if leaf not in UNDRAWN
+        for chart in order
+        if chart not in UNDRAWN
     ]
+
+
+def _chart_of(metric: str) -> str:
+    """The chart that a metric is drawn in: `rewards` or `logps` of preferences, else the last part of its name."""
+    *groups, leaf = metric.split("/")
+    if leaf == "margin" or (groups[-1:] == ["rewards"] and leaf != "accuracies"):
+        return "rewards"
+    return "logps" if groups[-1:] == ["logps"] else leaf
 
 
 def _loss_title(name: str) -> str:

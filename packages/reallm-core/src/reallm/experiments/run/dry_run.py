@@ -115,9 +115,8 @@ def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -
     prepared = prepare(interface, batch) if has_inputs else batch
     lengths = interface.n_tokens(prepared) if has_inputs else planned_tokens(graph, plan.interfaces, trained)(batch)
     text = f"{counted(n_samples(batch), 'sample')}, {counted(sum(lengths), 'token')}"
-    weight = interface.loss_weight(prepared) if has_inputs else None
-    if isinstance(weight, int):
-        text += f", {weight:,} of them trained"
+    if has_inputs and getattr(interface, "weighs_tokens", False):
+        text += f", {interface.loss_weight(prepared):,} of them trained"
     n = len(micro_batches(lengths, plan.config.max_tokens_per_microbatch))
     return [f"first batch: {text}, packed into {counted(n, 'micro-batch', 'micro-batches')}"]
 

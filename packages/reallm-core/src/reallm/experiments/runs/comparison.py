@@ -18,7 +18,7 @@ from reallm.experiments.runs.settings import LOCATION_KEYS, flatten, read_settin
 By = Literal["steps", "tokens", "epochs"]
 """The x axis of curves."""
 
-BETTER = {"loss": min, "perplexity": min, "accuracy": max}
+BETTER = {"loss": min, "perplexity": min, "accuracy": max, "accuracies": max}
 """Last part of a metric's name -> which of its values is the best, for metrics that have a best one."""
 
 
