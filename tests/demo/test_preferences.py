@@ -58,7 +58,7 @@ def test_dpo_makes_a_model_friendly(tmp_path: Path) -> None:
     assert "Can you" in page.read_text(encoding="utf-8")  # samples of the evaluations
 
 
-@pytest.mark.parametrize(("name", "meant"), [("dp", "dpo"), ("srf", "sft")])
+@pytest.mark.parametrize(("name", "meant"), [("dp", "dpo"), ("sftt", "sft")])
 def test_an_algorithm_without_a_demo(tmp_path: Path, name: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=rf"--algorithm {name}: there is no demo of it; did you mean '{meant}'\?"):
         run_demo(tmp_path, algorithm=name)

@@ -19,7 +19,7 @@ from reallm.seeding import derive_seed
 
 DATASETS = ("prompt_answer", "rw_pair")
 SFT_STEPS = 200
-STEPS = 60
+STEPS = 100
 N_SHOWN = 8
 
 
