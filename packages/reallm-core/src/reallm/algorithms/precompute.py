@@ -18,8 +18,14 @@ from reallm.specs import ModelFunctionCall
 from reallm.training.nonfinite import sample_names
 
 
-def input_hash(call: ModelFunctionCall, samples: Samples) -> str:
-    """SHA-256 of what a call reads of all samples: their input fields and the other columns of their rows."""
+def input_hash(call: ModelFunctionCall, samples: Samples, advance: Callable[[int], None]) -> str:
+    """SHA-256 of what a call reads of all samples: their input fields and the other columns of their rows.
+
+    Args:
+        call: the call.
+        samples: the dataset.
+        advance: called with the number of samples after some are done.
+    """
     digest = hashlib.sha256()
     for row in range(len(samples)):
         sample = samples[row]
@@ -31,6 +37,7 @@ def input_hash(call: ModelFunctionCall, samples: Samples) -> str:
         columns = sample.metadata.get("columns")
         if columns is not None:
             digest.update(repr(thaw(columns)).encode())
+        advance(1)
     return digest.hexdigest()
 
 

@@ -264,8 +264,10 @@ class Precomputation:
             config.seed if is_drawn else None,
             _own_key(call.role, interface),
         ]
+        with RowProgress("comparing samples", partial(len, part.samples), console=self.console) as progress:
+            data = input_hash(call, part.samples, progress.advance)
         return {
-            DATA: input_hash(call, part.samples),
+            DATA: data,
             WEIGHTS: fingerprint(files, cache_folder(FOLDER) / "files"),
             SETTINGS: json.dumps(settings, sort_keys=True),
             CODE: _code(interface) or "",
