@@ -12,6 +12,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from reallm.algorithms.dpo.config import DPOConfig
+from reallm.config.args import CallArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.config.parallel import ParallelArgs
 from reallm.experiments.run.runner import run
@@ -76,3 +77,18 @@ def test_every_layout_gives_the_numbers_of_one_process(tmp_path: Path, checkpoin
         on_ranks(size, train_all, [one for one in configs if one.parallel.n_processes == size])
     for one in configs:
         assert_same_numbers(numbers(tmp_path / "runs" / one.name), whole)
+
+
+@pytest.mark.parametrize("case", ["live", "kto"])
+def test_each_call_may_have_a_layout_of_its_own(tmp_path: Path, checkpoint: Path, case: str) -> None:
+    calls = {
+        "actor_train": CallArgs(layout="tp2pp2"),
+        "actor_inf": CallArgs(layout="dp4"),
+        "ref_inf": CallArgs(layout="dp2@2-3", offload=True),
+    }
+    if case == "live":
+        calls.pop("actor_inf")
+    settings = {"ref_logprobs": "live", "parallel": ParallelArgs(dp=4)}
+    whole = numbers(quiet_run(config(tmp_path, checkpoint, case, name="whole", ref_logprobs="live")).run_dir)
+    on_ranks(4, train_all, [config(tmp_path, checkpoint, case, name="split", **settings, **calls)])
+    assert_same_numbers(numbers(tmp_path / "runs" / "split"), whole)

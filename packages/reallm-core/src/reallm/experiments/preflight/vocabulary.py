@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from reallm.errors import ConfigError
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.transformers_io import load_tokenizer
+from reallm.hf.file_names import TOKENIZER_FILES
 
 
 def check_vocabulary(key: str, path: str, vocabulary: Mapping[str, int], role: str) -> None:
     """Check that a checkpoint's tokenizer gives each token the id that it has in the vocabulary of the run.
 
     Either may have tokens that the other lacks, such as those that a chat template needs: a model without a row for a
-    token refuses the data that has it.
+    token refuses the data that has it. A checkpoint without a tokenizer, such as one of a run's state, passes.
 
     Args:
         key: the key of the checkpoint, such as `ref.path`.
@@ -24,7 +25,10 @@ def check_vocabulary(key: str, path: str, vocabulary: Mapping[str, int], role: s
     Raises:
         ConfigError: a token has another id, or the vocabularies have no token in common.
     """
-    others = load_tokenizer(resolve_path(path, weights=False)).get_vocab()
+    folder = resolve_path(path, weights=False)
+    if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
+        return
+    others = load_tokenizer(folder).get_vocab()
     common = vocabulary.keys() & others.keys()
     token = min((token for token in common if vocabulary[token] != others[token]), default=None)
     why = "they have no token in common" if not common else ""
