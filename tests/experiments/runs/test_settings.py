@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reallm.experiments.runs.settings import diff
+from reallm.experiments.runs.settings import diff, without_parallel
 
 
 def test_options_of_the_optimizer_that_are_null_have_its_defaults() -> None:
@@ -15,3 +15,9 @@ def test_a_run_without_the_name_of_its_optimizer_has_the_default_one() -> None:
     before = {"optimizer": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}}
     now = {"optimizer": {"name": "adamw", "beta1": None, "beta2": None, "eps": None}}
     assert diff(before, now, now) == {}
+
+
+def test_where_calls_are_computed_does_not_change_what_a_run_computes() -> None:
+    changed = dict.fromkeys(("parallel.dp", "actor_gen.layout", "ref_inf.offload"), (None, "dp2"))
+    kept = dict.fromkeys(("seed", "optimizer.lr", "dataset.layout"), (1, 2))
+    assert without_parallel({**changed, **kept}) == kept
