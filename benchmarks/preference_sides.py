@@ -32,6 +32,8 @@ from workers import Turns
 
 BETA = 0.1
 """Of DPO: the default on both sides."""
+RUN_STEPS, RUN_PAIRS = 6, 2
+"""Steps of the run whose runner is measured, the first ones of which are left out, and pairs in each."""
 OPTIMIZER = OptimizerConfig(
     lr=LEARNING_RATE,
     beta1=BETAS[0],
@@ -181,15 +183,16 @@ def runner_share(job: PreferenceJob, turns: Turns) -> None:
     TrainEngine.train_batch = timed  # type: ignore[method-assign]  # this process does nothing else
     tokenizer = transformers.AutoTokenizer.from_pretrained(job.folder)
     rows = job.scratch / "pairs.jsonl"
+    pairs = job.pairs[:RUN_PAIRS]
     with rows.open("w", encoding="utf-8") as file:
-        for pair in job.pairs:
+        for pair in pairs:
             texts = {name: tokenizer.decode(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
             file.write(json.dumps(texts) + "\n")
     while turns.wait():
         spans.clear()
         config = DPOConfig(
             actor=ModelArgs(path=str(job.folder), dtype="float32"),
-            dataset=_dataset(str(rows), train_bs_n_seqs=len(job.pairs), max_seqlen=4096, cache_dir=None),
+            dataset=_dataset(str(rows), train_bs_n_seqs=len(pairs), max_seqlen=4096, cache_dir=None),
             optimizer=OPTIMIZER,
             epochs=RUN_STEPS,
             output_dir=str(job.scratch),
@@ -197,6 +200,3 @@ def runner_share(job: PreferenceJob, turns: Turns) -> None:
         run(config, "dpo")
         periods = [(after[0] - before[0], before[1] - before[0]) for before, after in pairwise(spans)]
         turns.done(statistics.median(1 - inside / period for period, inside in periods[1:]))
-
-
-RUN_STEPS = 8

@@ -89,8 +89,8 @@ def _dpo(options: dict[str, Any], job: PreferenceJob, turns: Turns) -> None:
 
 
 def _repeated(rows: list[dict[str, list[int]]], options: dict[str, Any]) -> datasets.Dataset:
-    """The same batch for each step; few of them if the reference scores all rows before the first one."""
-    n_batches = CACHED_STEPS if options.get("precompute_ref_log_probs") else MAX_STEPS
+    """The same batch for each step; a single one, for all epochs, if the reference scores all rows first."""
+    n_batches = 1 if options.get("precompute_ref_log_probs") else MAX_STEPS
     return datasets.concatenate_datasets([datasets.Dataset.from_list(rows)] * n_batches)
 
 
@@ -110,8 +110,6 @@ def trl_rw(job: PreferenceJob, turns: Turns) -> None:
         _train(trainer, turns)
 
 
-CACHED_STEPS = 1
-"""Batches of rows with cached scores; the trainer goes through them again and again."""
 trl_dpo_cached = partial(_dpo, {"precompute_ref_log_probs": True})
 trl_dpo_live = partial(_dpo, {})
 trl_dpo_cached_no_checkpointing = partial(_dpo, {"precompute_ref_log_probs": True, "gradient_checkpointing": False})

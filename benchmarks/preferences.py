@@ -1,6 +1,6 @@
 """Preference learning: optimizer steps of DPO and reward models, reallm against TRL, on the same pairs and weights.
 
-SmolLM2-135M, pairs of lognormal lengths that share their prompt, 40 % of a sequence is its answer; float32, AdamW,
+SmolLM2-135M, six pairs of lognormal lengths that share their prompt, 40 % of a sequence is its answer; float32, AdamW,
 clipping. Three works: DPO with the reference's log-probabilities cached and live, and reward modelling. The peers:
 
 - `trl`: DPOTrainer or RewardTrainer as they come (padding, gradient checkpointing), cached with
@@ -103,7 +103,7 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {text}", flush=True)
 
-    work = Work("", "tiny", LOGNORMAL, 3, 4) if arguments.tiny else Work("", "smollm2", LOGNORMAL, 3, 12)
+    work = Work("", "tiny", LOGNORMAL, 6, 4) if arguments.tiny else Work("", "smollm2", LOGNORMAL, 6, 14)
     if missing := why_not(work):
         raise SystemExit(missing)
     has_trl = find_spec("trl") is not None
