@@ -23,7 +23,7 @@ NAMES = (
 def _installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ours = Plugin("reallm-offering", "1.0", "tests.devkit.testing.offering_plugin", NAMES)
     loggers = (f"logger.{name}" for name in ("jsonl", "tensorboard", "trackio", "wandb"))
-    core = Plugin("reallm-core", "0.1", "reallm.builtin", ("algorithm.sft", *loggers))
+    core = Plugin("reallm-core", "0.1", "reallm.builtin", ("algorithm.dpo", "algorithm.rw", "algorithm.sft", *loggers))
     made = registry.Registry(Plan((core, ours)))
     monkeypatch.setattr(registry, "registry", lambda: made)
     monkeypatch.setenv("COLUMNS", "80")
