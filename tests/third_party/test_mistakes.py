@@ -25,6 +25,13 @@ CHECK_DATASET = ("plugins", "check", "my-dataset", "dataset.train_path=lines.txt
 
 CHECK_LOGGER = ("plugins", "check", "csv")
 
+CHECK_ALGORITHM = (
+    *("plugins", "check", "raft", "dataset.train_path=prompts.jsonl"),
+    *("n=3", "max_new_tokens=6"),
+)
+
+PROMPTS = "".join(f'{{"prompt": "Say {n}.", "wanted": "{n}"}}\n' for n in range(9))
+
 CHECK_FAMILY = ("plugins", "check", "granite")
 
 PYTEST = ("pytest",)
@@ -77,6 +84,54 @@ MISTAKES = [
         '"loss_mask": [[length - 1]]}',
     ),
     Mistake("my-data", "ranks", CHECK_DATASET, "dataset.py", "self.rows = util.shard(rows)", "self.rows = rows"),
+    Mistake(
+        "raft",
+        "key",
+        ("raft", "actor.path=m", "dataset.train_path=prompts.jsonl"),
+        "config.py",
+        'outputs=("scores",)',
+        'outputs=("score",)',
+    ),
+    Mistake(
+        "raft",
+        "method",
+        CHECK_ALGORITHM,
+        "interface.py",
+        "def reward(self, batch: NamedArray, context: CallContext)",
+        "def reward(self, batch: NamedArray)",
+    ),
+    Mistake(
+        "raft",
+        "seqlens",
+        CHECK_ALGORITHM,
+        "interface.py",
+        'return NamedArray(scores=torch.tensor(scores)).with_metadata(seqlens={"scores": [(1,) * n for n in counts]})',
+        "return NamedArray(scores=torch.tensor(scores))",
+    ),
+    Mistake(
+        "raft",
+        "nan",
+        CHECK_ALGORITHM,
+        "config.py",
+        'if not 0 < self.temperature < float("inf"):',
+        "if self.temperature <= 0:",
+    ),
+    Mistake(
+        "raft",
+        "mean",
+        CHECK_ALGORITHM,
+        "interface.py",
+        "return LossOutput(-answers.sums.sum(), ",
+        "return LossOutput(-answers.sums.mean(), ",
+    ),
+    Mistake(
+        "raft",
+        "weight",
+        CHECK_ALGORITHM,
+        "interface.py",
+        "return float(answer_lengths(batch).sum())",
+        "return 1.0",
+    ),
     Mistake("csv", "append", CHECK_LOGGER, "logger.py", 'self.path.open("a", ', 'self.path.open("w", '),
     Mistake("csv", "flush", PYTEST, "logger.py", "        self._file.flush()\n", ""),
     Mistake("csv", "resume", PYTEST, "logger.py", "<= step]", "< step]"),
@@ -110,9 +165,14 @@ MISTAKES = [
     ),
 ]
 
-PASSES = [("my-data", CHECK_DATASET), ("csv", CHECK_LOGGER), ("hf-granite", CHECK_FAMILY)]
+PASSES = [
+    ("my-data", CHECK_DATASET),
+    ("csv", CHECK_LOGGER),
+    ("hf-granite", CHECK_FAMILY),
+    ("raft", CHECK_ALGORITHM),
+]
 
-EXAMPLES = ["my-data", "csv", "hf-granite", "hf-apertus"]
+EXAMPLES = ["my-data", "csv", "hf-granite", "hf-apertus", "raft"]
 """Packages with a test suite of their own."""
 
 
@@ -127,6 +187,7 @@ def printed(environment, package: str, command: tuple[str, ...], change: Mistake
         assert text.count(change.old) == 1, change
         source.write_text(text.replace(change.old, change.new), encoding="utf-8")
     (here.folder / "lines.txt").write_text(LINES, encoding="utf-8")
+    (here.folder / "prompts.jsonl").write_text(PROMPTS, encoding="utf-8")
     here = dataclasses.replace(here, path=(copy,))
     if command == PYTEST:
         suite = shutil.copytree(ROOT / "tests" / "installable" / f"reallm-{package}" / "tests", here.folder / "tests")

@@ -20,18 +20,19 @@ ReaLModel.from_llama(config).save_pretrained("model", tokenizer=tokenizer)
 """
 
 
-FOLDERS = ["reallm-my-rows", "reallm-my-log", "reallm-hf-my-model", "reallm-my-callback"]
+FOLDERS = ["reallm-my-rows", "reallm-my-log", "reallm-hf-my-model", "reallm-my-callback", "reallm-my-rl"]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """An environment with a dataset, a logger, a family and a callback that were written in it a moment ago."""
+    """An environment with a plugin of each kind that were written in it a moment ago."""
     environment = fresh_environment(tmp_path_factory.mktemp("fresh"))
     for kind, name in (
         ("dataset", "my-rows"),
         ("logger", "my-log"),
         ("family", "my-model"),
         ("callback", "my-callback"),
+        ("algorithm", "my-rl"),
     ):
         done = environment.reallm("plugins", "new", kind, name)
         assert done.returncode == 0, done.stderr
@@ -45,7 +46,8 @@ def test_they_are_found(here):
     rows = {row["distribution"]: row for row in json.loads(done.stdout)["plugins"]}
     assert rows["reallm-my-rows"]["offers"] == [{"kind": "dataset", "name": "my-rows"}]
     assert rows["reallm-my-log"]["offers"] == [{"kind": "logger", "name": "my-log"}]
-    assert rows["reallm-my-callback"]["offers"] == [{"kind": "callback", "name": "my-callback"}]
+    assert rows["reallm-my-callback", "reallm-my-rl"]["offers"] == [{"kind": "callback", "name": "my-callback"}]
+    assert rows["reallm-my-rl"]["offers"] == [{"kind": "algorithm", "name": "my-rl"}]
     assert rows["reallm-hf-my-model"]["offers"] == [{"kind": "family", "name": "my_model"}]
 
 
@@ -95,3 +97,11 @@ def test_a_model_is_trained_with_the_dataset_and_the_logger(here):
     logged = {(int(step), name, float(value)) for step, name, value in (line.split(",") for line in lines)}
     assert logged == wanted
     assert {name for _, name, _ in logged} >= {"train/loss", "eval/loss"}
+
+
+def test_a_model_is_trained_with_the_algorithm(here):
+    here.evaluate(TINY_MODEL)
+    prompts = "dataset.train_path=reallm-my-rl/tests/prompts.jsonl"
+    done = here.reallm("my-rl", "actor.path=model", prompts, "max_new_tokens=4", "loggers=[jsonl]", "name=rl")
+    assert done.returncode == 0, done.stderr
+    assert "train/best_score" in (here.folder / "runs" / "rl" / "metrics.jsonl").read_text(encoding="utf-8")

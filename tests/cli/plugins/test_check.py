@@ -91,7 +91,7 @@ def test_a_logger_whose_package_is_missing_is_no_failure(
         ("words --kind logger", "no installed plugin offers the logger 'words'"),
         ("words --kind datset", "--kind datset: there is no such kind of plugin; did you mean 'dataset'?"),
         ("both", "'both' is the name of the dataset and of the logger; say which is meant: --kind dataset"),
-        ("sft", "dataset.train_path is required: "),
+        ("sft", "an algorithm is checked with a tiny model, and no family is installed; pip install reallm-hf-llama"),
         ("sft dataset.train_path=rows.jsonl --checkpoint x", "--checkpoint is for model families; an algorithm"),
         ("words dataset.train_pth=x", "unknown key 'dataset.train_pth'; did you mean 'dataset.train_path'?"),
         ("words train_path=x", "unknown key 'train_path'; did you mean 'dataset.train_path'?"),

@@ -20,14 +20,21 @@ from reallm_devkit.scaffold.project import TEMPLATES, plan_project
 from reallm_devkit.scaffold.writing import render, write_files
 from workspace import ROOT
 
-NAMES = {"dataset": "my-data", "family": "my-model", "logger": "csv", "callback": "plateau"}
+NAMES = {"dataset": "my-data", "family": "my-model", "algorithm": "raft", "logger": "csv", "callback": "plateau"}
 PACKAGES = {
     "dataset": "reallm_my_data",
     "family": "reallm_hf_my_model",
+    "algorithm": "reallm_raft",
     "logger": "reallm_csv",
     "callback": "reallm_plateau",
 }
-MODULES = {"dataset": ["config.py", "dataset.py"], "family": [], "logger": ["logger.py"], "callback": ["callback.py"]}
+MODULES = {
+    "dataset": ["config.py", "dataset.py"],
+    "family": [],
+    "algorithm": ["config.py", "interface.py", "rewards.py"],
+    "logger": ["logger.py"],
+    "callback": ["callback.py"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +162,6 @@ def test_a_failure_half_way_leaves_nothing():
     [
         (["datset", "x"], "there is no kind of plugin 'datset'; did you mean 'dataset'?"),
         (["widget", "x"], "there is no kind of plugin 'widget'; there are dataset, family, logger"),
-        (["algorithm", "x"], "there is no template for algorithms yet; there are dataset, family, logger"),
         (["dataset", "My Data"], "begin with a letter, use a-z, 0-9 and dashes, such as 'my-data'"),
         (["dataset", "3"], "'3' cannot name a package; begin with a letter, use a-z, 0-9 and dashes"),
         (["dataset", "../x"], "'../x' cannot name a package"),
@@ -185,7 +191,7 @@ def test_in_python_it_is_an_error_of_ours(kind, name):
         plan_project(kind, name, core="0.1", hook_api="1.1")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("logger", "csv"), ("callback", "plateau")])
+@pytest.mark.parametrize(("kind", "name"), [("logger", "csv"), ("callback", "plateau"), ("algorithm", "raft")])
 def test_the_example_of_the_documentation_is_what_the_command_writes(kind, name):
     project = plan_project(kind, name, core="0.1", hook_api="{}.{}".format(*HOOK_API))
     example = ROOT / "tests" / "installable" / f"reallm-{name}"

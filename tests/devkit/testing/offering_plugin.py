@@ -5,12 +5,13 @@ from reallm import DatasetSpec, LoggerSpec, hookimpl
 _HERE = "tests.devkit.testing"
 _DATASETS = f"{_HERE}.datasets.broken_datasets"
 _LOGGERS = f"{_HERE}.loggers.broken_loggers"
+KEYS = ("input_ids", "loss_mask", "weight")
 
 
 @hookimpl
 def reallm_datasets() -> dict[str, DatasetSpec]:
     return {
-        "words": DatasetSpec(f"{_DATASETS}:Good", f"{_HERE}.offering_plugin_config:WordsConfig", "a few words"),
+        "words": DatasetSpec(f"{_DATASETS}:Good", f"{_HERE}.offering_plugin_config:WordsConfig", "a few words", KEYS),
         "both": DatasetSpec(f"{_DATASETS}:Good", f"{_DATASETS}:Config", "a few words"),
         "strange": DatasetSpec(f"{_DATASETS}:Good", f"{_DATASETS}:StrangeConfig", "cannot be configured"),
     }

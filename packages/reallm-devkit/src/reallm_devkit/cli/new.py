@@ -17,7 +17,10 @@ from reallm_devkit.scaffold.family import Draft, draft_tables
 from reallm_devkit.scaffold.project import plan_project
 from reallm_devkit.scaffold.writing import render, write_files
 
-CHECK_ARGUMENTS = {"dataset": " dataset.train_path=tests/rows.jsonl"}
+CHECK_ARGUMENTS = {
+    "dataset": " dataset.train_path=tests/rows.jsonl",
+    "algorithm": " dataset.train_path=tests/prompts.jsonl",
+}
 """Kind -> what `reallm plugins check` needs beside the name."""
 
 
@@ -80,7 +83,11 @@ def state_of_draft(draft: Draft, model_type: str) -> str:
 
 def files_to_change(kind: str, package: str) -> str:
     """The files in which a plugin of a kind does its work."""
-    names = {"dataset": ("config", "dataset"), "family": ("plugin",), "logger": ("logger",), "callback": ("callback",)}[
-        kind
-    ]
+    names = {
+        "dataset": ("config", "dataset"),
+        "family": ("plugin",),
+        "algorithm": ("config", "interface"),
+        "logger": ("logger",),
+        "callback": ("callback",),
+    }[kind]
     return " and ".join(f"src/{package}/{name}.py" for name in names)

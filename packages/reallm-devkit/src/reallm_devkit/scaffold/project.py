@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from reallm.errors import ConfigError, did_you_mean
 from reallm.plugins.finder import canonical
-from reallm.plugins.kinds import KINDS
 from reallm_devkit.scaffold.architecture import Architecture
 from reallm_devkit.scaffold.family import Draft
 
-TEMPLATES = ("dataset", "family", "logger", "callback")
+TEMPLATES = ("dataset", "family", "algorithm", "logger", "callback")
 """The kinds of plugins that have templates."""
 
 _NAME = r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*"
@@ -51,16 +50,19 @@ class Project:
         """The name of the entry point: `dataset.my-data`."""
         return f"{self.kind}.{self.name}"
 
+    @property
+    def stem(self) -> str:
+        """The name of the main class without the kind: `MyData`."""
+        return self.class_name.removesuffix(self.kind.capitalize())
+
 
 def plan_project(kind: str, name: str, *, core: str, hook_api: str) -> Project:
     """Choose the names of a new package; a family still needs `architecture` and `draft`.
 
     Raises:
-        ConfigError: if there is no template for the kind, or the name is not allowed.
+        ConfigError: if there is no such kind, or the name is not allowed.
     """
     if kind not in TEMPLATES:
-        if kind in KINDS:
-            raise ConfigError(f"there is no template for {KINDS[kind].plural} yet; there are {', '.join(TEMPLATES)}")
         hint = did_you_mean(kind, TEMPLATES) or f"; there are {', '.join(TEMPLATES)}"
         raise ConfigError(f"there is no kind of plugin '{kind}'{hint}")
     _check_name(kind, name)

@@ -24,7 +24,7 @@ def render(project: Project) -> dict[str, str]:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    variables = {**asdict(project), "entry_point": project.entry_point}
+    variables = {**asdict(project), "entry_point": project.entry_point, "stem": project.stem}
     templates = resources.files("reallm_devkit.scaffold").joinpath("templates")
     texts = dict(sorted({**_texts(templates.joinpath("common")), **_texts(templates.joinpath(project.kind))}.items()))
     return {

@@ -1,0 +1,1 @@
+"""The algorithm `raft` for reallm."""
