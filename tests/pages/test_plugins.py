@@ -24,6 +24,7 @@ HOOKS = {name: value for name, value in vars(hookspecs).items() if hasattr(value
 EXAMPLES = {
     "write-a-family.md": "reallm-hf-granite",
     "write-a-dataset.md": "reallm-my-data",
+    "write-an-algorithm.md": "reallm-raft",
     "write-a-logger.md": "reallm-csv",
     "write-a-callback.md": "reallm-plateau",
 }

@@ -161,7 +161,7 @@ def test_a_failure_half_way_leaves_nothing():
     ("arguments", "message"),
     [
         (["datset", "x"], "there is no kind of plugin 'datset'; did you mean 'dataset'?"),
-        (["widget", "x"], "there is no kind of plugin 'widget'; there are dataset, family, logger"),
+        (["widget", "x"], "there is no kind of plugin 'widget'; there are dataset, family, algorithm, logger"),
         (["dataset", "My Data"], "begin with a letter, use a-z, 0-9 and dashes, such as 'my-data'"),
         (["dataset", "3"], "'3' cannot name a package; begin with a letter, use a-z, 0-9 and dashes"),
         (["dataset", "../x"], "'../x' cannot name a package"),
