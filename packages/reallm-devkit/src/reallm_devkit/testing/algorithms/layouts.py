@@ -6,6 +6,7 @@ import math
 import pickle
 from pathlib import Path
 
+from reallm_devkit.testing.algorithms.gradients import cut
 from reallm_devkit.testing.algorithms.ranks import RankError, run_on_two_ranks
 from reallm_devkit.testing.algorithms.runs import same_twice
 from reallm_devkit.testing.algorithms.subject import AlgorithmSubject, read_lines
@@ -18,7 +19,7 @@ TOLERANCE = 1e-3
 """Of metrics: sums in another order, and what an optimizer step makes of them."""
 
 
-@check(needs=[same_twice])
+@check(needs=[cut, same_twice])
 def layouts(subject: AlgorithmSubject) -> str:
     """on two processes, whatever the layout, training gives the same losses and norms of gradients"""
     one = subject.run("one", max_steps=STEPS)
