@@ -53,8 +53,8 @@ def test_the_mean_reward_of_the_validation_prompts_rises(here):
     lines = metrics(here.folder / "runs" / "run")
     rewards = {line["step"]: line["eval/reward"] for line in lines if "eval/reward" in line}
     assert list(rewards) == [0, 6, 12]
-    assert rewards[0] < 0.3
-    assert rewards[12] > 0.8
+    assert rewards[0] < 0.5
+    assert rewards[12] > 0.9
     best = [line["train/best_score"] for line in lines if "train/best_score" in line]
     assert sum(best[-3:]) > sum(best[:3])
     samples = (here.folder / "runs" / "run" / "summary.html").read_text(encoding="utf-8")
