@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_the_mean_reward_of_the_validation_prompts_rises(here):
     best = [line["train/best_score"] for line in lines if "train/best_score" in line]
     assert sum(best[-3:]) > sum(best[:3])
     samples = (here.folder / "runs" / "run" / "summary.html").read_text(encoding="utf-8")
-    assert "Say 0." in samples
+    assert re.search(r"Say \d+\.", samples)
 
 
 def test_a_reward_function_of_the_users_own_gets_texts_and_columns(here):
@@ -80,7 +81,7 @@ def test_a_reward_function_of_the_users_own_gets_texts_and_columns(here):
         (["reward=nowhere:score"], "reward=nowhere:score: cannot import 'nowhere:score': No module named 'nowhere'"),
         (["n=0"], "n=0 must be at least 1"),
         (["temperature=0"], "temperature=0.0 must be more than 0, or all answers are the same"),
-        (["reward=builtins:print"], "reward=builtins:print gives None for 'prompts.jsonl:1', not a number"),
+        (["reward=builtins:print"], "reward=builtins:print gives None for 'prompts.jsonl:2', not a number"),
     ],
 )
 def test_what_cannot_be_is_one_line(here, arguments, message):
