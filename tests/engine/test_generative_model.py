@@ -99,5 +99,5 @@ def test_mistakes_in_generate_are_named(model):
     with pytest.raises(ConfigError, match=r"stop=\['END'\]"):
         model.generate([[1]], stop="END")
     critic = ReaLModel.from_llama(model.hf_config, is_critic=True)
-    with pytest.raises(ConfigError, match="critic"):
+    with pytest.raises(ConfigError, match="^a reward model or critic gives scores, not text; take a language model$"):
         critic.generate([[1]])

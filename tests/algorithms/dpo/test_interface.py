@@ -279,6 +279,20 @@ def test_a_resumed_run_and_a_loss_without_reference_have_no_first_loss(caplog: p
     assert first_notice(config("simpo"), caplog) == ""
 
 
+def test_an_evaluation_against_the_policy_itself_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    def said(total_steps: int, **settings: Any) -> str:
+        notify_once.cache_clear()
+        caplog.clear()
+        where = context(step=0, total_steps=total_steps, training=False)
+        with caplog.at_level(logging.WARNING, "reallm"):
+            ReferenceInterface(config(**settings)).inference(reference(), pairs(), where)
+        return caplog.text
+
+    assert "policy and reference are the same checkpoint, so that all rewards are 0; set ref.path to" in said(0)
+    assert said(0, ref=ReferenceArgs(path="models/other")) == ""
+    assert said(10) == ""
+
+
 def test_log_probabilities_of_the_reference_are_those_of_plain_logits() -> None:
     batch, ref = pairs(), reference()
     found = ReferenceInterface(config()).inference(ref, batch, context(max_tokens_per_microbatch=30))

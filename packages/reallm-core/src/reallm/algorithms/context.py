@@ -28,7 +28,7 @@ class CallContext:
     step: int
     """The step in progress, counted from 1; in an evaluation, the last one done."""
     total_steps: int
-    """Steps of the whole run."""
+    """Steps of the whole run; 0 in an evaluation outside of one."""
     max_tokens_per_microbatch: int
     """Limit on the tokens of a forward pass."""
     training: bool = True

@@ -197,7 +197,8 @@ class GenerativeModel(ShardedModel):
 
     def _refuse_critic(self) -> None:
         if self.config.is_critic:
-            raise ConfigError("a critic scores tokens and cannot generate; load the model with is_critic=False")
+            where = "" if self.source is None else f"{self.source}: "
+            raise ConfigError(f"{where}a reward model or critic gives scores, not text; take a language model")
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.source is None:

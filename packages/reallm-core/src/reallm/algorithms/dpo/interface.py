@@ -103,8 +103,13 @@ class ReferenceInterface:
     """The reference, which scores answers and is never trained."""
 
     def __init__(self, config: DPOConfig) -> None:
-        pass
+        self._config = config
 
     def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """`ref_logprobs` [S] float32: the log-probability of each answer."""
+        if context.total_steps == 0 and self._config.ref.path == self._config.actor.path:
+            notify_once(
+                "policy and reference are the same checkpoint, so that all rewards are 0; set ref.path to the one that "
+                "training began with"
+            )
         return answer_logprobs_field(model, batch, "ref_logprobs", context.max_tokens_per_microbatch)
