@@ -129,8 +129,14 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, is_critic, tied):
     assert all(parameter.requires_grad for parameter in again.parameters())
 
 
-def test_a_critic_is_a_sequence_classifier_to_transformers(tmp_path):
-    critic = ReaLModel.from_llama(tiny_config(pad_token_id=0), is_critic=True, seed=2)
+@pytest.mark.parametrize("pads_with_end", [False, True])
+def test_a_critic_is_a_sequence_classifier_to_transformers(tmp_path, pads_with_end):
+    """Of a text that ends in the end-of-sequence token too, which many language models pad with."""
+    pad = int(TOKENS[3]) if pads_with_end else 0
+    ReaLModel.from_llama(tiny_config(pad_token_id=pad, eos_token_id=int(TOKENS[3])), seed=2).save_pretrained(
+        tmp_path / "lm"
+    )
+    critic = ReaLModel.from_pretrained(tmp_path / "lm", is_critic=True, seed=2)
     critic.save_pretrained(tmp_path / "critic")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "critic")
     with torch.no_grad():

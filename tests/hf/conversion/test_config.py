@@ -209,6 +209,12 @@ class TestCritic:
             assert read_by_transformers(written).num_labels == 1
             assert config_from_hf(LLAMA, written) == critic
 
+    @pytest.mark.parametrize(("pad", "ends", "written"), [(2, 2, None), (3, [2, 3], None), (0, 2, 0), (0, None, 0)])
+    def test_does_not_pad_with_the_token_that_ends_texts(self, pad, ends, written):
+        raw = raw_config("tied") | {"pad_token_id": pad, "eos_token_id": ends}
+        assert config_to_hf(LLAMA, config_from_hf(LLAMA, raw, is_critic=True), raw)["pad_token_id"] == written
+        assert config_to_hf(LLAMA, config_from_hf(LLAMA, raw), raw)["pad_token_id"] == pad
+
     def test_round_trip(self):
         assert config_to_hf(LLAMA, config_from_hf(LLAMA, self.raw), self.raw) == self.raw
 

@@ -109,9 +109,10 @@ def config_to_hf(
     """The `config.json` of an architecture.
 
     With `base`, the content of an original file, only keys whose values differ are changed; the rest is carried over,
-    spellings included. `architectures` are set if it has none, or only a class without an output head. Without `base` a
-    complete file is made, with token ids null. `dtype` ("bfloat16", or torch's object) is the dtype of the tensors;
-    None keeps the dtype of `base`.
+    spellings included. `architectures` are set if it has none, or only a class without an output head. A language model
+    that becomes a critic loses a padding token that is its end-of-sequence token too: transformers would take the score
+    of the token before it. Without `base` a complete file is made, with token ids null. `dtype` ("bfloat16", or torch's
+    object) is the dtype of the tensors; None keeps the dtype of `base`.
 
     Raises:
         ConfigError: the family cannot express a field's value.
@@ -128,7 +129,10 @@ def config_to_hf(
         raw["architectures"] = [(family.critic_architectures if config.is_critic else family.architectures)[0]]
         for key in ("id2label", "label2id", "num_labels"):
             raw.pop(key, None)
-        raw.update(_ONE_LABEL if config.is_critic else {})
+        if config.is_critic:
+            raw.update(_ONE_LABEL)
+            if _pads_with_end(raw):
+                raw["pad_token_id"] = None
     if dtype is not None:
         # A file without a dtype gets none: readers then use the tensors' dtype.
         spellings = [key for key in ("dtype", "torch_dtype") if key in raw] if base is not None else ["dtype"]
@@ -137,6 +141,12 @@ def config_to_hf(
         return family.config.write(config, raw, complete=base is None)
     except ConfigError as error:
         raise ConfigError(f"family '{family.names[0]}': {error}") from error
+
+
+def _pads_with_end(raw: Mapping[str, Any]) -> bool:
+    """Whether the padding token is an end-of-sequence token."""
+    pad, ends = raw.get("pad_token_id"), raw.get("eos_token_id")
+    return pad is not None and pad in (ends if isinstance(ends, list) else [ends])
 
 
 def _n_labels(raw: Mapping[str, Any]) -> int:
