@@ -60,7 +60,9 @@ def test_dpo_makes_a_model_friendly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "meant"), [("dp", "dpo"), ("sftt", "sft")])
 def test_an_algorithm_without_a_demo(tmp_path: Path, name: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--algorithm {name}: there is no demo of it; did you mean '{meant}'\?"):
+    with pytest.raises(
+        ConfigError, match=rf"--algorithm {name}: there are demos of sft, rw, dpo; did you mean '{meant}'\?"
+    ):
         run_demo(tmp_path, algorithm=name)
     assert list(tmp_path.iterdir()) == []
 

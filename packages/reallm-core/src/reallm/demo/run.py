@@ -45,8 +45,7 @@ def run_demo(
     """
     if algorithm not in DEMOS:
         raise ConfigError(
-            f"--algorithm {algorithm}: there is no demo of it{did_you_mean(algorithm, DEMOS)}; there is one of "
-            f"{', '.join(DEMOS)}"
+            f"--algorithm {algorithm}: there are demos of {', '.join(DEMOS)}{did_you_mean(algorithm, DEMOS)}"
         )
     demo, datasets = DEMOS[algorithm]
     return demo(Workspace.make(output_dir, seed, datasets, console or Console()), steps, seed)
