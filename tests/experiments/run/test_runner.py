@@ -288,7 +288,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(trainer: Trainer) -> None:
 def test_a_dataset_without_the_keys_of_the_algorithm_is_named(trainer: Trainer) -> None:
     path = trainer.folder / "prompts.jsonl"
     path.write_text('{"prompt": "hello"}\n')
-    dataset = registry.get("dataset", "prompt").config_class()(path=str(path))
+    dataset = registry.get("dataset", "prompt").config_class()(train_path=str(path))
     with pytest.raises(DataError, match=r"'train' needs 'input_ids', which dataset 'prompt' does not give"):
         trainer.run(trainer.config(dataset=dataset))
 
