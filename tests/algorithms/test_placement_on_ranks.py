@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from reallm.config.parallel import ParallelArgs
 from reallm.errors import NonFiniteError
+from reallm.specs import WeightUpdate
 from tests.algorithms.three_roles import Case, Outcome, set_up, train, train_all
 from tests.helpers.ranks import on_ranks
 
@@ -134,3 +136,22 @@ def test_a_loss_that_is_not_finite_is_an_error_on_all_ranks(case: Case) -> None:
     messages = on_ranks(3, step_that_fails, case)
     assert messages[0].startswith("step 2: the loss of ")
     assert messages == messages[:1] * 3
+
+
+def followers_after_a_failure(rank: int, case: Case) -> list[bool]:
+    """Whether the reference has moved: in a step that fails, and when it is made again."""
+    setup = set_up(case)
+    reference, moved = setup.roles["ref"].model, []
+    for breaks_at in (1, None):
+        setup.interfaces["actor"].breaks_at = breaks_at
+        before = {name: tensor.clone() for name, tensor in reference.local_tensors().items()}
+        with nullcontext() if breaks_at is None else pytest.raises(NonFiniteError):
+            setup.step(1)
+        moved.append(any(not torch.equal(tensor, before[name]) for name, tensor in reference.local_tensors().items()))
+    return moved
+
+
+def test_a_reference_does_not_follow_a_training_that_failed_elsewhere() -> None:
+    layouts = {"actor_gen": "dp1", "actor_train": "dp1", "ref_inf": "dp1@1", "reward": "dp1@1"}
+    case = Case("follower-elsewhere", layouts=layouts, updates=(WeightUpdate("ref", eta=0.5),))
+    assert on_ranks(2, followers_after_a_failure, case) == [[False, False], [False, True]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.generation.config import GenerationConfig
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
-from reallm.specs import Algorithm, ModelFunctionCall
+from reallm.specs import Algorithm, ModelFunctionCall, WeightUpdate
 from reallm.training.engine import TrainEngine
 from reallm.training.objective import LossOutput, Totals
 from reallm.training.sequence_scores import answer_logprobs, answer_mask
@@ -179,11 +179,17 @@ class Case:
     parallel: ParallelArgs = field(default_factory=ParallelArgs)
     layouts: Mapping[str, str] = field(default_factory=dict)
     offload: tuple[str, ...] = ()
+    updates: tuple[WeightUpdate, ...] = ()
+    """Those that follow the training."""
 
     def config(self) -> Config:
         names = [call.name for call in ALGORITHM.calls(None)]
         calls = {name: CallArgs(self.layouts.get(name), name in self.offload) for name in names}
         return Config(parallel=self.parallel, **calls)
+
+    def algorithm(self) -> Algorithm:
+        *others, train = ALGORITHM.calls(None)
+        return replace(ALGORITHM, graph=(*others, replace(train, updates=self.updates)))
 
 
 @dataclass(frozen=True)
@@ -246,7 +252,7 @@ class Setup:
 def set_up(case: Case) -> Setup:
     torch.set_num_threads(1)
     config = case.config()
-    graph = Graph.of(ALGORITHM, config)
+    graph = Graph.of(case.algorithm(), config)
     placement = Placement.of(config, graph, dist.get_world_size() if dist.is_initialized() else 1)
     interfaces = {role: ALGORITHM.interface_class(role)(config) for role in ALGORITHM.interfaces}
     roles = make_roles(case, placement)

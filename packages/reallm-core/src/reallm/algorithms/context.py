@@ -34,14 +34,20 @@ class CallContext:
     training: bool = True
     """Whether this is a training step; otherwise an evaluation."""
     weights_versions: Mapping[str, int] = field(default_factory=dict)
-    """Number of updates that the weights of each trained role have had, at the beginning of the step. A batch with
-    generated tokens remembers those that they were made with, as metadata of the same name."""
+    """Number of updates that the weights of each trained role have had, at the beginning of the call; steps that are
+    skipped are left out from the next step on. A batch with generated tokens remembers those that they were made with,
+    as metadata of the same name."""
     call: str = ""
     """Name of the call in progress: a role may have several of a kind."""
 
     def for_call(self, call: str) -> CallContext:
         """The same for a call, by its name."""
         return replace(self, call=call)
+
+    def after_updates(self, role: str, n_updates: int) -> CallContext:
+        """The same after further updates of a role's weights, for the calls that follow in the step."""
+        versions = {**self.weights_versions, role: self.weights_versions.get(role, 0) + n_updates}
+        return replace(self, weights_versions=versions)
 
     def seed_for(self, *purpose: str | int) -> int:
         """A seed for a purpose, such as `seed_for("dropped prompts", sample_id)`: another one in each step.

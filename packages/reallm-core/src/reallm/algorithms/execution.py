@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
+
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.exchange import Exchange
 from reallm.algorithms.finite_outputs import check_finite
 from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
-from reallm.algorithms.weight_updates import update_weights
+from reallm.algorithms.weight_updates import due_updates, update_weights
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray, merge, split
 from reallm.errors import NonFiniteError, PluginError, kind_of
+from reallm.parallel.object_collectives import all_gather_json
 from reallm.specs import ModelFunctionCall
 from reallm.training.nonfinite import sample_names
 
@@ -97,7 +100,8 @@ class Execution:
                     failed[call.name] = raised
                     exchange.send(call.name, raised)
             if call.kind == "train_step" and context.training:
-                self._weights_changed(call, context)
+                self._weights_changed(call, context, call.name in failed)
+                context = context.after_updates(call.role, optimizer_steps(self._interfaces[call.role]))
             if is_here and call.name in self._placement.offloaded:
                 trained = call.kind == "train_step" and context.training
                 self._roles[call.role].replicas.offload(self._layout(call), trained=trained)
@@ -136,16 +140,27 @@ class Execution:
             versions = {**versions, call.role: context.weights_versions.get(call.role, 0)}
         return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
 
-    def _weights_changed(self, call: ModelFunctionCall, context: CallContext) -> None:
-        """Have the weights of other roles follow, and note which copies are behind."""
+    def _weights_changed(self, call: ModelFunctionCall, context: CallContext, failed: bool) -> None:
+        """Have the weights of other roles follow, and note which copies are behind.
+
+        They stay as they are if the call failed, which other ranks are told here.
+        """
         n_steps = optimizer_steps(self._interfaces[call.role])
-        followers = update_weights(call, self._roles, (context.step - 1) * n_steps, context.step * n_steps)
-        for role in (call.role, *followers):
+        before, after = (context.step - 1) * n_steps, context.step * n_steps
+        if due_updates(call, before, after) and not self._placement.covers_job and _on_any_rank(failed):
+            return
+        for role in (call.role, *update_weights(call, self._roles, before, after)):
             self._roles[role].replicas.weights_changed()
 
     def _wait_for_offloads(self) -> None:
         for role in self._roles.values():
             role.replicas.wait_for_offload()
+
+
+def _on_any_rank(condition: bool) -> bool:
+    """Whether a condition holds on any rank of the job."""
+    assert dist.group.WORLD is not None
+    return any(all_gather_json(condition, dist.group.WORLD).values())
 
 
 def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reallm.algorithms.role import Role
-from reallm.specs import ModelFunctionCall
+from reallm.specs import ModelFunctionCall, WeightUpdate
+
+
+def due_updates(call: ModelFunctionCall, steps_before: int, steps: int) -> list[WeightUpdate]:
+    """The updates that follow a train call, given the optimizer steps of the run before the call and after it."""
+    return [update for update in call.updates if steps // update.every > steps_before // update.every]
 
 
 def update_weights(call: ModelFunctionCall, roles: Mapping[str, Role], steps_before: int, steps: int) -> list[str]:
@@ -20,7 +25,7 @@ def update_weights(call: ModelFunctionCall, roles: Mapping[str, Role], steps_bef
         steps_before: optimizer steps of the run before the call.
         steps: optimizer steps of the run after it; an update that falls between is made now.
     """
-    due = [update for update in call.updates if steps // update.every > steps_before // update.every]
+    due = due_updates(call, steps_before, steps)
     for update in due:
         trained, target = roles[call.role], roles[update.target].model
         if trained.engine is not None and trained.engine.before_optimizer_step is not None:

@@ -152,7 +152,7 @@ def memory_lines(
     lines = []
     for one in needs:
         whose = "" if len(needs) == 1 else f" of {one.role}"
-        when = ", before training" if one.is_only_before else ", offloaded" if one.is_offloaded else ""
+        when = ", before training unless cached" if one.is_only_before else ", offloaded" if one.is_offloaded else ""
         lines.append(f"memory{whose}{each}{when}: {one.estimate}")
     for device in dict.fromkeys(one.device for one in needs):
         on_device = [one for one in needs if one.device == device]

@@ -1,0 +1,56 @@
+"""What calls are told of the calls before them in the same step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.executor import GraphExecutor
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.role import Role
+from reallm.config.args import ModelArgs
+from reallm.data.batching import n_samples
+from reallm.data.namedarray import NamedArray
+from reallm.engine.real_model import ReaLModel
+from reallm.specs import ModelFunctionCall
+from tests.algorithms.three_roles import batch_of, context
+from tests.helpers.tiny_config import TINY
+
+
+class TwiceTrained:
+    """Notes the versions of the weights that it trains, and of those that its batch was made with."""
+
+    optimizer_steps = 2
+
+    def __init__(self) -> None:
+        self.present: list[int] = []
+        self.made_with: list[Any] = []
+
+    def train_step(self, engine: Any, batch: NamedArray, context: CallContext) -> dict[str, float]:
+        self.present.append(context.weights_versions["actor"])
+        self.made_with.append(batch.metadata.get("weights_versions"))
+        return {"tokens": 1.0}
+
+    def generate(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
+        n = n_samples(batch)
+        return NamedArray(lengths=torch.ones(n)).with_metadata(
+            seqlens={"lengths": [[1]] * n}, ids=batch.metadata["ids"]
+        )
+
+
+def test_after_a_train_call_the_weights_are_newer_in_the_same_step() -> None:
+    graph = Graph.from_calls(
+        (
+            ModelFunctionCall("warm_up", "actor", "train_step", ("prompt_ids",)),
+            ModelFunctionCall("gen", "actor", "generate", ("prompt_ids",), ("lengths",)),
+            ModelFunctionCall("train", "actor", "train_step", ("prompt_ids", "lengths")),
+        )
+    )
+    model, interface = ReaLModel(TINY, seed=0), TwiceTrained()
+    roles = {"actor": Role(model, None, None, ModelArgs(path="x"), model.dtype)}
+    executor = GraphExecutor(graph, roles, {"actor": interface})
+    executor.train(batch_of(1), context(1, {"actor": 5}))
+    assert interface.present == [5, 7]
+    assert interface.made_with == [None, {"actor": 7}]
