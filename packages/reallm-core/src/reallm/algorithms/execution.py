@@ -24,8 +24,8 @@ from reallm.training.nonfinite import sample_names
 WEIGHTS_VERSIONS = "weights_versions"
 """Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
 
-OnCall = Callable[[ModelFunctionCall, NamedArray], None]
-"""Function of a call and the batch."""
+OnCall = Callable[[ModelFunctionCall, NamedArray, CallContext], None]
+"""Function of a call, the batch, and the context at the call."""
 
 
 class Execution:
@@ -58,7 +58,7 @@ class Execution:
         context: CallContext,
         *,
         train: OnCall,
-        computed: OnCall = lambda call, batch: None,
+        computed: OnCall = lambda call, batch, context: None,
     ) -> None:
         """Execute calls in order, except those whose outputs the batch has already.
 
@@ -88,11 +88,11 @@ class Execution:
                     self._wait_for_offloads()
                     inputs = split(batch, [call.inputs])[0]  # other ranks may have no other keys
                     if call.kind == "train_step":
-                        train(call, inputs)
+                        train(call, inputs, context)
                     else:
                         outputs = self._outputs(call, model, inputs, context)
                         batch = self._merged(batch, [outputs], call.name, calls, context)
-                        computed(call, batch)
+                        computed(call, batch, context)
                         exchange.send(call.name, batch)
                 except NonFiniteError as raised:
                     if self._placement.covers_job:

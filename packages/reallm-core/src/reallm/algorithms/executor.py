@@ -80,7 +80,7 @@ class GraphExecutor:
         """
         metrics: dict[str, dict[str, float]] = {}
 
-        def train(call: ModelFunctionCall, batch: NamedArray) -> None:
+        def train(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             role = self._roles[call.role]
             started = time.perf_counter()
             numbers = self._interfaces[call.role].train_step(role.engine, batch, context.for_call(call.name))
@@ -104,7 +104,7 @@ class GraphExecutor:
         """The batch with the output keys of a call that does not train; on all ranks, whichever compute it."""
         found: list[NamedArray] = [batch]
         execution = self._execution()
-        execution.run([call], batch, context, train=_refuse, computed=lambda _, batch: found.append(batch))
+        execution.run([call], batch, context, train=_refuse, computed=lambda _, batch, __: found.append(batch))
         error = execution.errors.get(call.name)
         if not self._placement.is_whole(call.name):
             return broadcast(found[-1] if error is None else error, self._placement.ranks(call.name)[0])
@@ -156,13 +156,13 @@ class GraphExecutor:
         totals = {call.name: EvalTotals() for call in self._eval_calls}
         execution = self._execution()
 
-        def evaluate(call: ModelFunctionCall, batch: NamedArray) -> None:
+        def evaluate(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             evaluator = self._roles[call.role].evaluator
             assert evaluator is not None
             found = evaluator.evaluate([batch], self._interfaces[call.role])
             totals[call.name] += EvalTotals({call.name: found})
 
-        def measure(call: ModelFunctionCall, batch: NamedArray) -> None:
+        def measure(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             interface = self._interfaces[call.role]
             if hasattr(interface, "eval_metrics"):
                 totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch, context.for_call(call.name)))
@@ -182,7 +182,7 @@ class GraphExecutor:
         return metrics | {f"eval/{name}": value for name, value in totals.means().items()}
 
 
-def _refuse(call: ModelFunctionCall, batch: NamedArray) -> None:
+def _refuse(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
     raise AssertionError(f"'{call.name}' trains, and has no outputs")
 
 
