@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ConfigError
 from reallm.experiments.run.best_metric import BestMetric
@@ -122,12 +123,11 @@ def _must_not_be_called(*arguments: Any) -> None:
 class UndeclaredInterface:
     """Declares no metric names; all else is that of SFT."""
 
-    def __init__(self, config: Any) -> None:
-        from reallm.algorithms.sft.interface import SFTInterface
+    train_step, n_tokens, loss_weight = SFTInterface.train_step, SFTInterface.n_tokens, SFTInterface.loss_weight
+    loss, metrics = SFTInterface.loss, SFTInterface.metrics
 
-        inner = SFTInterface()
-        self.train_step, self.n_tokens, self.loss_weight = inner.train_step, inner.n_tokens, inner.loss_weight
-        self.loss, self.metrics = inner.loss, inner.metrics
+    def __init__(self, config: Any) -> None:
+        pass
 
 
 def test_without_declared_names_a_wrong_one_is_found_by_the_first_evaluation(trainer: Trainer) -> None:
