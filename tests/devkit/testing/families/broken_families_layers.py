@@ -103,7 +103,7 @@ class ForgetsWhatItSaw(Attention):
     """With a cache, it attends to the new tokens only."""
 
     def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
-        q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
+        q, k, v = self.heads(self.q(x), self.q_norm), self.heads(self.k(x), self.k_norm), self.heads(self.v(x))
         rotation = context.rotations[self.spec.rotation or 0]
         q, k = rotation(q), rotation(k)
         if cache is not None:
@@ -120,7 +120,7 @@ class CountsTokens(Attention):
         self.cache_spec = (*self.cache_spec, CacheTensor((1,)))
 
     def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
-        q, k, v = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm), self._heads(self.v(x))
+        q, k, v = self.heads(self.q(x), self.q_norm), self.heads(self.k(x), self.k_norm), self.heads(self.v(x))
         rotation, seqs = context.rotations[self.spec.rotation or 0], context.seqs
         q, k = rotation(q), rotation(k)
         if cache is None:
@@ -139,7 +139,7 @@ class NormsAfterRotating(Attention):
     """Queries and keys are normed after RoPE, not before."""
 
     def forward(self, x: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
-        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
         rotation = context.rotations[self.spec.rotation or 0]
         q, k = self.q_norm(rotation(q)), self.k_norm(rotation(k))
         return self.o(context.attention(q, k, v, context, self.spec, cache).flatten(-2))
