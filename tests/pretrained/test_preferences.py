@@ -49,6 +49,8 @@ def test_a_reward_model_has_equal_scores_in_transformers_padded_or_not(rows: Pat
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     theirs: Any = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32)
     texts = [row["prompt"] + row["chosen"] for row in SUMS[:3]] + [SUMS[0]["prompt"] + SUMS[0]["rejected"]]
+    tokenizer.pad_token = "<|im_start|>"  # not the token that ends texts, with which this model pads
+    theirs.config.pad_token_id = tokenizer.pad_token_id
     padded = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         expected = theirs(**padded).logits[:, 0].tolist()
