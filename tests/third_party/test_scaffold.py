@@ -46,7 +46,7 @@ def test_they_are_found(here):
     rows = {row["distribution"]: row for row in json.loads(done.stdout)["plugins"]}
     assert rows["reallm-my-rows"]["offers"] == [{"kind": "dataset", "name": "my-rows"}]
     assert rows["reallm-my-log"]["offers"] == [{"kind": "logger", "name": "my-log"}]
-    assert rows["reallm-my-callback", "reallm-my-rl"]["offers"] == [{"kind": "callback", "name": "my-callback"}]
+    assert rows["reallm-my-callback"]["offers"] == [{"kind": "callback", "name": "my-callback"}]
     assert rows["reallm-my-rl"]["offers"] == [{"kind": "algorithm", "name": "my-rl"}]
     assert rows["reallm-hf-my-model"]["offers"] == [{"kind": "family", "name": "my_model"}]
 
