@@ -407,9 +407,9 @@ def other_tokenizer(rl: RL) -> ModelArgs:
 
 
 def test_a_model_with_another_tokenizer_is_refused(rl: RL, other_tokenizer: ModelArgs) -> None:
-    with pytest.raises(ConfigError, match=r"reward\.path=.*: its tokenizer is not that of actor") as error:
+    with pytest.raises(ConfigError, match=r"reward\.path=.*: its tokenizer has another vocabulary \(") as error:
         rl.run(GRPO, rl.grpo(reward=other_tokenizer))
-    assert str(error.value).endswith("; give a model with the same tokenizer")
+    assert str(error.value).endswith("; take a model with the tokenizer of actor.path")
 
 
 def test_an_interface_may_encode_for_a_model_with_another_tokenizer(rl: RL, other_tokenizer: ModelArgs) -> None:

@@ -306,7 +306,7 @@ class Weighted(SFTInterface):
 
 
 def test_an_algorithm_with_several_calls_runs_in_the_order_of_its_keys(trainer: Trainer) -> None:
-    look = ModelFunctionCall("look", "model", "inference", ("input_ids",), ("keep",))
+    look = ModelFunctionCall("look", "model", "inference", ("loss_mask",), ("keep",))
     train = ModelFunctionCall("fit", "model", "train_step", ("input_ids", "loss_mask", "keep"))
     plain = trainer.run(trainer.config(n_valid=3, name="plain"))
     trainer.algorithm = dataclasses.replace(trainer.algorithm, graph=(train, look), interfaces={"model": Weighted})

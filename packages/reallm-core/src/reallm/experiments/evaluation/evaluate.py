@@ -34,6 +34,7 @@ from reallm.experiments.run.messages import model_line
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import (
     check_lengths,
+    check_vocabularies,
     distributed_context,
     load_roles,
     load_run_tokenizer,
@@ -88,6 +89,7 @@ def evaluate(
     with distributed_context(config, plain(describe(config).tree()), graph, job):
         interfaces = make_interfaces(algorithm, graph, config)
         tokenizer, _ = load_run_tokenizer(config, graph)
+        check_vocabularies(config, graph, interfaces, tokenizer)
         samples, size = _load_rows(config, graph, tokenizer), batch_size(config.dataset, "valid")
         rows = {"the fingerprint of the rows": fingerprint(samples)[:12]}
         check_same_on_all_ranks(job, "data", rows, config.parallel.timeout)

@@ -33,7 +33,6 @@ from reallm.experiments.preflight.vocabulary import check_vocabulary
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
-from reallm.hf.file_names import TOKENIZER_FILES
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.notices import notify_once
@@ -152,9 +151,7 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     """
     trained = graph.trained_roles[0]
     tokenizer, tokenizer_changed = load_run_tokenizer(config, graph)
-    for role in graph.roles:
-        if not getattr(interfaces[role], "own_tokenizer", False):
-            _check_same_tokens(config, trained, tokenizer, role)
+    check_vocabularies(config, graph, interfaces, tokenizer)
     splits = config.datasets()
     built = {split: make_dataset(dataset, seed=config.seed, tokenizer=tokenizer) for split, dataset in splits.items()}
     train, valid = built["train"], built.get("valid")
@@ -188,20 +185,19 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     )
 
 
-def _check_same_tokens(config: TrainingConfig, first: str, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
-    """Check that the tokenizer of a role's checkpoint has the tokens of the run's; added ones may be lacking."""
-    path, run_path = model_args(config, role).path, model_args(config, first).path
-    folder = resolve_path(path, weights=False)
-    if path == run_path or not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        return  # a run saves models that are not trained without one, and has checked them when it began
-    own, added = load_tokenizer(folder).get_vocab(), tokenizer.get_added_vocab()
-    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if own.get(token, number if token in added else None) != number:
-            there = f"{own[token]:,}" if token in own else "not there"
-            raise ConfigError(
-                f"{role}.path={path}: its tokenizer is not that of {first}.path={run_path}: token {number:,}, "
-                f"{token!r}, is {there}; give a model with the same tokenizer"
-            )
+def check_vocabularies(
+    config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check that all models have the vocabulary of the run, except those whose interface has `own_tokenizer`.
+
+    Raises:
+        ConfigError: a model has another vocabulary; names its key.
+    """
+    first, vocabulary = graph.trained_roles[0], tokenizer.get_vocab()
+    for role in graph.roles:
+        path = model_args(config, role).path
+        if path != model_args(config, first).path and not getattr(interfaces[role], "own_tokenizer", False):
+            check_vocabulary(f"{role}.path", path, vocabulary, first)
 
 
 def _make_sampler(config: TrainingConfig, train: Samples) -> StepSampler:
@@ -224,8 +220,8 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     """The tokenizer of a run, that of the first trained model, and whether it has changed, and so is to be saved.
 
     Raises:
-        ReallmError: there is no tokenizer, it cannot be loaded, tokens cannot be added, there is no such chat template,
-            or another role has another vocabulary.
+        ReallmError: there is no tokenizer, it cannot be loaded, tokens cannot be added, or there is no such chat
+            template.
     """
     first = graph.trained_roles[0]
     for role in graph.roles:
@@ -241,9 +237,6 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
         if n > 1:
             raise ConfigError(f"{first}.add_tokens has '{token}' {n} times; give it once")
     known = tokenizer.get_vocab()
-    for role in graph.roles:
-        if (path := model_args(config, role).path) != args.path:
-            check_vocabulary(f"{role}.path", path, known, first)
     existing = [token for token in args.add_tokens if token in known]
     if existing:
         notify_once(f"{first}.add_tokens: the tokenizer has {quoted(existing, 8)} already")
