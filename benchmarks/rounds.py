@@ -63,6 +63,8 @@ def _present(turn: int, steps: Steps, names: Sequence[str]) -> list[str]:
     """Who takes part in a round: all, or in every second round only those that are not slow."""
     if turn == 0 or turn % 2:
         return list(names)
+    if not all(steps[name] for name in names):  # asked in the first of the rounds, without a warm-up
+        return list(names)
     first = {name: next(iter(steps[name].values())).seconds for name in names}
     return [name for name in names if first[name] <= SLOW * first[names[0]]]
 
