@@ -9,11 +9,13 @@ import torch
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
 from reallm.config.args import ModelArgs
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
+from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
 from tests.algorithms.three_roles import batch_of, context
 from tests.helpers.tiny_config import TINY
@@ -27,6 +29,7 @@ class TwiceTrained:
     def __init__(self) -> None:
         self.present: list[int] = []
         self.made_with: list[Any] = []
+        self.limits: list[int] = []
 
     def train_step(self, engine: Any, batch: NamedArray, context: CallContext) -> dict[str, float]:
         self.present.append(context.weights_versions["actor"])
@@ -34,13 +37,15 @@ class TwiceTrained:
         return {"tokens": 1.0}
 
     def generate(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
+        self.limits.append(context.max_tokens_per_microbatch)
         n = n_samples(batch)
         return NamedArray(lengths=torch.ones(n)).with_metadata(
             seqlens={"lengths": [[1]] * n}, ids=batch.metadata["ids"]
         )
 
 
-def test_after_a_train_call_the_weights_are_newer_in_the_same_step() -> None:
+def executed(args: ModelArgs) -> TwiceTrained:
+    """The interface after a step in which the actor is trained, generates, and is trained again."""
     graph = Graph.from_calls(
         (
             ModelFunctionCall("warm_up", "actor", "train_step", ("prompt_ids",)),
@@ -49,8 +54,20 @@ def test_after_a_train_call_the_weights_are_newer_in_the_same_step() -> None:
         )
     )
     model, interface = ReaLModel(TINY, seed=0), TwiceTrained()
-    roles = {"actor": Role(model, None, None, ModelArgs(path="x"), model.dtype)}
-    executor = GraphExecutor(graph, roles, {"actor": interface})
+    roles = {"actor": Role(model, None, None, args, model.dtype)}
+    here = Layout()
+    placement = Placement(graph, 1, {call.name: here for call in graph.calls}, {"actor": here})
+    executor = GraphExecutor(graph, roles, {"actor": interface}, placement)
     executor.train(batch_of(1), context(1, {"actor": 5}))
+    return interface
+
+
+def test_after_a_train_call_the_weights_are_newer_in_the_same_step() -> None:
+    interface = executed(ModelArgs(path="x"))
     assert interface.present == [5, 7]
     assert interface.made_with == [None, {"actor": 7}]
+
+
+def test_a_call_is_told_the_limit_on_tokens_of_its_role() -> None:
+    assert executed(ModelArgs(path="x")).limits == [context(1, {}).max_tokens_per_microbatch]
+    assert executed(ModelArgs(path="x", max_tokens_per_microbatch=7)).limits == [7]

@@ -40,9 +40,11 @@ class CallContext:
     call: str = ""
     """Name of the call in progress: a role may have several of a kind."""
 
-    def for_call(self, call: str) -> CallContext:
-        """The same for a call, by its name."""
-        return replace(self, call=call)
+    def for_call(self, call: str, max_tokens_per_microbatch: int | None = None) -> CallContext:
+        """The same for a call, by its name, with the limit on tokens of its role; None: that of the run."""
+        return replace(
+            self, call=call, max_tokens_per_microbatch=max_tokens_per_microbatch or self.max_tokens_per_microbatch
+        )
 
     def after_updates(self, role: str, n_updates: int) -> CallContext:
         """The same after further updates of a role's weights, for the calls that follow in the step."""

@@ -25,7 +25,7 @@ WEIGHTS_VERSIONS = "weights_versions"
 """Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
 
 OnCall = Callable[[ModelFunctionCall, NamedArray, CallContext], None]
-"""Function of a call, the batch, and the context at the call."""
+"""Function of a call, the batch, and the context of the call."""
 
 
 class Execution:
@@ -70,6 +70,7 @@ class Execution:
             computed: called after any other call, with the batch that has its outputs.
         """
         calls = [call for call in calls if call.kind == "train_step" or not all(key in batch for key in call.outputs)]
+        by_name = {call.name: call for call in calls}
         writers = {key: call.name for call in calls for key in call.outputs}
         exchange = Exchange(self._placement, calls, self._rank)
         failed: dict[str, NonFiniteError] = {}
@@ -80,20 +81,13 @@ class Execution:
                 received, errors = exchange.receive(call.name)
                 failed |= errors
                 for producer, parts in received.items():
-                    batch = self._merged(batch, parts, producer, calls, context)
-                error = next((failed[writers[key]] for key in call.inputs if writers.get(key) in failed), None)
+                    batch = self._merged(batch, parts, by_name[producer], context)
                 try:
-                    if error is not None:
-                        raise error
-                    self._wait_for_offloads()
-                    inputs = split(batch, [call.inputs])[0]  # other ranks may have no other keys
-                    if call.kind == "train_step":
-                        train(call, inputs, context)
-                    else:
-                        outputs = self._outputs(call, model, inputs, context)
-                        batch = self._merged(batch, [outputs], call.name, calls, context)
-                        computed(call, batch, context)
-                        exchange.send(call.name, batch)
+                    for key in call.inputs:
+                        if writers.get(key) in failed:
+                            raise failed[writers[key]]
+                    batch = self._after(call, model, batch, self._context_of(call, context), train, computed)
+                    exchange.send(call.name, batch)
                 except NonFiniteError as raised:
                     if self._placement.covers_job:
                         raise
@@ -111,9 +105,33 @@ class Execution:
     def _layout(self, call: ModelFunctionCall) -> Any:
         return self._placement.layouts[call.name]
 
+    def _context_of(self, call: ModelFunctionCall, context: CallContext) -> CallContext:
+        """The context of a call, with the limit on tokens of the role that is called."""
+        role = self._roles.get(call.role)
+        return context.for_call(call.name, None if role is None else role.args.max_tokens_per_microbatch)
+
+    def _after(
+        self,
+        call: ModelFunctionCall,
+        model: Any,
+        batch: NamedArray,
+        context: CallContext,
+        train: OnCall,
+        computed: OnCall,
+    ) -> NamedArray:
+        """Make a call; returns the batch, with the outputs of one that does not train."""
+        self._wait_for_offloads()
+        inputs = split(batch, [call.inputs])[0]  # other ranks may have no other keys
+        if call.kind == "train_step":
+            train(call, inputs, context)
+            return batch
+        batch = self._merged(batch, [self._outputs(call, model, inputs, context)], call, context)
+        computed(call, batch, context)
+        return batch
+
     def _outputs(self, call: ModelFunctionCall, model: Any, batch: NamedArray, context: CallContext) -> NamedArray:
         """What the interface computes in a call that does not train."""
-        interface, context = self._interfaces[call.role], context.for_call(call.name)
+        interface = self._interfaces[call.role]
         if call.kind == "reward":
             outputs = interface.reward(batch, context)
         else:
@@ -128,12 +146,10 @@ class Execution:
         self,
         batch: NamedArray,
         parts: Sequence[NamedArray],
-        producer: str,
-        calls: Sequence[ModelFunctionCall],
+        call: ModelFunctionCall,
         context: CallContext,
     ) -> NamedArray:
         """The batch with outputs of a call; with generated tokens, the version of the weights is noted."""
-        call = next(one for one in calls if one.name == producer)
         versions = batch.metadata.get(WEIGHTS_VERSIONS, {})
         plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
         if call.kind == "generate":

@@ -22,7 +22,6 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.errors import PluginError
 from reallm.machine_memory import peak_memory
-from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
 from reallm.training.memory import GIB
 
@@ -34,7 +33,7 @@ class GraphExecutor:
         graph: the graph.
         roles: the loaded roles, by name.
         interfaces: an instance of the interface of each role, by name.
-        placement: where calls are computed; None: where each role's model is.
+        placement: where calls are computed.
     """
 
     def __init__(
@@ -42,12 +41,12 @@ class GraphExecutor:
         graph: Graph,
         roles: Mapping[str, Role],
         interfaces: Mapping[str, Any],
-        placement: Placement | None = None,
+        placement: Placement,
     ) -> None:
         self._graph = graph
         self._roles = roles
         self._interfaces = interfaces
-        self._placement = placement or _placement_of_models(graph, roles)
+        self._placement = placement
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._results = ResultExchange(graph, self._placement, interfaces, self._rank)
         measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
@@ -83,7 +82,7 @@ class GraphExecutor:
         def train(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             role = self._roles[call.role]
             started = time.perf_counter()
-            numbers = self._interfaces[call.role].train_step(role.engine, batch, context.for_call(call.name))
+            numbers = self._interfaces[call.role].train_step(role.engine, batch, context)
             if not isinstance(numbers, dict) or "tokens" not in numbers:
                 raise PluginError(
                     f"the interface of '{call.role}': train_step for the call '{call.name}' must return a dict of "
@@ -165,7 +164,7 @@ class GraphExecutor:
         def measure(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             interface = self._interfaces[call.role]
             if hasattr(interface, "eval_metrics"):
-                totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch, context.for_call(call.name)))
+                totals[call.name] += EvalTotals(measured=interface.eval_metrics(batch, context))
 
         for batch in batches:
             with errors_name(self._graph.owner):
@@ -184,11 +183,3 @@ class GraphExecutor:
 
 def _refuse(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
     raise AssertionError(f"'{call.name}' trains, and has no outputs")
-
-
-def _placement_of_models(graph: Graph, roles: Mapping[str, Role]) -> Placement:
-    """The placement in which each call is computed where its role's model is, by all ranks that have one."""
-    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
-    whole = Layout(dp=n_ranks)
-    homes = {name: whole if role.model.mesh is None else role.model.mesh.layout for name, role in roles.items()}
-    return Placement(graph, n_ranks, {call.name: homes.get(call.role, whole) for call in graph.calls}, homes)
