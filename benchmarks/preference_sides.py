@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from preference_work import PreferenceJob
-from reallm import NamedArray, OptimizerConfig, ReaLModel, run
+from reallm import NamedArray, ReaLModel, run
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.dpo.config import DPOConfig
 from reallm.algorithms.dpo.interface import DPOInterface, ReferenceInterface
@@ -27,21 +27,13 @@ from reallm.data.batching import gather
 from reallm.data.namedarray import merge
 from reallm.training.engine import TrainEngine
 from reallm_datasets.config import PairedComparisonDatasetConfig
-from sides import BETAS, LEARNING_RATE, MAX_GRAD_NORM, MICROBATCH_TOKENS
+from sides import BETAS, LEARNING_RATE, MAX_GRAD_NORM, MICROBATCH_TOKENS, OPTIMIZER
 from workers import Turns
 
 BETA = 0.1
 """Of DPO: the default on both sides."""
 RUN_STEPS, RUN_PAIRS = 6, 2
 """Steps of the run whose runner is measured, the first ones of which are left out, and pairs in each."""
-OPTIMIZER = OptimizerConfig(
-    lr=LEARNING_RATE,
-    beta1=BETAS[0],
-    beta2=BETAS[1],
-    schedule="constant",
-    warmup_steps=0,
-    max_grad_norm=MAX_GRAD_NORM,
-)
 
 
 # ---------------------------------------------------------------------- reallm

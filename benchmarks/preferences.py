@@ -30,11 +30,10 @@ from pathlib import Path
 
 from common import Ratio, machine, parser, write_json
 from preference_work import PreferenceJob, lognormal_pairs
-from rounds import Pace, Steps, take_turns, timed
+from rounds import Pace, Steps, check_losses, run_sides, timed
 from workers import Worker
 from workloads import LOGNORMAL, Work, model_folder, why_not
 
-COMPARED_STEPS = 3
 TOLERANCE = 1e-3
 """Of the losses of the first steps, in nats."""
 RUNNER_SHARE = 0.02
@@ -124,7 +123,8 @@ def main() -> None:
             sides = {name: run for name, run in comparison.sides.items() if has_trl or not name.startswith("trl")}
             if arguments.quick:
                 sides.pop("trl_no_checkpointing", None)
-            figures |= _report(comparison, _run(job, sides, pace, say))
+            steps = run_sides(sides, job, pace, lambda steps: check_losses(steps, TOLERANCE, say), say)
+            figures |= _report(comparison, steps)
             write_json(arguments.json, figures)  # after each work: a long run that is stopped leaves what it has
     say("done")
 
@@ -154,33 +154,6 @@ def _runner(job: PreferenceJob, say: Callable[[str], None]) -> dict[str, float]:
         worker.close()
     say(f"the runner takes {share:.2%} of a step of DPO")
     return {"runner_share_of_step": share, "runner_share": RUNNER_SHARE / max(share, 1e-6), "runner_share_bar": 1.0}
-
-
-def _run(job: PreferenceJob, sides: Mapping[str, str], pace: Pace, say: Callable[[str], None]) -> Steps:
-    """Start all sides, check that they compute the same, and time them."""
-    workers: list[Worker] = []
-    try:
-        workers += [Worker(name, run, job) for name, run in sides.items()]
-        for worker in workers:
-            worker.ready()
-        return take_turns(workers, pace, lambda steps: _check_losses(steps, say), say)
-    finally:
-        for worker in workers:
-            worker.close()
-
-
-def _check_losses(steps: Steps, say: Callable[[str], None]) -> None:
-    """Stop if the first losses of any side are not those of reallm: its speed would mean nothing."""
-    curves = {name: [step.loss for step in mine.values()][:COMPARED_STEPS] for name, mine in steps.items()}
-    ours = curves["reallm"]
-    differences = {name: max(abs(a - b) for a, b in zip(ours, losses, strict=False)) for name, losses in curves.items()}
-    worst = max(differences, key=lambda name: differences[name])
-    if differences[worst] > TOLERANCE:
-        raise SystemExit(f"the sides do not compute the same: reallm {ours}, {worst} {curves[worst]}")
-    say(
-        f"losses of the first steps {', '.join(f'{loss:.4f}' for loss in ours)}: all sides agree to "
-        f"{differences[worst]:.1e} (tolerance {TOLERANCE:g})"
-    )
 
 
 def _report(comparison: Comparison, steps: Steps) -> dict[str, float]:

@@ -10,6 +10,8 @@ from workers import Step, Worker
 
 SLOW = 4.0
 """A worker that needs this many times as long as the first one is slow."""
+COMPARED_STEPS = 3
+"""Steps of each side whose losses are compared."""
 
 Steps = dict[str, dict[int, Step]]
 """For each worker its steps by round. Round 0 is the warm-up."""
@@ -51,6 +53,49 @@ def take_turns(
                 say(f"{what}: {worker.name}, {step.seconds:.1f} s{left}")
         check(steps)
     return steps
+
+
+def run_sides(
+    sides: Mapping[str, str], job: object, pace: Pace, check: Callable[[Steps], None], say: Callable[[str], None]
+) -> Steps:
+    """Start a worker for each side, by name, let them take turns, and end them.
+
+    Args:
+        sides: name -> the side, as `Worker` takes it.
+        job: what each side is given.
+        pace: how much is measured.
+        check: see `take_turns`.
+        say: prints a line.
+    """
+    workers: list[Worker] = []
+    try:
+        workers += [Worker(name, run, job) for name, run in sides.items()]
+        for worker in workers:
+            worker.ready()
+        return take_turns(workers, pace, check, say)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def check_losses(steps: Steps, tolerance: float, say: Callable[[str], None]) -> None:
+    """Stop if the first losses of any side are not those of reallm: its speed would mean nothing.
+
+    Args:
+        steps: steps of each side that has losses, by round.
+        tolerance: how much the losses of the first `COMPARED_STEPS` may differ, in nats.
+        say: prints a line.
+    """
+    curves = {name: [step.loss for step in by_round.values()][:COMPARED_STEPS] for name, by_round in steps.items()}
+    ours = curves["reallm"]
+    differences = {name: max(abs(a - b) for a, b in zip(ours, losses, strict=False)) for name, losses in curves.items()}
+    worst = max(differences, key=lambda name: differences[name])
+    if differences[worst] > tolerance:
+        raise SystemExit(f"the sides do not compute the same: reallm {ours}, {worst} {curves[worst]}")
+    say(
+        f"losses of the first steps {', '.join(f'{loss:.4f}' for loss in ours)}: all sides agree to "
+        f"{differences[worst]:.1e} (tolerance {tolerance:g})"
+    )
 
 
 def timed(steps: Mapping[int, Step], others: Mapping[int, Step]) -> tuple[list[float], list[float]]:

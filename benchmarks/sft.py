@@ -33,9 +33,9 @@ import torch
 import transformers
 
 from common import Ratio, machine, parser, write_json
-from rounds import Pace, Steps, take_turns, timed
+from rounds import Pace, Steps, check_losses, run_sides, timed
 from sides import operations
-from workers import Step, Worker
+from workers import Step
 from workloads import ALL, MAIN, TINY, Job, Work, model_folder, samples, why_not
 
 SIDES = {
@@ -63,7 +63,6 @@ GEMM_BAR = 0.6
 
 QUICK_SECONDS = 400.0
 """When `--quick` begins no more rounds."""
-COMPARED_STEPS = 3
 TOLERANCE = {"cpu": 2e-4, "cuda": 2e-2}
 """Of the mean loss in nats. float32: sums in another order, amplified by three steps of Adam. bfloat16: rounding."""
 
@@ -123,33 +122,12 @@ def _run(job: Job, sides: Mapping[str, str], pace: Pace, say: Callable[[str], No
         f"{job.n_tokens:,} tokens, the longest sequence {max(len(sample.tokens) for sample in job.samples)}, "
         f"{job.n_targets:,} carry loss; starting {len(sides)} processes"
     )
-    workers: list[Worker] = []
-    try:
-        workers += [Worker(name, run, job) for name, run in sides.items()]
-        for worker in workers:
-            worker.ready()
-        return take_turns(workers, pace, lambda steps: _check_losses(steps, TOLERANCE[job.device], say), say)
-    finally:
-        for worker in workers:
-            worker.close()
+    tolerance = TOLERANCE[job.device]
 
+    def check(steps: Steps) -> None:
+        check_losses({name: mine for name, mine in steps.items() if name != "gemm"}, tolerance, say)
 
-def _check_losses(steps: Steps, tolerance: float, say: Callable[[str], None]) -> None:
-    """Stop if the first losses of any side are not those of reallm: its speed would mean nothing."""
-    curves = {
-        name: [step.loss for step in by_round.values()][:COMPARED_STEPS]
-        for name, by_round in steps.items()
-        if name != "gemm"
-    }
-    ours = curves["reallm"]
-    differences = {name: max(abs(a - b) for a, b in zip(ours, losses, strict=False)) for name, losses in curves.items()}
-    worst = max(differences, key=lambda name: differences[name])
-    if differences[worst] > tolerance:
-        raise SystemExit(f"the sides do not compute the same: reallm {ours}, {worst} {curves[worst]}")
-    say(
-        f"losses of the first steps {', '.join(f'{loss:.4f}' for loss in ours)}: all sides agree to "
-        f"{differences[worst]:.1e} (tolerance {tolerance:g})"
-    )
+    return run_sides(sides, job, pace, check, say)
 
 
 def _report(work: Work, job: Job, steps: Steps, peak_tflops: float) -> dict[str, float]:

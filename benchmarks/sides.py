@@ -33,19 +33,21 @@ Batching = Callable[[Sequence[Sample]], list[Inputs]]
 # ---------------------------------------------------------------------- reallm
 
 
+OPTIMIZER = OptimizerConfig(
+    lr=LEARNING_RATE,
+    beta1=BETAS[0],
+    beta2=BETAS[1],
+    schedule="constant",
+    warmup_steps=0,
+    max_grad_norm=MAX_GRAD_NORM,
+)
+
+
 def reallm(job: Job, turns: Turns) -> None:
     turns.before_model()
     dtype = torch.bfloat16 if job.device == "cuda" else torch.float32
     model = ReaLModel.from_pretrained(job.folder, dtype=dtype, device=job.device)
-    optimizer = OptimizerConfig(
-        lr=LEARNING_RATE,
-        beta1=BETAS[0],
-        beta2=BETAS[1],
-        schedule="constant",
-        warmup_steps=0,
-        max_grad_norm=MAX_GRAD_NORM,
-    )
-    engine = TrainEngine(model, optimizer, total_steps=1000, max_tokens_per_microbatch=MICROBATCH_TOKENS)
+    engine = TrainEngine(model, OPTIMIZER, total_steps=1000, max_tokens_per_microbatch=MICROBATCH_TOKENS)
     objective = SFTInterface()
     samples = [sample.for_reallm() for sample in job.samples]
     while turns.wait():
