@@ -68,12 +68,7 @@ def _sft_config(work: Workspace, rows: PreferenceRows, n_steps: int, seed: int) 
             valid_bs_n_seqs=64,
         ),
         optimizer=OptimizerConfig(lr=3e-3, beta2=0.98, weight_decay=0.05, warmup_ratio=0.05),
-        epochs=n_steps,
-        max_steps=n_steps,
-        eval_every=n_steps,
-        output_dir=str(work.folder),
-        name="sft",
-        seed=seed,
+        **work.run_settings("sft", n_steps, seed, evaluations=1),
     )
 
 
@@ -84,12 +79,7 @@ def _dpo_config(work: Workspace, rows: PreferenceRows, start: str, n_steps: int,
         beta=0.5,
         rpo_alpha=1.0,  # keeps friendly answers likely while grumpy ones become unlikely
         optimizer=OptimizerConfig(lr=1e-3, warmup_ratio=0.1),
-        epochs=n_steps,
-        max_steps=n_steps,
-        eval_every=max(1, n_steps // 4),
-        output_dir=str(work.folder),
-        name="run",
-        seed=seed,
+        **work.run_settings("run", n_steps, seed, evaluations=4),
     )
 
 

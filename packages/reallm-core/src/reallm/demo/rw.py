@@ -29,12 +29,7 @@ def rw_demo(work: Workspace, steps: int | None, seed: int) -> RunResult:
         dataset=dataset,
         center_coef=0.01,
         optimizer=OptimizerConfig(lr=3e-4, warmup_ratio=0.05),
-        epochs=n_steps,
-        max_steps=n_steps,
-        eval_every=max(1, n_steps // 4),
-        output_dir=str(work.folder),
-        name="run",
-        seed=seed,
+        **work.run_settings("run", n_steps, seed, evaluations=4),
     )
     result = work.train(config, "rw")
     if result.checkpoint is None:

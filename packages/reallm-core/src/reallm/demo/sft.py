@@ -33,12 +33,7 @@ def sft_demo(work: Workspace, steps: int | None, seed: int) -> RunResult:
         model=ModelArgs(path=work.untrained_path, dtype="float32"),
         dataset=dataset,
         optimizer=OptimizerConfig(lr=3e-3, beta2=0.98, weight_decay=0.05, warmup_ratio=0.05),
-        epochs=n_steps,
-        max_steps=n_steps,
-        eval_every=max(1, n_steps // 6),
-        output_dir=str(work.folder),
-        name="run",
-        seed=seed,
+        **work.run_settings("run", n_steps, seed, evaluations=6),
     )
     result = work.train(config, "sft")
     if result.checkpoint is None:

@@ -87,6 +87,17 @@ class Workspace:
         config_class = registry.get("dataset", name).config_class()
         return config_class(**{key: str(path) for key, path in paths.items()}, max_seqlen=256, **settings)
 
+    def run_settings(self, name: str, n_steps: int, seed: int, *, evaluations: int) -> dict[str, Any]:
+        """Settings of a run of so many steps in the folder, with evaluations at equal distances."""
+        return {
+            "epochs": n_steps,
+            "max_steps": n_steps,
+            "eval_every": max(1, n_steps // evaluations),
+            "output_dir": str(self.folder),
+            "name": name,
+            "seed": seed,
+        }
+
     def train(self, config: TrainingConfig, algorithm: str) -> RunResult:
         """Run an algorithm as its command does."""
         with _one_thread():
