@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement, Transfer
-from reallm.config.args import CallArgs, ModelArgs
+from reallm.config.args import CallArgs
 from reallm.config.parallel import ParallelArgs
-from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
+from tests.algorithms import three_roles
 
 
 @dataclass(frozen=True)
-class Config(TrainingConfig):
-    dataset: Any = None
-    actor: ModelArgs = field(default_factory=lambda: ModelArgs(path="actor"))
-    ref: ModelArgs = field(default_factory=lambda: ModelArgs(path="ref"))
-    actor_gen: CallArgs = field(default_factory=CallArgs)
-    ref_inf: CallArgs = field(default_factory=CallArgs)
-    reward: CallArgs = field(default_factory=CallArgs)
-    actor_train: CallArgs = field(default_factory=CallArgs)
-    other_inf: CallArgs = field(default_factory=CallArgs)
+class Config(three_roles.Config):
+    """With a call that the graph does not have."""
 
-    def __post_init__(self) -> None:
-        """No dataset is needed."""
+    other_inf: CallArgs = field(default_factory=CallArgs)
 
 
 GRAPH = Graph.from_calls(
