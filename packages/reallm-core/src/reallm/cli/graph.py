@@ -36,12 +36,14 @@ def graph(
     from reallm.algorithms.graph import Graph
     from reallm.cli.algorithm import load_configuration
     from reallm.cli.graph_view import print_graph
+    from reallm.config.training import call_args_of
 
     settings = load_configuration(algorithm, config or [], arguments or []).with_placeholders().build()
     found = Graph.of(offered, settings)
-    print_graph(algorithm, offered.description, found, settings.call_args)
+    call_args = call_args_of(settings)
+    print_graph(algorithm, offered.description, found, call_args)
     if svg is not None:
         from reallm.experiments.reports.graph_svg import write_graph_svg
 
-        write_graph_svg(svg, algorithm, found, settings.call_args)
+        write_graph_svg(svg, algorithm, found, call_args)
         typer.echo(f"written: {svg}")

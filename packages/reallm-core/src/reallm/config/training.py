@@ -134,7 +134,7 @@ class TrainingConfig(ConfigGroup):
             raise ConfigError(f"save_every_minutes={self.save_every_minutes} must be more than 0; null turns it off")
         if self.max_steps is not None:
             check_warmup(self.optimizer, self.max_steps, f"max_steps={self.max_steps}")
-        if all(args.layout is None for args in self.call_args.values()):  # otherwise it depends on the graph
+        if all(args.layout is None for args in call_args_of(self).values()):  # otherwise it depends on the graph
             check_unsharded(self.optimizer, self.parallel.smallest_layout)
 
     def _check_location(self) -> None:
@@ -146,14 +146,9 @@ class TrainingConfig(ConfigGroup):
         object.__setattr__(self, "output_dir", str(Path(self.output_dir).expanduser()))
 
     @property
-    def call_args(self) -> dict[str, CallArgs]:
-        """The `CallArgs` of the calls that have a field, by the name of the call."""
-        return call_args_of(self)
-
-    @property
     def n_processes(self) -> int:
         """Number of processes to start: as many as `parallel.*` or the layout of a call needs."""
-        layouts = [Layout.parse(args.layout) for args in self.call_args.values() if args.layout is not None]
+        layouts = [Layout.parse(args.layout) for args in call_args_of(self).values() if args.layout is not None]
         return max([self.parallel.n_processes, *(max(layout.ranks) + 1 for layout in layouts)])
 
     @property

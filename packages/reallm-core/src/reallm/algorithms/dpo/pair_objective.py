@@ -37,8 +37,6 @@ class PairObjective:
     negative log-likelihood of chosen answers, a mean over all their tokens, if it has a weight.
     """
 
-    dropout = False
-
     def __init__(self, config: DPOConfig) -> None:
         self._config = config
         self._kinds = {LOSS_TYPES[name].matched for name in config.loss_types} - {None}

@@ -29,8 +29,6 @@ class SingleAnswerObjective:
     constant in the loss. The loss is the mean over samples.
     """
 
-    dropout = False
-
     def __init__(self, config: DPOConfig) -> None:
         self._config = config
         self._estimates_kl = "kto" in config.loss_types

@@ -158,12 +158,9 @@ def memory_lines(
         on_device = [one for one in needs if one.device == device]
         rank = max(range(job.size), key=lambda rank: _peak(on_device, rank))
         if len(needs) > 1:
-            largest_call = max(
-                (one for one in on_device if rank in one.ranks), key=lambda one: _peak_in(on_device, rank, one)
-            )
             lines.append(
                 f"memory of all roles{each}: about {size_text(_peak(on_device, rank))} at the peak, when "
-                f"{largest_call.role} is called"
+                f"{_largest(on_device, rank).role} is called"
             )
         lines += _compare(on_device, rank, device, job.local_size if device.type == "cpu" else 1)
     return lines

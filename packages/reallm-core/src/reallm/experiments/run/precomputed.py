@@ -81,7 +81,16 @@ class _Part:
 
     @property
     def name(self) -> str:
-        return f"{self.call.name}/{self.split}{f'-{self.source}' if self.source else ''}"
+        return f"{self.call.name}/{self._dataset}"
+
+    @property
+    def title(self) -> str:
+        """`49 samples of train`, for messages."""
+        return f"{counted(len(self.samples), 'sample')} of {self._dataset}"
+
+    @property
+    def _dataset(self) -> str:
+        return f"{self.split}-{self.source}" if self.source else self.split
 
     @property
     def is_done(self) -> bool:
@@ -164,7 +173,6 @@ class Precomputation:
     def _find_file(self, part: _Part) -> dict[str, Any]:
         """The file with the outputs, what it says about them, and the file in the cache to write; on rank 0."""
         about = self._about(part)
-        noun = f"{counted(len(part.samples), 'sample')} of {part.name.partition('/')[2]}"
         cache = self._cache_file(part.call, about)
         kept = _run_file(self.folder, part.name)
         if self.plan.point is not None and self.plan.point.state is not None and kept.exists():
@@ -177,7 +185,7 @@ class Precomputation:
             if there is not None:
                 with suppress(OSError):
                     os.utime(cache)  # when it was last used
-                line = f"{part.call.name}: outputs for {noun} are read from the cache: {cache}"
+                line = f"{part.call.name}: outputs for {part.title} are read from the cache: {cache}"
                 return {"about": there, "path": str(cache), "cache": str(cache), "line": line}
         return {"about": about, "path": None, "cache": None if cache is None else str(cache), "line": ""}
 
@@ -225,8 +233,7 @@ class Precomputation:
                     progress.advance,
                 )
             about = found[part.name].about
-            noun = f"{counted(len(part.samples), 'sample')} of {part.name.partition('/')[2]}"
-            self._say(f"{call.name}: computed for {noun} in {duration(time.monotonic() - started)}")
+            self._say(f"{call.name}: computed for {part.title} in {duration(time.monotonic() - started)}")
             self._write_cache(call, found[part.name].cache, fields, about)
             computed[part.name] = _Found(fields, about, None)
         executor, roles = None, {}  # type: ignore[assignment]  # the model is freed before the others are loaded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.interface_state import interface_states, load_interface_states
 from reallm.algorithms.role import Role
-from reallm.config.training import TrainingConfig
+from reallm.config.training import TrainingConfig, call_args_of
 from reallm.data.batching import batches_in_order, gather
 from reallm.data.datasets import Samples
 from reallm.data.namedarray import NamedArray
@@ -72,8 +72,6 @@ class Trainer:
     best: BestMetric
     callbacks: Callbacks
 
-    trained: Sequence[str]
-    """The roles that are trained, on this rank or on others."""
     question: str
     """Arguments of `reallm generate` that ask the first trained model something."""
 
@@ -137,7 +135,7 @@ class Trainer:
             folder.write_data(data.as_json())
             if len(graph.calls) > 1:
                 with report_failure(echo, "no drawing of the graph"):
-                    write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, config.call_args)
+                    write_graph_svg(folder.graph, run.algorithm or "the algorithm", graph, call_args_of(config))
             keep(precomputed, folder, echo)
             if point is not None:
                 drop_after(folder.samples, point.step)
@@ -171,7 +169,6 @@ class Trainer:
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
             best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
             callbacks=callbacks,
-            trained=trained,
             question=question(data.train, plan.interfaces[trained[0]], data.tokenizer),
         )
         for role in roles.values():
@@ -340,7 +337,7 @@ class Trainer:
         self.callbacks.requests.save = False
         if self.step == self._saved_step:
             return
-        trained = {name: self.roles[name] for name in self.trained}
+        trained = {name: self.roles[name] for name in self.graph.trained_roles}
         with self.progress.doing("saving"):
             self._finish_save()
             exports = {
