@@ -15,7 +15,7 @@ from workspace import ROOT
 def test_models_on_many_ranks(tmp_path):
     text = (ROOT / "docs/distributed-models.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     tokenizer = tiny_tokenizer()
     check = """
 assert logprobs.shape == (3,) and logprobs[0] == 0 and logprobs[1] < 0, logprobs
