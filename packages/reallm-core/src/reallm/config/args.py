@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields
+from reallm.generation.config import GenerationConfig
 from reallm.options import REQUIRED, option
 from reallm.parallel.layout import Layout
 
@@ -111,3 +113,56 @@ class CallArgs(ConfigGroup, group="call"):
                 Layout.parse(self.layout)
             except ConfigError as error:
                 raise ConfigError(f"layout={self.layout}: {error}") from error
+
+
+@dataclass(frozen=True)
+class RewardArgs(CriticArgs):
+    """What rewards answers: a reward model, functions, or both.
+
+    Raises:
+        ConfigError: as `ModelArgs`.
+    """
+
+    path: str = option("", "HuggingFace checkpoint of a reward model, as `reallm rw` makes it; empty: none")
+    functions: list[str] = option(
+        [],
+        "reward functions: names of installed ones, which `reallm plugins` lists, package.module:function, or "
+        "file.py:function",
+    )
+
+
+@dataclass(frozen=True)
+class SamplingArgs(ConfigGroup, group="gen"):
+    """How answers are sampled in training.
+
+    Raises:
+        ConfigError: a value is not allowed; names the field without its group.
+    """
+
+    max_new_tokens: int = option(256, "longest answer, in tokens")
+    min_new_tokens: int = option(0, "number of tokens before which an answer does not end")
+    temperature: float = option(1.0, "divisor of the logits, in sampling and in training alike; more than 0")
+    top_k: int | None = option(None, "sample from the most likely tokens only, so many; null: all")
+    top_p: float | None = option(
+        None, "sample from the smallest set of most likely tokens with this probability; null: all"
+    )
+    min_p: float | None = option(
+        None, "sample from tokens that have at least this share of the probability of the most likely one; null: all"
+    )
+    stop: list[str] = option([], "strings that end an answer, besides the end-of-sequence tokens of the checkpoint")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.config(n=1)
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be more than 0: training needs sampled answers")
+
+    def config(self, n: int) -> GenerationConfig:
+        """Settings for `n` sampled answers to each prompt."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return GenerationConfig(**{**values, "stop": tuple(self.stop)}, n=n, kept_mass=self.truncates)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are never sampled."""
+        return not (self.top_k is None and self.top_p is None and self.min_p is None)

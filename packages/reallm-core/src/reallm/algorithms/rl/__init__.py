@@ -1,0 +1,1 @@
+"""What algorithms of reinforcement learning share: rollouts, advantages, and the loss of a policy."""

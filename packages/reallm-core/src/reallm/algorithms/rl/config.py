@@ -1,0 +1,101 @@
+"""What the configurations of algorithms of reinforcement learning have in common. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from reallm.config.args import CallArgs, ModelArgs, ReferenceArgs, RewardArgs, SamplingArgs, dataset_option
+from reallm.config.training import TrainingConfig
+from reallm.errors import ConfigError
+from reallm.options import is_missing, option
+
+
+@dataclass(frozen=True)
+class RolloutConfig(TrainingConfig):
+    """An actor that is trained on answers that it samples itself.
+
+    Raises:
+        ConfigError: a required value is missing, a value is not allowed, or values contradict each other; names the
+            key.
+    """
+
+    actor: ModelArgs = field(default_factory=ModelArgs, metadata={"help": "the policy, which is trained"})
+    actor_gen: CallArgs = field(default_factory=CallArgs, metadata={"help": "where answers are sampled"})
+    actor_inf: CallArgs = field(
+        default_factory=CallArgs, metadata={"help": "where the policy scores its answers before a step"}
+    )
+    actor_train: CallArgs = field(default_factory=CallArgs, metadata={"help": "where the policy is trained"})
+    dataset: Any = dataset_option("prompt", "prompts to train on")
+    eval_temperature: float = option(0.0, "temperature of the answers to validation prompts; 0: the most likely tokens")
+    eval_num_generations: int = option(1, "answers to each validation prompt")
+    keep_rollouts: int | None = option(
+        4, "prompts of each step whose answers are kept in rollouts.jsonl; null: all, 0: none"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, lowest in {"eval_temperature": 0, "eval_num_generations": 1, "keep_rollouts": 0}.items():
+            value = getattr(self, key)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{key}={value} must be at least {lowest}")
+        if self.eval_num_generations > 1 and self.eval_temperature == 0:
+            raise ConfigError(
+                f"eval_num_generations={self.eval_num_generations} with eval_temperature=0 would give equal answers; "
+                "raise eval_temperature"
+            )
+
+    @property
+    def sampling(self) -> SamplingArgs:
+        """How answers are sampled in training."""
+        raise NotImplementedError
+
+    @property
+    def n_answers(self) -> int:
+        """Answers to each prompt in training."""
+        return 1
+
+
+@dataclass(frozen=True)
+class RewardedConfig(RolloutConfig):
+    """An actor that is trained to get rewards, held to a reference.
+
+    Raises:
+        ConfigError: as its base class.
+    """
+
+    ref: ReferenceArgs = field(
+        default_factory=ReferenceArgs, metadata={"help": "the reference, which the policy is held to; never trained"}
+    )
+    reward: RewardArgs = field(default_factory=RewardArgs, metadata={"help": "what rewards answers"})
+    ref_inf: CallArgs = field(default_factory=CallArgs, metadata={"help": "where the reference scores answers"})
+    rew_inf: CallArgs = field(default_factory=CallArgs, metadata={"help": "where the reward model scores answers"})
+    rew_fn: CallArgs = field(default_factory=CallArgs, metadata={"help": "where reward functions are called"})
+    reward_weights: list[float] | None = option(
+        None, "weights of the reward functions in their order, and then of the reward model; null: 1"
+    )
+    reward_timeout_s: float = option(15.0, "seconds after which a call of a reward function is ended")
+    reward_processes: int | None = option(None, "processes that call reward functions; null: one for each core")
+    reward_on_error: float | None = option(
+        None, "reward of an answer for which a function raises or takes too long; null: none, it does not count"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.ref.path and not is_missing(self.actor.path):
+            object.__setattr__(self, "ref", dataclasses.replace(self.ref, path=self.actor.path))
+        super().__post_init__()
+        n_rewards = len(self.reward.functions) + bool(self.reward.path)
+        if not n_rewards:
+            raise ConfigError(
+                "nothing rewards answers; set reward.path to a reward model, or reward to the name of a function"
+            )
+        if self.reward_weights is not None and len(self.reward_weights) != n_rewards:
+            raise ConfigError(
+                f"reward_weights has {len(self.reward_weights)} numbers, but there are {n_rewards} rewards; give one "
+                "for each function and, after them, one for the reward model"
+            )
+        if not self.reward_timeout_s > 0:
+            raise ConfigError(f"reward_timeout_s={self.reward_timeout_s} must be more than 0")
+        if self.reward_processes is not None and self.reward_processes < 1:
+            raise ConfigError(f"reward_processes={self.reward_processes} must be at least 1")

@@ -1,0 +1,71 @@
+"""Rollouts: prompts with the answers that a policy has sampled, as a batch.
+
+Shapes: S sequences, N tokens of answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from reallm.data.batching import cu_seqlens
+from reallm.data.namedarray import NamedArray
+from reallm.generation.request import Completion
+
+ROLLOUT = ("input_ids", "prompt_lens", "logprobs", "truncated")
+"""Keys of every batch of rollouts: prompts with their answers as `input_ids` int64, one sequence for each answer;
+`prompt_lens` [S] int64; the `logprobs` [N] float32 of the answers' tokens when they were sampled, at the temperature of
+sampling; and `truncated` [S] bool, the answers that ended because they were as long as allowed."""
+KEPT_MASS = "kept_mass"
+"""Key of the probability [N] float32, at the temperature of sampling, of the tokens that `top_k`, `top_p` and `min_p`
+left. What was sampled had the log-probability `logprobs - log(kept_mass)`."""
+
+
+def pack(completions: Sequence[Completion], n: int) -> NamedArray:
+    """A batch of rollouts with the keys of `ROLLOUT`, and `kept_mass` if the completions have it.
+
+    Args:
+        completions: the completions of each prompt in turn.
+        n: number of completions of a prompt, which are one sample.
+    """
+    ids = [[*one.prompt_ids, *one.token_ids] for one in completions]
+    fields = {
+        "input_ids": torch.tensor(list(itertools.chain(*ids)), dtype=torch.int64),
+        "prompt_lens": torch.tensor([len(one.prompt_ids) for one in completions], dtype=torch.int64),
+        "logprobs": _floats(one.logprobs for one in completions),
+        "truncated": torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool),
+    }
+    answers = [len(one.token_ids) for one in completions]
+    sizes = {
+        "input_ids": [len(one) for one in ids],
+        "prompt_lens": [1] * len(ids),
+        "logprobs": answers,
+        "truncated": [1] * len(ids),
+    }
+    masses = [one.kept_mass for one in completions if one.kept_mass is not None]
+    if masses and len(masses) == len(completions):
+        fields[KEPT_MASS], sizes[KEPT_MASS] = _floats(masses), answers
+    seqlens = {key: _batched(n_each, n) for key, n_each in sizes.items()}
+    return NamedArray(**fields).with_metadata(seqlens=seqlens)
+
+
+def sequences(batch: NamedArray, key: str) -> list[torch.Tensor]:
+    """The sequences of a field, one after another."""
+    bounds = cu_seqlens(batch, key).tolist()
+    return [batch[key][start:end] for start, end in itertools.pairwise(bounds)]
+
+
+def sampled_logprobs(batch: NamedArray) -> torch.Tensor:
+    """Log-probabilities [N] of the answers' tokens under the distribution that they were drawn from."""
+    logprobs: torch.Tensor = batch["logprobs"]
+    return logprobs - batch[KEPT_MASS].log() if KEPT_MASS in batch else logprobs
+
+
+def _batched(values: list[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(values[i : i + n]) for i in range(0, len(values), n)]
+
+
+def _floats(values: Iterable[Sequence[float]]) -> torch.Tensor:
+    return torch.tensor(list(itertools.chain(*values)), dtype=torch.float32)
