@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -25,11 +26,11 @@ class DatasetStats:
     rows: tuple[int, ...]
     """Indices of the samples that were measured."""
     lengths: tuple[int, ...]
-    """Number of tokens of each measured sample."""
+    """Number of tokens of each measured sample; the longest sequence of one that becomes several."""
     tokens_per_step: float
     micro_batches_per_step: float
     largest: tuple[int, ...]
-    """Number of tokens of each sample in the largest micro-batch."""
+    """Number of tokens of each sample, or sequence of one, in the largest micro-batch."""
     is_whole: bool
     """Whether every sample of the dataset was measured."""
 
@@ -41,23 +42,27 @@ def measure(
 
     Args:
         samples: the training data.
-        sizes: function that returns the tokens of each sample in a batch that go through the model; see `Objective`.
+        sizes: function that returns the tokens of a sample that go through the model; several numbers, if it becomes
+            several sequences, such as the answers to a prompt.
         plan: the samples of each step.
         max_tokens: maximum number of tokens of a micro-batch.
     """
     n_steps = max(1, min(plan.steps_per_epoch, MAX_SAMPLES // plan.batch_size))
     rows: list[int] = []
     lengths: list[int] = []
+    n_tokens = 0
     batches: list[list[int]] = []
     for step in range(1, n_steps + 1):
         rows += plan.rows(step)
-        of_step = [sum(sizes(samples[row])) for row in plan.rows(step)]
+        of_samples = [sizes(samples[row]) for row in plan.rows(step)]
+        of_step = list(chain.from_iterable(of_samples))
         batches += [[of_step[i] for i in batch] for batch in micro_batches(of_step, max_tokens)]
-        lengths += of_step
+        lengths += map(max, of_samples)
+        n_tokens += sum(of_step)
     return DatasetStats(
         tuple(rows),
         tuple(lengths),
-        tokens_per_step=sum(lengths) / n_steps,
+        tokens_per_step=n_tokens / n_steps,
         micro_batches_per_step=len(batches) / n_steps,
         largest=tuple(max(batches, key=sum)),
         is_whole=n_steps == plan.steps_per_epoch,

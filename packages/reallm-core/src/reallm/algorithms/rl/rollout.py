@@ -10,17 +10,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from reallm.algorithms.rl.keys import KEPT_MASS
 from reallm.data.batching import cu_seqlens
 from reallm.data.namedarray import NamedArray
 from reallm.generation.request import Completion
-
-ROLLOUT = ("input_ids", "prompt_lens", "logprobs", "truncated")
-"""Keys of every batch of rollouts: prompts with their answers as `input_ids` int64, one sequence for each answer;
-`prompt_lens` [S] int64; the `logprobs` [N] float32 of the answers' tokens when they were sampled, at the temperature of
-sampling; and `truncated` [S] bool, the answers that ended because they were as long as allowed."""
-KEPT_MASS = "kept_mass"
-"""Key of the probability [N] float32, at the temperature of sampling, of the tokens that `top_k`, `top_p` and `min_p`
-left. What was sampled had the log-probability `logprobs - log(kept_mass)`."""
 
 
 def pack(completions: Sequence[Completion], n: int) -> NamedArray:
