@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reallm.engine.real_model import ReaLModel
+from tests.helpers.forked import ForkedPython
 from tests.helpers.tokenizers import tiny_tokenizer
 
 HF_CONFIG = {
@@ -62,13 +63,16 @@ class Command:
     ) -> None:
         number = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
-        run = [*under, "-m", "reallm"] if program is None else ["-c", program]
+        run = [*(["-m", "reallm"] if program is None else ["-c", program]), *arguments]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        self._out.touch()
+        self.process: ForkedPython | subprocess.Popen[bytes]
+        if not under and not through:
+            self.process = ForkedPython(run, variables, self._out, self._err)
+            return
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [*through, sys.executable, *run, *arguments],
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-                stdout=out,
-                stderr=err,
+                [*through, sys.executable, *under, *run], env=variables, stdout=out, stderr=err
             )
 
     def wait_for(self, text: str, timeout_s: float = 90.0) -> None:

@@ -10,12 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.forked import ForkedPython
 
 PLUGINS = Path(__file__).parent.parent / "installable"
 
@@ -29,22 +32,28 @@ class Environment:
     folder: Path
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with these arguments and environment variables."""
-        inherited = {name: value for name, value in os.environ.items() if name != "REALLM_DISABLE_PLUGINS"}
-        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.path))} if self.path else {}
+        """Run Python with these arguments and environment variables.
+
+        A module is run in a process that has imported torch already, if the environment is that of this Python.
+        """
+        command, environment = [str(self.python), *arguments], self._variables(variables)
+        if arguments[0] == "-m" and self.python == Path(sys.executable):
+            with tempfile.TemporaryDirectory() as folder:
+                out, err = Path(folder) / "out", Path(folder) / "err"
+                code = ForkedPython(arguments, environment, out, err, self.folder).wait(300)
+                return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
         return subprocess.run(
-            [str(self.python), *arguments],
-            cwd=self.folder,
-            env={**inherited, **paths, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
 
     def reallm(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the command `reallm`."""
         return self.run("-m", "reallm", *arguments, **variables)
+
+    def _variables(self, added: Mapping[str, str]) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name != "REALLM_DISABLE_PLUGINS"}
+        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.path))} if self.path else {}
+        return {**inherited, **paths, **added}
 
     def evaluate(self, code: str, **variables: str) -> str:
         """What a program prints, which must succeed."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -34,10 +37,18 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    done = subprocess.run([sys.executable, "-c", TINY_MODEL], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.fixture
-def here(environment):
+def here(environment, inputs):
     here = environment("reallm-raft")
-    here.evaluate(TINY_MODEL)
+    shutil.copytree(inputs, here.folder, dirs_exist_ok=True)
     return here
 
 
