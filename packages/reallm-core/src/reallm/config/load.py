@@ -15,6 +15,7 @@ from reallm.arguments import check_items, check_path
 from reallm.config.assignments import Assignment, from_arguments, from_yaml
 from reallm.config.dataset import PATHS, dataset_name
 from reallm.config.mixture import MIX
+from reallm.config.presets import with_preset
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
@@ -119,7 +120,8 @@ def load(
     check_items("arguments", arguments, str)
     assignments = [
         item
-        for item in _assignments(config_class, paths, arguments)
+        for source in _sources(config_class, paths, arguments)
+        for item in with_preset(config_class, source)
         if not item.origin or item.key.partition(".")[0] not in unused_in_files
     ]
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
@@ -170,8 +172,12 @@ def given(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -
 
 
 def _assignments(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> list[Assignment]:
-    found = [item for file in files for item in from_yaml(file)]
-    return found + from_arguments(arguments, lambda: groups(config_class, tolerate=True))
+    return [item for source in _sources(config_class, files, arguments) for item in source]
+
+
+def _sources(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> list[list[Assignment]]:
+    """The assignments of each file, and of the command line."""
+    return [*map(from_yaml, files), from_arguments(arguments, lambda: groups(config_class, tolerate=True))]
 
 
 def _chosen(config_class: type, assignments: Sequence[Assignment]) -> dict[str, str]:

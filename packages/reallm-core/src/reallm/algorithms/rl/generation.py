@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.rl.config import RolloutConfig
-from reallm.algorithms.rl.rollout import pack, sequences
+from reallm.algorithms.rl.keys import ANSWERS, GREEDY
+from reallm.algorithms.rl.rollout import pack, sequences, with_prefix
 from reallm.data.batching import lengths
-from reallm.data.namedarray import NamedArray
+from reallm.data.namedarray import NamedArray, split
 from reallm.engine.real_model import ReaLModel
 from reallm.generation.config import GenerationConfig
 
@@ -36,6 +37,12 @@ def answer_prompts(model: ReaLModel, batch: NamedArray, context: CallContext, se
     """As `sample_answers`, with settings for generation of the caller's own."""
     prompts = [ids.tolist() for ids in sequences(batch, "prompt_ids")]
     return pack(context.generate(model, prompts, settings, batch.metadata["ids"]), settings.n)
+
+
+def greedy_answers(model: ReaLModel, batch: NamedArray, context: CallContext, config: RolloutConfig) -> NamedArray:
+    """The most likely answer to each prompt, as `greedy_input_ids` and `greedy_prompt_lens`; with the same limits."""
+    settings = replace(config.sampling.config(n=1), temperature=0.0)
+    return with_prefix(split(answer_prompts(model, batch, context, settings), [ANSWERS])[0], GREEDY)
 
 
 def generation_config(config: RolloutConfig, *, training: bool) -> GenerationConfig:

@@ -50,6 +50,12 @@ def sequences(batch: NamedArray, key: str) -> list[torch.Tensor]:
     return [batch[key][start:end] for start, end in itertools.pairwise(bounds)]
 
 
+def with_prefix(batch: NamedArray, prefix: str) -> NamedArray:
+    """The same fields under names that begin with `prefix`."""
+    seqlens = {f"{prefix}{key}": lengths for key, lengths in batch.metadata["seqlens"].items()}
+    return NamedArray(**{f"{prefix}{key}": value for key, value in batch.items()}).with_metadata(seqlens=seqlens)
+
+
 def sampled_logprobs(batch: NamedArray) -> torch.Tensor:
     """Log-probabilities [N] of the answers' tokens under the distribution that they were drawn from."""
     logprobs: torch.Tensor = batch["logprobs"]
