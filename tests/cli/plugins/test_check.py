@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reallm import builtin
 from reallm.cli.main import run
 from reallm.plugins import registry
 from reallm.plugins.finder import Plan, Plugin
@@ -23,7 +24,8 @@ NAMES = (
 def _installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ours = Plugin("reallm-offering", "1.0", "tests.devkit.testing.offering_plugin", NAMES)
     loggers = (f"logger.{name}" for name in ("jsonl", "tensorboard", "trackio", "wandb"))
-    core = Plugin("reallm-core", "0.1", "reallm.builtin", ("algorithm.dpo", "algorithm.rw", "algorithm.sft", *loggers))
+    algorithms = (f"algorithm.{name}" for name in builtin.reallm_algorithms())
+    core = Plugin("reallm-core", "0.1", "reallm.builtin", (*algorithms, *loggers))
     made = registry.Registry(Plan((core, ours)))
     monkeypatch.setattr(registry, "registry", lambda: made)
     monkeypatch.setenv("COLUMNS", "80")

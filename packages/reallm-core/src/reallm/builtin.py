@@ -18,6 +18,17 @@ def reallm_algorithms() -> dict[str, Algorithm]:
             },
             description="preference optimisation without a reward model: DPO, IPO, SimPO, ORPO, KTO and others",
         ),
+        "grpo": Algorithm(
+            config="reallm.algorithms.grpo.config:GRPOConfig",
+            graph="reallm.algorithms.grpo.graph:graph",
+            interfaces={
+                "actor": "reallm.algorithms.grpo.interface:GRPOInterface",
+                "ref": "reallm.algorithms.rl.reference:ReferenceInterface",
+                "reward_functions": "reallm.algorithms.grpo.provisional:RewardFunctionsInterface",
+                "greedy_reward_functions": "reallm.algorithms.grpo.greedy:GreedyRewardFunctionsInterface",
+            },
+            description="policy optimisation by rewards of several answers to each prompt: GRPO and its kin",
+        ),
         "rw": Algorithm(
             config="reallm.algorithms.rw.config:RWConfig",
             graph=(ModelFunctionCall("train", "model", "train_step", inputs=("input_ids", "margins")),),

@@ -56,6 +56,17 @@ def with_prefix(batch: NamedArray, prefix: str) -> NamedArray:
     return NamedArray(**{f"{prefix}{key}": value for key, value in batch.items()}).with_metadata(seqlens=seqlens)
 
 
+def without_prefix(batch: NamedArray, prefix: str) -> NamedArray:
+    """The fields whose names begin with `prefix`, under the rest of their names, with all metadata of samples."""
+    seqlens = {
+        key.removeprefix(prefix): lengths
+        for key, lengths in batch.metadata["seqlens"].items()
+        if key.startswith(prefix)
+    }
+    fields = {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
+    return NamedArray(**fields).with_metadata(**{**batch.metadata, "seqlens": seqlens})
+
+
 def sampled_logprobs(batch: NamedArray) -> torch.Tensor:
     """Log-probabilities [N] of the answers' tokens under the distribution that they were drawn from."""
     logprobs: torch.Tensor = batch["logprobs"]

@@ -21,7 +21,7 @@ def print_line(console: Console, text: str) -> None:
 
 
 class TrainingProgress:
-    """Display of loss, learning rate, tokens per second and remaining time of a run of `total_steps`.
+    """Display of loss, reward, learning rate, tokens per second and remaining time of a run of `total_steps`.
 
     Args:
         console: console on which a bar is drawn if it is a terminal; otherwise lines are printed.
@@ -59,7 +59,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that `step` is done, with the metrics of a train call: `loss`, `lr`, `tokens_per_s`."""
+        """Show that `step` is done, with the metrics of a train call: `loss`, `reward`, `lr`, `tokens_per_s`."""
         now = self._clock()
         numbers = "  ".join([*_numbers(metrics), *self._remaining(step, now)])
         if self._bar:
@@ -93,7 +93,7 @@ class TrainingProgress:
 
 
 def _numbers(metrics: Mapping[str, float]) -> list[str]:
-    formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "tokens_per_s": "{:,.0f} tokens/s"}
+    formats = {"loss": "loss {:.4f}", "reward": "reward {:.3f}", "lr": "lr {:.2e}", "tokens_per_s": "{:,.0f} tokens/s"}
     numbers = [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
     skipped = metrics.get("skipped_steps", 0)
     return [*numbers, f"skipped {skipped:.0f}"] if skipped else numbers

@@ -1,0 +1,164 @@
+"""Runs of `reallm grpo` on a tiny model: what it trains on, what it reports, and how it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reallm.algorithms.grpo.config import GRPOConfig
+from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
+from reallm.config.optimizer import OptimizerConfig
+from reallm.experiments.run.runner import RunResult, run
+from reallm.plugins import registry
+from reallm.specs import Algorithm
+from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
+from tests.experiments.conftest import records
+
+LETTER = "tests.experiments.run.test_grpo:share_of_vowels"
+LENGTH = "tests.experiments.run.test_grpo:shortness"
+
+
+def share_of_vowels(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that rises quickly: the share of characters that are vowels."""
+    return [sum(char in "aeiou" for char in text) / max(len(text), 1) for text in completions]
+
+
+def shortness(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+    """A reward that does not apply to empty answers."""
+    return [1 / len(ids) if ids else None for ids in completion_ids]
+
+
+@dataclasses.dataclass
+class Runs:
+    """Configurations of small runs, and the runs."""
+
+    folder: Path
+    checkpoint: Path
+    algorithm: Algorithm
+    printed: str = ""
+
+    def config(self, n_valid: int = 0, batch_size: int = 2, n_rows: int = 6, **changes: Any) -> GRPOConfig:
+        """Two prompts of four short answers a step."""
+        train, valid = self.rows("train", range(n_rows)), self.rows("valid", range(50, 50 + n_valid))
+        dataset = registry.get("dataset", "prompt").config_class()(
+            train_path=train,
+            valid_path=valid if n_valid else None,
+            train_bs_n_seqs=batch_size,
+            valid_bs_n_seqs=2,
+            max_prompt_len=32,
+        )
+        settings: dict[str, Any] = {
+            "actor": ModelArgs(path=str(self.checkpoint), device="cpu"),
+            "reward": RewardArgs(functions=[LETTER], device="cpu"),
+            "dataset": dataset,
+            "gen": SamplingArgs(max_new_tokens=6),
+            "num_generations": 4,
+            "optimizer": OptimizerConfig(lr=1e-3),
+            "eval_generations": 0,
+            "loggers": ["jsonl"],
+            "output_dir": str(self.folder / "runs"),
+        }
+        return GRPOConfig(**{**settings, **changes})
+
+    def rows(self, name: str, numbers: range) -> str:
+        path = self.folder / f"{name}-{len(numbers)}.jsonl"
+        rows = [{"prompt": "Say " + "so " * (i % 4) + f"{i}:"} for i in numbers]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    def run(self, config: GRPOConfig) -> RunResult:
+        printed = io.StringIO()
+        try:
+            return run(config, self.algorithm, name="grpo", console=Console(file=printed, width=200))
+        finally:
+            self.printed = printed.getvalue()
+
+
+@pytest.fixture
+def grpo(tmp_path: Path, checkpoint: Path) -> Runs:
+    return Runs(tmp_path, checkpoint, registry.get("algorithm", "grpo"))
+
+
+def test_the_reward_rises(grpo: Runs) -> None:
+    result = grpo.run(grpo.config(batch_size=6, epochs=12, num_generations=8, optimizer=OptimizerConfig(lr=2e-2)))
+    rewards = [step["train/reward"] for step in records(result)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
+    assert "reward 0." in grpo.printed
+
+
+def test_metrics_have_the_names_of_trl(grpo: Runs) -> None:
+    config = grpo.config(
+        reward=RewardArgs(functions=[LETTER, LENGTH], device="cpu"), reward_weights=[1.0, 0.5], n_valid=2, max_steps=2
+    )
+    before, *steps = records(grpo.run(config))
+    first = steps[0]
+    assert first["train/reward"] == pytest.approx(
+        first["train/rewards/share_of_vowels/mean"] + 0.5 * first["train/rewards/shortness/mean"], rel=0.2
+    )
+    assert 0 <= first["train/frac_reward_zero_std"] <= 1
+    assert first["train/completions/mean_length"] <= 6
+    assert {"train/loss", "train/reward_std", "train/completions/clipped_ratio"} <= first.keys()
+    assert "eval/reward" in before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2},
+        {"num_minibatches": 2, "num_iterations": 2, "old_logprobs": "inference"},
+        {"preset": "remax"},
+        {"preset": "rloo", "overlong_buffer": 0.5},
+        {"preset": "reinforce_pp"},
+        {"preset": "gspo", "num_minibatches": 2},
+        {"preset": "cispo", "entropy_coef": 0.01},
+        {"preset": "dr_grpo"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_each_kind_trains(grpo: Runs, settings: dict[str, Any]) -> None:
+    result = grpo.run(grpo.config(n_valid=1, max_steps=2, **settings))
+    losses = [step["train/loss"] for step in records(result) if "train/loss" in step]
+    assert len(losses) == 2
+    assert all(abs(loss) < 100 for loss in losses)
+
+
+def test_the_schedule_counts_all_optimizer_steps(grpo: Runs) -> None:
+    optimizer = OptimizerConfig(lr=1e-3, schedule="linear", min_lr_ratio=0.0, warmup_steps=0)
+    result = grpo.run(grpo.config(num_minibatches=2, num_iterations=3, optimizer=optimizer))
+    last = records(result)[-1]
+    assert last["train/lr"] == pytest.approx(1e-3 / 18)  # that of the last of 18 optimizer steps
+
+
+def test_dynamic_sampling_trains_on_prompts_whose_rewards_differ(grpo: Runs) -> None:
+    settings = {"batch_size": 6, "drop_zero_std_groups": True, "max_steps": 1}
+    (half,) = records(grpo.run(grpo.config(oversampling=2.0, **settings)))
+    assert half["train/frac_trained"] <= 0.5
+    constant = RewardArgs(functions=["tests.experiments.run.test_grpo:constant"], device="cpu")
+    (nothing,) = records(grpo.run(grpo.config(reward=constant, **settings)))
+    assert nothing["train/frac_trained"] == nothing["train/grad_norm"] == 0
+    assert nothing["train/frac_reward_zero_std"] == 1
+
+
+def constant(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that teaches nothing."""
+    return [0.2 for _ in completions]
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_stopped_run_goes_on_bit_for_bit(grpo: Runs, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    settings: dict[str, Any] = {
+        "n_valid": 2, "eval_every": 2, "epochs": 2, "max_steps": 4, "beta": 0.1, "num_minibatches": 2,
+    }  # fmt: skip
+    whole = grpo.run(grpo.config(name="whole", **settings))
+    with monkeypatch.context() as patch:
+        stop_after(patch, at, metric="train/loss")
+        stopped = grpo.run(grpo.config(name="stopped", **settings))
+    assert stopped.interrupted
+    grpo.run(dataclasses.replace(grpo.config(name="stopped", **settings), resume="stopped"))
+    assert_same_run(whole.run_dir, stopped.run_dir)
