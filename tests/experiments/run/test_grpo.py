@@ -162,3 +162,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(grpo: Runs, monkeypatch: pytest.Monke
     assert stopped.interrupted
     grpo.run(dataclasses.replace(grpo.config(name="stopped", **settings), resume="stopped"))
     assert_same_run(whole.run_dir, stopped.run_dir)
+
+
+def test_rollouts_of_each_step_are_kept(grpo: Runs) -> None:
+    result = grpo.run(grpo.config(beta=0.1, keep_rollouts=1))
+    kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in kept] == [1, 2, 3]
+    assert all(len(record["answers"]) == 4 for record in kept)
+    answer = kept[0]["answers"][0]
+    assert answer["reward"] == answer["reward_parts"]["share_of_vowels"]
+    assert len(answer["tokens"]) == len(answer["kl"]) == answer["length"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class CallContext:
     as metadata of the same name."""
     call: str = ""
     """Name of the call in progress: a role may have several of a kind."""
+    kept_rollouts: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict, compare=False, repr=False)
+    """Records of rollouts that calls of the step have kept, by call; see `keep_rollouts`."""
 
     def for_call(self, call: str, max_tokens_per_microbatch: int | None = None) -> CallContext:
         """The same for a call, by its name, with the limit on tokens of its role; None: that of the run."""
@@ -50,6 +52,14 @@ class CallContext:
         """The same after further updates of a role's weights, for the calls that follow in the step."""
         versions = {**self.weights_versions, role: self.weights_versions.get(role, 0) + n_updates}
         return replace(self, weights_versions=versions)
+
+    def keep_rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Keep records of a step's rollouts, which the run writes into `rollouts.jsonl` and shows on its page.
+
+        Args:
+            records: JSON types, the same on all ranks; see `rollout_records`.
+        """
+        self.kept_rollouts.setdefault(self.call, []).extend(records)
 
     def seed_for(self, *purpose: str | int) -> int:
         """A seed for a purpose, such as `seed_for("dropped prompts", sample_id)`: another one in each step.

@@ -71,7 +71,7 @@ class GraphExecutor:
         """Run one step, every call once, and return the metrics of the train calls.
 
         Their names begin with `train/` if one call trains, else with the name of the call. All ranks get them,
-        whichever of them train.
+        whichever of them train. What train calls have kept of their rollouts is in `context.kept_rollouts` on rank 0.
 
         Raises:
             NonFiniteError: a loss, a gradient or what a model generates is not finite. Raised on all ranks, if not all
@@ -96,7 +96,9 @@ class GraphExecutor:
         execution = self._execution()
         with errors_name(self._graph.owner):
             execution.run(self._graph.calls, batch, context, train=train)
-        metrics, self._versions = self._results.after_step(metrics, self._local_versions, execution.errors)
+        metrics, self._versions = self._results.after_step(
+            metrics, self._local_versions, execution.errors, context.kept_rollouts
+        )
         return {name: value for call in self._graph.train_calls for name, value in metrics[call.name].items()}
 
     def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:

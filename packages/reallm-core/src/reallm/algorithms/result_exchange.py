@@ -42,7 +42,11 @@ class ResultExchange:
         )
 
     def after_step(
-        self, metrics: Metrics, versions: Mapping[str, int], errors: Errors
+        self,
+        metrics: Metrics,
+        versions: Mapping[str, int],
+        errors: Errors,
+        rollouts: dict[str, list[Mapping[str, Any]]],
     ) -> tuple[Metrics, dict[str, int]]:
         """The metrics of all train calls, and the versions of all trained weights; states of interfaces are set.
 
@@ -50,6 +54,7 @@ class ResultExchange:
             metrics: metrics of this rank's train calls.
             versions: versions of the weights that this rank trains, by role.
             errors: errors of this rank's calls.
+            rollouts: records of rollouts by call; rank 0 gets those of the calls that it has no part in.
 
         Raises:
             NonFiniteError: a call could not be made.
@@ -64,8 +69,15 @@ class ResultExchange:
             metrics={name: numbers for name, numbers in metrics.items() if self._leads(name)},
             versions={name: version for name, version in versions.items() if name in led},
             states=interface_states({role: self._interfaces[role] for role in led}),
+            rollouts={
+                name: records
+                for name, records in rollouts.items()
+                if self._leads(name) and 0 not in self._placement.ranks(name)
+            },
         )
         self._raise_first(found["errors"])
+        if self._rank == 0:
+            rollouts.update(found["rollouts"])
         others = {role: self._interfaces[role] for role in ranks if self._rank not in ranks[role]}
         load_interface_states(others, found["states"])
         return found["metrics"] | metrics, found["versions"]

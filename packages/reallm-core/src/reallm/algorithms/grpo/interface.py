@@ -12,6 +12,7 @@ from reallm.algorithms.grpo.advantages import Judged, judge
 from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.algorithms.grpo.loss import trained_answers
 from reallm.algorithms.grpo.provisional import PolicyObjective, answer_token_logprobs_field
+from reallm.algorithms.grpo.records import judged_records
 from reallm.algorithms.interface import Example
 from reallm.algorithms.rl.generation import greedy_answers, planned_kv_tokens, planned_tokens, sample_answers
 from reallm.algorithms.rl.minibatches import merged_metrics, train_minibatches
@@ -63,6 +64,7 @@ class GRPOInterface:
             num_iterations=self._config.num_iterations,
         )
         check_first_ratio(of_steps[0])
+        context.keep_rollouts(judged_records(judged, self._config, context))
         return merged_metrics(of_steps) | self._metrics_of_answers(judged)
 
     def _metrics_of_answers(self, judged: Judged) -> dict[str, float]:

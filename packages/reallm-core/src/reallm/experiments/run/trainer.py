@@ -39,6 +39,7 @@ from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.precomputed import Precomputation, keep
 from reallm.experiments.run.progress import TrainingProgress, print_line
 from reallm.experiments.run.question import question
+from reallm.experiments.run.rollouts import drop_rollouts_after, write_rollouts
 from reallm.experiments.run.run_view import RunState
 from reallm.experiments.run.setup import Data, load_roles
 from reallm.launch.job import Job
@@ -139,6 +140,7 @@ class Trainer:
             keep(precomputed, folder, echo)
             if point is not None:
                 drop_after(folder.samples, point.step)
+            drop_rollouts_after(folder.rollouts, 0 if point is None else point.step)
         for line in overview(
             plan, run, job, [model_line(name, role, config, plan.placement) for name, role in roles.items()]
         ):
@@ -253,12 +255,16 @@ class Trainer:
         steps, states = self._engine_steps(), interface_states(self.interfaces)
         try:
             with explained_shortage(f"step {step}", self.roles, self.config):
-                metrics = self.executor.train(batch, self._context(step))
+                context = self._context(step)
+                metrics = self.executor.train(batch, context)
         except NonFiniteError:
             self._is_within_step = self.job.any(self._engine_steps() != steps)
             load_interface_states(self.interfaces, states)
             raise
         self.step = step
+        if self.job.is_rank0:
+            with report_failure(self.progress.echo, "no rollouts"):
+                write_rollouts(self.run.folder.rollouts, context.kept_rollouts)
         self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
         self.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
         self._call("on_step_end")

@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def rollouts(self) -> Path:
+        """Prompts of each training step with the answers to them, one JSON object a line."""
+        return self.path / "rollouts.jsonl"
+
+    @property
     def precomputed(self) -> Path:
         """The folder of what was computed for all samples before training."""
         return self.path / "precomputed"
