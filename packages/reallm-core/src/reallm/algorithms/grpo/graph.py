@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.algorithms.rl.keys import ANSWERS, GREEDY, rollout_keys
+from reallm.algorithms.rl.reward_calls import reward_calls
 from reallm.specs import ModelFunctionCall, WeightUpdate
 
 
@@ -34,20 +35,3 @@ def graph(config: GRPOConfig) -> list[ModelFunctionCall]:
         *calls,
         ModelFunctionCall("actor_train", "actor", "train_step", (*rollout, *scored), updates=tuple(updates)),
     ]
-
-
-def reward_calls(config: GRPOConfig, prefix: str = "") -> list[ModelFunctionCall]:
-    """The calls that reward answers, by functions and by a model.
-
-    Args:
-        config: the configuration.
-        prefix: beginning of the keys that they read and write, and of their names.
-    """
-    answers = tuple(f"{prefix}{key}" for key in ANSWERS)
-    calls = []
-    if config.reward.functions:
-        outputs = (f"{prefix}reward_parts", f"{prefix}reward_given")
-        calls.append(ModelFunctionCall(f"{prefix}rew_fn", f"{prefix}reward_functions", "reward", answers, outputs))
-    if config.reward.path:
-        calls.append(ModelFunctionCall(f"{prefix}rew_inf", "reward", "inference", answers, (f"{prefix}scores",)))
-    return calls

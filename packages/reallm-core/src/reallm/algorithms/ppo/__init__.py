@@ -1,0 +1,1 @@
+"""Proximal policy optimisation: a policy and a critic trained on rewarded answers."""
