@@ -24,10 +24,23 @@ def reallm_algorithms() -> dict[str, Algorithm]:
             interfaces={
                 "actor": "reallm.algorithms.grpo.interface:GRPOInterface",
                 "ref": "reallm.algorithms.rl.reference:ReferenceInterface",
+                "reward": "reallm.algorithms.rl.reward_model:RewardModelInterface",
                 "reward_functions": "reallm.algorithms.grpo.provisional:RewardFunctionsInterface",
                 "greedy_reward_functions": "reallm.algorithms.grpo.greedy:GreedyRewardFunctionsInterface",
             },
             description="policy optimisation by rewards of several answers to each prompt: GRPO and its kin",
+        ),
+        "ppo": Algorithm(
+            config="reallm.algorithms.ppo.config:PPOConfig",
+            graph="reallm.algorithms.ppo.graph:graph",
+            interfaces={
+                "actor": "reallm.algorithms.ppo.actor:PPOActorInterface",
+                "critic": "reallm.algorithms.ppo.critic:PPOCriticInterface",
+                "ref": "reallm.algorithms.rl.reference:ReferenceInterface",
+                "reward": "reallm.algorithms.rl.reward_model:RewardModelInterface",
+                "reward_functions": "reallm.algorithms.grpo.provisional:RewardFunctionsInterface",
+            },
+            description="policy optimisation by rewards, with a critic: PPO",
         ),
         "rw": Algorithm(
             config="reallm.algorithms.rw.config:RWConfig",

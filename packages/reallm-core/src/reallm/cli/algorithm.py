@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "dpo": "Train a model on preferences: DPO and its kin.",
     "grpo": "Train a policy on its own answers by rewards: GRPO and its kin.",
+    "ppo": "Train a policy on its own answers by rewards, with a critic.",
     "rw": "Train a reward model on preferences.",
     "sft": "Fine-tune a model on prompt/answer pairs or conversations.",
 }

@@ -1,0 +1,111 @@
+"""Runs of `reallm ppo` on tiny models: what they train on, what they report, and how they resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reallm.algorithms.ppo.config import PPOArgs, PPOConfig, ValueModelArgs
+from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
+from reallm.config.optimizer import OptimizerConfig
+from reallm.engine.real_model import ReaLModel
+from reallm.experiments.run.runner import RunResult, run
+from reallm.plugins import registry
+from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
+from tests.experiments.conftest import HF_CONFIG, records
+from tests.helpers.tokenizers import tiny_tokenizer
+
+VOWELS = "tests.experiments.run.test_ppo:share_of_vowels"
+
+
+def share_of_vowels(completions: list[str], **columns: Any) -> list[float | None]:
+    """A reward that rises quickly, and does not apply to empty answers."""
+    return [sum(char in "aeiou" for char in text) / len(text) if text else None for text in completions]
+
+
+@dataclasses.dataclass
+class Runs:
+    """Configurations of small runs, and the runs."""
+
+    folder: Path
+    checkpoint: Path
+    printed: str = ""
+
+    def config(self, n_valid: int = 0, batch_size: int = 4, n_rows: int = 8, **changes: Any) -> PPOConfig:
+        """Four prompts a step."""
+        train, valid = self.rows("train", range(n_rows)), self.rows("valid", range(50, 50 + n_valid))
+        dataset = registry.get("dataset", "prompt").config_class()(
+            train_path=train,
+            valid_path=valid if n_valid else None,
+            train_bs_n_seqs=batch_size,
+            valid_bs_n_seqs=2,
+            max_prompt_len=32,
+        )
+        ppo = {"gen": SamplingArgs(max_new_tokens=6), "ppo_n_minibatches": 2, **changes.pop("ppo", {})}
+        settings: dict[str, Any] = {
+            "actor": ModelArgs(path=str(self.checkpoint), device="cpu"),
+            "critic": ValueModelArgs(device="cpu"),
+            "reward": RewardArgs(functions=[VOWELS], device="cpu"),
+            "dataset": dataset,
+            "ppo": PPOArgs(**ppo),
+            "optimizer": OptimizerConfig(lr=1e-3),
+            "eval_generations": 0,
+            "loggers": ["jsonl"],
+            "output_dir": str(self.folder / "runs"),
+        }
+        return PPOConfig(**{**settings, **changes})
+
+    def reward_model(self) -> RewardArgs:
+        folder = self.folder / "reward"
+        ReaLModel.from_llama({**HF_CONFIG, "num_hidden_layers": 1}, seed=7, is_critic=True).save_pretrained(
+            folder, tokenizer=tiny_tokenizer()
+        )
+        return RewardArgs(path=str(folder), device="cpu")
+
+    def rows(self, name: str, numbers: range) -> str:
+        path = self.folder / f"{name}-{len(numbers)}.jsonl"
+        rows = [{"prompt": "Say " + "so " * (i % 4) + f"{i}:"} for i in numbers]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    def run(self, config: PPOConfig) -> RunResult:
+        printed = io.StringIO()
+        try:
+            return run(config, registry.get("algorithm", "ppo"), name="ppo", console=Console(file=printed, width=200))
+        finally:
+            self.printed = printed.getvalue()
+
+
+@pytest.fixture
+def ppo(tmp_path: Path, checkpoint: Path) -> Runs:
+    return Runs(tmp_path, checkpoint)
+
+
+def test_the_reward_rises(ppo: Runs) -> None:
+    result = ppo.run(ppo.config(batch_size=8, epochs=25, optimizer=OptimizerConfig(lr=2e-2), ppo={"kl_ctl": 0.01}))
+    rewards = [step["actor_train/reward"] for step in records(result) if "actor_train/reward" in step]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(ppo: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an adaptive weight of the divergence and moments of returns, which are part of the state."""
+    settings: dict[str, Any] = {
+        "n_valid": 2,
+        "eval_every": 2,
+        "epochs": 2,
+        "reward": ppo.reward_model(),
+        "ppo": {"use_adaptive_kl_ctl": True, "adaptive_kl_horizon": 20.0},
+    }
+    whole = ppo.run(ppo.config(name="whole", **settings))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, metric="actor_train/loss")
+        stopped = ppo.run(ppo.config(name="stopped", **settings))
+    assert stopped.interrupted
+    ppo.run(dataclasses.replace(ppo.config(name="stopped", **settings), resume="stopped"))
+    assert_same_run(whole.run_dir, stopped.run_dir)
