@@ -53,6 +53,7 @@ def suggestions(name: str, groups: Sequence[Group]) -> list[str]:
     for found in (
         [key for key in keys if key.name.replace(".", "_") == name.replace(".", "_")],
         [key for key in keys if key.name == renamed] or _of_roles(renamed, groups),
+        [key for key in keys if "." in (renamed or "") and key.name.endswith(f".{renamed}")],
         [] if explanation(name) else _similar(leaf, siblings),
         [key for key in keys if key.leaf == leaf],
         [] if explanation(name) else _similar(leaf, keys),
