@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from reallm.model import linear_cross_entropy as losses
-from reallm.model.linear_cross_entropy import OutputHead, head_cross_entropy, head_logprobs
+from reallm.model.linear_cross_entropy import (
+    OutputHead,
+    head_cross_entropy,
+    head_logprobs,
+    head_logprobs_and_entropies,
+)
 
 
 def plain(hidden, weight, targets, multiplier, softcap, bias=0.0, temperature=1.0):
@@ -65,6 +70,30 @@ def test_logprobs_and_their_gradients_equal_the_plain_computation(monkeypatch, h
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("uses", ["both", "entropies", "logprobs"])
+def test_entropies_and_their_gradients_equal_the_plain_computation(monkeypatch, softcap, uses):
+    monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (16, 11))
+    targets, weights = torch.randint(0, 11, (16,)), torch.randn(2, 16, dtype=torch.float64)
+    logits = 0.25 * hidden @ weight.T
+    logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / 0.7
+    probabilities = logits.softmax(-1)
+    expected = (logits.log_softmax(-1)[torch.arange(16), targets], -(probabilities * logits.log_softmax(-1)).sum(-1))
+    got = head_logprobs_and_entropies(hidden, targets, OutputHead(weight, None, 0.25, softcap), 0.7)
+    weights[0 if uses == "entropies" else 1] *= uses == "both"
+    sums = []
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+    for pair in (got, expected):
+        terms = [(one * of).sum() for one, of in zip(pair, weights, strict=True) if of.abs().sum()]
+        sums.append(torch.autograd.grad(sum(terms), (hidden, weight)))
+    for mine, theirs in zip(*sums, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
+    assert torch.equal(head_logprobs(hidden, targets, OutputHead(weight, None, 0.25, softcap), 0.7), got[0])
 
 
 def test_bf16_gradients_are_summed_in_float32(monkeypatch):

@@ -1,6 +1,6 @@
-"""Log-probabilities of answers, computed by a model that is not trained in the same pass.
+"""What a model that is not trained in the same pass says of answers: log-probabilities, and values of a critic.
 
-Shapes: T packed tokens, S sequences.
+Shapes: T packed tokens, S sequences, N tokens of answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.generation.logprobs import forward_packed
 from reallm.model.inputs import as_tokens
 from reallm.model.linear_cross_entropy import next_token_targets
-from reallm.training.sequence_scores import answer_mask, sum_answers
+from reallm.training.sequence_scores import answer_lengths, answer_mask, sum_answers
 
 
 def answer_logprobs_field(model: ReaLModel, batch: NamedArray, name: str, max_tokens: int) -> NamedArray:
@@ -31,17 +31,66 @@ def answer_logprobs_field(model: ReaLModel, batch: NamedArray, name: str, max_to
     Raises:
         DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
     """
+    values = _logprobs_of_answers(model, batch, max_tokens, temperature=1.0)
+    sums = NamedArray(**{name: sum_answers(values, cu_seqlens(batch, "input_ids").diff().long())})
+    return sums.with_metadata(seqlens={name: [(1,) * len(sample) for sample in batch.metadata["seqlens"]["input_ids"]]})
+
+
+def answer_token_logprobs_field(
+    model: ReaLModel, batch: NamedArray, name: str, max_tokens: int, temperature: float = 1.0
+) -> NamedArray:
+    """The log-probability [N] float32 of each token of the answers in a batch, as its field `name`.
+
+    Args:
+        model: the model.
+        batch: `input_ids` [T] int64 and `prompt_lens` [S] int64.
+        name: name of the field.
+        max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own.
+        temperature: divisor of the logits, as in sampling.
+
+    Raises:
+        DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
+    """
+    return _of_answer_tokens(batch, name, _logprobs_of_answers(model, batch, max_tokens, temperature))
+
+
+def answer_values_field(model: ReaLModel, batch: NamedArray, name: str, max_tokens: int) -> NamedArray:
+    """A critic's value [N] float32 of the state before each token of the answers in a batch, as its field `name`.
+
+    Args:
+        model: the critic.
+        batch: `input_ids` [T] int64 and `prompt_lens` [S] int64.
+        name: name of the field.
+        max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own.
+
+    Raises:
+        DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
+    """
+    tokens, bounds = batch["input_ids"], cu_seqlens(batch, "input_ids")
+    scores = model.scores(tokens, bounds, max_tokens=max_tokens).cpu().float()
+    return _of_answer_tokens(batch, name, scores.roll(1))  # a token's value is the score of the position before it
+
+
+def _logprobs_of_answers(model: ReaLModel, batch: NamedArray, max_tokens: int, temperature: float) -> Tensor:
+    """Log-probabilities [T] of the tokens of answers, 0 elsewhere."""
     network = model.network
 
     def per_token(hidden: Tensor, tokens: Tensor, bounds: Tensor, mask: Tensor) -> Tensor:
         predicting, targets = next_token_targets(tokens, bounds, mask)
         values = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-        values[predicting + 1] = network.logprobs(hidden[predicting], targets).float()
+        values[predicting + 1] = network.logprobs(hidden[predicting], targets, temperature).float()
         return values
 
     mask = answer_mask(batch)
     tokens, bounds = as_tokens(batch["input_ids"], model.config.vocab_size), cu_seqlens(batch, "input_ids")
-    values = forward_packed(network, tokens, bounds, per_token, mask=mask, mesh=model.mesh, max_tokens=max_tokens).cpu()
-    n_sequences = [len(sample) for sample in batch.metadata["seqlens"]["input_ids"]]
-    sums = NamedArray(**{name: sum_answers(values, bounds.diff().long())})
-    return sums.with_metadata(seqlens={name: [(1,) * n for n in n_sequences]})
+    return forward_packed(network, tokens, bounds, per_token, mask=mask, mesh=model.mesh, max_tokens=max_tokens).cpu()
+
+
+def _of_answer_tokens(batch: NamedArray, name: str, values: Tensor) -> NamedArray:
+    """Values [T] of all tokens as a field [N] of the tokens of answers."""
+    mask, bounds = answer_mask(batch), cu_seqlens(batch, "input_ids")
+    starts = bounds[:-1][bounds.diff() > 0].to(mask.device, torch.int64)
+    mask = mask.index_fill(0, starts, False)  # nothing predicts the first token of a sequence
+    lengths = iter(answer_lengths(batch).tolist())
+    seqlens = [tuple(next(lengths) for _ in sample) for sample in batch.metadata["seqlens"]["input_ids"]]
+    return NamedArray(**{name: values[mask.to(values.device)]}).with_metadata(seqlens={name: seqlens})

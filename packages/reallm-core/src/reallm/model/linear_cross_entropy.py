@@ -141,8 +141,20 @@ def head_logprobs(hidden: Tensor, targets: Tensor, head: OutputHead, temperature
     only in the backward pass, which therefore recomputes the logits, chunk by chunk.
     """
     inverse = softmax.inverse_of(temperature)
-    logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head, inverse)
+    logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head, inverse, False)[0]
     return logprobs
+
+
+def head_logprobs_and_entropies(
+    hidden: Tensor, targets: Tensor, head: OutputHead, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N] as `head_logprobs` gives them, and the entropies [N] of the whole distributions, in nats.
+
+    Both are differentiable once.
+    """
+    inverse = softmax.inverse_of(temperature)
+    logprobs, entropies = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, head, inverse, True)
+    return logprobs, entropies
 
 
 def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
@@ -310,31 +322,49 @@ class _HeadLogprobs(torch.autograd.Function):
         targets: Tensor,
         head: OutputHead,
         inverse_temperature: float,
-    ) -> Tensor:
+        with_entropies: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
         normalizers = torch.empty_like(logprobs, dtype=torch.float64)
+        entropies = torch.empty_like(logprobs) if with_entropies else None
         for chunk in _chunks(hidden, targets, head):
-            _, _, target_logits, normalizer = chunk.softmax_(head.vocabulary, inverse_temperature)
+            local, _, target_logits, normalizer = chunk.softmax_(head.vocabulary, inverse_temperature)
             logprobs[chunk.rows] = softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
             normalizers[chunk.rows] = normalizer[:, 0]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
+            if entropies is not None:
+                share = softmax.entropy(local.weights.mul_(local.factor(normalizer)))
+                entropies[chunk.rows] = head.vocabulary.all_reduce_sum(share).to(exact)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizers, entropies)
         ctx.head, ctx.inverse_temperature = head, inverse_temperature
-        return logprobs
+        ctx.set_materialize_grads(False)
+        return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_entropies: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, bias, targets, normalizers, entropies = ctx.saved_tensors
         head = dataclasses.replace(ctx.head, weight=weight, bias=bias)
         gradients = _Gradients(hidden, head, ctx.inverse_temperature, ctx.needs_input_grad[:3])
+        if grad is None:
+            grad = torch.zeros_like(entropies)
         for chunk in _chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits)
             best = softmax.highest(chunk.logits)
             local = softmax.softmax(chunk.logits, best, ctx.inverse_temperature, overwrite=True)
-            # d logprob / d logits = one_hot(target) - softmax
-            grad_logprobs = grad[chunk.rows]
-            grad_logits = local.weights.mul_(local.factor(normalizers[chunk.rows, None]) * -grad_logprobs[:, None])
+            grad_logprobs, factor = grad[chunk.rows], local.factor(normalizers[chunk.rows, None])
+            if grad_entropies is None:
+                # d logprob / d logits = one_hot(target) - softmax
+                grad_logits = local.weights.mul_(factor * -grad_logprobs[:, None])
+            else:
+                # d entropy / d logits = -softmax * (log softmax + entropy)
+                of_entropy = grad_entropies[chunk.rows, None]
+                probabilities = local.weights.mul_(factor)
+                surprise = torch.special.entr(probabilities).mul_(of_entropy)
+                grad_logits = probabilities.mul_(-grad_logprobs[:, None] - of_entropy * entropies[chunk.rows, None])
+                grad_logits.add_(surprise)
             chunk.add_at_target(grad_logits, grad_logprobs)
             gradients.add(chunk, grad_logits, slope)
-        return *gradients.result(), None, None, None
+        return *gradients.result(), None, None, None, None

@@ -104,6 +104,11 @@ def logprob(logit: Tensor, normalizer: Tensor, inverse_temperature: float | Tens
     return logit.double() * inverse_temperature - normalizer
 
 
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropies [N] float64, in nats, of probabilities [N, V]; those of part of a vocabulary are its share of them."""
+    return _reduce_blocks(torch.special.entr(probabilities), torch.sum).double().sum(dim=1)
+
+
 def fixed_point(x: Tensor) -> Tensor:
     """Numbers between 0 and 1 as int64 in units of 2^-60, rounded up. Sums of them are exact in any order."""
     return (x.double() * 2.0**60).ceil_().to(torch.int64)

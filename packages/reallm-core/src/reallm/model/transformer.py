@@ -32,6 +32,7 @@ from reallm.model.linear_cross_entropy import (
     Vocabulary,
     head_cross_entropy,
     head_logprobs,
+    head_logprobs_and_entropies,
 )
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import (
@@ -233,6 +234,13 @@ class Transformer(nn.Module):
         """Log-probabilities [N], float32, of `targets` [N] under `hidden` [N, E], without holding logits `[N, V]`."""
         assert not self.config.is_critic, "a critic has no logits"
         return head_logprobs(hidden, targets, self._output_head, temperature)
+
+    def logprobs_and_entropies(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N] as `logprobs` gives them, and entropies [N] of the distributions, in nats."""
+        assert not self.config.is_critic, "a critic has no logits"
+        return head_logprobs_and_entropies(hidden, targets, self._output_head, temperature)
 
     @property
     def _output_head(self) -> OutputHead:

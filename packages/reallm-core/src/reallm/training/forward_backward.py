@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json
 from reallm.parallel.pipeline_parallel.runner import PipelineRunner, StageReduction
 from reallm.training.microbatch import LocalBatch, MicroBatch
-from reallm.training.objective import Objective, Totals, add_by_name, check_terms
+from reallm.training.objective import LossOutput, Objective, Totals, add_by_name, check_terms
 
 AUX_LOSS = "aux_loss"
 """The name of the load-balancing loss among metrics."""
@@ -48,17 +48,21 @@ class LossAccumulator:
         self._n_tokens = 0
         self._loss_sums: dict[str, Tensor] = {}
         self._stats: dict[str, Tensor] = {}
+        self._maxima: dict[str, Tensor] = {}
         self._losses: list[tuple[MicroBatch, Mapping[str, Tensor]]] = []
 
-    def add(self, micro_batch: MicroBatch, loss_sums: Mapping[str, Tensor], stats: Mapping[str, Tensor]) -> None:
-        """Add the losses by term and the statistics of a micro-batch, 0-dim tensors; a padding one adds nothing."""
+    def add(self, micro_batch: MicroBatch, output: LossOutput, terms: Iterable[str]) -> None:
+        """Add the losses of these terms and the statistics of a micro-batch; a padding one adds nothing."""
         if not micro_batch.has_loss:
             return
         self._loss_weights = add_by_name(self._loss_weights, micro_batch.loss_weights)
         self._n_tokens += micro_batch.n_tokens
+        loss_sums = {term: output.loss_sums[term].detach() for term in terms}
         self._losses.append((micro_batch, loss_sums))
         _accumulate(self._loss_sums, loss_sums)
-        _accumulate(self._stats, stats)
+        _accumulate(self._stats, output.stats)
+        for name, value in output.maxima.items():
+            self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
 
     def add_aux_loss(self, micro_batch: MicroBatch, aux_loss: Tensor) -> None:
         """Add the load-balancing loss of a micro-batch, with its weight."""
@@ -71,7 +75,8 @@ class LossAccumulator:
             term: self._loss_sums[term].item() if term in self._loss_sums else 0.0 for term in self._loss_weights
         }
         stats = {name: value.item() for name, value in self._stats.items()}
-        return Totals(loss_sums, self._loss_weights, self._n_tokens, stats)
+        maxima = {name: value.item() for name, value in self._maxima.items()}
+        return Totals(loss_sums, self._loss_weights, self._n_tokens, stats, maxima)
 
     def reduce(self, mesh: Mesh | None) -> ReducedLosses:
         """The sums over all ranks of a layout, which must all call it.
@@ -84,7 +89,7 @@ class LossAccumulator:
         contribution = None
         if mesh.is_last_stage and mesh.coordinate.tp == 0:
             nonfinite = [] if math.isfinite(local.loss_sum) else self._nonfinite_samples()
-            contribution = [local.loss_sums, local.loss_weights, local.n_tokens, local.stats, nonfinite]
+            contribution = [*(getattr(local, item.name) for item in fields(local)), nonfinite]
         gathered = [each for each in all_gather_json(contribution, mesh.all).values() if each is not None]
         totals = sum((Totals(*numbers) for *numbers, _ in gathered), Totals())
         return ReducedLosses(totals, [name for *_, names in gathered for name in names])
@@ -214,9 +219,9 @@ class _BatchLosses:
         with self._logging_routers(number):
             output = self.objective.loss(self.network, batch)
         check_terms(self.objective, "loss", output.loss_sums, self.local_batch.loss_weights)
-        loss_sums = {term: output.loss_sums[term] for term in self.local_batch.terms}
-        self.sums.add(micro_batch, {term: loss_sum.detach() for term, loss_sum in loss_sums.items()}, output.stats)
-        loss = reduce(operator.add, [each / self.local_batch.loss_weights[term] for term, each in loss_sums.items()])
+        terms, weights = self.local_batch.terms, self.local_batch.loss_weights
+        self.sums.add(micro_batch, output, terms)
+        loss = reduce(operator.add, [output.loss_sums[term] / weights[term] for term in terms])
         return loss if micro_batch.has_loss else loss * 0.0
 
     def loss_with_aux_loss(self, number: int) -> Tensor:

@@ -31,12 +31,19 @@ class LossOutput:
         loss_sum: 0-dim, differentiable: the sum of losses over the micro-batch, not divided by anything. Of a loss of
             several terms, a mapping from their names to such sums.
         stats: 0-dim sums over the micro-batch by name, such as the number of correct predictions.
+        maxima: 0-dim maxima over the micro-batch by name.
     """
 
-    def __init__(self, loss_sum: Tensor | Mapping[str, Tensor], stats: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        loss_sum: Tensor | Mapping[str, Tensor],
+        stats: Mapping[str, Tensor] | None = None,
+        maxima: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.loss_sums: Mapping[str, Tensor] = _by_term(loss_sum)
         """The sum of each term; that of a loss of one term is called `loss`."""
         self.stats: Mapping[str, Tensor] = stats or {}
+        self.maxima: Mapping[str, Tensor] = maxima or {}
 
     def __repr__(self) -> str:
         return f"LossOutput({dict(self.loss_sums)}, {dict(self.stats)})"
@@ -49,7 +56,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a whole batch or data set, whose ratios are exact means."""
+    """Sums over a whole batch or data set, whose ratios are exact means, and maxima."""
 
     loss_sums: Mapping[str, float] = field(default_factory=dict)
     """Term of the loss -> its sum; 0 for a term without weight. A loss that is one number is the term `loss`."""
@@ -58,6 +65,7 @@ class Totals:
     n_tokens: int = 0
     """Tokens that went through the model."""
     stats: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -65,6 +73,7 @@ class Totals:
             add_by_name(self.loss_weights, other.loss_weights),
             self.n_tokens + other.n_tokens,
             add_by_name(self.stats, other.stats),
+            max_by_name(self.maxima, other.maxima),
         )
 
     @property
@@ -189,6 +198,11 @@ def check_terms(objective: Objective, method: str, terms: Iterable[str], weights
 def add_by_name(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
     """Sums of the numbers of two mappings; a name that one lacks counts as 0 there."""
     return {name: left.get(name, 0) + right.get(name, 0) for name in {**left, **right}}
+
+
+def max_by_name(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    """The larger numbers of two mappings, of which one may lack a name."""
+    return {name: max(each[name] for each in (left, right) if name in each) for name in {**left, **right}}
 
 
 def _by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:

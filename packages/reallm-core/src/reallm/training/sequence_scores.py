@@ -23,7 +23,7 @@ from reallm.model.transformer import Transformer
 
 
 class AnswerLogprobs(NamedTuple):
-    """Log-probabilities of the answers of S sequences, in nats, at temperature 1; differentiable."""
+    """Log-probabilities of the answers of S sequences, in nats; differentiable."""
 
     sums: Tensor
     """[S] float32: the log-probability of each whole answer; 0 for an answer without tokens."""
@@ -33,6 +33,8 @@ class AnswerLogprobs(NamedTuple):
     """[N] float32: the log-probability of each answer token given all tokens before it."""
     sequences: Tensor
     """[N] int64: index of the sequence of each answer token, ascending."""
+    entropies: Tensor | None = None
+    """[N] float32: entropy of the distribution of each answer token, in nats; None unless asked for."""
 
     @property
     def means(self) -> Tensor:
@@ -40,20 +42,32 @@ class AnswerLogprobs(NamedTuple):
         return self.sums / self.lengths.clamp(min=1)
 
 
-def answer_logprobs(network: Transformer, batch: NamedArray) -> AnswerLogprobs:
+def answer_logprobs(
+    network: Transformer, batch: NamedArray, temperature: float = 1.0, *, with_entropies: bool = False
+) -> AnswerLogprobs:
     """Log-probabilities of the answers in a batch of `input_ids` and `prompt_lens`.
 
     The output head is applied only where it predicts an answer's token, and logits exist one chunk of tokens at a time.
     The backward pass computes them once more.
+
+    Args:
+        network: the model.
+        batch: the sequences.
+        temperature: divisor of the logits, as in sampling.
+        with_entropies: whether to give the entropy of each distribution too.
 
     Raises:
         DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
     """
     mask = answer_mask(batch)
     positions, targets = next_token_targets(batch["input_ids"], cu_seqlens(batch, "input_ids"), mask)
-    logprobs = network.logprobs(hidden_states(network, batch)[positions], targets)
+    hidden, entropies = hidden_states(network, batch)[positions], None
+    if with_entropies:
+        logprobs, entropies = network.logprobs_and_entropies(hidden, targets, temperature)
+    else:
+        logprobs = network.logprobs(hidden, targets, temperature)
     lengths, sequences = answer_lengths(batch), _sequence_of_tokens(batch)[positions]
-    return AnswerLogprobs(sum_answers(logprobs, lengths), lengths, logprobs, sequences)
+    return AnswerLogprobs(sum_answers(logprobs, lengths), lengths, logprobs, sequences, entropies)
 
 
 def answer_lengths(batch: NamedArray) -> Tensor:
