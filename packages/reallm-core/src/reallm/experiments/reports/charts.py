@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from reallm.experiments.reports.metric_guide import MetricGuide
 from reallm.experiments.reports.number_format import number, short
 from reallm.experiments.runs.metrics import Points, is_evaluation, thinned, trend
 
@@ -70,6 +71,8 @@ class LineChart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     readings: tuple[Reading, ...]
+    guide: MetricGuide | None = None
+    """How to read the curves."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,12 @@ class BarChart:
 
 
 def line_chart(
-    title: str, curves: Mapping[str, Points], *, from_zero: bool = False, is_noisy: bool = True
+    title: str,
+    curves: Mapping[str, Points],
+    *,
+    from_zero: bool = False,
+    is_noisy: bool = True,
+    guide: MetricGuide | None = None,
 ) -> LineChart:
     """A chart of curves over optimizer steps; curves of evaluations have a dot at each point.
 
@@ -99,6 +107,7 @@ def line_chart(
         curves: at least one, each with at least one point.
         from_zero: start the y axis at 0 if no value is negative.
         is_noisy: draw a long curve faint, with its trend over it.
+        guide: how to read the curves.
     """
     x_low, x_high = 0.0, float(max(points[-1][0] for points in curves.values()))
     values = [y for points in curves.values() for _, y in points]
@@ -117,6 +126,7 @@ def line_chart(
         tuple(Tick(x_axis.position(value), short(value)) for value in x_values),
         tuple(Tick(y_axis.position(value), text) for value, text in zip(y_values, _tick_texts(y_values), strict=True)),
         _readings(curves, x_axis),
+        guide,
     )
 
 

@@ -15,7 +15,9 @@ from reallm.atomic_files import atomic_write
 from reallm.errors import counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
 from reallm.experiments.reports.loading_code import is_reward_model, loading_code
+from reallm.experiments.reports.metric_guide import GUIDES, guide_of
 from reallm.experiments.reports.number_format import duration, number, short
+from reallm.experiments.reports.rollout_groups import shown_steps
 from reallm.experiments.reports.sample_table import prompt_histories
 from reallm.experiments.reports.templates import template
 from reallm.experiments.runs.files import json_lines, json_object
@@ -115,6 +117,7 @@ def render(folder: Path, *, now: datetime) -> str:
         charts=other_charts(curves),
         lengths=[_split_stats(split, content) for split, content in json_object(files.data).items()],
         prompts=prompt_histories(json_lines(files.samples)),
+        rollouts=shown_steps(files.rollouts),
         graph=Markup(_text(files.graph)),  # this program has written it, with all text escaped
         config=_text(files.config),
     )
@@ -206,15 +209,21 @@ def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
     """A chart for each other metric, or for a few that belong together; several calls are drawn in one chart."""
     names = sorted(curves, key=is_evaluation)  # training gets the first color in each chart
     charts = dict.fromkeys(map(_chart_of, names))
-    titles = {**TITLES, **({"accuracy": PAIR_ACCURACY} if "rewards" in charts else {})}
+    guides = {guide.title: guide for guide in GUIDES}
+    titles = {
+        **dict(zip(guides, guides, strict=True)),
+        **TITLES,
+        **({"accuracy": PAIR_ACCURACY} if "rewards" in charts else {}),
+    }
     known = list(titles)
     order = sorted(charts, key=lambda chart: 1 + known.index(chart) if chart in known and chart != "accuracy" else 0)
     return [
         line_chart(
             titles.get(chart, chart),
             {name: curves[name] for name in names if _chart_of(name) == chart},
-            from_zero=chart in titles and chart not in SIGNED,
+            from_zero=guides[chart].from_zero if chart in guides else chart in titles and chart not in SIGNED,
             is_noisy=chart not in EXACT,
+            guide=guides.get(chart),
         )
         for chart in order
         if chart not in UNDRAWN
@@ -222,7 +231,10 @@ def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
 
 
 def _chart_of(metric: str) -> str:
-    """The chart that a metric is drawn in: `rewards` or `logps` of preferences, else the last part of its name."""
+    """The chart that a metric is drawn in: that of its guide, `rewards` or `logps` of preferences, or else the last
+    part of its name."""
+    if guide := guide_of(metric):
+        return guide.title
     *groups, leaf = metric.split("/")
     if leaf == "margin" or (groups[-1:] == ["rewards"] and leaf != "accuracies"):
         return "rewards"

@@ -59,7 +59,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that `step` is done, with the metrics of a train call: `loss`, `reward`, `lr`, `tokens_per_s`."""
+        """Show that `step` is done, with the metrics of a train call: `reward`, `kl`, `loss`, `lr`, ..."""
         now = self._clock()
         numbers = "  ".join([*_numbers(metrics), *self._remaining(step, now)])
         if self._bar:
@@ -93,7 +93,14 @@ class TrainingProgress:
 
 
 def _numbers(metrics: Mapping[str, float]) -> list[str]:
-    formats = {"loss": "loss {:.4f}", "reward": "reward {:.3f}", "lr": "lr {:.2e}", "tokens_per_s": "{:,.0f} tokens/s"}
+    formats = {
+        "reward": "reward {:.3f}",
+        "kl": "kl {:.4f}",
+        "completions/mean_length": "length {:.0f}",
+        "loss": "loss {:.4f}",
+        "lr": "lr {:.2e}",
+        "tokens_per_s": "{:,.0f} tokens/s",
+    }
     numbers = [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
     skipped = metrics.get("skipped_steps", 0)
     return [*numbers, f"skipped {skipped:.0f}"] if skipped else numbers

@@ -39,9 +39,9 @@ from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.precomputed import Precomputation, keep
 from reallm.experiments.run.progress import TrainingProgress, print_line
 from reallm.experiments.run.question import question
-from reallm.experiments.run.rollouts import drop_rollouts_after, write_rollouts
 from reallm.experiments.run.run_view import RunState
 from reallm.experiments.run.setup import Data, load_roles
+from reallm.experiments.runs.rollouts import drop_rollouts_after, write_rollouts
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
@@ -266,7 +266,8 @@ class Trainer:
             with report_failure(self.progress.echo, "no rollouts"):
                 write_rollouts(self.run.folder.rollouts, context.kept_rollouts)
         self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
-        self.progress.step(step, {name.rpartition("/")[2]: value for name, value in metrics.items()})
+        of_first_call = {name.partition("/")[2]: value for name, value in reversed(metrics.items())}
+        self.progress.step(step, of_first_call)
         self._call("on_step_end")
 
     def _engine_steps(self) -> list[int]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reallm.experiments.run.rollouts import drop_rollouts_after, write_rollouts
+from reallm.experiments.runs.rollouts import drop_rollouts_after, write_rollouts
 
 
 def steps(file: Path) -> list[Any]:
