@@ -82,6 +82,12 @@ class Runs:
             self.printed = printed.getvalue()
 
 
+def actor_with_dropout(folder: Path) -> ModelArgs:
+    config = {**HF_CONFIG, "attention_dropout": 0.2}
+    ReaLModel.from_llama(config, seed=5).save_pretrained(folder / "dropout", tokenizer=tiny_tokenizer())
+    return ModelArgs(path=str(folder / "dropout"), device="cpu")
+
+
 @pytest.fixture
 def ppo(tmp_path: Path, checkpoint: Path) -> Runs:
     return Runs(tmp_path, checkpoint)
@@ -109,3 +115,33 @@ def test_a_stopped_run_goes_on_bit_for_bit(ppo: Runs, monkeypatch: pytest.Monkey
     assert stopped.interrupted
     ppo.run(dataclasses.replace(ppo.config(name="stopped", **settings), resume="stopped"))
     assert_same_run(whole.run_dir, stopped.run_dir)
+
+
+def test_the_first_ratio_is_1_at_another_temperature_and_with_dropout_in_the_checkpoint(ppo: Runs) -> None:
+    args = {"gen": SamplingArgs(max_new_tokens=6, temperature=0.7), "ppo_n_minibatches": 1}
+    (first,) = records(ppo.run(ppo.config(actor=actor_with_dropout(ppo.folder), max_steps=1, ppo=args)))
+    assert first["actor_train/sampling/sampling_logp_difference/mean"] < 1e-5
+    assert first["actor_train/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_schedule_counts_all_optimizer_steps(ppo: Runs) -> None:
+    optimizer = OptimizerConfig(lr=1e-3, schedule="linear", min_lr_ratio=0.0, warmup_steps=0)
+    result = ppo.run(ppo.config(ppo={"ppo_n_epochs": 3}, optimizer=optimizer))
+    last = records(result)[-1]
+    for role in ("actor", "critic"):
+        assert last[f"{role}_train/lr"] == pytest.approx(1e-3 / 12)  # that of the last of 12 optimizer steps
+
+
+def test_rollouts_and_metrics_are_those_of_practitioners(ppo: Runs) -> None:
+    settings = {"old_logprobs": "inference", "truncated_reward": "bootstrap", "kl_penalty": "loss"}
+    reward = dataclasses.replace(ppo.reward_model(), functions=[VOWELS])
+    result = ppo.run(ppo.config(n_valid=2, reward=reward, max_steps=1, keep_rollouts=3, ppo=settings))
+    before, first, *_ = records(result)
+    assert "eval/reward" in before
+    names = {"actor_train/reward", "actor_train/rewards/reward_model/mean", "actor_train/rewards/share_of_vowels/mean"}
+    names |= {"actor_train/objective/kl", "actor_train/kl_coef", "actor_train/completions/clipped_ratio"}
+    names |= {"critic_train/explained_variance", "critic_train/values/mean", "critic_train/clip_ratio/region_mean"}
+    assert names <= first.keys()
+    kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(kept) == 3
+    assert len(kept[0]["answers"][0]["advantages"]) == kept[0]["answers"][0]["length"]

@@ -13,6 +13,7 @@ from reallm.algorithms.grpo.provisional import PolicyObjective, answer_token_log
 from reallm.algorithms.interface import Example
 from reallm.algorithms.ppo.advantages import Judged, judge, kl_controller
 from reallm.algorithms.ppo.config import PPOConfig
+from reallm.algorithms.ppo.records import judged_records
 from reallm.algorithms.rl.generation import planned_kv_tokens, planned_tokens, sample_answers
 from reallm.algorithms.rl.keys import ANSWERS, KEPT_MASS
 from reallm.algorithms.rl.minibatches import merged_metrics, train_minibatches
@@ -62,6 +63,7 @@ class PPOActorInterface:
             num_iterations=args.ppo_n_epochs,
         )
         check_first_ratio(of_steps[0])
+        context.keep_rollouts(judged_records(judged, self._config, context))
         metrics = merged_metrics(of_steps) | self._metrics_of_answers(judged)
         self._controller.update(judged.kl_of_answers, len(judged.totals))
         return metrics
