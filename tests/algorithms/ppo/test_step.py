@@ -168,6 +168,33 @@ def test_a_step_of_the_policy_is_that_of_the_formulas(with_old: bool) -> None:
     assert metrics["kl"] == pytest.approx(float(kl.mean()))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dual_clip": 1.21},
+        {"entropy_coef": 0.1},
+        {"kl_penalty": "loss"},
+        {"kl_ctl": 0.01},
+        {"adv_norm": False},
+        {"gae_lambda": 1.0},
+        {"max_reward_clip": 20.0},
+        {"truncated_reward": "reward"},
+    ],
+    ids=str,
+)
+def test_no_setting_is_silently_ignored(changes: dict[str, Any]) -> None:
+    actor, batch = model(3), batch_of_answers()
+    old = torch.cat(plain_logprobs(actor, batch)).detach() - torch.linspace(-0.4, 0.4, sum(n for _, n in LENGTHS))
+    batch = merge([batch, field("old_logprobs", old, [n for _, n in LENGTHS])])
+
+    def gradients(config: PPOConfig) -> Tensor:
+        interface = PPOActorInterface(config)
+        sums = interface.loss(actor.network, interface.prepare(batch)).loss_sum
+        return torch.cat([one.flatten() for one in torch.autograd.grad(sums, list(actor.parameters()))])
+
+    assert (gradients(settings(**changes)) - gradients(settings())).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("value_norm", [False, True])
 def test_a_step_of_the_critic_is_that_of_the_formulas(value_norm: bool) -> None:
     critic, batch, config = model(8, is_critic=True), batch_of_answers(), settings(value_norm=value_norm)
@@ -241,7 +268,7 @@ def test_the_mean_gradient_over_all_answers_is_that_of_reward_and_divergence() -
     reward = torch.tensor([math.sin(3 * i) for i in range(len(tokens))], dtype=torch.float64)
     logprobs = torch.stack([one.sum() for one in enumerated_logprobs(actor, tokens)])
     ref_each = [one.detach() for one in enumerated_logprobs(ref, tokens)]
-    assert float(logprobs.exp().sum()) == pytest.approx(1.0)
+    assert logprobs.exp().sum().item() == pytest.approx(1.0)
     objective = (logprobs.exp() * (reward - KL * (logprobs - torch.stack([one.sum() for one in ref_each])))).sum()
     expected = torch.autograd.grad(objective, list(actor.parameters()))
 

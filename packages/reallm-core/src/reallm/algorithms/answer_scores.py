@@ -54,7 +54,9 @@ def answer_token_logprobs_field(
     return _of_answer_tokens(batch, name, _logprobs_of_answers(model, batch, max_tokens, temperature))
 
 
-def answer_values_field(model: ReaLModel, batch: NamedArray, name: str, max_tokens: int) -> NamedArray:
+def answer_values_field(
+    model: ReaLModel, batch: NamedArray, name: str, max_tokens: int, after: str | None = None
+) -> NamedArray:
     """A critic's value [N] float32 of the state before each token of the answers in a batch, as its field `name`.
 
     Args:
@@ -62,13 +64,19 @@ def answer_values_field(model: ReaLModel, batch: NamedArray, name: str, max_toke
         batch: `input_ids` [T] int64 and `prompt_lens` [S] int64.
         name: name of the field.
         max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own.
+        after: name of a field of the values [S] float32 of the states after whole answers; None: it is left out.
 
     Raises:
         DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
     """
     tokens, bounds = batch["input_ids"], cu_seqlens(batch, "input_ids")
     scores = model.scores(tokens, bounds, max_tokens=max_tokens).cpu().float()
-    return _of_answer_tokens(batch, name, scores.roll(1))  # a token's value is the score of the position before it
+    values = _of_answer_tokens(batch, name, scores.roll(1))  # a token's value is the score of the position before it
+    if after is None:
+        return values
+    ones = [(1,) * len(sample) for sample in batch.metadata["seqlens"]["input_ids"]]
+    seqlens = {**values.metadata["seqlens"], after: ones}
+    return values.with_fields(**{after: scores[bounds[1:].long() - 1]}).with_metadata(seqlens=seqlens)
 
 
 def _logprobs_of_answers(model: ReaLModel, batch: NamedArray, max_tokens: int, temperature: float) -> Tensor:

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reallm.algorithms.answer_scores import answer_token_logprobs_field
 from reallm.algorithms.context import CallContext
-from reallm.algorithms.grpo.provisional import PolicyObjective, answer_token_logprobs_field
 from reallm.algorithms.interface import Example
 from reallm.algorithms.ppo.advantages import Judged, judge, kl_controller
 from reallm.algorithms.ppo.config import PPOConfig
 from reallm.algorithms.ppo.records import judged_records
+from reallm.algorithms.rl.aggregation import token_weights
 from reallm.algorithms.rl.generation import planned_kv_tokens, planned_tokens, sample_answers
 from reallm.algorithms.rl.keys import ANSWERS, KEPT_MASS
 from reallm.algorithms.rl.minibatches import merged_metrics, train_minibatches
+from reallm.algorithms.rl.policy_loss_settings import PolicyLossSettings
+from reallm.algorithms.rl.policy_objective import PolicyObjective
 from reallm.algorithms.rl.self_checks import check_completions, check_first_ratio, check_rewards
 from reallm.algorithms.rl.total_rewards import completion_metrics, reward_metrics, reward_names
 from reallm.data.namedarray import NamedArray
@@ -111,15 +114,27 @@ class PPOActorInterface:
     @property
     def _objective(self) -> PolicyObjective:
         args = self._config.ppo
-        beta = self._controller.coef if args.kl_penalty == "loss" else 0.0
-        return PolicyObjective(args.eps_clip, args.eps_clip, beta, args.gen.temperature)
+        settings = PolicyLossSettings(
+            eps_low=args.eps_clip,
+            eps_high=args.eps_clip,
+            delta=args.dual_clip,
+            beta=self._controller.coef if args.kl_penalty == "loss" else 0.0,
+            entropy_coef=args.entropy_coef,
+            temperature=args.gen.temperature,
+        )
+        return PolicyObjective(settings)
 
     def _trained(self, judged: Judged) -> NamedArray:
-        answers, fields = judged.answers, {"advantages": judged.advantages}
+        """What the loss reads, a mean over the tokens of an optimizer step."""
+        answers, of_tokens = judged.answers, {"advantages": judged.advantages}
+        of_tokens["weights"], norms = token_weights(
+            "tokens", judged.lengths, judged.groups, judged.is_trained_token, self._config.ppo.gen.max_new_tokens
+        )
         if self.optimizer_steps > 1 and "old_logprobs" not in answers:
-            fields["old_logprobs"] = answers["logprobs"]
-        read = (*ANSWERS, "logprobs", KEPT_MASS, "old_logprobs", "ref_logprobs")
-        return judged.trained([key for key in read if key in answers], **fields)
+            of_tokens["old_logprobs"] = answers["logprobs"]
+        read = [*ANSWERS, "logprobs", KEPT_MASS, "old_logprobs"]
+        read += ["ref_logprobs"] if self._config.ppo.kl_penalty == "loss" else []
+        return judged.trained([key for key in read if key in answers], of_tokens, {"norms": norms})
 
     def _metrics_of_answers(self, judged: Judged) -> dict[str, float]:
         of_rewards = reward_metrics(judged.rewards, judged.rewards.totals, judged.groups, self._reward_names)
@@ -128,6 +143,7 @@ class PPOActorInterface:
         check_completions(of_completions, self._config.ppo.gen.max_new_tokens)
         of_kl = {}
         if "ref_logprobs" in judged.answers:
-            mean = float(judged.kl.mean()) if len(judged.kl) else 0.0
-            of_kl = {"kl": mean, "objective/kl": judged.kl_of_answers, "kl_coef": self._controller.coef}
+            of_kl = {"objective/kl": judged.kl_of_answers, "kl_coef": self._controller.coef}
+            if self._config.ppo.kl_penalty == "reward":  # otherwise it is the loss's
+                of_kl["kl"] = float(judged.kl.mean()) if len(judged.kl) else 0.0
         return {**of_rewards, **of_completions, **of_kl, "frac_trained": float(judged.is_trained.double().mean())}

@@ -5,6 +5,7 @@ Shapes: S answers, F rewards of each, N tokens of answers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,14 @@ class Judged:
         """The KL divergence of whole answers in nats: sums over tokens, as a mean over answers."""
         return float(self.kl.sum()) / len(self.totals)
 
-    def trained(self, keys: list[str], **of_tokens: Tensor) -> NamedArray:
-        """The answers that are trained on, with the given keys of theirs and fields [N] more."""
-        seqlens = dict.fromkeys(of_tokens, self.answers.metadata["seqlens"]["logprobs"])
-        whole = self.answers.with_fields(**of_tokens).with_metadata(
-            seqlens={**self.answers.metadata["seqlens"], **seqlens}
-        )
-        read = split(whole, [[*keys, *of_tokens]])[0]
+    def trained(
+        self, keys: list[str], of_tokens: Mapping[str, Tensor], of_answers: Mapping[str, Tensor] | None = None
+    ) -> NamedArray:
+        """The answers that are trained on, with the given keys of theirs, and further fields [N] and [S]."""
+        more, seqlens = {**of_tokens, **(of_answers or {})}, self.answers.metadata["seqlens"]
+        sizes = {name: seqlens["logprobs" if name in of_tokens else "prompt_lens"] for name in more}
+        whole = self.answers.with_fields(**more).with_metadata(seqlens={**seqlens, **sizes})
+        read = split(whole, [[*keys, *more]])[0]
         return select(read, torch.nonzero(self.is_trained).flatten().tolist())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reallm.algorithms.answer_scores import answer_values_field
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.ppo.advantages import Judged, judge, kl_controller
 from reallm.algorithms.ppo.config import PPOConfig
@@ -45,17 +46,9 @@ class PPOCriticInterface:
     def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """`values` [N] float32 of the states before the answers' tokens, on the scale of rewards; if answers that were
         cut count as going on, also `end_values` [S] float32 of the states after them."""
-        tokens, bounds = batch["input_ids"], cu_seqlens(batch, "input_ids")
-        scores = model.scores(tokens, bounds, max_tokens=context.max_tokens_per_microbatch).cpu()
-        scores = self._norm.denormalize(scores)
-        positions, _ = next_token_targets(tokens, bounds, answer_mask(batch))
-        each = iter(answer_lengths(batch).tolist())
-        seqlens = {"values": [tuple(next(each) for _ in sample) for sample in batch.metadata["seqlens"]["input_ids"]]}
-        fields = {"values": scores[positions]}
-        if self._config.ppo.truncated_reward == "bootstrap":
-            fields["end_values"] = scores[bounds[1:].long() - 1]
-            seqlens["end_values"] = [(1,) * len(sample) for sample in seqlens["values"]]
-        return NamedArray(**fields).with_metadata(seqlens=seqlens)
+        after = "end_values" if self._config.ppo.truncated_reward == "bootstrap" else None
+        values = answer_values_field(model, batch, "values", context.max_tokens_per_microbatch, after=after)
+        return values.with_fields(**{name: self._norm.denormalize(one) for name, one in values.items()})
 
     def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """The optimizer steps on the answers of a step."""
@@ -112,7 +105,7 @@ class PPOCriticInterface:
         old_values, returns = self._norm.normalize(judged.answers["values"]), judged.returns
         if self._config.ppo.value_norm and update:
             self._norm.update(returns[judged.is_trained_token])
-        return judged.trained(list(ANSWERS), old_values=old_values, returns=self._norm.normalize(returns))
+        return judged.trained(list(ANSWERS), {"old_values": old_values, "returns": self._norm.normalize(returns)})
 
 
 def _metrics_of_values(judged: Judged) -> dict[str, float]:
