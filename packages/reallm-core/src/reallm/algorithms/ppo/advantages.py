@@ -91,7 +91,8 @@ def judge(batch: NamedArray, config: PPOConfig, kl_coef: float) -> Judged:
     of_tokens = -kl_coef * kl if args.kl_penalty == "reward" else torch.zeros_like(kl)
     has_tokens = lengths > 0
     of_tokens[lengths.cumsum(0)[has_tokens] - 1] += totals[has_tokens]
-    bootstrap = torch.where(answers["truncated"], answers["end_values"], 0.0) if "end_values" in answers else 0 * totals
+    goes_on = answers["truncated"] if args.truncated_reward == "bootstrap" else torch.zeros_like(answers["truncated"])
+    bootstrap = torch.where(goes_on, answers["end_values"], 0.0) if goes_on.any() else torch.zeros_like(totals)
     advantages, returns = gae(of_tokens, answers["values"], lengths, bootstrap, args.discount, args.gae_lambda)
     judged = Judged(answers, rewards, totals, kl, advantages, returns, rewards.any_given & has_tokens)
     if args.adv_norm:
