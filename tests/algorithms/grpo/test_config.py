@@ -97,6 +97,14 @@ def test_what_is_given_overrides_a_preset_even_with_the_default() -> None:
         ({"loss_type": "luspo"}, "loss_type=luspo needs importance_sampling_level=sequence"),
         ({"loss_type": "cispo"}, "epsilon_high=None: loss_type=cispo bounds the ratio itself, .* epsilon_high=5"),
         ({"old_logprobs": "inference"}, "old_logprobs=inference has no effect with one optimizer step in a step; .*"),
+        (
+            {"importance_sampling_clip_max": 2.0},
+            "importance_sampling_clip_max=2.0 has no effect without importance_sampling_correction",
+        ),
+        (
+            {"importance_sampling_correction": "mask", "num_minibatches": 2},
+            "importance_sampling_correction=mask has no effect with old_logprobs=rollout, .*set old_logprobs=inference",
+        ),
         ({"overlong_penalty": 2.0}, "overlong_penalty=2.0 has no effect without overlong_buffer"),
         ({"overlong_buffer": 200.0}, "overlong_buffer=200.0 must be from 0 to 1, a share of gen.max_new_tokens"),
         ({"oversampling": 2.0}, "oversampling=2.0 answers more prompts .*; set drop_zero_std_groups=true"),

@@ -14,11 +14,13 @@ from rich.console import Console
 from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
 from reallm.config.optimizer import OptimizerConfig
+from reallm.engine.real_model import ReaLModel
 from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
 from reallm.specs import Algorithm
 from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
-from tests.experiments.conftest import records
+from tests.experiments.conftest import HF_CONFIG, records
+from tests.helpers.tokenizers import tiny_tokenizer
 
 LETTER = "tests.experiments.run.test_grpo:share_of_vowels"
 LENGTH = "tests.experiments.run.test_grpo:shortness"
@@ -107,6 +109,12 @@ def test_metrics_have_the_names_of_trl(grpo: Runs) -> None:
     assert "eval/reward" in before
 
 
+def test_what_is_sampled_is_what_is_trained(grpo: Runs) -> None:
+    """Log-probabilities of sampling and of training are the same, also at another temperature."""
+    (first,) = records(grpo.run(grpo.config(max_steps=1, gen=SamplingArgs(max_new_tokens=6, temperature=0.7, top_k=9))))
+    assert first["train/sampling/sampling_logp_difference/max"] < 1e-4
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -116,8 +124,11 @@ def test_metrics_have_the_names_of_trl(grpo: Runs) -> None:
         {"preset": "rloo", "overlong_buffer": 0.5},
         {"preset": "reinforce_pp"},
         {"preset": "gspo", "num_minibatches": 2},
-        {"preset": "cispo", "entropy_coef": 0.01},
+        {"preset": "cispo", "entropy_coef": 0.01, "importance_sampling_correction": "truncate"},
         {"preset": "dr_grpo"},
+        {"loss_type": "sapo", "num_iterations": 2},
+        {"loss_type": "vespo", "num_iterations": 2},
+        {"loss_type": "luspo", "importance_sampling_level": "sequence", "delta": 3.0},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
@@ -133,6 +144,18 @@ def test_the_schedule_counts_all_optimizer_steps(grpo: Runs) -> None:
     result = grpo.run(grpo.config(num_minibatches=2, num_iterations=3, optimizer=optimizer))
     last = records(result)[-1]
     assert last["train/lr"] == pytest.approx(1e-3 / 18)  # that of the last of 18 optimizer steps
+
+
+def test_a_reward_model_scores_with_functions(grpo: Runs) -> None:
+    critic = grpo.folder / "critic"
+    ReaLModel.from_llama({**HF_CONFIG, "num_hidden_layers": 1}, seed=7, is_critic=True).save_pretrained(
+        critic, tokenizer=tiny_tokenizer()
+    )
+    reward = RewardArgs(path=str(critic), functions=[LETTER], device="cpu")
+    (first,) = records(grpo.run(grpo.config(reward=reward, max_steps=1)))
+    assert first["train/reward"] == pytest.approx(
+        first["train/rewards/share_of_vowels/mean"] + first["train/rewards/reward_model/mean"]
+    )
 
 
 def test_dynamic_sampling_trains_on_prompts_whose_rewards_differ(grpo: Runs) -> None:
@@ -162,13 +185,3 @@ def test_a_stopped_run_goes_on_bit_for_bit(grpo: Runs, monkeypatch: pytest.Monke
     assert stopped.interrupted
     grpo.run(dataclasses.replace(grpo.config(name="stopped", **settings), resume="stopped"))
     assert_same_run(whole.run_dir, stopped.run_dir)
-
-
-def test_rollouts_of_each_step_are_kept(grpo: Runs) -> None:
-    result = grpo.run(grpo.config(beta=0.1, keep_rollouts=1))
-    kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in kept] == [1, 2, 3]
-    assert all(len(record["answers"]) == 4 for record in kept)
-    answer = kept[0]["answers"][0]
-    assert answer["reward"] == answer["reward_parts"]["share_of_vowels"]
-    assert len(answer["tokens"]) == len(answer["kl"]) == answer["length"]

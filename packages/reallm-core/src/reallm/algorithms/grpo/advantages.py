@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from reallm.algorithms.grpo.config import GRPOConfig
-from reallm.algorithms.grpo.provisional import batch_advantages, group_advantages, normalized_then_summed
+from reallm.algorithms.rl.advantages import (
+    batch_advantages,
+    greedy_advantages,
+    group_advantages,
+    normalized_then_summed_advantages,
+)
 from reallm.algorithms.rl.keys import GREEDY
 from reallm.algorithms.rl.total_rewards import Rewards, overlong_penalties, rewards_of, zero_std_groups
 from reallm.data.batching import split_groups
@@ -63,15 +68,21 @@ def judge(batch: NamedArray, config: GRPOConfig) -> Judged:
     )
     totals = rewards.totals - torch.where(given, penalties, 0.0)
     if config.multi_objective_aggregation == "normalize_then_sum":
-        advantages = normalized_then_summed(rewards.parts, groups, rewards.weights, given=rewards.given)
+        advantages = normalized_then_summed_advantages(rewards.parts, groups, rewards.weights, given=rewards.given)
     elif config.baseline == "greedy":
         greedy = rewards_of(batch, config, GREEDY)
         given = given & greedy.any_given[groups]
-        advantages = torch.where(given, totals - greedy.totals[groups], 0.0)
+        advantages = greedy_advantages(totals, greedy.totals[groups], groups, scale=config.scale_rewards, given=given)
     elif config.baseline == "batch":
         advantages = batch_advantages(totals, scale=config.scale_rewards == "batch", given=given)
     else:
-        advantages = group_advantages(totals, groups, baseline=config.baseline, scale=config.scale_rewards, given=given)
+        advantages = group_advantages(
+            totals,
+            groups,
+            baseline="mean" if config.baseline == "group" else "others",
+            scale=config.scale_rewards,
+            given=given,
+        )
     is_trained = given & _of_trained_prompts(totals, given, groups, config)
     if config.mask_truncated_completions:
         is_trained &= ~answers["truncated"]

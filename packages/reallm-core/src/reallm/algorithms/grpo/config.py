@@ -31,6 +31,9 @@ _READERS: dict[str, tuple[str, ...]] = {
     "vespo_lambda_neg": ("vespo",),
 }
 """Key -> the loss types that read it."""
+_CORRECTION = (
+    "importance_sampling_correction_level", "importance_sampling_clip_min", "importance_sampling_clip_max",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,16 @@ class GRPOConfig(Presets, RewardedConfig):
         True, "multiply the estimate of the KL divergence by the ratio, so that its gradient is that of the divergence"
     )
     entropy_coef: float = option(0.0, "weight of the mean entropy, which the loss is lowered by")
+    importance_sampling_correction: Literal["none", "truncate", "mask"] = option(
+        "none",
+        "correct the loss for the difference between the policy before the step and what was sampled from: by the "
+        "ratio of their probabilities, bounded (truncate), or 0 outside of the bounds (mask)",
+    )
+    importance_sampling_correction_level: Literal["token", "sequence", "geometric"] = option(
+        "token", "whether that ratio is a token's, the product over its answer, or the geometric mean"
+    )
+    importance_sampling_clip_max: float = option(3.0, "upper bound of that ratio")
+    importance_sampling_clip_min: float = option(0.0, "lower bound of that ratio")
     num_minibatches: int = option(1, "optimizer steps into which the prompts of a step are divided")
     num_iterations: int = option(1, "passes over the answers of a step")
     old_logprobs: Literal["rollout", "inference"] = option(
@@ -222,6 +235,20 @@ def _check_loss(config: GRPOConfig) -> None:
         )
     if config.loss_type in CLIPPED and config.epsilon >= 1:
         raise ConfigError(f"epsilon={config.epsilon} must be below 1: ratios are clipped at 1 - epsilon")
+    if not 0 <= config.importance_sampling_clip_min < config.importance_sampling_clip_max:
+        raise ConfigError(
+            f"importance_sampling_clip_min={config.importance_sampling_clip_min} must be at least 0 and less than "
+            f"importance_sampling_clip_max={config.importance_sampling_clip_max}"
+        )
+    if config.importance_sampling_correction == "none":
+        for key in _CORRECTION:
+            if getattr(config, key) != defaults[key]:
+                raise ConfigError(f"{key}={getattr(config, key)} has no effect without importance_sampling_correction")
+    elif config.optimizer_steps > 1 and config.old_logprobs == "rollout":
+        raise ConfigError(
+            f"importance_sampling_correction={config.importance_sampling_correction} has no effect with "
+            "old_logprobs=rollout, where the old policy is what was sampled from; set old_logprobs=inference"
+        )
     if config.old_logprobs == "inference" and config.optimizer_steps == 1:
         raise ConfigError(
             "old_logprobs=inference has no effect with one optimizer step in a step; raise num_minibatches or "

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reallm.algorithms.answer_scores import answer_token_logprobs_field
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.grpo.advantages import Judged, judge
 from reallm.algorithms.grpo.config import GRPOConfig
-from reallm.algorithms.grpo.loss import trained_answers
-from reallm.algorithms.grpo.provisional import PolicyObjective, answer_token_logprobs_field
+from reallm.algorithms.grpo.loss import loss_settings, trained_answers
 from reallm.algorithms.grpo.records import judged_records
 from reallm.algorithms.interface import Example
 from reallm.algorithms.rl.generation import greedy_answers, planned_kv_tokens, planned_tokens, sample_answers
 from reallm.algorithms.rl.minibatches import merged_metrics, train_minibatches
+from reallm.algorithms.rl.policy_objective import PolicyObjective
 from reallm.algorithms.rl.self_checks import check_completions, check_first_ratio, check_rewards
 from reallm.algorithms.rl.total_rewards import completion_metrics, reward_metrics, reward_names
 from reallm.data.namedarray import NamedArray
@@ -36,7 +37,7 @@ class GRPOInterface:
 
     def __init__(self, config: GRPOConfig) -> None:
         self._config = config
-        self._objective = PolicyObjective(config.epsilon, config.clip_high, config.beta, config.gen.temperature)
+        self._objective = PolicyObjective(loss_settings(config))
         self._reward_names = reward_names(config)
         self.optimizer_steps = config.optimizer_steps
 

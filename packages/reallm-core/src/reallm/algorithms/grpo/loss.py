@@ -1,29 +1,72 @@
-"""What the loss of `reallm grpo` reads of each answer.
+"""The loss of `reallm grpo`, and what it reads of each answer.
 
 Shapes: S answers, N tokens of answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from reallm.algorithms.grpo.advantages import Judged
 from reallm.algorithms.grpo.config import GRPOConfig
+from reallm.algorithms.rl.aggregation import Mean, token_weights
+from reallm.algorithms.rl.policy_loss_settings import LossKind, PolicyLossSettings
 from reallm.data.batching import select
 from reallm.data.namedarray import NamedArray, split
+
+_KINDS: Mapping[str, LossKind] = {"cispo": "cispo", "sapo": "sapo", "vespo": "vespo"}
+_MEANS: Mapping[str, Mean] = {
+    "grpo": "answers",
+    "sapo": "answers",
+    "luspo": "answer_sums",
+    "dr_grpo": "longest_answers",
+}
+"""Loss type -> what its losses are averaged over; all tokens for others."""
+
+
+def loss_settings(config: GRPOConfig) -> PolicyLossSettings:
+    """The settings of the policy's loss."""
+    return PolicyLossSettings(
+        kind=_KINDS.get(config.loss_type, "clip"),
+        level=config.importance_sampling_level,
+        eps_low=config.epsilon,
+        eps_high=config.clip_high,
+        delta=config.delta,
+        sapo_temperatures=(config.sapo_temperature_pos, config.sapo_temperature_neg),
+        vespo_k=(config.vespo_k_pos, config.vespo_k_neg),
+        vespo_lambda=(config.vespo_lambda_pos, config.vespo_lambda_neg),
+        beta=config.beta,
+        kl_estimate="k3_unbiased" if config.use_bias_correction_kl else "k3",
+        entropy_coef=config.entropy_coef,
+        temperature=config.gen.temperature,
+        correction=config.importance_sampling_correction,
+        correction_level=config.importance_sampling_correction_level,
+        correction_lowest=config.importance_sampling_clip_min,
+        correction_highest=config.importance_sampling_clip_max,
+    )
 
 
 def trained_answers(judged: Judged, config: GRPOConfig) -> NamedArray:
     """The answers that are trained on, a sample each.
 
-    They have the answers' `input_ids`, `prompt_lens` and log-probabilities, and `advantages` [N] float64.
+    They have what `PolicyObjective` reads. Without `old_logprobs` of a call of their own, those of sampling are the old
+    ones from the second optimizer step on.
     """
     answers, lengths = judged.answers, judged.lengths
-    of_tokens = {"advantages": judged.advantages.repeat_interleave(lengths)}
+    weights, norms = token_weights(
+        _MEANS.get(config.loss_type, "tokens"),
+        lengths,
+        judged.groups,
+        judged.is_trained.repeat_interleave(lengths),
+        config.gen.max_new_tokens,
+    )
+    of_tokens = {"advantages": judged.advantages.repeat_interleave(lengths), "weights": weights}
     if config.optimizer_steps > 1 and "old_logprobs" not in answers:
         of_tokens["old_logprobs"] = answers["logprobs"]
     seqlens = answers.metadata["seqlens"]
-    sizes = {**seqlens, **dict.fromkeys(of_tokens, seqlens["logprobs"])}
-    whole = answers.with_fields(**of_tokens).with_metadata(seqlens=sizes)
+    sizes = {**seqlens, **dict.fromkeys(of_tokens, seqlens["logprobs"]), "norms": seqlens["prompt_lens"]}
+    whole = answers.with_fields(**of_tokens, norms=norms).with_metadata(seqlens=sizes)
     read = [key for key in whole if key not in ("truncated", "reward_parts", "reward_given", "scores")]
     return select(split(whole, [read])[0], torch.nonzero(judged.is_trained).flatten().tolist())

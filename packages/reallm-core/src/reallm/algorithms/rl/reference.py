@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from reallm.algorithms.answer_scores import answer_token_logprobs_field
 from reallm.algorithms.context import CallContext
-from reallm.algorithms.grpo.provisional import answer_token_logprobs_field
 from reallm.algorithms.rl.config import RewardedConfig
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
