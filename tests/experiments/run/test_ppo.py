@@ -145,3 +145,11 @@ def test_rollouts_and_metrics_are_those_of_practitioners(ppo: Runs) -> None:
     kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(kept) == 3
     assert len(kept[0]["answers"][0]["advantages"]) == kept[0]["answers"][0]["length"]
+
+
+def test_rollouts_have_the_difference_of_each_token_to_training(ppo: Runs) -> None:
+    result = ppo.run(ppo.config(max_steps=1))
+    kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_bytes().splitlines()]
+    of_tokens = [value for record in kept for answer in record["answers"] for value in answer["difference"]]
+    assert of_tokens
+    assert all(value is not None and abs(value) < 1e-4 for value in of_tokens)

@@ -57,16 +57,19 @@ class PPOActorInterface:
     def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """The optimizer steps on the answers of a step."""
         args, judged = self._config.ppo, judge(batch, self._config, self._controller.coef)
+        objective = self._objective
+        objective.watch.begin(judged.answers, self._config.keep_rollouts)
         of_steps = train_minibatches(
             engine,
             self._trained(judged),
-            self._objective,
+            objective,
             context,
             num_minibatches=args.ppo_n_minibatches,
             num_iterations=args.ppo_n_epochs,
         )
         check_first_ratio(of_steps[0])
-        context.keep_rollouts(judged_records(judged, self._config, context))
+        difference = objective.watch.end(judged.answers, engine.model.mesh)
+        context.keep_rollouts(judged_records(judged, self._config, context, difference))
         metrics = merged_metrics(of_steps) | self._metrics_of_answers(judged)
         self._controller.update(judged.kl_of_answers, len(judged.totals))
         return metrics

@@ -15,6 +15,7 @@ from reallm.algorithms.rl.kl import kl_estimate
 from reallm.algorithms.rl.policy_loss import TokenLosses, answer_log_ratios, log_ratios, policy_losses
 from reallm.algorithms.rl.policy_loss_settings import PolicyLossSettings
 from reallm.algorithms.rl.rollout import sampled_logprobs
+from reallm.algorithms.rl.token_watch import TokenWatch
 from reallm.data.batching import lengths
 from reallm.data.namedarray import NamedArray
 from reallm.model.transformer import Transformer
@@ -51,6 +52,8 @@ class PolicyObjective:
 
     def __init__(self, settings: PolicyLossSettings) -> None:
         self._settings = settings
+        self.watch = TokenWatch()
+        """The log-probability of a token less that in sampling, of the answers that are watched."""
 
     def n_tokens(self, batch: NamedArray) -> list[int]:
         """Tokens of each answer with its prompt."""
@@ -84,7 +87,9 @@ class PolicyObjective:
         sums = {POLICY: (batch["weights"] * losses).sum()}
         if settings.entropy_coef:
             sums[ENTROPY] = -settings.entropy_coef * torch.where(mask, entropies, 0.0).sum()
-        difference = torch.where(mask, (current.detach() - batch["logprobs"]).abs(), 0.0)
+        change = current.detach() - batch["logprobs"]
+        self.watch.note(batch, change)
+        difference = torch.where(mask, change.abs(), 0.0)
         stats |= {"low": _sum(found.low, mask), "high": _sum(found.high, mask), "difference": difference.sum()}
         return LossOutput(sums, stats, {"difference": difference.max()} if len(difference) else {})
 
