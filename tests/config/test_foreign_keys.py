@@ -8,6 +8,7 @@ import pytest
 
 from reallm.algorithms.dpo.config import DPOConfig
 from reallm.algorithms.grpo.config import GRPOConfig
+from reallm.algorithms.ppo.config import PPOConfig
 from reallm.algorithms.rw.config import RWConfig
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.config.foreign_keys import EXPLAINED, RENAMED, explanation, our_key
@@ -15,7 +16,7 @@ from reallm.config.load import load
 from reallm.config.schema import groups
 from reallm.errors import ConfigError
 
-CONFIGS = (SFTConfig, RWConfig, DPOConfig, GRPOConfig)
+CONFIGS = (SFTConfig, RWConfig, DPOConfig, GRPOConfig, PPOConfig)
 KEYS = {key.name for config in CONFIGS for group in groups(config) for key in group.keys}
 
 
@@ -152,4 +153,21 @@ def test_names_of_preference_optimisation_are_answered_too(argument: str, keys: 
 def test_names_of_reinforcement_learning_are_answered_too(argument: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(GRPOConfig, [], [argument])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("cliprange=0.1", "did you mean 'ppo.eps_clip'?"),
+        ("max_completion_length=64", "did you mean 'ppo.gen.max_new_tokens'?"),
+        ("algorithm.kl_ctrl.kl_coef=0.1", "did you mean 'ppo.kl_ctl'?"),
+        ("gamma=0.9", "did you mean 'ppo.discount'?"),
+        ("num_ppo_epochs=2", "did you mean 'ppo.ppo_n_epochs'?"),
+        ("vf_coef=0.1", "policy and critic have optimizers of their own"),
+    ],
+)
+def test_names_of_ppo_are_answered_too(argument: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(PPOConfig, [], [argument])
     assert said in str(caught.value)

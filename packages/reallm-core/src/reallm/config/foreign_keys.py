@@ -77,7 +77,7 @@ RENAMED: Mapping[str, str] = {
     "undesirable_weight": "kto_rejected_weight kto_undesirable_weight",
     "drop_zero_std_groups": "algorithm_filter_groups_enable dynamic_sampling filter_groups",
     "entropy_coef": "ent_coef entropy_coeff entropy_loss_coef",
-    "epsilon": "clip_eps clip_ratio clip_ratio_low cliprange eps_clip_low",
+    "epsilon": "clip_eps clip_ratio clip_ratio_low eps_clip_low",
     "epsilon_high": "clip_ratio_high eps_clip_high",
     "eval_num_generations": "num_generations_eval",
     "gen.max_new_tokens": "generate_max_len max_completion_length max_gen_len max_response_length response_length",
@@ -86,6 +86,18 @@ RENAMED: Mapping[str, str] = {
     "num_minibatches": "num_mini_batches steps_per_generation",
     "overlong_buffer": "overlong_buffer_len",
     "overlong_penalty": "overlong_buffer_penalty_factor overlong_penalty_factor",
+    "ppo.adaptive_kl_horizon": "kl_horizon",
+    "ppo.adaptive_kl_target": "kl_target target_kl",
+    "ppo.adv_norm": "normalize_advantage normalize_advantages whiten_advantages",
+    "ppo.discount": "gamma",
+    "ppo.dual_clip": "clip_ratio_c",
+    "ppo.eps_clip": "cliprange",
+    "ppo.gae_lambda": "lambd",
+    "ppo.kl_ctl": "init_kl_coef kl_coef kl_loss_coef",
+    "ppo.max_reward_clip": "cliprange_reward reward_clip_range",
+    "ppo.ppo_n_epochs": "noptepochs num_ppo_epochs ppo_epochs",
+    "ppo.value_eps_clip": "cliprange_value value_clip vf_clip",
+    "critic.path": "critic_pretrain value_model_path",
     "reward.functions": "custom_reward_function reward_fn reward_function reward_funcs reward_functions",
     "reward.path": "reward_model reward_model_name_or_path reward_model_path",
 }
@@ -156,6 +168,9 @@ EXPLAINED: Mapping[str, str] = {
     ),
     "each step answers dataset.train_bs_n_seqs prompts, num_generations times each": "generation_batch_size",
     "all columns of a row reach reward functions": "remove_unused_columns",
+    "policy and critic have optimizers of their own; set the critic's rate, critic.optimizer.lr": (
+        "value_loss_coef vf_coef"
+    ),
     "this command trains; reallm generate and reallm eval use a model": "do_predict do_train stage",
 }
 """What to know about a setting of other tools that has no key here -> its names there."""
