@@ -43,6 +43,7 @@ def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others
         "layouts",
         "lm-eval",
         "loggers",
+        "reasoning-gym",
         "trl",
         "two-nodes",
     }
@@ -104,13 +105,17 @@ def test_every_test_file_is_run_by_one_environment(tox):
 
 BY_KIND = {
     "against_trl", "alone", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers",
-    "layouts", "lm_eval_harness", "packaging", "pages", "pretrained", "third_party", "two_nodes",
+    "layouts", "lm_eval_harness", "packaging", "pages", "pretrained", "reasoning_gym_tasks", "third_party", "two_nodes",
 }  # fmt: skip
 """Folders of tests that belong to no room of the code."""
 
 
 def test_folders_of_tests_are_those_of_the_code():
-    rooms = {"devkit": ROOT / "packages/reallm-devkit/src/reallm_devkit", "datasets": ROOT / "packages/reallm-datasets"}
+    rooms = {
+        "devkit": ROOT / "packages/reallm-devkit/src/reallm_devkit",
+        "datasets": ROOT / "packages/reallm-datasets",
+        "reward_functions": ROOT / "packages/reallm-rewards",
+    }
     core = ROOT / "packages/reallm-core/src/reallm"
     for file in (ROOT / "tests").rglob("test_*.py"):
         first, *inner = file.relative_to(ROOT / "tests").parts[:-1] or ["."]

@@ -69,7 +69,15 @@ if TYPE_CHECKING:
     from reallm.options import REQUIRED, option
     from reallm.parallel.layout import Layout
     from reallm.parallel.mesh import Mesh
-    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, ModelFunctionCall, WeightUpdate
+    from reallm.specs import (
+        Algorithm,
+        CallbackSpec,
+        DatasetSpec,
+        LoggerSpec,
+        ModelFunctionCall,
+        RewardSpec,
+        WeightUpdate,
+    )
     from reallm.training.engine import EngineState, TrainEngine
     from reallm.training.objective import LossOutput, Objective, Totals
     from reallm.training.sequence_scores import AnswerLogprobs, answer_logprobs, last_token_scores
@@ -115,6 +123,7 @@ _HOMES = {
     "ReferenceArgs": "reallm.config.args",
     "CallArgs": "reallm.config.args",
     "CallContext": "reallm.algorithms.context",
+    "RewardSpec": "reallm.specs",
     "SFTConfig": "reallm.algorithms.sft.config",
     "SFTInterface": "reallm.algorithms.sft.interface",
     "Totals": "reallm.training.objective",
@@ -193,6 +202,7 @@ __all__ = [
     "ReallmError",
     "ReferenceArgs",
     "Request",
+    "RewardSpec",
     "RopeConfig",
     "RunResult",
     "SFTConfig",

@@ -17,10 +17,10 @@ import pluggy
 
 if TYPE_CHECKING:
     from reallm.hf.family import HFFamily
-    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec
+    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, RewardSpec
 
-HOOK_API = (1, 3)
-"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.3"`."""
+HOOK_API = (1, 4)
+"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.4"`."""
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")
@@ -50,3 +50,8 @@ def reallm_loggers() -> Mapping[str, LoggerSpec]:  # type: ignore[empty-body]
 @hookspec
 def reallm_callbacks() -> Mapping[str, CallbackSpec]:  # type: ignore[empty-body]
     """Callbacks of training runs by name: `{"notify": CallbackSpec("my_package.notify:Notify")}`."""
+
+
+@hookspec
+def reallm_rewards() -> Mapping[str, RewardSpec]:  # type: ignore[empty-body]
+    """Reward functions by name: `{"exact_match": RewardSpec("my_package.rewards:exact_match")}`."""

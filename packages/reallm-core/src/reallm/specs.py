@@ -1,4 +1,4 @@
-"""Specs of what plugins offer: datasets, loggers, callbacks, algorithms.
+"""Specs of what plugins offer: datasets, loggers, callbacks, rewards, algorithms.
 
 Imports no torch, since plugin discovery uses it.
 """
@@ -95,11 +95,40 @@ class LoggerSpec:
     @property
     def install_command(self) -> str:
         """The command that installs its requirements: `pip install "reallm-core[wandb]"`; empty if it has none."""
-        if not self.requires:
-            return ""
-        wanted = [self.install] if self.install else self.requires
-        quoted = (f'"{one}"' if "[" in one else one for one in wanted)  # some shells expand brackets
-        return f"pip install {' '.join(quoted)}"
+        return _install_command(self.requires, self.install)
+
+
+def _install_command(requires: Sequence[str], install: str) -> str:
+    if not requires:
+        return ""
+    wanted = [install] if install else requires
+    quoted = (f'"{one}"' if "[" in one else one for one in wanted)  # some shells expand brackets
+    return f"pip install {' '.join(quoted)}"
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward function, or a lazy `"module:function"`; see `docs/rewards.md` for its signature.
+
+    Without the modules in `requires` it is refused. `install` is the requirement that pip installs to provide them; by
+    default the names of the modules.
+    """
+
+    function: Callable[..., Any] | str
+    description: str = ""
+    columns: tuple[str, ...] = ()
+    """Columns of rows that it needs, besides those of its parameters that have no default."""
+    requires: tuple[str, ...] = ()
+    install: str = ""
+
+    def reward_function(self) -> Any:
+        """The function, imported now."""
+        return resolve(self.function)
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs its requirements; empty if it has none."""
+        return _install_command(self.requires, self.install)
 
 
 class RunView(Protocol):

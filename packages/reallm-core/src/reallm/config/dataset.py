@@ -150,8 +150,12 @@ def split_args(config: Any) -> dict[str, dict[str, Any]]:
     These are the fields of `config` except paths, batch sizes, chat template, name and those about splits, plus `path`
     with the split's file: as it is written, or a `RowSource` if the configuration has the fields `format` and
     `columns`. A configuration without `train_path` has only the split `"train"`, without `path` unless that is a field.
-    With `valid_fraction` both splits have the same file, of which each takes its rows.
+    With `valid_fraction` both splits have the same file, of which each takes its rows. A configuration whose samples
+    come from no file may have a method `split_args`, which decides itself.
     """
+    if hasattr(config, "split_args"):
+        own: dict[str, dict[str, Any]] = config.split_args()
+        return own
     not_passed = {"name", CHAT_TEMPLATE, MIX, *PATHS.values(), *BATCH_SIZES.values()}
     args = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in not_passed}
     is_row_source = all(name in args for name in ROW_FIELDS)

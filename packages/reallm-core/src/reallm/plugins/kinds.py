@@ -36,6 +36,7 @@ KINDS = MappingProxyType(
             Kind("algorithm", "algorithms", "reallm_algorithms", "reallm.specs:Algorithm"),
             Kind("logger", "loggers", "reallm_loggers", "reallm.specs:LoggerSpec"),
             Kind("callback", "callbacks", "reallm_callbacks", "reallm.specs:CallbackSpec"),
+            Kind("reward", "rewards", "reallm_rewards", "reallm.specs:RewardSpec"),
         )
     }
 )

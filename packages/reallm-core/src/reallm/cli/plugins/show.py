@@ -59,7 +59,14 @@ def _distribution_page(loaded: Loaded) -> tuple[str, list[Fact]]:
 
 def _offer_page(offer: Offer) -> tuple[str, list[Fact]]:
     plugin = offer.plugin
-    about = {"dataset": _dataset, "family": _family, "algorithm": _algorithm, "logger": _logger, "callback": _callback}
+    about = {
+        "dataset": _dataset,
+        "family": _family,
+        "algorithm": _algorithm,
+        "logger": _logger,
+        "callback": _callback,
+        "reward": _reward,
+    }
     facts = [
         ("description", offer.value.description),
         ("provided by", plugin.release + (" (editable)" if plugin.editable else "")),
@@ -119,13 +126,26 @@ def _calls(algorithm: Any) -> str:
 def _logger(name: str, spec: Any) -> list[Fact]:
     return [
         ("class", _reference(spec.logger)),
-        ("needs", f"{', '.join(spec.requires)} ({spec.install_command})" if spec.requires else ""),
+        ("needs", _needs(spec)),
         ("use", f"loggers=[{name}]"),
     ]
 
 
 def _callback(name: str, spec: Any) -> list[Fact]:
     return [("class", _reference(spec.callback)), ("use", f"callbacks=[{name}]")]
+
+
+def _reward(name: str, spec: Any) -> list[Fact]:
+    return [
+        ("function", _reference(spec.function)),
+        ("columns", ", ".join(spec.columns)),
+        ("needs", _needs(spec)),
+        ("use", f"reward={name}"),
+    ]
+
+
+def _needs(spec: Any) -> str:
+    return f"{', '.join(spec.requires)} ({spec.install_command})" if spec.requires else ""
 
 
 def _reference(cls: Any) -> str:

@@ -1,0 +1,1 @@
+"""Reward functions that compare answers with references, and tasks of reasoning-gym. Importing it imports no torch."""

@@ -1,0 +1,1 @@
+"""Tasks of the library reasoning-gym as a dataset and a reward."""
