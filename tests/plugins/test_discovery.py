@@ -347,7 +347,8 @@ def test_a_known_name_that_an_outdated_distribution_lacks_says_to_upgrade_it():
 
 
 def test_with_no_plugin_at_all_an_unknown_name_says_where_datasets_come_from():
-    with pytest.raises(UnknownNameError, match="installed datasets: none; pip install reallm-datasets has datasets"):
+    advice = "installed datasets: none; pip install reallm-datasets or reallm-rewards has datasets"
+    with pytest.raises(UnknownNameError, match=advice):
         Registry(Plan(())).get("dataset", "anything")
 
 
