@@ -75,7 +75,7 @@ class ReasoningGymDataset(torch.utils.data.Dataset[NamedArray]):
     def _prompt(self, entry: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
         """Tokens and columns of an entry of the task."""
         text = entry["question"] if self._instruction is None else f"{entry['question']}\n\n{self._instruction}"
-        columns = {"reasoning_gym": {**self._about, "entry": json.dumps(entry)}}
+        columns: dict[str, Any] = {"reasoning_gym": {**self._about, "entry": json.dumps(entry)}}
         if entry["answer"] is not None:
             columns["answer"] = entry["answer"]
         if not self._tokenizer.chat_template:
