@@ -19,6 +19,7 @@ from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
 from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
 from tests.experiments.conftest import HF_CONFIG, records
+from tests.experiments.run.test_preferences import quiet_run, rw
 from tests.helpers.tokenizers import tiny_tokenizer
 
 VOWELS = "tests.experiments.run.test_ppo:share_of_vowels"
@@ -115,6 +116,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(ppo: Runs, monkeypatch: pytest.Monkey
     assert stopped.interrupted
     ppo.run(dataclasses.replace(ppo.config(name="stopped", **settings), resume="stopped"))
     assert_same_run(whole.run_dir, stopped.run_dir)
+
+
+def test_a_reward_model_that_rw_has_trained_rewards_and_is_where_the_critic_starts(ppo: Runs, tmp_path: Path) -> None:
+    rewards = quiet_run(rw(tmp_path, ppo.checkpoint, name="rewards", max_steps=1)).run_dir
+    config = ppo.config(reward=RewardArgs(path=str(rewards), device="cpu"), max_steps=1)
+    assert config.critic.path == str(rewards)
+    (first,) = records(ppo.run(config))
+    assert first["actor_train/rewards/reward_model/mean"] == first["actor_train/reward"]
 
 
 def test_the_first_ratio_is_1_at_another_temperature_and_with_dropout_in_the_checkpoint(ppo: Runs) -> None:
