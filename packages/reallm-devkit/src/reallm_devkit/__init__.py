@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from reallm_devkit.testing.kit import Kit, run
     from reallm_devkit.testing.loggers.kit import LOGGER_CHECKS, LoggerKit, check_logger
     from reallm_devkit.testing.report import Report, Result
+    from reallm_devkit.testing.rewards.kit import REWARD_CHECKS, RewardKit, check_reward
 
 _MODULES = {
     "ALGORITHM_CHECKS": "reallm_devkit.testing.algorithms.kit",
@@ -77,8 +78,10 @@ _MODULES = {
     "Kit": "reallm_devkit.testing.kit",
     "LOGGER_CHECKS": "reallm_devkit.testing.loggers.kit",
     "LoggerKit": "reallm_devkit.testing.loggers.kit",
+    "REWARD_CHECKS": "reallm_devkit.testing.rewards.kit",
     "Report": "reallm_devkit.testing.report",
     "Result": "reallm_devkit.testing.report",
+    "RewardKit": "reallm_devkit.testing.rewards.kit",
     "Skipped": "reallm_devkit.testing.checks",
     "check": "reallm_devkit.testing.checks",
     "check_algorithm": "reallm_devkit.testing.algorithms.kit",
@@ -86,6 +89,7 @@ _MODULES = {
     "check_dataset": "reallm_devkit.testing.datasets.kit",
     "check_family": "reallm_devkit.testing.families.kit",
     "check_logger": "reallm_devkit.testing.loggers.kit",
+    "check_reward": "reallm_devkit.testing.rewards.kit",
     "run": "reallm_devkit.testing.kit",
 }
 
@@ -95,6 +99,7 @@ __all__ = [
     "DATASET_CHECKS",
     "FAMILY_CHECKS",
     "LOGGER_CHECKS",
+    "REWARD_CHECKS",
     "AlgorithmKit",
     "CallbackKit",
     "Check",
@@ -106,6 +111,7 @@ __all__ = [
     "LoggerKit",
     "Report",
     "Result",
+    "RewardKit",
     "Skipped",
     "check",
     "check_algorithm",
@@ -113,6 +119,7 @@ __all__ = [
     "check_dataset",
     "check_family",
     "check_logger",
+    "check_reward",
     "run",
 ]
 

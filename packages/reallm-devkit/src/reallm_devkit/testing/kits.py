@@ -15,6 +15,7 @@ KITS = MappingProxyType(
         "algorithm": "reallm_devkit.testing.algorithms.kit:AlgorithmKit",
         "logger": "reallm_devkit.testing.loggers.kit:LoggerKit",
         "callback": "reallm_devkit.testing.callbacks.kit:CallbackKit",
+        "reward": "reallm_devkit.testing.rewards.kit:RewardKit",
     }
 )
 """Kind of plugin -> `"module:class"` of its kit; there is one for each of `reallm.plugins.kinds.KINDS`."""
