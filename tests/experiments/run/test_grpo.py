@@ -152,10 +152,11 @@ def test_a_reward_model_scores_with_functions(grpo: Runs) -> None:
         critic, tokenizer=tiny_tokenizer()
     )
     reward = RewardArgs(path=str(critic), functions=[LETTER], device="cpu")
-    (first,) = records(grpo.run(grpo.config(reward=reward, max_steps=1)))
+    before, first, after = records(grpo.run(grpo.config(reward=reward, max_steps=1, n_valid=1, preset="remax")))
     assert first["train/reward"] == pytest.approx(
         first["train/rewards/share_of_vowels/mean"] + first["train/rewards/reward_model/mean"]
     )
+    assert {"eval/reward", "eval/reward_model"} <= before.keys() & after.keys()
 
 
 def test_dynamic_sampling_trains_on_prompts_whose_rewards_differ(grpo: Runs) -> None:
