@@ -51,7 +51,7 @@ class PluginError(ReallmError):
 
 
 class UnknownNameError(PluginError):
-    """No installed plugin offers a family, dataset, algorithm, logger or callback of this name."""
+    """No installed plugin offers a family, dataset, algorithm, logger, callback or reward of this name."""
 
 
 def close_matches(name: str, options: Iterable[str]) -> list[str]:

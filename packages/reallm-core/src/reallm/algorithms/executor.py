@@ -68,10 +68,10 @@ class GraphExecutor:
         self._versions = dict(versions)
 
     def train(self, batch: NamedArray, context: CallContext) -> dict[str, float]:
-        """Run one step, every call once, and return the metrics of the train calls.
+        """Run one step, every call once, and return the metrics of the train calls, and of calls with `call_metrics`.
 
         Their names begin with `train/` if one call trains, else with the name of the call. All ranks get them,
-        whichever of them train. What train calls have kept of their rollouts is in `context.kept_rollouts` on rank 0.
+        whichever of them compute the call. What train calls have kept of their rollouts is in `context.kept_rollouts` on rank 0.
 
         Raises:
             NonFiniteError: a loss, a gradient or what a model generates is not finite. Raised on all ranks, if not all
@@ -93,13 +93,19 @@ class GraphExecutor:
             prefix = self._graph.metric_prefixes[call.name]
             metrics[call.name] = {f"{prefix}/{name}": value for name, value in numbers.items()}
 
+        def computed(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
+            interface = self._interfaces[call.role]
+            if hasattr(interface, "call_metrics"):
+                prefix = self._graph.metric_prefixes[call.name]
+                metrics[call.name] = {f"{prefix}/{name}": value for name, value in interface.call_metrics().items()}
+
         execution = self._execution()
         with errors_name(self._graph.owner):
-            execution.run(self._graph.calls, batch, context, train=train)
+            execution.run(self._graph.calls, batch, context, train=train, computed=computed)
         metrics, self._versions = self._results.after_step(
             metrics, self._local_versions, execution.errors, context.kept_rollouts
         )
-        return {name: value for call in self._graph.train_calls for name, value in metrics[call.name].items()}
+        return {name: value for call in self._graph.calls for name, value in metrics.get(call.name, {}).items()}
 
     def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
         """The batch with the output keys of a call that does not train; on all ranks, whichever compute it."""

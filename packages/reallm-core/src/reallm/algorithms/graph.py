@@ -129,9 +129,9 @@ class Graph:
 
     @property
     def metric_prefixes(self) -> dict[str, str]:
-        """Prefix of a step's metrics by train call: `train` for the only one, else its name."""
-        calls = self.train_calls
-        return {call.name: "train" if len(calls) == 1 else call.name for call in calls}
+        """Prefix of a step's metrics by call: `train` if only one call trains, else its name."""
+        is_single = len(self.train_calls) == 1
+        return {call.name: "train" if is_single else call.name for call in self.calls}
 
     @property
     def eval_prefixes(self) -> dict[str, str]:

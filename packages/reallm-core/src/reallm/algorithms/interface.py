@@ -71,7 +71,14 @@ class GenerateInterface(Protocol):
 
 
 class RewardInterface(Protocol):
-    """Interface of a role without a model, which computes rewards by a function."""
+    """Interface of a role without a model, which computes rewards by a function.
+
+    Optional attributes and methods:
+
+    - `needed_columns`, an attribute: the columns that every row must have, each with what needs it, for the error that
+      names one that is missing before a model is loaded;
+    - `call_metrics() -> dict[str, float]`: metrics of the last call, among those of the step.
+    """
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
         """The call's output keys for the samples of `batch`, in the same order."""

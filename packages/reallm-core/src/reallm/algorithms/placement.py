@@ -54,7 +54,8 @@ class Placement:
     def of(cls, config: TrainingConfig, graph: Graph, n_ranks: int) -> Placement:
         """The placement that a configuration asks for in a job of so many ranks.
 
-        A call without a layout of its own has that of `parallel.*` over all ranks. `dp` of a role that is trained is
+        A call without a layout of its own has that of `parallel.*` over all ranks; a reward is computed by the first
+        rank, since it may depend on the time that it takes. `dp` of a role that is trained is
         sharded as `parallel.zero` says, in the layout in which it is trained, and in every call that shares its copy.
 
         Raises:
@@ -65,6 +66,9 @@ class Placement:
         layouts: dict[str, Layout] = {}
         for call in graph.calls:
             trains = call.kind == "train_step"
+            if call.name not in given and call.kind == "reward":
+                layouts[call.name] = Layout.parse("dp1")
+                continue
             if call.name not in given:
                 layouts[call.name] = _default_layout(config, given, n_ranks, trained=trains)
                 continue

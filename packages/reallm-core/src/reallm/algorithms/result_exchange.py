@@ -18,7 +18,7 @@ from reallm.parallel.object_collectives import all_gather_json
 Errors = Mapping[str, NonFiniteError]
 """Calls that could not be made -> why."""
 Metrics = dict[str, dict[str, float]]
-"""Metrics by train call."""
+"""Metrics by call."""
 
 
 class ResultExchange:
@@ -37,8 +37,11 @@ class ResultExchange:
         self._graph, self._placement, self._rank = graph, placement, rank
         self._interfaces = interfaces
         stateful = {role for role, interface in interfaces.items() if hasattr(interface, "state")}
+        measured = {role for role, interface in interfaces.items() if hasattr(interface, "call_metrics")}
         self._after_each_step = not all(
-            placement.is_whole(call.name) for call in graph.calls if call.kind == "train_step" or call.role in stateful
+            placement.is_whole(call.name)
+            for call in graph.calls
+            if call.kind == "train_step" or call.role in stateful | measured
         )
 
     def after_step(
@@ -48,10 +51,10 @@ class ResultExchange:
         errors: Errors,
         rollouts: dict[str, list[Mapping[str, Any]]],
     ) -> tuple[Metrics, dict[str, int]]:
-        """The metrics of all train calls, and the versions of all trained weights; states of interfaces are set.
+        """The metrics of all calls, and the versions of all trained weights; states of interfaces are set.
 
         Args:
-            metrics: metrics of this rank's train calls.
+            metrics: metrics of this rank's calls.
             versions: versions of the weights that this rank trains, by role.
             errors: errors of this rank's calls.
             rollouts: records of rollouts by call; rank 0 gets those of the calls that it has no part in.

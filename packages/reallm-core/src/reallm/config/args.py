@@ -12,6 +12,7 @@ from reallm.field_types import check_fields
 from reallm.generation.config import GenerationConfig
 from reallm.options import REQUIRED, option
 from reallm.parallel.layout import Layout
+from reallm.references import location_of
 
 DATASET_KEY = "dataset"
 """Metadata key of a field for a dataset's configuration; its value is the name of the default dataset."""
@@ -119,6 +120,8 @@ class CallArgs(ConfigGroup, group="call"):
 class RewardArgs(CriticArgs):
     """What rewards answers: a reward model, functions, or both.
 
+    In Python a function itself is accepted too, if other processes can import it, and kept as its reference.
+
     Raises:
         ConfigError: as `ModelArgs`.
     """
@@ -127,8 +130,18 @@ class RewardArgs(CriticArgs):
     functions: list[str] = option(
         [],
         "reward functions: names of installed ones, which `reallm plugins` lists, package.module:function, or "
-        "file.py:function",
+        "file.py:function, or a function of verl's signature as verl:package.module:function",
     )
+
+    shorthand: ClassVar[str] = "functions"
+    """The field that a value of the whole group means: `reward=exact_match` is `reward.functions=[exact_match]`."""
+
+    def __post_init__(self) -> None:
+        functions: Any = self.functions
+        if isinstance(functions, list | tuple):
+            references = [location_of(one) if callable(one) else one for one in functions]
+            object.__setattr__(self, "functions", references)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

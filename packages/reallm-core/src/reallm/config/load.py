@@ -128,7 +128,7 @@ def load(
     keys = {key.name: key for group in found for key in group.keys}
     tree = _tree(config_class, found)
     for assignment in assignments:
-        _assign(tree, assignment, keys, found)
+        _assign(tree, _written_out(assignment, found), keys, found)
     return Configuration(found, {name: _read(tree, name) for name in keys})
 
 
@@ -203,6 +203,15 @@ def _thaw(node: DictConfig) -> None:
     for name in node:
         if not OmegaConf.is_missing(node, name) and OmegaConf.is_dict(node[name]):
             _thaw(node[name])
+
+
+def _written_out(item: Assignment, found: Sequence[Group]) -> Assignment:
+    """`reward.functions=[exact_match]` for `reward=exact_match`: a value of a group that has a `shorthand`."""
+    shorthand = next((getattr(group.cls, "shorthand", "") for group in found if group.name == item.key), "")
+    if not shorthand or not item.value or isinstance(item.value, dict):
+        return item
+    value = item.value if isinstance(item.value, list) else [str(item.value)]
+    return dataclasses.replace(item, key=f"{item.key}.{shorthand}", value=value)
 
 
 def _assign(tree: DictConfig, item: Assignment, keys: Mapping[str, Key], found: Sequence[Group]) -> None:

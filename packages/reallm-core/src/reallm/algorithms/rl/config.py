@@ -10,6 +10,7 @@ from reallm.config.args import CallArgs, ModelArgs, ReferenceArgs, RewardArgs, S
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError
 from reallm.options import is_missing, option
+from reallm.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class RewardedConfig(RolloutConfig):
             raise ConfigError(
                 f"reward_weights has {len(self.reward_weights)} numbers, but there are {n_rewards} rewards; give one "
                 "for each function and, after them, one for the reward model"
+            )
+        if self.rew_fn.layout is not None and Layout.parse(self.rew_fn.layout).size > 1:
+            raise ConfigError(
+                f"rew_fn.layout={self.rew_fn.layout}: reward functions are called by one process, which starts others "
+                "for them (reward_processes); write dp1, or dp1@ and a rank"
             )
         if not self.reward_timeout_s > 0:
             raise ConfigError(f"reward_timeout_s={self.reward_timeout_s} must be more than 0")

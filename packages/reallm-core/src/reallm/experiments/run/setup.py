@@ -26,7 +26,7 @@ from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sampler import MixtureSampler, StepSampler
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError, DataError, PluginError, counted, quoted
+from reallm.errors import ConfigError, DataError, PluginError, counted, did_you_mean, quoted
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, choose_dtype, deterministic_kernels
 from reallm.experiments.preflight.vocabulary import check_vocabulary
@@ -142,6 +142,23 @@ def planned_tokens(graph: Graph, interfaces: Mapping[str, Any], role: str) -> Ca
     )
 
 
+def check_columns(graph: Graph, interfaces: Mapping[str, Any], sample: NamedArray) -> None:
+    """Check that a sample's row has the columns that interfaces need.
+
+    Raises:
+        DataError: one is missing; names it, what needs it, and the row.
+    """
+    (found,) = sample.metadata.get("columns", ({},))
+    for role in graph.all_roles:
+        for column, needed_by in getattr(interfaces[role], "needed_columns", {}).items():
+            if column not in found:
+                (row,) = sample.metadata["ids"]
+                raise DataError(
+                    f"{needed_by} needs the column '{column}', which row {row} lacks{did_you_mean(column, found)}; "
+                    f"it has {', '.join(found) or 'none but the prompt'}"
+                )
+
+
 def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any]) -> Data:
     """Tokenize the datasets with the tokenizer of the first trained model.
 
@@ -160,6 +177,9 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     if valid is not None and not len(valid):
         valid = None
     graph.check_producers(tuple(train[0].keys()), splits["train"].name)
+    for split in (train, valid):
+        if split is not None:
+            check_columns(graph, interfaces, split[0])
     sampler = _make_sampler(config, train)
     for role in graph.trained_roles:
         n_steps = sampler.total_steps * optimizer_steps(interfaces[role])

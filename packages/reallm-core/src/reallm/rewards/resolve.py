@@ -1,0 +1,50 @@
+"""Finds the reward function that a setting names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from reallm.errors import PluginError
+from reallm.plugins import registry
+from reallm.references import location_of
+from reallm.rewards.functions import VERL, load, needed_columns
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A reward function that a setting names."""
+
+    name: str
+    """As the setting names it."""
+    location: str
+    """Where every process can import it from; see `reallm.rewards.functions`."""
+    columns: tuple[str, ...]
+    """Columns of rows that it cannot do without."""
+
+
+def resolve(name: str) -> RewardFunction:
+    """The reward function that is named: an installed one, `package.module:function`, `file.py:function`, or one of
+    these after `verl:`.
+
+    Raises:
+        PluginError: there is no such function, or a package that it needs is not installed; one line with the remedy.
+    """
+    columns: tuple[str, ...] = ()
+    location = name
+    if ":" not in name:
+        spec = registry.get("reward", name)
+        if missing := [module for module in spec.requires if find_spec(module) is None]:
+            raise PluginError(f"the reward '{name}' needs {', '.join(missing)}; {spec.install_command}")
+        location = spec.function if isinstance(spec.function, str) else location_of(spec.function)
+        columns = spec.columns
+    prefix = VERL if location.startswith(VERL) else ""
+    where, _, function = location.removeprefix(prefix).rpartition(":")
+    if not where or not function:
+        raise PluginError(
+            f"reward function '{name}' is not package.module:function, file.py:function or verl:<one of these>"
+        )
+    if where.endswith(".py"):
+        location = f"{prefix}{Path(where).expanduser().absolute()}:{function}"
+    return RewardFunction(name, location, tuple(dict.fromkeys([*columns, *needed_columns(load(location))])))
