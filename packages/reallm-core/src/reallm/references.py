@@ -27,6 +27,7 @@ def resolve(reference: Any) -> Any:
     except (ImportError, AttributeError) as error:
         raise PluginError(f"cannot import '{reference}': {error}") from error
 
+
 def location_of(function: Callable[..., Any]) -> str:
     """The location of a Python function, as text.
 

@@ -71,7 +71,8 @@ class GraphExecutor:
         """Run one step, every call once, and return the metrics of the train calls, and of calls with `call_metrics`.
 
         Their names begin with `train/` if one call trains, else with the name of the call. All ranks get them,
-        whichever of them compute the call. What train calls have kept of their rollouts is in `context.kept_rollouts` on rank 0.
+        whichever of them compute the call. What train calls have kept of their rollouts is in `context.kept_rollouts`
+        on rank 0.
 
         Raises:
             NonFiniteError: a loss, a gradient or what a model generates is not finite. Raised on all ranks, if not all

@@ -52,7 +52,7 @@ def load(location: str) -> Callable[..., Any]:
         raise PluginError(f"reward function '{location}': {where} has no '{name}'{did_you_mean(name, functions)}")
     if not callable(function):
         raise PluginError(f"reward function '{location}': '{name}' is not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def needed_columns(function: Callable[..., Any]) -> list[str]:
@@ -81,7 +81,8 @@ def _file_module(path: Path) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reallm.errors import kind_of
+from reallm.errors import counted, kind_of
 
 Failure = Literal["error", "timeout"]
 """Why an answer has no reward: the function raised or its process ended, or it took too long."""
@@ -52,7 +52,7 @@ def checked_rewards(found: Any, n: int) -> list[float | None]:
     if not isinstance(found, list | tuple):
         raise InvalidRewardsError(f"returned {kind_of(found)}, not a list with a number or None for each completion")
     if len(found) != n:
-        raise InvalidRewardsError(f"returned {len(found)} rewards for {n} completions")
+        raise InvalidRewardsError(f"returned {counted(len(found), 'reward')} for {counted(n, 'completion')}")
     return [_checked(one, index) for index, one in enumerate(found)]
 
 

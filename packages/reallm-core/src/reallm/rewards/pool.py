@@ -1,4 +1,4 @@
-"""`RewardPool`: calls reward functions in processes, so that one that hangs or crashes costs no more than its answer."""
+"""`RewardPool`: calls reward functions in processes, so that one that hangs costs no more than its answer."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def adapted(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
         return [_score(compute_score, text_of(one), row) for one, row in zip(completions, rows, strict=True)]
 
-    del rewards.__wrapped__  # type: ignore[attr-defined]  # its signature is not that of verl's function
+    del rewards.__wrapped__  # its signature is not that of verl's function
     return rewards
 
 

@@ -1,64 +1,25 @@
-"""Plain forms of what `algorithms.rl` will offer: rewards by functions, advantages, and the clipped loss.
+"""Plain forms of what `algorithms.rl` will offer: advantages, and the clipped loss.
 
 Shapes: S answers, F rewards of each, N tokens of answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reallm.algorithms.context import CallContext
-from reallm.algorithms.rl.config import RewardedConfig
-from reallm.algorithms.rl.rollout import sequences
 from reallm.algorithms.rl.total_rewards import zero_std_groups
 from reallm.data.batching import cu_seqlens, lengths
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.model.linear_cross_entropy import next_token_targets
 from reallm.model.transformer import Transformer
-from reallm.references import resolve
 from reallm.training.objective import LossOutput, Totals
 from reallm.training.sequence_scores import answer_lengths, answer_mask, hidden_states
 
 EPS = 1e-4
-
-
-class RewardFunctionsInterface:
-    """Calls reward functions, `package.module:function`, in this process."""
-
-    metric_names = ("reward",)
-
-    def __init__(self, config: RewardedConfig) -> None:
-        self._functions = [resolve(reference) for reference in config.reward.functions]
-
-    def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
-        """`reward_parts` float32 and `reward_given` bool, F numbers for each answer."""
-        counts = [len(sample) for sample in batch.metadata["seqlens"]["input_ids"]]
-        columns = [row for row, n in zip(context.columns(batch), counts, strict=True) for _ in range(n)]
-        ids = [each.tolist() for each in sequences(batch, "input_ids")]
-        starts = batch["prompt_lens"].tolist()
-        answers = [each[start:] for each, start in zip(ids, starts, strict=True)]
-        arguments = {
-            "prompts": [context.tokenizer.decode(each[:start]) for each, start in zip(ids, starts, strict=True)],
-            "completions": [context.tokenizer.decode(each, skip_special_tokens=True) for each in answers],
-            "completion_ids": answers,
-            **{name: [row.get(name) for row in columns] for name in {name for row in columns for name in row}},
-        }
-        found = [function(**arguments) for function in self._functions]
-        parts = torch.tensor([[float(one[i] or 0.0) for one in found] for i in range(len(ids))], dtype=torch.float32)
-        given = torch.tensor([[one[i] is not None for one in found] for i in range(len(ids))])
-        sizes = [(len(found),) * n for n in counts]
-        return NamedArray(reward_parts=parts.flatten(), reward_given=given.flatten()).with_metadata(
-            seqlens={"reward_parts": sizes, "reward_given": sizes}
-        )
-
-    def eval_metrics(self, batch: NamedArray, context: CallContext) -> Mapping[str, Sequence[float]]:
-        """`eval/reward`: the mean over the answers to validation prompts."""
-        return {"reward": batch["reward_parts"].view(-1, len(self._functions)).sum(1).tolist()}
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, *, baseline: str, scale: str, given: Tensor) -> Tensor:

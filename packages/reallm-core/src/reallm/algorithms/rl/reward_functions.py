@@ -77,7 +77,7 @@ class RewardFunctionsInterface:
         ).with_metadata(seqlens={"reward_parts": sizes, "reward_given": sizes})
 
     def call_metrics(self) -> dict[str, float]:
-        """Answers of the last call for which a function raised or took too long: `rewards/<name>/errors`, `.../timeouts`.
+        """Failures in the last call: `rewards/<name>/errors`, answers for which a function raised, and `.../timeouts`.
 
         Both are there for each function, also as 0.
         """
