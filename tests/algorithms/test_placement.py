@@ -43,8 +43,11 @@ def test_a_call_without_a_layout_has_that_of_the_job() -> None:
     assert found.layouts["ref_inf"] == Layout(dp=2, tp=2)
     assert found.layouts["actor_gen"] == found.layouts["actor_train"] == Layout(dp=2, tp=2, fsdp=True)
     assert found.copies("actor") == (Layout(dp=2, tp=2, fsdp=True),)
-    assert found.covers_job
-    assert found.transfers(GRAPH.calls) == ()
+    assert [call.name for call in found.graph.calls if not found.is_whole(call.name)] == ["reward"]
+    assert found.ranks("reward") == (0,), "what it computes may depend on time"
+    assert found.transfers(GRAPH.calls) == tuple(
+        Transfer("reward", "actor_train", ("rewards",), 0, rank) for rank in (1, 2, 3)
+    )
 
 
 def test_the_home_of_a_role_is_where_it_is_trained_or_first_called() -> None:

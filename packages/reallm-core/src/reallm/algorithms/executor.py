@@ -97,7 +97,7 @@ class GraphExecutor:
         def computed(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             interface = self._interfaces[call.role]
             if hasattr(interface, "call_metrics"):
-                prefix = self._graph.metric_prefixes[call.name]
+                prefix = self._graph.metric_prefix(call.name)
                 metrics[call.name] = {f"{prefix}/{name}": value for name, value in interface.call_metrics().items()}
 
         execution = self._execution()

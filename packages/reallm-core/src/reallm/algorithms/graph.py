@@ -129,9 +129,12 @@ class Graph:
 
     @property
     def metric_prefixes(self) -> dict[str, str]:
-        """Prefix of a step's metrics by call: `train` if only one call trains, else its name."""
-        is_single = len(self.train_calls) == 1
-        return {call.name: "train" if is_single else call.name for call in self.calls}
+        """Prefix of a step's metrics by train call."""
+        return {call.name: self.metric_prefix(call.name) for call in self.train_calls}
+
+    def metric_prefix(self, call: str) -> str:
+        """Prefix of the metrics of a step that are those of a call: `train` if only one call trains, else its name."""
+        return "train" if len(self.train_calls) == 1 else call
 
     @property
     def eval_prefixes(self) -> dict[str, str]:
