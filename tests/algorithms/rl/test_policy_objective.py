@@ -153,6 +153,15 @@ def test_any_order_and_any_cut_give_the_same_gradient(change):
     torch.testing.assert_close(gradients(model(), settings, shuffled, max_tokens=5), whole, rtol=1e-6, atol=1e-10)
 
 
+def test_tokens_that_are_not_trained_on_may_have_any_probability():
+    batch = off_policy_batch(model())
+    batch["weights"][[1, 6]] = 0
+    whole = gradients(model(), OFF_POLICY, batch)
+    for name in ("old_logprobs", "ref_logprobs", "logprobs"):
+        batch[name][1], batch[name][6] = 1e4, -1e4
+    assert torch.equal(gradients(model(), OFF_POLICY, batch), whole)
+
+
 def test_the_first_ratio_is_one_whatever_was_sampled_from():
     batch = off_policy_batch(model())
     fields = {key: batch[key] for key in batch if key != "old_logprobs"}

@@ -76,13 +76,17 @@ class PolicyObjective:
         answers = answer_logprobs(network, batch, settings.temperature, with_entropies=True)
         current, entropies, mask = answers.of_tokens, answers.entropies, batch["weights"] != 0
         assert entropies is not None
-        old = batch["old_logprobs"] if "old_logprobs" in batch else current.detach()
+        # tokens that are not trained on have the ratio 1: one that overflows would be NaN even with the weight 0
+        old = (
+            torch.where(mask, batch["old_logprobs"], current.detach()) if "old_logprobs" in batch else current.detach()
+        )
         log_ratio = log_ratios(current, old, answers.lengths, mask, settings.level)
         found, corrections = self._token_losses(answers, log_ratio, old, mask, batch)
         losses = found.losses
         stats = {"tokens": mask.sum(), "entropy": _sum(entropies, mask), "correction": _sum(corrections, mask)}
         if "ref_logprobs" in batch:
-            estimate = kl_estimate(settings.kl_estimate, current, batch["ref_logprobs"], old)
+            ref = torch.where(mask, batch["ref_logprobs"], current.detach())
+            estimate = kl_estimate(settings.kl_estimate, current, ref, old)
             losses, stats["kl"] = losses + settings.beta * estimate, _sum(estimate, mask)
         sums = {POLICY: (batch["weights"] * losses).sum()}
         if settings.entropy_coef:
