@@ -186,3 +186,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(grpo: Runs, monkeypatch: pytest.Monke
     assert stopped.interrupted
     grpo.run(dataclasses.replace(grpo.config(name="stopped", **settings), resume="stopped"))
     assert_same_run(whole.run_dir, stopped.run_dir)
+
+
+def test_rollouts_of_each_step_are_kept(grpo: Runs) -> None:
+    result = grpo.run(grpo.config(beta=0.1, keep_rollouts=1))
+    kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_bytes().splitlines()]
+    assert [record["step"] for record in kept] == [1, 2, 3]
+    assert all(len(record["answers"]) == 4 for record in kept)
+    answers = [answer for record in kept for answer in record["answers"] if answer["length"]]
+    for answer in answers:
+        assert answer["reward"] == answer["reward_parts"]["share_of_vowels"]
+        assert len(answer["tokens"]) == len(answer["kl"]) == answer["length"]
+        assert all(value is not None and abs(value) < 1e-4 for value in answer["difference"])

@@ -56,6 +56,7 @@ class GRPOInterface:
     def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """The optimizer steps on the answers of a step."""
         judged = judge(batch, self._config)
+        self._objective.watch.begin(judged.answers, self._config.keep_rollouts)
         of_steps = train_minibatches(
             engine,
             trained_answers(judged, self._config),
@@ -65,7 +66,8 @@ class GRPOInterface:
             num_iterations=self._config.num_iterations,
         )
         check_first_ratio(of_steps[0])
-        context.keep_rollouts(judged_records(judged, self._config, context))
+        difference = self._objective.watch.end(judged.answers, engine.model.mesh)
+        context.keep_rollouts(judged_records(judged, self._config, context, difference))
         return merged_metrics(of_steps) | self._metrics_of_answers(judged)
 
     def _metrics_of_answers(self, judged: Judged) -> dict[str, float]:

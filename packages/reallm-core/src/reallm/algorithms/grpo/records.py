@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.grpo.advantages import Judged
@@ -13,8 +14,13 @@ from reallm.algorithms.rl.rollout_record import rollout_records
 from reallm.algorithms.rl.total_rewards import reward_names
 
 
-def judged_records(judged: Judged, config: GRPOConfig, context: CallContext) -> list[dict[str, Any]]:
-    """Records of the first prompts of a step; the KL divergence is estimated by the log-ratio to the reference (k1)."""
+def judged_records(
+    judged: Judged, config: GRPOConfig, context: CallContext, difference: Tensor
+) -> list[dict[str, Any]]:
+    """Records of the first prompts of a step; the KL divergence is estimated by the log-ratio to the reference (k1).
+
+    `difference` [N] is that of log-probabilities in training and sampling, NaN where it is unknown.
+    """
     answers, lengths = judged.answers, judged.lengths
     parts = torch.where(judged.rewards.given, judged.rewards.parts, torch.nan)
     sampled = answers["logprobs"]
@@ -25,7 +31,7 @@ def judged_records(judged: Judged, config: GRPOConfig, context: CallContext) -> 
         advantages=judged.advantages.repeat_interleave(lengths),
         rewards=torch.where(judged.rewards.any_given, judged.totals, torch.nan),
         reward_parts=dict(zip(reward_names(config), parts.unbind(1), strict=True)),
-        difference=answers["old_logprobs"] - sampled if "old_logprobs" in answers else None,
+        difference=answers["old_logprobs"] - sampled if "old_logprobs" in answers else difference,
         kl=sampled - answers["ref_logprobs"] if "ref_logprobs" in answers else None,
         mask=judged.is_trained.repeat_interleave(lengths),
     )
