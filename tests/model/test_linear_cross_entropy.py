@@ -173,7 +173,7 @@ def test_no_position_carries_loss():
 @pytest.mark.parametrize(("n_tokens", "size"), [(1, 1), (5, 5), (6, 3), (7, 4), (11, 4), (0, 1)])
 def test_chunks_are_about_equal(monkeypatch, n_tokens, size):
     monkeypatch.setitem(losses.LOGIT_CHUNK_BYTES, "cpu", 4 * 11 * 5)  # five tokens at most
-    assert losses._chunk_size(n_tokens, 11, torch.device("cpu")) == size
+    assert losses.chunk_size(n_tokens, 11, torch.device("cpu")) == size
 
 
 def test_a_sequence_is_never_trained_to_predict_the_first_token_of_the_next():

@@ -9,6 +9,16 @@ from reallm.specs import Algorithm, LoggerSpec, ModelFunctionCall
 @hookimpl
 def reallm_algorithms() -> dict[str, Algorithm]:
     return {
+        "distill": Algorithm(
+            config="reallm.algorithms.distill.config:DistillConfig",
+            graph="reallm.algorithms.distill.graph:graph",
+            interfaces={
+                "actor": "reallm.algorithms.distill.interface:DistillInterface",
+                "teacher": "reallm.algorithms.distill.teacher:TeacherInterface",
+                "comparison": "reallm.algorithms.distill.teacher:ComparisonInterface",
+            },
+            description="distillation of a teacher into a student, on given answers or on the student's own",
+        ),
         "dpo": Algorithm(
             config="reallm.algorithms.dpo.config:DPOConfig",
             graph="reallm.algorithms.dpo.graph:graph",

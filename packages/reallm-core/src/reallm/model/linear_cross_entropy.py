@@ -157,14 +157,14 @@ def head_logprobs_and_entropies(
     return logprobs, entropies
 
 
-def _chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
+def chunk_size(n_tokens: int, n_vocab: int, device: torch.device) -> int:
     """Number of tokens in a chunk: as many as `LOGIT_CHUNK_BYTES` allows, all chunks about equal."""
     most = max(1, LOGIT_CHUNK_BYTES.get(device.type, 64 << 20) // (4 * n_vocab))
     n_chunks = max(1, -(-n_tokens // most))
     return max(1, -(-n_tokens // n_chunks))
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Some of the N tokens, and their local logits."""
 
     rows: slice
@@ -199,10 +199,11 @@ class _Chunk(NamedTuple):
         x[rows, self.targets[:, 0]] += values * self.is_local[:, 0].to(x.dtype)
 
 
-def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chunk]:
+def chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[Chunk]:
+    """The local logits of `hidden` [N, E], chunk by chunk; the logits of a chunk are overwritten by the next ones."""
     n_tokens, n_vocab = hidden.shape[0], head.weight.shape[0]
     exact = torch.promote_types(hidden.dtype, torch.float32)  # half precision is summed in float32
-    chunk = _chunk_size(n_tokens, n_vocab, hidden.device)
+    chunk = chunk_size(n_tokens, n_vocab, hidden.device)
     buffer = torch.empty(chunk, n_vocab, dtype=exact, device=hidden.device)  # allocating one for each chunk costs time
     for start in range(0, n_tokens, chunk):
         rows = slice(start, start + chunk)
@@ -213,7 +214,7 @@ def _chunks(hidden: Tensor, targets: Tensor, head: OutputHead) -> Iterator[_Chun
         else:
             logits.copy_(head.local_logits(inputs))
         is_local = (columns >= 0) & (columns < n_vocab)
-        yield _Chunk(rows, inputs, logits, columns.masked_fill(~is_local, 0), is_local)
+        yield Chunk(rows, inputs, logits, columns.masked_fill(~is_local, 0), is_local)
 
 
 def _local_logits_into(hidden: Tensor, head: OutputHead, out: Tensor) -> None:
@@ -227,7 +228,7 @@ def _local_logits_into(hidden: Tensor, head: OutputHead, out: Tensor) -> None:
         out.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
-class _Gradients:
+class HeadGradients:
     """Gradients of hidden states, weight and bias of the head, accumulated chunk by chunk."""
 
     def __init__(self, hidden: Tensor, head: OutputHead, inverse_temperature: float, needed: Sequence[bool]) -> None:
@@ -243,7 +244,7 @@ class _Gradients:
         """Derivative of the soft cap, taken before the logits are overwritten; None without one."""
         return None if self._head.softcap is None else 1 - (logits / self._head.softcap) ** 2
 
-    def add(self, chunk: _Chunk, grad_logits: Tensor, slope: Tensor | None) -> None:
+    def add(self, chunk: Chunk, grad_logits: Tensor, slope: Tensor | None) -> None:
         """Accumulate from the gradients [n, v] of a chunk's logits over the temperature, which are overwritten."""
         if slope is not None:
             grad_logits.mul_(slope)
@@ -282,10 +283,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_tokens, exact = hidden.shape[0], torch.promote_types(hidden.dtype, torch.float32)
         needed = ctx.needs_input_grad[:3]
-        gradients = _Gradients(hidden, head, inverse_temperature, needed)
+        gradients = HeadGradients(hidden, head, inverse_temperature, needed)
         nll = torch.empty(n_tokens, dtype=exact, device=hidden.device)
         correct = torch.empty(n_tokens, dtype=torch.bool, device=hidden.device)
-        for chunk in _chunks(hidden, targets, head):
+        for chunk in chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits) if any(needed) else None
             local, highest, target_logits, normalizer = chunk.softmax_(head.vocabulary, inverse_temperature)
             nll[chunk.rows] = -softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
@@ -328,7 +329,7 @@ class _HeadLogprobs(torch.autograd.Function):
         logprobs = torch.empty(hidden.shape[0], dtype=exact, device=hidden.device)
         normalizers = torch.empty_like(logprobs, dtype=torch.float64)
         entropies = torch.empty_like(logprobs) if with_entropies else None
-        for chunk in _chunks(hidden, targets, head):
+        for chunk in chunks(hidden, targets, head):
             local, _, target_logits, normalizer = chunk.softmax_(head.vocabulary, inverse_temperature)
             logprobs[chunk.rows] = softmax.logprob(target_logits, normalizer, inverse_temperature)[:, 0]
             normalizers[chunk.rows] = normalizer[:, 0]
@@ -347,10 +348,10 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias, targets, normalizers, entropies = ctx.saved_tensors
         head = dataclasses.replace(ctx.head, weight=weight, bias=bias)
-        gradients = _Gradients(hidden, head, ctx.inverse_temperature, ctx.needs_input_grad[:3])
+        gradients = HeadGradients(hidden, head, ctx.inverse_temperature, ctx.needs_input_grad[:3])
         if grad is None:
             grad = torch.zeros_like(entropies)
-        for chunk in _chunks(hidden, targets, head):
+        for chunk in chunks(hidden, targets, head):
             slope = gradients.slope(chunk.logits)
             best = softmax.highest(chunk.logits)
             local = softmax.softmax(chunk.logits, best, ctx.inverse_temperature, overwrite=True)

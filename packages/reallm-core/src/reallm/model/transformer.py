@@ -34,6 +34,7 @@ from reallm.model.linear_cross_entropy import (
     head_logprobs,
     head_logprobs_and_entropies,
 )
+from reallm.model.linear_top_k import TopK, head_logprobs_and_rest, head_top_k
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import (
     EMBEDDING_LAYER,
@@ -241,6 +242,16 @@ class Transformer(nn.Module):
         """Log-probabilities [N] as `logprobs` gives them, and entropies [N] of the distributions, in nats."""
         assert not self.config.is_critic, "a critic has no logits"
         return head_logprobs_and_entropies(hidden, targets, self._output_head, temperature)
+
+    def top_k(self, hidden: Tensor, k: int, temperature: float = 1.0, n_tokens: int | None = None) -> TopK:
+        """The `k` most likely of the first `n_tokens` tokens, None: of all, under `hidden` [N, E]; see `head_top_k`."""
+        assert not self.config.is_critic, "a critic has no logits"
+        return head_top_k(hidden, k, self._output_head, n_tokens or self.config.vocab_size, temperature)
+
+    def logprobs_and_rest(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities [N, K+1] of `tokens` [N, K] and of all others together, under `hidden` [N, E]."""
+        assert not self.config.is_critic, "a critic has no logits"
+        return head_logprobs_and_rest(hidden, tokens, self._output_head, temperature)
 
     @property
     def _output_head(self) -> OutputHead:
