@@ -81,7 +81,7 @@ def test_the_student_comes_nearer_to_its_teacher_on_its_own_answers(distill: Run
         distill.run(distill.config(on_policy=True, num_generations=2, top_k=None, epochs=8, optimizer=optimizer))
     )
     measured = [entry["eval/kl"] for entry in found if "eval/kl" in entry]
-    assert measured[-1] < 0.7 * measured[0]
+    assert measured[-1] < measured[0] - 1  # nats a token
     assert {"train/kl", "train/divergence", "train/top_k_mass"} <= found[1].keys()
 
 
