@@ -20,13 +20,21 @@ from reallm_devkit.scaffold.project import TEMPLATES, plan_project
 from reallm_devkit.scaffold.writing import render, write_files
 from workspace import ROOT
 
-NAMES = {"dataset": "my-data", "family": "my-model", "algorithm": "raft", "logger": "csv", "callback": "plateau"}
+NAMES = {
+    "dataset": "my-data",
+    "family": "my-model",
+    "algorithm": "raft",
+    "logger": "csv",
+    "callback": "plateau",
+    "reward": "ending",
+}
 PACKAGES = {
     "dataset": "reallm_my_data",
     "family": "reallm_hf_my_model",
     "algorithm": "reallm_raft",
     "logger": "reallm_csv",
     "callback": "reallm_plateau",
+    "reward": "reallm_ending",
 }
 MODULES = {
     "dataset": ["config.py", "dataset.py"],
@@ -34,6 +42,7 @@ MODULES = {
     "algorithm": ["config.py", "interface.py", "rewards.py"],
     "logger": ["logger.py"],
     "callback": ["callback.py"],
+    "reward": ["reward.py"],
 }
 
 

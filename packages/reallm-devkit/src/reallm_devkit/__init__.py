@@ -2,7 +2,7 @@
 
 In a plugin's test suite, a class that names the plugin is the whole suite, with a pytest test for each check:
 
-    from reallm_devkit import AlgorithmKit, DatasetKit, FamilyKit, LoggerKit
+    from reallm_devkit import AlgorithmKit, DatasetKit, FamilyKit, LoggerKit, RewardKit
 
     class TestMyDataset(DatasetKit):
         dataset = "my-dataset"
@@ -20,6 +20,10 @@ In a plugin's test suite, a class that names the plugin is the whole suite, with
 
         def read(self, run_dir):
             return {step: {name: value}, ...}  # from the files in run_dir, so that values can be compared
+
+    class TestMyReward(RewardKit):
+        reward = "my-reward"
+        rows = [{"prompt": "Spell no:", "completion": " n o", "answer": "n o"}, ...]
 
 Without a test suite, from Python or from the command line:
 

@@ -89,5 +89,6 @@ def files_to_change(kind: str, package: str) -> str:
         "algorithm": ("config", "interface"),
         "logger": ("logger",),
         "callback": ("callback",),
+        "reward": ("reward",),
     }[kind]
     return " and ".join(f"src/{package}/{name}.py" for name in names)

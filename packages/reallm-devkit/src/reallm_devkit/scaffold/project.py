@@ -13,7 +13,7 @@ from reallm.plugins.finder import canonical
 from reallm_devkit.scaffold.architecture import Architecture
 from reallm_devkit.scaffold.family import Draft
 
-TEMPLATES = ("dataset", "family", "algorithm", "logger", "callback")
+TEMPLATES = ("dataset", "family", "algorithm", "logger", "callback", "reward")
 """The kinds of plugins that have templates."""
 
 _NAME = r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*"

@@ -11,7 +11,9 @@ from reallm.plugins.devkit import import_devkit
 
 
 def new_plugin(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="dataset, family, logger or callback.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="dataset, family, algorithm, logger, callback or reward.")
+    ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it offers: my-data.")],
     folder: Annotated[
         Path, typer.Option("--dir", metavar="PATH", help="Where to put the package's folder.", show_default="here")
