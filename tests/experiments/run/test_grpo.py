@@ -169,6 +169,12 @@ def test_dynamic_sampling_trains_on_prompts_whose_rewards_differ(grpo: Runs) -> 
     assert nothing["train/frac_reward_zero_std"] == 1
 
 
+def test_answers_that_can_outgrow_the_model_are_mentioned_before_training(grpo: Runs) -> None:
+    grpo.run(grpo.config(n_rows=2, max_steps=1, num_generations=2, gen=SamplingArgs(max_new_tokens=260, stop=["a"])))
+    assert "2 of 2 samples have more than the 256 tokens that" in grpo.printed
+    assert "with the longest answer; lower max_new_tokens, or have the dataset cut or drop longer" in grpo.printed
+
+
 def constant(completions: list[str], **columns: Any) -> list[float]:
     """A reward that teaches nothing."""
     return [0.2 for _ in completions]

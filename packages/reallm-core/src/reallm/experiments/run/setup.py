@@ -377,6 +377,8 @@ def check_lengths(
         DataError: a sample is longer than the learned positions of a model; names it.
     """
     length, lines = max(stats.lengths), []
+    are_prompts = "prompt_ids" in samples[0]
+    with_answers = " with the longest answer" if are_prompts else ""
     for args in models:
         model = load_model_config(args.path)
         limit = model.longest_sequence
@@ -387,14 +389,20 @@ def check_lengths(
                 lines.append(
                     f"warning: {n:,} of {counted(len(stats.lengths), noun)} {have} more than the "
                     f"{model.max_positions:,} tokens that {args.path} was made for (max_position_embeddings), up to "
-                    f"{length:,}; to have the dataset cut or drop them: dataset.max_seqlen={model.max_positions}"
+                    f"{length:,}{with_answers}; {_how_to_shorten(are_prompts, model.max_positions)}"
                 )
             continue
         row = stats.rows[stats.lengths.index(length)]
         ids = samples[row].metadata.get("ids")
         name = f"{noun} '{ids[0]}'" if ids else f"{noun} {row}"
         raise DataError(
-            f"{name} has {length:,} tokens, but {args.path} has learned {limit:,} positions; have the dataset cut or "
-            f"drop what is longer (dataset.max_seqlen={limit})"
+            f"{name} has {length:,} tokens{with_answers}, but {args.path} has learned {limit:,} positions; "
+            f"{_how_to_shorten(are_prompts, limit)}"
         )
     return lines
+
+
+def _how_to_shorten(are_prompts: bool, limit: int) -> str:
+    if are_prompts:
+        return "lower max_new_tokens, or have the dataset cut or drop longer prompts (dataset.max_prompt_len)"
+    return f"have the dataset cut or drop what is longer (dataset.max_seqlen={limit})"
