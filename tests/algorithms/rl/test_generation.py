@@ -52,7 +52,13 @@ class Context(CallContext):
     """Generates without a tokenizer."""
 
     def generate(
-        self, model: ReaLModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, ids: Sequence[str]
+        self,
+        model: ReaLModel,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        ids: Sequence[str],
+        *,
+        exact: bool = False,
     ) -> list[Completion]:
         return model.generate(prompts, config, keys=list(ids), stop_token_ids=())
 

@@ -115,6 +115,11 @@ def test_what_is_sampled_is_what_is_trained(grpo: Runs) -> None:
     assert first["train/sampling/sampling_logp_difference/max"] < 1e-4
 
 
+def test_in_exact_mode_they_are_the_same_bit_for_bit(grpo: Runs) -> None:
+    steps = records(grpo.run(grpo.config(max_steps=2, exact=True, actor=ModelArgs(str(grpo.checkpoint), device="cpu"))))
+    assert [step["train/sampling/sampling_logp_difference/max"] for step in steps] == [0, 0]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

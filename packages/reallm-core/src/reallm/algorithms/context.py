@@ -75,7 +75,13 @@ class CallContext:
         return [dict(row) for row in found] if found is not None else [{} for _ in range(n_samples(batch))]
 
     def generate(
-        self, model: ReaLModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, ids: Sequence[str]
+        self,
+        model: ReaLModel,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        ids: Sequence[str],
+        *,
+        exact: bool = False,
     ) -> list[Completion]:
         """Continue prompts with random numbers that depend on the run's seed, the step, the call and the sample alone.
 
@@ -86,9 +92,12 @@ class CallContext:
             prompts: token ids of each prompt.
             config: settings; their seed is added to that of the step.
             ids: name of each prompt's sample, `batch.metadata["ids"]`.
+            exact: whether log-probabilities are those of an exact `TrainEngine`, bit for bit.
 
         Returns:
             The completions in the order of the prompts, `config.n` of each.
         """
         seed = self.seed_for("generate", self.call, config.seed)
-        return model.generate(prompts, replace(config, seed=seed), tokenizer=self.tokenizer, keys=list(ids))
+        return model.generate(
+            prompts, replace(config, seed=seed), tokenizer=self.tokenizer, exact=exact, keys=list(ids)
+        )

@@ -65,7 +65,7 @@ class GRPOInterface:
             num_minibatches=self._config.num_minibatches,
             num_iterations=self._config.num_iterations,
         )
-        check_first_ratio(of_steps[0])
+        check_first_ratio(of_steps[0], exact=self._config.exact)
         difference = self._objective.watch.end(judged.answers, engine.model.mesh)
         context.keep_rollouts(judged_records(judged, self._config, context, difference))
         return merged_metrics(of_steps) | self._metrics_of_answers(judged)

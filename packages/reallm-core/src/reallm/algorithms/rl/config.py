@@ -31,6 +31,9 @@ class RolloutConfig(TrainingConfig):
     dataset: Any = dataset_option("prompt", "prompts to train on")
     eval_temperature: float = option(0.0, "temperature of the answers to validation prompts; 0: the most likely tokens")
     eval_num_generations: int = option(1, "answers to each validation prompt")
+    exact: bool = option(
+        False, "compute the same log-probabilities in sampling and in training, bit for bit, which is slower"
+    )
     keep_rollouts: int | None = option(
         4, "prompts of each step whose answers are kept in rollouts.jsonl; null: all, 0: none"
     )

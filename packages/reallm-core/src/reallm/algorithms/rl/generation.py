@@ -30,13 +30,16 @@ def sample_answers(model: ReaLModel, batch: NamedArray, context: CallContext, co
         DataError: a prompt is empty or, with its answer, longer than the model's learned positions.
         NonFiniteError: logits are not finite.
     """
-    return answer_prompts(model, batch, context, generation_config(config, training=context.training))
+    settings = generation_config(config, training=context.training)
+    return answer_prompts(model, batch, context, settings, exact=config.exact)
 
 
-def answer_prompts(model: ReaLModel, batch: NamedArray, context: CallContext, settings: GenerationConfig) -> NamedArray:
+def answer_prompts(
+    model: ReaLModel, batch: NamedArray, context: CallContext, settings: GenerationConfig, *, exact: bool = False
+) -> NamedArray:
     """As `sample_answers`, with settings for generation of the caller's own."""
     prompts = [ids.tolist() for ids in sequences(batch, "prompt_ids")]
-    return pack(context.generate(model, prompts, settings, batch.metadata["ids"]), settings.n)
+    return pack(context.generate(model, prompts, settings, batch.metadata["ids"], exact=exact), settings.n)
 
 
 def greedy_answers(model: ReaLModel, batch: NamedArray, context: CallContext, config: RolloutConfig) -> NamedArray:

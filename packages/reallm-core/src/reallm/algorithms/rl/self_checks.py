@@ -48,11 +48,16 @@ def check_completions(metrics: Mapping[str, float], max_new_tokens: int) -> None
         )
 
 
-def check_first_ratio(metrics: Mapping[str, float]) -> None:
+def check_first_ratio(metrics: Mapping[str, float], *, exact: bool = False) -> None:
     """Mention that training finds other log-probabilities than sampling, given the metrics of the first optimizer step
-    of a step, before which both have the same weights."""
+    of a step, before which both have the same weights. In exact mode they are the same."""
     difference = metrics.get("sampling/sampling_logp_difference/max", 0.0)
-    if difference > LARGEST_DIFFERENCE:
+    if exact and difference:
+        notify_once(
+            f"exact=true, but log-probabilities differ by up to {difference:.1e} between sampling and training; this "
+            "should not be: please report it"
+        )
+    elif difference > LARGEST_DIFFERENCE:
         notify_once(
             f"log-probabilities differ by up to {difference:.2f} between sampling and training with the same weights; "
             "set actor.dtype=float32, or look for a layer that computes differently in generation"
