@@ -17,6 +17,7 @@ from reallm.errors import (
     PeerError,
     PluginError,
     ReallmError,
+    RewardError,
     UnknownNameError,
     did_you_mean,
 )
@@ -202,6 +203,7 @@ __all__ = [
     "ReallmError",
     "ReferenceArgs",
     "Request",
+    "RewardError",
     "RewardSpec",
     "RopeConfig",
     "RunResult",

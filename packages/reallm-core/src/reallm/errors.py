@@ -50,6 +50,10 @@ class PluginError(ReallmError):
     """A plugin is missing, broken, or in conflict with another."""
 
 
+class RewardError(ReallmError):
+    """A reward function is not found, or what it has returned are no rewards."""
+
+
 class UnknownNameError(PluginError):
     """No installed plugin offers a family, dataset, algorithm, logger, callback or reward of this name."""
 

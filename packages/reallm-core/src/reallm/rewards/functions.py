@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from reallm.errors import PluginError, did_you_mean, one_line
+from reallm.errors import RewardError, did_you_mean, one_line
 from reallm.rewards import verl
 
 GIVEN = ("prompts", "completions", "completion_ids")
@@ -28,7 +28,7 @@ def load(location: str) -> Callable[..., Any]:
     """The function at a location, with TRL's signature.
 
     Raises:
-        PluginError: there is none; one line that says why.
+        RewardError: there is none; one line that says why.
     """
     if location.startswith(VERL):
         return verl.adapted(load(location.removeprefix(VERL)))
@@ -39,19 +39,19 @@ def load(location: str) -> Callable[..., Any]:
         is_it = error.name is not None and f"{where}.".startswith(f"{error.name}.")
         missing = f"there is no module '{error.name}'"
         hint = "; give package.module:function or file.py:function" if is_it else f", which {where} imports"
-        raise PluginError(f"reward function '{location}': {missing}{hint}") from error
+        raise RewardError(f"reward function '{location}': {missing}{hint}") from error
     except FileNotFoundError as error:
-        raise PluginError(f"reward function '{location}': there is no file {where}") from error
+        raise RewardError(f"reward function '{location}': there is no file {where}") from error
     except Exception as error:  # the module is the user's code
-        raise PluginError(
+        raise RewardError(
             f"reward function '{location}': {where} cannot be imported: {type(error).__name__}: {one_line(error)}"
         ) from error
     function: Any = getattr(module, name, None)
     if function is None:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise PluginError(f"reward function '{location}': {where} has no '{name}'{did_you_mean(name, functions)}")
+        raise RewardError(f"reward function '{location}': {where} has no '{name}'{did_you_mean(name, functions)}")
     if not callable(function):
-        raise PluginError(f"reward function '{location}': '{name}' is not a function")
+        raise RewardError(f"reward function '{location}': '{name}' is not a function")
     return function
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from reallm.errors import PluginError
+from reallm.errors import RewardError
 from reallm.rewards.outcome import Outcome
 from reallm.rewards.process import EndedError, TimedOutError, WorkerProcess
 from reallm.rewards.resolve import RewardFunction
@@ -59,7 +59,7 @@ class RewardPool:
         """The outcomes of some calls, in their order. They do not depend on the number of processes.
 
         Raises:
-            PluginError: a function cannot be imported, or what it returned are no rewards; names it and the row.
+            RewardError: a function cannot be imported, or what it returned are no rewards; names it and the row.
         """
         if not calls:
             return []
@@ -99,7 +99,7 @@ class RewardPool:
             found = process.ask({**asked, "timeout_s": self._timeout_s}, self._timeout_s)
         except (TimedOutError, EndedError) as error:
             if process is None:
-                raise PluginError(
+                raise RewardError(
                     f"the process for reward functions did not start: {error or 'importing them takes too long'}"
                 ) from error
             process.end()
@@ -114,5 +114,5 @@ class RewardPool:
         if "invalid" in found:
             name = self._functions[call.function].name
             which = "" if found["index"] is None else f", completion {found['index'] + 1} of {len(call)}"
-            raise PluginError(f"reward function '{name}' {found['invalid']} (row {call.row}{which})")
+            raise RewardError(f"reward function '{name}' {found['invalid']} (row {call.row}{which})")
         return Outcome(found["rewards"], [None] * len(call))

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from reallm.errors import PluginError
+from reallm.errors import RewardError
 
 START_S = 120.0
 """Seconds that the import of reward functions may take."""
@@ -46,7 +46,7 @@ class WorkerProcess:
         found = self.ask({"sys_path": sys.path, "locations": list(locations)}, START_S)
         if "failed" in found:
             self.end()
-            raise PluginError(found["failed"])
+            raise RewardError(found["failed"])
 
     def ask(self, content: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send something, and wait for the answer.
@@ -57,7 +57,8 @@ class WorkerProcess:
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"{json.dumps(content)}\n".encode())
+            text = json.dumps(content, default=dict)  # mappings of a batch's metadata are read-only, and no dicts
+            self._process.stdin.write(f"{text}\n".encode())
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
             raise EndedError(self._how_it_ended()) from None

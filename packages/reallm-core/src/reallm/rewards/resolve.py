@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from reallm.errors import PluginError
+from reallm.errors import PluginError, RewardError
 from reallm.plugins import registry
 from reallm.references import location_of
 from reallm.rewards.functions import VERL, load, needed_columns
@@ -29,20 +29,23 @@ def resolve(name: str) -> RewardFunction:
     these after `verl:`.
 
     Raises:
-        PluginError: there is no such function, or a package that it needs is not installed; one line with the remedy.
+        RewardError: there is no such function, or a package that it needs is not installed; one line with the remedy.
     """
     columns: tuple[str, ...] = ()
     location = name
     if ":" not in name:
-        spec = registry.get("reward", name)
+        try:
+            spec = registry.get("reward", name)
+        except PluginError as error:
+            raise RewardError(f"reward={name}: {error}") from error
         if missing := [module for module in spec.requires if find_spec(module) is None]:
-            raise PluginError(f"the reward '{name}' needs {', '.join(missing)}; {spec.install_command}")
+            raise RewardError(f"the reward '{name}' needs {', '.join(missing)}; {spec.install_command}")
         location = spec.function if isinstance(spec.function, str) else location_of(spec.function)
         columns = spec.columns
     prefix = VERL if location.startswith(VERL) else ""
     where, _, function = location.removeprefix(prefix).rpartition(":")
     if not where or not function:
-        raise PluginError(
+        raise RewardError(
             f"reward function '{name}' is not package.module:function, file.py:function or verl:<one of these>"
         )
     if where.endswith(".py"):

@@ -79,8 +79,9 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], seed: int) ->
         found = function(**{name: arguments[name] for name in accepted(function, arguments)})
         if inspect.isawaitable(found):
             found = asyncio.run(_awaited(found))
-    except BaseException:  # an exit of the function's is a failure too
-        return {"trace": traceback.format_exc()}
+    except BaseException as error:  # an exit of the function's is a failure too
+        frames = None if error.__traceback__ is None else error.__traceback__.tb_next  # without this one
+        return {"trace": "".join(traceback.format_exception(type(error), error, frames))}
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

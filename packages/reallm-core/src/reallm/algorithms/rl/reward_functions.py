@@ -28,7 +28,7 @@ class RewardFunctionsInterface:
     An answer for which a function raises, or takes too long, gets `reward_on_error`, and is counted in `call_metrics`.
 
     Raises:
-        PluginError: there is no such function; one line with the remedy.
+        RewardError: there is no such function; one line with the remedy.
     """
 
     metric_names = ("reward",)
@@ -54,7 +54,7 @@ class RewardFunctionsInterface:
         """`reward_parts` float32 and `reward_given` bool, F numbers for each answer.
 
         Raises:
-            PluginError: what a function returned are no rewards; names it and the row.
+            RewardError: what a function returned are no rewards; names it and the row.
         """
         counts = [len(sample) for sample in batch.metadata["seqlens"]["input_ids"]]
         arguments = _arguments(batch, counts, context)
