@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 
 from reallm.algorithms.sft.config import SFTConfig
-from reallm.config.args import ModelArgs
+from reallm.config.args import ModelArgs, RewardArgs
 from reallm.config.load import describe, load
 from reallm.config.optimizer import OPTIONS, OptimizerConfig
 from reallm.errors import ConfigError, UnknownNameError
@@ -239,3 +240,20 @@ def test_the_settings_of_a_run_can_be_used_with_another_optimizer(tmp_path: Path
     file = tmp_path / "config.yaml"
     file.write_text(load(SFTConfig, (), ["model.path=m", "dataset.train_path=t.jsonl"]).to_yaml())
     assert load(SFTConfig, [file], ["optimizer.name=sgd"]).build().optimizer == OptimizerConfig(name="sgd")
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """A configuration with a group whose value may be written as that of the group."""
+
+    reward: RewardArgs = field(default_factory=RewardArgs)
+
+
+@pytest.mark.parametrize(
+    ("text", "functions"),
+    [("exact_match", ["exact_match"]), ("[a:f,b.py:g]", ["a:f", "b.py:g"]), ("verl:a:f", ["verl:a:f"])],
+)
+def test_a_value_of_a_group_is_that_of_its_shorthand(text: str, functions: list[str], file) -> None:
+    assert load(Rewarded, arguments=[f"reward={text}"]).values["reward.functions"] == functions
+    assert load(Rewarded, [file(f"reward: {text}\n")]).values["reward.functions"] == functions
+    assert load(Rewarded, arguments=["reward.functions=[a]", f"reward={text}"]).values["reward.functions"] == functions

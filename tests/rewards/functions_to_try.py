@@ -54,6 +54,11 @@ def torch_is_imported(completions: Sequence[str]) -> list[bool]:
     return ["torch" in sys.modules] * len(completions)
 
 
+def says_yes(prompts: Sequence[list[dict[str, str]]], completions: Sequence[list[dict[str, str]]]) -> list[float]:
+    assert all(prompt[-1] == {"role": "user", "content": "?"} for prompt in prompts)
+    return [float(messages == [{"role": "assistant", "content": "yes"}]) for messages in completions]
+
+
 def compute_score(
     data_source: str | None, solution_str: str, ground_truth: str, extra_info: Any = None
 ) -> dict[str, float]:
