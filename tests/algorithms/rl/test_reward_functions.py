@@ -95,7 +95,9 @@ def test_of_a_conversation_functions_get_messages() -> None:
 
 def test_greedy_answers_are_rewarded_alike() -> None:
     interface = GreedyRewardFunctionsInterface(config("matches"))
-    found = interface.reward(with_prefix(batch(), "greedy_"), CONTEXT)
+    rows = batch().metadata
+    answers = with_prefix(batch(), "greedy_").with_metadata(ids=rows["ids"], columns=rows["columns"])
+    found = interface.reward(answers, CONTEXT)
     assert found["greedy_reward_parts"].tolist() == [1, 0, 0]
     assert found["greedy_reward_given"].tolist() == [True, True, False]
 
