@@ -10,6 +10,7 @@ import pytest
 import transformers
 from rich.console import Console
 
+from reallm.demo import friendliness, grpo, ppo
 from reallm.demo.preference_rows import is_friendly, mixed_answers, preference_rows
 from reallm.demo.run import run_demo
 from reallm.errors import ConfigError
@@ -61,7 +62,7 @@ def test_dpo_makes_a_model_friendly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "meant"), [("dp", "dpo"), ("sftt", "sft")])
 def test_an_algorithm_without_a_demo(tmp_path: Path, name: str, meant: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"--algorithm {name}: there are demos of sft, rw, dpo; did you mean '{meant}'\?"
+        ConfigError, match=rf"--algorithm {name}: there are demos of sft, rw, dpo, ppo, grpo; did you mean '{meant}'\?"
     ):
         run_demo(tmp_path, algorithm=name)
     assert list(tmp_path.iterdir()) == []
@@ -76,3 +77,31 @@ def test_rows_are_the_same_every_time_and_ask_for_other_things_than_the_held_out
     assert all(is_friendly(row["chosen"]) and not is_friendly(row["rejected"]) for row in rows.train)
     friendly = [is_friendly(row["answer"]) for row in mixed_answers(rows.train)]
     assert 2 * sum(friendly) == len(friendly)
+
+
+@pytest.mark.parametrize(("algorithm", "n_stages"), [("grpo", 2), ("ppo", 3)])
+def test_rewards_make_a_model_friendlier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, n_stages: int
+) -> None:
+    """In fewer steps than the demo itself, which gets further."""
+    printed = io.StringIO()
+    monkeypatch.setattr(friendliness, "SFT_STEPS", 120)
+    monkeypatch.setattr({"grpo": grpo, "ppo": ppo}[algorithm], "STEPS", 12)
+    result = run_demo(tmp_path, algorithm=algorithm, console=Console(file=printed, width=100))
+    output = printed.getvalue()
+    name = algorithm.upper()
+    shares = re.search(rf"Friendly answers to 256 requests .*: ([\d.]+)% before {name}, ([\d.]+)% after", output)
+    assert shares is not None
+    before, after = map(float, shares.groups())
+    assert 20 <= before <= 65
+    assert after >= before + 15
+    page = result.run_dir / "summary.html"
+    for expected in (
+        f"{n_stages} of {n_stages}",
+        "What it says",
+        f"its curves: {page}",
+        f"KL divergence from the model before {name}",
+        f"reallm {algorithm} --config {result.run_dir / 'config.yaml'}",
+    ):
+        assert expected in output, expected
+    assert page.is_file()

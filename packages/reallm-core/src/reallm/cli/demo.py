@@ -10,7 +10,10 @@ import typer
 
 def demo(
     algorithm: Annotated[
-        str, typer.Option(metavar="NAME", help="What to show: sft, rw (a reward model) or dpo (preferences).")
+        str,
+        typer.Option(
+            metavar="NAME", help="What to show: sft, rw (a reward model), dpo (preferences), ppo or grpo (rewards)."
+        ),
     ] = "sft",
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="FOLDER", help="Where to put the run folder.")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from reallm.seeding import derive_seed
 
@@ -67,3 +69,13 @@ def mixed_answers(rows: list[Row]) -> list[Row]:
 def is_friendly(answer: str) -> bool:
     """Whether a model's answer is one of the friendly ones, to the letter."""
     return answer.strip() in {one.strip() for one in FRIENDLY}
+
+
+def prompts_alone(rows: Sequence[Row]) -> list[Row]:
+    """The requests without answers."""
+    return [{"prompt": row["prompt"]} for row in rows]
+
+
+def friendliness(completions: Sequence[str], **columns: Any) -> list[float]:
+    """The reward of the demo of GRPO: 1 for each friendly answer, 0 for others."""
+    return [float(is_friendly(completion)) for completion in completions]

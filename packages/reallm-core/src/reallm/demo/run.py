@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reallm.demo import dpo, rw, sft
+from reallm.demo import dpo, grpo, ppo, rw, sft
 from reallm.demo.workspace import Workspace
 from reallm.errors import ConfigError, did_you_mean
 from reallm.experiments.run.runner import RunResult
@@ -18,6 +18,8 @@ DEMOS: dict[str, tuple[Demo, tuple[str, ...]]] = {
     "sft": (sft.sft_demo, sft.DATASETS),
     "rw": (rw.rw_demo, rw.DATASETS),
     "dpo": (dpo.dpo_demo, dpo.DATASETS),
+    "ppo": (ppo.ppo_demo, ppo.DATASETS),
+    "grpo": (grpo.grpo_demo, grpo.DATASETS),
 }
 """Algorithm -> its demo, and the datasets that it needs."""
 
@@ -36,7 +38,7 @@ def run_demo(
         output_dir: folder in which `demo-<date>` is made.
         steps: optimizer steps; None: enough to learn the tasks, in a minute or two on two cores.
         seed: seed of the data, the weights and the order of rows.
-        algorithm: `sft`, `rw` or `dpo`.
+        algorithm: `sft`, `rw`, `dpo`, `ppo` or `grpo`.
         console: console to print on; None is the standard output.
 
     Raises:

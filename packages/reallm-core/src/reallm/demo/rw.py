@@ -7,7 +7,7 @@ from reallm.config.args import CriticArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.demo.preference_rows import preference_rows
 from reallm.demo.show import show_curve
-from reallm.demo.workspace import Workspace
+from reallm.demo.workspace import MAX_SEQLEN, Workspace
 from reallm.experiments.run.runner import RunResult
 
 DATASETS = ("rw_pair",)
@@ -17,7 +17,9 @@ STEPS = 40
 def rw_demo(work: Workspace, steps: int | None, seed: int) -> RunResult:
     """Train a reward model on the demo's pairs, and show how often it is right about others."""
     rows = preference_rows(seed)
-    dataset = work.dataset("rw_pair", rows.train, rows.valid, train_bs_n_seqs=16, valid_bs_n_seqs=64)
+    dataset = work.dataset(
+        "rw_pair", rows.train, rows.valid, max_seqlen=MAX_SEQLEN, train_bs_n_seqs=16, valid_bs_n_seqs=64
+    )
     work.say(
         "A tiny model with random weights becomes a reward model: it learns to score answers, from pairs of a friendly "
         "and a grumpy one.\n"

@@ -11,7 +11,7 @@ from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.demo.rows import Row, demo_rows
 from reallm.demo.show import show_answers, show_curve
-from reallm.demo.workspace import Workspace
+from reallm.demo.workspace import MAX_SEQLEN, Workspace
 from reallm.engine.real_model import ReaLModel
 from reallm.experiments.run.runner import RunResult
 
@@ -22,7 +22,7 @@ STEPS = 700
 def sft_demo(work: Workspace, steps: int | None, seed: int) -> RunResult:
     """Train on the demo's rows, and show answers before and after."""
     rows = demo_rows(seed)
-    dataset = work.dataset("prompt_answer", rows.train, rows.valid, train_bs_n_seqs=64)
+    dataset = work.dataset("prompt_answer", rows.train, rows.valid, max_seqlen=MAX_SEQLEN, train_bs_n_seqs=64)
     work.say(
         "A tiny model with random weights learns to spell, to shout, to count and to add.\n"
         f"data: {work.folder / 'data'}   untrained model: {work.untrained_path}"

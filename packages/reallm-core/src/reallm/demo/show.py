@@ -21,6 +21,11 @@ def show_curve(console: Console, result: RunResult, metric: str) -> None:
     console.print()
 
 
+def last_value(result: RunResult, metric: str) -> float:
+    """The last value of a metric of a run."""
+    return read_curves(result.run_dir / "metrics.jsonl")[metric][-1][1]
+
+
 def show_answers(
     console: Console, prompts: Sequence[str], before: Sequence[str], after: Sequence[str], is_right: Sequence[bool]
 ) -> None:

@@ -27,6 +27,9 @@ from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry
 from reallm.plugins.known import suggested_first
 
+MAX_SEQLEN = 256
+"""As many positions as the model has."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -85,7 +88,7 @@ class Workspace:
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         config_class = registry.get("dataset", name).config_class()
-        return config_class(**{key: str(path) for key, path in paths.items()}, max_seqlen=256, **settings)
+        return config_class(**{key: str(path) for key, path in paths.items()}, **settings)
 
     def run_settings(self, name: str, n_steps: int, seed: int, *, evaluations: int) -> dict[str, Any]:
         """Settings of a run of so many steps in the folder, with evaluations at equal distances."""
