@@ -122,7 +122,6 @@ def test_what_is_given_overrides_a_preset_even_with_the_default() -> None:
             "multi_objective_aggregation=normalize_then_sum normalizes .*; leave baseline and scale_rewards out",
         ),
         ({"sync_ref_model": True}, "sync_ref_model=true: with beta=0 there is no reference; set beta"),
-        ({"ref": ReferenceArgs(path="other")}, "ref.path=other has no effect with beta=0; .*"),
         ({"use_bias_correction_kl": False}, "use_bias_correction_kl=false has no effect with beta=0; set beta"),
         (
             {"num_minibatches": 7},

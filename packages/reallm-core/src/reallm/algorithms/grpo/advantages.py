@@ -17,11 +17,14 @@ from reallm.algorithms.rl.advantages import (
     group_advantages,
     normalized_then_summed_advantages,
 )
-from reallm.algorithms.rl.keys import GREEDY
+from reallm.algorithms.rl.keys import GREEDY, KEPT_MASS, ROLLOUT
 from reallm.algorithms.rl.total_rewards import Rewards, overlong_penalties, rewards_of, zero_std_groups
 from reallm.data.batching import split_groups
 from reallm.data.namedarray import NamedArray, split
 from reallm.training.sequence_scores import answer_lengths
+
+READ = (*ROLLOUT, KEPT_MASS, "reward_parts", "reward_given", "scores", "ref_logprobs", "old_logprobs")
+"""What is read of each answer."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def judge(batch: NamedArray, config: GRPOConfig) -> Judged:
         batch: what `actor_train` reads.
         config: the configuration of the run.
     """
-    keys = [key for key in batch if not key.startswith(GREEDY)]
+    keys = [key for key in READ if key in batch]
     answers = split_groups(split(batch, [keys])[0], dict.fromkeys(keys, 1))
     groups, lengths = torch.tensor(answers.metadata["groups"]), answer_lengths(answers)
     rewards = rewards_of(batch, config)

@@ -13,7 +13,7 @@ from reallm.config.args import SamplingArgs
 from reallm.config.dataset import batch_size
 from reallm.config.presets import Presets
 from reallm.errors import ConfigError, counted
-from reallm.options import is_missing, option
+from reallm.options import option
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -267,8 +267,6 @@ def _check_reference(config: GRPOConfig) -> None:
         raise ConfigError("sync_ref_model=true: with beta=0 there is no reference; set beta")
     if not config.use_bias_correction_kl:
         raise ConfigError("use_bias_correction_kl=false has no effect with beta=0; set beta")
-    if not is_missing(config.actor.path) and config.ref.path != config.actor.path:
-        raise ConfigError(f"ref.path={config.ref.path} has no effect with beta=0; set beta, or leave ref.path out")
 
 
 def _check_prompts(config: GRPOConfig) -> None:

@@ -42,7 +42,7 @@ class RolloutConfig(TrainingConfig):
         super().__post_init__()
         for key, lowest in {"eval_temperature": 0, "eval_num_generations": 1, "keep_rollouts": 0}.items():
             value = getattr(self, key)
-            if value is not None and value < lowest:
+            if value is not None and not value >= lowest:
                 raise ConfigError(f"{key}={value} must be at least {lowest}")
         if self.eval_num_generations > 1 and self.eval_temperature == 0:
             raise ConfigError(
