@@ -1,0 +1,1 @@
+"""PPO for reallm whose reward model prefers short answers."""
