@@ -1,8 +1,9 @@
-"""Algorithms of third parties that replace one interface of ours: `reallm-my-ppo`."""
+"""What third parties put in place of parts of ours: `reallm-my-task`, `reallm-my-ppo` and `reallm-my-remax`."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -27,11 +28,16 @@ with open("prompts.jsonl", "w") as file:
         print(json.dumps({"prompt": f"Say {n}."}), file=file)
 """
 
-RUN = (
-    *("my-ppo", "actor.path=model", "reward.path=reward"),
-    *("dataset.train_path=prompts.jsonl", "dataset.train_bs_n_seqs=4", "ppo.ppo_n_minibatches=1"),
-    *("ppo.gen.max_new_tokens=4", "max_steps=1", "loggers=[jsonl]"),
-)
+ONE_STEP = ("actor.path=model", "max_steps=1", "loggers=[jsonl]", "seed=3")
+PROMPTS = ("dataset.train_path=prompts.jsonl", "dataset.train_bs_n_seqs=4")
+PPO = ("my-ppo", "reward.path=reward", "ppo.ppo_n_minibatches=1", "ppo.gen.max_new_tokens=4", *PROMPTS)
+REMAX = ("reward=rewards.py:vowels", "gen.max_new_tokens=6", *PROMPTS)
+TASK = ("dataset.name=my-task", "dataset.size=8", "dataset.largest=4", "dataset.train_bs_n_seqs=2", "reward=my-task")
+
+VOWELS = """
+def vowels(completions):
+    return [float(sum(letter in text for letter in "aeiou")) - len(text) for text in completions]
+"""
 
 
 def n_lines(distribution):
@@ -40,21 +46,54 @@ def n_lines(distribution):
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
-def test_the_documentation_states_its_lines():
-    page = (PLUGINS.parent.parent / "docs" / "write-an-algorithm.md").read_text(encoding="utf-8")
-    assert f"Its Python files have {n_lines('reallm-my-ppo')} lines in all." in page
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    done = subprocess.run([sys.executable, "-c", TINY_MODELS], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "rewards.py").write_text(VOWELS, encoding="utf-8")
+    return folder
 
 
-def test_a_reward_interface_of_the_packages_own_replaces_that_of_ppo(environment):
-    here = environment("reallm-my-ppo")
-    made = subprocess.run([sys.executable, "-c", TINY_MODELS], cwd=here.folder, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    rewards = {}
-    for cost in (0, 100):
-        done = here.reallm(*RUN, f"token_cost={cost}", f"name=cost{cost}")
+@pytest.fixture
+def metrics_of_a_step(environment, inputs):
+    """`metrics_of_a_step(distribution, arguments)`: what a run of one step logs."""
+
+    def run(distribution, *arguments):
+        here = environment(distribution)
+        shutil.copytree(inputs, here.folder, dirs_exist_ok=True)
+        done = here.reallm(*arguments, *ONE_STEP, "name=run")
         assert done.returncode == 0, done.stderr
-        lines = (here.folder / "runs" / f"cost{cost}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        first = next(line for line in map(json.loads, lines) if "actor_train/reward" in line)
-        rewards[cost] = first["actor_train/reward"], first["actor_train/completions/mean_length"]
-    assert rewards[0][1] == rewards[100][1]
-    assert rewards[0][0] - rewards[100][0] == pytest.approx(100 * rewards[0][1], rel=1e-5)
+        text = (here.folder / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+        shutil.rmtree(here.folder / "runs")
+        return {name: value for line in text.splitlines() for name, value in json.loads(line).items()}
+
+    return run
+
+
+@pytest.mark.parametrize("distribution", ["reallm-my-ppo", "reallm-my-remax"])
+def test_the_documentation_states_its_lines(distribution):
+    page = (PLUGINS.parent.parent / "docs" / "write-an-algorithm.md").read_text(encoding="utf-8")
+    assert f"| `{distribution}` | {n_lines(distribution)} | " in page
+
+
+def test_a_dataset_and_a_reward_of_one_package_are_a_task(metrics_of_a_step):
+    metrics = metrics_of_a_step("reallm-my-task", "grpo", "num_generations=2", "gen.max_new_tokens=2", *TASK)
+    assert 0 <= metrics["train/rewards/my-task/mean"] <= 1
+
+
+def test_a_reward_interface_of_the_packages_own_replaces_that_of_ppo(metrics_of_a_step):
+    free, costly = (metrics_of_a_step("reallm-my-ppo", *PPO, f"token_cost={cost}") for cost in (0, 100))
+    length = free["actor_train/completions/mean_length"]
+    assert length == costly["actor_train/completions/mean_length"]
+    difference = free["actor_train/reward"] - costly["actor_train/reward"]
+    assert difference == pytest.approx(100 * length, rel=1e-5)
+
+
+def test_remax_as_a_graph_and_a_policy_of_the_packages_own_agrees_with_the_preset(metrics_of_a_step):
+    own = metrics_of_a_step("reallm-my-remax", "my-remax", *REMAX)
+    ours = metrics_of_a_step("reallm-my-remax", "grpo", "preset=remax", *REMAX)
+    assert own["train/reward"] == ours["train/reward"] != own["train/greedy_reward"]
+    assert own["train/entropy"] == ours["train/entropy"]
+    # The preset divides a summed loss by the longest answer that is allowed.
+    assert own["train/loss"] == pytest.approx(ours["train/loss"] * 6, rel=1e-6)

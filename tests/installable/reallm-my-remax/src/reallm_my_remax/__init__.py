@@ -1,0 +1,1 @@
+"""ReMax for reallm."""

@@ -1,0 +1,1 @@
+"""A task for reallm: sums, and what rewards their answers."""
