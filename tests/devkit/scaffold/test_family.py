@@ -25,7 +25,7 @@ def plugin(model_type: str) -> tuple[Draft, str]:
     """The draft of a model type, and the source of its module."""
     architecture = architecture_of(model_type)
     draft = draft_tables(architecture)
-    project = plan_project("family", "my-model", core="0.1", hook_api="1.3")
+    project = plan_project("family", "my-model", core="0.1", hook_api="1.4")
     project = dataclasses.replace(project, architecture=architecture, draft=draft)
     return draft, render(project)["src/reallm_hf_my_model/plugin.py"]
 
