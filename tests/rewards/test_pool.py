@@ -78,3 +78,9 @@ def test_a_call_that_takes_too_long_is_ended() -> None:
     assert hung.rewards == [1.0, None, 1.0]
     assert hung.trace == "no answer within 0.3 s"
     assert ended.rewards == [1.0]
+
+
+def test_more_processes_are_allowed_than_there_is_memory_for() -> None:
+    pool = RewardPool([resolve(f"{FILE}:matches")], timeout_s=60, n_processes=10**9)
+    assert pool.rewards([call("matches")])[0].rewards == [1.0, 0.0, None]
+    pool.close()

@@ -118,3 +118,9 @@ def test_a_python_function_is_kept_as_its_reference() -> None:
     unnamed: list[Any] = [lambda completions: [0.0]]
     with pytest.raises(ConfigError, match="other processes cannot import it"):
         RewardArgs(functions=unnamed)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_reward_of_answers_that_fail_is_a_number_or_none(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"^reward_on_error=\w+ must be a finite number, or null for none$"):
+        config("matches", reward_on_error=value)

@@ -52,8 +52,7 @@ class RewardPool:
         self._timeout_s = timeout_s
         self._n_processes = n_processes or len(os.sched_getaffinity(0))
         self._idle: queue.LifoQueue[WorkerProcess | None] = queue.LifoQueue()
-        for _ in range(self._n_processes):
-            self._idle.put(None)  # a process yet to be started
+        self._n_places = 0
 
     def rewards(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """The outcomes of some calls, in their order. They do not depend on the number of processes.
@@ -63,7 +62,11 @@ class RewardPool:
         """
         if not calls:
             return []
-        threads = ThreadPoolExecutor(min(self._n_processes, len(calls)), "reward")
+        n_needed = min(self._n_processes, len(calls))
+        for _ in range(self._n_places, n_needed):
+            self._idle.put(None)  # a process yet to be started
+        self._n_places = max(self._n_places, n_needed)
+        threads = ThreadPoolExecutor(n_needed, "reward")
         try:
             return list(threads.map(self._outcome, calls))
         except BaseException:

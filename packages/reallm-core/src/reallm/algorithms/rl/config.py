@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,5 +107,7 @@ class RewardedConfig(RolloutConfig):
             )
         if not self.reward_timeout_s > 0:
             raise ConfigError(f"reward_timeout_s={self.reward_timeout_s} must be more than 0")
+        if self.reward_on_error is not None and not math.isfinite(self.reward_on_error):
+            raise ConfigError(f"reward_on_error={self.reward_on_error} must be a finite number, or null for none")
         if self.reward_processes is not None and self.reward_processes < 1:
             raise ConfigError(f"reward_processes={self.reward_processes} must be at least 1")
