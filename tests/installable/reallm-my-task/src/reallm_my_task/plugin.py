@@ -21,4 +21,4 @@ def reallm_datasets() -> dict[str, DatasetSpec]:
 @hookimpl
 def reallm_rewards() -> dict[str, RewardSpec]:
     """What rewards answers to them."""
-    return {"my-task": RewardSpec("reallm_my_task.reward:right_sum", "whether an answer has the right sum")}
+    return {"my-task": RewardSpec("reallm_my_task.reward:right_sum", "whether an answer has the right sum", ("total",))}
