@@ -15,7 +15,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.experiments.run.runner import RunResult
 from reallm.seeding import derive_seed
 
-SFT_STEPS = 200
+SFT_STEPS = 300
 N_SHOWN = 8
 
 

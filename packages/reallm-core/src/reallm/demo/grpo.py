@@ -13,7 +13,7 @@ from reallm.experiments.run.runner import RunResult
 
 DATASETS = ("prompt_answer", "prompt")
 REWARD = "reallm.demo.preference_rows:friendliness"
-STEPS = 50
+STEPS = 60
 
 
 def grpo_demo(work: Workspace, steps: int | None, seed: int) -> RunResult:
@@ -46,13 +46,13 @@ def _grpo_config(work: Workspace, rows: PreferenceRows, start: str, n_steps: int
     return GRPOConfig(
         actor=ModelArgs(path=start, dtype="float32"),
         dataset=work.dataset(
-            "prompt", prompts_alone(rows.train), prompts_alone(rows.valid), train_bs_n_seqs=8, valid_bs_n_seqs=256
+            "prompt", prompts_alone(rows.train), prompts_alone(rows.valid), train_bs_n_seqs=16, valid_bs_n_seqs=256
         ),
         reward=RewardArgs(functions=[REWARD]),
         gen=SamplingArgs(max_new_tokens=48),
         num_generations=8,
         beta=0.02,
         eval_temperature=1.0,
-        optimizer=OptimizerConfig(lr=7e-4, warmup_ratio=0.1),
+        optimizer=OptimizerConfig(lr=5e-4, warmup_ratio=0.1),
         **work.run_settings("run", n_steps, seed, evaluations=4),
     )
