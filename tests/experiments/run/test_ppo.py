@@ -122,8 +122,11 @@ def test_a_reward_model_that_rw_has_trained_rewards_and_is_where_the_critic_star
     rewards = quiet_run(rw(tmp_path, ppo.checkpoint, name="rewards", max_steps=1)).run_dir
     config = ppo.config(reward=RewardArgs(path=str(rewards), device="cpu"), max_steps=1)
     assert config.critic.path == str(rewards)
-    (first,) = records(ppo.run(config))
+    result = ppo.run(config)
+    (first,) = records(result)
     assert first["actor_train/rewards/reward_model/mean"] == first["actor_train/reward"]
+    assert f'AutoModelForCausalLM.from_pretrained("{result.checkpoint}/actor")' in ppo.printed.replace("\n", "")
+    assert f"reallm generate --model {result.checkpoint}/actor" in ppo.printed.replace("\n", "")
 
 
 def test_the_first_ratio_is_1_at_another_temperature_and_with_dropout_in_the_checkpoint(ppo: Runs) -> None:

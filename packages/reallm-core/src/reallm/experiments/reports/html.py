@@ -14,7 +14,7 @@ from markupsafe import Markup
 from reallm.atomic_files import atomic_write
 from reallm.errors import counted
 from reallm.experiments.reports.charts import BarChart, LineChart, bar_chart, line_chart
-from reallm.experiments.reports.loading_code import is_reward_model, loading_code
+from reallm.experiments.reports.loading_code import is_reward_model, loading_code, models_of
 from reallm.experiments.reports.metric_guide import GUIDES, guide_of
 from reallm.experiments.reports.number_format import duration, number, short
 from reallm.experiments.reports.rollout_groups import shown_steps
@@ -169,7 +169,8 @@ def next_steps(run: RunInfo) -> list[NextStep]:
         steps.append(NextStep("Continue where it ended", run.resume_command))
     best = run.best.checkpoint if run.best else None
     which = "newest checkpoint" if best is None else "best checkpoint"
-    for model in _models(best or run.checkpoint)[:1]:
+    checkpoint = best or run.checkpoint
+    for model in models_of(checkpoint)[:1] if checkpoint else []:
         code = loading_code(model)
         steps.append(NextStep(f"Load it with transformers ({which})", "\n".join([code[0], "", *code[1:]])))
         if is_reward_model(model):
@@ -181,13 +182,6 @@ def next_steps(run: RunInfo) -> list[NextStep]:
         again = f"--config {shlex.quote(str(config))} name=again"
         steps.append(NextStep("Run it again, with changes", f"reallm {run.algorithm} {again} optimizer.lr=1e-5"))
     return steps
-
-
-def _models(checkpoint: Path | None) -> list[Path]:
-    """The folders of the models in a checkpoint: itself, or one for each role."""
-    if checkpoint is None:
-        return []
-    return [path for path in (checkpoint, *sorted(checkpoint.iterdir())) if (path / "config.json").is_file()]
 
 
 def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:

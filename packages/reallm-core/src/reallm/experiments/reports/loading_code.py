@@ -12,6 +12,11 @@ REWARD_MODEL = "ForSequenceClassification"
 """End of the name of transformers' classes that have a scalar head."""
 
 
+def models_of(checkpoint: Path) -> list[Path]:
+    """The folders of the models in a checkpoint: itself, or one for each role."""
+    return [path for path in (checkpoint, *sorted(checkpoint.iterdir())) if (path / CONFIG_NAME).is_file()]
+
+
 def is_reward_model(checkpoint: Path) -> bool:
     """Whether a checkpoint gives scores instead of text."""
     names = json_object(checkpoint / CONFIG_NAME).get("architectures") or [""]

@@ -16,7 +16,7 @@ from reallm.data.mixture import MixedSamples
 from reallm.errors import counted
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Best
-from reallm.experiments.reports.loading_code import is_reward_model, loading_code
+from reallm.experiments.reports.loading_code import is_reward_model, loading_code, models_of
 from reallm.experiments.reports.number_format import duration
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.setup import report
@@ -134,10 +134,12 @@ def final_lines(
     folder = run.folder
     if not is_done:
         lines.append(f"to resume: {run.resume_command}")
-    lines.append(f"to look at: {folder.page}   curves: {folder.plot}   numbers: {folder.metrics}")
+    curves = f"   curves: {folder.plot}" if folder.plot.is_file() else ""
+    lines.append(f"to look at: {folder.page}{curves}   numbers: {folder.metrics}")
     if best is not None:
         lines.append(f"best {best.metric}: {best.value:.4g} after step {best.step}, {folder.path / best.checkpoint}")
-    lines += [f"checkpoint: {checkpoint}", "with transformers:", *(f"    {line}" for line in loading_code(checkpoint))]
-    if not is_reward_model(checkpoint):
-        lines.append(f"or: reallm generate --model {shlex.quote(str(checkpoint))} {question}")
+    model = models_of(checkpoint)[0]
+    lines += [f"checkpoint: {checkpoint}", "with transformers:", *(f"    {line}" for line in loading_code(model))]
+    if not is_reward_model(model):
+        lines.append(f"or: reallm generate --model {shlex.quote(str(model))} {question}")
     return lines
