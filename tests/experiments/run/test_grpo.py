@@ -15,6 +15,7 @@ from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
+from reallm.errors import DataError
 from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
 from reallm.specs import Algorithm
@@ -34,6 +35,11 @@ def share_of_vowels(completions: list[str], **columns: Any) -> list[float]:
 def shortness(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
     """A reward that does not apply to empty answers."""
     return [1 / len(ids) if ids else None for ids in completion_ids]
+
+
+def is_solution(completions: list[str], solution: list[str]) -> list[float]:
+    """A reward that reads a column."""
+    return [float(text == right) for text, right in zip(completions, solution, strict=True)]
 
 
 @dataclasses.dataclass
@@ -107,6 +113,15 @@ def test_metrics_have_the_names_of_trl(grpo: Runs) -> None:
     assert first["train/completions/mean_length"] <= 6
     assert {"train/loss", "train/reward_std", "train/completions/clipped_ratio"} <= first.keys()
     assert "eval/reward" in before
+
+
+def test_a_row_anywhere_that_lacks_a_column_is_named_before_a_model_is_loaded(grpo: Runs, tmp_path: Path) -> None:
+    config = grpo.config(reward=RewardArgs(functions=[f"{__name__}:is_solution"], device="cpu"))
+    rows = [{"prompt": f"Say {i}", **({} if i == 4 else {"solution": "a"})} for i in range(6)]
+    Path(config.dataset.train_path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"needs the column 'solution', which row .*:5 lacks"):
+        grpo.run(config)
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_what_is_sampled_is_what_is_trained(grpo: Runs) -> None:

@@ -142,20 +142,23 @@ def planned_tokens(graph: Graph, interfaces: Mapping[str, Any], role: str) -> Ca
     )
 
 
-def check_columns(graph: Graph, interfaces: Mapping[str, Any], sample: NamedArray) -> None:
-    """Check that a sample's row has the columns that interfaces need.
+def check_columns(graph: Graph, interfaces: Mapping[str, Any], samples: Samples) -> None:
+    """Check that the row of each sample has the columns that interfaces need.
 
     Raises:
-        DataError: one is missing; names it, what needs it, and the row.
+        DataError: one is missing; names it, what needs it, and the first such row.
     """
-    (found,) = sample.metadata.get("columns", ({},))
+    needed: dict[str, str] = {}
     for role in graph.all_roles:
-        for column, needed_by in getattr(interfaces[role], "needed_columns", {}).items():
+        needed |= getattr(interfaces[role], "needed_columns", {})
+    for sample in (samples[i] for i in range(len(samples))) if needed else ():
+        (found,) = sample.metadata.get("columns", ({},))
+        for column in needed:
             if column not in found:
                 (row,) = sample.metadata["ids"]
                 raise DataError(
-                    f"{needed_by} needs the column '{column}', which row {row} lacks{did_you_mean(column, found)}; "
-                    f"it has {', '.join(found) or 'none but the prompt'}"
+                    f"{needed[column]} needs the column '{column}', which row {row} lacks"
+                    f"{did_you_mean(column, found)}; it has {', '.join(found) or 'none but the prompt'}"
                 )
 
 
@@ -179,7 +182,7 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     graph.check_producers(tuple(train[0].keys()), splits["train"].name)
     for split in (train, valid):
         if split is not None:
-            check_columns(graph, interfaces, split[0])
+            check_columns(graph, interfaces, split)
     sampler = _make_sampler(config, train)
     for role in graph.trained_roles:
         n_steps = sampler.total_steps * optimizer_steps(interfaces[role])
