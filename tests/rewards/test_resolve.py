@@ -37,11 +37,28 @@ def test_a_function_of_verl() -> None:
         ("os:sep", r"'os:sep': 'sep' is not a function"),
         ("os:", r"'os:' is not package\.module:function"),
         ("no_such.py:f", r"there is no file .*no_such\.py"),
+        ("mine.py", r"reward=mine\.py: say which of its functions, reward=mine\.py:<function>"),
+        ("a.py:f,b.py:g", r"write several functions as a list, reward=\[a\.py:f,b\.py:g\]"),
+        ("exact_match,length", r"write several functions as a list, reward=\[exact_match,length\]"),
     ],
 )
 def test_what_is_not_found(name: str, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         resolve(name)
+
+
+def test_a_file_that_is_named_like_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.py").write_text("def f(completions): ...\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RewardError, match=r"no module 'mine'; for the function of the file, write mine/own\.py:f$"):
+        resolve("mine.own:f")
+
+
+def test_a_file_whose_name_has_a_comma(tmp_path: Path) -> None:
+    file = tmp_path / "a,b.py"
+    file.write_text("def f(completions): ...\n")
+    assert resolve(f"{file}:f").location == f"{file}:f"
 
 
 def test_a_file_that_cannot_be_imported(tmp_path: Path) -> None:

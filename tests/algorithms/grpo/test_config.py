@@ -77,6 +77,7 @@ def test_what_is_given_overrides_a_preset_even_with_the_default() -> None:
     ("settings", "said"),
     [
         ({"reward": RewardArgs()}, "nothing rewards answers; .*"),
+        ({"reward_weights": [1.0, 2.0]}, "reward_weights has 2 numbers for 1 reward; give one for each function .*"),
         ({"num_generations": 0}, "num_generations=0 must be at least 1"),
         (
             {"num_generations": 1},

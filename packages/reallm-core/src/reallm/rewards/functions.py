@@ -38,7 +38,7 @@ def load(location: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         is_it = error.name is not None and f"{where}.".startswith(f"{error.name}.")
         missing = f"there is no module '{error.name}'"
-        hint = "; give package.module:function or file.py:function" if is_it else f", which {where} imports"
+        hint = _hint(where, name) if is_it else f", which {where} imports"
         raise RewardError(f"reward function '{location}': {missing}{hint}") from error
     except FileNotFoundError as error:
         raise RewardError(f"reward function '{location}': there is no file {where}") from error
@@ -53,6 +53,14 @@ def load(location: str) -> Callable[..., Any]:
     if not callable(function):
         raise RewardError(f"reward function '{location}': '{name}' is not a function")
     return function
+
+
+def _hint(module: str, function: str) -> str:
+    """What to write instead of a module that there is not."""
+    file = Path(f"{module.replace('.', '/')}.py")
+    if file.is_file():
+        return f"; for the function of the file, write {file}:{function}"
+    return "; give package.module:function or file.py:function"
 
 
 def needed_columns(function: Callable[..., Any]) -> list[str]:

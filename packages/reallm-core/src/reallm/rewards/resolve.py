@@ -33,6 +33,11 @@ def resolve(name: str) -> RewardFunction:
     """
     columns: tuple[str, ...] = ()
     location = name
+    file = name.removeprefix(VERL).rpartition(":")[0] or name
+    if "," in name and not Path(file).is_file():
+        raise RewardError(f"reward={name}: write several functions as a list, reward=[{name}]")
+    if name.endswith(".py"):
+        raise RewardError(f"reward={name}: say which of its functions, reward={name}:<function>")
     if ":" not in name:
         try:
             spec = registry.get("reward", name)

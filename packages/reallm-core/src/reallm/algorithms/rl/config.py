@@ -9,7 +9,7 @@ from typing import Any
 
 from reallm.config.args import CallArgs, ModelArgs, ReferenceArgs, RewardArgs, SamplingArgs, dataset_option
 from reallm.config.training import TrainingConfig
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, counted
 from reallm.options import is_missing, option
 from reallm.parallel.layout import Layout
 
@@ -97,8 +97,8 @@ class RewardedConfig(RolloutConfig):
             )
         if self.reward_weights is not None and len(self.reward_weights) != n_rewards:
             raise ConfigError(
-                f"reward_weights has {len(self.reward_weights)} numbers, but there are {n_rewards} rewards; give one "
-                "for each function and, after them, one for the reward model"
+                f"reward_weights has {counted(len(self.reward_weights), 'number')} for {counted(n_rewards, 'reward')}; "
+                "give one for each function and, after them, one for the reward model"
             )
         if self.rew_fn.layout is not None and Layout.parse(self.rew_fn.layout).size > 1:
             raise ConfigError(
