@@ -74,6 +74,7 @@ def test_keys_of_nested_groups_are_read_and_written(tmp_path: Any) -> None:
         ("ppo.gen.max_new_tokns=3", "unknown key 'ppo.gen.max_new_tokns'; did you mean 'ppo.gen.max_new_tokens'"),
         ("max_new_tokens=3", "unknown key 'max_new_tokens'; did you mean 'ppo.gen.max_new_tokens'?"),
         ("ppo.gen.temperature=0", "ppo.gen.temperature=0.0 must be more than 0"),
+        ("ppo.gen.max_new_tokens=0", "ppo.gen.max_new_tokens=0 must be at least 1"),
         ("ppo.kl_ctl=-1", "ppo.kl_ctl=-1.0 must be at least 0"),
         ("ppo.kl_penalty=k3", "ppo.kl_penalty=k3: must be one of reward, loss"),
     ],

@@ -48,6 +48,21 @@ def test_groups_without_variance_and_cut_answers_are_mentioned(caplog: pytest.Lo
     assert "90% of the answers of a step were cut at gen.max_new_tokens=16" in cut
 
 
+def test_of_rewards_that_no_answer_has_only_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    check_rewards(rewards([None, None]), ["f"], 1.0, in_groups=True)
+    (none,) = said(caplog)
+    assert none == (
+        "note: the reward 'f' gave None for all answers of a step, or failed, so that it has no effect there"
+    )
+
+
+def test_cut_answers_are_mentioned_with_the_key_of_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    check_completions({"completions/clipped_ratio": 0.95}, 16, "ppo.gen.max_new_tokens")
+    assert "cut at ppo.gen.max_new_tokens=16" in said(caplog)[0]
+
+
 def test_a_policy_that_computes_otherwise_in_sampling_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     check_first_ratio({"sampling/sampling_logp_difference/max": 0.05})

@@ -167,6 +167,8 @@ class SamplingArgs(ConfigGroup, group="gen"):
     def __post_init__(self) -> None:
         check_fields(self)
         self.config(n=1)
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1: answers are trained on")
         if not self.temperature > 0:
             raise ConfigError(f"temperature={self.temperature} must be more than 0: training needs sampled answers")
 

@@ -74,9 +74,8 @@ class GRPOInterface:
         config, rewards = self._config, judged.rewards
         of_rewards = reward_metrics(rewards, judged.totals, judged.groups, self._reward_names)
         of_completions = completion_metrics(judged.lengths, judged.answers["truncated"])
-        check_rewards(
-            rewards, self._reward_names, of_rewards["frac_reward_zero_std"], in_groups=config.baseline != "batch"
-        )
+        in_groups = config.baseline in ("group", "others")
+        check_rewards(rewards, self._reward_names, of_rewards["frac_reward_zero_std"], in_groups=in_groups)
         check_completions(of_completions, config.gen.max_new_tokens)
         return {**of_rewards, **of_completions, "frac_trained": float(judged.is_trained.double().mean())}
 

@@ -143,7 +143,7 @@ class PPOActorInterface:
         of_rewards = reward_metrics(judged.rewards, judged.rewards.totals, judged.groups, self._reward_names)
         of_completions = completion_metrics(judged.lengths, judged.answers["truncated"])
         check_rewards(judged.rewards, self._reward_names, of_rewards.pop("frac_reward_zero_std"), in_groups=False)
-        check_completions(of_completions, self._config.ppo.gen.max_new_tokens)
+        check_completions(of_completions, self._config.ppo.gen.max_new_tokens, "ppo.gen.max_new_tokens")
         of_kl = {}
         if "ref_logprobs" in judged.answers:
             of_kl = {"objective/kl": judged.kl_of_answers, "kl_coef": self._controller.coef}

@@ -26,12 +26,14 @@ def check_rewards(rewards: Rewards, names: list[str], zero_std_share: float, *, 
     for i, name in enumerate(names):
         values = rewards.parts[:, i][rewards.given[:, i]]
         if not len(values):
-            notify_once(f"the reward '{name}' gave None for all answers of a step, so that it has no effect there")
+            notify_once(
+                f"the reward '{name}' gave None for all answers of a step, or failed, so that it has no effect there"
+            )
         elif len(values) > 1 and bool((values == values[0]).all()):
             notify_once(
                 f"the reward '{name}' was the same for all answers of a step, so that nothing is learnt from it"
             )
-    if in_groups and zero_std_share == 1:
+    if in_groups and zero_std_share == 1 and bool(rewards.given.any()):
         notify_once(
             "in a step, all answers to each prompt had the same reward, so that nothing was learnt from it: the task "
             "is too easy or too hard for this model, or the reward too coarse; frac_reward_zero_std is the share of "
@@ -39,11 +41,11 @@ def check_rewards(rewards: Rewards, names: list[str], zero_std_share: float, *, 
         )
 
 
-def check_completions(metrics: Mapping[str, float], max_new_tokens: int) -> None:
-    """Mention answers that are mostly cut, given the metrics of completions of a step."""
+def check_completions(metrics: Mapping[str, float], max_new_tokens: int, key: str = "gen.max_new_tokens") -> None:
+    """Mention answers that are mostly cut, given the metrics of completions of a step, the limit and its key."""
     if metrics["completions/clipped_ratio"] >= MOSTLY:
         notify_once(
-            f"at least {MOSTLY:.0%} of the answers of a step were cut at gen.max_new_tokens={max_new_tokens} before "
+            f"at least {MOSTLY:.0%} of the answers of a step were cut at {key}={max_new_tokens} before "
             "they ended; raise it, or have the model end earlier"
         )
 
