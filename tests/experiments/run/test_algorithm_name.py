@@ -18,6 +18,7 @@ from reallm.experiments.run.runner import run
 from reallm.loggers.jsonl import JsonlLogger
 from reallm.plugins import registry
 from tests.experiments.conftest import Trainer
+from tests.helpers.run_folders import write_run
 
 NAME = "my-dpo"
 
@@ -79,6 +80,17 @@ def test_a_plugins_algorithm_is_resumed_by_the_command_that_is_printed(
     assert main.run(command.split()[1:]) == 0
     assert f"resuming {folder} after step 1" in capsys.readouterr().out
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
+
+
+def test_a_run_of_another_algorithm_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = write_run(Path("runs/mine"), settings={}, resumable=True, algorithm="dpo")
+    assert main.run(["sft", "resume=mine"]) == 2
+    message = f"resume=mine is a run of dpo, not of sft; write reallm dpo resume={folder}"
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_run_from_python_finds_the_name_of_an_installed_algorithm(trainer: Trainer) -> None:

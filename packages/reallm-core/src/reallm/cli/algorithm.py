@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reallm.launch.job import Job
 
 BUILT_IN = {
+    "distill": "Train a student on the distributions of a teacher.",
     "dpo": "Train a model on preferences: DPO and its kin.",
     "grpo": "Train a policy on its own answers by rewards: GRPO and its kin.",
     "ppo": "Train a policy on its own answers by rewards, with a critic.",
@@ -123,7 +124,7 @@ def load_configuration(name: str, files: list[Path], arguments: list[str]) -> Co
     algorithm = registry.get("algorithm", name)
     with made_by_plugin(algorithm, "its configuration"):
         config_class = algorithm.config_class()
-    run_files, run_arguments = _settings_of_resumed_run(config_class, files, arguments)
+    run_files, run_arguments = _settings_of_resumed_run(name, config_class, files, arguments)
     return load(config_class, [*run_files, *files], [*run_arguments, *arguments])
 
 
@@ -148,7 +149,7 @@ def _train(name: str, config: Any, job: Job | None) -> bool:
 
 
 def _settings_of_resumed_run(
-    config_class: type, files: list[Path], arguments: list[str]
+    name: str, config_class: type, files: list[Path], arguments: list[str]
 ) -> tuple[list[Path], list[str]]:
     """The files and arguments to load before all others if `resume=<run>` is given; none otherwise."""
     from reallm.config.load import given
@@ -159,6 +160,13 @@ def _settings_of_resumed_run(
     if resume == AUTO:
         return [], []
     from reallm.experiments.checkpointing.resume import resume_arguments
+    from reallm.experiments.runs.info import read_run
     from reallm.experiments.runs.resumable import find_resumable
 
-    return resume_arguments(find_resumable(resume, values.get("output_dir", DEFAULT_OUTPUT_DIR)))
+    folder = find_resumable(resume, values.get("output_dir", DEFAULT_OUTPUT_DIR))
+    algorithm = read_run(folder.path).algorithm
+    if algorithm != name and algorithm in registry.names("algorithm"):  # a plugin may have renamed its algorithm
+        raise ConfigError(
+            f"resume={resume} is a run of {algorithm}, not of {name}; write {folder.resume_command(algorithm)}"
+        )
+    return resume_arguments(folder)
