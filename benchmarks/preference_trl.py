@@ -7,7 +7,6 @@ gradient checkpointing (on). What is switched off is no part of a step: logging,
 from __future__ import annotations
 
 import tempfile
-import warnings
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ import trl
 from preference_sides import BETA
 from preference_work import PreferenceJob
 from reallm.demo.tokenizer import byte_tokenizer
-from sides import BETAS, LEARNING_RATE, MAX_GRAD_NORM
+from trl_settings import be_quiet, same_work
 from trl_side import MAX_STEPS, OneStepATurn
 from workers import Turns
 
@@ -42,30 +41,12 @@ def _recording(trainer: type) -> Any:
 
 def _settings(job: PreferenceJob, scratch: str) -> dict[str, Any]:
     return {
-        "output_dir": scratch,
         "max_steps": MAX_STEPS,
         "per_device_train_batch_size": len(job.pairs),
         "train_sampling_strategy": "sequential",
-        "bf16": False,
-        "use_cpu": True,
         "max_length": None,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "adam_beta1": BETAS[0],
-        "adam_beta2": BETAS[1],
-        "weight_decay": 0.0,
-        "max_grad_norm": MAX_GRAD_NORM,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
+        **same_work(scratch),
     }
-
-
-def _quiet() -> None:
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
 
 
 def _train(trainer: Any, turns: Turns) -> None:
@@ -74,7 +55,7 @@ def _train(trainer: Any, turns: Turns) -> None:
 
 
 def _dpo(options: dict[str, Any], job: PreferenceJob, turns: Turns) -> None:
-    _quiet()
+    be_quiet()
     rows = [{"prompt_ids": one.prompt, "chosen_ids": one.chosen, "rejected_ids": one.rejected} for one in job.pairs]
     with tempfile.TemporaryDirectory() as scratch:
         turns.before_model()
@@ -96,7 +77,7 @@ def _repeated(rows: list[dict[str, list[int]]], options: dict[str, Any]) -> data
 
 def trl_rw(job: PreferenceJob, turns: Turns) -> None:
     """Steps of the reward trainer as it comes."""
-    _quiet()
+    be_quiet()
     rows = [dict(zip(("chosen_ids", "rejected_ids"), one.sequences, strict=True)) for one in job.pairs]
     with tempfile.TemporaryDirectory() as scratch:
         turns.before_model()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import TrainerCallback
 
 from rlhf_sides import KL_COEF, LEARNING_RATE, MAX_STEPS
 from rlhf_work import RLHFJob, share_of_vowels
-from sides import BETAS, MAX_GRAD_NORM
+from trl_settings import be_quiet, same_work
 from workers import Turns
 
 
@@ -47,31 +46,6 @@ class _StepATurn(TrainerCallback):
             raise _NoMoreStepsError  # PPOTrainer does not ask whether to stop
 
 
-def _settings(scratch: str) -> dict[str, Any]:
-    return {
-        "output_dir": scratch,
-        "bf16": False,
-        "use_cpu": True,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "adam_beta1": BETAS[0],
-        "adam_beta2": BETAS[1],
-        "weight_decay": 0.0,
-        "max_grad_norm": MAX_GRAD_NORM,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "temperature": 1.0,
-    }
-
-
-def _quiet() -> None:
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-
-
 def _tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
 
@@ -79,7 +53,7 @@ def _tokenizer(folder: Path) -> Any:
 def _grpo(options: dict[str, Any], job: RLHFJob, turns: Turns) -> None:
     import trl
 
-    _quiet()
+    be_quiet()
     turn = _StepATurn(turns)
 
     def reward(completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -98,7 +72,8 @@ def _grpo(options: dict[str, Any], job: RLHFJob, turns: Turns) -> None:
                 num_generations=job.group_size,
                 max_completion_length=job.max_new_tokens,
                 shuffle_dataset=False,
-                **_settings(scratch),
+                temperature=1.0,
+                **same_work(scratch, learning_rate=LEARNING_RATE),
                 **options,
             ),
             train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in job.prompts] * MAX_STEPS),
@@ -114,7 +89,7 @@ def ppo(job: RLHFJob, turns: Turns) -> None:
         sys.path.insert(0, str(job.ppo_trl))
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    _quiet()
+    be_quiet()
     turn, tokenizer = _StepATurn(turns), _tokenizer(job.folder)
     truncate = ppo_trainer.truncate_response
 
@@ -141,7 +116,8 @@ def ppo(job: RLHFJob, turns: Turns) -> None:
                 response_length=job.max_new_tokens,
                 stop_token_id=job.stop_id,
                 kl_coef=KL_COEF,
-                **_settings(scratch),
+                temperature=1.0,
+                **same_work(scratch, learning_rate=LEARNING_RATE),
             ),
             processing_class=tokenizer,
             model=transformers.AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32),

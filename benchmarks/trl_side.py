@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import warnings
 from typing import Any
 
 import datasets
@@ -20,7 +19,8 @@ from transformers import TrainerCallback
 from transformers.utils import is_flash_attn_2_available
 
 from reallm.demo.tokenizer import byte_tokenizer
-from sides import BETAS, IGNORED, LEARNING_RATE, MAX_GRAD_NORM
+from sides import IGNORED
+from trl_settings import be_quiet, same_work
 from workers import Turns
 from workloads import Job, Sample
 
@@ -28,29 +28,15 @@ MAX_STEPS = 200
 
 
 def _trl(options: dict[str, Any], job: Job, turns: Turns) -> None:
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    be_quiet()
     on_gpu = job.device == "cuda"
     attention = {"attn_implementation": "flash_attention_2"} if on_gpu and is_flash_attn_2_available() else {}
     with tempfile.TemporaryDirectory() as scratch:
         arguments = trl.SFTConfig(
-            output_dir=scratch,
             max_steps=MAX_STEPS,
             per_device_train_batch_size=len(job.samples),
             train_sampling_strategy="sequential",
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            weight_decay=0.0,
-            max_grad_norm=MAX_GRAD_NORM,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **same_work(scratch, on_gpu=on_gpu),
             **options,
         )
         rows = datasets.Dataset.from_list([_row(sample) for sample in job.samples])
