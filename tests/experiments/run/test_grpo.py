@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
-from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
-from reallm.specs import Algorithm
 from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
 from tests.experiments.conftest import HF_CONFIG, records
+from tests.helpers.prompt_runs import PromptRuns
 from tests.helpers.tokenizers import tiny_tokenizer
 
 LETTER = "tests.experiments.run.test_grpo:share_of_vowels"
@@ -42,50 +39,18 @@ def is_solution(completions: list[str], solution: list[str]) -> list[float]:
     return [float(text == right) for text, right in zip(completions, solution, strict=True)]
 
 
-@dataclasses.dataclass
-class Runs:
-    """Configurations of small runs, and the runs."""
-
-    folder: Path
-    checkpoint: Path
-    algorithm: Algorithm
-    printed: str = ""
+class Runs(PromptRuns):
+    """Small runs of `reallm grpo`."""
 
     def config(self, n_valid: int = 0, batch_size: int = 2, n_rows: int = 6, **changes: Any) -> GRPOConfig:
         """Two prompts of four short answers a step."""
-        train, valid = self.rows("train", range(n_rows)), self.rows("valid", range(50, 50 + n_valid))
-        dataset = registry.get("dataset", "prompt").config_class()(
-            train_path=train,
-            valid_path=valid if n_valid else None,
-            train_bs_n_seqs=batch_size,
-            valid_bs_n_seqs=2,
-            max_prompt_len=32,
-        )
-        settings: dict[str, Any] = {
-            "actor": ModelArgs(path=str(self.checkpoint), device="cpu"),
+        settings = {
+            **self.settings(n_valid=n_valid, batch_size=batch_size, n_rows=n_rows),
             "reward": RewardArgs(functions=[LETTER], device="cpu"),
-            "dataset": dataset,
             "gen": SamplingArgs(max_new_tokens=6),
             "num_generations": 4,
-            "optimizer": OptimizerConfig(lr=1e-3),
-            "eval_generations": 0,
-            "loggers": ["jsonl"],
-            "output_dir": str(self.folder / "runs"),
         }
         return GRPOConfig(**{**settings, **changes})
-
-    def rows(self, name: str, numbers: range) -> str:
-        path = self.folder / f"{name}-{len(numbers)}.jsonl"
-        rows = [{"prompt": "Say " + "so " * (i % 4) + f"{i}:"} for i in numbers]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    def run(self, config: GRPOConfig) -> RunResult:
-        printed = io.StringIO()
-        try:
-            return run(config, self.algorithm, name="grpo", console=Console(file=printed, width=200))
-        finally:
-            self.printed = printed.getvalue()
 
 
 @pytest.fixture

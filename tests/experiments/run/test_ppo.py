@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from reallm.algorithms.ppo.config import PPOArgs, PPOConfig, ValueModelArgs
 from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
-from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
 from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
 from tests.experiments.conftest import HF_CONFIG, records
 from tests.experiments.run.test_preferences import quiet_run, rw
+from tests.helpers.prompt_runs import PromptRuns
 from tests.helpers.tokenizers import tiny_tokenizer
 
 VOWELS = "tests.experiments.run.test_ppo:share_of_vowels"
@@ -30,35 +28,17 @@ def share_of_vowels(completions: list[str], **columns: Any) -> list[float | None
     return [sum(char in "aeiou" for char in text) / len(text) if text else None for text in completions]
 
 
-@dataclasses.dataclass
-class Runs:
-    """Configurations of small runs, and the runs."""
-
-    folder: Path
-    checkpoint: Path
-    printed: str = ""
+class Runs(PromptRuns):
+    """Small runs of `reallm ppo`."""
 
     def config(self, n_valid: int = 0, batch_size: int = 4, n_rows: int = 8, **changes: Any) -> PPOConfig:
         """Four prompts a step."""
-        train, valid = self.rows("train", range(n_rows)), self.rows("valid", range(50, 50 + n_valid))
-        dataset = registry.get("dataset", "prompt").config_class()(
-            train_path=train,
-            valid_path=valid if n_valid else None,
-            train_bs_n_seqs=batch_size,
-            valid_bs_n_seqs=2,
-            max_prompt_len=32,
-        )
         ppo = {"gen": SamplingArgs(max_new_tokens=6), "ppo_n_minibatches": 2, **changes.pop("ppo", {})}
-        settings: dict[str, Any] = {
-            "actor": ModelArgs(path=str(self.checkpoint), device="cpu"),
+        settings = {
+            **self.settings(n_valid=n_valid, batch_size=batch_size, n_rows=n_rows),
             "critic": ValueModelArgs(device="cpu"),
             "reward": RewardArgs(functions=[VOWELS], device="cpu"),
-            "dataset": dataset,
             "ppo": PPOArgs(**ppo),
-            "optimizer": OptimizerConfig(lr=1e-3),
-            "eval_generations": 0,
-            "loggers": ["jsonl"],
-            "output_dir": str(self.folder / "runs"),
         }
         return PPOConfig(**{**settings, **changes})
 
@@ -69,19 +49,6 @@ class Runs:
         )
         return RewardArgs(path=str(folder), device="cpu")
 
-    def rows(self, name: str, numbers: range) -> str:
-        path = self.folder / f"{name}-{len(numbers)}.jsonl"
-        rows = [{"prompt": "Say " + "so " * (i % 4) + f"{i}:"} for i in numbers]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    def run(self, config: PPOConfig) -> RunResult:
-        printed = io.StringIO()
-        try:
-            return run(config, registry.get("algorithm", "ppo"), name="ppo", console=Console(file=printed, width=200))
-        finally:
-            self.printed = printed.getvalue()
-
 
 def actor_with_dropout(folder: Path) -> ModelArgs:
     config = {**HF_CONFIG, "attention_dropout": 0.2}
@@ -91,7 +58,7 @@ def actor_with_dropout(folder: Path) -> ModelArgs:
 
 @pytest.fixture
 def ppo(tmp_path: Path, checkpoint: Path) -> Runs:
-    return Runs(tmp_path, checkpoint)
+    return Runs(tmp_path, checkpoint, registry.get("algorithm", "ppo"))
 
 
 def test_the_reward_rises(ppo: Runs) -> None:
