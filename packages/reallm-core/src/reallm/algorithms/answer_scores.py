@@ -13,7 +13,7 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.generation.logprobs import forward_packed
 from reallm.model.inputs import as_tokens
-from reallm.model.linear_cross_entropy import next_token_targets
+from reallm.model.linear_cross_entropy import next_token_targets, predicted
 from reallm.training.sequence_scores import answer_lengths, answer_mask, sum_answers
 
 
@@ -96,9 +96,7 @@ def _logprobs_of_answers(model: ReaLModel, batch: NamedArray, max_tokens: int, t
 
 def _of_answer_tokens(batch: NamedArray, name: str, values: Tensor) -> NamedArray:
     """Values [T] of all tokens as a field [N] of the tokens of answers."""
-    mask, bounds = answer_mask(batch), cu_seqlens(batch, "input_ids")
-    starts = bounds[:-1][bounds.diff() > 0].to(mask.device, torch.int64)
-    mask = mask.index_fill(0, starts, False)  # nothing predicts the first token of a sequence
+    mask = predicted(answer_mask(batch), cu_seqlens(batch, "input_ids"))
     lengths = iter(answer_lengths(batch).tolist())
     seqlens = [tuple(next(lengths) for _ in sample) for sample in batch.metadata["seqlens"]["input_ids"]]
     return NamedArray(**{name: values[mask.to(values.device)]}).with_metadata(seqlens={name: seqlens})

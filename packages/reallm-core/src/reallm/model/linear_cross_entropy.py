@@ -45,11 +45,15 @@ def next_token_targets(tokens: Tensor, cu_seqlens: Tensor, loss_mask: Tensor) ->
         cu_seqlens: [S+1] bounds of the sequences.
         loss_mask: [T] bool, True on tokens that carry loss.
     """
-    trained = loss_mask.clone()
-    starts = cu_seqlens[:-1].to(tokens.device, torch.int64)
-    trained[starts[starts < trained.numel()]] = False  # nothing predicts the first token of a sequence
-    targets_at = trained.nonzero()[:, 0]
+    targets_at = predicted(loss_mask, cu_seqlens).nonzero()[:, 0]
     return targets_at - 1, tokens[targets_at]
+
+
+def predicted(mask: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """A mask [T] bool without the first token of each sequence, which nothing predicts; `cu_seqlens` [S+1] bounds
+    them."""
+    starts = cu_seqlens[:-1].to(mask.device, torch.int64)
+    return mask.index_fill(0, starts[starts < mask.numel()], False)
 
 
 class Vocabulary(Protocol):

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from reallm.data.batching import cu_seqlens
 from reallm.data.namedarray import NamedArray
+from reallm.model.linear_cross_entropy import predicted
 from reallm.training.sequence_scores import answer_mask, sum_answers
 
 
 def scored_mask(batch: NamedArray) -> Tensor:
     """Mask [T] bool: `loss_mask`, or without it the answers by `prompt_lens`. Nothing predicts a first token."""
-    mask = (batch["loss_mask"] if "loss_mask" in batch else answer_mask(batch)).clone()
-    starts = cu_seqlens(batch, "input_ids")[:-1].to(mask.device).long()
-    mask[starts[starts < len(mask)]] = False
-    return mask
+    mask = batch["loss_mask"] if "loss_mask" in batch else answer_mask(batch)
+    return predicted(mask, cu_seqlens(batch, "input_ids"))
 
 
 def scored_lengths(batch: NamedArray) -> list[tuple[int, ...]]:
