@@ -1,6 +1,6 @@
 """From the rewards of a step's answers to what each of their tokens weighs in the loss.
 
-Shapes: S answers, F rewards of each, N tokens of answers.
+Shapes: S answers, N tokens of answers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from reallm.algorithms.rl.advantages import (
     group_advantages,
     normalized_then_summed_advantages,
 )
+from reallm.algorithms.rl.judged_answers import JudgedAnswers
 from reallm.algorithms.rl.keys import GREEDY, KEPT_MASS, ROLLOUT
-from reallm.algorithms.rl.total_rewards import Rewards, overlong_penalties, rewards_of, zero_std_groups
+from reallm.algorithms.rl.total_rewards import overlong_penalties, rewards_of, zero_std_groups
 from reallm.data.batching import split_groups
 from reallm.data.namedarray import NamedArray, split
 from reallm.training.sequence_scores import answer_lengths
@@ -28,28 +29,16 @@ READ = (*ROLLOUT, KEPT_MASS, "reward_parts", "reward_given", "scores", "ref_logp
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The answers of a step with their rewards."""
+class Judged(JudgedAnswers):
+    """The answers of a step with their rewards and advantages."""
 
-    answers: NamedArray
-    """Each answer as a sample; `groups` tell which prompt it belongs to."""
-    rewards: Rewards
-    totals: Tensor
-    """[S] float64: the rewards that answers are compared by."""
     advantages: Tensor
     """[S] float64."""
-    is_trained: Tensor
-    """[S] bool: whether an answer is trained on."""
 
     @property
-    def groups(self) -> Tensor:
-        """[S] int64: number of each answer's prompt."""
-        return torch.tensor(self.answers.metadata["groups"])
-
-    @property
-    def lengths(self) -> Tensor:
-        """[S] int64: tokens of each answer."""
-        return answer_lengths(self.answers)
+    def advantages_of_tokens(self) -> Tensor:
+        """[N] float64: the advantage of each token's answer."""
+        return self.advantages.repeat_interleave(self.lengths)
 
 
 def judge(batch: NamedArray, config: GRPOConfig) -> Judged:
@@ -89,7 +78,7 @@ def judge(batch: NamedArray, config: GRPOConfig) -> Judged:
     is_trained = given & _of_trained_prompts(totals, given, groups, config)
     if config.mask_truncated_completions:
         is_trained &= ~answers["truncated"]
-    return Judged(answers, rewards, totals, advantages, is_trained)
+    return Judged(answers, rewards, totals, is_trained, advantages)
 
 
 def _of_trained_prompts(totals: Tensor, given: Tensor, groups: Tensor, config: GRPOConfig) -> Tensor:

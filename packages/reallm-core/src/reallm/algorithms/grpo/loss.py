@@ -1,20 +1,14 @@
-"""The loss of `reallm grpo`, and what it reads of each answer.
-
-Shapes: S answers, N tokens of answers.
-"""
+"""The loss of `reallm grpo`, and what it reads of each answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from reallm.algorithms.grpo.advantages import Judged
 from reallm.algorithms.grpo.config import GRPOConfig
-from reallm.algorithms.rl.aggregation import Mean, token_weights
+from reallm.algorithms.rl.aggregation import Mean
 from reallm.algorithms.rl.policy_loss_settings import LossKind, PolicyLossSettings
-from reallm.data.batching import select
-from reallm.data.namedarray import NamedArray, split
+from reallm.data.namedarray import NamedArray
 
 _KINDS: Mapping[str, LossKind] = {"cispo": "cispo", "sapo": "sapo", "vespo": "vespo"}
 _MEANS: Mapping[str, Mean] = {
@@ -49,24 +43,8 @@ def loss_settings(config: GRPOConfig) -> PolicyLossSettings:
 
 
 def trained_answers(judged: Judged, config: GRPOConfig) -> NamedArray:
-    """The answers that are trained on, a sample each.
-
-    They have what `PolicyObjective` reads. Without `old_logprobs` of a call of their own, those of sampling are the old
-    ones from the second optimizer step on.
-    """
-    answers, lengths = judged.answers, judged.lengths
-    weights, norms = token_weights(
-        _MEANS.get(config.loss_type, "tokens"),
-        lengths,
-        judged.groups,
-        judged.is_trained.repeat_interleave(lengths),
-        config.gen.max_new_tokens,
+    """The answers that are trained on, a sample each, with what `PolicyObjective` reads."""
+    mean = _MEANS.get(config.loss_type, "tokens")
+    return judged.for_policy(
+        judged.advantages_of_tokens, mean, config.gen.max_new_tokens, optimizer_steps=config.optimizer_steps
     )
-    of_tokens = {"advantages": judged.advantages.repeat_interleave(lengths), "weights": weights}
-    if config.optimizer_steps > 1 and "old_logprobs" not in answers:
-        of_tokens["old_logprobs"] = answers["logprobs"]
-    seqlens = answers.metadata["seqlens"]
-    sizes = {**seqlens, **dict.fromkeys(of_tokens, seqlens["logprobs"]), "norms": seqlens["prompt_lens"]}
-    whole = answers.with_fields(**of_tokens, norms=norms).with_metadata(seqlens=sizes)
-    read = [key for key in whole if key not in ("truncated", "reward_parts", "reward_given", "scores")]
-    return select(split(whole, [read])[0], torch.nonzero(judged.is_trained).flatten().tolist())

@@ -1,11 +1,10 @@
 """From the rewards and values of a step's answers to the advantages and returns of their tokens.
 
-Shapes: S answers, F rewards of each, N tokens of answers.
+Shapes: S answers, N tokens of answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from reallm.algorithms.ppo.config import PPOArgs, PPOConfig
 from reallm.algorithms.rl.gae import gae
+from reallm.algorithms.rl.judged_answers import JudgedAnswers
 from reallm.algorithms.rl.kl import AdaptiveKLController, FixedKLController
 from reallm.algorithms.rl.total_rewards import Rewards, rewards_of
-from reallm.data.batching import select, split_groups
-from reallm.data.namedarray import NamedArray, split
+from reallm.data.batching import split_groups
+from reallm.data.namedarray import NamedArray
 from reallm.training.sequence_scores import answer_lengths
 
 VARIANCE_EPS = 1e-8
@@ -24,52 +24,23 @@ VARIANCE_EPS = 1e-8
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The answers of a step with what policy and critic are trained on."""
+class Judged(JudgedAnswers):
+    """The answers of a step with what policy and critic are trained on: those that have tokens and a reward.
 
-    answers: NamedArray
-    """Each answer as a sample; `groups` tell which prompt it belongs to."""
-    rewards: Rewards
-    totals: Tensor
-    """[S] float64: rewards as they are trained on, scaled, clipped, and with the penalty of answers that were cut."""
+    `totals` are scaled, clipped, and with the penalty of answers that were cut.
+    """
+
     kl: Tensor
     """[N] float64: log(policy / reference) of each token before the step; 0 without a reference."""
     advantages: Tensor
     """[N] float64."""
     returns: Tensor
     """[N] float64, as the critic's values would be if they were right."""
-    is_trained: Tensor
-    """[S] bool: whether an answer is trained on: one with tokens and a reward."""
-
-    @property
-    def groups(self) -> Tensor:
-        """[S] int64: number of each answer's prompt."""
-        return torch.tensor(self.answers.metadata["groups"])
-
-    @property
-    def lengths(self) -> Tensor:
-        """[S] int64: tokens of each answer."""
-        return answer_lengths(self.answers)
-
-    @property
-    def is_trained_token(self) -> Tensor:
-        """[N] bool: whether a token is one of an answer that is trained on."""
-        return self.is_trained.repeat_interleave(self.lengths)
 
     @property
     def kl_of_answers(self) -> float:
         """The KL divergence of whole answers in nats: sums over tokens, as a mean over answers."""
         return float(self.kl.sum()) / len(self.totals)
-
-    def trained(
-        self, keys: list[str], of_tokens: Mapping[str, Tensor], of_answers: Mapping[str, Tensor] | None = None
-    ) -> NamedArray:
-        """The answers that are trained on, with the given keys of theirs, and further fields [N] and [S]."""
-        more, seqlens = {**of_tokens, **(of_answers or {})}, self.answers.metadata["seqlens"]
-        sizes = {name: seqlens["logprobs" if name in of_tokens else "prompt_lens"] for name in more}
-        whole = self.answers.with_fields(**more).with_metadata(seqlens={**seqlens, **sizes})
-        read = split(whole, [[*keys, *more]])[0]
-        return select(read, torch.nonzero(self.is_trained).flatten().tolist())
 
 
 def judge(batch: NamedArray, config: PPOConfig, kl_coef: float) -> Judged:
@@ -94,7 +65,7 @@ def judge(batch: NamedArray, config: PPOConfig, kl_coef: float) -> Judged:
     goes_on = answers["truncated"] if args.truncated_reward == "bootstrap" else torch.zeros_like(answers["truncated"])
     bootstrap = torch.where(goes_on, answers["end_values"], 0.0) if goes_on.any() else torch.zeros_like(totals)
     advantages, returns = gae(of_tokens, answers["values"], lengths, bootstrap, args.discount, args.gae_lambda)
-    judged = Judged(answers, rewards, totals, kl, advantages, returns, rewards.any_given & has_tokens)
+    judged = Judged(answers, rewards, totals, rewards.any_given & has_tokens, kl, advantages, returns)
     if args.adv_norm:
         advantages[:] = whitened(advantages, judged.is_trained_token)
     return judged

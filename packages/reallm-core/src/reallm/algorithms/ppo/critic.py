@@ -55,7 +55,7 @@ class PPOCriticInterface:
         args, judged = self._config.ppo, judge(batch, self._config, self._controller.coef)
         of_steps = train_minibatches(
             engine,
-            self._trained(judged, update=True),
+            self._trained(judged),
             self,
             context,
             num_minibatches=args.ppo_n_minibatches,
@@ -100,12 +100,13 @@ class PPOCriticInterface:
         """The longest that an answer to a prompt can be, with the prompt."""
         return planned_tokens(sample, self._config)
 
-    def _trained(self, judged: Judged, update: bool) -> NamedArray:
-        """What the loss reads, on the scale of the critic; the old values are what the critic has computed."""
+    def _trained(self, judged: Judged) -> NamedArray:
+        """What the loss reads, on the scale of the critic after the returns are counted in it; the old values are what
+        the critic has computed."""
         old_values, returns = self._norm.normalize(judged.answers["values"]), judged.returns
-        if self._config.ppo.value_norm and update:
+        if self._config.ppo.value_norm:
             self._norm.update(returns[judged.is_trained_token])
-        return judged.trained(list(ANSWERS), {"old_values": old_values, "returns": self._norm.normalize(returns)})
+        return judged.trained(ANSWERS, {"old_values": old_values, "returns": self._norm.normalize(returns)})
 
 
 def _metrics_of_values(judged: Judged) -> dict[str, float]:
