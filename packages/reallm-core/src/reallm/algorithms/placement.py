@@ -73,8 +73,22 @@ class Placement:
                 layouts[call.name] = _default_layout(config, given, n_ranks, trained=trains)
                 continue
             layout = given[call.name]
-            _check_started(f"{call.name}.layout={layout.short}", layout, n_ranks)
             layouts[call.name] = dataclasses.replace(layout, fsdp=True) if trains else layout
+        offloaded = frozenset(name for name, args in call_args_of(config).items() if args.offload and name in layouts)
+        return cls.from_layouts(graph, layouts, n_ranks, offloaded)
+
+    @classmethod
+    def from_layouts(
+        cls, graph: Graph, layouts: Mapping[str, Layout], n_ranks: int, offloaded: frozenset[str] = frozenset()
+    ) -> Placement:
+        """The placement with these layouts of all calls.
+
+        Raises:
+            ConfigError: a layout needs more ranks than there are, or a role is trained in two layouts; names the key.
+        """
+        layouts = dict(layouts)
+        for name, layout in layouts.items():
+            _check_started(f"{name}.layout={layout.short}", layout, n_ranks)
         homes = {role: layouts[_home_call(graph, role).name] for role in graph.roles}
         for call in graph.calls:
             if call.kind == "reward":
@@ -88,7 +102,6 @@ class Placement:
                     f"{call.name}.layout={layout.short}: '{call.role}' is trained in the layout {home.short} by "
                     f"'{first}', and a role is trained in one; give both the same"
                 )
-        offloaded = frozenset(name for name, args in call_args_of(config).items() if args.offload and name in layouts)
         return cls(graph, n_ranks, layouts, homes, offloaded)
 
     def copies(self, role: str) -> tuple[Layout, ...]:

@@ -1,0 +1,43 @@
+"""`ExecutionPlan`: where and how each call of a graph is computed, as a value. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
+from reallm.parallel.layout import Layout
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """Where and how one call is computed."""
+
+    layout: Layout
+    """For a reward, which has no model, only the ranks count."""
+    offload: bool = False
+    """Whether the copy of the model that it uses is moved to host memory after it."""
+    max_tokens: int | None = None
+    """Most tokens of a micro-batch; None: as configured."""
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """Where and how each call of a graph is computed: layouts, ranks, micro-batches, offload.
+
+    What is moved between calls follows from it, see `placement`.
+    """
+
+    calls: Mapping[str, CallPlan]
+    """By the name of the call."""
+
+    def placement(self, graph: Graph, n_ranks: int) -> Placement:
+        """The placement that this plan means in a job of so many ranks.
+
+        Raises:
+            ConfigError: a layout needs more ranks than there are, or is not possible for its call.
+        """
+        layouts = {name: one.layout for name, one in self.calls.items()}
+        offloaded = frozenset(name for name, one in self.calls.items() if one.offload)
+        return Placement.from_layouts(graph, layouts, n_ranks, offloaded)

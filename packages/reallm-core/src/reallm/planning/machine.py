@@ -1,0 +1,57 @@
+"""`Machine`: the nodes, devices and links that a plan is made for. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reallm.arguments import NamedFields
+
+
+@dataclass(frozen=True)
+class Link(NamedFields):
+    """A connection of a rank: messages in one direction, at the same time as those in the other."""
+
+    bandwidth: float
+    """Bytes per second."""
+    latency: float
+    """Seconds before the first byte."""
+
+    def seconds(self, n_bytes: float) -> float:
+        """Time of one message."""
+        return self.latency + n_bytes / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Machine(NamedFields):
+    """Nodes of equal devices, one rank for each device; ranks are numbered node by node."""
+
+    name: str
+    n_nodes: int
+    ranks_per_node: int
+    memory: int
+    """Bytes that a rank can allocate on its device."""
+    host_memory: int
+    """Bytes of host memory for each rank, for what is offloaded; on a CPU the same memory as `memory`."""
+    flops: float
+    """Floating-point operations per second that a large matrix product reaches, in the dtype of the models."""
+    memory_bandwidth: float
+    """Bytes per second that a rank reads from its device's memory."""
+    within_node: Link
+    between_nodes: Link
+    """The share of the node's network that each rank has when all use it."""
+    host: Link
+    """Copies between a device and host memory."""
+
+    @property
+    def n_ranks(self) -> int:
+        """Number of ranks."""
+        return self.n_nodes * self.ranks_per_node
+
+    def node(self, rank: int) -> int:
+        """The node of a rank."""
+        return rank // self.ranks_per_node
+
+    def link(self, ranks: Iterable[int]) -> Link:
+        """The link that limits messages among these ranks."""
+        return self.within_node if len({self.node(rank) for rank in ranks}) <= 1 else self.between_nodes
