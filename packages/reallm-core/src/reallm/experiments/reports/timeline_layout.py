@@ -1,6 +1,6 @@
 """Lays out the drawing of a timeline: the positions of lanes and bars as plain numbers, which a template draws.
 
-Ranks that do the same at the same times share a lane. Under its bars a lane may have a curve of the memory that is held.
+Ranks that do the same at the same times share a lane. Below its bars, a lane may have a curve of the memory held.
 """
 
 from __future__ import annotations
