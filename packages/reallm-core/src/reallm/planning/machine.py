@@ -6,16 +6,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reallm.arguments import NamedFields
+from reallm.errors import ConfigError
+from reallm.field_types import check_fields
 
 
 @dataclass(frozen=True)
 class Link(NamedFields):
-    """A connection of a rank: messages in one direction, at the same time as those in the other."""
+    """A connection of a rank: messages in one direction, at the same time as those in the other.
+
+    Raises:
+        ConfigError: a value is not allowed; names the field.
+    """
 
     bandwidth: float
     """Bytes per second."""
     latency: float
     """Seconds before the first byte."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _check_above_0(self, "bandwidth")
+        if not self.latency >= 0:
+            raise ConfigError(f"latency={self.latency} must be 0 or more")
 
     def seconds(self, n_bytes: float) -> float:
         """Time of one message."""
@@ -24,7 +36,11 @@ class Link(NamedFields):
 
 @dataclass(frozen=True)
 class Machine(NamedFields):
-    """Nodes of equal devices, one rank for each device; ranks are numbered node by node."""
+    """Nodes of equal devices, one rank for each device; ranks are numbered node by node.
+
+    Raises:
+        ConfigError: a value is not allowed; names the field.
+    """
 
     name: str
     n_nodes: int
@@ -43,6 +59,10 @@ class Machine(NamedFields):
     host: Link
     """Copies between a device and host memory."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _check_above_0(self, "n_nodes", "ranks_per_node", "memory", "host_memory", "flops", "memory_bandwidth")
+
     @property
     def n_ranks(self) -> int:
         """Number of ranks."""
@@ -55,3 +75,9 @@ class Machine(NamedFields):
     def link(self, ranks: Iterable[int]) -> Link:
         """The link that limits messages among these ranks."""
         return self.within_node if len({self.node(rank) for rank in ranks}) <= 1 else self.between_nodes
+
+
+def _check_above_0(values: Link | Machine, *names: str) -> None:
+    for name in names:
+        if not getattr(values, name) > 0:
+            raise ConfigError(f"{name}={getattr(values, name)} must be more than 0")
