@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from reallm.arguments import NamedFields
 from reallm.errors import ConfigError
@@ -58,6 +59,8 @@ class Machine(NamedFields):
     """The share of the node's network that each rank has when all use it."""
     host: Link
     """Copies between a device and host memory."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Kind of the devices. On a GPU collectives proceed while it computes, on a CPU both take turns."""
 
     def __post_init__(self) -> None:
         check_fields(self)
