@@ -25,11 +25,21 @@ class Exchange:
         placement: where calls are computed.
         calls: the calls that are executed, in order.
         rank: this rank.
+        made: calls that were executed before, whose outputs are sent now. Messages of both executions differ in their
+            tags, so that they may overlap.
     """
 
-    def __init__(self, placement: Placement, calls: Sequence[ModelFunctionCall], rank: int) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        calls: Sequence[ModelFunctionCall],
+        rank: int,
+        made: Sequence[ModelFunctionCall] = (),
+    ) -> None:
         self._rank = rank
-        self._transfers = list(enumerate(placement.transfers(calls)))
+        self.made = made
+        """The calls that were executed before."""
+        self._transfers = list(enumerate(placement.transfers(calls, made), start=len(placement.transfers(made))))
         self._sending: list[tuple[Any, torch.Tensor]] = []
 
     def send(self, producer: str, content: NamedArray | NonFiniteError) -> None:

@@ -59,7 +59,8 @@ class Execution:
         *,
         train: OnCall,
         computed: OnCall = lambda call, batch, context: None,
-    ) -> None:
+        exchange: Exchange | None = None,
+    ) -> NamedArray:
         """Execute calls in order, except those whose outputs the batch has already.
 
         Args:
@@ -68,20 +69,23 @@ class Execution:
             context: the run and the step.
             train: does a `train_step`, given its inputs.
             computed: called after any other call, with the batch that has its outputs.
+            exchange: the messages, if `begin` has begun them.
+
+        Returns:
+            The batch with what this rank has computed or received.
         """
-        calls = [call for call in calls if call.kind == "train_step" or not all(key in batch for key in call.outputs)]
-        by_name = {call.name: call for call in calls}
-        writers = {key: call.name for call in calls for key in call.outputs}
-        exchange = Exchange(self._placement, calls, self._rank)
-        failed: dict[str, NonFiniteError] = {}
+        calls = to_compute(calls, batch)
+        exchange = exchange or self.begin(calls, batch)
+        writers = {key: call.name for call in (*exchange.made, *calls) for key in call.outputs}
+        failed = {call.name: self.errors[call.name] for call in exchange.made if call.name in self.errors}
         for call in calls:
             model = None if call.kind == "reward" else self._roles[call.role].replicas.at(self._layout(call))
             is_here = self._rank in self._placement.ranks(call.name)
             if is_here:
                 received, errors = exchange.receive(call.name)
                 failed |= errors
-                for producer, parts in received.items():
-                    batch = self._merged(batch, parts, by_name[producer], context)
+                for parts in received.values():
+                    batch = _merged(batch, parts)
                 try:
                     for key in call.inputs:
                         if writers.get(key) in failed:
@@ -101,6 +105,23 @@ class Execution:
                 self._roles[call.role].replicas.offload(self._layout(call), trained=trained)
         exchange.finish()
         self.errors = failed | self.errors
+        return batch
+
+    def begin(
+        self, calls: Sequence[ModelFunctionCall], batch: NamedArray, made: Sequence[ModelFunctionCall] = ()
+    ) -> Exchange:
+        """The messages of calls that are executed later; what others need of those made before is sent now.
+
+        Args:
+            calls: the calls; see `to_compute`.
+            batch: the samples, with what this rank's calls of those made before have written.
+            made: the calls that were executed before.
+        """
+        exchange = Exchange(self._placement, calls, self._rank, made)
+        for call in made:
+            if self._rank in self._placement.ranks(call.name):
+                exchange.send(call.name, self.errors.get(call.name, batch))
+        return exchange
 
     def _layout(self, call: ModelFunctionCall) -> Any:
         return self._placement.layouts[call.name]
@@ -125,7 +146,12 @@ class Execution:
         if call.kind == "train_step":
             train(call, inputs, context)
             return batch
-        batch = self._merged(batch, [self._outputs(call, model, inputs, context)], call, context)
+        outputs = self._outputs(call, model, inputs, context)
+        if call.kind == "generate":
+            outputs = outputs.with_metadata(
+                **{WEIGHTS_VERSIONS: {call.role: context.weights_versions.get(call.role, 0)}}
+            )
+        batch = _merged(batch, [outputs])
         computed(call, batch, context)
         return batch
 
@@ -142,20 +168,6 @@ class Execution:
             check_finite(call, outputs, self._placement.graph.trained_keys, sample_names(batch))
         return outputs
 
-    def _merged(
-        self,
-        batch: NamedArray,
-        parts: Sequence[NamedArray],
-        call: ModelFunctionCall,
-        context: CallContext,
-    ) -> NamedArray:
-        """The batch with outputs of a call; with generated tokens, the version of the weights is noted."""
-        versions = batch.metadata.get(WEIGHTS_VERSIONS, {})
-        plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
-        if call.kind == "generate":
-            versions = {**versions, call.role: context.weights_versions.get(call.role, 0)}
-        return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
-
     def _weights_changed(self, call: ModelFunctionCall, context: CallContext, failed: bool) -> None:
         """Have the weights of other roles follow, and note which copies are behind.
 
@@ -171,6 +183,20 @@ class Execution:
     def _wait_for_offloads(self) -> None:
         for role in self._roles.values():
             role.replicas.wait_for_offload()
+
+
+def to_compute(calls: Sequence[ModelFunctionCall], batch: NamedArray) -> list[ModelFunctionCall]:
+    """The calls without those whose outputs a batch has already."""
+    return [call for call in calls if call.kind == "train_step" or not all(key in batch for key in call.outputs)]
+
+
+def _merged(batch: NamedArray, parts: Sequence[NamedArray]) -> NamedArray:
+    """The batch with outputs of calls; with generated tokens, the version of the weights is noted."""
+    versions: dict[str, int] = {}
+    for part in (batch, *parts):
+        versions |= part.metadata.get(WEIGHTS_VERSIONS, {})
+    plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
+    return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
 
 
 def _on_any_rank(condition: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -11,16 +12,17 @@ import torch.distributed as dist
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.eval_totals import EvalTotals
 from reallm.algorithms.exchange import broadcast
-from reallm.algorithms.execution import Execution
+from reallm.algorithms.execution import Execution, OnCall, to_compute
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.owner import errors_name
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.result_exchange import ResultExchange
 from reallm.algorithms.role import Role
+from reallm.algorithms.rollout_queue import RolloutQueue
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
-from reallm.errors import PluginError
+from reallm.errors import NonFiniteError, PluginError
 from reallm.machine_memory import peak_memory
 from reallm.specs import ModelFunctionCall
 from reallm.training.memory import GIB
@@ -34,6 +36,7 @@ class GraphExecutor:
         roles: the loaded roles, by name.
         interfaces: an instance of the interface of each role, by name.
         placement: where calls are computed.
+        async_steps: steps between the making of a rollout and the training on it.
     """
 
     def __init__(
@@ -42,12 +45,15 @@ class GraphExecutor:
         roles: Mapping[str, Role],
         interfaces: Mapping[str, Any],
         placement: Placement,
+        async_steps: int = 0,
     ) -> None:
         self._graph = graph
         self._roles = roles
         self._interfaces = interfaces
         self._placement = placement
         self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self.queue = RolloutQueue(placement, self._rank, async_steps)
+        """The rollouts of later steps."""
         self._results = ResultExchange(graph, self._placement, interfaces, self._rank)
         measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
         self._eval_calls = graph.eval_calls(measured)
@@ -67,12 +73,20 @@ class GraphExecutor:
         """Set the versions that a resumed run begins with, for the ranks that do not train the role themselves."""
         self._versions = dict(versions)
 
-    def train(self, batch: NamedArray, context: CallContext) -> dict[str, float]:
+    def train(
+        self, batch: NamedArray, context: CallContext, ahead: Mapping[int, NamedArray] | None = None
+    ) -> dict[str, float]:
         """Run one step, every call once, and return the metrics of the train calls, and of calls with `call_metrics`.
 
         Their names begin with `train/` if one call trains, else with the name of the call. All ranks get them,
         whichever of them compute the call. What train calls have kept of their rollouts is in `context.kept_rollouts`
         on rank 0.
+
+        Args:
+            batch: the samples of the step.
+            context: the run and the step.
+            ahead: the samples of later steps, by step, whose rollouts are made in this one, before it trains. The
+                rollout of this step is then that of an earlier one; without any, it is made first.
 
         Raises:
             NonFiniteError: a loss, a gradient or what a model generates is not finite. Raised on all ranks, if not all
@@ -100,13 +114,43 @@ class GraphExecutor:
                 prefix = self._graph.metric_prefix(call.name)
                 metrics[call.name] = {f"{prefix}/{name}": value for name, value in interface.call_metrics().items()}
 
-        execution = self._execution()
         with errors_name(self._graph.owner):
-            execution.run(self._graph.calls, batch, context, train=train, computed=computed)
-        metrics, self._versions = self._results.after_step(
-            metrics, self._local_versions, execution.errors, context.kept_rollouts
-        )
+            made, errors = self._run_step(batch, context, ahead or {}, train, computed)
+        metrics, self._versions = self._results.after_step(metrics, self._local_versions, errors, context.kept_rollouts)
+        self.queue.put(made, done=context.step)
         return {name: value for call in self._graph.calls for name, value in metrics.get(call.name, {}).items()}
+
+    def _run_step(
+        self, batch: NamedArray, context: CallContext, ahead: Mapping[int, NamedArray], train: OnCall, computed: OnCall
+    ) -> tuple[dict[int, NamedArray], dict[str, NonFiniteError]]:
+        """Run the calls of a step; returns the rollouts of later steps, and the errors of calls.
+
+        What this step trains on is sent before rollouts are made, so that ranks that only train need not wait.
+        """
+        if not ahead and context.step not in self.queue.steps:
+            execution = self._execution()
+            execution.run(self._graph.calls, batch, context, train=train, computed=computed)
+            return {}, execution.errors
+        made: dict[int, NamedArray] = {}
+        errors: dict[str, NonFiniteError] = {}
+
+        def make(step: int, samples: NamedArray) -> Execution:
+            making, of_step = self._execution(), replace(context, step=step)
+            made[step] = making.run(self.queue.calls, samples, of_step, train=_refuse, computed=computed)
+            errors.update(making.errors)
+            return making
+
+        if context.step in self.queue.steps:
+            execution, rollout = self._execution(), self.queue.rollout(context.step, batch)
+        else:
+            execution = make(context.step, batch)
+            rollout = made.pop(context.step)
+        calls = to_compute([call for call in self._graph.calls if call not in self.queue.calls], rollout)
+        exchange = execution.begin(calls, rollout, self.queue.calls)
+        for step, samples in ahead.items():
+            make(step, samples)
+        execution.run(calls, rollout, context, train=train, computed=computed, exchange=exchange)
+        return made, errors | execution.errors
 
     def with_outputs(self, call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> NamedArray:
         """The batch with the output keys of a call that does not train; on all ranks, whichever compute it."""

@@ -143,6 +143,13 @@ class Graph:
         return {call.name: "eval" if len(calls) == 1 else f"eval/{call.name}" for call in calls}
 
     @property
+    def rollout_calls(self) -> list[ModelFunctionCall]:
+        """The calls that make a rollout, in order: those that generate, and those whose outputs they need."""
+        generating = [call for call in self.calls if call.kind == "generate"]
+        needed = {name for call in generating for name in (call.name, *self._before(call))}
+        return [call for call in self.calls if call.name in needed]
+
+    @property
     def objective_calls(self) -> list[ModelFunctionCall]:
         """The train calls whose objective can be evaluated on given data: those that read nothing generated."""
         generated = {call.name for call in self.calls if call.kind == "generate"}

@@ -125,23 +125,31 @@ class Placement:
         """Whether all ranks compute all calls, so that nothing is ever sent."""
         return all(self.is_whole(call.name) for call in self.graph.calls)
 
-    def transfers(self, calls: Sequence[ModelFunctionCall]) -> tuple[Transfer, ...]:
+    def transfers(
+        self, calls: Sequence[ModelFunctionCall], made: Sequence[ModelFunctionCall] = ()
+    ) -> tuple[Transfer, ...]:
         """What is sent when these calls are executed in this order: each key once to each rank that lacks it.
 
         Senders take turns. Keys that none of the calls writes are on all ranks.
+
+        Args:
+            calls: the calls.
+            made: calls that were executed before, whose outputs are on their ranks.
         """
         found: dict[tuple[str, str, int, int], list[str]] = {}
-        for producer, consumer, key, source, target in self._sent_keys(calls):
+        for producer, consumer, key, source, target in self._sent_keys(calls, made):
             found.setdefault((producer, consumer, source, target), []).append(key)
         return tuple(
             Transfer(producer, consumer, tuple(keys), source, target)
             for (producer, consumer, source, target), keys in found.items()
         )
 
-    def _sent_keys(self, calls: Sequence[ModelFunctionCall]) -> Iterator[tuple[str, str, str, int, int]]:
+    def _sent_keys(
+        self, calls: Sequence[ModelFunctionCall], made: Sequence[ModelFunctionCall]
+    ) -> Iterator[tuple[str, str, str, int, int]]:
         """Producer, consumer, key, source and target of each key that is sent."""
-        writers: dict[str, str] = {}
-        holders: dict[str, set[int]] = {}
+        writers = {key: call.name for call in made for key in call.outputs}
+        holders = {key: set(self.ranks(writer)) for key, writer in writers.items()}
         for call in calls:
             for key in call.inputs:
                 if key not in writers:

@@ -109,5 +109,7 @@ def _check_form(config: DistillConfig) -> None:
             raise ConfigError(
                 "teacher_scores=cache does not go together with on_policy=true, whose answers are new in each step"
             )
+    elif config.async_steps:
+        raise ConfigError(f"async_steps={config.async_steps} has no effect without on_policy=true: nothing is sampled")
     elif chosen == PROMPTS:
         raise ConfigError(f"dataset.name={PROMPTS} has no answers to learn from; set on_policy=true")

@@ -13,6 +13,7 @@ from reallm.algorithms.distill.scored_tokens import scored_mask
 from reallm.algorithms.interface import Example
 from reallm.algorithms.rl.generation import planned_kv_tokens, planned_tokens, sample_answers
 from reallm.algorithms.rl.keys import rollout_keys
+from reallm.algorithms.rl.rollout import staleness
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.data.batching import cu_seqlens, lengths, split_groups
 from reallm.data.namedarray import NamedArray
@@ -44,7 +45,8 @@ class DistillInterface:
 
     def train_step(self, engine: TrainEngine, batch: NamedArray, context: CallContext) -> dict[str, float]:
         """One optimizer step on `batch`."""
-        return engine.train_batch(batch, self)
+        aged = {"staleness": float(staleness(batch, context, "actor"))} if self._config.async_steps else {}
+        return engine.train_batch(batch, self) | aged
 
     def prepare(self, batch: NamedArray) -> NamedArray:
         """The batch with each answer as a sample of its own."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 from reallm.algorithms.grpo.presets import PRESETS
 from reallm.algorithms.rl.config import RewardedConfig
+from reallm.algorithms.rl.off_policy import check_off_policy, compares_with_sampled
 from reallm.config.args import SamplingArgs
 from reallm.config.dataset import batch_size
 from reallm.config.presets import Presets
@@ -31,9 +32,6 @@ _READERS: dict[str, tuple[str, ...]] = {
     "vespo_lambda_neg": ("vespo",),
 }
 """Key -> the loss types that read it."""
-_CORRECTION = (
-    "importance_sampling_correction_level", "importance_sampling_clip_min", "importance_sampling_clip_max",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,8 @@ class GRPOConfig(Presets, RewardedConfig):
     num_iterations: int = option(1, "passes over the answers of a step")
     old_logprobs: Literal["rollout", "inference"] = option(
         "rollout",
-        "with several optimizer steps in a step, where the probabilities before them come from: from sampling, or "
-        "from a call of the policy, actor_inf. With one, they are those of the loss itself, and the ratio is 1",
+        "with several optimizer steps in a step, or async_steps, where the probabilities before them come from: from "
+        "sampling, or from a call of the policy, actor_inf. Otherwise they are those of the loss, and the ratio is 1",
     )
     mask_truncated_completions: bool = option(
         False, "leave answers that were cut at gen.max_new_tokens out of the loss"
@@ -147,6 +145,11 @@ class GRPOConfig(Presets, RewardedConfig):
     def optimizer_steps(self) -> int:
         """Optimizer steps of each step."""
         return self.num_minibatches * self.num_iterations
+
+    @property
+    def compares_with_sampled(self) -> bool:
+        """Whether the ratio of the loss is to the probabilities of sampling."""
+        return compares_with_sampled(self, self.optimizer_steps, self.async_steps)
 
     @property
     def clip_high(self) -> float:
@@ -235,25 +238,9 @@ def _check_loss(config: GRPOConfig) -> None:
         )
     if config.loss_type in CLIPPED and config.epsilon >= 1:
         raise ConfigError(f"epsilon={config.epsilon} must be below 1: ratios are clipped at 1 - epsilon")
-    if not 0 <= config.importance_sampling_clip_min < config.importance_sampling_clip_max:
-        raise ConfigError(
-            f"importance_sampling_clip_min={config.importance_sampling_clip_min} must be at least 0 and less than "
-            f"importance_sampling_clip_max={config.importance_sampling_clip_max}"
-        )
-    if config.importance_sampling_correction == "none":
-        for key in _CORRECTION:
-            if getattr(config, key) != defaults[key]:
-                raise ConfigError(f"{key}={getattr(config, key)} has no effect without importance_sampling_correction")
-    elif config.optimizer_steps > 1 and config.old_logprobs == "rollout":
-        raise ConfigError(
-            f"importance_sampling_correction={config.importance_sampling_correction} has no effect with "
-            "old_logprobs=rollout, where the old policy is what was sampled from; set old_logprobs=inference"
-        )
-    if config.old_logprobs == "inference" and config.optimizer_steps == 1:
-        raise ConfigError(
-            "old_logprobs=inference has no effect with one optimizer step in a step; raise num_minibatches or "
-            "num_iterations"
-        )
+    check_off_policy(
+        config, config.optimizer_steps, config.async_steps, more_steps=("num_minibatches", "num_iterations")
+    )
     if not config.overlong_buffer and config.overlong_penalty != defaults["overlong_penalty"]:
         raise ConfigError(f"overlong_penalty={config.overlong_penalty} has no effect without overlong_buffer")
 

@@ -46,5 +46,5 @@ def trained_answers(judged: Judged, config: GRPOConfig) -> NamedArray:
     """The answers that are trained on, a sample each, with what `PolicyObjective` reads."""
     mean = _MEANS.get(config.loss_type, "tokens")
     return judged.for_policy(
-        judged.advantages_of_tokens, mean, config.gen.max_new_tokens, optimizer_steps=config.optimizer_steps
+        judged.advantages_of_tokens, mean, config.gen.max_new_tokens, with_sampled=config.compares_with_sampled
     )

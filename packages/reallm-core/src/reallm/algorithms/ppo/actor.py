@@ -47,6 +47,10 @@ class PPOActorInterface(PolicyInterface[PPOConfig, Judged]):
             beta=self._controller.coef if args.kl_penalty == "loss" else 0.0,
             entropy_coef=args.entropy_coef,
             temperature=args.gen.temperature,
+            correction=args.importance_sampling_correction,
+            correction_level=args.importance_sampling_correction_level,
+            correction_lowest=args.importance_sampling_clip_min,
+            correction_highest=args.importance_sampling_clip_max,
         )
         return PolicyObjective(settings)
 
@@ -68,7 +72,7 @@ class PPOActorInterface(PolicyInterface[PPOConfig, Judged]):
             judged.advantages,
             "tokens",
             args.gen.max_new_tokens,
-            optimizer_steps=self.optimizer_steps,
+            with_sampled=self.config.compares_with_sampled,
             with_reference=args.kl_penalty == "loss",
         )
 

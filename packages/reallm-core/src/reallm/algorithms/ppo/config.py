@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reallm.algorithms.rl.config import RewardedConfig
+from reallm.algorithms.rl.off_policy import check_off_policy, compares_with_sampled
 from reallm.config.args import CallArgs, CriticArgs, SamplingArgs
 from reallm.config.dataset import batch_size
 from reallm.config.group import ConfigGroup
@@ -44,9 +45,19 @@ class PPOArgs(ConfigGroup, group="ppo"):
     ppo_n_epochs: int = option(1, "passes over the answers of a step")
     old_logprobs: Literal["rollout", "inference"] = option(
         "rollout",
-        "with several optimizer steps in a step, where the probabilities before them come from: from sampling, or "
-        "from a call of the policy, actor_inf",
+        "with several optimizer steps in a step, or async_steps, where the probabilities before them come from: from "
+        "sampling, or from a call of the policy, actor_inf",
     )
+    importance_sampling_correction: Literal["none", "truncate", "mask"] = option(
+        "none",
+        "correct the policy's loss for the difference between the policy before the step and what was sampled from: by "
+        "the ratio of their probabilities, bounded (truncate), or 0 outside of the bounds (mask)",
+    )
+    importance_sampling_correction_level: Literal["token", "sequence", "geometric"] = option(
+        "token", "whether that ratio is a token's, the product over its answer, or the geometric mean"
+    )
+    importance_sampling_clip_max: float = option(3.0, "upper bound of that ratio")
+    importance_sampling_clip_min: float = option(0.0, "lower bound of that ratio")
     kl_ctl: float = option(
         0.1, "weight of the KL divergence from the reference, at first if it is adaptive; 0: no reference is loaded"
     )
@@ -137,6 +148,13 @@ class PPOConfig(RewardedConfig):
                 f"ppo.ppo_n_minibatches={self.ppo.ppo_n_minibatches} is more than the {counted(n, 'prompt')} of a step;"
                 " lower it, or raise dataset.train_bs_n_seqs"
             )
+        check_off_policy(
+            self.ppo,
+            self.ppo.optimizer_steps,
+            self.async_steps,
+            group="ppo.",
+            more_steps=("ppo_n_minibatches", "ppo_n_epochs"),
+        )
         if not self.ppo.kl_ctl and not is_missing(self.actor.path) and self.ref.path != self.actor.path:
             raise ConfigError(
                 f"ref.path={self.ref.path} has no effect with ppo.kl_ctl=0; set ppo.kl_ctl, or leave ref.path out"
@@ -146,6 +164,11 @@ class PPOConfig(RewardedConfig):
     def sampling(self) -> SamplingArgs:
         """How answers are sampled in training."""
         return self.ppo.gen
+
+    @property
+    def compares_with_sampled(self) -> bool:
+        """Whether the ratio of the policy's loss is to the probabilities of sampling."""
+        return compares_with_sampled(self.ppo, self.ppo.optimizer_steps, self.async_steps)
 
 
 _AT_LEAST_1 = ("ppo_n_minibatches", "ppo_n_epochs")
@@ -194,11 +217,6 @@ def _check_used(args: PPOArgs) -> None:
         if getattr(args, key) != defaults[key] and getattr(args, reader) != wanted:
             shown = str(wanted).lower()
             raise ConfigError(f"{key}={getattr(args, key)} has no effect without {reader}={shown}")
-    if args.old_logprobs == "inference" and args.optimizer_steps == 1:
-        raise ConfigError(
-            "old_logprobs=inference has no effect with one optimizer step in a step; raise ppo_n_minibatches or "
-            "ppo_n_epochs"
-        )
     if not args.kl_ctl and (args.use_adaptive_kl_ctl or args.kl_penalty == "loss"):
         key = "use_adaptive_kl_ctl=true" if args.use_adaptive_kl_ctl else "kl_penalty=loss"
         raise ConfigError(f"{key} has no effect with kl_ctl=0, which has no reference; set kl_ctl")

@@ -20,7 +20,7 @@ def graph(config: PPOConfig) -> list[ModelFunctionCall]:
     if config.ppo.kl_ctl:
         calls.append(ModelFunctionCall("ref_inf", "ref", "inference", ANSWERS, ("ref_logprobs",)))
     calls.append(ModelFunctionCall("critic_inf", "critic", "inference", ANSWERS, values))
-    if config.ppo.old_logprobs == "inference":
+    if config.ppo.old_logprobs == "inference" and config.ppo.optimizer_steps > 1:
         calls.append(ModelFunctionCall("actor_inf", "actor", "inference", ANSWERS, ("old_logprobs",)))
     scored = [key for call in calls[1:] for key in call.outputs]
     return [

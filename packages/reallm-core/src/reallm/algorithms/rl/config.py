@@ -35,13 +35,23 @@ class RolloutConfig(TrainingConfig):
     exact: bool = option(
         False, "compute the same log-probabilities in sampling and in training, bit for bit, which is slower"
     )
+    async_steps: int = option(
+        0,
+        "steps between the sampling of answers and the training on them, so that both can be done at the same time on "
+        "processes of their own; 0: answers are trained on in the step that samples them",
+    )
     keep_rollouts: int | None = option(
         4, "prompts of each step whose answers are kept in rollouts.jsonl; null: all, 0: none"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, lowest in {"eval_temperature": 0, "eval_num_generations": 1, "keep_rollouts": 0}.items():
+        for key, lowest in {
+            "eval_temperature": 0,
+            "eval_num_generations": 1,
+            "async_steps": 0,
+            "keep_rollouts": 0,
+        }.items():
             value = getattr(self, key)
             if value is not None and not value >= lowest:
                 raise ConfigError(f"{key}={value} must be at least {lowest}")

@@ -61,23 +61,20 @@ class JudgedAnswers:
         return select(read, torch.nonzero(self.is_trained).flatten().tolist())
 
     def for_policy(
-        self, advantages: Tensor, mean: Mean, max_length: int, *, optimizer_steps: int, with_reference: bool = True
+        self, advantages: Tensor, mean: Mean, max_length: int, *, with_sampled: bool, with_reference: bool = True
     ) -> NamedArray:
         """The answers that are trained on, with what `PolicyObjective` reads.
-
-        Without `old_logprobs` of a call of their own, those of sampling are the old ones if there are several optimizer
-        steps.
 
         Args:
             advantages: [N] float64.
             mean: what losses are averaged over.
             max_length: tokens of the longest answer that is allowed.
-            optimizer_steps: optimizer steps on these answers.
+            with_sampled: whether the log-probabilities of sampling are the old ones.
             with_reference: whether the loss reads `ref_logprobs`.
         """
         weights, norms = token_weights(mean, self.lengths, self.groups, self.is_trained_token, max_length)
         of_tokens = {"advantages": advantages, "weights": weights}
-        if optimizer_steps > 1 and "old_logprobs" not in self.answers:
+        if with_sampled:
             of_tokens["old_logprobs"] = self.answers["logprobs"]
         read = (*ANSWERS, "logprobs", KEPT_MASS, "old_logprobs", *(("ref_logprobs",) if with_reference else ()))
         return self.trained(read, of_tokens, {"norms": norms})

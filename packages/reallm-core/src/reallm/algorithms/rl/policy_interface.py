@@ -18,6 +18,7 @@ from reallm.algorithms.rl.generation import planned_kv_tokens, planned_tokens, s
 from reallm.algorithms.rl.judged_answers import JudgedAnswers
 from reallm.algorithms.rl.minibatches import merged_metrics, train_minibatches
 from reallm.algorithms.rl.policy_objective import PolicyObjective
+from reallm.algorithms.rl.rollout import staleness
 from reallm.algorithms.rl.self_checks import check_completions, check_first_ratio, check_rewards
 from reallm.algorithms.rl.total_rewards import completion_metrics, reward_metrics, reward_names
 from reallm.data.namedarray import NamedArray
@@ -98,10 +99,12 @@ class PolicyInterface(Generic[ConfigT, JudgedT]):
             num_minibatches=self._num_minibatches,
             num_iterations=self._num_iterations,
         )
-        check_first_ratio(of_steps[0], exact=self.config.exact)
+        aged = {"staleness": float(staleness(judged.answers, context, "actor"))} if self.config.async_steps else {}
+        if not any(aged.values()):
+            check_first_ratio(of_steps[0], exact=self.config.exact)
         difference = objective.watch.end(judged.answers, engine.model.mesh)
         context.keep_rollouts(self.records(judged, context, difference))
-        return merged_metrics(of_steps) | self.metrics_of_answers(judged)
+        return merged_metrics(of_steps) | self.metrics_of_answers(judged) | aged
 
     def metrics_of_answers(self, judged: JudgedT) -> dict[str, float]:
         """Metrics of the rewards and lengths of a step, under TRL's names; what keeps a policy from learning is

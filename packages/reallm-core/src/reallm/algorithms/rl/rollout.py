@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from reallm.algorithms.context import CallContext
+from reallm.algorithms.execution import WEIGHTS_VERSIONS
 from reallm.algorithms.rl.keys import KEPT_MASS
 from reallm.data.batching import cu_seqlens
 from reallm.data.namedarray import NamedArray
@@ -71,6 +73,12 @@ def sampled_logprobs(batch: NamedArray) -> torch.Tensor:
     """Log-probabilities [N] of the answers' tokens under the distribution that they were drawn from."""
     logprobs: torch.Tensor = batch["logprobs"]
     return logprobs - batch[KEPT_MASS].log() if KEPT_MASS in batch else logprobs
+
+
+def staleness(batch: NamedArray, context: CallContext, role: str) -> int:
+    """The age of a batch of rollouts: the updates that the weights of a role have had since it sampled them."""
+    made_with: int = batch.metadata[WEIGHTS_VERSIONS][role]
+    return context.weights_versions[role] - made_with
 
 
 def _batched(values: list[int], n: int) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@
                                                  rank-2.json: the generators and callbacks of rank 2
                                       <role>/    the optimizer's tensors, in safetensors files
                                       models/<role>/  the model of a role whose weights follow those of a trained one
+                                      rollouts/  what calls have written of the rollouts of later steps
 
 Tensors are whole, whatever the number of files that the ranks wrote: any layout can read another layout's files.
 Nothing is pickled. The data order is not saved: it follows from the seed and the step.
@@ -29,6 +30,8 @@ from torch import Tensor
 from reallm.checkpoint.distributed_save import ShardedExport, save_optimizer_tensors
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_tensors
+from reallm.data.namedarray import NamedArray
+from reallm.data.serialization import load, save
 from reallm.errors import CheckpointError, did_you_mean
 from reallm.experiments.runs.folder import TRAINING_STATE
 from reallm.loggers.jsonl import finite
@@ -38,6 +41,7 @@ from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
 from reallm.training.engine import EngineState
 
+ROLLOUTS = "rollouts"
 FORMAT = 1
 """Version of the file format; incremented when an older reader would misread the files."""
 
@@ -109,6 +113,8 @@ class TrainState:
     """State of each interface that has one, as JSON types, by role."""
     callbacks: Mapping[str, Any] = field(default_factory=dict)
     """State of each callback of this rank, as JSON types, by name."""
+    rollouts: Mapping[tuple[int, str], NamedArray] = field(default_factory=dict)
+    """Of the rollouts of later steps, by step and call, what this rank saves, or all ranks have saved."""
 
 
 def write_state(
@@ -133,6 +139,11 @@ def write_state(
         with fail_together(mesh):
             if export is not None and role in state.engines:
                 _write_tensors(top / role, state.engines[role], export)
+    with fail_together(mesh):
+        if state.rollouts:
+            (top / ROLLOUTS).mkdir(exist_ok=True)
+        for (step, call), outputs in state.rollouts.items():
+            save(outputs, top / ROLLOUTS / f"{step}.{call}.safetensors")
     content = {
         "format": FORMAT,
         "step": state.step,
@@ -227,6 +238,7 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             Generators(**of_rank["generators"]),
             content.get("interfaces", {}),  # earlier versions do not write it
             of_rank.get("callbacks", {}),  # earlier versions do not write it
+            _read_rollouts(checkpoint / TRAINING_STATE / ROLLOUTS),
         )
         return state, content["versions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -286,6 +298,14 @@ def _shard(saved: EngineState, shapes: Mapping[str, Shape], boxes: Mapping[str, 
 def _parameter_of(name: str) -> str:
     """The parameter that a tensor of the optimizer belongs to: `embedding.weight` of `embedding.weight/exp_avg`."""
     return name.partition("/")[0]
+
+
+def _read_rollouts(folder: Path) -> dict[tuple[int, str], NamedArray]:
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        step, _, call = path.stem.partition(".")
+        found[int(step), call] = load(path)
+    return found
 
 
 def _rank_file(rank: int) -> str:

@@ -22,7 +22,7 @@ from reallm.config.training import TrainingConfig, call_args_of
 from reallm.data.batching import batches_in_order, gather
 from reallm.data.datasets import Samples
 from reallm.data.namedarray import NamedArray
-from reallm.errors import DataError, NonFiniteError
+from reallm.errors import DataError, NonFiniteError, counted
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.train_state import Generators, TrainState
@@ -155,7 +155,7 @@ class Trainer:
             data=data,
             roles=roles,
             interfaces=plan.interfaces,
-            executor=GraphExecutor(graph, roles, plan.interfaces, plan.placement),
+            executor=GraphExecutor(graph, roles, plan.interfaces, plan.placement, getattr(config, "async_steps", 0)),
             checkpointer=Checkpointer(
                 folder,
                 keep_last=config.keep_last,
@@ -190,6 +190,12 @@ class Trainer:
         self.executor.restore_versions(
             {name: engine.step - engine.skipped_steps for name, engine in state.engines.items()}
         )
+        if not self.executor.queue.load_state(state.rollouts):
+            self.progress.echo(
+                f"async_steps={getattr(self.config, 'async_steps', 0)}: what was sampled ahead for "
+                f"{counted(len({step for step, _ in state.rollouts}), 'step')} does not fit these settings, and is "
+                "sampled again with the present weights"
+            )
         self.callbacks.load_state(state.callbacks)
         state.generators.restore()
 
@@ -250,13 +256,13 @@ class Trainer:
         self._call("on_train_end")
 
     def _train_step(self, step: int) -> None:
-        rows = self.data.sampler.rows(step)
-        batch = gather([self.data.train[row] for row in rows])
+        later_steps = self.executor.queue.missing(step, self.data.sampler.total_steps)
+        ahead = {later: self._samples(later) for later in later_steps}
         steps, states = self._engine_steps(), interface_states(self.interfaces)
         try:
             with explained_shortage(f"step {step}", self.roles, self.config):
                 context = self._context(step)
-                metrics = self.executor.train(batch, context)
+                metrics = self.executor.train(self._samples(step), context, ahead)
         except NonFiniteError:
             self._is_within_step = self.job.any(self._engine_steps() != steps)
             load_interface_states(self.interfaces, states)
@@ -269,6 +275,10 @@ class Trainer:
         of_first_call = {name.partition("/")[2]: value for name, value in reversed(metrics.items())}
         self.progress.step(step, of_first_call)
         self._call("on_step_end")
+
+    def _samples(self, step: int) -> NamedArray:
+        """The samples that a step trains on."""
+        return gather([self.data.train[row] for row in self.data.sampler.rows(step)])
 
     def _engine_steps(self) -> list[int]:
         """Optimizer steps of each role that this rank trains."""
@@ -395,6 +405,7 @@ class Trainer:
             Generators.capture(),
             interface_states(self.interfaces),
             self.callbacks.state(),
+            self.executor.queue.state(),
         )
 
     def _log(self, metrics: Mapping[str, float]) -> None:
