@@ -165,10 +165,13 @@ def constant(completions: list[str], **columns: Any) -> list[float]:
     return [0.2 for _ in completions]
 
 
-@pytest.mark.parametrize("at", [1, 3])
-def test_a_stopped_run_goes_on_bit_for_bit(grpo: Runs, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+@pytest.mark.parametrize(("at", "async_steps"), [(1, 0), (3, 0), (2, 1)])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    grpo: Runs, monkeypatch: pytest.MonkeyPatch, at: int, async_steps: int
+) -> None:
     settings: dict[str, Any] = {
         "n_valid": 2, "eval_every": 2, "epochs": 2, "max_steps": 4, "beta": 0.1, "num_minibatches": 2,
+        "async_steps": async_steps,
     }  # fmt: skip
     whole = grpo.run(grpo.config(name="whole", **settings))
     with monkeypatch.context() as patch:
@@ -177,6 +180,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(grpo: Runs, monkeypatch: pytest.Monke
     assert stopped.interrupted
     grpo.run(dataclasses.replace(grpo.config(name="stopped", **settings), resume="stopped"))
     assert_same_run(whole.run_dir, stopped.run_dir)
+
+
+def test_what_was_sampled_ahead_is_dropped_if_it_is_older_than_allowed_now(
+    grpo: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, metric="train/loss")
+        stopped = grpo.run(grpo.config(name="stopped", async_steps=2))
+    saved = stopped.checkpoint / "training_state" / "rollouts"  # type: ignore[operator]
+    assert sorted(path.name for path in saved.iterdir()) == ["2.actor_gen.safetensors", "3.actor_gen.safetensors"]
+    grpo.run(dataclasses.replace(grpo.config(name="stopped"), resume="stopped"))
+    assert grpo.printed.count("async_steps=0: what was sampled ahead for 2 steps does not fit these settings") == 1
+    assert [step["train/staleness"] for step in records(stopped) if "train/staleness" in step] == [0]
 
 
 def test_rollouts_of_each_step_are_kept(grpo: Runs) -> None:

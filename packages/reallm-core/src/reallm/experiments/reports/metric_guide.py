@@ -117,6 +117,14 @@ GUIDES = (
         "that unlikely tokens round; off-policy correction cuts their weight.",
     ),
     MetricGuide(
+        "Staleness (optimizer steps)",
+        ("staleness",),
+        "age of the answers of a step: updates of the policy between sampling and training, with async_steps",
+        "async_steps times the optimizer steps of a step; up to 4 is usually harmless",
+        "Rewards rise more slowly than with async_steps=0: lower async_steps, num_minibatches or the learning rate, or "
+        "set old_logprobs=inference importance_sampling_correction=truncate.",
+    ),
+    MetricGuide(
         "Weights of the off-policy correction",
         ("sampling/importance_sampling_ratio/*",),
         "ratio of the probability in training to that in sampling, before it is bounded",
