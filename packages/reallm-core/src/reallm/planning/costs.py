@@ -60,6 +60,16 @@ class MemoryItems:
         return self.parameters + self.optimizer
 
     @property
+    def during(self) -> dict[str, int]:
+        """Bytes that are there only while the call is computed, by their names."""
+        return {
+            "gradients": self.gradients,
+            "activations": self.activations,
+            "KV cache": self.kv_cache,
+            **self.other,
+        }
+
+    @property
     def in_call(self) -> int:
         """Bytes while the call is computed."""
         return self.kept + self.gradients + self.activations + self.kv_cache + sum(self.other.values())

@@ -1,0 +1,270 @@
+"""`Simulator`: how long a step takes under an execution plan, and how much memory, without starting a process.
+
+Ranks walk through a step as in the real runner: in the order of `algorithms.schedule`, each taking part in what names
+it. A call begins when all of its ranks are free and have what it reads, and a move of weights when the ranks of both
+copies are free; outputs of other calls are received just before the call; what is offloaded leaves beside what follows,
+and is waited for before the next call. At the end of a step all ranks meet. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Transfer
+from reallm.algorithms.timeline import SpanKind
+from reallm.planning.costs import CostModel, MemoryItems
+from reallm.planning.execution_plan import CallPlan, ExecutionPlan
+from reallm.planning.machine import Machine
+from reallm.planning.memory_levels import MemoryLevels, memory_over_time
+from reallm.planning.places import Place
+from reallm.planning.rank_sets import RankSet, Segments, rank_set, ranks_in
+from reallm.planning.simulation import Simulation
+from reallm.planning.steps import Step, calls_of_steps
+from reallm.planning.timing import Act, events, run
+
+MAX_KEPT = 100_000
+"""Results of pure functions that are kept, of each kind."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a plan leads to, in short."""
+
+    seconds: float
+    """Time of a step."""
+    memory: int
+    """Most bytes that a rank holds at a time."""
+    host_memory: int
+    """Most bytes that a rank has in host memory."""
+
+
+class Simulator:
+    """Simulates steps under execution plans.
+
+    Args:
+        graph: the graph.
+        costs: times and sizes of calls and moves.
+        machine: where it runs.
+        optimizer_steps: optimizer steps in each step.
+    """
+
+    def __init__(self, graph: Graph, costs: CostModel, machine: Machine, optimizer_steps: int = 1) -> None:
+        self.graph, self.costs, self.machine = graph, costs, machine
+        self._optimizer_steps = optimizer_steps
+        self._calls = graph.calls
+        self._homes = _home_numbers(graph)
+        self._steps_of = [self._calls.index(call) for call in calls_of_steps(graph)]
+        self._reads = _reads(graph)
+        self._copy_numbers: dict[tuple[str, object], int] = {}
+        self._places: dict[tuple[int, CallPlan], Place] = {}
+        self._at_home: dict[tuple[Place, bool], Place] = {}
+        self._steps: dict[object, Step] = {}
+        self._segments: dict[tuple[RankSet, ...], Segments] = {}
+        self._seconds: dict[object, tuple[float, int]] = {}
+
+    # ------------------------------------------------------------------ places
+
+    def places(self, plan: ExecutionPlan) -> list[Place]:
+        """The calls of the graph under a plan."""
+        return self.shared([self.place(number, plan.calls[call.name]) for number, call in enumerate(self._calls)])
+
+    def place(self, call: int, plan: CallPlan) -> Place:
+        """A call, by its number in the graph, under a plan of its own."""
+        found = self._places.get((call, plan))
+        if found is None:
+            one = self._calls[call]
+            copy, memory = -1, MemoryItems(0)
+            if one.kind != "reward":
+                layout = dataclasses.replace(plan.layout, fsdp=False)
+                copy = self._copy_numbers.setdefault((one.role, layout), len(self._copy_numbers))
+                memory = self.costs.memory(one.name, plan)
+            seconds = self.costs.call(one.name, plan).seconds
+            found = Place(call, plan, copy, rank_set(plan.layout.ranks), seconds, memory)
+            self._places[call, plan] = found
+        return found
+
+    def shared(self, places: Sequence[Place]) -> list[Place]:
+        """Places of all calls, those that share the home of their role with its very layout, as `Placement` has it."""
+        found = list(places)
+        for call, home in self._homes.items():
+            one, of_home = places[call], places[home]
+            if one.copy != of_home.copy or one.plan.layout.fsdp == of_home.plan.layout.fsdp:
+                continue
+            key = (one, of_home.plan.layout.fsdp)
+            if key not in self._at_home:
+                self._at_home[key] = self.place(call, dataclasses.replace(one.plan, layout=of_home.plan.layout))
+            found[call] = self._at_home[key]
+        return found
+
+    # ------------------------------------------------------------------ what a plan leads to
+
+    def outcome(self, places: Sequence[Place]) -> Outcome:
+        """Time of a step and memory, given the places of all calls as `places` has them.
+
+        Raises:
+            ConfigError: a role is trained in two layouts.
+        """
+        step, segments = self._step(places), self._segments_of(places)
+        acts = list(self._acts(step, places, segments))
+        seconds = run(acts, len(segments.parts), len(self._calls), n_steps=2 if step.offloads else 1)
+        levels = MemoryLevels(self._calls, places, segments, self._homes)
+        if not step.offloads:
+            levels.make_all()
+        for item in step.items + step.items if step.offloads else step.items:  # the first step, and one of the others
+            levels.begin(item)
+        return Outcome(seconds, max(levels.peaks), max(levels.host_peaks))
+
+    def simulate(self, plan: ExecutionPlan) -> Simulation:
+        """A step under a plan, with all that ranks do.
+
+        Raises:
+            ConfigError: a layout needs more ranks than there are, or a role is trained in two layouts.
+        """
+        places = self.places(plan)
+        step, segments = self._step(places), self._segments_of(places)
+        acts = list(self._acts(step, places, segments))
+        found = events(acts, len(segments.parts), len(self._calls), n_steps=2 if step.offloads else 1)
+        levels = MemoryLevels(self._calls, places, segments, self._homes, itemized=True)
+        for item in step.items:
+            levels.begin(item)
+        memory = memory_over_time(levels, step.items, acts, found)
+        return Simulation.of(self.machine.n_ranks, segments, acts, found, memory)
+
+    def _segments_of(self, places: Sequence[Place]) -> Segments:
+        sets = tuple(places[number].ranks for number in self._steps_of)
+        found = self._segments.get(sets)
+        if found is None:
+            if len(self._segments) > MAX_KEPT:
+                self._segments.clear()
+            found = self._segments[sets] = Segments(sets)
+        return found
+
+    def _step(self, places: Sequence[Place]) -> Step:
+        """The step of these places: one for all plans in which the same calls share copies, ranks and offloads."""
+        first: dict[int, int] = {}
+        key: list[object] = [first.setdefault(one.copy, number) for number, one in enumerate(places)]
+        for number, one in enumerate(places):
+            key.append(one.offload)
+            key += [bool(one.ranks & other.ranks) for other in places[:number]]
+        pattern = tuple(key)
+        found = self._steps.get(pattern)
+        if found is None:
+            plan = ExecutionPlan({call.name: one.plan for call, one in zip(self._calls, places, strict=True)})
+            placement = plan.placement(self.graph, self.machine.n_ranks)
+            found = self._steps[pattern] = Step.of(placement, self._optimizer_steps)
+        return found
+
+    def _acts(self, step: Step, places: Sequence[Place], segments: Segments) -> Iterator[Act]:
+        """What takes time in a step, in order."""
+        for item in step.items:
+            one, call = places[item.call], self._calls[item.call]
+            if item.kind == "call":
+                yield from self._data(item.call, places, segments)
+                yield Act("call", call.name, segments.of(one.ranks), one.seconds, 0, item.call)
+            elif item.kind in ("move", "update"):
+                source = places[item.source]
+                seconds, n_bytes = self._move(call.role, source, one)
+                name = f"{call.role} to {one.plan.layout.short}"
+                if item.kind == "update":
+                    name = f"{self._calls[item.source].role} to {call.role}"
+                yield Act("move", name, segments.of(source.ranks | one.ranks), seconds * item.share, n_bytes)
+            else:
+                seconds, n_bytes = self._host_copy(call.role, one, item.weights, item.optimizer)
+                kind: SpanKind = "reload" if item.kind == "reload" else "offload"
+                yield Act(kind, call.name, segments.of(one.ranks), seconds, n_bytes)
+
+    # ------------------------------------------------------------------ costs, kept
+
+    def _move(self, role: str, source: Place, target: Place) -> tuple[float, int]:
+        key = ("move", role, source.copy, target.copy)
+        found = self._seconds.get(key)
+        if found is None:
+            cost = self.costs.move(role, source.plan.layout, target.plan.layout)
+            found = self._seconds[key] = (cost.seconds, cost.busiest)
+        return found
+
+    def _host_copy(self, role: str, one: Place, weights: bool, optimizer: bool) -> tuple[float, int]:
+        key = ("host", one.copy, weights, optimizer)
+        found = self._seconds.get(key)
+        if found is None:
+            cost = self.costs.host_copy(role, one.plan.layout, with_optimizer=optimizer)
+            found = (cost.seconds, cost.n_bytes)
+            if not weights:  # the optimizer's state alone
+                rest = self.costs.host_copy(role, one.plan.layout, with_optimizer=False)
+                found = (max(0.0, cost.seconds - rest.seconds), cost.n_bytes - rest.n_bytes)
+            self._seconds[key] = found
+        return found
+
+    def _data(self, call: int, places: Sequence[Place], segments: Segments) -> Iterator[Act]:
+        """Outputs of other calls that ranks of a call lack: each key once to each rank."""
+        ranks = places[call].ranks
+        for writer, earlier, keys in self._reads[call]:
+            missing = ranks & ~places[writer].ranks
+            for other in earlier:
+                missing &= ~places[other].ranks
+            if missing:
+                seconds, n_bytes = self._sending(call, writer, keys, places[writer], missing)
+                name = f"{self._calls[writer].name} to {self._calls[call].name}"
+                yield Act("data", name, segments.of(missing), seconds, n_bytes, writer)
+
+    def _sending(
+        self, call: int, writer: int, keys: tuple[str, ...], source: Place, missing: RankSet
+    ) -> tuple[float, int]:
+        """Seconds that the busiest sender takes, and bytes that each rank receives.
+
+        Senders take turns, as in `Placement.transfers`.
+        """
+        key = (call, writer, keys, source.ranks, missing)
+        found = self._seconds.get(key)
+        if found is None:
+            senders = source.plan.layout.ranks
+            of_message: dict[bool, tuple[float, int]] = {}
+            busy: dict[int, float] = {}
+            for number, target in enumerate(ranks_in(missing)):
+                sender = senders[number % len(senders)]
+                is_near = self.machine.node(sender) == self.machine.node(target)
+                if is_near not in of_message:
+                    names = self._calls[writer].name, self._calls[call].name
+                    cost = self.costs.data(Transfer(*names, keys, sender, target))
+                    of_message[is_near] = (cost.seconds, cost.n_bytes)
+                busy[sender] = busy.get(sender, 0.0) + of_message[is_near][0]
+            found = self._seconds[key] = (max(busy.values()), max(n for _, n in of_message.values()))
+            if len(self._seconds) > MAX_KEPT:
+                self._seconds.clear()
+        return found
+
+
+def _home_numbers(graph: Graph) -> dict[int, int]:
+    """Number of each call to a model that its home is not chosen by -> number of the call that chooses it."""
+    homes: dict[str, int] = {}
+    for number, call in enumerate(graph.calls):
+        if call.kind == "train_step" and graph.calls[homes.get(call.role, number)].kind != "train_step":
+            homes[call.role] = number
+        elif call.kind != "reward":
+            homes.setdefault(call.role, number)
+    return {
+        number: homes[call.role]
+        for number, call in enumerate(graph.calls)
+        if call.kind != "reward" and homes[call.role] != number
+    }
+
+
+def _reads(graph: Graph) -> list[list[tuple[int, tuple[int, ...], tuple[str, ...]]]]:
+    """For each call what it reads of others: the call that writes it, those that fetched it before, and keys."""
+    writers: dict[str, int] = {}
+    fetched: dict[str, list[int]] = {}
+    found = []
+    for number, call in enumerate(graph.calls):
+        groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        if not call.precompute:
+            for key in call.inputs:
+                if key in writers:
+                    groups.setdefault((writers[key], tuple(fetched[key])), []).append(key)
+                    fetched[key].append(number)
+            for key in call.outputs:
+                writers[key], fetched[key] = number, []
+        found.append([(writer, earlier, tuple(keys)) for (writer, earlier), keys in groups.items()])
+    return found

@@ -1,0 +1,109 @@
+"""When the ranks of a plan do what: the rules of waiting, for what takes known times. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reallm.algorithms.timeline import SpanKind
+
+
+class Act(NamedTuple):
+    """Something that takes time, on the ranks of some segments."""
+
+    kind: SpanKind
+    name: str
+    segments: tuple[int, ...]
+    seconds: float
+    n_bytes: int = 0
+    """Bytes that a rank receives, or moves to or from host memory; of a move of weights, the busiest one."""
+    call: int = -1
+    """Number of the call; of data, of the one that has written them."""
+
+
+class Event(NamedTuple):
+    """What the ranks of a segment did from one moment to another."""
+
+    act: int
+    """Number of the act in the step."""
+    segment: int
+    start: float
+    end: float
+    cause: int
+    """Number of the event that had to end before this one could start; -1 at the beginning of the step."""
+
+
+def run(acts: Sequence[Act], n_segments: int, n_calls: int, n_steps: int) -> float:
+    """Seconds of the last of some steps that follow each other.
+
+    A call and a move begin when all of their ranks are free, and what they use is loaded. Outputs are received from the
+    moment at which both their call has ended and the receiver is free. Reloads and offloads go on beside what follows;
+    the next call waits for offloads before it receives or loads anything. At the end of a step all ranks meet.
+
+    Args:
+        acts: what is done in a step, in order.
+        n_segments: number of segments.
+        n_calls: number of calls of the graph.
+        n_steps: number of steps.
+    """
+    clock, ended = [0.0] * n_segments, [0.0] * n_calls
+    loaded, left = [0.0] * n_segments, [0.0] * n_segments
+    """When the last reload and the last offload of each segment end."""
+    start = end = 0.0
+    for _ in range(n_steps):
+        start = end
+        for kind, _, segments, seconds, _, call in acts:
+            if kind == "call" or kind == "move":
+                others = left if kind == "call" else clock
+                done = seconds + max([max(clock[one], loaded[one], others[one]) for one in segments])
+                for one in segments:
+                    clock[one] = done
+                if kind == "call":
+                    ended[call] = done
+            elif kind == "data":
+                for one in segments:
+                    clock[one] = max(clock[one], left[one], ended[call]) + seconds
+            elif kind == "reload":
+                for one in segments:
+                    loaded[one] = max(clock[one], left[one]) + seconds
+            else:
+                for one in segments:
+                    left[one] = max(clock[one], left[one]) + seconds
+        end = max(clock)
+        clock = [end] * n_segments
+    return end - start
+
+
+def events(acts: Sequence[Act], n_segments: int, n_calls: int, n_steps: int) -> list[Event]:
+    """The events of the last of some steps, by the rules of `run`, in the order of the acts; it begins at 0.
+
+    Args:
+        acts: what is done in a step, in order.
+        n_segments: number of segments.
+        n_calls: number of calls of the graph.
+        n_steps: number of steps.
+    """
+    free, loaded, left = ([(0.0, -1)] * n_segments for _ in range(3))
+    """Moments, and the events that ended then."""
+    ended = [(0.0, -1)] * n_calls
+    found: list[Event] = []
+    for _ in range(n_steps):
+        end = max(free)[0]
+        free, loaded, left = ([(moment - end, -1) for moment, _ in moments] for moments in (free, loaded, left))
+        free, found = [(0.0, -1)] * n_segments, []
+        for number, (kind, _, segments, seconds, _, call) in enumerate(acts):
+            meet = max(max(free[one], loaded[one], left[one] if kind == "call" else free[one]) for one in segments)
+            for one in segments:
+                own = free[one] if kind == "move" else max(free[one], left[one])
+                start, cause = {"call": meet, "move": meet, "data": max(own, ended[call])}.get(kind, own)
+                moment = (start + seconds, len(found))
+                found.append(Event(number, one, start, start + seconds, cause))
+                if kind == "reload":
+                    loaded[one] = moment
+                elif kind == "offload":
+                    left[one] = moment
+                else:
+                    free[one] = moment
+            if kind == "call":
+                ended[call] = free[segments[0]]
+    return found

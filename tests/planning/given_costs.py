@@ -1,0 +1,76 @@
+"""Costs that are given as numbers, and a graph like that of PPO, for tests of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Transfer
+from reallm.parallel.layout import Layout
+from reallm.planning.costs import CallCost, MemoryItems, MoveCost
+from reallm.planning.execution_plan import CallPlan, ExecutionPlan
+from reallm.planning.machine import Link, Machine
+from reallm.specs import ModelFunctionCall
+
+CALLS = (
+    ModelFunctionCall("actor_gen", "actor", "generate", ("prompt_ids",), ("input_ids", "logprobs")),
+    ModelFunctionCall("ref_inf", "ref", "inference", ("input_ids",), ("ref_logprobs",)),
+    ModelFunctionCall("critic_inf", "critic", "inference", ("input_ids",), ("values",)),
+    ModelFunctionCall("actor_train", "actor", "train_step", ("input_ids", "logprobs", "ref_logprobs", "values")),
+    ModelFunctionCall("critic_train", "critic", "train_step", ("input_ids", "logprobs", "ref_logprobs", "values")),
+)
+PPO = Graph.from_calls(CALLS)
+SECONDS = {"actor_gen": 8.0, "ref_inf": 2.0, "critic_inf": 2.0, "actor_train": 12.0, "critic_train": 12.0}
+
+
+@dataclass(frozen=True)
+class GivenCosts:
+    """Costs from numbers: a call takes its seconds on one rank, and on more the less, as `speedup` says."""
+
+    seconds: Mapping[str, float] = field(default_factory=lambda: SECONDS)
+    """Seconds on one rank, by call."""
+    exponent: Mapping[str, float] = field(default_factory=dict)
+    """By call, the power of the number of ranks that a call is faster by: 1 for perfect scaling, the default."""
+    move_seconds: float = 0.0
+    data_seconds: float = 0.0
+    host_seconds: float = 0.0
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the parameters of a whole model, by role; the optimizer of a trained one takes four times as much."""
+    activations: int = 0
+
+    def call(self, name: str, plan: CallPlan) -> CallCost:
+        """The time of a call."""
+        return CallCost(self.seconds[name] / plan.layout.size ** self.exponent.get(name, 1.0))
+
+    def move(self, role: str, source: Layout, target: Layout) -> MoveCost:
+        """The time of any move of weights."""
+        return MoveCost(self.move_seconds, 2, 1)
+
+    def data(self, transfer: Transfer) -> MoveCost:
+        """The time of a message."""
+        return MoveCost(self.data_seconds, 1)
+
+    def host_copy(self, role: str, layout: Layout, *, with_optimizer: bool) -> MoveCost:
+        """The time of a copy to host memory."""
+        return MoveCost(self.host_seconds * (5 if with_optimizer else 1), 1)
+
+    def memory(self, name: str, plan: CallPlan) -> MemoryItems:
+        """Bytes on a rank: parameters are split by tp and pp, the optimizer by dp as well."""
+        call = next(one for one in CALLS if one.name == name)
+        split = plan.layout.tp * plan.layout.pp
+        n_bytes = self.parameters.get(call.role, 0) // split
+        if call.kind != "train_step":
+            return MemoryItems(n_bytes, activations=self.activations)
+        return MemoryItems(n_bytes, n_bytes, 4 * n_bytes // plan.layout.dp, self.activations)
+
+
+def machine(n_ranks: int, memory: int = 2**40, ranks_per_node: int = 8) -> Machine:
+    """A machine of which only ranks and memory count."""
+    link, per_node = Link(1e9, 0.0), min(n_ranks, ranks_per_node)
+    return Machine("given", n_ranks // per_node, per_node, memory, 2**40, 1e12, 1e12, link, link, link)
+
+
+def plan_of(offload: tuple[str, ...] = (), **layouts: str) -> ExecutionPlan:
+    """The plan with these layouts."""
+    return ExecutionPlan({name: CallPlan(Layout.parse(text), name in offload) for name, text in layouts.items()})
