@@ -60,7 +60,7 @@ def test_the_workload_of_a_configuration():
     assert found.is_assumed
     assert found.answers_from == "assumed: 128 tokens, half of max_new_tokens"
 
-    ppo = ("reward.path=rw", "ppo.ppo_n_minibatches=2", "ppo.ppo_n_epochs=3", "gen.max_new_tokens=64")
+    ppo = ("reward.path=rw", "ppo.ppo_n_minibatches=2", "ppo.ppo_n_epochs=3", "ppo.gen.max_new_tokens=64")
     found = _workload("ppo", *ppo, prompt_lens="20", answer_lens="lognormal:50:1")
     assert (found.workload.n_minibatches, found.workload.n_epochs, found.workload.answers.longest) == (2, 3, 64)
     assert not found.is_assumed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from reallm.config.load import load
 from reallm.errors import ConfigError
@@ -34,6 +35,7 @@ class MachineKeys:
     between_nodes: LinkKeys = field(
         default_factory=LinkKeys, metadata={"help": "messages between nodes, all ranks at once"}
     )
+    device: Literal["cuda", "cpu"] = option("cuda", "kind of the devices")
     host: LinkKeys = field(default_factory=LinkKeys, metadata={"help": "copies between a device and host memory"})
 
 
@@ -60,6 +62,7 @@ def read_machine(path: Path) -> Machine:
             within_node=_built("within_node", keys.within_node),
             between_nodes=_built("between_nodes", keys.between_nodes),
             host=_built("host", keys.host),
+            device=keys.device,
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

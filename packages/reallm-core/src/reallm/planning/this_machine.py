@@ -77,4 +77,5 @@ def _cpu(n_ranks: int) -> Machine:
         within_node=LOOPBACK,
         between_nodes=LOOPBACK,
         host=Link(CPU_MEMORY_BANDWIDTH / n_ranks / 2, 10e-6),
+        device="cpu",
     )
