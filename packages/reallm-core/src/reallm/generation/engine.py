@@ -26,7 +26,7 @@ from reallm.generation.replica import PendingTokens, make_replica, minimum
 from reallm.generation.request import Completion, Event, FinishedEvent, FinishReason, Request
 from reallm.generation.request_checks import check_exact_request, check_request
 from reallm.generation.row_manager import RowManager
-from reallm.generation.scheduler import Scheduler
+from reallm.generation.scheduler import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Scheduler
 from reallm.generation.step import Step
 from reallm.generation.stores import make_store
 from reallm.generation.text import TokenDecoder
@@ -80,8 +80,8 @@ class GenerationEngine:
         *,
         decoder: TokenDecoder | None = None,
         default_stop_token_ids: Sequence[int] = (),
-        max_batch_tokens: int = 2048,
-        max_batch_sequences: int = 256,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_sequences: int = MAX_BATCH_SEQUENCES,
         kv_cache_tokens: int | None = None,
         prefix_sharing: bool = True,
         recompute_after_update: bool = False,

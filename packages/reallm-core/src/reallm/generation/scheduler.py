@@ -15,6 +15,10 @@ from reallm.generation.prefix_index import KeysAreStale
 from reallm.generation.sequence import SequenceState
 from reallm.generation.step import CacheCopy, Placement, ScheduledSequence, Step
 
+MAX_BATCH_TOKENS = 2048
+"""Most tokens that a forward pass computes, unless told otherwise."""
+MAX_BATCH_SEQUENCES = 256
+"""Most sequences that run at the same time, unless told otherwise."""
 _BY_ID = attrgetter("id")
 
 

@@ -120,7 +120,7 @@ def estimate(
     alive = MemoryEstimate(
         parameters=n * size,
         gradients=n * max(size, 4),
-        optimizer=_optimizer_state(config, optimizer or OptimizerConfig()) * max(size, 4) + (4 * n if is_half else 0),
+        optimizer=optimizer_state(config, optimizer or OptimizerConfig()) * max(size, 4) + (4 * n if is_half else 0),
         activations=activations,
         n_tokens=sum(lengths),
     )
@@ -152,7 +152,7 @@ def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -
     return n_tokens * bytes_per_token(meta_model(config).to(dtype))
 
 
-def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
+def optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
     """Number of elements that the optimizer keeps, without masters."""
     network = meta_model(config)
     rules = update_rules(network, optimizer)
