@@ -44,7 +44,10 @@ def config(*, on_policy: bool = False, **settings: Any) -> DistillConfig:
         "teacher": ModelArgs(path="models/teacher"),
         "dataset": Data(name="prompt" if on_policy else "prompt_answer"),
         "temperature": TEMPERATURE,
+        "keep_rollouts": 0,
     }
+    if settings.get("policy_gradient"):
+        del defaults["temperature"]
     return DistillConfig(on_policy=on_policy, **{**defaults, **settings})
 
 
@@ -194,6 +197,27 @@ def test_answers_are_compared_on_the_tokens_that_were_sampled() -> None:
     assert set(ROLLOUT) <= set(DistillInterface(settings).prepare(found).keys())
 
 
+def test_by_policy_gradient_each_token_is_rewarded_by_its_log_ratio() -> None:
+    settings = config(on_policy=True, policy_gradient=True)
+    teacher, student, batch = model(10), model(), answers()
+    found = scored(settings, batch, teacher)
+    assert "top_tokens" not in found
+    lens, prompts = [9, 7, 5, 12], batch["prompt_lens"].tolist()
+    tokens = torch.cat([ids[p:] for ids, p in zip(batch["input_ids"].split(lens), prompts, strict=True)])
+    theirs, own = (
+        torch.log_softmax(plain_logits(each, batch), dim=-1).gather(1, tokens[:, None])[:, 0]
+        for each in (teacher, student)
+    )
+    ratios = batch["logprobs"].double() - theirs.detach()
+    names, parameters = zip(*student.named_parameters(), strict=True)
+    gradients = dict(zip(names, torch.autograd.grad((ratios * own).mean(), parameters), strict=True))
+    metrics, changes = step(settings, found, student)
+    assert metrics["kl"] == pytest.approx(ratios.mean().item(), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(ratios.mean().item(), rel=1e-5)  # as its own ratio is 1
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(changes[name], gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_a_divergence_is_finite_where_there_are_no_other_tokens() -> None:
     teacher = torch.tensor([[0.5, 0.5, 0.0]]).log()
     student = torch.tensor([[0.25, 0.75, 1e-30]]).log()
@@ -221,6 +245,13 @@ def test_a_divergence_is_finite_where_there_are_no_other_tokens() -> None:
             "cross_entropy_weight=0.5 with on_policy=true would train the student on what it says already; "
             "leave it out",
         ),
+        ({"policy_gradient": True}, "policy_gradient=true is for the student's own answers; set on_policy=true"),
+        (
+            {"on_policy": True, "policy_gradient": True, "beta": 0.5},
+            "beta=0.5 has no effect with policy_gradient=true, which compares only the sampled tokens, at "
+            "gen.temperature; leave it out",
+        ),
+        ({"async_steps": 1}, "async_steps=1 has no effect without on_policy=true: nothing is sampled"),
         (
             {"on_policy": True, "teacher_scores": "cache"},
             "teacher_scores=cache does not go together with on_policy=true, whose answers are new in each step",

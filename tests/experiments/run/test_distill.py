@@ -85,9 +85,25 @@ def test_the_student_comes_nearer_to_its_teacher_on_its_own_answers(distill: Run
     assert {"train/kl", "train/divergence", "train/top_k_mass"} <= found[1].keys()
 
 
-@pytest.mark.parametrize("on_policy", [False, True])
-def test_a_stopped_run_goes_on_bit_for_bit(distill: Runs, monkeypatch: pytest.MonkeyPatch, on_policy: bool) -> None:
-    settings: dict[str, Any] = {"on_policy": on_policy, "epochs": 2, "max_steps": 3}
+def test_the_students_answers_are_kept_and_shown(distill: Runs) -> None:
+    result = distill.run(distill.config(on_policy=True, max_steps=1, keep_rollouts=2))
+    kept = [json.loads(line) for line in (result.run_dir / "rollouts.jsonl").read_bytes().splitlines()]
+    assert [record["step"] for record in kept] == [1, 1]
+    for answer in (answer for record in kept for answer in record["answers"]):
+        assert len(answer["logprobs"]) == len(answer["kl"]) == answer["length"]
+        assert (answer["reward"], answer["advantage"], answer["advantages"]) == (None, None, None)
+    page = (result.run_dir / "summary.html").read_text(encoding="utf-8")
+    assert "log-probability" in page
+    assert "KL" in page
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"on_policy": True}, {"on_policy": True, "policy_gradient": True, "top_k": 64, "async_steps": 1}]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    distill: Runs, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {**form, "epochs": 2, "max_steps": 3}
     whole = distill.run(distill.config(name="whole", **settings))
     with monkeypatch.context() as patch:
         stop_after(patch, 1, metric="train/loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +41,11 @@ class DistillConfig(RolloutConfig):
         False, "learn from answers that the student samples at each step to prompts, instead of from given ones"
     )
     num_generations: int = option(1, "on_policy: answers to each prompt")
+    policy_gradient: bool = option(
+        False,
+        "on_policy: reward each sampled token by log(teacher / student), whose mean is -KL(student || teacher), and do "
+        "not compare the distributions of all tokens; the teacher then only scores the sampled ones",
+    )
     beta: float | None = option(
         None,
         "divergence, as TRL's GKD names it: 0 is KL(teacher || student), 1 is KL(student || teacher), between them is "
@@ -73,6 +79,8 @@ class DistillConfig(RolloutConfig):
         if not self.cross_entropy_weight >= 0:
             raise ConfigError(f"cross_entropy_weight={self.cross_entropy_weight} must be at least 0")
         _check_form(self)
+        if self.policy_gradient:
+            _check_policy_gradient(self)
 
     @property
     def sampling(self) -> SamplingArgs:
@@ -113,3 +121,15 @@ def _check_form(config: DistillConfig) -> None:
         raise ConfigError(f"async_steps={config.async_steps} has no effect without on_policy=true: nothing is sampled")
     elif chosen == PROMPTS:
         raise ConfigError(f"dataset.name={PROMPTS} has no answers to learn from; set on_policy=true")
+
+
+def _check_policy_gradient(config: DistillConfig) -> None:
+    if not config.on_policy:
+        raise ConfigError("policy_gradient=true is for the student's own answers; set on_policy=true")
+    defaults = {item.name: item.default for item in dataclasses.fields(config)}
+    for key in ("beta", "top_k", "temperature"):
+        if getattr(config, key) != defaults[key]:
+            raise ConfigError(
+                f"{key}={getattr(config, key)} has no effect with policy_gradient=true, which compares only the "
+                "sampled tokens, at gen.temperature; leave it out"
+            )

@@ -24,10 +24,10 @@ def graph(config: DistillConfig) -> list[ModelFunctionCall]:
             ModelFunctionCall("teacher_inf", "teacher", "inference", ROW, TOP, config.caches_teacher),
             ModelFunctionCall("actor_train", "actor", "train_step", (*ROW, *TOP)),
         ]
-    rollout = rollout_keys(config)
+    rollout, top = rollout_keys(config), () if config.policy_gradient else TOP
     return [
         ModelFunctionCall("actor_gen", "actor", "generate", ("prompt_ids",), rollout),
-        ModelFunctionCall("teacher_inf", "teacher", "inference", ANSWERS, (*TOP, SAMPLED)),
+        ModelFunctionCall("teacher_inf", "teacher", "inference", ANSWERS, (*top, SAMPLED)),
         ModelFunctionCall("comparison", "comparison", "reward", ("logprobs", SAMPLED), (LOG_RATIOS,)),
-        ModelFunctionCall("actor_train", "actor", "train_step", (*rollout, *TOP, LOG_RATIOS)),
+        ModelFunctionCall("actor_train", "actor", "train_step", (*rollout, *top, LOG_RATIOS)),
     ]

@@ -31,21 +31,26 @@ class TeacherInterface:
         self.precompute_key = [config.top_k, config.temperature]
 
     def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
-        """The keys of `TOP` and, of the student's own answers, `SAMPLED`, for each token of answers."""
+        """The keys of `TOP`, unless the gradient is that of a policy, and of the student's own answers `SAMPLED`, for
+        each token of answers."""
         n_tokens = min(max(context.tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
-        k = min(self._config.top_k or n_tokens, n_tokens)
         network, config = model.network, self._config
+        k = 0 if config.policy_gradient else min(config.top_k or n_tokens, n_tokens)
+
+        n_values = (2 * k + 1 if k else 0) + config.on_policy
 
         def per_token(hidden: Tensor, tokens: Tensor, bounds: Tensor, mask: Tensor) -> Tensor:
             predicting, targets = next_token_targets(tokens, bounds, mask)
             hidden = hidden[predicting]
-            top = network.top_k(hidden, k, config.temperature, n_tokens)
-            values = torch.zeros(len(tokens), 2 * k + 2, dtype=torch.float32, device=tokens.device)
-            columns = [top.tokens, top.logprobs, top.rest[:, None]]  # float32 has all whole numbers below 2^24
+            values = torch.zeros(len(tokens), n_values, dtype=torch.float32, device=tokens.device)
+            columns: list[Tensor] = []
+            if k:
+                top = network.top_k(hidden, k, config.temperature, n_tokens)
+                columns += [top.tokens, top.logprobs, top.rest[:, None]]  # float32 has all whole numbers below 2^24
             if config.on_policy:
                 columns.append(network.logprobs(hidden, targets, config.gen.temperature)[:, None])
             found = torch.cat([column.float() for column in columns], dim=1)
-            values[predicting + 1, : found.shape[1]] = found
+            values[predicting + 1] = found
             return values
 
         mask, bounds = scored_mask(batch), cu_seqlens(batch, "input_ids")
@@ -55,14 +60,16 @@ class TeacherInterface:
             bounds,
             per_token,
             mask=mask,
-            n_values=2 * k + 2,
+            n_values=n_values,
             mesh=model.mesh,
             max_tokens=context.max_tokens_per_microbatch,
         )
         scored = values[mask.to(values.device)].cpu()
-        fields = dict(zip(TOP, (scored[:, :k].int(), scored[:, k : 2 * k], scored[:, 2 * k]), strict=True))
+        fields: dict[str, Tensor] = {}
+        if k:
+            fields |= zip(TOP, (scored[:, :k].int(), scored[:, k : 2 * k], scored[:, 2 * k]), strict=True)
         if config.on_policy:
-            fields[SAMPLED] = scored[:, 2 * k + 1]
+            fields[SAMPLED] = scored[:, -1]
         return NamedArray(**fields).with_metadata(seqlens=dict.fromkeys(fields, scored_lengths(batch)))
 
 

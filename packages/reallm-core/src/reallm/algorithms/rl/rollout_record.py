@@ -33,7 +33,7 @@ def rollout_records(
     context: CallContext,
     n_prompts: int | None,
     *,
-    advantages: Tensor,
+    advantages: Tensor | None,
     rewards: Tensor | None = None,
     reward_parts: Mapping[str, Tensor] | None = None,
     difference: Tensor | None = None,
@@ -57,7 +57,7 @@ def rollout_records(
             `truncated`, with `ids` and `groups` as metadata.
         context: the run and the step.
         n_prompts: number of prompts; None: all.
-        advantages: advantage of each token [N].
+        advantages: advantage of each token [N]; None: there are none.
         rewards: reward of each answer [S], NaN for one without; None: there are no rewards.
         reward_parts: name of a reward -> that of each answer [S], NaN where it does not apply.
         difference: log-probability of each token in training, less that in sampling [N].
@@ -72,7 +72,7 @@ def rollout_records(
     spans = list(itertools.pairwise(cu_seqlens(answers, "logprobs").tolist()))
     totals = [None] * len(groups) if rewards is None else [_number(one) for one in rewards.tolist()]
     parts = {name: [_number(one) for one in values.tolist()] for name, values in (reward_parts or {}).items()}
-    trained = torch.ones_like(advantages, dtype=torch.bool) if mask is None else mask.bool()
+    trained = torch.ones_like(answers["logprobs"], dtype=torch.bool) if mask is None else mask.bool()
     of_tokens = {"logprobs": answers["logprobs"], "difference": difference, "kl": kl, "advantages": advantages}
 
     def answer(i: int) -> dict[str, Any]:
@@ -80,14 +80,14 @@ def rollout_records(
         tokens = ids[start + prompt_lens[i] : end]
         texts = token_texts(context.tokenizer, tokens)
         is_trained = trained[first:last]
-        counted = advantages[first:last][is_trained]
+        counted = torch.empty(0) if advantages is None else advantages[first:last][is_trained].double()
         return {
             "text": "".join(texts[: _n_text(context.tokenizer, tokens)]),
             "reward": totals[i],
             "reward_parts": {name: values[i] for name, values in parts.items()},
             "length": len(tokens),
             "ended_by": LENGTH if is_cut[i] else _last_text(texts),
-            "advantage": _number(float(counted.double().mean())) if len(counted) else None,
+            "advantage": _number(float(counted.mean())) if len(counted) else None,
             "tokens": texts,
             **{name: _numbers(values, first, last) for name, values in of_tokens.items()},
             "mask": is_trained.tolist(),
