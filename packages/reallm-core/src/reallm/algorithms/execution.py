@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
-
-import torch.distributed as dist
 
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.exchange import Exchange
 from reallm.algorithms.finite_outputs import check_finite
 from reallm.algorithms.interface import optimizer_steps
+from reallm.algorithms.messenger import Messenger
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
-from reallm.algorithms.weight_updates import due_updates, update_weights
+from reallm.algorithms.schedule import Compute, Move, Offload, Update, schedule
+from reallm.algorithms.timeline import Timeline
+from reallm.algorithms.weight_moves import WeightMoves
+from reallm.algorithms.weight_updates import due_updates
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray, merge, split
 from reallm.errors import NonFiniteError, PluginError, kind_of
-from reallm.parallel.object_collectives import all_gather_json
-from reallm.specs import ModelFunctionCall
+from reallm.launch.job import Job
+from reallm.specs import ModelFunctionCall, WeightUpdate
 from reallm.training.nonfinite import sample_names
 
 WEIGHTS_VERSIONS = "weights_versions"
@@ -31,8 +35,8 @@ OnCall = Callable[[ModelFunctionCall, NamedArray, CallContext], None]
 class Execution:
     """Executes calls on batches, those of them that are this rank's.
 
-    A rank skips the calls of others, and waits for them only where it needs what they write. Before a call its copy of
-    the model gets the newest weights; after it, the copy is offloaded if the placement says so.
+    Every rank goes through the same `schedule`, takes part in what names it, and waits for others only where it needs
+    what they have. After a call its copy of the model is offloaded if the placement says so.
 
     Numbers that are not finite end a call on all of its ranks alike. If other ranks have no part in it, the call and
     those that read what it writes are left out, and the error is kept in `errors`, for all ranks to raise together.
@@ -41,13 +45,23 @@ class Execution:
         roles: the loaded roles, by name.
         interfaces: an instance of the interface of each role, by name.
         placement: where calls are computed.
-        rank: this rank.
+        messenger: sends outputs of calls to other ranks; what it has sent may still be on its way after an execution.
+        timeline: records what this rank does.
+        job: the processes of the run, which are told what this rank is doing.
     """
 
     def __init__(
-        self, roles: Mapping[str, Role], interfaces: Mapping[str, Any], placement: Placement, rank: int
+        self,
+        roles: Mapping[str, Role],
+        interfaces: Mapping[str, Any],
+        placement: Placement,
+        messenger: Messenger,
+        timeline: Timeline,
+        job: Job,
     ) -> None:
-        self._roles, self._interfaces, self._placement, self._rank = roles, interfaces, placement, rank
+        self._roles, self._interfaces, self._placement, self._rank = roles, interfaces, placement, messenger.rank
+        self._messenger, self._timeline, self._job = messenger, timeline, job
+        self._weights = WeightMoves(roles, messenger.rank, timeline)
         self.errors: dict[str, NonFiniteError] = {}
         """Calls of this rank that could not be made -> why."""
 
@@ -76,36 +90,26 @@ class Execution:
         """
         calls = to_compute(calls, batch)
         exchange = exchange or self.begin(calls, batch)
-        writers = {key: call.name for call in (*exchange.made, *calls) for key in call.outputs}
         failed = {call.name: self.errors[call.name] for call in exchange.made if call.name in self.errors}
-        for call in calls:
-            model = None if call.kind == "reward" else self._roles[call.role].replicas.at(self._layout(call))
-            is_here = self._rank in self._placement.ranks(call.name)
-            if is_here:
-                received, errors = exchange.receive(call.name)
-                failed |= errors
-                for parts in received.values():
-                    batch = _merged(batch, parts)
-                try:
-                    for key in call.inputs:
-                        if writers.get(key) in failed:
-                            raise failed[writers[key]]
-                    batch = self._after(call, model, batch, self._context_of(call, context), train, computed)
-                    exchange.send(call.name, batch)
-                except NonFiniteError as raised:
-                    if self._placement.covers_job:
-                        raise
-                    failed[call.name] = raised
-                    exchange.send(call.name, raised)
-            if call.kind == "train_step" and context.training:
-                self._weights_changed(call, context, call.name in failed)
-                context = context.after_updates(call.role, optimizer_steps(self._interfaces[call.role]))
-            if is_here and call.name in self._placement.offloaded:
-                trained = call.kind == "train_step" and context.training
-                self._roles[call.role].replicas.offload(self._layout(call), trained=trained)
-        exchange.finish()
-        self.errors = failed | self.errors
-        return batch
+        run = _Run(calls, batch, context, exchange, train, computed, failed)
+        updates = self._due_updates(calls, context) if context.training else None
+        for action in schedule(self._placement, calls, self._weights.behind(), updates):
+            is_here = self._rank in action.ranks
+            if isinstance(action, Move):
+                self._job.announce(f"in a move of the weights of '{action.role}'")
+                self._weights.move(action)
+            elif isinstance(action, Update):
+                self._update(action, run)
+            elif isinstance(action, Offload) and is_here:
+                trained = action.call.kind == "train_step" and context.training
+                self._weights.offload(action.call, self._placement.layouts[action.call.name], trained=trained)
+            elif isinstance(action, Compute):
+                if is_here:
+                    self._compute(action.call, run)
+                self._note_training(action.call, run)
+        self._job.announce("after its last call")
+        self.errors = run.failed | self.errors
+        return run.batch
 
     def begin(
         self, calls: Sequence[ModelFunctionCall], batch: NamedArray, made: Sequence[ModelFunctionCall] = ()
@@ -117,43 +121,86 @@ class Execution:
             batch: the samples, with what this rank's calls of those made before have written.
             made: the calls that were executed before.
         """
-        exchange = Exchange(self._placement, calls, self._rank, made)
+        exchange = Exchange(self._placement, calls, self._messenger, self._timeline, made)
         for call in made:
             if self._rank in self._placement.ranks(call.name):
                 exchange.send(call.name, self.errors.get(call.name, batch))
         return exchange
 
-    def _layout(self, call: ModelFunctionCall) -> Any:
-        return self._placement.layouts[call.name]
+    def _due_updates(self, calls: Sequence[ModelFunctionCall], context: CallContext) -> dict[str, list[WeightUpdate]]:
+        """The updates of other roles' weights that follow each call that trains."""
+        found = {}
+        for call in calls:
+            if call.kind == "train_step":
+                n_steps = optimizer_steps(self._interfaces[call.role])
+                found[call.name] = due_updates(call, (context.step - 1) * n_steps, context.step * n_steps)
+        return found
 
-    def _context_of(self, call: ModelFunctionCall, context: CallContext) -> CallContext:
-        """The context of a call, with the limit on tokens of the role that is called."""
+    def _compute(self, call: ModelFunctionCall, run: _Run) -> None:
+        """Receive what a call reads, make it, and send what it has written, or the error in its place."""
+        self._job.announce(f"in call '{call.name}'")
+        self._weights.make_room()
+        if call.kind != "reward":
+            layout, trains = self._placement.layouts[call.name], call.kind == "train_step" and run.context.training
+            self._weights.reload(call, layout, trained=trains)
+        received, errors = run.exchange.receive(call.name)
+        run.failed |= errors
+        for parts in received.values():
+            run.batch = _merged(run.batch, parts)
+        try:
+            for key in call.inputs:
+                if run.writers.get(key) in run.failed:
+                    raise run.failed[run.writers[key]]
+            self._weights.begin_call(call)
+            with self._timeline.span("call", call.name):
+                self._make(call, run)
+            run.exchange.send(call.name, run.batch)
+        except NonFiniteError as raised:
+            if self._placement.covers_job:
+                raise
+            run.failed[call.name] = raised
+            run.exchange.send(call.name, raised)
+
+    def _make(self, call: ModelFunctionCall, run: _Run) -> None:
+        """Make a call; the batch gets the outputs of one that does not train."""
         role = self._roles.get(call.role)
-        return context.for_call(call.name, None if role is None else role.args.max_tokens_per_microbatch)
-
-    def _after(
-        self,
-        call: ModelFunctionCall,
-        model: Any,
-        batch: NamedArray,
-        context: CallContext,
-        train: OnCall,
-        computed: OnCall,
-    ) -> NamedArray:
-        """Make a call; returns the batch, with the outputs of one that does not train."""
-        self._wait_for_offloads()
-        inputs = split(batch, [call.inputs])[0]  # other ranks may have no other keys
+        context = run.context.for_call(call.name, None if role is None else role.args.max_tokens_per_microbatch)
+        inputs = split(run.batch, [call.inputs])[0]  # other ranks may have no other keys
         if call.kind == "train_step":
-            train(call, inputs, context)
-            return batch
+            run.train(call, inputs, context)
+            return
+        model = None if role is None else role.replicas.at(self._placement.layouts[call.name])
         outputs = self._outputs(call, model, inputs, context)
         if call.kind == "generate":
             outputs = outputs.with_metadata(
                 **{WEIGHTS_VERSIONS: {call.role: context.weights_versions.get(call.role, 0)}}
             )
-        batch = _merged(batch, [outputs])
-        computed(call, batch, context)
-        return batch
+        run.batch = _merged(run.batch, [outputs])
+        run.computed(call, run.batch, context)
+
+    def _note_training(self, call: ModelFunctionCall, run: _Run) -> None:
+        """Note that copies are behind the weights that a call has trained, and the version that later calls see.
+
+        On ranks without a part in the call too, and if it has failed as well: they do not know of it yet.
+        """
+        if call.kind == "train_step" and run.context.training:
+            self._roles[call.role].replicas.weights_changed()
+            run.context = run.context.after_updates(call.role, optimizer_steps(self._interfaces[call.role]))
+
+    def _update(self, action: Update, run: _Run) -> None:
+        """Have the weights of another role follow, unless the training has failed, of which its ranks tell the others.
+
+        They have computed or received the training's end before, and wait for nobody else.
+        """
+        call, trained = action.call.name, self._placement.ranks(action.call.name)
+        if self._rank in action.ranks:
+            self._job.announce(f"in a move of the weights of '{action.call.role}' to '{action.update.target}'")
+            others = [rank for rank in action.ranks if rank not in trained]
+            if self._rank == trained[0]:
+                run.exchange.tell(call, call in run.failed, others)
+            if not (run.exchange.hear(call, trained[0]) if self._rank in others else call in run.failed):
+                self._weights.update(action)
+        self._roles[action.update.target].replicas.weights_changed()
 
     def _outputs(self, call: ModelFunctionCall, model: Any, batch: NamedArray, context: CallContext) -> NamedArray:
         """What the interface computes in a call that does not train."""
@@ -168,21 +215,25 @@ class Execution:
             check_finite(call, outputs, self._placement.graph.trained_keys, sample_names(batch))
         return outputs
 
-    def _weights_changed(self, call: ModelFunctionCall, context: CallContext, failed: bool) -> None:
-        """Have the weights of other roles follow, and note which copies are behind.
 
-        They stay as they are if the call failed, which other ranks are told here.
-        """
-        n_steps = optimizer_steps(self._interfaces[call.role])
-        before, after = (context.step - 1) * n_steps, context.step * n_steps
-        if due_updates(call, before, after) and not self._placement.covers_job and _on_any_rank(failed):
-            return
-        for role in (call.role, *update_weights(call, self._roles, before, after)):
-            self._roles[role].replicas.weights_changed()
+@dataclass
+class _Run:
+    """One execution of calls on a batch, as it goes on."""
 
-    def _wait_for_offloads(self) -> None:
-        for role in self._roles.values():
-            role.replicas.wait_for_offload()
+    calls: Sequence[ModelFunctionCall]
+    batch: NamedArray
+    """The samples, with what this rank has computed or received."""
+    context: CallContext
+    exchange: Exchange
+    train: OnCall
+    computed: OnCall
+    failed: dict[str, NonFiniteError]
+    """The calls that could not be made, as far as this rank knows -> why."""
+
+    @cached_property
+    def writers(self) -> dict[str, str]:
+        """Key -> the call that writes it, or has written it before."""
+        return {key: call.name for call in (*self.exchange.made, *self.calls) for key in call.outputs}
 
 
 def to_compute(calls: Sequence[ModelFunctionCall], batch: NamedArray) -> list[ModelFunctionCall]:
@@ -197,12 +248,6 @@ def _merged(batch: NamedArray, parts: Sequence[NamedArray]) -> NamedArray:
         versions |= part.metadata.get(WEIGHTS_VERSIONS, {})
     plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
     return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
-
-
-def _on_any_rank(condition: bool) -> bool:
-    """Whether a condition holds on any rank of the job."""
-    assert dist.group.WORLD is not None
-    return any(all_gather_json(condition, dist.group.WORLD).values())
 
 
 def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch.distributed as dist
 
+from reallm.algorithms.clocks import shared_zero
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.eval_totals import EvalTotals
 from reallm.algorithms.exchange import broadcast
 from reallm.algorithms.execution import Execution, OnCall, to_compute
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.messenger import Messenger
 from reallm.algorithms.owner import errors_name
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.result_exchange import ResultExchange
 from reallm.algorithms.role import Role
 from reallm.algorithms.rollout_queue import RolloutQueue
+from reallm.algorithms.timeline import Span, Timeline, in_order
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.errors import NonFiniteError, PluginError
+from reallm.launch.job import Job
 from reallm.machine_memory import peak_memory
+from reallm.parallel.object_collectives import all_gather_json
 from reallm.specs import ModelFunctionCall
 from reallm.training.memory import GIB
 
@@ -37,6 +42,7 @@ class GraphExecutor:
         interfaces: an instance of the interface of each role, by name.
         placement: where calls are computed.
         async_steps: steps between the making of a rollout and the training on it.
+        job: the processes of the run, which are told what this rank is doing; None: nobody is.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class GraphExecutor:
         interfaces: Mapping[str, Any],
         placement: Placement,
         async_steps: int = 0,
+        job: Job | None = None,
     ) -> None:
         self._graph = graph
         self._roles = roles
@@ -54,6 +61,9 @@ class GraphExecutor:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self.queue = RolloutQueue(placement, self._rank, async_steps)
         """The rollouts of later steps."""
+        self._job = job or Job()
+        self._messenger, self._timeline = Messenger(self._rank, self._job), Timeline(self._rank, shared_zero())
+        self._step_began = 0.0
         self._results = ResultExchange(graph, self._placement, interfaces, self._rank)
         measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
         self._eval_calls = graph.eval_calls(measured)
@@ -68,6 +78,15 @@ class GraphExecutor:
     @property
     def _local_versions(self) -> dict[str, int]:
         return {name: role.engine.weights_version for name, role in self._roles.items() if role.engine is not None}
+
+    def spans(self) -> list[Span]:
+        """What all ranks have done in the last step, by time; all ranks of the job call it."""
+        own = self._timeline.since(self._step_began)
+        if not dist.is_initialized():
+            return own
+        assert dist.group.WORLD is not None
+        by_rank = all_gather_json([astuple(span) for span in own], dist.group.WORLD)
+        return in_order(Span(*values) for of_rank in by_rank.values() for values in of_rank)
 
     def restore_versions(self, versions: Mapping[str, int]) -> None:
         """Set the versions that a resumed run begins with, for the ranks that do not train the role themselves."""
@@ -114,8 +133,10 @@ class GraphExecutor:
                 prefix = self._graph.metric_prefix(call.name)
                 metrics[call.name] = {f"{prefix}/{name}": value for name, value in interface.call_metrics().items()}
 
+        self._step_began = time.perf_counter()
         with errors_name(self._graph.owner):
             made, errors = self._run_step(batch, context, ahead or {}, train, computed)
+        self._messenger.finish()
         metrics, self._versions = self._results.after_step(metrics, self._local_versions, errors, context.kept_rollouts)
         self.queue.put(made, done=context.step)
         return {name: value for call in self._graph.calls for name, value in metrics.get(call.name, {}).items()}
@@ -165,7 +186,7 @@ class GraphExecutor:
         return found[-1]
 
     def _execution(self) -> Execution:
-        return Execution(self._roles, self._interfaces, self._placement, self._rank)
+        return Execution(self._roles, self._interfaces, self._placement, self._messenger, self._timeline, self._job)
 
     def evaluate(self, batches: Iterable[NamedArray], context: CallContext) -> dict[str, float]:
         """Metrics over all batches: those of the train calls' objectives, as `eval/loss`, and those that interfaces
@@ -222,6 +243,8 @@ class GraphExecutor:
         for batch in batches:
             with errors_name(self._graph.owner):
                 execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)
+            self._messenger.finish_earlier()  # of the batch before, so that no rank is far ahead of another
+        self._messenger.finish()
         return sum(self._results.after_evaluation(totals, execution.errors).values(), EvalTotals())
 
     def _metrics(self, totals: EvalTotals) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from reallm.algorithms.role import Role
 from reallm.specs import ModelFunctionCall, WeightUpdate
 
@@ -13,24 +11,20 @@ def due_updates(call: ModelFunctionCall, steps_before: int, steps: int) -> list[
     return [update for update in call.updates if steps // update.every > steps_before // update.every]
 
 
-def update_weights(call: ModelFunctionCall, roles: Mapping[str, Role], steps_before: int, steps: int) -> list[str]:
-    """Move the weights of the roles that follow the one that a call has trained, if it is time; returns their names.
+def update_weights(trained: Role, target: Role, eta: float) -> int:
+    """Move the weights of a role towards those of a trained one; returns the bytes that this rank received.
 
-    All ranks of a job make the same calls. Each average is computed in float32 or wider, and kept in the dtype of the
-    role that follows.
+    All ranks of both homes call it. The average is computed in float32 or wider, and kept in the dtype of the role that
+    follows.
 
     Args:
-        call: the train call.
-        roles: the loaded roles, by name.
-        steps_before: optimizer steps of the run before the call.
-        steps: optimizer steps of the run after it; an update that falls between is made now.
+        trained: the trained role.
+        target: the role that follows.
+        eta: weight of the trained weights in the average.
     """
-    due = due_updates(call, steps_before, steps)
-    for update in due:
-        trained, target = roles[call.role], roles[update.target].model
-        if trained.engine is not None and trained.engine.before_optimizer_step is not None:
-            trained.engine.before_optimizer_step()  # a save in progress reads the weights
-        if not (trained.is_here or roles[update.target].is_here):
-            continue
-        trained.model.reallocate(target.mesh or target.layout, into=target, eta=update.eta)
-    return [update.target for update in due]
+    if trained.engine is not None and trained.engine.before_optimizer_step is not None:
+        trained.engine.before_optimizer_step()  # a save in progress reads the weights
+    model = target.model
+    trained.model.reallocate(model.mesh or model.layout, into=model, eta=eta)
+    assert model.moved is not None
+    return model.moved.bytes_received

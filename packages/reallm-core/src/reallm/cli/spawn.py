@@ -47,12 +47,13 @@ def run_worker(algorithm: str, env: RankEnv, work: Callable[[Job], bool]) -> NoR
 def _describe_exit(failure: WorkerExit, algorithm: str) -> str:
     """Describe the end of a process that could not report it itself."""
     who = f"rank {failure.rank} (process {failure.pid})"
+    where = f" {failure.doing}" if failure.doing else ""
     if failure.signal_name is None:
-        how = f"ended with exit code {failure.code} without a message"
+        how = f"ended{where} with exit code {failure.code} without a message"
     elif failure.signal_name == "SIGKILL":
-        how = "was killed (SIGKILL): by someone, or by the system because memory ran out"
+        how = f"was killed (SIGKILL){where}: by someone, or by the system because memory ran out"
     else:
-        how = f"was ended by {failure.signal_name}"
+        how = f"was ended by {failure.signal_name}{where}"
     return f"{who} {how}{_resume_hint(algorithm, failure.run_folder)}"
 
 

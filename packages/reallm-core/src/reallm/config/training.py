@@ -86,6 +86,9 @@ class TrainingConfig(ConfigGroup):
     callbacks: list[str] = option(
         [], "code of plugins that runs during training; `reallm plugins` lists what is installed"
     )
+    timeline: bool = option(
+        False, "write what each process did in each step, and when, into timeline.jsonl of the run folder"
+    )
     push_to_hub: str | None = option(
         None,
         "repository on the Hugging Face hub, owner/name, that the best checkpoint, or else the last, is uploaded to "

@@ -319,6 +319,16 @@ class ShardedModel:
         if self._offload is not None:
             self._offload.wait()
 
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes of the parameters that are in host memory, or on their way there or back; 0 if none are."""
+        return 0 if self._offload is None else self._offload.n_bytes
+
+    def start_reload(self) -> None:
+        """Begin to bring back what is offloaded, all of it, in the background; the next use waits for the rest."""
+        if self._offload is not None:
+            self._offload.start_reload()
+
     def reload(self) -> None:
         """Bring back what is offloaded, for good.
 

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -25,6 +25,8 @@ POLL_S, LONGEST_POLL_S = 0.01, 0.5
 """Pauses between two queries of the store, which serves all ranks; they grow with the waiting time."""
 FAILURE = "failure"
 """Key of the store that is set once a rank has reported why the job ends."""
+DOING = "doing"
+"""Prefix of the keys of the store with what each rank is doing."""
 RUN_FOLDER = "run_folder"
 """Key of the store with the folder of the run, from which it can be resumed."""
 
@@ -192,10 +194,16 @@ class Job:
         except (dist.DistError, PeerError):
             return None
 
+    def announce(self, doing: str) -> None:
+        """Say what this process is about to do, such as `in call 'actor_gen'`, for others that miss it."""
+        with suppress(dist.DistError, PeerError):  # the store has ended: this process will be told elsewhere
+            self.set(f"{DOING}/{self.rank}", doing)
+
     def describe_process(self, rank: int) -> str:
-        """`process 123 on node7`, for error messages that name a rank."""
+        """`process 123 on node7, in call 'actor_gen'`, for error messages that name a rank."""
         host, _, pid = (self.get(f"process/{rank}") or "").partition(" ")
-        return f"process {pid} on {host}" if pid else "never seen"
+        doing = self.get(f"{DOING}/{rank}")
+        return f"process {pid} on {host}{f', {doing}' if doing else ''}" if pid else "never seen"
 
     def dead_ranks(self) -> list[int]:
         """Ranks on this machine whose processes have ended."""

@@ -21,7 +21,7 @@ from types import FrameType
 import torch.distributed as dist
 
 from reallm.launch.failure import claim_report
-from reallm.launch.job import RUN_FOLDER
+from reallm.launch.job import DOING, RUN_FOLDER
 from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
 
 LOCALHOST = "127.0.0.1"
@@ -42,6 +42,8 @@ class WorkerExit:
     """Whether this or another rank has reported the reason to the user."""
     run_folder: str | None
     """The folder of the run; None if the run had none yet."""
+    doing: str | None
+    """What the process was doing, such as `in call 'actor_gen'`; None if it has not said so."""
     user_stopped: bool
     """Whether the user has stopped the job, by Ctrl-C or a signal to the launcher."""
 
@@ -125,8 +127,12 @@ class Launcher:
         process = self._processes[rank]
         assert process.returncode is not None
         reported = not claim_report(self._store, rank)
-        folder = self._store.get(RUN_FOLDER).decode() if self._store.check([RUN_FOLDER]) else None
-        return WorkerExit(rank, process.pid, process.returncode, reported, folder, self._n_signals > 0)
+        folder, doing = self._known(RUN_FOLDER), self._known(f"{DOING}/{rank}")
+        return WorkerExit(rank, process.pid, process.returncode, reported, folder, doing, self._n_signals > 0)
+
+    def _known(self, key: str) -> str | None:
+        """The value of a key of the store; None if it is not set."""
+        return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _kill(self) -> None:
         for process in self._processes:

@@ -45,6 +45,15 @@ class ModelOffload:
             for index, number in enumerate(numbers):
                 self._load_in_turn(network.layers[str(number)], index, is_last=index == len(numbers) - 1)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the parameters."""
+        return self._offload.n_bytes
+
+    def start_reload(self) -> None:
+        """Start to load all layers in the background."""
+        self._offload.start_reload()
+
     def wait(self) -> None:
         """Wait until the parameters are in host memory, and free their memory on the device."""
         self._offload.wait()

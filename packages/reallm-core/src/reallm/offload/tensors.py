@@ -63,6 +63,11 @@ class Offload:
         return bool(self._offloading)
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors, wherever they are."""
+        return sum(item.size for group in self._groups for item in group)
+
+    @property
     def finished(self) -> bool:
         """Whether all groups are back on their device for good."""
         return not self._offloading and not self._stream and all(self._is_resident) and not self._loading
@@ -90,6 +95,16 @@ class Offload:
             self._start_loading(following)
         for copy in self._loading.pop(index, []):
             copy.wait()
+
+    def start_reload(self) -> None:
+        """Start to load all groups in the background; each use waits for its own.
+
+        Raises:
+            RuntimeError: the device has no room; what is loaded stays loaded, and the rest can be loaded later.
+        """
+        if not self._offloading and not self._stream:
+            for index in range(len(self._groups)):
+                self._start_loading(index)
 
     def after_use(self, index: int) -> None:
         """Free a group again, if groups are streamed."""

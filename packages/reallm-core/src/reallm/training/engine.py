@@ -131,6 +131,17 @@ class TrainEngine(EvalEngine):
         if self._offload is not None:
             self._offload.wait()
 
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes of model and optimizer state that are in host memory, or on their way there or back."""
+        return self.model.offloaded_bytes + (0 if self._offload is None else self._offload.n_bytes)
+
+    def start_reload(self) -> None:
+        """Begin to bring back what is offloaded, all of it, in the background; the next step waits for the rest."""
+        self.model.start_reload()
+        if self._offload is not None:
+            self._offload.start_reload()
+
     def reload(self) -> None:
         """Bring back what is offloaded, for good."""
         self.model.reload()

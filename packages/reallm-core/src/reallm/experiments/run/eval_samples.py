@@ -125,7 +125,7 @@ def fitting(
 
 
 def drop_after(file: Path, step: int) -> None:
-    """Drop the completions of later steps, written by a process that was killed before it saved."""
+    """Drop the lines of later steps, written by a process that was killed before it saved."""
     if file.is_file():
         kept = lines_up_to(step, file.read_bytes())
         with atomic_write(file) as temporary:

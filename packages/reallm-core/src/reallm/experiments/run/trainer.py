@@ -42,6 +42,7 @@ from reallm.experiments.run.question import question
 from reallm.experiments.run.run_view import RunState
 from reallm.experiments.run.setup import Data, load_roles
 from reallm.experiments.runs.rollouts import drop_rollouts_after, write_rollouts
+from reallm.experiments.runs.timeline import write_timeline
 from reallm.launch.job import Job
 from reallm.launch.signals import StopRequest
 from reallm.loggers.jsonl import finite
@@ -140,6 +141,7 @@ class Trainer:
             keep(precomputed, folder, echo)
             if point is not None:
                 drop_after(folder.samples, point.step)
+                drop_after(folder.timeline, point.step)
             drop_rollouts_after(folder.rollouts, 0 if point is None else point.step)
         for line in overview(
             plan, run, job, [model_line(name, role, config, plan.placement) for name, role in roles.items()]
@@ -155,7 +157,9 @@ class Trainer:
             data=data,
             roles=roles,
             interfaces=plan.interfaces,
-            executor=GraphExecutor(graph, roles, plan.interfaces, plan.placement, getattr(config, "async_steps", 0)),
+            executor=GraphExecutor(
+                graph, roles, plan.interfaces, plan.placement, getattr(config, "async_steps", 0), job
+            ),
             checkpointer=Checkpointer(
                 folder,
                 keep_last=config.keep_last,
@@ -271,6 +275,11 @@ class Trainer:
         if self.job.is_rank0:
             with report_failure(self.progress.echo, "no rollouts"):
                 write_rollouts(self.run.folder.rollouts, context.kept_rollouts)
+        if self.config.timeline:
+            spans = self.executor.spans()
+            if self.job.is_rank0:
+                with report_failure(self.progress.echo, "no timeline"):
+                    write_timeline(self.run.folder.timeline, step, spans)
         self._log({**metrics, "epoch": self.data.sampler.epoch_after(step)})
         of_first_call = {name.partition("/")[2]: value for name, value in reversed(metrics.items())}
         self.progress.step(step, of_first_call)

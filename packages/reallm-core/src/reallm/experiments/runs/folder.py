@@ -108,6 +108,11 @@ class RunFolder:
         return self.path / "rollouts.jsonl"
 
     @property
+    def timeline(self) -> Path:
+        """What each rank did in each step, and when, one JSON object a line."""
+        return self.path / "timeline.jsonl"
+
+    @property
     def precomputed(self) -> Path:
         """The folder of what was computed for all samples before training."""
         return self.path / "precomputed"

@@ -1,0 +1,18 @@
+"""The timeline of a run: a JSONL file with what each rank did in each step, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from reallm.algorithms.timeline import Span
+
+
+def write_timeline(file: Path, step: int, spans: Iterable[Span]) -> None:
+    """Append the spans of a step; times are rounded to microseconds."""
+    with file.open("a", encoding="utf-8") as opened:
+        for span in spans:
+            line = {"step": step, **dataclasses.asdict(span), "start": round(span.start, 6), "end": round(span.end, 6)}
+            opened.write(f"{json.dumps(line)}\n")
