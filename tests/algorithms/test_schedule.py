@@ -62,7 +62,7 @@ def test_all_weights_are_moved_first_in_the_first_step() -> None:
         {"actor_gen": "dp2@0-1", "actor_train": "tp2@2-3", "critic_inf": "dp1@0", "critic_train": "dp1@1"}
     )
     assert words(schedule(where, PPO.calls, behind(where), {}))[:3] == [
-        "actor to dp2@0-1",
+        "actor to dp2",
         "critic to dp1",
         "actor_gen",
     ]

@@ -40,9 +40,10 @@ class Meets:
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
         store: Any = dist.distributed_c10d._get_default_store()
-        store.set(f"{context.step} {self._name}", "")
-        others = next((meeting for meeting in MEETINGS if self._name in meeting), set())
-        store.wait([f"{context.step} {name}" for name in others], timedelta(seconds=30))
+        store.set(f"{context.step} {self._name} {dist.get_rank()}", "")
+        meeting = next((names for names in MEETINGS if self._name in names), set())
+        here = [(name, rank) for name in meeting for rank in Layout.parse(RANKS[name]).ranks]
+        store.wait([f"{context.step} {name} {rank}" for name, rank in here], timedelta(seconds=30))
         n = n_samples(batch)
         return NamedArray(**{self._name: torch.ones(n)}).with_metadata(
             seqlens={self._name: [(1,)] * n}, ids=batch.metadata["ids"]
