@@ -7,13 +7,18 @@ import random
 import pytest
 import torch
 
+from reallm.generation.config import GenerationConfig
+from reallm.generation.engine import GenerationEngine
+from reallm.generation.logprobs import logprobs
 from reallm.generation.model_runner import ModelRunner
 from reallm.generation.page_store import PAGE_SIZE, PageStore
+from reallm.generation.request import Request
 from reallm.generation.row_store import RowStore
 from reallm.generation.stores import make_store
 from reallm.model.attention import varlen
 from reallm.model.attention.functional import AttentionSpec
 from reallm.model.config import ReaLModelConfig
+from reallm.model.exact import why_not_exact
 from reallm.model.transformer import Transformer
 from tests.helpers.page_schedules import PageSchedule, gather_and_attend
 from tests.helpers.row_schedules import RowSchedule, random_lengths
@@ -122,3 +127,19 @@ def test_rows(changes, dtype, tolerance):
     for _ in range(20):
         if lengths := random_lengths(schedule, rng, 300):
             check(model, schedule, *schedule.step(lengths), runner, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exact_logprobs_of_completions_are_those_of_training(dtype):
+    model = build(CONFIG, dtype)
+    if reason := why_not_exact(model):
+        pytest.skip(f"not exact on this GPU: {reason}")
+    rng = random.Random(0)
+    with GenerationEngine(model, exact=True) as engine:
+        for prompt in random_texts(rng, 12, 300):
+            engine.add(Request(tuple(prompt), GenerationConfig(max_new_tokens=rng.randint(1, 90))))
+        completions = engine.run()
+    for one in completions:
+        tokens = torch.tensor([*one.prompt_ids, *one.token_ids], device="cuda")
+        scored = logprobs(model, tokens, torch.tensor([0, len(tokens)], device="cuda"), exact=True)
+        assert scored[len(one.prompt_ids) :].tolist() == list(one.logprobs)

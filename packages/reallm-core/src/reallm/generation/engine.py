@@ -97,7 +97,7 @@ class GenerationEngine:
         if kv_cache_tokens is None:
             kv_cache_tokens = default_kv_cache_tokens(network)
         [kv_cache_tokens] = minimum(mesh, check_count("kv_cache_tokens", kv_cache_tokens))
-        self._store = make_store(network, kv_cache_tokens)
+        self._store = make_store(network, kv_cache_tokens, exact=exact)
         self._replica = make_replica(network, mesh)
         self._runner = ModelRunner(network, self._store, self._replica)
         [per_token] = minimum(mesh, self._store.can_share_prefixes)

@@ -85,10 +85,7 @@ class PageStore:
         return self._pages
 
     def prepare(self, step: Step, *, exact: bool = False) -> PageCache:
-        """Copy as a step says; returns the cache of its forward pass; see `KVStore.prepare`.
-
-        The kernel for pages, called with one split, computes each query in the same way whether `exact` or not.
-        """
+        """Copy as a step says; returns the cache of its forward pass; see `KVStore.prepare`. It is never `exact`."""
         self.copy(step.copies)
         return self.cache_of(_plan(step.sequences, self.page_size, self.device))
 

@@ -11,14 +11,15 @@ from reallm.model.config import is_custom_class
 from reallm.model.transformer import Transformer
 
 
-def make_store(network: Transformer, n_tokens: int) -> KVStore:
+def make_store(network: Transformer, n_tokens: int, *, exact: bool = False) -> KVStore:
     """A store for a network, or a rank's part of it.
 
     Args:
         network: the network.
         n_tokens: number of tokens for which pages have room; rows are allocated as they are needed.
+        exact: use rows, since the kernel for pages adds up in another order than that of training.
     """
-    return PageStore.of(network, n_tokens) if _can_use_pages(network) else RowStore.of(network)
+    return PageStore.of(network, n_tokens) if not exact and _can_use_pages(network) else RowStore.of(network)
 
 
 def _can_use_pages(network: Transformer) -> bool:

@@ -1,9 +1,10 @@
 """Exact mode: what a network computes for a token is the same, bit for bit, whatever else a forward pass computes.
 
 A packed forward pass of training and the passes by which a sequence was generated then give the same log-probabilities.
-Products are computed by oneDNN, whose rows do not depend on each other; attention in chunks of positions
-(`model.attention.exact`); activations by operations that treat all elements alike (`model.activations`). The rest
-needs nothing: norms and softmax are computed row by row, and sums and products of two numbers are rounded correctly.
+Products are computed by oneDNN on a CPU, whose rows do not depend on each other, and on a GPU a fixed number of rows
+at a time, as norms are (`products.fixed_rows`). Attention is computed in chunks of positions (`model.attention.exact`),
+activations by operations that treat all elements alike (`model.activations`). The rest needs nothing: softmax is
+computed in blocks, and sums and products of two numbers are rounded correctly.
 
 Libraries promise none of this, so it is probed: with random products and attention, and by passes of the network
 itself, which finds layers of plugins that are not exact.
@@ -22,6 +23,7 @@ from reallm.model.attention.kv_cache import KVCache
 from reallm.model.packed import PackedSequences
 from reallm.model.products.onednn import why_not_batch_invariant
 from reallm.model.rope import longest_with_fixed_frequencies
+from reallm.model.softmax import highest, softmax
 from reallm.model.transformer import Transformer
 
 PASSES = ((37, 1), (28, 1), (1, 1), (1, 1), (3, 2))
@@ -56,21 +58,30 @@ class ExactMode:
 def why_not_exact(network: Transformer) -> str | None:
     """The reason that forward passes of a network cannot be exact; None: they can, as probed."""
     parameters = list(network.parameters())
-    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
-        return "it needs float32 parameters on a CPU"
+    device, dtype = parameters[0].device, parameters[0].dtype
+    if not all(_has_exact_products(p) for p in parameters):
+        return "it needs float32 parameters on a CPU, or float32 or half precision on a CUDA GPU"
     is_sharded = network.tp_size > 1 or any(type(p.data) is not Tensor for p in parameters)
     if is_sharded or len(network.block_numbers) < network.config.n_layers:
         return "it needs the whole network in each process, without tensor parallelism, a pipeline or FSDP"
     if network.is_compiled:
         return "it does not work with compiled blocks, since decoding is never compiled"
-    n_threads, config = torch.get_num_threads(), network.config
-    if n_threads not in network.exact_probes:
-        network.exact_probes[n_threads] = (
-            why_not_batch_invariant()
-            or why_attention_is_not_exact(config.n_q_heads, config.n_kv_heads, config.head_dim)
-            or _why_passes_differ(network)
-        )
-    return network.exact_probes[n_threads]
+    probed = device, dtype, torch.get_num_threads()
+    if probed not in network.exact_probes:
+        reason = _why_cpu_differs(network) if device.type == "cpu" else None
+        network.exact_probes[probed] = reason or _why_passes_differ(network)
+    return network.exact_probes[probed]
+
+
+def _has_exact_products(parameter: Tensor) -> bool:
+    dtypes = {"cpu": {torch.float32}, "cuda": {torch.float32, torch.bfloat16, torch.float16}}
+    return parameter.dtype in dtypes.get(parameter.device.type, ())
+
+
+def _why_cpu_differs(network: Transformer) -> str | None:
+    """The reason that products or attention on the CPU cannot be exact."""
+    config = network.config
+    return why_not_batch_invariant() or why_attention_is_not_exact(config.n_q_heads, config.n_kv_heads, config.head_dim)
 
 
 def _exact_layers(network: Transformer) -> list[nn.Module]:
@@ -100,7 +111,10 @@ def _why_passes_differ(network: Transformer) -> str | None:
             ranges = [slice(start, start + n) for start, n in zip(cache.lengths, sizes, strict=True)]
             parts.append(_outputs(network, [s[each] for s, each in zip(sequences, ranges, strict=True)], cache))
         hidden = packed[0][-1]
-        head_differs = not torch.equal(network.head(hidden[:1]), network.head(hidden)[:1])
+        one, all_rows = network.head(hidden[:1]), network.head(hidden)
+        head_differs = not torch.equal(one, all_rows[:1])
+        is_policy = not network.config.is_critic
+        softmax_differs = is_policy and not torch.equal(_normalizers(one), _normalizers(all_rows)[:1])
     finally:
         _set_exact(layers, False)
         network.train(was_training)
@@ -109,7 +123,13 @@ def _why_passes_differ(network: Transformer) -> str | None:
         if True in differs:
             name = [*(f"block {number}" for number in network.block_numbers), "the final norm"][differs.index(True)]
             return f"the result of {name} for a token depends on what else a forward pass computes"
-    return "logits of a token depend on the other tokens" if head_differs else None
+    if head_differs:
+        return "logits of a token depend on the other tokens"
+    return "the softmax of a token's logits depends on the other tokens" if softmax_differs else None
+
+
+def _normalizers(logits: Tensor) -> Tensor:
+    return softmax(logits, highest(logits)).normalizer
 
 
 def _outputs(network: Transformer, sequences: Sequence[Tensor], cache: KVCache | None) -> list[Tensor]:

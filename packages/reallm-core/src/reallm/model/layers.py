@@ -33,6 +33,7 @@ from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.model.ops import gated, rms_norm
 from reallm.model.packed import PackedSequences
+from reallm.model.products.fixed_rows import in_fixed_rows
 from reallm.model.products.linear import joint_linear, linear
 from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.sharding import Shard, Shards, Split, as_split
@@ -110,6 +111,7 @@ class Norm(nn.Module):
 
     recompute = True
     weight_decay = False
+    exact = False
 
     def __init__(
         self,
@@ -129,6 +131,15 @@ class Norm(nn.Module):
         self.shards: Shards = {name: shard for name, _ in self.named_parameters()}
         self.over_sharded_dim = shard is not None
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm of each row of `x` [T, ...]."""
+        # on a CPU rows are computed one by one in any mode
+        return in_fixed_rows(self.norm_rows, x) if self.exact and not x.is_cpu else self.norm_rows(x)
+
+    def norm_rows(self, x: Tensor) -> Tensor:
+        """`forward`, for subclasses to define."""
+        raise NotImplementedError
+
     def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor | None:
         """Initial value of the weight, with which the norm scales by 1."""
         return None if self.weight is None or name != "weight" else torch.full(self.weight.shape, 1.0 - self.offset)
@@ -137,7 +148,7 @@ class Norm(nn.Module):
 class RMSNorm(Norm):
     """Root-mean-square norm (Zhang and Sennrich, 2019), computed in at least float32."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def norm_rows(self, x: Tensor) -> Tensor:
         out = rms_norm(x, self.weight, self.eps, self.offset)
         return out if self.bias is None else out + self.bias
 
@@ -145,7 +156,7 @@ class RMSNorm(Norm):
 class LayerNorm(Norm):
     """Layer norm (Ba et al., 2016)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def norm_rows(self, x: Tensor) -> Tensor:
         weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset
         return F.layer_norm(x, (x.shape[-1],), weight, self.bias, self.eps)
 
@@ -162,7 +173,7 @@ class PerHeadNorm(Norm):
         norms: dict[str, Callable[..., Tensor]] = {"rms": F.rms_norm, "layer": F.layer_norm}
         self.norm = norms[config.norm]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def norm_rows(self, x: Tensor) -> Tensor:
         out = self.norm(x, (x.shape[-1],), eps=self.eps) * (self.weight + self.offset)
         return out if self.bias is None else out + self.bias
 

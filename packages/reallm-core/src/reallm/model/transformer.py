@@ -120,8 +120,8 @@ class Transformer(nn.Module):
         """The local rows of the output head."""
         self.compile_blocker: str | None = None
         """The reason that blocks cannot go through `torch.compile`; None: they can."""
-        self.exact_probes: dict[int, str | None] = {}
-        """Number of threads -> the reason that forward passes with them cannot be exact, as probed; None: they can."""
+        self.exact_probes: dict[tuple[torch.device, torch.dtype, int], str | None] = {}
+        """Device, dtype and number of threads -> the reason that passes cannot be exact, as probed; None: they can."""
         self.router_stats: RouterStatsLog | None = None
         """Log in which forward passes in training record router statistics; None: they are not recorded."""
         numbers = all_layers(config) if layers is None else layers

@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reallm.errors import counted
 from reallm.model.activation_checkpointing import checkpoint
@@ -108,7 +109,7 @@ def attend_chunks(q: Tensor, keys: Tensor, values: Tensor, total: int, mask: Ten
         left, right = key_range(start, spec.window)
         row, n = start % CHUNK, len(queries)
         seen = _filled_up(mask[row : row + n, mask.shape[1] - (right - left) :])
-        out = sdpa(_filled_up(queries).transpose(0, 1), keys[:, left:right], values[:, left:right], seen, spec)
+        out = _attend(_filled_up(queries).transpose(0, 1), keys[:, left:right], values[:, left:right], seen, spec)
         outputs.append(out[:, :n].transpose(0, 1))
         start += n
     return torch.cat(outputs)
@@ -130,7 +131,18 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sp
     assert mask is not None
     grouped = q.unflatten(1, (keys.shape[1], -1))  # the query heads of a KV head are queries of one head
     filled = F.pad(grouped, (0, 0, 0, -grouped.shape[2] % ROWS))
-    return sdpa(filled, keys, values, mask[:, None, None], spec)[:, :, : grouped.shape[2]].flatten(1, 2)
+    return _attend(filled, keys, values, mask[:, None, None], spec)[:, :, : grouped.shape[2]].flatten(1, 2)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
+    """`sdpa`, on a GPU by the one kernel that takes masks and computes a query alike among any others."""
+    if q.is_cpu or spec.softcap is not None:
+        return sdpa(q, keys, values, mask, spec)
+    groups = q.shape[-3] // keys.shape[-3]
+    if groups > 1:  # the kernel has no groups of its own
+        keys, values = keys.repeat_interleave(groups, dim=-3), values.repeat_interleave(groups, dim=-3)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        return sdpa(q, keys, values, mask, spec)
 
 
 def key_range(position: int, window: int | None) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from reallm.model.products import onednn
 from reallm.model.products.backend import linear_backend
+from reallm.model.products.fixed_rows import in_fixed_rows
 from reallm.model.products.prepacked import PrepackedWeight
 
 PIECE_BYTES = 24 << 20
@@ -41,12 +42,13 @@ def linear(
         weight: [N, K].
         bias: [N].
         prepacked: holder of the weight's prepacked form, which is used without gradients.
-        exact: compute by oneDNN, whichever library is named, so that rows do not depend on each other.
+        exact: let rows not depend on each other: by oneDNN on a CPU, whichever library is named, and elsewhere by
+            products of a fixed number of rows.
     """
     if prepacked is not None and prepacked.settled is not None and x.numel() > 0:
         return _product(x, weight, bias, prepacked.settled)
     if not uses_onednn(x, weight, exact=exact) or not _match(x, weight, bias):
-        return F.linear(x, weight, bias)
+        return _linear_in_fixed_rows(x, weight, bias) if exact and not x.is_cpu else F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return cast(Tensor, _Linear.apply(x, weight, bias))
     return _linear(x, weight, bias, prepacked)
@@ -90,6 +92,8 @@ def linear_into(x: Tensor, weight: Tensor, out: Tensor, *, exact: bool = False) 
         rows = max(1, PIECE_BYTES // (4 * len(weight)))
         for piece, result in zip(x.split(rows), out.split(rows), strict=True):
             result.copy_(onednn.product(piece, weight))
+    elif exact and not x.is_cpu:
+        out.copy_(_linear_in_fixed_rows(x, weight, None))
     else:
         torch.mm(x, weight.t(), out=out)
 
@@ -128,6 +132,11 @@ def _is_plain(tensor: Tensor) -> bool:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, prepacked: PrepackedWeight | None = None) -> Tensor:
     form = None if prepacked is None or weight.is_inference() else prepacked.of([weight])
     return _product(x, weight, bias, form)
+
+
+def _linear_in_fixed_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = in_fixed_rows(lambda rows: F.linear(rows, weight, bias), x.reshape(-1, x.shape[-1]))
+    return out.view(*x.shape[:-1], -1)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, form: Tensor | None) -> Tensor:
