@@ -74,7 +74,7 @@ def test_completions_over_pages_are_those_over_rows(monkeypatch, kv_cache_tokens
             return [completion.token_ids for completion in engine.run()]
 
     rows = completions()
-    monkeypatch.setattr("reallm.generation.engine.make_store", lambda _, n: small_store(model, n // 4))
+    monkeypatch.setattr("reallm.generation.engine.make_store", lambda _, n, exact: small_store(model, n // 4))
     assert completions(kv_cache_tokens=kv_cache_tokens) == rows
 
 
