@@ -1,0 +1,84 @@
+"""Measures models and links on the ranks of this job: a profile, in a given time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from reallm.model.config import ReaLModelConfig
+from reallm.planning.profiling.link_times import measure_links
+from reallm.planning.profiling.model_times import Sizes, measure_model
+from reallm.planning.profiling.profile import ModelProfile, Profile, model_key
+
+LINKS_SHARE = 0.1
+"""Share of the time that links get."""
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """An architecture that is to be measured."""
+
+    config: ReaLModelConfig
+    dtype: torch.dtype = torch.float32
+    trains: bool = True
+    generates: bool = True
+
+
+def setting_of(device: torch.device, n_ranks: int) -> str:
+    """What a profile's times hold for: device, version of torch, number of ranks that measure side by side."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, {n_ranks} ranks, torch {torch.__version__}"
+
+
+def measure(
+    models: Sequence[MeasuredModel],
+    device: torch.device,
+    sizes: Sizes | None = None,
+    *,
+    seconds: float = 120.0,
+    advance: Callable[[str, float], None] = lambda what, share: None,
+) -> Profile:
+    """Measure models and links. All ranks of a job make the same call; the times are those of this rank.
+
+    Args:
+        models: what to measure; equal architectures are measured once.
+        device: where this rank computes.
+        sizes: numbers of tokens and sequences; None: the default ones.
+        seconds: time for all measurements together; preparations come on top, and few rounds are always made.
+        advance: called with what is measured, and the share of all that is done.
+    """
+    merged = _merged(models)
+    each = (1 - LINKS_SHARE) * seconds / max(1, len(merged))
+    found: dict[str, ModelProfile] = {}
+    for number, (key, model) in enumerate(merged.items()):
+
+        def of_model(share: float, begin: float = number / len(merged)) -> None:
+            advance("models", (1 - LINKS_SHARE) * (begin + share / len(merged)))
+
+        found[key] = measure_model(
+            model.config,
+            model.dtype,
+            device,
+            sizes or Sizes(),
+            trains=model.trains,
+            generates=model.generates,
+            seconds=each,
+            advance=of_model,
+        )
+    links = measure_links(device, LINKS_SHARE * seconds, lambda share: advance("links", 1 - LINKS_SHARE * (1 - share)))
+    return Profile(setting_of(device, dist.get_world_size() if dist.is_initialized() else 1), found, links)
+
+
+def _merged(models: Sequence[MeasuredModel]) -> dict[str, MeasuredModel]:
+    """The models by their key, each with all that is asked of it."""
+    merged: dict[str, MeasuredModel] = {}
+    for model in models:
+        key = model_key(model.config, str(model.dtype))
+        known = merged.get(key, model)
+        merged[key] = MeasuredModel(
+            model.config, model.dtype, model.trains or known.trains, model.generates or known.generates
+        )
+    return merged

@@ -1,0 +1,177 @@
+"""`MeasuredRates`: times of the pieces of a model, interpolated between what was measured. Imports no torch."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from itertools import groupby
+
+from reallm.planning.profiling.profile import DecodeTimes, LinkProfile, ModelProfile, PassTimes
+from reallm.planning.rates import Piece, Rates
+
+Points = Sequence[tuple[float, float]]
+
+
+class MeasuredRates:
+    """Times of the pieces of one model, as measured; see `Rates`.
+
+    Between measured points they are linear in tokens and bytes, and bilinear in the width and the context of decoding;
+    beyond the last point they grow as between the last two. What was not measured, such as other numbers of
+    tensor-parallel ranks, takes the stated time, scaled by what measuring found for one rank.
+
+    Args:
+        model: the measured times of the model.
+        links: those of messages and copies.
+        stated: rates for what was not measured.
+        source: where the measurements come from, such as the path of a file.
+    """
+
+    def __init__(self, model: ModelProfile, links: LinkProfile, stated: Rates, source: str) -> None:
+        self._model, self._links, self._stated, self._source = model, links, stated, source
+        self._interpolated_pass = lru_cache(maxsize=None)(self._uncached_pass)
+        self._interpolated_decode = lru_cache(maxsize=None)(self._uncached_decode)
+
+    @property
+    def source(self) -> str:
+        """The file of measurements, and what it lacks."""
+        missing = ", ".join(self.unmeasured)
+        return f"{self._source} ({missing} stated)" if missing else self._source
+
+    @cached_property
+    def unmeasured(self) -> tuple[str, ...]:
+        """What is stated since it was not measured."""
+        parts = {
+            "passes": self._model.passes,
+            "backward passes": any(each.backward_block for each in self._model.passes),
+            "decoding": self._model.decoding,
+            "optimizer": self._model.optimizer,
+            "all-reduce": self._links.all_reduce,
+            "point-to-point": self._links.point_to_point,
+            "host copies": self._links.host_copy,
+        }
+        return tuple(name for name, measured in parts.items() if not measured)
+
+    # ------------------------------------------------------------------ pieces
+
+    def forward(self, piece: Piece, lengths: Sequence[int], tp: int = 1) -> float:
+        """A forward pass over packed sequences of these lengths; the head has what is done once for a pass."""
+        return self._pass("forward", piece, lengths, tp)
+
+    def backward(self, piece: Piece, lengths: Sequence[int], tp: int = 1) -> float:
+        """The backward pass that follows a forward pass."""
+        return self._pass("backward", piece, lengths, tp)
+
+    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1) -> float:
+        """A pass over one new token of each sequence; the head has what is done once for a step."""
+        if piece == "embedding":
+            return 0.0  # counted with the head, with which it was measured
+        measured = self._interpolated_decode(piece, n_sequences, context, tp)
+        if measured is not None:
+            return measured
+        stated = self._stated.decode(piece, n_sequences, context, tp)
+        known = self._interpolated_decode(piece, n_sequences, context, 1)
+        return stated if known is None else known * stated / self._stated.decode(piece, n_sequences, context, 1)
+
+    def optimizer(self, n_parameters: int) -> float:
+        """An optimizer step for so many parameters on the rank."""
+        if not self._model.optimizer:
+            return self._stated.optimizer(n_parameters)
+        return interpolate(self._model.optimizer, n_parameters)
+
+    # ------------------------------------------------------------------ links
+
+    def all_reduce(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A sum over ranks; over more ranks than were measured it is stated."""
+        if len(ranks) <= 1:
+            return 0.0
+        points = self._links.all_reduce.get(len(ranks))
+        return interpolate(points, n_bytes) if points else self._stated.all_reduce(n_bytes, ranks)
+
+    def point_to_point(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A message from the first of two ranks to the second."""
+        points = self._links.point_to_point
+        return interpolate(points, n_bytes) if points else self._stated.point_to_point(n_bytes, ranks)
+
+    def host_copy(self, n_bytes: int) -> float:
+        """A copy from the device to host memory, or back."""
+        points = self._links.host_copy
+        return interpolate(points, n_bytes) if points else self._stated.host_copy(n_bytes)
+
+    # ------------------------------------------------------------------ private helpers
+
+    def _pass(self, direction: str, piece: Piece, lengths: Sequence[int], tp: int) -> float:
+        if piece == "embedding":
+            return 0.0  # counted with the head, with which it was measured
+        counted = len(lengths), sum(lengths), sum(length * length for length in lengths)
+        measured = self._interpolated_pass(direction, piece, *counted, tp)
+        if measured is not None:
+            return measured
+        compute = self._stated.forward if direction == "forward" else self._stated.backward
+        stated = compute(piece, lengths, tp)
+        known = self._interpolated_pass(direction, piece, *counted, 1)
+        return stated if known is None else known * stated / compute(piece, lengths, 1)
+
+    def _uncached_pass(
+        self, direction: str, piece: Piece, n_sequences: int, n_tokens: int, n_squares: int, tp: int
+    ) -> float | None:
+        """Linear in tokens along the length that has the most points, plus what attention adds for other lengths."""
+        name = f"{direction}_{'block' if piece == 'block' else 'ends'}"
+        points = [each for each in self._model.passes if each.tp == tp]
+        if not points or (direction == "backward" and "backward passes" in self.unmeasured):
+            return None
+        line = _main_line(points)
+        length = line[0].length
+        seconds = interpolate([(each.n_tokens, getattr(each, name)) for each in line], n_tokens)
+        if piece != "block":
+            return seconds
+        return max(0.0, seconds + self._per_pair(name, tp) * (n_squares - n_tokens * length))
+
+    def _per_pair(self, name: str, tp: int) -> float:
+        """Seconds that a block takes longer for each pair of tokens of one sequence, in excess of the main line."""
+        points = [each for each in self._model.passes if each.tp == tp]
+        line = _main_line(points)
+        tokens = [(each.n_tokens, getattr(each, name)) for each in line]
+        excess = pairs = 0.0
+        for each in points:
+            if each.length > line[0].length:
+                excess += getattr(each, name) - interpolate(tokens, each.n_tokens)
+                pairs += each.n_tokens * (each.length - line[0].length)
+        return max(0.0, excess / pairs) if pairs else 0.0
+
+    def _uncached_decode(self, piece: Piece, n_sequences: int, context: float, tp: int) -> float | None:
+        """Linear in the width at each context, then linear in the context."""
+        points = sorted((each for each in self._model.decoding if each.tp == tp), key=lambda each: each.context)
+        name = "block" if piece == "block" else "ends"
+        at_contexts = [
+            (of_context, interpolate([(each.n_sequences, getattr(each, name)) for each in group], n_sequences))
+            for of_context, group in groupby(points, key=_context)
+        ]
+        return interpolate(at_contexts, context) if at_contexts else None
+
+
+def _context(each: DecodeTimes) -> int:
+    return each.context
+
+
+def _main_line(points: Sequence[PassTimes]) -> list[PassTimes]:
+    """The points of the length at which most numbers of tokens were measured; of several, the shortest."""
+    lengths = sorted({each.length for each in points})
+    length = max(lengths, key=lambda length: (sum(each.length == length for each in points), -length))
+    return [each for each in points if each.length == length]
+
+
+def interpolate(points: Points, x: float) -> float:
+    """Piecewise linear between points, and beyond the last as between the last two; at least the first point's value
+    below it, and never negative.
+
+    A single point is taken as proportional to `x`.
+    """
+    points = sorted(points)
+    if len(points) == 1:
+        return points[0][1] * x / points[0][0] if points[0][0] else points[0][1]
+    if x <= points[0][0]:
+        return points[0][1]
+    after = min(bisect_left(points, (x, 0.0)), len(points) - 1)
+    (x0, y0), (x1, y1) = points[after - 1], points[after]
+    return max(0.0, y0 + (y1 - y0) * (x - x0) / (x1 - x0))

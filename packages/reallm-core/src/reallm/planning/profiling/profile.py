@@ -1,0 +1,161 @@
+"""`Profile`: measured times of models and links, and the JSON file that keeps them. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reallm.atomic_files import atomic_write
+from reallm.errors import DataError
+from reallm.model.config import ReaLModelConfig
+
+FORMAT = 1
+NOT_MEASURED = ("max_positions", "init_std")
+"""Fields of a configuration that no time depends on; nor on the number of blocks, which are measured one by one."""
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """Seconds of a forward and a backward pass over packed sequences of one length, on one rank."""
+
+    tp: int
+    n_sequences: int
+    length: int
+    forward_block: float
+    forward_ends: float
+    """Of embedding and head with log-probabilities or scores, and of all that is done once for a pass."""
+    backward_block: float
+    backward_ends: float
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the pass."""
+        return self.n_sequences * self.length
+
+
+@dataclass(frozen=True)
+class DecodeTimes:
+    """Seconds of a step of generation that computes one token of each sequence."""
+
+    tp: int
+    n_sequences: int
+    context: int
+    """Tokens before the new one, in the middle of the steps that were measured."""
+    block: float
+    ends: float
+    """Of embedding, head, sampling, and of all that is done once in a step."""
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """Measured times of one architecture."""
+
+    passes: tuple[PassTimes, ...] = ()
+    decoding: tuple[DecodeTimes, ...] = ()
+    optimizer: tuple[tuple[int, float], ...] = ()
+    """Number of parameters, and seconds of an optimizer step."""
+
+
+@dataclass(frozen=True)
+class LinkProfile:
+    """Measured times of messages: number of bytes, and seconds."""
+
+    all_reduce: Mapping[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """By the number of ranks."""
+    point_to_point: tuple[tuple[int, float], ...] = ()
+    host_copy: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured in one setting: a device, a version of torch, a number of ranks."""
+
+    setting: str
+    models: Mapping[str, ModelProfile] = field(default_factory=dict)
+    """By `model_key`."""
+    links: LinkProfile = field(default_factory=LinkProfile)
+
+
+def model_key(config: ReaLModelConfig, dtype: str) -> str:
+    """The name of an architecture in a profile: a hash of what its times depend on, but not the number of blocks."""
+    one_block = config.with_blocks(0)
+    values = {
+        item.name: str(getattr(one_block, item.name))
+        for item in dataclasses.fields(one_block)
+        if item.name not in NOT_MEASURED
+    }
+    return hashlib.sha256(json.dumps([dtype, values], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_profiles(file: Path) -> dict[str, Profile]:
+    """All profiles in a file, by setting; none without a file.
+
+    Raises:
+        DataError: it is not such a file.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataError(f"{file}: has format {content['format']}, not {FORMAT}; measure again into a new file")
+        return {setting: _profile(setting, values) for setting, values in content["profiles"].items()}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a file of measurements; measure again into a new file") from error
+
+
+def write_profile(file: Path, profile: Profile) -> None:
+    """Add a profile to a file, in place of what it has of the same setting and models. Atomic.
+
+    Raises:
+        DataError: the file is no such file, or cannot be written.
+    """
+    profiles = read_profiles(file)
+    known = profiles.get(profile.setting, profile)
+    links = {
+        item.name: getattr(profile.links, item.name) or getattr(known.links, item.name)
+        for item in dataclasses.fields(LinkProfile)
+    }
+    merged = Profile(profile.setting, {**known.models, **profile.models}, LinkProfile(**links))
+    profiles[profile.setting] = merged
+    values = {setting: _values(each) for setting, each in profiles.items()}
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, "profiles": values}, indent=1), encoding="utf-8")
+
+
+def _values(profile: Profile) -> dict[str, Any]:
+    values = dataclasses.asdict(profile)
+    del values["setting"]
+    return values
+
+
+def _profile(setting: str, values: Mapping[str, Any]) -> Profile:
+    links = values["links"]
+    return Profile(
+        setting,
+        {key: _model(each) for key, each in values["models"].items()},
+        LinkProfile(
+            {int(n): _points(points) for n, points in links["all_reduce"].items()},
+            _points(links["point_to_point"]),
+            _points(links["host_copy"]),
+        ),
+    )
+
+
+def _model(values: Mapping[str, Any]) -> ModelProfile:
+    return ModelProfile(
+        tuple(PassTimes(**each) for each in values["passes"]),
+        tuple(DecodeTimes(**each) for each in values["decoding"]),
+        _points(values["optimizer"]),
+    )
+
+
+def _points(values: Any) -> tuple[tuple[int, float], ...]:
+    return tuple((int(x), float(seconds)) for x, seconds in values)

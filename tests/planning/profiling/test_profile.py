@@ -1,0 +1,134 @@
+"""Profiles: a real, tiny one of this machine, its file, and rates that are read from it."""
+
+import pytest
+import torch
+from reallm.planning.stated_rates import StatedRates
+
+from reallm.errors import DataError
+from reallm.planning.profiling.measure import MeasuredModel, measure
+from reallm.planning.profiling.measured_rates import MeasuredRates, interpolate
+from reallm.planning.profiling.model_times import Sizes, shard_config
+from reallm.planning.profiling.profile import (
+    DecodeTimes,
+    LinkProfile,
+    ModelProfile,
+    PassTimes,
+    Profile,
+    model_key,
+    read_profiles,
+    write_profile,
+)
+from reallm.planning.this_machine import this_machine
+from tests.helpers.tiny_config import TINY
+
+KEY = model_key(TINY, "torch.float32")
+MODEL = ModelProfile(
+    passes=(
+        PassTimes(1, 1, 10, 1.0, 5.0, 2.0, 7.0),
+        PassTimes(1, 3, 10, 3.0, 5.0, 6.0, 7.0),
+        PassTimes(1, 1, 30, 3.6, 5.0, 6.0, 7.0),
+    ),
+    decoding=(
+        DecodeTimes(1, 1, 10, 1.0, 4.0),
+        DecodeTimes(1, 5, 10, 3.0, 4.0),
+        DecodeTimes(1, 1, 30, 2.0, 4.0),
+        DecodeTimes(1, 5, 30, 6.0, 4.0),
+    ),
+    optimizer=((100, 1.0), (300, 2.0)),
+)
+LINKS = LinkProfile({2: ((1000, 1.0), (3000, 2.0))}, ((1000, 3.0),), ())
+
+
+def _rates(model=MODEL, links=LINKS):
+    return MeasuredRates(model, links, StatedRates(this_machine(2), TINY, torch.float32), "profile.json")
+
+
+def test_values_between_points_are_linear():
+    assert interpolate([(1, 10.0), (3, 20.0), (5, 0.0)], 2) == 15
+    assert interpolate([(1, 10.0), (3, 20.0)], 5) == 30
+    assert interpolate([(1, 10.0), (3, 20.0)], 0) == 10
+    assert interpolate([(1, 10.0), (3, 0.0)], 5) == 0
+    assert interpolate([(2, 10.0)], 4) == 20
+
+
+def test_measured_rates_follow_tokens_lengths_widths_and_contexts():
+    rates = _rates()
+    assert rates.forward("block", [10, 10]) == 2
+    assert rates.forward("head", [10, 10]) == 5
+    assert rates.backward("block", [10, 10]) == 4
+    assert rates.forward("embedding", [10]) == 0
+    assert rates.forward("block", [30]) == pytest.approx(3.6)
+    assert rates.forward("block", [20]) == pytest.approx(2 + 0.6 * (20 * 10) / (30 * 20))
+    assert rates.decode("block", 3, 10) == 2
+    assert rates.decode("block", 3, 20) == 3
+    assert rates.decode("head", 3, 20) == 4
+    assert rates.optimizer(200) == 1.5
+    assert rates.all_reduce(2000, [0, 1]) == 1.5
+    assert rates.all_reduce(2000, [0]) == 0
+    assert rates.point_to_point(2000, [0, 1]) == 6
+
+
+def test_what_is_not_measured_is_stated_and_said():
+    rates, stated = _rates(), StatedRates(this_machine(2), TINY, torch.float32)
+    assert rates.source == "profile.json (host copies stated)"
+    assert rates.host_copy(10**6) == stated.host_copy(10**6)
+    assert rates.all_reduce(1000, range(4)) == stated.all_reduce(1000, range(4))
+    share = stated.forward("block", [10, 10], 2) / stated.forward("block", [10, 10], 1)
+    assert rates.forward("block", [10, 10], 2) == pytest.approx(2 * share)
+
+    rates = _rates(ModelProfile(), LinkProfile())
+    assert "passes" in rates.source
+    assert rates.decode("block", 3, 20) == stated.decode("block", 3, 20)
+    assert rates.backward("head", [9]) == stated.backward("head", [9])
+    assert rates.optimizer(200) == stated.optimizer(200)
+
+
+def test_a_file_keeps_what_was_measured_before(tmp_path):
+    file = tmp_path / "profile.json"
+    write_profile(file, Profile("one", {KEY: MODEL}, LINKS))
+    write_profile(file, Profile("two", {KEY: ModelProfile()}))
+    write_profile(file, Profile("one", {"other": ModelProfile()}))
+    found = read_profiles(file)
+    assert found["one"] == Profile("one", {KEY: MODEL, "other": ModelProfile()}, LINKS)
+    assert found["two"].models == {KEY: ModelProfile()}
+    file.write_text("{}")
+    with pytest.raises(DataError, match=r"profile.json: not a file of measurements; measure again into a new file"):
+        write_profile(file, Profile("one"))
+
+
+def test_the_number_of_blocks_does_not_matter_to_a_profile():
+    assert model_key(TINY.replace(n_layers=7), "torch.float32") == KEY
+    assert model_key(TINY.replace(is_critic=True), "torch.float32") != KEY
+    assert model_key(TINY, "torch.bfloat16") != KEY
+
+
+def test_a_shard_has_its_share_of_heads_and_intermediate_size():
+    shard = shard_config(TINY, 2)
+    assert (shard.n_q_heads, shard.n_kv_heads, shard.intermediate_size, shard.vocab_size) == (2, 1, 24, 25)
+    assert shard.hidden_size == TINY.hidden_size
+    assert shard_config(TINY, 4).n_kv_heads == 1
+    assert shard_config(TINY, 3) is None
+
+
+def test_a_tiny_model_is_measured():
+    critic = TINY.replace(is_critic=True)
+    shares = []
+    profile = measure(
+        [MeasuredModel(TINY), MeasuredModel(TINY.replace(n_layers=5)), MeasuredModel(critic, generates=False)],
+        torch.device("cpu"),
+        Sizes(tp=(1, 2, 3), passes=((1, 8), (2, 8), (1, 16)), widths=(1, 2), contexts=(4,)),
+        seconds=0.1,
+        advance=lambda what, share: shares.append(share),
+    )
+    assert set(profile.models) == {KEY, model_key(critic, "torch.float32")}
+    found = profile.models[KEY]
+    assert {(each.tp, each.n_sequences, each.length) for each in found.passes} == {
+        (tp, *point) for tp in (1, 2) for point in ((1, 8), (2, 8), (1, 16))
+    }
+    assert sum(each.forward_block + each.forward_ends for each in found.passes) > 0
+    assert {(each.tp, each.n_sequences) for each in found.decoding} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert len(found.optimizer) == 2
+    assert not profile.models[model_key(critic, "torch.float32")].decoding
+    assert len(profile.links.host_copy) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
