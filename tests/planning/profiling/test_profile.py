@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from reallm.planning.stated_rates import StatedRates
 
 from reallm.errors import DataError
+from reallm.planning.machine import Link
 from reallm.planning.profiling.measure import MeasuredModel, measure
 from reallm.planning.profiling.measured_rates import MeasuredRates, interpolate
 from reallm.planning.profiling.model_times import Sizes, shard_config
@@ -18,6 +18,8 @@ from reallm.planning.profiling.profile import (
     read_profiles,
     write_profile,
 )
+from reallm.planning.profiling.use import with_measured_links
+from reallm.planning.stated_rates import StatedRates
 from reallm.planning.this_machine import this_machine
 from tests.helpers.tiny_config import TINY
 
@@ -132,3 +134,9 @@ def test_a_tiny_model_is_measured():
     assert len(profile.links.host_copy) > 3
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_a_machine_has_measured_links():
+    found = with_measured_links(this_machine(2), Profile("one", links=LinkProfile({}, ((0, 1.0), (100, 3.0)), ())))
+    assert found.within_node == Link(50, 1)
+    assert found.host == this_machine(2).host

@@ -27,7 +27,7 @@ from reallm.model.transformer import Transformer
 from reallm.planning.profiling.profile import DecodeTimes, ModelProfile, PassTimes
 from reallm.planning.profiling.timing import synchronize, time_rounds
 from reallm.training.engine import TrainEngine
-from reallm.training.objective import LossOutput
+from reallm.training.objective import LossOutput, Totals
 from reallm.training.sequence_scores import hidden_states
 
 MORE_BLOCKS = 4
@@ -245,3 +245,7 @@ class _SquaredScores(SFTInterface):
     def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
         """The sum of squared scores."""
         return LossOutput(network.head(hidden_states(network, batch)).float().square().sum())
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """None: nobody reads them."""
+        return {}
