@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reallm.algorithms.grpo.loss import highest_entropy
 from reallm.algorithms.rl.aggregation import token_weights
 from reallm.algorithms.rl.policy_loss_settings import PolicyLossSettings
 from reallm.algorithms.rl.policy_objective import PolicyObjective
@@ -32,6 +33,8 @@ CASES = [(name, {}) for name in MEANS] + [
     ("dapo", {"delta": 1.4}),
     ("dapo", {"kl_estimate": "k3"}),
     ("dapo", {"entropy_coef": ENTROPY}),
+    ("dapo", {"off_policy_threshold": 0.02}),
+    ("grpo", {"top_entropy_quantile": 0.4, "entropy_coef": ENTROPY}),
 ]
 
 
@@ -63,11 +66,19 @@ def trl_loss(
         vespo_k_pos=2.0, vespo_k_neg=3.0, vespo_lambda_pos=3.0, vespo_lambda_neg=2.0,
     )  # fmt: skip
     accelerator = SimpleNamespace(
-        num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x, sync_gradients=False, device=torch.device("cpu")
+        num_processes=1,
+        gather=lambda x: x,
+        pad_across_processes=lambda x, **_: x,
+        reduce=lambda x, **_: x,
+        sync_gradients=False,
+        device=torch.device("cpu"),
     )
     trainer = SimpleNamespace(
         args=args, accelerator=accelerator, model=SimpleNamespace(training=True), loss_type=loss_type, beta=BETA,
-        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
+        aux_loss_enabled=False, top_entropy_quantile=settings.get("top_entropy_quantile", 1.0), use_vllm=False,
+        off_policy_mask_threshold=settings.get("off_policy_threshold"),
+        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+        get_high_entropy_mask=lambda *args: GRPOTrainer.get_high_entropy_mask(trainer, *args),
         vllm_importance_sampling_correction=False, importance_sampling_level=settings.get("level", "token"),
         epsilon_low=0.2, epsilon_high=2.0 if loss_type == "cispo" else 0.3, current_gradient_accumulation_steps=1,
         max_completion_length=LONGEST, _entropy_bonus_enabled="entropy_coef" in settings, entropy_coef=ENTROPY,
@@ -102,17 +113,20 @@ def test_the_loss_and_its_gradient(loss_type: str, settings: dict[str, Any]):
 
     kind = loss_type if loss_type in ("cispo", "sapo", "vespo") else "clip"
     ours = PolicyLossSettings(kind=kind, eps_high=2.0 if kind == "cispo" else 0.3, beta=BETA)
-    objective = PolicyObjective(replace(ours, **settings))
+    share = settings.get("top_entropy_quantile", 1.0)
+    objective = PolicyObjective(replace(ours, **{k: v for k, v in settings.items() if k != "top_entropy_quantile"}))
     mask = torch.ones(len(old), dtype=torch.bool)
     weights, norms = token_weights(MEANS[loss_type], lengths, torch.arange(len(LENGTHS)), mask, LONGEST)
     of_tokens, of_answers = [(n,) for n in LENGTHS], [(1,)] * len(LENGTHS)
     batch = NamedArray(
         input_ids=made["tokens"], prompt_lens=torch.full_like(lengths, 2), logprobs=old, old_logprobs=old,
         ref_logprobs=ref, advantages=advantages.repeat_interleave(lengths), weights=weights, norms=norms,
+        policy_mask=highest_entropy(entropies.detach(), mask, share),
     ).with_metadata(
         seqlens={
             "input_ids": [(n + 2,) for n in LENGTHS], "prompt_lens": of_answers, "norms": of_answers,
             **dict.fromkeys(("logprobs", "old_logprobs", "ref_logprobs", "advantages", "weights"), of_tokens),
+            "policy_mask": of_tokens,
         }
     )  # fmt: skip
     output = objective.loss(model.network, batch)

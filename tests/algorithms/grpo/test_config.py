@@ -43,6 +43,8 @@ def test_the_graph_has_what_the_settings_need() -> None:
     assert calls(reward=TWO, beta=0.1) == ["actor_gen", "rew_fn", "rew_inf", "ref_inf", "actor_train"]
     assert calls(baseline="greedy") == ["actor_gen", "rew_fn", "greedy_gen", "greedy_rew_fn", "actor_train"]
     assert calls(num_minibatches=2) == ["actor_gen", "rew_fn", "actor_train"]
+    assert calls(top_entropy_quantile=0.2) == ["actor_gen", "rew_fn", "actor_inf", "actor_train"]
+    assert calls(async_steps=1, old_logprobs="inference", importance_sampling_correction="truncate") == calls()
     assert calls(num_minibatches=2, old_logprobs="inference") == ["actor_gen", "rew_fn", "actor_inf", "actor_train"]
 
 
@@ -106,6 +108,18 @@ def test_what_is_given_overrides_a_preset_even_with_the_default() -> None:
             {"importance_sampling_correction": "mask", "num_minibatches": 2},
             "importance_sampling_correction=mask has no effect with old_logprobs=rollout, .*set old_logprobs=inference",
         ),
+        (
+            {"importance_sampling_correction": "mask", "async_steps": 1},
+            "importance_sampling_correction=mask has no effect with old_logprobs=rollout, .*set old_logprobs=inference",
+        ),
+        (
+            {"old_logprobs": "inference", "async_steps": 1},
+            "async_steps=1 with old_logprobs=inference would not correct for older answers; set "
+            "importance_sampling_correction=truncate",
+        ),
+        ({"async_steps": -1}, "async_steps=-1 must be at least 0"),
+        ({"top_entropy_quantile": 80}, "top_entropy_quantile=80 must be from 0 to 1, a share of tokens"),
+        ({"off_policy_mask_threshold": 0.0}, "off_policy_mask_threshold=0.0 must be more than 0"),
         ({"overlong_penalty": 2.0}, "overlong_penalty=2.0 has no effect without overlong_buffer"),
         ({"overlong_buffer": 200.0}, "overlong_buffer=200.0 must be from 0 to 1, a share of gen.max_new_tokens"),
         ({"oversampling": 2.0}, "oversampling=2.0 answers more prompts .*; set drop_zero_std_groups=true"),

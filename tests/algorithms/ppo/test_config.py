@@ -102,6 +102,11 @@ def test_mistakes_on_the_command_line_name_the_whole_key(argument: str, message:
         ({"kl_ctl": 0.0, "kl_penalty": "loss"}, "kl_penalty=loss has no effect with kl_ctl=0"),
         ({"kl_ctl": 0.0, "use_adaptive_kl_ctl": True}, "use_adaptive_kl_ctl=true has no effect with kl_ctl=0"),
         ({"old_logprobs": "inference", "ppo_n_minibatches": 1}, "old_logprobs=inference has no effect with one"),
+        ({"importance_sampling_clip_max": 2.0}, "ppo.importance_sampling_clip_max=2.0 has no effect without"),
+        (
+            {"importance_sampling_correction": "truncate"},
+            "ppo.importance_sampling_correction=truncate has no effect with ppo.old_logprobs=rollout",
+        ),
         ({"ppo_n_minibatches": 7}, "ppo.ppo_n_minibatches=7 is more than the 6 prompts of a step"),
         ({"gen": SamplingArgs(), "discount": -0.1}, "discount=-0.1 must be from 0 to 1"),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reallm.data.batching import cu_seqlens
-from reallm.data.namedarray import NamedArray
+from reallm.data.namedarray import NamedArray, merge
 from reallm.engine.real_model import ReaLModel
 from reallm.generation.logprobs import forward_packed
 from reallm.model.inputs import as_tokens
@@ -31,13 +31,18 @@ def answer_logprobs_field(model: ReaLModel, batch: NamedArray, name: str, max_to
     Raises:
         DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
     """
-    values = _logprobs_of_answers(model, batch, max_tokens, temperature=1.0)
+    values = _scores_of_answers(model, batch, max_tokens, temperature=1.0)[:, 0]
     sums = NamedArray(**{name: sum_answers(values, cu_seqlens(batch, "input_ids").diff().long())})
     return sums.with_metadata(seqlens={name: [(1,) * len(sample) for sample in batch.metadata["seqlens"]["input_ids"]]})
 
 
 def answer_token_logprobs_field(
-    model: ReaLModel, batch: NamedArray, name: str, max_tokens: int, temperature: float = 1.0
+    model: ReaLModel,
+    batch: NamedArray,
+    name: str,
+    max_tokens: int,
+    temperature: float = 1.0,
+    entropies: str | None = None,
 ) -> NamedArray:
     """The log-probability [N] float32 of each token of the answers in a batch, as its field `name`.
 
@@ -47,11 +52,16 @@ def answer_token_logprobs_field(
         name: name of the field.
         max_tokens: limit on the tokens of a forward pass; a longer sequence has a pass of its own.
         temperature: divisor of the logits, as in sampling.
+        entropies: name of a field of the entropies [N] float32 of the distributions, in nats; None: it is left out.
 
     Raises:
         DataError: a field is missing or malformed, or a token is not in the model's vocabulary.
     """
-    return _of_answer_tokens(batch, name, _logprobs_of_answers(model, batch, max_tokens, temperature))
+    values = _scores_of_answers(model, batch, max_tokens, temperature, with_entropies=entropies is not None)
+    found = _of_answer_tokens(batch, name, values[:, 0])
+    if entropies is None:
+        return found
+    return merge([found, _of_answer_tokens(batch, entropies, values[:, 1])])
 
 
 def answer_values_field(
@@ -79,19 +89,27 @@ def answer_values_field(
     return values.with_fields(**{after: scores[bounds[1:].long() - 1]}).with_metadata(seqlens=seqlens)
 
 
-def _logprobs_of_answers(model: ReaLModel, batch: NamedArray, max_tokens: int, temperature: float) -> Tensor:
-    """Log-probabilities [T] of the tokens of answers, 0 elsewhere."""
-    network = model.network
+def _scores_of_answers(
+    model: ReaLModel, batch: NamedArray, max_tokens: int, temperature: float, *, with_entropies: bool = False
+) -> Tensor:
+    """Log-probabilities [T, 1] of the tokens of answers or, with entropies, both [T, 2]; 0 elsewhere."""
+    network, n_values = model.network, 1 + with_entropies
 
     def per_token(hidden: Tensor, tokens: Tensor, bounds: Tensor, mask: Tensor) -> Tensor:
         predicting, targets = next_token_targets(tokens, bounds, mask)
-        values = torch.zeros(len(tokens), dtype=torch.float32, device=tokens.device)
-        values[predicting + 1] = network.logprobs(hidden[predicting], targets, temperature).float()
+        values = torch.zeros(len(tokens), n_values, dtype=torch.float32, device=tokens.device)
+        if with_entropies:
+            both = network.logprobs_and_entropies(hidden[predicting], targets, temperature)
+            values[predicting + 1] = torch.stack(both, dim=1).float()
+        else:
+            values[predicting + 1, 0] = network.logprobs(hidden[predicting], targets, temperature).float()
         return values
 
     mask = answer_mask(batch)
     tokens, bounds = as_tokens(batch["input_ids"], model.config.vocab_size), cu_seqlens(batch, "input_ids")
-    return forward_packed(network, tokens, bounds, per_token, mask=mask, mesh=model.mesh, max_tokens=max_tokens).cpu()
+    return forward_packed(
+        network, tokens, bounds, per_token, mask=mask, n_values=n_values, mesh=model.mesh, max_tokens=max_tokens
+    ).cpu()
 
 
 def _of_answer_tokens(batch: NamedArray, name: str, values: Tensor) -> NamedArray:

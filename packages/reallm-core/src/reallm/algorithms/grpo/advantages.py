@@ -24,7 +24,7 @@ from reallm.data.batching import split_groups
 from reallm.data.namedarray import NamedArray, split
 from reallm.training.sequence_scores import answer_lengths
 
-READ = (*ROLLOUT, KEPT_MASS, "reward_parts", "reward_given", "scores", "ref_logprobs", "old_logprobs")
+READ = (*ROLLOUT, KEPT_MASS, "reward_parts", "reward_given", "scores", "ref_logprobs", "old_logprobs", "entropies")
 """What is read of each answer."""
 
 

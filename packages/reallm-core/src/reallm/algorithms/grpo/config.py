@@ -86,6 +86,16 @@ class GRPOConfig(Presets, RewardedConfig):
         True, "multiply the estimate of the KL divergence by the ratio, so that its gradient is that of the divergence"
     )
     entropy_coef: float = option(0.0, "weight of the mean entropy, which the loss is lowered by")
+    top_entropy_quantile: float = option(
+        1.0,
+        "share of a step's tokens that have a policy loss: those with the highest entropies, where answers branch "
+        "(arXiv 2506.01939 advises 0.2); below 1 it takes a call of the policy, actor_inf",
+    )
+    off_policy_mask_threshold: float | None = option(
+        None,
+        "leave answers with a negative advantage out of the policy loss if the mean of log(sampled / current) over "
+        "their tokens is more than this, such as 0.5 (DeepSeek-V3.2); null: none",
+    )
     importance_sampling_correction: Literal["none", "truncate", "mask"] = option(
         "none",
         "correct the loss for the difference between the policy before the step and what was sampled from: by the "
@@ -147,6 +157,12 @@ class GRPOConfig(Presets, RewardedConfig):
         return self.num_minibatches * self.num_iterations
 
     @property
+    def inference_keys(self) -> tuple[str, ...]:
+        """What the policy says of its answers before a step, in a call of its own, `actor_inf`; empty without one."""
+        with_old = self.old_logprobs == "inference" and self.optimizer_steps > 1
+        return ("old_logprobs",) * with_old + ("entropies",) * (self.top_entropy_quantile < 1)
+
+    @property
     def compares_with_sampled(self) -> bool:
         """Whether the ratio of the loss is to the probabilities of sampling."""
         return compares_with_sampled(self, self.optimizer_steps, self.async_steps)
@@ -182,6 +198,10 @@ def _check_ranges(config: GRPOConfig) -> None:
         raise ConfigError(
             f"overlong_buffer={config.overlong_buffer} must be from 0 to 1, a share of gen.max_new_tokens"
         )
+    if not 0 <= config.top_entropy_quantile <= 1:
+        raise ConfigError(f"top_entropy_quantile={config.top_entropy_quantile} must be from 0 to 1, a share of tokens")
+    if config.off_policy_mask_threshold is not None and not config.off_policy_mask_threshold > 0:
+        raise ConfigError(f"off_policy_mask_threshold={config.off_policy_mask_threshold} must be more than 0")
     if config.delta is not None and not config.delta > 1:
         raise ConfigError(f"delta={config.delta} must be more than 1, the ratio of an unchanged policy")
 

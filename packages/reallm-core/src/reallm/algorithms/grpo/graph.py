@@ -25,8 +25,8 @@ def graph(config: GRPOConfig) -> list[ModelFunctionCall]:
         calls += reward_calls(config, GREEDY)
     if config.beta:
         calls.append(ModelFunctionCall("ref_inf", "ref", "inference", ANSWERS, ("ref_logprobs",)))
-    if config.old_logprobs == "inference" and config.optimizer_steps > 1:
-        calls.append(ModelFunctionCall("actor_inf", "actor", "inference", ANSWERS, ("old_logprobs",)))
+    if config.inference_keys:
+        calls.append(ModelFunctionCall("actor_inf", "actor", "inference", ANSWERS, config.inference_keys))
     scored = [key for call in calls[1:] if call.name != "greedy_gen" for key in call.outputs]
     updates: Sequence[WeightUpdate] = ()
     if config.sync_ref_model:

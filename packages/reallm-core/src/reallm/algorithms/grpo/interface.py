@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from reallm.algorithms.answer_scores import answer_token_logprobs_field
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.grpo.advantages import Judged, judge
 from reallm.algorithms.grpo.config import GRPOConfig
@@ -16,7 +17,7 @@ from reallm.algorithms.grpo.loss import loss_settings, trained_answers
 from reallm.algorithms.rl.generation import greedy_answers
 from reallm.algorithms.rl.policy_interface import PolicyInterface
 from reallm.algorithms.rl.policy_objective import PolicyObjective
-from reallm.data.namedarray import NamedArray
+from reallm.data.namedarray import NamedArray, split
 from reallm.engine.real_model import ReaLModel
 
 
@@ -46,6 +47,19 @@ class GRPOInterface(PolicyInterface[GRPOConfig, Judged]):
         if context.call == "greedy_gen":
             return greedy_answers(model, batch, context, self.config)
         return super().generate(model, batch, context)
+
+    def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
+        """What the policy says of its answers before the step: `old_logprobs` and `entropies` [N] float32, those of
+        them that are used."""
+        found = answer_token_logprobs_field(
+            model,
+            batch,
+            "old_logprobs",
+            context.max_tokens_per_microbatch,
+            self.config.gen.temperature,
+            entropies="entropies" if "entropies" in self.config.inference_keys else None,
+        )
+        return split(found, [self.config.inference_keys])[0]
 
     def judge(self, batch: NamedArray) -> Judged:
         """The answers of a step with their rewards and advantages."""

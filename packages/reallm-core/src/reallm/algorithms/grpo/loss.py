@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+from torch import Tensor
+
 from reallm.algorithms.grpo.advantages import Judged
 from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.algorithms.rl.aggregation import Mean
@@ -34,6 +37,7 @@ def loss_settings(config: GRPOConfig) -> PolicyLossSettings:
         beta=config.beta,
         kl_estimate="k3_unbiased" if config.use_bias_correction_kl else "k3",
         entropy_coef=config.entropy_coef,
+        off_policy_threshold=config.off_policy_mask_threshold,
         temperature=config.gen.temperature,
         correction=config.importance_sampling_correction,
         correction_level=config.importance_sampling_correction_level,
@@ -44,7 +48,25 @@ def loss_settings(config: GRPOConfig) -> PolicyLossSettings:
 
 def trained_answers(judged: Judged, config: GRPOConfig) -> NamedArray:
     """The answers that are trained on, a sample each, with what `PolicyObjective` reads."""
-    mean = _MEANS.get(config.loss_type, "tokens")
+    mask = None
+    if config.top_entropy_quantile < 1:
+        mask = highest_entropy(judged.answers["entropies"], judged.is_trained_token, config.top_entropy_quantile)
     return judged.for_policy(
-        judged.advantages_of_tokens, mean, config.gen.max_new_tokens, with_sampled=config.compares_with_sampled
+        judged.advantages_of_tokens,
+        _MEANS.get(config.loss_type, "tokens"),
+        config.gen.max_new_tokens,
+        with_sampled=config.compares_with_sampled,
+        policy_mask=mask,
     )
+
+
+def highest_entropy(entropies: Tensor, mask: Tensor, share: float) -> Tensor:
+    """Whether a token [N] is among the share of those in a mask with the highest entropies (arXiv 2506.01939).
+
+    Args:
+        entropies: [N] entropy of the distribution that each token was sampled from.
+        mask: [N] bool.
+        share: from 0, only those with the highest entropy, to 1, all.
+    """
+    found = entropies[mask].double().numpy()
+    return mask & (entropies.double() >= np.quantile(found, 1 - share)) if len(found) else mask

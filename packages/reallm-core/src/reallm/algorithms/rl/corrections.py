@@ -56,3 +56,24 @@ def importance_weights(
     if correction == "truncate":
         return weights.clamp(max=highest)
     return torch.where((weights >= lowest) & (weights <= highest), weights, 0.0)
+
+
+def off_policy_mask(
+    current: Tensor, sampled: Tensor, advantages: Tensor, lengths: Tensor, mask: Tensor, threshold: float
+) -> Tensor:
+    """Whether a token [N] still teaches: its advantage is not negative, or the policy is near what sampled its answer.
+
+    That is measured by the mean of log(sampled / current) over the answer's tokens (DeepSeek-V3.2, arXiv 2512.02556,
+    equation 9).
+
+    Args:
+        current: [N] log-probabilities under the policy in training.
+        sampled: [N] those when the tokens were sampled.
+        advantages: [N].
+        lengths: [S] int64, tokens of each answer.
+        mask: [N] bool, the tokens that are trained on.
+        threshold: the largest mean, in nats.
+    """
+    sums = sum_answers(torch.where(mask, sampled - current.detach(), 0.0), lengths)
+    means = sums / sum_answers(mask.to(sums.dtype), lengths).clamp(min=1)
+    return (advantages >= 0) | (means <= threshold).repeat_interleave(lengths)

@@ -61,7 +61,14 @@ class JudgedAnswers:
         return select(read, torch.nonzero(self.is_trained).flatten().tolist())
 
     def for_policy(
-        self, advantages: Tensor, mean: Mean, max_length: int, *, with_sampled: bool, with_reference: bool = True
+        self,
+        advantages: Tensor,
+        mean: Mean,
+        max_length: int,
+        *,
+        with_sampled: bool,
+        with_reference: bool = True,
+        policy_mask: Tensor | None = None,
     ) -> NamedArray:
         """The answers that are trained on, with what `PolicyObjective` reads.
 
@@ -71,11 +78,14 @@ class JudgedAnswers:
             max_length: tokens of the longest answer that is allowed.
             with_sampled: whether the log-probabilities of sampling are the old ones.
             with_reference: whether the loss reads `ref_logprobs`.
+            policy_mask: [N] bool, the tokens with a policy loss; None: all that are trained on.
         """
         weights, norms = token_weights(mean, self.lengths, self.groups, self.is_trained_token, max_length)
         of_tokens = {"advantages": advantages, "weights": weights}
         if with_sampled:
             of_tokens["old_logprobs"] = self.answers["logprobs"]
+        if policy_mask is not None:
+            of_tokens["policy_mask"] = policy_mask
         read = (*ANSWERS, "logprobs", KEPT_MASS, "old_logprobs", *(("ref_logprobs",) if with_reference else ()))
         return self.trained(read, of_tokens, {"norms": norms})
 

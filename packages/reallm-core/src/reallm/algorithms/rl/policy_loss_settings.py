@@ -37,6 +37,9 @@ class PolicyLossSettings:
     """Weight of the KL divergence from the reference."""
     kl_estimate: KLKind = "k3_unbiased"
     """How it is estimated; see `kl_estimate`."""
+    off_policy_threshold: float | None = None
+    """The largest mean of log(sampled / current) of an answer whose tokens with a negative advantage count; None: all
+    do."""
     entropy_coef: float = 0.0
     """Weight of the mean entropy of trained tokens, which is subtracted from the loss."""
     temperature: float = 1.0

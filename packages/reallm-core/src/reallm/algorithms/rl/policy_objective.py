@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reallm.algorithms.rl.corrections import importance_weights
+from reallm.algorithms.rl.corrections import importance_weights, off_policy_mask
 from reallm.algorithms.rl.kl import kl_estimate
 from reallm.algorithms.rl.policy_loss import TokenLosses, answer_log_ratios, log_ratios, policy_losses
 from reallm.algorithms.rl.policy_loss_settings import PolicyLossSettings
@@ -31,7 +31,8 @@ class PolicyObjective:
     """Reads answers, a sample each: `input_ids` [T] int64, `prompt_lens` [S] int64, and of the tokens of answers the
     `logprobs` [N] with which they were sampled, `advantages` [N], and `weights` [N] and `norms` [S] of `token_weights`;
     tokens of weight 0 are not trained on. `old_logprobs` [N] are those at the beginning of the step; without them, the
-    ratio is taken to the policy itself and is 1. With `beta`, `ref_logprobs` [N] are those of the reference.
+    ratio is taken to the policy itself and is 1. With `beta`, `ref_logprobs` [N] are those of the reference. Tokens
+    outside of `policy_mask` [N] bool, without which all count, have neither a policy loss nor an entropy bonus.
 
     The loss is the sum over tokens of weight times loss over the sum of norms, less the mean entropy of the tokens if
     it has a coefficient. Forward passes have no dropout.
@@ -47,6 +48,7 @@ class PolicyObjective:
         f"{_DIFFERENCE}/mean",
         f"{_DIFFERENCE}/max",
         "sampling/importance_sampling_ratio/mean",
+        "frac_off_policy_masked",
     )
     dropout = False
 
@@ -63,7 +65,7 @@ class PolicyObjective:
         """The sum of norms, and the number of trained tokens for the entropy."""
         weights = {POLICY: float(batch["norms"].sum())}
         if self._settings.entropy_coef:
-            weights[ENTROPY] = float(batch["weights"].ne(0).sum())
+            weights[ENTROPY] = float(_counted(batch).sum())
         return weights
 
     def loss(self, network: Transformer, batch: NamedArray) -> LossOutput:
@@ -82,15 +84,21 @@ class PolicyObjective:
         )
         log_ratio = log_ratios(current, old, answers.lengths, mask, settings.level)
         found, corrections = self._token_losses(answers, log_ratio, old, mask, batch)
-        losses = found.losses
+        counted = _counted(batch)
+        losses = torch.where(counted, found.losses, 0.0) if "policy_mask" in batch else found.losses
         stats = {"tokens": mask.sum(), "entropy": _sum(entropies, mask), "correction": _sum(corrections, mask)}
+        if settings.off_policy_threshold is not None:
+            near = off_policy_mask(
+                current, batch["logprobs"], batch["advantages"], answers.lengths, mask, settings.off_policy_threshold
+            )
+            losses, stats["off_policy"] = torch.where(near, losses, 0.0), (mask & ~near).sum()
         if "ref_logprobs" in batch:
             ref = torch.where(mask, batch["ref_logprobs"], current.detach())
             estimate = kl_estimate(settings.kl_estimate, current, ref, old)
             losses, stats["kl"] = losses + settings.beta * estimate, _sum(estimate, mask)
         sums = {POLICY: (batch["weights"] * losses).sum()}
         if settings.entropy_coef:
-            sums[ENTROPY] = -settings.entropy_coef * torch.where(mask, entropies, 0.0).sum()
+            sums[ENTROPY] = -settings.entropy_coef * torch.where(counted, entropies, 0.0).sum()
         change = current.detach() - batch["logprobs"]
         self.watch.note(batch, change)
         difference = torch.where(mask, change.abs(), 0.0)
@@ -112,6 +120,8 @@ class PolicyObjective:
             f"{_DIFFERENCE}/mean": totals.stats["difference"] / n,
             f"{_DIFFERENCE}/max": totals.maxima["difference"],
         }
+        if "off_policy" in totals.stats:
+            metrics["frac_off_policy_masked"] = totals.stats["off_policy"] / n
         if self._settings.correction != "none":
             metrics["sampling/importance_sampling_ratio/mean"] = totals.stats["correction"] / n
         return metrics
@@ -137,6 +147,12 @@ class PolicyObjective:
             return found, corrections
         found = policy_losses(log_ratio, batch["advantages"], current, settings)
         return found._replace(losses=found.losses * corrections), corrections
+
+
+def _counted(batch: NamedArray) -> Tensor:
+    """Mask [N] of the tokens with a policy loss and an entropy bonus."""
+    mask: Tensor = batch["weights"] != 0
+    return mask & batch["policy_mask"] if "policy_mask" in batch else mask
 
 
 def _sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -125,6 +125,14 @@ GUIDES = (
         "set old_logprobs=inference importance_sampling_correction=truncate.",
     ),
     MetricGuide(
+        "Masked as off-policy",
+        ("frac_off_policy_masked",),
+        "share of trained tokens that off_policy_mask_threshold leaves out of the policy loss",
+        "0 in the first optimizer step of a step; below 0.1",
+        "Above that: answers are too old, or training and sampling compute different numbers; lower async_steps, the "
+        "learning rate or num_minibatches, and see the difference of log-probabilities.",
+    ),
+    MetricGuide(
         "Weights of the off-policy correction",
         ("sampling/importance_sampling_ratio/*",),
         "ratio of the probability in training to that in sampling, before it is bounded",
