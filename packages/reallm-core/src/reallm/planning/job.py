@@ -1,0 +1,63 @@
+"""`PlannedJob`: what an execution plan is made for, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from reallm.algorithms.graph import Graph
+from reallm.config.training import TrainingConfig
+from reallm.model.config import ReaLModelConfig
+from reallm.parallel.layout import Layout
+from reallm.parallel.sharding import check_fits
+from reallm.planning.cost_settings import CostSettings
+from reallm.planning.estimated_costs import EstimatedCosts
+from reallm.planning.machine import Machine
+from reallm.planning.rates import Rates
+from reallm.planning.simulator import Simulator
+from reallm.planning.workload import Workload
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedJob:
+    """What an execution plan is made for: calls of models, a machine, and the work of a step."""
+
+    graph: Graph
+    models: Mapping[str, ReaLModelConfig]
+    """The architecture of each role's model."""
+    machine: Machine
+    workload: Workload
+    settings: CostSettings
+    rates: Mapping[str, Rates] = field(default_factory=dict)
+    """Measured times of the pieces of a role's model; of other roles they follow from the machine's figures."""
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainingConfig,
+        graph: Graph,
+        models: Mapping[str, ReaLModelConfig],
+        machine: Machine,
+        workload: Workload,
+        rates: Mapping[str, Rates] | None = None,
+    ) -> PlannedJob:
+        """The job of a run with this configuration."""
+        return cls(graph, models, machine, workload, CostSettings.of(config, graph, machine), rates or {})
+
+    @cached_property
+    def costs(self) -> EstimatedCosts:
+        """What its calls and moves cost."""
+        return EstimatedCosts(self.graph, self.models, self.machine, self.workload, self.settings, self.rates)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """Simulates its steps."""
+        n_updates = self.workload.n_minibatches * self.workload.n_epochs
+        return Simulator(self.graph, self.costs, self.machine, n_updates)
+
+    def check_fits(self, call: str, layout: Layout) -> None:
+        """Raise ConfigError if the model of a call cannot be split as a layout says."""
+        role = next(one.role for one in self.graph.calls if one.name == call)
+        if role in self.models:
+            check_fits(self.models[role], layout)
