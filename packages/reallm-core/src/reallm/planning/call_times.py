@@ -16,9 +16,10 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import block_layers, layer_number
 from reallm.model.parameters import meta_model
 from reallm.parallel.layout import Coordinate, Layout
-from reallm.parallel.sharding import fsdp_box, stage_layers, stage_parameters, tp_box
+from reallm.parallel.sharding import stage_layers
 from reallm.planning.cost_settings import RoleSettings
 from reallm.planning.costs import CallCost
+from reallm.planning.rank_share import RankShare
 from reallm.planning.rates import Rates
 from reallm.planning.sequences import MicroBatches, Sequences
 
@@ -65,7 +66,7 @@ class CallTimes:
         one = self._pipelined(stages, batches, n_directions=2)
         forward = sum(self._forward(stage, batches).compute for stage in range(self.layout.pp)) / self.layout.pp
         one = _plus(one, communication=self._reduction(batches.n, forward, one.compute - forward))
-        one = _plus(one, compute=self.rates.optimizer(self.n_parameters))
+        one = _plus(one, compute=self.rates.optimizer(self._share.held))
         n_steps = self.sequences.workload.n_minibatches * self.sequences.workload.n_epochs
         return _times(n_steps, one, math.ceil(batches.n))
 
@@ -99,21 +100,9 @@ class CallTimes:
         gather = self._gather_seconds(1)
         return CallCost(compute, communication + gather, bubble)
 
-    # ------------------------------------------------------------------ parameters
-
     @cached_property
-    def n_parameters(self) -> int:
-        """Parameters on a rank, the fullest, as it holds them between calls."""
-        return max(self._stage_parameters(stage, sharded=True) for stage in range(self.layout.pp))
-
-    def _stage_parameters(self, stage: int, *, sharded: bool = False) -> int:
-        layout = self.layout
-        boxes = (tp_box(info, layout.tp, 0) for info in stage_parameters(self.config, layout.pp, stage))
-        return sum((fsdp_box(box, layout.dp, 0) if sharded and layout.fsdp else box).numel for box in boxes)
-
-    @cached_property
-    def _gathered_parameters(self) -> int:
-        return max(self._stage_parameters(stage) for stage in range(self.layout.pp))
+    def _share(self) -> RankShare:
+        return RankShare(self.config, self.layout, self.zero)
 
     # ------------------------------------------------------------------ passes of a stage
 
@@ -250,7 +239,7 @@ class CallTimes:
         if self.layout.dp == 1:
             return 0.0
         size = max(GRADIENT_BYTES, self.settings.dtype.itemsize)
-        sums = self.rates.all_reduce(size * self._gathered_parameters, self._dp_ranks)
+        sums = self.rates.all_reduce(size * self._share.gathered, self._dp_ranks)
         if not self.layout.fsdp:
             return sums
         n_gathers, n_scatters = (2 * n_microbatches if self.zero >= 3 else 1), (n_microbatches if self.zero >= 2 else 1)
@@ -261,7 +250,7 @@ class CallTimes:
         """FSDP's gathers of the parameters of a rank's stage."""
         if not self.layout.fsdp:
             return 0.0
-        n_bytes = self._gathered_parameters * self.settings.dtype.itemsize
+        n_bytes = self._share.gathered * self.settings.dtype.itemsize
         return n_gathers * self.rates.all_reduce(n_bytes, self._dp_ranks) / 2
 
     def _exposed(self, communication: float, compute: float) -> float:

@@ -24,7 +24,7 @@ from reallm.model.parameters import ParameterInfo, parameter_infos
 from reallm.parallel.sharding import tp_box
 from reallm.planning.machine import Machine
 from reallm.planning.rates import Piece
-from reallm.training.memory import optimizer_state
+from reallm.training.memory import state_per_parameter
 
 ATTENTION_SHARE = 0.5
 """Share of the FLOP/s of matrix products that attention reaches."""
@@ -117,7 +117,7 @@ class StatedRates:
     def optimizer(self, n_parameters: int) -> float:
         """An optimizer step: reads gradients, reads and writes the state, masters and parameters."""
         masters = 8 if self._itemsize < 4 else 0
-        state = 2 * max(4, self._itemsize) * _state_per_parameter(self._config, self._optimizer)
+        state = 2 * max(4, self._itemsize) * state_per_parameter(self._config, self._optimizer)
         norm_and_gradients = 2 * max(4, self._itemsize)
         return self._read(n_parameters * (norm_and_gradients + state + masters + 2 * self._itemsize))
 
@@ -216,9 +216,3 @@ def _is_experts(info: ParameterInfo, config: ReaLModelConfig) -> bool:
 
 def _numel(infos: Sequence[ParameterInfo], tp: int) -> int:
     return sum(tp_box(info, tp, 0).numel for info in infos)
-
-
-@lru_cache(maxsize=64)
-def _state_per_parameter(config: ReaLModelConfig, optimizer: OptimizerConfig) -> float:
-    """Elements that the optimizer keeps for each parameter, on average."""
-    return optimizer_state(config, optimizer) / sum(math.prod(info.shape) for info in parameter_infos(config))

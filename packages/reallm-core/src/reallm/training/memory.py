@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ FRAGMENTATION = 0.2
 """Memory that the C library's allocator loses on a CPU, as a share of the bytes alive: 0.20 to 0.29 were measured
 with glibc 2.36. With an allocator that maps each tensor separately, the bytes alive were within 2 % of what the
 process took."""
-TRACED_BLOCKS = (2, 4)
+TRACED_BLOCKS = (1, 2)
 """Numbers of blocks of one kind in the two traced networks from which a network with more is extrapolated."""
 
 
@@ -109,18 +110,13 @@ def estimate(
     """
     n, size = n_parameters(config), dtype.itemsize
     is_half = size < 4
-    try:
-        activations: int | None = _activations(config, dtype, device, lengths, gradient_checkpointing)
-    except ReallmError:  # such as a sequence longer than the positions that the model has learned
-        raise
-    except Exception:  # a plugin's layers may do what fake tensors cannot; the rest is still worth estimating
-        activations = None
+    activations = traced_activations(config, dtype, device, lengths, gradient_checkpointing)
     if activations is not None and is_half:
         activations += n * size  # gradients in half precision, before they are added to those of the masters
     alive = MemoryEstimate(
         parameters=n * size,
         gradients=n * max(size, 4),
-        optimizer=optimizer_state(config, optimizer or OptimizerConfig()) * max(size, 4) + (4 * n if is_half else 0),
+        optimizer=_optimizer_state(config, optimizer or OptimizerConfig()) * max(size, 4) + (4 * n if is_half else 0),
         activations=activations,
         n_tokens=sum(lengths),
     )
@@ -132,19 +128,30 @@ def estimate_call(
 ) -> MemoryEstimate:
     """Estimate the memory of a model that is called without being trained; `lengths` are those of its largest
     forward pass."""
-    try:
-        # nothing is kept of a block after the next one, so that two blocks of each kind have the peak of all
-        kinds: dict[ReaLModelConfig, list[int]] = {}
-        for block in range(config.n_layers):
-            kinds.setdefault(config.with_blocks(block), []).append(block)
-        few = sorted(block for blocks in kinds.values() for block in blocks[-2:])
-        activations: int | None = _trace_call(config.with_blocks(*few), dtype, device, lengths)
-    except ReallmError:
-        raise
-    except Exception:  # see `estimate`
-        activations = None
+    activations = traced_activations(config, dtype, device, lengths, None)
     alive = MemoryEstimate(n_parameters(config) * dtype.itemsize, 0, 0, activations, sum(lengths))
     return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
+
+
+def traced_activations(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    gradient_checkpointing: Any,
+) -> int | None:
+    """Bytes of activations at their peak while sequences of these lengths are trained on, temporary gradients included.
+
+    With `gradient_checkpointing=None` the model is only called. None: a plugin's layers do what fake tensors cannot.
+    """
+    try:
+        if gradient_checkpointing is None:
+            return _call_activations(config, dtype, device, lengths)
+        return _activations(config, dtype, device, lengths, gradient_checkpointing)
+    except ReallmError:  # such as a sequence longer than the positions that the model has learned
+        raise
+    except Exception:  # the rest is still worth estimating
+        return None
 
 
 def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -> int:
@@ -152,7 +159,13 @@ def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -
     return n_tokens * bytes_per_token(meta_model(config).to(dtype))
 
 
-def optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
+@lru_cache(maxsize=64)
+def state_per_parameter(config: ReaLModelConfig, optimizer: OptimizerConfig) -> float:
+    """Elements that the optimizer keeps for each parameter, on average, without masters."""
+    return _optimizer_state(config, optimizer) / n_parameters(config)
+
+
+def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
     """Number of elements that the optimizer keeps, without masters."""
     network = meta_model(config)
     rules = update_rules(network, optimizer)
@@ -194,6 +207,15 @@ def _activations(
         # at any depth
         other_blocks = max(other_blocks, high.other_blocks)
     return max(forward, last_block, other_blocks)
+
+
+def _call_activations(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]) -> int:
+    # nothing is kept of a block after the next one, so that two blocks of each kind have the peak of all
+    kinds: dict[ReaLModelConfig, list[int]] = {}
+    for block in range(config.n_layers):
+        kinds.setdefault(config.with_blocks(block), []).append(block)
+    few = sorted(block for blocks in kinds.values() for block in blocks[-2:])
+    return _trace_call(config.with_blocks(*few), dtype, device, lengths)
 
 
 class _Peaks(NamedTuple):

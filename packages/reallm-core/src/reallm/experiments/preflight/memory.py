@@ -22,7 +22,9 @@ from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
 from reallm.machine_memory import available_memory
 from reallm.model.config import ReaLModelConfig
-from reallm.parallel.layout import Layout
+from reallm.model.parameters import n_parameters
+from reallm.planning.activations import rank_activations
+from reallm.planning.rank_share import RankShare
 from reallm.training.memory import (
     MemoryEstimate,
     estimate,
@@ -66,24 +68,23 @@ def estimate_model(
     )
 
 
-def split_estimate(whole: MemoryEstimate, layout: Layout, zero: int) -> MemoryEstimate:
-    """Approximate memory of one process of a layout, given the estimate for a single process.
+def split_estimate(whole: MemoryEstimate, share: RankShare, activations: int | None) -> MemoryEstimate:
+    """The memory of one process of a layout, given the estimate for a single process.
 
-    Stages and shards are assumed to be of equal size. Activations are not divided by `pp`: each stage holds the
-    activations of fewer layers, but of several micro-batches at a time.
+    Args:
+        whole: that estimate.
+        share: what the fullest process holds.
+        activations: bytes of activations on it.
     """
-    n, fsdp = layout.pp * layout.tp, layout.dp if layout.fsdp else 1
-    parameters = whole.parameters // (n * (fsdp if zero >= 3 else 1))
-    gradients = whole.gradients // (n * (fsdp if zero >= 2 else 1))
-    optimizer = whole.optimizer // (n * fsdp)
-    activations = None if whole.activations is None else whole.activations // layout.tp
+    n = n_parameters(share.config)
+    parameters = share.while_trained if whole.gradients else share.gathered
     return _with_other_sizes(
         whole,
-        parameters=parameters,
-        gradients=gradients,
-        optimizer=optimizer,
+        parameters=whole.parameters * parameters // n,
+        gradients=whole.gradients * share.gradients // n,
+        optimizer=whole.optimizer * share.held // n,
         activations=activations,
-        kv_cache=whole.kv_cache // (n * layout.dp),
+        kv_cache=int(whole.kv_cache * share.cache / share.layout.dp),
     )
 
 
@@ -193,9 +194,12 @@ def _needs_of(
         one = _with_other_sizes(one, n_cached=n_cached, kv_cache=size)
     home, *others = placement.copies(role)
     if not job.is_alone:
-        split = split_estimate(one, home, config.parallel.zero)
-        copies = sum(split_estimate(one, layout, config.parallel.zero).parameters for layout in others)
-        one = _with_other_sizes(split, copies=copies)
+        zero, checkpointing = config.parallel.zero, args.gradient_checkpointing if one.gradients else None
+        activations = rank_activations(model, home.tp, dtype, device, largest, checkpointing)
+        if activations is not None and one.gradients and dtype.itemsize < 4:
+            activations += RankShare(model, home, zero).gradients * dtype.itemsize
+        copies = sum(RankShare(model, layout, zero).gathered * dtype.itemsize for layout in others)
+        one = _with_other_sizes(split_estimate(one, RankShare(model, home, zero), activations), copies=copies)
     return _RoleNeeds(
         role,
         one,

@@ -1,0 +1,57 @@
+"""`RankShare`: how much of a model the fullest rank of a layout holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from reallm.model.config import ReaLModelConfig
+from reallm.parallel.layout import Layout
+from reallm.parallel.sharding import fsdp_box, stage_parameters, tp_box
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """Numbers of elements of a model's parameters on the fullest rank of a layout."""
+
+    config: ReaLModelConfig
+    layout: Layout
+    zero: int
+    """ZeRO level, if the layout has FSDP."""
+
+    @property
+    def held(self) -> int:
+        """Parameters that it holds between calls; the optimizer's state is that of these."""
+        return _most(self.config, self.layout.pp, self.layout.tp, self.layout.dp if self.layout.fsdp else 1)
+
+    @property
+    def gathered(self) -> int:
+        """Parameters of its stage and tensor-parallel shard: those that it computes with."""
+        return _most(self.config, self.layout.pp, self.layout.tp, 1)
+
+    @property
+    def while_trained(self) -> int:
+        """Most parameters that it has at a time in a training step: with ZeRO 3 those of two blocks are gathered."""
+        if self.zero < 3:
+            return self.gathered
+        n_units = self.config.n_layers / self.layout.pp + 1  # each block, and the rest together
+        return min(self.gathered, self.held + int(2 * self.gathered / n_units))
+
+    @property
+    def gradients(self) -> int:
+        """Gradients that it accumulates: whole ones below ZeRO 2."""
+        return self.held if self.zero >= 2 else self.gathered
+
+    @property
+    def cache(self) -> float:
+        """Share of the keys and values of a token; tensor-parallel ranks may hold the same heads."""
+        return max(1 / self.config.n_kv_heads, 1 / self.layout.tp) / self.layout.pp
+
+
+@lru_cache(maxsize=4096)
+def _most(config: ReaLModelConfig, pp: int, tp: int, dp: int) -> int:
+    """Parameters of the fullest stage, sharded over `tp` and `dp` ranks."""
+    return max(
+        sum(fsdp_box(tp_box(info, tp, 0), dp, 0).numel for info in stage_parameters(config, pp, stage))
+        for stage in range(pp)
+    )
