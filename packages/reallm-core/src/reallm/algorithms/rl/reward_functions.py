@@ -123,6 +123,10 @@ class GreedyRewardFunctionsInterface:
         """`greedy_reward_parts` and `greedy_reward_given`."""
         return with_prefix(self._functions.reward(without_prefix(batch, GREEDY), context), GREEDY)
 
+    def call_metrics(self) -> dict[str, float]:
+        """Failures in the last call: `greedy_rewards/<name>/errors` and `.../timeouts`."""
+        return {f"{GREEDY}{name}": count for name, count in self._functions.call_metrics().items()}
+
 
 def _arguments(batch: NamedArray, counts: Sequence[int], context: CallContext) -> list[dict[str, list[Any]]]:
     """The arguments for the answers to each prompt, in TRL's form: of a conversation, messages."""
