@@ -57,4 +57,5 @@ def _make(folder: Path, wanted: list[str]) -> None:
     print(f"installing the third-party distributions into {folder}, once: about a minute", flush=True)
     venv.create(folder, with_pip=False, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(python(folder)), "install", "--quiet", "--no-input"]
+    pip += ["--no-compile"]  # Python compiles what is imported, a part of it
     subprocess.run([*pip, "-c", str(CONSTRAINTS), "-r", str(TEST_REQUIREMENTS), *wanted], check=True)

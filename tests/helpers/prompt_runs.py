@@ -40,6 +40,7 @@ class PromptRuns:
             "dataset": dataset,
             "optimizer": OptimizerConfig(lr=1e-3),
             "eval_generations": 0,
+            "reward_processes": 1,
             "loggers": ["jsonl"],
             "output_dir": str(self.folder / "runs"),
         }

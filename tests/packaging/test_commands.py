@@ -38,6 +38,7 @@ def env_list(tox: configparser.ConfigParser) -> set[str]:
 
 def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others_do_not_have(tox):
     assert env_list(tox) == environments(tox) - {
+        "demos",
         "faults",
         "gpu",
         "layouts",
@@ -104,7 +105,7 @@ def test_every_test_file_is_run_by_one_environment(tox):
 
 
 BY_KIND = {
-    "against_trl", "alone", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers",
+    "against_trl", "alone", "demos_in_full", "docs", "earlier_versions", "faults", "gpu", "helpers", "installable", "installed_loggers",
     "layouts", "lm_eval_harness", "packaging", "pages", "pretrained", "reasoning_gym_tasks", "third_party", "two_nodes",
 }  # fmt: skip
 """Folders of tests that belong to no room of the code."""

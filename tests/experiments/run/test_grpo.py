@@ -18,25 +18,8 @@ from reallm.plugins import registry
 from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
 from tests.experiments.conftest import HF_CONFIG, records
 from tests.helpers.prompt_runs import PromptRuns
+from tests.helpers.reward_functions import CONSTANT, IS_SOLUTION, SHARE_OF_VOWELS, SHORTNESS
 from tests.helpers.tokenizers import tiny_tokenizer
-
-LETTER = "tests.experiments.run.test_grpo:share_of_vowels"
-LENGTH = "tests.experiments.run.test_grpo:shortness"
-
-
-def share_of_vowels(completions: list[str], **columns: Any) -> list[float]:
-    """A reward that rises quickly: the share of characters that are vowels."""
-    return [sum(char in "aeiou" for char in text) / max(len(text), 1) for text in completions]
-
-
-def shortness(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
-    """A reward that does not apply to empty answers."""
-    return [1 / len(ids) if ids else None for ids in completion_ids]
-
-
-def is_solution(completions: list[str], solution: list[str]) -> list[float]:
-    """A reward that reads a column."""
-    return [float(text == right) for text, right in zip(completions, solution, strict=True)]
 
 
 class Runs(PromptRuns):
@@ -46,7 +29,7 @@ class Runs(PromptRuns):
         """Two prompts of four short answers a step."""
         settings = {
             **self.settings(n_valid=n_valid, batch_size=batch_size, n_rows=n_rows),
-            "reward": RewardArgs(functions=[LETTER], device="cpu"),
+            "reward": RewardArgs(functions=[SHARE_OF_VOWELS], device="cpu"),
             "gen": SamplingArgs(max_new_tokens=6),
             "num_generations": 4,
         }
@@ -67,7 +50,10 @@ def test_the_reward_rises(grpo: Runs) -> None:
 
 def test_metrics_have_the_names_of_trl(grpo: Runs) -> None:
     config = grpo.config(
-        reward=RewardArgs(functions=[LETTER, LENGTH], device="cpu"), reward_weights=[1.0, 0.5], n_valid=2, max_steps=2
+        reward=RewardArgs(functions=[SHARE_OF_VOWELS, SHORTNESS], device="cpu"),
+        reward_weights=[1.0, 0.5],
+        n_valid=2,
+        max_steps=2,
     )
     before, *steps = records(grpo.run(config))
     first = steps[0]
@@ -81,7 +67,7 @@ def test_metrics_have_the_names_of_trl(grpo: Runs) -> None:
 
 
 def test_a_row_anywhere_that_lacks_a_column_is_named_before_a_model_is_loaded(grpo: Runs, tmp_path: Path) -> None:
-    config = grpo.config(reward=RewardArgs(functions=[f"{__name__}:is_solution"], device="cpu"))
+    config = grpo.config(reward=RewardArgs(functions=[IS_SOLUTION], device="cpu"))
     rows = [{"prompt": f"Say {i}", **({} if i == 4 else {"solution": "a"})} for i in range(6)]
     Path(config.dataset.train_path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"needs the column 'solution', which row .*:5 lacks"):
@@ -136,7 +122,7 @@ def test_a_reward_model_scores_with_functions(grpo: Runs) -> None:
     ReaLModel.from_llama({**HF_CONFIG, "num_hidden_layers": 1}, seed=7, is_critic=True).save_pretrained(
         critic, tokenizer=tiny_tokenizer()
     )
-    reward = RewardArgs(path=str(critic), functions=[LETTER], device="cpu")
+    reward = RewardArgs(path=str(critic), functions=[SHARE_OF_VOWELS], device="cpu")
     before, first, after = records(grpo.run(grpo.config(reward=reward, max_steps=1, n_valid=1, preset="remax")))
     assert first["train/reward"] == pytest.approx(
         first["train/rewards/share_of_vowels/mean"] + first["train/rewards/reward_model/mean"]
@@ -148,7 +134,7 @@ def test_dynamic_sampling_trains_on_prompts_whose_rewards_differ(grpo: Runs) -> 
     settings = {"batch_size": 6, "drop_zero_std_groups": True, "max_steps": 1}
     (half,) = records(grpo.run(grpo.config(oversampling=2.0, **settings)))
     assert half["train/frac_trained"] <= 0.5
-    constant = RewardArgs(functions=["tests.experiments.run.test_grpo:constant"], device="cpu")
+    constant = RewardArgs(functions=[CONSTANT], device="cpu")
     (nothing,) = records(grpo.run(grpo.config(reward=constant, **settings)))
     assert nothing["train/frac_trained"] == nothing["train/grad_norm"] == 0
     assert nothing["train/frac_reward_zero_std"] == 1
@@ -158,11 +144,6 @@ def test_answers_that_can_outgrow_the_model_are_mentioned_before_training(grpo: 
     grpo.run(grpo.config(n_rows=2, max_steps=1, num_generations=2, gen=SamplingArgs(max_new_tokens=260, stop=["a"])))
     assert "2 of 2 samples have more than the 256 tokens that" in grpo.printed
     assert "with the longest answer; lower max_new_tokens, or have the dataset cut or drop longer" in grpo.printed
-
-
-def constant(completions: list[str], **columns: Any) -> list[float]:
-    """A reward that teaches nothing."""
-    return [0.2 for _ in completions]
 
 
 @pytest.mark.parametrize(("at", "async_steps"), [(1, 0), (3, 0), (2, 1)])

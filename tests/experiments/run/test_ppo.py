@@ -18,14 +18,8 @@ from tests.experiments.checkpointing.test_resume import assert_same_run, stop_af
 from tests.experiments.conftest import HF_CONFIG, records
 from tests.experiments.run.test_preferences import quiet_run, rw
 from tests.helpers.prompt_runs import PromptRuns
+from tests.helpers.reward_functions import VOWELS_OF_ANSWERS
 from tests.helpers.tokenizers import tiny_tokenizer
-
-VOWELS = "tests.experiments.run.test_ppo:share_of_vowels"
-
-
-def share_of_vowels(completions: list[str], **columns: Any) -> list[float | None]:
-    """A reward that rises quickly, and does not apply to empty answers."""
-    return [sum(char in "aeiou" for char in text) / len(text) if text else None for text in completions]
 
 
 class Runs(PromptRuns):
@@ -37,7 +31,7 @@ class Runs(PromptRuns):
         settings = {
             **self.settings(n_valid=n_valid, batch_size=batch_size, n_rows=n_rows),
             "critic": ValueModelArgs(device="cpu"),
-            "reward": RewardArgs(functions=[VOWELS], device="cpu"),
+            "reward": RewardArgs(functions=[VOWELS_OF_ANSWERS], device="cpu"),
             "ppo": PPOArgs(**ppo),
         }
         return PPOConfig(**{**settings, **changes})
@@ -113,11 +107,15 @@ def test_the_schedule_counts_all_optimizer_steps(ppo: Runs) -> None:
 
 def test_rollouts_and_metrics_are_those_of_practitioners(ppo: Runs) -> None:
     settings = {"old_logprobs": "inference", "truncated_reward": "bootstrap", "kl_penalty": "loss"}
-    reward = dataclasses.replace(ppo.reward_model(), functions=[VOWELS])
+    reward = dataclasses.replace(ppo.reward_model(), functions=[VOWELS_OF_ANSWERS])
     result = ppo.run(ppo.config(n_valid=2, reward=reward, max_steps=1, keep_rollouts=3, ppo=settings))
     before, first, *_ = records(result)
     assert "eval/reward" in before
-    names = {"actor_train/reward", "actor_train/rewards/reward_model/mean", "actor_train/rewards/share_of_vowels/mean"}
+    names = {
+        "actor_train/reward",
+        "actor_train/rewards/reward_model/mean",
+        "actor_train/rewards/vowels_of_answers/mean",
+    }
     names |= {"actor_train/objective/kl", "actor_train/kl_coef", "actor_train/completions/clipped_ratio"}
     names |= {"critic_train/explained_variance", "critic_train/values/mean", "critic_train/clip_ratio/region_mean"}
     assert names <= first.keys()
