@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +36,18 @@ class Environment:
 
         A module is run in a process that has imported torch already, if the environment is that of this Python.
         """
-        command, environment = [str(self.python), *arguments], self._variables(variables)
         if arguments[0] == "-m" and self.python == Path(sys.executable):
-            with tempfile.TemporaryDirectory() as folder:
-                out, err = Path(folder) / "out", Path(folder) / "err"
-                code = ForkedPython(arguments, environment, out, err, self.folder).wait(300)
-                return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
+            return self._run_forked(arguments, variables)
+        command, environment = [str(self.python), *arguments], self._variables(variables)
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
+
+    def _run_forked(self, arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder) / "out", Path(folder) / "err"
+            code = ForkedPython(arguments, self._variables(variables), out, err, self.folder).wait(300)
+            return subprocess.CompletedProcess([str(self.python), *arguments], code, out.read_text(), err.read_text())
 
     def reallm(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the command `reallm`."""
@@ -60,6 +63,18 @@ class Environment:
         done = self.run("-c", code, **variables)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def compute(self, code: str, **variables: str) -> str:
+        """What a program prints that needs torch, in a process that has imported it already; it must succeed."""
+        assert self.python == Path(sys.executable)
+        done = self._run_forked(["-c", code], variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def forked(self) -> Environment:
+        """What pip has installed here (and not as editable), in processes that have imported torch already."""
+        site = self.evaluate("import sysconfig; print(sysconfig.get_path('purelib'))")
+        return Environment(Path(sys.executable), (Path(site),), self.folder)
 
     def error(self, kind: str, name: str, **variables: str) -> str:
         """The message of the error that looking up a name ends in."""

@@ -58,7 +58,7 @@ def test_it_is_listed_as_well_and_what_it_should_do_otherwise_is_a_note(environm
 
 def test_its_dataset_and_its_logger_work_in_a_run(environment):
     here = environment("reallm-made-for-1-0")
-    here.evaluate(CHECKPOINT)
+    here.compute(CHECKPOINT)
     done = here.reallm(
         "sft",
         "model.path=model",
@@ -75,5 +75,5 @@ def test_its_dataset_and_its_logger_work_in_a_run(environment):
 
 def test_its_family_reads_and_writes_a_checkpoint(environment):
     here = environment("reallm-made-for-1-0")
-    here.evaluate(CHECKPOINT)
-    assert here.evaluate(ROUND_TRIP, **OURS).endswith("equal")
+    here.compute(CHECKPOINT)
+    assert here.compute(ROUND_TRIP, **OURS).endswith("equal")

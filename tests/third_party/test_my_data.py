@@ -139,7 +139,7 @@ def test_naming_it_on_the_command_line_documents_and_checks_its_options(environm
 
 def test_a_model_is_fine_tuned_on_it(environment):
     here = environment("reallm-my-data")
-    here.evaluate(TINY_MODEL)
+    here.compute(TINY_MODEL)
     (here.folder / "lines.txt").write_text("a b c d\nb c d a\n\nc d a b\nd a b c\n", encoding="utf-8")
     done = here.reallm(
         "sft",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.third_party.conftest import Environment
 
 TINY_MODEL = """
 import json
@@ -40,8 +42,7 @@ def metrics(folder):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    done = subprocess.run([sys.executable, "-c", TINY_MODEL], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    Environment(Path(sys.executable), (), folder).compute(TINY_MODEL)
     return folder
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.third_party.conftest import PLUGINS
+from tests.third_party.conftest import PLUGINS, Environment
 
 TINY_MODELS = """
 import json
@@ -49,8 +49,7 @@ def n_lines(distribution):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    done = subprocess.run([sys.executable, "-c", TINY_MODELS], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    Environment(Path(sys.executable), (), folder).compute(TINY_MODELS)
     (folder / "rewards.py").write_text(VOWELS, encoding="utf-8")
     return folder
 

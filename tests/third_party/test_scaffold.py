@@ -24,7 +24,7 @@ FOLDERS = ["reallm-my-rows", "reallm-my-log", "reallm-hf-my-model", "reallm-my-c
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def fresh(tmp_path_factory):
     """An environment with a plugin of each kind that were written in it a moment ago."""
     environment = fresh_environment(tmp_path_factory.mktemp("fresh"))
     for kind, name in (
@@ -34,14 +34,22 @@ def here(tmp_path_factory):
         ("callback", "my-callback"),
         ("algorithm", "my-rl"),
     ):
-        done = environment.reallm("plugins", "new", kind, name)
+        done = environment.forked().reallm("plugins", "new", kind, name)
         assert done.returncode == 0, done.stderr
     pip_install(environment, *(str(environment.folder / name) for name in FOLDERS))
     return environment
 
 
-def test_they_are_found(here):
-    done = here.reallm("plugins", "--json")
+@pytest.fixture(scope="module")
+def here(fresh):
+    """The same, with a tiny model, for what needs torch."""
+    here = fresh.forked()
+    here.compute(TINY_MODEL)
+    return here
+
+
+def test_they_are_found(fresh):
+    done = fresh.reallm("plugins", "--json")
     assert done.returncode == 0, done.stdout
     rows = {row["distribution"]: row for row in json.loads(done.stdout)["plugins"]}
     assert rows["reallm-my-rows"]["offers"] == [{"kind": "dataset", "name": "my-rows"}]
@@ -72,7 +80,6 @@ def test_they_pass_the_conformance_kit_from_the_command_line(here, arguments):
 
 
 def test_a_model_is_trained_with_the_dataset_and_the_logger(here):
-    here.evaluate(TINY_MODEL)
     rows = "reallm-my-rows/tests/rows.jsonl"
     done = here.reallm(
         "sft",
@@ -100,7 +107,6 @@ def test_a_model_is_trained_with_the_dataset_and_the_logger(here):
 
 
 def test_a_model_is_trained_with_the_algorithm(here):
-    here.evaluate(TINY_MODEL)
     prompts = "dataset.train_path=reallm-my-rl/tests/prompts.jsonl"
     done = here.reallm("my-rl", "actor.path=model", prompts, "max_new_tokens=4", "loggers=[jsonl]", "name=rl")
     assert done.returncode == 0, done.stderr
