@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from reallm.model.sharding import Box
 from reallm.parallel.mesh import Group
 from reallm.parallel.object_collectives import all_gather_json, fail_together
 from tests.helpers.hf_grid import raw_config, save_hf
-from tests.helpers.ranks import on_ranks
+from tests.helpers.ranks import on_ranks, wait_until
 
 LAYOUTS = ["dp2", "pp2", "tp2", "fsdp2", "tp2pp2", "fsdp4", "fsdp2tp2", "pp2@3,1"]
 FAMILIES = ["gqa", "qwen3-moe-dense-layer", "gpt2", "phi3"]
@@ -186,11 +185,13 @@ def save_without_rank_1(rank: int, out: Path) -> str:
     )
     local = {"m": whole[boxes[rank]["m"].slices]}
     write_tensors_distributed(out, mesh, [matrix], boxes, local)
+    failed = out / "failed"
     if rank == 1:
-        time.sleep(4)
+        wait_until(failed.exists)
         return ""
     with pytest.raises(PeerError) as caught:
         write_tensors_distributed(out, mesh, [matrix], boxes, local)
+    failed.touch()
     return str(caught.value)
 
 

@@ -15,6 +15,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,7 +27,11 @@ MAX_RANKS = 8
 PRELOADED = [
     "torch._dynamo",
     "torch.distributed.fsdp",
-    "transformers",
+    "transformers.models.auto.tokenization_auto",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "pydantic",
+    "typer",
     "reallm.engine.real_model",
     "reallm.experiments.run.runner",
 ]
@@ -74,6 +79,15 @@ def on_ranks(
                     raise RankError(rank, *value)
                 results[rank] = value
     return [results[rank] for rank in range(n)]
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Wait, on a rank, for what another one does: a file that it makes."""
+    until = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > until:
+            raise TimeoutError(f"waited {timeout_s} s for another rank")
+        time.sleep(0.02)
 
 
 class _Pool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.errors import PeerError
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.mesh import Mesh
-from tests.helpers.ranks import on_ranks
+from tests.helpers.ranks import on_ranks, wait_until
 from tests.reallocation.test_reallocate import CONFIG, are_equal, copies, differing
 
 TIMEOUT = timedelta(seconds=2)
@@ -42,20 +41,13 @@ def test_disjoint_ranks_move_models_side_by_side_without_a_common_call():
     on_ranks(4, move_side_by_side)
 
 
-def wait_for(path: Path) -> None:
-    until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def lose_rank_1(rank: int, folder: Path, has_moved_before: bool) -> str:
     """Rank 0 waits for rank 1, which does not come; ranks 2 and 3 move a model meanwhile and afterwards."""
     torch.set_num_threads(1)
     failed = folder / "failed"
     if rank >= 2:
         check_moves(CONFIG, 4, ["tp2@2-3", "pp2@2-3"])
-        wait_for(failed)
+        wait_until(failed.exists)
         check_moves(CONFIG, 4, ["tp2@2-3", "pp2@2-3"])
         check_moves(CONFIG, 4, ["tp2@2-3", "dp3@0,2,3"])
         return ""
@@ -64,7 +56,7 @@ def lose_rank_1(rank: int, folder: Path, has_moved_before: bool) -> str:
     if has_moved_before:
         model.reallocate(target.mesh, into=target)
     if rank == 1:
-        wait_for(failed)
+        wait_until(failed.exists)
         return ""
     before = copies(model)
     with pytest.raises(PeerError) as caught:

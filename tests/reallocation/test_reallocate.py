@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
 from reallm.reallocation import transfer
 from reallm.reallocation.plan import plan
-from tests.helpers.ranks import on_ranks
+from tests.helpers.ranks import on_ranks, wait_until
 from tests.helpers.tiny_config import TINY
 
 CONFIG = TINY.replace(n_layers=4, vocab_size=51, tied_embeddings=True, q_bias=True)
@@ -205,8 +205,8 @@ def test_wrong_arguments_say_what_to_do_and_plans_are_kept():
     on_ranks(2, with_wrong_arguments)
 
 
-def without_rank_1(rank: int) -> str:
-    """The others' error; rank 1 comes too late."""
+def without_rank_1(rank: int, folder: Path) -> str:
+    """The others' error; rank 1 does not come."""
     torch.set_num_threads(1)
     timeout = timedelta(seconds=2)
     model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2pp2", timeout=timeout))
@@ -214,10 +214,11 @@ def without_rank_1(rank: int) -> str:
     model.meshes.get(target.mesh)
     before = copies(model)
     if rank == 1:
-        time.sleep(6)
+        wait_until(lambda: len(list(folder.glob("failed*"))) == 3)
         return ""
     with pytest.raises(PeerError) as caught:
         model.reallocate("dp4", into=target)
+    (folder / f"failed{rank}").touch()
     assert are_equal(copies(model), before)
     for use in (target.local_tensors, lambda: target(*PACK)):
         with pytest.raises(PeerError, match=f"rank {rank}: an earlier move into this model has failed"):
@@ -225,8 +226,8 @@ def without_rank_1(rank: int) -> str:
     return str(caught.value)
 
 
-def test_a_missing_rank_is_named_and_nothing_is_half_moved():
-    said = on_ranks(4, without_rank_1)
+def test_a_missing_rank_is_named_and_nothing_is_half_moved(tmp_path):
+    said = on_ranks(4, without_rank_1, tmp_path)
     named = [text for text in said if "for rank 1 to" in text or "lost rank 1" in text]
     assert named
     assert all("'layers." in text for text in named)

@@ -14,6 +14,7 @@ from reallm.config.args import CallArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.experiments.run.runner import run
 from reallm.launch.job import Job
+from reallm.plugins import registry
 from tests.experiments.checkpointing.test_resume import numbers
 from tests.experiments.run.test_ppo import Runs
 from tests.experiments.run.test_preferences_on_ranks import assert_same_numbers
@@ -27,7 +28,7 @@ def train(rank: int, config: Any) -> None:
 
 
 def test_actor_and_critic_on_different_ranks_give_the_numbers_of_one_process(tmp_path: Path, checkpoint: Path) -> None:
-    runs = Runs(tmp_path, checkpoint)
+    runs = Runs(tmp_path, checkpoint, registry.get("algorithm", "ppo"))
     settings: dict[str, Any] = {
         "n_valid": 2,
         # with a large eps, what AdamW does is smooth in the gradients, also where these are rounding noise

@@ -185,7 +185,8 @@ def _activations(
     gradient_checkpointing: Any,
 ) -> int:
     def trace(blocks: Iterable[int]) -> _Peaks:
-        return _trace_step(config.with_blocks(*sorted(blocks)), dtype, device, lengths, gradient_checkpointing)
+        traced = config.with_blocks(*sorted(blocks))
+        return _trace_step(traced, dtype, device, _equivalent_lengths(traced, lengths), gradient_checkpointing)
 
     few, more = TRACED_BLOCKS
     if config.n_layers <= more:
@@ -215,7 +216,8 @@ def _call_activations(config: ReaLModelConfig, dtype: torch.dtype, device: torch
     for block in range(config.n_layers):
         kinds.setdefault(config.with_blocks(block), []).append(block)
     few = sorted(block for blocks in kinds.values() for block in blocks[-2:])
-    return _trace_call(config.with_blocks(*few), dtype, device, lengths)
+    traced = config.with_blocks(*few)
+    return _trace_call(traced, dtype, device, _equivalent_lengths(traced, lengths))
 
 
 class _Peaks(NamedTuple):
@@ -229,13 +231,15 @@ class _Peaks(NamedTuple):
     """Peak in the rest of the backward pass."""
 
 
+@lru_cache(maxsize=256)
 def _trace_step(
     config: ReaLModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    lengths: Sequence[int],
+    lengths: tuple[int, ...],
     gradient_checkpointing: Any,
 ) -> _Peaks:
+    """The peaks of a forward and a backward pass; traced once for models and calls that are alike."""
     network = meta_model(config).train()
     network.gradient_checkpointing = gradient_checkpointing
     alive = AliveBytes()
@@ -256,8 +260,10 @@ def _trace_step(
     return _Peaks(forward, max(after_last_block), alive.peak)
 
 
-def _trace_call(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]) -> int:
-    """The most bytes alive at once beyond parameters, in a forward pass without gradients."""
+@lru_cache(maxsize=256)
+def _trace_call(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...]) -> int:
+    """The most bytes alive at once beyond parameters, in a forward pass without gradients; traced once for models and
+    calls that are alike."""
     network, alive = meta_model(config).eval(), AliveBytes()
     with _fake_inputs(network, dtype, device, lengths) as (tokens, seqs), torch.no_grad(), alive:
         hidden = network.forward_hidden(tokens, seqs)
@@ -267,11 +273,11 @@ def _trace_call(config: ReaLModelConfig, dtype: torch.dtype, device: torch.devic
 
 @contextmanager
 def _fake_inputs(
-    network: Transformer, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]
+    network: Transformer, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...]
 ) -> Iterator[tuple[Tensor, PackedSequences]]:
     """Context in which a network has fake parameters, with gradients as if from an earlier micro-batch; gives fake
     tokens and their sequences."""
-    seqs = PackedSequences.from_lengths(_equivalent_lengths(network.config, lengths))
+    seqs = PackedSequences.from_lengths(lengths)
     positions = seqs.positions  # needs real values, so it is computed before tensors are fake
     fake = FakeTensorMode()
     with fake:
@@ -286,7 +292,7 @@ def _fake_inputs(
         yield tokens, on_device
 
 
-def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> list[int]:
+def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> tuple[int, ...]:
     """Lengths of fewer sequences that take the same memory, since each sequence costs time to trace.
 
     If attention scores are not kept, only the number of tokens matters. If they or masks are kept, the lengths matter
@@ -295,9 +301,9 @@ def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> list
     total = sum(lengths)
     keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
     if not keeps_scores and not any(config.windows) and not config.learned_positions:
-        return [total]
+        return (total,)
     longest = max(lengths)
-    return [*[longest] * (total // longest), *([total % longest] if total % longest else [])]
+    return (longest,) * (total // longest) + ((total % longest,) if total % longest else ())
 
 
 class AliveBytes(TorchDispatchMode):

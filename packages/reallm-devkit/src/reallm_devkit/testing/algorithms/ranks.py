@@ -20,7 +20,15 @@ TIMEOUT_S = 300.0
 """For all runs together."""
 GROUP_TIMEOUT_S = 60.0
 """For what one process waits for the other."""
-PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "transformers", "reallm.experiments.run.runner", __name__]
+PRELOADED = [
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "transformers.models.auto.tokenization_auto",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "reallm.experiments.run.runner",
+    __name__,
+]
 
 
 class RankError(Exception):
