@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from build_dists import build
+from build_dists import build, build_all
 from workspace import ROOT, packages, pyproject, sources
 
 PACKAGES = {package.name: package for package in packages()}
@@ -25,13 +26,12 @@ each_package = pytest.mark.parametrize("name", PACKAGES)
 class Built:
     """One package's sdist, the wheel built from that sdist, and a wheel built from the folder directly."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, dists: Path, direct: Path) -> None:
         self.stem = f"{name.replace('-', '_')}-{VERSION}"
-        build(PACKAGES[name], folder / "sdist", Path(sys.executable))
-        build(PACKAGES[name], folder / "direct", Path(sys.executable), only_wheel=True)
-        self.sdist = folder / "sdist" / f"{self.stem}.tar.gz"
-        self.wheel = read_wheel(folder / "sdist" / f"{self.stem}-py3-none-any.whl")
-        self.direct_wheel = read_wheel(folder / "direct" / f"{self.stem}-py3-none-any.whl")
+        build(PACKAGES[name], direct, Path(sys.executable), only_wheel=True)
+        self.sdist = dists / f"{self.stem}.tar.gz"
+        self.wheel = read_wheel(dists / f"{self.stem}-py3-none-any.whl")
+        self.direct_wheel = read_wheel(direct / f"{self.stem}-py3-none-any.whl")
 
     def info(self, file: str) -> str:
         """The text of a file in the wheel's `.dist-info`."""
@@ -48,7 +48,9 @@ def read_wheel(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    return {name: Built(name, tmp_path_factory.mktemp(name)) for name in PACKAGES}
+    work_dir = os.environ.get("TOX_WORK_DIR")  # where they are built already, for the environments
+    dists = build_all(Path(work_dir) if work_dir else tmp_path_factory.mktemp("work"), Path(sys.executable))
+    return {name: Built(name, dists, tmp_path_factory.mktemp(name)) for name in PACKAGES}
 
 
 @each_package

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,20 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from reallm.algorithms.context import CallContext
+from reallm.algorithms.precompute import input_hash
 from reallm.algorithms.sft.interface import SFTInterface
 from reallm.config.args import ModelArgs
 from reallm.config.parallel import ParallelArgs
 from reallm.config.training import TrainingConfig
 from reallm.data.batching import cu_seqlens, n_samples
+from reallm.data.datasets import Samples
 from reallm.data.namedarray import NamedArray
 from reallm.data.sample_fields import load_fields
+from reallm.data.tokenization import tokenized_rows
+from reallm.data.tokenization.cache import entry_for
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError, PluginError
+from reallm.experiments.run import precomputed
 from reallm.experiments.run.runner import RunResult, run
 from reallm.launch.job import Job
 from reallm.model.transformer import Transformer
@@ -142,6 +148,35 @@ def test_a_second_run_reads_the_cache_and_loads_no_reference(
     assert "ref_inf: outputs for 10 samples of train are read from the cache: " in held.output
     assert "ref_inf: outputs for 3 samples of valid are read from the cache: " in held.output
     assert second.metrics["train/loss"] == first.metrics["train/loss"]
+
+
+def test_samples_whose_tokens_are_cached_are_read_once(
+    held: Trainer, ref: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    n_hashed: list[int] = []
+
+    def counted_hash(call: ModelFunctionCall, samples: Samples, advance: Any) -> str:
+        n_hashed.append(len(samples))
+        return input_hash(call, samples, advance)
+
+    monkeypatch.setattr(precomputed, "input_hash", counted_hash)
+    monkeypatch.setattr(tokenized_rows, "entry_for", partial(entry_for, min_bytes=0))
+    settings = {"n_rows": 12, "max_steps": 1}
+    dataset = dataclasses.replace(held.config(**settings).dataset, cache_dir=str(tmp_path / "tokens"))
+    first = train(held, ref, dataset=dataset, name="first", **settings)
+    assert n_hashed == [12]
+    second = train(held, ref, dataset=dataset, name="second", **settings)
+    assert second.metrics["train/loss"] == first.metrics["train/loss"]
+    assert n_hashed == [12]
+    train(held, ref, dataset=dataset, name="other-order", seed=5, **settings)
+    assert n_hashed == [12, 12]
+    train(held, ref, dataset=dataclasses.replace(dataset, cache_dir=None), name="not-cached", **settings)
+    assert n_hashed == [12, 12, 12]
+    for memo in (tmp_path / "cache" / "reallm" / "precomputed" / "inputs").iterdir():
+        memo.write_text("damaged")
+    third = train(held, ref, dataset=dataset, name="third", **settings)
+    assert third.metrics["train/loss"] == first.metrics["train/loss"]
+    assert n_hashed == [12, 12, 12, 12]
 
 
 @pytest.mark.parametrize("change", ["row", "weights", "dtype", "key"])

@@ -74,6 +74,10 @@ class PromptOnlyDataset(torch.utils.data.Dataset[NamedArray]):
             columns=(decode_columns(self._rows.field("columns", i)),),
         )
 
+    def cache_key(self) -> str | None:
+        """The key of the cached tokens and of their order; None if they are not cached."""
+        return self._rows.cache_key
+
     def report(self) -> str:
         """One line: rows read, prompts and tokens made of them, and how many were cut or dropped, and why."""
         n_tokens = self._rows.n_elements("prompt_ids")

@@ -95,6 +95,10 @@ class PromptAnswerDataset(torch.utils.data.Dataset[NamedArray]):
             seqlens={"input_ids": lengths, "loss_mask": lengths}, ids=(self._rows.id(i),)
         )
 
+    def cache_key(self) -> str | None:
+        """The key of the cached tokens and of their order; None if they are not cached."""
+        return self._rows.cache_key
+
     def report(self) -> str:
         """One line: rows read, samples and tokens made of them, and how many were cut or dropped, and why."""
         n_tokens, n_trained = self._rows.n_elements("input_ids"), self._rows.n_true("loss_mask")

@@ -92,6 +92,10 @@ class PairedComparisonDataset(torch.utils.data.Dataset[NamedArray]):
             ids=(self._rows.id(i),),
         )
 
+    def cache_key(self) -> str | None:
+        """The key of the cached tokens and of their order; None if they are not cached."""
+        return self._rows.cache_key
+
     def report(self) -> str:
         """One line: rows read, samples, pairs and tokens made of them, and what was cut or dropped, and why."""
         n_pairs, n_tokens = self._rows.n_elements("seqlens") // 2, self._rows.n_elements("input_ids")

@@ -111,6 +111,10 @@ class UnpairedPreferenceDataset(torch.utils.data.Dataset[NamedArray]):
             ids=(self._id(row, number, labels),),
         )
 
+    def cache_key(self) -> str | None:
+        """The key of the cached tokens and of their order; None if they are not cached."""
+        return self._rows.cache_key
+
     def report(self) -> str:
         """One line: rows read, samples of each label, and how many were cut or dropped, and why."""
         n_good = self._rows.n_true("labels")

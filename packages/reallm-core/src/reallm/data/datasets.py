@@ -83,7 +83,9 @@ class Dataset(NamedFields):
 class Samples(Protocol):
     """A map-style dataset, like `torch.utils.data.Dataset`; each item is one sample with its `seqlens`.
 
-    An optional method `report() -> str` returns one line about the use of its rows.
+    An optional method `report() -> str` returns one line about the use of its rows. An optional method
+    `cache_key() -> str | None` returns a text that differs between datasets unless all their samples are the same, in
+    the same order; None if nothing is known about them without reading all.
     """
 
     def __len__(self) -> int: ...
@@ -94,6 +96,13 @@ def own_report(samples: Samples) -> str | None:
     """What the dataset's method `report` returns; None if it has none."""
     report: Callable[[], str] | None = getattr(samples, "report", None)
     return report() if callable(report) else None
+
+
+def own_cache_key(samples: Samples) -> str | None:
+    """What the dataset's method `cache_key` returns, with the name of its class; None if it has none."""
+    cache_key: Callable[[], str | None] | None = getattr(samples, "cache_key", None)
+    key = cache_key() if callable(cache_key) else None
+    return key and f"{type(samples).__module__}:{type(samples).__qualname__} {key}"
 
 
 def make_dataset(

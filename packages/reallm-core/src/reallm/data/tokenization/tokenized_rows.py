@@ -25,18 +25,21 @@ class TokenizedRows:
     """The samples of one data-parallel rank, in the order of `DatasetUtility.shard`; pickles without the rows.
 
     `source` is the name of where the rows came from, and `of_all_ranks` has the samples of all ranks, in the order of
-    the rows.
+    the rows. `cache_key` tells these samples in this order from others; it is None if they are not in the cache.
 
     Args:
         store: the samples of all rows.
         util: seed and ranks.
         source: where the rows came from, for the report.
+        cache_entry: name of the store in the cache.
 
     Raises:
         NoSamplesError: there are no rows, because all are on the other side of a split.
     """
 
-    def __init__(self, store: TokenStore, util: DatasetUtility, source: Source) -> None:
+    def __init__(
+        self, store: TokenStore, util: DatasetUtility, source: Source, *, cache_entry: str | None = None
+    ) -> None:
         if not store.n_rows:
             raise _no_rows(source)
         rows = np.array(util.shard(range(store.n_rows)), np.int64)
@@ -45,6 +48,7 @@ class TokenizedRows:
         samples = sample_of_row[rows]
         self.source = source_name(source)
         self.of_all_ranks = store
+        self.cache_key = cache_entry and f"{cache_entry} {util.seed} {util.dp_rank} {util.dp_size}"
         self._samples = samples[samples >= 0]
         counts: Counter[str] = Counter()
         for group, n in zip(*np.unique(store.remark_of_row[rows], return_counts=True), strict=True):
@@ -121,7 +125,8 @@ def tokenize_rows(
             encode(builder, console=Console(stderr=True, quiet=not is_first))
             return TokenizedRows(builder.build(), util, source)
     write = partial(encode, console=Console(stderr=True))  # of several ranks only one does it, whichever it is
-    return TokenizedRows(read_or_write(entry, write, Console(stderr=True, quiet=not is_first)), util, source)
+    store = read_or_write(entry, write, Console(stderr=True, quiet=not is_first))
+    return TokenizedRows(store, util, source, cache_entry=entry.folder.name)
 
 
 def _no_rows(source: Source) -> NoSamplesError:

@@ -15,10 +15,11 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,9 +33,10 @@ from reallm.algorithms.context import CallContext
 from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.precompute import input_hash, precompute
+from reallm.atomic_files import atomic_write
 from reallm.config.training import max_tokens_per_microbatch, model_args
 from reallm.data.cache_folder import cache_folder, can_write, is_unused
-from reallm.data.datasets import Samples
+from reallm.data.datasets import Samples, own_cache_key
 from reallm.data.sample_fields import SampleField, load_fields, save_fields, sources_of, with_fields
 from reallm.data.tokenization.cache import AUTO
 from reallm.data.tokenization.progress import RowProgress
@@ -247,10 +249,7 @@ class Precomputation:
     ) -> None:
         if path is None or not self.job.is_rank0:
             return
-        for file in Path(path).parent.glob("*.safetensors"):
-            with suppress(OSError):
-                if is_unused(file):
-                    file.unlink()
+        _remove_unused(Path(path).parent.glob("*.safetensors"))
         try:
             save_fields(fields, Path(path), about)
         except DataError as error:
@@ -271,15 +270,32 @@ class Precomputation:
             config.seed if is_drawn else None,
             _own_key(call.role, interface),
         ]
-        with RowProgress("comparing samples", partial(len, part.samples), console=self.console) as progress:
-            data = input_hash(call, part.samples, progress.advance)
         return {
-            DATA: data,
+            DATA: self._input_hash(part),
             WEIGHTS: fingerprint(files, cache_folder(FOLDER) / "files"),
             SETTINGS: json.dumps(settings, sort_keys=True),
             CODE: _code(interface) or "",
             COMPUTATION: secrets.token_hex(8),
         }
+
+    def _input_hash(self, part: _Part) -> str:
+        """The hash of what the call reads; that of cached tokens is remembered, so that they are not read again."""
+        key = own_cache_key(part.samples)
+        about = json.dumps([key, part.call.inputs, versions()], sort_keys=True)
+        memo = cache_folder(FOLDER) / "inputs" / hashlib.sha256(about.encode()).hexdigest()[:32]
+        if key is not None:
+            with suppress(OSError, ValueError):
+                known = memo.read_text(encoding="ascii")
+                if re.fullmatch(r"[0-9a-f]{64}", known):
+                    os.utime(memo)  # when it was last used
+                    return known
+        with RowProgress("comparing samples", partial(len, part.samples), console=self.console) as progress:
+            found = input_hash(part.call, part.samples, progress.advance)
+        if key is not None:
+            _remove_unused(memo.parent.glob("*"))
+            with suppress(DataError), atomic_write(memo) as temporary:
+                temporary.write_text(found, encoding="ascii")
+        return found
 
     def _cache_file(self, call: ModelFunctionCall, about: Mapping[str, str]) -> Path | None:
         """The file in the cache; None if outputs are not to be cached."""
@@ -336,6 +352,13 @@ def _read_about(path: Path, say: Callable[[str], None]) -> dict[str, str] | None
     except DataError as error:
         say(f"outputs that were computed before cannot be used, and are computed again ({error})")
         return None
+
+
+def _remove_unused(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            if is_unused(file):
+                file.unlink()
 
 
 def _refuse_others(call: ModelFunctionCall, there: Mapping[str, str], about: Mapping[str, str]) -> None:
