@@ -1,0 +1,115 @@
+"""`Annealing`: simulated annealing, and greedy changes, over the plans that candidates allow."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from reallm.planning.candidates import Candidates, at
+from reallm.planning.execution_plan import CallPlan
+from reallm.planning.offloading import Fitted, Fitting
+from reallm.planning.simulator import Simulator
+
+HOT, COLD = 0.1, 0.001
+"""First and last temperature, as shares of the time of a step."""
+
+
+class Annealing:
+    """Changes one call at a time, and keeps changes that make a step faster, or at first not much slower.
+
+    Args:
+        simulator: the simulator.
+        fitting: evaluates plans.
+        candidates: what may be chosen.
+        seed: the same seed makes the same choices.
+    """
+
+    def __init__(self, simulator: Simulator, fitting: Fitting, candidates: Candidates, seed: int) -> None:
+        self._simulator, self._fitting, self._candidates = simulator, fitting, candidates
+        self._calls = simulator.graph.calls
+        self._free = [number for number, call in enumerate(self._calls) if self._n_choices(number) > 1]
+        self._random = random.Random(seed)
+
+    def best(self, start: Sequence[CallPlan], n_changes: int) -> Fitted:
+        """The best plan that was seen.
+
+        Args:
+            start: the plans of all calls to begin with.
+            n_changes: number of changes that are tried.
+        """
+        now, state = self._fitted(start), list(start)
+        best = now
+        for number in range(n_changes if self._free else 0):
+            temperature = HOT * (COLD / HOT) ** (number / n_changes)
+            changed = self._changed(state)
+            found = self._fitted(changed)
+            worse = (found.score - now.score) / now.score
+            if worse <= 0 or self._random.random() < math.exp(-worse / temperature):
+                state, now = changed, found
+                if found.score < best.score:
+                    best = found
+        return best
+
+    def greedy(self, start: Sequence[CallPlan], n_tries: int) -> Fitted:
+        """The plan after the best of some changes of each call in turn, as long as a round of them helps.
+
+        Args:
+            start: the plans of all calls to begin with.
+            n_tries: number of choices for a call that are tried; if there are more, some drawn at random.
+        """
+        state, now = list(start), self._fitted(start)
+        while True:
+            before = now.score
+            for call in self._free:
+                for choice in self._choices(call, n_tries):
+                    changed = [*state[:call], choice, *state[call + 1 :]]
+                    found = self._fitted(changed)
+                    if found.score < now.score:
+                        state, now = changed, found
+            if now.score >= before:
+                return now
+
+    def _fitted(self, plans: Sequence[CallPlan]) -> Fitted:
+        places = [self._simulator.place(number, plan) for number, plan in enumerate(plans)]
+        return self._fitting.fitted(self._simulator.shared(places))
+
+    def _n_choices(self, call: int) -> int:
+        name = self._calls[call].name
+        return sum(len(self._candidates.starts_of(name, shape)) for shape in self._candidates.shapes[name])
+
+    def _choices(self, call: int, n: int) -> list[CallPlan]:
+        if self._n_choices(call) <= n:
+            return self._candidates.placed(self._calls[call].name)
+        return [self._drawn(call) for _ in range(n)]
+
+    def _drawn(self, call: int) -> CallPlan:
+        """A random plan of a call: each size and layout as likely as any other, then the ranks."""
+        name = self._calls[call].name
+        shape = self._random.choice(self._candidates.shapes[name])
+        return at(shape, self._random.choice(self._candidates.starts_of(name, shape)))
+
+    def _changed(self, state: Sequence[CallPlan]) -> list[CallPlan]:
+        """A plan that differs in one call."""
+        changed, draw = list(state), self._random.random()
+        call = self._random.choice(self._free)
+        if draw < 0.5:
+            changed[call] = self._drawn(call)
+            return changed
+        name, other = self._calls[call].name, state[self._random.choice(self._free)]
+        start = other.layout.ranks[0]
+        if draw < 0.65:  # the layout and the ranks of another call
+            shapes = [one for one in self._candidates.shapes[name] if _sizes(one) == _sizes(other)]
+        elif draw < 0.8:  # its ranks
+            shapes = [one for one in self._candidates.shapes[name] if one.layout.size == other.layout.size]
+        else:  # the same layout elsewhere
+            shapes = [one for one in self._candidates.shapes[name] if _sizes(one) == _sizes(state[call])]
+            if shapes:
+                start = self._random.choice(self._candidates.starts_of(name, shapes[0]))
+        if shapes and start in self._candidates.starts_of(name, shapes[0]):
+            changed[call] = at(self._random.choice(shapes), start)
+        return changed
+
+
+def _sizes(plan: CallPlan) -> tuple[int, int, int, int | None]:
+    return plan.layout.dp, plan.layout.tp, plan.layout.pp, plan.max_tokens

@@ -1,0 +1,125 @@
+"""`Fitting`: the outcome of layouts with those models offloaded that have to be, for the plan to fit into memory.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from reallm.algorithms.graph import Graph
+from reallm.planning.execution_plan import CallPlan, ExecutionPlan
+from reallm.planning.places import Place
+from reallm.planning.simulator import Outcome, Simulator
+
+MAX_KEPT = 200_000
+"""Plans whose outcome is remembered."""
+
+
+class Fitted(NamedTuple):
+    """A plan with what is offloaded, and what it leads to."""
+
+    bare: tuple[Place, ...]
+    """The calls as they were given."""
+    places: tuple[Place, ...]
+    """The calls with what is offloaded."""
+    outcome: Outcome
+    excess: float
+    """By what share of the memory of a rank the plan is too large; 0 if it fits."""
+
+    @property
+    def score(self) -> float:
+        """What a search makes small: the time of a step, twice or more of it if memory is lacking."""
+        return self.outcome.seconds * (2.0 + 4.0 * self.excess if self.excess else 1.0)
+
+    @property
+    def plans(self) -> list[CallPlan]:
+        """The plans of the calls, as they were given."""
+        return [one.plan for one in self.bare]
+
+    def plan(self, graph: Graph) -> ExecutionPlan:
+        """The plan, with what is offloaded."""
+        return ExecutionPlan({call.name: one.plan for call, one in zip(graph.calls, self.places, strict=True)})
+
+
+class Fitting:
+    """Evaluates layouts of all calls, each with the offloads that it needs to fit into memory, and remembers them.
+
+    A plan that fits is as fast without offloads. Otherwise each copy of a model may be offloaded after its last call.
+
+    Args:
+        simulator: the simulator.
+        given: the calls, by number, that are offloaded or not as given.
+    """
+
+    def __init__(self, simulator: Simulator, given: Sequence[int] = ()) -> None:
+        self._simulator, self._given = simulator, frozenset(given)
+        self._known: dict[tuple[tuple[Place, ...], bool], Fitted] = {}
+        self.n_evaluated = 0
+        """Number of plans that have been simulated."""
+
+    def fitted(self, places: Sequence[Place], *, exact: bool = False) -> Fitted:
+        """The layouts with offloads, if these are needed.
+
+        Args:
+            places: the calls, offloaded only where that is given.
+            exact: whether to try all sets of copies, for the fastest that fits; otherwise one after another is kept on
+                the device while there is room.
+        """
+        key = (tuple(places), exact)
+        found = self._known.get(key)
+        if found is None:
+            found = self._outcome(key[0])
+            if found.excess:
+                found = self._with_offloads(key[0], found, exact=exact)
+            if len(self._known) > MAX_KEPT:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def _outcome(self, places: tuple[Place, ...]) -> Fitted:
+        self.n_evaluated += 1
+        outcome, machine = self._simulator.outcome(places), self._simulator.machine
+        excess = max(outcome.memory / machine.memory, outcome.host_memory / machine.host_memory) - 1.0
+        if machine.device == "cpu":  # host memory is the same memory
+            excess = max(excess, (outcome.memory + outcome.host_memory) / machine.memory - 1.0)
+        return Fitted(places, places, outcome, max(0.0, excess))
+
+    def _with_offloads(self, places: tuple[Place, ...], without: Fitted, *, exact: bool) -> Fitted:
+        last = {one.copy: number for number, one in enumerate(places) if one.copy >= 0}
+        calls = [number for number in last.values() if number not in self._given]
+        best = min(without, self._outcome(self._offloaded(places, calls)), key=lambda one: one.excess)
+        if not best.excess:
+            best = self._fewest(places, calls, best) if exact else self._fewer(places, calls, best)
+        return best._replace(bare=places)
+
+    def _fewer(self, places: tuple[Place, ...], calls: Sequence[int], best: Fitted) -> Fitted:
+        """Keep copies on the device while there is room, the largest first."""
+        moved = list(calls)
+        for number in sorted(calls, key=lambda number: -places[number].memory.kept):
+            fewer = [one for one in moved if one != number]
+            tried = self._outcome(self._offloaded(places, fewer))
+            if not tried.excess:
+                best, moved = tried, fewer
+        return best
+
+    def _fewest(self, places: tuple[Place, ...], calls: Sequence[int], best: Fitted) -> Fitted:
+        """The fastest of all sets of copies that fit; more than one that fits only takes more time."""
+        fitting: list[set[int]] = []
+        for n in range(1, len(calls)):
+            for chosen in map(set, combinations(calls, n)):
+                if not any(smaller <= chosen for smaller in fitting):
+                    tried = self._outcome(self._offloaded(places, sorted(chosen)))
+                    if not tried.excess:
+                        fitting.append(chosen)
+                        best = min(best, tried, key=lambda one: one.outcome.seconds)
+        return best
+
+    def _offloaded(self, places: tuple[Place, ...], calls: Sequence[int]) -> tuple[Place, ...]:
+        return tuple(
+            self._simulator.place(number, dataclasses.replace(one.plan, offload=True)) if number in calls else one
+            for number, one in enumerate(places)
+        )

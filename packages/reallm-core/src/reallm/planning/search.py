@@ -1,0 +1,168 @@
+"""`search`: the fastest execution plan that fits into memory, and how far from the best it may be.
+
+Up to 16 ranks all plans are considered, if they are not too many (`Exhaustive`). Otherwise, and for more ranks, the
+search begins with symmetric plans and greedy changes, and goes on with simulated annealing (`Annealing`). It makes no
+other random choices than those of its seed, and its length is a number of plans, not a time: all ranks of a job, and
+all runs, find the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from reallm.algorithms.graph import Graph
+from reallm.errors import ConfigError
+from reallm.planning.annealing import Annealing
+from reallm.planning.bounds import Bounds
+from reallm.planning.candidates import Candidates, Fits, at
+from reallm.planning.costs import CostModel
+from reallm.planning.execution_plan import CallPlan, ExecutionPlan
+from reallm.planning.exhaustive import Exhaustive
+from reallm.planning.heuristic import heuristic
+from reallm.planning.machine import Machine
+from reallm.planning.misfit import misfit
+from reallm.planning.offloading import Fitted, Fitting
+from reallm.planning.places import Place
+from reallm.planning.simulator import Outcome, Simulator
+
+EXHAUSTIVE_RANKS = 16
+"""Ranks up to which all plans are considered."""
+EVALUATIONS = 6000
+"""Changes that annealing tries."""
+PARTIAL_PLANS = 300_000
+"""Partial plans that the exhaustive search tries before it gives up."""
+TRIES = 64
+"""Choices for a call that the greedy search tries."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The fastest plan that was found."""
+
+    plan: ExecutionPlan
+    outcome: Outcome
+    lower_bound: float
+    """Seconds that no plan made of the candidates can be faster than: the longest chain of calls, each as fast as can
+    be, or the least work of all calls spread over all ranks; or the plan's own time, if all plans were considered."""
+    is_best: bool
+    """Whether all plans made of the candidates were considered."""
+    n_evaluated: int
+    """Number of plans that were simulated."""
+    baseline: ExecutionPlan | None
+    """The plan of `heuristic`; None if it does not fit into memory."""
+    baseline_outcome: Outcome | None
+
+    @property
+    def gap(self) -> float:
+        """By what share of the lower bound the plan may be slower than the best one, at most."""
+        return self.outcome.seconds / self.lower_bound - 1.0 if self.lower_bound else 0.0
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as fast as the plan of `heuristic` it is."""
+        return None if self.baseline_outcome is None else self.baseline_outcome.seconds / self.outcome.seconds
+
+
+def search(
+    graph: Graph,
+    costs: CostModel,
+    machine: Machine,
+    *,
+    given: Mapping[str, CallPlan] | None = None,
+    fits: Fits = lambda call, layout: None,
+    optimizer_steps: int = 1,
+    seed: int = 1,
+    n_evaluations: int = EVALUATIONS,
+    n_partial_plans: int = PARTIAL_PLANS,
+) -> SearchResult:
+    """The fastest plan that fits into memory.
+
+    Args:
+        graph: the graph.
+        costs: times and sizes of calls and moves.
+        machine: where it runs.
+        given: plans of calls that are not to be changed.
+        fits: raises an error for layouts that are not possible for a call.
+        optimizer_steps: optimizer steps in each step.
+        seed: seed of the random choices.
+        n_evaluations: changes that annealing tries.
+        n_partial_plans: partial plans that the exhaustive search tries before it gives up; 0: none.
+
+    Raises:
+        ConfigError: no plan was found that fits into memory; names the rank, the call, and what takes the most.
+    """
+    simulator, given = Simulator(graph, costs, machine, optimizer_steps), given or {}
+    candidates = Candidates.of(graph, costs, machine, given, fits)
+    fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
+    baseline = heuristic(simulator, given, fits)
+    annealing = Annealing(simulator, fitting, candidates, seed)
+    greedy = [annealing.greedy(start, TRIES) for start in (baseline.plans, *_starts(graph, costs, candidates))]
+    best = min(greedy, key=_score)
+    best = min(best, annealing.best(best.plans, n_evaluations), key=_score)
+    best = min(best, fitting.fitted(best.bare, exact=True), baseline, key=_score)
+    bound, is_best = _bound(simulator, candidates, machine), False
+    if machine.n_ranks <= EXHAUSTIVE_RANKS and n_partial_plans:
+        placed = {n: _places(simulator, candidates, n) for n in range(len(graph.calls))}
+        exhaustive = Exhaustive(simulator, fitting, placed, n_partial_plans, is_symmetric=_is_symmetric(machine, given))
+        best = exhaustive.best(best) or best
+        is_best = exhaustive.is_complete
+    if best.excess:
+        raise ConfigError(f"no plan was found that fits into memory; of the closest one, {misfit(simulator, best)}")
+    return SearchResult(
+        best.plan(graph),
+        best.outcome,
+        best.outcome.seconds if is_best else bound,
+        is_best,
+        fitting.n_evaluated,
+        None if baseline.excess else baseline.plan(graph),
+        None if baseline.excess else baseline.outcome,
+    )
+
+
+def _score(found: Fitted) -> float:
+    return found.score
+
+
+def _places(simulator: Simulator, candidates: Candidates, call: int) -> list[Place]:
+    return [simulator.place(call, plan) for plan in candidates.placed(simulator.graph.calls[call].name)]
+
+
+def _bound(simulator: Simulator, candidates: Candidates, machine: Machine) -> float:
+    """The lower bound of a step; calls take as long wherever they are placed."""
+    calls = simulator.graph.calls
+    shapes = {
+        number: [simulator.place(number, plan) for plan in candidates.shapes[call.name]]
+        for number, call in enumerate(calls)
+    }
+    return Bounds.of(simulator.graph, shapes, machine.n_ranks).step
+
+
+def _is_symmetric(machine: Machine, given: Mapping[str, CallPlan]) -> bool:
+    sizes = (machine.n_ranks, machine.ranks_per_node)
+    return not given and all(size & (size - 1) == 0 for size in sizes)
+
+
+def _starts(graph: Graph, costs: CostModel, candidates: Candidates) -> Iterator[list[CallPlan]]:
+    """Plans to begin with: every call as fast as can be on all ranks; and roles side by side, each on its part.
+
+    Calls that generate, and so come before all others, are on all ranks.
+    """
+    n_ranks = max(candidates.starts)
+    for n_parts in (1, 2, 4):
+        if n_ranks // n_parts not in candidates.starts:
+            continue
+        plans = []
+        for call in graph.calls:
+            size = n_ranks if call.kind == "generate" else n_ranks // n_parts
+            part = (*graph.trained_roles, *graph.all_roles).index(call.role) % n_parts
+            shapes = [one for one in candidates.shapes[call.name] if one.layout.size <= size]
+            shapes = shapes or list(candidates.shapes[call.name])
+            largest = max(one.layout.size for one in shapes)
+            shape = min(
+                (one for one in shapes if one.layout.size == largest),
+                key=lambda one: costs.call(call.name, one).seconds,
+            )
+            starts = candidates.starts_of(call.name, shape)
+            plans.append(at(shape, starts[min(len(starts) - 1, part * size // largest)]))
+        yield plans

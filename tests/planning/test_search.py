@@ -1,0 +1,154 @@
+"""The search for plans: planted cases, all plans against annealing, memory, and what it says of its result."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from reallm.errors import ConfigError
+from reallm.parallel.layout import Layout
+from reallm.planning.candidates import Candidates, aligned_starts
+from reallm.planning.execution_plan import CallPlan
+from reallm.planning.exhaustive import is_first_alike
+from reallm.planning.heuristic import heuristic, uniform
+from reallm.planning.offloading import Fitting
+from reallm.planning.search import search
+from reallm.planning.simulator import Simulator
+from tests.planning.given_costs import CALLS, PPO, GivenCosts, machine
+
+POOR = {"actor_gen": 0.9, "ref_inf": 0.9, "critic_inf": 0.9, "actor_train": 0.5, "critic_train": 0.5}
+"""Training that gains little from more ranks."""
+
+
+def random_costs(seed: int) -> GivenCosts:
+    randomly = random.Random(seed)
+    return GivenCosts(
+        {call.name: randomly.uniform(1, 10) for call in CALLS},
+        {call.name: randomly.uniform(0.3, 1) for call in CALLS},
+        move_seconds=randomly.uniform(0, 0.5),
+        data_seconds=0.01,
+        host_seconds=randomly.uniform(0, 0.5),
+        parameters={"actor": 64, "ref": 64, "critic": 32},
+    )
+
+
+def test_two_equal_trainers_are_split_over_the_ranks() -> None:
+    found = search(PPO, GivenCosts(exponent=POOR), machine(4))
+    actor, critic = (set(found.plan.calls[name].layout.ranks) for name in ("actor_train", "critic_train"))
+    assert len(actor) == len(critic) == 2
+    assert actor.isdisjoint(critic)
+    assert found.is_best
+    assert found.gain is not None
+    assert found.gain > 1.2
+
+
+def test_a_tiny_critic_leaves_the_ranks_to_the_actor() -> None:
+    seconds = {"actor_gen": 8.0, "ref_inf": 2.0, "critic_inf": 0.01, "actor_train": 24.0, "critic_train": 0.02}
+    found = search(PPO, GivenCosts(seconds), machine(4))
+    assert found.plan.calls["actor_train"].layout.size == 4
+    assert found.outcome.seconds == pytest.approx(34.03 / 4)
+
+
+def test_models_are_offloaded_only_if_memory_is_tight() -> None:
+    costs = GivenCosts(host_seconds=0.1, parameters={"actor": 100, "ref": 100, "critic": 10})
+    roomy = search(PPO, costs, machine(2, memory=1000))
+    assert not any(one.offload for one in roomy.plan.calls.values())
+    tight = search(PPO, costs, machine(2, memory=340))
+    assert any(one.offload for one in tight.plan.calls.values())
+    assert tight.outcome.memory <= 340 < roomy.outcome.memory
+    assert tight.outcome.seconds > roomy.outcome.seconds
+
+
+def test_what_fits_in_no_layout_names_call_and_items() -> None:
+    costs = GivenCosts(parameters={"actor": 2**40})
+    with pytest.raises(ConfigError, match=r"'actor_gen' does not fit into 1.0 GiB .* on 2 ranks: .* \(parameters"):
+        search(PPO, costs, machine(2, memory=2**30))
+
+
+def test_what_fits_only_alone_names_rank_call_and_items() -> None:
+    costs = GivenCosts(parameters={"actor": 2**30}, activations=2**29)
+    too_small = replace(machine(1, memory=6 * 2**30 + 2**29), host_memory=1)
+    costs.parameters["critic"] = 2**30  # type: ignore[index]  # a dict
+    with pytest.raises(ConfigError, match=r"rank 0 needs 12 GiB of 6.5 GiB in the call 'critic_train' \(actor opt"):
+        search(PPO, costs, too_small)
+
+
+@pytest.mark.parametrize("memory", [2**40, 450])
+def test_branch_and_bound_finds_what_trying_all_plans_finds(memory: int) -> None:
+    costs, made = random_costs(0), machine(2, memory)
+    simulator = Simulator(PPO, costs, made)
+    fitting, candidates = Fitting(simulator), Candidates.of(PPO, costs, made)
+    best = float("inf")
+    for plans in product(*(candidates.placed(call.name) for call in CALLS)):
+        places = simulator.shared([simulator.place(number, plan) for number, plan in enumerate(plans)])
+        found = fitting.fitted(places, exact=True)
+        if not found.excess:
+            best = min(best, found.outcome.seconds)
+    result = search(PPO, costs, made, n_evaluations=0)
+    assert result.is_best
+    assert result.outcome.seconds == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_annealing_finds_the_best_of_all_plans(seed: int) -> None:
+    costs = random_costs(10 + seed)
+    best = search(PPO, costs, machine(4))
+    annealed = search(PPO, costs, machine(4), n_partial_plans=0)
+    assert best.is_best
+    assert not annealed.is_best
+    assert annealed.outcome.seconds == pytest.approx(best.outcome.seconds)
+    assert annealed.lower_bound <= best.outcome.seconds
+
+
+def test_the_same_search_finds_the_same_plan() -> None:
+    first, second = (search(PPO, random_costs(3), machine(16), n_partial_plans=0, n_evaluations=200) for _ in range(2))
+    assert first == second
+
+
+def test_given_plans_are_kept() -> None:
+    given = {"actor_train": CallPlan(Layout.parse("fsdp2@2-3")), "ref_inf": CallPlan(Layout.parse("dp1@1"), True)}
+    found = search(PPO, GivenCosts(parameters={"ref": 10}), machine(4), given=given)
+    assert {name: found.plan.calls[name] for name in given} == given
+    assert found.baseline is not None
+    assert {name: found.baseline.calls[name] for name in given} == given
+
+
+def test_the_heuristic_splits_models_only_as_far_as_memory_demands() -> None:
+    costs = GivenCosts(parameters={"actor": 100, "ref": 100, "critic": 10})
+    roomy, tight = (heuristic(Simulator(PPO, costs, machine(4, memory))) for memory in (2**40, 330))
+    assert {one.plan.layout.short for one in roomy.places} == {"fsdp4", "dp4"}
+    layouts = {call.name: one.plan.layout for call, one in zip(CALLS, tight.places, strict=True)}
+    assert layouts["actor_train"].tp == 2
+    assert layouts["critic_train"].tp == 1
+    assert not tight.excess
+
+
+def test_one_layout_for_all_calls() -> None:
+    plan = uniform(PPO, Layout.parse("dp2tp2"))
+    assert {name: one.layout.short for name, one in plan.calls.items()} == {
+        "actor_gen": "tp2dp2",
+        "ref_inf": "tp2dp2",
+        "critic_inf": "tp2dp2",
+        "actor_train": "tp2fsdp2",
+        "critic_train": "tp2fsdp2",
+    }
+
+
+def test_sets_of_ranks_are_aligned_and_within_a_node_or_of_whole_nodes() -> None:
+    assert aligned_starts(machine(4, ranks_per_node=2)) == {1: (0, 1, 2, 3), 2: (0, 2), 4: (0,)}
+    assert aligned_starts(machine(12, ranks_per_node=6)) == {
+        1: tuple(range(12)),
+        2: (0, 2, 4, 6, 8, 10),
+        4: (0, 6),
+        6: (0, 6),
+        12: (0,),
+    }
+
+
+def test_of_sets_that_differ_only_in_the_numbers_of_ranks_one_is_tried() -> None:
+    assert [first for first in range(8) if is_first_alike((first, 1), [], 8)] == [0]
+    assert [first for first in range(0, 8, 2) if is_first_alike((first, 2), [(0, 4)], 8)] == [0, 4]
+    assert [first for first in range(8) if is_first_alike((first, 1), [(0, 1)], 8)] == [0, 1, 2, 4]
