@@ -137,13 +137,27 @@ def test_without_a_folder_of_runs_the_picture_is_in_this_one(reallm, monkeypatch
 def test_runs_without_losses_are_compared_without_plots(reallm):
     for name in ("x", "y"):
         write_run(Path(f"runs/{name}"))
-        Path(f"runs/{name}/metrics.jsonl").write_text('{"step": 1, "actor/reward": 0.5}\n')
+        Path(f"runs/{name}/metrics.jsonl").write_text('{"step": 1, "actor/ratio": 0.5}\n')
     code, out, _ = reallm("compare", "x", "y")
     assert code == 0
-    assert cells(out)["actor/reward"] == ["0.5000", "0.5000"]
+    assert cells(out)["actor/ratio"] == ["0.5000", "0.5000"]
     assert "picture" not in out
     code, out, err = reallm("compare", "x", "y", "--json", "--output", "a.png")
-    assert (code, err) == (2, "error: no picture a.png: none of the runs has logged a loss\n")
+    assert (code, err) == (2, "error: no picture a.png: none of the runs has logged a loss or a reward\n")
+
+
+def test_rewards_come_before_losses(reallm):
+    for name, reward in (("x", 0.5), ("y", 0.75)):
+        write_run(Path(f"runs/{name}"))
+        lines = [{"step": step, "train/loss": 0.1, "train/reward": reward - step} for step in (1, 2)]
+        Path(f"runs/{name}/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, out, _ = reallm("compare", "x", "y", "first-try")
+    assert out.index("\ntrain/reward\n") < out.index("\ntrain/loss\n"), "the loss of first-try, which has no rewards"
+    shown = cells(out)
+    assert list(shown).index("train/reward") < list(shown).index("train/loss")
+    assert shown["train/reward"] == ["-1.500", "-1.250 *"]
+    found = json.loads(reallm("compare", "x", "y", "--json")[1])
+    assert found["rewards"] == {"train/reward": {"x": [[1, -0.5], [2, -1.5]], "y": [[1, -0.25], [2, -1.25]]}}
 
 
 def test_runs_without_metrics_are_named_and_left_out(reallm):

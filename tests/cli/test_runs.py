@@ -125,6 +125,8 @@ def test_json_has_everything(reallm):
         "parameters": {"model": 476160},
         "loss": 1.5,
         "eval_loss": 2.25,
+        "reward": None,
+        "eval_reward": None,
         "resume": "reallm sft resume=runs/a",
     }
     assert b["loss"] is None
@@ -140,3 +142,16 @@ def test_nothing_heavy_is_imported(tmp_path):
     table, _, imported = done.stdout.partition("imported:")
     assert "killed" in table
     assert not {"torch", "transformers", "numpy", "matplotlib", "omegaconf"} & set(imported.split())
+
+
+def test_of_runs_that_are_trained_on_rewards_these_are_shown(reallm):
+    write_run(Path("runs/grpo"), metrics={"train/loss": 0.01, "train/reward": 0.25, "eval/reward": 0.5})
+    title, row = reallm("runs")[1].splitlines()
+    assert title.split() == ["Run", "State", "Steps", "Reward", "Eval", "reward", "Started", "Time"]
+    assert row.split()[:5] == ["grpo", "done", "3/3", "0.2500", "0.5000"]
+    write_run(Path("runs/sft"), started="2026-01-01T00:00:00")
+    _, grpo, sft = reallm("runs")[1].splitlines()
+    assert grpo.split()[3:6] == ["0.2500", "0.5000", "01-02"], "not its loss"
+    assert sft.split()[:4] == ["sft", "done", "3/3", "1.500"]
+    found = json.loads(reallm("runs", "--json")[1])
+    assert [(run["reward"], run["eval_reward"]) for run in found] == [(0.25, 0.5), (None, None)]

@@ -10,11 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
+from reallm.algorithms.graph import Graph
 from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.experiments.run.runner import RunResult, run
 from reallm.plugins import registry
 from reallm.specs import Algorithm
+from reallm_devkit.testing.algorithms.runs import undeclared
+from reallm_devkit.testing.algorithms.subject import MACHINE
 
 
 @dataclasses.dataclass
@@ -53,9 +56,12 @@ class PromptRuns:
         return str(path)
 
     def run(self, config: Any) -> RunResult:
-        """A run."""
+        """A run, all of whose metrics are declared."""
         printed = io.StringIO()
         try:
-            return run(config, self.algorithm, name="run", console=Console(file=printed, width=200))
+            result = run(config, self.algorithm, name="run", console=Console(file=printed, width=200))
         finally:
             self.printed = printed.getvalue()
+        found = {name for name in result.metrics if not name.endswith(MACHINE)}
+        assert undeclared(found, self.algorithm, Graph.of(self.algorithm, config)) == []
+        return result

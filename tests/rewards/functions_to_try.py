@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -28,6 +30,19 @@ async def later(completions: Sequence[str]) -> list[int]:
 def raises(completions: Sequence[str]) -> list[float]:
     sys.stdout.write("what a function prints is no answer\n")
     return [1.0 if text != "bad" else 1 / 0 for text in completions]
+
+
+def always_raises(completions: Sequence[str]) -> list[float]:
+    raise ValueError("never")
+
+
+def meets(completions: Sequence[str], answer: Sequence[str]) -> list[float]:
+    """Gives each answer alone 1, once two of these calls have found each other in the folder `answer`."""
+    (one,), (folder,) = completions, answer
+    Path(folder, one).touch()
+    while len(list(Path(folder).iterdir())) < 2:
+        time.sleep(0.01)
+    return [1.0]
 
 
 def hangs(completions: Sequence[str]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def test_a_call_that_takes_too_long_is_ended() -> None:
     assert hung.rewards == [1.0, None, 1.0]
     assert hung.trace == "no answer within 2 s"
     assert ended.rewards == [1.0]
+
+
+def test_answers_of_a_call_that_failed_are_tried_side_by_side(tmp_path: Path) -> None:
+    pool = RewardPool([resolve(f"{FILE}:meets")], timeout_s=60, n_processes=2)
+    both = call("meets", answers=("a", "b"))
+    found = pool.rewards([dataclasses.replace(both, arguments={**both.arguments, "answer": [str(tmp_path)] * 2})])
+    pool.close()
+    assert found == [Outcome([1.0, 1.0], [None, None])]
 
 
 def test_more_processes_are_allowed_than_there_is_memory_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,30 @@ def test_rewards_and_failures(caplog: pytest.LogCaptureFixture) -> None:
     assert interface.call_metrics() == {
         "rewards/matches/errors": 0,
         "rewards/matches/timeouts": 0,
+        "rewards/matches/failed_ratio": 0,
         "rewards/raises/errors": 1,
         "rewards/raises/timeouts": 0,
+        "rewards/raises/failed_ratio": pytest.approx(1 / 3),
     }
     (shown,) = caplog.messages
-    assert "'raises' failed for row rows:1" in shown
+    assert "'raises' failed for 1 of 3 answers of a step, at first for row rows:1; " in shown
     assert "ZeroDivisionError" in shown
-    assert interface.eval_metrics(found, CONTEXT) == {"reward": [3.0, 0.0, 1.0]}
+    assert interface.eval_metrics(found, CONTEXT) == {
+        "reward": [3.0, 0.0, 1.0],
+        "rewards/matches/mean": pytest.approx([1.0, 0.0, nan], nan_ok=True),
+        "rewards/raises/mean": pytest.approx([1.0, nan, 1.0], nan_ok=True),
+    }
     on_error = RewardFunctionsInterface(config("raises", reward_on_error=-1.0)).reward(batch(), CONTEXT)
     assert on_error["reward_parts"].tolist() == [1, -1, 1]
     assert on_error["reward_given"].all()
+
+
+def test_a_function_that_fails_for_all_answers_is_said_to(caplog: pytest.LogCaptureFixture) -> None:
+    interface = RewardFunctionsInterface(config("always_raises"))
+    with caplog.at_level(logging.WARNING, "reallm"):
+        interface.reward(batch(), CONTEXT)
+    assert interface.call_metrics()["rewards/always_raises/failed_ratio"] == 1
+    assert "'always_raises' failed for all 3 answers of a step, at first for row rows:1; " in caplog.text
 
 
 def test_of_a_conversation_functions_get_messages() -> None:

@@ -15,3 +15,12 @@ def test_a_value_that_has_moved_too_far_towards_its_return_has_no_gradient() -> 
     assert found.clipped.tolist() == [False, False, True, False]
     (gradient,) = torch.autograd.grad(found.losses.sum(), values)
     torch.testing.assert_close(gradient, torch.tensor([-1.0, -0.9, 0.0, -1.5]))
+
+
+def test_values_within_the_bounds_are_not_counted_for_what_rounds() -> None:
+    generator = torch.Generator().manual_seed(1)
+    old = torch.rand(1000, generator=generator)
+    found = value_losses(
+        old + 0.01 * torch.randn(1000, generator=generator).clamp(-1, 1), old, torch.zeros(1000), eps_clip=0.2
+    )
+    assert not found.clipped.any()

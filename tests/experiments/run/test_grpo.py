@@ -123,11 +123,15 @@ def test_a_reward_model_scores_with_functions(grpo: Runs) -> None:
         critic, tokenizer=tiny_tokenizer()
     )
     reward = RewardArgs(path=str(critic), functions=[SHARE_OF_VOWELS], device="cpu")
-    before, first, after = records(grpo.run(grpo.config(reward=reward, max_steps=1, n_valid=1, preset="remax")))
+    settings = {"max_steps": 1, "n_valid": 1, "preset": "remax", "best_metric": "eval/rewards/share_of_vowels/mean"}
+    before, first, after = records(grpo.run(grpo.config(reward=reward, reward_weights=[1.0, 0.5], **settings)))
     assert first["train/reward"] == pytest.approx(
-        first["train/rewards/share_of_vowels/mean"] + first["train/rewards/reward_model/mean"]
+        first["train/rewards/share_of_vowels/mean"] + 0.5 * first["train/rewards/reward_model/mean"]
     )
-    assert {"eval/reward", "eval/reward_model"} <= before.keys() & after.keys()
+    for found in (before, after):
+        assert found["eval/reward"] == pytest.approx(
+            found["eval/rewards/share_of_vowels/mean"] + 0.5 * found["eval/rewards/reward_model/mean"]
+        )
 
 
 def test_dynamic_sampling_trains_on_prompts_whose_rewards_differ(grpo: Runs) -> None:

@@ -245,7 +245,7 @@ class GraphExecutor:
                 execution.run(self._eval_calls, batch, context, train=evaluate, computed=measure)
             self._messenger.finish_earlier()  # of the batch before, so that no rank is far ahead of another
         self._messenger.finish()
-        return sum(self._results.after_evaluation(totals, execution.errors).values(), EvalTotals())
+        return EvalTotals.of_calls(self._results.after_evaluation(totals, execution.errors).values())
 
     def _metrics(self, totals: EvalTotals) -> dict[str, float]:
         prefixes = self._graph.eval_prefixes

@@ -167,7 +167,8 @@ class Graph:
         return [call for call in self.calls if call.name in (wanted if call.kind == "train_step" else needed)]
 
     def eval_metric_names(self, interfaces: Mapping[str, Any]) -> list[str] | None:
-        """The metrics that an evaluation may give; None if an interface does not declare its own.
+        """The metrics that an evaluation may give, where `*` stands for any name; None if an interface does not declare
+        its own.
 
         Args:
             interfaces: interface class or instance by role.

@@ -33,8 +33,8 @@ class TrainInterface(Objective, Protocol):
 
     Optional attributes and methods:
 
-    - `metric_names`, a class attribute: a tuple of the names that `metrics` may give, with which a mistyped
-      `best_metric` is found before anything is loaded;
+    - `metric_names`, a class attribute: a tuple of the names that `metrics` and `train_step` may give, with which a
+      mistyped `best_metric` is found before anything is loaded; `*` stands for a name that the configuration has;
     - `optimizer_steps`, an attribute: the optimizer steps of one `train_step`, 1 without it. The schedule of the
       learning rate covers all of them;
     - `weighs_tokens`, an attribute: True if `loss_weight` is a number of tokens, which a dry run then tells;
@@ -77,7 +77,8 @@ class RewardInterface(Protocol):
 
     - `needed_columns`, an attribute: the columns that every row must have, each with what needs it, for the error that
       names one that is missing before a model is loaded;
-    - `call_metrics() -> dict[str, float]`: metrics of the last call, among those of the step.
+    - `call_metrics() -> dict[str, float]`: metrics of the last call, among those of the step;
+    - `call_metric_names`, a class attribute: a tuple of the names that it may give, where `*` stands for any name.
     """
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
@@ -102,11 +103,16 @@ class EvalMetrics(Protocol):
 
     An evaluation makes the calls of such interfaces, and those that they depend on: generation and rewards, but not
     what only training needs.
+
+    Optional attribute: `metric_names`, a class attribute, as for `TrainInterface`.
     """
 
     def eval_metrics(self, batch: NamedArray, context: CallContext) -> Mapping[str, Sequence[float]]:
         """Numbers for each sample, or each sequence, of a batch that holds the call's outputs; `eval/<name>` is their
-        mean over all validation data."""
+        mean over all validation data, without those that are NaN.
+
+        If interfaces of several calls give the same name, their numbers for a sequence are added: parts of a total.
+        """
 
 
 Interface = TrainInterface | InferenceInterface | GenerateInterface | RewardInterface

@@ -1,4 +1,4 @@
-"""`reallm compare`: the losses, results and settings of several runs side by side."""
+"""`reallm compare`: the losses or rewards, results and settings of several runs side by side."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compare(
         typer.echo(json.dumps(to_json(comparison), indent=2))
     else:
         print_comparison(comparison)
-        if output is None and comparison.losses:
+        if output is None and comparison.plotted:
             output = (folder if folder.is_dir() else Path()) / "compare.png"
     if output is not None:
         save_picture(comparison, output)

@@ -32,7 +32,7 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.without_metrics:
         left_out = ", ".join(map(state_text, comparison.without_metrics))
         console.print(Text(f"left out, no metrics yet: {left_out}"), soft_wrap=True)
-    for name, curves in comparison.losses.items():
+    for name, curves in comparison.plotted.items():
         console.print()
         console.print(Text(name, style="bold"))
         console.print(_plot(comparison, curves, min(console.width, 110) - 9), soft_wrap=True)
@@ -53,6 +53,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "by": comparison.by,
         "runs": [run.info.as_json() for run in comparison.runs],
         "without_metrics": [info.as_json() for info in comparison.without_metrics],
+        "rewards": {name: by_name(curves, list) for name, curves in comparison.rewards.items()},
         "losses": {name: by_name(curves, list) for name, curves in comparison.losses.items()},
         "metrics": {
             name: by_name(values, lambda value: vars(value).copy()) for name, values in comparison.metrics.items()
@@ -65,18 +66,18 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def save_picture(comparison: Comparison, path: Path) -> None:
-    """Draw the losses into a PNG file.
+    """Draw rewards, and losses of runs without any, into a PNG file.
 
     Raises:
-        ConfigError: no run has a loss.
+        ConfigError: no run has either.
         DataError: the file cannot be written.
     """
-    if not comparison.losses:
-        raise ConfigError(f"no picture {path}: none of the runs has logged a loss")
+    if not comparison.plotted:
+        raise ConfigError(f"no picture {path}: none of the runs has logged a loss or a reward")
     labels = {run.letter: f"{run.letter}  {run.info.name}" for run in comparison.runs}
     panels = [
         Panel(name, {labels[letter]: points for letter, points in curves.items()}, marked=is_evaluation(name))
-        for name, curves in comparison.losses.items()
+        for name, curves in comparison.plotted.items()
     ]
     save_panels(panels, path, x_label=X_LABELS[comparison.by])
 

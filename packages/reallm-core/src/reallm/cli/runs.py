@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 COLORS = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "red", "killed": "red"}
 SHOWN_HINTS = 5
+NUMBERS = ("Reward", "Eval reward", "Loss", "Eval loss")
+"""Columns that are left out if no run has them."""
 
 
 def runs(
@@ -23,7 +25,7 @@ def runs(
     ] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List the runs in a folder: state, steps, losses.
+    """List the runs in a folder: state, steps, losses or rewards.
 
     \b
       reallm runs                   those in runs/, newest first
@@ -60,30 +62,37 @@ def _show(found: list[RunInfo]) -> None:
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("Run", overflow="fold")
-    for title in ("State", "Steps", "Loss", "Eval loss", "Started", "Time"):
-        right = title not in ("State", "Started")
-        table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    for run in found:
-        name, state, *rest = row(run)
-        table.add_row(Text(name), Text(state, style=COLORS[state]), *map(Text, rest))
+    rows = list(map(row, found))
+    columns = [title for title in rows[0] if title not in NUMBERS or any(each[title] for each in rows)]
+    for title in columns:
+        is_text = title in ("Run", "State", "Started")
+        table.add_column(
+            title,
+            justify="left" if is_text else "right",
+            no_wrap=title != "Run",
+            overflow="fold" if title == "Run" else "ellipsis",
+        )
+    for each in rows:
+        table.add_row(*(Text(each[title], style=COLORS[each[title]] if title == "State" else "") for title in columns))
     console.print(table)
     _show_hints(console, found)
 
 
-def row(run: RunInfo) -> list[str]:
-    """Name, status, steps, loss, validation loss, start and duration as text; empty if unknown."""
+def row(run: RunInfo) -> dict[str, str]:
+    """Columns of a run as text, empty if unknown. A run that is trained on rewards shows these, and no losses."""
     from reallm.experiments.reports.number_format import duration, number
 
-    return [
-        run.name,
-        run.status,
-        str(run.steps) if run.total_steps is None else f"{run.steps}/{run.total_steps}",
-        "" if run.loss is None else number(run.loss),
-        "" if run.eval_loss is None else number(run.eval_loss),
-        "" if run.started is None else _day(run),
-        "" if run.seconds is None else duration(run.seconds),
-    ]
+    is_rewarded = run.reward is not None or run.eval_reward is not None
+    losses = (None, None) if is_rewarded else (run.loss, run.eval_loss)
+    numbers = dict(zip(NUMBERS, (run.reward, run.eval_reward, *losses), strict=True))
+    return {
+        "Run": run.name,
+        "State": run.status,
+        "Steps": str(run.steps) if run.total_steps is None else f"{run.steps}/{run.total_steps}",
+        **{title: "" if value is None else number(value) for title, value in numbers.items()},
+        "Started": "" if run.started is None else _day(run),
+        "Time": "" if run.seconds is None else duration(run.seconds),
+    }
 
 
 def _day(run: RunInfo) -> str:

@@ -57,9 +57,21 @@ class RewardPool:
     def rewards(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """The outcomes of some calls, in their order. They do not depend on the number of processes.
 
+        If a call fails, each of its answers is tried alone, to find those that it fails for; these calls too are made
+        side by side. So n answers cost at most two time-outs with n processes, and ceil(n / processes) + 1 with fewer.
+
         Raises:
             RewardError: a function cannot be imported, or what it returned are no rewards; names it and the row.
         """
+        outcomes = self._all(calls)
+        failed = [i for i, outcome in enumerate(outcomes) if len(calls[i]) > 1 and outcome.failures[0] is not None]
+        alone = iter(self._all([calls[i].of_answer(index) for i in failed for index in range(len(calls[i]))]))
+        for i in failed:
+            outcomes[i] = sum((next(alone) for _ in range(len(calls[i]))), Outcome([], []))
+        return outcomes
+
+    def _all(self, calls: Sequence[RewardCall]) -> list[Outcome]:
+        """The outcomes of calls that are each made once, side by side."""
         if not calls:
             return []
         n_needed = min(self._n_processes, len(calls))
@@ -68,7 +80,7 @@ class RewardPool:
         self._n_places = max(self._n_places, n_needed)
         threads = ThreadPoolExecutor(n_needed, "reward")
         try:
-            return list(threads.map(self._outcome, calls))
+            return list(threads.map(self._tried, calls))
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             self.close()
@@ -83,14 +95,6 @@ class RewardPool:
             if process is not None:
                 process.end()
             self._idle.put(None)
-
-    def _outcome(self, call: RewardCall) -> Outcome:
-        """The outcome of a call. If it fails, its answers are tried one by one, to find those that it fails for."""
-        outcome = self._tried(call)
-        if len(call) == 1 or outcome.failures[0] is None:
-            return outcome
-        parts = [self._tried(call.of_answer(index)) for index in range(len(call))]
-        return sum(parts, Outcome([], []))
 
     def _tried(self, call: RewardCall) -> Outcome:
         """The outcome of a call that is made once; of a failed one, that of one answer."""

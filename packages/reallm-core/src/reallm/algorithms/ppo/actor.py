@@ -26,6 +26,8 @@ class PPOActorInterface(PolicyInterface[PPOConfig, Judged]):
     Forward passes have no dropout.
     """
 
+    metric_names = (*PolicyInterface.metric_names, "objective/kl", "kl_coef")
+
     def __init__(self, config: PPOConfig) -> None:
         super().__init__(
             config,

@@ -33,7 +33,7 @@ class PPOCriticInterface:
     Forward passes have no dropout.
     """
 
-    metric_names = ("loss", "clip_ratio/region_mean")
+    metric_names = ("loss", "clip_ratio/region_mean", "values/mean", "returns/mean", "explained_variance")
     dropout = False
 
     def __init__(self, config: PPOConfig) -> None:

@@ -6,7 +6,7 @@ Shapes: N tokens of answers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -20,7 +20,13 @@ from reallm.algorithms.rl.minibatches import merged_metrics, train_minibatches
 from reallm.algorithms.rl.policy_objective import PolicyObjective
 from reallm.algorithms.rl.rollout import staleness
 from reallm.algorithms.rl.self_checks import check_completions, check_first_ratio, check_rewards
-from reallm.algorithms.rl.total_rewards import completion_metrics, reward_metrics, reward_names
+from reallm.algorithms.rl.total_rewards import (
+    COMPLETION_METRICS,
+    REWARD_METRICS,
+    completion_metrics,
+    reward_metrics,
+    reward_names,
+)
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.model.transformer import Transformer
@@ -45,7 +51,12 @@ class PolicyInterface(Generic[ConfigT, JudgedT]):
         in_groups: whether answers are compared within their group.
     """
 
-    metric_names = PolicyObjective.metric_names
+    metric_names: ClassVar[tuple[str, ...]] = (
+        *PolicyObjective.metric_names,
+        *REWARD_METRICS,
+        *COMPLETION_METRICS,
+        "frac_trained",
+    )
     dropout = False
 
     def __init__(

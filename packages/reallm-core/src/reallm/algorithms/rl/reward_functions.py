@@ -16,6 +16,7 @@ from reallm.algorithms.rl.keys import GREEDY
 from reallm.algorithms.rl.rollout import sequences, with_prefix, without_prefix
 from reallm.algorithms.rl.total_rewards import reward_names
 from reallm.data.namedarray import NamedArray
+from reallm.errors import counted
 from reallm.notices import LOGGER
 from reallm.rewards.outcome import Outcome
 from reallm.rewards.pool import RewardCall, RewardPool
@@ -31,15 +32,17 @@ class RewardFunctionsInterface:
         RewardError: there is no such function; one line with the remedy.
     """
 
-    metric_names = ("reward",)
+    metric_names = ("reward", "rewards/*/mean")
+    call_metric_names = ("rewards/*/errors", "rewards/*/timeouts", "rewards/*/failed_ratio")
 
     def __init__(self, config: RewardedConfig) -> None:
         self._config = config
         self._functions = [resolve(name) for name in config.reward.functions]
-        self._names = reward_names(config)[: len(self._functions)]
+        names = reward_names(config)
+        self._names, self._is_alone = names[: len(self._functions)], len(names) == 1
         self._pool = RewardPool(self._functions, config.reward_timeout_s, config.reward_processes)
         self._shown: set[str] = set()
-        self._failures: dict[str, int] = {}
+        self._failures: dict[str, float] = {}
 
     @property
     def needed_columns(self) -> dict[str, str]:
@@ -77,18 +80,24 @@ class RewardFunctionsInterface:
         ).with_metadata(seqlens={"reward_parts": sizes, "reward_given": sizes})
 
     def call_metrics(self) -> dict[str, float]:
-        """Failures in the last call: `rewards/<name>/errors`, answers for which a function raised, and `.../timeouts`.
+        """Failures in the last call: `rewards/<name>/errors`, answers for which a function raised, `.../timeouts`, and
+        `.../failed_ratio`, their share of all answers.
 
-        Both are there for each function, also as 0.
+        They are there for each function, also as 0.
         """
         return dict(self._failures)
 
     def eval_metrics(self, batch: NamedArray, context: CallContext) -> Mapping[str, Sequence[float]]:
-        """`eval/reward`, the weighted sum of the rewards of an answer, for answers that have any."""
+        """The weighted sum of the rewards of each answer as a part of `eval/reward`, NaN if it has none; of several
+        rewards also each one, as `eval/rewards/<name>/mean`."""
         n = len(self._functions)
         weights = torch.tensor((self._config.reward_weights or [1.0] * n)[:n], dtype=torch.float64)
-        totals = batch["reward_parts"].double().view(-1, n) @ weights
-        return {"reward": totals[batch["reward_given"].view(-1, n).any(1)].tolist()}
+        parts, given = batch["reward_parts"].double().view(-1, n), batch["reward_given"].view(-1, n)
+        totals = {"reward": torch.where(given.any(1), parts @ weights, torch.nan).tolist()}
+        if self._is_alone:
+            return totals
+        shown = torch.where(given, parts, torch.nan).unbind(1)
+        return totals | {f"rewards/{name}/mean": one.tolist() for name, one in zip(self._names, shown, strict=True)}
 
     def _values(self, outcome: Outcome) -> list[float | None]:
         """The rewards of the answers of a call, with that of answers without one because of a failure."""
@@ -98,18 +107,30 @@ class RewardFunctionsInterface:
 
     def _count(self, calls: Sequence[RewardCall], outcomes: Sequence[Outcome]) -> None:
         """Count failures, and log the first trace of each function."""
-        self._failures = {f"rewards/{name}/{kind}": 0 for name in self._names for kind in ("errors", "timeouts")}
-        for call, outcome in zip(calls, outcomes, strict=True):
-            name = self._names[call.function]
-            self._failures[f"rewards/{name}/errors"] += outcome.failures.count("error")
-            self._failures[f"rewards/{name}/timeouts"] += outcome.failures.count("timeout")
-            if outcome.trace and name not in self._shown:
+        self._failures = {}
+        for number, name in enumerate(self._names):
+            of_function = [
+                (call, outcome) for call, outcome in zip(calls, outcomes, strict=True) if call.function == number
+            ]
+            failures = [failure for _, outcome in of_function for failure in outcome.failures]
+            n_failed = len(failures) - failures.count(None)
+            self._failures |= {
+                f"rewards/{name}/errors": failures.count("error"),
+                f"rewards/{name}/timeouts": failures.count("timeout"),
+                f"rewards/{name}/failed_ratio": n_failed / max(1, len(failures)),
+            }
+            if n_failed and name not in self._shown:
                 self._shown.add(name)
+                row, trace = next((call.row, outcome.trace) for call, outcome in of_function if outcome.trace)
                 LOGGER.warning(
-                    "the reward function '%s' failed for row %s; further failures are only counted, as "
-                    "rewards/%s/errors and rewards/%s/timeouts: %s",
-                    *(name, call.row, name, name),
-                    outcome.trace.rstrip(),
+                    "the reward function '%s' failed for %s of a step, at first for row %s; further failures are only "
+                    "counted, as rewards/%s/errors and rewards/%s/timeouts: %s",
+                    name,
+                    f"all {counted(n_failed, 'answer')}"
+                    if n_failed == len(failures)
+                    else f"{n_failed} of {counted(len(failures), 'answer')}",
+                    *(row, name, name),
+                    trace.rstrip(),
                 )
 
 

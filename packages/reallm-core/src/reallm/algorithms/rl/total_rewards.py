@@ -15,6 +15,13 @@ from reallm.data.namedarray import NamedArray
 
 REWARD_MODEL = "reward_model"
 """Name of the reward model among the rewards."""
+REWARD_METRICS = ("reward", "reward_std", "frac_reward_zero_std", "rewards/*/mean", "rewards/*/std")
+"""Names that `reward_metrics` may give."""
+COMPLETION_METRICS = (
+    "completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio",
+    "completions/mean_terminated_length",
+)  # fmt: skip
+"""Names that `completion_metrics` may give."""
 
 
 class Rewards(NamedTuple):

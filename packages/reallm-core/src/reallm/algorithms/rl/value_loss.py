@@ -32,6 +32,9 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, eps_clip: 
         returns: what they should be, [N].
         eps_clip: how far values may move in a step.
     """
-    clipped = old_values + (values - old_values).clamp(-eps_clip, eps_clip)
+    change = values - old_values
+    clipped = old_values + change.clamp(-eps_clip, eps_clip)
     errors, clipped_errors = (values - returns).square(), (clipped - returns).square()
-    return ValueLosses(torch.maximum(errors, clipped_errors) / 2, (clipped_errors > errors).detach())
+    # within the bounds, both errors are equal up to rounding
+    has_no_effect = (change.abs() > eps_clip) & (clipped_errors > errors)
+    return ValueLosses(torch.maximum(errors, clipped_errors) / 2, has_no_effect.detach())

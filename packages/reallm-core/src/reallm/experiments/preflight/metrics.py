@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from reallm.algorithms.graph import Graph
 from reallm.config.mixture import mix_sources
@@ -25,13 +26,13 @@ def check_best_metric(config: TrainingConfig, algorithm: Algorithm, graph: Graph
 
 
 def check_metric_name(config: TrainingConfig, names: Sequence[str]) -> None:
-    """Check that the tracked metric is among the names of an evaluation's metrics.
+    """Check that the tracked metric is among the names of an evaluation's metrics, where `*` stands for any name.
 
     Raises:
         ConfigError: see `check_best_metric`.
     """
     name = config.tracked_metric
-    if name is None or name in names:
+    if name is None or any(fnmatchcase(name, pattern) for pattern in names):
         return
     if config.best_metric is None:
         raise ConfigError(

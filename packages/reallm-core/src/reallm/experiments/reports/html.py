@@ -23,7 +23,17 @@ from reallm.experiments.reports.templates import template
 from reallm.experiments.runs.files import json_lines, json_object
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import RunInfo, read_run
-from reallm.experiments.runs.metrics import Curve, is_evaluation, is_loss, is_number, read_curves, tokens_trained
+from reallm.experiments.runs.metrics import (
+    Curve,
+    headline,
+    is_evaluation,
+    is_loss,
+    is_number,
+    is_reward,
+    read_curves,
+    tokens_trained,
+)
+from reallm.experiments.runs.reward_failures import reward_failures
 
 TITLES = {
     "rewards": "Rewards of chosen and rejected answers, and the margins between them",
@@ -40,8 +50,8 @@ TITLES = {
 PAIR_ACCURACY = "Accuracy: share of pairs whose better answer has the higher score"
 """Title of the accuracy of a reward model."""
 
-UNDRAWN = frozenset({"loss", "perplexity", "loss_tokens", "tokens", "epoch", "skipped_steps"})
-"""Metrics without a chart among the others: losses have their own charts, and perplexity shows the same."""
+UNDRAWN = frozenset({"loss", "perplexity", "loss_tokens", "tokens", "epoch", "skipped_steps", "failed_ratio"})
+"""Metrics without a chart among the others: losses have their own charts, and others of them show the same."""
 
 SIGNED = frozenset({"rewards", "logps"})
 """Charts whose axis need not begin at 0."""
@@ -112,6 +122,7 @@ def render(folder: Path, *, now: datetime) -> str:
         written=f"{now:%Y-%m-%d %H:%M:%S}",
         tiles=tiles(run, curves),
         skipped=skipped_steps(curves),
+        reward_failures=reward_failures(curves),
         next_steps=next_steps(run),
         losses=loss_charts(curves),
         charts=other_charts(curves),
@@ -126,13 +137,14 @@ def render(folder: Path, *, now: datetime) -> str:
 def tiles(run: RunInfo, curves: Mapping[str, Curve]) -> list[Tile]:
     """The numbers of the headline."""
     found = []
-    for name in sorted(filter(is_loss, curves), key=is_evaluation):
+    for name in headline(curves):
         curve = curves[name]
-        step, best = min(curve, key=lambda point: point[1])
+        better = max if is_reward(name) else min
+        step, best = better(curve, key=lambda point: point[1])
         note = f"from {number(curve[0][1])}" if len(curve) > 1 else ""
         if is_evaluation(name) and len(curve) > 1:
-            note = f"lowest {number(best)} at step {step:,}"
-        found.append(Tile(_loss_title(name), number(curve[-1][1]), note))
+            note = f"{'highest' if is_reward(name) else 'lowest'} {number(best)} at step {step:,}"
+        found.append(Tile(_title(name), number(curve[-1][1]), note))
     total = [] if run.total_steps is None else [f"of {run.total_steps:,}"]
     epochs = [] if run.epochs is None else [f"{run.epochs:.3g} epoch{'' if run.epochs == 1 else 's'}"]
     found.append(Tile("Steps", f"{run.steps:,}", ", ".join(total + epochs)))
@@ -194,7 +206,7 @@ def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
         groups = [[name, *(other for other in evaluated if other == f"eval/{name}")] for name in trained]
         groups += [[name] for name in evaluated if not any(name in group for group in groups)]
     return [
-        line_chart("Loss" if len(groups) == 1 else _loss_title(group[0]), {name: curves[name] for name in group})
+        line_chart("Loss" if len(groups) == 1 else _title(group[0]), {name: curves[name] for name in group})
         for group in groups
     ]
 
@@ -235,10 +247,11 @@ def _chart_of(metric: str) -> str:
     return "logps" if groups[-1:] == ["logps"] else leaf
 
 
-def _loss_title(name: str) -> str:
-    """`Training loss` of `train/loss`, `Validation loss` of `eval/loss`, `critic loss` of `critic/loss`."""
-    usual = {"train/loss": "Training loss", "eval/loss": "Validation loss"}
-    return usual.get(name, f"{name.rpartition('/')[0]} loss")
+def _title(name: str) -> str:
+    """`Training loss` of `train/loss`, `Validation reward` of `eval/reward`, `critic loss` of `critic/loss`."""
+    phase, _, leaf = name.rpartition("/")
+    known = {"train": "Training", "eval": "Validation"}
+    return f"{known.get(phase, phase)} {leaf}"
 
 
 def _values(curves: Mapping[str, Curve], leaf: str) -> list[float]:

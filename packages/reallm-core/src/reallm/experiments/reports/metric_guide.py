@@ -32,7 +32,7 @@ GUIDES = (
         "mean of the total reward over the answers of a step, or over those to validation prompts",
         "rises over tens of steps, with noise; on validation prompts too",
         "Flat from the start: look at the share of groups without variance, whether the reward reads answers as they "
-        "are (the rollouts below show both), and raise the learning rate. Rises while answers get worse to read: the "
+        "are (the rollouts show both), and raise the learning rate. Rises while answers get worse to read: the "
         "reward is being exploited; mend it, or hold the policy closer to the reference (beta, ppo.kl_ctl). Rises on "
         "training prompts only: more or other prompts.",
         from_zero=False,
@@ -146,6 +146,14 @@ GUIDES = (
         "share of a step's answers that the loss reads",
         "1, or what masks and dropped groups leave: above 0.3",
         "Near 0: steps are noise. Drop less, raise oversampling or dataset.train_bs_n_seqs.",
+    ),
+    MetricGuide(
+        "Failed rewards (answers)",
+        ("rewards/*/errors", "rewards/*/timeouts"),
+        "answers of a step for which a reward function raised an exception, or took longer than reward_timeout_s",
+        "0",
+        "Read the trace that the run has shown, and mend the function. Time-outs: raise reward_timeout_s or "
+        "reward_processes.",
     ),
     MetricGuide(
         "Values and returns",

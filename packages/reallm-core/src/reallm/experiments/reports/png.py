@@ -1,4 +1,4 @@
-"""Draws the loss curves of one run, or of several runs to compare, into PNG files."""
+"""Draws the curves of rewards or losses of one run, or of several runs to compare, into PNG files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from reallm.atomic_files import atomic_write
 from reallm.experiments.reports.number_format import short
-from reallm.experiments.runs.metrics import Curve, Points, is_evaluation, is_loss, thinned, trend
+from reallm.experiments.runs.metrics import Curve, Points, headline, is_evaluation, is_loss, is_reward, thinned, trend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,22 +29,24 @@ class Panel:
     """Curves over the same axes, by their labels in the legend."""
 
     title: str
+    """Name of the metric."""
     curves: Mapping[str, Points]
     marked: bool = False
     """Whether each point has a marker, as in curves of evaluations."""
 
 
 def save_plot(curves: Mapping[str, Curve], path: Path) -> None:
-    """Draw the training and validation losses among `curves` into a PNG file."""
+    """Draw the rewards among `curves`, or the losses if there are none, into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    losses = {name: curves[name] for name in sorted(filter(is_loss, curves), key=is_evaluation)}
-    for index, (name, curve) in enumerate(losses.items()):
-        _draw(axes, name, curve, PALETTE[index % len(PALETTE)], marked=is_evaluation(name))
-    _set_up(axes, "optimizer step", LOSS)
-    axes.set_ylim(bottom=0)
+    shown = headline(curves)
+    for index, name in enumerate(shown):
+        _draw(axes, name, curves[name], PALETTE[index % len(PALETTE)], marked=is_evaluation(name))
+    _set_up(axes, "optimizer step", _y_label(shown[0]))
+    if is_loss(shown[0]):
+        axes.set_ylim(bottom=0)
     _save(figure, path)
 
 
@@ -58,8 +60,12 @@ def save_panels(panels: Sequence[Panel], path: Path, *, x_label: str) -> None:
         for label, points in panel.curves.items():
             _draw(axes, label, points, PALETTE[labels.index(label) % len(PALETTE)], marked=panel.marked)
         axes.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
-        _set_up(axes, x_label, LOSS)
+        _set_up(axes, x_label, _y_label(panel.title))
     _save(figure, path)
+
+
+def _y_label(metric: str) -> str:
+    return "reward" if is_reward(metric) else LOSS
 
 
 def _draw(axes: Axes, label: str, points: Points, color: str, *, marked: bool) -> None:

@@ -1,4 +1,4 @@
-"""Writes the reports of a run into its folder: the summary page and the loss curves."""
+"""Writes the reports of a run into its folder: the summary page and a plot of rewards or losses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.reports.html import write_summary_page
 from reallm.experiments.reports.png import save_plot
 from reallm.experiments.runs.folder import RunFolder
-from reallm.experiments.runs.metrics import read_curves
+from reallm.experiments.runs.metrics import headline, read_curves
 
 
 def write_plot(folder: RunFolder, echo: Callable[[str], None]) -> None:
-    """Draw the loss curves; print the reason if that fails or if there are none."""
+    """Draw the rewards or the losses; print the reason if that fails or if there are none."""
     with report_failure(echo, "no plot of the losses"):
         curves = read_curves(folder.metrics)
-        if any(name.endswith("/loss") for name in curves):
+        if headline(curves):
             save_plot(curves, folder.plot)
         else:
             echo(f"no plot of the losses: there are none in {folder.metrics}")

@@ -21,6 +21,8 @@ from reallm.experiments.reports.number_format import duration
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.setup import report
 from reallm.experiments.runs.info import RunInfo
+from reallm.experiments.runs.metrics import read_curves
+from reallm.experiments.runs.reward_failures import reward_failures
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
 
@@ -127,11 +129,13 @@ def final_lines(
 
     `question` is the end of a `reallm generate` command that asks the model something.
     """
-    lines = [] if stop_reason is None else [f"ended early: {stop_reason}"]
+    folder = run.folder
+    lines = reward_failures(read_curves(folder.metrics))
+    if stop_reason is not None:
+        lines.append(f"ended early: {stop_reason}")
     lines.append(f"{'done' if is_done else 'stopped'} after {counted(steps, 'step')} in {duration(seconds)}")
     if checkpoint is None:
         return [*lines, "nothing is saved: there was no step to save"]
-    folder = run.folder
     if not is_done:
         lines.append(f"to resume: {run.resume_command}")
     curves = f"   curves: {folder.plot}" if folder.plot.is_file() else ""

@@ -1,9 +1,9 @@
-"""Compares runs: losses over one axis, last and best values of metrics, settings that differ."""
+"""Compares runs: rewards and losses over one axis, last and best values of metrics, settings that differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -12,13 +12,22 @@ from typing import Any, Literal, get_args
 from reallm.errors import ConfigError, nearest
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import RunError, RunInfo
-from reallm.experiments.runs.metrics import Curve, Points, along, is_evaluation, is_loss, read_curves, tokens_trained
+from reallm.experiments.runs.metrics import (
+    Curve,
+    Points,
+    along,
+    is_evaluation,
+    is_loss,
+    is_reward,
+    read_curves,
+    tokens_trained,
+)
 from reallm.experiments.runs.settings import LOCATION_KEYS, flatten, read_settings, with_optimizer_options
 
 By = Literal["steps", "tokens", "epochs"]
 """The x axis of curves."""
 
-BETTER = {"loss": min, "perplexity": min, "accuracy": max, "accuracies": max}
+BETTER = {"reward": max, "loss": min, "perplexity": min, "accuracy": max, "accuracies": max}
 """Last part of a metric's name -> which of its values is the best, for metrics that have a best one."""
 
 
@@ -50,12 +59,24 @@ class Comparison:
     without_metrics: tuple[RunInfo, ...]
     """The runs that were named too, but have nothing to compare yet."""
     by: By
+    rewards: Mapping[str, Mapping[str, Points]]
+    """Metric -> run -> (x, reward), where x is steps, tokens or epochs."""
     losses: Mapping[str, Mapping[str, Points]]
-    """Metric -> run -> (x, loss), where x is steps, tokens or epochs."""
+    """As `rewards`."""
     metrics: Mapping[str, Mapping[str, Value]]
     """Metric -> run -> values, for the runs that have the metric."""
     settings: Mapping[str, Mapping[str, Any]]
     """The settings that differ: dotted key -> run -> value; a run without the key is left out."""
+
+    @property
+    def plotted(self) -> Mapping[str, Mapping[str, Points]]:
+        """The curves that are drawn: rewards, or losses of runs that have none."""
+        rewarded = {letter for curves in self.rewards.values() for letter in curves}
+        left = {
+            name: {letter: points for letter, points in curves.items() if letter not in rewarded}
+            for name, curves in self.losses.items()
+        }
+        return {**self.rewards, **{name: curves for name, curves in left.items() if curves}}
 
 
 def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
@@ -86,7 +107,8 @@ def compare(infos: Sequence[RunInfo], by: str = "steps") -> Comparison:
         ComparedRun(info, letter, curves, flat_settings(RunFolder(info.path).config))
         for (info, curves), letter in zip(with_metrics, ascii_uppercase, strict=False)
     )
-    return Comparison(runs, without, by, _losses(runs, by), _metrics(runs), _differences(runs))  # type: ignore[arg-type]
+    rewards, losses = _curves(runs, by, is_reward), _curves(runs, by, is_loss)
+    return Comparison(runs, without, by, rewards, losses, _metrics(runs), _differences(runs))  # type: ignore[arg-type]
 
 
 def state_text(info: RunInfo) -> str:
@@ -102,15 +124,16 @@ def flat_settings(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def _losses(runs: Sequence[ComparedRun], by: str) -> dict[str, dict[str, Points]]:
+def _curves(runs: Sequence[ComparedRun], by: str, is_wanted: Callable[[str], bool]) -> dict[str, dict[str, Points]]:
+    """The curves of the metrics whose names are wanted: metric -> run -> (x, value)."""
     axes = {run.letter: _axis(run, by) for run in runs}
     return {
         name: {
-            run.letter: [(axes[run.letter](step), loss) for step, loss in run.curves[name]]
+            run.letter: [(axes[run.letter](step), value) for step, value in run.curves[name]]
             for run in runs
             if name in run.curves
         }
-        for name in filter(is_loss, _names(runs))
+        for name in filter(is_wanted, _names(runs))
     }
 
 
@@ -132,8 +155,9 @@ def _metrics(runs: Sequence[ComparedRun]) -> dict[str, dict[str, Value]]:
 
 
 def _names(runs: Sequence[ComparedRun]) -> list[str]:
-    """The names of all metrics, training metrics first."""
-    return sorted(dict.fromkeys(name for run in runs for name in run.curves), key=is_evaluation)
+    """The names of all metrics: rewards first, and otherwise training metrics first."""
+    found = dict.fromkeys(name for run in runs for name in run.curves)
+    return sorted(found, key=lambda name: (not is_reward(name), is_evaluation(name)))
 
 
 def _value(name: str, curve: Curve) -> Value:

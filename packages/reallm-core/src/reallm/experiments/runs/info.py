@@ -14,7 +14,7 @@ from typing import Any, Literal
 from reallm.errors import ReallmError, nearest
 from reallm.experiments.runs.files import is_locked, is_run, json_object, last_json_lines
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
-from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number
+from reallm.experiments.runs.metrics import is_evaluation, is_loss, is_number, is_reward
 
 Status = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -75,6 +75,16 @@ class RunInfo:
         return _first(value for name, value in self.metrics.items() if is_loss(name) and is_evaluation(name))
 
     @property
+    def reward(self) -> float | None:
+        """The last reward of training."""
+        return _first(value for name, value in self.metrics.items() if is_reward(name) and not is_evaluation(name))
+
+    @property
+    def eval_reward(self) -> float | None:
+        """The last reward on validation data."""
+        return _first(value for name, value in self.metrics.items() if is_reward(name) and is_evaluation(name))
+
+    @property
     def resume_command(self) -> str | None:
         """The command that resumes the run; None if it is done, still running, or has saved no state."""
         if self.status in ("done", "running") or self.checkpoint is None or self.algorithm is None:
@@ -85,7 +95,8 @@ class RunInfo:
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON types, with NaN as null. A stable format: keys are only ever added."""
-        fields = {**asdict(self), "loss": self.loss, "eval_loss": self.eval_loss, "resume": self.resume_command}
+        found = {name: getattr(self, name) for name in ("loss", "eval_loss", "reward", "eval_reward")}
+        fields = {**asdict(self), **found, "resume": self.resume_command}
         plain: dict[str, Any] = json.loads(json.dumps(fields, default=_text), parse_constant=lambda _: None)
         return plain
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,17 @@ def is_evaluation(name: str) -> bool:
 def is_loss(name: str) -> bool:
     """Whether a metric is a loss of a train call or of an evaluation: `train/loss`, `eval/actor/loss`."""
     return name.endswith("/loss")
+
+
+def is_reward(name: str) -> bool:
+    """Whether a metric is the total reward of answers: `train/reward`, `actor_train/reward`, `eval/reward`."""
+    return name.endswith("/reward")
+
+
+def headline(names: Iterable[str]) -> list[str]:
+    """The metrics that tell how well a run does: rewards, or losses if there are none; those of training first."""
+    known = sorted(names, key=is_evaluation)
+    return list(filter(is_reward, known)) or list(filter(is_loss, known))
 
 
 def smoothed(points: Points, window: int) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from reallm.specs import ModelFunctionCall
 from reallm.training.objective import loss_weights, prepare
 from reallm_devkit.testing.algorithms.calls import outputs, same
 from reallm_devkit.testing.algorithms.graph import interfaces
-from reallm_devkit.testing.algorithms.session import Gradients, TrainResult
+from reallm_devkit.testing.algorithms.session import Gradients, TrainResult, inputs_of
 from reallm_devkit.testing.algorithms.subject import AlgorithmSubject
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 
@@ -27,7 +27,7 @@ SUMS = (
 
 
 def _whole(subject: AlgorithmSubject) -> NamedArray:
-    """The batch that train calls get."""
+    """The batch that train calls get their inputs from."""
     return subject.whole
 
 
@@ -58,7 +58,7 @@ def weights(subject: AlgorithmSubject) -> str:
     made, found = subject.session.interfaces(), []
     for call in subject.graph.train_calls:
         interface, where = made[call.role], f"call '{call.name}'"
-        batch = prepare(interface, _whole(subject))
+        batch = prepare(interface, inputs_of(call, _whole(subject)))
         rows = [select(batch, [row]) for row in range(n_samples(batch))]
         n_tokens = interface.n_tokens(batch)
         if not (isinstance(n_tokens, list) and len(n_tokens) == len(rows)):
@@ -86,7 +86,7 @@ def cut(subject: AlgorithmSubject) -> str:
     n_tokens = [
         n
         for call in subject.graph.train_calls
-        for n in made[call.role].n_tokens(prepare(made[call.role], _whole(subject)))
+        for n in made[call.role].n_tokens(prepare(made[call.role], inputs_of(call, _whole(subject))))
     ]
     budgets = [1, max(n_tokens) + min(n_tokens)]
     for budget in budgets:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface_state import interface_states
 from reallm.errors import PluginError
 from reallm.experiments.checkpointing.train_state import read_state
@@ -41,27 +44,34 @@ def run(subject: AlgorithmSubject) -> str:
 def metrics(subject: AlgorithmSubject) -> str:
     """all metrics that it gives are declared in `metric_names`, so that a mistyped best_metric is found at once"""
     given = {name for line in read_lines(subject.first_run) for name in line} - {"step", "epoch"}
-    graph, declared = subject.graph, set[str]()
-    for call in graph.calls:
+    for call in subject.graph.calls:
         cls = subject.spec.interface_class(call.role)
-        names = getattr(cls, "metric_names", None)
         gives = call.kind == "train_step" or hasattr(cls, "eval_metrics")
-        if not gives:
-            continue
-        if names is None:
+        if gives and getattr(cls, "metric_names", None) is None:
             expected = "metric_names = (...), a class attribute with the names of its metrics"
             raise CheckFailed(expected, "none", f"the interface of '{call.role}'", subject.at(call.role))
-        if call.kind == "train_step":
-            prefixes = graph.metric_prefixes[call.name], graph.eval_prefixes[call.name]
-            declared |= {f"{prefix}/{name}" for prefix in prefixes for name in (*names, *OF_ENGINE)}
-        if hasattr(cls, "eval_metrics"):
-            declared |= {f"eval/{name}" for name in names}
-    for name in sorted(given - declared):
+    for name in undeclared(given, subject.spec, subject.graph):
         role = subject.graph.train_calls[0].role
-        expected = "its name in metric_names of the interface that gives it"
-        raise CheckFailed(expected, "it is in no metric_names", f"the metric '{name}'", subject.at(role))
+        expected = "its name in metric_names, or call_metric_names, of the interface that gives it"
+        raise CheckFailed(expected, "it is in none", f"the metric '{name}'", subject.at(role))
     evaluated = sorted(name for name in given if name.startswith("eval/"))
     return f"evaluations give {', '.join(evaluated) or 'nothing'}"
+
+
+def undeclared(given: Iterable[str], spec: Algorithm, graph: Graph) -> list[str]:
+    """The metrics among those of a run that no interface of the algorithm declares."""
+    declared = []
+    for call in graph.calls:
+        cls = spec.interface_class(call.role)
+        names = tuple(getattr(cls, "metric_names", ()))
+        prefix = graph.metric_prefix(call.name)
+        if call.kind == "train_step":
+            prefixes = prefix, graph.eval_prefixes[call.name]
+            declared += [f"{prefix}/{name}" for prefix in prefixes for name in (*names, *OF_ENGINE)]
+        if hasattr(cls, "eval_metrics"):
+            declared += [f"eval/{name}" for name in names]
+        declared += [f"{prefix}/{name}" for name in getattr(cls, "call_metric_names", ())]
+    return sorted(name for name in given if not any(fnmatchcase(name, pattern) for pattern in declared))
 
 
 @check(needs=[run])

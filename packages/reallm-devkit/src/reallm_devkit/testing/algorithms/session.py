@@ -12,7 +12,7 @@ from reallm.algorithms.context import CallContext
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.interface import optimizer_steps
 from reallm.config.training import TrainingConfig, max_tokens_per_microbatch, model_args, role_optimizer
-from reallm.data.namedarray import NamedArray, merge
+from reallm.data.namedarray import NamedArray, merge, split
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import kind_of
 from reallm.specs import Algorithm, ModelFunctionCall
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 TOTAL_STEPS = 100
 Gradients = Mapping[str, Tensor]
+
+
+def inputs_of(call: ModelFunctionCall, batch: NamedArray) -> NamedArray:
+    """What a run gives to a call: the keys that it reads, and no others."""
+    return split(batch, [[key for key in call.inputs if key in batch]])[0]
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Session:
                 continue
             if not all(key in batch for key in call.inputs):  # written by a call of another kind
                 continue
-            batch = merge([batch, self._outputs(call, interfaces[call.role], batch, context)])
+            batch = merge([batch, self._outputs(call, interfaces[call.role], inputs_of(call, batch), context)])
         return batch
 
     def _outputs(self, call: ModelFunctionCall, interface: Any, batch: NamedArray, context: CallContext) -> NamedArray:
@@ -123,7 +128,10 @@ class Session:
         """Make all train calls of a step on a batch with the outputs of the others; by the name of the call."""
         self._reset()
         interfaces, context = self.interfaces(), self.context(step, max_tokens)
-        return {call.name: self._train(call, interfaces[call.role], batch, context) for call in self.graph.train_calls}
+        return {
+            call.name: self._train(call, interfaces[call.role], inputs_of(call, batch), context)
+            for call in self.graph.train_calls
+        }
 
     def _train(self, call: ModelFunctionCall, interface: Any, batch: NamedArray, context: CallContext) -> TrainResult:
         model, found = self._models[call.role], list[Gradients]()
