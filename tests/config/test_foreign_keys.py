@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from reallm.algorithms.distill.config import DistillConfig
 from reallm.algorithms.dpo.config import DPOConfig
 from reallm.algorithms.grpo.config import GRPOConfig
 from reallm.algorithms.ppo.config import PPOConfig
@@ -16,7 +17,7 @@ from reallm.config.load import load
 from reallm.config.schema import groups
 from reallm.errors import ConfigError
 
-CONFIGS = (SFTConfig, RWConfig, DPOConfig, GRPOConfig, PPOConfig)
+CONFIGS = (SFTConfig, RWConfig, DPOConfig, GRPOConfig, PPOConfig, DistillConfig)
 KEYS = {key.name for config in CONFIGS for group in groups(config) for key in group.keys}
 
 
@@ -171,3 +172,18 @@ def test_names_of_ppo_are_answered_too(argument: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(PPOConfig, [], [argument])
     assert said in str(caught.value)
+
+
+def test_names_of_distillation_are_answered_too() -> None:
+    for argument, said in {
+        "lmbda=0.5": "on_policy=true trains on the student's own answers",
+        "teacher_model_name_or_path=x": "did you mean 'teacher.path'?",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            load(DistillConfig, [], [argument])
+        assert said in str(caught.value)
+
+
+def test_a_model_of_an_algorithm_with_roles_is_that_of_the_first() -> None:
+    with pytest.raises(ConfigError, match=r"keys are written without dashes and with '=': actor\.path=x$"):
+        load(GRPOConfig, [], ["--model", "x"])

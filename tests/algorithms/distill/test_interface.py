@@ -14,7 +14,7 @@ from reallm.algorithms.distill.graph import graph
 from reallm.algorithms.distill.interface import DistillInterface
 from reallm.algorithms.distill.teacher import ComparisonInterface, TeacherInterface
 from reallm.algorithms.rl.keys import ROLLOUT
-from reallm.config.args import ModelArgs
+from reallm.config.args import ModelArgs, SamplingArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray, merge, split
@@ -240,6 +240,14 @@ def test_a_divergence_is_finite_where_there_are_no_other_tokens() -> None:
             "on_policy=true: the student answers prompts itself; set dataset.name=prompt",
         ),
         ({"dataset": Data(name="prompt")}, "dataset.name=prompt has no answers to learn from; set on_policy=true"),
+        (
+            {"num_generations": 4},
+            "num_generations=4 has no effect on given answers; set on_policy=true to learn from those of the student",
+        ),
+        (
+            {"gen": SamplingArgs(top_p=0.5)},
+            "gen.top_p=0.5 has no effect on given answers; set on_policy=true to learn from those of the student",
+        ),
         (
             {"on_policy": True, "cross_entropy_weight": 0.5},
             "cross_entropy_weight=0.5 with on_policy=true would train the student on what it says already; "

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
+from reallm.algorithms.graph import Graph
 from reallm.algorithms.ppo.config import PPOArgs, PPOConfig, ValueModelArgs
 from reallm.algorithms.ppo.graph import graph
 from reallm.config.args import ModelArgs, ReferenceArgs, RewardArgs, SamplingArgs
 from reallm.config.load import describe, load
 from reallm.errors import ConfigError
+from reallm.experiments.preflight.checks import check_roles
 
 
 @dataclass(frozen=True)
@@ -117,5 +119,15 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 
 
 def test_a_reference_without_a_divergence_is_refused() -> None:
-    with pytest.raises(ConfigError, match=re.escape("ref.path=other has no effect with ppo.kl_ctl=0")):
-        config({"kl_ctl": 0.0}, ref=ReferenceArgs(path="other"))
+    found = config({"kl_ctl": 0.0}, ref=ReferenceArgs(path="other"))
+    with pytest.raises(ConfigError, match=re.escape("ref.path=other has no effect: with these settings, no call")):
+        check_roles(found, Graph(tuple(graph(found))))
+    resumed = replace(config({"kl_ctl": 0.0}), actor=ModelArgs(path="runs/ppo/checkpoints/step-000002/actor"))
+    assert resumed.ref.path == "model", "the initial policy, which is not read"
+
+
+def test_without_a_reward_the_graph_has_a_function() -> None:
+    missing = load(PPOConfig, [], ["actor.path=model", "dataset.train_path=rows.jsonl"])
+    with pytest.raises(ConfigError, match="nothing rewards answers"):
+        missing.build()
+    assert [call.name for call in graph(missing.with_placeholders().build())] == ["actor_gen", "rew_fn", *SIX[2:]]

@@ -165,6 +165,26 @@ def test_layouts_of_calls_that_do_not_fit(monkeypatch, layouts, optimizer, messa
         checks.check_layouts(config, graph, known=graph.roles)
 
 
+def test_settings_of_a_role_that_have_no_effect():
+    graph = Graph.of(three_roles.ALGORITHM, three_roles.Config())
+    config = three_roles.Config(ref=ModelArgs(path="ref", optimizer={"lr": 1e-3}))
+    with pytest.raises(
+        ConfigError, match=r"^ref.optimizer.lr=0.001 has no effect: 'ref' is not trained; there is actor"
+    ):
+        checks.check_roles(config, graph)
+    without_reference = Graph(tuple(call for call in graph.calls if call.role == "actor"))
+    with pytest.raises(
+        ConfigError, match=r"^ref.path=ref has no effect: with these settings, no call of the algorithm"
+    ):
+        checks.check_roles(three_roles.Config(), without_reference)
+
+
+def test_a_checkpoint_that_two_roles_have_is_named_by_the_first(tmp_path):
+    config = three_roles.Config(actor=ModelArgs(path=str(tmp_path)), ref=ModelArgs(path=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"^actor\.path: no config.json"):
+        checks.check(config, Graph.of(three_roles.ALGORITHM, config))
+
+
 def test_a_matrix_that_only_generation_splits_suits_any_optimizer(monkeypatch):
     monkeypatch.setattr(checks, "load_model_config", lambda path: TINY)
     calls = {"actor_gen": CallArgs("tp2"), "actor_train": CallArgs("pp2"), "ref_inf": CallArgs("dp2")}

@@ -91,7 +91,7 @@ def test_what_cannot_be_resumed_says_what_to_do(resume, message):
     ("resume", "message"),
     [
         ("model", "resume=model is a model's checkpoint, not a run; to train it, start a new run with "
-                  "model.path=model"),
+                  "model.path=model, or actor.path=model"),
         ("runs", "resume=runs is not a run: runs has no config.yaml; it holds the runs .hidden, first-try, new"),
         ("runs/new/..", "resume=runs/new/.. is not a run: runs/new/.. has no config.yaml; it holds the runs .hidden, "
                         "first-try, new"),

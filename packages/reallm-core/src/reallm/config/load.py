@@ -68,8 +68,17 @@ class Configuration:
     def with_placeholders(self) -> Configuration:
         """The same, with a text for each required text that is not given: for what does not depend on any path."""
         missing = [key.name for key in self._missing() if is_text(key.type) or is_text_or_list(key.type)]
-        placeholders = dict.fromkeys(missing, "...")
+        placeholders: dict[str, Any] = dict.fromkeys(missing, "...")
+        for keys in getattr(self._class, "one_of", ()):
+            if not any(self.values[key] for key in keys):
+                is_list = isinstance(self.values[keys[0]], list)
+                placeholders[keys[0]] = ["..."] if is_list else "..."
         return dataclasses.replace(self, values={**self.values, **placeholders})
+
+    @property
+    def _class(self) -> type | None:
+        """The configuration class."""
+        return next(group.cls for group in self.groups if not group.name)
 
     def _missing(self) -> list[Key]:
         """The required keys that are not given."""

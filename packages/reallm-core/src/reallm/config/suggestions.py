@@ -106,7 +106,8 @@ def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Gro
         return f"'{argument}' is not key=value; to read a YAML file write --config {argument}"
     names = [key.name for group in groups for key in group.keys]
     is_model = Path(argument, "config.json").is_file() or Path(argument, "checkpoints").is_dir()
-    key = "model.path" if is_model else "dataset.train_path"
+    paths = [name for name in ("model.path", *(key.name for key in _of_roles("model.path", groups))) if name in names]
+    key = next(iter(paths), "") if is_model else "dataset.train_path"
     if argument and key in names and Path(argument).exists():
         return f"'{argument}' is not key=value; did you mean {key}={argument}?"
     if argument in names:

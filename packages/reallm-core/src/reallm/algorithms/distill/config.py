@@ -117,10 +117,22 @@ def _check_form(config: DistillConfig) -> None:
             raise ConfigError(
                 "teacher_scores=cache does not go together with on_policy=true, whose answers are new in each step"
             )
-    elif config.async_steps:
+        return
+    if config.async_steps:
         raise ConfigError(f"async_steps={config.async_steps} has no effect without on_policy=true: nothing is sampled")
-    elif chosen == PROMPTS:
+    if chosen == PROMPTS:
         raise ConfigError(f"dataset.name={PROMPTS} has no answers to learn from; set on_policy=true")
+    own = {
+        key: getattr(config, key) for key in ("num_generations", "eval_num_generations", "eval_temperature", "exact")
+    }
+    usual = {item.name: item.default for item in dataclasses.fields(config)}
+    for group, values, defaults in (("", own, usual), ("gen.", vars(config.gen), vars(SamplingArgs()))):
+        for key, value in values.items():
+            if value != defaults[key]:
+                raise ConfigError(
+                    f"{group}{key}={str(value).lower()} has no effect on given answers; set on_policy=true to learn "
+                    "from those of the student"
+                )
 
 
 def _check_policy_gradient(config: DistillConfig) -> None:

@@ -155,10 +155,6 @@ class PPOConfig(RewardedConfig):
             group="ppo.",
             more_steps=("ppo_n_minibatches", "ppo_n_epochs"),
         )
-        if not self.ppo.kl_ctl and not is_missing(self.actor.path) and self.ref.path != self.actor.path:
-            raise ConfigError(
-                f"ref.path={self.ref.path} has no effect with ppo.kl_ctl=0; set ppo.kl_ctl, or leave ref.path out"
-            )
 
     @property
     def sampling(self) -> SamplingArgs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from reallm.config.args import CallArgs, ModelArgs, ReferenceArgs, RewardArgs, SamplingArgs, dataset_option
 from reallm.config.training import TrainingConfig
@@ -79,6 +79,8 @@ class RewardedConfig(RolloutConfig):
     Raises:
         ConfigError: as its base class.
     """
+
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("reward.functions", "reward.path"),)
 
     ref: ReferenceArgs = field(
         default_factory=ReferenceArgs, metadata={"help": "the reference, which the policy is held to; never trained"}

@@ -19,7 +19,7 @@ NAMES = ("chatml", "llama3", "plain")
 _KEY = "dataset.chat_template"
 
 
-def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, *, role: str = "model") -> None:
     """Give a tokenizer another chat template.
 
     The tokens that it writes become special ones, and the one that ends its turns the end-of-sequence token.
@@ -28,6 +28,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
         tokenizer: the tokenizer, which is changed.
         chat_template: the name of one of several templates that the tokenizer has; one of `NAMES`; the path of a file;
             or a template as text.
+        role: the role of the tokenizer's model, for a note.
 
     Raises:
         ConfigError: there is no such template, its file cannot be read, or it is not valid Jinja.
@@ -41,7 +42,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) ->
     if not_tokens:
         notify_once(
             f"{_KEY} writes {' and '.join(not_tokens)}, which the tokenizer splits like any text; make tokens of them "
-            f"with model.add_tokens=[{','.join(not_tokens)}]"
+            f"with {role}.add_tokens=[{','.join(not_tokens)}]"
         )
     ends = ChatTemplate(tokenizer).end_tokens
     if ends and tokenizer.eos_token not in ends:

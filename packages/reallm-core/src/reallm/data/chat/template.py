@@ -101,7 +101,7 @@ class ChatTemplate:
             DataError: the last message is the assistant's, or the template refuses the messages; names the row.
         """
         if messages[-1]["role"] == "assistant":
-            raise row.error("the last message is the assistant's, wanted one to be answered")
+            raise row.error("the last message is the assistant's, wanted one to be answered; leave it out")
         return self._render(_Talk(messages, tools, row), prompt=True)
 
     def conversation(

@@ -16,7 +16,7 @@ from reallm.experiments.runs.files import is_run
 from reallm.experiments.runs.folder import RunFolder
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.resumable import find_resumable
-from reallm.experiments.runs.settings import Diff, diff, read_settings, without_parallel
+from reallm.experiments.runs.settings import Diff, diff, path_key, read_settings, without_parallel
 
 MAY_CHANGE = ("dataset.valid_path", "dataset.valid_bs_n_seqs", "dataset.num_proc", "dataset.cache_dir")
 """Keys of the dataset that training does not depend on."""
@@ -58,7 +58,7 @@ def find_run(
     return None
 
 
-def refuse_changes(changed: Diff) -> None:
+def refuse_changes(changed: Diff, run: RunFolder) -> None:
     """Raise an error for settings that cannot change in the middle of a run.
 
     Raises:
@@ -73,11 +73,11 @@ def refuse_changes(changed: Diff) -> None:
         if is_fixed and key not in MAY_CHANGE:
             raise ConfigError(
                 f"{key}={now} cannot change in a resumed run, where it is {before}: the data order and the saved state "
-                "depend on it; leave it out, or start a new run from the checkpoint with model.path="
+                f"depend on it; leave it out, or start a new run from the checkpoint with {path_key(run.config)}="
             )
 
 
-def refuse_other_data(before: str, now: str) -> None:
+def refuse_other_data(before: str, now: str, run: RunFolder) -> None:
     """Raise an error if the training data differ from the data the run was started with.
 
     Raises:
@@ -86,7 +86,7 @@ def refuse_other_data(before: str, now: str) -> None:
     if before != now:
         raise ConfigError(
             "dataset.train_path: the samples are not those that this run was started with; put the old file back, or "
-            "start a new run from the checkpoint with model.path="
+            f"start a new run from the checkpoint with {path_key(run.config)}="
         )
 
 

@@ -83,7 +83,7 @@ def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], 
     """
     if not run.is_resume:
         return None
-    refuse_changes(run.changed)
+    refuse_changes(run.changed, run.folder)
     folder = run.folder
     saved = [path for path in folder.saved_steps().values() if has_state(path)]
     if not saved and resume != AUTO:

@@ -33,7 +33,8 @@ from reallm.checkpoint.save import Export, write_tensors
 from reallm.data.namedarray import NamedArray
 from reallm.data.serialization import load, save
 from reallm.errors import CheckpointError, did_you_mean
-from reallm.experiments.runs.folder import TRAINING_STATE
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.settings import path_key
 from reallm.loggers.jsonl import finite
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
@@ -244,7 +245,7 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); the optimizer's state is lost: start a new run from "
-            f"the weights, model.path={checkpoint}"
+            f"the weights, {path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
         ) from error
 
 

@@ -6,6 +6,7 @@ every algorithm. Each raises a `ReallmError` that names the key.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, reso
 from reallm.hf.conversion.config import config_from_hf, has_critic_head, load_model_config
 from reallm.hf.conversion.families import family_for
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
+from reallm.options import is_missing
 from reallm.parallel.layout import Layout
 from reallm.plugins import registry
 
@@ -57,7 +59,9 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
     for field in dataset_fields(type(config)):
         check_dataset(field, getattr(config, field))
         check_dataset_keys(getattr(config, field), graph)
-    for role in sorted(graph.roles, key=lambda role: role not in graph.trained_roles):  # a reference may be the same
+    check_roles(config, graph)
+    fields = [item.name for item in dataclasses.fields(config)]
+    for role in sorted(graph.roles, key=fields.index):  # a model that is by default another one stands after it
         args, is_trained = model_args(config, role), role in graph.trained_roles
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
             check_checkpoint(f"{role}.path", args.path)
@@ -67,6 +71,30 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
             check_trainable(args.dtype, f"{role}.dtype")
     known = [role for role in graph.roles if not (is_resume and role in graph.trained_roles)]
     check_layouts(config, graph, known=known, training=training)
+
+
+def check_roles(config: Any, graph: Graph) -> None:
+    """Check that no role has a checkpoint that no call reads, nor an optimizer although it is not trained.
+
+    Raises:
+        ConfigError: a setting would have no effect; names it.
+    """
+    used = {model_args(config, role).path for role in graph.roles}
+    for item in dataclasses.fields(config):
+        args, role = getattr(config, item.name), item.name
+        if not isinstance(args, ModelArgs):
+            continue
+        if role not in graph.roles and args.path and not is_missing(args.path) and args.path not in used:
+            raise ConfigError(
+                f"{role}.path={args.path} has no effect: with these settings, no call of the algorithm uses '{role}'; "
+                "leave it out"
+            )
+        if role not in graph.trained_roles and args.optimizer:
+            key, value = next(iter(args.optimizer.items()))
+            trained = " and ".join(f"{one}.optimizer" for one in graph.trained_roles)
+            raise ConfigError(
+                f"{role}.optimizer.{key}={value} has no effect: '{role}' is not trained; there is {trained}"
+            )
 
 
 def check_plugins(key: str, kind: str, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from reallm.data.dataset_stats import measure
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_other_data
 from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_point
-from reallm.experiments.preflight.checks import check_layouts
+from reallm.experiments.preflight.checks import check_layouts, check_roles
 from reallm.experiments.preflight.memory import memory_lines
 from reallm.experiments.preflight.metrics import check_best_metric
 from reallm.experiments.preflight.models import planned_model
@@ -29,11 +29,13 @@ from reallm.specs import Algorithm
 
 
 def check_names(config: TrainingConfig, algorithm: Algorithm, graph: Graph, job: Job) -> None:
-    """Check what a configuration names before a run folder is made: loggers, callbacks, repository, tracked metric.
+    """Check what a configuration names before a run folder is made: roles, loggers, callbacks, repository, tracked
+    metric.
 
     Raises:
         ReallmError: there is no such thing, or the user may not write to the repository.
     """
+    check_roles(config, graph)
     logger_specs(config.loggers)
     callback_offers(config.callbacks)
     if config.push_to_hub is not None and job.is_rank0:
@@ -97,7 +99,7 @@ class Plan:
         models = {role: planned_model(model_args(config, role), n) for role, n in n_tokens.items()}
         check_updates(graph, models)
         if point is not None and point.state is not None:
-            refuse_other_data(point.state.data, data.fingerprint)
+            refuse_other_data(point.state.data, data.fingerprint, run.folder)
         args = [model_args(config, name) for name in trained]
         too_long = check_lengths(data.train, data.stats, args)
         if data.valid is not None and data.valid_stats is not None:

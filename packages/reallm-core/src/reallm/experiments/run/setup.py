@@ -266,7 +266,7 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     has_changed = add_tokens(tokenizer, args.add_tokens) > 0
     chat_template = getattr(getattr(config, "dataset", None), CHAT_TEMPLATE, None)
     if chat_template is not None:
-        set_chat_template(tokenizer, chat_template)
+        set_chat_template(tokenizer, chat_template, role=first)
     return tokenizer, has_changed or chat_template is not None
 
 

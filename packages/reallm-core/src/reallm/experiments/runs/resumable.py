@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reallm.errors import ConfigError, nearest
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
+from reallm.experiments.runs.settings import path_key
 from reallm.hf.file_names import CONFIG_NAME
 
 CHECKPOINTS = RunFolder(Path()).checkpoints.name
@@ -60,7 +61,7 @@ def _check_is_newest(resume: str, path: Path, run: RunFolder) -> None:
     if step != resumable[-1]:
         raise ConfigError(
             f"resume={resume}: a run can only be resumed from its newest checkpoint, here {saved[resumable[-1]].name}: "
-            f"write resume={run.path}, or start a new run from this one with model.path={saved[step]}"
+            f"write resume={run.path}, or start a new run from this one with {path_key(run.config)}={saved[step]}"
         )
 
 
@@ -68,7 +69,8 @@ def _not_resumable(resume: str, path: Path, output_dir: Path) -> ConfigError:
     """The error for a `resume=` that names no run."""
     if (path / CONFIG_NAME).is_file():
         return ConfigError(
-            f"resume={resume} is a model's checkpoint, not a run; to train it, start a new run with model.path={resume}"
+            f"resume={resume} is a model's checkpoint, not a run; to train it, start a new run with "
+            f"model.path={resume}, or actor.path={resume}"
         )
     for folder in (path, output_dir / path):
         if folder.is_dir():

@@ -50,6 +50,16 @@ def read_settings(file: Path) -> dict[str, Any]:
     return content
 
 
+def path_key(file: Path) -> str:
+    """The key of the checkpoint that the run of a `config.yaml` trains: `model.path`, or `actor.path`."""
+    try:
+        settings = read_settings(file)
+    except ConfigError:
+        settings = {}
+    models = [name for name, group in settings.items() if isinstance(group, dict) and {"path", "dtype"} <= group.keys()]
+    return f"{models[0] if models else 'model'}.path"
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings by dotted key: `{"optimizer": {"lr": 1e-5}}` -> `{"optimizer.lr": 1e-5}`."""
     found: dict[str, Any] = {}
