@@ -33,8 +33,9 @@ class TrainInterface(Objective, Protocol):
 
     Optional attributes and methods:
 
-    - `metric_names`, a class attribute: a tuple of the names that `metrics` and `train_step` may give, with which a
-      mistyped `best_metric` is found before anything is loaded; `*` stands for a name that the configuration has;
+    - `metric_names`, a class attribute: a tuple of the names that `metrics` may give, with which a mistyped
+      `best_metric` is found before anything is loaded; `*` stands for any name;
+    - `call_metric_names`, a class attribute: those of further metrics that `train_step` gives;
     - `optimizer_steps`, an attribute: the optimizer steps of one `train_step`, 1 without it. The schedule of the
       learning rate covers all of them;
     - `weighs_tokens`, an attribute: True if `loss_weight` is a number of tokens, which a dry run then tells;
@@ -78,7 +79,7 @@ class RewardInterface(Protocol):
     - `needed_columns`, an attribute: the columns that every row must have, each with what needs it, for the error that
       names one that is missing before a model is loaded;
     - `call_metrics() -> dict[str, float]`: metrics of the last call, among those of the step;
-    - `call_metric_names`, a class attribute: a tuple of the names that it may give, where `*` stands for any name.
+    - `call_metric_names`, a class attribute: a tuple of the names that it may give; `*` stands for any name.
     """
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:

@@ -35,6 +35,7 @@ class DistillInterface:
     """
 
     metric_names = DivergenceObjective.metric_names
+    call_metric_names = (*PolicyObjective.metric_names, "staleness")
     weighs_tokens = True
     dropout = False
 

@@ -56,6 +56,7 @@ class PolicyInterface(Generic[ConfigT, JudgedT]):
         *REWARD_METRICS,
         *COMPLETION_METRICS,
         "frac_trained",
+        "staleness",
     )
     dropout = False
 
