@@ -32,3 +32,11 @@ def test_the_documentation_says_the_same() -> None:
 def test_a_metric_has_the_guide_of_its_name(metric: str, title: str | None) -> None:
     guide = guide_of(metric)
     assert (guide and guide.title) == title
+
+
+def test_a_divergence_falls_in_distillation_and_rises_elsewhere() -> None:
+    for algorithm, title in {"distill": "KL divergence from the teacher", "grpo": "KL divergence from the ref"}.items():
+        guide = guide_of("train/kl", algorithm)
+        assert guide is not None
+        assert guide.title.startswith(title)
+        assert ("falls" in guide.healthy) == (algorithm == "distill")

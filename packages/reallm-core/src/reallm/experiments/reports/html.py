@@ -125,7 +125,7 @@ def render(folder: Path, *, now: datetime) -> str:
         reward_failures=reward_failures(curves),
         next_steps=next_steps(run),
         losses=loss_charts(curves),
-        charts=other_charts(curves),
+        charts=other_charts(curves, run.algorithm),
         lengths=[_split_stats(split, content) for split, content in json_object(files.data).items()],
         prompts=prompt_histories(json_lines(files.samples)),
         rollouts=shown_steps(files.rollouts),
@@ -211,10 +211,14 @@ def loss_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
     ]
 
 
-def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
+def other_charts(curves: Mapping[str, Curve], algorithm: str | None = None) -> list[LineChart]:
     """A chart for each other metric, or for a few that belong together; several calls are drawn in one chart."""
+
+    def chart_of(metric: str) -> str:
+        return _chart_of(metric, algorithm)
+
     names = sorted(curves, key=is_evaluation)  # training gets the first color in each chart
-    charts = dict.fromkeys(map(_chart_of, names))
+    charts = dict.fromkeys(map(chart_of, names))
     guides = {guide.title: guide for guide in GUIDES}
     titles = {
         **dict(zip(guides, guides, strict=True)),
@@ -226,7 +230,7 @@ def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
     return [
         line_chart(
             titles.get(chart, chart),
-            {name: curves[name] for name in names if _chart_of(name) == chart},
+            {name: curves[name] for name in names if chart_of(name) == chart},
             from_zero=guides[chart].from_zero if chart in guides else chart in titles and chart not in SIGNED,
             is_noisy=chart not in EXACT,
             guide=guides.get(chart),
@@ -236,10 +240,10 @@ def other_charts(curves: Mapping[str, Curve]) -> list[LineChart]:
     ]
 
 
-def _chart_of(metric: str) -> str:
+def _chart_of(metric: str, algorithm: str | None) -> str:
     """The chart that a metric is drawn in: that of its guide, `rewards` or `logps` of preferences, or else the last
     part of its name."""
-    if guide := guide_of(metric):
+    if guide := guide_of(metric, algorithm):
         return guide.title
     *groups, leaf = metric.split("/")
     if leaf == "margin" or (groups[-1:] == ["rewards"] and leaf != "accuracies"):

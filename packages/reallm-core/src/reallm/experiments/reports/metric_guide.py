@@ -23,6 +23,8 @@ class MetricGuide:
     """What to do if it is not."""
     from_zero: bool = True
     """Whether the axis of the chart begins at 0, unless a number is negative."""
+    algorithm: str | None = None
+    """The algorithm whose metrics of these names it is about; None: all others."""
 
 
 GUIDES = (
@@ -88,6 +90,15 @@ GUIDES = (
         "falls slowly; between 0.1 and 2 for language models",
         "Falls to nearly 0 within tens of steps: the policy no longer explores. Raise epsilon_high to 0.28, lower the "
         "learning rate, or add a little entropy_coef. Rises without end: training diverges; lower the learning rate.",
+    ),
+    MetricGuide(
+        "KL divergence from the teacher (nats a token)",
+        ("kl",),
+        "in distillation, how far the student's own answers are from the teacher, mean over their tokens",
+        "falls, towards 0; a small batch may be below 0, since it is an estimate",
+        "Stays: raise the learning rate, and look at the rollouts: does the teacher find the chat template unlikely? "
+        "Rises: lower the learning rate.",
+        algorithm="distill",
     ),
     MetricGuide(
         "KL divergence from the reference (nats a token)",
@@ -167,10 +178,12 @@ GUIDES = (
 """One for each chart, in the order in which a page shows them."""
 
 
-def guide_of(metric: str) -> MetricGuide | None:
-    """The guide to a metric as a run names it, `train/reward` or `actor_train/kl`; None if there is none."""
+def guide_of(metric: str, algorithm: str | None = None) -> MetricGuide | None:
+    """The guide to a metric as a run of an algorithm names it, `train/reward` or `actor_train/kl`; None if there is
+    none."""
     name = metric.removeprefix("eval/") if metric.startswith("eval/") else metric.partition("/")[2]
-    return next((guide for guide in GUIDES if any(fnmatch(name, pattern) for pattern in guide.metrics)), None)
+    found = [guide for guide in GUIDES if any(fnmatch(name, pattern) for pattern in guide.metrics)]
+    return next((guide for wanted in (algorithm, None) for guide in found if guide.algorithm == wanted), None)
 
 
 def guide_page() -> str:
