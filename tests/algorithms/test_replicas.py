@@ -30,6 +30,19 @@ def test_an_offloaded_copy_has_no_memory_until_its_next_use() -> None:
     assert resident_bytes(model) == n_bytes
 
 
+def test_an_offloaded_copy_comes_back_in_the_background() -> None:
+    model = ReaLModel(TINY, seed=1).eval()
+    replicas = Replicas(model)
+    expected, n_bytes = model.token_logprobs(TOKENS, BOUNDS), resident_bytes(model)
+    assert replicas.start_reload(HERE) == 0
+    assert replicas.offload(HERE) == n_bytes
+    replicas.wait_for_offload()
+    assert replicas.start_reload(HERE) == n_bytes
+    assert resident_bytes(model) == n_bytes
+    assert torch.equal(replicas.at(HERE).token_logprobs(TOKENS, BOUNDS), expected)
+    assert replicas.start_reload(HERE) == 0
+
+
 def test_the_state_of_the_optimizer_is_offloaded_with_the_model_that_is_trained() -> None:
     model = ReaLModel(TINY, seed=1)
     engine = TrainEngine(model, OptimizerConfig(lr=1e-3), 10, 100)

@@ -1,4 +1,4 @@
-"""What four ranks do, and when, is what follows from the time of each call: calls run side by side.
+"""What four ranks do, and when, is what the simulator says, given the time of each call.
 
 For a quiet machine. Calls take given times, and have no models. A call begins once all of its ranks are free and what
 it reads is there.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -23,9 +24,12 @@ from reallm.algorithms.timeline import Span
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray
 from reallm.parallel.layout import Layout
+from reallm.planning.execution_plan import CallPlan, ExecutionPlan
+from reallm.planning.simulator import Simulator
 from reallm.specs import ModelFunctionCall
 from tests.algorithms.three_roles import batch_of, context
 from tests.helpers.ranks import on_ranks
+from tests.planning.given_costs import GivenCosts, machine
 
 WITHIN_S = 0.020
 N_CALLS = 10
@@ -79,23 +83,21 @@ def measured(rank: int, seed: int) -> list[Span]:
     return executor.spans()
 
 
-def expected_ends(seed: int) -> dict[str, float]:
-    """When each call ends, after the beginning of the step."""
+def simulated(seed: int) -> dict[tuple[int, str], float]:
+    """When each call ends on each of its ranks, after the beginning of the step."""
     graph, layouts, seconds = drawn(seed)
-    free, ends = dict.fromkeys(range(4), 0.0), dict[str, float]()
-    for call in graph.calls:
-        ranks = layouts[call.name].ranks
-        start = max(*(free[rank] for rank in ranks), *(ends.get(key, 0.0) for key in call.inputs))
-        ends[call.name] = start + seconds[call.name]
-        free |= dict.fromkeys(ranks, ends[call.name])
-    return ends
+    costs = GivenCosts(seconds, exponent=dict.fromkeys(seconds, 0.0))
+    plan = ExecutionPlan({name: CallPlan(layout) for name, layout in layouts.items()})
+    return ends(Simulator(graph, costs, machine(4)).simulate(plan).spans)
+
+
+def ends(spans: Iterable[Span]) -> dict[tuple[int, str], float]:
+    return {(span.rank, span.name): span.end for span in spans if span.kind == "call"}
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_call_ends_when_it_should(seed: int) -> None:
-    spans, ends = on_ranks(4, measured, seed)[0], expected_ends(seed)
+def test_every_call_ends_when_the_simulator_says(seed: int) -> None:
+    spans = on_ranks(4, measured, seed)[0]
     start = min(span.start for span in spans)
-    for span in spans:
-        if span.kind == "call":
-            assert span.end - start == pytest.approx(ends[span.name], abs=WITHIN_S), span
-    assert {span.name for span in spans if span.kind == "call"} == set(ends)
+    found = {name: end - start for name, end in ends(spans).items()}
+    assert found == pytest.approx(simulated(seed), abs=WITHIN_S)

@@ -321,8 +321,8 @@ class ShardedModel:
 
     @property
     def offloaded_bytes(self) -> int:
-        """Bytes of the parameters that are in host memory, or on their way there or back; 0 if none are."""
-        return 0 if self._offload is None else self._offload.n_bytes
+        """Bytes of the parameters if any is in host memory, or on its way there or back; 0 if none is."""
+        return 0 if self._offload is None else self._offload.offloaded_bytes
 
     def start_reload(self) -> None:
         """Begin to bring back what is offloaded, all of it, in the background; the next use waits for the rest."""

@@ -46,9 +46,9 @@ class ModelOffload:
                 self._load_in_turn(network.layers[str(number)], index, is_last=index == len(numbers) - 1)
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of the parameters."""
-        return self._offload.n_bytes
+    def offloaded_bytes(self) -> int:
+        """Bytes of the parameters if any is in host memory, or on its way there or back; 0 if none is."""
+        return self._offload.offloaded_bytes
 
     def start_reload(self) -> None:
         """Start to load all layers in the background."""

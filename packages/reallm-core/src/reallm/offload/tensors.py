@@ -63,9 +63,9 @@ class Offload:
         return bool(self._offloading)
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors, wherever they are."""
-        return sum(item.size for group in self._groups for item in group)
+    def offloaded_bytes(self) -> int:
+        """Bytes of all tensors if any is in host memory, or on its way there or back; 0 if none is."""
+        return 0 if self.finished else sum(item.size for group in self._groups for item in group)
 
     @property
     def finished(self) -> bool:

@@ -133,8 +133,8 @@ class TrainEngine(EvalEngine):
 
     @property
     def offloaded_bytes(self) -> int:
-        """Bytes of model and optimizer state that are in host memory, or on their way there or back."""
-        return self.model.offloaded_bytes + (0 if self._offload is None else self._offload.n_bytes)
+        """Bytes of model and optimizer state that are in host memory, or on their way there or back; 0 if none are."""
+        return self.model.offloaded_bytes + (0 if self._offload is None else self._offload.offloaded_bytes)
 
     def start_reload(self) -> None:
         """Begin to bring back what is offloaded, all of it, in the background; the next step waits for the rest."""
