@@ -20,6 +20,7 @@ from reallm.algorithms.timeline import Span
 from reallm.builtin import reallm_algorithms
 from reallm.config.args import CallArgs, ModelArgs, RewardArgs, SamplingArgs
 from reallm.config.parallel import ParallelArgs
+from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.parallel.mesh import Mesh
 from reallm.training.engine import TrainEngine
@@ -87,6 +88,8 @@ class Trained:
     metrics: list[dict[str, float]]
     spans: list[list[Span]]
     """What all ranks did in each step."""
+    sizes: list[dict[str, int]]
+    """Bytes of each key that this rank's calls have written in each step."""
     placement: Placement
 
 
@@ -107,15 +110,36 @@ def train(rank: int, plan: Plan) -> Trained:
         engine = TrainEngine(model, OPTIMIZER, 10, 40) if is_trained_here else None
         roles[name] = Role(model, engine, engine, ModelArgs(path=name), torch.float64, None, own)
     interfaces = {role: algorithm.interface_class(role)(made) for role in graph.roles}
-    executor = GraphExecutor(graph, roles, {**interfaces, "reward_functions": Rewards()}, placement, plan.async_steps)
+    interfaces["reward_functions"] = Rewards()
+    executor = GraphExecutor(graph, roles, interfaces, placement, plan.async_steps)
+    sizes: list[dict[str, int]] = []
+    for call in graph.calls:
+        if call.kind != "train_step":
+            note_sizes(interfaces[call.role], call.kind, sizes)
     metrics, spans = [], []
     for step in range(1, STEPS + 1):
         context = CallContext(None, 5, step, STEPS, 40, True, executor.weights_versions)  # type: ignore[arg-type]
         ahead = {later: batch_of(later) for later in executor.queue.missing(step, STEPS)}
+        sizes.append({})
         found = executor.train(batch_of(step), context, ahead)
         metrics.append({name: value for name, value in found.items() if not name.endswith(("_s", "_gib"))})
         spans.append(executor.spans())
-    return Trained(metrics, spans, placement)
+    return Trained(metrics, spans, sizes, placement)
+
+
+def note_sizes(interface: Any, kind: str, sizes: list[dict[str, int]]) -> None:
+    """Have an interface note the bytes of what it writes in the last of `sizes`."""
+    compute = getattr(interface, kind)
+    if hasattr(compute, "notes_sizes"):
+        return
+
+    def noted(*args: Any) -> NamedArray:
+        found: NamedArray = compute(*args)
+        sizes[-1] |= {name: value.nbytes for name, value in found.items()}
+        return found
+
+    noted.notes_sizes = True
+    setattr(interface, kind, noted)
 
 
 def train_all(rank: int, plans: Sequence[Plan]) -> list[Trained]:

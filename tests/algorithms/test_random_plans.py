@@ -48,6 +48,23 @@ def test_bytes_that_moves_send_are_those_of_their_plans(by_plan: dict[int, list[
                 assert n_bytes == n_times.pop() * predicted(first.placement, name)
 
 
+def test_bytes_that_calls_send_are_those_of_the_placement(algorithm: str, by_plan: dict[int, list[Trained]]) -> None:
+    for seed, outcomes in by_plan.items():
+        if Plan.draw(algorithm, seed).async_steps:
+            continue  # what is sent belongs to several steps
+        placement = outcomes[0].placement
+        for step, spans in enumerate(outcomes[0].spans):
+            sizes = {key: n_bytes for found in outcomes for key, n_bytes in found.sizes[step].items()}
+            expected: dict[tuple[int, str], int] = defaultdict(int)
+            for sent in placement.transfers(placement.graph.calls):
+                expected[sent.target, f"{sent.producer} to {sent.consumer}"] += sum(sizes[key] for key in sent.keys)
+            received: dict[tuple[int, str], int] = defaultdict(int)
+            for span in spans:
+                if span.kind == "data":
+                    received[span.rank, span.name] += span.bytes
+            assert received == expected
+
+
 def predicted(placement: Placement, name: str) -> int:
     """Bytes of a move, such as `actor to dp2@2-3`, or `actor to ref`."""
     role, _, where = name.partition(" to ")

@@ -1,14 +1,14 @@
 """What four ranks do, and when, is what the simulator says, given the time of each call.
 
-For a quiet machine. Calls take given times, and have no models. A call begins once all of its ranks are free and what
-it reads is there.
+Calls take given times, and have no models. The fastest of some steps counts: what else the machine does delays others.
+A call begins once all of its ranks are free and what it reads is there.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -32,7 +32,7 @@ from tests.helpers.ranks import on_ranks
 from tests.planning.given_costs import GivenCosts, machine
 
 WITHIN_S = 0.020
-N_CALLS = 10
+N_CALLS, N_STEPS = 10, 5
 
 
 class Sleeps:
@@ -72,15 +72,17 @@ def ranks_of(draw: random.Random) -> Layout:
     return Layout.parse(f"dp{n}@{','.join(map(str, sorted(draw.sample(range(4), n))))}")
 
 
-def measured(rank: int, seed: int) -> list[Span]:
-    """The spans of the second of two steps: the first one connects the ranks."""
+def measured(rank: int, seed: int) -> list[list[Span]]:
+    """The spans of some steps, after one that connects the ranks."""
     graph, layouts, seconds = drawn(seed)
     interfaces = {call.name: Sleeps(call.name, layouts[call.name].ranks, seconds[call.name]) for call in graph.calls}
     executor = GraphExecutor(graph, {}, interfaces, Placement.from_layouts(graph, layouts, 4))
-    for step in (1, 2):
+    found = []
+    for step in range(N_STEPS + 1):
         dist.barrier()
         executor.train(batch_of(step), context(step, {}))
-    return executor.spans()
+        found.append(executor.spans())
+    return found[1:]
 
 
 def simulated(seed: int) -> dict[tuple[int, str], float]:
@@ -91,13 +93,13 @@ def simulated(seed: int) -> dict[tuple[int, str], float]:
     return ends(Simulator(graph, costs, machine(4)).simulate(plan).spans)
 
 
-def ends(spans: Iterable[Span]) -> dict[tuple[int, str], float]:
-    return {(span.rank, span.name): span.end for span in spans if span.kind == "call"}
+def ends(spans: Sequence[Span]) -> dict[tuple[int, str], float]:
+    start = min(span.start for span in spans)
+    return {(span.rank, span.name): span.end - start for span in spans if span.kind == "call"}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_call_ends_when_the_simulator_says(seed: int) -> None:
-    spans = on_ranks(4, measured, seed)[0]
-    start = min(span.start for span in spans)
-    found = {name: end - start for name, end in ends(spans).items()}
-    assert found == pytest.approx(simulated(seed), abs=WITHIN_S)
+    steps = [ends(spans) for spans in on_ranks(4, measured, seed)[0]]
+    fastest = {name: min(step[name] for step in steps) for name in steps[0]}
+    assert fastest == pytest.approx(simulated(seed), abs=WITHIN_S)

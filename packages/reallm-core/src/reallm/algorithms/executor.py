@@ -21,7 +21,7 @@ from reallm.algorithms.placement import Placement
 from reallm.algorithms.result_exchange import ResultExchange
 from reallm.algorithms.role import Role
 from reallm.algorithms.rollout_queue import RolloutQueue
-from reallm.algorithms.timeline import Span, Timeline, in_order
+from reallm.algorithms.timeline import END_OF_STEP, Span, Timeline, in_order
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
@@ -136,8 +136,11 @@ class GraphExecutor:
         self._step_began = time.perf_counter()
         with errors_name(self._graph.owner):
             made, errors = self._run_step(batch, context, ahead or {}, train, computed)
-        self._messenger.finish()
-        metrics, self._versions = self._results.after_step(metrics, self._local_versions, errors, context.kept_rollouts)
+        with self._timeline.span("wait", END_OF_STEP):
+            self._messenger.finish()
+            metrics, self._versions = self._results.after_step(
+                metrics, self._local_versions, errors, context.kept_rollouts
+            )
         self.queue.put(made, done=context.step)
         return {name: value for call in self._graph.calls for name, value in metrics.get(call.name, {}).items()}
 

@@ -15,6 +15,9 @@ from typing import Literal
 KEPT_SPANS = 4096
 """Spans that a rank remembers; a step of PPO has about 20."""
 
+END_OF_STEP = "the end of the step"
+"""The name of what a rank waits for once its calls are done: the others."""
+
 SpanKind = Literal["call", "move", "reload", "offload", "data", "wait"]
 """What a rank does: a model function call; a move of weights between two copies of a model; loading a copy from host
 memory ahead of its call, or moving it there, both in the background; receiving outputs of another call; waiting for
@@ -67,8 +70,8 @@ class Timeline:
         self._spans.append(Span(self._rank, kind, name, start - self._zero, end - self._zero, n_bytes))
 
     def since(self, moment: float) -> list[Span]:
-        """The spans that began at a time of `time.perf_counter`, or later, by their start."""
-        return in_order(span for span in self._spans if span.start >= moment - self._zero)
+        """The spans that ended after a moment of `time.perf_counter`, by their start."""
+        return in_order(span for span in self._spans if span.end > moment - self._zero)
 
 
 def in_order(spans: Iterable[Span]) -> list[Span]:

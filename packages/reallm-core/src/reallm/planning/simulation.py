@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reallm.algorithms.timeline import Span, SpanKind
+from reallm.algorithms.timeline import END_OF_STEP, Span, SpanKind
 from reallm.planning.memory_levels import RankMemory
 from reallm.planning.rank_sets import Segments, ranks_in
 from reallm.planning.timing import Act, Event
 
 BACKGROUND = ("reload", "offload")
 """What goes on beside what follows it."""
-END = "the end of the step"
-"""The name of what a rank waits for that has nothing left to do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Simulation:
         for rank in range(n_ranks):
             number = number_of.get(rank)
             if number is None:
-                spans.append(Span(rank, "wait", END, 0.0, seconds))
+                spans.append(Span(rank, "wait", END_OF_STEP, 0.0, seconds))
                 idle[rank], levels[rank] = 1.0, RankMemory()
                 continue
             own = [Span(rank, *values) for values in of_segment[number]]
@@ -94,7 +92,7 @@ def _with_waits(acts: Sequence[Act], events: Sequence[Event], segment: int, seco
         if event.end > event.start or act.kind == "call":
             found.append((act.kind, act.name, event.start, event.end, act.n_bytes))
     if seconds > free:
-        found.append(("wait", END, free, seconds, 0))
+        found.append(("wait", END_OF_STEP, free, seconds, 0))
     return found
 
 
