@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from reallm.algorithms.call_outputs import WEIGHTS_VERSIONS, check_outputs, merged
 from reallm.algorithms.context import CallContext
 from reallm.algorithms.exchange import Exchange
 from reallm.algorithms.finite_outputs import check_finite
@@ -18,15 +19,11 @@ from reallm.algorithms.schedule import Compute, Move, Offload, Update, schedule
 from reallm.algorithms.timeline import Timeline
 from reallm.algorithms.weight_moves import WeightMoves
 from reallm.algorithms.weight_updates import due_updates
-from reallm.data.batching import n_samples
-from reallm.data.namedarray import NamedArray, merge, split
-from reallm.errors import NonFiniteError, PluginError, kind_of
+from reallm.data.namedarray import NamedArray, split
+from reallm.errors import NonFiniteError
 from reallm.launch.job import Job
 from reallm.specs import ModelFunctionCall, WeightUpdate
 from reallm.training.nonfinite import sample_names
-
-WEIGHTS_VERSIONS = "weights_versions"
-"""Metadata of a batch with generated tokens: role -> the version of the weights that generated them."""
 
 OnCall = Callable[[ModelFunctionCall, NamedArray, CallContext], None]
 """Function of a call, the batch, and the context of the call."""
@@ -45,6 +42,7 @@ class Execution:
         roles: the loaded roles, by name.
         interfaces: an instance of the interface of each role, by name.
         placement: where calls are computed.
+        weights: moves weights between copies of models.
         messenger: sends outputs of calls to other ranks; what it has sent may still be on its way after an execution.
         timeline: records what this rank does.
         job: the processes of the run, which are told what this rank is doing.
@@ -55,13 +53,13 @@ class Execution:
         roles: Mapping[str, Role],
         interfaces: Mapping[str, Any],
         placement: Placement,
+        weights: WeightMoves,
         messenger: Messenger,
         timeline: Timeline,
         job: Job,
     ) -> None:
         self._roles, self._interfaces, self._placement, self._rank = roles, interfaces, placement, messenger.rank
-        self._messenger, self._timeline, self._job = messenger, timeline, job
-        self._weights = WeightMoves(roles, messenger.rank, timeline)
+        self._weights, self._messenger, self._timeline, self._job = weights, messenger, timeline, job
         self.errors: dict[str, NonFiniteError] = {}
         """Calls of this rank that could not be made -> why."""
 
@@ -96,7 +94,8 @@ class Execution:
         for action in schedule(self._placement, calls, self._weights.behind(), updates):
             is_here = self._rank in action.ranks
             if isinstance(action, Move):
-                self._job.announce(f"in a move of the weights of '{action.role}'")
+                if is_here:
+                    self._job.announce(f"in a move of the weights of '{action.role}'")
                 self._weights.move(action)
             elif isinstance(action, Update):
                 self._update(action, run)
@@ -146,7 +145,7 @@ class Execution:
         received, errors = run.exchange.receive(call.name)
         run.failed |= errors
         for parts in received.values():
-            run.batch = _merged(run.batch, parts)
+            run.batch = merged(run.batch, parts)
         try:
             for key in call.inputs:
                 if run.writers.get(key) in run.failed:
@@ -175,7 +174,7 @@ class Execution:
             outputs = outputs.with_metadata(
                 **{WEIGHTS_VERSIONS: {call.role: context.weights_versions.get(call.role, 0)}}
             )
-        run.batch = _merged(run.batch, [outputs])
+        run.batch = merged(run.batch, [outputs])
         run.computed(call, run.batch, context)
 
     def _note_training(self, call: ModelFunctionCall, run: _Run) -> None:
@@ -188,10 +187,7 @@ class Execution:
             run.context = run.context.after_updates(call.role, optimizer_steps(self._interfaces[call.role]))
 
     def _update(self, action: Update, run: _Run) -> None:
-        """Have the weights of another role follow, unless the training has failed, of which its ranks tell the others.
-
-        They have computed or received the training's end before, and wait for nobody else.
-        """
+        """Have the weights of another role follow, but not if the training has failed: its ranks tell the others."""
         call, trained = action.call.name, self._placement.ranks(action.call.name)
         if self._rank in action.ranks:
             self._job.announce(f"in a move of the weights of '{action.call.role}' to '{action.update.target}'")
@@ -209,7 +205,7 @@ class Execution:
             outputs = interface.reward(batch, context)
         else:
             outputs = getattr(interface, call.kind)(model, batch, context)
-        _check_outputs(call, outputs, batch)
+        check_outputs(call, outputs, batch)
         assert isinstance(outputs, NamedArray)
         if context.training:
             check_finite(call, outputs, self._placement.graph.trained_keys, sample_names(batch))
@@ -239,31 +235,3 @@ class _Run:
 def to_compute(calls: Sequence[ModelFunctionCall], batch: NamedArray) -> list[ModelFunctionCall]:
     """The calls without those whose outputs a batch has already."""
     return [call for call in calls if call.kind == "train_step" or not all(key in batch for key in call.outputs)]
-
-
-def _merged(batch: NamedArray, parts: Sequence[NamedArray]) -> NamedArray:
-    """The batch with outputs of calls; with generated tokens, the version of the weights is noted."""
-    versions: dict[str, int] = {}
-    for part in (batch, *parts):
-        versions |= part.metadata.get(WEIGHTS_VERSIONS, {})
-    plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
-    return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
-
-
-def _check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:
-    """Check what an interface returned.
-
-    Raises:
-        PluginError: it is not a batch with the call's output keys for the samples of the input.
-    """
-    where = f"the interface of '{call.role}': {call.kind} for the call '{call.name}' returned"
-    if not isinstance(outputs, NamedArray):
-        raise PluginError(f"{where} {kind_of(outputs)}, not a NamedArray")
-    missing = [key for key in call.outputs if key not in outputs]
-    if missing:
-        raise PluginError(f"{where} no '{missing[0]}', which the graph says it writes; it has {', '.join(outputs)}")
-    extra = [key for key in outputs if key not in call.outputs]
-    if extra:
-        raise PluginError(f"{where} '{extra[0]}', which is not among the call's outputs, {', '.join(call.outputs)}")
-    if n_samples(outputs) != n_samples(batch):
-        raise PluginError(f"{where} {n_samples(outputs)} samples for a batch of {n_samples(batch)}")

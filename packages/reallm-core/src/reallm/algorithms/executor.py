@@ -22,6 +22,7 @@ from reallm.algorithms.result_exchange import ResultExchange
 from reallm.algorithms.role import Role
 from reallm.algorithms.rollout_queue import RolloutQueue
 from reallm.algorithms.timeline import END_OF_STEP, Span, Timeline, in_order
+from reallm.algorithms.weight_moves import WeightMoves
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
@@ -63,6 +64,7 @@ class GraphExecutor:
         """The rollouts of later steps."""
         self._job = job or Job()
         self._messenger, self._timeline = Messenger(self._rank, self._job), Timeline(self._rank, shared_zero())
+        self._weights = WeightMoves(roles, self._rank, self._timeline)
         self._step_began = 0.0
         self._results = ResultExchange(graph, self._placement, interfaces, self._rank)
         measured = {call.name for call in graph.calls if hasattr(interfaces[call.role], "eval_metrics")}
@@ -189,7 +191,9 @@ class GraphExecutor:
         return found[-1]
 
     def _execution(self) -> Execution:
-        return Execution(self._roles, self._interfaces, self._placement, self._messenger, self._timeline, self._job)
+        return Execution(
+            self._roles, self._interfaces, self._placement, self._weights, self._messenger, self._timeline, self._job
+        )
 
     def evaluate(self, batches: Iterable[NamedArray], context: CallContext) -> dict[str, float]:
         """Metrics over all batches: those of the train calls' objectives, as `eval/loss`, and those that interfaces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reallm.algorithms.execution import WEIGHTS_VERSIONS
+from reallm.algorithms.call_outputs import WEIGHTS_VERSIONS
 from reallm.algorithms.placement import Placement
 from reallm.data.namedarray import NamedArray, merge, split
 from reallm.specs import ModelFunctionCall

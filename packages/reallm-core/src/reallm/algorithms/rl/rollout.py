@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from reallm.algorithms.call_outputs import WEIGHTS_VERSIONS
 from reallm.algorithms.context import CallContext
-from reallm.algorithms.execution import WEIGHTS_VERSIONS
 from reallm.algorithms.rl.keys import KEPT_MASS
 from reallm.data.batching import cu_seqlens
 from reallm.data.namedarray import NamedArray
