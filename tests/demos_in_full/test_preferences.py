@@ -26,13 +26,19 @@ def test_dpo_makes_a_model_friendly(tmp_path: Path) -> None:
     assert result.metrics["eval/rewards/accuracies"] >= 0.95
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_rewards_make_a_model_friendly(tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "divergence", "highest"),
+    [("grpo", "train/kl", 0.1), ("ppo", "actor_train/objective/kl", 4.0)],  # nats a token, and nats an answer
+)
+def test_rewards_make_a_model_friendly_that_stays_near_the_one_before(
+    tmp_path: Path, algorithm: str, divergence: str, highest: float
+) -> None:
     printed = io.StringIO()
-    run_demo(tmp_path, algorithm=algorithm, console=Console(file=printed, width=100))
+    result = run_demo(tmp_path, algorithm=algorithm, console=Console(file=printed, width=100))
     before, after = friendly_shares(printed.getvalue(), algorithm.upper())
     assert 20 <= before <= 65
     assert after >= 90
+    assert 0 < result.metrics[divergence] < highest
 
 
 def friendly_shares(output: str, name: str) -> tuple[float, float]:

@@ -115,7 +115,11 @@ def test_greedy_answers_are_rewarded_alike() -> None:
     found = interface.reward(answers, CONTEXT)
     assert found["greedy_reward_parts"].tolist() == [1, 0, 0]
     assert found["greedy_reward_given"].tolist() == [True, True, False]
-    assert interface.call_metrics() == {"greedy_rewards/matches/errors": 0, "greedy_rewards/matches/timeouts": 0}
+    assert interface.call_metrics() == {
+        "greedy_rewards/matches/errors": 0,
+        "greedy_rewards/matches/timeouts": 0,
+        "greedy_rewards/matches/failed_ratio": 0,
+    }
 
 
 def test_one_process_of_the_run_calls_functions() -> None:

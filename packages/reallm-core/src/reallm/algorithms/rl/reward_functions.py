@@ -137,6 +137,8 @@ class RewardFunctionsInterface:
 class GreedyRewardFunctionsInterface:
     """Rewards the most likely answers by the same functions; an evaluation does without them."""
 
+    call_metric_names = tuple(f"{GREEDY}{name}" for name in RewardFunctionsInterface.call_metric_names)
+
     def __init__(self, config: RewardedConfig) -> None:
         self._functions = RewardFunctionsInterface(config)
 
@@ -145,7 +147,7 @@ class GreedyRewardFunctionsInterface:
         return with_prefix(self._functions.reward(without_prefix(batch, GREEDY), context), GREEDY)
 
     def call_metrics(self) -> dict[str, float]:
-        """Failures in the last call: `greedy_rewards/<name>/errors` and `.../timeouts`."""
+        """Failures in the last call, such as `greedy_rewards/<name>/errors`."""
         return {f"{GREEDY}{name}": count for name, count in self._functions.call_metrics().items()}
 
 
