@@ -38,7 +38,8 @@ MODEL = ModelProfile(
     ),
     optimizer=((100, 1.0), (300, 2.0)),
 )
-LINKS = LinkProfile({2: ((1000, 1.0), (3000, 2.0))}, ((1000, 3.0),), ())
+SUMS = {2: ((1000, 1.0), (3000, 2.0))}
+LINKS = LinkProfile(SUMS, SUMS, SUMS, ((1000, 3.0),), ())
 
 
 def _rates(model=MODEL, links=LINKS):
@@ -66,6 +67,7 @@ def test_measured_rates_follow_tokens_lengths_widths_and_contexts():
     assert rates.decode("head", 3, 20) == 4
     assert rates.optimizer(200) == 1.5
     assert rates.all_reduce(2000, [0, 1]) == 1.5
+    assert rates.all_gather(2000, [0, 1]) == rates.reduce_scatter(2000, [0, 1]) == 1.5
     assert rates.all_reduce(2000, [0]) == 0
     assert rates.point_to_point(2000, [0, 1]) == 6
 
@@ -118,17 +120,17 @@ def test_a_tiny_model_is_measured():
     profile = measure(
         [MeasuredModel(TINY), MeasuredModel(TINY.replace(n_layers=5)), MeasuredModel(critic, generates=False)],
         torch.device("cpu"),
-        Sizes(tp=(1, 2, 3), passes=((1, 8), (2, 8), (1, 16)), widths=(1, 2), contexts=(4,)),
+        Sizes(tp=(1, 2, 3), passes=((1, 8), (2, 8)), widths=(2,), contexts=(4,)),
         seconds=0.1,
         advance=lambda what, share: shares.append(share),
     )
     assert set(profile.models) == {KEY, model_key(critic, "torch.float32")}
     found = profile.models[KEY]
     assert {(each.tp, each.n_sequences, each.length) for each in found.passes} == {
-        (tp, *point) for tp in (1, 2) for point in ((1, 8), (2, 8), (1, 16))
+        (tp, *point) for tp in (1, 2) for point in ((1, 8), (2, 8))
     }
     assert sum(each.forward_block + each.forward_ends for each in found.passes) > 0
-    assert {(each.tp, each.n_sequences) for each in found.decoding} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert {(each.tp, each.n_sequences) for each in found.decoding} == {(1, 2), (2, 2)}
     assert len(found.optimizer) == 2
     assert not profile.models[model_key(critic, "torch.float32")].decoding
     assert len(profile.links.host_copy) > 3
@@ -137,6 +139,8 @@ def test_a_tiny_model_is_measured():
 
 
 def test_a_machine_has_measured_links():
-    found = with_measured_links(this_machine(2), Profile("one", links=LinkProfile({}, ((0, 1.0), (100, 3.0)), ())))
+    found = with_measured_links(
+        this_machine(2), Profile("one", links=LinkProfile(point_to_point=((0, 1.0), (100, 3.0))))
+    )
     assert found.within_node == Link(50, 1)
     assert found.host == this_machine(2).host

@@ -92,7 +92,7 @@ class CallTimes:
             stages = [self._decode(stage, width, steps.context) for stage in range(self.layout.pp)]
             slowest = max(stages, key=lambda one: one.seconds)
             passing = sum(one.seconds for one in stages) + self._boundaries(width)
-            told = self.rates.all_reduce(8 * width, replica) / 2 if n_messages else 0.0
+            told = self.rates.all_gather(8 * width, replica) if n_messages else 0.0
             whole = max(in_flight * slowest.seconds, passing) + told
             compute += steps.n_steps * in_flight * slowest.compute
             communication += steps.n_steps * (in_flight * slowest.communication + told)
@@ -206,7 +206,7 @@ class CallTimes:
         communication = (n_blocks * self._n_reduced + embeds) * self._tp_reduction(width)
         if ends:  # the ranks gather logits
             n_bytes = width * self.config.vocab_size * self.settings.dtype.itemsize
-            communication += self.rates.all_reduce(n_bytes, self._tp_ranks) / 2
+            communication += self.rates.all_gather(n_bytes, self._tp_ranks)
         return _Pass(compute, communication)
 
     def _prefill(self) -> tuple[float, float, float]:
@@ -239,19 +239,25 @@ class CallTimes:
         if self.layout.dp == 1:
             return 0.0
         size = max(GRADIENT_BYTES, self.settings.dtype.itemsize)
-        sums = self.rates.all_reduce(size * self._share.gathered, self._dp_ranks)
+        n_bytes = size * self._share.gathered
         if not self.layout.fsdp:
-            return sums
+            return self.rates.all_reduce(n_bytes, self._dp_ranks)
+        sums = self._of_units(self.rates.reduce_scatter, n_bytes)
         n_gathers, n_scatters = (2 * n_microbatches if self.zero >= 3 else 1), (n_microbatches if self.zero >= 2 else 1)
         shown = self._exposed(self._gather_seconds(n_gathers), forward * n_gathers / max(n_gathers, n_microbatches))
-        return shown + self._exposed(n_scatters * sums / 2, backward * n_scatters / n_microbatches)
+        return shown + self._exposed(n_scatters * sums, backward * n_scatters / n_microbatches)
 
     def _gather_seconds(self, n_gathers: float) -> float:
         """FSDP's gathers of the parameters of a rank's stage."""
         if not self.layout.fsdp:
             return 0.0
         n_bytes = self._share.gathered * self.settings.dtype.itemsize
-        return n_gathers * self.rates.all_reduce(n_bytes, self._dp_ranks) / 2
+        return n_gathers * self._of_units(self.rates.all_gather, n_bytes)
+
+    def _of_units(self, collective: Callable[[int, Sequence[int]], float], n_bytes: float) -> float:
+        """A collective over data-parallel ranks for each unit of FSDP, which is a block, or what is no block."""
+        n_units = max(self._blocks) + 1
+        return n_units * collective(int(n_bytes / n_units), self._dp_ranks)
 
     def _exposed(self, communication: float, compute: float) -> float:
         """The part of FSDP's collectives that nothing hides: the first unit's, and what takes longer than computing."""

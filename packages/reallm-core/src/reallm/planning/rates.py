@@ -47,6 +47,14 @@ class Rates(Protocol):
         """A sum over ranks, in place, of so many bytes on each; 0 for one rank."""
         ...
 
+    def all_gather(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A gather of equal parts from all ranks to all ranks, of so many bytes together; 0 for one rank."""
+        ...
+
+    def reduce_scatter(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A sum over ranks of so many bytes on each, of which each rank gets a part; 0 for one rank."""
+        ...
+
     def point_to_point(self, n_bytes: int, ranks: Sequence[int]) -> float:
         """A message from the first of two ranks to the second."""
         ...

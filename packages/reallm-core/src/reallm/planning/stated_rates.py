@@ -136,6 +136,14 @@ class StatedRates:
             bandwidth = min(bandwidth * n / n_nodes, self._machine.within_node.bandwidth)
         return 2 * (n - 1) / n * n_bytes / bandwidth + 2 * math.ceil(math.log2(n)) * link.latency
 
+    def all_gather(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A gather: the second half of a sum in a ring."""
+        return self.all_reduce(n_bytes, ranks) / 2
+
+    def reduce_scatter(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A sum of which each rank gets a part: the first half of a sum in a ring."""
+        return self.all_reduce(n_bytes, ranks) / 2
+
     def point_to_point(self, n_bytes: int, ranks: Sequence[int]) -> float:
         """A message from the first of two ranks to the second."""
         return self._machine.link(ranks).seconds(n_bytes)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from reallm.offload.tensors import Offload
 from reallm.parallel.layout import Layout
-from reallm.parallel.mesh import Group, Mesh
+from reallm.parallel.mesh import Group, Mesh, all_gather_single, reduce_scatter_single
 from reallm.planning.profiling.profile import LinkProfile
 from reallm.planning.profiling.timing import synchronize, time_rounds
 
@@ -41,7 +41,13 @@ def measure_links(
         n = 2
         while n <= n_ranks:
             mesh = Mesh.of(Layout(dp=n))
-            works["all_reduce", n, size] = partial(_all_reduce, mesh, tensor.view(torch.float32))
+            whole = tensor.view(torch.float32)
+            part = torch.zeros(len(whole) // n, device=device)
+            works["all_reduce", n, size] = partial(_collective, mesh, device, partial(dist.all_reduce, whole))
+            works["all_gather", n, size] = partial(_collective, mesh, device, partial(all_gather_single, whole, part))
+            works["reduce_scatter", n, size] = partial(
+                _collective, mesh, device, partial(reduce_scatter_single, part, whole)
+            )
             n *= 2
         if n_ranks > 1:
             works["point_to_point", 2, size] = partial(_message, Mesh.of(Layout(dp=2)), tensor)
@@ -50,14 +56,22 @@ def measure_links(
     def points(kind: str, n: int) -> tuple[tuple[int, float], ...]:
         return tuple((size, found[0]) for (of, ranks, size), found in medians.items() if (of, ranks) == (kind, n))
 
-    sums = {n: points("all_reduce", n) for kind, n, _ in works if kind == "all_reduce"}
-    return LinkProfile(sums, points("point_to_point", 2), points("host_copy", 1))
+    def by_ranks(kind: str) -> dict[int, tuple[tuple[int, float], ...]]:
+        return {n: points(kind, n) for of, n, _ in works if of == kind}
+
+    return LinkProfile(
+        by_ranks("all_reduce"),
+        by_ranks("all_gather"),
+        by_ranks("reduce_scatter"),
+        points("point_to_point", 2),
+        points("host_copy", 1),
+    )
 
 
-def _all_reduce(mesh: Mesh, tensor: torch.Tensor) -> Sequence[float]:
+def _collective(mesh: Mesh, device: torch.device, collective: Callable[..., Any]) -> Sequence[float]:
     if not mesh.is_member:
         return [0.0]
-    return _timed(tensor.device, lambda group: dist.all_reduce(tensor, group=group), mesh.all)
+    return _timed(device, lambda group: collective(group=group), mesh.all)
 
 
 def _message(mesh: Mesh, tensor: torch.Tensor) -> Sequence[float]:

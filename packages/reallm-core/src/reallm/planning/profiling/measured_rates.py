@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import groupby
 
@@ -46,7 +46,7 @@ class MeasuredRates:
             "backward passes": any(each.backward_block for each in self._model.passes),
             "decoding": self._model.decoding,
             "optimizer": self._model.optimizer,
-            "all-reduce": self._links.all_reduce,
+            "collectives": self._links.all_reduce and self._links.all_gather and self._links.reduce_scatter,
             "point-to-point": self._links.point_to_point,
             "host copies": self._links.host_copy,
         }
@@ -83,10 +83,15 @@ class MeasuredRates:
 
     def all_reduce(self, n_bytes: int, ranks: Sequence[int]) -> float:
         """A sum over ranks; over more ranks than were measured it is stated."""
-        if len(ranks) <= 1:
-            return 0.0
-        points = self._links.all_reduce.get(len(ranks))
-        return interpolate(points, n_bytes) if points else self._stated.all_reduce(n_bytes, ranks)
+        return self._collective(self._links.all_reduce, n_bytes, ranks, self._stated.all_reduce)
+
+    def all_gather(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A gather of so many bytes together; over more ranks than were measured it is stated."""
+        return self._collective(self._links.all_gather, n_bytes, ranks, self._stated.all_gather)
+
+    def reduce_scatter(self, n_bytes: int, ranks: Sequence[int]) -> float:
+        """A sum of which each rank gets a part; over more ranks than were measured it is stated."""
+        return self._collective(self._links.reduce_scatter, n_bytes, ranks, self._stated.reduce_scatter)
 
     def point_to_point(self, n_bytes: int, ranks: Sequence[int]) -> float:
         """A message from the first of two ranks to the second."""
@@ -99,6 +104,16 @@ class MeasuredRates:
         return interpolate(points, n_bytes) if points else self._stated.host_copy(n_bytes)
 
     # ------------------------------------------------------------------ private helpers
+
+    def _collective(
+        self,
+        measured: Mapping[int, Points],
+        n_bytes: int,
+        ranks: Sequence[int],
+        stated: Callable[[int, Sequence[int]], float],
+    ) -> float:
+        points = measured.get(len(ranks))
+        return interpolate(points, n_bytes) if points else stated(n_bytes, ranks)
 
     def _pass(self, direction: str, piece: Piece, lengths: Sequence[int], tp: int) -> float:
         if piece == "embedding":

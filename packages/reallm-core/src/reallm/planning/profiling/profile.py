@@ -67,6 +67,10 @@ class LinkProfile:
 
     all_reduce: Mapping[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """By the number of ranks."""
+    all_gather: Mapping[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """By the number of ranks, with the bytes of the whole."""
+    reduce_scatter: Mapping[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """By the number of ranks, with the bytes of the whole."""
     point_to_point: tuple[tuple[int, float], ...] = ()
     host_copy: tuple[tuple[int, float], ...] = ()
 
@@ -142,7 +146,9 @@ def _profile(setting: str, values: Mapping[str, Any]) -> Profile:
         setting,
         {key: _model(each) for key, each in values["models"].items()},
         LinkProfile(
-            {int(n): _points(points) for n, points in links["all_reduce"].items()},
+            _by_ranks(links["all_reduce"]),
+            _by_ranks(links["all_gather"]),
+            _by_ranks(links["reduce_scatter"]),
             _points(links["point_to_point"]),
             _points(links["host_copy"]),
         ),
@@ -155,6 +161,10 @@ def _model(values: Mapping[str, Any]) -> ModelProfile:
         tuple(DecodeTimes(**each) for each in values["decoding"]),
         _points(values["optimizer"]),
     )
+
+
+def _by_ranks(values: Mapping[str, Any]) -> dict[int, tuple[tuple[int, float], ...]]:
+    return {int(n): _points(points) for n, points in values.items()}
 
 
 def _points(values: Any) -> tuple[tuple[int, float], ...]:
