@@ -103,7 +103,7 @@ class Sequences:
         workload = self.workload
         n = math.ceil(workload.n_sequences / dp)
         answers = _spread(workload.answers, n)
-        answers[0] = workload.answers.longest  # some rank has it, and the call ends with it
+        answers[answers.index(max(answers))] = workload.answers.longest  # some rank has it, and the call ends with it
         return tuple(_merged(_decoded(answers, max_sequences), workload.prompts.mean))
 
     def prompts(self, dp: int) -> int:
