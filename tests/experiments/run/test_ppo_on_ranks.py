@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,16 @@ def test_actor_and_critic_on_different_ranks_give_the_numbers_of_one_process(tmp
         "ref_inf": CallArgs("dp1@0", offload=True),
         "rew_inf": CallArgs("dp1@1", offload=True),
     }
-    on_ranks(2, train, runs.config(name="placed", **settings, **placed))
+    on_ranks(2, train, runs.config(name="placed", timeline=True, **settings, **placed))
     assert_same_numbers(numbers(tmp_path / "runs" / "placed"), numbers(whole.run_dir))
+    spans = [json.loads(line) for line in (tmp_path / "runs" / "placed" / "timeline.jsonl").read_text().splitlines()]
+    assert {span["step"] for span in spans} == {1, 2}
+    for kind, names in {
+        "call": {"actor_gen", "rew_inf", "ref_inf", "critic_inf", "actor_train", "critic_train"},
+        "move": {"actor to dp2"},
+        "offload": {"ref_inf", "rew_inf"},
+        "reload": {"ref_inf", "rew_inf"},
+    }.items():
+        assert {span["name"] for span in spans if span["kind"] == kind} == names
+    assert {span["rank"] for span in spans if span["name"] == "actor_gen"} == {0, 1}
+    assert all(span["start"] <= span["end"] for span in spans)
