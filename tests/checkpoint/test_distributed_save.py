@@ -177,7 +177,7 @@ def test_some_ranks_save_while_others_move_a_model(checkpoints, tmp_path):
 
 def save_without_rank_1(rank: int, out: Path) -> str:
     """Each of two ranks has half of the rows of a matrix."""
-    mesh = Mesh.of("fsdp2", timeout=timedelta(seconds=2))
+    mesh = Mesh.of("fsdp2", timeout=timedelta(seconds=4))
     boxes = {0: {"m": Box((0, 0), (2, 3))}, 1: {"m": Box((2, 0), (4, 3))}}
     whole = torch.arange(12.0).view(4, 3)
     matrix = TensorToWrite(
@@ -197,6 +197,6 @@ def save_without_rank_1(rank: int, out: Path) -> str:
 
 def test_a_rank_that_is_missing_while_files_are_gathered_is_named(tmp_path):
     error, _ = on_ranks(2, save_without_rank_1, tmp_path)
-    assert re.match(r"rank 0 waited 2\.\d s for rank 1 to send 'm for w': that rank is missing, stuck, or waits", error)
+    assert re.match(r"rank 0 waited 4\.\d s for rank 1 to send 'm for w': that rank is missing, stuck, or waits", error)
     (tensor,) = tensors_of(tmp_path).values()
     assert torch.equal(tensor, torch.arange(12.0).view(4, 3).bfloat16())

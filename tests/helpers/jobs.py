@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -128,9 +129,7 @@ def as_under_srun(folder: Path, arguments: Sequence[Sequence[str]], program: str
         arguments: of each rank.
         program: Python source to run instead of `reallm`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         Command(
             folder,
@@ -143,6 +142,15 @@ def as_under_srun(folder: Path, arguments: Sequence[Sequence[str]], program: str
         )
         for rank, of_rank in enumerate(arguments)
     ]  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that stays free until it is used: below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def torchrun(n: int) -> list[str]:

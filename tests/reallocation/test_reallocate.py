@@ -208,7 +208,7 @@ def test_wrong_arguments_say_what_to_do_and_plans_are_kept():
 def without_rank_1(rank: int, folder: Path) -> str:
     """The others' error; rank 1 does not come."""
     torch.set_num_threads(1)
-    timeout = timedelta(seconds=2)
+    timeout = timedelta(seconds=4)
     model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of("tp2pp2", timeout=timeout))
     target = ReaLModel(CONFIG, seed=4, mesh=Mesh.of("dp4", timeout=timeout))
     model.meshes.get(target.mesh)

@@ -215,7 +215,7 @@ def test_a_loss_that_never_calls_hidden_is_named_and_the_pipeline_is_not_used_ag
 
 
 def loss_calls_hidden_twice(rank):
-    mesh = Mesh.of("pp2", timeout=timedelta(seconds=2))
+    mesh = Mesh.of("pp2", timeout=timedelta(seconds=4))
     model = stage_of(mesh)
     pipeline = PipelineRunner(model, mesh)
 
@@ -234,7 +234,7 @@ def test_a_loss_that_calls_hidden_twice_is_named():
 
 
 def wrong_sizes(rank):
-    mesh = Mesh.of("pp2", timeout=timedelta(seconds=2))
+    mesh = Mesh.of("pp2", timeout=timedelta(seconds=4))
     model = stage_of(mesh)
     pipeline = PipelineRunner(model, mesh)
     error = PluginError if rank else PeerError
