@@ -153,7 +153,7 @@ def _settings_of_resumed_run(
 ) -> tuple[list[Path], list[str]]:
     """The files and arguments to load before all others if `resume=<run>` is given; none otherwise."""
     from reallm.config.load import given
-    from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR
+    from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, call_fields
 
     values = given(config_class, files, arguments)
     resume = values.get("resume", AUTO)
@@ -169,4 +169,8 @@ def _settings_of_resumed_run(
         raise ConfigError(
             f"resume={resume} is a run of {algorithm}, not of {name}; write {folder.resume_command(algorithm)}"
         )
-    return resume_arguments(folder)
+    run_files, run_arguments = resume_arguments(folder)
+    if "allocation" in values:  # the plan that the run has had is not kept
+        for field in call_fields(config_class):
+            run_arguments += [f"{field}.layout=null", f"{field}.offload=false"]
+    return run_files, run_arguments

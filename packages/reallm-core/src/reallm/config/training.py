@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from reallm.config.allocation import MANUAL, layout_of
 from reallm.config.args import CallArgs, ModelArgs, dataset_option
 from reallm.config.dataset import batch_size, check_splits, splits
 from reallm.config.group import ConfigGroup
@@ -48,6 +49,13 @@ class TrainingConfig(ConfigGroup):
     )
     parallel: ParallelArgs = field(
         default_factory=ParallelArgs, metadata={"help": "how training is split over processes, one for each GPU"}
+    )
+
+    allocation: str = option(
+        MANUAL,
+        "where calls are computed that have no layout of their own: manual, as parallel.* says; search, the fastest "
+        "plan that is found; heuristic, all on all processes, each model split no further than memory demands; or "
+        "one layout for all, such as d2p2m1 (data, pipeline and tensor parallelism)",
     )
 
     epochs: int = option(1, "passes over the training data")
@@ -113,6 +121,7 @@ class TrainingConfig(ConfigGroup):
                 "write PromptAnswerDatasetConfig(train_path=...)"
             )
         check_values(self)
+        layout_of(self.allocation)
         _check_dataset(self.dataset)
         self._check_location()
         at_least_one = {
@@ -150,8 +159,10 @@ class TrainingConfig(ConfigGroup):
 
     @property
     def n_processes(self) -> int:
-        """Number of processes to start: as many as `parallel.*` or the layout of a call needs."""
+        """Number of processes to start: as many as `parallel.*`, `allocation` or the layout of a call needs."""
         layouts = [Layout.parse(args.layout) for args in call_args_of(self).values() if args.layout is not None]
+        for_all = layout_of(self.allocation)
+        layouts += [] if for_all is None else [for_all]
         return max([self.parallel.n_processes, *(max(layout.ranks) + 1 for layout in layouts)])
 
     @property
@@ -205,6 +216,11 @@ def role_optimizer(config: TrainingConfig, role: str) -> OptimizerConfig:
 def max_tokens_per_microbatch(config: TrainingConfig, role: str) -> int:
     """The tokens that the model of a role computes at once."""
     return model_args(config, role).max_tokens_per_microbatch or config.max_tokens_per_microbatch
+
+
+def call_fields(config_class: type) -> list[str]:
+    """The fields of a configuration class that say where a call is computed: the names of the calls."""
+    return [item.name for item in dataclasses.fields(config_class) if item.default_factory is CallArgs]
 
 
 def call_args_of(config: Any) -> dict[str, CallArgs]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
@@ -41,3 +41,20 @@ class ExecutionPlan:
         layouts = {name: one.layout for name, one in self.calls.items()}
         offloaded = frozenset(name for name, one in self.calls.items() if one.offload)
         return Placement.from_layouts(graph, layouts, n_ranks, offloaded)
+
+    def assignments(self, graph: Graph) -> list[str]:
+        """The keys of a configuration that ask for this plan: `actor_gen.layout=dp4`, `ref_inf.offload=true`."""
+        found = []
+        for call in graph.calls:
+            one = self.calls[call.name]
+            if call.kind != "reward" or one.layout != Layout():  # where it is without a layout
+                found.append(f"{call.name}.layout={self.layout_text(graph, call.name)}")
+            if one.offload:
+                found.append(f"{call.name}.offload=true")
+        return found
+
+    def layout_text(self, graph: Graph, call: str) -> str:
+        """The layout of a call as its key has it: a role that is trained is sharded whether that says so or not."""
+        one, layout = next(each for each in graph.calls if each.name == call), self.calls[call].layout
+        trained = (self.calls[each.name].layout for each in graph.train_calls if each.role == one.role)
+        return (replace(layout, fsdp=False) if layout in trained else layout).short

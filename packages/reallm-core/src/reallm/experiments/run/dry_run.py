@@ -25,6 +25,7 @@ from reallm.errors import DataError, counted
 from reallm.experiments.checkpointing.open_run import planned_run
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.preflight.models import planned_model
+from reallm.experiments.run.allocation import with_allocation
 from reallm.experiments.run.messages import complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan, check_names
 from reallm.experiments.run.progress import print_line
@@ -68,6 +69,7 @@ def dry_run(
     job = Job(size=n, local_size=n) if job is None else job
     graph = Graph.of(algorithm, config)
     check_names(config, algorithm, graph, job)
+    config = with_allocation(config, graph, job, echo)
     run = planned_run(config, plain(describe(config).tree()), name)
     if run.is_finished:
         echo(complete_line(read_run(run.folder.path)))

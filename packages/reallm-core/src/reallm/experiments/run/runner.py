@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, ReallmError, kind_of, one_line
 from reallm.experiments.checkpointing.open_run import open_run
 from reallm.experiments.reports.write import write_page, write_plot
+from reallm.experiments.run.allocation import with_allocation
 from reallm.experiments.run.hub import push_run
 from reallm.experiments.run.messages import complete_line, final_lines
 from reallm.experiments.run.plan import check_names
@@ -86,6 +88,8 @@ def run(
     check_names(config, algorithm, graph, job)
     settings = plain(describe(config).tree())
     with distributed_context(config, settings, graph, job), ExitStack() as stack:
+        config = with_allocation(config, graph, job, partial(print_line, console))
+        settings = plain(describe(config).tree())
         opened = open_run(job, config, settings, name, stack)
         if opened.is_finished:
             earlier = read_run(opened.folder.path)

@@ -106,6 +106,8 @@ def without_parallel(changed: Diff) -> Diff:
 
 
 def _places_call(key: str) -> bool:
-    """Whether a key is one of a call's `CallArgs`, such as `actor_gen.layout`."""
+    """Whether a key says where calls are computed: one of a call's `CallArgs`, such as `actor_gen.layout`."""
+    if key == "allocation":
+        return True
     group, _, leaf = key.partition(".")
     return group not in ("dataset", "optimizer") and leaf in CALL_KEYS
