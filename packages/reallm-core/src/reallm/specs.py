@@ -28,6 +28,8 @@ class DatasetSpec:
     keys: tuple[str, ...] = ()
     """Keys of its samples. With them, an algorithm that needs other keys is refused before any data is read; without
     them, after the first sample."""
+    example: tuple[str, ...] = ()
+    """Settings, as `key=value`, that `reallm plugins check` tries it with where none are given."""
 
     def dataset_class(self) -> Any:
         """The dataset class, imported now."""
@@ -120,6 +122,9 @@ class RewardSpec:
     """Columns of rows that it needs, besides those of its parameters that have no default."""
     requires: tuple[str, ...] = ()
     install: str = ""
+    example: Callable[[], Sequence[Mapping[str, Any]]] | str | None = None
+    """A function, or a lazy `"module:function"`, that returns rows that `reallm plugins check` tries it with, where it
+    reads other columns than `answer`: mappings with `prompt`, `completion` and columns."""
 
     def reward_function(self) -> Any:
         """The function, imported now."""

@@ -14,6 +14,7 @@ def reallm_datasets() -> dict[str, DatasetSpec]:
             config="reallm_rewards.reasoning_gym.config:ReasoningGymConfig",
             description="questions of a task of reasoning-gym: for reinforcement learning",
             keys=("prompt_ids",),
+            example=("task=basic_arithmetic", "size=8"),
         )
     }
 
@@ -53,5 +54,6 @@ def reallm_rewards() -> dict[str, RewardSpec]:
             columns=("reasoning_gym",),
             requires=("reasoning_gym",),
             install="reallm-rewards[reasoning-gym]",
+            example="reallm_rewards.reasoning_gym.example:rows",
         ),
     }

@@ -35,7 +35,14 @@ def check_plugin(
     Raises:
         ReallmError: if nothing can be checked: an unknown name, or a wrong or missing argument.
     """
-    offer = _find_offer(name, kind)
+    found = [
+        _check_offer(offer, arguments, as_json=as_json, checkpoint=checkpoint)
+        for offer in _find_offers(name, kind, is_plain=not arguments and not as_json and checkpoint is None)
+    ]
+    return all(found)
+
+
+def _check_offer(offer: Offer, arguments: Sequence[str], *, as_json: bool, checkpoint: Path | None) -> bool:
     kit = kit_class(offer.kind).from_command(offer, arguments, checkpoint)
     printer = None if as_json else ReportPrinter(kit)
     with contextlib.redirect_stdout(sys.stderr):  # the plugin may print, which must not mix with the report
@@ -47,17 +54,18 @@ def check_plugin(
     return report.passed
 
 
-def _find_offer(name: str, kind: str | None) -> Offer:
+def _find_offers(name: str, kind: str | None, *, is_plain: bool) -> list[Offer]:
+    """What has the name; several kinds only if nothing is said that is for one of them."""
     if kind is not None:
         if kind not in KINDS:
             hint = did_you_mean(kind, KINDS) or f"; kinds: {', '.join(KINDS)}"
             raise ConfigError(f"--kind {kind}: there is no such kind of plugin{hint}")
-        return registry.registry().offer(kind, name)
+        return [registry.registry().offer(kind, name)]
     offers = registry.registry().offers_named(name)
-    if len(offers) > 1:
+    if len(offers) > 1 and not is_plain:
         kinds = " and of ".join(f"the {offer.kind}" for offer in offers)
         raise ConfigError(f"'{name}' is the name of {kinds}; say which is meant: --kind {offers[0].kind}")
-    return offers[0]
+    return offers
 
 
 class ReportPrinter:

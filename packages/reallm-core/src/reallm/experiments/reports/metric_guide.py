@@ -160,7 +160,7 @@ GUIDES = (
     ),
     MetricGuide(
         "Failed rewards (answers)",
-        ("rewards/*/errors", "rewards/*/timeouts"),
+        ("rewards/*/errors", "rewards/*/timeouts", "greedy_rewards/*/errors", "greedy_rewards/*/timeouts"),
         "answers of a step for which a reward function raised an exception, or took longer than reward_timeout_s",
         "0",
         "Read the trace that the run has shown, and mend the function. Time-outs: raise reward_timeout_s or "

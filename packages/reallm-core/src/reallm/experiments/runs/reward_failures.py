@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 
 from reallm.errors import counted
 from reallm.experiments.runs.metrics import Curve, is_evaluation
-
-_RATIO = "/failed_ratio"
 
 
 def reward_failures(curves: Mapping[str, Curve]) -> list[str]:
@@ -19,9 +18,9 @@ def reward_failures(curves: Mapping[str, Curve]) -> list[str]:
     trained = [name for name in curves if not is_evaluation(name)]
     found = []
     for name in trained:
-        if not name.endswith(_RATIO):
+        if not fnmatch(name, "*/rewards/*/failed_ratio"):
             continue
-        function = name.removesuffix(_RATIO)
+        function = name.removesuffix("/failed_ratio")
         reward = function.rpartition("/")[2]
         ratios = [ratio for _, ratio in curves[name]]
         n_errors, n_timeouts = (_total(curves.get(f"{function}/{kind}", [])) for kind in ("errors", "timeouts"))

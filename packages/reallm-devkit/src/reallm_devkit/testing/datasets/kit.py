@@ -92,8 +92,14 @@ class DatasetKit(PluginKit[DatasetSubject]):
         if checkpoint is not None:
             raise ConfigError("--checkpoint is for model families; a dataset takes tokenizer=PATH")
         name = f"dataset.name={offer.name}"
+        given = {argument.partition("=")[0] for argument in arguments}
+        example = [f"dataset.{each}" for each in offer.value.example]
         try:
-            loaded = load(_CommandConfig, (), [name, *arguments])
+            loaded = load(
+                _CommandConfig,
+                (),
+                [name, *(each for each in example if each.partition("=")[0] not in given), *arguments],
+            )
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise PluginError(f"dataset '{offer.name}': its configuration cannot be read: {reason}") from error
@@ -103,8 +109,8 @@ class DatasetKit(PluginKit[DatasetSubject]):
         experiment_checks.check_dataset("dataset", config.dataset)
         values = {item.name: getattr(config.dataset, item.name) for item in dataclasses.fields(config.dataset)}
         keys = {item.name for item in dataclasses.fields(offer.value.config_class())}
-        given = {name: value for name, value in values.items() if name in keys}
-        return cls.of(dataset=offer.name, config=given, tokenizer=config.tokenizer)
+        known = {name: value for name, value in values.items() if name in keys}
+        return cls.of(dataset=offer.name, config=known, tokenizer=config.tokenizer)
 
     def subject(self, case: str) -> DatasetSubject:
         """Make the subject, and write `rows` to a file if they are given."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from reallm.errors import ConfigError
+from reallm.references import resolve
 from reallm.specs import RewardSpec
 from reallm_devkit.testing.checks import Check
 from reallm_devkit.testing.common_checks import description, light_import
@@ -49,11 +52,18 @@ class RewardKit(PluginKit[RewardSubject]):
     """The name it is installed under, or the `RewardSpec` of one that is not installed yet."""
 
     rows: ClassVar[Sequence[Mapping[str, Any]]] = DEFAULT_ROWS
-    """Rows with a `prompt` and a `completion` as text, and the columns that it reads."""
+    """Rows with a `prompt` and a `completion` as text, and the columns that it reads; by default the `example` of the
+    `RewardSpec`, if it has one."""
 
     def subject(self, case: str) -> RewardSubject:
         """Make the subject."""
-        return RewardSubject(self._spec(), self._table(), self._light_modules(), self.rows)
+        spec: RewardSpec = self._spec()
+        if missing := [module for module in spec.requires if find_spec(module) is None]:
+            raise ConfigError(f"{self.title()} needs {', '.join(missing)}; {spec.install_command}")
+        rows = self.rows
+        if rows is DEFAULT_ROWS and spec.example is not None:
+            rows = resolve(spec.example)()
+        return RewardSubject(spec, self._table(), self._light_modules(), rows)
 
     def _reference(self) -> Any:
         """The function, or a lazy reference to it."""
