@@ -43,7 +43,7 @@ class Runs:
             "actor": ModelArgs(path=str(self.student), device="cpu"),
             "teacher": ModelArgs(path=str(self.teacher()), device="cpu"),
             "dataset": dataset,
-            "gen": SamplingArgs(max_new_tokens=6),
+            "gen": SamplingArgs(max_new_tokens=6) if on_policy else SamplingArgs(),
             "top_k": 8,
             "optimizer": OptimizerConfig(lr=1e-2),
             "eval_generations": 0,
