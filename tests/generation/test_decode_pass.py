@@ -19,11 +19,12 @@ from reallm.model.transformer import Transformer
 from tests.helpers.variants import BASE, VARIANTS, build
 
 PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4], [6, 6], [4, 1, 2, 3, 4]]
-GENERAL = {"parallel branches", "experts"}
+GENERAL = {"experts"}
 """Variants that the decoding pass does not cover."""
 MORE = {
     "biases": BASE.replace(q_bias=True, v_bias=True, o_bias=True, up_bias=True, down_bias=True, init_std=0.3),
     "plain MLP": BASE.replace(mlp="plain", activation="gelu_tanh", norm="layer", norm_bias=True),
+    "parallel branches, norms of their own": BASE.replace(parallel_residual=True, shared_norm=False),
     "residual multiplier": BASE.replace(residual_multiplier=0.3),
     "partial rotation": BASE.replace(rope=VARIANTS["rope of each block"].ropes[0]),
 }

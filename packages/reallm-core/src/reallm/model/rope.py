@@ -77,15 +77,19 @@ class JointRotation:
     """
 
     def __init__(self, cos: Tensor, sin: Tensor, n_heads: Sequence[int], n_tokens: int) -> None:
-        self._cos, self._sin, self._half = cos, sin, cos.shape[-1] // 2
-        self._rotated = torch.empty_like(cos)
+        self._cos, self._sin, half = cos, sin, cos.shape[-1] // 2
+        self._rotated, self._product = torch.empty_like(cos), torch.empty_like(sin)
         self._parts = self._rotated[:n_tokens].split_with_sizes(list(n_heads), dim=1)
+        # each head twice in a row: from its middle on, its halves are exchanged, without a call in each block
+        self._twice = cos.new_empty(*cos.shape[:-1], 2, cos.shape[-1])
+        self._turned = self._twice.flatten(2)[..., half : half + cos.shape[-1]]
 
     def __call__(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """Queries [T, H, D], keys and values [T, K, D] of `qkv` [R, N * D]; they are overwritten by the next call."""
         heads = qkv.view(self._cos.shape)
-        turned = heads.roll(self._half, dims=-1).mul_(self._sin)
-        torch.mul(heads, self._cos, out=self._rotated).add_(turned)
+        self._twice.copy_(heads.unsqueeze(2))
+        torch.mul(self._turned, self._sin, out=self._product)
+        torch.mul(heads, self._cos, out=self._rotated).add_(self._product)
         return self._parts
 
 
