@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from reallm.errors import DataError
+from reallm.model.config import Extra, MoEConfig, RopeConfig
 from reallm.planning.machine import Link
-from reallm.planning.profiling.measure import MeasuredModel, measure
+from reallm.planning.profiling.measure import MeasuredModel, measure, setting_of
 from reallm.planning.profiling.measured_rates import MeasuredRates, interpolate
 from reallm.planning.profiling.model_times import Sizes, shard_config
+from reallm.planning.profiling.on_ranks import known_profile
+from reallm.planning.profiling.order import Order
 from reallm.planning.profiling.profile import (
     DecodeTimes,
     LinkProfile,
@@ -144,3 +147,25 @@ def test_a_machine_has_measured_links():
     )
     assert found.within_node == Link(50, 1)
     assert found.host == this_machine(2).host
+
+
+def test_what_is_ordered_is_read_again(tmp_path):
+    config = TINY.replace(
+        rope=(None, RopeConfig(kind="linear", factor=2.0)),
+        moe=MoEConfig(n_experts=4, top_k=2, layers=(1,)),
+        sliding_window=(None, 8),
+        extra=Extra(sizes=[1, 2], nested={"a": 1}),
+    )
+    order = Order((MeasuredModel(config, torch.bfloat16, trains=False), MeasuredModel(TINY)), Sizes(widths=(3,)), 7.0)
+    order.write(tmp_path / "order.json")
+    assert Order.read(tmp_path / "order.json") == order
+
+
+def test_a_profile_of_this_machine_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    file = tmp_path / "profile.json"
+    assert known_profile(file, 2) is None
+    write_profile(file, Profile(setting_of(torch.device("cpu"), 2, 1)))
+    assert known_profile(file, 2) == Profile("CPU with 1 thread a rank, 2 ranks, torch " + torch.__version__)
+    assert known_profile(file, 4) is None
