@@ -103,24 +103,15 @@ def all_plans(work: Any) -> Any:
 
 def predict(work: Any, profile: Any) -> dict[str, tuple[float, dict[str, float]]]:
     """Predicted seconds of a step under each plan, and of each of its calls with a model."""
-    from plans_work import MAX_TOKENS  # noqa: F401  # torch is imported here, after the ranks were started
-    from reallm.planning.cost_settings import CostSettings
-    from reallm.planning.estimated_costs import EstimatedCosts
-    from reallm.planning.find_machine import find_machine
-    from reallm.planning.profiling.use import measured_rates, with_measured_links
-    from reallm.planning.simulator import Simulator
+    from reallm.planning.profiling.use import with_profile
 
-    config, graph = work.config, work.graph
-    here = with_measured_links(find_machine(n_ranks=N_RANKS), profile)
-    settings = CostSettings.of(config, graph, here)
-    rates = measured_rates(profile, Path("profile"), here, work.models, settings)
-    costs = EstimatedCosts.from_config(config, graph, work.models, here, work.workload, rates)
-    simulator = Simulator(graph, costs, here)
+    job = with_profile(work.job(N_RANKS), profile, Path("profile"))
+    with_model = [call.name for call in work.graph.calls if call.kind != "reward"]
     found = {}
     for name in work.plans:
         plan = work.plan(name)
-        calls = {call: costs.call(call, one).seconds for call, one in plan.calls.items() if call != "rew_fn"}
-        found[name] = simulator.simulate(plan).seconds, calls
+        calls = {call: job.costs.call(call, plan.calls[call]).seconds for call in with_model}
+        found[name] = job.simulator.simulate(plan).seconds, calls
     return found
 
 

@@ -26,12 +26,11 @@ from reallm.engine.real_model import ReaLModel
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
-from reallm.planning.cost_settings import CostSettings
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.find_machine import find_machine
+from reallm.planning.job import PlannedJob
 from reallm.planning.profiling.measure import measure
-from reallm.planning.profiling.model_times import Sizes
-from reallm.planning.profiling.use import models_to_measure
+from reallm.planning.profiling.use import order_for
 from reallm.planning.workload import Lengths, Workload
 from reallm.training.engine import TrainEngine
 from reallm_datasets.config import PromptOnlyDatasetConfig
@@ -98,6 +97,10 @@ class Work:
         """Lengths of the prompts of a step: fewer if each has several answers."""
         return PROMPTS[:: self.config.n_answers]
 
+    def job(self, n_ranks: int) -> PlannedJob:
+        """What is planned, on this machine."""
+        return PlannedJob.of(self.config, self.graph, self.models, find_machine(n_ranks=n_ranks), self.workload)
+
     def plan(self, name: str) -> ExecutionPlan:
         """A plan, by its name."""
         return ExecutionPlan({call: CallPlan(Layout.parse(text)) for call, text in self.plans[name].items()})
@@ -126,11 +129,8 @@ def make(way: str, work: Work) -> Callable[[], Any]:
 
 
 def _profile(work: Work) -> Any:
-    graph, machine = work.graph, find_machine(n_ranks=dist.get_world_size())
-    models = models_to_measure(graph, work.models, CostSettings.of(work.config, graph, machine))
-    passes = ((1, 72), (4, 72), (8, 72), (2, 288))
-    sizes = Sizes((1, 2), passes, (1, len(PROMPTS) // 2, len(PROMPTS)), (24, 96))
-    return measure(models, torch.device("cpu"), sizes, seconds=work.profile_seconds)
+    order = order_for(work.job(dist.get_world_size()))
+    return measure(order.models, torch.device("cpu"), order.sizes, seconds=work.profile_seconds)
 
 
 def _train(work: Work, name: str) -> list[tuple[float, list[Span]]]:

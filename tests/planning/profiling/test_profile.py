@@ -1,10 +1,17 @@
 """Profiles: a real, tiny one of this machine, its file, and rates that are read from it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from reallm.algorithms.graph import Graph
+from reallm.cli.algorithm import load_configuration
 from reallm.errors import DataError
 from reallm.model.config import Extra, MoEConfig, RopeConfig
+from reallm.parallel.layout import Layout
+from reallm.planning.execution_plan import CallPlan
+from reallm.planning.job import PlannedJob
 from reallm.planning.machine import Link
 from reallm.planning.profiling.measure import MeasuredModel, measure, setting_of
 from reallm.planning.profiling.measured_rates import MeasuredRates, interpolate
@@ -21,9 +28,11 @@ from reallm.planning.profiling.profile import (
     read_profiles,
     write_profile,
 )
-from reallm.planning.profiling.use import with_measured_links
+from reallm.planning.profiling.use import order_for, with_profile
 from reallm.planning.stated_rates import StatedRates
 from reallm.planning.this_machine import this_machine
+from reallm.planning.workload import Lengths, Workload
+from reallm.plugins import registry
 from tests.helpers.tiny_config import TINY
 
 KEY = model_key(TINY, "torch.float32")
@@ -141,12 +150,30 @@ def test_a_tiny_model_is_measured():
     assert shares[-1] == 1
 
 
-def test_a_machine_has_measured_links():
-    found = with_measured_links(
-        this_machine(2), Profile("one", links=LinkProfile(point_to_point=((0, 1.0), (100, 3.0))))
+def _job(n_ranks=2):
+    config = (
+        load_configuration("grpo", [], ["reward=math", "beta=0.1", "num_generations=4"]).with_placeholders().build()
     )
-    assert found.within_node == Link(50, 1)
-    assert found.host == this_machine(2).host
+    graph = Graph.of(registry.get("algorithm", "grpo"), config)
+    workload = Workload(8, Lengths.constant(30), 4, Lengths.constant(10))
+    return PlannedJob.of(config, graph, dict.fromkeys(graph.roles, TINY), this_machine(n_ranks), workload)
+
+
+def test_what_is_measured_for_a_job_follows_from_its_workload():
+    order = order_for(_job(4), 9)
+    assert [(model.trains, model.generates) for model in order.models] == [(True, True), (False, False)]
+    assert order.seconds == 9
+    assert order.sizes == Sizes((1, 2, 4), ((1, 40), (8, 160), (16, 40), (32, 40)), (1, 16, 32), (30, 40))
+
+
+def test_a_job_takes_measured_rates_and_links():
+    links = LinkProfile(point_to_point=((0, 1.0), (100, 3.0)))
+    job = with_profile(_job(), Profile("one", {KEY: MODEL}, links), Path("profile.json"))
+    assert job.machine.within_node == Link(50, 1)
+    assert job.machine.host == this_machine(2).host
+    assert job.rates["actor"].forward("block", [10, 10]) == 2
+    assert job.rates["ref"].source == "profile.json (collectives, host copies stated)"
+    assert job.costs.call("ref_inf", CallPlan(Layout())).seconds > 0
 
 
 def test_what_is_ordered_is_read_again(tmp_path):
