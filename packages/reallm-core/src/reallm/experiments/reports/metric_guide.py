@@ -121,7 +121,8 @@ GUIDES = (
     MetricGuide(
         "Difference of log-probabilities between training and sampling (nats)",
         ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"),
-        "absolute difference for the same tokens and weights",
+        "absolute difference for the same tokens and weights; with async_steps, what the policy has changed since "
+        "sampling is in it",
         "below 0.0001 in float32; in bfloat16 a mean below 0.02, and a maximum below 1",
         "Larger from the first step: another temperature or template in training than in sampling, or a layer that "
         "computes differently. Use actor.dtype=float32 to tell. Grows during training: the policy has become so sure "
