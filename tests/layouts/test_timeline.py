@@ -6,7 +6,6 @@ A call begins once all of its ranks are free and what it reads is there.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -26,13 +25,13 @@ from reallm.data.namedarray import NamedArray
 from reallm.parallel.layout import Layout
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.simulator import Simulator
-from reallm.specs import ModelFunctionCall
 from tests.algorithms.three_roles import batch_of, context
 from tests.helpers.ranks import on_ranks
 from tests.planning.given_costs import GivenCosts, machine
+from tests.planning.test_real_steps import drawn
 
 WITHIN_S = 0.020
-N_CALLS, N_STEPS = 10, 5
+N_STEPS = 5
 
 
 class Sleeps:
@@ -53,28 +52,15 @@ class Sleeps:
         )
 
 
-def drawn(seed: int) -> tuple[Graph, dict[str, Layout], dict[str, float]]:
-    """A random graph, the ranks of its calls, and their times."""
-    draw = random.Random(seed)
-    calls: list[ModelFunctionCall] = []
-    for number in range(N_CALLS):
-        earlier = [call.name for call in calls]
-        keys = draw.sample(earlier, min(len(earlier), draw.randrange(3)))
-        calls.append(
-            ModelFunctionCall(f"call{number}", f"call{number}", "reward", (*keys, "prompt_ids"), (f"call{number}",))
-        )
-    layouts = {call.name: ranks_of(draw) for call in calls}
-    return Graph.from_calls(calls), layouts, {call.name: draw.uniform(0.03, 0.15) for call in calls}
-
-
-def ranks_of(draw: random.Random) -> Layout:
-    n = draw.choice([1, 1, 2, 3, 4])
-    return Layout.parse(f"dp{n}@{','.join(map(str, sorted(draw.sample(range(4), n))))}")
+def short_calls(seed: int) -> tuple[Graph, dict[str, Layout], dict[str, float]]:
+    """A random graph, the ranks of its calls, and their times, of 30 to 170 ms."""
+    graph, layouts, seconds = drawn(seed)
+    return graph, layouts, {name: value / 30 for name, value in seconds.items()}
 
 
 def measured(rank: int, seed: int) -> list[list[Span]]:
     """The spans of some steps, after one that connects the ranks."""
-    graph, layouts, seconds = drawn(seed)
+    graph, layouts, seconds = short_calls(seed)
     interfaces = {call.name: Sleeps(call.name, layouts[call.name].ranks, seconds[call.name]) for call in graph.calls}
     executor = GraphExecutor(graph, {}, interfaces, Placement.from_layouts(graph, layouts, 4))
     found = []
@@ -87,7 +73,7 @@ def measured(rank: int, seed: int) -> list[list[Span]]:
 
 def simulated(seed: int) -> dict[tuple[int, str], float]:
     """When each call ends on each of its ranks, after the beginning of the step."""
-    graph, layouts, seconds = drawn(seed)
+    graph, layouts, seconds = short_calls(seed)
     costs = GivenCosts(seconds, exponent=dict.fromkeys(seconds, 0.0))
     plan = ExecutionPlan({name: CallPlan(layout) for name, layout in layouts.items()})
     return ends(Simulator(graph, costs, machine(4)).simulate(plan).spans)
