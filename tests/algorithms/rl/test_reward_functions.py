@@ -83,7 +83,7 @@ def test_rewards_and_failures(caplog: pytest.LogCaptureFixture) -> None:
         "rewards/raises/failed_ratio": pytest.approx(1 / 3),
     }
     (shown,) = caplog.messages
-    assert "'raises' failed for 1 of 3 answers of a step, at first for row rows:1; " in shown
+    assert "'raises' failed for 1 of 3 answers in a step, at first for row rows:1; " in shown
     assert "ZeroDivisionError" in shown
     assert interface.eval_metrics(found, CONTEXT) == {
         "reward": [3.0, 0.0, 1.0],
@@ -100,7 +100,7 @@ def test_a_function_that_fails_for_all_answers_is_said_to(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING, "reallm"):
         interface.reward(batch(), CONTEXT)
     assert interface.call_metrics()["rewards/always_raises/failed_ratio"] == 1
-    assert "'always_raises' failed for all 3 answers of a step, at first for row rows:1; " in caplog.text
+    assert "'always_raises' failed for all 3 answers in a step, at first for row rows:1; " in caplog.text
 
 
 def test_of_a_conversation_functions_get_messages() -> None:

@@ -67,7 +67,7 @@ class RewardFunctionsInterface:
             for number in range(len(self._functions))
         ]
         outcomes = self._pool.rewards(calls)
-        self._count(calls, outcomes)
+        self._count(calls, outcomes, training=context.training)
         n = len(self._functions)
         values: list[float | None] = []  # function by function for each answer
         for i in range(0, len(calls), n):
@@ -105,7 +105,7 @@ class RewardFunctionsInterface:
         found = zip(outcome.rewards, outcome.failures, strict=True)
         return [reward if failure is None else on_error for reward, failure in found]
 
-    def _count(self, calls: Sequence[RewardCall], outcomes: Sequence[Outcome]) -> None:
+    def _count(self, calls: Sequence[RewardCall], outcomes: Sequence[Outcome], *, training: bool) -> None:
         """Count failures, and log the first trace of each function."""
         self._failures = {}
         for number, name in enumerate(self._names):
@@ -122,13 +122,13 @@ class RewardFunctionsInterface:
             if n_failed and name not in self._shown:
                 self._shown.add(name)
                 row, trace = next((call.row, outcome.trace) for call, outcome in of_function if outcome.trace)
+                n = counted(len(failures), "answer")
                 LOGGER.warning(
-                    "the reward function '%s' failed for %s of a step, at first for row %s; further failures are only "
+                    "the reward function '%s' failed for %s %s, at first for row %s; further failures are only "
                     "counted, as rewards/%s/errors and rewards/%s/timeouts: %s",
                     name,
-                    f"all {counted(n_failed, 'answer')}"
-                    if n_failed == len(failures)
-                    else f"{n_failed} of {counted(len(failures), 'answer')}",
+                    f"all {n}" if n_failed == len(failures) > 1 else f"{n_failed} of {n}",
+                    "in a step" if training else "to validation prompts",
                     *(row, name, name),
                     trace.rstrip(),
                 )
