@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from reallm.planning.candidates import Candidates, at
 from reallm.planning.execution_plan import CallPlan
 from reallm.planning.offloading import Fitted, Fitting
+from reallm.planning.places import Place
 from reallm.planning.simulator import Simulator
 
 HOT, COLD = 0.1, 0.001
 """First and last temperature, as shares of the time of a step."""
+LEAST_GAIN = 0.001
+"""Share of a step that a round of greedy changes must save for another one to follow."""
 
 
 class Annealing:
@@ -30,12 +33,13 @@ class Annealing:
         self._calls = simulator.graph.calls
         self._free = [number for number, call in enumerate(self._calls) if self._n_choices(number) > 1]
         self._random = random.Random(seed)
+        self._places: dict[tuple[int, int, int], Place] = {}
 
-    def best(self, start: Sequence[CallPlan], n_changes: int) -> Fitted:
+    def best(self, start: Sequence[Place], n_changes: int) -> Fitted:
         """The best plan that was seen.
 
         Args:
-            start: the plans of all calls to begin with.
+            start: the places of all calls to begin with.
             n_changes: number of changes that are tried.
         """
         now, state = self._fitted(start), list(start)
@@ -44,18 +48,18 @@ class Annealing:
             temperature = HOT * (COLD / HOT) ** (number / n_changes)
             changed = self._changed(state)
             found = self._fitted(changed)
-            worse = (found.score - now.score) / now.score
+            worse = (found.score - now.score) / now.score if now.score else 0.0
             if worse <= 0 or self._random.random() < math.exp(-worse / temperature):
                 state, now = changed, found
                 if found.score < best.score:
                     best = found
         return best
 
-    def greedy(self, start: Sequence[CallPlan], n_tries: int) -> Fitted:
+    def greedy(self, start: Sequence[Place], n_tries: int) -> Fitted:
         """The plan after the best of some changes of each call in turn, as long as a round of them helps.
 
         Args:
-            start: the plans of all calls to begin with.
+            start: the places of all calls to begin with.
             n_tries: number of choices for a call that are tried; if there are more, some drawn at random.
         """
         state, now = list(start), self._fitted(start)
@@ -67,47 +71,57 @@ class Annealing:
                     found = self._fitted(changed)
                     if found.score < now.score:
                         state, now = changed, found
-            if now.score >= before:
+            if now.score > (1 - LEAST_GAIN) * before:
                 return now
 
-    def _fitted(self, plans: Sequence[CallPlan]) -> Fitted:
-        places = [self._simulator.place(number, plan) for number, plan in enumerate(plans)]
+    def _fitted(self, places: Sequence[Place]) -> Fitted:
         return self._fitting.fitted(self._simulator.shared(places))
 
+    def _shapes(self, call: int) -> Sequence[CallPlan]:
+        return self._candidates.shapes[self._calls[call].name]
+
+    def _starts(self, call: int, shape: CallPlan) -> Sequence[int]:
+        return self._candidates.starts_of(self._calls[call].name, shape)
+
     def _n_choices(self, call: int) -> int:
-        name = self._calls[call].name
-        return sum(len(self._candidates.starts_of(name, shape)) for shape in self._candidates.shapes[name])
+        return sum(len(self._starts(call, shape)) for shape in self._shapes(call))
 
-    def _choices(self, call: int, n: int) -> list[CallPlan]:
-        if self._n_choices(call) <= n:
-            return self._candidates.placed(self._calls[call].name)
-        return [self._drawn(call) for _ in range(n)]
+    def _choices(self, call: int, n: int) -> list[Place]:
+        if self._n_choices(call) > n:
+            return [self._drawn(call) for _ in range(n)]
+        return [self._at(call, shape, start) for shape in self._shapes(call) for start in self._starts(call, shape)]
 
-    def _drawn(self, call: int) -> CallPlan:
-        """A random plan of a call: each size and layout as likely as any other, then the ranks."""
-        name = self._calls[call].name
-        shape = self._random.choice(self._candidates.shapes[name])
-        return at(shape, self._random.choice(self._candidates.starts_of(name, shape)))
+    def _at(self, call: int, shape: CallPlan, start: int) -> Place:
+        """The place of a call with a shape on the ranks from a first one on."""
+        key = (call, id(shape), start)
+        if key not in self._places:
+            self._places[key] = self._simulator.place(call, at(shape, start))
+        return self._places[key]
 
-    def _changed(self, state: Sequence[CallPlan]) -> list[CallPlan]:
+    def _drawn(self, call: int) -> Place:
+        """A random place of a call: each size and layout as likely as any other, then the ranks."""
+        shape = self._random.choice(self._shapes(call))
+        return self._at(call, shape, self._random.choice(self._starts(call, shape)))
+
+    def _changed(self, state: Sequence[Place]) -> list[Place]:
         """A plan that differs in one call."""
         changed, draw = list(state), self._random.random()
         call = self._random.choice(self._free)
         if draw < 0.5:
             changed[call] = self._drawn(call)
             return changed
-        name, other = self._calls[call].name, state[self._random.choice(self._free)]
+        other = state[self._random.choice(self._free)].plan
         start = other.layout.ranks[0]
         if draw < 0.65:  # the layout and the ranks of another call
-            shapes = [one for one in self._candidates.shapes[name] if _sizes(one) == _sizes(other)]
+            shapes = [one for one in self._shapes(call) if _sizes(one) == _sizes(other)]
         elif draw < 0.8:  # its ranks
-            shapes = [one for one in self._candidates.shapes[name] if one.layout.size == other.layout.size]
+            shapes = [one for one in self._shapes(call) if one.layout.size == other.layout.size]
         else:  # the same layout elsewhere
-            shapes = [one for one in self._candidates.shapes[name] if _sizes(one) == _sizes(state[call])]
+            shapes = [one for one in self._shapes(call) if _sizes(one) == _sizes(state[call].plan)]
             if shapes:
-                start = self._random.choice(self._candidates.starts_of(name, shapes[0]))
-        if shapes and start in self._candidates.starts_of(name, shapes[0]):
-            changed[call] = at(self._random.choice(shapes), start)
+                start = self._random.choice(self._starts(call, shapes[0]))
+        if shapes and start in self._starts(call, shapes[0]):
+            changed[call] = self._at(call, self._random.choice(shapes), start)
         return changed
 
 

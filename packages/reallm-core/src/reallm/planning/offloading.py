@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from reallm.algorithms.graph import Graph
-from reallm.planning.execution_plan import CallPlan, ExecutionPlan
+from reallm.planning.execution_plan import ExecutionPlan
 from reallm.planning.places import Place
 from reallm.planning.simulator import Outcome, Simulator
 
@@ -35,11 +35,6 @@ class Fitted(NamedTuple):
         """What a search makes small: the time of a step, twice or more of it if memory is lacking."""
         return self.outcome.seconds * (2.0 + 4.0 * self.excess if self.excess else 1.0)
 
-    @property
-    def plans(self) -> list[CallPlan]:
-        """The plans of the calls, as they were given."""
-        return [one.plan for one in self.bare]
-
     def plan(self, graph: Graph) -> ExecutionPlan:
         """The plan, with what is offloaded."""
         return ExecutionPlan({call.name: one.plan for call, one in zip(graph.calls, self.places, strict=True)})
@@ -58,6 +53,7 @@ class Fitting:
     def __init__(self, simulator: Simulator, given: Sequence[int] = ()) -> None:
         self._simulator, self._given = simulator, frozenset(given)
         self._known: dict[tuple[tuple[Place, ...], bool], Fitted] = {}
+        self._offloaded_places: dict[Place, Place] = {}
         self.n_evaluated = 0
         """Number of plans that have been simulated."""
 
@@ -82,11 +78,15 @@ class Fitting:
 
     def _outcome(self, places: tuple[Place, ...]) -> Fitted:
         self.n_evaluated += 1
-        outcome, machine = self._simulator.outcome(places), self._simulator.machine
-        excess = max(outcome.memory / machine.memory, outcome.host_memory / machine.host_memory) - 1.0
+        outcome = self._simulator.outcome(places)
+        return Fitted(places, places, outcome, self._excess(outcome.memory, outcome.host_memory))
+
+    def _excess(self, memory: int, host_memory: int) -> float:
+        machine = self._simulator.machine
+        excess = max(memory / machine.memory, host_memory / machine.host_memory) - 1.0
         if machine.device == "cpu":  # host memory is the same memory
-            excess = max(excess, (outcome.memory + outcome.host_memory) / machine.memory - 1.0)
-        return Fitted(places, places, outcome, max(0.0, excess))
+            excess = max(excess, (memory + host_memory) / machine.memory - 1.0)
+        return max(0.0, excess)
 
     def _with_offloads(self, places: tuple[Place, ...], without: Fitted, *, exact: bool) -> Fitted:
         last = {one.copy: number for number, one in enumerate(places) if one.copy >= 0}
@@ -101,10 +101,9 @@ class Fitting:
         moved = list(calls)
         for number in sorted(calls, key=lambda number: -places[number].memory.kept):
             fewer = [one for one in moved if one != number]
-            tried = self._outcome(self._offloaded(places, fewer))
-            if not tried.excess:
-                best, moved = tried, fewer
-        return best
+            if not self._excess(*self._simulator.memory(self._offloaded(places, fewer))):
+                moved = fewer
+        return best if moved == calls else self._outcome(self._offloaded(places, moved))
 
     def _fewest(self, places: tuple[Place, ...], calls: Sequence[int], best: Fitted) -> Fitted:
         """The fastest of all sets of copies that fit; more than one that fits only takes more time."""
@@ -119,7 +118,10 @@ class Fitting:
         return best
 
     def _offloaded(self, places: tuple[Place, ...], calls: Sequence[int]) -> tuple[Place, ...]:
-        return tuple(
-            self._simulator.place(number, dataclasses.replace(one.plan, offload=True)) if number in calls else one
-            for number, one in enumerate(places)
-        )
+        return tuple(self._with_offload(number, one) if number in calls else one for number, one in enumerate(places))
+
+    def _with_offload(self, call: int, one: Place) -> Place:
+        if one not in self._offloaded_places:
+            plan = dataclasses.replace(one.plan, offload=True)
+            self._offloaded_places[one] = self._simulator.place(call, plan)
+        return self._offloaded_places[one]

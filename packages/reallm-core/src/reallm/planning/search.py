@@ -97,9 +97,10 @@ def search(
     fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
     baseline = heuristic(simulator, given, fits)
     annealing = Annealing(simulator, fitting, candidates, seed)
-    greedy = [annealing.greedy(start, TRIES) for start in (baseline.plans, *_starts(graph, costs, candidates))]
+    starts = [[simulator.place(n, plan) for n, plan in enumerate(one)] for one in _starts(graph, costs, candidates)]
+    greedy = [annealing.greedy(start, TRIES) for start in (baseline.bare, *starts)]
     best = min(greedy, key=_score)
-    best = min(best, annealing.best(best.plans, n_evaluations), key=_score)
+    best = min(best, annealing.best(best.bare, n_evaluations), key=_score)
     best = min(best, fitting.fitted(best.bare, exact=True), baseline, key=_score)
     bound, is_best = _bound(simulator, candidates, machine), False
     if machine.n_ranks <= EXHAUSTIVE_RANKS and n_partial_plans:

@@ -110,12 +110,23 @@ class Simulator:
         step, segments = self._step(places), self._segments_of(places)
         acts = list(self._acts(step, places, segments))
         seconds = run(acts, len(segments.parts), len(self._calls), n_steps=2 if step.offloads else 1)
+        return Outcome(seconds, *self._peaks(step, places, segments))
+
+    def memory(self, places: Sequence[Place]) -> tuple[int, int]:
+        """The most bytes that a rank holds at a time, and has in host memory; faster than `outcome`.
+
+        Raises:
+            ConfigError: a role is trained in two layouts.
+        """
+        return self._peaks(self._step(places), places, self._segments_of(places))
+
+    def _peaks(self, step: Step, places: Sequence[Place], segments: Segments) -> tuple[int, int]:
         levels = MemoryLevels(self._calls, places, segments, self._homes)
         if not step.offloads:
             levels.make_all()
         for item in step.items + step.items if step.offloads else step.items:  # the first step, and one of the others
             levels.begin(item)
-        return Outcome(seconds, max(levels.peaks), max(levels.host_peaks))
+        return max(levels.peaks), max(levels.host_peaks)
 
     def simulate(self, plan: ExecutionPlan) -> Simulation:
         """A step under a plan, with all that ranks do.
