@@ -11,7 +11,10 @@ from functools import lru_cache
 import torch
 
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
-from reallm.training.memory import traced_activations
+from reallm.training.memory import depends_on_lengths, traced_activations
+
+MOST_TRACED = 1024
+"""Tokens of a traced sequence: tracing more takes longer, since logits are computed in chunks."""
 
 
 def rank_activations(
@@ -45,8 +48,13 @@ class ActivationTraces:
     config: ReaLModelConfig
     dtype: torch.dtype
     device: torch.device
-    length: int
-    """Tokens of each sequence."""
+    longest: int
+    """Tokens of the longest sequence."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of each traced sequence: enough to have logits in several chunks, and more only if it matters."""
+        return self.longest if depends_on_lengths(self.config) else min(self.longest, MOST_TRACED)
 
     def n_bytes(self, n_tokens: int, tp: int, gradient_checkpointing: GradientCheckpointing | None) -> int:
         """Bytes on one of `tp` ranks that split each layer.
@@ -65,6 +73,8 @@ class ActivationTraces:
     @lru_cache(maxsize=256)  # noqa: B019 - few models are planned
     def _line(self, gradient_checkpointing: GradientCheckpointing | None) -> tuple[float, float]:
         """Bytes without tokens, and of each token, on a rank that holds whole layers."""
+        if gradient_checkpointing is None:  # nothing but tokens has activations
+            return 0.0, self._traced(1, 1, None) / self.length
         one, two = (self._traced(n, 1, gradient_checkpointing) for n in (1, 2))
         return 2 * one - two, (two - one) / self.length
 

@@ -292,6 +292,12 @@ def _fake_inputs(
         yield tokens, on_device
 
 
+def depends_on_lengths(config: ReaLModelConfig) -> bool:
+    """Whether the memory of activations depends on the lengths of sequences, and not on their sum alone."""
+    keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
+    return keeps_scores or any(config.windows) or config.learned_positions
+
+
 def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> tuple[int, ...]:
     """Lengths of fewer sequences that take the same memory, since each sequence costs time to trace.
 
@@ -299,8 +305,7 @@ def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> tupl
     too, and learned positions limit them: then all sequences are made as long as the longest, which takes no less.
     """
     total = sum(lengths)
-    keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
-    if not keeps_scores and not any(config.windows) and not config.learned_positions:
+    if not depends_on_lengths(config):
         return (total,)
     longest = max(lengths)
     return (longest,) * (total // longest) + ((total % longest,) if total % longest else ())
