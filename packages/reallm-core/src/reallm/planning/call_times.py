@@ -71,12 +71,11 @@ class CallTimes:
         return _times(n_steps, one, math.ceil(batches.n))
 
     def inference(self, max_tokens: int) -> CallCost:
-        """A forward pass over all sequences."""
+        """A forward pass over all sequences, for which FSDP gathers all parameters once, beforehand."""
         batches = self.sequences.inference(self.layout.dp, self.layout.pp, max_tokens)
         stages = [self._forward(stage, batches) for stage in range(self.layout.pp)]
         one = self._pipelined(stages, batches, n_directions=1)
-        n_gathers = batches.n if self.zero >= 3 else 1
-        return _plus(one, communication=self._exposed(self._gather_seconds(n_gathers), one.compute))
+        return _plus(one, communication=self._gather_seconds(1))
 
     def generate(self, max_sequences: int) -> CallCost:
         """Prompts once, then a token of each answer that is not complete in each step.

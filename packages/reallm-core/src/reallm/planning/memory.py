@@ -11,6 +11,7 @@ import torch
 from reallm.generation.memory import SHARE_OF_MEMORY
 from reallm.generation.scheduler import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
+from reallm.model.products.linear import uses_onednn
 from reallm.parallel.layout import Layout
 from reallm.planning.activations import ActivationTraces
 from reallm.planning.cost_settings import RoleSettings
@@ -55,10 +56,13 @@ class ModelMemory:
             items = MemoryItems(parameters, gradients, optimizer, activations, other=other)
         elif kind == "generate":
             other["gathered parameters"] = share.gathered * size - parameters
-            activations = self._activations(MAX_BATCH_TOKENS, layout, None)
+            if self._prepacks and not layout.fsdp:
+                other["prepacked weights"] = share.gathered * size
+            n_tokens = min(MAX_BATCH_TOKENS, self._most_tokens(layout))
+            activations = self._activations(n_tokens, layout, None)
             items = MemoryItems(parameters, activations=activations, kv_cache=self._cache(share), other=other)
         else:
-            other["gathered parameters"] = share.while_trained * size - parameters
+            other["gathered parameters"] = share.gathered * size - parameters
             n_tokens = sum(self.sequences.inference(layout.dp, layout.pp, max_tokens).longest)
             activations = self._activations(n_tokens, layout, None)
             items = MemoryItems(parameters, activations=activations, other=other)
@@ -71,6 +75,12 @@ class ModelMemory:
         share, workload = RankShare(self.config, layout, self.zero), self.sequences.workload
         each = self._cache_bytes(share) * (workload.prompts.mean / workload.n_answers + workload.answers.mean)
         return max(1, min(MAX_BATCH_SEQUENCES, int(self._cache_limit(share) / max(1.0, each))))
+
+    def _most_tokens(self, layout: Layout) -> int:
+        """Tokens of all prompts of a rank, or those of a token of each of its answers."""
+        workload = self.sequences.workload
+        n_prompts = math.ceil(workload.n_prompts / layout.dp)
+        return max(n_prompts * workload.prompts.longest, math.ceil(workload.n_sequences / layout.dp))
 
     def _cache(self, share: RankShare) -> int:
         """Keys and values of as many of the longest answers as a rank generates at the same time, if they fit."""
@@ -87,6 +97,12 @@ class ModelMemory:
     def _cache_bytes(self, share: RankShare) -> float:
         """Bytes of keys and values of a token on a rank."""
         return _cache_bytes(self.config, self.settings.dtype) * share.cache
+
+    @property
+    def _prepacks(self) -> bool:
+        """Whether weights are copied for decoding, as oneDNN does on a CPU."""
+        weight = torch.empty(1, 1, dtype=self.settings.dtype)
+        return self.machine.device == "cpu" and uses_onednn(weight, weight)
 
     @property
     def _state_bytes(self) -> float:
