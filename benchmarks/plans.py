@@ -26,6 +26,7 @@ from common import machine, parser, write_json
 from ranks import Ranks
 
 N_RANKS = 2
+BARS = {"spearman": 0.8, "best_over_chosen": 0.9, "call_accuracy": 0.75}
 LAYOUTS = ("dp1@0", "dp1@1", "dp2", "tp2", "pp2")
 
 
@@ -37,7 +38,8 @@ def main() -> None:
     figures: dict[str, float] = {}
     for algorithm, n_plans in (("ppo", 24 if quick else 100), ("grpo", 20 if quick else 125)):
         figures |= validate(algorithm, n_plans, rounds=1 if quick else 3, profile_seconds=40 if quick else 180)
-    write_json(arguments.json, figures)
+    bars = {f"{name}_bar": BARS[name.rpartition("_")[0]] for name in figures}
+    write_json(arguments.json, figures | bars)
 
 
 def validate(algorithm: str, n_plans: int, rounds: int, profile_seconds: float) -> dict[str, float]:
