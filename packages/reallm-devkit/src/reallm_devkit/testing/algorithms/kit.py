@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from reallm.algorithms.graph import Graph
 from reallm.config.args import ModelArgs
 from reallm.config.load import load
 from reallm.config.schema import dataset_fields
@@ -117,10 +118,11 @@ class AlgorithmKit(PluginKit[AlgorithmSubject]):
         loaded = load(spec.config_class(), (), arguments)  # an input that is wrong is not the algorithm's fault
         if any(is_missing(value) for value in loaded.values.values()):
             loaded.build()  # raises, naming what is missing
+        unused = {f"{role}.path" for role in _unused_roles(spec, arguments)} - by_key(given).keys()
         return AlgorithmSubject(
             title=self.title(),
             spec=spec,
-            arguments=tuple(arguments),
+            arguments=tuple(each for each in arguments if each.partition("=")[0] not in unused),
             table=self._table() if self._is_installed else "the Algorithm",
             light_modules=self._light_modules(),
             folder=folder,
@@ -182,6 +184,21 @@ def check_algorithm(
     """
     kit = AlgorithmKit.of(algorithm=algorithm, rows=rows, arguments=arguments, settings=settings or {}, skip=skip or {})
     return kit.run()
+
+
+def _unused_roles(spec: Algorithm, arguments: Sequence[str]) -> list[str]:
+    """The roles that no call uses with these settings and whose checkpoint is by default that of another role."""
+    try:
+        config = load(spec.config_class(), (), arguments).build()
+        used = Graph.of(spec, config).roles
+    except Exception:  # of the plugin; the checks of its configuration and its graph report it
+        return []
+    models = {item.name: item.default_factory for item in dataclasses.fields(config)}
+    return [
+        role
+        for role, factory in models.items()
+        if role not in used and factory is not dataclasses.MISSING and getattr(factory(), "path", "") is None
+    ]
 
 
 def _model_settings(config_class: Any, folder: Path) -> dict[str, str]:
