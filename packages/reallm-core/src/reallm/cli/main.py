@@ -16,6 +16,7 @@ from reallm.cli.demo import demo
 from reallm.cli.eval import evaluate
 from reallm.cli.generate import generate
 from reallm.cli.graph import graph
+from reallm.cli.plan import plan
 from reallm.cli.plugins.app import app as plugins
 from reallm.cli.preview import DEFAULT_ALGORITHM, preview
 from reallm.cli.push import push
@@ -38,6 +39,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm demo           train a tiny model and see what comes out
   reallm sft --help     fine-tuning: all keys, with types and defaults
   reallm graph sft      the calls of an algorithm and what they wait for
+  reallm plan ppo       the fastest layout of each call, its time and memory
   reallm preview        the first rows of your data, as training gets them
   reallm generate       text as it comes, a conversation, a file of prompts
   reallm serve          a server for clients of the OpenAI API
@@ -90,6 +92,9 @@ app.command(
     short_help="Show the calls of an algorithm.",
     context_settings={"ignore_unknown_options": True},  # the error says how to write `--lr 1e-4`
 )(graph)
+app.command(
+    short_help="Plan where each call of an algorithm is computed.", context_settings={"ignore_unknown_options": True}
+)(plan)
 app.command()(generate)
 app.command(short_help="Serve a checkpoint to clients of the OpenAI API.")(serve)
 app.command("eval", add_help_option=False)(evaluate)

@@ -49,12 +49,13 @@ class EstimatedCosts:
         self._machine, self._workload, self._settings, self._models = machine, workload, settings, models
         self._calls = {call.name: call for call in graph.calls}
         self._sequences = Sequences(workload)
-        self._rates: dict[str, Rates] = {}
+        self.rates: dict[str, Rates] = {}
+        """Times of the pieces of each role's model."""
         self._memories: dict[str, ModelMemory] = {}
         for role in graph.roles:
             of_role = settings.roles[role]
             stated = StatedRates(machine, models[role], of_role.dtype, of_role.optimizer)
-            self._rates[role] = (rates or {}).get(role, stated)
+            self.rates[role] = (rates or {}).get(role, stated)
             self._memories[role] = ModelMemory(models[role], of_role, machine, self._sequences, settings.zero)
         self.call = lru_cache(maxsize=None)(self._call)
         self.move = lru_cache(maxsize=None)(self._move)
@@ -97,7 +98,7 @@ class EstimatedCosts:
         return CallTimes(
             self._models[role],
             layout,
-            self._rates[role],
+            self.rates[role],
             self._settings.roles[role],
             self._sequences,
             self._settings.zero,
@@ -123,7 +124,7 @@ class EstimatedCosts:
     def _host_copy(self, role: str, layout: Layout, *, with_optimizer: bool) -> MoveCost:
         """The time to bring a copy of a role's model to host memory, or back; bytes of one rank."""
         items = self._memories[role].items("train_step" if with_optimizer else "inference", layout, 1)
-        return MoveCost(self._rates[role].host_copy(items.kept), items.kept, items.kept)
+        return MoveCost(self.rates[role].host_copy(items.kept), items.kept, items.kept)
 
     def _memory(self, name: str, plan: CallPlan) -> MemoryItems:
         """Bytes on a rank of the layout, the fullest, of the copy that a call uses."""

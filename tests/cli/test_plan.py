@@ -1,0 +1,118 @@
+"""`reallm plan`: tables, JSON and drawing of a plan, and what beginners mistype."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from reallm.cli.main import run
+from reallm.planning.known_machines import KNOWN
+from reallm.planning.profiling.measure import measure
+from reallm.planning.profiling.model_times import Sizes
+from tests.helpers.tiny_config import TINY
+
+CONFIG = TINY.replace(vocab_size=96)
+KEYS = ("actor.path=model", "reward.path=model", "ppo.gen.max_new_tokens=32", "max_tokens_per_microbatch=512")
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Runs `reallm plan` where `model` is a checkpoint's folder; returns exit code, output and errors.
+
+    No family is installed here: what `config.json` means is given.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(
+        "reallm.experiments.preflight.models.load_model_config",
+        lambda path, *, is_critic: CONFIG.replace(is_critic=is_critic),
+    )
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = run(["plan", *arguments])
+        return (code, *capsys.readouterr())
+
+    return command
+
+
+def test_the_tables_of_a_searched_plan(plan) -> None:
+    code, out, err = plan("ppo", *KEYS, "--machine", "h100", "--ranks", "2", "--prompt-lens", "64")
+    assert (code, err) == (0, "")
+    for call in ("actor_gen", "rew_inf", "ref_inf", "critic_inf", "actor_train", "critic_train"):
+        assert f"\n{call} " in out
+    assert "ppo on 2 ranks of h100" in out
+    assert "of 64 tokens (given), 1 answer each of 16 \ntokens (assumed: 16 tokens, half of max_new_tokens)" in out
+    assert "Heuristic" in out
+    assert "actor_train.layout=" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_has_what_the_tables_have(plan) -> None:
+    code, out, _ = plan("ppo", *KEYS, "--machine", "h100", "--ranks", "2", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["fits"]
+    assert [one["call"] for one in found["calls"]][0] == "actor_gen"
+    assert found["step_seconds"] == pytest.approx(max(one["end"] for one in found["calls"]))
+    assert found["memory_bytes"] == KNOWN["h100"].memory
+    assert found["search"]["heuristic_seconds"] >= found["step_seconds"]
+    assert any(key.startswith("critic_train.layout=") for key in found["assignments"])
+
+
+def test_a_given_plan_is_simulated_as_it_is(plan) -> None:
+    layouts = ("actor_gen.layout=dp2", "actor_train.layout=tp2", "critic_train.layout=dp1@1", "parallel.dp=2")
+    code, out, _ = plan("ppo", *KEYS, "allocation=manual", *layouts, "--machine", "h100", "--ranks", "2", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["search"] is None
+    assert set(layouts[:3]) <= set(found["assignments"])
+    assert [(move["role"], move["from"], move["to"]) for move in found["moves"]][:1] == [("actor", "tp2pp1dp1", "tp1pp1dp2")]
+
+
+def test_the_drawing(plan, tmp_path: Path) -> None:
+    code, out, _ = plan("grpo", "actor.path=model", "reward=f.py:f", "--machine", "h100", "--svg", "plan.svg")
+    assert (code, out.splitlines()[-1]) == (0, "written: plan.svg")
+    text = (tmp_path / "plan.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(text)
+    assert "actor_train" in text
+
+
+def test_an_algorithm_of_one_call(plan) -> None:
+    code, out, _ = plan("sft", "model.path=model", "--machine", "h100", "--json")
+    assert (code, len(json.loads(out)["calls"])) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ppo", "reward.path=model"), "error: actor.path is missing; a folder with the config.json of the model is enough"),
+        (("ppo", *KEYS, "--machine", "h10"), "h100"),
+        (("ppo", *KEYS, "--svg", "plan.png"), "error: --svg plan.png: the name must end in .svg"),
+        (("ppo", *KEYS, "--machine", "h100", "--answer-lens", "long"), "answer_lens=long: must be a number"),
+        (("ppo", *KEYS, "allocation=best"), "allocation=best: must be manual, heuristic, search"),
+        (("pp", *KEYS), "ppo"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_in_one_line(plan, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = plan(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_measured_times_are_used_and_kept(plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = Sizes(passes=((1, 16), (2, 16)), widths=(1, 2), contexts=(8, 16))
+    monkeypatch.setattr(
+        "reallm.cli.plan_profile.measure",
+        lambda models, device, _, advance: measure(models, device, sizes, seconds=0.5, advance=advance),
+    )
+    arguments = ("grpo", "actor.path=model", "reward=f.py:f", "gen.max_new_tokens=16", "--profile", "times.json")
+    code, out, err = plan(*arguments)
+    assert (code, "written: times.json" in err) == (0, True)
+    assert "times.json" in out
+    first = (tmp_path / "times.json").read_bytes()
+    code, out, err = plan(*arguments)
+    assert (code, err, first) == (0, "", (tmp_path / "times.json").read_bytes())
