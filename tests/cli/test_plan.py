@@ -44,7 +44,8 @@ def test_the_tables_of_a_searched_plan(plan) -> None:
     for call in ("actor_gen", "rew_inf", "ref_inf", "critic_inf", "actor_train", "critic_train"):
         assert f"\n{call} " in out
     assert "ppo on 2 ranks of h100" in out
-    assert "of 64 tokens (given), 1 answer each of 16 \ntokens (assumed: 16 tokens, half of max_new_tokens)" in out
+    words = " ".join(out.split())
+    assert "of 64 tokens (given), 1 answer each of 16 tokens (assumed: 16 tokens, half of max_new_tokens)" in words
     assert "Heuristic" in out
     assert "actor_train.layout=" in out
     assert max(map(len, out.splitlines())) <= 80
@@ -56,7 +57,7 @@ def test_json_has_what_the_tables_have(plan) -> None:
     found = json.loads(out)
     assert found["fits"]
     assert [one["call"] for one in found["calls"]][0] == "actor_gen"
-    assert found["step_seconds"] == pytest.approx(max(one["end"] for one in found["calls"]))
+    assert found["step_seconds"] >= max(one["end"] for one in found["calls"]) > 0
     assert found["memory_bytes"] == KNOWN["h100"].memory
     assert found["search"]["heuristic_seconds"] >= found["step_seconds"]
     assert any(key.startswith("critic_train.layout=") for key in found["assignments"])
@@ -69,7 +70,9 @@ def test_a_given_plan_is_simulated_as_it_is(plan) -> None:
     found = json.loads(out)
     assert found["search"] is None
     assert set(layouts[:3]) <= set(found["assignments"])
-    assert [(move["role"], move["from"], move["to"]) for move in found["moves"]][:1] == [("actor", "tp2pp1dp1", "tp1pp1dp2")]
+    assert [(move["role"], move["from"], move["to"]) for move in found["moves"]][:1] == [
+        ("actor", "tp2pp1dp1", "tp1pp1dp2")
+    ]
 
 
 def test_the_drawing(plan, tmp_path: Path) -> None:
