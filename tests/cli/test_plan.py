@@ -10,8 +10,7 @@ import pytest
 
 from reallm.cli.main import run
 from reallm.planning.known_machines import KNOWN
-from reallm.planning.profiling.measure import measure
-from reallm.planning.profiling.model_times import Sizes
+from reallm.planning.profiling.profile import LinkProfile, ModelProfile, Profile, model_key, write_profile
 from tests.helpers.tiny_config import TINY
 
 CONFIG = TINY.replace(vocab_size=96)
@@ -56,7 +55,7 @@ def test_json_has_what_the_tables_have(plan) -> None:
     assert code == 0
     found = json.loads(out)
     assert found["fits"]
-    assert [one["call"] for one in found["calls"]][0] == "actor_gen"
+    assert found["calls"][0]["call"] == "actor_gen"
     assert found["step_seconds"] >= max(one["end"] for one in found["calls"]) > 0
     assert found["memory_bytes"] == KNOWN["h100"].memory
     assert found["search"]["heuristic_seconds"] >= found["step_seconds"]
@@ -91,7 +90,7 @@ def test_an_algorithm_of_one_call(plan) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ppo", "reward.path=model"), "error: actor.path is missing; a folder with the config.json of the model is enough"),
+        (("ppo", "reward.path=model"), "error: actor.path is missing; a folder with the config.json of"),
         (("ppo", *KEYS, "--machine", "h10"), "h100"),
         (("ppo", *KEYS, "--svg", "plan.png"), "error: --svg plan.png: the name must end in .svg"),
         (("ppo", *KEYS, "--machine", "h100", "--answer-lens", "long"), "answer_lens=long: must be a number"),
@@ -106,16 +105,19 @@ def test_mistakes_are_answered_in_one_line(plan, arguments: tuple[str, ...], mes
     assert len(err.splitlines()) == 1
 
 
-def test_measured_times_are_used_and_kept(plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sizes = Sizes(passes=((1, 16), (2, 16)), widths=(1, 2), contexts=(8, 16))
-    monkeypatch.setattr(
-        "reallm.cli.plan_profile.measure",
-        lambda models, device, _, advance: measure(models, device, sizes, seconds=0.5, advance=advance),
-    )
-    arguments = ("grpo", "actor.path=model", "reward=f.py:f", "gen.max_new_tokens=16", "--profile", "times.json")
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_measured_times_are_used(plan, monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
+    models = {model_key(CONFIG.replace(is_critic=is_critic), "torch.float32") for is_critic in (False, True)}
+    measured = Profile("this setting", dict.fromkeys(models, ModelProfile()), LinkProfile())
+    monkeypatch.setattr("reallm.cli.plan_profile.known_profile", lambda file, n_ranks: None)
+    monkeypatch.setattr("reallm.cli.plan_profile.measure_on_ranks", lambda order, n_ranks, file: measured)
+    arguments = ["grpo", "actor.path=model", "actor.dtype=float32", "reward=f.py:f", "--profile", "times.json"]
+    if elsewhere:
+        arguments += ["--machine", "h100", "--ranks", "1"]
+        code, _, err = plan(*arguments)
+        assert code == 2
+        assert "times.json: has no measurements of these models; make them on h100" in err
+        write_profile(Path("times.json"), measured)
     code, out, err = plan(*arguments)
-    assert (code, "written: times.json" in err) == (0, True)
+    assert (code, err) == (0, "")
     assert "times.json" in out
-    first = (tmp_path / "times.json").read_bytes()
-    code, out, err = plan(*arguments)
-    assert (code, err, first) == (0, "", (tmp_path / "times.json").read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,6 @@ from reallm.plugins import registry
 if TYPE_CHECKING:
     from reallm.algorithms.graph import Graph
     from reallm.model.config import ReaLModelConfig
-    from reallm.planning.job import PlannedJob
 
 PLACEHOLDER = "..."
 
@@ -82,7 +80,9 @@ def plan(
     workload = configured_workload(settings, graph, prompt_lens=prompt_lens, answer_lens=answer_lens)
     job = PlannedJob.of(settings, graph, models, find_machine(machine, ranks), workload.workload)
     if profile is not None:
-        job = _with_profile(job, profile, is_here=machine is None)
+        from reallm.cli.plan_profile import profiled
+
+        job = profiled(job, profile, is_here=machine is None)
     found = planned(settings, job)
     step = PlannedStep(job, found.plan, job.simulator.simulate(found.plan), found.search)
     if as_json:
@@ -92,17 +92,6 @@ def plan(
     if svg is not None:
         draw(svg, algorithm, step)
         typer.echo(f"written: {svg}", err=as_json)
-
-
-def _with_profile(job: PlannedJob, file: Path, *, is_here: bool) -> PlannedJob:
-    """The job with measured times, measured now if it is planned for this machine and the file lacks some."""
-    from reallm.cli.plan_profile import find_profile, profile_here
-    from reallm.planning.profiling.use import measured_rates, with_measured_links
-
-    find = profile_here if is_here else find_profile
-    profile = find(file, job.machine, job.graph, job.models, job.settings)
-    rates = measured_rates(profile, file, job.machine, job.models, job.settings)
-    return dataclasses.replace(job, machine=with_measured_links(job.machine, profile), rates=rates)
 
 
 def _models(settings: Any, graph: Graph) -> dict[str, ReaLModelConfig]:
