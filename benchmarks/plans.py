@@ -13,7 +13,6 @@ turns, and their times compared with what the simulator predicts. Figures:
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import random
 import statistics
@@ -90,6 +89,8 @@ def validate(algorithm: str, n_plans: int, rounds: int, profile_seconds: float) 
 
 def all_plans(work: Any) -> Any:
     """The work with every plan: each call that has a model in each layout."""
+    import dataclasses
+
     calls = [call.name for call in work.graph.calls if call.kind != "reward"]
     fixed = {call.name: "dp1@0" for call in work.graph.calls if call.kind == "reward"}
     plans = {}
@@ -104,11 +105,9 @@ def all_plans(work: Any) -> Any:
 
 def predict(work: Any, profile: Any) -> dict[str, tuple[float, dict[str, float]]]:
     """Predicted seconds of a step under each plan, and of each of its calls with a model."""
-    from reallm.planning.profiling.use import measured_rates, with_measured_links
+    from reallm.planning.profiling.use import with_profile
 
-    job = work.job(N_RANKS)
-    rates = measured_rates(profile, Path("profile"), job.machine, job.models, job.settings)
-    job = dataclasses.replace(job, machine=with_measured_links(job.machine, profile), rates=rates)
+    job = with_profile(work.job(N_RANKS), profile, Path("profile"))
     with_model = [call.name for call in work.graph.calls if call.kind != "reward"]
     found = {}
     for name in work.plans:

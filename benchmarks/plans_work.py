@@ -30,7 +30,7 @@ from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.find_machine import find_machine
 from reallm.planning.job import PlannedJob
 from reallm.planning.profiling.measure import measure
-from reallm.planning.profiling.use import models_to_measure, sizes_to_measure
+from reallm.planning.profiling.use import order_for
 from reallm.planning.workload import Lengths, Workload
 from reallm.training.engine import TrainEngine
 from reallm_datasets.config import PromptOnlyDatasetConfig
@@ -129,9 +129,8 @@ def make(way: str, work: Work) -> Callable[[], Any]:
 
 
 def _profile(work: Work) -> Any:
-    job = work.job(dist.get_world_size())
-    models = models_to_measure(job.graph, job.models, job.settings)
-    return measure(models, torch.device("cpu"), sizes_to_measure(job), seconds=work.profile_seconds)
+    order = order_for(work.job(dist.get_world_size()))
+    return measure(order.models, torch.device("cpu"), order.sizes, seconds=work.profile_seconds)
 
 
 def _train(work: Work, name: str) -> list[tuple[float, list[Span]]]:

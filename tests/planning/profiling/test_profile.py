@@ -8,11 +8,16 @@ import torch
 from reallm.algorithms.graph import Graph
 from reallm.cli.algorithm import load_configuration
 from reallm.errors import DataError
+from reallm.model.config import Extra, MoEConfig, RopeConfig
+from reallm.parallel.layout import Layout
+from reallm.planning.execution_plan import CallPlan
 from reallm.planning.job import PlannedJob
 from reallm.planning.machine import Link
-from reallm.planning.profiling.measure import MeasuredModel, measure
+from reallm.planning.profiling.measure import MeasuredModel, measure, setting_of
 from reallm.planning.profiling.measured_rates import MeasuredRates, interpolate
 from reallm.planning.profiling.model_times import Sizes, shard_config
+from reallm.planning.profiling.on_ranks import known_profile
+from reallm.planning.profiling.order import Order
 from reallm.planning.profiling.profile import (
     DecodeTimes,
     LinkProfile,
@@ -23,7 +28,7 @@ from reallm.planning.profiling.profile import (
     read_profiles,
     write_profile,
 )
-from reallm.planning.profiling.use import measured_rates, models_to_measure, sizes_to_measure, with_measured_links
+from reallm.planning.profiling.use import order_for, with_profile
 from reallm.planning.stated_rates import StatedRates
 from reallm.planning.this_machine import this_machine
 from reallm.planning.workload import Lengths, Workload
@@ -155,19 +160,39 @@ def _job(n_ranks=2):
 
 
 def test_what_is_measured_for_a_job_follows_from_its_workload():
-    job = _job(4)
-    models = models_to_measure(job.graph, job.models, job.settings)
-    assert [(model.trains, model.generates) for model in models] == [(True, True), (False, False)]
-    expected = Sizes((1, 2, 4), ((1, 40), (8, 160), (16, 40), (32, 40)), (1, 16, 32), (30, 40))
-    assert sizes_to_measure(job) == expected
+    order = order_for(_job(4), 9)
+    assert [(model.trains, model.generates) for model in order.models] == [(True, True), (False, False)]
+    assert order.seconds == 9
+    assert order.sizes == Sizes((1, 2, 4), ((1, 40), (8, 160), (16, 40), (32, 40)), (1, 16, 32), (30, 40))
 
 
 def test_a_job_takes_measured_rates_and_links():
-    job = _job()
-    profile = Profile("one", {KEY: MODEL}, LinkProfile(point_to_point=((0, 1.0), (100, 3.0))))
-    machine = with_measured_links(job.machine, profile)
-    assert machine.within_node == Link(50, 1)
-    assert machine.host == job.machine.host
-    rates = measured_rates(profile, Path("profile.json"), machine, job.models, job.settings)
-    assert rates["actor"].forward("block", [10, 10]) == 2
-    assert rates["ref"].source == "profile.json (collectives, host copies stated)"
+    links = LinkProfile(point_to_point=((0, 1.0), (100, 3.0)))
+    job = with_profile(_job(), Profile("one", {KEY: MODEL}, links), Path("profile.json"))
+    assert job.machine.within_node == Link(50, 1)
+    assert job.machine.host == this_machine(2).host
+    assert job.rates["actor"].forward("block", [10, 10]) == 2
+    assert job.rates["ref"].source == "profile.json (collectives, host copies stated)"
+    assert job.costs.call("ref_inf", CallPlan(Layout())).seconds > 0
+
+
+def test_what_is_ordered_is_read_again(tmp_path):
+    config = TINY.replace(
+        rope=(None, RopeConfig(kind="linear", factor=2.0)),
+        moe=MoEConfig(n_experts=4, top_k=2, layers=(1,)),
+        sliding_window=(None, 8),
+        extra=Extra(sizes=[1, 2], nested={"a": 1}),
+    )
+    order = Order((MeasuredModel(config, torch.bfloat16, trains=False), MeasuredModel(TINY)), Sizes(widths=(3,)), 7.0)
+    order.write(tmp_path / "order.json")
+    assert Order.read(tmp_path / "order.json") == order
+
+
+def test_a_profile_of_this_machine_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    file = tmp_path / "profile.json"
+    assert known_profile(file, 2) is None
+    write_profile(file, Profile(setting_of(torch.device("cpu"), 2, 1)))
+    assert known_profile(file, 2) == Profile("CPU with 1 thread a rank, 2 ranks, torch " + torch.__version__)
+    assert known_profile(file, 4) is None

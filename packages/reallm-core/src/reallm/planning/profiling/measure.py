@@ -28,9 +28,9 @@ class MeasuredModel:
     generates: bool = True
 
 
-def setting_of(device: torch.device, n_ranks: int) -> str:
+def setting_of(device: torch.device, n_ranks: int, n_threads: int) -> str:
     """What a profile's times hold for: device, number of ranks that measure side by side, version of torch."""
-    threads = counted(torch.get_num_threads(), "thread")
+    threads = counted(n_threads, "thread")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {threads} a rank"
     return f"{name}, {counted(n_ranks, 'rank')}, torch {torch.__version__}"
 
@@ -71,7 +71,8 @@ def measure(
             advance=of_model,
         )
     links = measure_links(device, LINKS_SHARE * seconds, lambda share: advance("links", 1 - LINKS_SHARE * (1 - share)))
-    return Profile(setting_of(device, dist.get_world_size() if dist.is_initialized() else 1), found, links)
+    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    return Profile(setting_of(device, n_ranks, torch.get_num_threads()), found, links)
 
 
 def _merged(models: Sequence[MeasuredModel]) -> dict[str, MeasuredModel]:

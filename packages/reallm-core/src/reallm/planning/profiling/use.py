@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
-from reallm.algorithms.graph import Graph
-from reallm.model.config import ReaLModelConfig
-from reallm.planning.cost_settings import CostSettings
 from reallm.planning.job import PlannedJob
 from reallm.planning.machine import Link, Machine
 from reallm.planning.profiling.measure import MeasuredModel
 from reallm.planning.profiling.measured_rates import MeasuredRates, Points
 from reallm.planning.profiling.model_times import Sizes
+from reallm.planning.profiling.order import Order
 from reallm.planning.profiling.profile import ModelProfile, Profile, model_key
 from reallm.planning.rates import Rates
 from reallm.planning.stated_rates import StatedRates
@@ -24,19 +21,39 @@ MOST_SEQUENCES = {"cpu": 64, "cuda": 512}
 """Sequences of the widest step of generation that is measured, likewise."""
 
 
-def models_to_measure(
-    graph: Graph, models: Mapping[str, ReaLModelConfig], settings: CostSettings
-) -> list[MeasuredModel]:
-    """The models of a graph's roles, with what its calls do with them."""
-    kinds = {role: {call.kind for call in graph.calls if call.role == role} for role in graph.roles}
-    return [
-        MeasuredModel(models[role], settings.roles[role].dtype, "train_step" in kinds[role], "generate" in kinds[role])
-        for role in graph.roles
+def order_for(job: PlannedJob, seconds: float = 120.0) -> Order:
+    """What to measure for a job: the models of its roles, at lengths of its workload, in parts as its ranks hold them.
+
+    Args:
+        job: the job.
+        seconds: time for the measurements.
+    """
+    kinds = {role: {call.kind for call in job.graph.calls if call.role == role} for role in job.models}
+    models = [
+        MeasuredModel(config, job.settings.roles[role].dtype, "train_step" in kinds[role], "generate" in kinds[role])
+        for role, config in job.models.items()
     ]
+    return Order(tuple(models), _sizes(job), seconds)
 
 
-def sizes_to_measure(job: PlannedJob) -> Sizes:
-    """The lengths and widths of a job's workload, and the parts of models that its ranks may hold."""
+def with_profile(job: PlannedJob, profile: Profile, file: Path) -> PlannedJob:
+    """The same job with measured rates, and stated ones for what was not measured, which the rates' `source` says.
+
+    Args:
+        job: the job.
+        profile: the measurements.
+        file: where they come from, for tables.
+    """
+    machine = _with_links(job.machine, profile)
+    rates: dict[str, Rates] = {}
+    for role, of_role in job.settings.roles.items():
+        stated = StatedRates(machine, job.models[role], of_role.dtype, of_role.optimizer)
+        model = profile.models.get(model_key(job.models[role], str(of_role.dtype)), ModelProfile())
+        rates[role] = MeasuredRates(model, profile.links, stated, str(file))
+    return dataclasses.replace(job, machine=machine, rates=rates)
+
+
+def _sizes(job: PlannedJob) -> Sizes:
     workload, machine = job.workload, job.machine
     length = max(2, round(workload.prompts.mean + workload.answers.mean))
     max_tokens = min(MOST_TOKENS[machine.device], max(one.max_tokens for one in job.settings.roles.values()))
@@ -54,27 +71,7 @@ def sizes_to_measure(job: PlannedJob) -> Sizes:
     )
 
 
-def measured_rates(
-    profile: Profile, file: Path, machine: Machine, models: Mapping[str, ReaLModelConfig], settings: CostSettings
-) -> dict[str, Rates]:
-    """The rates of each role's model: measured ones, and stated ones where the profile lacks something.
-
-    Args:
-        profile: the measurements.
-        file: where they come from, for tables.
-        machine: states what was not measured.
-        models: the architecture of each role's model.
-        settings: dtypes and optimizers.
-    """
-    found: dict[str, Rates] = {}
-    for role, of_role in settings.roles.items():
-        stated = StatedRates(machine, models[role], of_role.dtype, of_role.optimizer)
-        model = profile.models.get(model_key(models[role], str(of_role.dtype)), ModelProfile())
-        found[role] = MeasuredRates(model, profile.links, stated, str(file))
-    return found
-
-
-def with_measured_links(machine: Machine, profile: Profile) -> Machine:
+def _with_links(machine: Machine, profile: Profile) -> Machine:
     """The machine with links within a node, and to host memory, as measured; those between nodes stay as they are."""
     links = profile.links
     return dataclasses.replace(
