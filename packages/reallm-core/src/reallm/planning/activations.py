@@ -13,8 +13,9 @@ import torch
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.training.memory import depends_on_lengths, traced_activations
 
-MOST_TRACED = 1024
-"""Tokens of a traced sequence: tracing more takes longer, since logits are computed in chunks."""
+TRACED = 1024
+"""Tokens of a traced sequence where only their sum matters: more than a chunk of logits, of which there is one at a
+time, and few chunks, since each takes time to trace."""
 
 
 def rank_activations(
@@ -53,8 +54,8 @@ class ActivationTraces:
 
     @property
     def length(self) -> int:
-        """Tokens of each traced sequence: enough to have logits in several chunks, and more only if it matters."""
-        return self.longest if depends_on_lengths(self.config) else min(self.longest, MOST_TRACED)
+        """Tokens of each traced sequence."""
+        return self.longest if depends_on_lengths(self.config) else TRACED
 
     def n_bytes(self, n_tokens: int, tp: int, gradient_checkpointing: GradientCheckpointing | None) -> int:
         """Bytes on one of `tp` ranks that split each layer.
@@ -72,9 +73,7 @@ class ActivationTraces:
 
     @lru_cache(maxsize=256)  # noqa: B019 - few models are planned
     def _line(self, gradient_checkpointing: GradientCheckpointing | None) -> tuple[float, float]:
-        """Bytes without tokens, and of each token, on a rank that holds whole layers."""
-        if gradient_checkpointing is None:  # nothing but tokens has activations
-            return 0.0, self._traced(1, 1, None) / self.length
+        """Bytes that do not depend on tokens, and those of each token, on a rank that holds whole layers."""
         one, two = (self._traced(n, 1, gradient_checkpointing) for n in (1, 2))
         return 2 * one - two, (two - one) / self.length
 
