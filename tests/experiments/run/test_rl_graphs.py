@@ -320,22 +320,8 @@ def test_groups_without_variance_are_replaced_by_others_of_the_step(rl: RL) -> N
 # ---------------------------------------------------------------- rollouts of earlier weights
 
 
-class OneStepLate(PolicyInterface):
-    """Trains each rollout one step after it was made: the shortest queue of rollouts."""
-
-    def __init__(self, config: RLConfig) -> None:
-        super().__init__(config)
-        self._waiting: Any = None
-
-    def train_step(self, engine: Any, batch: Any, context: Any) -> dict[str, float]:
-        """Train on the rollout of the step before; the first is trained at once."""
-        due, self._waiting = (batch if self._waiting is None else self._waiting), batch
-        return super().train_step(engine, due, context)
-
-
 def test_a_rollout_says_with_which_weights_it_was_made(rl: RL) -> None:
-    late = dataclasses.replace(GRPO, interfaces={**GRPO.interfaces, "actor": OneStepLate})
-    steps = records(rl.run(late, rl.grpo(n_minibatches=2, async_steps=1)))
+    steps = records(rl.run(GRPO, rl.grpo(n_minibatches=2, async_steps=1)))
     # two optimizer steps each: trained at once; made before the first step; made between the first and the second
     assert [step["train/age"] for step in steps if "train/age" in step] == [0, 2, 2]
 
