@@ -100,6 +100,8 @@ class Exhaustive:
 
     def _evaluate(self, chosen: Mapping[int, Place]) -> None:
         places = self._simulator.shared([chosen[number] for number in range(len(chosen))])
+        if not self._can_be_better(self._fitting.without_offloads(places).outcome.seconds):
+            return  # offloads only take time
         found = self._fitting.fitted(places, exact=True)
         if not found.excess and self._can_be_better(found.outcome.seconds):
             self._best = found

@@ -53,6 +53,7 @@ class Fitting:
     def __init__(self, simulator: Simulator, given: Sequence[int] = ()) -> None:
         self._simulator, self._given = simulator, frozenset(given)
         self._known: dict[tuple[tuple[Place, ...], bool], Fitted] = {}
+        self._bare: dict[tuple[Place, ...], Fitted] = {}
         self._offloaded_places: dict[Place, Place] = {}
         self.n_evaluated = 0
         """Number of plans that have been simulated."""
@@ -68,12 +69,22 @@ class Fitting:
         key = (tuple(places), exact)
         found = self._known.get(key)
         if found is None:
-            found = self._outcome(key[0])
+            found = self.without_offloads(key[0])
             if found.excess:
                 found = self._with_offloads(key[0], found, exact=exact)
             if len(self._known) > MAX_KEPT:
                 self._known.clear()
             self._known[key] = found
+        return found
+
+    def without_offloads(self, places: Sequence[Place]) -> Fitted:
+        """The layouts as they are, whether they fit or not. No offload makes them faster."""
+        key = tuple(places)
+        found = self._bare.get(key)
+        if found is None:
+            if len(self._bare) > MAX_KEPT:
+                self._bare.clear()
+            found = self._bare[key] = self._outcome(key)
         return found
 
     def _outcome(self, places: tuple[Place, ...]) -> Fitted:
