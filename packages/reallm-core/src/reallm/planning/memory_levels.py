@@ -44,6 +44,23 @@ class _Copy:
         """What is in host memory."""
 
 
+def peak_without_offloads(calls: Sequence[ModelFunctionCall], places: Sequence[Place], segments: Segments) -> int:
+    """The most bytes on a rank once all copies and optimizers are there, of which none is ever offloaded."""
+    copies: dict[int, list[int]] = {}
+    for number, one in enumerate(places):
+        if one.copy < 0 or calls[number].precompute:
+            continue
+        memory = one.memory
+        known = copies.setdefault(one.copy, [one.ranks, 0, 0, 0])
+        known[1:] = map(max, known[1:], (memory.parameters, memory.optimizer, one.transient))
+    kept, transient = [0] * len(segments.parts), [0] * len(segments.parts)
+    for ranks, parameters, optimizer, more in copies.values():
+        for segment in segments.of(ranks):
+            kept[segment] += parameters + optimizer
+            transient[segment] = max(transient[segment], more)
+    return max(map(sum, zip(kept, transient, strict=True)))
+
+
 class MemoryLevels:
     """Bytes on the ranks of each segment, from the first step on.
 
@@ -93,12 +110,6 @@ class MemoryLevels:
             if one.copy in self._copies and number not in homes:
                 self._make(number, self._copies[one.copy])
 
-    def make_all(self) -> None:
-        """Allocate all copies and optimizers, as they are after the first step if nothing is offloaded."""
-        for number, one in enumerate(self._places):
-            if one.copy in self._copies:
-                self._make(number, self._copies[one.copy], optimizer=True)
-
     def begin(self, item: Item) -> None:
         """Go on to the beginning of an item of a step, and note the peaks while it is done."""
         one = self._places[item.call]
@@ -116,10 +127,9 @@ class MemoryLevels:
         else:
             self._move_to_host(item, copy)
 
-    def in_call(self, call: int) -> int:
+    def transient(self, call: int) -> int:
         """Bytes that a rank holds while a call is computed, more than it keeps."""
-        memory = self._places[call].memory
-        return memory.in_call - memory.kept
+        return self._places[call].transient
 
     def _make(self, call: int, copy: _Copy, *, optimizer: bool = False) -> None:
         """Allocate what of a copy has not been there."""
@@ -157,7 +167,7 @@ class MemoryLevels:
                 self._set_peak(segment, self.kept[segment], call, {})
 
     def _note_peaks(self, call: int, copy: _Copy) -> None:
-        more = self.in_call(call)
+        more = self._places[call].transient
         for segment in copy.segments:
             if self.kept[segment] + more > self.peaks[segment]:
                 self._set_peak(segment, self.kept[segment] + more, call, self._places[call].memory.during)
@@ -202,7 +212,7 @@ def memory_over_time(
         for segment in acts[number].segments:
             start, end = times[number, segment]
             if item.kind == "call":
-                found[segment].append((start, levels.kept[segment] + levels.in_call(item.call)))
+                found[segment].append((start, levels.kept[segment] + levels.transient(item.call)))
                 start = end
             if item.kind != "offload":
                 found[segment].append((start, levels.kept[segment]))

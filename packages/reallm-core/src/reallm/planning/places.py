@@ -21,6 +21,8 @@ class Place:
     ranks: RankSet
     seconds: float
     memory: MemoryItems
+    transient: int
+    """Bytes that a rank holds while the call is computed, more than it keeps."""
 
     @property
     def offload(self) -> bool:

@@ -18,7 +18,7 @@ from reallm.algorithms.timeline import SpanKind
 from reallm.planning.costs import CostModel, MemoryItems
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.machine import Machine
-from reallm.planning.memory_levels import MemoryLevels, memory_over_time
+from reallm.planning.memory_levels import MemoryLevels, memory_over_time, peak_without_offloads
 from reallm.planning.places import Place
 from reallm.planning.rank_sets import RankSet, Segments, rank_set, ranks_in
 from reallm.planning.simulation import Simulation
@@ -82,7 +82,8 @@ class Simulator:
                 copy = self._copy_numbers.setdefault((one.role, layout), len(self._copy_numbers))
                 memory = self.costs.memory(one.name, plan)
             seconds = self.costs.call(one.name, plan).seconds
-            found = Place(call, plan, copy, rank_set(plan.layout.ranks), seconds, memory)
+            transient = memory.in_call - memory.kept
+            found = Place(call, plan, copy, rank_set(plan.layout.ranks), seconds, memory, transient)
             self._places[call, plan] = found
         return found
 
@@ -121,10 +122,10 @@ class Simulator:
         return self._peaks(self._step(places), places, self._segments_of(places))
 
     def _peaks(self, step: Step, places: Sequence[Place], segments: Segments) -> tuple[int, int]:
-        levels = MemoryLevels(self._calls, places, segments, self._homes)
         if not step.offloads:
-            levels.make_all()
-        for item in step.items + step.items if step.offloads else step.items:  # the first step, and one of the others
+            return peak_without_offloads(self._calls, places, segments), 0
+        levels = MemoryLevels(self._calls, places, segments, self._homes)
+        for item in step.items + step.items:  # the first step, and one of the others
             levels.begin(item)
         return max(levels.peaks), max(levels.host_peaks)
 
