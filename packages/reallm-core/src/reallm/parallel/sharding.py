@@ -112,15 +112,20 @@ def local_boxes(config: ReaLModelConfig, layout: Layout, rank: int) -> Mapping[s
 
 def check_fits(config: ReaLModelConfig, layout: Layout) -> None:
     """Raise ConfigError, naming the size, unless a model can be split over a layout."""
-    stage_layers(config, layout.pp)
-    if layout.tp == 1:
+    _check_sizes(config, layout.pp, layout.tp)
+
+
+@lru_cache(maxsize=4096)
+def _check_sizes(config: ReaLModelConfig, pp: int, tp: int) -> None:
+    stage_layers(config, pp)
+    if tp == 1:
         return
     units = tp_units(config)
     for each in units:
-        if not each.fit(layout.tp):
+        if not each.fit(tp):
             fitting = [tp for tp in range(1, max(one.n for one in units) + 1) if all(one.fit(tp) for one in units)]
             raise ConfigError(
-                f"tp={layout.tp} does not fit the model's {each.n} {each.name}; use tp={' or '.join(map(str, fitting))}"
+                f"tp={tp} does not fit the model's {each.n} {each.name}; use tp={' or '.join(map(str, fitting))}"
             )
     for info in parameter_infos(config):
-        tp_box(info, layout.tp, 0)
+        tp_box(info, tp, 0)
