@@ -40,7 +40,8 @@ def test_a_killed_rank_ends_the_job_with_one_line(inputs: Path, tmp_path: Path):
     ended = command.end()
     assert ended.code != 0
     (line,) = ended.errors
-    assert line.startswith(f"error: rank 1 (process {pid}) was killed (SIGKILL): by someone, or by the system")
+    where = r"( in call '\w+'| after its last call)?"
+    assert re.match(rf"error: rank 1 \(process {pid}\) was killed \(SIGKILL\){where}: by someone, or by the", line)
     assert line.endswith((f"; to resume: reallm sft resume={tmp_path / 'run'}", "; nothing was saved yet"))
 
 
