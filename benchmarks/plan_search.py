@@ -86,7 +86,7 @@ def main() -> None:
     print(f"8 ranks: {rate:,.0f} simulated plans a second (bar {PLANS_PER_SECOND:,.0f})")
     job = ppo("70B", 1024, 4096)
     start = time.process_time()
-    found = search(job.graph, job.costs, job.machine, fits=job.check_fits, optimizer_steps=N_MINIBATCHES)
+    found = search(job.simulator, fits=job.check_fits)
     seconds = time.process_time() - start
     print(
         f"1,024 ranks: searched in {seconds:.1f} s (bar {SEARCH_SECONDS:g} s): {found.n_evaluated:,} plans, a step of "

@@ -93,7 +93,7 @@ def _planned(actor: str, context: int, n_gpus: int) -> Row:
 
     job = _job(actor, context, n_gpus)
     started = time.process_time()
-    found = search(job.graph, job.costs, job.machine, fits=job.check_fits, optimizer_steps=N_MINIBATCHES)
+    found = search(job.simulator, fits=job.check_fits)
     return Row(actor, context, n_gpus, found, job, time.process_time() - started)
 
 

@@ -36,7 +36,7 @@ def random_costs(seed: int) -> GivenCosts:
 
 
 def test_two_equal_trainers_are_split_over_the_ranks() -> None:
-    found = search(PPO, GivenCosts(exponent=POOR), machine(4))
+    found = search(Simulator(PPO, GivenCosts(exponent=POOR), machine(4)))
     actor, critic = (set(found.plan.calls[name].layout.ranks) for name in ("actor_train", "critic_train"))
     assert len(actor) == len(critic) == 2
     assert actor.isdisjoint(critic)
@@ -47,16 +47,16 @@ def test_two_equal_trainers_are_split_over_the_ranks() -> None:
 
 def test_a_tiny_critic_leaves_the_ranks_to_the_actor() -> None:
     seconds = {"actor_gen": 8.0, "ref_inf": 2.0, "critic_inf": 0.01, "actor_train": 24.0, "critic_train": 0.02}
-    found = search(PPO, GivenCosts(seconds), machine(4))
+    found = search(Simulator(PPO, GivenCosts(seconds), machine(4)))
     assert found.plan.calls["actor_train"].layout.size == 4
     assert found.outcome.seconds == pytest.approx(34.03 / 4)
 
 
 def test_models_are_offloaded_only_if_memory_is_tight() -> None:
     costs = GivenCosts(host_seconds=0.1, parameters={"actor": 100, "ref": 100, "critic": 10})
-    roomy = search(PPO, costs, machine(2, memory=1000))
+    roomy = search(Simulator(PPO, costs, machine(2, memory=1000)))
     assert not any(one.offload for one in roomy.plan.calls.values())
-    tight = search(PPO, costs, machine(2, memory=340))
+    tight = search(Simulator(PPO, costs, machine(2, memory=340)))
     assert any(one.offload for one in tight.plan.calls.values())
     assert tight.outcome.memory <= 340 < roomy.outcome.memory
     assert tight.outcome.seconds > roomy.outcome.seconds
@@ -65,7 +65,7 @@ def test_models_are_offloaded_only_if_memory_is_tight() -> None:
 def test_what_fits_in_no_layout_names_call_and_items() -> None:
     costs = GivenCosts(parameters={"actor": 2**40})
     with pytest.raises(ConfigError, match=r"'actor_gen' does not fit into 1.0 GiB .* on 2 ranks: .* \(parameters"):
-        search(PPO, costs, machine(2, memory=2**30))
+        search(Simulator(PPO, costs, machine(2, memory=2**30)))
 
 
 def test_what_fits_only_alone_names_rank_call_and_items() -> None:
@@ -73,7 +73,7 @@ def test_what_fits_only_alone_names_rank_call_and_items() -> None:
     too_small = replace(machine(1, memory=6 * 2**30 + 2**29), host_memory=1)
     costs.parameters["critic"] = 2**30  # type: ignore[index]  # a dict
     with pytest.raises(ConfigError, match=r"rank 0 needs 12 GiB of 6.5 GiB in the call 'critic_train' \(actor opt"):
-        search(PPO, costs, too_small)
+        search(Simulator(PPO, costs, too_small))
 
 
 @pytest.mark.parametrize("memory", [2**40, 450])
@@ -87,7 +87,7 @@ def test_branch_and_bound_finds_what_trying_all_plans_finds(memory: int) -> None
         found = fitting.fitted(places, exact=True)
         if not found.excess:
             best = min(best, found.outcome.seconds)
-    result = search(PPO, costs, made, n_evaluations=0)
+    result = search(Simulator(PPO, costs, made), n_evaluations=0)
     assert result.is_best
     assert result.outcome.seconds == pytest.approx(best)
 
@@ -95,8 +95,8 @@ def test_branch_and_bound_finds_what_trying_all_plans_finds(memory: int) -> None
 @pytest.mark.parametrize("seed", range(3))
 def test_annealing_finds_the_best_of_all_plans(seed: int) -> None:
     costs = random_costs(10 + seed)
-    best = search(PPO, costs, machine(4))
-    annealed = search(PPO, costs, machine(4), n_partial_plans=0)
+    best = search(Simulator(PPO, costs, machine(4)))
+    annealed = search(Simulator(PPO, costs, machine(4)), n_partial_plans=0)
     assert best.is_best
     assert not annealed.is_best
     assert annealed.outcome.seconds == pytest.approx(best.outcome.seconds)
@@ -104,13 +104,15 @@ def test_annealing_finds_the_best_of_all_plans(seed: int) -> None:
 
 
 def test_the_same_search_finds_the_same_plan() -> None:
-    first, second = (search(PPO, random_costs(3), machine(16), n_partial_plans=0, n_evaluations=200) for _ in range(2))
+    first, second = (
+        search(Simulator(PPO, random_costs(3), machine(16)), n_partial_plans=0, n_evaluations=200) for _ in range(2)
+    )
     assert first == second
 
 
 def test_given_plans_are_kept() -> None:
     given = {"actor_train": CallPlan(Layout.parse("fsdp2@2-3")), "ref_inf": CallPlan(Layout.parse("dp1@1"), True)}
-    found = search(PPO, GivenCosts(parameters={"ref": 10}), machine(4), given=given)
+    found = search(Simulator(PPO, GivenCosts(parameters={"ref": 10}), machine(4)), given=given)
     assert {name: found.plan.calls[name] for name in given} == given
     assert found.baseline is not None
     assert {name: found.baseline.calls[name] for name in given} == given

@@ -63,8 +63,7 @@ class PlannedStep:
     def fits(self) -> bool:
         """Whether it fits into the memory of the machine."""
         memory = self.simulation.memory.values()
-        machine = self.job.machine
-        return all(one.peak <= machine.memory and one.host_peak <= machine.host_memory for one in memory)
+        return not any(self.job.machine.excess(one.peak, one.host_peak) for one in memory)
 
     @property
     def assignments(self) -> list[str]:

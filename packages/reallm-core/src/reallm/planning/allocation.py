@@ -65,10 +65,7 @@ def planned(config: TrainingConfig, job: PlannedJob) -> Planned:
         return Planned(_one_layout(job, given))
     if config.allocation == HEURISTIC:
         return Planned(_fitting(job, heuristic(job.simulator, given, job.check_fits)))
-    n_updates = job.workload.n_minibatches * job.workload.n_epochs
-    found = search(
-        graph, job.costs, job.machine, given=given, fits=job.check_fits, optimizer_steps=n_updates, seed=config.seed
-    )
+    found = search(job.simulator, given=given, fits=job.check_fits, seed=config.seed)
     return Planned(found.plan, found)
 
 

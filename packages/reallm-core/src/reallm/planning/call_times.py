@@ -67,8 +67,7 @@ class CallTimes:
         forward = sum(self._forward(stage, batches).compute for stage in range(self.layout.pp)) / self.layout.pp
         one = _plus(one, communication=self._reduction(batches.n, forward, one.compute - forward))
         one = _plus(one, compute=self.rates.optimizer(self._share.held))
-        n_steps = self.sequences.workload.n_minibatches * self.sequences.workload.n_epochs
-        return _times(n_steps, one, math.ceil(batches.n))
+        return _times(self.sequences.workload.optimizer_steps, one, math.ceil(batches.n))
 
     def inference(self, max_tokens: int) -> CallCost:
         """A forward pass over all sequences, for which FSDP gathers all parameters once, beforehand."""

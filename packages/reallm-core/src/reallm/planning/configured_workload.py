@@ -24,11 +24,6 @@ class ConfiguredWorkload:
     prompts_from: str
     answers_from: str
 
-    @property
-    def is_assumed(self) -> bool:
-        """Whether a length is only assumed, so that a plan is no better than the guess."""
-        return "assumed" in (self.prompts_from.split(":")[0], self.answers_from.split(":")[0])
-
 
 def configured_workload(
     config: TrainingConfig,

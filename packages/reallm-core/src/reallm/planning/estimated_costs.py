@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Transfer
-from reallm.config.training import TrainingConfig
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.planning.call_times import CallTimes
@@ -62,19 +61,6 @@ class EstimatedCosts:
         self.host_copy = lru_cache(maxsize=None)(self._host_copy)
         self.memory = lru_cache(maxsize=None)(self._memory)
         self._seconds = lru_cache(maxsize=None)(self._uncached_seconds)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: TrainingConfig,
-        graph: Graph,
-        models: Mapping[str, ReaLModelConfig],
-        machine: Machine,
-        workload: Workload,
-        rates: Mapping[str, Rates] | None = None,
-    ) -> EstimatedCosts:
-        """The costs of a run with the settings of its configuration."""
-        return cls(graph, models, machine, workload, CostSettings.of(config, graph, machine), rates)
 
     def _call(self, name: str, plan: CallPlan) -> CallCost:
         """The time of a call on its ranks, all of which begin and end together."""

@@ -53,8 +53,7 @@ class PlannedJob:
     @cached_property
     def simulator(self) -> Simulator:
         """Simulates its steps."""
-        n_updates = self.workload.n_minibatches * self.workload.n_epochs
-        return Simulator(self.graph, self.costs, self.machine, n_updates)
+        return Simulator(self.graph, self.costs, self.machine, self.workload.optimizer_steps)
 
     def check_fits(self, call: str, layout: Layout) -> None:
         """Raise ConfigError if the model of a call cannot be split as a layout says."""

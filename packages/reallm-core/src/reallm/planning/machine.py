@@ -71,6 +71,13 @@ class Machine(NamedFields):
         """Number of ranks."""
         return self.n_nodes * self.ranks_per_node
 
+    def excess(self, memory: int, host_memory: int) -> float:
+        """Share of a rank's memory by which so many bytes, and bytes of host memory, are too many; 0: they fit."""
+        excess = max(memory / self.memory, host_memory / self.host_memory) - 1.0
+        if self.device == "cpu":  # host memory is the same memory
+            excess = max(excess, (memory + host_memory) / self.memory - 1.0)
+        return max(0.0, excess)
+
     def node(self, rank: int) -> int:
         """The node of a rank."""
         return rank // self.ranks_per_node

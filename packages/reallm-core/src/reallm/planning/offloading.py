@@ -90,14 +90,7 @@ class Fitting:
     def _outcome(self, places: tuple[Place, ...]) -> Fitted:
         self.n_evaluated += 1
         outcome = self._simulator.outcome(places)
-        return Fitted(places, places, outcome, self._excess(outcome.memory, outcome.host_memory))
-
-    def _excess(self, memory: int, host_memory: int) -> float:
-        machine = self._simulator.machine
-        excess = max(memory / machine.memory, host_memory / machine.host_memory) - 1.0
-        if machine.device == "cpu":  # host memory is the same memory
-            excess = max(excess, (memory + host_memory) / machine.memory - 1.0)
-        return max(0.0, excess)
+        return Fitted(places, places, outcome, self._simulator.machine.excess(outcome.memory, outcome.host_memory))
 
     def _with_offloads(self, places: tuple[Place, ...], without: Fitted, *, exact: bool) -> Fitted:
         last = {one.copy: number for number, one in enumerate(places) if one.copy >= 0}
@@ -112,7 +105,7 @@ class Fitting:
         moved = list(calls)
         for number in sorted(calls, key=lambda number: -places[number].memory.kept):
             fewer = [one for one in moved if one != number]
-            if not self._excess(*self._simulator.memory(self._offloaded(places, fewer))):
+            if not self._simulator.machine.excess(*self._simulator.memory(self._offloaded(places, fewer))):
                 moved = fewer
         return best if moved == calls else self._outcome(self._offloaded(places, moved))
 

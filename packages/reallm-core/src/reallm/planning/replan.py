@@ -64,11 +64,8 @@ def replan(
         ConfigError: no plan was found that fits into memory.
     """
     found = search(
-        job.graph,
-        job.costs,
-        job.machine,
+        job.simulator,
         fits=job.check_fits,
-        optimizer_steps=job.workload.n_minibatches * job.workload.n_epochs,
         seed=seed,
         n_evaluations=n_evaluations,
         n_partial_plans=n_partial_plans,
@@ -83,5 +80,5 @@ def replan(
                 memory = job.costs.memory(call.name, found.plan.calls[call.name])
                 times += memory.optimizer / max(1, memory.parameters)
         seconds += times * job.costs.move(role, before.homes[role], after.homes[role]).seconds
-    fits = now.memory <= job.machine.memory and now.host_memory <= job.machine.host_memory
+    fits = not job.machine.excess(now.memory, now.host_memory)
     return Replanning(found, now.seconds, seconds, fits, n_steps)

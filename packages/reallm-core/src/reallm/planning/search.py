@@ -65,13 +65,10 @@ class SearchResult:
 
 
 def search(
-    graph: Graph,
-    costs: CostModel,
-    machine: Machine,
+    simulator: Simulator,
     *,
     given: Mapping[str, CallPlan] | None = None,
     fits: Fits = lambda call, layout: None,
-    optimizer_steps: int = 1,
     seed: int = 1,
     n_evaluations: int = EVALUATIONS,
     n_partial_plans: int = PARTIAL_PLANS,
@@ -79,12 +76,9 @@ def search(
     """The fastest plan that fits into memory.
 
     Args:
-        graph: the graph.
-        costs: times and sizes of calls and moves.
-        machine: where it runs.
+        simulator: the simulator of the job.
         given: plans of calls that are not to be changed.
         fits: raises an error for layouts that are not possible for a call.
-        optimizer_steps: optimizer steps in each step.
         seed: seed of the random choices.
         n_evaluations: changes that annealing tries.
         n_partial_plans: partial plans that the exhaustive search tries before it gives up; 0: none.
@@ -92,7 +86,7 @@ def search(
     Raises:
         ConfigError: no plan was found that fits into memory; names the rank, the call, and what takes the most.
     """
-    simulator, given = Simulator(graph, costs, machine, optimizer_steps), given or {}
+    graph, costs, machine, given = simulator.graph, simulator.costs, simulator.machine, given or {}
     candidates = Candidates.of(graph, costs, machine, given, fits)
     fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
     baseline = heuristic(simulator, given, fits)

@@ -49,10 +49,6 @@ class Lengths:
         """The greatest length."""
         return self.values[-1]
 
-    def share_longer(self, length: int) -> float:
-        """Share of the sequences that are longer: of those that generate, the ones that are still running."""
-        return sum(value > length for value in self.values) / len(self.values)
-
 
 @dataclass(frozen=True)
 class Workload(NamedFields):
@@ -72,6 +68,11 @@ class Workload(NamedFields):
     """Optimizer steps in one pass over the sequences of a step."""
     n_epochs: int = 1
     """Passes over the sequences of a step."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps in a step."""
+        return self.n_minibatches * self.n_epochs
 
     @property
     def n_sequences(self) -> int:

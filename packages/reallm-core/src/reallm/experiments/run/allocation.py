@@ -56,9 +56,9 @@ def _calls_of_models(graph: Graph) -> list[str]:
 def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
     """The plan, as values of JSON: the keys of calls, and those of `parallel.*`; and the lines that tell it."""
     from reallm.planning.allocation import has_calls_without_keys, planned
-    from reallm.planning.configured_workload import configured_workload
 
-    found = planned(config, _planned_job(config, graph, job))
+    planned_job = _planned_job(config, graph, job)
+    found = planned(config, planned_job)
     plan = found.plan
     lines = [f"allocation={config.allocation}: {' '.join(plan.assignments(graph))}"]
     parallel: dict[str, int] = {}
@@ -67,12 +67,11 @@ def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
         parallel = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp}
         lines = [f"allocation={config.allocation}: " + " ".join(f"parallel.{key}={n}" for key, n in parallel.items())]
     if found.search is not None:
-        workload = configured_workload(config, graph)
-        gain = found.search.gain
+        workload, gain = planned_job.workload, found.search.gain
         beside = "heuristic does not fit into memory" if gain is None else f"{gain:.2f} times as fast as heuristic"
         lines.append(
-            f"planned for prompts of {workload.workload.prompts.mean:,.0f} tokens and answers of "
-            f"{workload.workload.answers.mean:,.0f}: {beside}; reallm plan shows more"
+            f"planned for prompts of {workload.prompts.mean:,.0f} tokens and answers of "
+            f"{workload.answers.mean:,.0f}: {beside}; reallm plan shows more"
         )
     args = call_args_of(config)
     return {
