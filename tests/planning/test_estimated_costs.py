@@ -59,6 +59,14 @@ def test_tensor_parallelism_divides_computing_and_adds_communication(name):
     assert split.communication > 0
 
 
+def test_sequence_parallelism_divides_all_activations_of_training():
+    plan = CallPlan(Layout.parse("tp2"))
+    with_it, without = (costs(sequence_parallel=value).memory("actor_train", plan) for value in (True, False))
+    whole = costs().memory("actor_train", CallPlan(Layout.parse("dp1")))
+    assert with_it.activations == whole.activations // 2 < without.activations
+    assert with_it.parameters == without.parameters
+
+
 def test_data_parallelism_divides_computing():
     whole, split = call("ref_inf", "dp1"), call("ref_inf", "dp4")
     assert split.compute == pytest.approx(whole.compute / 4, rel=0.05)

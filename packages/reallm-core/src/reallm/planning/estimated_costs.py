@@ -55,7 +55,9 @@ class EstimatedCosts:
             of_role = settings.roles[role]
             stated = StatedRates(machine, models[role], of_role.dtype, of_role.optimizer)
             self.rates[role] = (rates or {}).get(role, stated)
-            self._memories[role] = ModelMemory(models[role], of_role, machine, self._sequences, settings.zero)
+            self._memories[role] = ModelMemory(
+                models[role], of_role, machine, self._sequences, settings.zero, settings.sequence_parallel
+            )
         self.call = lru_cache(maxsize=None)(self._call)
         self.move = lru_cache(maxsize=None)(self._move)
         self.host_copy = lru_cache(maxsize=None)(self._host_copy)
