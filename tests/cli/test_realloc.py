@@ -11,7 +11,7 @@ import pytest
 
 from reallm.cli.main import run
 from reallm.cli.realloc import bytes_per_second
-from reallm.cli.realloc_view import duration, size
+from reallm.cli.tables import duration, size
 from reallm.errors import CheckpointError, ConfigError
 from reallm.parallel.layout import Layout
 from reallm.reallocation.plan import plan

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reallm.cli.realloc_view import duration, size
+from reallm.cli.tables import duration, numbers_table, size
 from reallm.errors import counted
 from reallm.experiments.reports.number_format import short
 from reallm.experiments.reports.timeline_layout import draw_timeline, ranks_alike, ranks_text
@@ -194,7 +194,7 @@ def _lengths(lengths: Lengths) -> str:
 
 
 def _calls_table(step: PlannedStep) -> Table:
-    table = _table("Call", "layout", "Ranks", "Time", "compute", "comm.", "bubble", "Parts")
+    table = numbers_table("Call", "layout", "Ranks", "Time", "compute", "comm.", "bubble", "Parts", left=("layout",))
     for call in step.job.graph.calls:
         plan = step.plan.calls[call.name]
         cost = step.job.costs.call(call.name, plan)
@@ -239,7 +239,7 @@ def _moves_table(step: PlannedStep) -> Table | None:
     moves = _moves(step)
     if not moves:
         return None
-    table = _table("Weights", "from", "to", "Sent", "Time")
+    table = numbers_table("Weights", "from", "to", "Sent", "Time", left=("from", "to"))
     for one in moves:
         layouts = one.source.short, one.target.short
         table.add_row(f"{one.role} for {one.calls}", *layouts, size(one.n_bytes), duration(one.seconds))
@@ -265,15 +265,6 @@ def _memory_table(step: PlannedStep) -> Table:
         table.add_row(ranks_text(ranks), size_text(one.peak), one.peak_call, items)
     if len(groups) > MAX_GROUPS:
         table.add_row(f"and {len(groups) - MAX_GROUPS} more groups, which hold less", "", "", "")
-    return table
-
-
-def _table(first: str, *titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for title in titles:
-        left = title in ("layout", "from", "to")
-        table.add_column(title, justify="left" if left else "right", no_wrap=True)
     return table
 
 

@@ -10,12 +10,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from reallm.cli.tables import duration, numbers_table, size
 from reallm.parallel.layout import Layout
 from reallm.reallocation.cost import PlanCost
 
 MAX_ROWS = 8
 """Maximum number of ranks or pairs to list; of more, only the busiest are listed."""
-UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _matrix(cost: PlanCost, width: int) -> Table | None:
     senders, receivers = sorted({pair[0] for pair in pairs}), sorted({pair[1] for pair in pairs})
     if max(len(senders), len(receivers)) > MAX_ROWS:
         return None
-    table = _table("Bytes", *(f"to {rank}" for rank in receivers))
+    table = numbers_table("Bytes", *(f"to {rank}" for rank in receivers))
     for a in senders:
         table.add_row(f"from {a}", *(size(cost.itemsize * pairs.get((a, b), 0)) for b in receivers))
     unlimited = Console(width=10_000)
@@ -100,7 +100,7 @@ def _matrix(cost: PlanCost, width: int) -> Table | None:
 
 def _pairs(cost: PlanCost) -> Table:
     pairs = sorted(cost.plan.elements_by_pair.items(), key=lambda item: (-item[1], item[0]))
-    table = _table("Pair", "Bytes")
+    table = numbers_table("Pair", "Bytes")
     for (source, target), numel in pairs[:MAX_ROWS]:
         table.add_row(f"{source} to {target}", size(cost.itemsize * numel))
     return table
@@ -108,17 +108,9 @@ def _pairs(cost: PlanCost) -> Table:
 
 def _ranks(cost: PlanCost) -> Table:
     ranks = sorted(cost.plan.ranks, key=lambda rank: (-max(cost.sent(rank), cost.received(rank)), rank))
-    table = _table("Rank", "Sends", "Receives", "Keeps")
+    table = numbers_table("Rank", "Sends", "Receives", "Keeps")
     for rank in sorted(ranks) if len(ranks) <= MAX_ROWS else ranks[:MAX_ROWS]:
         table.add_row(str(rank), *map(size, (cost.sent(rank), cost.received(rank), cost.kept(rank))))
-    return table
-
-
-def _table(first: str, *titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
     return table
 
 
@@ -144,21 +136,3 @@ def _summary(cost: PlanCost) -> list[tuple[str, str]]:
             f"{duration(cost.seconds)} at {size(cost.bandwidth)}/s in each direction, by rank {cost.busiest_rank}",
         ),
     ]
-
-
-def size(n_bytes: float) -> str:
-    """Format a size with three digits: `950 B`, `12.3 KB`, `1.24 GB`, where 1 KB is 1,000 bytes; `-` for none."""
-    if not n_bytes:
-        return "-"
-    unit = 0
-    while n_bytes >= 999.5 and unit < len(UNITS) - 1:
-        n_bytes, unit = n_bytes / 1000, unit + 1
-    return f"{n_bytes:.3g} {UNITS[unit]}"
-
-
-def duration(seconds: float) -> str:
-    """Format a time with three digits: `85.3 µs`, `1.24 s`."""
-    for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 0.9995:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.2g} µs"
