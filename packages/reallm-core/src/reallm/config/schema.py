@@ -14,7 +14,7 @@ from reallm.config.args import DATASET_KEY, CallArgs
 from reallm.config.dataset import config_class as dataset_config_class
 from reallm.errors import ConfigError, PluginError
 from reallm.field_types import check_fields
-from reallm.options import REQUIRED, is_missing
+from reallm.options import REQUIRED, default_of, is_missing
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,8 @@ def _walk(
 
 
 def _default(item: dataclasses.Field) -> Any:
-    if item.default is not dataclasses.MISSING:
-        return item.default
-    if item.default_factory is not dataclasses.MISSING:
-        return item.default_factory()
-    return REQUIRED
+    default = default_of(item)
+    return REQUIRED if default is dataclasses.MISSING else default
 
 
 def dataset_fields(config_class: type) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from reallm.algorithms.rl.config import RolloutConfig
 from reallm.config.args import CallArgs, ModelArgs, SamplingArgs, dataset_option
 from reallm.config.dataset import dataset_name
 from reallm.errors import ConfigError
-from reallm.options import is_missing, option
+from reallm.options import changed, is_missing, option
 
 ROWS, PROMPTS = "prompt_answer", "prompt"
 
@@ -122,26 +121,19 @@ def _check_form(config: DistillConfig) -> None:
         raise ConfigError(f"async_steps={config.async_steps} has no effect without on_policy=true: nothing is sampled")
     if chosen == PROMPTS:
         raise ConfigError(f"dataset.name={PROMPTS} has no answers to learn from; set on_policy=true")
-    own = {
-        key: getattr(config, key) for key in ("num_generations", "eval_num_generations", "eval_temperature", "exact")
-    }
-    usual = {item.name: item.default for item in dataclasses.fields(config)}
-    for group, values, defaults in (("", own, usual), ("gen.", vars(config.gen), vars(SamplingArgs()))):
-        for key, value in values.items():
-            if value != defaults[key]:
-                raise ConfigError(
-                    f"{group}{key}={str(value).lower()} has no effect on given answers; set on_policy=true to learn "
-                    "from those of the student"
-                )
+    unread = changed(config, ("num_generations", "eval_num_generations", "eval_temperature", "exact"))
+    for key, value in (unread | {f"gen.{key}": value for key, value in changed(config.gen).items()}).items():
+        raise ConfigError(
+            f"{key}={str(value).lower()} has no effect on given answers; set on_policy=true to learn from those of the "
+            "student"
+        )
 
 
 def _check_policy_gradient(config: DistillConfig) -> None:
     if not config.on_policy:
         raise ConfigError("policy_gradient=true is for the student's own answers; set on_policy=true")
-    defaults = {item.name: item.default for item in dataclasses.fields(config)}
-    for key in ("beta", "top_k", "temperature"):
-        if getattr(config, key) != defaults[key]:
-            raise ConfigError(
-                f"{key}={getattr(config, key)} has no effect with policy_gradient=true, which compares only the "
-                "sampled tokens, at gen.temperature; leave it out"
-            )
+    for key, value in changed(config, ("beta", "top_k", "temperature")).items():
+        raise ConfigError(
+            f"{key}={value} has no effect with policy_gradient=true, which compares only the sampled tokens, at "
+            "gen.temperature; leave it out"
+        )

@@ -11,7 +11,7 @@ from reallm.config.args import CallArgs, ModelArgs, ReferenceArgs, dataset_optio
 from reallm.config.dataset import dataset_name
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, did_you_mean
-from reallm.options import is_missing, option
+from reallm.options import changed, is_missing, option
 
 PAIRS, SINGLE_ANSWERS = "rw_pair", "unpaired_preference"
 
@@ -144,17 +144,15 @@ def _check_loss_types(config: DPOConfig) -> None:
 
 def _check_used(config: DPOConfig, names: list[str]) -> None:
     """Refuse a setting that differs from its default and that no loss type reads: it would be silently ignored."""
-    defaults = {item.name: item.default for item in dataclasses.fields(config)}
     readers = {
         key: [name for name, one in LOSS_TYPES.items() if key in one.settings.values()]
         for key in {key for one in LOSS_TYPES.values() for key in one.settings.values()} - {"beta"}
     }
     readers["f_divergence_type"] = [name for name, one in LOSS_TYPES.items() if one.takes_f_divergence]
-    for key, reading in sorted(readers.items()):
-        value = getattr(config, key)
-        if value != defaults[key] and not set(reading) & set(names):
+    for key, value in changed(config, sorted(readers)).items():
+        if not set(readers[key]) & set(names):
             raise ConfigError(
-                f"{key}={value} has no effect on loss_type={','.join(names)}; it is for {', '.join(reading)}"
+                f"{key}={value} has no effect on loss_type={','.join(names)}; it is for {', '.join(readers[key])}"
             )
     if config.f_divergence_type != "reverse_kl":
         for name in config.loss_types:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +13,7 @@ from reallm.config.args import SamplingArgs
 from reallm.config.dataset import batch_size
 from reallm.config.presets import Presets
 from reallm.errors import ConfigError, counted
-from reallm.options import option
+from reallm.options import changed, option
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -242,12 +241,10 @@ def _check_advantages(config: GRPOConfig) -> None:
 
 
 def _check_loss(config: GRPOConfig) -> None:
-    defaults = {item.name: item.default for item in dataclasses.fields(config)}
-    for key, readers in _READERS.items():
-        value = getattr(config, key)
-        if value != defaults[key] and config.loss_type not in readers:
+    for key, value in changed(config, _READERS).items():
+        if config.loss_type not in _READERS[key]:
             raise ConfigError(
-                f"{key}={value} has no effect on loss_type={config.loss_type}; it is for {', '.join(readers)}"
+                f"{key}={value} has no effect on loss_type={config.loss_type}; it is for {', '.join(_READERS[key])}"
             )
     if config.loss_type == "luspo" and config.importance_sampling_level != "sequence":
         raise ConfigError("loss_type=luspo needs importance_sampling_level=sequence")
@@ -261,7 +258,7 @@ def _check_loss(config: GRPOConfig) -> None:
     check_off_policy(
         config, config.optimizer_steps, config.async_steps, more_steps=("num_minibatches", "num_iterations")
     )
-    if not config.overlong_buffer and config.overlong_penalty != defaults["overlong_penalty"]:
+    if not config.overlong_buffer and changed(config, ["overlong_penalty"]):
         raise ConfigError(f"overlong_penalty={config.overlong_penalty} has no effect without overlong_buffer")
 
 

@@ -14,7 +14,7 @@ from reallm.config.dataset import batch_size
 from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError, counted
 from reallm.field_types import check_fields
-from reallm.options import is_missing, option
+from reallm.options import changed, is_missing, option
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,10 @@ def _check_ranges(args: PPOArgs) -> None:
 
 def _check_used(args: PPOArgs) -> None:
     """Refuse a setting that differs from its default and that nothing reads: it would be silently ignored."""
-    defaults = {item.name: item.default for item in dataclasses.fields(args)}
-    for key, (reader, wanted) in _READ_WITH.items():
-        if getattr(args, key) != defaults[key] and getattr(args, reader) != wanted:
-            shown = str(wanted).lower()
-            raise ConfigError(f"{key}={getattr(args, key)} has no effect without {reader}={shown}")
+    for key, value in changed(args, _READ_WITH).items():
+        reader, wanted = _READ_WITH[key]
+        if getattr(args, reader) != wanted:
+            raise ConfigError(f"{key}={value} has no effect without {reader}={str(wanted).lower()}")
     if not args.kl_ctl and (args.use_adaptive_kl_ctl or args.kl_penalty == "loss"):
         key = "use_adaptive_kl_ctl=true" if args.use_adaptive_kl_ctl else "kl_penalty=loss"
         raise ConfigError(f"{key} has no effect with kl_ctl=0, which has no reference; set kl_ctl")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from reallm.errors import ConfigError
+from reallm.options import changed
 
 _OF_CORRECTION = (
     "importance_sampling_correction_level", "importance_sampling_clip_max", "importance_sampling_clip_min",
@@ -48,12 +48,8 @@ def check_off_policy(
             f"{group}importance_sampling_clip_max={args.importance_sampling_clip_max}"
         )
     if correction == "none":
-        defaults = {item.name: item.default for item in dataclasses.fields(args)}
-        for key in _OF_CORRECTION:
-            if getattr(args, key) != defaults[key]:
-                raise ConfigError(
-                    f"{group}{key}={getattr(args, key)} has no effect without {group}importance_sampling_correction"
-                )
+        for key, value in changed(args, _OF_CORRECTION).items():
+            raise ConfigError(f"{group}{key}={value} has no effect without {group}importance_sampling_correction")
     elif compares_with_sampled(args, optimizer_steps, async_steps):
         raise ConfigError(
             f"{group}importance_sampling_correction={correction} has no effect with {group}old_logprobs=rollout, where "

@@ -13,6 +13,7 @@ from reallm.errors import ConfigError, did_you_mean
 from reallm.hf.tables.fields import FieldRow, FieldsSoFar, Key, keys_by_field
 from reallm.hf.tables.ignored_keys import RESTRICTED, Allowed, is_irrelevant
 from reallm.model.config import ALLOWED, ReaLModelConfig, is_custom_class
+from reallm.options import default_of
 
 RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
@@ -64,7 +65,7 @@ class ConfigTable:
             if keys.count(key) > 1:
                 raise ConfigError(f"config table: the key '{key}' is in two rows")
         for name, item in fields.items():
-            if _default(item) is dataclasses.MISSING and name not in stated:
+            if default_of(item) is dataclasses.MISSING and name not in stated:
                 raise ConfigError(f"config table: field '{name}' has no default and no row")
 
     def _rename_old_fields(self) -> None:
@@ -159,7 +160,7 @@ class ConfigTable:
         for item in dataclasses.fields(config):
             if item.name in stated or item.name == "is_critic":
                 continue
-            fixed = self.constants.get(item.name, _default(item))
+            fixed = self.constants.get(item.name, default_of(item))
             fixed = fixed(known) if callable(fixed) else fixed
             value = getattr(config, item.name)
             if value != fixed:
@@ -175,11 +176,6 @@ def _check_value(fields: Iterable[str], value: Any, where: str) -> None:
         names = [one for one in allowed if one is not None]
         near = did_you_mean(str(value), names)
         raise ConfigError(f"config table: {where} give {name}={value!r}, which is not one of {', '.join(names)}{near}")
-
-
-def _default(item: dataclasses.Field[Any]) -> Any:
-    """The default value of a field; MISSING if it must be given."""
-    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 class _FieldsRead(dict[str, Any]):
