@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from reallm.algorithms.timeline import Span
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray
 from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Group
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.simulator import Simulator
 from tests.algorithms.three_roles import batch_of, context
@@ -37,14 +36,11 @@ N_STEPS = 5
 class Sleeps:
     """Meets the other ranks of its call, takes a given time, and writes ones."""
 
-    def __init__(self, name: str, ranks: tuple[int, ...], seconds: float) -> None:
-        self._name, self._ranks, self._seconds = name, ranks, seconds
+    def __init__(self, name: str, group: Group, seconds: float) -> None:
+        self._name, self._group, self._seconds = name, group, seconds
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
-        store: Any = dist.distributed_c10d._get_default_store()
-        keys = {rank: f"{context.step} {self._name} {rank}" for rank in self._ranks}
-        store.set(keys[dist.get_rank()], "")
-        store.wait(list(keys.values()), timedelta(seconds=30))
+        dist.barrier(self._group)
         time.sleep(self._seconds)
         n = n_samples(batch)
         return NamedArray(**{self._name: torch.ones(n)}).with_metadata(
@@ -61,7 +57,9 @@ def short_calls(seed: int) -> tuple[Graph, dict[str, Layout], dict[str, float]]:
 def measured(rank: int, seed: int) -> list[list[Span]]:
     """The spans of some steps, after one that connects the ranks."""
     graph, layouts, seconds = short_calls(seed)
-    interfaces = {call.name: Sleeps(call.name, layouts[call.name].ranks, seconds[call.name]) for call in graph.calls}
+    sets = {layout.ranks for layout in layouts.values()}
+    groups = {ranks: dist.new_group(list(ranks)) for ranks in sorted(sets)}  # all ranks make all, in one order
+    interfaces = {name: Sleeps(name, groups[layouts[name].ranks], seconds[name]) for name in layouts}
     executor = GraphExecutor(graph, {}, interfaces, Placement.from_layouts(graph, layouts, 4))
     found = []
     for step in range(N_STEPS + 1):

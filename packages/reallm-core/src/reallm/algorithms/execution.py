@@ -87,7 +87,7 @@ class Execution:
             The batch with what this rank has computed or received.
         """
         calls = to_compute(calls, batch)
-        exchange = exchange or self.begin(calls, batch)
+        exchange = exchange or self.begin(calls, batch, samples=batch)
         failed = {call.name: self.errors[call.name] for call in exchange.made if call.name in self.errors}
         run = _Run(calls, batch, context, exchange, train, computed, failed)
         updates = self._due_updates(calls, context) if context.training else None
@@ -111,7 +111,12 @@ class Execution:
         return run.batch
 
     def begin(
-        self, calls: Sequence[ModelFunctionCall], batch: NamedArray, made: Sequence[ModelFunctionCall] = ()
+        self,
+        calls: Sequence[ModelFunctionCall],
+        batch: NamedArray,
+        made: Sequence[ModelFunctionCall] = (),
+        *,
+        samples: NamedArray,
     ) -> Exchange:
         """The messages of calls that are executed later; what others need of those made before is sent now.
 
@@ -119,8 +124,9 @@ class Execution:
             calls: the calls; see `to_compute`.
             batch: the samples, with what this rank's calls of those made before have written.
             made: the calls that were executed before.
+            samples: the samples, as all ranks have them.
         """
-        exchange = Exchange(self._placement, calls, self._messenger, self._timeline, made)
+        exchange = Exchange(self._placement, calls, self._messenger, self._timeline, samples, made)
         for call in made:
             if self._rank in self._placement.ranks(call.name):
                 exchange.send(call.name, self.errors.get(call.name, batch))

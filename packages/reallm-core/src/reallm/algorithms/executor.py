@@ -172,7 +172,7 @@ class GraphExecutor:
             execution = make(context.step, batch)
             rollout = made.pop(context.step)
         calls = to_compute([call for call in self._graph.calls if call not in self.queue.calls], rollout)
-        exchange = execution.begin(calls, rollout, self.queue.calls)
+        exchange = execution.begin(calls, rollout, self.queue.calls, samples=batch)
         for step, samples in ahead.items():
             make(step, samples)
         execution.run(calls, rollout, context, train=train, computed=computed, exchange=exchange)

@@ -26,6 +26,7 @@ SeqLens = Mapping[str, tuple[tuple[int, ...], ...]]
 
 PER_SAMPLE = ("seqlens", "ids", "groups", "columns")
 """Items with one entry for each sample, which are gathered, selected and split with the samples."""
+_SCALARS = (str, int, float, bool, type(None))
 _KINDS = {"ids": (str, "string"), "groups": (int, "integer"), "columns": (Mapping, "mapping")}
 
 
@@ -73,6 +74,8 @@ def sample_count(metadata: Metadata) -> int | None:
 
 
 def _freeze(value: Any, where: str) -> Any:
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -82,7 +85,7 @@ def _freeze(value: Any, where: str) -> Any:
         return tuple(_freeze(item, where) for item in value)
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, str | bool | int | float):
+    if isinstance(value, str | bool | int | float):
         return value
     raise DataError(
         f"{where} holds {with_article(type(value).__name__)}; metadata is made of str, int, float, bool, None, list "

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn, TypeAlias, overload
 
 import numpy as np
 import torch
 
 from reallm.data.array import Array, Index, describe, equal, index, is_array, move
-from reallm.data.metadata import PER_SAMPLE, Metadata, freeze_metadata, sample_count, thaw
+from reallm.data.metadata import PER_SAMPLE, Metadata, SeqLens, freeze_metadata, sample_count, thaw
 from reallm.dtype_device import as_device, as_dtype_or_device
 from reallm.errors import ConfigError, DataError, did_you_mean, kind_of, one_line, with_article
 
@@ -88,11 +89,17 @@ class NamedArray:
         Raises:
             DataError: one of these contradicts the fields or another; names the field.
         """
-        return _new(self._fields, {**self._metadata, **items})
+        added = freeze_metadata(items)
+        _check_fit(self._fields, added)
+        removed = items.keys() - added.keys()
+        found = {**self._metadata, **added}
+        return _from_valid(self._fields, {name: value for name, value in found.items() if name not in removed})
 
     def with_fields(self, **fields: Value) -> NamedArray:
         """A copy with these fields added or replaced, and the same metadata, which must still fit."""
-        return _new({**self._fields, **fields}, self._metadata)
+        found = {**self._fields, **{name: _checked(name, value, "") for name, value in fields.items()}}
+        _check_fit(found, self._metadata)
+        return _from_valid(found, self._metadata)
 
     def to(self, *targets: torch.device | torch.dtype | str, non_blocking: bool = False) -> NamedArray:
         """A copy on another device, or with its floating-point fields in another dtype: `to("cuda")`, `to("bfloat16")`.
@@ -309,7 +316,7 @@ def merge(parts: Iterable[NamedArray]) -> NamedArray:
             fields[name] = value
         seqlens |= part.metadata.get("seqlens", {})
         metadata = _joined(metadata, {k: v for k, v in part.metadata.items() if k != "seqlens"}, "parts")
-    return _new(fields, {**metadata, "seqlens": seqlens})
+    return _from_valid(fields, _with_seqlens(metadata, seqlens))
 
 
 def split(x: NamedArray, groups: Iterable[Iterable[str]] | None = None) -> list[NamedArray]:
@@ -352,18 +359,38 @@ def _initialize(array: NamedArray, fields: Mapping[str, Value], metadata: Metada
     """Set the slots of a new `array`; `prefix` is the dotted name it will have, for messages."""
     checked = {name: _checked(name, value, prefix) for name, value in fields.items()}
     frozen = freeze_metadata(metadata)
-    for key, samples in frozen.get("seqlens", {}).items():
-        if key not in checked:
-            raise DataError(f"seqlens of '{key}': no such field{did_you_mean(key, checked)}")
+    _check_fit(checked, frozen)
+    _set_slots(array, checked, frozen)
+
+
+def _from_valid(fields: Mapping[str, Value], metadata: Metadata) -> NamedArray:
+    """A `NamedArray` of checked fields and frozen metadata, which fit each other: parts of one that exists, or several.
+
+    Raises:
+        DataError: items of metadata disagree about the number of samples; names two.
+    """
+    array = NamedArray.__new__(NamedArray)
+    _set_slots(array, fields, metadata)
+    return array
+
+
+def _set_slots(array: NamedArray, fields: Mapping[str, Value], metadata: Metadata) -> None:
+    sample_count(metadata)
+    object.__setattr__(array, "_fields", fields)
+    object.__setattr__(array, "_metadata", MappingProxyType(dict(metadata)))
+
+
+def _check_fit(fields: Mapping[str, Value], metadata: Metadata) -> None:
+    """Raise an error if `seqlens` of metadata contradict the fields."""
+    for key, samples in metadata.get("seqlens", {}).items():
+        if key not in fields:
+            raise DataError(f"seqlens of '{key}': no such field{did_you_mean(key, fields)}")
         total = sum(map(sum, samples))
-        value = checked[key]
+        value = fields[key]
         for name, leaf in flatten(value) if isinstance(value, NamedArray) else [("", value)]:
             if isinstance(leaf, Array) and tuple(leaf.shape[:1]) != (total,):
                 full = f"{key}.{name}" if name else key
                 raise DataError(f"field '{full}' is {describe(leaf)}, but the seqlens of '{key}' sum to {total}")
-    sample_count(frozen)
-    object.__setattr__(array, "_fields", checked)
-    object.__setattr__(array, "_metadata", frozen)
 
 
 def _checked(name: Any, value: Any, prefix: str) -> Value:
@@ -419,7 +446,14 @@ def _call_with_note(name: str, fn: Callable[[Any], Value], value: Any) -> Value:
 def _with_only(x: NamedArray, names: Iterable[str]) -> NamedArray:
     fields = {name: x[name] for name in names}
     seqlens = {key: value for key, value in x.metadata.get("seqlens", {}).items() if key in fields}
-    return _new(fields, {**x.metadata, "seqlens": seqlens})
+    return _from_valid(fields, _with_seqlens(x.metadata, seqlens))
+
+
+def _with_seqlens(metadata: Metadata, seqlens: SeqLens) -> Metadata:
+    """Frozen metadata with these `seqlens` in place of its own; without any, there is no such item."""
+    if seqlens:
+        return {**metadata, "seqlens": MappingProxyType(dict(seqlens))}
+    return {name: value for name, value in metadata.items() if name != "seqlens"}
 
 
 def _joined(left: Metadata, right: Metadata, what: str) -> dict[str, Any]:
