@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,6 +154,7 @@ def _settings_of_resumed_run(
 ) -> tuple[list[Path], list[str]]:
     """The files and arguments to load before all others if `resume=<run>` is given; none otherwise."""
     from reallm.config.load import given
+    from reallm.config.parallel import PREFIX
     from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, call_fields
 
     values = given(config_class, files, arguments)
@@ -162,6 +164,7 @@ def _settings_of_resumed_run(
     from reallm.experiments.checkpointing.resume import resume_arguments
     from reallm.experiments.runs.info import read_run
     from reallm.experiments.runs.resumable import find_resumable
+    from reallm.experiments.runs.settings import read_settings
 
     folder = find_resumable(resume, values.get("output_dir", DEFAULT_OUTPUT_DIR))
     algorithm = read_run(folder.path).algorithm
@@ -173,4 +176,17 @@ def _settings_of_resumed_run(
     if "allocation" in values:  # the plan that the run has had is not kept
         for field in call_fields(config_class):
             run_arguments += [f"{field}.layout=null", f"{field}.offload=false"]
+        if not any(key.startswith(PREFIX) for key in values) and RankEnv.from_environment(os.environ) is None:
+            run_arguments += _processes_of(read_settings(folder.config), values["allocation"])
     return run_files, run_arguments
+
+
+def _processes_of(settings: Mapping[str, Any], allocation: str) -> list[str]:
+    """Arguments that start a planned run with as many processes again, where only its layouts have said how many."""
+    from reallm.config.allocation import HEURISTIC, SEARCH
+    from reallm.experiments.runs.settings import n_processes
+
+    n = n_processes(settings)
+    if allocation not in (HEURISTIC, SEARCH) or n == n_processes({"parallel": settings.get("parallel", {})}):
+        return []
+    return [f"parallel.dp={n}", "parallel.pp=1", "parallel.tp=1"]

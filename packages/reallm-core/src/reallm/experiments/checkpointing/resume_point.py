@@ -9,7 +9,7 @@ from typing import Any
 
 from reallm.config.dataset import CHAT_TEMPLATE
 from reallm.config.training import AUTO, TrainingConfig, model_args
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, counted
 from reallm.experiments.checkpointing.open_run import OpenRun
 from reallm.experiments.checkpointing.resume import refuse_changes
 from reallm.experiments.checkpointing.train_state import (
@@ -17,10 +17,13 @@ from reallm.experiments.checkpointing.train_state import (
     follower_folder,
     has_state,
     load_engine,
+    n_ranks,
     read_state,
     versions,
 )
+from reallm.experiments.runs.settings import of_plan
 from reallm.field_types import value_text
+from reallm.launch.job import Job
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,15 @@ class ResumePoint:
                 load_engine(role, engine, self.state, self.checkpoint)
 
 
-def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], rank: int = 0) -> ResumePoint | None:
-    """Read the state that a run is resumed from, and print its step and changed settings; None for a new run.
+def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], job: Job) -> ResumePoint | None:
+    """Read the state that a run is resumed from, and print its step and changed settings, and whether it has another
+    execution plan now; None for a new run.
 
     Args:
         run: the opened run.
         resume: value of the key `resume`; with `auto`, a run that has saved nothing starts from the beginning.
         echo: prints a line.
-        rank: rank of this process in its job.
+        job: the processes of the run.
 
     Raises:
         ConfigError: nothing is saved, or a setting cannot change.
@@ -94,11 +98,22 @@ def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], 
     if not saved:
         echo(f"{folder.path}: nothing is saved there yet, starting from the beginning")
         return ResumePoint(None, None)
-    state, written_with = read_state(saved[-1], rank)
+    state, written_with = read_state(saved[-1], job.rank)
     echo(f"resuming {folder.path} after step {state.step}")
     for key, (before, now) in run.changed.items():
         echo(f"changed: {key} {value_text(before)} -> {value_text(now)}")
+    before = n_ranks(saved[-1])
+    if max(before, job.size) > 1:
+        echo(_plan_line(is_same=before == job.size and not of_plan(run.changed), before=before, now=job.size))
     for name, now in versions().items():
         if written_with.get(name) != now:
             echo(f"note: saved with {name} {written_with.get(name)}, this is {now}; last digits may differ")
     return ResumePoint(saved[-1], state)
+
+
+def _plan_line(*, is_same: bool, before: int, now: int) -> str:
+    """Whether a resumed run has the execution plan that it had, given its numbers of processes."""
+    on = f"on {counted(now, 'process', 'processes')}"
+    if is_same:
+        return f"execution plan: as before, {on}"
+    return f"execution plan: changed, {on}{'' if now == before else f' instead of {before}'}; last digits may differ"

@@ -309,7 +309,12 @@ def _read_rollouts(folder: Path) -> dict[tuple[int, str], NamedArray]:
     return found
 
 
-def _rank_file(rank: int) -> str:
+def n_ranks(checkpoint: Path) -> int:
+    """Number of processes that saved the state of a checkpoint."""
+    return 1 + len(list((checkpoint / TRAINING_STATE).glob(_rank_file("*"))))
+
+
+def _rank_file(rank: int | str) -> str:
     return f"rank-{rank}.json"
 
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.graph import Graph
 from reallm.config.allocation import MANUAL
-from reallm.config.training import TrainingConfig, call_args_of, model_args
+from reallm.config.load import describe
+from reallm.config.training import AUTO, TrainingConfig, call_args_of, model_args
+from reallm.errors import ConfigError, counted
+from reallm.experiments.checkpointing.open_run import earlier_settings
 from reallm.experiments.preflight.models import planned_model
+from reallm.experiments.runs.settings import n_processes, plain
 from reallm.launch.job import Job
 
 if TYPE_CHECKING:
@@ -20,7 +24,8 @@ def with_allocation(config: TrainingConfig, graph: Graph, job: Job, echo: Callab
     """The configuration with a layout for each call, as `allocation` says; the same on all ranks.
 
     Rank 0 plans, for the machine that it runs on, and sends the plan to the others. A run that is resumed has the
-    layouts that were chosen when it began.
+    layouts that were chosen when it began, unless it is asked for another plan, or with `resume=auto` has another
+    number of processes.
 
     Args:
         config: the configuration.
@@ -29,11 +34,15 @@ def with_allocation(config: TrainingConfig, graph: Graph, job: Job, echo: Callab
         echo: prints a line.
 
     Raises:
-        ConfigError: no plan fits into memory, or a layout is not possible.
+        ConfigError: no plan fits into memory, a layout is not possible, or the plan of a resumed run takes more
+            processes than there are.
     """
     args = call_args_of(config)
-    is_chosen = all(name in args and args[name].layout is not None for name in _calls_of_models(graph))
-    if config.allocation == MANUAL or is_chosen:
+    if config.allocation == MANUAL:
+        return config
+    if all(name in args and args[name].layout is not None for name in _calls_of_models(graph)):
+        if config.resume is not None:
+            _check_processes(config, job, echo)
         return config
     if job.store is None:  # alone, or a dry run
         chosen = _choose(config, graph, job)
@@ -49,12 +58,46 @@ def with_allocation(config: TrainingConfig, graph: Graph, job: Job, echo: Callab
     return dataclasses.replace(config, **changes)
 
 
+def _check_processes(config: TrainingConfig, job: Job, echo: Callable[[str], None]) -> None:
+    """Check that a resumed run has the processes that its plan takes; say so if it has more."""
+    needed, anew = config.n_processes, f"add allocation={config.allocation} to plan anew for {job.size}"
+    if needed > job.size:
+        raise ConfigError(
+            f"the execution plan of this run takes {counted(needed, 'process', 'processes')}, but {job.size} "
+            f"{'was' if job.size == 1 else 'were'} started; start as many (torchrun --nproc-per-node), or {anew}"
+        )
+    if needed < job.size:
+        echo(f"note: the execution plan of this run takes {needed} of {job.size} processes; {anew}")
+
+
+def _kept(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any] | None:
+    """The plan of the run that is resumed, as `_choose` gives it; None if it is to be planned anew."""
+    from reallm.planning.allocation import has_calls_without_keys
+
+    earlier = earlier_settings(config, plain(describe(config).tree()))
+    if earlier is None or earlier.get("allocation") != config.allocation or n_processes(earlier) != job.size:
+        return None
+    if has_calls_without_keys(config, graph):
+        # the settings of a run that is named are the configuration already, perhaps with other sizes
+        sizes = earlier["parallel"] if config.resume == AUTO else dataclasses.asdict(config.parallel)
+        return {"lines": [], "calls": {}, "parallel": {axis: sizes[axis] for axis in ("dp", "pp", "tp")}}
+    if config.resume != AUTO:  # its layouts are gone, since `allocation` is given again
+        return None
+    before = {name: earlier.get(name) or {} for name in call_args_of(config)}
+    if any(before[name].get("layout") is None for name in _calls_of_models(graph)):
+        return None
+    given = {name for name, args in call_args_of(config).items() if args.layout is not None}
+    return {"lines": [], "calls": {name: before[name] for name in before.keys() - given}, "parallel": {}}
+
+
 def _calls_of_models(graph: Graph) -> list[str]:
     return [call.name for call in graph.calls if call.kind != "reward"]
 
 
 def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
     """The plan, as values of JSON: the keys of calls, and those of `parallel.*`; and the lines that tell it."""
+    if (kept := _kept(config, graph, job)) is not None:
+        return kept
     from reallm.planning.allocation import has_calls_without_keys, planned
 
     planned_job = _planned_job(config, graph, job)

@@ -85,7 +85,7 @@ class Plan:
             ReallmError: something in the configuration, the data or the saved state is wrong; says what.
         """
         trained = graph.trained_roles
-        point = resume_point(run, config.resume, echo, job.rank)
+        point = resume_point(run, config.resume, echo, job)
         if point is not None:
             config = point.with_saved_models(config, trained, graph.updated_roles)
         placement = Placement.of(config, graph, job.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
 from reallm.config.parallel import PREFIX
 from reallm.errors import ConfigError
+from reallm.parallel.layout import Layout
 
 LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
 """Keys that determine where a run writes, not what it computes."""
@@ -103,6 +105,23 @@ def with_optimizer_options(settings: dict[str, Any]) -> dict[str, Any]:
 def without_parallel(changed: Diff) -> Diff:
     """The changed settings that may alter results; the split of a run over processes does not."""
     return {key: values for key, values in changed.items() if not key.startswith(PREFIX) and not _places_call(key)}
+
+
+def of_plan(changed: Diff) -> Diff:
+    """The changed settings that split the calls of a run over processes in another way."""
+    return {
+        key: values
+        for key, values in changed.items()
+        if key not in ("allocation", f"{PREFIX}timeout_s") and (key.startswith(PREFIX) or _places_call(key))
+    }
+
+
+def n_processes(settings: Mapping[str, Any]) -> int:
+    """Number of processes that settings of a run, as nested mappings, take: by `parallel.*` and layouts of calls."""
+    flat = flatten(settings)
+    layouts = [Layout.parse(text) for key, text in flat.items() if key.endswith(".layout") and text]
+    sizes = [flat.get(PREFIX + axis) or 1 for axis in ("dp", "pp", "tp")]
+    return max(math.prod(sizes), *(max(layout.ranks) + 1 for layout in layouts), 1)
 
 
 def _places_call(key: str) -> bool:
