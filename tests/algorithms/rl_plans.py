@@ -47,10 +47,12 @@ class Plan:
     layouts: Mapping[str, str] = field(default_factory=dict)
     offload: tuple[str, ...] = ()
     async_steps: int = 0
+    prefetch: tuple[str, ...] = ()
 
     @classmethod
     def draw(cls, algorithm: str, seed: int) -> Plan:
-        """A random plan for four ranks, with offload of a third of the calls; every other one of GRPO samples ahead."""
+        """A random plan for four ranks, with offload of a third of the calls, and prefetch of half of them; every other
+        one of GRPO samples ahead."""
         draw = random.Random(seed)
 
         def layout(call: str) -> str:
@@ -60,7 +62,8 @@ class Plan:
 
         layouts = {call: layout(call) for call in CALLS[algorithm]}
         offload = tuple(name for name in layouts if name != "rew_fn" and draw.random() < 0.33)
-        return cls(algorithm, layouts, offload, seed % 2 if algorithm == "grpo" else 0)
+        prefetch = tuple(name for name in layouts if name != "rew_fn" and draw.random() < 0.5)
+        return cls(algorithm, layouts, offload, seed % 2 if algorithm == "grpo" else 0, prefetch)
 
     @property
     def alone(self) -> Plan:
@@ -69,7 +72,9 @@ class Plan:
 
     def config(self) -> Any:
         """The algorithm's settings: a moving reference, and every call that it can have."""
-        calls: dict[str, Any] = {name: CallArgs(layout, name in self.offload) for name, layout in self.layouts.items()}
+        calls: dict[str, Any] = {
+            name: CallArgs(layout, name in self.offload, name in self.prefetch) for name, layout in self.layouts.items()
+        }
         shared: dict[str, Any] = {"keep_rollouts": 0, "parallel": ParallelArgs(zero=1), **calls}
         if self.algorithm == "ppo":
             ppo = {"ppo_n_minibatches": 2, "old_logprobs": "inference", "gen": SamplingArgs(max_new_tokens=5)}

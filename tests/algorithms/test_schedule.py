@@ -10,7 +10,7 @@ import pytest
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
-from reallm.algorithms.schedule import Action, Compute, Copy, Move, Offload, Update, schedule
+from reallm.algorithms.schedule import Action, Compute, Copy, Move, Offload, Reload, Update, schedule
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall, WeightUpdate
 
@@ -28,9 +28,11 @@ PPO = Graph.from_calls(
 FOLLOW = WeightUpdate("ref", eta=0.5)
 
 
-def placement(layouts: Mapping[str, str], offloaded: Collection[str] = (), graph: Graph = PPO) -> Placement:
+def placement(
+    layouts: Mapping[str, str], offloaded: Collection[str] = (), graph: Graph = PPO, prefetched: Collection[str] = ()
+) -> Placement:
     whole = {call.name: Layout.parse(layouts.get(call.name, "dp4")) for call in graph.calls}
-    return Placement.from_layouts(graph, whole, 4, frozenset(offloaded))
+    return Placement.from_layouts(graph, whole, 4, frozenset(offloaded), frozenset(prefetched))
 
 
 def behind(where: Placement) -> list[Copy]:
@@ -39,7 +41,7 @@ def behind(where: Placement) -> list[Copy]:
 
 
 def words(actions: Sequence[Action]) -> list[str]:
-    """`actor_gen`, `actor to dp1@0`, `actor_train moves ref`, `actor_gen out`."""
+    """`actor_gen`, `actor to dp1@0`, `actor_train moves ref`, `actor_gen out`, `actor_gen in`."""
     return [
         action.call.name
         if isinstance(action, Compute)
@@ -47,7 +49,7 @@ def words(actions: Sequence[Action]) -> list[str]:
         if isinstance(action, Move)
         else f"{action.call.name} moves {action.update.target}"
         if isinstance(action, Update)
-        else f"{action.call.name} out"
+        else f"{action.call.name} {'in' if isinstance(action, Reload) else 'out'}"
         for action in actions
     ]
 
@@ -94,6 +96,28 @@ def test_weights_are_read_before_they_are_offloaded() -> None:
     assert steady(where)[-4:] == ["actor_train", "actor to dp1", "actor_train out", "critic_train"]
 
 
+def test_a_copy_comes_back_beside_the_call_before_on_one_of_its_ranks() -> None:
+    layouts = {"rew_inf": "dp2@0-1", "ref_inf": "dp2@2-3", "critic_inf": "dp2@0-1", "critic_train": "dp2@0-1"}
+    names = ["ref_inf", "critic_train", "critic_inf"]
+    assert steady(placement(layouts, ["ref_inf", "critic_inf", "critic_train"], prefetched=names)) == [
+        "ref_inf in", "actor_gen", "critic_inf in", "rew_inf", "ref_inf", "ref_inf out", "critic_inf",
+        "critic_inf out", "critic_train in", "actor_train", "critic_train", "critic_train out",
+    ]  # fmt: skip
+
+
+def test_a_copy_comes_back_when_another_call_has_used_it() -> None:
+    layouts = dict.fromkeys(("rew_inf", "ref_inf", "critic_inf"), "dp2@2-3")
+    actor = ["actor_gen", "actor_train"]
+    where = placement({**dict.fromkeys(actor, "dp2@0-1"), **layouts}, actor, prefetched=actor)
+    assert steady(where)[:4] == ["actor_gen", "actor_gen out", "actor_train in", "rew_inf"]
+
+
+def test_a_copy_that_gets_its_weights_is_not_brought_back_before() -> None:
+    where = placement({"actor_gen": "dp1@0", "actor_train": "dp1@1"}, ["actor_gen"], prefetched=["actor_gen"])
+    found = words(schedule(where, PPO.calls, behind(where), {}))
+    assert found[:3] == ["actor to dp1", "actor_gen", "actor_gen out"]
+
+
 def layouts_of(where: Placement) -> dict[str, str]:
     return {name: layout.short for name, layout in where.layouts.items()}
 
@@ -126,7 +150,8 @@ def random_placement(draw: random.Random) -> Placement:
         return f"{draw.choice(['dp', 'tp', 'pp'])}{size}@{','.join(map(str, ranks))}"
 
     names = [call.name for call in PPO.calls]
-    return placement({name: layout() for name in names}, [name for name in names if draw.random() < 0.3])
+    offloaded, prefetched = ([name for name in names if draw.random() < 0.3] for _ in range(2))
+    return placement({name: layout() for name in names}, offloaded, prefetched=prefetched)
 
 
 def ends(actions: Sequence[Action], where: Placement) -> bool:

@@ -71,6 +71,11 @@ def machine(n_ranks: int, memory: int = 2**40, ranks_per_node: int = 8) -> Machi
     return Machine("given", n_ranks // per_node, per_node, memory, 2**40, 1e12, 1e12, link, link, link)
 
 
-def plan_of(offload: tuple[str, ...] = (), **layouts: str) -> ExecutionPlan:
+def plan_of(offload: tuple[str, ...] = (), prefetch: tuple[str, ...] = (), **layouts: str) -> ExecutionPlan:
     """The plan with these layouts."""
-    return ExecutionPlan({name: CallPlan(Layout.parse(text), name in offload) for name, text in layouts.items()})
+    return ExecutionPlan(
+        {
+            name: CallPlan(Layout.parse(text), name in offload, prefetch=name in prefetch)
+            for name, text in layouts.items()
+        }
+    )

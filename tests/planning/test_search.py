@@ -62,6 +62,15 @@ def test_models_are_offloaded_only_if_memory_is_tight() -> None:
     assert tight.outcome.seconds > roomy.outcome.seconds
 
 
+def test_a_copy_comes_back_beside_the_call_before_where_there_is_room() -> None:
+    costs = GivenCosts(host_seconds=0.1, parameters={"actor": 100, "ref": 100, "critic": 10})
+    found = search(Simulator(PPO, costs, machine(1, memory=650)))
+    assert [name for name, one in found.plan.calls.items() if one.offload] == ["ref_inf"]
+    assert [name for name, one in found.plan.calls.items() if one.prefetch] == ["ref_inf"]
+    assert found.outcome.seconds == pytest.approx(sum(costs.seconds.values()) + 0.1)  # only until it has left
+    assert found.outcome.memory <= 650
+
+
 def test_what_fits_in_no_layout_names_call_and_items() -> None:
     costs = GivenCosts(parameters={"actor": 2**40})
     with pytest.raises(ConfigError, match=r"'actor_gen' does not fit into 1.0 GiB .* on 2 ranks: .* \(parameters"):

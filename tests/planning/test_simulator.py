@@ -70,6 +70,27 @@ def test_what_is_offloaded_is_loaded_before_its_next_call() -> None:
     assert found.memory[0].host_peak == 100
 
 
+def test_what_is_prefetched_comes_back_beside_the_call_before() -> None:
+    costs = GivenCosts(host_seconds=0.5, parameters={"ref": 100, "actor": 40})
+    kept = simulator(costs).simulate(plan_of(**ON_ALL))
+    late = simulator(costs).simulate(plan_of(("ref_inf",), **ON_ALL))
+    found = simulator(costs).simulate(plan_of(("ref_inf",), ("ref_inf",), **ON_ALL))
+    assert found.seconds == kept.seconds + 0.5  # only until it has left
+    (reload,) = (span for span in found.spans if span.rank == 0 and span.kind == "reload")
+    assert (reload.name, reload.start, reload.end) == ("ref_inf", 0.0, 0.5)
+    held, held_late = dict(found.memory[0].over_time), dict(late.memory[0].over_time)
+    assert held[found.calls["actor_gen"][0]] == held_late[late.calls["actor_gen"][0]] + 100
+    assert held[found.calls["actor_train"][0]] == held_late[late.calls["actor_train"][0]]
+
+
+def test_a_call_waits_for_its_own_copy_alone() -> None:
+    costs = GivenCosts(host_seconds=9, parameters={"ref": 100})
+    found = simulator(costs).simulate(plan_of(("ref_inf",), ("ref_inf",), **ON_ALL))
+    assert found.calls["actor_gen"][0] < 9
+    (reload,) = (span for span in found.spans if span.rank == 0 and span.kind == "reload")
+    assert found.calls["ref_inf"][0] == reload.end
+
+
 def test_the_peak_of_memory_says_what_is_held() -> None:
     costs = GivenCosts(parameters={"actor": 80, "critic": 8}, activations=5)
     found = simulator(costs).simulate(plan_of(**ON_ALL | {"actor_gen": "tp4"}))
@@ -93,7 +114,7 @@ def random_plan(randomly: random.Random, n_ranks: int) -> ExecutionPlan:
         tp = randomly.choice([one for one in (1, 2) if one <= size])
         ranks = tuple(range(first, first + size))
         layout = Layout(size // tp, 1, tp, fsdp=call.kind == "train_step", ranks=ranks)
-        calls[call.name] = CallPlan(layout, randomly.random() < 0.3)
+        calls[call.name] = CallPlan(layout, randomly.random() < 0.3, prefetch=randomly.random() < 0.5)
     return ExecutionPlan(calls)
 
 

@@ -15,13 +15,14 @@ from reallm.algorithms.interface import optimizer_steps
 from reallm.algorithms.messenger import Messenger
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
-from reallm.algorithms.schedule import Compute, Move, Offload, Update, schedule
+from reallm.algorithms.schedule import Compute, Move, Offload, Reload, Update, schedule
 from reallm.algorithms.timeline import Timeline
 from reallm.algorithms.weight_moves import WeightMoves
 from reallm.algorithms.weight_updates import due_updates
 from reallm.data.namedarray import NamedArray, split
 from reallm.errors import NonFiniteError
 from reallm.launch.job import Job
+from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall, WeightUpdate
 from reallm.training.nonfinite import sample_names
 
@@ -100,8 +101,10 @@ class Execution:
             elif isinstance(action, Update):
                 self._update(action, run)
             elif isinstance(action, Offload) and is_here:
-                trained = action.call.kind == "train_step" and context.training
-                self._weights.offload(action.call, self._placement.layouts[action.call.name], trained=trained)
+                self._weights.offload(*self._copy_of(action.call), trained=_trains(action.call, context))
+            elif isinstance(action, Reload) and is_here:
+                self._weights.make_room()
+                self._weights.reload(*self._copy_of(action.call), trained=_trains(action.call, context))
             elif isinstance(action, Compute):
                 if is_here:
                     self._compute(action.call, run)
@@ -146,8 +149,7 @@ class Execution:
         self._job.announce(f"in call '{call.name}'")
         self._weights.make_room()
         if call.kind != "reward":
-            layout, trains = self._placement.layouts[call.name], call.kind == "train_step" and run.context.training
-            self._weights.reload(call, layout, trained=trains)
+            self._weights.reload(*self._copy_of(call), trained=_trains(call, run.context))
         received, errors = run.exchange.receive(call.name)
         run.failed |= errors
         for parts in received.values():
@@ -165,6 +167,9 @@ class Execution:
                 raise
             run.failed[call.name] = raised
             run.exchange.send(call.name, raised)
+
+    def _copy_of(self, call: ModelFunctionCall) -> tuple[ModelFunctionCall, Layout]:
+        return call, self._placement.layouts[call.name]
 
     def _make(self, call: ModelFunctionCall, run: _Run) -> None:
         """Make a call; the batch gets the outputs of one that does not train."""
@@ -236,6 +241,11 @@ class _Run:
     def writers(self) -> dict[str, str]:
         """Key -> the call that writes it, or has written it before."""
         return {key: call.name for call in (*self.exchange.made, *self.calls) for key in call.outputs}
+
+
+def _trains(call: ModelFunctionCall, context: CallContext) -> bool:
+    """Whether a call uses the optimizer's state as well."""
+    return call.kind == "train_step" and context.training
 
 
 def to_compute(calls: Sequence[ModelFunctionCall], batch: NamedArray) -> list[ModelFunctionCall]:

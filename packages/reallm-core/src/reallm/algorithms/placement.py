@@ -49,6 +49,8 @@ class Placement:
     """The layout of each role's home."""
     offloaded: frozenset[str] = frozenset()
     """The calls after which the copy that they use is moved to host memory."""
+    prefetched: frozenset[str] = frozenset()
+    """The calls whose copy comes back from host memory beside the call before them, if it is there."""
 
     @classmethod
     def of(cls, config: TrainingConfig, graph: Graph, n_ranks: int) -> Placement:
@@ -74,12 +76,19 @@ class Placement:
                 continue
             layout = given[call.name]
             layouts[call.name] = dataclasses.replace(layout, fsdp=True) if trains else layout
-        offloaded = frozenset(name for name, args in call_args_of(config).items() if args.offload and name in layouts)
-        return cls.from_layouts(graph, layouts, n_ranks, offloaded)
+        args = {name: args for name, args in call_args_of(config).items() if name in layouts}
+        offloaded = frozenset(name for name, one in args.items() if one.offload)
+        prefetched = frozenset(name for name, one in args.items() if one.prefetch)
+        return cls.from_layouts(graph, layouts, n_ranks, offloaded, prefetched)
 
     @classmethod
     def from_layouts(
-        cls, graph: Graph, layouts: Mapping[str, Layout], n_ranks: int, offloaded: frozenset[str] = frozenset()
+        cls,
+        graph: Graph,
+        layouts: Mapping[str, Layout],
+        n_ranks: int,
+        offloaded: frozenset[str] = frozenset(),
+        prefetched: frozenset[str] = frozenset(),
     ) -> Placement:
         """The placement with these layouts of all calls.
 
@@ -102,7 +111,7 @@ class Placement:
                     f"{call.name}.layout={layout.short}: '{call.role}' is trained in the layout {home.short} by "
                     f"'{first}', and a role is trained in one; give both the same"
                 )
-        return cls(graph, n_ranks, layouts, homes, offloaded)
+        return cls(graph, n_ranks, layouts, homes, offloaded, prefetched)
 
     def copies(self, role: str) -> tuple[Layout, ...]:
         """The layouts in which the model of a role is held, its home first."""
@@ -173,7 +182,8 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
     found: dict[str, Layout] = {}
     for name, args in call_args_of(config).items():
         if name not in calls and args != CallArgs():
-            key = f"{name}.layout={args.layout}" if args.layout is not None else f"{name}.offload=true"
+            flag = "offload" if args.offload else "prefetch"
+            key = f"{name}.layout={args.layout}" if args.layout is not None else f"{name}.{flag}=true"
             raise ConfigError(
                 f"{key}: with these settings the algorithm has no call '{name}'{did_you_mean(name, calls)}; it has "
                 f"{', '.join(calls)}"
@@ -181,8 +191,9 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
         if name not in calls:
             continue
         call = calls[name]
-        if call.kind == "reward" and args.offload:
-            raise ConfigError(f"{name}.offload=true: a reward has no model; leave it out")
+        for flag in ("offload", "prefetch"):
+            if call.kind == "reward" and getattr(args, flag):
+                raise ConfigError(f"{name}.{flag}=true: a reward has no model; leave it out")
         if args.layout is None:
             continue
         layout = found[name] = Layout.parse(args.layout)

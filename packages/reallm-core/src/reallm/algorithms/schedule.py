@@ -60,7 +60,15 @@ class Offload:
     ranks: Ranks
 
 
-Action = Compute | Move | Update | Offload
+@dataclass(frozen=True)
+class Reload:
+    """The ranks of a call start to bring back the copy that it uses from host memory, if it is there."""
+
+    call: ModelFunctionCall
+    ranks: Ranks
+
+
+Action = Compute | Move | Update | Offload | Reload
 
 
 def schedule(
@@ -90,6 +98,8 @@ class _Schedule:
         self._placement, self._calls, self._updates = placement, calls, updates
         self._before: dict[int, list[Move | Update]] = defaultdict(list)
         """The moves and updates before each call, by its number; those at the end by the number of calls."""
+        self._reloads: dict[int, list[ModelFunctionCall]] = defaultdict(list)
+        """The later calls whose copies come back beside each call, by its number."""
 
     def actions(self, behind: Collection[Copy]) -> Iterator[Action]:
         self._place(behind)
@@ -103,6 +113,8 @@ class _Schedule:
                 yield Offload(previous, self._placement.ranks(previous.name))
                 meetings = [one for one in meetings if one not in readers]
             yield from meetings
+            for later in self._reloads[number]:
+                yield Reload(later, self._placement.ranks(later.name))
             if number < len(self._calls):
                 call = self._calls[number]
                 yield Compute(call, self._placement.ranks(call.name))
@@ -115,6 +127,8 @@ class _Schedule:
             copy = (call.role, self._placement.layouts[call.name])
             if copy in final:
                 self._place_move(copy, final.pop(copy), number)
+            elif call.name in self._placement.prefetched:
+                self._place_reload(copy, number)
             if call.kind != "train_step" or self._updates is None:
                 continue
             final |= dict.fromkeys(self._copies(call.role), number + 1)
@@ -133,6 +147,20 @@ class _Schedule:
         elif first > 0:  # else all ranks are here, at the beginning
             first = self._when_free(ranks, first, use)
         self._before[first].append(Move(role, layout, ranks))
+
+    def _place_reload(self, copy: Copy, use: int) -> None:
+        """Place the reload of a copy beside the call before its use on one of its ranks, after others have used it."""
+        ranks, beside = set(self._placement.ranks(self._calls[use].name)), 0
+        for number in reversed(range(use)):
+            call = self._calls[number]
+            if (call.role, self._placement.layouts[call.name]) == copy:
+                beside = number + 1
+                break
+            if not ranks.isdisjoint(self._placement.ranks(call.name)):
+                beside = number
+                break
+        if beside < use:
+            self._reloads[beside].append(self._calls[use])
 
     def _place_update(self, call: ModelFunctionCall, update: WeightUpdate, first: int) -> int:
         """Place an update before either of its roles is called again; returns the number of the call after it."""

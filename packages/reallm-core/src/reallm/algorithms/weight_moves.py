@@ -81,7 +81,7 @@ class WeightMoves:
         """Start to bring back the copy that a call uses, if it is in host memory; arguments as of `offload`."""
         start = time.perf_counter()
         if n_bytes := self._roles[call.role].replicas.start_reload(layout, trained=trained):
-            self._reloading[call.name] = (start, n_bytes)
+            self._reloading.setdefault(call.name, (start, n_bytes))
 
     def begin_call(self, call: ModelFunctionCall) -> None:
         """Note that a call begins, which loads what is left of its copy layer by layer."""

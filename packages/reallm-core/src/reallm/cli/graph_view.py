@@ -61,6 +61,8 @@ def call_facts(call: ModelFunctionCall, graph: Graph, args: CallArgs | None) -> 
         facts.append(("layout", args.layout))
     if args is not None and args.offload:
         facts.append(("offload", f"{call.role} goes to host memory until its next call"))
+    if args is not None and args.prefetch:
+        facts.append(("prefetch", f"{call.role} comes back from host memory beside the call before"))
     return [(label, text) for label, text in facts if text]
 
 

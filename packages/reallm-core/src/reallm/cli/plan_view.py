@@ -112,6 +112,7 @@ def _call_json(step: PlannedStep, name: str) -> dict[str, Any]:
         "call": name,
         "layout": str(plan.layout),
         "offload": plan.offload,
+        "prefetch": plan.prefetch,
         "microbatches": cost.n_microbatches,
         "start": start,
         "end": end,
@@ -198,10 +199,11 @@ def _calls_table(step: PlannedStep) -> Table:
     for call in step.job.graph.calls:
         plan = step.plan.calls[call.name]
         cost = step.job.costs.call(call.name, plan)
-        layout = plan.layout.short.partition("@")[0]
+        words = [plan.layout.short.partition("@")[0]] if call.kind != "reward" else []
+        words += ["offloaded"] * plan.offload + ["prefetched"] * plan.prefetch
         table.add_row(
             call.name,
-            f"{layout}, offloaded" if plan.offload else layout if call.kind != "reward" else "",
+            ", ".join(words),
             ranks_text(plan.layout.ranks).partition(" ")[2],
             duration(cost.seconds),
             *(f"{100 * part / (cost.seconds or 1):.0f} %" for part in (cost.compute, cost.communication, cost.bubble)),

@@ -106,6 +106,9 @@ class CallArgs(ConfigGroup, group="call"):
         None, "layout for this call, such as dp4, tp2pp2 or tp2@2-3 for some of the processes; null: parallel.*"
     )
     offload: bool = option(False, "move the model to host memory after this call, until its next one")
+    prefetch: bool = option(
+        False, "bring the model back from host memory beside the call before this one, if there is room for both"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

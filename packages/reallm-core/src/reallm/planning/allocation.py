@@ -47,7 +47,10 @@ def planned(config: TrainingConfig, job: PlannedJob) -> Planned:
         placement = Placement.of(config, graph, n_ranks)
         return Planned(
             ExecutionPlan(
-                {name: CallPlan(layout, name in placement.offloaded) for name, layout in placement.layouts.items()}
+                {
+                    name: CallPlan(layout, name in placement.offloaded, prefetch=name in placement.prefetched)
+                    for name, layout in placement.layouts.items()
+                }
             )
         )
     given = given_plans(config, graph)
@@ -73,7 +76,9 @@ def given_plans(config: TrainingConfig, graph: Graph) -> dict[str, CallPlan]:
     """The plans of the calls to which a configuration gives a layout."""
     args, trained = call_args_of(config), {call.name for call in graph.train_calls}
     return {
-        name: CallPlan(replace(layout, fsdp=True) if name in trained else layout, args[name].offload)
+        name: CallPlan(
+            replace(layout, fsdp=True) if name in trained else layout, args[name].offload, prefetch=args[name].prefetch
+        )
         for name, layout in given_layouts(config, graph).items()
     }
 

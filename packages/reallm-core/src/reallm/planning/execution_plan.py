@@ -20,6 +20,8 @@ class CallPlan:
     """Whether the copy of the model that it uses is moved to host memory after it."""
     max_tokens: int | None = None
     """Most tokens of a micro-batch; None: as configured."""
+    prefetch: bool = False
+    """Whether that copy comes back from host memory beside the call before this one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class ExecutionPlan:
         """
         layouts = {name: one.layout for name, one in self.calls.items()}
         offloaded = frozenset(name for name, one in self.calls.items() if one.offload)
-        return Placement.from_layouts(graph, layouts, n_ranks, offloaded)
+        prefetched = frozenset(name for name, one in self.calls.items() if one.prefetch)
+        return Placement.from_layouts(graph, layouts, n_ranks, offloaded, prefetched)
 
     def assignments(self, graph: Graph) -> list[str]:
         """The keys of a configuration that ask for this plan: `actor_gen.layout=dp4`, `ref_inf.offload=true`."""
@@ -51,6 +54,8 @@ class ExecutionPlan:
                 found.append(f"{call.name}.layout={self.layout_text(graph, call.name)}")
             if one.offload:
                 found.append(f"{call.name}.offload=true")
+            if one.prefetch:
+                found.append(f"{call.name}.prefetch=true")
         return found
 
     def layout_text(self, graph: Graph, call: str) -> str:

@@ -46,7 +46,7 @@ def heuristic(
         tried.append(found)
         higher = [role for role in ladders if rungs[role] + 1 < len(ladders[role])]
         if not higher:
-            return min(tried, key=lambda one: one.excess)
+            return fitting.with_prefetches(min(tried, key=lambda one: one.excess))
         kept = dict.fromkeys(higher, 0)
         for call, one in zip(graph.calls, found.places, strict=True):
             if call.role in kept:

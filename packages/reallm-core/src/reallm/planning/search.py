@@ -102,6 +102,7 @@ def search(
         exhaustive = Exhaustive(simulator, fitting, placed, n_partial_plans, is_symmetric=_is_symmetric(machine, given))
         best = exhaustive.best(best) or best
         is_best = exhaustive.is_complete
+    best = fitting.with_prefetches(best)
     if best.excess:
         raise ConfigError(f"no plan was found that fits into memory; of the closest one, {misfit(simulator, best)}")
     return SearchResult(

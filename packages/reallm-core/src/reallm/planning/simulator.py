@@ -159,7 +159,7 @@ class Simulator:
         first: dict[int, int] = {}
         key: list[object] = [first.setdefault(one.copy, number) for number, one in enumerate(places)]
         for number, one in enumerate(places):
-            key.append(one.offload)
+            key += [one.offload, one.plan.prefetch]
             key += [bool(one.ranks & other.ranks) for other in places[:number]]
         pattern = tuple(key)
         found = self._steps.get(pattern)
@@ -175,18 +175,19 @@ class Simulator:
             one, call = places[item.call], self._calls[item.call]
             if item.kind == "call":
                 yield from self._data(item.call, places, segments)
-                yield Act("call", call.name, segments.of(one.ranks), one.seconds, 0, item.call)
+                yield Act("call", call.name, segments.of(one.ranks), one.seconds, 0, item.call, (one.copy,))
             elif item.kind in ("move", "update"):
                 source = places[item.source]
                 seconds, n_bytes = self._move(call.role, source, one)
                 name = f"{call.role} to {one.plan.layout.short}"
                 if item.kind == "update":
                     name = f"{self._calls[item.source].role} to {call.role}"
-                yield Act("move", name, segments.of(source.ranks | one.ranks), seconds * item.share, n_bytes)
+                ranks, copies = segments.of(source.ranks | one.ranks), (source.copy, one.copy)
+                yield Act("move", name, ranks, seconds * item.share, n_bytes, -1, copies)
             else:
                 seconds, n_bytes = self._host_copy(call.role, one, item.weights, item.optimizer)
                 kind: SpanKind = "reload" if item.kind == "reload" else "offload"
-                yield Act(kind, call.name, segments.of(one.ranks), seconds, n_bytes)
+                yield Act(kind, call.name, segments.of(one.ranks), seconds, n_bytes, -1, (one.copy,))
 
     # ------------------------------------------------------------------ costs, kept
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
-from reallm.algorithms.schedule import Action, Compute, Copy, Move, Offload, Update, schedule
+from reallm.algorithms.schedule import Action, Compute, Copy, Move, Offload, Reload, Update, schedule
 from reallm.specs import ModelFunctionCall
 
 
@@ -128,6 +128,12 @@ class _HostState:
                     self._returns.discard(action.call.role)
                 yield from self._loaded(copy, number, optimizer=action.call.kind == "train_step")
             yield Item("call", number)
+        elif isinstance(action, Reload):
+            copy = (action.call.role, placement.layouts[action.call.name])
+            if copy == self._home(action.call.role):
+                self._returns.discard(action.call.role)
+            number = self._numbers[action.call.name]
+            yield from self._loaded(copy, number, optimizer=action.call.kind == "train_step")
         elif isinstance(action, Offload):
             copy = (action.call.role, placement.layouts[action.call.name])
             if copy == self._home(action.call.role):

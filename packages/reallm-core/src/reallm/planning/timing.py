@@ -19,6 +19,8 @@ class Act(NamedTuple):
     """Bytes that a rank receives, or moves to or from host memory; of a move of weights, the busiest one."""
     call: int = -1
     """Number of the call; of data, of the one that has written them."""
+    copies: tuple[int, ...] = ()
+    """The copies of models that are used or moved."""
 
 
 class Event(NamedTuple):
@@ -36,9 +38,10 @@ class Event(NamedTuple):
 def run(acts: Sequence[Act], n_segments: int, n_calls: int, n_steps: int) -> float:
     """Seconds of the last of some steps that follow each other.
 
-    A call and a move begin when all of their ranks are free, and what they use is loaded. Outputs are received from the
-    moment at which both their call has ended and the receiver is free. Reloads and offloads go on beside what follows;
-    the next call waits for offloads before it receives or loads anything. At the end of a step all ranks meet.
+    A call and a move begin when all of their ranks are free, and the copies that they use are loaded. Outputs are
+    received from the moment at which both their call has ended and the receiver is free. Reloads and offloads go on
+    beside what follows; the next call waits for offloads before it receives or loads anything. At the end of a step all
+    ranks meet.
 
     Args:
         acts: what is done in a step, in order.
@@ -47,15 +50,20 @@ def run(acts: Sequence[Act], n_segments: int, n_calls: int, n_steps: int) -> flo
         n_steps: number of steps.
     """
     clock, ended = [0.0] * n_segments, [0.0] * n_calls
-    loaded, left = [0.0] * n_segments, [0.0] * n_segments
-    """When the last reload and the last offload of each segment end."""
+    left = [0.0] * n_segments
+    """When the last offload of each segment ends."""
+    loaded: dict[tuple[int, int], float] = {}
+    """When the last reload of a copy on a segment ends."""
     start = end = 0.0
     for _ in range(n_steps):
         start = end
-        for kind, _, segments, seconds, _, call in acts:
+        for kind, _, segments, seconds, _, call, copies in acts:
             if kind == "call" or kind == "move":
                 others = left if kind == "call" else clock
-                done = seconds + max([max(clock[one], loaded[one], others[one]) for one in segments])
+                begin = max([max(clock[one], others[one]) for one in segments])
+                if loaded:
+                    begin = max([begin, *[loaded.get((copy, one), 0.0) for copy in copies for one in segments]])
+                done = begin + seconds
                 for one in segments:
                     clock[one] = done
                 if kind == "call":
@@ -65,7 +73,7 @@ def run(acts: Sequence[Act], n_segments: int, n_calls: int, n_steps: int) -> flo
                     clock[one] = max(clock[one], left[one], ended[call]) + seconds
             elif kind == "reload":
                 for one in segments:
-                    loaded[one] = max(clock[one], left[one]) + seconds
+                    loaded[copies[0], one] = max(clock[one], left[one]) + seconds
             else:
                 for one in segments:
                     left[one] = max(clock[one], left[one]) + seconds
@@ -83,23 +91,27 @@ def events(acts: Sequence[Act], n_segments: int, n_calls: int, n_steps: int) -> 
         n_calls: number of calls of the graph.
         n_steps: number of steps.
     """
-    free, loaded, left = ([(0.0, -1)] * n_segments for _ in range(3))
+    free, left = ([(0.0, -1)] * n_segments for _ in range(2))
     """Moments, and the events that ended then."""
+    loaded: dict[tuple[int, int], tuple[float, int]] = {}
+    """The same for the last reload of a copy on a segment."""
     ended = [(0.0, -1)] * n_calls
     found: list[Event] = []
     for _ in range(n_steps):
         end = max(free)[0]
-        free, loaded, left = ([(moment - end, -1) for moment, _ in moments] for moments in (free, loaded, left))
+        left = [(moment - end, -1) for moment, _ in left]
+        loaded = {key: (moment - end, -1) for key, (moment, _) in loaded.items()}
         free, found = [(0.0, -1)] * n_segments, []
-        for number, (kind, _, segments, seconds, _, call) in enumerate(acts):
-            meet = max(max(free[one], loaded[one], left[one] if kind == "call" else free[one]) for one in segments)
+        for number, (kind, _, segments, seconds, _, call, copies) in enumerate(acts):
+            meet = max(max(free[one], left[one] if kind == "call" else free[one]) for one in segments)
+            meet = max([meet, *[loaded.get((copy, one), meet) for copy in copies for one in segments]])
             for one in segments:
                 own = free[one] if kind == "move" else max(free[one], left[one])
                 start, cause = {"call": meet, "move": meet, "data": max(own, ended[call])}.get(kind, own)
                 moment = (start + seconds, len(found))
                 found.append(Event(number, one, start, start + seconds, cause))
                 if kind == "reload":
-                    loaded[one] = moment
+                    loaded[copies[0], one] = moment
                 elif kind == "offload":
                     left[one] = moment
                 else:

@@ -97,6 +97,9 @@ def _changes(job: PlannedJob, plan: ExecutionPlan) -> Iterator[tuple[str, Planne
         if one.offload:
             kept = ExecutionPlan({**plan.calls, name: dataclasses.replace(one, offload=False)})
             yield f"{name}.offload=false", job, kept
+        if not one.prefetch and any(other.offload for other in plan.calls.values()):
+            ahead = ExecutionPlan({**plan.calls, name: dataclasses.replace(one, prefetch=True)})
+            yield f"{name}.prefetch=true", job, ahead
 
 
 def _doubled(link: Link) -> Link:

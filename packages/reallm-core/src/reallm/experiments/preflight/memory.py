@@ -205,7 +205,7 @@ def _needs_of(
         one,
         device,
         frozenset(rank for layout in (home, *others) for rank in layout.ranks),
-        all(call.name in placement.offloaded for call in calls),
+        all(call.name in placement.offloaded and call.name not in placement.prefetched for call in calls),
         role not in graph.roles_of_steps,
     )
 

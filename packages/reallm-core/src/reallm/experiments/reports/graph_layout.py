@@ -163,6 +163,8 @@ def call_notes(call: ModelFunctionCall, args: CallArgs | None) -> list[str]:
         notes.append(f"layout {args.layout}")
     if args is not None and args.offload:
         notes.append("offloaded afterwards")
+    if args is not None and args.prefetch:
+        notes.append("prefetched")
     return notes
 
 

@@ -123,6 +123,7 @@ def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
             call.name: {
                 "layout": plan.layout_text(graph, call.name),
                 "offload": plan.calls[call.name].offload or (call.name in args and args[call.name].offload),
+                "prefetch": plan.calls[call.name].prefetch or (call.name in args and args[call.name].prefetch),
             }
             for call in graph.calls
             if not parallel
