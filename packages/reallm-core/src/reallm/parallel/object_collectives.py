@@ -96,5 +96,5 @@ def all_gather_json(value: Any, group: Group) -> dict[int, Any]:
     texts = torch.empty(len(ranks), longest, dtype=torch.uint8)
     padded = torch.nn.functional.pad(text, (0, longest - text.numel()))
     all_gather_single(texts.view(-1), padded, group=group)
-    values = [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths.tolist(), strict=True)]
+    values = [json.loads(text[:length].numpy().tobytes()) for text, length in zip(texts, lengths.tolist(), strict=True)]
     return dict(sorted(zip(ranks, values, strict=True)))
