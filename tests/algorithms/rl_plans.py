@@ -51,8 +51,8 @@ class Plan:
 
     @classmethod
     def draw(cls, algorithm: str, seed: int) -> Plan:
-        """A random plan for four ranks, with offload of a third of the calls, and prefetch of half of them; every other
-        one of GRPO samples ahead."""
+        """A random plan for four ranks, with offload of a third of the calls, half of them prefetched; every other one of
+        GRPO samples ahead."""
         draw = random.Random(seed)
 
         def layout(call: str) -> str:
@@ -62,7 +62,7 @@ class Plan:
 
         layouts = {call: layout(call) for call in CALLS[algorithm]}
         offload = tuple(name for name in layouts if name != "rew_fn" and draw.random() < 0.33)
-        prefetch = tuple(name for name in layouts if name != "rew_fn" and draw.random() < 0.5)
+        prefetch = tuple(name for name in offload if draw.random() < 0.5)
         return cls(algorithm, layouts, offload, seed % 2 if algorithm == "grpo" else 0, prefetch)
 
     @property

@@ -1,4 +1,4 @@
-"""What calls are told of the calls before them in the same step."""
+"""What calls are told of the calls before them in the same step, and when models come back from host memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from reallm.algorithms.executor import GraphExecutor
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
+from reallm.algorithms.timeline import Span
 from reallm.config.args import ModelArgs
 from reallm.data.batching import n_samples
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
-from tests.algorithms.three_roles import batch_of, context
+from tests.algorithms.three_roles import ALGORITHM, Case, batch_of, context, make_roles
 from tests.helpers.tiny_config import TINY
 
 
@@ -71,3 +72,25 @@ def test_after_a_train_call_the_weights_are_newer_in_the_same_step() -> None:
 def test_a_call_is_told_the_limit_on_tokens_of_its_role() -> None:
     assert executed(ModelArgs(path="x")).limits == [context(1, {}).max_tokens_per_microbatch]
     assert executed(ModelArgs(path="x", max_tokens_per_microbatch=7)).limits == [7]
+
+
+def second_step(prefetched: frozenset[str]) -> tuple[dict[str, float], dict[tuple[str, str], Span]]:
+    """The metrics and the spans of a step after another one, with a reference that is offloaded."""
+    graph = Graph.from_calls(ALGORITHM.calls(None))
+    layouts = {call.name: Layout() for call in graph.calls}
+    placement = Placement.from_layouts(graph, layouts, 1, frozenset({"ref_inf"}), prefetched)
+    interfaces = {role: ALGORITHM.interface_class(role)() for role in graph.all_roles}
+    executor = GraphExecutor(graph, make_roles(Case("alone"), placement), interfaces, placement)
+    executor.train(batch_of(1), context(1, {}))
+    metrics = executor.train(batch_of(2), context(2, {}))
+    exact = {name: value for name, value in metrics.items() if not name.endswith(("_s", "_gib"))}
+    return exact, {(span.kind, span.name): span for span in executor.spans()}
+
+
+def test_a_prefetched_copy_comes_back_beside_the_call_before() -> None:
+    expected, late = second_step(frozenset())
+    metrics, early = second_step(frozenset({"ref_inf"}))
+    assert metrics == expected
+    assert late["reload", "ref_inf"].start >= late["call", "actor_gen"].end
+    assert early["reload", "ref_inf"].start <= early["call", "actor_gen"].start
+    assert early["reload", "ref_inf"].bytes == early["offload", "ref_inf"].bytes

@@ -110,3 +110,15 @@ def test_the_sizes_of_the_job_matter_only_to_calls_without_a_layout() -> None:
     del given["ref_inf"]
     with pytest.raises(ConfigError, match=r"parallel\.dp=2 takes 2 processes, but 4 were started.*or give each call a"):
         placement(4, ParallelArgs(dp=2), **given)
+
+
+def test_a_copy_is_prefetched_if_a_call_to_it_offloads_it() -> None:
+    both = Config(actor_gen=CallArgs("dp4", offload=True), actor_train=CallArgs("dp4", prefetch=True))
+    assert Placement.of(both, GRAPH, 4).prefetched == {"actor_train"}
+    other = Config(actor_gen=CallArgs("dp2", offload=True), actor_train=CallArgs("dp4", prefetch=True))
+    with pytest.raises(
+        ConfigError, match=r"actor_train\.prefetch=true: its model is never offloaded; add actor_train\.o"
+    ):
+        Placement.of(other, GRAPH, 4)
+    with pytest.raises(ConfigError, match=r"reward\.prefetch=true: a reward has no model"):
+        Placement.of(Config(reward=CallArgs(prefetch=True)), GRAPH, 4)

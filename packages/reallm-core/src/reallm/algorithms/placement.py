@@ -62,7 +62,7 @@ class Placement:
 
         Raises:
             ConfigError: a layout needs more ranks than there are, is not possible for its call, or is that of a call
-                that the graph does not have; names the key.
+                that the graph does not have; or a copy is prefetched that is never offloaded; names the key.
         """
         given = given_layouts(config, graph)
         layouts: dict[str, Layout] = {}
@@ -79,7 +79,15 @@ class Placement:
         args = {name: args for name, args in call_args_of(config).items() if name in layouts}
         offloaded = frozenset(name for name, one in args.items() if one.offload)
         prefetched = frozenset(name for name, one in args.items() if one.prefetch)
-        return cls.from_layouts(graph, layouts, n_ranks, offloaded, prefetched)
+        found = cls.from_layouts(graph, layouts, n_ranks, offloaded, prefetched)
+        for call in graph.calls:
+            users = [name for name, layout in found.calls_of(call.role).items() if layout == found.layouts[call.name]]
+            if call.name in prefetched and offloaded.isdisjoint(users):
+                raise ConfigError(
+                    f"{call.name}.prefetch=true: its model is never offloaded; add {call.name}.offload=true, or leave "
+                    "it out"
+                )
+        return found
 
     @classmethod
     def from_layouts(
