@@ -51,8 +51,8 @@ class Plan:
 
     @classmethod
     def draw(cls, algorithm: str, seed: int) -> Plan:
-        """A random plan for four ranks, with offload of a third of the calls, half of them prefetched; every other one of
-        GRPO samples ahead."""
+        """A random plan for four ranks, with offload of a third of the calls, half of them prefetched; every other one
+        of GRPO samples ahead."""
         draw = random.Random(seed)
 
         def layout(call: str) -> str:
