@@ -167,12 +167,12 @@ def _message(
 
 def _room_for_rest(first: torch.Tensor) -> torch.Tensor:
     """Memory for what the first part of a message has no room for, uint8; often none."""
-    n, _ = _HEADER.unpack_from(first.numpy())
+    n, _ = _HEADER.unpack_from(first.numpy().data)
     return torch.empty(max(0, _HEADER.size + n - FIRST_PART), dtype=torch.uint8)
 
 
 def _content(first: torch.Tensor, rest: torch.Tensor) -> NamedArray | NonFiniteError:
     """What a message says."""
-    n, failed = _HEADER.unpack_from(first.numpy())
-    data = b"".join([first.numpy(), rest.numpy()])[_HEADER.size : _HEADER.size + n]
+    n, failed = _HEADER.unpack_from(first.numpy().data)
+    data = b"".join([first.numpy().data, rest.numpy().data])[_HEADER.size : _HEADER.size + n]
     return NonFiniteError(data.decode()) if failed else from_bytes(data)
