@@ -42,7 +42,7 @@ def context_of(n_tokens, notes=None):
 
 def layer_of(dtype=torch.float32, config=CONFIG, **changes):
     moe = MoEConfig(**{**vars(config.moe), **changes})
-    layer = MoEMLP(config.replace(moe=moe))
+    layer = MoEMLP(config.replace(moe=moe), 0)
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = randn(*parameter.shape, seed=10 + number).detach().mul_(0.5).to(dtype)
     return layer
@@ -70,8 +70,8 @@ def written_out(layer, x):
     probs = F.linear(x, layer.router.weight).softmax(-1)
     rows = []
     for token, prob in zip(x, probs, strict=True):
-        weights, chosen = prob.topk(layer.router.top_k)
-        if layer.router.normalize:
+        weights, chosen = prob.topk(layer.router.moe.top_k)
+        if layer.router.moe.normalize_top_k:
             weights = weights / weights.sum()
         gate, up, down = (getattr(layer.experts, name).weight for name in ("gate", "up", "down"))
         each = [down[e] @ (layer.experts.activation(gate[e] @ token) * (up[e] @ token)) for e in chosen.tolist()]
@@ -84,7 +84,7 @@ def written_out(layer, x):
 
 def their_layer(kind, layer, dtype=torch.float32):
     """The layer of transformers with the weights of ours."""
-    moe = layer.router
+    moe = layer.router.moe
     sizes = {"hidden_size": 24, "num_experts_per_tok": moe.top_k}
     if kind == "mixtral":
         from transformers import MixtralConfig
@@ -95,7 +95,7 @@ def their_layer(kind, layer, dtype=torch.float32):
         from transformers import Qwen3MoeConfig
         from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-        config = Qwen3MoeConfig(moe_intermediate_size=16, num_experts=6, norm_topk_prob=moe.normalize, **sizes)
+        config = Qwen3MoeConfig(moe_intermediate_size=16, num_experts=6, norm_topk_prob=moe.normalize_top_k, **sizes)
         theirs = Qwen3MoeSparseMoeBlock(config)
     with torch.no_grad():
         theirs.gate.weight.copy_(layer.router.weight)

@@ -107,7 +107,7 @@ class ForgetsWhatItSaw(Attention):
         rotation = context.rotations[self.spec.rotation or 0]
         q, k = rotation(q), rotation(k)
         if cache is not None:
-            store(cache, k, v, context.seqs.cached_lengths, context.seqs.lengths)
+            store(cache, (k, v), context.seqs.cached_lengths, context.seqs.lengths)
         alone = PackedSequences.from_lengths(context.seqs.lengths)
         return self.o(attend_packed(q, k, v, alone, self.spec).flatten(-2))
 
@@ -127,7 +127,7 @@ class CountsTokens(Attention):
             return self.o(attend_packed(q, k, v, seqs, self.spec).flatten(-2))
         keys, values, counts = cache
         cached = [int(counts[row, 0, 0]) if n else 0 for row, n in enumerate(seqs.cached_lengths)]
-        store((keys, values), k, v, cached, seqs.lengths)
+        store((keys, values), (k, v), cached, seqs.lengths)
         outputs = []
         for row, queries in enumerate(q.split(list(seqs.lengths))):
             counts[row, 0, 0] = total = cached[row] + len(queries)

@@ -149,19 +149,26 @@ class PageBlock(BlockCache):
     def __init__(self, pages: tuple[Tensor, ...], plan: PagePlan, attend: AttendPages) -> None:
         self._pages, self._plan, self._attend = pages, plan, attend
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-        """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
-        plan = self._plan
-        for held, new in zip(self._pages, (k, v), strict=True):
-            held.flatten(0, 1).index_copy_(0, plan.slots, new)
-        outputs, n_started = [], 0
-        if plan.started is not None:
-            n_started = plan.started.n_tokens
-            outputs.append(attend_packed(q[:n_started], k[:n_started], v[:n_started], plan.started, spec))
-        if plan.continued is not None:
-            keys, values = self._pages
-            outputs.append(self._attend(q[n_started:], keys, values, plan.continued, spec))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    @property
+    def n_started(self) -> int:
+        """See `BlockCache.n_started`."""
+        return 0 if self._plan.started is None else self._plan.started.n_tokens
+
+    def append(self, *new: Tensor) -> None:
+        """See `BlockCache.append`."""
+        for held, each in zip(self._pages, new, strict=True):
+            held.flatten(0, 1).index_copy_(0, self._plan.slots, each)
+
+    def attend_started(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        """See `BlockCache.attend_started`."""
+        assert self._plan.started is not None
+        return attend_packed(q, k, v, self._plan.started, spec)
+
+    def attend_cached(self, q: Tensor, spec: AttentionSpec) -> Tensor:
+        """See `BlockCache.attend_cached`."""
+        assert self._plan.continued is not None
+        keys, values = self._pages
+        return self._attend(q, keys, values, self._plan.continued, spec)
 
 
 def _plan(sequences: Sequence[ScheduledSequence], page_size: int, device: torch.device) -> PagePlan:

@@ -9,7 +9,7 @@ Shapes: T packed tokens, S sequences, H query heads, K KV heads, D head dim, N r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as memoize
 from itertools import accumulate, groupby, pairwise
 
@@ -70,24 +70,35 @@ class RowBlock(BlockCache):
         self._number, self._spec, self._plan = number, spec, plan
         self._gathered: tuple[Tensor, ...] | None = None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-        """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
-        plan = self._plan
-        for write in plan.writes:
-            index = write.index(k.shape[1])
-            for held, new in zip(write.slab.blocks[self._number], (k, v), strict=True):
-                held.view(-1, held.shape[-1]).index_copy_(0, index, _part(new, write.tokens).reshape(-1, new.shape[-1]))
-        outputs = []
-        if plan.started is not None:
-            n = plan.started.n_tokens
-            outputs.append(attend_packed(q[:n], k[:n], v[:n], plan.started, spec, plan.causal_mask))
+    @property
+    def n_started(self) -> int:
+        """See `BlockCache.n_started`."""
+        return 0 if self._plan.started is None else self._plan.started.n_tokens
+
+    def append(self, *new: Tensor) -> None:
+        """See `BlockCache.append`."""
+        for write in self._plan.writes:
+            index = write.index(new[0].shape[1])
+            for held, each in zip(write.slab.blocks[self._number], new, strict=True):
+                rows = _part(each, write.tokens).reshape(-1, each.shape[-1])
+                held.view(-1, held.shape[-1]).index_copy_(0, index, rows)
+
+    def attend_started(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        """See `BlockCache.attend_started`."""
+        assert self._plan.started is not None
+        return attend_packed(q, k, v, self._plan.started, spec, self._plan.causal_mask)
+
+    def attend_cached(self, q: Tensor, spec: AttentionSpec) -> Tensor:
+        """See `BlockCache.attend_cached`."""
+        plan, outputs = self._plan, []
         for part in plan.continued:
-            keys, values = (held[part.row] for held in part.slab.blocks[self._number])
-            outputs.append(self._attend_part(q[part.tokens], keys, values, part.total, spec))
+            kept = part.slab.blocks[self._number]
+            outputs.append(self._attend_part(q[part.tokens], kept[0][part.row], kept[-1][part.row], part.total, spec))
         attend = exact.attend_rows if plan.is_exact else attend_rows
         for group in plan.groups:
             left, right, mask = group.mask(spec.window, q.dtype)
-            keys, values = (held[group.rows, :, left:right] for held in group.slab.blocks[self._number])
+            kept = group.slab.blocks[self._number]
+            keys, values = (held[group.rows, :, left:right] for held in (kept[0], kept[-1]))
             out = attend(group.queries(q), keys, values, mask, spec)
             outputs.append(out if group.places is None else out[group.places])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -167,8 +178,9 @@ class _Plan:
             for (slab, row), tokens, total in zip(locations, pairwise(bounds), self.totals, strict=True)
         ]
         n_started, n_decoded = 0 if is_exact else kinds.count(Kind.START), kinds.count(Kind.DECODE)
-        started, decoded = parts[:n_started], parts[len(parts) - n_decoded :]
-        self.continued = parts[n_started : len(parts) - n_decoded]
+        started, after = parts[:n_started], [part.behind(bounds[n_started]) for part in parts[n_started:]]
+        decoded = after[len(after) - n_decoded :]
+        self.continued = after[: len(after) - n_decoded]
         """The sequences that go on with several tokens; in an exact pass those that start, too."""
         self.started = (
             PackedSequences.from_lengths([part.total for part in started], device=started[0].slab.device)
@@ -190,9 +202,14 @@ class _Part:
     slab: Slab
     row: int
     tokens: slice
-    """Its new tokens in the pack."""
+    """Its new tokens in the pack, or in the part of it behind the sequences that start."""
     total: int
     """The number of its tokens, the cached ones included."""
+
+    def behind(self, n_tokens: int) -> _Part:
+        """The same in the part of the pack behind its first tokens."""
+        tokens = slice(self.tokens.start - n_tokens, self.tokens.stop - n_tokens)
+        return replace(self, tokens=tokens) if n_tokens else self
 
 
 class _Write:

@@ -32,6 +32,7 @@ def _can_use_pages(network: Transformer) -> bool:
     return (
         not is_custom_class(config.attention)
         and not is_custom_class(config.block)
+        and config.value_dim == config.head_dim
         and all(varlen.supports(parameter.device, parameter.dtype, config.head_dim, spec) for spec in specs)
         and varlen.supports_pages()  # last: it imports the kernel, and with it `torch._dynamo`, in a second
     )

@@ -94,7 +94,7 @@ def make_attention(config: ReaLModelConfig, block: int) -> nn.Module:
 def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:
     """The MLP of a block, numbered from 0, or the mixture of experts in its place."""
     if block in config.expert_blocks:
-        return MoEMLP(config)
+        return MoEMLP(config, block)
     if is_custom_class(config.mlp):
         return custom_layer(config.mlp, config, block)
     kinds = {"gated": GatedMLP, "plain": PlainMLP}

@@ -18,8 +18,10 @@ NORMS = ("rms", "layer")
 ATTENTIONS = ("standard",)
 MLPS = ("gated", "plain")
 BLOCKS = ("standard",)
+ROUTERS = ("standard",)
 NormPlacement = Literal["pre", "branch", "sandwich", "post"]
 QKNormKind = Literal["head", "per_head", "whole"]
+RouterScores = Literal["softmax", "sigmoid"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 GradientCheckpointing = Literal["none", "selective", "full"]
 """The activations that the backward pass recomputes instead of saving; see `model.activation_checkpointing`."""
@@ -69,8 +71,25 @@ class MoEConfig(NamedFields):
     top_k: int
     intermediate_size: int | None = None
     """Intermediate size of each expert; None: that of the model's other MLPs."""
+    n_shared_experts: int = 0
+    """Experts through which every token goes, as one gated MLP of so many times the size of an expert."""
+    router: str = "standard"
+    """`standard`, whose settings are the fields up to `scaling_factor`, or a custom class of the family."""
+    scores: RouterScores = "softmax"
+    """What the router makes of its logits; the scores of the chosen experts are their weights."""
+    correction_bias: bool = False
+    """A bias for each expert, not trained by gradients, is added to the scores in choosing, but not to the weights."""
+    n_groups: int = 1
+    """Number of groups of successive experts; a token chooses `top_k_groups` of them, then experts in these."""
+    top_k_groups: int = 1
+    group_top_scores: int = 1
+    """The score of a group is the sum of so many of the highest scores in it."""
     normalize_top_k: bool = True
     """The weights of the chosen experts are scaled so that they sum to 1."""
+    scaling_factor: float = 1.0
+    """Factor on the weights of the chosen experts."""
+    float32_logits: bool = False
+    """The router multiplies in float32 in a model of half precision, too."""
     aux_loss_coef: float = 0.0
     """Coefficient of the load-balancing loss in training; 0 leaves it out."""
     jitter: float = 0.0
@@ -85,12 +104,33 @@ class MoEConfig(NamedFields):
             _whole_number("moe.intermediate_size", self.intermediate_size)
         if self.top_k > self.n_experts:
             raise ConfigError(f"moe.top_k={self.top_k} must be at most moe.n_experts={self.n_experts}")
+        _one_of_or_custom("moe.router", self.router, ROUTERS)
+        _one_of("moe.scores", self.scores, get_args(RouterScores))
+        _positive("moe.scaling_factor", self.scaling_factor)
+        if self.n_shared_experts < 0:
+            raise ConfigError(f"moe.n_shared_experts={self.n_shared_experts} must be at least 0")
+        self._check_groups()
         if self.aux_loss_coef < 0:
             raise ConfigError(f"moe.aux_loss_coef={self.aux_loss_coef} must be at least 0")
         if not 0.0 <= self.jitter < 1.0:
             raise ConfigError(f"moe.jitter={self.jitter} must be at least 0 and less than 1")
         if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0):
             raise ConfigError(f"moe.layers={self.layers} must be block numbers from 0, ascending, each once")
+
+    def _check_groups(self) -> None:
+        for name in ("n_groups", "top_k_groups", "group_top_scores"):
+            _whole_number(f"moe.{name}", getattr(self, name))
+        if self.n_experts % self.n_groups:
+            raise ConfigError(f"moe.n_experts={self.n_experts} must be a multiple of moe.n_groups={self.n_groups}")
+        if self.top_k_groups > self.n_groups:
+            raise ConfigError(f"moe.top_k_groups={self.top_k_groups} must be at most moe.n_groups={self.n_groups}")
+        size = self.n_experts // self.n_groups
+        for name, allowed in (("group_top_scores", size), ("top_k", size * self.top_k_groups)):
+            if getattr(self, name) > allowed:
+                raise ConfigError(
+                    f"moe.{name}={getattr(self, name)} must be at most {allowed}: moe.n_groups={self.n_groups} makes "
+                    f"groups of {size} experts, of which moe.top_k_groups={self.top_k_groups} are chosen"
+                )
 
 
 @dataclass(frozen=True)
@@ -194,6 +234,8 @@ class ReaLModelConfig(NamedFields):
     vocab_size: int
     max_positions: int
     """Longest sequence of pretraining; longer ones run, but `dynamic` RoPE changes beyond it."""
+    v_head_dim: int | None = None
+    """Size of each head's value; None: `head_dim`, that of queries and keys."""
 
     norm: str = "rms"
     """`rms`, `layer`, or a custom class of the family, `"package.module:Class"`; likewise the three below."""
@@ -269,6 +311,8 @@ class ReaLModelConfig(NamedFields):
         for name in ("n_layers", "hidden_size", "n_q_heads", "n_kv_heads", "head_dim", "intermediate_size",
                      "vocab_size", "max_positions"):  # fmt: skip
             _whole_number(name, getattr(self, name))
+        if self.v_head_dim is not None:
+            _whole_number("v_head_dim", self.v_head_dim)
         if self.n_q_heads % self.n_kv_heads:
             raise ConfigError(f"n_q_heads={self.n_q_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         for name, kinds in (("norm", NORMS), ("attention", ATTENTIONS), ("mlp", MLPS), ("block", BLOCKS)):
@@ -357,6 +401,11 @@ class ReaLModelConfig(NamedFields):
         if self.moe is None:
             return ()
         return tuple(range(self.n_layers)) if self.moe.layers is None else self.moe.layers
+
+    @property
+    def value_dim(self) -> int:
+        """The size of each head's value."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     @property
     def expert_size(self) -> int:

@@ -48,7 +48,8 @@ class Linear(nn.Linear):
         n_out: number of outputs.
         bias: whether the layer has a bias.
         split: how tensor parallelism may split the layer. `"column"`: outputs, with rows of the weight and the bias;
-            `"row"`: inputs, with columns of the weight; outputs are summed over the ranks, and the bias is added once.
+            `"row"`: inputs, with columns of the weight; outputs are summed over the ranks, and the bias is added once;
+            None: not at all, every rank computes the same.
         unit: number of outputs or inputs that stay together, such as those of a head.
     """
 
@@ -56,11 +57,11 @@ class Linear(nn.Linear):
     prepacked: PrepackedWeight | None = None
     """Holder of the weight's prepacked form, in a context of `Transformer.prepacked_weights`."""
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: Split, unit: int = 1) -> None:
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = False, split: Split | None, unit: int = 1) -> None:
         super().__init__(n_in, n_out, bias=bias)
-        self.split = as_split(split, type(self).__qualname__)
+        self.split = None if split is None else as_split(split, type(self).__qualname__)
         splits_outputs = self.split == "column"
-        self.shards: Shards = {"weight": Shard(0 if splits_outputs else 1, unit)}
+        self.shards: Shards = {"weight": None if split is None else Shard(0 if splits_outputs else 1, unit)}
         if bias:
             self.shards["bias"] = Shard(0, unit) if splits_outputs else None
 
@@ -101,6 +102,16 @@ class Projections(nn.Module):
         layers = [getattr(self, name, None) for name in self.projections]
         plain = [layer for layer in layers if isinstance(layer, Linear) and layer.is_plain]
         return plain if len(plain) == len(layers) else []
+
+
+class SharedByHeads(nn.Module):
+    """Identity for a tensor that all heads of an attention layer read, such as a key that they share.
+
+    A rank has some of the heads: under tensor parallelism the gradients of the ranks are summed.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class Norm(nn.Module):

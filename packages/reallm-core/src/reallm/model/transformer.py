@@ -323,7 +323,7 @@ class Transformer(nn.Module):
         return {
             path: as_split(str(module.split), type(module).__qualname__)
             for path, module in self.named_modules()
-            if hasattr(module, "split")
+            if getattr(module, "split", None) is not None
         }
 
     @torch.no_grad()

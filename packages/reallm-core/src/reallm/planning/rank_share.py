@@ -8,6 +8,7 @@ from functools import lru_cache
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import fsdp_box, stage_parameters, tp_box
+from reallm.planning.kept_tokens import kept_numbers
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class RankShare:
 
     @property
     def cache(self) -> float:
-        """Share of the keys and values of a token; tensor-parallel ranks may hold the same heads."""
-        return max(1 / self.config.n_kv_heads, 1 / self.layout.tp) / self.layout.pp
+        """Share of what is kept of a token, such as keys and values; tensor-parallel ranks may hold the same heads."""
+        kept = kept_numbers(self.config, 1)  # none if all blocks keep a state of each sequence
+        return kept_numbers(self.config, self.layout.tp) / max(1, kept) / self.layout.pp
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,7 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import block_layers, head_weight_name
 from reallm.model.parameters import ParameterInfo, parameter_infos
 from reallm.parallel.sharding import tp_box
+from reallm.planning.kept_tokens import kept_numbers, mean_head_width
 from reallm.planning.machine import Machine
 from reallm.planning.rates import Piece
 from reallm.training.memory import state_per_parameter
@@ -108,9 +109,9 @@ class StatedRates:
         if piece == "head":
             return products + self._read(n_sequences * 4 * self._vocabulary / tp)
         config, seen = self._config, self._mean_over_windows(lambda window: min(context, window))
-        heads = 2 * max(1.0, config.n_kv_heads / tp) * config.head_dim  # keys and values
-        cached = self._read(n_sequences * seen * heads * self._itemsize)
-        flops = 4 * n_sequences * seen * config.n_q_heads / tp * config.head_dim
+        kept = kept_numbers(config, tp) / config.n_layers
+        cached = self._read(n_sequences * seen * kept * self._itemsize)
+        flops = 2 * n_sequences * seen * config.n_q_heads / tp * mean_head_width(config)
         attention = max(cached, flops / (ATTENTION_SHARE * self._machine.flops))
         return products + attention + self._between_products(n_sequences, tp)
 
@@ -179,15 +180,15 @@ class StatedRates:
 
     @property
     def _intermediate(self) -> float:
-        """Mean of F over the blocks; of experts, of those that a token chooses."""
+        """Mean of F over the blocks; of experts, of those that a token chooses and those that all share."""
         config, n_expert = self._config, len(self._config.expert_blocks)
-        chosen = 0 if config.moe is None else config.moe.top_k * config.expert_size
+        chosen = 0 if config.moe is None else (config.moe.top_k + config.moe.n_shared_experts) * config.expert_size
         return (n_expert * chosen + (config.n_layers - n_expert) * config.intermediate_size) / config.n_layers
 
     def _attention(self, lengths: Sequence[int], tp: int) -> float:
         """Causal attention, in a forward pass: each token sees itself and those before it, in its window."""
         pairs = self._mean_over_windows(lambda window: sum(_pairs(length, window) for length in lengths))
-        flops = 4 * pairs * self._config.n_q_heads / tp * self._config.head_dim
+        flops = 2 * pairs * self._config.n_q_heads / tp * (self._config.head_dim + self._config.value_dim)
         return flops / (ATTENTION_SHARE * self._machine.flops)
 
     def _mean_over_windows(self, value: Callable[[float], float]) -> float:

@@ -49,7 +49,7 @@ class ExactAttention:
             return cache.attend(q, k, v, spec)
         seqs = context.seqs
         if cache is not None:
-            store(cache, k, v, seqs.cached_lengths, seqs.lengths)
+            store(cache, (k, v), seqs.cached_lengths, seqs.lengths)
             return self._attend(q, list(zip(*cache, strict=True)), seqs, spec)
         if context.checkpoint_attention and not spec.has_kernel:
             return checkpoint(self._attend_packed, q, k, v, seqs, spec)

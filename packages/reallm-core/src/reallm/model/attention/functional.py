@@ -73,13 +73,13 @@ def attend(
     Args:
         q: [T, H, D] queries, before rotation.
         k: [T, K, D] keys, before rotation; K divides H.
-        v: [T, K, D] values.
+        v: [T, K, W] values; W may differ from D.
         context: context of this forward pass.
         spec: settings of this block, `AttentionSpec.of_block(config, block)`; in evaluation `.without_dropout()`.
         cache: what is kept of the earlier tokens of this block; the new keys and values are appended in place.
 
     Returns:
-        [T, H, D], dtype of `q`.
+        [T, H, W], dtype of `q`.
     """
     if spec.rotation is not None:
         q, k = context.rotations[spec.rotation].both(q, k)
@@ -94,12 +94,17 @@ def attend_rotated(
         return cache.attend(q, k, v, spec)
     seqs = context.seqs
     if cache is not None:
-        store(cache, k, v, seqs.cached_lengths, seqs.lengths)
+        store(cache, (k, v), seqs.cached_lengths, seqs.lengths)
     if cache is None or not any(seqs.cached_lengths):
         if context.checkpoint_attention and not spec.has_kernel:
             return checkpoint(attend_packed, q, k, v, seqs, spec)
         return attend_packed(q, k, v, seqs, spec)
     keys, values = cache
+    return attend_cached(q, keys, values, seqs, spec)
+
+
+def attend_cached(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
+    """Attention of the new tokens `q` [T, H, D] of the sequences over cached `keys` and `values` [S, K, C, D]."""
     if seqs.max_length == 1 == min(seqs.lengths):
         return _decode(q, keys, values, seqs, spec)
     return torch.cat(
@@ -108,6 +113,54 @@ def attend_rotated(
             for row, (new, total) in enumerate(zip(q.split(list(seqs.lengths)), seqs.totals, strict=True))
         ]
     )
+
+
+def with_one_head_dim(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Queries, keys and values [..., D] with zeros up to one size, and the size of values without them.
+
+    Kernels that never materialise the scores take heads of one size only.
+    """
+    size = max(q.shape[-1], v.shape[-1])
+    wide_q, wide_k, wide_v = (x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1])) for x in (q, k, v))
+    return wide_q, wide_k, wide_v, v.shape[-1]
+
+
+def append(cache: LayerCache | None, new: Tensor, seqs: PackedSequences) -> int:
+    """Append what a block keeps of each token [T, K, D], as keys and values in one; for a layer that declares one
+    `CacheTensor((K, D))`.
+
+    Returns:
+        The number of the first tokens to which `attend_new` applies, since nothing is cached of their sequences, or
+        there is no cache; `attend_kept` applies to all others.
+    """
+    if cache is None:
+        return len(new)
+    if isinstance(cache, BlockCache):
+        cache.append(new)
+        return cache.n_started
+    store(cache, (new,), seqs.cached_lengths, seqs.lengths)
+    return 0 if any(seqs.cached_lengths) else len(new)
+
+
+def attend_new(
+    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache | None
+) -> Tensor:
+    """Attention within sequences of which nothing is cached, after `append`; as `attend_rotated`, writing nothing."""
+    if isinstance(cache, BlockCache):
+        return cache.attend_started(q, k, v, spec)
+    return context.attention(q, k, v, context, spec, None)
+
+
+def attend_kept(q: Tensor, context: ForwardContext, spec: AttentionSpec, cache: LayerCache) -> Tensor:
+    """Attention of the other tokens [T, H, D], after `append`, over what is kept, which is keys and values in one.
+
+    Returns:
+        [T, H, D].
+    """
+    if isinstance(cache, BlockCache):
+        return cache.attend_cached(q, spec)
+    (kept,) = cache
+    return attend_cached(q, kept, kept, context.seqs, spec)
 
 
 class CausalMask(Protocol):
@@ -145,8 +198,9 @@ def attend_packed(
     q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec, mask_of: CausalMask = causal_mask
 ) -> Tensor:
     """Causal attention within each sequence of the pack: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
-    if varlen.supports(q.device, q.dtype, q.shape[-1], spec):
-        return varlen.attend_packed(q, k, v, seqs, spec)
+    if varlen.supports(q.device, q.dtype, max(q.shape[-1], v.shape[-1]), spec):
+        q, k, v, value_dim = with_one_head_dim(q, k, v)
+        return varlen.attend_packed(q, k, v, seqs, spec)[..., :value_dim]
     lengths = list(seqs.lengths)
     return torch.cat(
         [
@@ -162,16 +216,19 @@ def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_o
     Args:
         q: [L, H, D] rotated queries.
         k: [K, L', D] rotated keys, those of the queries at the end.
-        v: [K, L', D] values.
+        v: [K, L', W] values.
         spec: settings of the block.
         mask_of: `causal_mask`, or a function that remembers its results.
 
     Returns:
-        [L, H, D].
+        [L, H, W].
     """
     n_new, total = q.shape[0], k.shape[1]
     if n_new == 0:
-        return q
+        return q[..., : v.shape[-1]]
+    if q.shape[-1] != v.shape[-1]:
+        q, k, v, value_dim = with_one_head_dim(q, k, v)
+        return attend_sequence(q, k, v, spec, mask_of)[..., :value_dim]
     q = q.transpose(0, 1)
     whole = spec.window is None or total <= spec.window
     if whole and n_new == total:

@@ -1,6 +1,6 @@
 """Grouped-query attention: projections, q/k norms and clipping around the packed computation.
 
-Shapes: T packed tokens, H query heads, K KV heads, D head dim, E hidden.
+Shapes: T packed tokens, H query heads, K KV heads, D head dim, W value dim, E hidden.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Attention(Projections):
 
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
-        size, dim = config.hidden_size, config.head_dim
+        size, dim, value_dim = config.hidden_size, config.head_dim, config.value_dim
         self.q = Linear(size, config.n_q_heads * dim, bias=config.q_bias, split="column", unit=dim)
         self.k = Linear(size, config.n_kv_heads * dim, bias=config.k_bias, split="column", unit=dim)
-        self.v = Linear(size, config.n_kv_heads * dim, bias=config.v_bias, split="column", unit=dim)
-        self.o = Linear(config.n_q_heads * dim, size, bias=config.o_bias, split="row", unit=dim)
+        self.v = Linear(size, config.n_kv_heads * value_dim, bias=config.v_bias, split="column", unit=value_dim)
+        self.o = Linear(config.n_q_heads * value_dim, size, bias=config.o_bias, split="row", unit=value_dim)
         self.q_norm = make_qk_norm(config, config.n_q_heads)
         self.k_norm = make_qk_norm(config, config.n_kv_heads)
         self.norms_whole = config.qk_norm == "whole"
         self.clip = config.qkv_clip
-        self.head_dim = dim
+        self.head_dim, self.value_dim = dim, value_dim
         self.cache_spec = keys_and_values(config)
         self.tp_units = attention_heads(config)
         self.spec = AttentionSpec.of_block(config, block)
@@ -47,15 +47,22 @@ class Attention(Projections):
 
     def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self.project(x)
-        q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.heads(v)
+        q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.value_heads(v)
         spec = self.spec if self.training else self.inference_spec
         return self.o(attend(q, k, v, context, spec, cache).flatten(-2))
 
     def heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """[T, H * D] -> [T, H, D], normed and clamped."""
+        """Queries or keys [T, H * D] -> [T, H, D], normed and clamped."""
         if norm is not None and self.norms_whole:
             projected = norm(projected)
         heads = projected.unflatten(-1, (-1, self.head_dim))
         if norm is not None and not self.norms_whole:
             heads = norm(heads)
+        return self._clamped(heads)
+
+    def value_heads(self, projected: Tensor) -> Tensor:
+        """Values [T, K * W] -> [T, K, W], clamped."""
+        return self._clamped(projected.unflatten(-1, (-1, self.value_dim)))
+
+    def _clamped(self, heads: Tensor) -> Tensor:
         return heads if self.clip is None else heads.clamp(-self.clip, self.clip)

@@ -65,11 +65,40 @@ CacheSpec = tuple[CacheTensor, ...]
 
 
 class BlockCache(ABC):
-    """What one block keeps of the sequences of a forward pass, wherever it is."""
+    """What one block keeps of the sequences of a forward pass, wherever it is.
+
+    The first sequences of a pass may be such of which nothing is cached; they are `started`.
+    """
+
+    @property
+    @abstractmethod
+    def n_started(self) -> int:
+        """Number of tokens of the started sequences, whose attention needs nothing that is cached."""
 
     @abstractmethod
+    def append(self, *new: Tensor) -> None:
+        """Write what the block keeps of all tokens of the pass: keys, and values unless they are the same; [T, K, D]
+        each."""
+
+    @abstractmethod
+    def attend_started(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        """Attention of the tokens of the started sequences; shapes as in `attend_rotated`."""
+
+    @abstractmethod
+    def attend_cached(self, q: Tensor, spec: AttentionSpec) -> Tensor:
+        """Attention of the queries [T, H, D] of all other tokens, once they are appended, over what is cached.
+
+        If the block keeps one tensor, keys are also the values.
+        """
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
+        self.append(k, v)
+        n = self.n_started
+        if n == 0:
+            return self.attend_cached(q, spec)
+        started = self.attend_started(q[:n], k[:n], v[:n], spec)
+        return started if n == len(q) else torch.cat((started, self.attend_cached(q[n:], spec)))
 
 
 LayerCache = tuple[Tensor, ...] | BlockCache
@@ -90,8 +119,8 @@ class ForwardCache(Protocol):
 
 def keys_and_values(config: ReaLModelConfig) -> CacheSpec:
     """Keys and values of each KV head, the default for a layer that declares no `cache_spec`."""
-    per_head = CacheTensor((config.n_kv_heads, config.head_dim), shard=Shard(0))
-    return per_head, per_head
+    keys, values = (CacheTensor((config.n_kv_heads, n), shard=Shard(0)) for n in (config.head_dim, config.value_dim))
+    return keys, values
 
 
 class KVCache:
@@ -140,15 +169,15 @@ class KVCache:
 
 
 def store(
-    cache: tuple[Tensor, ...], keys: Tensor, values: Tensor, cached_lengths: Sequence[int], lengths: Sequence[int]
+    cache: tuple[Tensor, ...], new: Sequence[Tensor], cached_lengths: Sequence[int], lengths: Sequence[int]
 ) -> None:
-    """Write packed `keys` and `values` [T, K, D] behind the `cached_lengths` tokens of each sequence, in place."""
+    """Write packed tensors [T, K, D], such as keys and values, behind the `cached_lengths` tokens of each sequence."""
     if all(length == 1 for length in lengths):
-        rows = torch.arange(len(lengths), device=keys.device)
-        columns = torch.tensor(list(cached_lengths), device=keys.device)
-        for held, new in zip(cache, (keys, values), strict=True):
-            held[rows, :, columns] = new
+        rows = torch.arange(len(lengths), device=new[0].device)
+        columns = torch.tensor(list(cached_lengths), device=new[0].device)
+        for held, packed in zip(cache, new, strict=True):
+            held[rows, :, columns] = packed
         return
-    for held, packed in zip(cache, (keys, values), strict=True):
-        for row, (start, new) in enumerate(zip(cached_lengths, packed.split(list(lengths)), strict=True)):
-            held[row, :, start : start + len(new)] = new.transpose(0, 1)
+    for held, packed in zip(cache, new, strict=True):
+        for row, (start, part) in enumerate(zip(cached_lengths, packed.split(list(lengths)), strict=True)):
+            held[row, :, start : start + len(part)] = part.transpose(0, 1)

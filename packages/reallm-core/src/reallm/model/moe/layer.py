@@ -14,22 +14,30 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
-from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
+from reallm.model.layers import GatedMLP
 from reallm.model.moe.experts import Assignment, grouped_expert_mlp
-from reallm.model.products.linear import linear
+from reallm.model.moe.router import make_router, moe_of
 from reallm.model.router_stats import RouterStats
 from reallm.model.sharding import Shard, Shards, Split
 
 
 class MoEMLP(nn.Module):
-    """`sum_e weight_e * down_e(act(gate_e(x)) * up_e(x))` over the experts of a token (Shazeer et al., 2017)."""
+    """`sum_e weight_e * down_e(act(gate_e(x)) * up_e(x))` over the experts of a token (Shazeer et al., 2017).
 
-    def __init__(self, config: ReaLModelConfig) -> None:
+    Shared experts are added (Dai et al., 2024: DeepSeekMoE).
+    """
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
-        moe = _moe_of(config)
-        self.router = Router(config)
+        moe = moe_of(config)
+        self.router = make_router(config)
         self.experts = Experts(config)
+        self.shared: nn.Module | None = None
+        if moe.n_shared_experts:
+            size = moe.n_shared_experts * config.expert_size
+            self.shared = GatedMLP(config.replace(intermediate_size=size), block)
         self.jitter = moe.jitter
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
@@ -37,7 +45,8 @@ class MoEMLP(nn.Module):
             x = x * torch.empty_like(x).uniform_(1.0 - self.jitter, 1.0 + self.jitter)
         probs, weights, chosen = self.router(x)
         mix = _mix_uncompiled if torch.compiler.is_compiling() else _mix
-        return mix(self.experts, x, probs, weights, chosen, context)
+        out = mix(self.experts, x, probs, weights, chosen, context)
+        return out if self.shared is None else out + self.shared(x, context)
 
 
 def _mix(
@@ -52,29 +61,6 @@ def _mix(
 
 _mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import the compiler at once
 """`_mix` excluded from compilation, because the number of tokens of an expert depends on the data."""
-
-
-class Router(nn.Module):
-    """Chooses the experts of each token and their weights; probabilities are computed in float32."""
-
-    exact = False
-
-    def __init__(self, config: ReaLModelConfig) -> None:
-        super().__init__()
-        moe = _moe_of(config)
-        self.weight = nn.Parameter(torch.empty(moe.n_experts, config.hidden_size))
-        self.shards: Shards = {"weight": None}  # each expert is split, so every rank has a part of every expert
-        self.top_k = moe.top_k
-        self.normalize = moe.normalize_top_k
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities [T, X] of all experts, and weights [T, k] (dtype of `x`) and indices [T, k] of the chosen."""
-        logits = linear(x, self.weight, exact=self.exact)
-        probs = logits.softmax(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        weights, chosen = probs.topk(self.top_k, dim=-1)
-        if self.normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return probs, weights.to(x.dtype), chosen
 
 
 class ExpertLinear(nn.Module):
@@ -94,7 +80,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
-        moe, size = _moe_of(config), config.hidden_size
+        moe, size = moe_of(config), config.hidden_size
         self.gate = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
         self.up = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
         self.down = ExpertLinear(moe.n_experts, config.expert_size, size, split="row")
@@ -124,8 +110,3 @@ def load_balancing_loss(stats: Sequence[RouterStats]) -> Tensor:
     chosen = torch.stack([each.counts for each in stats]).sum(dim=0) / n_tokens
     probs = torch.stack([each.prob_sums for each in stats]).sum(dim=0) / n_tokens
     return len(probs) * (chosen * probs).sum()
-
-
-def _moe_of(config: ReaLModelConfig) -> MoEConfig:
-    assert config.moe is not None, "a block has experts only where the configuration says so"
-    return config.moe

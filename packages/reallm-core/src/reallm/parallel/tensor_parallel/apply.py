@@ -7,6 +7,7 @@ Each layer declares how it can be split (`split`, `shards`, `over_sharded_dim`),
 | column-parallel (`split="column"`) | identity / all-reduce of its input |
 | row-parallel (`split="row"`) | all-reduce / identity of its output |
 | both in one, as experts (`split="column_row"`) | both of these |
+| input that all heads share (`SharedByHeads`) | identity / all-reduce of its input |
 | token embedding | all-reduce / identity of its output |
 | norm over a split dim (`over_sharded_dim`) | all-reduce / all-reduce of its means |
 | output head | see `layers.VocabParallel` |
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm.errors import ConfigError
-from reallm.model.layers import Linear, Norm, TokenEmbedding
+from reallm.model.layers import Linear, Norm, SharedByHeads, TokenEmbedding
 from reallm.model.moe.layer import MoEMLP
 from reallm.model.parameter_names import head_weight_name, split_parameter_name
 from reallm.model.products.linear import linear
@@ -71,6 +72,7 @@ def apply_tensor_parallel(
     _cut_parameters(model, boxes[peers.rank])
     split_names = [name for name, shard in shards.items() if shard is not None]
     boundary = (_SequenceParallelBoundary if sequence_parallel else _RegionBoundary)(peers)
+    experts = [path for path, module in model.named_modules() if isinstance(module, MoEMLP)]
     for path, module in list(model.named_modules()):
         split = splits.get(path) if any(name.startswith(f"{path}.") for name in split_names) else None
         if isinstance(module, TokenEmbedding):
@@ -78,8 +80,12 @@ def apply_tensor_parallel(
             _replace_forward(module, vocab_parallel_embedding(module, peers, start))
         elif isinstance(module, Norm) and module.over_sharded_dim:
             _replace_forward(module, parallel_norm(module, peers))
-        elif split == "column":
+        elif isinstance(module, SharedByHeads):
             module.register_forward_pre_hook(_on_inputs(boundary.enter))
+        elif split == "column":
+            within_experts = any(path.startswith(f"{each}.") for each in experts)
+            enter = boundary.enter_with_all_tokens if within_experts else boundary.enter
+            module.register_forward_pre_hook(_on_inputs(enter))
         elif split is not None:
             if split == "column_row":
                 module.register_forward_pre_hook(_on_inputs(boundary.enter_with_all_tokens))
@@ -103,13 +109,11 @@ class _RegionBoundary:
 
     def enter(self, x: Tensor) -> Tensor:
         """Enter a region; successive layers with the same input, such as queries, keys and values, enter only once."""
-        if self._last_entered is None or self._last_entered[0] is not x:
-            self._last_entered = x, self._enter(x)
-        return self._last_entered[1]
+        return self._enter_once(x, self._enter)
 
     def enter_with_all_tokens(self, x: Tensor) -> Tensor:
         """Enter a region from an input that has all tokens even with sequence parallelism."""
-        return copy_to_tp_region(x, self.peers)
+        return self._enter_once(x, self._copy)
 
     def exit(self, x: Tensor) -> Tensor:
         """Leave a region: sum the partial outputs of the ranks."""
@@ -121,8 +125,16 @@ class _RegionBoundary:
             block.register_forward_pre_hook(self._before_block)
             block.register_forward_hook(self._after_block)
 
-    def _enter(self, x: Tensor) -> Tensor:
+    def _enter_once(self, x: Tensor, enter: Callable[[Tensor], Tensor]) -> Tensor:
+        if self._last_entered is None or self._last_entered[0] is not x:
+            self._last_entered = x, enter(x)
+        return self._last_entered[1]
+
+    def _copy(self, x: Tensor) -> Tensor:
         return copy_to_tp_region(x, self.peers)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self._copy(x)
 
     def _before_block(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook that runs before `block(x, context, cache)`."""

@@ -25,7 +25,8 @@ def partial_grad_groups(
 
     - A box that several ranks hold, as with few KV heads: each rank uses it with different query heads.
     - A whole parameter of a layer that acts on a part of its input's features, such as a norm of each head.
-    - With sequence parallelism, a whole parameter of a block: each rank sees different tokens. Routers see all tokens.
+    - With sequence parallelism, a whole parameter of a block: each rank sees different tokens. Routers see all tokens;
+      biases behind a row-parallel product do not.
     """
     groups: dict[str, list[int]] = {}
     for name, box in boxes[tp_rank].items():
@@ -35,11 +36,15 @@ def partial_grad_groups(
         sees_some_tokens = (
             sequence_parallel
             and layer_number(name) in block_layers(model.config)
-            and not any(isinstance(module, MoEMLP) for module in modules)
+            and (not any(isinstance(module, MoEMLP) for module in modules) or _is_row_parallel(modules[-1]))
         )
         if len(holders) > 1 and (shards[name] is not None or partial_grad or sees_some_tokens):
             groups[name] = holders
     return groups
+
+
+def _is_row_parallel(module: nn.Module) -> bool:
+    return getattr(module, "split", None) == "row"
 
 
 def _modules_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
