@@ -85,9 +85,9 @@ def test_what_fits_only_alone_names_rank_call_and_items() -> None:
         search(Simulator(PPO, costs, too_small))
 
 
-@pytest.mark.parametrize("memory", [2**40, 450])
-def test_branch_and_bound_finds_what_trying_all_plans_finds(memory: int) -> None:
-    costs, made = random_costs(0), machine(2, memory)
+@pytest.mark.parametrize(("seed", "memory"), [(0, 2**40), (0, 450), (1, 380), (2, 330)])
+def test_branch_and_bound_finds_what_trying_all_plans_finds(seed: int, memory: int) -> None:
+    costs, made = random_costs(seed), machine(2, memory)
     simulator = Simulator(PPO, costs, made)
     fitting, candidates = Fitting(simulator), Candidates.of(PPO, costs, made)
     best = float("inf")
@@ -98,6 +98,7 @@ def test_branch_and_bound_finds_what_trying_all_plans_finds(memory: int) -> None
             best = min(best, found.outcome.seconds)
     result = search(Simulator(PPO, costs, made), n_evaluations=0)
     assert result.is_best
+    assert result.lower_bound == result.outcome.seconds
     assert result.outcome.seconds == pytest.approx(best)
 
 
@@ -110,6 +111,17 @@ def test_annealing_finds_the_best_of_all_plans(seed: int) -> None:
     assert not annealed.is_best
     assert annealed.outcome.seconds == pytest.approx(best.outcome.seconds)
     assert annealed.lower_bound <= best.outcome.seconds
+
+
+def test_a_search_that_gives_up_says_how_far_the_plan_may_be_from_the_best() -> None:
+    costs, made = random_costs(4), machine(4, 400)
+    best = search(Simulator(PPO, costs, made))
+    given_up = search(Simulator(PPO, costs, made), n_partial_plans=200, n_evaluations=200)
+    assert best.is_best
+    assert not given_up.is_best
+    assert given_up.lower_bound <= best.outcome.seconds <= given_up.outcome.seconds
+    without = search(Simulator(PPO, costs, made), n_partial_plans=0, n_evaluations=200)
+    assert given_up.gap < without.gap
 
 
 def test_the_same_search_finds_the_same_plan() -> None:

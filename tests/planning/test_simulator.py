@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from reallm.parallel.layout import Layout
+from reallm.planning.costs import MoveCost
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.simulator import Simulator
 from tests.planning.given_costs import CALLS, PPO, GivenCosts, machine, plan_of
@@ -141,3 +142,17 @@ def test_random_plans(seed: int) -> None:
 def test_a_step_is_a_function_of_plan_and_costs() -> None:
     plan = random_plan(random.Random(7), 8)
     assert simulator(n_ranks=8).simulate(plan) == simulator(n_ranks=8).simulate(plan)
+
+
+def test_a_plan_takes_as_long_whatever_was_simulated_before() -> None:
+    class Sharded(GivenCosts):
+        def host_copy(self, role: str, layout: Layout, *, with_optimizer: bool) -> MoveCost:
+            return MoveCost(1.0 / (layout.dp if layout.fsdp else 1), 1)
+
+    plans = [
+        plan_of(("critic_train",), **ON_ALL),  # critic_inf is computed at the home, which is sharded
+        plan_of(("critic_inf",), **ON_ALL | {"critic_train": "fsdp2tp2"}),
+    ]
+    fresh = [simulator(Sharded()).simulate(plan).seconds for plan in plans]
+    used = simulator(Sharded())
+    assert [used.simulate(plan).seconds for plan in plans] == fresh

@@ -160,3 +160,22 @@ def test_the_kv_cache_is_that_of_the_network() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         expected = 2 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim * dtype.itemsize
         assert kv_cache_bytes(CONFIG, dtype, 300) == 300 * expected
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [None, "none", "selective", "full"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"is_critic": True}, {"sliding_window": 50}, {"attn_softcap": 20.0}, {"norm": "layer"}]
+)
+def test_the_meta_device_takes_what_other_devices_take(changes: dict[str, Any], gradient_checkpointing: Any) -> None:
+    config, lengths = CONFIG.replace(**changes), (300, 300)
+    meta, fake = (
+        memory.traced_activations(config, torch.bfloat16, torch.device(device), lengths, gradient_checkpointing)
+        for device in ("meta", "cpu")
+    )
+    assert meta is not None
+    assert fake is not None
+    # but for softmax in place, which is for CPUs alone: weights and logits of a chunk are there at the same time
+    logits = 0 if config.is_critic else 4 * config.vocab_size * sum(lengths)
+    assert fake <= meta <= fake + logits
+    if config.is_critic:
+        assert meta == fake

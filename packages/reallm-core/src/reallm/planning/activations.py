@@ -108,5 +108,5 @@ def tp_shard(config: ReaLModelConfig, tp: int) -> ReaLModelConfig:
 
 
 def _traceable(device: torch.device) -> torch.device:
-    """The device, or the CPU if this torch knows no such device."""
-    return device if device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+    """The device, or the meta device if this torch knows no such device."""
+    return device if device.type == "cpu" or torch.cuda.is_available() else torch.device("meta")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from reallm.algorithms.graph import Graph
 from reallm.planning.places import Place
@@ -47,20 +48,31 @@ class Bounds:
         """The larger of two bounds: each call as fast as can be, on the longest chain of calls that wait for each
         other; and the least work of all calls, spread over all ranks.
         """
-        return self.completed({}, 0.0, 0)
+        chain = max([self.seconds[call] + self.rest[call] for call in self.order], default=0.0)
+        return max(chain, self.spread(0.0, 0))
 
-    def completed(self, ended: Mapping[int, float], busy: float, n_done: int) -> float:
-        """A lower bound of the step once the first calls of the order are placed.
+    @cached_property
+    def rest(self) -> Mapping[int, float]:
+        """The least seconds from the end of each call to the end of the step: of calls that wait for it."""
+        found: dict[int, float] = {}
+        for call in reversed(self.order):
+            after = [other for other in found if call in self.waits_for[other]]
+            found[call] = max([self.seconds[other] + found[other] for other in after], default=0.0)
+        return found
+
+    def spread(self, busy: float, n_done: int) -> float:
+        """The least seconds of a step, as long as its work takes if all ranks share it.
 
         Args:
-            ended: when each of them ends, at least.
-            busy: the moments at which ranks are free, of all ranks together.
-            n_done: number of calls that are placed.
+            busy: the moments at which ranks are free after the first calls of the order, of all ranks together.
+            n_done: number of those calls.
         """
-        ends = dict(ended)
-        work = busy
-        for number in self.order[n_done:]:
-            start = max([ends[other] for other in self.waits_for[number]], default=0.0)
-            ends[number] = start + self.seconds[number]
-            work += self.work[number]
-        return max(max(ends.values(), default=0.0), work / self.n_ranks)
+        return (busy + self._work_from[n_done]) / self.n_ranks
+
+    @cached_property
+    def _work_from(self) -> list[float]:
+        """The least work of the calls of the order from each one on."""
+        found = [0.0]
+        for call in reversed(self.order):
+            found.append(found[-1] + self.work[call])
+        return found[::-1]

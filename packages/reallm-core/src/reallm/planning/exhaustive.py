@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import heapq
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from reallm.planning.bounds import Bounds
 from reallm.planning.offloading import Fitted, Fitting
 from reallm.planning.places import Place
-from reallm.planning.rank_sets import ranks_in
+from reallm.planning.rank_sets import RankSet
 from reallm.planning.simulator import Simulator
 
 Mesh = tuple[int, int]
 """A first rank and a number of ranks."""
+DIVES = 24
+"""Partial plans that are completed at once, for a good plan to compare others with."""
+LEAST_GAIN = 1e-9
+"""Share of a step that a plan must save to be a better one."""
+
+
+class _Segment(NamedTuple):
+    """Ranks that compute the same calls."""
+
+    ranks: RankSet
+    n_ranks: int
+    load: int
+    """The combination of their calls, see `RankLoads`."""
+    moves: float
+    """Seconds of the moves of weights that they take part in."""
+
+
+class _Partial(NamedTuple):
+    """Places of some calls, ordered by the least time of a step that has them."""
+
+    bound: float
+    n_missing: int
+    """Calls that have no place yet: of plans that are as promising, the fullest goes first."""
+    number: int
+    chosen: tuple[Place, ...]
+    segments: tuple[_Segment, ...]
+    meshes: tuple[Mesh, ...]
+    """The sets of ranks that have been chosen."""
 
 
 class Exhaustive:
-    """Goes through the plans call by call, and leaves out those that cannot be better than the best known one.
+    """Goes through the plans call by call, the most promising first, until no other can be better than the best one.
 
-    The calls that are placed give the moments from which each rank is free, since ranks walk through calls in order;
-    from these follows a lower bound (`Bounds.completed`). Of plans that differ only in the numbers of ranks, one is
-    tried: a machine's nodes are alike, and halves of a node as well.
+    A lower bound (`Bounds`) follows from the calls that have a place: ranks walk through calls in order, and
+    compute for at least as long as their calls take, with the reloads of what does not fit into their memory beside
+    them. Of plans that differ only in the numbers of ranks, one is tried: a machine's nodes are alike, and halves of a
+    node as well.
 
     Args:
         simulator: the simulator.
@@ -40,13 +73,28 @@ class Exhaustive:
     ) -> None:
         self._simulator, self._fitting = simulator, fitting
         self._n_ranks = simulator.machine.n_ranks
-        self._bounds = Bounds.of(simulator.graph, places, self._n_ranks)
-        self._places = {number: sorted(found, key=lambda one: one.seconds) for number, found in places.items()}
-        self._ranks = {one: tuple(ranks_in(one.ranks)) for found in places.values() for one in found}
+        self._at_home: set[Place] = set()
+        """Places of calls that share the home of their role."""
+        self._places = {number: list(self._with_shared(number, places)) for number in places}
+        self._bounds = Bounds.of(simulator.graph, self._places, self._n_ranks)
+        self._others = {
+            number: min(found, key=lambda one: one.seconds)
+            for number, found in places.items()
+            if number not in self._bounds.order
+        }
+        """The places of calls that are not computed in each step."""
+        self._order = sorted(self._bounds.order, key=self._weight)
+        """The calls in the order in which they get a place: first those that take the most time and memory."""
+        self._is_trained = [call.kind == "train_step" for call in simulator.graph.calls]
+        self._loads = fitting.loads
+        self._by_mesh = {number: _by_mesh(found) for number, found in self._places.items()}
+        """The places of each call on each set of ranks, the fastest first."""
         self._is_symmetric, self._max_tried = is_symmetric, max_tried
         self._best: Fitted | None = None
         self.n_tried = 0
         """Number of partial plans that were tried."""
+        self.bound = 0.0
+        """Seconds that no plan takes less than."""
 
     @property
     def is_complete(self) -> bool:
@@ -60,51 +108,168 @@ class Exhaustive:
             known: a plan to begin with.
         """
         self._best = known if known is not None and not known.excess else None
-        others = {n: found[0] for n, found in self._places.items() if n not in self._bounds.order}
-        only = [self._mesh(found[0]) for found in self._places.values() if len(found) == 1]
-        self._extend(others, {}, [0.0] * self._n_ranks, only)
+        meshes = tuple(_mesh(found[0]) for found in self._places.values() if len(found) == 1)
+        everything = _Segment((1 << self._n_ranks) - 1, self._n_ranks, 0, 0.0)
+        waiting = [_Partial(self._bounds.step, len(self._order), 0, (), (everything,), meshes)]
+        n_dives = 0
+        while waiting and self.is_complete:
+            partial = heapq.heappop(waiting)
+            self.bound = partial.bound
+            if not self._can_be_better(partial.bound):
+                break
+            if partial.n_missing:
+                if n_dives < DIVES:
+                    n_dives += 1
+                    self._dive(partial)
+                for one in self._extended(partial):
+                    heapq.heappush(waiting, one)
+            else:
+                self._evaluate(partial.chosen)
+        if self.is_complete and self._best is not None:
+            self.bound = self._best.outcome.seconds
         return self._best
 
-    def _extend(
-        self, chosen: dict[int, Place], ended: dict[int, float], free: list[float], meshes: Sequence[Mesh]
-    ) -> None:
-        n_done = len(ended)
-        if n_done == len(self._bounds.order):
-            self._evaluate(chosen)
-            return
-        call = self._bounds.order[n_done]
-        ready = max([ended[other] for other in self._bounds.waits_for[call]], default=0.0)
-        for one in self._places[call]:
-            if not self.is_complete:
+    def _dive(self, partial: _Partial) -> None:
+        """Evaluate the plan of the most promising place of one call after another, with which others are compared."""
+        while partial.n_missing:
+            found = min(self._extended(partial), default=None)
+            if found is None:
                 return
-            ranks, mesh = self._ranks[one], self._mesh(one)
-            if self._is_symmetric and not is_first_alike(mesh, meshes, self._n_ranks):
-                continue
-            self.n_tried += 1
-            end = max(ready, max([free[rank] for rank in ranks])) + one.seconds
-            after = list(free)
-            for rank in ranks:
-                after[rank] = end
-            ended[call] = end
-            if self._can_be_better(self._bounds.completed(ended, sum(after), n_done + 1)):
-                chosen[call] = one
-                self._extend(chosen, ended, after, meshes if mesh in meshes else [*meshes, mesh])
-            del ended[call]
+            partial = found
+        self._evaluate(partial.chosen)
 
-    def _mesh(self, one: Place) -> Mesh:
-        ranks = self._ranks[one]
-        return ranks[0], len(ranks)
+    def _weight(self, call: int) -> tuple[bool, float]:
+        return self._simulator.graph.calls[call].kind != "train_step", -self._bounds.work[call]
+
+    def _extended(self, partial: _Partial) -> Iterator[_Partial]:
+        """The plans with one more call that can be better than the best known one."""
+        call = self._order[len(partial.chosen)]
+        seconds = [self._loads.least[each.load].of_moves(each.moves) for each in partial.segments]
+        work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, partial.segments, strict=True)])
+        work += sum([self._bounds.work[other] for other in self._order[len(partial.chosen) + 1 :]])
+        for mesh, places in self._by_mesh[call].items():
+            if self._is_symmetric and not is_first_alike(mesh, partial.meshes, self._n_ranks):
+                continue
+            meshes = partial.meshes if mesh in partial.meshes else (*partial.meshes, mesh)
+            ranks = places[0].ranks
+            busy = max([one for one, each in zip(seconds, partial.segments, strict=True) if each.ranks & ranks])
+            for one in places:
+                self.n_tried += 1
+                if not self._can_be_better(max(busy + one.seconds, (work + mesh[1] * one.seconds) / self._n_ranks)):
+                    break  # nor can those that take longer
+                if not self._is_possible(partial.chosen, one):
+                    continue
+                chosen = (*partial.chosen, one)
+                segments = self._with_call(partial, one)
+                bound = max(partial.bound, self._least(chosen, segments))
+                if self._can_be_better(bound):
+                    yield _Partial(bound, partial.n_missing - 1, self.n_tried, chosen, segments, meshes)
+
+    def _with_call(self, partial: _Partial, one: Place) -> tuple[_Segment, ...]:
+        """The segments once a call is placed."""
+        found = []
+        moves = self._moves(partial.chosen, one)
+        for ranks, n_ranks, load, seconds in partial.segments:
+            common = ranks & one.ranks
+            rest = n_ranks - common.bit_count()
+            if rest:
+                found.append(_Segment(ranks ^ common, rest, load, seconds))
+            if common:
+                found.append(_Segment(common, n_ranks - rest, self._loads.add(load, one), seconds))
+        if moves:
+            found = [
+                each._replace(moves=each.moves + sum([more for more, ranks in moves if ranks & each.ranks]))
+                for each in found
+            ]
+        return tuple(found)
+
+    def _moves(self, chosen: Sequence[Place], one: Place) -> list[tuple[float, RankSet]]:
+        """Seconds and ranks of the moves of weights to copies of a trained model that a call brings about."""
+        home = self._simulator.homes.get(one.call, one.call)
+        if not self._is_trained[home]:
+            return []
+        role = [other for other in chosen if self._simulator.homes.get(other.call, other.call) == home]
+        if one.call == home:
+            guests = {other.copy: other for other in role if other.copy != one.copy}
+            return [self._move(one, guest) for guest in guests.values()]
+        at_home = next((other for other in role if other.call == home), None)
+        if at_home is None or one.copy in {other.copy for other in role}:
+            return []
+        return [self._move(at_home, one)]
+
+    def _move(self, home: Place, guest: Place) -> tuple[float, RankSet]:
+        return self._simulator.move_seconds(home, guest), home.ranks | guest.ranks
+
+    def _least(self, chosen: Sequence[Place], segments: Sequence[_Segment]) -> float:
+        """The least seconds of a step with some calls: the others take no ranks, but as long as they take at least."""
+        by_call = {one.call: one for one in chosen}
+        free = [0.0] * len(segments)
+        ended: dict[int, float] = {}
+        for call in self._bounds.order:
+            ready = max([ended[other] for other in self._bounds.waits_for[call]], default=0.0)
+            one = by_call.get(call)
+            if one is None:
+                ended[call] = ready + self._bounds.seconds[call]
+                continue
+            numbers = [number for number, each in enumerate(segments) if each.ranks & one.ranks]
+            end = ended[call] = max(ready, *[free[number] for number in numbers]) + one.seconds
+            for number in numbers:
+                free[number] = end
+        seconds = [self._loads.least[each.load].of_moves(each.moves) for each in segments]
+        work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, segments, strict=True)])
+        work += sum([self._bounds.work[call] for call in self._order[len(chosen) :]])
+        return max(*seconds, *ended.values(), work / self._n_ranks)
+
+    # ------------------------------------------------------------------ calls that share a copy of a model
+
+    def _with_shared(self, call: int, places: Mapping[int, Sequence[Place]]) -> Iterator[Place]:
+        """The places of a call, and those at the home of its role if that is sharded."""
+        yield from places[call]
+        layouts = {one.copy: one.plan.layout for one in places[self._simulator.homes.get(call, call)]}
+        for one in places[call]:
+            layout = layouts.get(one.copy, one.plan.layout)
+            if layout != one.plan.layout:
+                at_home = self._simulator.place(call, dataclasses.replace(one.plan, layout=layout))
+                self._at_home.add(at_home)
+                yield at_home
+
+    def _is_possible(self, chosen: Sequence[Place], one: Place) -> bool:
+        """Whether a place goes with those of other calls to its role."""
+        homes = self._simulator.homes
+        for other in chosen:
+            home, guest = (one, other) if homes.get(other.call) == one.call else (other, one)
+            if homes.get(guest.call) != home.call:
+                continue
+            if guest.copy != home.copy:
+                if guest in self._at_home:
+                    return False
+            elif guest.plan.layout != home.plan.layout:
+                return False
+        return True
+
+    # ------------------------------------------------------------------ whole plans
 
     def _can_be_better(self, bound: float) -> bool:
-        return self._best is None or bound < self._best.outcome.seconds * (1 - 1e-9)
+        return bound < (math.inf if self._best is None else self._best.outcome.seconds * (1 - LEAST_GAIN))
 
-    def _evaluate(self, chosen: Mapping[int, Place]) -> None:
-        places = self._simulator.shared([chosen[number] for number in range(len(chosen))])
-        if not self._can_be_better(self._fitting.without_offloads(places).outcome.seconds):
-            return  # offloads only take time
-        found = self._fitting.fitted(places, exact=True)
-        if not found.excess and self._can_be_better(found.outcome.seconds):
+    def _evaluate(self, chosen: Sequence[Place]) -> None:
+        by_call = {**self._others, **{one.call: one for one in chosen}}
+        places = self._simulator.shared([by_call[number] for number in range(len(by_call))])
+        limit = math.inf if self._best is None else self._best.outcome.seconds * (1 - LEAST_GAIN)
+        found = self._fitting.fastest(places, limit)
+        if found is not None:
             self._best = found
+
+
+def _mesh(one: Place) -> Mesh:
+    return one.plan.layout.ranks[0], one.plan.layout.size
+
+
+def _by_mesh(places: Sequence[Place]) -> dict[Mesh, list[Place]]:
+    found: dict[Mesh, list[Place]] = {}
+    for one in sorted(places, key=lambda one: one.seconds):
+        found.setdefault(_mesh(one), []).append(one)
+    return found
 
 
 def is_first_alike(mesh: Mesh, meshes: Sequence[Mesh], n_ranks: int) -> bool:

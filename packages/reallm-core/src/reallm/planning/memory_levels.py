@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reallm.planning.places import Place
-from reallm.planning.rank_sets import Segments
+from reallm.planning.rank_sets import RankSet, Segments
 from reallm.planning.steps import Item
 from reallm.planning.timing import Act, Event
 from reallm.specs import ModelFunctionCall
@@ -44,21 +44,47 @@ class _Copy:
         """What is in host memory."""
 
 
-def peak_without_offloads(calls: Sequence[ModelFunctionCall], places: Sequence[Place], segments: Segments) -> int:
-    """The most bytes on a rank once all copies and optimizers are there, of which none is ever offloaded."""
-    copies: dict[int, list[int]] = {}
-    for number, one in enumerate(places):
-        if one.copy < 0 or calls[number].precompute:
-            continue
+def least_peak(calls: Sequence[ModelFunctionCall], places: Sequence[Place], segments: Segments) -> int:
+    """The most bytes on a rank once all copies and optimizers are there, at least; exactly if nothing is offloaded.
+
+    Of a copy that is offloaded only what is there while its own calls are computed.
+    """
+    copies: dict[int, _Resident] = {}
+    for call, one in zip(calls, places, strict=True):
+        if one.copy >= 0 and not call.precompute:
+            found = copies.get(one.copy)
+            if found is None:
+                found = copies[one.copy] = _Resident(one.ranks)
+            found.add(one)
+    kept, during = [0] * len(segments.parts), [0] * len(segments.parts)
+    for copy in copies.values():
+        n_bytes = copy.parameters + copy.optimizer
+        for segment in segments.of(copy.ranks):
+            if copy.offloaded:
+                during[segment] = max(during[segment], copy.in_call)
+            else:
+                kept[segment] += n_bytes
+                during[segment] = max(during[segment], copy.transient)
+    return max(map(sum, zip(kept, during, strict=True)))
+
+
+class _Resident:
+    """A copy of a role's model, and the bytes that it takes on a rank."""
+
+    __slots__ = ("in_call", "offloaded", "optimizer", "parameters", "ranks", "transient")
+
+    def __init__(self, ranks: RankSet) -> None:
+        self.ranks, self.offloaded = ranks, False
+        self.parameters = self.optimizer = self.transient = self.in_call = 0
+
+    def add(self, one: Place) -> None:
+        """Note a call that uses the copy."""
         memory = one.memory
-        known = copies.setdefault(one.copy, [one.ranks, 0, 0, 0])
-        known[1:] = map(max, known[1:], (memory.parameters, memory.optimizer, one.transient))
-    kept, transient = [0] * len(segments.parts), [0] * len(segments.parts)
-    for ranks, parameters, optimizer, more in copies.values():
-        for segment in segments.of(ranks):
-            kept[segment] += parameters + optimizer
-            transient[segment] = max(transient[segment], more)
-    return max(map(sum, zip(kept, transient, strict=True)))
+        self.parameters = max(self.parameters, memory.parameters)
+        self.optimizer = max(self.optimizer, memory.optimizer)
+        self.transient = max(self.transient, one.transient)
+        self.in_call = max(self.in_call, memory.kept + one.transient)
+        self.offloaded = self.offloaded or one.offload
 
 
 class MemoryLevels:

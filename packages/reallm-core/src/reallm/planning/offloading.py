@@ -6,13 +6,14 @@ Imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
 from reallm.algorithms.graph import Graph
 from reallm.planning.execution_plan import ExecutionPlan
 from reallm.planning.places import Place
+from reallm.planning.rank_loads import Copies, RankLoads
 from reallm.planning.simulator import Outcome, Simulator
 
 MAX_KEPT = 200_000
@@ -53,6 +54,8 @@ class Fitting:
 
     def __init__(self, simulator: Simulator, given: Sequence[int] = ()) -> None:
         self._simulator, self._given = simulator, frozenset(given)
+        self.loads = RankLoads(simulator, given)
+        """The least times of ranks."""
         self._known: dict[tuple[tuple[Place, ...], bool], Fitted] = {}
         self._bare: dict[tuple[Place, ...], Fitted] = {}
         self._offloaded_places: dict[Place, Place] = {}
@@ -72,7 +75,8 @@ class Fitting:
         if found is None:
             found = self.without_offloads(key[0])
             if found.excess:
-                found = self._with_offloads(key[0], found, exact=exact)
+                fastest = self.fastest(key[0], math.inf) if exact else None
+                found = fastest or self._with_offloads(key[0], found)
             if len(self._known) > MAX_KEPT:
                 self._known.clear()
             self._known[key] = found
@@ -106,34 +110,54 @@ class Fitting:
         outcome = self._simulator.outcome(places)
         return Fitted(places, places, outcome, self._simulator.machine.excess(outcome.memory, outcome.host_memory))
 
-    def _with_offloads(self, places: tuple[Place, ...], without: Fitted, *, exact: bool) -> Fitted:
-        last = {one.copy: number for number, one in enumerate(places) if one.copy >= 0}
-        calls = [number for number in last.values() if number not in self._given]
-        best = min(without, self._outcome(self._offloaded(places, calls)), key=lambda one: one.excess)
-        if not best.excess:
-            best = self._fewest(places, calls, best) if exact else self._fewer(places, calls, best)
-        return best._replace(bare=places)
+    def fastest(self, places: Sequence[Place], limit: float) -> Fitted | None:
+        """The layouts with those offloads, of all sets of copies, with which they are the fastest and fit into memory.
 
-    def _fewer(self, places: tuple[Place, ...], calls: Sequence[int], best: Fitted) -> Fitted:
-        """Keep copies on the device while there is room, the largest first."""
-        moved = list(calls)
-        for number in sorted(calls, key=lambda number: -places[number].memory.kept):
-            fewer = [one for one in moved if one != number]
-            if not self._simulator.machine.excess(*self._simulator.memory(self._offloaded(places, fewer))):
-                moved = fewer
-        return best if moved == calls else self._outcome(self._offloaded(places, moved))
+        Args:
+            places: the calls, offloaded only where that is given.
+            limit: seconds that it has to be faster than.
 
-    def _fewest(self, places: tuple[Place, ...], calls: Sequence[int], best: Fitted) -> Fitted:
-        """The fastest of all sets of copies that fit; more than one that fits only takes more time."""
-        fitting: list[set[int]] = []
-        for n in range(1, len(calls)):
-            for chosen in map(set, combinations(calls, n)):
-                if not any(smaller <= chosen for smaller in fitting):
-                    tried = self._outcome(self._offloaded(places, sorted(chosen)))
-                    if not tried.excess:
-                        fitting.append(chosen)
-                        best = min(best, tried, key=lambda one: one.outcome.seconds)
+        Returns:
+            None: there are none.
+        """
+        bare = self.without_offloads(places)
+        if not bare.excess or bare.outcome.seconds >= limit:  # offloads only take time
+            return bare if bare.outcome.seconds < limit else None
+        best, fitting = None, list[Copies]()
+        calls = self._movable(places)
+        for least, copies in self.loads.offloads(places):
+            if least >= limit:
+                break
+            chosen = [number for number in calls if places[number].copy in copies]
+            # more than a set that fits only takes more time
+            if len(chosen) < len(copies) or not chosen or any(smaller <= copies for smaller in fitting):
+                continue
+            tried = self._outcome(self._offloaded(bare.bare, chosen))
+            if not tried.excess:
+                fitting.append(copies)
+                if tried.outcome.seconds < limit:
+                    best, limit = tried._replace(bare=bare.bare), tried.outcome.seconds
         return best
+
+    def _movable(self, places: Sequence[Place]) -> list[int]:
+        """The calls after which a copy may be offloaded: the last one of each copy."""
+        last = {one.copy: number for number, one in enumerate(places) if one.copy >= 0}
+        return [number for number in last.values() if number not in self._given]
+
+    def _may_fit(self, places: Sequence[Place]) -> bool:
+        return self._simulator.least_memory(places) <= self._simulator.machine.memory
+
+    def _with_offloads(self, places: tuple[Place, ...], without: Fitted) -> Fitted:
+        """Keep copies on the device while there is room, the largest first."""
+        calls = self._movable(places)
+        best = min(without, self._outcome(self._offloaded(places, calls)), key=lambda one: one.excess)
+        moved = list(calls)
+        for number in sorted(calls, key=lambda number: -places[number].memory.kept) if not best.excess else ():
+            fewer = [one for one in moved if one != number]
+            offloaded = self._offloaded(places, fewer)
+            if self._may_fit(offloaded) and not self._simulator.machine.excess(*self._simulator.memory(offloaded)):
+                moved = fewer
+        return (best if moved == calls else self._outcome(self._offloaded(places, moved)))._replace(bare=places)
 
     def _offloaded(self, places: tuple[Place, ...], calls: Sequence[int]) -> tuple[Place, ...]:
         return tuple(self._with_offload(number, one) if number in calls else one for number, one in enumerate(places))

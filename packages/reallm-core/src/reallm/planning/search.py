@@ -30,7 +30,7 @@ EXHAUSTIVE_RANKS = 16
 """Ranks up to which all plans are considered."""
 EVALUATIONS = 6000
 """Changes that annealing tries."""
-PARTIAL_PLANS = 300_000
+PARTIAL_PLANS = 100_000
 """Partial plans that the exhaustive search tries before it gives up."""
 TRIES = 64
 """Choices for a call that the greedy search tries."""
@@ -43,10 +43,9 @@ class SearchResult:
     plan: ExecutionPlan
     outcome: Outcome
     lower_bound: float
-    """Seconds that no plan made of the candidates can be faster than: the longest chain of calls, each as fast as can
-    be, or the least work of all calls spread over all ranks; or the plan's own time, if all plans were considered."""
+    """Seconds that no plan made of the candidates can be faster than, as long as nothing is prefetched."""
     is_best: bool
-    """Whether all plans made of the candidates were considered."""
+    """Whether all plans made of the candidates were considered; what is prefetched was chosen for the best one."""
     n_evaluated: int
     """Number of plans that were simulated."""
     baseline: ExecutionPlan | None
@@ -90,25 +89,28 @@ def search(
     candidates = Candidates.of(graph, costs, machine, given, fits)
     fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
     baseline = heuristic(simulator, given, fits)
-    annealing = Annealing(simulator, fitting, candidates, seed)
     starts = [[simulator.place(n, plan) for n, plan in enumerate(one)] for one in _starts(graph, costs, candidates)]
-    greedy = [annealing.greedy(start, TRIES) for start in (baseline.bare, *starts)]
-    best = min(greedy, key=_score)
-    best = min(best, annealing.best(best.bare, n_evaluations), key=_score)
-    best = min(best, fitting.fitted(best.bare, exact=True), baseline, key=_score)
+    best = min(baseline, *(fitting.fitted(simulator.shared(start)) for start in starts), key=_score)
     bound, is_best = _bound(simulator, candidates, machine), False
     if machine.n_ranks <= EXHAUSTIVE_RANKS and n_partial_plans:
         placed = {n: _places(simulator, candidates, n) for n in range(len(graph.calls))}
-        exhaustive = Exhaustive(simulator, fitting, placed, n_partial_plans, is_symmetric=_is_symmetric(machine, given))
+        is_symmetric = _is_symmetric(machine, given)
+        exhaustive = Exhaustive(simulator, fitting, placed, n_partial_plans, is_symmetric=is_symmetric)
         best = exhaustive.best(best) or best
-        is_best = exhaustive.is_complete
+        bound, is_best = max(bound, exhaustive.bound), exhaustive.is_complete
+    if not is_best:
+        annealing = Annealing(simulator, fitting, candidates, seed)
+        greedy = [annealing.greedy(start, TRIES) for start in (best.bare, baseline.bare, *starts)]
+        best = min(best, *greedy, key=_score)
+        best = min(best, annealing.best(best.bare, n_evaluations), key=_score)
+        best = min(best, fitting.fitted(best.bare, exact=True), key=_score)
     best = fitting.with_prefetches(best)
     if best.excess:
         raise ConfigError(f"no plan was found that fits into memory; of the closest one, {misfit(simulator, best)}")
     return SearchResult(
         best.plan(graph),
         best.outcome,
-        best.outcome.seconds if is_best else bound,
+        min(bound, best.outcome.seconds),
         is_best,
         fitting.n_evaluated,
         None if baseline.excess else baseline.plan(graph),

@@ -11,14 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from reallm.algorithms.graph import Graph
-from reallm.algorithms.placement import Transfer
+from reallm.algorithms.placement import Placement, Transfer
 from reallm.algorithms.timeline import SpanKind
+from reallm.parallel.layout import Layout
 from reallm.planning.costs import CostModel, MemoryItems
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.machine import Machine
-from reallm.planning.memory_levels import MemoryLevels, memory_over_time, peak_without_offloads
+from reallm.planning.memory_levels import MemoryLevels, least_peak, memory_over_time
 from reallm.planning.places import Place
 from reallm.planning.rank_sets import RankSet, Segments, rank_set, ranks_in
 from reallm.planning.simulation import Simulation
@@ -55,20 +57,27 @@ class Simulator:
         self.graph, self.costs, self.machine = graph, costs, machine
         self._optimizer_steps = optimizer_steps
         self._calls = graph.calls
-        self._homes = _home_numbers(graph)
+        self.homes = _home_numbers(graph)
+        """Number of each call to a model that its home is not chosen by -> number of the call that chooses it."""
         self._steps_of = [self._calls.index(call) for call in calls_of_steps(graph)]
         self._reads = _reads(graph)
         self._copy_numbers: dict[tuple[str, object], int] = {}
         self._places: dict[tuple[int, CallPlan], Place] = {}
-        self._at_home: dict[tuple[Place, bool], Place] = {}
+        self._at_home: dict[tuple[Place, Layout], Place] = {}
         self._steps: dict[object, Step] = {}
+        self._overlapping: dict[tuple[RankSet, ...], int] = {}
         self._segments: dict[tuple[RankSet, ...], Segments] = {}
         self._seconds: dict[object, tuple[float, int]] = {}
 
     # ------------------------------------------------------------------ places
 
     def places(self, plan: ExecutionPlan) -> list[Place]:
-        """The calls of the graph under a plan."""
+        """The calls of the graph under a plan.
+
+        Raises:
+            ConfigError: a layout needs more ranks than there are, or a role is trained in two layouts.
+        """
+        plan.placement(self.graph, self.machine.n_ranks)
         return self.shared([self.place(number, plan.calls[call.name]) for number, call in enumerate(self._calls)])
 
     def place(self, call: int, plan: CallPlan) -> Place:
@@ -88,13 +97,17 @@ class Simulator:
         return found
 
     def shared(self, places: Sequence[Place]) -> list[Place]:
-        """Places of all calls, those that share the home of their role with its very layout, as `Placement` has it."""
+        """Places of all calls, those that share the home of their role with its very layout, as `Placement` has it.
+
+        A role that several calls train is trained by all of them in the layout of the first one.
+        """
         found = list(places)
-        for call, home in self._homes.items():
+        for call, home in self.homes.items():
             one, of_home = places[call], places[home]
-            if one.copy != of_home.copy or one.plan.layout.fsdp == of_home.plan.layout.fsdp:
+            is_at_home = one.copy == of_home.copy or self._calls[call].kind == "train_step"
+            if not is_at_home or one.plan.layout == of_home.plan.layout:
                 continue
-            key = (one, of_home.plan.layout.fsdp)
+            key = (one, of_home.plan.layout)
             if key not in self._at_home:
                 self._at_home[key] = self.place(call, dataclasses.replace(one.plan, layout=of_home.plan.layout))
             found[call] = self._at_home[key]
@@ -103,31 +116,35 @@ class Simulator:
     # ------------------------------------------------------------------ what a plan leads to
 
     def outcome(self, places: Sequence[Place]) -> Outcome:
-        """Time of a step and memory, given the places of all calls as `places` has them.
-
-        Raises:
-            ConfigError: a role is trained in two layouts.
-        """
-        step, segments = self._step(places), self._segments_of(places)
+        """Time of a step and memory, given the places of all calls as `places` has them."""
+        step, segments = self._step(places), self.segments(places)
         acts = list(self._acts(step, places, segments))
         seconds = run(acts, len(segments.parts), len(self._calls), n_steps=2 if step.offloads else 1)
         return Outcome(seconds, *self._peaks(step, places, segments))
 
     def memory(self, places: Sequence[Place]) -> tuple[int, int]:
-        """The most bytes that a rank holds at a time, and has in host memory; faster than `outcome`.
-
-        Raises:
-            ConfigError: a role is trained in two layouts.
-        """
-        return self._peaks(self._step(places), places, self._segments_of(places))
+        """The most bytes that a rank holds at a time, and has in host memory; faster than `outcome`."""
+        return self._peaks(self._step(places), places, self.segments(places))
 
     def _peaks(self, step: Step, places: Sequence[Place], segments: Segments) -> tuple[int, int]:
         if not step.offloads:
-            return peak_without_offloads(self._calls, places, segments), 0
-        levels = MemoryLevels(self._calls, places, segments, self._homes)
+            return least_peak(self._calls, places, segments), 0
+        levels = MemoryLevels(self._calls, places, segments, self.homes)
         for item in step.items + step.items:  # the first step, and one of the others
             levels.begin(item)
         return max(levels.peaks), max(levels.host_peaks)
+
+    def least_memory(self, places: Sequence[Place]) -> int:
+        """Bytes that some rank holds at a time, at least, if the copies are offloaded that the places say."""
+        return least_peak(self._calls, places, self.segments(places))
+
+    def move_seconds(self, home: Place, guest: Place) -> float:
+        """Seconds that the weights of a role take from its home to another copy."""
+        return self._move(self._calls[home.call].role, home, guest)[0]
+
+    def host_copy_seconds(self, call: int, one: Place, *, with_optimizer: bool) -> float:
+        """Seconds that the copy of a call takes to host memory, or back."""
+        return self._host_copy(self._calls[call].role, one, weights=True, optimizer=with_optimizer)[0]
 
     def simulate(self, plan: ExecutionPlan) -> Simulation:
         """A step under a plan, with all that ranks do.
@@ -136,16 +153,17 @@ class Simulator:
             ConfigError: a layout needs more ranks than there are, or a role is trained in two layouts.
         """
         places = self.places(plan)
-        step, segments = self._step(places), self._segments_of(places)
+        step, segments = self._step(places), self.segments(places)
         acts = list(self._acts(step, places, segments))
         found = events(acts, len(segments.parts), len(self._calls), n_steps=2 if step.offloads else 1)
-        levels = MemoryLevels(self._calls, places, segments, self._homes, itemized=True)
+        levels = MemoryLevels(self._calls, places, segments, self.homes, itemized=True)
         for item in step.items:
             levels.begin(item)
         memory = memory_over_time(levels, step.items, acts, found)
         return Simulation.of(self.machine.n_ranks, segments, acts, found, memory)
 
-    def _segments_of(self, places: Sequence[Place]) -> Segments:
+    def segments(self, places: Sequence[Place]) -> Segments:
+        """The segments of ranks that take part in the same calls of a step."""
         sets = tuple(places[number].ranks for number in self._steps_of)
         found = self._segments.get(sets)
         if found is None:
@@ -156,17 +174,37 @@ class Simulator:
 
     def _step(self, places: Sequence[Place]) -> Step:
         """The step of these places: one for all plans in which the same calls share copies, ranks and offloads."""
-        first: dict[int, int] = {}
-        key: list[object] = [first.setdefault(one.copy, number) for number, one in enumerate(places)]
-        for number, one in enumerate(places):
-            key += [one.offload, one.plan.prefetch]
-            key += [bool(one.ranks & other.ranks) for other in places[:number]]
-        pattern = tuple(key)
+        pattern = (
+            _firsts([one.copy for one in places]),
+            self._overlaps(places),
+            tuple([(one.offload, one.plan.prefetch) for one in places]),
+        )
         found = self._steps.get(pattern)
         if found is None:
-            plan = ExecutionPlan({call.name: one.plan for call, one in zip(self._calls, places, strict=True)})
-            placement = plan.placement(self.graph, self.machine.n_ranks)
+            homes = {
+                call.role: one.plan.layout
+                for number, (call, one) in enumerate(zip(self._calls, places, strict=True))
+                if call.kind != "reward" and number not in self.homes
+            }
+            named = [(call.name, one.plan) for call, one in zip(self._calls, places, strict=True)]
+            offloaded = frozenset(name for name, plan in named if plan.offload)
+            prefetched = frozenset(name for name, plan in named if plan.prefetch)
+            layouts = {name: plan.layout for name, plan in named}
+            placement = Placement(self.graph, self.machine.n_ranks, layouts, homes, offloaded, prefetched)
             found = self._steps[pattern] = Step.of(placement, self._optimizer_steps)
+        return found
+
+    def _overlaps(self, places: Sequence[Place]) -> int:
+        """Which calls have ranks in common, as a number."""
+        ranks = tuple([one.ranks for one in places])
+        found = self._overlapping.get(ranks)
+        if found is None:
+            found = 0
+            for one, other in combinations(ranks, 2):
+                found = 2 * found + bool(one & other)
+            if len(self._overlapping) > MAX_KEPT:
+                self._overlapping.clear()
+            self._overlapping[ranks] = found
         return found
 
     def _acts(self, step: Step, places: Sequence[Place], segments: Segments) -> Iterator[Act]:
@@ -192,7 +230,7 @@ class Simulator:
     # ------------------------------------------------------------------ costs, kept
 
     def _move(self, role: str, source: Place, target: Place) -> tuple[float, int]:
-        key = ("move", role, source.copy, target.copy)
+        key = ("move", role, source.copy, source.plan.layout.fsdp, target.copy, target.plan.layout.fsdp)
         found = self._seconds.get(key)
         if found is None:
             cost = self.costs.move(role, source.plan.layout, target.plan.layout)
@@ -200,7 +238,7 @@ class Simulator:
         return found
 
     def _host_copy(self, role: str, one: Place, weights: bool, optimizer: bool) -> tuple[float, int]:
-        key = ("host", one.copy, weights, optimizer)
+        key = ("host", one.copy, one.plan.layout.fsdp, weights, optimizer)
         found = self._seconds.get(key)
         if found is None:
             cost = self.costs.host_copy(role, one.plan.layout, with_optimizer=optimizer)
@@ -248,6 +286,11 @@ class Simulator:
             if len(self._seconds) > MAX_KEPT:
                 self._seconds.clear()
         return found
+
+
+def _firsts(copies: Sequence[int]) -> tuple[int, ...]:
+    """For each call the first one that uses the same copy of a model."""
+    return tuple([copies.index(one) for one in copies])
 
 
 def _home_numbers(graph: Graph) -> dict[int, int]:

@@ -293,6 +293,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSp
     if spec.softcap is not None:
         return _softcapped(q, k, v, mask, spec, causal)
     batched = (q, k, v) if q.dim() == 4 else (q[None], k[None], v[None])
+    if (
+        q.is_meta and not spec.dropout and q.shape[-1] == v.shape[-1]
+    ):  # there torch would compute scores, which no kernel keeps
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, _ = kernel(*batched, is_causal=causal, attn_mask=mask, scale=spec.scale)
+        return out if q.dim() == 4 else out[0]
     out = F.scaled_dot_product_attention(
         *batched,
         attn_mask=mask,

@@ -1,0 +1,170 @@
+"""`RankLoads`: how long the calls on one rank take at least, with the offloads that its memory asks for.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from reallm.planning.places import Place
+from reallm.planning.simulator import Simulator
+
+Copies = frozenset[int]
+"""Numbers of copies of models."""
+
+
+class _Copy(NamedTuple):
+    """A copy of a model on a rank, and the calls that use it."""
+
+    kept: int
+    """Bytes between the calls."""
+    transient: int
+    """Bytes that one of the calls needs beside those that are kept, at most."""
+    in_call: int
+    """Bytes that one of the calls needs if the copy is in host memory before and after it, at most."""
+    host_copy: float
+    """Seconds that it takes to come back from host memory, or to leave."""
+
+
+class LeastTime(NamedTuple):
+    """The least time of a rank in a step."""
+
+    seconds: float
+    with_moves: float
+    """The same without what moves of weights may go on beside, to which their time is to be added."""
+
+    def of_moves(self, moves: float) -> float:
+        """The least seconds if moves of weights take so long."""
+        return max(self.seconds, self.with_moves + moves)
+
+
+class RankLoads:
+    """The least time of a rank in a step, by the calls that it computes; each combination of them has a number.
+
+    A copy of a model that is offloaded comes back once in a step, while its ranks wait. Its ranks also wait for it to
+    leave before their next call, but may move weights meanwhile, and the last one leaves beside the end of the step.
+
+    Args:
+        simulator: the simulator.
+        given: the calls, by number, that are offloaded or not as given.
+    """
+
+    def __init__(self, simulator: Simulator, given: Collection[int] = ()) -> None:
+        self._simulator, self._machine, self._given = simulator, simulator.machine, frozenset(given)
+        self._calls = simulator.graph.calls
+        self._places: list[frozenset[Place]] = [frozenset()]
+        self._numbers: dict[frozenset[Place], int] = {frozenset(): 0}
+        self._next: dict[tuple[int, Place], int] = {}
+        self._copies: dict[frozenset[Place], _Copy] = {}
+        self._offloads: dict[int, Mapping[Copies, LeastTime]] = {}
+        self.least = [LeastTime(0.0, 0.0)]
+        """The least times of each combination, with any offloads; infinite if it does not fit into memory."""
+
+    def add(self, load: int, one: Place) -> int:
+        """The combination of some calls and one more.
+
+        Args:
+            load: number of the combination; 0 is that of no calls.
+            one: the place of the call.
+        """
+        found = self._next.get((load, one))
+        if found is None:
+            places = self._places[load] | {one}
+            found = self._numbers.get(places)
+            if found is None:
+                found = self._numbers[places] = len(self._places)
+                self._places.append(places)
+                self.least.append(self._least(found))
+            self._next[load, one] = found
+        return found
+
+    def offloads(self, places: Sequence[Place]) -> list[tuple[float, Copies]]:
+        """The sets of copies with whose offloads all ranks may have enough memory, those of the least time first.
+
+        Args:
+            places: the places of all calls.
+
+        Returns:
+            The least seconds of a step, and the copies.
+        """
+        loads = set()
+        for part in self._simulator.segments(places).parts:
+            load = 0
+            for one in places:
+                if one.ranks & part:
+                    load = self.add(load, one)
+            loads.add(load)
+        of_ranks = [(frozenset(self._of_copies(load)), self._offloads_of(load)) for load in loads]
+        found = []
+        for moved in _subsets(sorted(frozenset().union(*[copies for copies, _ in of_ranks]))):
+            least = [of_rank.get(moved & copies) for copies, of_rank in of_ranks]
+            if None not in least:
+                found.append((max([one.seconds for one in least if one is not None]), moved))
+        return sorted(found, key=lambda item: (item[0], len(item[1])))
+
+    def _least(self, load: int) -> LeastTime:
+        """The least times of a rank."""
+        copies = [self._copy(found) for found in self._of_copies(load).values()]
+        if (
+            sum([one.kept for one in copies]) + max([one.transient for one in copies], default=0)
+            <= self._machine.memory
+        ):
+            return LeastTime(self._busy(load), self._busy(load))
+        possible = self._offloads_of(load).values()
+        seconds = min([one.seconds for one in possible], default=math.inf)
+        return LeastTime(seconds, min([one.with_moves for one in possible], default=math.inf))
+
+    def _busy(self, load: int) -> float:
+        return sum([one.seconds for one in self._places[load]])
+
+    def _of_copies(self, load: int) -> dict[int, frozenset[Place]]:
+        """The copies of a rank, and the calls that use each."""
+        found: dict[int, frozenset[Place]] = {}
+        for one in self._places[load]:
+            if one.copy >= 0 and not self._calls[one.call].precompute:
+                found[one.copy] = found.get(one.copy, frozenset()) | {one}
+        return found
+
+    def _offloads_of(self, load: int) -> Mapping[Copies, LeastTime]:
+        """The least times of a rank, by the copies that are offloaded, if all calls have enough memory then."""
+        found = self._offloads.get(load)
+        if found is None:
+            copies = {copy: self._copy(users) for copy, users in self._of_copies(load).items()}
+            kept, busy = sum([one.kept for one in copies.values()]), self._busy(load)
+            found = self._offloads[load] = {}
+            for moved in _subsets(list(copies)):
+                in_host = sum([copies[copy].kept for copy in moved])
+                if kept - in_host > self._machine.memory:
+                    continue
+                during = max(
+                    [one.in_call if copy in moved else one.transient for copy, one in copies.items()], default=0
+                )
+                if not self._machine.excess(kept - in_host + during, in_host):
+                    copied = [copies[copy].host_copy for copy in moved]
+                    back = busy + sum(copied)
+                    found[moved] = LeastTime(back + sum(copied) - max(copied, default=0.0), back)
+        return found
+
+    def _copy(self, users: frozenset[Place]) -> _Copy:
+        found = self._copies.get(users)
+        if found is None:
+            kept = max([one.memory.parameters for one in users]) + max([one.memory.optimizer for one in users])
+            transient = max([one.transient for one in users])
+            in_call = max([one.memory.kept + one.transient for one in users])
+            if any(one.call in self._given for one in users):  # it may be offloaded between its calls, or never
+                found = _Copy(0, in_call, in_call, 0.0)
+            else:
+                trained = next((one for one in users if self._calls[one.call].kind == "train_step"), None)
+                user = trained or next(iter(users))
+                seconds = self._simulator.host_copy_seconds(user.call, user, with_optimizer=trained is not None)
+                found = _Copy(kept, transient, in_call, seconds)
+            self._copies[users] = found
+        return found
+
+
+def _subsets(copies: Sequence[int]) -> list[Copies]:
+    return [frozenset(moved) for n in range(len(copies) + 1) for moved in combinations(copies, n)]

@@ -1,0 +1,90 @@
+"""Results of common operations on the meta device, which has shapes but no values.
+
+Torch's own kernels for it are Python functions. The first use of some of them imports `torch._dynamo`, which takes a
+second, and each takes longer than what is below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "isnan"])
+"""Elementwise operations whose results are bool."""
+OF_INTEGERS = frozenset(
+    [
+        *("add", "sub", "rsub", "mul", "neg", "abs", "remainder", "maximum", "minimum"),
+        *("clamp", "clamp_min", "clamp_max", "where", "masked_fill"),
+        *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"),
+    ]
+)
+"""Elementwise operations whose results are integers if their inputs are."""
+REDUCTIONS = frozenset(("mean", "sum", "amax", "amin"))
+
+
+def result_on_meta(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The result of an operation on tensors of the meta device; None if it is not among those that are known.
+
+    Args:
+        operation: the overload of an ATen operation, as dispatch modes get it.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+    name = operation._schema.name.removeprefix("aten::")
+    first = args[0] if args else None
+    tensors = list(first) if name == "cat" and first else [each for each in args if isinstance(each, Tensor)]
+    if not tensors or not all(each.is_meta for each in tensors) or kwargs.get("out") is not None:
+        return None
+    if name == "cat":
+        return _concatenated(tensors, *args[1:])
+    if (name == "cumsum" or name.endswith("_like")) and kwargs.get("dtype") is None:
+        return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
+    if name in REDUCTIONS and len(args) > 1 and isinstance(args[1], list):
+        return _reduced(tensors[0], kwargs.get("dtype"), *args[1:])
+    if torch.Tag.pointwise not in operation.tags or name.startswith("_") or "dtype" in kwargs:
+        return None
+    return tensors[0] if name.endswith("_") else _elementwise(name, args, tensors)
+
+
+def _elementwise(name: str, args: Sequence[Any], tensors: Sequence[Tensor]) -> Tensor | None:
+    shape = _broadcast([each.shape for each in tensors])
+    if name in COMPARISONS:
+        return torch.empty(shape, dtype=torch.bool, device="meta")
+    values = tensors[1:] if name == "where" else tensors
+    dtypes = [each.dtype for each in values if each.dim()] or [each.dtype for each in values]
+    dtype = dtypes[0]
+    for other in dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    if not dtype.is_floating_point and (name not in OF_INTEGERS or any(isinstance(each, float) for each in args)):
+        return None
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _broadcast(shapes: Sequence[Sequence[int]]) -> Sequence[int]:
+    """As `torch.broadcast_shapes`, of shapes that fit each other."""
+    if all(shape == shapes[0] for shape in shapes):
+        return shapes[0]
+    found = [1] * max(map(len, shapes))
+    for shape in shapes:
+        for dim, size in enumerate(reversed(shape), 1):
+            found[-dim] = size if size != 1 else found[-dim]
+    return found
+
+
+def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    shape, dtype = list(tensors[0].shape), tensors[0].dtype
+    if any(each.dim() != len(shape) or each.dtype != dtype for each in tensors):
+        return None
+    shape[dim] = sum(each.shape[dim] for each in tensors)
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _reduced(x: Tensor, dtype: torch.dtype | None, dims: Sequence[int], keepdim: bool = False) -> Tensor | None:
+    if not x.is_floating_point():
+        return None
+    reduced = {dim % x.dim() for dim in dims} if dims else set(range(x.dim()))
+    shape = [1 if dim in reduced else size for dim, size in enumerate(x.shape) if keepdim or dim not in reduced]
+    return torch.empty(shape, dtype=dtype or x.dtype, device="meta")
