@@ -92,7 +92,8 @@ class TestAdapter:
             CheckpointError, match=r"adapter holds an adapter of 'org/base', not a whole model"
         ) as caught:
             read_hf_config(adapter)
-        assert f'AutoPeftModelForCausalLM.from_pretrained("{adapter}").merge_and_unload()' in str(caught.value)
+        assert f"model.lora.path={adapter}, or --adapter {adapter}" in str(caught.value)
+        assert f"reallm merge {adapter} --base MODEL --output FOLDER" in str(caught.value)
 
     def test_beside_the_config_of_its_base(self, adapter: Path, original: Path) -> None:
         shutil.copy(original / "config.json", adapter)
@@ -101,7 +102,7 @@ class TestAdapter:
 
     def test_whose_config_is_broken(self, adapter: Path) -> None:
         (adapter / "adapter_config.json").write_text("[]")
-        with pytest.raises(CheckpointError, match="holds an adapter, not a whole model; merge it into its base"):
+        with pytest.raises(CheckpointError, match="holds an adapter, not a whole model; give its base model"):
             read_hf_config(adapter)
 
 

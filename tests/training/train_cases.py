@@ -15,6 +15,7 @@ from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.lora_config import LoRAConfig
 from reallm.model.sharding import Box
 from reallm.parallel.layout import Layout
 from reallm.parallel.mesh import Mesh
@@ -26,6 +27,7 @@ from tests.helpers.tiny_config import TINY
 from tests.training.loss_terms import GROUPS, OBJECTIVES
 
 LLAMA = TINY.replace(n_layers=4, vocab_size=51)
+LINEAR = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 CONFIGS = {
     "llama": LLAMA,
     "tied": LLAMA.replace(tied_embeddings=True, q_bias=True, qk_norm="head"),
@@ -40,6 +42,8 @@ CONFIGS = {
         head_bias=True,
     ),
     "mixtral": LLAMA.replace(n_layers=3, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))),
+    "lora": LLAMA.replace(tied_embeddings=True, q_bias=True, o_bias=True, lora=LoRAConfig(3, 6.0, LINEAR)),
+    "dora": LLAMA.replace(o_bias=True, lora=LoRAConfig(4, 8.0, LINEAR, rslora=True, dora=True)),
 }
 # with a large eps, what AdamW does is smooth in the gradients, also where these are rounding noise
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-3, schedule="constant", warmup_steps=0, weight_decay=0.1)

@@ -87,7 +87,7 @@ class ShardedExport(ExportOptions):
             if is_leader(self.mesh):
                 write_small_files(folder, self.hf_config, carry_from=self.carry_from, tokenizer=self.tokenizer)
         boxes = {rank: local_boxes(self.config, self.mesh.layout, rank) for rank in self.mesh.layout.ranks}
-        source_dtypes = _dtypes_of_all_stages(self.mesh, self.local_tensors)
+        source_dtypes = dtypes_of_all_stages(self.mesh, self.local_tensors)
         tensors = [
             TensorToWrite(
                 name,
@@ -203,7 +203,7 @@ def parameter_of(name: str) -> str:
     return name.split("/")[1]
 
 
-def _dtypes_of_all_stages(mesh: Mesh, tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+def dtypes_of_all_stages(mesh: Mesh, tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
     """Name -> dtype, for the tensors of all pipeline stages."""
     if mesh.layout.pp == 1:
         return {name: tensor.dtype for name, tensor in tensors.items()}
@@ -225,6 +225,7 @@ def write_tensors_distributed(
     local_tensors: Mapping[str, Tensor],
     *,
     max_shard_size: int | str = "5GB",
+    file_name: str | None = None,
 ) -> None:
     """Write tensors as safetensors files with an index; all ranks of the layout call it.
 
@@ -235,6 +236,7 @@ def write_tensors_distributed(
         boxes: boxes of the tensors' sources that the ranks hold.
         local_tensors: this rank's boxes of the sources.
         max_shard_size: see `ShardedExport`.
+        file_name: name of a single file for all of them, which the first rank writes; None: files as transformers has.
 
     Raises:
         ReallmError: what went wrong and on which rank.
@@ -245,7 +247,10 @@ def write_tensors_distributed(
         name: [rank for rank in mesh.layout.ranks if any(source in boxes[rank] for source, _ in tensor.sources)]
         for name, tensor in by_name.items()
     }
-    files = plan_files(assign_writers(sizes, owners, mesh.layout.ranks), sizes, max_shard_size)
+    if file_name is None:
+        files = plan_files(assign_writers(sizes, owners, mesh.layout.ranks), sizes, max_shard_size)
+    else:
+        files = [File(file_name, mesh.layout.ranks[0], tuple(sizes))]
     for files_of_round in write_rounds(files):
         own_file = next((file for file in files_of_round if file.writer == mesh.rank), None)
         content = _gather_files(files_of_round, by_name, owners, boxes, local_tensors, mesh)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from reallm.checkpoint.reader import Checkpoint
 from reallm.errors import CheckpointError
-from reallm.hf.checkpoint_folder import merge_adapter
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.weights import as_source
 from reallm.notices import notify_once
@@ -35,7 +34,10 @@ def with_family_names(checkpoint: Checkpoint, family: HFFamily) -> Checkpoint:
     """
     lora = next((name for name in checkpoint if ".lora_" in name), None)
     if lora is not None:
-        raise CheckpointError(f"{checkpoint.infos[lora].file}: '{lora}' belongs to an adapter; {merge_adapter()}")
+        raise CheckpointError(
+            f"{checkpoint.infos[lora].file}: '{lora}' belongs to an adapter; merge it into its base model with peft "
+            "(merge_and_unload), or save it apart with save_pretrained"
+        )
     names, left_out = _without_wrappers(list(checkpoint))
     prefix = base_prefix(family)
     is_headless = bool(prefix) and not any(name.startswith(prefix) for name in names)

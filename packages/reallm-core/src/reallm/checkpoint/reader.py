@@ -92,6 +92,16 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(folder, infos, files)
 
 
+def open_file(path: Path) -> Checkpoint:
+    """Memory-map a single safetensors file; only its header is read.
+
+    Raises:
+        CheckpointError: the file is broken.
+    """
+    file = _open_file(path)
+    return Checkpoint(path.parent, _tensor_infos(path, file), {path: file})
+
+
 def _read_index(folder: Path) -> dict[str, str]:
     """Tensor -> name of the file that holds it, an existing file directly in this folder."""
     path = folder / INDEX_NAME

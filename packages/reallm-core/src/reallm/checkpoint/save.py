@@ -19,13 +19,29 @@ from reallm.atomic_files import atomic_folder
 from reallm.errors import ConfigError
 from reallm.hf.conversion.state_dict import LazyHFStateDict
 from reallm.hf.conversion.transformers_io import end_of_sequence_ids
-from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, TOKENIZER_FILES, WEIGHTS_NAME
+from reallm.hf.file_names import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    INDEX_NAME,
+    TOKENIZER_FILES,
+    WEIGHTS_NAME,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHECKPOINT_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, "model-*-of-*.safetensors",
-                     *(pattern.partition("/")[0] for pattern in TOKENIZER_FILES))  # fmt: skip
+_CHECKPOINT_FILES = (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    "model-*-of-*.safetensors",
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    *(pattern.partition("/")[0] for pattern in TOKENIZER_FILES),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +142,7 @@ def write_index(folder: Path, shards: Mapping[str, Sequence[str]], n_bytes: int,
     """Write `model.safetensors.index.json`, which maps tensors to files."""
     weight_map = {name: file_name for file_name, names in shards.items() for name in names}
     metadata = {"total_parameters": n_parameters, "total_size": n_bytes}
-    _write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
+    write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
 
 
 def write_small_files(
@@ -137,11 +153,11 @@ def write_small_files(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write a checkpoint's files other than its tensors: config, tokenizer, generation config; see `Export`."""
-    _write_json(folder / CONFIG_NAME, hf_config)
+    write_json(folder / CONFIG_NAME, hf_config)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
     if carry_from is not None:
-        _copy_files(carry_from, folder, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
+        copy_files(carry_from, folder, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         _add_stop_token(folder, hf_config, tokenizer.eos_token_id)
 
@@ -152,7 +168,7 @@ def _add_stop_token(folder: Path, hf_config: Mapping[str, Any], token: int) -> N
     if token not in ids:
         path = folder / GENERATION_CONFIG_NAME
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        _write_json(path, {**content, "eos_token_id": [*ids, token]})
+        write_json(path, {**content, "eos_token_id": [*ids, token]})
 
 
 def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,11 +178,13 @@ def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as transformers does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_files(source: Path, destination: Path, patterns: tuple[str, ...]) -> None:
+def copy_files(source: Path, destination: Path, patterns: tuple[str, ...]) -> None:
+    """Copy the files of a folder that match a pattern."""
     for pattern in patterns:
         for file in source.glob(pattern):
             target = destination / file.relative_to(source)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from reallm.config.group import ConfigGroup
+from reallm.config.lora import LoRAArgs
 from reallm.errors import ConfigError
 from reallm.field_types import check_fields
 from reallm.generation.config import GenerationConfig
@@ -65,6 +66,7 @@ class ModelArgs(ConfigGroup, group="model"):
         None, "tokens that it computes at once; null: max_tokens_per_microbatch of the run"
     )
     compile: bool = option(False, "compile the blocks with torch.compile: faster steps after a slow start")
+    lora: LoRAArgs = field(default_factory=LoRAArgs, metadata={"help": "low-rank adapters of the model"})
 
     is_critic: ClassVar[bool] = False
     """Whether the model has a scalar head instead of one over the vocabulary."""

@@ -14,6 +14,13 @@ RENAMED: Mapping[str, str] = {
     "model.resize_vocab": "resize_token_embeddings_to_32x resize_vocab_size",
     "model.add_tokens": "added_tokens new_special_tokens special_tokens",
     "model.compile": "torch_compile use_torch_compile",
+    "model.lora.rank": "lora_r lora_rank",
+    "model.lora.alpha": "lora_alpha",
+    "model.lora.dropout": "lora_dropout",
+    "model.lora.targets": "lora_target lora_target_linear lora_target_modules target_modules",
+    "model.lora.path": "adapter_name_or_path adapter_path lora_adapter_path lora_model_dir peft_path",
+    "model.lora.dora": "peft_use_dora use_dora",
+    "model.lora.rslora": "peft_use_rslora use_rslora",
     "model.moe_aux_loss_coef": "aux_loss_alpha moe_aux_loss_coeff router_aux_loss_coef",
     "dataset.train_path": "data_files data_path dataset_dir dataset_name dataset_path datasets train_data "
     "train_dataset train_file train_files train_on_dataset",
@@ -139,10 +146,12 @@ EXPLAINED: Mapping[str, str] = {
         "context_parallel_degree context_parallel_size sequence_parallel_degree sequence_parallel_size "
         "ulysses_sequence_parallel_size"
     ),
-    "all parameters are trained in model.dtype: LoRA, other adapters and quantized training are not available": (
-        "adapter bnb_4bit_compute_dtype finetuning_type load_in_4bit load_in_8bit lora lora_alpha lora_config "
-        "lora_dropout lora_r lora_rank lora_target lora_target_linear lora_target_modules peft peft_config qlora "
-        "quantization quantization_bit quantization_config use_dora use_lora use_peft use_qlora"
+    "model.lora.rank=16 trains LoRA adapters, and model.lora.* are their settings; other adapters are not available": (
+        "adapter finetuning_type lora_config peft peft_config use_lora use_peft"
+    ),
+    "the base model of adapters is in model.dtype: models quantized to 4 or 8 bits are not available": (
+        "bnb_4bit_compute_dtype load_in_4bit load_in_8bit qlora quantization quantization_bit quantization_config "
+        "use_qlora"
     ),
     "attention uses the fastest kernel for packed sequences that torch has for the device": (
         "attention attn_implementation flash_attention flash_attn sdp_attention use_flash_attention "

@@ -13,16 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from reallm.arguments import check_count, check_names, check_path, named_arguments
+from reallm.checkpoint.adapter import adapter_boxes, with_adapters
+from reallm.checkpoint.adapter_save import AdapterExport, write_adapter
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.save import Export, write_checkpoint
+from reallm.config.lora import LoRAArgs
 from reallm.dtype_device import as_device, as_dtype
 from reallm.engine.family_methods import FamilyMethods, bound_method, method_names, split_name
 from reallm.engine.generative_model import GenerativeModel
 from reallm.errors import CheckpointError, ConfigError
 from reallm.generation.logprobs import forward_packed, logprobs
-from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.checkpoint_folder import (
+    base_folder,
+    base_of_adapter,
+    is_adapter_folder,
+    read_hf_config,
+    resolve_path,
+)
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
 from reallm.hf.conversion.families import check_family, family_for
 from reallm.hf.conversion.state_dict import state_dict_from_hf, state_dict_to_hf
@@ -35,6 +44,8 @@ from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.model.inputs import as_tokens
+from reallm.model.lora import LoRALinear
+from reallm.model.parameter_names import is_adapter, is_trained, parameter_dtype
 from reallm.model.sharding import Box
 from reallm.notices import notify_once
 from reallm.parallel.mesh import Mesh
@@ -64,6 +75,8 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
 
     family: HFFamily | None = None
     """The family in whose format the model is saved."""
+    base: str | None = None
+    """Folder or hub id of the checkpoint that the model was loaded from, which the folder of an adapter names."""
     bytes_read: int = 0
     """Bytes of the checkpoint's tensors that this process has read."""
 
@@ -94,13 +107,15 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         mesh: Mesh | None = None,
         zero: int = 3,
         sequence_parallel: bool = False,
+        lora: LoRAArgs | None = None,
     ) -> ReaLModel:
         """Load a model from a HuggingFace checkpoint: a folder, or an id on the hub; its config names the family.
 
         It is in evaluation mode, without dropout; `TrainEngine` trains it in training mode.
 
         Args:
-            path: folder with `config.json` and safetensors files.
+            path: folder with `config.json` and safetensors files, or with an adapter in PEFT's format whose base model
+                is a local folder, or in the hub's cache.
             dtype: dtype of the parameters, or its name, such as `"bfloat16"`; None keeps the checkpoint's, or, if its
                 tensors differ, takes the one in `config.json`. On CPU the tensors are then memory-mapped from the
                 files, without a copy, and are read, and checked to be finite, when the network is first used.
@@ -111,6 +126,8 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
                 the larger `vocab_size`. A checkpoint that has as many or more stays as it is.
             mesh: the layout over whose ranks the model is sharded; each rank reads only its part of the files. None:
                 this process holds the whole model. See `ShardedModel` for `zero` and `sequence_parallel`.
+            lora: low-rank adapters, new ones drawn from `seed`, or those of a folder. Then only they are trained,
+                and the scalar head of a critic.
 
         Raises:
             CheckpointError: the folder cannot be loaded; says what is wrong with it and how to fix it.
@@ -118,6 +135,11 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             ConfigError: the layout does not fit the model, or an argument is wrong; names it.
         """
         folder = resolve_path(check_path("path", path))
+        base = None if Path(path).expanduser().is_dir() else str(path)
+        if is_adapter_folder(folder):
+            if lora is not None and lora.is_on:
+                raise ConfigError(f"{folder} holds an adapter; give the folder of its base model together with lora")
+            lora, folder, base = LoRAArgs(path=str(folder)), base_folder(folder), base_of_adapter(folder)
         family = family_for(read_hf_config(folder), folder)
         return cls._from_folder(
             family,
@@ -130,6 +152,8 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             mesh=mesh,
             zero=zero,
             sequence_parallel=sequence_parallel,
+            lora=lora,
+            base=base,
         )
 
     @named_arguments(path_or_repo_id="path", save_directory="path")
@@ -142,6 +166,9 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Write a HuggingFace checkpoint folder that transformers loads.
+
+        Of a model with adapters only these are written, in their own dtype, as PEFT loads them; `merged` gives the
+        whole model.
 
         The tokenizer, chat template and generation config of the checkpoint the model came from are carried over, or
         `tokenizer` is saved. The folder is replaced atomically: even if the process is killed, it holds either the old
@@ -157,7 +184,9 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         if isinstance(tokenizer, str | Path):
             raise ConfigError(f"tokenizer must be a tokenizer, not a path ({tokenizer}); AutoTokenizer loads one")
         export = self.export(dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
-        if isinstance(export, ShardedExport):
+        if isinstance(export, AdapterExport):
+            write_adapter(path, export)
+        elif isinstance(export, ShardedExport):
             write_distributed(path, export)
         else:
             write_checkpoint(path, export)
@@ -168,7 +197,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         dtype: torch.dtype | str | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> Export | ShardedExport:
+    ) -> Export | ShardedExport | AdapterExport:
         """The checkpoint that `save_pretrained` would write, as a value; its tensors are the parameters, not copies."""
         if self.family is None:
             raise CheckpointError(
@@ -182,9 +211,31 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             "carry_from": self.source,
             "tokenizer": tokenizer,
         }
+        if self.config.lora is not None:
+            return AdapterExport(self.base, self.family, self.config, self.mesh, tensors, **options)
         if self.mesh is not None and self.mesh.layout.size > 1:
             return ShardedExport(raw, self.family, self.config, self.mesh, tensors, **options)
         return Export(raw, state_dict_to_hf(self.family, tensors, self.config), **options)
+
+    def merged(self) -> ReaLModel:
+        """The model with its adapters added to the weights; other weights are shared with this model, not copied.
+
+        Raises:
+            ConfigError: ranks share the model.
+        """
+        if self.config.lora is None:
+            return self
+        if self.mesh is not None:
+            raise ConfigError("adapters are merged by one process; load the model without a mesh")
+        model = type(self)(self.config.base, dtype=self.dtype, device="meta")
+        tensors = {name: each for name, each in self.local_tensors().items() if not is_adapter(name)}
+        for path, module in self.network.named_modules():
+            if isinstance(module, LoRALinear):
+                tensors[f"{path}.weight"] = module.merged_weight()
+        load_local(model.network, tensors, self.device)
+        model._build_args = replace(model._build_args, device=self.device)
+        model.family, model._raw_hf_config, model.source = self.family, self._raw_hf_config, self.source
+        return model.train(self.training)
 
     @property
     def hf_config(self) -> PreTrainedConfig:
@@ -261,18 +312,22 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         is_critic: bool | None = None,
         min_vocab_size: int | None = None,
         seed: int = 0,
+        lora: LoRAArgs | None = None,
+        base: str | None = None,
         **placement: Any,
     ) -> ReaLModel:
-        """A model from a checkpoint of a family; see `from_pretrained`."""
+        """A model from a checkpoint of a family; see `from_pretrained`. `base` is its name, if that is no folder."""
         wanted = None if dtype is None else as_dtype(dtype)
         target = as_device(device)
         seed = check_count("seed", seed, at_least=0)
         raw = read_hf_config(folder)
         stored = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
         config = stored.replace(vocab_size=max(stored.vocab_size, min_vocab_size or 0))
+        config = with_adapters(family, config, lora)
         model = cls(config, device="meta", **placement)
         model._set_hf_source(family, raw, folder)
-        model._load(folder, stored, wanted, target, seed)
+        model.base = base or str(folder.resolve())
+        model._load(folder, stored, wanted, target, seed, lora)
         if config.vocab_size > stored.vocab_size:
             notify_once(
                 f"{folder}: the vocabulary has grown from {stored.vocab_size:,} to {config.vocab_size:,} tokens; new "
@@ -326,6 +381,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
     def _empty_like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         model = super()._empty_like(mesh, dtype)
         model.family, model._raw_hf_config, model.source = self.family, self._raw_hf_config, self.source
+        model.base = self.base
         return model
 
     def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -347,7 +403,13 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         return found
 
     def _load(
-        self, folder: Path, stored: ReaLModelConfig, dtype: torch.dtype | None, device: torch.device, seed: int
+        self,
+        folder: Path,
+        stored: ReaLModelConfig,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        seed: int,
+        lora: LoRAArgs | None,
     ) -> None:
         """Replace the parameters, which are on the meta device, by this rank's part of a checkpoint's tensors.
 
@@ -357,11 +419,16 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         assert family is not None
         whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
         boxes = whole if self.mesh is None else self.boxes
-        read = read_boxes(folder, family, stored, boxes, dtype=dtype, device=device, seed=seed)
+        of_base = {name: box for name, box in boxes.items() if not is_adapter(name)}
+        read = read_boxes(folder, family, stored, of_base, dtype=dtype, device=device, seed=seed)
         dtype = dtype or self._dtype_of_all(folder, read.stored_dtypes)
         self.network.to(dtype)
         # the scalar head of a new critic is drawn in float32
         tensors = {name: tensor.to(dtype) for name, tensor in read.tensors.items()}
+        if lora is not None and lora.is_on:
+            trained = {name: box for name, box in boxes.items() if is_trained(name, self.config)}
+            for name, tensor in adapter_boxes(lora, folder, family, self.config, trained, dtype, seed).items():
+                tensors[name] = tensor.to(device, parameter_dtype(name, dtype))
         load_local(self.network, tensors, device)
         self.bytes_read, self._build_args = read.bytes_read, replace(self._build_args, dtype=dtype, device=device)
         if self.mesh is None and device.type == "cpu" and read.stored_dtypes == {dtype}:

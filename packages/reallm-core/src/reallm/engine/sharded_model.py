@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from reallm.errors import ConfigError, DataError, PeerError
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.inputs import as_tokens
 from reallm.model.linear_cross_entropy import CrossEntropy
+from reallm.model.parameter_names import adapter_dtype, is_adapter, is_trained, parameter_dtype
+from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box
 from reallm.model.transformer import Transformer
 from reallm.offload.model import ModelOffload
@@ -28,6 +30,9 @@ from reallm.parallel.sharding import local_boxes
 
 if TYPE_CHECKING:
     from reallm.reallocation.execute import ReallocationResult
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -107,6 +112,8 @@ class ShardedModel:
         self._offload: ModelOffload | None = None
         self._broken: str | None = None
         """The reason that the parameters or the ranks' passes can no longer be relied on; None: they can."""
+        self._frozen_contents = object()
+        """Stands for the values of the parameters that are not trained: the same in models that have them in common."""
         self._check_before_use: Callable[[Mapping[str, Tensor]], None] | None = None
         """Check of the parameters that is left until the network is first used; None: there is none, or it is done."""
         if mesh is not None:
@@ -117,7 +124,8 @@ class ShardedModel:
             network.init_weights(seed)
         else:
             initial = init_local_weights(config, local_boxes(config, mesh.layout, mesh.rank), seed)
-            load_local(network, {name: tensor.to(device, dtype) for name, tensor in initial}, device)
+            tensors = {name: tensor.to(device, parameter_dtype(name, dtype)) for name, tensor in initial}
+            load_local(network, tensors, device)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._network!r})"
@@ -218,6 +226,7 @@ class ShardedModel:
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
         """Copy values into the local parameters; see `nn.Module.load_state_dict`."""
         self.reload()
+        self._frozen_contents = object()
         return self._network.load_state_dict(state_dict, strict=strict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -230,6 +239,7 @@ class ShardedModel:
         A dtype can be given by its name, such as `"bfloat16"`, too.
         """
         self.reload()
+        self._frozen_contents = object()
         args = tuple(as_dtype_or_device(each) if isinstance(each, str) else each for each in args)
         for name, convert in {"dtype": as_dtype, "device": as_device}.items():
             if kwargs.get(name) is not None:
@@ -362,7 +372,8 @@ class ShardedModel:
 
         All ranks of both layouts call it; other ranks of the job may, and take no part. Models on disjoint ranks are
         moved concurrently. Each element that a rank lacks is sent to it once; elements that it already holds are kept.
-        The plan is made once for each pair of layouts. It succeeds on all ranks or on none.
+        The plan is made once for each pair of layouts. It succeeds on all ranks or on none. Of a model with adapters,
+        only what is trained is moved into a model that has got the rest from this one before.
 
         Args:
             to: the layout.
@@ -378,7 +389,7 @@ class ShardedModel:
             ConfigError: the layout does not fit the model or the job, or is not that of `into`.
             PeerError: another rank is missing or stuck, or a checksum differs; names the rank and the parameter.
         """
-        from reallm.reallocation.execute import execute
+        from reallm.reallocation.execute import execute, merged
         from reallm.reallocation.plan import plan
 
         mesh = self.meshes.get(to)
@@ -389,25 +400,48 @@ class ShardedModel:
         target = self._empty_like(mesh, dtype or self.dtype) if into is None else into
         source = self.local_tensors()
         receives_in_place = into is not None or is_fsdp(target._network)
+        ranks = None if self.config.lora is None else tuple(sorted({*self.layout.ranks, *mesh.layout.ranks}))
         with target._receiving_weights():
-            moved = target.moved = execute(
-                plan(self.config, self.layout, mesh.layout),
-                mesh,
-                source=source,
-                source_boxes=self.boxes,
-                target_boxes=target.boxes,
-                into=target._allocated_tensors(self.device) if receives_in_place else None,
-                eta=eta,
-                source_dtype=self.dtype,
-                dtype=target.dtype,
-                device=self.device,
-                checksum=checksum,
+            received = target._allocated_tensors(self.device) if receives_in_place else None
+            moved = target.moved = merged(
+                execute(
+                    plan(self.config, self.layout, mesh.layout, names),
+                    mesh,
+                    source=_only(source, names),
+                    source_boxes=_only(self.boxes, names),
+                    target_boxes=_only(target.boxes, names),
+                    ranks=ranks,
+                    into=None if received is None else _only(received, names),
+                    eta=eta,
+                    source_dtype=dtype_of(self),
+                    dtype=dtype_of(target),
+                    device=self.device,
+                    checksum=checksum,
+                )
+                for names, dtype_of in self._moves(target)
             )
-        if not receives_in_place:
+            target._frozen_contents = self._frozen_contents if eta == 1.0 else object()
+        if not receives_in_place:  # a new model, which has got all parameters
             shared = [name for name, tensor in source.items() if moved.tensors.get(name) is tensor]
             copies = {} if share else {name: source[name].clone() for name in shared}
             load_local(target._network, {**moved.tensors, **copies}, self.device)
         return target
+
+    def _moves(self, target: ShardedModel) -> list[tuple[frozenset[str] | None, Callable[[ShardedModel], torch.dtype]]]:
+        """Names of parameters that move together, None: all, and the function that gives their dtype in a model."""
+        if self.config.lora is None:
+            return [(None, _dtype)]
+        frozen, head, adapters = (set[str]() for _ in range(3))
+        for name in parameter_shapes(self.config):
+            kind = adapters if is_adapter(name) else head if is_trained(name, self.config) else frozen
+            kind.add(name)
+        if target._frozen_contents is self._frozen_contents:
+            frozen = set()
+        return [
+            (frozenset(names), dtype_of)
+            for names, dtype_of in ((frozen, _dtype), (head, _dtype), (adapters, _adapter_dtype))
+            if names
+        ]
 
     def _empty_like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         """A model of the same network in another layout, on the meta device."""
@@ -451,6 +485,18 @@ class ShardedModel:
         except BaseException:
             self._broken = why
             raise
+
+
+def _dtype(model: ShardedModel) -> torch.dtype:
+    return model.dtype
+
+
+def _adapter_dtype(model: ShardedModel) -> torch.dtype:
+    return adapter_dtype(model.dtype)
+
+
+def _only(values: Mapping[str, T], names: frozenset[str] | None) -> Mapping[str, T]:
+    return values if names is None else {name: value for name, value in values.items() if name in names}
 
 
 def _check_target(into: ShardedModel, layout: Layout, dtype: torch.dtype | None) -> None:

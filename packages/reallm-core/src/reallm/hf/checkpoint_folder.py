@@ -16,16 +16,20 @@ from reallm.errors import CheckpointError, quoted
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 from reallm.hf.file_names import (
     ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     INDEX_NAME,
     TOKENIZER_FILES,
+    WEIGHTS_NAME,
 )
 from reallm.notices import notify_once
 from reallm.web_addresses import instead_of, is_web_address
 
 _SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
-_WEIGHTS = ("model*.safetensors", INDEX_NAME)
+_WEIGHTS = ("model*.safetensors", INDEX_NAME, ADAPTER_WEIGHTS_NAME)
+_CONFIGS = (CONFIG_NAME, ADAPTER_CONFIG_NAME)
+"""Files of which the folder of a checkpoint or an adapter has one."""
 
 
 def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
@@ -43,7 +47,7 @@ def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
     path = Path(path_or_id).expanduser()
     recover_folder(path)
     if path.is_dir():
-        return path if (path / CONFIG_NAME).exists() else _newest_of_run(path) or path
+        return path if any((path / name).exists() for name in _CONFIGS) else _newest_of_run(path) or path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and the weights")
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path_or_id):
@@ -61,7 +65,7 @@ def _newest_of_run(path: Path) -> Path | None:
     if not _is_run(run):
         return None
     steps = sorted((run / "checkpoints").glob("step-*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
-    newest = [step for step in steps if (step / CONFIG_NAME).is_file()][-1:]
+    newest = [step for step in steps if any((step / name).is_file() for name in _CONFIGS)][-1:]
     if not newest:
         return None
     best = run / "checkpoints" / "best"
@@ -121,22 +125,69 @@ def _why_no_config(folder: Path) -> str:
     return f"{text}, but that of a run that has saved nothing yet" if _is_run(folder) else text
 
 
-def adapter_text(folder: Path) -> str:
-    """The error for the folder of a PEFT adapter: its base model, and how to merge the two."""
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone, not a whole model."""
+    has_weights = any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME))
+    return (folder / ADAPTER_CONFIG_NAME).is_file() and not has_weights
+
+
+def resolve_adapter(path_or_id: str | Path) -> Path:
+    """The folder of an adapter, local or downloaded; that of a run stands for its newest checkpoint.
+
+    Raises:
+        CheckpointError: it holds no adapter.
+    """
+    folder = resolve_path(path_or_id)
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        whole = ", but a whole model" if (folder / CONFIG_NAME).is_file() else ""
+        raise CheckpointError(f"{folder} holds no adapter (no {ADAPTER_CONFIG_NAME}){whole}")
+    return folder
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of the base model of an adapter, which must be at hand: a local folder, or in the hub's cache.
+
+    Raises:
+        CheckpointError: it is not; says what to do.
+    """
+    base = base_of_adapter(folder)
+    if base is not None:
+        if Path(base).expanduser().is_dir():
+            return resolve_path(base)
+        found = _cached(base)
+        if found is not None:
+            return found
+    raise CheckpointError(adapter_text(folder))
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The folder or hub id of the base model that an adapter names."""
     try:
         base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    of_base = f" of '{base}'" if isinstance(base, str) and base else ""
-    return f"{folder} holds an adapter{of_base}, not a whole model; {merge_adapter(folder)}"
+        return None
+    return base if isinstance(base, str) and base else None
 
 
-def merge_adapter(folder: Path | None = None) -> str:
-    """What to do with an adapter: the line that merges it into its base model."""
-    name = "folder" if folder is None else f'"{folder}"'
+def _cached(model_id: str) -> Path | None:
+    """The folder of a hub model in the local cache; None if it is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def adapter_text(folder: Path) -> str:
+    """The error for the folder of an adapter without its base model at hand: what the base is, and what to do."""
+    base = base_of_adapter(folder)
+    of_base = "" if base is None else f" of '{base}'"
     return (
-        "merge it into its base model first, with peft: "
-        f'AutoPeftModelForCausalLM.from_pretrained({name}).merge_and_unload().save_pretrained("merged")'
+        f"{folder} holds an adapter{of_base}, not a whole model; give its base model, and the adapter in addition "
+        f"(model.lora.path={folder}, or --adapter {folder}), or merge the two: reallm merge {folder} --base MODEL "
+        "--output FOLDER"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from reallm.arguments import NamedFields
 from reallm.errors import ConfigError, did_you_mean
+from reallm.model.lora_config import LoRAConfig
 
 NORMS = ("rms", "layer")
 ATTENTIONS = ("standard",)
@@ -306,6 +307,8 @@ class ReaLModelConfig(NamedFields):
     """Standard deviation of freshly initialised weights."""
     is_critic: bool = False
     """The head gives one score per token instead of logits over the vocabulary."""
+    lora: LoRAConfig | None = None
+    """Adapters of linear layers; then nothing else is trained, except for the scalar head of a critic."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "hidden_size", "n_q_heads", "n_kv_heads", "head_dim", "intermediate_size",
@@ -435,6 +438,11 @@ class ReaLModelConfig(NamedFields):
     def head_is_tied(self) -> bool:
         """Whether the output head reuses the token embedding; a critic's scalar head never does."""
         return self.tied_embeddings and not self.is_critic
+
+    @property
+    def base(self) -> ReaLModelConfig:
+        """The same architecture without adapters, as checkpoints have it."""
+        return self if self.lora is None else self.replace(lora=None)
 
     def replace(self, **changes: Any) -> ReaLModelConfig:
         """A copy with some fields changed, validated again; the error for an unknown field names the nearest one."""

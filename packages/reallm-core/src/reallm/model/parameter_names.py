@@ -5,11 +5,18 @@ Layer 0 is the embedding, layers 1..n are the blocks, layer n+1 is the head; a p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from reallm.model.config import ReaLModelConfig
+
+if TYPE_CHECKING:
+    import torch
 
 EMBEDDING_LAYER = 0
 EMBEDDING_WEIGHT = "layers.0.tokens.weight"
 """The token embedding [V, E]. A tied head shares it: in a pipeline, the last stage then has a copy as well."""
+LORA_A, LORA_B, LORA_MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
+"""Parameters of an adapter, in the linear layer that it adapts: `layers.3.attn.q.lora_a`."""
 
 
 def layer_path(layer: int) -> str:
@@ -66,3 +73,25 @@ def head_weight_name(config: ReaLModelConfig) -> str:
 def head_bias_name(config: ReaLModelConfig) -> str | None:
     """Name of the output projection's bias; None if it has none."""
     return parameter_name(head_layer(config), "out.bias") if config.head_has_bias else None
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return split_parameter_name(name)[1] in (LORA_A, LORA_B, LORA_MAGNITUDE)
+
+
+def is_trained(name: str, config: ReaLModelConfig) -> bool:
+    """Whether training changes a parameter: with adapters only theirs, and the scalar head of a critic."""
+    return config.lora is None or is_adapter(name) or (config.is_critic and name == head_weight_name(config))
+
+
+def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of adapters of a network whose parameters have `dtype`: at least float32."""
+    import torch
+
+    return torch.promote_types(dtype, torch.float32)
+
+
+def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of one parameter of a network of `dtype`."""
+    return adapter_dtype(dtype) if is_adapter(name) else dtype

@@ -12,7 +12,7 @@ import torch
 
 from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
-from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, layer_number
+from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, is_trained, layer_number
 from reallm.model.sharding import Shape, Shard, TPUnits
 from reallm.model.transformer import Transformer
 
@@ -32,6 +32,11 @@ def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, Shape]:
 def n_parameters(config: ReaLModelConfig) -> int:
     """Number of elements of all parameters of the whole network; a tied head counts once."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def n_trained(config: ReaLModelConfig) -> int:
+    """Number of elements of the parameters that training changes."""
+    return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if is_trained(name, config))
 
 
 @lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reallm.errors import ConfigError, PluginError, did_you_mean
+from reallm.errors import ConfigError, PluginError, did_you_mean, quoted
 from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
 from reallm.model.attention.exact import ExactAttention
 from reallm.model.attention.functional import attend_rotated
@@ -35,6 +35,8 @@ from reallm.model.linear_cross_entropy import (
     head_logprobs_and_entropies,
 )
 from reallm.model.linear_top_k import TopK, head_logprobs_and_rest, head_top_k
+from reallm.model.lora import adapters_off, add_adapters
+from reallm.model.lora_config import LoRAConfig
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import (
     EMBEDDING_LAYER,
@@ -43,6 +45,7 @@ from reallm.model.parameter_names import (
     head_bias_name,
     head_layer,
     head_weight_name,
+    is_trained,
     split_parameter_name,
 )
 from reallm.model.products.linear import linear
@@ -126,6 +129,8 @@ class Transformer(nn.Module):
         """Log in which forward passes in training record router statistics; None: they are not recorded."""
         numbers = all_layers(config) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in numbers})
+        if config.lora is not None:
+            self._add_adapters(config.lora, is_whole=layers is None)
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [T, V] of packed sequences, or scores [T] if this is a critic.
@@ -170,6 +175,19 @@ class Transformer(nn.Module):
         if cache:
             cache.advance(seqs.lengths)
         return self.layers[str(head_layer(self.config))](x)
+
+    def _add_adapters(self, lora: LoRAConfig, *, is_whole: bool) -> None:
+        """Add adapters to the blocks, and freeze everything else; see `is_trained`."""
+        found = {path for number in self.block_numbers for path in add_adapters(self.layers[str(number)], lora)}
+        missing = [path for path in lora.targets if path not in found]
+        if is_whole and missing:
+            raise ConfigError(f"lora.targets has {quoted(missing)}, which no block has as a linear layer; leave it out")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and is_trained(name, self.config))
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """Context in which forward passes are those of the base model; does nothing for a network without adapters."""
+        return adapters_off(self)
 
     @property
     def block_numbers(self) -> list[int]:
@@ -337,7 +355,7 @@ class Transformer(nn.Module):
             fresh_parameter = getattr(module, "fresh_parameter", None)
             for own_name, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{own_name}"
-                value = fresh_parameter(own_name, _random_stream(name, seed)) if fresh_parameter else None
+                value = fresh_parameter(own_name, random_stream(name, seed)) if fresh_parameter else None
                 parameter.copy_(initial_weight(name, parameter.shape, self.config, seed) if value is None else value)
 
 
@@ -379,8 +397,9 @@ def initial_weight(name: str, shape: torch.Size, config: ReaLModelConfig, seed: 
         return torch.zeros(shape)
     if len(shape) < 2:  # a scale
         return torch.ones(shape)
-    return torch.empty(shape).normal_(0.0, config.init_std, generator=_random_stream(name, seed))
+    return torch.empty(shape).normal_(0.0, config.init_std, generator=random_stream(name, seed))
 
 
-def _random_stream(name: str, seed: int) -> torch.Generator:
+def random_stream(name: str, seed: int) -> torch.Generator:
+    """The generator of the initial value of a parameter."""
     return torch.Generator().manual_seed(derive_seed(seed, "init", name))

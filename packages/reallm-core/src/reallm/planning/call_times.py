@@ -66,7 +66,7 @@ class CallTimes:
         one = self._pipelined(stages, batches, n_directions=2)
         forward = sum(self._forward(stage, batches).compute for stage in range(self.layout.pp)) / self.layout.pp
         one = _plus(one, communication=self._reduction(batches.n, forward, one.compute - forward))
-        one = _plus(one, compute=self.rates.optimizer(self._share.held))
+        one = _plus(one, compute=self.rates.optimizer(self._share.held_trained))
         return _times(self.sequences.workload.optimizer_steps, one, math.ceil(batches.n))
 
     def inference(self, max_tokens: int) -> CallCost:

@@ -46,7 +46,7 @@ class ModelMemory:
         parameters = share.held * size
         other = {}
         if kind == "train_step":
-            optimizer = int(share.held * self._state_bytes)
+            optimizer = int(share.held_trained * self._state_bytes)
             gradients = share.gradients * max(4, size)
             n_tokens = sum(self.sequences.training(layout.dp, layout.pp, max_tokens).longest)
             activations = self._activations(n_tokens, layout, self.settings.gradient_checkpointing)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import is_trained
 from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import fsdp_box, stage_parameters, tp_box
 from reallm.planning.kept_tokens import kept_numbers
@@ -22,8 +23,14 @@ class RankShare:
 
     @property
     def held(self) -> int:
-        """Parameters that it holds between calls; the optimizer's state is that of these."""
+        """Parameters that it holds between calls."""
         return _most(self.config, self.layout.pp, self.layout.tp, self.layout.dp if self.layout.fsdp else 1)
+
+    @property
+    def held_trained(self) -> int:
+        """Those that training changes; the optimizer's state is that of these."""
+        n = self.layout.dp if self.layout.fsdp else 1
+        return _most(self.config, self.layout.pp, self.layout.tp, n, only_trained=True)
 
     @property
     def gathered(self) -> int:
@@ -41,7 +48,9 @@ class RankShare:
     @property
     def gradients(self) -> int:
         """Gradients that it accumulates: whole ones below ZeRO 2."""
-        return self.held if self.zero >= 2 else self.gathered
+        if self.zero >= 2:
+            return self.held_trained
+        return _most(self.config, self.layout.pp, self.layout.tp, 1, only_trained=True)
 
     @property
     def cache(self) -> float:
@@ -51,9 +60,13 @@ class RankShare:
 
 
 @lru_cache(maxsize=4096)
-def _most(config: ReaLModelConfig, pp: int, tp: int, dp: int) -> int:
+def _most(config: ReaLModelConfig, pp: int, tp: int, dp: int, *, only_trained: bool = False) -> int:
     """Parameters of the fullest stage, sharded over `tp` and `dp` ranks."""
     return max(
-        sum(fsdp_box(tp_box(info, tp, 0), dp, 0).numel for info in stage_parameters(config, pp, stage))
+        sum(
+            fsdp_box(tp_box(info, tp, 0), dp, 0).numel
+            for info in stage_parameters(config, pp, stage)
+            if not only_trained or is_trained(info.name, config)
+        )
         for stage in range(pp)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,19 @@ class ReallocationResult:
     peak_bytes: int
     """Peak memory in addition to the source and the result."""
     seconds: float
+
+
+def merged(results: Iterable[ReallocationResult]) -> ReallocationResult:
+    """The result of several reallocations of different parameters, one after another."""
+    each = list(results)
+    return ReallocationResult(
+        tensors={name: tensor for one in each for name, tensor in one.tensors.items()},
+        bytes_sent=sum(one.bytes_sent for one in each),
+        bytes_received=sum(one.bytes_received for one in each),
+        n_messages=sum(one.n_messages for one in each),
+        peak_bytes=max(one.peak_bytes for one in each),
+        seconds=sum(one.seconds for one in each),
+    )
 
 
 def execute(

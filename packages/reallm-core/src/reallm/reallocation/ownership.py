@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -45,8 +45,10 @@ class TensorGroup:
         return missing
 
 
-def groups_between_layouts(config: ReaLModelConfig, source: Layout, target: Layout) -> list[TensorGroup]:
-    """Group the parameters of a model by how they are sharded in two layouts.
+def groups_between_layouts(
+    config: ReaLModelConfig, source: Layout, target: Layout, names: Collection[str] | None = None
+) -> list[TensorGroup]:
+    """Group the parameters of a model, or those of these names, by how they are sharded in two layouts.
 
     In a model of many equal blocks, all blocks with the same stage before and after are in the same groups: there are
     about a dozen groups for each pair of stages, whatever the number of blocks and ranks.
@@ -59,6 +61,8 @@ def groups_between_layouts(config: ReaLModelConfig, source: Layout, target: Layo
     source_stages, target_stages = _stages_by_name(config, source.pp), _stages_by_name(config, target.pp)
     infos_by_key: dict[tuple[object, ...], list[ParameterInfo]] = {}
     for info in parameter_infos(config):
+        if names is not None and info.name not in names:
+            continue
         key = (info.shape, info.shard, source_stages[info.name], target_stages[info.name])
         infos_by_key.setdefault(key, []).append(info)
     return [

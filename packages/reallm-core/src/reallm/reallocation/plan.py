@@ -146,13 +146,15 @@ class Plan:
 
 
 @lru_cache(maxsize=32)
-def plan(config: ReaLModelConfig, source: Layout, target: Layout) -> Plan:
+def plan(config: ReaLModelConfig, source: Layout, target: Layout, names: frozenset[str] | None = None) -> Plan:
     """Plan moving a model's parameters from one layout to another, on the same, overlapping or other ranks.
+
+    `names` are those of the parameters that move; None: all.
 
     Raises:
         ConfigError: a layout does not fit the model.
     """
-    return _plan_groups(groups_between_layouts(config, source, target))
+    return _plan_groups(groups_between_layouts(config, source, target, names))
 
 
 def plan_boxes(source: BoxesByRank, target: BoxesByRank, *, itemsizes: Mapping[str, int] | None = None) -> Plan:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from reallm.errors import ReallmError
 from reallm.generation.memory import bytes_per_token
 from reallm.model.config import ReaLModelConfig
 from reallm.model.packed import PackedSequences
-from reallm.model.parameters import meta_model, n_parameters
+from reallm.model.parameter_names import is_trained, parameter_dtype
+from reallm.model.parameters import meta_model, n_trained, parameter_shapes
 from reallm.model.transformer import Transformer
 from reallm.training.meta_results import result_on_meta
 from reallm.training.update_rules import update_rules
@@ -108,15 +110,15 @@ def estimate(
 
     The optimizer is AdamW if it is not given.
     """
-    n, size = n_parameters(config), dtype.itemsize
-    is_half = size < 4
+    size, trained = max(dtype.itemsize, 4), _trained_elements(config, dtype)
+    n_half = sum(n for each, n in trained.items() if each.itemsize < 4)
     activations = traced_activations(config, dtype, device, lengths, gradient_checkpointing)
-    if activations is not None and is_half:
-        activations += n * size  # gradients in half precision, before they are added to those of the masters
+    if activations is not None:
+        activations += n_half * dtype.itemsize  # gradients in half precision, before those of the masters get them
     alive = MemoryEstimate(
-        parameters=n * size,
-        gradients=n * max(size, 4),
-        optimizer=_optimizer_state(config, optimizer or OptimizerConfig()) * max(size, 4) + (4 * n if is_half else 0),
+        parameters=parameter_bytes(config, dtype),
+        gradients=sum(trained.values()) * size,
+        optimizer=_optimizer_state(config, optimizer or OptimizerConfig()) * size + 4 * n_half,
         activations=activations,
         n_tokens=sum(lengths),
     )
@@ -129,8 +131,23 @@ def estimate_call(
     """Estimate the memory of a model that is called without being trained; `lengths` are those of its largest
     forward pass."""
     activations = traced_activations(config, dtype, device, lengths, None)
-    alive = MemoryEstimate(n_parameters(config) * dtype.itemsize, 0, 0, activations, sum(lengths))
+    alive = MemoryEstimate(parameter_bytes(config, dtype), 0, 0, activations, sum(lengths))
     return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
+
+
+def parameter_bytes(config: ReaLModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all parameters of a network of this dtype; adapters have at least float32."""
+    shapes = parameter_shapes(config)
+    return sum(math.prod(shape) * parameter_dtype(name, dtype).itemsize for name, shape in shapes.items())
+
+
+def _trained_elements(config: ReaLModelConfig, dtype: torch.dtype) -> Counter[torch.dtype]:
+    """Dtype -> number of elements of the parameters that are trained in it."""
+    found: Counter[torch.dtype] = Counter()
+    for name, shape in parameter_shapes(config).items():
+        if is_trained(name, config):
+            found[parameter_dtype(name, dtype)] += math.prod(shape)
+    return found
 
 
 def traced_activations(
@@ -165,8 +182,8 @@ def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -
 
 @lru_cache(maxsize=64)
 def state_per_parameter(config: ReaLModelConfig, optimizer: OptimizerConfig) -> float:
-    """Elements that the optimizer keeps for each parameter, on average, without masters."""
-    return _optimizer_state(config, optimizer) / n_parameters(config)
+    """Elements that the optimizer keeps for each trained parameter, on average, without masters."""
+    return _optimizer_state(config, optimizer) / n_trained(config)
 
 
 def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int:
@@ -176,6 +193,7 @@ def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int
     return sum(
         math.prod(shape)
         for name, parameter in network.named_parameters()
+        if is_trained(name, config)
         for shape in rules[name].state_shapes(tuple(parameter.shape), optimizer).values()
         if shape
     )
@@ -261,7 +279,8 @@ def _trace_step(
             loss = network.head(hidden).sum() if config.is_critic else network.cross_entropy(hidden, tokens).loss_sum
             forward = alive.restart()
             loss.backward()
-    return _Peaks(forward, max(after_last_block), alive.peak)
+    # nothing comes back to the input of a network's only block if the embedding is not trained
+    return _Peaks(forward, max(after_last_block, default=0), alive.peak)
 
 
 @lru_cache(maxsize=256)
@@ -291,8 +310,12 @@ def _fake_inputs(
     with fake or nullcontext():
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                value = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-                value.grad = torch.empty(parameter.shape, dtype=dtype, device=device)
+                of_dtype = parameter_dtype(f".{name}", dtype)
+                value = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=of_dtype, device=device), requires_grad=parameter.requires_grad
+                )
+                if value.requires_grad:
+                    value.grad = torch.empty(parameter.shape, dtype=of_dtype, device=device)
                 setattr(module, name, value)
         tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
         cu_seqlens, positions = (

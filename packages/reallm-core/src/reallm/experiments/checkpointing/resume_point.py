@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reallm.config.args import ModelArgs
 from reallm.config.dataset import CHAT_TEMPLATE
+from reallm.config.lora import LoRAArgs
 from reallm.config.training import AUTO, TrainingConfig, model_args
 from reallm.errors import ConfigError, counted
 from reallm.experiments.checkpointing.open_run import OpenRun
@@ -52,9 +54,7 @@ class ResumePoint:
             return config
         saved = {role: self.checkpoint if len(trained) == 1 else self.checkpoint / role for role in trained}
         saved |= {role: follower_folder(self.checkpoint, role) for role in followers}
-        models: dict[str, Any] = {
-            role: replace(model_args(config, role), path=str(path)) for role, path in saved.items()
-        }
+        models: dict[str, Any] = {role: _with_saved(model_args(config, role), path) for role, path in saved.items()}
         dataset = config.dataset
         if getattr(dataset, CHAT_TEMPLATE, None) is not None:  # saved with the model, while its file may have changed
             dataset = replace(dataset, **{CHAT_TEMPLATE: None})
@@ -69,6 +69,13 @@ class ResumePoint:
         if self.state is not None and self.checkpoint is not None:
             for role, engine in engines.items():
                 load_engine(role, engine, self.state, self.checkpoint)
+
+
+def _with_saved(args: ModelArgs, path: Path) -> ModelArgs:
+    """The arguments of a model whose weights, or those of its adapters, are saved in a folder."""
+    if args.lora.is_on:
+        return replace(args, lora=LoRAArgs(path=str(path), dropout=args.lora.dropout))
+    return replace(args, path=str(path))
 
 
 def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], job: Job) -> ResumePoint | None:

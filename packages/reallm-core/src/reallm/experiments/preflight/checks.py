@@ -17,11 +17,13 @@ from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import given_layouts
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import dataset_name
+from reallm.config.lora import LoRAArgs
 from reallm.config.optimizer import check_trainable, check_unsharded
 from reallm.config.parallel import PREFIX, ParallelArgs
 from reallm.config.schema import dataset_fields, in_group
 from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, model_args, role_optimizer
 from reallm.errors import ConfigError, ReallmError
+from reallm.experiments.preflight.models import planned_model
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
 from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, resolve_path
@@ -66,6 +68,7 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
             check_checkpoint(f"{role}.path", args.path)
             check_head(f"{role}.path", args, is_trained=is_trained)
+            check_adapters(role, args, is_trained=is_trained, exact=getattr(config, "exact", False))
         check_device(args.device)
         if is_trained:
             check_trainable(args.dtype, f"{role}.dtype")
@@ -172,6 +175,41 @@ def check_head(key: str, args: ModelArgs, *, is_trained: bool) -> None:
             f"{key}={args.path}: a language model has no scalar head that gives scores; take a reward model, such as "
             "`reallm rw` trains"
         )
+
+
+def check_adapters(role: str, args: ModelArgs, *, is_trained: bool, exact: bool = False) -> None:
+    """Check that the model of a role can have the adapters that it is to have.
+
+    Args:
+        role: the role.
+        args: its arguments.
+        is_trained: whether it is trained; otherwise its adapter must exist.
+        exact: whether log-probabilities are to be those of sampling, bit for bit.
+
+    Raises:
+        ConfigError: it cannot; names the key.
+    """
+    lora = args.lora
+    if not lora.is_on:
+        return
+    if lora.path is None and not is_trained:
+        raise ConfigError(
+            f"{role}.lora.rank={lora.rank} has no effect: '{role}' is not trained; there is {role}.lora.path"
+        )
+    for key in ("add_tokens", "resize_vocab"):
+        if getattr(args, key):
+            raise ConfigError(
+                f"{role}.{key} does not work with {role}.lora, whose base model does not change: new rows would stay "
+                "untrained; leave one of the two out"
+            )
+    if exact and not args.is_critic:
+        raise ConfigError(f"exact=true does not work with {role}.lora; leave one of the two out")
+    try:
+        planned_model(args, None)
+    except ConfigError as error:
+        raise ConfigError(in_group(f"{role}.lora", LoRAArgs, error)) from error
+    except ReallmError as error:
+        raise ConfigError(f"{role}.lora.path: {error}") from error
 
 
 def check_layouts(config: Any, graph: Graph, *, known: Sequence[str], training: bool = True) -> None:

@@ -22,7 +22,7 @@ from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
 from reallm.machine_memory import available_memory
 from reallm.model.config import ReaLModelConfig
-from reallm.model.parameters import n_parameters
+from reallm.model.parameters import n_parameters, n_trained
 from reallm.planning.activations import rank_activations
 from reallm.planning.rank_share import RankShare
 from reallm.training.memory import (
@@ -76,13 +76,13 @@ def split_estimate(whole: MemoryEstimate, share: RankShare, activations: int | N
         share: what the fullest process holds.
         activations: bytes of activations on it.
     """
-    n = n_parameters(share.config)
+    n, trained = n_parameters(share.config), n_trained(share.config)
     parameters = share.while_trained if whole.gradients else share.gathered
     return _with_other_sizes(
         whole,
         parameters=whole.parameters * parameters // n,
-        gradients=whole.gradients * share.gradients // n,
-        optimizer=whole.optimizer * share.held // n,
+        gradients=whole.gradients * share.gradients // trained,
+        optimizer=whole.optimizer * share.held_trained // trained,
         activations=activations,
         kv_cache=int(whole.kv_cache * share.cache / share.layout.dp),
     )
@@ -288,7 +288,7 @@ def _held(role: Role) -> str:
     sizes = {"parameters": sum(parameter.nbytes for parameter in parameters)}
     if role.engine is not None:
         state = role.engine.state(weights=role.engine.has_masters)
-        sizes["gradients"] = sum(parameter.numel() * max(4, parameter.itemsize) for parameter in parameters)
+        sizes["gradients"] = sum(each.numel() * max(4, each.itemsize) for each in parameters if each.requires_grad)
         sizes["optimizer"] = sum(tensor.nbytes for tensor in (*state.moments.values(), *state.weights.values()))
     return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
 

@@ -37,7 +37,6 @@ from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.families import family_for
 from reallm.launch.job import Job
 from reallm.model.config import ReaLModelConfig
-from reallm.model.parameters import n_parameters
 from reallm.specs import Algorithm
 from reallm.training.objective import prepare
 
@@ -101,7 +100,7 @@ def _model_line(plan: Plan, role: str, model: ReaLModelConfig, job: Job) -> str:
     calls = None if job.is_alone else plan.placement.calls_of(role)
     on = torch.device(device.type)  # each process has its own
     dtype = choose_dtype(args.dtype, device)
-    return planned_model_line(role, args.path, n_parameters(model), dtype, on, calls, plan.config.parallel.zero)
+    return planned_model_line(role, args.path, model, dtype, on, calls, plan.config.parallel.zero)
 
 
 def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -> list[str]:

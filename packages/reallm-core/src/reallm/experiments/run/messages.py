@@ -24,6 +24,8 @@ from reallm.experiments.runs.info import RunInfo
 from reallm.experiments.runs.metrics import read_curves
 from reallm.experiments.runs.reward_failures import reward_failures
 from reallm.launch.job import Job
+from reallm.model.config import ReaLModelConfig
+from reallm.model.parameters import n_parameters, n_trained
 from reallm.parallel.layout import Layout
 
 
@@ -32,14 +34,14 @@ def model_line(name: str, role: Role, config: TrainingConfig, placement: Placeme
     model = role.model
     layouts = None if model.mesh is None else placement.calls_of(name)
     return planned_model_line(
-        name, role.args.path, role.n_parameters, model.dtype, model.device, layouts, config.parallel.zero
+        name, role.args.path, model.config, model.dtype, model.device, layouts, config.parallel.zero
     )
 
 
 def planned_model_line(
     name: str,
     path: str,
-    n_parameters: int,
+    model: ReaLModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     layouts: Mapping[str, Layout] | None,
@@ -52,13 +54,14 @@ def planned_model_line(
     Args:
         name: role of the model.
         path: its checkpoint.
-        n_parameters: number of parameters of the whole model.
+        model: its architecture.
         dtype: dtype of its parameters.
         device: device on which it is.
         layouts: the layout of each call to it; None for a single process.
         zero: ZeRO stage, said if a layout shards anything by it.
     """
-    parts = [path, f"{n_parameters:,} parameters", f"{str(dtype).removeprefix('torch.')} on {device}"]
+    trained = "" if model.lora is None else f" ({n_trained(model):,} trained, LoRA of rank {model.lora.rank})"
+    parts = [path, f"{n_parameters(model):,} parameters{trained}", f"{str(dtype).removeprefix('torch.')} on {device}"]
     different = list(dict.fromkeys((layouts or {}).values()))
     if len(different) == 1:
         (layout,) = different

@@ -400,7 +400,8 @@ class Trainer:
             if role.engine is None:
                 continue
             # float32 weights that are saved in float32 are in the checkpoint already, unrounded
-            is_rounded = role.engine.has_masters or role.checkpoint_dtype != role.model.dtype
+            is_converted = role.checkpoint_dtype != role.model.dtype and role.model.config.lora is None
+            is_rounded = role.engine.has_masters or is_converted
             engines[name] = role.engine.state(weights=is_rounded)
         return TrainState(
             self.step,

@@ -138,7 +138,7 @@ def config_to_hf(
         spellings = [key for key in ("dtype", "torch_dtype") if key in raw] if base is not None else ["dtype"]
         raw.update(dict.fromkeys(spellings, str(dtype).removeprefix("torch.")))
     try:
-        return family.config.write(config, raw, complete=base is None)
+        return family.config.write(config.base, raw, complete=base is None)
     except ConfigError as error:
         raise ConfigError(f"family '{family.names[0]}': {error}") from error
 

@@ -194,6 +194,7 @@ def _apply_table(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMa
     Raises:
         ConfigError: a parameter without an entry, or an entry without a parameter.
     """
+    config = config.base
     shapes = parameter_shapes(config)
     used: set[str] = set()
     for layer, names in groupby(shapes, key=layer_number):

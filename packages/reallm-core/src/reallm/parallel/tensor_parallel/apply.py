@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from reallm.errors import ConfigError
 from reallm.model.layers import Linear, Norm, SharedByHeads, TokenEmbedding
+from reallm.model.lora import LoRALinear
 from reallm.model.moe.layer import MoEMLP
 from reallm.model.parameter_names import head_weight_name, split_parameter_name
 from reallm.model.products.linear import linear
@@ -89,6 +90,8 @@ def apply_tensor_parallel(
         elif split is not None:
             if split == "column_row":
                 module.register_forward_pre_hook(_on_inputs(boundary.enter_with_all_tokens))
+            if isinstance(module, LoRALinear):
+                module.sum_over_ranks = peers.all_reduce_sum
             _replace_forward(module, _row_parallel_forward(module, boundary))
     boundary.register_hooks([model.layers[str(number)] for number in model.block_numbers])
     head = head_weight_name(model.config)

@@ -1,0 +1,46 @@
+"""`LoRAConfig`: the low-rank adapters of a network. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from reallm.arguments import NamedFields
+from reallm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoRAConfig(NamedFields):
+    """Low-rank adapters of linear layers (Hu et al., 2021), which alone are trained.
+
+    The weight W of such a layer becomes `W + scaling * B @ A`, with A [rank, in] and B [out, rank].
+
+    Raises:
+        ConfigError: a value is not allowed; names the field.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    """Paths of the linear layers within a block, such as `attn.q`."""
+    dropout: float = 0.0
+    """Probability with which each input of an adapter is dropped in training."""
+    rslora: bool = False
+    """The scaling is `alpha / sqrt(rank)` (Kalajdzievski, 2023), not `alpha / rank`."""
+    dora: bool = False
+    """Each row of the adapted weight is scaled to a trained length (DoRA; Liu et al., 2024)."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ConfigError(f"rank={self.rank!r} must be a whole number of at least 1")
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha={self.alpha!r} must be greater than 0")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout={self.dropout!r} must be at least 0 and less than 1")
+        if not self.targets or not isinstance(self.targets, tuple):
+            raise ConfigError(f"targets={self.targets!r} must be a tuple with at least one linear layer of a block")
+
+    @property
+    def scaling(self) -> float:
+        """The factor on `B @ A`."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
