@@ -113,7 +113,9 @@ class TestDamage:
 
     def test_another_shape(self, base: Path, adapter: Path) -> None:
         self.changed(adapter, **{self.NAME: torch.zeros(47, 4)})
-        with pytest.raises(CheckpointError, match=r"has the shape \[47, 4\], not \[48, 4\]; it belongs to another model"):
+        with pytest.raises(
+            CheckpointError, match=r"has the shape \[47, 4\], not \[48, 4\]; it belongs to another model"
+        ):
             self.read(base, adapter)
 
     def test_a_value_that_is_not_finite(self, base: Path, adapter: Path) -> None:
@@ -146,5 +148,7 @@ class TestDamage:
             ReaLModel.from_pretrained(adapter)
 
     def test_an_adapter_on_an_adapter(self, adapter: Path) -> None:
-        with pytest.raises(ConfigError, match=r"holds an adapter; give the folder of its base model together with lora"):
+        with pytest.raises(
+            ConfigError, match=r"holds an adapter; give the folder of its base model together with lora"
+        ):
             ReaLModel.from_pretrained(adapter, lora=LoRAArgs(rank=4))

@@ -70,6 +70,9 @@ def test_no_name_has_two_meanings_or_is_a_key() -> None:
         ("val_set_size=0.05", "dataset.valid_fraction"),
         ("dataset_mixer=x", "dataset.mix"),
         ("early_stopping_patience=3", "stop_after_evals_without_gain"),
+        ("lora.r=8", "model.lora.rank"),
+        ("lora_target_modules=[q_proj]", "model.lora.targets"),
+        ("use_dora=true", "model.lora.dora"),
     ],
 )
 def test_a_name_of_another_tool_is_answered_with_the_key(argument: str, key: str) -> None:
@@ -84,11 +87,9 @@ def test_a_name_of_another_tool_is_answered_with_the_key(argument: str, key: str
         ("gradient_accumulation_steps=4", "it follows from dataset.train_bs_n_seqs and max_tokens_per_microbatch"),
         ("per_device_train_batch_size=4", "the batch size is dataset.train_bs_n_seqs"),
         ("batch_size=8", "the batch size is dataset.train_bs_n_seqs"),
-        ("lora.r=8", "model.lora.rank"),
-        ("lora_r=8", "model.lora.rank"),
-        ("peft.use=true", "model.lora.rank=16 trains LoRA adapters"),
+        ("use_peft=true", "model.lora.rank=16 trains LoRA adapters"),
+        ("peft.type=lora", "other adapters are not available"),
         ("load_in_4bit=true", "models quantized to 4 or 8 bits are not available"),
-        ("load_in_4bit=true", "quantized training"),
         ("bf16=true", "write model.dtype=bfloat16"),
         ("fp16=true", "float16 cannot be trained"),
         ("deepspeed=zero3.json", "training is split by parallel.dp, parallel.tp, parallel.pp and parallel.zero"),
@@ -115,8 +116,8 @@ def test_options_with_dashes_are_answered_too() -> None:
 
 def test_names_are_looked_up_whole_and_by_their_parts() -> None:
     assert our_key("Training.Learning-Rate") == "optimizer.lr"
-    assert our_key("lora.r") is our_key("path") is None
-    assert explanation("lora.r") == explanation("lora")
+    assert our_key("peft.r") is our_key("path") is None
+    assert explanation("peft.r") == explanation("peft")
     assert explanation("optimizer.r") is None
 
 

@@ -57,8 +57,8 @@ def test_targets_are_named_as_in_the_checkpoint(name: str, targets: Any, paths: 
 def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^targets: 'q_prj' is not a linear layer of the model's blocks; did you mean 'q_proj'\?; they have q_proj, "
-        r"k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, and all-linear means all of them$",
+        match=r"^targets: 'q_prj' is not a linear layer of the model's blocks; did you mean 'q_proj'\?; they have "
+        r"q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, and all-linear means all of them$",
     ):
         target_paths(*of_grid("gqa"), "q_prj")
 
@@ -108,7 +108,10 @@ def test_the_configuration_in_pefts_words() -> None:
     [
         ({"peft_type": "IA3"}, "peft_type='IA3'; only LORA, with or without DoRA, can be read"),
         ({"bias": "all"}, "bias='all'; only adapters that leave biases alone can be read"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' has changed the base model as well"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "init_lora_weights='pissa_niter_4' has changed the base model as well",
+        ),
         ({"target_parameters": ["experts.gate"]}, "target_parameters=.* is not supported; merge the adapter with peft"),
     ],
 )

@@ -167,7 +167,7 @@ def _bytes_waiting(terminal: int) -> int:
     return int.from_bytes(fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> None:
+def converse(key: str, path: str, config: GenerationConfig, *, device: str, adapter: str | None = None) -> None:
     """Load a model and talk with it on the terminal.
 
     Args:
@@ -175,6 +175,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
         path: a checkpoint's folder, that of a run, or an id on the hub.
         config: settings for sampling tokens and for ending an answer.
         device: value of `--device`.
+        adapter: value of `--adapter`.
     """
     from reallm.data.chat.template import ChatTemplate
     from reallm.launch.signals import stop_requests
@@ -182,7 +183,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str) -> N
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` editing, history and pastes of several lines
 
-    loaded = load_model(check_model(key, path), device=device, chat=True)
+    loaded = load_model(check_model(key, path, adapter), device=device, chat=True)
 
     from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
 

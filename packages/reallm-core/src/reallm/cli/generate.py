@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reallm.cli.generation_model import DeviceOption, check_device, check_model, events, load_model
+from reallm.cli.generation_model import AdapterOption, DeviceOption, check_device, check_model, events, load_model
 from reallm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def generate(
         str | None,
         typer.Option(metavar="PATH", help="Checkpoint, if it is not the first argument: all arguments are texts then."),
     ] = None,
+    adapter: AdapterOption = None,
     prompts_file: Annotated[
         Path | None,
         typer.Option(
@@ -97,6 +98,7 @@ def generate(
       reallm generate MODEL --chat                     a conversation
       reallm generate MODEL --chat --temperature 0.7 "Who wrote Faust?"
       reallm generate MODEL --prompts in.jsonl --output out.jsonl
+      reallm generate MODEL --adapter runs/my-run "Once upon a time"
     """
     key, path, texts = _model_and_texts(model, list(arguments or []))
     is_conversation = chat and not texts and prompts_file is None
@@ -129,14 +131,18 @@ def generate(
     if is_conversation:
         from reallm.cli.chat import converse
 
-        converse(key, path, config, device=device)
+        converse(key, path, config, device=device, adapter=adapter)
     elif output is not None:
         from reallm.cli.generate_file import generate_file
 
         assert prompts_file is not None
-        generate_file(key, path, prompts_file, output, config, chat=chat, device=device, overwrite=overwrite)
+        generate_file(
+            key, path, prompts_file, output, config, chat=chat, device=device, overwrite=overwrite, adapter=adapter
+        )
     else:
-        _print_completions(key, path, texts, prompts_file, config, chat=chat, device=device, as_json=as_json)
+        _print_completions(
+            key, path, texts, prompts_file, config, chat=chat, device=device, as_json=as_json, adapter=adapter
+        )
 
 
 def _with_options(message: str) -> str:
@@ -200,6 +206,7 @@ def _print_completions(
     chat: bool,
     device: str,
     as_json: bool,
+    adapter: str | None,
 ) -> None:
     """Print completions while they are generated."""
     from reallm.cli.generation_view import JsonView, TextView
@@ -214,12 +221,12 @@ def _print_completions(
     if as_json:
         for prompt in prompts:
             check_columns(prompt.row)
-    folder = check_model(key, path)
-    loaded = load_model(folder, device=device, chat=chat)
+    folders = check_model(key, path, adapter)
+    loaded = load_model(folders, device=device, chat=chat)
 
     from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
 
-    encode = PromptEncoder(loaded.tokenizer, folder)
+    encode = PromptEncoder(loaded.tokenizer, folders.tokenizer)
     requests = [
         (prompt.row.place, Request(tuple(encode(prompt)), config, key=index)) for index, prompt in enumerate(prompts)
     ]

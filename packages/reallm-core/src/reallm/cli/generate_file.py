@@ -32,6 +32,7 @@ def generate_file(
     chat: bool,
     device: str,
     overwrite: bool,
+    adapter: str | None = None,
 ) -> None:
     """Write the rows of a file of prompts with their completions; a call after a kill goes on where that one was.
 
@@ -44,16 +45,18 @@ def generate_file(
         chat: whether texts are messages of the user.
         device: value of `--device`.
         overwrite: replace the file if it exists, and start afresh.
+        adapter: value of `--adapter`.
     """
     if prompts_file.resolve() == output.resolve():
         raise DataError(f"--output {output} is the file of prompts; give another name")
     console = Console(stderr=True)
     with RowProgress("checking prompts", lambda: None, console=console) as checking:
         n_rows = check_prompts(prompts_file, chat=chat, on_row=lambda: checking.advance(1))
-    folder = check_model(key, path)
+    folders = check_model(key, path, adapter)
     settings = {
-        "model": str(folder.resolve()),
-        "weights": checkpoint_fingerprint(folder),
+        "model": str(folders.base.resolve()),
+        "weights": checkpoint_fingerprint(folders.base),
+        **({} if folders.adapter is None else {"adapter": checkpoint_fingerprint(folders.adapter)}),
         "chat": chat,
         **asdict(config),
     }
@@ -64,7 +67,7 @@ def generate_file(
             typer.echo(
                 f"{output}: {file.n_rows:,} of {counted(n_rows, 'row')} are done; going on with the next", err=True
             )
-        loaded = load_model(folder, device=device, chat=chat)
+        loaded = load_model(folders, device=device, chat=chat)
         with (
             RowProgress("generating", lambda: n_rows, done=file.n_rows, console=console) as progress,
             stop_requests(announce=False) as stop,
@@ -75,7 +78,7 @@ def generate_file(
                 read_prompts(prompts_file, chat=chat),
                 file,
                 engine,
-                PromptEncoder(loaded.tokenizer, folder),
+                PromptEncoder(loaded.tokenizer, folders.tokenizer),
                 config,
                 stopped=stop.is_set,
                 on_progress=progress.advance,

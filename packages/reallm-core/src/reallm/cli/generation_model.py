@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from reallm.errors import ConfigError
+from reallm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,21 +33,55 @@ class LoadedModel(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def check_model(key: str, path: str) -> Path:
-    """Check that a model can be loaded, without loading it; returns its folder, downloaded if it is on the hub.
+AdapterOption = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="FOLDER", help="LoRA adapter of the model, as PEFT or a run has saved it."),
+]
+"""The option `--adapter`."""
+
+
+class ModelFolders(NamedTuple):
+    """The folders that a model is loaded from."""
+
+    base: Path
+    adapter: Path | None
+    tokenizer: Path
+
+
+def check_model(key: str, path: str, adapter: str | None = None) -> ModelFolders:
+    """Check that a model can be loaded, without loading it; returns its folders, downloaded if it is on the hub.
 
     Args:
         key: what errors call the model, as it was given: `--model`.
-        path: a checkpoint's folder, that of a run, or an id on the hub.
+        path: a checkpoint's folder, that of a run, or an id on the hub; or an adapter whose base model is at hand.
+        adapter: the value of `--adapter`.
 
     Raises:
         ConfigError: it cannot be loaded.
     """
     from reallm.experiments.preflight.checks import check_checkpoint
-    from reallm.hf.checkpoint_folder import resolve_path
+    from reallm.hf.checkpoint_folder import base_folder, is_adapter_folder, resolve_adapter, resolve_path
+    from reallm.hf.checkpoint_folder import tokenizer_folder as choose_tokenizer
 
-    check_checkpoint(key, path)
-    return resolve_path(path)
+    try:
+        base = resolve_path(path)
+        found = base if is_adapter_folder(base) else None
+        if found is not None and adapter is not None:
+            raise ConfigError(
+                f"{path} holds an adapter, as --adapter {adapter} does; give the base model and one of them"
+            )
+        if found is not None:
+            base = base_folder(found)
+    except CheckpointError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    if adapter is not None:
+        try:
+            found = resolve_adapter(adapter)
+        except CheckpointError as error:
+            raise ConfigError(f"--adapter: {error}") from error
+    tokenizer = choose_tokenizer(base, found)
+    check_checkpoint(key, str(base), needs_tokenizer=tokenizer == base)
+    return ModelFolders(base, found, tokenizer)
 
 
 def check_device(device: str) -> None:
@@ -56,11 +90,11 @@ def check_device(device: str) -> None:
         raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
 
 
-def load_model(folder: Path, *, device: str, dtype: str | None = None, chat: bool = False) -> LoadedModel:
-    """Load a model that generates, and its tokenizer.
+def load_model(folders: ModelFolders, *, device: str, dtype: str | None = None, chat: bool = False) -> LoadedModel:
+    """Load a model that generates, and its tokenizer. An adapter is added to the weights.
 
     Args:
-        folder: folder of the checkpoint.
+        folders: the folders of the checkpoint.
         device: `cpu`, `cuda`, or `auto`: a GPU if there is one.
         dtype: name of a dtype; None: float32 on a CPU, which is fastest there, else the checkpoint's.
         chat: whether the tokenizer must have a chat template.
@@ -70,12 +104,13 @@ def load_model(folder: Path, *, device: str, dtype: str | None = None, chat: boo
     """
     from reallm.hf.conversion.transformers_io import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folders.tokenizer)
     if chat and not tokenizer.chat_template:
-        raise ConfigError(f"--chat: the tokenizer in '{folder}' has no chat template; leave --chat out")
+        raise ConfigError(f"--chat: the tokenizer in '{folders.tokenizer}' has no chat template; leave --chat out")
 
     import torch
 
+    from reallm.config.lora import LoRAArgs
     from reallm.dtype_device import as_device, as_dtype
     from reallm.engine.real_model import ReaLModel
 
@@ -85,7 +120,9 @@ def load_model(folder: Path, *, device: str, dtype: str | None = None, chat: boo
     found = as_device(device, "--device")
     if wanted is None and found.type == "cpu":
         wanted = torch.float32
-    return LoadedModel(ReaLModel.from_pretrained(folder, dtype=wanted, device=found), tokenizer)
+    lora = None if folders.adapter is None else LoRAArgs(path=str(folders.adapter))
+    model = ReaLModel.from_pretrained(folders.base, dtype=wanted, device=found, lora=lora)
+    return LoadedModel(model.merged(), tokenizer)
 
 
 def events(engine: GenerationEngine, requests: Sequence[tuple[str, Request]], stop: StopRequest) -> Iterator[Event]:

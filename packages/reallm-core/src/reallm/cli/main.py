@@ -16,6 +16,7 @@ from reallm.cli.demo import demo
 from reallm.cli.eval import evaluate
 from reallm.cli.generate import generate
 from reallm.cli.graph import graph
+from reallm.cli.merge import merge
 from reallm.cli.plan import plan
 from reallm.cli.plugins.app import app as plugins
 from reallm.cli.preview import DEFAULT_ALGORITHM, preview
@@ -96,6 +97,7 @@ app.command(
     short_help="Plan where each call of an algorithm is computed.", context_settings={"ignore_unknown_options": True}
 )(plan)
 app.command()(generate)
+app.command(short_help="Add a LoRA adapter to the weights of its base model.")(merge)
 app.command(short_help="Serve a checkpoint to clients of the OpenAI API.")(serve)
 app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reallm.cli.generation_model import DeviceOption, check_device, check_model, load_model
+from reallm.cli.generation_model import AdapterOption, DeviceOption, check_device, check_model, load_model
 from reallm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def serve(
         typer.Argument(metavar="MODEL", help="Checkpoint to serve: a folder or a hub id.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="PATH", help="The same, as an option.")] = None,
+    adapter: AdapterOption = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
     api_key: Annotated[
@@ -72,7 +73,7 @@ def serve(
     with bind(host, port) as bound:
         if api_key is None and not is_local(bound):
             typer.echo(f"warning: other machines may reach {host}, and no API key is asked for (--api-key)", err=True)
-        loaded, tokenizer = load_model(check_model(key, path), device=device, dtype=dtype)
+        loaded, tokenizer = load_model(check_model(key, path, adapter), device=device, dtype=dtype)
 
         from reallm.serving.app import create_app
         from reallm.serving.engine_thread import EngineThread

@@ -206,7 +206,7 @@ class GenerativeModel(ShardedModel):
                 "text needs a tokenizer, and this model did not come from a checkpoint: pass generate(tokenizer=...)"
             )
         with fail_together(self.mesh):
-            return load_tokenizer(self.source)
+            return load_tokenizer(self.tokenizer_source or self.source)
 
     def _default_stop_token_ids(self, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
         ids = [] if self._raw_hf_config is None else end_of_sequence_ids(self._raw_hf_config, self.source)

@@ -30,7 +30,9 @@ from reallm.hf.checkpoint_folder import (
     base_of_adapter,
     is_adapter_folder,
     read_hf_config,
+    resolve_adapter,
     resolve_path,
+    tokenizer_folder,
 )
 from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
 from reallm.hf.conversion.families import check_family, family_for
@@ -208,7 +210,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         options: dict[str, Any] = {
             "dtype": dtype,
             "max_shard_size": max_shard_size,
-            "carry_from": self.source,
+            "carry_from": self.tokenizer_source if self.config.lora is not None else self.source,
             "tokenizer": tokenizer,
         }
         if self.config.lora is not None:
@@ -235,6 +237,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         load_local(model.network, tensors, self.device)
         model._build_args = replace(model._build_args, device=self.device)
         model.family, model._raw_hf_config, model.source = self.family, self._raw_hf_config, self.source
+        model.tokenizer_source = self.tokenizer_source
         return model.train(self.training)
 
     @property
@@ -327,6 +330,8 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         model = cls(config, device="meta", **placement)
         model._set_hf_source(family, raw, folder)
         model.base = base or str(folder.resolve())
+        adapter = None if lora is None or lora.path is None else resolve_adapter(lora.path)
+        model.tokenizer_source = tokenizer_folder(folder, adapter)
         model._load(folder, stored, wanted, target, seed, lora)
         if config.vocab_size > stored.vocab_size:
             notify_once(
@@ -377,11 +382,12 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
 
     def _set_hf_source(self, family: HFFamily, raw: Mapping[str, Any], source: Path | None) -> None:
         self.family, self._raw_hf_config, self.source = family, raw, source
+        self.tokenizer_source = source
 
     def _empty_like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         model = super()._empty_like(mesh, dtype)
         model.family, model._raw_hf_config, model.source = self.family, self._raw_hf_config, self.source
-        model.base = self.base
+        model.base, model.tokenizer_source = self.base, self.tokenizer_source
         return model
 
     def _to_raw(self, family: HFFamily, dtype: torch.dtype | None) -> dict[str, Any]:

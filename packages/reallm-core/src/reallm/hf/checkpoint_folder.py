@@ -144,6 +144,12 @@ def resolve_adapter(path_or_id: str | Path) -> Path:
     return folder
 
 
+def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
+    """The folder with the tokenizer of a model: that of its adapter, if it has one, or else its checkpoint's."""
+    has_own = adapter is not None and any(True for pattern in TOKENIZER_FILES for _ in adapter.glob(pattern))
+    return adapter if adapter is not None and has_own else base
+
+
 def base_folder(folder: Path) -> Path:
     """The folder of the base model of an adapter, which must be at hand: a local folder, or in the hub's cache.
 

@@ -144,7 +144,7 @@ def check_dataset_keys(config: Any, graph: Graph) -> None:
         graph.check_producers(keys, name)
 
 
-def check_checkpoint(key: str, path: str) -> None:
+def check_checkpoint(key: str, path: str, *, needs_tokenizer: bool = True) -> None:
     """Check that an installed family can read the checkpoint, its files are complete, and it has a tokenizer."""
     try:
         folder = resolve_path(path)
@@ -159,7 +159,7 @@ def check_checkpoint(key: str, path: str) -> None:
             refuse_lfs_pointer(file)
     except ReallmError as error:
         raise ConfigError(f"{key}: {error}") from error
-    if not tokenizer_files:
+    if needs_tokenizer and not tokenizer_files:
         raise ConfigError(f"{key}: no tokenizer in {folder}; copy tokenizer.json and tokenizer_config.json there")
 
 

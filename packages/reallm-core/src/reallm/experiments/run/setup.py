@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reallm.algorithms.graph import Graph
@@ -31,10 +30,9 @@ from reallm.errors import ConfigError, DataError, PluginError, counted, did_you_
 from reallm.experiments.preflight.consistency import settings_and_versions
 from reallm.experiments.preflight.device import choose_device, choose_dtype, deterministic_kernels
 from reallm.experiments.preflight.vocabulary import check_vocabulary
-from reallm.hf.checkpoint_folder import resolve_adapter, resolve_path
+from reallm.hf.checkpoint_folder import resolve_adapter, resolve_path, tokenizer_folder
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.transformers_io import add_tokens, load_tokenizer, n_token_ids
-from reallm.hf.file_names import TOKENIZER_FILES
 from reallm.launch.consistency import check_same_on_all_ranks
 from reallm.launch.job import Job
 from reallm.notices import notify_once
@@ -255,7 +253,8 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
                 f"{role}.add_tokens: the tokenizer of the run is that of {first}; give {first}.add_tokens"
             )
     args = model_args(config, first)
-    tokenizer = load_tokenizer(_tokenizer_folder(args))
+    adapter = None if args.lora.path is None else resolve_adapter(args.lora.path)
+    tokenizer = load_tokenizer(tokenizer_folder(resolve_path(args.path, weights=False), adapter))
     if "" in args.add_tokens:
         raise ConfigError(f"{first}.add_tokens has an empty string; leave it out")
     for token, n in Counter(args.add_tokens).items():
@@ -270,15 +269,6 @@ def load_run_tokenizer(config: TrainingConfig, graph: Graph) -> tuple[PreTrained
     if chat_template is not None:
         set_chat_template(tokenizer, chat_template, role=first)
     return tokenizer, has_changed or chat_template is not None
-
-
-def _tokenizer_folder(args: ModelArgs) -> Path:
-    """The folder with a model's tokenizer: that of its adapter, if it has one, or else its checkpoint's."""
-    if args.lora.path is not None:
-        adapter = resolve_adapter(args.lora.path)
-        if any(True for pattern in TOKENIZER_FILES for _ in adapter.glob(pattern)):
-            return adapter
-    return resolve_path(args.path, weights=False)
 
 
 def load_roles(

@@ -388,8 +388,8 @@ def _check_scaling(module: LinearModule, lora: LoRAConfig, raw: Mapping[str, Any
     scaling = alpha / (math.sqrt(rank) if lora.rslora else rank)
     if rank not in (lora.rank, len(module.paths) * lora.rank) or not math.isclose(scaling, lora.scaling):
         raise CheckpointError(
-            f"{source}: the adapter of '{module.name}' has rank {rank} and alpha {alpha:g}, others have {lora.rank} and "
-            f"{lora.alpha:g}; adapters of one rank and alpha can be read"
+            f"{source}: the adapter of '{module.name}' has rank {rank} and alpha {alpha:g}, others have {lora.rank} "
+            f"and {lora.alpha:g}; adapters of one rank and alpha can be read"
         )
 
 
