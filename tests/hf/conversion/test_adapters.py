@@ -46,7 +46,7 @@ def adapted(name: str, targets: Any = "all-linear", **options: Any) -> tuple[HFF
         ("phi3", ["gate_up_proj"], "mlp.gate mlp.up"),
         ("gpt2", "c_proj", "attn.o mlp.down"),
         ("gpt2", "attn.c_proj", "attn.o"),
-        ("mixtral", "all-linear", "attn.q attn.k attn.v attn.o"),  # as in PEFT, neither experts nor routers
+        ("mixtral", "all-linear", "attn.q attn.k attn.v attn.o"),  # neither experts nor routers
     ],
 )
 def test_targets_are_named_as_in_the_checkpoint(name: str, targets: Any, paths: str) -> None:
