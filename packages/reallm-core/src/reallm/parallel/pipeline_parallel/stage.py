@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reallm.errors import ConfigError
 from reallm.model.layers import TokenEmbedding
 from reallm.model.packed import PackedSequences
-from reallm.model.parameter_names import EMBEDDING_LAYER, EMBEDDING_WEIGHT, head_layer
+from reallm.model.parameter_names import EMBEDDING_LAYER, EMBEDDING_WEIGHT, head_layer, is_trained
 from reallm.model.transformer import Transformer
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import tp_boxes
@@ -123,5 +123,6 @@ def _tied_embedding(model: Transformer, mesh: Mesh) -> TokenEmbedding:
     shape = boxes[mesh.coordinate.tp][EMBEDDING_WEIGHT].shape
     with torch.device("meta"):
         embedding = TokenEmbedding(model.config)
-    embedding.weight = nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device))
+    values = torch.empty(shape, dtype=like.dtype, device=like.device)
+    embedding.weight = nn.Parameter(values, requires_grad=is_trained(EMBEDDING_WEIGHT, model.config))
     return embedding
