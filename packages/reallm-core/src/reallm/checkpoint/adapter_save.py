@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from reallm.checkpoint.distributed_save import (
+    ShardedExport,
     TensorToWrite,
     atomic_folder_distributed,
     dtypes_of_all_stages,
     write_tensors_distributed,
 )
-from reallm.checkpoint.save import ExportOptions, copy_files, is_unrelated_file, write_file, write_json
+from reallm.checkpoint.save import Export, ExportOptions, copy_files, is_unrelated_file, write_file, write_json
 from reallm.hf.conversion.adapters import adapter_config, adapter_tensors
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, TOKENIZER_FILES
@@ -80,6 +81,10 @@ class AdapterExport(ExportOptions):
             self.tokenizer.save_pretrained(str(folder))
         elif self.carry_from is not None:
             copy_files(self.carry_from, folder, TOKENIZER_FILES)
+
+
+ModelExport = Export | ShardedExport | AdapterExport
+"""What a model is saved as."""
 
 
 def write_adapter(folder: str | Path, export: AdapterExport) -> None:

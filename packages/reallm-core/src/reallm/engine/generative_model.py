@@ -36,6 +36,8 @@ class GenerativeModel(ShardedModel):
 
     source: Path | None = None
     """The folder of the checkpoint that the model came from."""
+    tokenizer_source: Path | None = None
+    """The folder with its tokenizer: `source`, or that of an adapter."""
     _raw_hf_config: Mapping[str, Any] | None = None
     _kept_engine: GenerationEngine | None = None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reallm.arguments import check_count, check_names, check_path, named_arguments
 from reallm.checkpoint.adapter import adapter_boxes, with_adapters
-from reallm.checkpoint.adapter_save import AdapterExport, write_adapter
+from reallm.checkpoint.adapter_save import AdapterExport, ModelExport, write_adapter
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
@@ -199,7 +199,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         dtype: torch.dtype | str | None = None,
         max_shard_size: int | str = "5GB",
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> Export | ShardedExport | AdapterExport:
+    ) -> ModelExport:
         """The checkpoint that `save_pretrained` would write, as a value; its tensors are the parameters, not copies."""
         if self.family is None:
             raise CheckpointError(

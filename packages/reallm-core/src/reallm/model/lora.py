@@ -39,10 +39,10 @@ class LoRALinear(Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias, self.split = base.weight, base.bias, base.split
         self.scaling, self.dropout = config.scaling, config.dropout
-        like = {"dtype": adapter_dtype(self.weight.dtype), "device": self.weight.device}
-        self.lora_a = nn.Parameter(torch.empty(config.rank, base.in_features, **like))
-        self.lora_b = nn.Parameter(torch.empty(base.out_features, config.rank, **like))
-        self.lora_magnitude = nn.Parameter(torch.empty(base.out_features, **like)) if config.dora else None
+        like = torch.empty(0, dtype=adapter_dtype(self.weight.dtype), device=self.weight.device)
+        self.lora_a = nn.Parameter(like.new_empty(config.rank, base.in_features))
+        self.lora_b = nn.Parameter(like.new_empty(base.out_features, config.rank))
+        self.lora_magnitude = nn.Parameter(like.new_empty(base.out_features)) if config.dora else None
         shard = base.shards["weight"]
         of_outputs, of_inputs = (shard if shard is not None and shard.dim == dim else None for dim in (0, 1))
         self.shards = {**base.shards, LORA_A: None, LORA_B: None if of_outputs is None else Shard(0, of_outputs.unit)}

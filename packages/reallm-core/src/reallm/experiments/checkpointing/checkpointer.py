@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reallm.atomic_files import remove_folder, sweep
-from reallm.checkpoint.distributed_save import ShardedExport, atomic_folder_distributed
-from reallm.checkpoint.save import Export
+from reallm.checkpoint.adapter_save import ModelExport
+from reallm.checkpoint.distributed_save import atomic_folder_distributed
 from reallm.errors import DataError
 from reallm.experiments.checkpointing.train_state import (
     Best,
@@ -70,9 +70,9 @@ class Checkpointer:
 
     def save(
         self,
-        exports: Mapping[str, Export | ShardedExport | None],
+        exports: Mapping[str, ModelExport | None],
         state: TrainState,
-        followers: Mapping[str, Export | ShardedExport | None] | None = None,
+        followers: Mapping[str, ModelExport | None] | None = None,
     ) -> None:
         """Start to save, or save at once if not in the background. Call `finish` first for the previous save.
 
@@ -126,9 +126,9 @@ class Checkpointer:
     def _write(
         self,
         save: _Save,
-        exports: Mapping[str, Export | ShardedExport | None],
+        exports: Mapping[str, ModelExport | None],
         state: TrainState,
-        followers: Mapping[str, Export | ShardedExport | None],
+        followers: Mapping[str, ModelExport | None],
     ) -> None:
         mesh = self._mesh
         try:
@@ -174,7 +174,7 @@ class Checkpointer:
                     remove_folder(path)
 
 
-def _write_model(folder: Path, export: Export | ShardedExport, carry_from: Path | None) -> None:
+def _write_model(folder: Path, export: ModelExport, carry_from: Path | None) -> None:
     """Write a model into a folder; all ranks of its layout call this."""
     folder.mkdir(parents=True, exist_ok=True)
     dataclasses.replace(export, carry_from=carry_from).write_into(folder)

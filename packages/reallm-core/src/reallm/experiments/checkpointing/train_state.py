@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm.checkpoint.distributed_save import ShardedExport, save_optimizer_tensors
+from reallm.checkpoint.adapter_save import ModelExport
+from reallm.checkpoint.distributed_save import save_optimizer_tensors
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_tensors
 from reallm.data.namedarray import NamedArray
@@ -121,7 +122,7 @@ class TrainState:
 def write_state(
     folder: Path,
     state: TrainState,
-    exports: Mapping[str, Export | ShardedExport | None],
+    exports: Mapping[str, ModelExport | None],
     mesh: Mesh | None = None,
 ) -> None:
     """Write the state into the folder of a checkpoint, which exists; the caller makes it atomic.
@@ -166,11 +167,11 @@ def write_state(
             (top / _rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
 
 
-def _write_tensors(folder: Path, engine: EngineState, export: Export | ShardedExport) -> None:
+def _write_tensors(folder: Path, engine: EngineState, export: ModelExport) -> None:
     """Write the tensors of an engine; all ranks of its model's layout call this."""
     tensors = {f"moments/{name}": tensor for name, tensor in engine.moments.items()}
     tensors |= {f"weights/{name}": tensor for name, tensor in engine.weights.items()}
-    if isinstance(export, ShardedExport):
+    if not isinstance(export, Export) and export.mesh is not None and export.mesh.layout.size > 1:
         save_optimizer_tensors(folder, export.mesh, export.config, tensors)
     elif tensors:
         write_tensors(folder, tensors)
