@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from reallm.config.load import Configuration
     from reallm.config.load import describe as describe_config
     from reallm.config.load import load as load_config
+    from reallm.config.lora import LoRAArgs
     from reallm.config.optimizer import OptimizerConfig
     from reallm.config.parallel import ParallelArgs
     from reallm.config.training import TrainingConfig
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from reallm.generation.request import Completion, FinishedEvent, Request, TokenEvent
     from reallm.hf.family import HFFamily
     from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
+    from reallm.model.lora_config import LoRAConfig
     from reallm.options import REQUIRED, option
     from reallm.parallel.layout import Layout
     from reallm.parallel.mesh import Mesh
@@ -100,6 +102,8 @@ _HOMES = {
     "GenerationConfig": "reallm.generation.config",
     "FinishedEvent": "reallm.generation.request",
     "HFFamily": "reallm.hf.family",
+    "LoRAArgs": "reallm.config.lora",
+    "LoRAConfig": "reallm.model.lora_config",
     "Layout": "reallm.parallel.layout",
     "LoggerSpec": "reallm.specs",
     "LossOutput": "reallm.training.objective",
@@ -183,6 +187,8 @@ __all__ = [
     "GenerationEngine",
     "HFFamily",
     "Layout",
+    "LoRAArgs",
+    "LoRAConfig",
     "LoggerSpec",
     "LossOutput",
     "Mesh",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -203,6 +203,10 @@ class ShardedModel:
     def is_compiled(self) -> bool:
         """Whether the blocks run through `torch.compile`."""
         return self._network.is_compiled
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """Context in which the model computes as its base model does, without adapters."""
+        return self._network.adapters_off()
 
     # ------------------------------------------------------------------ parameters and modes, as in an nn.Module
 
