@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -180,7 +181,9 @@ class Execution:
             run.train(call, inputs, context)
             return
         model = None if role is None else role.replicas.at(self._placement.layouts[call.name])
-        outputs = self._outputs(call, model, inputs, context)
+        is_base = role is not None and role.base_of is not None
+        with model.adapters_off() if model is not None and is_base else nullcontext():
+            outputs = self._outputs(call, model, inputs, context)
         if call.kind == "generate":
             outputs = outputs.with_metadata(
                 **{WEIGHTS_VERSIONS: {call.role: context.weights_versions.get(call.role, 0)}}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.shared_base import shared_bases
 from reallm.config.args import CallArgs
 from reallm.config.training import TrainingConfig, call_args_of
 from reallm.errors import ConfigError, counted, did_you_mean
@@ -51,6 +52,8 @@ class Placement:
     """The calls after which the copy that they use is moved to host memory."""
     prefetched: frozenset[str] = frozenset()
     """The calls whose copy comes back from host memory beside the call before them, if it is there."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Role without a model of its own -> the role whose model, without its adapters, it is."""
 
     @classmethod
     def of(cls, config: TrainingConfig, graph: Graph, n_ranks: int) -> Placement:
@@ -79,7 +82,7 @@ class Placement:
         args = {name: args for name, args in call_args_of(config).items() if name in layouts}
         offloaded = frozenset(name for name, one in args.items() if one.offload)
         prefetched = frozenset(name for name, one in args.items() if one.prefetch)
-        found = cls.from_layouts(graph, layouts, n_ranks, offloaded, prefetched)
+        found = cls.from_layouts(graph, layouts, n_ranks, offloaded, prefetched, shared_bases(config, graph))
         for call in graph.calls:
             users = [name for name, layout in found.calls_of(call.role).items() if layout == found.layouts[call.name]]
             if call.name in prefetched and offloaded.isdisjoint(users):
@@ -97,8 +100,9 @@ class Placement:
         n_ranks: int,
         offloaded: frozenset[str] = frozenset(),
         prefetched: frozenset[str] = frozenset(),
+        bases: Mapping[str, str] | None = None,
     ) -> Placement:
-        """The placement with these layouts of all calls.
+        """The placement with these layouts of all calls; see `shared_bases` for `bases`.
 
         Raises:
             ConfigError: a layout needs more ranks than there are, or a role is trained in two layouts; names the key.
@@ -107,6 +111,13 @@ class Placement:
         for name, layout in layouts.items():
             _check_started(f"{name}.layout={layout.short}", layout, n_ranks)
         homes = {role: layouts[_home_call(graph, role).name] for role in graph.roles}
+        called = {role: [layouts[call.name] for call in graph.calls if call.role == role] for role in graph.roles}
+        shared = {
+            role: trained
+            for role, trained in (bases or {}).items()
+            if all(_same_but_fsdp(homes[trained], layout) for layout in called[role])
+        }
+        homes |= {role: homes[trained] for role, trained in shared.items()}
         for call in graph.calls:
             if call.kind == "reward":
                 continue
@@ -119,7 +130,13 @@ class Placement:
                     f"{call.name}.layout={layout.short}: '{call.role}' is trained in the layout {home.short} by "
                     f"'{first}', and a role is trained in one; give both the same"
                 )
-        return cls(graph, n_ranks, layouts, homes, offloaded, prefetched)
+        for call in graph.calls:
+            if call.role in shared and call.name in offloaded:
+                raise ConfigError(
+                    f"{call.name}.offload=true has no effect: '{call.role}' shares the weights of "
+                    f"'{shared[call.role]}', whose base model it is; leave it out"
+                )
+        return cls(graph, n_ranks, layouts, homes, offloaded, prefetched, shared)
 
     def copies(self, role: str) -> tuple[Layout, ...]:
         """The layouts in which the model of a role is held, its home first."""

@@ -41,6 +41,9 @@ class Role:
     meshes: Mapping[Layout, Mesh] = field(default_factory=dict)
     """The meshes of the layouts in which the model is called."""
 
+    base_of: str | None = None
+    """The role whose model this is, without its adapters; None: it has a model of its own."""
+
     @property
     def is_here(self) -> bool:
         """Whether this rank holds a part of the home."""

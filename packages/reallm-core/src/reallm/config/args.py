@@ -95,6 +95,11 @@ class ReferenceArgs(ModelArgs):
         None, "HuggingFace checkpoint: a folder, or a hub id; null: the one that is trained"
     )
 
+    def following(self, trained: ModelArgs) -> ReferenceArgs:
+        """The arguments with what training begins with as the default: checkpoint, and the adapter in `lora.path`."""
+        lora = LoRAArgs(path=trained.lora.path) if trained.lora.path and not self.lora.is_on else self.lora
+        return dataclasses.replace(self, path=trained.path, lora=lora)
+
 
 @dataclass(frozen=True)
 class CallArgs(ConfigGroup, group="call"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,7 +71,7 @@ class DPOConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         if not self.ref.path and not is_missing(self.actor.path):
-            object.__setattr__(self, "ref", dataclasses.replace(self.ref, path=self.actor.path))
+            object.__setattr__(self, "ref", self.ref.following(self.actor))
         super().__post_init__()
         _check_loss_types(self)
         _check_ranges(self)

@@ -107,7 +107,8 @@ class ReferenceInterface:
 
     def inference(self, model: ReaLModel, batch: NamedArray, context: CallContext) -> NamedArray:
         """`ref_logprobs` [S] float32: the log-probability of each answer."""
-        if context.total_steps == 0 and self._config.ref.path == self._config.actor.path:
+        actor, ref = self._config.actor, self._config.ref
+        if context.total_steps == 0 and (actor.path, actor.lora) == (ref.path, ref.lora):
             notify_once(
                 "policy and reference are the same checkpoint, so that all rewards are 0; set ref.path to the one that "
                 "training began with"

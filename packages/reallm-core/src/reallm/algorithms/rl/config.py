@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -100,7 +99,7 @@ class RewardedConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         if not self.ref.path and not is_missing(self.actor.path):
-            object.__setattr__(self, "ref", dataclasses.replace(self.ref, path=self.actor.path))
+            object.__setattr__(self, "ref", self.ref.following(self.actor))
         super().__post_init__()
         n_rewards = len(self.reward.functions) + bool(self.reward.path)
         if not n_rewards:

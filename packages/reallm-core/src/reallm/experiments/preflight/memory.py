@@ -192,6 +192,8 @@ def _needs_of(
         # with less room, sequences wait for each other
         size = size if free is None else min(size, int(SHARE_OF_MEMORY * free))
         one = _with_other_sizes(one, n_cached=n_cached, kv_cache=size)
+    if role in placement.shared:
+        one = _with_other_sizes(one, parameters=0)
     home, *others = placement.copies(role)
     if not job.is_alone:
         zero, checkpointing = config.parallel.zero, args.gradient_checkpointing if one.gradients else None

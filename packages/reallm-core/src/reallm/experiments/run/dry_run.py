@@ -26,7 +26,7 @@ from reallm.experiments.checkpointing.open_run import planned_run
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.experiments.preflight.models import planned_model
 from reallm.experiments.run.allocation import with_allocation
-from reallm.experiments.run.messages import complete_line, overview, planned_model_line
+from reallm.experiments.run.messages import base_model_line, complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan, check_names
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import min_vocab_size, planned_tokens
@@ -95,6 +95,8 @@ def _checked_model(plan: Plan, graph: Graph, role: str, job: Job) -> ReaLModelCo
 
 
 def _model_line(plan: Plan, role: str, model: ReaLModelConfig, job: Job) -> str:
+    if role in plan.placement.shared:
+        return base_model_line(role, plan.placement.shared[role])
     args = model_args(plan.config, role)
     device = choose_device(args.device, job.gpu)
     calls = None if job.is_alone else plan.placement.calls_of(role)

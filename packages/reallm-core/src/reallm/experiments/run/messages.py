@@ -32,11 +32,18 @@ from reallm.parallel.layout import Layout
 
 def model_line(name: str, role: Role, config: TrainingConfig, placement: Placement) -> str:
     """The line about a loaded model."""
+    if role.base_of is not None:
+        return base_model_line(name, role.base_of)
     model = role.model
     layouts = None if model.mesh is None else placement.calls_of(name)
     return planned_model_line(
         name, role.args.path, model.config, model.dtype, model.device, layouts, config.parallel.zero
     )
+
+
+def base_model_line(name: str, trained: str) -> str:
+    """The line about a role that shares the weights of a trained one."""
+    return f"{name}: the model of {trained} without its adapters"
 
 
 def planned_model_line(

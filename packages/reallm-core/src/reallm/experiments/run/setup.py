@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -300,8 +301,15 @@ def load_roles(
     """
     roles: dict[str, Role] = {}
     meshes: dict[Layout, Mesh] = {}
-    for name in names:
+    bases = {name: trained for name, trained in placement.shared.items() if trained in names}
+    for name in sorted(names, key=bases.__contains__):  # those whose model others share come first
         args = model_args(config, name)
+        if name in bases:
+            one = roles[bases[name]]
+            roles[name] = dataclasses.replace(
+                one, engine=None, evaluator=None, args=args, tokenizer=None, meshes={}, base_of=bases[name]
+            )
+            continue
         device = choose_device(args.device, job.gpu)
         mesh, own_meshes = None, {}
         if not job.is_alone:
@@ -335,7 +343,7 @@ def load_roles(
             align_parameters(model.network)
         to_save = tokenizer if tokenizer_changed else None
         roles[name] = Role(model, engine, evaluator, args, checkpoint_dtype, to_save, own_meshes)
-    return roles
+    return {name: roles[name] for name in names}
 
 
 def min_vocab_size(config: TrainingConfig, graph: Graph, tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
