@@ -32,7 +32,7 @@ def test_every_target_is_a_key() -> None:
     mentioned = {
         key
         for sentence in EXPLAINED
-        for key in re.findall(r"\b(?:model|dataset|optimizer|parallel)\.\w+|\b\w+(?==)|\b\w+_\w+\b", sentence)
+        for key in re.findall(r"\b(?:model|dataset|optimizer|parallel)(?:\.\w+)+|\b\w+(?==)|\b\w+_\w+\b", sentence)
     }
     assert {key for key in mentioned if not key.isupper()} <= KEYS | {key.rpartition(".")[2] for key in KEYS}
 

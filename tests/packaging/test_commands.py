@@ -107,8 +107,8 @@ def test_every_test_file_is_run_by_one_environment(tox):
 
 BY_KIND = {
     "against_peft", "against_trl", "alone", "demos_in_full", "docs", "earlier_versions", "faults", "gpu", "helpers",
-    "installable", "installed_loggers", "layouts", "lm_eval_harness", "packaging", "pages", "pretrained", "reasoning_gym_tasks",
-    "third_party", "two_nodes",
+    "installable", "installed_loggers", "layouts", "lm_eval_harness", "packaging", "pages", "pretrained",
+    "reasoning_gym_tasks", "third_party", "two_nodes",
 }  # fmt: skip
 """Folders of tests that belong to no room of the code."""
 

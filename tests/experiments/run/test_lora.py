@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from reallm.algorithms.dpo.config import DPOConfig
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.sft.config import SFTConfig
-from reallm.config.args import ModelArgs
+from reallm.config.args import ModelArgs, ReferenceArgs
 from reallm.config.lora import LoRAArgs
+from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
 from reallm.experiments.preflight.checks import check
-from tests.experiments.checkpointing.test_resume import assert_same_run, stop_after
+from reallm.experiments.run.runner import run
+from reallm.plugins import registry
+from tests.experiments.checkpointing.test_resume import assert_same_run, numbers, stop_after
 from tests.experiments.conftest import Trainer, records
 
 
@@ -124,3 +131,40 @@ def test_a_folder_of_an_adapter_is_no_model_to_train(trainer: Trainer, done: Pat
     trainer.checkpoint = done
     with pytest.raises(ConfigError, match=r"^model.path: .* holds an adapter of .*, not a whole model; give its base"):
         check_config(trainer, trainer.config())
+
+
+class TestReference:
+    """The reference of a policy with adapters is its base model, and has no weights of its own."""
+
+    def run(self, trainer: Trainer, name: str, **ref: Any) -> tuple[Path, str]:
+        algorithm = registry.get("algorithm", "dpo")
+        rows = trainer.folder / "pairs.jsonl"
+        rows.write_text(
+            "".join(json.dumps({"prompt": f"{n}?", "chosen": " yes", "rejected": " no"}) + "\n" for n in "abcd")
+        )
+        dataset = registry.get("dataset", "rw_pair").config_class()(train_path=str(rows), train_bs_n_seqs=2)
+        config = DPOConfig(
+            actor=ModelArgs(path=str(trainer.checkpoint), device="cpu", lora=LoRAArgs(rank=4)),
+            ref=ReferenceArgs(device="cpu", **ref),
+            ref_logprobs="live",
+            dataset=dataset,
+            optimizer=OptimizerConfig(lr=1e-2),
+            loggers=["jsonl"],
+            epochs=3,
+            output_dir=str(trainer.folder / "runs"),
+            name=name,
+        )
+        printed = io.StringIO()
+        return run(config, algorithm, name="dpo", console=Console(file=printed, width=200)).run_dir, printed.getvalue()
+
+    def test_it_shares_the_weights_of_the_policy(
+        self, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared, output = self.run(trainer, "shared")
+        assert "ref: the model of actor without its adapters" in output
+        copy = tmp_path / "copy"  # the same weights elsewhere
+        shutil.copytree(trainer.checkpoint, copy)
+        apart, output = self.run(trainer, "apart", path=str(copy))
+        assert "without its adapters" not in output
+        assert numbers(shared) == numbers(apart)
+        assert_same_run(shared, apart)

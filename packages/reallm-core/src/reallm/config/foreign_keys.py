@@ -146,7 +146,7 @@ EXPLAINED: Mapping[str, str] = {
         "context_parallel_degree context_parallel_size sequence_parallel_degree sequence_parallel_size "
         "ulysses_sequence_parallel_size"
     ),
-    "model.lora.rank=16 trains LoRA adapters, and model.lora.* are their settings; other adapters are not available": (
+    "model.lora.rank=16 trains LoRA adapters; other adapters are not available": (
         "adapter finetuning_type lora_config peft peft_config use_lora use_peft"
     ),
     "the base model of adapters is in model.dtype: models quantized to 4 or 8 bits are not available": (

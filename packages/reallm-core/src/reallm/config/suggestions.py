@@ -55,7 +55,7 @@ def suggestions(name: str, groups: Sequence[Group]) -> list[str]:
         [key for key in keys if key.name == renamed] or _of_roles(renamed, groups),
         [key for key in keys if "." in (renamed or "") and key.name.endswith(f".{renamed}")],
         [] if explanation(name) else _similar(leaf, siblings),
-        [key for key in keys if key.leaf == leaf],
+        _outermost([key for key in keys if key.leaf == leaf]),
         [] if explanation(name) else _similar(leaf, keys),
     ):
         if found:
@@ -72,9 +72,17 @@ def _similar(leaf: str, keys: Sequence[Key]) -> list[Key]:
 
 def _of_roles(renamed: str | None, groups: Sequence[Group]) -> list[Key]:
     """The keys of all roles for a key of `model`: `actor.path` for `model.path`, of an algorithm without that role."""
-    parent, _, leaf = (renamed or "").rpartition(".")
-    roles = [group for group in groups if group.cls is not None and issubclass(group.cls, ModelArgs)]
-    return [key for group in roles for key in group.keys if parent == "model" and key.leaf == leaf]
+    if renamed is None or not renamed.startswith("model."):
+        return []
+    roles = [group.name for group in groups if group.cls is not None and issubclass(group.cls, ModelArgs)]
+    wanted = {f"{role}.{renamed.removeprefix('model.')}" for role in roles}
+    return [key for group in groups for key in group.keys if key.name in wanted]
+
+
+def _outermost(keys: Sequence[Key]) -> list[Key]:
+    """Those of the keys whose names have the fewest parts: `model.path` before `model.lora.path`."""
+    fewest = min((key.name.count(".") for key in keys), default=0)
+    return [key for key in keys if key.name.count(".") == fewest]
 
 
 def _either(names: Sequence[str]) -> str:
