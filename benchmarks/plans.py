@@ -1,12 +1,15 @@
 """Predicted times of execution plans against measured ones: PPO and GRPO on two gloo ranks.
 
-Both ranks measure the models at once, as `reallm plan --profile` does. Then steps are trained under many plans, in
-turns, and their times compared with what the simulator predicts. Figures:
+The ranks measure the models, one alone and both at once, as `reallm plan --profile` does. Then steps are trained under
+many plans, in several rounds in which each plan has its turn, and the median time of a step under a plan is compared
+with what the simulator predicts. Figures:
 
 - `spearman_<algorithm>`: rank correlation of predicted and measured times of a step, over the plans (at least 0.8);
 - `best_over_chosen_<algorithm>`: time of the fastest plan over that of the plan that is predicted to be the fastest
   (at least 0.9);
-- `call_accuracy_<algorithm>`: 1 - the median relative error of the time of a call (at least 0.75).
+- `call_accuracy_<algorithm>`: 1 - the median relative error of the time of a call (at least 0.75);
+- `spearman_of_halves_<algorithm>`: rank correlation of the times measured in half of the rounds with those measured in
+  the others: what noise leaves of the order of the plans.
 
     python benchmarks/plans.py --quick --json figures.json
 """
@@ -36,8 +39,8 @@ def main() -> None:
     print(machine())
     figures: dict[str, float] = {}
     for algorithm, n_plans in (("ppo", 24 if quick else 100), ("grpo", 20 if quick else 125)):
-        figures |= validate(algorithm, n_plans, rounds=1 if quick else 3, profile_seconds=40 if quick else 180)
-    bars = {f"{name}_bar": BARS[name.rpartition("_")[0]] for name in figures}
+        figures |= validate(algorithm, n_plans, rounds=4 if quick else 6, profile_seconds=40 if quick else 180)
+    bars = {f"{name}_bar": BARS[kind] for name in figures if (kind := name.rpartition("_")[0]) in BARS}
     write_json(arguments.json, figures | bars)
 
 
@@ -52,19 +55,26 @@ def validate(algorithm: str, n_plans: int, rounds: int, profile_seconds: float) 
         print(f"{algorithm}: measured the models in {seconds:.0f} s")
         predicted = predict(work, profile)
         names = chosen_plans(predicted, n_plans)
-        steps: dict[str, list[Any]] = {name: [] for name in names}
+        visits: dict[str, list[Any]] = {name: [] for name in names}
         for turn in range(rounds):
             for name in random.Random(turn).sample(names, len(names)):
-                steps[name] += ranks.do(f"{turn} {name}")[1][0]
+                visits[name].append(ranks.do(f"{turn} {name}")[1][0])
         ranks.close()
+    steps = {name: list(itertools.chain.from_iterable(found)) for name, found in visits.items()}
     measured = {name: median_step(steps[name]) for name in names}
+    halves = [
+        [median_step(list(itertools.chain.from_iterable(visits[name][half::2]))) for name in names] for half in (0, 1)
+    ]
     errors: dict[str, list[float]] = {}
     for name in names:
         for call, real in call_times(steps[name]).items():
             if call in predicted[name][1]:
                 errors.setdefault(call, []).append(abs(predicted[name][1][call] - real) / real)
     for name in sorted(names, key=measured.__getitem__):
-        print(f"  {measured[name]:7.3f} s, predicted {predicted[name][0]:7.3f} s: {name}")
+        fastest, slowest = (choose(seconds for seconds, _ in steps[name]) for choose in (min, max))
+        print(
+            f"  {measured[name]:7.3f} s ({fastest:.3f} to {slowest:.3f}), predicted {predicted[name][0]:7.3f} s: {name}"
+        )
     for call, of_call in errors.items():
         for layout in LAYOUTS:
             pairs = [
@@ -82,6 +92,7 @@ def validate(algorithm: str, n_plans: int, rounds: int, profile_seconds: float) 
         f"spearman_{algorithm}": spearman(guesses, list(measured.values())),
         f"best_over_chosen_{algorithm}": min(measured.values()) / measured[chosen],
         f"call_accuracy_{algorithm}": 1 - statistics.median(itertools.chain.from_iterable(errors.values())),
+        f"spearman_of_halves_{algorithm}": spearman(*halves),
     }
     print("\n".join(f"  {name}: {value:.3f}" for name, value in figures.items()))
     return figures
@@ -112,8 +123,9 @@ def predict(work: Any, profile: Any) -> dict[str, tuple[float, dict[str, float]]
     found = {}
     for name in work.plans:
         plan = work.plan(name)
-        calls = {call: job.costs.call(call, plan.calls[call]).seconds for call in with_model}
-        found[name] = job.simulator.simulate(plan).seconds, calls
+        simulation = job.simulator.simulate(plan)
+        calls = {call: end - start for call, (start, end) in simulation.calls.items() if call in with_model}
+        found[name] = simulation.seconds, calls
     return found
 
 

@@ -7,6 +7,7 @@ import gc
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -138,10 +139,9 @@ def _train(work: Work, name: str) -> list[tuple[float, list[Span]]]:
     config, graph = work.config, work.graph
     placement = work.plan(name).placement(graph, dist.get_world_size())
     algorithm = reallm_algorithms()[work.algorithm]
-    meshes: dict[Layout, Mesh] = {}
     roles: dict[str, Role] = {}
     for seed, role in enumerate(graph.roles):
-        own = {layout: meshes.setdefault(layout, Mesh.of(layout)) for layout in placement.copies(role)}
+        own = {layout: _mesh(layout) for layout in placement.copies(role)}
         home = own[placement.homes[role]]
         model = ReaLModel(work.models[role], seed=seed, mesh=home, zero=1).eval()
         trains = role in graph.trained_roles and home.is_member
@@ -159,6 +159,12 @@ def _train(work: Work, name: str) -> list[tuple[float, list[Span]]]:
     del executor, roles
     gc.collect()
     return timed[1:]
+
+
+@cache
+def _mesh(layout: Layout) -> Mesh:
+    """One for all plans: the groups of a job are never freed."""
+    return Mesh.of(layout)
 
 
 def _batch(work: Work, step: int) -> NamedArray:

@@ -38,10 +38,13 @@ class GivenCosts:
     parameters: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the parameters of a whole model, by role; the optimizer of a trained one takes four times as much."""
     activations: int = 0
+    contention: float = 0.0
+    """Share of its time that a call takes longer while all other ranks compute."""
 
     def call(self, name: str, plan: CallPlan) -> CallCost:
         """The time of a call."""
-        return CallCost(self.seconds[name] / plan.layout.size ** self.exponent.get(name, 1.0))
+        seconds = self.seconds[name] / plan.layout.size ** self.exponent.get(name, 1.0)
+        return CallCost(seconds, contention=self.contention * seconds)
 
     def move(self, role: str, source: Layout, target: Layout) -> MoveCost:
         """The time of any move of weights."""

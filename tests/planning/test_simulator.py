@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from itertools import pairwise
 
@@ -40,6 +41,17 @@ def test_calls_on_other_ranks_run_side_by_side() -> None:
     assert found.seconds == 2 + 0.5 + 1 + 6
     assert [span.name for span in found.critical_path] == ["actor_gen", "ref_inf", "critic_inf", "actor_train"]
     assert found.idle == {0: 1 / 9.5, 1: 1 / 9.5, 2: 0, 3: 0}
+
+
+def test_calls_beside_each_other_take_longer_where_they_share_a_node() -> None:
+    costs = GivenCosts(contention=0.5)
+    assert simulator(costs).simulate(plan_of(**ON_ALL)).seconds == 9
+    assert simulator(costs).simulate(plan_of(**SPLIT)).seconds == 2 + 0.5 + 1 + 9
+    found = simulator(costs).simulate(plan_of(**ON_ALL | {"ref_inf": "dp2@0-1", "critic_inf": "dp1@2"}))
+    assert found.calls["ref_inf"] == (2, 3.5)
+    assert found.calls["critic_inf"] == (2, pytest.approx(4 + 0.5 * 2 / 3))  # half of the time, two of three others
+    two_nodes = dataclasses.replace(machine(2), n_nodes=2)
+    assert Simulator(PPO, costs, two_nodes).simulate(plan_of(**SPLIT)).seconds == 2 + 0.5 + 1 + 6
 
 
 def test_a_call_waits_for_what_it_reads_and_receives_it() -> None:

@@ -28,7 +28,7 @@ from reallm.planning.profiling.profile import (
     read_profiles,
     write_profile,
 )
-from reallm.planning.profiling.use import order_for, with_profile
+from reallm.planning.profiling.use import missing_models, order_for, with_profile
 from reallm.planning.stated_rates import StatedRates
 from reallm.planning.this_machine import this_machine
 from reallm.planning.workload import Lengths, Workload
@@ -49,13 +49,22 @@ MODEL = ModelProfile(
         DecodeTimes(1, 5, 30, 6.0, 4.0),
     ),
     optimizer=((100, 1.0), (300, 2.0)),
+    starts=((100, 3.0), (300, 5.0)),
+)
+ALONE = ModelProfile(
+    passes=(
+        PassTimes(1, 1, 10, 0.5, 3.0, 1.0, 4.0),
+        PassTimes(1, 3, 10, 1.0, 3.0, 2.0, 4.0),
+        PassTimes(1, 1, 30, 1.2, 3.0, 2.0, 4.0),
+    ),
+    optimizer=((100, 0.5), (300, 1.0)),
 )
 SUMS = {2: ((1000, 1.0), (3000, 2.0))}
 LINKS = LinkProfile(SUMS, SUMS, SUMS, ((1000, 3.0),), ())
 
 
 def _rates(model=MODEL, links=LINKS):
-    return MeasuredRates(model, links, StatedRates(this_machine(2), TINY, torch.float32), "profile.json")
+    return MeasuredRates({2: model}, links, StatedRates(this_machine(2), TINY, torch.float32), "profile.json")
 
 
 def test_values_between_points_are_linear():
@@ -78,6 +87,7 @@ def test_measured_rates_follow_tokens_lengths_widths_and_contexts():
     assert rates.decode("block", 3, 20) == 3
     assert rates.decode("head", 3, 20) == 4
     assert rates.optimizer(200) == 1.5
+    assert rates.generation_start(200) == 4
     assert rates.all_reduce(2000, [0, 1]) == 1.5
     assert rates.all_gather(2000, [0, 1]) == rates.reduce_scatter(2000, [0, 1]) == 1.5
     assert rates.all_reduce(2000, [0]) == 0
@@ -97,19 +107,50 @@ def test_what_is_not_measured_is_stated_and_said():
     assert rates.decode("block", 3, 20) == stated.decode("block", 3, 20)
     assert rates.backward("head", [9]) == stated.backward("head", [9])
     assert rates.optimizer(200) == stated.optimizer(200)
+    assert rates.generation_start(200) == stated.generation_start(200)
+
+
+def test_rates_lie_between_those_of_one_rank_and_of_all():
+    rates = MeasuredRates({1: ALONE, 3: MODEL}, LINKS, StatedRates(this_machine(3), TINY, torch.float32), "file")
+    assert [rates.when_busy(n).forward("block", [10, 10]) for n in (1, 2, 3, 4)] == [0.75, 1.375, 2, 2]
+    assert [rates.when_busy(n).backward("head", [10]) for n in (1, 2, 3)] == [4, 5.5, 7]
+    assert [rates.when_busy(n).optimizer(200) for n in (1, 2, 3)] == [0.75, 1.125, 1.5]
+    assert rates.when_busy(2).forward("block", [30]) == pytest.approx(2.4)
+    assert rates.when_busy(2).decode("block", 3, 10) == 2  # measured on all ranks only
+    assert rates.when_busy(2) is rates.when_busy(2)
+    assert rates.when_busy(3) is rates
+    stated = StatedRates(this_machine(3), TINY, torch.float32)
+    assert stated.when_busy(1) is stated
 
 
 def test_a_file_keeps_what_was_measured_before(tmp_path):
     file = tmp_path / "profile.json"
-    write_profile(file, Profile("one", {KEY: MODEL}, LINKS))
-    write_profile(file, Profile("two", {KEY: ModelProfile()}))
-    write_profile(file, Profile("one", {"other": ModelProfile()}))
+    write_profile(file, Profile("one", {KEY: {1: ALONE, 2: MODEL}}, LINKS))
+    write_profile(file, Profile("two", {KEY: {1: ModelProfile()}}))
+    whole = Profile("one", {KEY: {1: ALONE, 2: MODEL}, "other": {1: ModelProfile()}}, LINKS)
+    assert write_profile(file, Profile("one", {"other": {1: ModelProfile()}})) == whole
     found = read_profiles(file)
-    assert found["one"] == Profile("one", {KEY: MODEL, "other": ModelProfile()}, LINKS)
-    assert found["two"].models == {KEY: ModelProfile()}
+    assert found["one"] == whole
+    assert found["two"].models == {KEY: {1: ModelProfile()}}
+    file.write_text('{"format": 1, "profiles": {}}')
+    with pytest.raises(DataError, match=r"profile.json: has format 1, not 2; measure again into a new file"):
+        read_profiles(file)
     file.write_text("{}")
     with pytest.raises(DataError, match=r"profile.json: not a file of measurements; measure again into a new file"):
         write_profile(file, Profile("one"))
+
+
+def test_a_profile_lacks_what_was_not_measured_of_a_model():
+    only_inference = ModelProfile(passes=MODEL.passes)
+    order = Order((MeasuredModel(TINY.replace(n_layers=9), generates=False), MeasuredModel(TINY, trains=False)))
+    whole = (MeasuredModel(TINY),)
+    assert missing_models(order, None) == whole
+    assert missing_models(order, Profile("one")) == whole
+    assert missing_models(order, Profile("one", {KEY: {1: only_inference, 2: only_inference}})) == whole
+    assert missing_models(order, Profile("one", {KEY: {2: MODEL}})) == ()
+    trained = ModelProfile(passes=MODEL.passes, optimizer=MODEL.optimizer)
+    generates = Order((MeasuredModel(TINY, trains=False),))
+    assert missing_models(generates, Profile("one", {KEY: {2: trained}})) == whole  # and its training is kept
 
 
 def test_the_number_of_blocks_does_not_matter_to_a_profile():
@@ -137,14 +178,15 @@ def test_a_tiny_model_is_measured():
         advance=lambda what, share: shares.append(share),
     )
     assert set(profile.models) == {KEY, model_key(critic, "torch.float32")}
-    found = profile.models[KEY]
+    assert set(profile.models[KEY]) == {1}
+    found = profile.models[KEY][1]
     assert {(each.tp, each.n_sequences, each.length) for each in found.passes} == {
         (tp, *point) for tp in (1, 2) for point in ((1, 8), (2, 8))
     }
     assert sum(each.forward_block + each.forward_ends for each in found.passes) > 0
     assert {(each.tp, each.n_sequences) for each in found.decoding} == {(1, 2), (2, 2)}
-    assert len(found.optimizer) == 2
-    assert not profile.models[model_key(critic, "torch.float32")].decoding
+    assert len(found.optimizer) == len(found.starts) == 2
+    assert not profile.models[model_key(critic, "torch.float32")][1].decoding
     assert len(profile.links.host_copy) > 3
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -168,12 +210,15 @@ def test_what_is_measured_for_a_job_follows_from_its_workload():
 
 def test_a_job_takes_measured_rates_and_links():
     links = LinkProfile(point_to_point=((0, 1.0), (100, 3.0)))
-    job = with_profile(_job(), Profile("one", {KEY: MODEL}, links), Path("profile.json"))
+    job = with_profile(_job(), Profile("one", {KEY: {1: ALONE, 2: MODEL}}, links), Path("profile.json"))
     assert job.machine.within_node == Link(50, 1)
     assert job.machine.host == this_machine(2).host
     assert job.rates["actor"].forward("block", [10, 10]) == 2
     assert job.rates["ref"].source == "profile.json (collectives, host copies stated)"
-    assert job.costs.call("ref_inf", CallPlan(Layout())).seconds > 0
+    alone, both = (job.costs.call("ref_inf", CallPlan(layout)) for layout in (Layout(), Layout(dp=2)))
+    assert alone.seconds > 0
+    assert alone.contention > 0
+    assert both.contention == 0
 
 
 def test_what_is_ordered_is_read_again(tmp_path):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from reallm.config.lora import LoRAArgs
     from reallm.config.optimizer import OptimizerConfig
     from reallm.config.parallel import ParallelArgs
+    from reallm.config.plan import PlanArgs
     from reallm.config.training import TrainingConfig
     from reallm.data.batching import (
         cu_seqlens,
@@ -115,6 +116,7 @@ _HOMES = {
     "Objective": "reallm.training.objective",
     "OptimizerConfig": "reallm.config.optimizer",
     "ParallelArgs": "reallm.config.parallel",
+    "PlanArgs": "reallm.config.plan",
     "REQUIRED": "reallm.options",
     "ReaLModel": "reallm.engine.real_model",
     "ReaLModelConfig": "reallm.model.config",
@@ -201,6 +203,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelArgs",
     "PeerError",
+    "PlanArgs",
     "PluginError",
     "RWConfig",
     "RWInterface",

@@ -78,7 +78,10 @@ def plan(
     from reallm.planning.job import PlannedJob
 
     workload = configured_workload(settings, graph, prompt_lens=prompt_lens, answer_lens=answer_lens)
+    machine = machine or settings.plan.machine
     job = PlannedJob.of(settings, graph, models, find_machine(machine, ranks), workload.workload)
+    if profile is None and settings.plan.profile is not None:
+        profile = Path(settings.plan.profile)
     if profile is not None:
         from reallm.cli.plan_profile import profiled
 

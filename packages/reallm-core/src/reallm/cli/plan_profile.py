@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from reallm.errors import ConfigError
 from reallm.planning.job import PlannedJob
 from reallm.planning.profiling.on_ranks import known_profile, measure_on_ranks
-from reallm.planning.profiling.profile import Profile, model_key, read_profiles
-from reallm.planning.profiling.use import order_for, with_profile
+from reallm.planning.profiling.order import Order
+from reallm.planning.profiling.profile import Profile, read_profiles
+from reallm.planning.profiling.use import missing_models, order_for, with_profile
 
 
 def profiled(job: PlannedJob, file: Path, *, is_here: bool) -> PlannedJob:
@@ -24,17 +26,18 @@ def profiled(job: PlannedJob, file: Path, *, is_here: bool) -> PlannedJob:
             several settings.
         DataError: it is no file of measurements.
     """
-    keys = {model_key(config, str(job.settings.roles[role].dtype)) for role, config in job.models.items()}
+    order = order_for(job)
     if not is_here:
-        return with_profile(job, _from_elsewhere(file, keys, job.machine.name), file)
+        return with_profile(job, _from_elsewhere(file, order, job.machine.name), file)
     profile = known_profile(file, job.machine.n_ranks)
-    if profile is None or not keys <= profile.models.keys():
-        profile = measure_on_ranks(order_for(job), job.machine.n_ranks, file)
+    missing = missing_models(order, profile)
+    if profile is None or missing:
+        profile = measure_on_ranks(dataclasses.replace(order, models=missing), job.machine.n_ranks, file)
     return with_profile(job, profile, file)
 
 
-def _from_elsewhere(file: Path, keys: set[str], machine: str) -> Profile:
-    found = [profile for profile in read_profiles(file).values() if keys <= profile.models.keys()]
+def _from_elsewhere(file: Path, order: Order, machine: str) -> Profile:
+    found = [profile for profile in read_profiles(file).values() if not missing_models(order, profile)]
     if not found:
         raise ConfigError(
             f"--profile {file}: has no measurements of these models; make them on {machine}, by the same command "

@@ -119,7 +119,15 @@ def _call_json(step: PlannedStep, name: str) -> dict[str, Any]:
         "compute_seconds": cost.compute,
         "communication_seconds": cost.communication,
         "bubble_seconds": cost.bubble,
+        "contention_seconds": _contention(step, name),
     }
+
+
+def _contention(step: PlannedStep, name: str) -> float:
+    """Seconds that a call takes longer since other ranks of its nodes compute as well."""
+    cost = step.job.costs.call(name, step.plan.calls[name])
+    start, end = step.simulation.calls[name]
+    return max(0.0, end - start - cost.seconds) if cost.contention else 0.0
 
 
 def _search_json(found: SearchResult) -> dict[str, Any]:
@@ -195,18 +203,23 @@ def _lengths(lengths: Lengths) -> str:
 
 
 def _calls_table(step: PlannedStep) -> Table:
-    table = numbers_table("Call", "layout", "Ranks", "Time", "compute", "comm.", "bubble", "Parts", left=("layout",))
+    contention = {call.name: _contention(step, call.name) for call in step.job.graph.calls}
+    crowded = ["crowded"] if any(contention.values()) else []
+    columns = "Call", "layout", "Ranks", "Time", "compute", "comm.", "bubble", *crowded, "Parts"
+    table = numbers_table(*columns, left=("layout",))
     for call in step.job.graph.calls:
         plan = step.plan.calls[call.name]
         cost = step.job.costs.call(call.name, plan)
         words = [plan.layout.short.partition("@")[0]] if call.kind != "reward" else []
         words += ["offloaded"] * plan.offload + ["prefetched"] * plan.prefetch
+        seconds = cost.seconds + contention[call.name]
+        parts = [cost.compute, cost.communication, cost.bubble, *([contention[call.name]] if crowded else [])]
         table.add_row(
             call.name,
             ", ".join(words),
             ranks_text(plan.layout.ranks).partition(" ")[2],
-            duration(cost.seconds),
-            *(f"{100 * part / (cost.seconds or 1):.0f} %" for part in (cost.compute, cost.communication, cost.bubble)),
+            duration(seconds),
+            *(f"{100 * part / (seconds or 1):.0f} %" for part in parts),
             str(cost.n_microbatches),
         )
     return table

@@ -15,6 +15,7 @@ from reallm.config.group import ConfigGroup
 from reallm.config.lr_schedule import check_warmup
 from reallm.config.optimizer import OptimizerConfig, check_unsharded
 from reallm.config.parallel import ParallelArgs
+from reallm.config.plan import PlanArgs
 from reallm.config.schema import check_values
 from reallm.errors import ConfigError, kind_of
 from reallm.options import is_missing, option
@@ -57,6 +58,7 @@ class TrainingConfig(ConfigGroup):
         "plan that is found; heuristic, all on all processes, each model split no further than memory demands; or "
         "one layout for all, such as d2p2m1 (data, pipeline and tensor parallelism)",
     )
+    plan: PlanArgs = field(default_factory=PlanArgs, metadata={"help": "what allocation=search plans for"})
 
     epochs: int = option(1, "passes over the training data")
     max_steps: int | None = option(

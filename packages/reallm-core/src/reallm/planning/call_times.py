@@ -95,8 +95,9 @@ class CallTimes:
             compute += steps.n_steps * in_flight * slowest.compute
             communication += steps.n_steps * (in_flight * slowest.communication + told)
             bubble += steps.n_steps * (whole - told - in_flight * slowest.seconds)
-        gather = self._gather_seconds(1)
-        return CallCost(compute, communication + gather, bubble)
+        if not self.layout.fsdp:
+            compute += self.rates.generation_start(self._share.held)
+        return CallCost(compute, communication + self._gather_seconds(1), bubble)
 
     @cached_property
     def _share(self) -> RankShare:

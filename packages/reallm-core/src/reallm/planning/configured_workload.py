@@ -8,6 +8,7 @@ from typing import Any
 
 from reallm.algorithms.graph import Graph
 from reallm.config.dataset import batch_size
+from reallm.config.plan import PLAN_PREFIX
 from reallm.config.training import TrainingConfig
 from reallm.planning.lengths import parse_lengths
 from reallm.planning.workload import Lengths, Workload
@@ -38,18 +39,21 @@ def configured_workload(
     Args:
         config: the configuration.
         graph: its graph, which tells whether answers are generated.
-        prompt_lens: the distribution of the prompts' lengths, see `parse_lengths`; None: that of `measured_prompts`, or
-            else 512 tokens are assumed.
-        answer_lens: that of the answers; None: half of the longest allowed is assumed for each.
+        prompt_lens: the distribution of the prompts' lengths, see `parse_lengths`; None: that of `plan.prompt_lens`, or
+            of `measured_prompts`, or else 512 tokens are assumed.
+        answer_lens: that of the answers; None: that of `plan.answer_lens`, or else half of the longest allowed is
+            assumed for each.
         measured_prompts: lengths of prompts of the dataset.
 
     Raises:
-        ConfigError: a distribution is not one; names the argument.
+        ConfigError: a distribution is not one; names the argument or the key.
     """
     settings: Any = config
     generates = any(call.kind == "generate" for call in graph.calls)
-    if prompt_lens is not None:
-        prompts, prompts_from = parse_lengths("prompt_lens", prompt_lens), "given"
+    of_prompts = _given("prompt_lens", prompt_lens, config.plan.prompt_lens)
+    of_answers = _given("answer_lens", answer_lens, config.plan.answer_lens)
+    if of_prompts is not None:
+        prompts, prompts_from = parse_lengths(*of_prompts), "given"
     elif measured_prompts:
         prompts, prompts_from = Lengths.of(measured_prompts), "measured"
     else:
@@ -57,8 +61,8 @@ def configured_workload(
     answers, answers_from = Lengths((0,)), "none"
     if generates:
         longest = settings.sampling.max_new_tokens
-        if answer_lens is not None:
-            answers, answers_from = parse_lengths("answer_lens", answer_lens, longest), "given"
+        if of_answers is not None:
+            answers, answers_from = parse_lengths(*of_answers, longest), "given"
         else:
             half = (longest + 1) // 2
             answers, answers_from = Lengths.constant(half), f"assumed: {half} tokens, half of max_new_tokens"
@@ -72,6 +76,13 @@ def configured_workload(
         n_epochs=n_epochs,
     )
     return ConfiguredWorkload(workload, prompts_from, answers_from)
+
+
+def _given(name: str, argument: str | None, value: str | None) -> tuple[str, str] | None:
+    """The argument, or else the value of the key of that name, after how errors call it."""
+    if argument is not None:
+        return name, argument
+    return None if value is None else (f"{PLAN_PREFIX}{name}", value)
 
 
 def _optimizer_steps(config: Any) -> tuple[int, int]:

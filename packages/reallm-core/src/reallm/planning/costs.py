@@ -21,10 +21,12 @@ class CallCost:
     bubble: float = 0.0
     """Idle time of a pipeline."""
     n_microbatches: int = 1
+    contention: float = 0.0
+    """Seconds that it takes longer while all other ranks of its nodes compute too; not among those above."""
 
     @property
     def seconds(self) -> float:
-        """The whole time."""
+        """The whole time while no other rank of its nodes computes."""
         return self.compute + self.communication + self.bubble
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ from reallm.planning.sequences import Sequences
 from reallm.planning.stated_rates import StatedRates
 from reallm.planning.workload import Workload
 from reallm.reallocation.volume import volume
+from reallm.specs import ModelFunctionCall
 
 
 class EstimatedCosts:
@@ -76,17 +78,27 @@ class EstimatedCosts:
         if call.kind == "reward":
             seconds = self._settings.reward_seconds.get(name, 0.0) * self._workload.n_sequences
             return CallCost(seconds / layout.dp)
-        times = self._times(call.role, layout)
+        rates, n_of_node = self.rates[call.role], self._machine.ranks_per_node
+        n_busy = max(Counter(map(self._machine.node, layout.ranks)).values())
+        alone, crowded = rates.when_busy(n_busy), rates.when_busy(n_of_node)
+        cost = self._with_rates(call, layout, max_tokens, alone)
+        if crowded is alone:
+            return cost
+        contention = self._with_rates(call, layout, max_tokens, crowded).seconds - cost.seconds
+        return dataclasses.replace(cost, contention=max(0.0, contention))
+
+    def _with_rates(self, call: ModelFunctionCall, layout: Layout, max_tokens: int | None, rates: Rates) -> CallCost:
+        times = self._times(call.role, layout, rates)
         if call.kind == "generate":
             return times.generate(self._memories[call.role].most_decoded(layout))
         max_tokens = max_tokens or self._settings.roles[call.role].max_tokens
         return times.train_step(max_tokens) if call.kind == "train_step" else times.inference(max_tokens)
 
-    def _times(self, role: str, layout: Layout) -> CallTimes:
+    def _times(self, role: str, layout: Layout, rates: Rates) -> CallTimes:
         return CallTimes(
             self._models[role],
             layout,
-            self.rates[role],
+            rates,
             self._settings.roles[role],
             self._sequences,
             self._settings.zero,

@@ -65,8 +65,12 @@ KNOWN = {
 }
 
 
-def known_machine(name: str) -> Machine:
+def known_machine(name: str, key: str = "--machine ") -> Machine:
     """One node of a known machine.
+
+    Args:
+        name: its name.
+        key: what an error writes before a name that is not known.
 
     Raises:
         ConfigError: there is none of this name; lists them.
@@ -74,7 +78,7 @@ def known_machine(name: str) -> Machine:
     found = KNOWN.get(name.lower())
     if found is None:
         hint = did_you_mean(name, KNOWN) or f"; known are {', '.join(sorted(KNOWN))}"
-        raise ConfigError(f"--machine {name}: not a known machine{hint}, or give a file such as machine.yaml")
+        raise ConfigError(f"{key}{name}: not a known machine{hint}, or give a file such as machine.yaml")
     return found
 
 

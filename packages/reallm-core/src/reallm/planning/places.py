@@ -20,6 +20,11 @@ class Place:
     """Number of the copy of the model, the same for calls that share one; -1 of a reward."""
     ranks: RankSet
     seconds: float
+    """Time of the call while no other rank of its nodes computes."""
+    contention: float
+    """Seconds that it takes longer while all of them compute."""
+    neighbours: RankSet
+    """The other ranks of its nodes, if there is contention."""
     memory: MemoryItems
     transient: int
     """Bytes that a rank holds while the call is computed, more than it keeps."""

@@ -20,6 +20,10 @@ class Rates(Protocol):
         """Where the numbers come from: `stated`, or the file of measurements."""
         ...
 
+    def when_busy(self, n_ranks: int) -> Rates:
+        """The rates while so many ranks of a node compute, which may share its caches and the way to its memory."""
+        ...
+
     def forward(self, piece: Piece, lengths: Sequence[int], tp: int = 1) -> float:
         """A forward pass over packed sequences of these lengths, as in a prefill or in training."""
         ...
@@ -37,6 +41,10 @@ class Rates(Protocol):
             context: the mean number of tokens before the new one.
             tp: number of ranks that split each layer.
         """
+        ...
+
+    def generation_start(self, n_parameters: int) -> float:
+        """What is done once before a model of so many parameters on the rank generates, such as packing its weights."""
         ...
 
     def optimizer(self, n_parameters: int) -> float:

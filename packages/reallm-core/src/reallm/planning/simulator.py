@@ -61,6 +61,7 @@ class Simulator:
         """Number of each call to a model that its home is not chosen by -> number of the call that chooses it."""
         self._steps_of = [self._calls.index(call) for call in calls_of_steps(graph)]
         self._reads = _reads(graph)
+        self._independent = _independent(graph)
         self._copy_numbers: dict[tuple[str, object], int] = {}
         self._places: dict[tuple[int, CallPlan], Place] = {}
         self._at_home: dict[tuple[Place, Layout], Place] = {}
@@ -90,9 +91,11 @@ class Simulator:
                 layout = dataclasses.replace(plan.layout, fsdp=False)
                 copy = self._copy_numbers.setdefault((one.role, layout), len(self._copy_numbers))
                 memory = self.costs.memory(one.name, plan)
-            seconds = self.costs.call(one.name, plan).seconds
+            cost, ranks = self.costs.call(one.name, plan), rank_set(plan.layout.ranks)
+            neighbours = self._of_nodes(plan.layout.ranks) & ~ranks if cost.contention else 0
+            contention = cost.contention if neighbours else 0.0
             transient = memory.in_call - memory.kept
-            found = Place(call, plan, copy, rank_set(plan.layout.ranks), seconds, memory, transient)
+            found = Place(call, plan, copy, ranks, cost.seconds, contention, neighbours, memory, transient)
             self._places[call, plan] = found
         return found
 
@@ -213,7 +216,8 @@ class Simulator:
             one, call = places[item.call], self._calls[item.call]
             if item.kind == "call":
                 yield from self._data(item.call, places, segments)
-                yield Act("call", call.name, segments.of(one.ranks), one.seconds, 0, item.call, (one.copy,))
+                seconds = self._beside_others(item.call, places) if one.contention else one.seconds
+                yield Act("call", call.name, segments.of(one.ranks), seconds, 0, item.call, (one.copy,))
             elif item.kind in ("move", "update"):
                 source = places[item.source]
                 seconds, n_bytes = self._move(call.role, source, one)
@@ -226,6 +230,27 @@ class Simulator:
                 seconds, n_bytes = self._host_copy(call.role, one, item.weights, item.optimizer)
                 kind: SpanKind = "reload" if item.kind == "reload" else "offload"
                 yield Act(kind, call.name, segments.of(one.ranks), seconds, n_bytes, -1, (one.copy,))
+
+    def _beside_others(self, call: int, places: Sequence[Place]) -> float:
+        """Seconds of a call, some longer for the share of it in which other ranks of its nodes compute.
+
+        They are taken to compute at the same time all calls that it neither waits for nor is waited for by, whenever
+        the plan begins them.
+        """
+        one = places[call]
+        busy = 0.0
+        for number in self._independent[call]:
+            other = places[number]
+            if not other.ranks & one.ranks:
+                busy += other.seconds * (other.ranks & one.neighbours).bit_count()
+        return one.seconds + one.contention * min(1.0, busy / (one.seconds * one.neighbours.bit_count()))
+
+    def _of_nodes(self, ranks: Sequence[int]) -> RankSet:
+        """All ranks of the nodes of these ranks."""
+        size = self.machine.ranks_per_node
+        return rank_set(
+            rank for node in set(map(self.machine.node, ranks)) for rank in range(node * size, (node + 1) * size)
+        )
 
     # ------------------------------------------------------------------ costs, kept
 
@@ -306,6 +331,19 @@ def _home_numbers(graph: Graph) -> dict[int, int]:
         for number, call in enumerate(graph.calls)
         if call.kind != "reward" and homes[call.role] != number
     }
+
+
+def _independent(graph: Graph) -> list[list[int]]:
+    """For each call those that it neither waits for nor is waited for by."""
+    numbers = {call.name: number for number, call in enumerate(graph.calls)}
+    before: list[set[int]] = []
+    for call in graph.calls:
+        sources = {numbers[edge.source] for edge in graph.edges if edge.target == call.name and not edge.next_step}
+        before.append(sources.union(*(before[source] for source in sources)))
+    return [
+        [other for other in numbers.values() if other not in {number, *earlier} and number not in before[other]]
+        for number, earlier in enumerate(before)
+    ]
 
 
 def _reads(graph: Graph) -> list[list[tuple[int, tuple[int, ...], tuple[str, ...]]]]:

@@ -81,6 +81,10 @@ class StatedRates:
         self._optimizer = optimizer or OptimizerConfig()
         self._windows = Counter(config.windows)
 
+    def when_busy(self, n_ranks: int) -> StatedRates:
+        """The same rates: the figures of a machine are those of a rank while all compute."""
+        return self
+
     def forward(self, piece: Piece, lengths: Sequence[int], tp: int = 1) -> float:
         """A forward pass over packed sequences of these lengths."""
         n = sum(lengths)
@@ -114,6 +118,10 @@ class StatedRates:
         flops = 2 * n_sequences * seen * config.n_q_heads / tp * mean_head_width(config)
         attention = max(cached, flops / (ATTENTION_SHARE * self._machine.flops))
         return products + attention + self._between_products(n_sequences, tp)
+
+    def generation_start(self, n_parameters: int) -> float:
+        """On a CPU the weights are copied into the order in which decoding reads them; on a GPU nothing is counted."""
+        return self._read(2 * n_parameters * self._itemsize) if self._machine.device == "cpu" else 0.0
 
     def optimizer(self, n_parameters: int) -> float:
         """An optimizer step: reads gradients, reads and writes the state, masters and parameters."""

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from reallm.algorithms.graph import Graph
 from reallm.config.allocation import MANUAL
 from reallm.config.load import describe
-from reallm.config.training import AUTO, TrainingConfig, call_args_of, model_args
+from reallm.config.training import AUTO, TrainingConfig, call_args_of
 from reallm.errors import ConfigError, counted
 from reallm.experiments.checkpointing.open_run import earlier_settings
-from reallm.experiments.preflight.models import planned_model
+from reallm.experiments.run.planned_job import planned_job
 from reallm.experiments.runs.settings import n_processes, plain
 from reallm.launch.job import Job
 
-if TYPE_CHECKING:
-    from reallm.planning.job import PlannedJob
 
-
-def with_allocation(config: TrainingConfig, graph: Graph, job: Job, echo: Callable[[str], None]) -> TrainingConfig:
+def with_allocation(
+    config: TrainingConfig,
+    graph: Graph,
+    job: Job,
+    echo: Callable[[str], None],
+    prompt_lengths: Callable[[], Sequence[int]],
+) -> TrainingConfig:
     """The configuration with a layout for each call, as `allocation` says; the same on all ranks.
 
-    Rank 0 plans, for the machine that it runs on, and sends the plan to the others. A run that is resumed has the
+    Rank 0 plans, for what `plan.*` says, and sends the plan to the others. A run that is resumed has the
     layouts that were chosen when it began, unless it is asked for another plan, or with `resume=auto` has another
     number of processes.
 
@@ -32,10 +35,11 @@ def with_allocation(config: TrainingConfig, graph: Graph, job: Job, echo: Callab
         graph: its graph.
         job: the processes.
         echo: prints a line.
+        prompt_lengths: finds the tokens of the prompts of some steps; called if `plan.prompt_lens` is not given.
 
     Raises:
-        ConfigError: no plan fits into memory, a layout is not possible, or the plan of a resumed run takes more
-            processes than there are.
+        ConfigError: no plan fits into memory, a layout is not possible, the plan of a resumed run takes more processes
+            than there are, or a key of `plan.*` is wrong.
     """
     args = call_args_of(config)
     if config.allocation == MANUAL:
@@ -45,9 +49,10 @@ def with_allocation(config: TrainingConfig, graph: Graph, job: Job, echo: Callab
             _check_processes(config, job, echo)
         return config
     if job.store is None:  # alone, or a dry run
-        chosen = _choose(config, graph, job)
+        chosen = _choose(config, graph, job, prompt_lengths)
     else:
-        chosen = job.broadcast_from_rank0(lambda: _choose(config, graph, job), config.parallel.timeout)
+        timeout = config.parallel.timeout
+        chosen = job.broadcast_from_rank0(lambda: _choose(config, graph, job, prompt_lengths), timeout)
     for line in chosen["lines"]:
         echo(line)
     changes: dict[str, Any] = {
@@ -94,14 +99,16 @@ def _calls_of_models(graph: Graph) -> list[str]:
     return [call.name for call in graph.calls if call.kind != "reward"]
 
 
-def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
+def _choose(
+    config: TrainingConfig, graph: Graph, job: Job, prompt_lengths: Callable[[], Sequence[int]]
+) -> dict[str, Any]:
     """The plan, as values of JSON: the keys of calls, and those of `parallel.*`; and the lines that tell it."""
     if (kept := _kept(config, graph, job)) is not None:
         return kept
     from reallm.planning.allocation import has_calls_without_keys, planned
 
-    planned_job = _planned_job(config, graph, job)
-    found = planned(config, planned_job)
+    work, planned_for = planned_job(config, graph, job, prompt_lengths)
+    found = planned(config, work)
     plan = found.plan
     lines = [f"allocation={config.allocation}: {' '.join(plan.assignments(graph))}"]
     parallel: dict[str, int] = {}
@@ -110,12 +117,9 @@ def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
         parallel = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp}
         lines = [f"allocation={config.allocation}: " + " ".join(f"parallel.{key}={n}" for key, n in parallel.items())]
     if found.search is not None:
-        workload, gain = planned_job.workload, found.search.gain
+        gain = found.search.gain
         beside = "heuristic does not fit into memory" if gain is None else f"{gain:.2f} times as fast as heuristic"
-        lines.append(
-            f"planned for prompts of {workload.prompts.mean:,.0f} tokens and answers of "
-            f"{workload.answers.mean:,.0f}: {beside}; reallm plan shows more"
-        )
+        lines.append(f"planned for {planned_for}: {beside}; reallm plan shows more")
     args = call_args_of(config)
     return {
         "lines": lines,
@@ -130,15 +134,3 @@ def _choose(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any]:
         },
         "parallel": parallel,
     }
-
-
-def _planned_job(config: TrainingConfig, graph: Graph, job: Job) -> PlannedJob:
-    from reallm.planning.configured_workload import configured_workload
-    from reallm.planning.job import PlannedJob
-    from reallm.planning.known_machines import with_ranks
-    from reallm.planning.this_machine import this_machine
-
-    machine = this_machine(job.local_size)
-    models = {role: planned_model(model_args(config, role), None) for role in graph.roles}
-    workload = configured_workload(config, graph).workload
-    return PlannedJob.of(config, graph, models, with_ranks(machine, job.size), workload)

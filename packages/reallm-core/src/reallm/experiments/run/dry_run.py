@@ -29,7 +29,7 @@ from reallm.experiments.run.allocation import with_allocation
 from reallm.experiments.run.messages import base_model_line, complete_line, overview, planned_model_line
 from reallm.experiments.run.plan import Plan, check_names
 from reallm.experiments.run.progress import print_line
-from reallm.experiments.run.setup import min_vocab_size, planned_tokens
+from reallm.experiments.run.setup import min_vocab_size, planned_tokens, prompt_lengths
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.settings import plain
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
@@ -68,7 +68,7 @@ def dry_run(
     job = Job(size=n, local_size=n) if job is None else job
     graph = Graph.of(algorithm, config)
     check_names(config, algorithm, graph, job)
-    config = with_allocation(config, graph, job, echo)
+    config = with_allocation(config, graph, job, echo, partial(prompt_lengths, config, algorithm, graph))
     run = planned_run(config, plain(describe(config).tree()), name)
     if run.is_finished:
         echo(complete_line(read_run(run.folder.path)))

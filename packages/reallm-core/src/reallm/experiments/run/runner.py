@@ -22,7 +22,7 @@ from reallm.experiments.run.hub import push_run
 from reallm.experiments.run.messages import complete_line, final_lines
 from reallm.experiments.run.plan import check_names
 from reallm.experiments.run.progress import print_line
-from reallm.experiments.run.setup import distributed_context
+from reallm.experiments.run.setup import distributed_context, prompt_lengths
 from reallm.experiments.run.trainer import Trainer
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.settings import plain
@@ -88,7 +88,8 @@ def run(
     check_names(config, algorithm, graph, job)
     settings = plain(describe(config).tree())
     with distributed_context(config, settings, graph, job), ExitStack() as stack:
-        config = with_allocation(config, graph, job, partial(print_line, console))
+        lengths = partial(prompt_lengths, config, algorithm, graph)
+        config = with_allocation(config, graph, job, partial(print_line, console), lengths)
         settings = plain(describe(config).tree())
         opened = open_run(job, config, settings, name, stack)
         if opened.is_finished:

@@ -209,6 +209,20 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
     )
 
 
+def prompt_lengths(config: TrainingConfig, algorithm: Algorithm, graph: Graph) -> list[int]:
+    """Tokens of the prompts of a run's first steps; of rows, if its algorithm generates nothing.
+
+    Raises:
+        ReallmError: as for `load_data`.
+    """
+    data = load_data(config, graph, make_interfaces(algorithm, graph, config))
+    keys = [key for call in graph.calls if call.kind == "generate" for key in call.inputs if key in data.train[0]]
+    if not keys:
+        return list(data.stats.lengths)
+    samples = (data.train[row] for row in data.stats.rows)
+    return [sum(n) for sample in samples for n in sample.metadata["seqlens"][keys[0]]]
+
+
 def check_vocabularies(
     config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -13,6 +13,7 @@ import yaml
 from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
 from reallm.config.parallel import PREFIX
+from reallm.config.plan import PLAN_PREFIX
 from reallm.errors import ConfigError
 from reallm.parallel.layout import Layout
 
@@ -104,7 +105,8 @@ def with_optimizer_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 def without_parallel(changed: Diff) -> Diff:
     """The changed settings that may alter results; the split of a run over processes does not."""
-    return {key: values for key, values in changed.items() if not key.startswith(PREFIX) and not _places_call(key)}
+    prefixes = (PREFIX, PLAN_PREFIX)
+    return {key: values for key, values in changed.items() if not key.startswith(prefixes) and not _places_call(key)}
 
 
 def of_plan(changed: Diff) -> Diff:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,9 @@ def measure(
     seconds: float = 120.0,
     advance: Callable[[str, float], None] = lambda what, share: None,
 ) -> Profile:
-    """Measure models and links. All ranks of a job make the same call; the times are those of this rank.
+    """Measure models and links. All ranks of a job make the same call, and get the same profile.
+
+    On a CPU models are measured on one rank while the others are idle, and on all at the same time; on GPUs only so.
 
     Args:
         models: what to measure; equal architectures are measured once.
@@ -52,9 +54,11 @@ def measure(
         seconds: time for all measurements together; preparations come on top, and few rounds are always made.
         advance: called with what is measured, and the share of all that is done.
     """
-    merged = _merged(models)
+    merged = merged_models(models)
     each = (1 - LINKS_SHARE) * seconds / max(1, len(merged))
-    found: dict[str, ModelProfile] = {}
+    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    n_busy = (1, n_ranks) if device.type == "cpu" and n_ranks > 1 else (n_ranks,)
+    found: dict[str, Mapping[int, ModelProfile]] = {}
     for number, (key, model) in enumerate(merged.items()):
 
         def of_model(share: float, begin: float = number / len(merged)) -> None:
@@ -67,15 +71,15 @@ def measure(
             sizes or Sizes(),
             trains=model.trains,
             generates=model.generates,
+            n_busy=n_busy,
             seconds=each,
             advance=of_model,
         )
     links = measure_links(device, LINKS_SHARE * seconds, lambda share: advance("links", 1 - LINKS_SHARE * (1 - share)))
-    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
     return Profile(setting_of(device, n_ranks, torch.get_num_threads()), found, links)
 
 
-def _merged(models: Sequence[MeasuredModel]) -> dict[str, MeasuredModel]:
+def merged_models(models: Sequence[MeasuredModel]) -> dict[str, MeasuredModel]:
     """The models by their key, each with all that is asked of it."""
     merged: dict[str, MeasuredModel] = {}
     for model in models:

@@ -21,14 +21,17 @@ class MeasuredRates:
     tensor-parallel ranks, takes the stated time, scaled by what measuring found for one rank.
 
     Args:
-        model: the measured times of the model.
+        model: the measured times of the model, by the number of ranks of a node that computed at the same time. The
+            times are those of as many as were measured at most; see `when_busy`.
         links: those of messages and copies.
         stated: rates for what was not measured.
         source: where the measurements come from, such as the path of a file.
     """
 
-    def __init__(self, model: ModelProfile, links: LinkProfile, stated: Rates, source: str) -> None:
-        self._model, self._links, self._stated, self._source = model, links, stated, source
+    def __init__(self, model: Mapping[int, ModelProfile], links: LinkProfile, stated: Rates, source: str) -> None:
+        self._levels = dict(sorted(model.items())) or {1: ModelProfile()}
+        self._model, self._links, self._stated, self._source = [*self._levels.values()][-1], links, stated, source
+        self._when_busy: dict[int, MeasuredRates] = {}
         self._interpolated_pass = lru_cache(maxsize=None)(self._uncached_pass)
         self._interpolated_decode = lru_cache(maxsize=None)(self._uncached_decode)
 
@@ -52,6 +55,20 @@ class MeasuredRates:
         }
         return tuple(name for name, measured in parts.items() if not measured)
 
+    def when_busy(self, n_ranks: int) -> MeasuredRates:
+        """The rates while so many ranks of a node compute: linear between the numbers that were measured."""
+        first, *_, last = [*self._levels, *self._levels]
+        n_ranks = max(first, min(last, n_ranks))
+        if n_ranks == last:
+            return self
+        if n_ranks not in self._when_busy:
+            below = max(n for n in self._levels if n <= n_ranks)
+            above = min(n for n in self._levels if n > n_ranks)
+            share = (n_ranks - below) / (above - below)
+            model = self._levels[below].towards(self._levels[above], share)
+            self._when_busy[n_ranks] = MeasuredRates({n_ranks: model}, self._links, self._stated, self._source)
+        return self._when_busy[n_ranks]
+
     # ------------------------------------------------------------------ pieces
 
     def forward(self, piece: Piece, lengths: Sequence[int], tp: int = 1) -> float:
@@ -72,6 +89,12 @@ class MeasuredRates:
         stated = self._stated.decode(piece, n_sequences, context, tp)
         known = self._interpolated_decode(piece, n_sequences, context, 1)
         return stated if known is None else known * stated / self._stated.decode(piece, n_sequences, context, 1)
+
+    def generation_start(self, n_parameters: int) -> float:
+        """What is done once before a model of so many parameters on the rank generates."""
+        if not self._model.starts:
+            return self._stated.generation_start(n_parameters)
+        return interpolate(self._model.starts, n_parameters)
 
     def optimizer(self, n_parameters: int) -> float:
         """An optimizer step for so many parameters on the rank."""

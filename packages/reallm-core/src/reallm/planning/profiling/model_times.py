@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from reallm.algorithms.sft.interface import SFTInterface
@@ -21,6 +22,7 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
+from reallm.generation.prepacking import FEW_STEPS
 from reallm.generation.request import Request
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
@@ -36,6 +38,8 @@ DECODE_STEPS = 8
 """Steps of generation that are timed at once."""
 LEAD = 3
 """Steps before them: prompts, and what is prepared at first use."""
+MAX_NEW_TOKENS = LEAD + DECODE_STEPS + FEW_STEPS
+"""Tokens that are asked for: so many that decoding is prepared for."""
 MANY = 2**40
 
 
@@ -83,9 +87,10 @@ def measure_model(
     *,
     trains: bool,
     generates: bool,
+    n_busy: Sequence[int] = (1,),
     seconds: float,
     advance: Callable[[float], None] = lambda share: None,
-) -> ModelProfile:
+) -> dict[int, ModelProfile]:
     """Measure an architecture. All ranks of a job make the same call.
 
     Args:
@@ -95,10 +100,16 @@ def measure_model(
         sizes: what to measure it at; values that it cannot have are left out.
         trains: whether backward passes and optimizer steps are measured.
         generates: whether decoding is measured.
+        n_busy: numbers of ranks that compute at the same time while the others are idle, in ascending order. Layers
+            that are split by tensor parallelism are measured on the most of them alone.
         seconds: time for it, of which preparations are not a part.
         advance: called with the share of it that is done.
+
+    Returns:
+        The times by the number of ranks that computed.
     """
-    works: dict[tuple[str, Any, int], Callable[[], Sequence[float]]] = {}
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    works: dict[_Key, Callable[[], Sequence[float]]] = {}
     n_parameters: dict[int, int] = {}
     shards = {tp: shard for tp in sizes.tp if (shard := shard_config(config, tp)) is not None}
     longest = config.longest_sequence or MANY
@@ -106,18 +117,48 @@ def measure_model(
         for n_blocks in (1, 1 + MORE_BLOCKS):
             blocks = [index % shard.n_layers for index in range(n_blocks)]
             measured = _Measured(shard.with_blocks(*blocks), dtype, device, is_shard=tp > 1)
-            for n_sequences, length in sizes.passes:
-                if length <= longest:
-                    batch = measured.batch(n_sequences, length)
-                    key = ("pass", (tp, n_sequences, length), n_blocks)
-                    works[key] = measured.training(batch) if trains else measured.inference(batch)
-            for context in sizes.contexts if generates else ():
-                if context + LEAD + DECODE_STEPS <= longest:
-                    for width in sizes.widths:
-                        works["decode", (tp, width, context), n_blocks] = measured.decoding(width, context)
-            n_parameters[n_blocks] = sum(parameter.numel() for parameter in measured.model.parameters())
+            of_network = _works(measured, sizes, longest, trains=trains, generates=generates)
+            n_parameters.setdefault(n_blocks, sum(parameter.numel() for parameter in measured.model.parameters()))
+            for n in n_busy if tp == 1 else n_busy[-1:]:
+                for (kind, point), work in of_network.items():
+                    works[_Key(n, kind, (tp, *point), n_blocks)] = work if rank < n else _idle
     medians = time_rounds(works, seconds, advance)
-    return _profile(medians, n_parameters if trains else {}, next(iter(shards)))
+    return {
+        n: _profile({key: found for key, found in medians.items() if key.n_busy == n}, n_parameters, trains=trains)
+        for n in n_busy
+    }
+
+
+class _Key(NamedTuple):
+    """What is measured."""
+
+    n_busy: int
+    kind: str
+    point: tuple[int, ...]
+    """Ranks that share a layer, and sizes."""
+    n_blocks: int
+
+
+def _idle() -> Sequence[float]:
+    return []
+
+
+def _works(
+    measured: _Measured, sizes: Sizes, longest: int, *, trains: bool, generates: bool
+) -> dict[tuple[str, tuple[int, ...]], Callable[[], Sequence[float]]]:
+    """What is timed of a network, by its kind and sizes."""
+    works: dict[tuple[str, tuple[int, ...]], Callable[[], Sequence[float]]] = {}
+    for n_sequences, length in sizes.passes:
+        if length <= longest:
+            batch = measured.batch(n_sequences, length)
+            works["pass", (n_sequences, length)] = measured.training(batch) if trains else measured.inference(batch)
+    contexts = [each for each in sizes.contexts if each + LEAD + DECODE_STEPS <= longest] if generates else []
+    for context in contexts:
+        for width in sizes.widths:
+            works["decode", (width, context)] = measured.decoding(width, context)
+    if contexts:
+        works["start", ()] = measured.starting(min(contexts))
+    return works
 
 
 class _Split(NamedTuple):
@@ -132,29 +173,30 @@ class _Split(NamedTuple):
         return cls(block, max(0.0, small - block))
 
 
-def _profile(
-    medians: dict[tuple[str, Any, int], list[float]], n_parameters: dict[int, int], first_tp: int
-) -> ModelProfile:
-    passes, decoding = [], []
+def _profile(medians: dict[_Key, list[float]], n_parameters: dict[int, int], *, trains: bool) -> ModelProfile:
+    passes, decoding, starts = [], [], []
     steps: dict[int, list[float]] = {n_blocks: [] for n_blocks in n_parameters}
-    for (kind, point, n_blocks), small in medians.items():
-        if n_blocks > 1:
+    for key, small in medians.items():
+        if key.n_blocks > 1:
             continue
-        large = medians[kind, point, 1 + MORE_BLOCKS]
-        if kind == "decode":
-            tp, width, context = point
+        large = medians[key._replace(n_blocks=1 + MORE_BLOCKS)]
+        tp, *sizes = key.point
+        if key.kind == "decode":
+            width, context = sizes
             decoding.append(DecodeTimes(tp, width, context + LEAD + DECODE_STEPS // 2, *_Split.of(small[0], large[0])))
-            continue
-        tp, n_sequences, length = point
-        forward = _Split.of(small[0], large[0])
-        both = _Split.of(small[1], large[1]) if n_parameters else forward
-        backward = [max(0.0, each - once) for each, once in zip(both, forward, strict=True)]
-        passes.append(PassTimes(tp, n_sequences, length, *forward, backward[0], backward[1]))
-        if n_parameters and tp == first_tp:
-            steps[1].append(small[2])
-            steps[1 + MORE_BLOCKS].append(large[2])
+        elif key.kind == "start" and tp == 1:
+            starts += [*zip(n_parameters.values(), (small[0], large[0]), strict=True)]
+        elif key.kind == "pass":
+            n_sequences, length = sizes
+            forward = _Split.of(small[0], large[0])
+            both = _Split.of(small[1], large[1]) if trains else forward
+            backward = [max(0.0, each - once) for each, once in zip(both, forward, strict=True)]
+            passes.append(PassTimes(tp, n_sequences, length, *forward, backward[0], backward[1]))
+            if trains and tp == 1:
+                steps[1].append(small[2])
+                steps[1 + MORE_BLOCKS].append(large[2])
     optimizer = tuple((n_parameters[n_blocks], min(found)) for n_blocks, found in steps.items() if found)
-    return ModelProfile(tuple(passes), tuple(decoding), optimizer)
+    return ModelProfile(tuple(passes), tuple(decoding), optimizer, tuple(starts))
 
 
 class _Measured:
@@ -208,20 +250,12 @@ class _Measured:
 
     def decoding(self, width: int, context: int) -> Callable[[], Sequence[float]]:
         """Seconds of a step of generation that samples `width` sequences."""
-        prompts = [self._tokens(context).tolist() for _ in range(width)]
-        config = GenerationConfig(max_new_tokens=LEAD + DECODE_STEPS + 16, temperature=1.0, stop_token_ids=())
+        requests = [self._request(context) for _ in range(width)]
 
         def work() -> Sequence[float]:
-            self.model.eval()
-            engine = GenerationEngine(
-                self.model.network,
-                max_batch_tokens=MANY,
-                max_batch_sequences=width,
-                kv_cache_tokens=2 * width * (context + config.max_new_tokens + 512),
-            )
-            with engine:
-                for prompt in prompts:
-                    engine.add(Request(tuple(prompt), config))
+            with self._generation_engine(width, context) as engine:
+                for request in requests:
+                    engine.add(request)
                 for _ in range(LEAD):
                     engine.step()
                 begin = synchronize(self._device)
@@ -230,6 +264,36 @@ class _Measured:
                 return [(synchronize(self._device) - begin) / DECODE_STEPS]
 
         return work
+
+    def starting(self, context: int) -> Callable[[], Sequence[float]]:
+        """Seconds of what is done once before sequences are generated."""
+        requests = [self._request(context) for _ in range(2)]
+
+        def work() -> Sequence[float]:
+            begin = synchronize(self._device)
+            times = []
+            with self._generation_engine(1, context) as engine:
+                for request in requests:
+                    number = engine.add(request)
+                    engine.step()
+                    times.append(synchronize(self._device))
+                    engine.cancel(number)
+            return [max(0.0, (times[0] - begin) - (times[1] - times[0]))]
+
+        return work
+
+    def _generation_engine(self, width: int, context: int) -> GenerationEngine:
+        self.model.eval()
+        return GenerationEngine(
+            self.model.network,
+            max_batch_tokens=MANY,
+            max_batch_sequences=width,
+            kv_cache_tokens=2 * width * (context + MAX_NEW_TOKENS + 512),
+        )
+
+    def _request(self, context: int) -> Request:
+        config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, stop_token_ids=())
+        return Request(tuple(self._tokens(context).tolist()), config)
 
     def _tokens(self, n: int) -> Tensor:
         return torch.randint(self._config.vocab_size, (n,), generator=self._draw)

@@ -25,8 +25,13 @@ def known_profile(file: Path, n_ranks: int) -> Profile | None:
     Raises:
         DataError: it is not a file of profiles.
     """
+    return read_profiles(file).get(setting_here(n_ranks))
+
+
+def setting_here(n_ranks: int) -> str:
+    """The setting of a profile of so many ranks of this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return read_profiles(file).get(setting_of(device, n_ranks, _n_threads(n_ranks)))
+    return setting_of(device, n_ranks, _n_threads(n_ranks))
 
 
 def measure_on_ranks(order: Order, n_ranks: int, file: Path) -> Profile:
@@ -39,6 +44,9 @@ def measure_on_ranks(order: Order, n_ranks: int, file: Path) -> Profile:
         n_ranks: number of processes; one alone is this process, which measures no messages.
         file: the file of profiles.
 
+    Returns:
+        All that the file has of so many ranks of this machine.
+
     Raises:
         DataError: the file cannot be read or written, or has something else in it.
         PeerError: a process has failed; it has said why.
@@ -49,8 +57,7 @@ def measure_on_ranks(order: Order, n_ranks: int, file: Path) -> Profile:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with ProfileProgress() as progress:
             profile = measure(order.models, device, order.sizes, seconds=order.seconds, advance=progress.advance)
-        write_profile(file, profile)
-        return profile
+        return write_profile(file, profile)
     with tempfile.TemporaryDirectory() as folder:
         orders, result = Path(folder, "order.json"), Path(folder, "result.json")
         order.write(orders)
@@ -63,8 +70,7 @@ def measure_on_ranks(order: Order, n_ranks: int, file: Path) -> Profile:
             how = failure.signal_name or f"exit code {failure.code}"
             raise PeerError(f"rank {failure.rank} of the {n_ranks} that measured has ended with {how}")
         [profile] = read_profiles(result).values()
-    write_profile(file, profile)
-    return profile
+    return write_profile(file, profile)
 
 
 def _n_threads(n_ranks: int) -> int:

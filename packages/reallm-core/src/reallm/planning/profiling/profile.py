@@ -14,7 +14,7 @@ from reallm.atomic_files import atomic_write
 from reallm.errors import DataError
 from reallm.model.config import ReaLModelConfig
 
-FORMAT = 1
+FORMAT = 2
 NOT_MEASURED = ("max_positions", "init_std")
 """Fields of a configuration that no time depends on; nor on the number of blocks, which are measured one by one."""
 
@@ -59,6 +59,27 @@ class ModelProfile:
     decoding: tuple[DecodeTimes, ...] = ()
     optimizer: tuple[tuple[int, float], ...] = ()
     """Number of parameters, and seconds of an optimizer step."""
+    starts: tuple[tuple[int, float], ...] = ()
+    """Number of parameters, and seconds of what is done once before a model generates."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether backward passes and optimizer steps are measured."""
+        return bool(self.optimizer)
+
+    @property
+    def generates(self) -> bool:
+        """Whether decoding is measured."""
+        return bool(self.decoding)
+
+    def towards(self, other: ModelProfile, share: float) -> ModelProfile:
+        """Times between these and others: these with a share of 0, the others with 1, and where these have no point."""
+        return ModelProfile(
+            _between(self.passes, other.passes, share),
+            _between(self.decoding, other.decoding, share),
+            _between(self.optimizer, other.optimizer, share),
+            _between(self.starts, other.starts, share),
+        )
 
 
 @dataclass(frozen=True)
@@ -80,8 +101,8 @@ class Profile:
     """What was measured in one setting: a device, a version of torch, a number of ranks."""
 
     setting: str
-    models: Mapping[str, ModelProfile] = field(default_factory=dict)
-    """By `model_key`."""
+    models: Mapping[str, Mapping[int, ModelProfile]] = field(default_factory=dict)
+    """By `model_key`, and by the number of ranks that computed the same at the same time."""
     links: LinkProfile = field(default_factory=LinkProfile)
 
 
@@ -115,8 +136,11 @@ def read_profiles(file: Path) -> dict[str, Profile]:
         raise DataError(f"{file}: not a file of measurements; measure again into a new file") from error
 
 
-def write_profile(file: Path, profile: Profile) -> None:
+def write_profile(file: Path, profile: Profile) -> Profile:
     """Add a profile to a file, in place of what it has of the same setting and models. Atomic.
+
+    Returns:
+        All that the file has of the setting.
 
     Raises:
         DataError: the file is no such file, or cannot be written.
@@ -132,6 +156,26 @@ def write_profile(file: Path, profile: Profile) -> None:
     values = {setting: _values(each) for setting, each in profiles.items()}
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, "profiles": values}, indent=1), encoding="utf-8")
+    return merged
+
+
+def _between(first: tuple[Any, ...], last: tuple[Any, ...], share: float) -> tuple[Any, ...]:
+    """Linear between times at equal points; whole numbers are points, others times."""
+    known = {_point(each): each for each in first}
+    found = []
+    for each in last:
+        pairs = zip(_flat(known.get(_point(each), each)), _flat(each), strict=True)
+        values = [one if isinstance(one, int) else one + (end - one) * share for one, end in pairs]
+        found.append(tuple(values) if isinstance(each, tuple) else type(each)(*values))
+    return tuple(found)
+
+
+def _flat(times: Any) -> tuple[Any, ...]:
+    return times if isinstance(times, tuple) else dataclasses.astuple(times)
+
+
+def _point(times: Any) -> tuple[int, ...]:
+    return tuple(value for value in _flat(times) if isinstance(value, int))
 
 
 def _values(profile: Profile) -> dict[str, Any]:
@@ -144,7 +188,7 @@ def _profile(setting: str, values: Mapping[str, Any]) -> Profile:
     links = values["links"]
     return Profile(
         setting,
-        {key: _model(each) for key, each in values["models"].items()},
+        {key: {int(n): _model(each) for n, each in by_ranks.items()} for key, by_ranks in values["models"].items()},
         LinkProfile(
             _by_ranks(links["all_reduce"]),
             _by_ranks(links["all_gather"]),
@@ -160,6 +204,7 @@ def _model(values: Mapping[str, Any]) -> ModelProfile:
         tuple(PassTimes(**each) for each in values["passes"]),
         tuple(DecodeTimes(**each) for each in values["decoding"]),
         _points(values["optimizer"]),
+        _points(values["starts"]),
     )
 
 

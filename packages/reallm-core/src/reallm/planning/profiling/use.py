@@ -7,11 +7,11 @@ from pathlib import Path
 
 from reallm.planning.job import PlannedJob
 from reallm.planning.machine import Link, Machine
-from reallm.planning.profiling.measure import MeasuredModel
+from reallm.planning.profiling.measure import MeasuredModel, merged_models
 from reallm.planning.profiling.measured_rates import MeasuredRates, Points
 from reallm.planning.profiling.model_times import Sizes
 from reallm.planning.profiling.order import Order
-from reallm.planning.profiling.profile import ModelProfile, Profile, model_key
+from reallm.planning.profiling.profile import Profile, model_key
 from reallm.planning.rates import Rates
 from reallm.planning.stated_rates import StatedRates
 
@@ -36,6 +36,24 @@ def order_for(job: PlannedJob, seconds: float = 120.0) -> Order:
     return Order(tuple(models), _sizes(job), seconds)
 
 
+def missing_models(order: Order, profile: Profile | None) -> tuple[MeasuredModel, ...]:
+    """The models of an order that a profile lacks times of, with what it has of them, which is measured again.
+
+    Args:
+        order: what a job needs.
+        profile: what is known; None: nothing.
+    """
+    missing = []
+    for key, model in merged_models(order.models).items():
+        known = [*(profile.models.get(key, {}).values() if profile else ())]
+        trains, generates = any(each.trains for each in known), any(each.generates for each in known)
+        if not known or (model.trains and not trains) or (model.generates and not generates):
+            missing.append(
+                dataclasses.replace(model, trains=model.trains or trains, generates=model.generates or generates)
+            )
+    return tuple(missing)
+
+
 def with_profile(job: PlannedJob, profile: Profile, file: Path) -> PlannedJob:
     """The same job with measured rates, and stated ones for what was not measured, which the rates' `source` says.
 
@@ -48,7 +66,7 @@ def with_profile(job: PlannedJob, profile: Profile, file: Path) -> PlannedJob:
     rates: dict[str, Rates] = {}
     for role, of_role in job.settings.roles.items():
         stated = StatedRates(machine, job.models[role], of_role.dtype, of_role.optimizer)
-        model = profile.models.get(model_key(job.models[role], str(of_role.dtype)), ModelProfile())
+        model = profile.models.get(model_key(job.models[role], str(of_role.dtype)), {})
         rates[role] = MeasuredRates(model, profile.links, stated, str(file))
     return dataclasses.replace(job, machine=machine, rates=rates)
 
