@@ -10,7 +10,15 @@ import pytest
 
 from reallm.cli.main import run
 from reallm.planning.known_machines import KNOWN
-from reallm.planning.profiling.profile import LinkProfile, ModelProfile, Profile, model_key, write_profile
+from reallm.planning.profiling.profile import (
+    DecodeTimes,
+    LinkProfile,
+    ModelProfile,
+    PassTimes,
+    Profile,
+    model_key,
+    write_profile,
+)
 from tests.helpers.tiny_config import TINY
 
 CONFIG = TINY.replace(vocab_size=96)
@@ -108,7 +116,10 @@ def test_mistakes_are_answered_in_one_line(plan, arguments: tuple[str, ...], mes
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_measured_times_are_used(plan, monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
     models = {model_key(CONFIG.replace(is_critic=is_critic), "torch.float32") for is_critic in (False, True)}
-    measured = Profile("this setting", dict.fromkeys(models, ModelProfile()), LinkProfile())
+    times = ModelProfile(
+        (PassTimes(1, 1, 10, 0.1, 0.1, 0.2, 0.2),), (DecodeTimes(1, 1, 10, 0.1, 0.1),), ((100, 0.1),), ((100, 0.1),)
+    )
+    measured = Profile("this setting", {model: {1: times} for model in models}, LinkProfile())
     monkeypatch.setattr("reallm.cli.plan_profile.known_profile", lambda file, n_ranks: None)
     monkeypatch.setattr("reallm.cli.plan_profile.measure_on_ranks", lambda order, n_ranks, file: measured)
     arguments = ["grpo", "actor.path=model", "actor.dtype=float32", "reward=f.py:f", "--profile", "times.json"]
