@@ -12,6 +12,7 @@ from reallm.cli.help import help_text
 from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.config.parallel import ParallelArgs
+from reallm.config.plan import PlanArgs
 from reallm.config.schema import groups
 from tests.helpers import fake_plugins
 
@@ -37,6 +38,7 @@ def joined(text: str) -> str:
         (ModelArgs, "model."),
         (OptimizerConfig, "optimizer."),
         (ParallelArgs, "parallel."),
+        (PlanArgs, "plan."),
         (fake_plugins.RowsConfig, "dataset."),
         (SFTConfig, ""),
     ],
@@ -46,7 +48,7 @@ def test_every_field_is_there_with_its_help(cls, prefix):
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], f"{cls.__name__}.{field.name} has no help"
         assert joined(field.metadata["help"]) in joined(text)
-        if field.name not in ("model", "dataset", "optimizer", "parallel"):
+        if field.name not in ("model", "dataset", "optimizer", "parallel", "plan"):
             assert f"\n  {prefix}{field.name}  " in text
 
 

@@ -14,7 +14,7 @@ from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
 from reallm.cli.algorithm import load_configuration
 from reallm.errors import ConfigError
-from reallm.experiments.run import allocation
+from reallm.experiments.run import planned_job
 from reallm.experiments.run.allocation import with_allocation
 from reallm.launch.job import Job
 from reallm.planning.allocation import planned
@@ -49,7 +49,7 @@ def job_of(config: Any, graph: Graph, n_ranks: int = 4) -> PlannedJob:
 
 @pytest.fixture
 def planned_for_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "planned_model", lambda args, n_tokens: TINY.replace(is_critic=args.is_critic))
+    monkeypatch.setattr(planned_job, "planned_model", lambda args, n_tokens: TINY.replace(is_critic=args.is_critic))
 
 
 def prompts() -> list[int]:
