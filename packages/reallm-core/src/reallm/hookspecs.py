@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from reallm.hf.family import HFFamily
     from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, RewardSpec
 
-HOOK_API = (1, 4)
-"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.4"`."""
+HOOK_API = (1, 5)
+"""Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.5"`."""
 
 hookspec = pluggy.HookspecMarker("reallm")
 hookimpl = pluggy.HookimplMarker("reallm")

@@ -13,18 +13,27 @@ from typing import Any
 from reallm_hf_apertus.plugin import APERTUS
 
 from reallm.hf.family import HFFamily
-from reallm.hf.standard import QKV_BIAS, head_dim_from_hidden_size, without
-from reallm.hf.tables import RopeRow
+from reallm.hf.standard import QKV_BIAS, aux_loss, head_dim_from_hidden_size, without
+from reallm.hf.tables import (
+    InBlocks,
+    LayerTypes,
+    ListedBlocks,
+    RopeRow,
+    all_except_every,
+    always_sliding,
+    sliding_except_every,
+)
 from reallm.hf.tables.arrangements import Source, fused, transposed
 from reallm.hf.tables.fields import Conversion, FieldRow, Key, Nested
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm.model.sharding import Shape
-from reallm_hf_gemma.plugin import GEMMA2
+from reallm_hf_gemma.plugin import GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA
 from reallm_hf_mistral.plugin import MISTRAL, MIXTRAL
 from reallm_hf_phi.plugin import PHI3
-from reallm_hf_qwen.plugin import QWEN3
+from reallm_hf_qwen.plugin import QWEN2, QWEN3, QWEN3_MOE
+from reallm_hf_smollm3.plugin import SMOLLM3
 
 LAYERS = "tests.devkit.testing.families.broken_families_layers"
 SQUARE: Mapping[str, Any] = {
@@ -85,10 +94,30 @@ class ForgetsAbsent(RopeRow):
         return RopeRow(self.default_theta).write(config, base)
 
 
+def nope(blocks: ListedBlocks) -> HFFamily:
+    """SmolLM3 with another choice of the blocks with RoPE."""
+    rest = {"irrelevant": frozenset({"no_rope_layers", "no_rope_layer_interval"} - set(blocks.keys))}
+    return table(SMOLLM3, InBlocks(RopeRow(default_theta=2e6), blocks), **rest)
+
+
+def experts(family: HFFamily, *rows: FieldRow, drop: Sequence[str] = (), **changes: Any) -> HFFamily:
+    """The family with rows for experts in place of those with one of their keys, without those of `drop`."""
+    gone = {*drop, *(key for row in rows for key in row.keys)}
+    nested = [
+        dataclasses.replace(row, rows=(*(one for one in row.rows if not gone & set(one.keys)), *rows))
+        for row in family.config.rows
+        if isinstance(row, Nested)
+    ]
+    return table(family, *nested, **changes)
+
+
 def activation(name: str) -> HFFamily:
     """Apertus with another MLP."""
     mlp = f"{LAYERS}:{name}"
     return table(APERTUS, Key("hidden_act", str, "mlp", default=mlp, spellings={"xielu": mlp}))
+
+
+INTERVAL = "no_rope_layer_interval"
 
 
 UNDESCRIBED = dataclasses.replace(LLAMA, description="")
@@ -198,6 +227,44 @@ NO_CRITIC_HEAD = dataclasses.replace(LLAMA, weights=dataclasses.replace(LLAMA.we
 WRONG_CRITIC_HEAD = dataclasses.replace(
     LLAMA, weights=dataclasses.replace(LLAMA.weights, critic_head={"out": "v_head"})
 )
+
+NO_NOPE = table(
+    SMOLLM3,
+    RopeRow(default_theta=2e6),
+    drop=["use_sliding_window"],
+    irrelevant=frozenset({"no_rope_layers", INTERVAL, "layer_types", "use_sliding_window", "sliding_window"}),
+)
+NO_NOPE_LIST = nope(ListedBlocks("rope_layers", all_except_every(4, INTERVAL), older_keys=(INTERVAL,)))
+NO_NOPE_INTERVAL = nope(ListedBlocks("no_rope_layers", all_except_every(4)))
+NOPE_OFF_BY_ONE = nope(
+    ListedBlocks(
+        "no_rope_layers",
+        lambda raw, known: [block % (raw.get(INTERVAL) or 4) != 0 for block in range(known["n_layers"])],
+        older_keys=(INTERVAL,),
+    )
+)
+NOPE_INVERTED = nope(
+    ListedBlocks("no_rope_layers", all_except_every(4, INTERVAL), chosen=0, other=1, older_keys=(INTERVAL,))
+)
+ONLY_ONE_KIND = dataclasses.replace(SMOLLM3, check_configs={"two": {**SQUARE, "no_rope_layers": [1, 1]}})
+ALWAYS_SLIDING = table(
+    GEMMA2,
+    Key("sliding_window", int, "sliding_window", default=4096, nullable=True),
+    irrelevant=GEMMA2.config.irrelevant | {"layer_types"},
+)
+IGNORED_PATTERN = table(GEMMA3, LayerTypes(sliding_except_every(6), window=4096))
+IGNORED_FIRST_LAYERS = table(
+    QWEN2,
+    LayerTypes(always_sliding, window=4096, enabled_key="use_sliding_window"),
+    irrelevant=frozenset({"max_window_layers"}),
+)
+IGNORED_DENSE_LAYERS = experts(
+    QWEN3_MOE,
+    Key("layers", tuple, "layers", default=None),
+    drop=["decoder_sparse_step"],
+    irrelevant=QWEN3_MOE.config.irrelevant | {"decoder_sparse_step", "mlp_only_layers"},
+)
+WRONG_AUX_LOSS = experts(MIXTRAL, aux_loss(0.01))
 
 LEAKS = layer(LLAMA, "attention", "LeaksAcrossSequences")
 FORGETS = layer(LLAMA, "attention", "ForgetsWhatItSaw")
@@ -346,6 +413,35 @@ MISTAKES = (
     Mistake("ONE_WRONG_ACTIVATION", "config-fields", ("hidden_act='gelu'", "it became activation='gelu_tanh'")),
     Mistake("NO_CRITIC_HEAD", "critic", ("LlamaForSequenceClassification", 'which has no entry "out"')),
     Mistake("WRONG_CRITIC_HEAD", "critic", ("tensor 'score.weight'", 'weights.critic_head["out"]')),
+    Mistake("NO_NOPE", "logits", ("what goes into layers.2.attn.o", "RopeRow(")),
+    Mistake("NO_NOPE_LIST", "logits", ("what goes into layers.2.attn.o", "InBlocks(")),
+    Mistake(
+        "NO_NOPE_INTERVAL",
+        "config-fields",
+        ("no_rope_layer_interval=1 is honoured", "silently ignored", '"no_rope_layer_interval" in config.irrelevant'),
+    ),
+    Mistake("NOPE_OFF_BY_ONE", "defaults", ("without the key 'no_rope_layers'", "InBlocks(")),
+    Mistake("NOPE_INVERTED", "logits", ("what goes into layers.1.attn.o", "InBlocks("), also="defaults"),
+    Mistake(
+        "ONLY_ONE_KIND",
+        "blocks",
+        (
+            "2 of the 2 kinds of blocks that SmolLM3ForCausalLM has",
+            "at most 1 in each",
+            "check_configs of the HFFamily",
+        ),
+    ),
+    Mistake("ALWAYS_SLIDING", "logits", ("what goes into layers.2.attn.o", 'Key("sliding_window")')),
+    Mistake("IGNORED_PATTERN", "config-fields", ("sliding_window_pattern=1 is honoured", "silently ignored")),
+    Mistake(
+        "IGNORED_FIRST_LAYERS", "config-fields", ("max_window_layers=", '"max_window_layers" in config.irrelevant')
+    ),
+    Mistake("IGNORED_DENSE_LAYERS", "config-fields", ("decoder_sparse_step=", "in config.irrelevant")),
+    Mistake(
+        "WRONG_AUX_LOSS",
+        "defaults",
+        ("moe.aux_loss_coef=0.001", "without the key 'router_aux_loss_coef', with output_router_logits=True"),
+    ),
     Mistake("LEAKS", "packing", ("of those of each sequence alone", f"{OWN}", "(LeaksAcrossSequences)")),
     Mistake("RAISES", "packing", ("raised RuntimeError: mat1 and mat2", f"{OWN}", "(Raises.forward)")),
     Mistake("FORGETS", "decode", ("tokens in the cache", f"{OWN}", "(ForgetsWhatItSaw)")),

@@ -57,19 +57,27 @@ QK_NORMS = {"attn.q_norm": "model.layers.{}.self_attn.q_norm", "attn.k_norm": "m
 """Names of the norms of queries and keys, for `GATED_DECODER.updated(block=QK_NORMS)`."""
 
 
-AUX_LOSS = Computed(
-    keys=("router_aux_loss_coef", "output_router_logits"),
-    fields=("aux_loss_coef",),
-    # transformers adds the loss only if it outputs the router's logits
-    reading=lambda raw, known: {
-        "aux_loss_coef": raw.get("router_aux_loss_coef", 0.001) if raw.get("output_router_logits") else 0.0
-    },
-    writing=lambda moe, base: {
-        "router_aux_loss_coef": moe.aux_loss_coef or base.get("router_aux_loss_coef", 0.001),
-        "output_router_logits": moe.aux_loss_coef > 0,
-    },
-)
-"""The row for the load-balancing loss, in a `Nested` row for `MoEConfig`."""
+def aux_loss(default: float) -> Computed:
+    """The row for the load-balancing loss, in a `Nested` row for `MoEConfig`.
+
+    `default` is the coefficient of a file without `router_aux_loss_coef`; most classes have 0.001, as in `AUX_LOSS`.
+    """
+    return Computed(
+        keys=("router_aux_loss_coef", "output_router_logits"),
+        fields=("aux_loss_coef",),
+        # transformers adds the loss only if it outputs the router's logits
+        reading=lambda raw, known: {
+            "aux_loss_coef": raw.get("router_aux_loss_coef", default) if raw.get("output_router_logits") else 0.0
+        },
+        writing=lambda moe, base: {
+            "router_aux_loss_coef": moe.aux_loss_coef or base.get("router_aux_loss_coef", default),
+            "output_router_logits": moe.aux_loss_coef > 0,
+        },
+    )
+
+
+AUX_LOSS = aux_loss(0.001)
+"""The row for the load-balancing loss with the default of most classes; see `aux_loss`."""
 
 
 def same_as(name: str) -> Any:

@@ -6,7 +6,7 @@ Every field is honoured by the network or refused here, by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -417,6 +417,11 @@ class ReaLModelConfig(NamedFields):
         return self.intermediate_size if of_experts is None else of_experts
 
     @property
+    def custom_classes(self) -> tuple[str, ...]:
+        """The family's classes among the kinds of layers, `"package.module:Class"`."""
+        return tuple(filter(is_custom_class, (self.norm, self.attention, self.mlp, self.block)))
+
+    @property
     def head_has_bias(self) -> bool:
         """Whether the output head has a bias; a critic's scalar head never has."""
         return self.head_bias and not self.is_critic
@@ -449,8 +454,11 @@ class ReaLModelConfig(NamedFields):
         return dataclasses.replace(self, **changes)
 
     def with_blocks(self, *blocks: int) -> ReaLModelConfig:
-        """The same architecture with only some of its blocks (from 0), in the given order."""
-        changes: dict[str, Any] = {"n_layers": len(blocks)}
+        """The same architecture with only some of its blocks (from 0), in the given order.
+
+        Lists in `extra` that have as many entries as there are blocks are taken to have one for each.
+        """
+        changes: dict[str, Any] = {"n_layers": len(blocks), "extra": _of_blocks(self.extra, self.n_layers, blocks)}
         for name in PER_BLOCK:
             value = getattr(self, name)
             if isinstance(value, tuple):
@@ -485,6 +493,14 @@ NEEDS: tuple[tuple[str, str, Any], ...] = (
     ("norm_offset", "norm_weight", True),
 )
 """Fields that, when they are set, require a value of another field."""
+
+
+def _of_blocks(value: Any, n_layers: int, blocks: Sequence[int]) -> Any:
+    """A value of `extra` with tuples of an entry per block, at any depth of mappings, cut to some blocks."""
+    if isinstance(value, Mapping):
+        return Extra({name: _of_blocks(item, n_layers, blocks) for name, item in value.items()})
+    is_per_block = isinstance(value, tuple) and len(value) == n_layers
+    return tuple(value[block] for block in blocks) if is_per_block else value
 
 
 def _frozen(value: Any) -> Any:

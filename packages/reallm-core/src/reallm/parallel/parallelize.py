@@ -16,8 +16,10 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import layer_number
 from reallm.model.sharding import Box
 from reallm.model.transformer import Transformer
+from reallm.notices import notify_once
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.sharding import check_fits, stage_layers, tp_boxes
+from reallm.plugins.checked import is_split_checked
 
 
 def local_layers(config: ReaLModelConfig, mesh: Mesh) -> range:
@@ -41,12 +43,14 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
     if not mesh.is_member:
         return
     if mesh.layout.tp > 1:
-        from reallm.parallel.tensor_parallel.apply import apply_tensor_parallel
+        from reallm.parallel.tensor_parallel.apply import apply_tensor_parallel, check_splits
         from reallm.parallel.tensor_parallel.mappings import GroupPeers
 
         mesh.layout.check_ascending(mesh.layout.tp_ranks(mesh.coordinate))
         boxes = tp_boxes(model.config, mesh.layout, mesh.coordinate.pp)
         shards, splits = model.parameter_shards(), model.module_splits()
+        check_splits(model, shards, splits)
+        _notify_of_unchecked_layers(model.config)
         peers = GroupPeers(mesh.tp)
         apply_tensor_parallel(model, peers, boxes, shards, splits, sequence_parallel=sequence_parallel)
     if mesh.layout.pp > 1:
@@ -57,6 +61,16 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
         from reallm.parallel.fsdp import apply_fsdp
 
         apply_fsdp(model, mesh, zero=zero)
+
+
+def _notify_of_unchecked_layers(config: ReaLModelConfig) -> None:
+    """Say once that a family's own layers have never been checked: a wrong declaration raises no error in training."""
+    for reference in config.custom_classes:
+        if not is_split_checked(reference):
+            notify_once(
+                f"tensor parallelism splits {reference} as it declares, which no check has verified with its present "
+                "code; wrong gradients would not be noticed: run `reallm plugins check` for its family"
+            )
 
 
 def load_local(model: Transformer, tensors: Mapping[str, Tensor], device: torch.device) -> None:

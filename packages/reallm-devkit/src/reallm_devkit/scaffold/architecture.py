@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reallm.errors import ConfigError, did_you_mean
+from reallm.hf.conversion.transformers_io import obstacle_to_family
 from reallm.hf.tables.ignored_keys import RESTRICTED, is_irrelevant
 from reallm_devkit.scaffold.names import OLDER_ROPE_KEYS
 from reallm_devkit.scaffold.tiny import TinyModel, inspect_tiny
@@ -45,7 +46,7 @@ def architecture_of(model_type: str) -> Architecture:
     """The architecture of a model type. Imports transformers and builds a tiny model to inspect.
 
     Raises:
-        ConfigError: if transformers has no causal language model of that type; names the nearest.
+        ConfigError: if transformers does not know the type, and then the nearest is named, or it is no causal decoder.
     """
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -53,15 +54,22 @@ def architecture_of(model_type: str) -> Architecture:
     from reallm_devkit.testing.families.reference import quiet
 
     names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if model_type not in names:
+    obstacle = obstacle_to_family(model_type)
+    if obstacle is None:
         hint = did_you_mean(model_type, names)
-        raise ConfigError(f"--model-type {model_type}: transformers has no causal language model of that type{hint}")
+        raise ConfigError(f"--model-type {model_type}: transformers does not know this model type{hint}")
+    if obstacle:
+        raise ConfigError(f"--model-type {model_type}: {obstacle}, and reallm has only causal decoders")
     critics = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     config, language_model = CONFIG_MAPPING[model_type], str(names[model_type])
     with quiet():
         all_defaults = config().to_dict()
         older_rope = _older_rope(config)
         tiny = inspect_tiny(language_model, config, all_defaults)
+    if tiny is not None and not tiny.is_causal:
+        raise ConfigError(
+            f"--model-type {model_type}: {language_model} lets tokens see later ones, and reallm has only causal decoders"
+        )
     fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
     declared = {item.name: item.default for item in fields if item.default is not dataclasses.MISSING}
     defaults = {key: declared.get(key, value) for key, value in all_defaults.items() if not _can_be_ignored(key, value)}

@@ -107,10 +107,13 @@ BLOCK_MODULES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("mlp.down",): (
         "mlp.down_proj", "feed_forward.down_proj", "fc2", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc_out",
     ),
-    ("mlp.router",): ("mlp.gate", "block_sparse_moe.gate"),
+    ("mlp.router",): ("mlp.gate", "block_sparse_moe.gate", "block_sparse_moe.router.layer"),
     ("mlp.experts.gate",): ("mlp.experts.{each}.gate_proj", "block_sparse_moe.experts.{each}.w1"),
     ("mlp.experts.up",): ("mlp.experts.{each}.up_proj", "block_sparse_moe.experts.{each}.w3"),
-    ("mlp.experts.down",): ("mlp.experts.{each}.down_proj", "block_sparse_moe.experts.{each}.w2"),
+    ("mlp.experts.down",): (
+        "mlp.experts.{each}.down_proj", "block_sparse_moe.experts.{each}.w2", "block_sparse_moe.output_linear",
+    ),
+    ("mlp.experts.gate", "mlp.experts.up"): ("block_sparse_moe.input_linear",),
 }  # fmt: skip
 """Our modules within a block -> ends of their names. Several modules in one tensor are in its order."""
 

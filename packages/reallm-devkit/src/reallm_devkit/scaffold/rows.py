@@ -24,6 +24,8 @@ BIAS_FIELDS = {"ATTENTION_BIAS": ATTENTION_BIAS, "QKV_BIAS": QKV_BIAS, "MLP_BIAS
 LAST_LAYERS_SLIDE = "last_layers_slide"
 """Name of the helper for classes whose layers from `max_window_layers` on have a sliding window."""
 
+DEFAULT_AUX_LOSS = 0.001
+"""The coefficient of `AUX_LOSS`."""
 FOUR_TIMES = 'lambda known: 4 * known["hidden_size"]'
 UNNAMED_ARGUMENT_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
@@ -264,7 +266,7 @@ def _field_rows(architecture: Architecture, draft: Rows) -> None:
     taken = set()
     for key, value in list(draft.left.items()):
         meaning = KEYS.get(key)
-        if meaning is None or meaning.field in taken or value is None:
+        if meaning is None or meaning.field in taken or (value is None and not meaning.nullable):
             continue  # a feature that is off by default could not be observed
         if tiny is not None and tiny.switches.get(key, tiny.tensors).keys() != tiny.tensors.keys():
             continue  # it has an effect on tensors that is not in KEYS
@@ -334,7 +336,8 @@ def _expert_row(draft: Rows) -> None:
             draft.take(key)
             taken.add(meaning.field)
     if all(key in draft.left for key in AUX_LOSS_KEYS):
-        rows.append("AUX_LOSS")
+        coefficient = draft.left[AUX_LOSS_KEYS[0]]
+        rows.append("AUX_LOSS" if coefficient == DEFAULT_AUX_LOSS else f"aux_loss({literal(coefficient)})")
         draft.take(*AUX_LOSS_KEYS)
     inner = call("", rows, COLUMN + 4)
     draft.rows.append(call("Nested", ['"moe"', "MoEConfig", inner], COLUMN))

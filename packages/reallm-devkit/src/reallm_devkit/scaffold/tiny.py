@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reallm_devkit.scaffold.names import STANDARD_KEYS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Shape = tuple[int, ...]
@@ -49,7 +49,9 @@ class TinyModel:
         embedding_scale: the factor of the token embedding.
         interleaved: whether RoPE rotates pairs of neighbouring dims.
         head_dim: the configuration's head_dim if none is given; None if it has no such key.
-        reads_head_dim: whether the shapes of projections depend on a key `head_dim`.
+        reads_head_dim: whether the shapes of projections depend on a key `head_dim`, and another value than the hidden
+            size divided by the heads works.
+        is_causal: whether no token sees later ones; True if unknown.
     """
 
     tensors: Mapping[str, Shape]
@@ -63,6 +65,7 @@ class TinyModel:
     interleaved: bool
     head_dim: int | None
     reads_head_dim: bool
+    is_causal: bool = True
 
 
 def inspect_tiny(language_model: str, config: type[PreTrainedConfig], raw: Mapping[str, Any]) -> TinyModel | None:
@@ -96,12 +99,16 @@ def inspect_tiny(language_model: str, config: type[PreTrainedConfig], raw: Mappi
     }
     is_computed = isinstance(getattr(config, "head_dim", None), property)
     wide = None if is_computed else _meta_model(cls, config, {**small, "head_dim": HEAD_DIM})
-    norm, norm_offset, norm_eps, embedding_scale = "", 0.0, None, 1.0
+    reads_head_dim = wide is not None and _tensor_shapes(wide) != tensors
+    norm, norm_offset, norm_eps, embedding_scale, is_causal = "", 0.0, None, 1.0, True
     if sum(parameter.numel() for parameter in model.parameters()) < MAX_PARAMETERS:
         with torch.no_grad():
             real = cls(config(**small))
             norm, norm_offset, norm_eps = _inspect_norm(real)
             embedding_scale = _embedding_scale(real)
+            is_causal = _is_causal(cls(config(**small)))
+            if reads_head_dim:
+                reads_head_dim = _logits(cls(config(**{**small, "head_dim": HEAD_DIM}))) is not None
     return TinyModel(
         tensors=tensors,
         values=values,
@@ -113,7 +120,8 @@ def inspect_tiny(language_model: str, config: type[PreTrainedConfig], raw: Mappi
         embedding_scale=embedding_scale,
         interleaved=_is_interleaved(cls),
         head_dim=getattr(model.config, "head_dim", None),
-        reads_head_dim=wide is not None and _tensor_shapes(wide) != tensors,
+        reads_head_dim=reads_head_dim,
+        is_causal=is_causal,
     )
 
 
@@ -175,6 +183,22 @@ def _embedding_scale(model: PreTrainedModel) -> float:
     embedding = model.get_input_embeddings()
     row = embedding.get_parameter("weight")[2]  # not that of a padding token, which is zero
     return float((embedding(torch.tensor(2)) / row).median())
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    before, after = _logits(model, last_token=3), _logits(model, last_token=4)
+    return before is None or after is None or bool(before[:, :-1].allclose(after[:, :-1], atol=1e-5))
+
+
+def _logits(model: PreTrainedModel, last_token: int = 3) -> Tensor | None:
+    """Logits [1, T, V] of a few tokens; None if the model does not run."""
+    import torch
+
+    try:
+        logits: Tensor = model.eval()(torch.tensor([[5, 6, 7, last_token]]), use_cache=False).logits
+    except Exception:  # transformers raises anything for sizes that do not fit together
+        return None
+    return logits
 
 
 def _is_interleaved(cls: type[PreTrainedModel]) -> bool:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from reallm.errors import CheckpointError, PluginError, UnknownNameError, quoted
+from reallm.hf.conversion.transformers_io import obstacle_to_family
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
+from reallm.plugins.known import providers
 
 KIND = "family"
 
@@ -111,10 +113,17 @@ def _by_search(model_type: Any, architectures: tuple[str, ...]) -> HFFamily | No
 
 
 def _no_family(model_type: Any, architectures: tuple[str, ...]) -> str:
-    """The error's text: no installed family reads this, which are installed, and what to install if that is known."""
+    """The error's text: no installed family reads this, which are installed, and what to install or write."""
     installed = registry.names(KIND)
     what = f"architecture {quoted(architectures)}" if model_type is None else f"model_type '{model_type}'"
     text = f"no installed family reads {what}; installed: {', '.join(installed) or 'none'}"
+    if not isinstance(model_type, str):
+        return text
+    obstacle = None if providers(KIND, model_type) else obstacle_to_family(model_type)
+    if obstacle:
+        return f"{text}; none can be written: {obstacle}, and reallm has only causal decoders"
+    if obstacle == "":
+        return f"{text}; write one: reallm plugins new family NAME --model-type {model_type}"
     # An installed family of that name reads another model type.
-    hint = registry.install_hint(KIND, str(model_type)) if model_type and model_type not in installed else ""
+    hint = registry.install_hint(KIND, model_type) if model_type not in installed else ""
     return f"{text}; try {hint}" if hint else text

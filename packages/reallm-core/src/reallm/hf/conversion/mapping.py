@@ -20,7 +20,7 @@ from reallm.hf.conversion.slicing import SliceRead, read_slice
 from reallm.hf.family import HFFamily
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Transposed
 from reallm.hf.tables.weights import Entries, ModuleKey, as_source, names_in
-from reallm.model.config import ReaLModelConfig, is_custom_class
+from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import layer_number, path_in_layer
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
@@ -216,7 +216,7 @@ def _apply_table(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMa
                     config,
                     is_stacked,
                 )
-    if not any(map(is_custom_class, (config.norm, config.attention, config.mlp, config.block))):
+    if not config.custom_classes:
         _refuse_unknown_modules(family, used)
 
 

@@ -45,6 +45,24 @@ def transformers_keys(model_type: str) -> frozenset[str]:
     return frozenset(keys)
 
 
+def obstacle_to_family(model_type: str) -> str | None:
+    """Why no family can read the checkpoints of a model type; empty if one can, None if transformers does not know it.
+
+    Only what the lists of transformers tell: a model that is none of these may still have layers that the core lacks.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto import modeling_auto
+
+    if model_type not in CONFIG_MAPPING:
+        return None
+    if getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "transformers has no causal language model of it"
+    # those that also fill masks see later tokens, unless they are told to be decoders
+    return "it is bidirectional" if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else ""
+
+
 def transformers_model(raw: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
     """The transformers model of a `config.json`, with copies of the given tensors, in evaluation mode."""
     import transformers

@@ -11,6 +11,15 @@ from typing import Any
 
 from reallm.deprecation import deprecated
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Source, Transposed, fused, transposed
+from reallm.hf.tables.blocks import (
+    Blocks,
+    ExpertBlocks,
+    InBlocks,
+    LaterBlocks,
+    ListedBlocks,
+    WindowedBlocks,
+    all_except_every,
+)
 from reallm.hf.tables.config import ConfigTable
 from reallm.hf.tables.fields import (
     INVERSE_SQUARE_ROOT,
@@ -24,7 +33,13 @@ from reallm.hf.tables.fields import (
     Nested,
 )
 from reallm.hf.tables.ignored_keys import Allowed
-from reallm.hf.tables.layer_fields import LayerRopes, LayerTypes, always_sliding, sliding_except_every
+from reallm.hf.tables.layer_fields import (
+    LayerRopes,
+    LayerTypes,
+    always_sliding,
+    sliding_except_every,
+    sliding_without,
+)
 from reallm.hf.tables.rope import RopeDialect, RopeRow
 from reallm.hf.tables.weights import WeightTable
 from reallm.model.sharding import Shape
@@ -35,15 +50,20 @@ __all__ = [
     "REQUIRED",
     "Allowed",
     "Arrangement",
+    "Blocks",
     "Computed",
     "ConfigTable",
     "Conversion",
     "Derived",
+    "ExpertBlocks",
     "FieldRow",
     "Fused",
+    "InBlocks",
     "Key",
+    "LaterBlocks",
     "LayerRopes",
     "LayerTypes",
+    "ListedBlocks",
     "Nested",
     "RopeDialect",
     "RopeRow",
@@ -52,9 +72,12 @@ __all__ = [
     "Source",
     "Transposed",
     "WeightTable",
+    "WindowedBlocks",
+    "all_except_every",
     "always_sliding",
     "fused",
     "sliding_except_every",
+    "sliding_without",
     "transposed",
 ]
 

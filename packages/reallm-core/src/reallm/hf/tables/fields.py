@@ -63,7 +63,8 @@ class Key:
 
     `default` is the field's value if the key is absent (the default of the family's transformers class), and if it is
     null unless `nullable`. It is a value of `ReaLModelConfig`: `spellings` and `conversion` are not applied to it.
-    `spellings` maps values in `config.json` to values of the field; if several map to one value, the first is written.
+    `spellings` maps values in `config.json` to values of the field, one of which may be None; if several map to one
+    value, the first is written.
     `conversion` computes the field's value. `aliases` are further keys for the same, which older files may have.
     """
 
@@ -128,7 +129,7 @@ class Key:
         return self.spellings[value]
 
     def _to_theirs(self, value: Any) -> Any:
-        if value is None:
+        if value is None and (self.spellings is None or None not in self.spellings.values()):
             return None
         if self.conversion is not None:
             return self.conversion.to_theirs(value)

@@ -100,6 +100,15 @@ def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[st
     return types
 
 
+def sliding_without(field: str) -> Callable[[Mapping[str, Any], FieldsSoFar], list[str]]:
+    """A value of `LayerTypes.default`: blocks whose `field`, of an earlier row, is None have the window."""
+
+    def types(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
+        return [SLIDING if value is None else FULL for value in each_block(known[field], known["n_layers"])]
+
+    return types
+
+
 @dataclass(frozen=True)
 class LayerRopes:
     """The row for RoPE if blocks with a sliding window have a different RoPE than blocks without one.
@@ -127,7 +136,7 @@ class LayerRopes:
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
         """See `FieldRow.read`."""
         ropes = self._read_both(raw, known)
-        windows = _each(known["sliding_window"], known["n_layers"])
+        windows = each_block(known["sliding_window"], known["n_layers"])
         return {"rope": one_or_each([ropes[FULL if window is None else SLIDING] for window in windows])}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,5 +188,6 @@ def one_or_each(values: Sequence[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
-def _each(value: Any, n_layers: int) -> tuple[Any, ...]:
+def each_block(value: Any, n_layers: int) -> tuple[Any, ...]:
+    """The value of each block, of a field that is one value or a tuple with one for each."""
     return value if isinstance(value, tuple) else (value,) * n_layers

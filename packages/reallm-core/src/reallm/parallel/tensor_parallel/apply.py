@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PluginError
 from reallm.model.layers import Linear, Norm, SharedByHeads, TokenEmbedding
 from reallm.model.lora import LoRALinear
 from reallm.model.moe.layer import MoEMLP
@@ -100,6 +100,21 @@ def apply_tensor_parallel(
     model.tp_size = peers.size
     model.compile_blocker = "tensor parallelism"
     model.sequence_parallel = sequence_parallel  # type: ignore[assignment] # modules declare nothing but tensors
+
+
+def check_splits(model: Transformer, shards: Mapping[str, Shard | None], splits: Mapping[str, str]) -> None:
+    """Check that each module that declares a `split` has a parameter that is split: otherwise ranks have no parts.
+
+    Raises:
+        PluginError: a module has none; names its class.
+    """
+    split_names = [name for name, shard in shards.items() if shard is not None]
+    for path, split in splits.items():
+        if not any(name.startswith(f"{path}.") for name in split_names):
+            raise PluginError(
+                f"{type(model.get_submodule(path)).__qualname__} declares split='{split}', but none of its parameters "
+                "is split; give one a Shard in `shards`, or remove `split`"
+            )
 
 
 class _RegionBoundary:

@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reallm.errors import ConfigError, PluginError, ReallmError
+from reallm.errors import ConfigError, PluginError, ReallmError, counted
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
 from reallm.model.config import ReaLModelConfig, is_custom_class
 from reallm.references import resolve
-from reallm_devkit.testing.checks import CheckFailed, check
-from reallm_devkit.testing.families import reference
+from reallm_devkit.testing.checks import CheckFailed, Skipped, check
+from reallm_devkit.testing.families import reference, tiny
 from reallm_devkit.testing.families.ropes import check_ropes
 from reallm_devkit.testing.families.same_config import check_same, check_transformers, differing, read_again
 from reallm_devkit.testing.families.subject import LAYER_KINDS, FamilySubject
 from reallm_devkit.testing.families.undeclared import check_keys
+from reallm_devkit.testing.families.values import switched_on
 
 CHANGED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n_kv_heads": (1, 4), "intermediate_size": (40,), "vocab_size": (89,), "max_positions": (48,), "norm_eps": (0.003,),
@@ -42,13 +43,34 @@ def default_config(subject: FamilySubject) -> str:
             look_at=subject.table,
         )  # fmt: skip
     try:
-        subject.hf_model  # noqa: B018 - builds it
+        subject.expected  # noqa: B018 - builds and runs it
     except Exception as error:  # from transformers, about sizes that do not fit together
-        expected = f"a configuration '{subject.case}' that {subject.architecture} takes"
-        raise CheckFailed(expected, f"{type(error).__name__}: {error}", look_at="configs of the kit") from error
+        expected = f"a configuration '{subject.case}' with which {subject.architecture} runs"
+        look_at = f"check_configs of {subject.table}, or configs of the kit: state sizes that fit"
+        raise CheckFailed(expected, f"{type(error).__name__}: {error}", look_at=look_at) from error
     check_keys(subject)
     sizes = f"{config.n_layers} blocks, hidden {config.hidden_size}, heads {config.n_q_heads}/{config.n_kv_heads}"
     return f"{sizes} of {config.head_dim}, {'tied' if config.tied_embeddings else 'untied'}"
+
+
+@check(needs=[default_config])
+def blocks(subject: FamilySubject) -> str:
+    """a configuration has blocks of each kind that transformers' default model has"""
+    if not subject.is_first:
+        raise Skipped("checked once for all configurations")
+    in_default = len(set(tiny.kinds_of(tiny.default_config(subject.lines))))
+    if not in_default:
+        raise Skipped(f"transformers cannot make {subject.architecture} without values, to compare its blocks")
+    wanted = min(in_default, tiny.MAX_KINDS)
+    found = max(len(set(tiny.kinds_of(raw))) for raw in (subject.raw, *(subject.others or ())))
+    if found < wanted:
+        raise CheckFailed(
+            f"a configuration with {wanted} of the {counted(in_default, 'kind')} of blocks that "
+            f"{subject.architecture} has by default",
+            f"at most {found} in each",
+            look_at=f"check_configs of {subject.table}, or configs of the kit: more blocks, or another pattern of them",
+        )
+    return f"{counted(found, 'kind')} of blocks, of {in_default} by default"
 
 
 @check(needs=[default_config])
@@ -81,8 +103,10 @@ def defaults(subject: FamilySubject) -> str:
     """a key that `config.json` does not have means what transformers takes it to mean"""
     keys = [key for key in subject.raw if not is_irrelevant(key)]
     count = 0
-    for absent in [[key] for key in keys] + [keys]:
-        raw = {key: value for key, value in subject.raw.items() if key not in absent}
+    cases: list[tuple[list[str], Mapping[str, Any]]] = [*(([key], {}) for key in keys), (keys, {})]
+    cases += [([key], also) for key in keys if (also := switched_on(subject.raw, key))]
+    for absent, also in cases:
+        raw = {key: value for key, value in subject.raw.items() if key not in absent} | also
         try:
             full = {**reference.hf_config(raw).to_dict(), "architectures": raw["architectures"]}
             expected = config_from_hf(subject.family, full)
@@ -104,6 +128,7 @@ def defaults(subject: FamilySubject) -> str:
             theirs, ours = getattr(expected, item.name), getattr(found, item.name)
             if theirs != ours:
                 what = f"without the key '{absent[0]}'" if len(absent) == 1 else "without any key"
+                what += "".join(f", with {name}={value!r}" for name, value in also.items())
                 one, other = differing(item.name, theirs, ours)
                 look_at = subject.lines.field(item.name) or subject.lines.config()
                 raise CheckFailed(f"{one}, as transformers has it", other, f"a config.json {what}", look_at)

@@ -7,7 +7,7 @@ model must compute the same, or the table must refuse the value by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from reallm_devkit.testing.families import reference
 from reallm_devkit.testing.families.behaviour import LENGTHS, Behaviour, behaviour_of
 from reallm_devkit.testing.families.closeness import LOGITS_TOLERANCE, is_close, max_difference
 from reallm_devkit.testing.families.numerics import logits
+from reallm_devkit.testing.families.patterns import pattern_changes
 from reallm_devkit.testing.families.subject import FamilySubject, load_network, run_packed
 from reallm_devkit.testing.families.values import changes
 
@@ -37,11 +38,13 @@ def config_fields(subject: FamilySubject) -> str:
     samples = reference.sequences(subject.config.vocab_size, LENGTHS)
     before = behaviour_of(subject.hf_model, samples)
     positions_key = _key_of(subject, "max_positions")
+    row_keys = [key for row in subject.lines.rows() for key in row.keys]
+    patterns = pattern_changes(subject.raw, row_keys) if subject.is_first else {}
     counts = {"honoured": 0, "refused": 0, "without effect": 0}
-    for raw, key in _fields(subject):
+    for raw, key in _fields(subject, patterns):
         outcomes: list[str] = []
         unnamed: list[CheckFailed] = []
-        for change in changes(raw, key, positions_key):
+        for change in (*changes(raw, key, positions_key), *patterns.get(key, ())):
             try:
                 outcomes.append(_try_value(subject, key, {**raw, **change}, samples, before))
             except UnnamedRefusal as failure:
@@ -53,14 +56,14 @@ def config_fields(subject: FamilySubject) -> str:
     return ", ".join(f"{count} values {what}" for what, count in counts.items() if count)
 
 
-def _fields(subject: FamilySubject) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each key or field of transformers' configuration class that may have an effect, with a config that has it.
+def _fields(subject: FamilySubject, others: Iterable[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each key or field of transformers' configuration class that may have an effect, and `others`, with a config.
 
     Yields (config, key). A key that is a synonym of one in the config replaces it there.
     """
     config = reference.hf_config(subject.raw)
     declared = [item.name for item in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    keys = [*subject.raw, *config.to_dict(), *declared]
+    keys = [*subject.raw, *config.to_dict(), *declared, *others]
     if "rope_parameters" in keys:
         keys.append("rope_scaling")
     synonyms = {**config.attribute_map, **{real: alias for alias, real in config.attribute_map.items()}}

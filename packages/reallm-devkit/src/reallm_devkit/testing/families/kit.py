@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from reallm.errors import ConfigError, ReallmError
+from reallm.errors import ConfigError, ReallmError, one_line
 from reallm.hf.family import HFFamily
 from reallm_devkit.testing.checks import Check, CheckFailed
 from reallm_devkit.testing.common_checks import description, light_import
@@ -27,6 +27,7 @@ from reallm_devkit.testing.families.lines import TableLines, module_of
 from reallm_devkit.testing.families.subject import FamilySubject, custom_layers_location
 from reallm_devkit.testing.plugin_kit import PluginKit
 from reallm_devkit.testing.report import Report
+from reallm_devkit.testing.source import innermost_line
 
 if TYPE_CHECKING:
     from reallm.plugins.loader import Offer
@@ -35,6 +36,7 @@ FAMILY_CHECKS: tuple[Check[Any], ...] = (
     description,
     light_import,
     configs.default_config,
+    configs.blocks,
     configs.config_round_trip,
     configs.defaults,
     tensors.table,
@@ -67,8 +69,8 @@ class FamilyKit(PluginKit[FamilySubject]):
     class TestMyModel(FamilyKit):
         family = "my-model"
 
-    It is tested with small configurations, derived from transformers' default one of the model type, with tied and
-    untied embeddings if the family has both.
+    It is tested with small configurations: those of `configs`, or else of the family's `check_configs`, or else ones
+    derived from transformers' default one of the model type; with tied and untied embeddings if the family has both.
     """
 
     kind = "family"
@@ -79,7 +81,7 @@ class FamilyKit(PluginKit[FamilySubject]):
     """The name it is installed under, or the `HFFamily` of one that is not installed yet."""
 
     configs: Mapping[str, Raw] = {}
-    """Name -> small configuration, as in `config.json`, to test instead of the derived ones:
+    """Name -> small configuration, as in `config.json`, to test instead of those of the family and the derived ones:
     `{"windows": {"vocab_size": 97, ...}}`."""
 
     checkpoint: str | Path | None = None
@@ -133,10 +135,11 @@ class FamilyKit(PluginKit[FamilySubject]):
 
     def _configs_by_case(self) -> Mapping[str, Raw | CheckFailed]:
         family = self._family()
-        if not self.configs:
+        stated = self.configs or family.check_configs
+        if not stated:
             return _derived_configs(family)
         configs: dict[str, Raw | CheckFailed] = {}
-        for name, raw in self.configs.items():
+        for name, raw in stated.items():
             config = tiny.completed(family, raw)
             configs[name] = config
             other = tiny.with_other_head(family, config)
@@ -164,10 +167,15 @@ def check_family(
 @lru_cache(maxsize=64)
 def _derived_configs(family: HFFamily) -> Mapping[str, Raw | CheckFailed]:
     """Name -> small configuration, or the reason why none can be made."""
+    lines = TableLines(family, module_of(family))
     try:
-        raw = tiny.tiny_config(TableLines(family, module_of(family)))
+        raw = tiny.tiny_config(lines)
     except CheckFailed as reason:
         return {"default": reason}
+    except Exception as error:  # the family's functions and transformers may raise anything
+        seen = f"raised {type(error).__name__}: {one_line(error)}"
+        look_at = innermost_line(error, lines.module) or lines.config()
+        return {"default": CheckFailed("small sizes that the tables can state", seen, look_at=look_at)}
     other = tiny.with_other_head(family, raw)
     if other is None:
         return {"default": raw}

@@ -74,6 +74,14 @@ def hf_model(raw: Mapping[str, Any]) -> PreTrainedModel:
     return model.eval()
 
 
+def meta_model(raw: Mapping[str, Any]) -> PreTrainedModel:
+    """transformers' model of a `config.json` on the meta device: its modules and shapes, without values."""
+    cls = hf_class(raw["architectures"][0])
+    assert cls is not None, "the check `default-config` makes sure of it"
+    with quiet(), torch.device("meta"):
+        return cls(hf_config(raw))
+
+
 def fresh_state(raw: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """The checkpoint tensors of a model as transformers initialises it."""
     return checkpoint_state(_fresh_model(raw, seed))

@@ -8,6 +8,7 @@ from typing import Any
 
 from reallm.errors import ConfigError
 from reallm.hf.conversion.config import config_to_hf
+from reallm.hf.tables.blocks import InBlocks
 from reallm.model.config import RopeConfig
 from reallm_devkit.testing.families import reference
 from reallm_devkit.testing.families.same_config import check_same, check_transformers, read_again
@@ -26,6 +27,7 @@ def check_ropes(subject: FamilySubject) -> int:
     n_ropes = 0
     for rope in _ropes(subject.config.rope):
         config = subject.config.replace(rope=rope)
+        kind = config.distinct_ropes[0]
         try:
             fresh = config_to_hf(subject.family, config)
         except ConfigError:  # the family refuses this kind
@@ -39,7 +41,7 @@ def check_ropes(subject: FamilySubject) -> int:
         ):
             if base is None:
                 continue
-            where = f"rope_type={rope.kind} with rope_theta={rope.theta:g} written on a file that has {spelling}"
+            where = f"rope_type={kind.kind} with rope_theta={kind.theta:g} written on a file that has {spelling}"
             written = config_to_hf(subject.family, config, base)
             check_same(subject, config, read_again(subject, written, where), where)
             check_transformers(subject, fresh, written, where)
@@ -50,6 +52,7 @@ def legacy_spelling(subject: FamilySubject) -> Mapping[str, Any] | None:
     """The configuration in the older spelling; None if the family or transformers' class does not read that."""
     parameters = subject.raw.get("rope_parameters")
     row = next((row for row in subject.family.config.rows if "rope" in row.fields), None)
+    row = row.row if isinstance(row, InBlocks) else row
     if row is None or "rope_scaling" not in row.keys or not isinstance(parameters, Mapping):
         return None
     scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
@@ -67,10 +70,18 @@ def _hf_rope(raw: Mapping[str, Any]) -> Any:
         return None
 
 
-def _ropes(rope: Any) -> Iterator[RopeConfig]:
-    """Other kinds of RoPE with the same rotary dim; none for families with a RoPE per block."""
-    if not isinstance(rope, RopeConfig):
+def _ropes(rope: Any) -> Iterator[Any]:
+    """Other kinds of RoPE with the same rotary dim, in the same blocks; none for families with several in a model."""
+    blocks = rope if isinstance(rope, tuple) else (rope,)
+    present = set(blocks) - {None}
+    if len(present) != 1:
         return
+    for other in _others(present.pop()):
+        each = tuple(None if one is None else other for one in blocks)
+        yield each if isinstance(rope, tuple) else other
+
+
+def _others(rope: RopeConfig) -> Iterator[RopeConfig]:
     yield dataclasses.replace(rope, theta=THETA)
     plain = RopeConfig(theta=THETA, rotary_dim=rope.rotary_dim, interleaved=rope.interleaved)
     for other in (plain, dataclasses.replace(plain, kind="linear", factor=FACTOR)):

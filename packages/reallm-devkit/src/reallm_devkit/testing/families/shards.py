@@ -20,7 +20,9 @@ from reallm.model.parameter_names import (
 )
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
+from reallm.parallel.tensor_parallel.apply import check_splits
 from reallm.parallel.tensor_parallel.partial_grads import partial_grad_groups
+from reallm.plugins.checked import record_split_checked
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families.closeness import is_close, max_difference
 from reallm_devkit.testing.families.numerics import GRADIENT_TOLERANCE, packing
@@ -33,7 +35,7 @@ from reallm_devkit.testing.families.split_run import (
     loss_of,
     run_split,
 )
-from reallm_devkit.testing.families.subject import FamilySubject
+from reallm_devkit.testing.families.subject import FamilySubject, custom_layers_location
 from reallm_devkit.testing.source import location
 
 TP_SIZES = (2, 4)
@@ -60,7 +62,7 @@ class _Unsplit(NamedTuple):
 def shards(subject: FamilySubject) -> str:
     """sharded over ranks as its layers declare, the network computes the same outputs and gradients"""
     model = subject.model
-    declared = _declared_sharding(model)
+    declared = _declared_sharding(model, custom_layers_location(subject))
     done, obstacle = [], ""
     for n_ranks in TP_SIZES:
         try:
@@ -75,13 +77,15 @@ def shards(subject: FamilySubject) -> str:
         done.append(str(n_ranks))
     if not done:
         raise Skipped(f"this configuration cannot be split ({obstacle}); give one with more heads: configs = ...")
+    for reference in subject.config.custom_classes:
+        record_split_checked(reference)
     n_split = sum(shard is not None for shard in declared.shards.values())
     return f"{' and '.join(done)} ranks, {n_split} of {len(declared.shards)} parameters split"
 
 
-def _declared_sharding(model: Transformer) -> DeclaredSharding:
+def _declared_sharding(model: Transformer, own_layers: str) -> DeclaredSharding:
     try:
-        return DeclaredSharding.of(model)
+        declared = DeclaredSharding.of(model)
     except PluginError as error:
         for path, module in model.named_modules():
             names = {name for name, _ in module.named_parameters(recurse=False)}
@@ -89,6 +93,11 @@ def _declared_sharding(model: Transformer) -> DeclaredSharding:
                 expected = "how each parameter may be split, in `shards` of the module that has it"
                 raise CheckFailed(expected, str(error), f"'{path}.{name}'", location(type(module))) from error
         raise
+    try:
+        check_splits(model, declared.shards, declared.splits)
+    except PluginError as error:
+        raise CheckFailed("a `split` only where a parameter is split", str(error), look_at=own_layers) from error
+    return declared
 
 
 def _find_mismatch(subject: FamilySubject, declared: DeclaredSharding, n_ranks: int) -> _Mismatch | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reallm.errors import ConfigError, ReallmError, one_line
@@ -11,11 +11,19 @@ from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.family import HFFamily
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm_devkit.testing.checks import CheckFailed
+from reallm_devkit.testing.families.block_kinds import block_kinds
 from reallm_devkit.testing.families.lines import TableLines
 from reallm_devkit.testing.families.reference import hf_class, hf_config
 
-MAX_BLOCKS = 4
+MAX_KINDS = 4
+"""Number of kinds of blocks that a small configuration has at most."""
+MAX_BLOCKS = 8
+"""Number of blocks that it has at most, to have blocks of each kind if the table cannot state fewer."""
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 97, "max_positions": 64}
+HEADS = ((32, 16), (32, 8), (64, 16), (128, 32))
+"""(hidden size, head dim) to try; the first has heads wider than the hidden size, if the family allows it."""
+MIN_ROTARY_DIM = 4
+"""`dynamic` RoPE divides by the number of rotated dims less 2."""
 WINDOW = 5
 PRETRAINED_POSITIONS = 16
 """Context length from which scaled RoPE applies; the longest compared sequence has 40 tokens."""
@@ -36,19 +44,35 @@ def tiny_config(lines: TableLines) -> Raw:
     except ReallmError as error:
         expected = f"a table that reads transformers' default configuration of model_type '{family.model_type}'"
         raise CheckFailed(expected, str(error), look_at=lines.mentioned_in(str(error))) from error
-    reason = ""
-    for small, blocks in _candidates(family, config):
+    theirs = kinds_of(default)
+    reason, best = "", None
+    for small, blocks in _candidates(family, config, theirs):
         try:
             raw = family.config.write(small, _of_blocks(default, config.n_layers, blocks))
             hf_config(raw)  # transformers may refuse some sizes
+            n_kinds = len(set(block_kinds(raw))) if theirs else 0
+        except Exception as error:  # of transformers about sizes, or of the plugin's functions
+            kind = "" if isinstance(error, ReallmError) else f"{type(error).__name__}: "
+            reason = reason or f"{kind}{one_line(error)}"
+            continue
+        if n_kinds >= min(len(set(theirs)), MAX_KINDS):
             return raw
-        except (ReallmError, ValueError, TypeError) as error:
-            reason = reason or one_line(error)
+        best = best or raw  # the check `blocks` says what it lacks
+    if best is not None:
+        return best
     raise CheckFailed(
         "a table that states small sizes, in a file that it reads to the same ones",
-        reason,
-        look_at=f"{lines.config()}; or give the kit a small one of your own, configs={{'tiny': {{...}}}}",
+        reason or "no sizes that the kit knows fit this family",
+        look_at=f"{lines.config()}; or state sizes that fit, check_configs={{'tiny': {{...}}}} of the HFFamily",
     )
+
+
+def kinds_of(raw: Raw) -> tuple[int, ...]:
+    """The kinds of blocks of transformers' model; empty if it cannot be made without values."""
+    try:
+        return block_kinds(raw)
+    except Exception:  # transformers raises anything
+        return ()
 
 
 def default_config(lines: TableLines) -> dict[str, Any]:
@@ -94,40 +118,52 @@ def with_other_head(family: HFFamily, raw: Raw) -> Raw | None:
     try:
         config = config_from_hf(family, raw)
         return family.config.write(config.replace(tied_embeddings=not config.tied_embeddings), raw)
-    except ReallmError:
+    except Exception:  # the family's functions may raise anything; checks of the first configuration say it
         return None
 
 
-def _candidates(family: HFFamily, config: ReaLModelConfig) -> Iterator[tuple[ReaLModelConfig, list[int]]]:
-    """Yields (small configuration, blocks that it keeps), those that reveal more mistakes first."""
-    chosen = _chosen_blocks(config)
-    for head_dim in (16, 8):  # n_heads * head_dim above the hidden size, if the family allows it
-        for blocks in (chosen, list(range(len(chosen)))):
-            shortened = config.with_blocks(*blocks)
-            changes = _small(shortened, head_dim)
-            known = {item.name: getattr(shortened, item.name) for item in dataclasses.fields(shortened)} | changes
-            computed = {name: value(known) for name, value in family.config.constants.items() if callable(value)}
+def _candidates(
+    family: HFFamily, config: ReaLModelConfig, kinds: Sequence[int]
+) -> Iterator[tuple[ReaLModelConfig, Sequence[int]]]:
+    """Yields (small configuration, blocks that it keeps), those that reveal more mistakes first.
+
+    They are one of each kind, `kinds` being those of transformers; if the table cannot state these, the first ones.
+    """
+    chosen = _chosen_blocks(config, kinds)
+    up_to_last = range(min(max(chosen) + 1, MAX_BLOCKS))
+    for hidden_size, head_dim in HEADS:
+        for blocks in dict.fromkeys((tuple(chosen), tuple(range(len(chosen))), tuple(up_to_last))):
             try:
-                yield shortened.replace(**{**changes, **computed}), blocks
-            except (ConfigError, TypeError):
+                shortened = config.with_blocks(*blocks)
+                changes = {**_small(shortened, head_dim), "hidden_size": hidden_size}
+                known = {item.name: getattr(shortened, item.name) for item in dataclasses.fields(shortened)} | changes
+                computed = {name: value(known) for name, value in family.config.constants.items() if callable(value)}
+                small = shortened.replace(**{**changes, **computed})
+            except Exception:  # sizes that the family's functions or RoPE cannot have
                 continue
+            yield small, blocks
 
 
-def _of_blocks(raw: Raw, n_layers: int, blocks: list[int]) -> Raw:
-    """The configuration with lists that have an entry per block cut to some blocks."""
+def _of_blocks(raw: Raw, n_layers: int, blocks: Sequence[int]) -> Raw:
+    """The configuration with lists that have an entry per block, or the numbers of all, cut to some blocks."""
+
+    def cut(values: list[Any]) -> list[Any]:
+        numbers = values == list(range(n_layers))
+        return list(range(len(blocks))) if numbers else [values[block] for block in blocks]
+
     return {
-        key: [value[block] for block in blocks] if isinstance(value, list) and len(value) == n_layers else value
-        for key, value in raw.items()
+        key: cut(value) if isinstance(value, list) and len(value) == n_layers else value for key, value in raw.items()
     }
 
 
-def _chosen_blocks(config: ReaLModelConfig) -> list[int]:
-    """The first block of each kind, and at least two."""
+def _chosen_blocks(config: ReaLModelConfig, kinds: Sequence[int]) -> list[int]:
+    """The first block of each kind, ours and transformers', and at least two."""
     experts = set(config.expert_blocks)
-    kinds: dict[tuple[object, ...], int] = {}
-    for block, kind in enumerate(zip(config.windows, config.ropes, strict=True)):
-        kinds.setdefault((*kind, block in experts), block)
-    chosen = sorted(kinds.values())[:MAX_BLOCKS]
+    theirs = kinds if len(kinds) == config.n_layers else (0,) * config.n_layers
+    first: dict[tuple[object, ...], int] = {}
+    for block, kind in enumerate(zip(theirs, config.windows, config.ropes, config.attn_scales, strict=True)):
+        first.setdefault((*kind, block in experts), block)
+    chosen = sorted(first.values())[:MAX_KINDS]
     return chosen if len(chosen) > 1 else list(range(min(2, config.n_layers)))
 
 
@@ -146,7 +182,10 @@ def _small(config: ReaLModelConfig, head_dim: int) -> dict[str, Any]:
 def _small_rope(rope: RopeConfig, ratio: float) -> RopeConfig:
     changes: dict[str, Any] = {}
     if rope.rotary_dim is not None:
-        changes["rotary_dim"] = int(rope.rotary_dim * ratio)
+        rotary_dim = 2 * int(rope.rotary_dim * ratio / 2)  # RoPE rotates pairs
+        if rotary_dim < MIN_ROTARY_DIM:
+            raise ConfigError(f"rope.rotary_dim={rotary_dim} must be at least {MIN_ROTARY_DIM}")
+        changes["rotary_dim"] = rotary_dim
     if rope.original_max_positions is not None:
         changes["original_max_positions"] = PRETRAINED_POSITIONS
     for name in ("short_factor", "long_factor"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,13 +56,22 @@ def changes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
     if "rope" in key and (isinstance(value, Mapping) or key == "rope_scaling"):
         yield from _ropes(raw, key, positions_key)
     elif key == "layer_types":
-        yield from ({key: types} for types in _layer_types(value or []))
+        yield from ({key: types} for types in _arranged([FULL, SLIDING, *(value or [])], len(value or [])))
     else:
-        # transformers adds the router loss only if it returns router logits
-        also = {"output_router_logits": True} if "router" in key and "output_router_logits" in raw else {}
+        also = switched_on(raw, key)
         if value is not None:
             yield {key: None}
         yield from ({**also, key: other} for other in _others(raw, key, value) if other != value)
+
+
+def switched_on(raw: Raw, key: str) -> Change:
+    """Changes of other keys without which a key has no effect."""
+    if "router" in key and key != "output_router_logits" and "output_router_logits" in raw:
+        return {"output_router_logits": True}  # transformers adds the router loss only if it returns router logits
+    if "window" in key and key != "use_sliding_window" and "use_sliding_window" in raw:
+        window = {} if key == "sliding_window" or raw.get("sliding_window") else {"sliding_window": 3}
+        return {"use_sliding_window": True, **window}
+    return {}
 
 
 def _others(raw: Raw, key: str, value: Any) -> Iterator[Any]:
@@ -78,11 +88,16 @@ def _others(raw: Raw, key: str, value: Any) -> Iterator[Any]:
     elif isinstance(value, float):
         yield from (value * 4,) if 0.0 < value < 0.01 else (value * 1.5 if value else 0.25,)
         yield 0.05 if 0.0 < value < 0.01 else 0.3
+    elif isinstance(value, list) and len(value) > 1 and _are_flags(value):
+        yield from _arranged([type(value[0])(0), type(value[0])(1)], len(value))
     elif isinstance(value, list) and value and all(isinstance(item, int) for item in value):
         yield [value[0] + 1, *value[1:]]
         yield value[:1]
+    elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        yield from _arranged(value, len(value))
     elif isinstance(value, list) and not value:
         yield [0]
+        yield [1]
     elif value is None:
         yield from _from_nothing(raw, key)
 
@@ -99,13 +114,17 @@ def _from_nothing(raw: Raw, key: str) -> Iterator[Any]:
         yield from (True, 24, 2)
 
 
-def _layer_types(types: list[str]) -> Iterator[list[str]]:
-    n_layers = len(types)
-    kinds = {FULL, SLIDING, *types} - {CHUNKED}
-    for kind in sorted(kinds):
+def _are_flags(values: list[Any]) -> bool:
+    return all(isinstance(value, int) and value in (0, 1) for value in values)
+
+
+def _arranged(values: list[Any], n_layers: int) -> Iterator[list[Any]]:
+    """Lists with an entry per block: each value alone, and each two in turn."""
+    kinds = sorted({*values} - {CHUNKED})
+    for kind in kinds:
         yield [kind] * n_layers
-    yield [FULL, SLIDING] * (n_layers // 2) + [FULL] * (n_layers % 2)
-    yield [SLIDING, FULL] * (n_layers // 2) + [SLIDING] * (n_layers % 2)
+    for one, other in itertools.permutations(kinds, 2):
+        yield ([one, other] * n_layers)[:n_layers]
 
 
 def _ropes(raw: Raw, key: str, positions_key: str | None) -> Iterator[Change]:
