@@ -142,6 +142,8 @@ def test_some_of_the_blocks_keep_what_is_theirs():
     assert part.expert_blocks == (0, 2)
     assert config.with_blocks(1).expert_blocks == ()
     assert BASE.with_blocks(1) == BASE.replace(n_layers=1)
+    own = config.replace(extra=Extra(kinds=["a", "b", "c"], pair=[1, 2], inner={"sizes": [1, 2, 3]}))
+    assert own.with_blocks(2, 0).extra == Extra(kinds=["c", "a"], pair=[1, 2], inner={"sizes": [3, 1]})
 
 
 def test_hyperparameters_of_ones_own_make_a_configuration_that_can_be_hashed_and_pickled():

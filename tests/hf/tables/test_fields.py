@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from reallm.errors import ConfigError
-from reallm.hf.standard import AUX_LOSS, MLP_BIAS, QKV_BIAS, decoder_rows, same_as, without
+from reallm.hf.standard import AUX_LOSS, MLP_BIAS, QKV_BIAS, aux_loss, decoder_rows, same_as, without
 from reallm.hf.tables import (
     INVERSE_SQUARE_ROOT,
     RECIPROCAL,
@@ -44,6 +44,12 @@ class TestKey:
         assert row.write(config(norm_placement="post"), {}) == {"pre_norm": False}
         with pytest.raises(ConfigError, match="norm_placement='branch' is not one of pre, post"):
             row.write(config(norm_placement="branch"), {})
+
+    def test_none_has_a_spelling_of_its_own(self):
+        row = Key("use_qk_norm", bool, "qk_norm", default=None, spellings={True: "head", False: None})
+        assert row.read({"use_qk_norm": False}, {}) == {"qk_norm": None}
+        assert row.write(config(qk_norm=None), {}) == {"use_qk_norm": False}
+        assert row.write(config(qk_norm="head"), {}) == {"use_qk_norm": True}
 
     @pytest.mark.parametrize("theirs", [8.0, 16, 3, 0.3, 7])
     def test_a_conversion_comes_back_to_the_same_number(self, theirs):
@@ -88,6 +94,8 @@ class TestNested:
         assert AUX_LOSS.read({"router_aux_loss_coef": 0.5}, {}) == {"aux_loss_coef": 0.0}
         assert AUX_LOSS.read({"output_router_logits": True}, {}) == {"aux_loss_coef": 0.001}
         assert AUX_LOSS.write(MoEConfig(4, 2), {"router_aux_loss_coef": 0.5})["router_aux_loss_coef"] == 0.5
+        assert aux_loss(0.01).read({"output_router_logits": True}, {}) == {"aux_loss_coef": 0.01}
+        assert aux_loss(0.01).write(MoEConfig(4, 2), {})["router_aux_loss_coef"] == 0.01
 
     def test_hyperparameters_of_a_class_of_ones_own(self):
         row = Nested("extra", Extra, (Key("beta", float, "beta", default=0.5),))

@@ -12,12 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PluginError
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.layers import GatedMLP
+from reallm.model.transformer import Transformer
+from reallm.notices import notify_once
 from reallm.parallel.mesh import Mesh
+from reallm.parallel.parallelize import notify_of_unchecked_layers
 from reallm.parallel.tensor_parallel import mappings
-from reallm.parallel.tensor_parallel.apply import _RegionBoundary, _row_parallel_forward
+from reallm.parallel.tensor_parallel.apply import _RegionBoundary, _row_parallel_forward, check_splits
+from reallm.plugins.checked import record_split_checked
 from tests.helpers.ranks import on_ranks
 from tests.helpers.tiny_config import TINY
 
@@ -189,3 +193,39 @@ def test_log_probabilities_over_parts_of_the_vocabulary(tied, temperature):
     for name, expected in whole_gradients.items():
         found = torch.cat([gradients[name] for *_, gradients in by_rank])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class SplitsNothing(OwnMLP):
+    """A layer of a plugin that says how it is split, while none of its parameters is."""
+
+    split = "column_row"
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        for projection in (self.gate, self.up, self.down):
+            projection.shards = {"weight": None}
+            del projection.split
+
+
+def test_a_split_without_a_split_parameter_is_refused():
+    model = Transformer(CONFIG.replace(mlp=f"{HERE}:SplitsNothing"))
+    with pytest.raises(PluginError, match="SplitsNothing declares split='column_row', but none of its parameters is"):
+        check_splits(model, model.parameter_shards(), model.module_splits())
+    whole = Transformer(CONFIG.replace(mlp=f"{HERE}:OwnMLP"))
+    check_splits(whole, whole.parameter_shards(), whole.module_splits())
+
+
+def test_layers_that_were_never_checked_are_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = CONFIG.replace(mlp=f"{HERE}:OwnMLP")
+    notify_of_unchecked_layers(CONFIG)
+    assert not caplog.messages
+    notify_of_unchecked_layers(config)
+    notify_of_unchecked_layers(config)
+    [message] = caplog.messages
+    assert f"splits {HERE}:OwnMLP as it declares, which no check has verified" in message
+    assert "`reallm plugins check`" in message
+    notify_once.cache_clear()
+    record_split_checked(config.mlp)
+    notify_of_unchecked_layers(config)
+    assert len(caplog.messages) == 1

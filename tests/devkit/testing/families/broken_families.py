@@ -285,6 +285,7 @@ NO_SHARDS = activation("WithoutShards")
 FORGETS_PART = activation("ForgetsPart")
 FLOAT32 = activation("InFloat32")
 RAISES = layer(LLAMA, "mlp", "Raises")
+SPLITS_NOTHING = layer(LLAMA, "mlp", "SplitsNothing")
 SUMS_OF_PARTS = layer(LLAMA, "mlp", "SumsParts")
 
 
@@ -492,6 +493,11 @@ MISTAKES = (
             "'layers.2.mlp_norm.weight'",
             '(SumsParts): it takes whole inputs; split="column_row"',
         ),
+    ),
+    Mistake(
+        "SPLITS_NOTHING",
+        "shards",
+        ("SplitsNothing declares split='column_row', but none of its parameters is split", f"{OWN}", "(SplitsNothing)"),
     ),
     Mistake(
         "MIXED_HEADS",

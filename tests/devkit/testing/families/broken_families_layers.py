@@ -52,6 +52,18 @@ class SumsParts(GatedMLP):
             del projection.split
 
 
+class SplitsNothing(GatedMLP):
+    """It is split, as it says, but none of its matrices is."""
+
+    split = "column_row"
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        for projection in (self.gate, self.up, self.down):
+            projection.shards = {"weight": None}
+            del projection.split
+
+
 class MixesHeads(Attention):
     """Queries may be split inside of a head."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from reallm.cli.main import run
 from reallm.errors import ConfigError, UnknownNameError
 from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.file_names import CONFIG_NAME, WEIGHTS_NAME
+from reallm.hf.standard import decoder_rows
+from reallm.hf.tables import ConfigTable, RopeRow
+from reallm.model.config import RopeConfig
+from reallm.plugins.checked import is_split_checked
 from reallm_devkit import FAMILY_CHECKS, FamilyKit, Report, check_family
 from reallm_devkit.testing.families import tiny
 from reallm_devkit.testing.families.lines import TableLines, module_of
@@ -98,6 +103,65 @@ def test_a_configuration_that_transformers_refuses_is_said_to_be_one() -> None:
     assert "not a multiple of the number of attention heads" in failed.failure.seen
 
 
+def only(*names: str) -> dict[str, str]:
+    """What to skip to run these checks and those that they need."""
+    needed = {name: {need.name for need in check.needs} for check in FAMILY_CHECKS for name in [check.name]}
+    wanted, left = set[str](), set(names)
+    while left:
+        wanted |= left
+        left = {need for name in left for need in needed[name]} - wanted
+    return {name: "shortens the test" for name in needed.keys() - wanted}
+
+
+def test_a_family_states_its_own_configurations(capsys: pytest.CaptureFixture[str]) -> None:
+    family = dataclasses.replace(LLAMA, check_configs={"mine": SIZES})
+    kit = FamilyKit.of(family=family)
+    assert kit.cases() == ["mine", "mine-tied"]
+    assert kit.subject("mine").config.n_layers == 3
+    assert FamilyKit.of(family=family, configs={"others": SIZES}).cases() == ["others", "others-tied"]
+    with pytest.raises(ConfigError, match=r"check_configs\['mine'\] of family 'llama' is a number, not a mapping"):
+        dataclasses.replace(LLAMA, check_configs={"mine": 3})
+
+
+def test_sizes_that_no_model_has_are_not_derived() -> None:
+    """Heads of 8 of which a quarter is rotated would be two dims, which `dynamic` RoPE cannot be computed for."""
+    rope = RopeRow(partial=0.25)
+    rows = decoder_rows(n_kv_heads=32, max_positions=4096, norm_eps_key="layer_norm_eps", head_dim_key=None, rope=rope)
+    others = {"use_qkv_bias", "qk_layernorm", "use_parallel_residual", "hidden_dropout"}
+    family = dataclasses.replace(
+        LLAMA,
+        model_type="stablelm",
+        architectures=("StableLmForCausalLM",),
+        config=ConfigTable(rows=rows, constants={"norm": "layer", "norm_bias": True}, irrelevant=frozenset(others)),
+    )
+    kit = FamilyKit.of(family=family, skip=only("logits"))
+    config = kit.subject("untied").config
+    assert (config.hidden_size, config.head_dim, config.rope) == (64, 16, RopeConfig(rotary_dim=4))
+    report = kit.run()
+    assert report.passed, str(report)
+
+
+def test_an_error_in_deriving_is_a_check_that_fails() -> None:
+    broken = {**LLAMA.config.constants, "embedding_multiplier": lambda known: None + known["hidden_size"]}
+    family = dataclasses.replace(LLAMA, config=dataclasses.replace(LLAMA.config, constants=broken))
+    kit = FamilyKit.of(family=family, skip=only("default-config"))
+    assert kit.cases() == ["default"]
+    (failed,) = kit.run().failed
+    assert (failed.check, len(failed.detail.splitlines())) == ("default-config", 1)
+    assert failed.detail.startswith("raised TypeError: unsupported operand")
+    assert failed.failure is not None
+    assert "test_kit.py" in failed.failure.look_at
+
+
+def test_what_passes_is_recorded_for_layers_of_the_family() -> None:
+    from reallm_hf_apertus.plugin import APERTUS, MLP
+
+    assert not is_split_checked(MLP)
+    report = FamilyKit.of(family=APERTUS, skip=only("shards")).run()
+    assert report.passed, str(report)
+    assert is_split_checked(MLP)
+
+
 # ------------------------------------------------------------------ where the tables stand
 
 
@@ -125,8 +189,6 @@ def test_rows_and_entries_are_found_in_the_source() -> None:
 
 
 def test_a_family_of_no_module_is_checked_all_the_same() -> None:
-    import dataclasses
-
     family = dataclasses.replace(LLAMA, description="")
     assert module_of(family) == ""
     report = check_family(family, skip={**ELSEWHERE, "logits": "shortens the test"})

@@ -50,7 +50,7 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
         boxes = tp_boxes(model.config, mesh.layout, mesh.coordinate.pp)
         shards, splits = model.parameter_shards(), model.module_splits()
         check_splits(model, shards, splits)
-        _notify_of_unchecked_layers(model.config)
+        notify_of_unchecked_layers(model.config)
         peers = GroupPeers(mesh.tp)
         apply_tensor_parallel(model, peers, boxes, shards, splits, sequence_parallel=sequence_parallel)
     if mesh.layout.pp > 1:
@@ -63,7 +63,7 @@ def parallelize(model: Transformer, mesh: Mesh, *, zero: int, sequence_parallel:
         apply_fsdp(model, mesh, zero=zero)
 
 
-def _notify_of_unchecked_layers(config: ReaLModelConfig) -> None:
+def notify_of_unchecked_layers(config: ReaLModelConfig) -> None:
     """Say once that a family's own layers have never been checked: a wrong declaration raises no error in training."""
     for reference in config.custom_classes:
         if not is_split_checked(reference):

@@ -1,7 +1,7 @@
 """Records of layers of plugins for which the conformance kit has checked how tensor parallelism splits them.
 
-Each is an empty file in the user's cache folder, named after a digest of the class and the code of its package: a change
-of the code needs another check.
+Each is an empty file in the user's cache folder, named after a digest of the class and the code of its package, so that
+changed code needs another check.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 def record_split_checked(reference: str) -> None:
     """Record that the layer `"package.module:Class"` has passed; without a place to write to, do nothing."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
         path = _record(reference)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -26,7 +26,7 @@ def is_split_checked(reference: str) -> bool:
     """Whether the layer has passed on this machine, and the code of its package has not changed since."""
     try:
         return _record(reference).exists()
-    except OSError:
+    except (OSError, RuntimeError):
         return False
 
 
@@ -50,4 +50,4 @@ def _sources(package: str) -> Iterator[Path]:
 def _cache() -> Path:
     """The user's cache folder."""
     stated = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(stated) if stated else Path(os.path.expanduser("~")) / ".cache"
+    return Path(stated) if stated else Path("~/.cache").expanduser()

@@ -67,9 +67,8 @@ def architecture_of(model_type: str) -> Architecture:
         older_rope = _older_rope(config)
         tiny = inspect_tiny(language_model, config, all_defaults)
     if tiny is not None and not tiny.is_causal:
-        raise ConfigError(
-            f"--model-type {model_type}: {language_model} lets tokens see later ones, and reallm has only causal decoders"
-        )
+        seen = f"in {language_model} tokens see later ones"
+        raise ConfigError(f"--model-type {model_type}: {seen}, and reallm has only causal decoders")
     fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
     declared = {item.name: item.default for item in fields if item.default is not dataclasses.MISSING}
     defaults = {key: declared.get(key, value) for key, value in all_defaults.items() if not _can_be_ignored(key, value)}

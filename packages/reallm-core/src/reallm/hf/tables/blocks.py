@@ -183,7 +183,7 @@ class InBlocks:
 
 @dataclass(frozen=True)
 class ExpertBlocks:
-    """The row for the blocks with experts, in a `Nested` row for `MoEConfig`: `ExpertBlocks(LaterBlocks("n_dense"))`."""
+    """The row, in a `Nested` row for `MoEConfig`, for the blocks with experts: `ExpertBlocks(LaterBlocks("dense"))`."""
 
     blocks: Blocks
 

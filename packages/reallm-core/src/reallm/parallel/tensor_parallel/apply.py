@@ -105,14 +105,17 @@ def apply_tensor_parallel(
 def check_splits(model: Transformer, shards: Mapping[str, Shard | None], splits: Mapping[str, str]) -> None:
     """Check that each module that declares a `split` has a parameter that is split: otherwise ranks have no parts.
 
+    Not of `Linear`, whose `shards` a layer may replace, to have it whole on each rank.
+
     Raises:
         PluginError: a module has none; names its class.
     """
     split_names = [name for name, shard in shards.items() if shard is not None]
     for path, split in splits.items():
-        if not any(name.startswith(f"{path}.") for name in split_names):
+        module = model.get_submodule(path)
+        if not isinstance(module, Linear) and not any(name.startswith(f"{path}.") for name in split_names):
             raise PluginError(
-                f"{type(model.get_submodule(path)).__qualname__} declares split='{split}', but none of its parameters "
+                f"{type(module).__qualname__} declares split='{split}', but none of its parameters "
                 "is split; give one a Shard in `shards`, or remove `split`"
             )
 
