@@ -378,7 +378,7 @@ def test_what_is_known_of_our_distributions_is_what_their_entry_points_promise(d
         ("family", "llama", "pip install reallm-hf-llama"),
         ("dataset", "rw_pair", "pip install reallm-datasets"),
         ("family", "qwen2", "pip install reallm-hf-qwen"),
-        ("family", "olmo2", "pip install reallm-hf-olmo2 (if it exists)"),
+        ("family", "nemotron", "pip install reallm-hf-nemotron (if it exists)"),
         ("family", "; rm -rf", ""),
         ("dataset", "riddles", ""),
     ],

@@ -38,7 +38,7 @@ def family_of(source: str) -> HFFamily:
     return family
 
 
-@pytest.mark.parametrize("model_type", ["olmoe", "cohere", "starcoder2", "gemma2", "granitemoe"])
+@pytest.mark.parametrize("model_type", ["olmo2", "olmoe", "cohere", "starcoder2", "gemma2", "mixtral", "granitemoe"])
 def test_where_every_key_that_is_on_has_a_row_the_tables_are_right(model_type):
     """Norms after branches, shared and sandwiched, layer norms, biases, interleaved RoPE, windows, experts."""
     draft, source = plugin(model_type)

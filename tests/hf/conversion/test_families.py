@@ -54,20 +54,20 @@ def test_unknown_names_suggest_the_nearest():
     ("config", "said"),
     [
         (
-            raw("olmo2", "Olmo2ForCausalLM"),
-            "model_type 'olmo2'.*llama.*mistral.*; write one: reallm plugins new family NAME --model-type olmo2$",
+            raw("nemotron", "NemotronForCausalLM"),
+            "model_type 'nemotron'.*llama.*mistral.*; write one: reallm plugins new family NAME --model-type nemotron$",
         ),
         (raw("lama5", "Lama5ForCausalLM"), r"model_type 'lama5'.*; try pip install reallm-hf-lama5 \(if it exists\)$"),
         (
             raw("t5", "T5ForConditionalGeneration"),
-            "model_type 't5'.*; none can be written: it is an encoder-decoder, and",
+            "'t5'.*; none can be written: it is an encoder-decoder, and",
         ),
         (
             raw("bert", "BertForMaskedLM"),
-            "model_type 'bert'.*; none can be written: it is bidirectional, and reallm has",
+            "'bert'.*; none can be written: it is bidirectional, and reallm has",
         ),
         (raw("clip", "CLIPModel"), "'clip'.*; none can be written: transformers has no causal language model of it"),
-        (raw(None, "Olmo2ForCausalLM"), "architecture 'Olmo2ForCausalLM'.*llama.*mistral"),
+        (raw(None, "NemotronForCausalLM"), "architecture 'NemotronForCausalLM'.*llama.*mistral"),
         # A family's name is not a model type: checkpoints of this one are mixtures of experts.
         (raw("deepseek", "DeepseekForCausalLM"), "model_type 'deepseek'; installed: [^;]*$"),
     ],

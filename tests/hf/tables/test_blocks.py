@@ -69,12 +69,14 @@ class TestInBlocks:
         assert self.row.keys_by_field({"rope_scaling": {"factor": 2.0}})["rope.factor"] == "rope_scaling.factor"
 
 
+WINDOWED = {**KNOWN, "sliding_window": (5, 5, 5, None)}
+
+
 class TestWindowedBlocks:
     row = InBlocks(RopeRow(default_theta=100.0), WindowedBlocks())
-    known = {**KNOWN, "sliding_window": (5, 5, 5, None)}
 
     def test_the_blocks_are_those_with_a_window(self):
-        fields = self.row.read({}, self.known)
+        fields = self.row.read({}, WINDOWED)
         assert fields == {"rope": (ROPE, ROPE, ROPE, None)}
         written = self.row.write(config(**fields, sliding_window=(5, 5, 5, None)), {})
         assert written.keys() == {"rope_parameters"}
@@ -86,7 +88,7 @@ class TestWindowedBlocks:
         assert self.row.read({}, none) == {"rope": None}
         row = InBlocks(self.row.row, WindowedBlocks(or_all=True))
         assert row.read({}, none) == {"rope": ROPE}
-        assert row.read({}, self.known) == {"rope": (ROPE, ROPE, ROPE, None)}
+        assert row.read({}, WINDOWED) == {"rope": (ROPE, ROPE, ROPE, None)}
 
     def test_windows_may_follow_from_another_field_in_turn(self):
         types = sliding_without("rope")({}, {**KNOWN, "rope": (ROPE, None, ROPE, None)})

@@ -114,13 +114,13 @@ class LayerRopes:
     """The row for RoPE if blocks with a sliding window have a different RoPE than blocks without one.
 
     `config.json` has `rope_parameters` with an entry for each type of layer, or in older files `rope_theta` and
-    `rope_scaling` for the full layers and `sliding_theta_key` for the others. The row needs `max_positions`, `head_dim`
-    and `sliding_window`, whose rows must come before it.
+    `rope_scaling` for the full layers and `sliding_theta_key` for the others; without such a key (None) these have
+    `sliding_theta` there. The row needs `max_positions`, `head_dim` and `sliding_window`, whose rows must come before it.
     """
 
     full_theta: float
     sliding_theta: float
-    sliding_theta_key: str = "rope_local_base_freq"
+    sliding_theta_key: str | None = "rope_local_base_freq"
     dialect: RopeDialect = field(default_factory=RopeDialect)
 
     @property
@@ -131,7 +131,8 @@ class LayerRopes:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of both spellings."""
-        return ("rope_parameters", "rope_theta", "rope_scaling", self.sliding_theta_key)
+        keys = ("rope_parameters", "rope_theta", "rope_scaling")
+        return keys if self.sliding_theta_key is None else (*keys, self.sliding_theta_key)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
         """See `FieldRow.read`."""
@@ -155,9 +156,12 @@ class LayerRopes:
         written = {kind: self.dialect.write(rope, config.head_dim) for kind, rope in ropes.items()}
         full, sliding = ropes[FULL], ropes[SLIDING]
         old_spelling = base.get("rope_parameters") is None and any(key in base for key in self.keys)
-        if old_spelling and sliding.kind == "default" and not written[SLIDING]:
+        key = self.sliding_theta_key
+        is_plain = sliding.kind == "default" and not written[SLIDING]
+        if old_spelling and is_plain and (key is not None or sliding.theta == self.sliding_theta):
             scaling = None if full.kind == "default" else {"rope_type": full.kind, **written[FULL]}
-            return {"rope_theta": full.theta, self.sliding_theta_key: sliding.theta, "rope_scaling": scaling}
+            theta = {} if key is None else {key: sliding.theta}
+            return {"rope_theta": full.theta, **theta, "rope_scaling": scaling}
         return {
             "rope_parameters": {
                 kind: {"rope_type": rope.kind, "rope_theta": rope.theta, **written[kind]}
@@ -173,13 +177,14 @@ class LayerRopes:
         parameters = raw.get("rope_parameters") or {}
         full = {**(parameters.get(FULL) or {}), **(raw.get("rope_scaling") or {})}
         sliding = parameters.get(SLIDING) or {}
+        sliding_theta = None if self.sliding_theta_key is None else raw.get(self.sliding_theta_key)
 
         def read(kind: str, of_kind: Mapping[str, Any], theta: Any, default: float) -> RopeConfig:
             return self.dialect.read(of_kind, f"rope_parameters.{kind}", default if theta is None else theta, known)
 
         return {
             FULL: read(FULL, full, raw.get("rope_theta"), self.full_theta),
-            SLIDING: read(SLIDING, sliding, raw.get(self.sliding_theta_key), self.sliding_theta),
+            SLIDING: read(SLIDING, sliding, sliding_theta, self.sliding_theta),
         }
 
 

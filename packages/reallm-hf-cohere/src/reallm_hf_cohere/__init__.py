@@ -1,0 +1,1 @@
+"""Cohere model families for reallm."""

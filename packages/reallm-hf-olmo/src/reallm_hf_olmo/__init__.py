@@ -1,0 +1,1 @@
+"""OLMo model families for reallm."""
