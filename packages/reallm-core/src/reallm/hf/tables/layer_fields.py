@@ -115,7 +115,7 @@ class LayerRopes:
 
     `config.json` has `rope_parameters` with an entry for each type of layer, or in older files `rope_theta` and
     `rope_scaling` for the full layers and `sliding_theta_key` for the others; without such a key (None) these have
-    `sliding_theta` there. The row needs `max_positions`, `head_dim` and `sliding_window`, whose rows must come before it.
+    `sliding_theta` there. The rows of `max_positions`, `head_dim` and `sliding_window` must come before it.
     """
 
     full_theta: float
