@@ -79,6 +79,20 @@ class Halves:
         return [theirs[:half], theirs[:half]]
 
 
+class IgnoresList(ListedBlocks):
+    """The default blocks, whatever the list says."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.older_keys
+
+    def read(self, raw: Mapping[str, Any], known: Mapping[str, Any]) -> Sequence[bool]:
+        return self.default(raw, known)
+
+    def write(self, chosen: Sequence[bool], config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+
 class ForgetsFactor(RopeRow):
     """RoPE that is stretched linearly is read as if it were not."""
 
@@ -94,10 +108,17 @@ class ForgetsAbsent(RopeRow):
         return RopeRow(self.default_theta).write(config, base)
 
 
+def in_place(family: HFFamily, row: FieldRow, irrelevant: frozenset[str] = frozenset()) -> HFFamily:
+    """The family with a row where it has had the row of the same field."""
+    rows = tuple(row if row.fields == one.fields else one for one in family.config.rows)
+    config = dataclasses.replace(family.config, rows=rows, irrelevant=family.config.irrelevant | irrelevant)
+    return dataclasses.replace(family, config=config)
+
+
 def nope(blocks: ListedBlocks) -> HFFamily:
     """SmolLM3 with another choice of the blocks with RoPE."""
-    rest = {"irrelevant": frozenset({"no_rope_layers", "no_rope_layer_interval"} - set(blocks.keys))}
-    return table(SMOLLM3, InBlocks(RopeRow(default_theta=2e6), blocks), **rest)
+    ignored = frozenset({"no_rope_layers", INTERVAL} - set(blocks.keys))
+    return in_place(SMOLLM3, InBlocks(RopeRow(default_theta=2e6), blocks), ignored)
 
 
 def experts(family: HFFamily, *rows: FieldRow, drop: Sequence[str] = (), **changes: Any) -> HFFamily:
@@ -234,7 +255,7 @@ NO_NOPE = table(
     drop=["use_sliding_window"],
     irrelevant=frozenset({"no_rope_layers", INTERVAL, "layer_types", "use_sliding_window", "sliding_window"}),
 )
-NO_NOPE_LIST = nope(ListedBlocks("rope_layers", all_except_every(4, INTERVAL), older_keys=(INTERVAL,)))
+NO_NOPE_LIST = nope(IgnoresList("no_rope_layers", all_except_every(4, INTERVAL), older_keys=(INTERVAL,)))
 NO_NOPE_INTERVAL = nope(ListedBlocks("no_rope_layers", all_except_every(4)))
 NOPE_OFF_BY_ONE = nope(
     ListedBlocks(
@@ -252,11 +273,13 @@ ALWAYS_SLIDING = table(
     Key("sliding_window", int, "sliding_window", default=4096, nullable=True),
     irrelevant=GEMMA2.config.irrelevant | {"layer_types"},
 )
-IGNORED_PATTERN = table(GEMMA3, LayerTypes(sliding_except_every(6), window=4096))
-IGNORED_FIRST_LAYERS = table(
+IGNORED_PATTERN = in_place(
+    GEMMA3, LayerTypes(sliding_except_every(6), window=4096, older_keys=("sliding_window_pattern",))
+)
+IGNORED_FIRST_LAYERS = in_place(
     QWEN2,
     LayerTypes(always_sliding, window=4096, enabled_key="use_sliding_window"),
-    irrelevant=frozenset({"max_window_layers"}),
+    frozenset({"max_window_layers"}),
 )
 IGNORED_DENSE_LAYERS = experts(
     QWEN3_MOE,
@@ -419,10 +442,10 @@ MISTAKES = (
     Mistake(
         "NO_NOPE_INTERVAL",
         "config-fields",
-        ("no_rope_layer_interval=1 is honoured", "silently ignored", '"no_rope_layer_interval" in config.irrelevant'),
+        ("with no_rope_layer_interval=1, logits of SmolLM3", '"no_rope_layer_interval" in config.irrelevant'),
     ),
     Mistake("NOPE_OFF_BY_ONE", "defaults", ("without the key 'no_rope_layers'", "InBlocks(")),
-    Mistake("NOPE_INVERTED", "logits", ("what goes into layers.1.attn.o", "InBlocks("), also="defaults"),
+    Mistake("NOPE_INVERTED", "defaults", ("rope=None, as transformers has it", "InBlocks("), also="logits"),
     Mistake(
         "ONLY_ONE_KIND",
         "blocks",
@@ -437,7 +460,7 @@ MISTAKES = (
     Mistake(
         "IGNORED_FIRST_LAYERS", "config-fields", ("max_window_layers=", '"max_window_layers" in config.irrelevant')
     ),
-    Mistake("IGNORED_DENSE_LAYERS", "config-fields", ("decoder_sparse_step=", "in config.irrelevant")),
+    Mistake("IGNORED_DENSE_LAYERS", "names", ("no configuration has 'mlp.down'", "Nested(")),
     Mistake(
         "WRONG_AUX_LOSS",
         "defaults",

@@ -99,7 +99,7 @@ def test_a_configuration_that_transformers_refuses_is_said_to_be_one() -> None:
     (failed, _) = check_family("llama", configs={"odd": {**SIZES, "hidden_size": 33, "head_dim": 8}}).failed
     assert failed.failure is not None
     assert failed.check == "default-config"
-    assert failed.failure.expected == "a configuration 'odd' that LlamaForCausalLM takes"
+    assert failed.failure.expected == "a configuration 'odd' with which LlamaForCausalLM runs"
     assert "not a multiple of the number of attention heads" in failed.failure.seen
 
 
@@ -119,7 +119,7 @@ def test_a_family_states_its_own_configurations(capsys: pytest.CaptureFixture[st
     assert kit.cases() == ["mine", "mine-tied"]
     assert kit.subject("mine").config.n_layers == 3
     assert FamilyKit.of(family=family, configs={"others": SIZES}).cases() == ["others", "others-tied"]
-    with pytest.raises(ConfigError, match=r"check_configs\['mine'\] of family 'llama' is a number, not a mapping"):
+    with pytest.raises(ConfigError, match=r"check_configs\['mine'\] of family 'llama' is an int, not a mapping"):
         dataclasses.replace(LLAMA, check_configs={"mine": 3})
 
 

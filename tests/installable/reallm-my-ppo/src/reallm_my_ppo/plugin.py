@@ -5,7 +5,7 @@ import dataclasses
 from reallm import Algorithm, hookimpl
 from reallm.plugins import registry
 
-REALLM_HOOK_API = "1.4"
+REALLM_HOOK_API = "1.5"
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from reallm import CallbackSpec, hookimpl
 
-REALLM_HOOK_API = "1.4"
+REALLM_HOOK_API = "1.5"
 
 
 @hookimpl
