@@ -456,7 +456,7 @@ MISTAKES = (
         ),
     ),
     Mistake("ALWAYS_SLIDING", "logits", ("what goes into layers.2.attn.o", 'Key("sliding_window")')),
-    Mistake("IGNORED_PATTERN", "config-fields", ("sliding_window_pattern=1 is honoured", "silently ignored")),
+    Mistake("IGNORED_PATTERN", "config-fields", ("with sliding_window_pattern=1, logits of Gemma3", "LayerTypes(")),
     Mistake(
         "IGNORED_FIRST_LAYERS", "config-fields", ("max_window_layers=", '"max_window_layers" in config.irrelevant')
     ),
