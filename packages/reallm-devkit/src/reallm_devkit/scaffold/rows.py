@@ -266,7 +266,7 @@ def _field_rows(architecture: Architecture, draft: Rows) -> None:
     taken = set()
     for key, value in list(draft.left.items()):
         meaning = KEYS.get(key)
-        if meaning is None or meaning.field in taken or (value is None and not meaning.nullable):
+        if meaning is None or meaning.field in taken or value is None:
             continue  # a feature that is off by default could not be observed
         if tiny is not None and tiny.switches.get(key, tiny.tensors).keys() != tiny.tensors.keys():
             continue  # it has an effect on tensors that is not in KEYS

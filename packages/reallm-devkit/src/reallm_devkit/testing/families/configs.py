@@ -106,7 +106,7 @@ def defaults(subject: FamilySubject) -> str:
     cases: list[tuple[list[str], Mapping[str, Any]]] = [*(([key], {}) for key in keys), (keys, {})]
     cases += [([key], also) for key in keys if (also := switched_on(subject.raw, key))]
     for absent, also in cases:
-        raw = {key: value for key, value in subject.raw.items() if key not in absent} | also
+        raw = {key: value for key, value in subject.raw.items() if key not in absent} | dict(also)
         try:
             full = {**reference.hf_config(raw).to_dict(), "architectures": raw["architectures"]}
             expected = config_from_hf(subject.family, full)

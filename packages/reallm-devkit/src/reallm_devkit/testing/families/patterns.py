@@ -50,7 +50,7 @@ def _lists(raw: Raw, keys: Mapping[str, list[Any]]) -> dict[str, list[Any]] | No
         config = reference.hf_config(raw).to_dict()
     except Exception:  # transformers raises anything for values that it cannot use
         return None
-    found = {key: config.get(key) for key in keys}
+    found: dict[str, Any] = {key: config.get(key) for key in keys}
     n_layers = {len(value) for value in (*found.values(), *keys.values()) if isinstance(value, list)}
     return found if len(n_layers) == 1 else None
 
