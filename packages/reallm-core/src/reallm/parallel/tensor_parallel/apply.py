@@ -113,7 +113,7 @@ def check_splits(model: Transformer, shards: Mapping[str, Shard | None], splits:
     split_names = [name for name, shard in shards.items() if shard is not None]
     for path, split in splits.items():
         module = model.get_submodule(path)
-        if not isinstance(module, Linear) and not any(name.startswith(f"{path}.") for name in split_names):
+        if not isinstance(module, Linear | LoRALinear) and not any(name.startswith(f"{path}.") for name in split_names):
             raise PluginError(
                 f"{type(module).__qualname__} declares split='{split}', but none of its parameters "
                 "is split; give one a Shard in `shards`, or remove `split`"
