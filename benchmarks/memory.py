@@ -14,11 +14,10 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common import parser, write_json
-from workloads import LLAMA_40M, LLAMA_TINY, SMOLLM2_135M, all_trained
+from workloads import LLAMA_40M, LLAMA_TINY, SMOLLM2_135M, all_trained, hf_config
 
 BAR = 0.85
 
@@ -56,17 +55,18 @@ def measure(case: Case) -> dict[str, float]:
     import torch
 
     import reallm
+    from peaks import peak, start_counting
     from reallm.training.memory import estimate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = reallm.ReaLModel.config_from_llama(_hf_config(MODELS[case.model]))
+    config = reallm.ReaLModel.config_from_llama(hf_config(MODELS[case.model]))
     told = estimate(config, dtype, device, case.lengths, gradient_checkpointing=case.gradient_checkpointing)
 
-    _train(reallm.ReaLModel.config_from_llama(_hf_config(LLAMA_TINY)), dtype, device, (64,), "none")
-    before = _start_counting(device)
+    _train(reallm.ReaLModel.config_from_llama(hf_config(LLAMA_TINY)), dtype, device, (64,), "none")
+    before = start_counting(device)
     model = _train(config, dtype, device, case.lengths, case.gradient_checkpointing)
-    measured = _peak(device) - before
+    measured = peak(device) - before
     del model
     return {"estimated": told.total, "measured": measured}
 
@@ -86,32 +86,6 @@ def _train(config: Any, dtype: Any, device: Any, lengths: tuple[int, ...], gradi
     for _ in range(2):
         engine.train_batch(batch, SFTInterface())
     return model
-
-
-def _hf_config(sizes: dict[str, Any]) -> dict[str, Any]:
-    return {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, **sizes}
-
-
-def _start_counting(device: Any) -> int:
-    """Bytes held now; the peak counts from here."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return int(torch.cuda.memory_allocated(device))
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of resident memory begins anew
-    return _status("VmRSS")
-
-
-def _peak(device: Any) -> int:
-    import torch
-
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def main() -> None:

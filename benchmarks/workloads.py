@@ -44,6 +44,11 @@ SMOLLM2_135M = {
 }
 
 
+def hf_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a Llama of these sizes."""
+    return {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, **sizes}
+
+
 @dataclass(frozen=True)
 class Sample:
     """One sequence; its last `n_answer` tokens carry loss."""

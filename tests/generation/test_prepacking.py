@@ -109,9 +109,11 @@ def test_an_engine_does_not_trust_weights_that_another_has_prepacked() -> None:
         assert generate_tokens(model.network, PROMPTS, SAMPLING) == generate_tokens(other.network, PROMPTS, SAMPLING)
 
 
-def test_the_bytes_of_prepacked_weights_are_those_of_the_matrices() -> None:
-    network = ReaLModel(TINY, seed=3).network
-    assert prepacked_bytes(network) == sum(weight.nbytes for weight in network.parameters() if weight.dim() == 2)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_bytes_of_prepacked_weights_are_those_that_are_made(made: list[torch.Tensor], tied: bool) -> None:
+    model = ReaLModel(TINY.replace(tied_embeddings=tied), seed=3)
+    generate_tokens(model.network, PROMPTS, SAMPLING)
+    assert prepacked_bytes(model.network) == sum(weight.nbytes for weight in made)
 
 
 def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
@@ -121,7 +123,7 @@ def test_not_for_a_few_tokens(made: list[torch.Tensor]) -> None:
 
 def test_not_without_room_for_them(made: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     model = ReaLModel(TINY, seed=3)
-    n_bytes = sum(weight.nbytes for weight in model.parameters() if weight.dim() == 2)
+    n_bytes = prepacked_bytes(model.network)
     monkeypatch.setattr(prepacking, "available_memory", lambda device: 2 * n_bytes - 1)
     generate_tokens(model.network, PROMPTS, SAMPLING)
     assert not made

@@ -102,6 +102,7 @@ def forward_packed(
                     values = per_token(hidden, packed, seqs.cu_seqlens, *of_batch).to(result.dtype)
                     for i, value in zip(indices, values.split(list(seqs.lengths)), strict=True):
                         outputs[i].copy_(value)
+                del hidden  # the next micro-batch needs its memory
             if pipeline is not None:
                 pipeline.finish()
     finally:

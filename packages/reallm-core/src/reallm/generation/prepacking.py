@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
+from torch import nn
+
 from reallm.machine_memory import available_memory
+from reallm.model.layers import Linear
+from reallm.model.parameter_names import head_weight_name
 from reallm.model.products.linear import uses_onednn
 from reallm.model.products.prepacked import PrepackedWeight
 from reallm.model.transformer import Transformer
@@ -31,8 +35,16 @@ def prepacked_bytes(model: Transformer) -> int:
     There are none where oneDNN does not compute products; of parameters that are offloaded, which are freed to save
     memory; or of those that FSDP shards, which it writes unnoticed.
     """
-    weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    weights = prepacked_parameters(model)
     if is_fsdp(model) or not weights or not uses_onednn(weights[0], weights[0]):
         return 0
     is_offloaded = any(not weight.untyped_storage().nbytes() for weight in weights)
     return 0 if is_offloaded else sum(weight.nbytes for weight in weights)
+
+
+def prepacked_parameters(model: Transformer) -> list[nn.Parameter]:
+    """The weights that `Transformer.prepacked_weights` copies: those of linear layers, and the embedding if it is the
+    head's."""
+    of_layers = [module.weight for module in model.modules() if isinstance(module, Linear)]
+    of_head = [weight for name, weight in model.named_parameters() if name == head_weight_name(model.config)]
+    return list({id(weight): weight for weight in (*of_layers, *of_head)}.values())

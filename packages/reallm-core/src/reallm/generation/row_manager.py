@@ -243,7 +243,7 @@ class RowManager:
 
     def _capacity(self, n_tokens: int) -> int:
         """The smallest capacity for a number of tokens."""
-        return self._block_size << ((n_tokens - 1) // self._block_size).bit_length()
+        return row_capacity(n_tokens, self._block_size)
 
     def _take(self, capacity: int, copies: list[CacheCopy], source: _Holder | None = None) -> Row | None:
         """Occupy the lowest free row of a capacity; None if there is room for it neither now nor without kept rows.
@@ -317,6 +317,11 @@ class RowManager:
             del self._kept[holder.sequence.id]
             self._n_kept -= holder.row.capacity
         self._vacate(holder.row)
+
+
+def row_capacity(n_tokens: int, block_size: int = BLOCK_SIZE) -> int:
+    """The smallest capacity of a row for a number of tokens, given that of the smallest rows."""
+    return block_size << ((n_tokens - 1) // block_size).bit_length()
 
 
 def _n_equal(holder: _Holder, sequence: SequenceState, n_tokens: int) -> int:

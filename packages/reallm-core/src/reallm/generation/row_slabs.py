@@ -124,6 +124,12 @@ class RowSlabs:
         return Slab(slab.capacity, n_rows, self.device, blocks)
 
 
+def slab_tokens(capacity: int, n_rows: int) -> int:
+    """Tokens for which the slabs of so many rows have room, once `RowSlabs.grow` has made them."""
+    n_full, n_last = divmod(n_rows, full := _rows_of_slab(capacity))
+    return capacity * (n_full * full + (min(full, _power_of_two(n_last)) if n_last else 0))
+
+
 def _rows_of_slab(capacity: int) -> int:
     """Number of rows of a full slab."""
     return max(1, SLAB_TOKENS // capacity)

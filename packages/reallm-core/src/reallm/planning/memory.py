@@ -9,11 +9,15 @@ from functools import lru_cache
 import torch
 
 from reallm.generation.memory import SHARE_OF_MEMORY
+from reallm.generation.prepacking import prepacked_parameters
+from reallm.generation.sampling import CHUNK_BYTES
 from reallm.generation.scheduler import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
+from reallm.model.parameters import meta_model, n_parameters
 from reallm.model.products.linear import uses_onednn
 from reallm.parallel.layout import Layout
 from reallm.planning.activations import ActivationTraces
+from reallm.planning.cache_tokens import cache_tokens
 from reallm.planning.cost_settings import RoleSettings
 from reallm.planning.costs import MemoryItems
 from reallm.planning.machine import Machine
@@ -57,10 +61,10 @@ class ModelMemory:
         elif kind == "generate":
             other["gathered parameters"] = share.gathered * size - parameters
             if self._prepacks and not layout.fsdp:
-                other["prepacked weights"] = share.gathered * size
-            n_tokens = min(MAX_BATCH_TOKENS, self._most_tokens(layout))
-            activations = self._activations(n_tokens, layout, None)
-            items = MemoryItems(parameters, activations=activations, kv_cache=self._cache(share), other=other)
+                other["prepacked weights"] = int(share.gathered * _prepacked_share(self.config) * size)
+            other["logits"] = self._sampled_logits(layout)
+            activations, kv_cache = self._generating(share)
+            items = MemoryItems(parameters, activations=activations, kv_cache=kv_cache, other=other)
         else:
             other["gathered parameters"] = share.gathered * size - parameters
             n_tokens = sum(self.sequences.inference(layout.dp, layout.pp, max_tokens).longest)
@@ -82,12 +86,24 @@ class ModelMemory:
         n_prompts = math.ceil(workload.n_prompts / layout.dp)
         return max(n_prompts * workload.prompts.longest, math.ceil(workload.n_sequences / layout.dp))
 
-    def _cache(self, share: RankShare) -> int:
-        """Keys and values of as many of the longest answers as a rank generates at the same time, if they fit."""
-        workload = self.sequences.workload
-        n = min(math.ceil(workload.n_sequences / share.layout.dp), MAX_BATCH_SEQUENCES)
-        n_tokens = n * (workload.prompts.longest / workload.n_answers + workload.answers.longest)
-        return min(int(n_tokens * self._cache_bytes(share)), self._cache_limit(share))
+    def _n_at_a_time(self, layout: Layout) -> int:
+        """Most sequences that a rank generates at the same time."""
+        return min(math.ceil(self.sequences.workload.n_sequences / layout.dp), MAX_BATCH_SEQUENCES)
+
+    def _generating(self, share: RankShare) -> tuple[int, int]:
+        """Activations, and keys and values, when they take the most together.
+
+        If all answers begin together, prompts are computed while the cache is small.
+        """
+        layout, workload = share.layout, self.sequences.workload
+        n_tokens = min(MAX_BATCH_TOKENS, self._most_tokens(layout))
+        activations = self._activations(n_tokens, layout, None, has_logits=False)
+        n = self._n_at_a_time(layout)
+        held = cache_tokens(workload, n, in_rows=self.machine.device == "cpu")
+        prompts, most = (min(int(each * self._cache_bytes(share)), self._cache_limit(share)) for each in held)
+        if n < workload.n_sequences / layout.dp:
+            return activations, most
+        return (activations, prompts) if activations + prompts > most else (0, most)
 
     def _cache_limit(self, share: RankShare) -> int:
         """Bytes that keys and values may take beside the parameters."""
@@ -111,11 +127,29 @@ class ModelMemory:
         moments = state_per_parameter(self.config, self.settings.optimizer)
         return moments * max(4, size) + (4 if size < 4 else 0)
 
-    def _activations(self, n_tokens: int, layout: Layout, gradient_checkpointing: GradientCheckpointing | None) -> int:
+    def _sampled_logits(self, layout: Layout) -> int:
+        """Logits of the last tokens of the sequences that a rank generates at the same time, and their softmax, of a
+        chunk at a time."""
+        n_sequences, device = self._n_at_a_time(layout), self.machine.device
+        n_bytes = n_sequences * self.config.vocab_size * self.settings.dtype.itemsize
+        return n_bytes + min(4 * n_sequences * self.config.vocab_size, CHUNK_BYTES[device])
+
+    def _activations(
+        self,
+        n_tokens: int,
+        layout: Layout,
+        gradient_checkpointing: GradientCheckpointing | None,
+        *,
+        has_logits: bool = True,
+    ) -> int:
         """Activations of a micro-batch; with sequence parallelism in training all of them are divided."""
         divides_all = self.sequence_parallel and gradient_checkpointing is not None
         traces = ActivationTraces(
-            self.config, self.settings.dtype, torch.device(self.machine.device), self.sequences.longest
+            self.config if has_logits else self.config.replace(is_critic=True),
+            self.settings.dtype,
+            torch.device(self.machine.device),
+            self.sequences.longest,
+            self.sequences.share_of_answers or 1.0,
         )
         if divides_all:
             return traces.n_bytes(n_tokens, 1, gradient_checkpointing) // layout.tp
@@ -125,3 +159,9 @@ class ModelMemory:
 @lru_cache(maxsize=64)
 def _cache_bytes(config: ReaLModelConfig, dtype: torch.dtype) -> int:
     return kv_cache_bytes(config, dtype, 1)
+
+
+@lru_cache(maxsize=64)
+def _prepacked_share(config: ReaLModelConfig) -> float:
+    """The share of the parameters that are copied for decoding."""
+    return sum(weight.numel() for weight in prepacked_parameters(meta_model(config))) / n_parameters(config)

@@ -27,6 +27,7 @@ from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ReallmError
 from reallm.generation.memory import bytes_per_token
 from reallm.model.config import ReaLModelConfig
+from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import is_trained, parameter_dtype
 from reallm.model.parameters import meta_model, n_trained, parameter_shapes
@@ -165,14 +166,42 @@ def traced_activations(
     Returns:
         None: a plugin's layers do what is not possible without values.
     """
+    peaks = activation_peaks(config, dtype, device, lengths, gradient_checkpointing)
+    return None if peaks is None else max(peaks)
+
+
+def activation_peaks(
+    config: ReaLModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: Sequence[int],
+    gradient_checkpointing: Any,
+    n_scored: int | None = None,
+) -> ActivationPeaks | None:
+    """As `traced_activations`, by what is computed; `n_scored` of the tokens have logits or scores, None: all."""
+    n_scored = sum(lengths) if n_scored is None else n_scored
     try:
         if gradient_checkpointing is None:
-            return _call_activations(config, dtype, device, lengths)
-        return _activations(config, dtype, device, lengths, gradient_checkpointing)
+            return _call_peaks(config, dtype, device, lengths, n_scored)
+        return _step_peaks(config, dtype, device, lengths, gradient_checkpointing, n_scored)
     except ReallmError:  # such as a sequence longer than the positions that the model has learned
         raise
     except Exception:  # the rest is still worth estimating
         return None
+
+
+class ActivationPeaks(NamedTuple):
+    """The most bytes alive at once beyond parameters and gradients, in the parts of a pass."""
+
+    head: int
+    """Until the head has computed its logits, a chunk of tokens at a time."""
+    blocks: int
+    """At other times: of a step in the backward pass, of a call in the blocks."""
+
+
+def logits_bytes(config: ReaLModelConfig, n_scored: int, device: torch.device) -> int:
+    """Bytes of a chunk of the logits of so many tokens; 0 for a critic."""
+    return 0 if config.is_critic else 4 * config.vocab_size * chunk_size(n_scored, config.vocab_size, device)
 
 
 def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -> int:
@@ -199,20 +228,23 @@ def _optimizer_state(config: ReaLModelConfig, optimizer: OptimizerConfig) -> int
     )
 
 
-def _activations(
+def _step_peaks(
     config: ReaLModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     lengths: Sequence[int],
     gradient_checkpointing: Any,
-) -> int:
-    def trace(blocks: Iterable[int]) -> _Peaks:
+    n_scored: int,
+) -> ActivationPeaks:
+    def trace(blocks: Iterable[int]) -> _StepPeaks:
         traced = config.with_blocks(*sorted(blocks))
-        return _trace_step(traced, dtype, device, _equivalent_lengths(traced, lengths), gradient_checkpointing)
+        on_lengths = _equivalent_lengths(traced, lengths)
+        return _trace_step(traced, dtype, device, on_lengths, gradient_checkpointing, n_scored)
 
     few, more = TRACED_BLOCKS
     if config.n_layers <= more:
-        return max(trace(range(config.n_layers)))
+        whole = trace(range(config.n_layers))
+        return ActivationPeaks(whole.forward, max(whole.last_block, whole.other_blocks))
     kinds: dict[ReaLModelConfig, list[int]] = {}  # blocks that are configured alike
     for block in range(config.n_layers):
         kinds.setdefault(config.with_blocks(block), []).append(block)
@@ -229,20 +261,22 @@ def _activations(
         # after the last block's backward pass memory only falls, except for the embedding's gradient, which is the same
         # at any depth
         other_blocks = max(other_blocks, high.other_blocks)
-    return max(forward, last_block, other_blocks)
+    return ActivationPeaks(forward, max(last_block, other_blocks))
 
 
-def _call_activations(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]) -> int:
+def _call_peaks(
+    config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: Sequence[int], n_scored: int
+) -> ActivationPeaks:
     # nothing is kept of a block after the next one, so that two blocks of each kind have the peak of all
     kinds: dict[ReaLModelConfig, list[int]] = {}
     for block in range(config.n_layers):
         kinds.setdefault(config.with_blocks(block), []).append(block)
     few = sorted(block for blocks in kinds.values() for block in blocks[-2:])
     traced = config.with_blocks(*few)
-    return _trace_call(traced, dtype, device, _equivalent_lengths(traced, lengths))
+    return _trace_call(traced, dtype, device, _equivalent_lengths(traced, lengths), n_scored)
 
 
-class _Peaks(NamedTuple):
+class _StepPeaks(NamedTuple):
     """The most bytes alive at once beyond parameters and gradients, in each phase of a step."""
 
     forward: int
@@ -260,7 +294,8 @@ def _trace_step(
     device: torch.device,
     lengths: tuple[int, ...],
     gradient_checkpointing: Any,
-) -> _Peaks:
+    n_scored: int,
+) -> _StepPeaks:
     """The peaks of a forward and a backward pass; traced once for models and calls that are alike."""
     network = meta_model(config).train()
     network.gradient_checkpointing = gradient_checkpointing
@@ -275,23 +310,26 @@ def _trace_step(
 
         network.layers[str(config.n_layers)].register_forward_pre_hook(watch)
         with alive:
-            hidden = network.forward_hidden(tokens, seqs)
-            loss = network.head(hidden).sum() if config.is_critic else network.cross_entropy(hidden, tokens).loss_sum
+            scored = tokens[:n_scored]  # indices or targets: fake ones are all alike
+            hidden = network.forward_hidden(tokens, seqs)[scored]
+            loss = network.head(hidden).sum() if config.is_critic else network.cross_entropy(hidden, scored).loss_sum
             forward = alive.restart()
             loss.backward()
     # nothing comes back to the input of a network's only block if the embedding is not trained
-    return _Peaks(forward, max(after_last_block, default=0), alive.peak)
+    return _StepPeaks(forward, max(after_last_block, default=0), alive.peak)
 
 
 @lru_cache(maxsize=256)
-def _trace_call(config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...]) -> int:
-    """The most bytes alive at once beyond parameters, in a forward pass without gradients; traced once for models and
-    calls that are alike."""
+def _trace_call(
+    config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...], n_scored: int
+) -> ActivationPeaks:
+    """The peaks of a forward pass without gradients; traced once for models and calls that are alike."""
     network, alive = meta_model(config).eval(), AliveBytes()
     with _fake_inputs(network, dtype, device, lengths) as (tokens, seqs), torch.no_grad(), alive:
-        hidden = network.forward_hidden(tokens, seqs)
-        _ = network.head(hidden) if config.is_critic else network.logprobs(hidden, tokens)
-    return alive.peak
+        hidden, scored = network.forward_hidden(tokens, seqs), tokens[:n_scored]
+        blocks = alive.restart()
+        _ = network.head(hidden) if config.is_critic else network.logprobs(hidden[scored], scored)
+    return ActivationPeaks(alive.peak, blocks)
 
 
 @contextmanager
