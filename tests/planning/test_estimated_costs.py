@@ -147,7 +147,8 @@ def test_bytes_of_data_and_of_copies_to_host_memory():
 
 
 def test_memory_on_one_rank_is_that_of_the_estimate_before_training():
-    items = costs().memory("actor_train", CallPlan(Layout.parse("dp1")))
+    rows = Workload(64, Lengths.constant(400), n_minibatches=2)  # of which all tokens are trained on
+    items = costs(work=rows).memory("actor_train", CallPlan(Layout.parse("dp1")))
     told = estimate(MODEL, torch.bfloat16, torch.device("cpu"), [400] * 4, optimizer=OptimizerConfig())
     assert (items.parameters, items.gradients, items.optimizer) == (told.parameters, told.gradients, told.optimizer)
     temporary = items.activations + items.other["gradients of a micro-batch"]

@@ -18,6 +18,7 @@ from reallm.config.optimizer import OptimizerConfig
 from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
+from reallm.model.products import linear as products
 from reallm.parallel.layout import Layout
 from reallm.planning.execution_plan import CallPlan
 from reallm.planning.job import PlannedJob
@@ -29,9 +30,15 @@ from tests.algorithms.ppo.test_config import config
 from tests.helpers.tiny_config import TINY
 
 MODEL = TINY.replace(n_layers=4, hidden_size=64, head_dim=16, intermediate_size=160, vocab_size=1500, max_positions=640)
-PROMPTS, ANSWER, MAX_TOKENS = (220,) * 8, 80, 700
+PROMPTS, ANSWER, MAX_TOKENS = (230,) * 8, 40, 600
 CALLS = ("actor_gen", "rew_inf", "ref_inf", "critic_inf", "actor_train", "critic_train")
 ALGORITHM = reallm_algorithms()["ppo"]
+
+
+@pytest.fixture(autouse=True)
+def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where operators are watched, as `AliveBytes` does, torch computes products."""
+    monkeypatch.setattr(products, "linear_backend", lambda: "torch")
 
 
 def settings() -> Any:
@@ -75,7 +82,10 @@ def answered() -> NamedArray:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_has_alive_what_is_planned(name: str, answered: NamedArray) -> None:
-    graph, workload = Graph.of(ALGORITHM, settings()), Workload(len(PROMPTS), Lengths.of(PROMPTS), 1, Lengths.constant(ANSWER), 2)
+    graph, workload = (
+        Graph.of(ALGORITHM, settings()),
+        Workload(len(PROMPTS), Lengths.of(PROMPTS), 1, Lengths.constant(ANSWER), 2),
+    )
     models = {role: model_config(role) for role in graph.roles}
     job = PlannedJob.of(settings(), graph, models, this_machine(1), workload)
     items = job.costs.memory(name, CallPlan(Layout()))

@@ -131,7 +131,8 @@ class ActivationTraces:
         return math.ceil(self.scored * n_tokens)
 
     def _logits(self, n_tokens: int, tp: int) -> int:
-        return logits_bytes(tp_shard(self.config, tp), self._scored(n_tokens), _traceable(self.device))
+        shard = tp_shard(self.config, tp)
+        return logits_bytes(shard, self._scored(n_tokens), self.dtype, _traceable(self.device))
 
 
 def tp_shard(config: ReaLModelConfig, tp: int) -> ReaLModelConfig:

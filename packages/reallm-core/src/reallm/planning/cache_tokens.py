@@ -31,7 +31,10 @@ def cache_tokens(workload: Workload, n_sequences: int, *, in_rows: bool) -> Cach
     if not in_rows:
         most = math.ceil(n_sequences * (prompt / workload.n_answers + workload.answers.longest))
         return CacheTokens(most, most)
-    capacity, shortest = row_capacity(max(1, longest - 1)), row_capacity(workload.prompts.values[0])  # nothing follows the last token
+    capacity, shortest = (
+        row_capacity(max(1, longest - 1)),
+        row_capacity(workload.prompts.values[0]),
+    )  # nothing follows the last token
     most = slab_tokens(capacity, n_sequences)
     if shortest < capacity:  # as long as some have not outgrown it, the slab of the next smaller rows is there
         most += min(SLAB_TOKENS, slab_tokens(capacity // 2, n_sequences))

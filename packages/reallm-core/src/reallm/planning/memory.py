@@ -59,19 +59,20 @@ class ModelMemory:
                 other["gradients of a micro-batch"] = share.gradients * size
             items = MemoryItems(parameters, gradients, optimizer, activations, other=other)
         elif kind == "generate":
-            other["gathered parameters"] = share.gathered * size - parameters
+            other["gathered parameters"] = share.while_called * size - parameters
             if self._prepacks and not layout.fsdp:
                 other["prepacked weights"] = int(share.gathered * _prepacked_share(self.config) * size)
             other["logits"] = self._sampled_logits(layout)
             activations, kv_cache = self._generating(share)
             items = MemoryItems(parameters, activations=activations, kv_cache=kv_cache, other=other)
         else:
-            other["gathered parameters"] = share.gathered * size - parameters
+            other["gathered parameters"] = share.while_called * size - parameters
             n_tokens = sum(self.sequences.inference(layout.dp, layout.pp, max_tokens).longest)
             activations = self._activations(n_tokens, layout, None)
             items = MemoryItems(parameters, activations=activations, other=other)
         if self.machine.device == "cpu":
-            other["allocator"] = int(FRAGMENTATION * items.in_call)
+            come_and_go = items.gradients + items.activations + items.kv_cache
+            other["allocator"] = int(FRAGMENTATION * come_and_go)
         return items
 
     def most_decoded(self, layout: Layout) -> int:

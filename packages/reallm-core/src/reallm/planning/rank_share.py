@@ -38,12 +38,17 @@ class RankShare:
         return _most(self.config, self.layout.pp, self.layout.tp, 1)
 
     @property
+    def while_called(self) -> int:
+        """Parameters that it has while it computes without training: with FSDP what it holds stays beside the rest."""
+        return self.held + self.gathered if self.layout.fsdp and self.layout.dp > 1 else self.gathered
+
+    @property
     def while_trained(self) -> int:
         """Most parameters that it has at a time in a training step: with ZeRO 3 those of two blocks are gathered."""
         if self.zero < 3:
-            return self.gathered
+            return self.while_called
         n_units = self.config.n_layers / self.layout.pp + 1  # each block, and the rest together
-        return min(self.gathered, self.held + int(2 * self.gathered / n_units))
+        return min(self.while_called, self.held + int(2 * self.gathered / n_units))
 
     @property
     def gradients(self) -> int:

@@ -7,7 +7,6 @@ includes whatever a plugin's block does, and recomputation.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import weakref
 from collections import Counter
@@ -31,15 +30,18 @@ from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import is_trained, parameter_dtype
 from reallm.model.parameters import meta_model, n_trained, parameter_shapes
+from reallm.model.products.linear import PIECE_BYTES, uses_onednn
 from reallm.model.transformer import Transformer
 from reallm.training.meta_results import result_on_meta
 from reallm.training.update_rules import update_rules
 
 GIB = 2**30
-FRAGMENTATION = 0.2
-"""Memory that the C library's allocator loses on a CPU, as a share of the bytes alive: 0.20 to 0.29 were measured
-with glibc 2.36. With an allocator that maps each tensor separately, the bytes alive were within 2 % of what the
-process took."""
+FRAGMENTATION = 0.25
+"""Memory that the C library's allocator loses on a CPU, as a share of the bytes that come and go; with one that maps
+each tensor separately, the bytes alive are within 5 % of what a process takes."""
+PIECES_HELD = 3
+"""Pieces of logits for which the C library has memory, of which one is used: an aligned block does not fit into the
+hole that another one of its size has left."""
 TRACED_BLOCKS = (1, 2)
 """Numbers of blocks of one kind in the two traced networks from which a network with more is extrapolated."""
 
@@ -55,8 +57,8 @@ class MemoryEstimate:
     activations: int | None
     """Bytes that a micro-batch of `n_tokens` adds, with temporary gradients; None if the network cannot be traced."""
     n_tokens: int
-    fragmentation: int = 0
-    """Bytes that the allocator loses, on a CPU."""
+    share_lost: float = 0.0
+    """What the allocator loses, as a share of the bytes that come and go."""
     copies: int = 0
     """Parameters of copies in other layouts."""
     kv_cache: int = 0
@@ -72,6 +74,11 @@ class MemoryEstimate:
     def transient(self) -> int:
         """Bytes that a call adds. A model generates at other times than it is trained."""
         return max(self.activations or 0, self.kv_cache)
+
+    @property
+    def fragmentation(self) -> int:
+        """Bytes that the allocator loses."""
+        return int(self.share_lost * (self.gradients + self.transient))
 
     @property
     def total(self) -> int:
@@ -116,14 +123,14 @@ def estimate(
     activations = traced_activations(config, dtype, device, lengths, gradient_checkpointing)
     if activations is not None:
         activations += n_half * dtype.itemsize  # gradients in half precision, before those of the masters get them
-    alive = MemoryEstimate(
+    return MemoryEstimate(
         parameters=parameter_bytes(config, dtype),
         gradients=sum(trained.values()) * size,
         optimizer=_optimizer_state(config, optimizer or OptimizerConfig()) * size + 4 * n_half,
         activations=activations,
         n_tokens=sum(lengths),
+        share_lost=share_lost(device),
     )
-    return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
 
 
 def estimate_call(
@@ -132,8 +139,12 @@ def estimate_call(
     """Estimate the memory of a model that is called without being trained; `lengths` are those of its largest
     forward pass."""
     activations = traced_activations(config, dtype, device, lengths, None)
-    alive = MemoryEstimate(parameter_bytes(config, dtype), 0, 0, activations, sum(lengths))
-    return dataclasses.replace(alive, fragmentation=int(FRAGMENTATION * alive.total)) if device.type == "cpu" else alive
+    return MemoryEstimate(parameter_bytes(config, dtype), 0, 0, activations, sum(lengths), share_lost(device))
+
+
+def share_lost(device: torch.device) -> float:
+    """What the allocator of a device loses, as a share of the bytes that come and go."""
+    return FRAGMENTATION if device.type == "cpu" else 0.0
 
 
 def parameter_bytes(config: ReaLModelConfig, dtype: torch.dtype) -> int:
@@ -182,8 +193,10 @@ def activation_peaks(
     n_scored = sum(lengths) if n_scored is None else n_scored
     try:
         if gradient_checkpointing is None:
-            return _call_peaks(config, dtype, device, lengths, n_scored)
-        return _step_peaks(config, dtype, device, lengths, gradient_checkpointing, n_scored)
+            peaks = _call_peaks(config, dtype, device, lengths, n_scored)
+        else:
+            peaks = _step_peaks(config, dtype, device, lengths, gradient_checkpointing, n_scored)
+        return peaks._replace(head=peaks.head + _piece_bytes(config, n_scored, dtype, device))
     except ReallmError:  # such as a sequence longer than the positions that the model has learned
         raise
     except Exception:  # the rest is still worth estimating
@@ -199,9 +212,20 @@ class ActivationPeaks(NamedTuple):
     """At other times: of a step in the backward pass, of a call in the blocks."""
 
 
-def logits_bytes(config: ReaLModelConfig, n_scored: int, device: torch.device) -> int:
-    """Bytes of a chunk of the logits of so many tokens; 0 for a critic."""
-    return 0 if config.is_critic else 4 * config.vocab_size * chunk_size(n_scored, config.vocab_size, device)
+def logits_bytes(config: ReaLModelConfig, n_scored: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of a chunk of the logits of so many tokens, and of what products are copied from; 0 for a critic."""
+    if config.is_critic:
+        return 0
+    chunk = 4 * config.vocab_size * chunk_size(n_scored, config.vocab_size, device)
+    return chunk + _piece_bytes(config, n_scored, dtype, device)
+
+
+def _piece_bytes(config: ReaLModelConfig, n_scored: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes for the pieces of logits that oneDNN computes, which are then copied; fake tensors do not show them."""
+    weight = torch.empty(1, 1, dtype=dtype)
+    if config.is_critic or device.type != "cpu" or not uses_onednn(weight, weight):
+        return 0
+    return PIECES_HELD * min(PIECE_BYTES, 4 * config.vocab_size * n_scored)
 
 
 def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -> int:

@@ -77,8 +77,8 @@ def split_estimate(whole: MemoryEstimate, share: RankShare, activations: int | N
         activations: bytes of activations on it.
     """
     n, trained = n_parameters(share.config), n_trained(share.config)
-    parameters = share.while_trained if whole.gradients else share.gathered
-    return _with_other_sizes(
+    parameters = share.while_trained if whole.gradients else share.while_called
+    return replace(
         whole,
         parameters=whole.parameters * parameters // n,
         gradients=whole.gradients * share.gradients // trained,
@@ -86,16 +86,6 @@ def split_estimate(whole: MemoryEstimate, share: RankShare, activations: int | N
         activations=activations,
         kv_cache=int(whole.kv_cache * share.cache / share.layout.dp),
     )
-
-
-def _with_other_sizes(one: MemoryEstimate, **sizes: int | None) -> MemoryEstimate:
-    """An estimate with other sizes, of which the allocator loses the same share."""
-    alive = replace(one, **sizes, fragmentation=0)  # type: ignore[arg-type]
-    return replace(alive, fragmentation=int(_share_lost(one) * alive.total))
-
-
-def _share_lost(one: MemoryEstimate) -> float:
-    return one.fragmentation / max(1, one.total - one.fragmentation)
 
 
 @dataclass(frozen=True)
@@ -191,9 +181,9 @@ def _needs_of(
         size, free = kv_cache_bytes(model, dtype, n_cached), available_memory(device)
         # with less room, sequences wait for each other
         size = size if free is None else min(size, int(SHARE_OF_MEMORY * free))
-        one = _with_other_sizes(one, n_cached=n_cached, kv_cache=size)
+        one = replace(one, n_cached=n_cached, kv_cache=size)
     if role in placement.shared:
-        one = _with_other_sizes(one, parameters=0)
+        one = replace(one, parameters=0)
     home, *others = placement.copies(role)
     if not job.is_alone:
         zero, checkpointing = config.parallel.zero, args.gradient_checkpointing if one.gradients else None
@@ -201,7 +191,7 @@ def _needs_of(
         if activations is not None and one.gradients and dtype.itemsize < 4:
             activations += RankShare(model, home, zero).gradients * dtype.itemsize
         copies = sum(RankShare(model, layout, zero).gathered * dtype.itemsize for layout in others)
-        one = _with_other_sizes(split_estimate(one, RankShare(model, home, zero), activations), copies=copies)
+        one = replace(split_estimate(one, RankShare(model, home, zero), activations), copies=copies)
     return _RoleNeeds(
         role,
         one,
@@ -217,7 +207,7 @@ def _peak_in(needs: Sequence[_RoleNeeds], rank: int, called: _RoleNeeds) -> int:
     others = [one for one in needs if rank in one.ranks and one != called and not one.is_only_before]
     alive = called.estimate.persistent + called.estimate.transient
     alive += 0 if called.is_only_before else sum(one.kept for one in others)
-    return alive + int(_share_lost(called.estimate) * alive)
+    return alive + called.estimate.fragmentation
 
 
 def _peak(needs: Sequence[_RoleNeeds], rank: int) -> int:
