@@ -88,7 +88,7 @@ class ActivationTraces:
             gradient_checkpointing: what is recomputed; None: the model is only called.
         """
         head, blocks = (self._part(part, n_tokens, tp, gradient_checkpointing) for part in (0, 1))
-        return int(max(head + self._logits(n_tokens, tp), blocks))
+        return int(max(head + self._logits(n_tokens, tp, self.device), blocks))
 
     def _part(self, part: int, n_tokens: int, tp: int, gradient_checkpointing: GradientCheckpointing | None) -> float:
         """Bytes without logits, in one of the parts of `ActivationPeaks`."""
@@ -125,14 +125,14 @@ class ActivationTraces:
         peaks = rank_peaks(self.config, tp, self.dtype, self.device, lengths, gradient_checkpointing, n_scored)
         if peaks is None:
             return ActivationPeaks(0, 0)
-        return peaks._replace(head=peaks.head - self._logits(n_tokens, tp))
+        return peaks._replace(head=peaks.head - self._logits(n_tokens, tp, _traceable(self.device)))
 
     def _scored(self, n_tokens: int) -> int:
         return math.ceil(self.scored * n_tokens)
 
-    def _logits(self, n_tokens: int, tp: int) -> int:
+    def _logits(self, n_tokens: int, tp: int, device: torch.device) -> int:
         shard = tp_shard(self.config, tp)
-        return logits_bytes(shard, self._scored(n_tokens), self.dtype, _traceable(self.device))
+        return logits_bytes(shard, self._scored(n_tokens), self.dtype, device)
 
 
 def tp_shard(config: ReaLModelConfig, tp: int) -> ReaLModelConfig:
