@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import nn
+from torch import Tensor
 
 from reallm.machine_memory import available_memory
 from reallm.model.layers import Linear
@@ -42,7 +42,7 @@ def prepacked_bytes(model: Transformer) -> int:
     return 0 if is_offloaded else sum(weight.nbytes for weight in weights)
 
 
-def prepacked_parameters(model: Transformer) -> list[nn.Parameter]:
+def prepacked_parameters(model: Transformer) -> list[Tensor]:
     """The weights that `Transformer.prepacked_weights` copies: those of linear layers, and the embedding if it is the
     head's."""
     of_layers = [module.weight for module in model.modules() if isinstance(module, Linear)]
