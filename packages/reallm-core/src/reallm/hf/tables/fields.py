@@ -169,7 +169,7 @@ class Derived:
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """Write nothing, provided that the field has the derived value; see `FieldRow.write`."""
-        value, derived = getattr(config, self.field), self.value(_FieldsOf(config))
+        value, derived = getattr(config, self.field), self.value(AttributeMapping(config))
         if value != derived:
             raise ConfigError(f"{self.field}={value!r} cannot be expressed in config.json; it must be {derived!r}")
         return {}
@@ -253,7 +253,7 @@ def keys_by_field(rows: Iterable[FieldRow], raw: Mapping[str, Any]) -> dict[str,
     return found
 
 
-class _FieldsOf(Mapping[str, Any]):
+class AttributeMapping(Mapping[str, Any]):
     """The attributes of a configuration, as a mapping."""
 
     def __init__(self, config: Any) -> None:

@@ -7,12 +7,12 @@ Since version 5 transformers writes `rope_parameters: {"rope_type": ..., "rope_t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
 from reallm.errors import ConfigError
-from reallm.hf.tables.fields import FieldsSoFar
+from reallm.hf.tables.fields import AttributeMapping, FieldsSoFar
 from reallm.model.config import RopeConfig, RopeKind
 
 _NUMBERS = {
@@ -108,6 +108,8 @@ class RopeRow:
 
     The row needs `max_positions` and `head_dim`, whose rows must come before it. `default_theta` is the theta of a file
     that has none. `theta_key` and `partial_key` are keys that older files have instead of `rope_parameters`.
+    `rotary_dim` computes the number of rotated dims from the fields of earlier rows, where it is not `head_dim` or a
+    part of it that a key states. `interleaved_key` is a boolean key for `interleaved`, which is then its default.
     `original_key` is a separate key for the context length of pretraining. `absent` is the RoPE of a file with neither
     `rope_parameters` nor `rope_scaling`, if that is not plain RoPE with the theta of `theta_key`. For the other
     arguments see `RopeDialect`.
@@ -121,6 +123,8 @@ class RopeRow:
     partial_key: str = "partial_rotary_factor"
     original_key: str | None = None
     absent: RopeConfig | None = None
+    rotary_dim: Callable[[FieldsSoFar], int] | None = None
+    interleaved_key: str | None = None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -133,8 +137,7 @@ class RopeRow:
         keys = ["rope_parameters", self.theta_key, "rope_scaling"]
         if self.partial is not None:
             keys.append(self.partial_key)
-        if self.original_key is not None:
-            keys.append(self.original_key)
+        keys += [key for key in (self.original_key, self.interleaved_key) if key is not None]
         return tuple(keys)
 
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
@@ -153,15 +156,22 @@ class RopeRow:
             parameters["original_max_position_embeddings"] = raw[self.original_key]
         theta = raw.get(self.theta_key)
         theta = self.default_theta if theta is None else theta
-        return {"rope": self._dialect.read(parameters, where, theta, known)}
+        if self.rotary_dim is None:
+            return {"rope": self._dialect(raw).read(parameters, where, theta, known)}
+        size = self.rotary_dim(known)
+        whole = {"head_dim": size, "max_positions": known["max_positions"]}
+        return {"rope": replace(self._dialect(raw).read(parameters, where, theta, whole), rotary_dim=size)}
 
     def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
         """RoPE in the spelling of `base`, or the newer one; see `FieldRow.write`."""
         rope = config.rope
         if not isinstance(rope, RopeConfig):
             raise ConfigError(f"rope={rope!r} cannot be expressed; this family has one RoPE for all blocks")
-        parameters = self._dialect.write(rope, config.head_dim)
         separate: dict[str, Any] = {}
+        if self.interleaved_key is not None:
+            separate[self.interleaved_key] = rope.interleaved
+        whole = config.head_dim if self.rotary_dim is None else self.rotary_dim(AttributeMapping(config))
+        parameters = self._dialect(separate).write(rope, whole)
         if self.original_key is not None and rope.original_max_positions is not None:
             separate[self.original_key] = rope.original_max_positions
         old_spelling = base.get("rope_parameters") is None and (self.theta_key in base or "rope_scaling" in base)
@@ -180,9 +190,9 @@ class RopeRow:
         found = rope_keys_by_field(raw)
         return found if raw.get("rope_parameters") else {**found, "rope.theta": self.theta_key}
 
-    @property
-    def _dialect(self) -> RopeDialect:
-        return RopeDialect(self.interleaved, self.partial, self.kinds)
+    def _dialect(self, raw: Mapping[str, Any]) -> RopeDialect:
+        stated = None if self.interleaved_key is None else raw.get(self.interleaved_key)
+        return RopeDialect(self.interleaved if stated is None else bool(stated), self.partial, self.kinds)
 
 
 def rope_keys_by_field(raw: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""DeepSeek model families for reallm."""
