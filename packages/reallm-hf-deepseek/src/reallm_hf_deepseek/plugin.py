@@ -2,84 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
-from reallm import Extra, HFFamily, MoEConfig, hookimpl
-from reallm.errors import ConfigError
-from reallm.hf.standard import GATED_DECODER, MLP_BIAS, decoder_rows, same_as
-from reallm.hf.tables import Allowed, Computed, ConfigTable, ExpertBlocks, FieldRow, Key, LaterBlocks, Nested, RopeRow
+from reallm import HFFamily, hookimpl
+from reallm.hf.standard import GATED_DECODER, MLP_BIAS
+from reallm.hf.tables import Allowed, ConfigTable, Key, RopeRow
+from reallm_hf_deepseek.rows import GROUPS, attn_scale, moe_row, rows
 
 REALLM_HOOK_API = "1.1"
-
-Fields = Mapping[str, Any]
-
-
-def _attn_scale(known: Fields) -> float:
-    """The factor on attention scores, which YaRN changes for longer contexts."""
-    rope, scale = known["rope"], known["head_dim"] ** -0.5
-    if rope.mscale_all_dim and rope.factor > 1:
-        scale *= (0.1 * rope.mscale_all_dim * math.log(rope.factor) + 1.0) ** 2
-    return float(scale)
-
-
-def _check_head_dim(raw: Fields, known: Fields) -> dict[str, Any]:
-    """transformers writes `head_dim`, with the number of rotated dims."""
-    rotated = known["extra"].rotated
-    if raw.get("head_dim") not in (None, rotated):
-        raise ConfigError(f"head_dim={raw['head_dim']} must be qk_rope_head_dim={rotated}; leave it out")
-    return {}
-
-
-def _read_groups(raw: Fields, known: Fields) -> dict[str, Any]:
-    limited = raw.get("topk_method") == "group_limited_greedy"
-    return {"n_groups": raw.get("n_group") or 1, "top_k_groups": raw.get("topk_group") or 1} if limited else {}
-
-
-def _write_groups(moe: Any, base: Fields) -> dict[str, Any]:
-    if moe.n_groups == 1:
-        return {"topk_method": "greedy"}
-    return {"topk_method": "group_limited_greedy", "n_group": moe.n_groups, "topk_group": moe.top_k_groups}
-
-
-def _rows(max_positions: int, rope: RopeRow, *more: FieldRow) -> tuple[FieldRow, ...]:
-    """The rows of both versions, and more."""
-    sizes = (
-        Key("q_lora_rank", int, "q_rank", default=1536, nullable=True),
-        Key("kv_lora_rank", int, "kv_rank", default=512),
-        Key("qk_nope_head_dim", int, "unrotated", default=128),
-        Key("qk_rope_head_dim", int, "rotated", default=64),
-    )
-    return (
-        Nested("extra", Extra, sizes),
-        *decoder_rows(
-            n_kv_heads=same_as("n_q_heads"),
-            max_positions=max_positions,
-            head_dim_key=None,
-            head_dim=lambda known: known["extra"].unrotated + known["extra"].rotated,
-            rope=rope,
-        ),
-        Computed(("head_dim",), (), _check_head_dim, lambda config, base: {}),
-        Key("v_head_dim", int, "v_head_dim", default=128),
-        Key("attention_bias", bool, "o_bias", default=False),
-        *more,
-    )
-
-
-def _moe(defaults: tuple[int, int, int, float, int], constants: Fields, *more: FieldRow) -> Nested:
-    """The row for experts: the rows of both versions with their defaults, and more."""
-    n_experts, size, n_shared, factor, n_dense = defaults
-    rows = (
-        Key("n_routed_experts", int, "n_experts", default=n_experts),
-        Key("moe_intermediate_size", int, "intermediate_size", default=size),
-        Key("n_shared_experts", int, "n_shared_experts", default=n_shared),
-        Key("routed_scaling_factor", float, "scaling_factor", default=factor),
-        ExpertBlocks(LaterBlocks("first_k_dense_replace", default=n_dense)),
-    )
-    return Nested("moe", partial(MoEConfig, float32_logits=True, **constants), (*rows, *more))
 
 
 def _modules(ours: str, theirs: str, **names: str) -> dict[str, str]:
@@ -99,7 +29,7 @@ WEIGHTS = GATED_DECODER.updated(
         **_modules("mlp.shared", "mlp.shared_experts", **EXPERT),
     }
 )
-CONSTANTS = {"attention": "reallm_hf_deepseek.layers:LatentAttention", "attn_scale": _attn_scale}
+CONSTANTS = {"attention": "reallm_hf_deepseek.layers:LatentAttention", "attn_scale": attn_scale}
 UNUSED = frozenset({"qk_head_dim", "ep_size", "seq_aux", "aux_loss_alpha", "output_router_logits"})
 EVERY_LAYER = Allowed((1,), "experts in every n-th layer are not supported")
 ROPE = RopeRow(rotary_dim=lambda known: known["extra"].rotated, interleaved=True)
@@ -114,18 +44,19 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_pos
         "mscale_all_dim": 1.0}  # fmt: skip
 STRETCHED = {**TINY, "q_lora_rank": None, "first_k_dense_replace": 0, "rope_parameters": YARN}
 
-GROUPS = Computed(("topk_method", "n_group", "topk_group"), ("n_groups", "top_k_groups"), _read_groups, _write_groups)
 V2 = HFFamily(
     names=("deepseek_v2",),
     model_type="deepseek_v2",
     architectures=("DeepseekV2ForCausalLM",),
     critic_architectures=("DeepseekV2ForSequenceClassification",),
     config=ConfigTable(
-        rows=_rows(
+        rows=rows(
             2048,
             ROPE,
             Key("mlp_bias", bool, MLP_BIAS, default=False),
-            _moe((64, 1407, 2, 1.0, 0), {"normalize_top_k": False}, Key("num_experts_per_tok", int, "top_k"), GROUPS),
+            moe_row(
+                (64, 1407, 2, 1.0, 0), {"normalize_top_k": False}, Key("num_experts_per_tok", int, "top_k"), GROUPS
+            ),
         ),
         constants=CONSTANTS,
         irrelevant=UNUSED,
@@ -146,10 +77,10 @@ V3 = HFFamily(
     architectures=("DeepseekV3ForCausalLM",),
     critic_architectures=("DeepseekV3ForSequenceClassification",),
     config=ConfigTable(
-        rows=_rows(
+        rows=rows(
             4096,
             replace(ROPE, interleaved_key="rope_interleave"),
-            _moe(
+            moe_row(
                 (256, 2048, 1, 2.5, 3),
                 {"scores": "sigmoid", "correction_bias": True, "group_top_scores": 2},
                 Key("num_experts_per_tok", int, "top_k", default=8),
