@@ -27,10 +27,13 @@ class Case:
     model: str
     lengths: tuple[int, ...]
     gradient_checkpointing: str
+    rank: int | None = None
+    """Rank of adapters on all linear layers, which alone are trained; None: all parameters are."""
 
     @property
     def name(self) -> str:
-        return f"{self.model}_{sum(self.lengths)}_{self.gradient_checkpointing}"
+        lora = "" if self.rank is None else f"_lora{self.rank}"
+        return f"{self.model}_{sum(self.lengths)}_{self.gradient_checkpointing}{lora}"
 
 
 MODELS = {"llama_40m": LLAMA_40M, "smollm2_135m": SMOLLM2_135M}
@@ -38,6 +41,7 @@ QUICK = (
     Case("llama_40m", (1024, 512, 256, 256), "none"),
     Case("llama_40m", (1024, 512, 256, 256), "full"),
     Case("smollm2_135m", (512, 256, 256), "none"),
+    Case("smollm2_135m", (512, 256, 256), "none", rank=16),
 )
 FULL = (
     *QUICK,
@@ -46,6 +50,7 @@ FULL = (
     Case("llama_40m", (2048,) * 4, "full"),
     Case("smollm2_135m", (512, 256, 256), "selective"),
     Case("smollm2_135m", (2048, 2048), "full"),
+    Case("smollm2_135m", (2048, 2048), "full", rank=16),
     Case("smollm2_135m", (2048, 2048), "none"),
 )
 
@@ -61,6 +66,9 @@ def measure(case: Case) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = reallm.ReaLModel.config_from_llama(hf_config(MODELS[case.model]))
+    if case.rank is not None:
+        layers = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+        config = config.replace(lora=reallm.LoRAConfig(case.rank, 2.0 * case.rank, layers))
     told = estimate(config, dtype, device, case.lengths, gradient_checkpointing=case.gradient_checkpointing)
 
     _train(reallm.ReaLModel.config_from_llama(hf_config(LLAMA_TINY)), dtype, device, (64,), "none")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -28,6 +29,21 @@ MAX_STEPS = 200
 
 
 def _trl(options: dict[str, Any], job: Job, turns: Turns) -> None:
+    def load(**arguments: Any) -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32, **arguments)
+
+    train(load, options, job, turns)
+
+
+def train(load: Callable[..., Any], options: dict[str, Any], job: Job, turns: Turns) -> None:
+    """Train a model with TRL, a step each turn.
+
+    Args:
+        load: makes the model, given further arguments of `from_pretrained`.
+        options: settings of `SFTConfig` that are not its defaults.
+        job: the work.
+        turns: the turns.
+    """
     be_quiet()
     on_gpu = job.device == "cuda"
     attention = {"attn_implementation": "flash_attention_2"} if on_gpu and is_flash_attn_2_available() else {}
@@ -41,9 +57,8 @@ def _trl(options: dict[str, Any], job: Job, turns: Turns) -> None:
         )
         rows = datasets.Dataset.from_list([_row(sample) for sample in job.samples])
         turns.before_model()
-        model = transformers.AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32, **attention)
         trainer = _Trainer(
-            model=model,
+            model=load(**attention),
             args=arguments,
             train_dataset=datasets.concatenate_datasets([rows] * MAX_STEPS),
             processing_class=byte_tokenizer(),  # never used: the rows are tokens

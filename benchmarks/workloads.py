@@ -141,6 +141,14 @@ class Job:
         return sum(min(sample.n_answer, len(sample.tokens) - 1) for sample in self.samples)
 
 
+@dataclass(frozen=True)
+class LoRAJob(Job):
+    """A job of adapters."""
+
+    adapter: Path
+    """The folder of the adapter that every side starts from."""
+
+
 def samples(work: Work, vocab_size: int) -> list[Sample]:
     """The sequences of a step, of random tokens, in random order."""
     random = np.random.default_rng(0)

@@ -310,10 +310,13 @@ def align_parameters(network: Transformer) -> None:
     """Copy parameters that a mapped file holds at addresses that are not multiples of 64 bytes.
 
     Sums over the same numbers at another alignment can differ in the last bit, so that a resumed run would differ from
-    an uninterrupted one. The first step changes all parameters, so in the end the copy costs no memory.
+    an uninterrupted one. The first step changes all parameters, so in the end the copy costs no memory. What adapters
+    leave unchanged stays mapped, each time at the same place of the file.
     """
     if is_fsdp(network):
         return  # FSDP has allocated its parameters
     for parameter in network.parameters():
+        if network.config.lora is not None and not parameter.requires_grad:
+            continue
         if parameter.device.type == "cpu" and parameter.data_ptr() % 64:  # torch allocates at multiples of 64 bytes
             parameter.data = parameter.data.clone()
