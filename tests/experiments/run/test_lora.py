@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from reallm.config.lora import LoRAArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
+from reallm.experiments.evaluation.evaluate import evaluate
 from reallm.experiments.preflight.checks import check
 from reallm.experiments.run.runner import run
 from reallm.plugins import registry
@@ -131,6 +133,17 @@ def test_a_folder_of_an_adapter_is_no_model_to_train(trainer: Trainer, done: Pat
     trainer.checkpoint = done
     with pytest.raises(ConfigError, match=r"^model.path: .* holds an adapter of .*, not a whole model; give its base"):
         check_config(trainer, trainer.config())
+
+
+def test_the_folder_of_an_adapter_is_evaluated_with_its_base(trainer: Trainer, done: Path, checkpoint: Path) -> None:
+    def evaluated(**model: Any) -> Mapping[str, float]:
+        args = ModelArgs(device="cpu", **model)
+        settings = trainer.config(model=args)
+        return evaluate(settings, trainer.algorithm, console=Console(file=io.StringIO())).metrics
+
+    found = evaluated(path=str(done))
+    assert found == evaluated(path=str(checkpoint), lora=LoRAArgs(path=str(done)))
+    assert found["eval/loss"] != evaluated(path=str(checkpoint))["eval/loss"]
 
 
 class TestReference:

@@ -30,6 +30,7 @@ from reallm.data.tokenization.progress import RowProgress
 from reallm.engine.diagnosis import model_fault
 from reallm.errors import DataError, NonFiniteError
 from reallm.experiments.preflight.memory import explained_shortage
+from reallm.experiments.preflight.models import with_base_models
 from reallm.experiments.run.messages import model_line
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import (
@@ -86,6 +87,7 @@ def evaluate(
     job = job or Job()
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     graph = Graph.of(algorithm, config)
+    config = with_base_models(config, graph.roles)
     with distributed_context(config, plain(describe(config).tree()), graph, job):
         interfaces = make_interfaces(algorithm, graph, config)
         tokenizer, _ = load_run_tokenizer(config, graph)

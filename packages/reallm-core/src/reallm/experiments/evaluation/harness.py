@@ -18,6 +18,7 @@ from reallm.errors import ConfigError, quoted
 from reallm.experiments.evaluation.evaluate import load_models
 from reallm.experiments.evaluation.harness_options import TaskOptions, check_harness
 from reallm.experiments.preflight.memory import explained_shortage
+from reallm.experiments.preflight.models import with_base_models
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import distributed_context, load_run_tokenizer
 from reallm.experiments.runs.settings import plain
@@ -79,6 +80,7 @@ def evaluate_tasks(
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     manager = check_tasks(options)
     graph = Graph.of(algorithm, config)
+    config = with_base_models(config, graph.roles)
     role = graph.trained_roles[0]
     with distributed_context(config, plain(describe(config).tree()), graph, job):
         tokenizer, _ = load_run_tokenizer(config, graph)

@@ -23,7 +23,7 @@ from reallm.config.parallel import PREFIX, ParallelArgs
 from reallm.config.schema import dataset_fields, in_group
 from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, model_args, role_optimizer
 from reallm.errors import ConfigError, ReallmError
-from reallm.experiments.preflight.models import planned_model
+from reallm.experiments.preflight.models import planned_model, with_base_models
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
 from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, resolve_path
@@ -62,6 +62,8 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
         check_dataset(field, getattr(config, field))
         check_dataset_keys(getattr(config, field), graph)
     check_roles(config, graph)
+    kept = [role for role in graph.roles if not (training and role in graph.trained_roles)]
+    config = with_base_models(config, kept)
     fields = [item.name for item in dataclasses.fields(config)]
     for role in sorted(graph.roles, key=fields.index):  # a model that is by default another one stands after it
         args, is_trained = model_args(config, role), role in graph.trained_roles

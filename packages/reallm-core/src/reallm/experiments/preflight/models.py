@@ -1,12 +1,21 @@
-"""The architecture that a model will have, known before it is loaded."""
+"""The models of roles before they are loaded: where they are, and the architecture that they will have."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
 from reallm.config.args import ModelArgs
-from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.config.lora import LoRAArgs
+from reallm.config.training import TrainingConfig, model_args
+from reallm.errors import CheckpointError, ConfigError
+from reallm.hf.checkpoint_folder import base_folder, is_adapter_folder, read_hf_config, resolve_path
 from reallm.hf.conversion.config import load_model_config
 from reallm.hf.conversion.families import family_for
 from reallm.model.config import ReaLModelConfig
+
+T = TypeVar("T", bound=TrainingConfig)
 
 
 def planned_model(args: ModelArgs, n_tokens: int | None) -> ReaLModelConfig:
@@ -28,3 +37,28 @@ def planned_model(args: ModelArgs, n_tokens: int | None) -> ReaLModelConfig:
 
     folder = resolve_path(args.path, weights=False)
     return with_adapters(family_for(read_hf_config(folder), folder), model, args.lora)
+
+
+def with_base_models(config: T, roles: Sequence[str]) -> T:
+    """The configuration with the base model and the adapter of each role whose path is the folder of an adapter.
+
+    Args:
+        config: the configuration of an algorithm.
+        roles: the roles; those that are trained say whether to go on with the adapter by `lora.path`.
+
+    Raises:
+        CheckpointError: a base model is not at hand; says what to do.
+    """
+    changes: dict[str, Any] = {}
+    for role in roles:
+        args = model_args(config, role)
+        if not args.path or args.lora.is_on:
+            continue
+        folder = resolve_path(args.path)
+        if is_adapter_folder(folder):
+            try:
+                base = base_folder(folder)
+            except CheckpointError as error:
+                raise ConfigError(f"{role}.path: {error}") from error
+            changes[role] = replace(args, path=str(base), lora=LoRAArgs(path=str(folder)))
+    return replace(config, **changes) if changes else config

@@ -17,7 +17,7 @@ from reallm.experiments.checkpointing.resume_point import ResumePoint, resume_po
 from reallm.experiments.preflight.checks import check_layouts, check_roles
 from reallm.experiments.preflight.memory import memory_lines
 from reallm.experiments.preflight.metrics import check_best_metric
-from reallm.experiments.preflight.models import planned_model
+from reallm.experiments.preflight.models import planned_model, with_base_models
 from reallm.experiments.preflight.weight_updates import check_updates
 from reallm.experiments.run.callbacks import callback_offers
 from reallm.experiments.run.hub import check_hub
@@ -88,6 +88,7 @@ class Plan:
         point = resume_point(run, config.resume, echo, job)
         if point is not None:
             config = point.with_saved_models(config, trained, graph.updated_roles)
+        config = with_base_models(config, [role for role in graph.roles if role not in trained])
         placement = Placement.of(config, graph, job.size)
         check_layouts(config, graph, known=graph.roles)
         for role in trained if not job.is_alone else ():
