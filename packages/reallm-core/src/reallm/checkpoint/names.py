@@ -58,7 +58,7 @@ def base_prefix(family: HFFamily) -> str:
     if family.weights.optional_prefix:
         return family.weights.optional_prefix
     entries = (*family.weights.embedding.values(), *family.weights.block.values())
-    firsts = {as_source(entry).name.partition(".")[0] for entry in entries}
+    firsts = {as_source(entry).name.partition(".")[0] for entry in entries if not callable(entry)}
     return f"{firsts.pop()}." if len(firsts) == 1 else ""
 
 

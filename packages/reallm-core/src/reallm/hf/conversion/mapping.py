@@ -184,7 +184,8 @@ def weight_mappings(family: HFFamily, config: ReaLModelConfig) -> tuple[WeightMa
         mappings = list(_apply_table(family, config))
         _check_arrangements(mappings)
     except ConfigError as error:
-        raise PluginError(f"{describe_family(family)}: weight table: {error}") from error
+        reason = str(error).removeprefix("weight table: ")
+        raise PluginError(f"{describe_family(family)}: weight table: {reason}") from error
     return tuple(mappings)
 
 
@@ -197,8 +198,9 @@ def _apply_table(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMa
     config = config.base
     shapes = parameter_shapes(config)
     used: set[str] = set()
+    table = family.weights.of_config(config)
     for layer, names in groupby(shapes, key=layer_number):
-        entries = family.weights.entries(layer, config.n_layers, is_critic=config.is_critic)
+        entries = table.entries(layer, config.n_layers, is_critic=config.is_critic)
         by_kind = _by_key(entries, layer, list(names))
         for key, entry in entries.items():
             for kind, parameters in sorted(by_kind.pop(key, {}).items(), key=lambda item: item[0] == "bias"):

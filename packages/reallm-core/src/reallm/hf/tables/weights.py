@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, one_line
 from reallm.hf.tables.arrangements import Source
+from reallm.model.config import ReaLModelConfig
 
 ModuleKey = str | tuple[str, ...]
 """Path of a module or parameter of ours within its layer, or several that share a tensor."""
 
-Entry = str | Source
-"""Name of a module or tensor of the checkpoint, alone or with the arrangement of our parameters in it."""
+Entry = str | Source | Callable[[ReaLModelConfig], str | Source]
+"""Name of a module or tensor of the checkpoint, alone or with the arrangement of our parameters in it; or a function
+that returns one of these for a configuration."""
 
 Entries = Mapping[ModuleKey, Entry]
 Changes = Mapping[Any, Entry | None]
@@ -32,14 +34,17 @@ class WeightTable:
 
     Modules of ours that are stored in one tensor share a key: `{("attn.q", "attn.k", "attn.v"): fused("...")}`.
     `transposed("...")` is a weight stored as [in, out]. A name with `{each}` means several tensors, one for each item
-    along dim 0 of our parameter: `"mlp.experts.up": "model.layers.{}.mlp.experts.{each}.up_proj"`.
+    along dim 0 of our parameter: `"mlp.experts.up": "model.layers.{}.mlp.experts.{each}.up_proj"`. Where a name in
+    `block` depends on the configuration, its entry is a function:
+    `"attn_norm": lambda config: "h.{}.norm" if config.shared_norm else "h.{}.norm_1"`.
 
     Tensors are written in the order of the table. `critic_head` replaces entries of `head` for a scalar head. `ignored`
     are glob patterns of tensors without effect. `optional_prefix` is a prefix of names that published checkpoints may
     lack; it is always written. Of a family without one, names that lack their first part are read with a notice.
 
     Raises:
-        ConfigError: a key or a name is in the table twice, or a name has a wrong number of `{}`.
+        ConfigError: a key or a name is in the table twice, a name has a wrong number of `{}`, or an entry outside of
+            `block` is a function.
     """
 
     embedding: Entries
@@ -56,6 +61,10 @@ class WeightTable:
                 if modules.count(module) > 1:
                     raise ConfigError(f"weight table: '{module}' is in two rows; remove one")
             for key, entry in entries.items():
+                if callable(entry):
+                    if n_braces == 0:
+                        raise ConfigError(f"weight table: '{_shown(key)}': only entries of block may be functions")
+                    continue
                 name = as_source(entry).name
                 if name.count("{}") != n_braces:
                     raise ConfigError(f"weight table: '{_shown(key)}': '{name}' must have {{}} {n_braces} times")
@@ -68,6 +77,8 @@ class WeightTable:
             seen: dict[str, ModuleKey] = {}
             for entries in (self.embedding, self.block, self.head_entries(is_critic=is_critic)):
                 for key, entry in entries.items():
+                    if callable(entry):  # known for a configuration only
+                        continue
                     name = as_source(entry).name
                     if name in seen:
                         raise ConfigError(f"weight table: {_no_inverse(name, seen[name], key)}")
@@ -93,6 +104,16 @@ class WeightTable:
             ignored=self.ignored + ignored,
         )
 
+    def of_config(self, config: ReaLModelConfig) -> WeightTable:
+        """The table of a configuration, without functions.
+
+        Raises:
+            ConfigError: a function raises an exception, or the table is not allowed with what it returns.
+        """
+        return dataclasses.replace(
+            self, block={key: _of_config(key, entry, config) for key, entry in self.block.items()}
+        )
+
     def head_entries(self, *, is_critic: bool) -> Entries:
         """The entries of the head; for a critic, with the entries of `critic_head` in place of a language model's."""
         return {**self.head, **self.critic_head} if is_critic else self.head
@@ -115,7 +136,17 @@ def names_in(key: ModuleKey) -> tuple[str, ...]:
 
 def as_source(entry: Entry) -> Source:
     """An entry as a `Source`; a plain name has the arrangement `Same`."""
+    assert not callable(entry), "it depends on the configuration: see `WeightTable.of_config`"
     return Source(entry) if isinstance(entry, str) else entry
+
+
+def _of_config(key: ModuleKey, entry: Entry, config: ReaLModelConfig) -> str | Source:
+    if not callable(entry):
+        return entry
+    try:
+        return entry(config)
+    except Exception as error:  # it is the plugin's
+        raise ConfigError(f"'{_shown(key)}': the function raised {type(error).__name__}: {one_line(error)}") from error
 
 
 def _updated(entries: Entries, changes: Changes) -> Entries:

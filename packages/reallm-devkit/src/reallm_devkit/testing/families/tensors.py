@@ -114,7 +114,7 @@ def _without_parameter(subject: FamilySubject) -> dict[str, str]:
     found: dict[str, str] = {}
     for layer in (EMBEDDING_LAYER, 1, head_layer(config)):
         names = [path_in_layer(name) for name in parameter_shapes(config) if layer_number(name) == layer]
-        for key, theirs in family.weights.entries(layer, config.n_layers).items():
+        for key, theirs in family.weights.of_config(config).entries(layer, config.n_layers).items():
             name = as_source(theirs).name.replace("{}", "0")
             for path in names_in(key):
                 if not any(belongs_to(one, path) for one in names):
