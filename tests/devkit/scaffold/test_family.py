@@ -21,7 +21,6 @@ from reallm_devkit.scaffold.project import plan_project
 from reallm_devkit.scaffold.weights import match_modules
 from reallm_devkit.scaffold.writing import render
 
-
 UP_TO_GRADIENTS = [check.name for check in FAMILY_CHECKS[:12]]
 
 
