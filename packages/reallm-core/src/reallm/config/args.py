@@ -49,6 +49,11 @@ class ModelArgs(ConfigGroup, group="model"):
         "weight of the load-balancing loss of models with experts, 0 for none; "
         "null: that of the checkpoint's config.json",
     )
+    moe_bias_update_rate: float = option(
+        0.0,
+        "amount by which each step moves the correction biases of routers towards an even load of the experts, as "
+        "in the training of DeepSeek-V3, with 0.001; 0: they stay as they are",
+    )
     add_tokens: list[str] = option(
         [],
         "new tokens for the tokenizer, such as [<think>,</think>], which is saved with the model; the model gets rows "

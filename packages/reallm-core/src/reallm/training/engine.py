@@ -26,6 +26,7 @@ from reallm.offload.tensors import Offload
 from reallm.parallel.fsdp import is_fsdp, reshard
 from reallm.parallel.grad_reduce import GradientReducer
 from reallm.seeding import derive_seed
+from reallm.training.correction_bias import CorrectionBiases
 from reallm.training.eval_engine import EvalEngine, check_model
 from reallm.training.forward_backward import AUX_LOSS, ReducedLosses
 from reallm.training.microbatch import split_micro_batches
@@ -64,6 +65,8 @@ class TrainEngine(EvalEngine):
         seed: seed of dropout, which has a random stream for each step, data-parallel rank and pipeline stage.
         moe_aux_loss_coef: coefficient of the load-balancing loss of a model with experts, 0 for none; None takes
             `config.moe.aux_loss_coef`.
+        moe_bias_update_rate: amount by which a step moves the correction biases of routers towards an even load of the
+            experts; 0 leaves them as they are. See `CorrectionBiases`.
         exact: whether the log-probability of a token is that of `generate(exact=True)`, bit for bit, while the weights
             are the same. Dropout and other noise of the model are refused, unless the objective has `dropout = False`.
 
@@ -81,6 +84,7 @@ class TrainEngine(EvalEngine):
         *,
         seed: int = 0,
         moe_aux_loss_coef: float | None = None,
+        moe_bias_update_rate: float = 0.0,
         exact: bool = False,
     ) -> None:
         check_model(model)
@@ -90,7 +94,13 @@ class TrainEngine(EvalEngine):
             check_unsharded(optimizer_config, model.mesh.layout)
         align_parameters(model.network)
         aux_loss_coef = _aux_loss_coef(model.config, moe_aux_loss_coef)
-        super().__init__(model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef, exact=exact)
+        balances = moe_bias_update_rate != 0
+        super().__init__(
+            model, max_tokens_per_microbatch, aux_loss_coef=aux_loss_coef, counts_choices=balances, exact=exact
+        )
+        self._correction_biases = (
+            CorrectionBiases(model.network, moe_bias_update_rate, self._mesh) if balances else None
+        )
         self.step = 0
         """Optimizer steps done, those that were skipped included."""
         self.skipped_steps = 0
@@ -203,9 +213,10 @@ class TrainEngine(EvalEngine):
     def state(self, *, weights: bool = True) -> EngineState:
         """The state that a resumed engine needs; `weights=False` if unrounded parameters are saved elsewhere."""
         self.reload()
-        return EngineState(
-            self.step, self.skipped_steps, self._optimizer.moments(), self._optimizer.weights() if weights else {}
-        )
+        stepped = self._optimizer.weights() if weights else {}
+        if weights and self._correction_biases is not None:
+            stepped |= self._correction_biases.weights()
+        return EngineState(self.step, self.skipped_steps, self._optimizer.moments(), stepped)
 
     def load_state(self, state: EngineState) -> None:
         """Restore `state`, whose tensors are copied; if it has no weights, the model must already hold them.
@@ -217,7 +228,11 @@ class TrainEngine(EvalEngine):
         check_instance("state", state, EngineState, "take that of engine.state()")
         self.reload()
         reshard(self.model.network)  # unsharded parameters would keep the old values
-        self._optimizer.load(state.moments, state.weights)
+        weights = dict(state.weights)
+        if self._correction_biases is not None:
+            own = {name: weights.pop(name) for name in self._correction_biases.weights() if name in weights}
+            self._correction_biases.load(own)
+        self._optimizer.load(state.moments, weights)
         self.step, self.skipped_steps = state.step, state.skipped_steps
 
     def state_shapes(self) -> dict[str, Shape]:
@@ -238,6 +253,8 @@ class TrainEngine(EvalEngine):
                 self.before_optimizer_step()
             self.reload()
             self._optimizer.step(lr, norm)
+            if self._correction_biases is not None:
+                self._correction_biases.step(losses.choices)
             return grad_norm
         fault = None if math.isfinite(loss_sum) else model_fault(self.model.network, self._mesh)
         if fault is not None:  # no other batch would do better, so there is nothing to skip

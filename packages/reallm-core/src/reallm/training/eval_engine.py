@@ -28,6 +28,7 @@ class EvalEngine:
         model: the model, on the device of its parameters.
         max_tokens_per_microbatch: limit on the tokens of a micro-batch; a longer sample is a micro-batch of its own.
         aux_loss_coef: coefficient of the load-balancing loss when it is trained; an evaluation leaves that loss out.
+        counts_choices: whether training counts the tokens that choose each expert.
         exact: whether the log-probability of a token is that of `generate(exact=True)`, bit for bit.
 
     Raises:
@@ -40,13 +41,14 @@ class EvalEngine:
         max_tokens_per_microbatch: int,
         *,
         aux_loss_coef: float = 0.0,
+        counts_choices: bool = False,
         exact: bool = False,
     ) -> None:
         check_model(model)
         self._exact_mode = ExactMode(model.network) if exact else None
         self.model = model
         self._mesh = None if model.mesh is None or model.mesh.layout.size == 1 else model.mesh
-        self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef)
+        self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef, counts_choices=counts_choices)
         self._max_tokens = check_count("max_tokens_per_microbatch", max_tokens_per_microbatch)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Forward and backward passes over micro-batches, for a whole network or the part of one that this rank holds.
 
-Shapes: X experts.
+Shapes: L layers with experts, X experts.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class ReducedLosses(NamedTuple):
     totals: Totals
     nonfinite_samples: list[str]
     """Names of the samples in micro-batches whose loss is not finite; only with several ranks."""
+    choices: Tensor | None = None
+    """Tokens [L, X] of this rank that have chosen each expert of this stage's layers, if they are counted; None: none
+    has."""
 
 
 class LossAccumulator:
@@ -116,10 +119,14 @@ class ForwardBackward:
         model: the model; methods use whichever of training and evaluation mode it is in.
         mesh: the ranks that share the model; None if this process holds all of it.
         aux_loss_coef: coefficient of the load-balancing loss in training; 0 for none.
+        counts_choices: whether training counts the tokens that choose each expert.
     """
 
-    def __init__(self, model: ReaLModel, mesh: Mesh | None, aux_loss_coef: float) -> None:
+    def __init__(
+        self, model: ReaLModel, mesh: Mesh | None, aux_loss_coef: float, *, counts_choices: bool = False
+    ) -> None:
         self._model, self._mesh, self._aux_loss_coef = model, mesh, aux_loss_coef
+        self._counts_choices = counts_choices
         self._pipeline = None if mesh is None or mesh.layout.pp == 1 else PipelineRunner(model.network, mesh)
 
     def train(
@@ -135,10 +142,12 @@ class ForwardBackward:
         Raises:
             PeerError: an earlier error has left the model unusable.
         """
-        losses = _BatchLosses(self._model.network, local_batch, objective, self._aux_loss_coef)
+        losses = _BatchLosses(
+            self._model.network, local_batch, objective, self._aux_loss_coef, counts_choices=self._counts_choices
+        )
         with self._broken_by_error():
             self._train(losses, accumulate_gradients)
-        return losses.sums.reduce(self._mesh)
+        return losses.sums.reduce(self._mesh)._replace(choices=losses.choices)
 
     @torch.no_grad()
     def evaluate(self, local_batch: LocalBatch, objective: Objective) -> ReducedLosses:
@@ -198,11 +207,12 @@ class _BatchLosses:
     local_batch: LocalBatch
     objective: Objective
     aux_loss_coef: float
+    counts_choices: bool = False
     sums: LossAccumulator = field(init=False)
-    router_logs: dict[int, RouterStatsLog] = field(default_factory=dict)
-    """Router logs by micro-batch, from its forward pass on."""
     router_stats: dict[int, list[RouterStats]] = field(default_factory=dict)
-    """Router statistics by micro-batch, until its backward pass; only with a pipeline."""
+    """Router statistics by micro-batch, from its forward pass to its backward pass; for the load-balancing loss."""
+    choices: Tensor | None = None
+    """See `ReducedLosses`."""
 
     def __post_init__(self) -> None:
         self.sums = LossAccumulator(self.local_batch)
@@ -227,7 +237,7 @@ class _BatchLosses:
     def loss_with_aux_loss(self, number: int) -> Tensor:
         """A micro-batch's contribution with the load-balancing loss, if this process holds all layers."""
         loss, micro_batch = self.loss(number), self.local_batch.micro_batches[number]
-        if not (self.aux_loss_coef and (router_stats := self.router_logs.pop(number).close())):
+        if not (self.aux_loss_coef and (router_stats := self.router_stats.pop(number))):
             return loss
         aux_loss = load_balancing_loss(router_stats)
         self.sums.add_aux_loss(micro_batch, aux_loss.detach())
@@ -242,9 +252,8 @@ class _BatchLosses:
         assert moe is not None
 
         def local_sums(number: int) -> Tensor:
-            router_stats = self.router_stats[number] = self.router_logs.pop(number).close()
             sums = torch.zeros(3, moe.n_experts, device=next(self.network.parameters()).device)
-            for each in router_stats:
+            for each in self.router_stats[number]:
                 sums += torch.stack(
                     [each.counts.float(), each.prob_sums, torch.full_like(each.prob_sums, each.n_tokens)]
                 )
@@ -268,12 +277,18 @@ class _BatchLosses:
 
     @contextmanager
     def _logging_routers(self, number: int) -> Iterator[None]:
-        """Collect router statistics of the forward pass in the block, if there is a load-balancing loss."""
-        if not self.aux_loss_coef:
+        """Collect router statistics of the forward pass in the block, if anything needs them."""
+        if not (self.aux_loss_coef or self.counts_choices):
             yield
             return
-        self.network.router_stats = self.router_logs[number] = RouterStatsLog()
+        log = self.network.router_stats = RouterStatsLog()
         try:
             yield
-        finally:
+        finally:  # a stage of a pipeline leaves the block by an exception
             self.network.router_stats = None
+            router_stats = log.close()
+            if self.aux_loss_coef:
+                self.router_stats[number] = router_stats
+            if self.counts_choices and router_stats and self.local_batch.micro_batches[number].has_loss:
+                counts = torch.stack([each.counts.long() for each in router_stats])
+                self.choices = counts if self.choices is None else self.choices + counts

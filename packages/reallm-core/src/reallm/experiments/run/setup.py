@@ -374,6 +374,7 @@ def _make_engine(config: TrainingConfig, role: str, model: ReaLModel, total_step
         max_tokens_per_microbatch(config, role),
         seed=config.seed,
         moe_aux_loss_coef=model_args(config, role).moe_aux_loss_coef,
+        moe_bias_update_rate=model_args(config, role).moe_bias_update_rate,
         exact=getattr(config, "exact", False) and not model.config.is_critic,
     )
 
