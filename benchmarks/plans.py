@@ -39,7 +39,7 @@ def main() -> None:
     print(machine())
     figures: dict[str, float] = {}
     for algorithm, n_plans in (("ppo", 24 if quick else 100), ("grpo", 20 if quick else 125)):
-        figures |= validate(algorithm, n_plans, rounds=4 if quick else 6, profile_seconds=40 if quick else 180)
+        figures |= validate(algorithm, n_plans, rounds=3 if quick else 6, profile_seconds=40 if quick else 180)
     bars = {f"{name}_bar": BARS[kind] for name in figures if (kind := name.rpartition("_")[0]) in BARS}
     write_json(arguments.json, figures | bars)
 

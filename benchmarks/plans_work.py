@@ -46,7 +46,7 @@ PROMPTS = tuple(range(16, 80, 4))
 MAX_NEW_TOKENS = 32
 MAX_TOKENS = 512
 """Most tokens of a micro-batch."""
-TIMED_STEPS = 2
+TIMED_STEPS = 1
 OPTIMIZER = OptimizerConfig(lr=1e-6, schedule="constant")
 PROFILE = "profile"
 """The way of a rank that measures instead of training."""

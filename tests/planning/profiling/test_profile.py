@@ -47,6 +47,7 @@ MODEL = ModelProfile(
         DecodeTimes(1, 5, 10, 3.0, 4.0),
         DecodeTimes(1, 1, 30, 2.0, 4.0),
         DecodeTimes(1, 5, 30, 6.0, 4.0),
+        DecodeTimes(1, 5, 30, 9.0, 7.0, "fsdp"),
     ),
     optimizer=((100, 1.0), (300, 2.0)),
     starts=((100, 3.0), (300, 5.0)),
@@ -86,6 +87,8 @@ def test_measured_rates_follow_tokens_lengths_widths_and_contexts():
     assert rates.decode("block", 3, 10) == 2
     assert rates.decode("block", 3, 20) == 3
     assert rates.decode("head", 3, 20) == 4
+    assert rates.decode("block", 5, 30, 1, "fsdp") == 9
+    assert rates.decode("block", 5, 30, 1, "pp") == 6  # not measured
     assert rates.optimizer(200) == 1.5
     assert rates.generation_start(200) == 4
     assert rates.all_reduce(2000, [0, 1]) == 1.5

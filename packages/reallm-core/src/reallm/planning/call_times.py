@@ -20,7 +20,7 @@ from reallm.parallel.sharding import stage_layers
 from reallm.planning.cost_settings import RoleSettings
 from reallm.planning.costs import CallCost
 from reallm.planning.rank_share import RankShare
-from reallm.planning.rates import Rates
+from reallm.planning.rates import Division, Rates
 from reallm.planning.sequences import MicroBatches, Sequences
 
 RECOMPUTED = {"none": 0.0, "selective": 0.1, "full": 1.0}
@@ -198,15 +198,19 @@ class CallTimes:
 
     def _decode(self, stage: int, width: int, context: float) -> _Pass:
         embeds, n_blocks, ends = self._pieces(stage)
-        tp = self.layout.tp
-        compute = n_blocks * self.rates.decode("block", width, context, tp)
-        compute += self.rates.decode("embedding", width, context, tp) if embeds else 0.0
-        compute += self.rates.decode("head", width, context, tp) if ends else 0.0
+        how = self.layout.tp, self._division
+        compute = n_blocks * self.rates.decode("block", width, context, *how)
+        compute += self.rates.decode("embedding", width, context, *how) if embeds else 0.0
+        compute += self.rates.decode("head", width, context, *how) if ends else 0.0
         communication = (n_blocks * self._n_reduced + embeds) * self._tp_reduction(width)
         if ends:  # the ranks gather logits
             n_bytes = width * self.config.vocab_size * self.settings.dtype.itemsize
             communication += self.rates.all_gather(n_bytes, self._tp_ranks)
         return _Pass(compute, communication)
+
+    @property
+    def _division(self) -> Division:
+        return "fsdp" if self.layout.fsdp else "pp" if self.layout.pp > 1 else ""
 
     def _prefill(self) -> tuple[float, float, float]:
         """Compute, communication and bubble of all prompts of a rank, in steps of as many as fit."""
@@ -219,7 +223,7 @@ class CallTimes:
             embeds, n_blocks, ends = self._pieces(stage)
             compute = n_blocks * self.rates.forward("block", batches.lengths[0], self.layout.tp)
             compute += self.rates.forward("embedding", batches.lengths[0], self.layout.tp) if embeds else 0.0
-            compute += self.rates.decode("head", n_each, mean, self.layout.tp) if ends else 0.0
+            compute += self.rates.decode("head", n_each, mean, self.layout.tp, self._division) if ends else 0.0
             communication = (n_blocks * self._n_reduced + embeds) * self._tp_reduction(n_each * mean)
             stages.append(_Pass(batches.n * compute, batches.n * communication))
         one = self._pipelined(stages, batches, n_directions=1)

@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 Piece = Literal["embedding", "block", "head"]
 """A part of the network whose time is known: the embedding, one block, the output head with its loss or scores."""
 
+Division = Literal["", "pp", "fsdp"]
+"""How ranks divide a network, besides tensor parallelism: not at all, into stages, or FSDP shards its parameters."""
+
 
 class Rates(Protocol):
     """Times in seconds of the pieces of one model on one rank, and of messages between ranks.
@@ -32,7 +35,7 @@ class Rates(Protocol):
         """The backward pass that follows a forward pass, without recomputation."""
         ...
 
-    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1) -> float:
+    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1, division: Division = "") -> float:
         """A pass over one new token of each sequence.
 
         Args:
@@ -40,6 +43,7 @@ class Rates(Protocol):
             n_sequences: sequences that are still running on the rank.
             context: the mean number of tokens before the new one.
             tp: number of ranks that split each layer.
+            division: how ranks divide the network besides: faster ways to decode may ask for a whole one.
         """
         ...
 

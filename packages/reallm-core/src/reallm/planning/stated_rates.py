@@ -24,7 +24,7 @@ from reallm.model.parameters import ParameterInfo, parameter_infos
 from reallm.parallel.sharding import tp_box
 from reallm.planning.kept_tokens import kept_numbers, mean_head_width
 from reallm.planning.machine import Machine
-from reallm.planning.rates import Piece
+from reallm.planning.rates import Division, Piece
 from reallm.training.memory import state_per_parameter
 
 ATTENTION_SHARE = 0.5
@@ -105,8 +105,8 @@ class StatedRates:
             return 3 * products + 2 * self._logits(n, tp)
         return 2 * products + ATTENTION_BACKWARD * self._attention(lengths, tp) + 2 * self._between_products(n, tp)
 
-    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1) -> float:
-        """A pass over one new token of each sequence."""
+    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1, division: Division = "") -> float:
+        """A pass over one new token of each sequence; as fast if the network is divided."""
         if piece == "embedding":
             return self._read(2 * n_sequences * self._config.hidden_size * self._itemsize)
         products = self._products(_matrices(self._config, piece, tp), n_sequences)

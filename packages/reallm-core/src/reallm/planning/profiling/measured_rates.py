@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 
 from reallm.planning.profiling.profile import DecodeTimes, LinkProfile, ModelProfile, PassTimes
-from reallm.planning.rates import Piece, Rates
+from reallm.planning.rates import Division, Piece, Rates
 
 Points = Sequence[tuple[float, float]]
 
@@ -79,15 +79,16 @@ class MeasuredRates:
         """The backward pass that follows a forward pass."""
         return self._pass("backward", piece, lengths, tp)
 
-    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1) -> float:
+    def decode(self, piece: Piece, n_sequences: int, context: float, tp: int = 1, division: Division = "") -> float:
         """A pass over one new token of each sequence; the head has what is done once for a step."""
         if piece == "embedding":
             return 0.0  # counted with the head, with which it was measured
-        measured = self._interpolated_decode(piece, n_sequences, context, tp)
-        if measured is not None:
-            return measured
+        for known_division in (division, ""):
+            measured = self._interpolated_decode(piece, n_sequences, context, tp, known_division)
+            if measured is not None:
+                return measured
         stated = self._stated.decode(piece, n_sequences, context, tp)
-        known = self._interpolated_decode(piece, n_sequences, context, 1)
+        known = self._interpolated_decode(piece, n_sequences, context, 1, "")
         return stated if known is None else known * stated / self._stated.decode(piece, n_sequences, context, 1)
 
     def generation_start(self, n_parameters: int) -> float:
@@ -177,9 +178,12 @@ class MeasuredRates:
                 pairs += each.n_tokens * (each.length - line[0].length)
         return max(0.0, excess / pairs) if pairs else 0.0
 
-    def _uncached_decode(self, piece: Piece, n_sequences: int, context: float, tp: int) -> float | None:
+    def _uncached_decode(
+        self, piece: Piece, n_sequences: int, context: float, tp: int, division: Division
+    ) -> float | None:
         """Linear in the width at each context, then linear in the context."""
-        points = sorted((each for each in self._model.decoding if each.tp == tp), key=lambda each: each.context)
+        found = (each for each in self._model.decoding if (each.tp, each.division) == (tp, division))
+        points = sorted(found, key=_context)
         name = "block" if piece == "block" else "ends"
         at_contexts = [
             (of_context, interpolate([(each.n_sequences, getattr(each, name)) for each in group], n_sequences))

@@ -26,8 +26,12 @@ from reallm.generation.prepacking import FEW_STEPS
 from reallm.generation.request import Request
 from reallm.model.config import ReaLModelConfig
 from reallm.model.transformer import Transformer
+from reallm.parallel.fsdp import unsharded
+from reallm.parallel.layout import Layout
+from reallm.parallel.mesh import Mesh
 from reallm.planning.profiling.profile import DecodeTimes, ModelProfile, PassTimes
 from reallm.planning.profiling.timing import synchronize, time_rounds
+from reallm.planning.rates import Division
 from reallm.training.engine import TrainEngine
 from reallm.training.objective import LossOutput, Totals
 from reallm.training.sequence_scores import hidden_states
@@ -116,12 +120,16 @@ def measure_model(
     for tp, shard in shards.items():
         for n_blocks in (1, 1 + MORE_BLOCKS):
             blocks = [index % shard.n_layers for index in range(n_blocks)]
-            measured = _Measured(shard.with_blocks(*blocks), dtype, device, is_shard=tp > 1)
+            measured = _Measured(shard.with_blocks(*blocks), dtype, device, is_split=tp > 1)
             of_network = _works(measured, sizes, longest, trains=trains, generates=generates)
             n_parameters.setdefault(n_blocks, sum(parameter.numel() for parameter in measured.model.parameters()))
             for n in n_busy if tp == 1 else n_busy[-1:]:
                 for (kind, point), work in of_network.items():
                     works[_Key(n, kind, (tp, *point), n_blocks)] = work if rank < n else _idle
+            for division in ("pp", "fsdp") if generates and tp == 1 and dist.is_initialized() else ():
+                divided = _Measured(shard.with_blocks(*blocks), dtype, device, division=division)
+                for point, work in _decoding_works(divided, sizes, longest).items():
+                    works[_Key(n_busy[-1], "decode", (tp, *point), n_blocks, division)] = work
     medians = time_rounds(works, seconds, advance)
     return {
         n: _profile({key: found for key, found in medians.items() if key.n_busy == n}, n_parameters, trains=trains)
@@ -137,6 +145,7 @@ class _Key(NamedTuple):
     point: tuple[int, ...]
     """Ranks that share a layer, and sizes."""
     n_blocks: int
+    division: Division = ""
 
 
 def _idle() -> Sequence[float]:
@@ -152,13 +161,23 @@ def _works(
         if length <= longest:
             batch = measured.batch(n_sequences, length)
             works["pass", (n_sequences, length)] = measured.training(batch) if trains else measured.inference(batch)
-    contexts = [each for each in sizes.contexts if each + LEAD + DECODE_STEPS <= longest] if generates else []
-    for context in contexts:
-        for width in sizes.widths:
-            works["decode", (width, context)] = measured.decoding(width, context)
-    if contexts:
-        works["start", ()] = measured.starting(min(contexts))
+    decoding = _decoding_works(measured, sizes, longest) if generates else {}
+    works |= {("decode", point): work for point, work in decoding.items()}
+    if decoding:
+        works["start", ()] = measured.starting(min(sizes.contexts))
     return works
+
+
+def _decoding_works(
+    measured: _Measured, sizes: Sizes, longest: int
+) -> dict[tuple[int, int], Callable[[], Sequence[float]]]:
+    """Steps of generation, by width and context."""
+    return {
+        (width, context): measured.decoding(width, context)
+        for context in sizes.contexts
+        if context + LEAD + DECODE_STEPS <= longest
+        for width in sizes.widths
+    }
 
 
 class _Split(NamedTuple):
@@ -183,7 +202,8 @@ def _profile(medians: dict[_Key, list[float]], n_parameters: dict[int, int], *, 
         tp, *sizes = key.point
         if key.kind == "decode":
             width, context = sizes
-            decoding.append(DecodeTimes(tp, width, context + LEAD + DECODE_STEPS // 2, *_Split.of(small[0], large[0])))
+            split = _Split.of(small[0], large[0])
+            decoding.append(DecodeTimes(tp, width, context + LEAD + DECODE_STEPS // 2, *split, key.division))
         elif key.kind == "start" and tp == 1:
             starts += [*zip(n_parameters.values(), (small[0], large[0]), strict=True)]
         elif key.kind == "pass":
@@ -200,14 +220,31 @@ def _profile(medians: dict[_Key, list[float]], n_parameters: dict[int, int], *, 
 
 
 class _Measured:
-    """A network with random weights, and functions that time passes of it."""
+    """A network with random weights, and functions that time passes of it.
 
-    def __init__(self, config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, *, is_shard: bool) -> None:
-        self.model = ReaLModel(config, dtype=dtype, device=device)
+    Args:
+        config: the architecture.
+        dtype: dtype of its parameters.
+        device: where it is computed.
+        is_split: whether it stands for the shard of a rank that splits layers with others.
+        division: whether it stands for a stage, or is sharded by FSDP over all ranks of the job.
+    """
+
+    def __init__(
+        self,
+        config: ReaLModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        is_split: bool = False,
+        division: Division = "",
+    ) -> None:
+        mesh = Mesh.of(Layout(dp=dist.get_world_size(), fsdp=True)) if division == "fsdp" else None
+        self.model = ReaLModel(config, dtype=dtype, device=device, mesh=mesh, zero=1)
         self._config, self._device = config, device
         self._engine: TrainEngine | None = None
         self._draw = torch.Generator().manual_seed(1)
-        if is_shard:  # a hook, as those of tensor parallelism, keeps decoding from its pass for whole networks
+        if is_split or division == "pp":  # a hook keeps decoding from its pass for whole networks
             for number in self.model.network.block_numbers:
                 self.model.network.layers[str(number)].register_forward_pre_hook(lambda module, inputs: None)
 
@@ -253,7 +290,7 @@ class _Measured:
         requests = [self._request(context) for _ in range(width)]
 
         def work() -> Sequence[float]:
-            with self._generation_engine(width, context) as engine:
+            with unsharded(self.model.network), self._generation_engine(width, context) as engine:
                 for request in requests:
                     engine.add(request)
                 for _ in range(LEAD):

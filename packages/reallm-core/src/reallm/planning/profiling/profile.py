@@ -13,6 +13,7 @@ from typing import Any
 from reallm.atomic_files import atomic_write
 from reallm.errors import DataError
 from reallm.model.config import ReaLModelConfig
+from reallm.planning.rates import Division
 
 FORMAT = 2
 NOT_MEASURED = ("max_positions", "init_std")
@@ -49,6 +50,7 @@ class DecodeTimes:
     block: float
     ends: float
     """Of embedding, head, sampling, and of all that is done once in a step."""
+    division: Division = ""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,12 @@ def write_profile(file: Path, profile: Profile) -> Profile:
 
 
 def _between(first: tuple[Any, ...], last: tuple[Any, ...], share: float) -> tuple[Any, ...]:
-    """Linear between times at equal points; whole numbers are points, others times."""
+    """Linear between times at equal points; what is no float belongs to the point."""
     known = {_point(each): each for each in first}
     found = []
     for each in last:
         pairs = zip(_flat(known.get(_point(each), each)), _flat(each), strict=True)
-        values = [one if isinstance(one, int) else one + (end - one) * share for one, end in pairs]
+        values = [one + (end - one) * share if isinstance(one, float) else one for one, end in pairs]
         found.append(tuple(values) if isinstance(each, tuple) else type(each)(*values))
     return tuple(found)
 
@@ -174,8 +176,8 @@ def _flat(times: Any) -> tuple[Any, ...]:
     return times if isinstance(times, tuple) else dataclasses.astuple(times)
 
 
-def _point(times: Any) -> tuple[int, ...]:
-    return tuple(value for value in _flat(times) if isinstance(value, int))
+def _point(times: Any) -> tuple[Any, ...]:
+    return tuple(value for value in _flat(times) if not isinstance(value, float))
 
 
 def _values(profile: Profile) -> dict[str, Any]:
