@@ -181,8 +181,8 @@ def test_the_meta_device_takes_what_other_devices_take(changes: dict[str, Any], 
     )
     assert meta is not None
     assert fake is not None
-    # but for softmax in place, which is for CPUs alone: weights and logits of a chunk are there at the same time
-    logits = 0 if config.is_critic else 4 * config.vocab_size * sum(lengths)
-    assert fake <= meta <= fake + logits
-    if config.is_critic:
-        assert meta == fake
+    # softmax in place is for CPUs alone: elsewhere weights and logits of a chunk are there at the same time
+    more = 0 if config.is_critic else 4 * config.vocab_size * sum(lengths)
+    if gradient_checkpointing == "full":  # torch's does not compute the block's last operation again
+        more += 2 * config.hidden_size * sum(lengths)
+    assert fake <= meta <= fake + more

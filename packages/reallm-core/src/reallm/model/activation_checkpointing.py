@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,28 @@ from torch.utils import checkpoint as torch_checkpoint
 
 def checkpoint(function: Callable[..., Tensor], *inputs: object) -> Tensor:
     """`function(*inputs)`, saving only the inputs; the backward pass runs it again."""
+    if any(isinstance(each, Tensor) and each.is_meta for each in inputs):
+        return cast(Tensor, _WithoutValues.apply(function, *inputs))
     return cast(Tensor, torch_checkpoint.checkpoint(function, *inputs, use_reentrant=False))
+
+
+class _WithoutValues(torch.autograd.Function):
+    """`checkpoint` on the meta device, where no random numbers are replayed; torch's own imports its compiler."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+        ctx.function, ctx.inputs = function, inputs
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [
+            each.detach().requires_grad_(each.requires_grad) if isinstance(each, Tensor) else each
+            for each in ctx.inputs
+        ]
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.function(*inputs), grad)
+        return None, *[each.grad if isinstance(each, Tensor) else None for each in inputs]
 
 
 def selective_checkpoint(block: nn.Module, *inputs: object) -> Tensor:

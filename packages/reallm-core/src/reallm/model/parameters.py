@@ -17,10 +17,16 @@ from reallm.model.sharding import Shape, Shard, TPUnits
 from reallm.model.transformer import Transformer
 
 
-def meta_model(config: ReaLModelConfig) -> Transformer:
-    """The whole network on the meta device: shapes without values, no memory."""
+def new_meta_model(config: ReaLModelConfig) -> Transformer:
+    """A whole network on the meta device: shapes without values, no memory."""
     with torch.device("meta"):
         return Transformer(config)
+
+
+@lru_cache(maxsize=8)
+def meta_model(config: ReaLModelConfig) -> Transformer:
+    """The network on the meta device that all who ask for shapes share, and must not change."""
+    return new_meta_model(config)
 
 
 @lru_cache(maxsize=16)

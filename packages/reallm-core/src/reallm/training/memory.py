@@ -29,7 +29,7 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import is_trained, parameter_dtype
-from reallm.model.parameters import meta_model, n_trained, parameter_shapes
+from reallm.model.parameters import meta_model, n_trained, new_meta_model, parameter_shapes
 from reallm.model.products.linear import PIECE_BYTES, uses_onednn
 from reallm.model.transformer import Transformer
 from reallm.training.meta_results import result_on_meta
@@ -230,7 +230,7 @@ def _piece_bytes(config: ReaLModelConfig, n_scored: int, dtype: torch.dtype, dev
 
 def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -> int:
     """Bytes of the keys and values of so many tokens, in all blocks."""
-    return n_tokens * bytes_per_token(meta_model(config).to(dtype))
+    return n_tokens * bytes_per_token(new_meta_model(config).to(dtype))
 
 
 @lru_cache(maxsize=64)
@@ -321,7 +321,7 @@ def _trace_step(
     n_scored: int,
 ) -> _StepPeaks:
     """The peaks of a forward and a backward pass; traced once for models and calls that are alike."""
-    network = meta_model(config).train()
+    network = new_meta_model(config).train()
     network.gradient_checkpointing = gradient_checkpointing
     alive = AliveBytes()
     with _fake_inputs(network, dtype, device, lengths) as (tokens, seqs):
@@ -348,7 +348,7 @@ def _trace_call(
     config: ReaLModelConfig, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...], n_scored: int
 ) -> ActivationPeaks:
     """The peaks of a forward pass without gradients; traced once for models and calls that are alike."""
-    network, alive = meta_model(config).eval(), AliveBytes()
+    network, alive = new_meta_model(config).eval(), AliveBytes()
     with _fake_inputs(network, dtype, device, lengths) as (tokens, seqs), torch.no_grad(), alive:
         hidden, scored = network.forward_hidden(tokens, seqs), tokens[:n_scored]
         blocks = alive.restart()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+META = torch.device("meta")
 COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "isnan"])
 """Elementwise operations whose results are bool."""
 OF_INTEGERS = frozenset(
@@ -34,25 +35,29 @@ def result_on_meta(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any
         kwargs: its keyword arguments.
     """
     name = operation._schema.name.removeprefix("aten::")
-    first = args[0] if args else None
-    tensors = list(first) if name == "cat" and first else [each for each in args if isinstance(each, Tensor)]
+    tensors = list(args[0]) if name == "cat" else [each for each in args if isinstance(each, Tensor)]
     if not tensors or not all(each.is_meta for each in tensors) or kwargs.get("out") is not None:
         return None
+    first, dtype = tensors[0], kwargs.get("dtype")
     if name == "cat":
         return _concatenated(tensors, *args[1:])
-    if (name == "cumsum" or name.endswith("_like")) and kwargs.get("dtype") is None:
-        return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
-    if name in REDUCTIONS and len(args) > 1 and isinstance(args[1], list):
-        return _reduced(tensors[0], kwargs.get("dtype"), *args[1:])
-    if torch.Tag.pointwise not in operation.tags or name.startswith("_") or "dtype" in kwargs:
+    if name.endswith("_like") or (name == "cumsum" and dtype is None):
+        return _empty(first.shape, dtype or first.dtype)
+    if name in REDUCTIONS and len(args) > 1 and isinstance(args[1], list) and first.is_floating_point():
+        return _empty(_without(first.shape, *args[1:]), dtype or first.dtype)
+    if torch.Tag.pointwise not in operation.tags or name.startswith("_") or dtype is not None:
         return None
-    return tensors[0] if name.endswith("_") else _elementwise(name, args, tensors)
+    return first if name.endswith("_") else _elementwise(name, args, tensors)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)
 
 
 def _elementwise(name: str, args: Sequence[Any], tensors: Sequence[Tensor]) -> Tensor | None:
     shape = _broadcast([each.shape for each in tensors])
     if name in COMPARISONS:
-        return torch.empty(shape, dtype=torch.bool, device="meta")
+        return _empty(shape, torch.bool)
     values = tensors[1:] if name == "where" else tensors
     dtypes = [each.dtype for each in values if each.dim()] or [each.dtype for each in values]
     dtype = dtypes[0]
@@ -60,7 +65,7 @@ def _elementwise(name: str, args: Sequence[Any], tensors: Sequence[Tensor]) -> T
         dtype = torch.promote_types(dtype, other)
     if not dtype.is_floating_point and (name not in OF_INTEGERS or any(isinstance(each, float) for each in args)):
         return None
-    return torch.empty(shape, dtype=dtype, device="meta")
+    return _empty(shape, dtype)
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> Sequence[int]:
@@ -79,12 +84,10 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     if any(each.dim() != len(shape) or each.dtype != dtype for each in tensors):
         return None
     shape[dim] = sum(each.shape[dim] for each in tensors)
-    return torch.empty(shape, dtype=dtype, device="meta")
+    return _empty(shape, dtype)
 
 
-def _reduced(x: Tensor, dtype: torch.dtype | None, dims: Sequence[int], keepdim: bool = False) -> Tensor | None:
-    if not x.is_floating_point():
-        return None
-    reduced = {dim % x.dim() for dim in dims} if dims else set(range(x.dim()))
-    shape = [1 if dim in reduced else size for dim, size in enumerate(x.shape) if keepdim or dim not in reduced]
-    return torch.empty(shape, dtype=dtype or x.dtype, device="meta")
+def _without(shape: Sequence[int], dims: Sequence[int], keepdim: bool = False) -> Sequence[int]:
+    """A shape without the dims over which it is reduced; without any, all are."""
+    reduced = {dim % len(shape) for dim in dims or range(len(shape))}
+    return [1 if dim in reduced else size for dim, size in enumerate(shape) if keepdim or dim not in reduced]
