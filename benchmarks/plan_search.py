@@ -1,18 +1,27 @@
-"""Search of execution plans: how many plans of PPO a core simulates a second, and how long it searches for 1,024 ranks.
+"""Search of execution plans: how many plans of PPO a core simulates a second, how long it searches for 1,024 ranks, and
+how long `reallm plan` takes for 8 ranks.
 
 Simulated are random plans of PPO with four 7B models on 8 GPUs, each only for its time and its memory; the bar is 2,000
 a second. Searched is the plan of PPO with four 70B models on 1,024 GPUs, with empty caches, including the costs of all
-calls; the bar is 60 s. Both in process time, which a busy machine disturbs little, on stated figures of H100s. Nothing
-is allocated and no rank is started.
+calls; the bar is 60 s. Commands are timed from the start of the process to the end of the table: PPO with models of
+several sizes, with and without gradient checkpointing, and on GPUs whose memory is so small that copies are offloaded;
+the bar is 3 s for the slowest. All in process time, which a busy machine disturbs little, on one core, on stated figures
+of H100s. Nothing is allocated and no rank is started.
 
     python benchmarks/plan_search.py --quick --json figures.json
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from common import machine, parser, write_json
@@ -22,12 +31,35 @@ if TYPE_CHECKING:
 
 PLANS_PER_SECOND = 2000.0
 SEARCH_SECONDS = 60.0
+COMMAND_SECONDS = 3.0
 SIZES: dict[str, dict[str, Any]] = {
     "7B": {"n_layers": 32, "hidden_size": 4096, "n_q_heads": 32, "n_kv_heads": 8, "intermediate_size": 14336},
+    "1B": {"n_layers": 16, "hidden_size": 2048, "n_q_heads": 32, "n_kv_heads": 8, "intermediate_size": 8192},
+    "13B": {"n_layers": 40, "hidden_size": 5120, "n_q_heads": 40, "n_kv_heads": 40, "intermediate_size": 13824},
     "70B": {"n_layers": 80, "hidden_size": 8192, "n_q_heads": 64, "n_kv_heads": 8, "intermediate_size": 28672},
 }
-"""Llama 3."""
+"""Llama 3, and Llama 2 with 13B."""
 N_MINIBATCHES = 8
+WORK = ("dataset.train_bs_n_seqs=128", "ppo.gen.max_new_tokens=1024", "--prompt-lens", "512")
+FULL = ("actor.gradient_checkpointing=full", "critic.gradient_checkpointing=full")
+LITTLE_MEMORY = """
+n_nodes: 1
+ranks_per_node: 8
+memory: 40e9
+host_memory: 250e9
+flops: 600e12
+memory_bandwidth: 2.7e12
+within_node: {bandwidth: 360e9, latency: 10e-6}
+between_nodes: {bandwidth: 40e9, latency: 20e-6}
+host: {bandwidth: 50e9, latency: 10e-6}
+"""
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "1B": ("1B", "h100", ()),
+    "7B": ("7B", "h100", ()),
+    "13B": ("13B", "h100", FULL),
+    "7B in little memory": ("7B", "little.yaml", FULL),
+}
+"""Name of each command -> size of the models, machine, and further arguments."""
 
 
 def ppo(size: str, n_ranks: int, n_prompts: int) -> PlannedJob:
@@ -72,6 +104,52 @@ def plans_per_second(n_plans: int) -> float:
     return n_plans / (time.process_time() - start)
 
 
+def command_seconds(size: str, made: str, arguments: Sequence[str], folder: Path) -> float:
+    """Process time of `reallm plan` with models of a size, from its start to its end."""
+    sizes = SIZES[size]
+    model = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+        "hidden_size": sizes["hidden_size"],
+        "num_hidden_layers": sizes["n_layers"],
+        "num_attention_heads": sizes["n_q_heads"],
+        "num_key_value_heads": sizes["n_kv_heads"],
+        "intermediate_size": sizes["intermediate_size"],
+    }
+    (folder / "config.json").write_text(json.dumps(model))
+    (folder / "little.yaml").write_text(LITTLE_MEMORY)
+    command = [sys.executable, "-m", "reallm", "plan", "ppo", "actor.path=.", "reward.path=.", "--machine", made]
+    before = os.times()
+    subprocess.run(
+        [*command, *WORK, *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def slowest_command(n_rounds: int) -> float:
+    """The time of the slowest command, each the best of some rounds."""
+    with TemporaryDirectory() as folder:
+        best = {
+            name: min(command_seconds(*command, Path(folder)) for _ in range(n_rounds))
+            for name, command in COMMANDS.items()
+        }
+    for name, seconds in best.items():
+        print(f"reallm plan, 8 ranks, {name}: {seconds:.2f} s (bar {COMMAND_SECONDS:g} s)")
+    return max(best.values())
+
+
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
     options = parser(str(__doc__).splitlines()[0]).parse_args()
@@ -95,7 +173,10 @@ def main() -> None:
     )
     for assignment in found.plan.assignments(job.graph):
         print(f"  {assignment}")
+    command = slowest_command(2 if options.quick else 5)
     figures = {
+        "plan_command": COMMAND_SECONDS / command,
+        "plan_command_bar": 1.0,
         "simulated_plans_per_second_over_bar": rate / PLANS_PER_SECOND,
         "simulated_plans_per_second_over_bar_bar": 1.0,
         "search_1024_ranks_speedup_over_bar": SEARCH_SECONDS / seconds,

@@ -85,6 +85,9 @@ class Exhaustive:
         """The places of calls that are not computed in each step."""
         self._order = sorted(self._bounds.order, key=self._weight)
         """The calls in the order in which they get a place: first those that take the most time and memory."""
+        work = [self._bounds.work[call] for call in self._order]
+        self._work_after = [sum(work[n:]) for n in range(len(work) + 1)]
+        """The least work of the calls that have no place yet, by the number of those that have one."""
         self._is_trained = [call.kind == "train_step" for call in simulator.graph.calls]
         self._loads = fitting.loads
         self._by_mesh = {number: _by_mesh(found) for number, found in self._places.items()}
@@ -146,7 +149,7 @@ class Exhaustive:
         call = self._order[len(partial.chosen)]
         seconds = [self._loads.least[each.load].of_moves(each.moves) for each in partial.segments]
         work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, partial.segments, strict=True)])
-        work += sum([self._bounds.work[other] for other in self._order[len(partial.chosen) + 1 :]])
+        work += self._work_after[len(partial.chosen) + 1]
         for mesh, places in self._by_mesh[call].items():
             if self._is_symmetric and not is_first_alike(mesh, partial.meshes, self._n_ranks):
                 continue
@@ -201,7 +204,14 @@ class Exhaustive:
         return self._simulator.move_seconds(home, guest), home.ranks | guest.ranks
 
     def _least(self, chosen: Sequence[Place], segments: Sequence[_Segment]) -> float:
-        """The least seconds of a step with some calls: the others take no ranks, but as long as they take at least."""
+        """The least seconds of a step with some calls: by the work of ranks, and if that is little, by what waits."""
+        seconds = [self._loads.least[each.load].of_moves(each.moves) for each in segments]
+        work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, segments, strict=True)])
+        least = max(*seconds, (work + self._work_after[len(chosen)]) / self._n_ranks)
+        return max(least, self._last_end(chosen, segments)) if self._can_be_better(least) else least
+
+    def _last_end(self, chosen: Sequence[Place], segments: Sequence[_Segment]) -> float:
+        """When the last call ends at least: those without a place take no ranks, but as long as they take at least."""
         by_call = {one.call: one for one in chosen}
         free = [0.0] * len(segments)
         ended: dict[int, float] = {}
@@ -215,10 +225,7 @@ class Exhaustive:
             end = ended[call] = max(ready, *[free[number] for number in numbers]) + one.seconds
             for number in numbers:
                 free[number] = end
-        seconds = [self._loads.least[each.load].of_moves(each.moves) for each in segments]
-        work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, segments, strict=True)])
-        work += sum([self._bounds.work[call] for call in self._order[len(chosen) :]])
-        return max(*seconds, *ended.values(), work / self._n_ranks)
+        return max(ended.values())
 
     # ------------------------------------------------------------------ calls that share a copy of a model
 

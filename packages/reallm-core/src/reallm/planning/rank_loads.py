@@ -60,7 +60,7 @@ class RankLoads:
         self._numbers: dict[frozenset[Place], int] = {frozenset(): 0}
         self._next: dict[tuple[int, Place], int] = {}
         self._copies: dict[frozenset[Place], _Copy] = {}
-        self._offloads: dict[int, Mapping[Copies, LeastTime]] = {}
+        self._offloads: dict[int, Mapping[int, LeastTime]] = {}
         self.least = [LeastTime(0.0, 0.0)]
         """The least times of each combination, with any offloads; infinite if it does not fit into memory."""
 
@@ -98,10 +98,11 @@ class RankLoads:
                 if one.ranks & part:
                     load = self.add(load, one)
             loads.add(load)
-        of_ranks = [(frozenset(self._of_copies(load)), self._offloads_of(load)) for load in loads]
+        of_ranks = [(list(self._of_copies(load)), self._offloads_of(load)) for load in loads]
+        order = sorted({copy for copies, _ in of_ranks for copy in copies})
         found = []
-        for moved in _subsets(sorted(frozenset().union(*[copies for copies, _ in of_ranks]))):
-            least = [of_rank.get(moved & copies) for copies, of_rank in of_ranks]
+        for moved in (frozenset(chosen) for n in range(len(order) + 1) for chosen in combinations(order, n)):
+            least = [of_rank.get(_mask(copies, moved)) for copies, of_rank in of_ranks]
             if None not in least:
                 found.append((max([one.seconds for one in least if one is not None]), moved))
         return sorted(found, key=lambda item: (item[0], len(item[1])))
@@ -129,24 +130,29 @@ class RankLoads:
                 found[one.copy] = found.get(one.copy, frozenset()) | {one}
         return found
 
-    def _offloads_of(self, load: int) -> Mapping[Copies, LeastTime]:
-        """The least times of a rank, by the copies that are offloaded, if all calls have enough memory then."""
+    def _offloads_of(self, load: int) -> Mapping[int, LeastTime]:
+        """The least times of a rank, by the copies that are offloaded, if all calls have enough memory then.
+
+        Bit n of a key stands for the n-th copy.
+        """
         found = self._offloads.get(load)
         if found is None:
-            copies = {copy: self._copy(users) for copy, users in self._of_copies(load).items()}
-            kept, busy = sum([one.kept for one in copies.values()]), self._busy(load)
+            copies = [self._copy(users) for users in self._of_copies(load).values()]
+            busy, memory, everything = self._busy(load), self._machine.memory, (1 << len(copies)) - 1
+            in_host, in_call, transient, copied, longest = [0], [0], [0], [0.0], [0.0]  # of each set of copies
+            for one in copies:
+                in_host += [n + one.kept for n in in_host]
+                in_call += [n if n > one.in_call else one.in_call for n in in_call]
+                transient += [n if n > one.transient else one.transient for n in transient]
+                copied += [seconds + one.host_copy for seconds in copied]
+                longest += [seconds if seconds > one.host_copy else one.host_copy for seconds in longest]
             found = self._offloads[load] = {}
-            for moved in _subsets(list(copies)):
-                in_host = sum([copies[copy].kept for copy in moved])
-                if kept - in_host > self._machine.memory:
-                    continue
-                during = max(
-                    [one.in_call if copy in moved else one.transient for copy, one in copies.items()], default=0
-                )
-                if not self._machine.excess(kept - in_host + during, in_host):
-                    copied = [copies[copy].host_copy for copy in moved]
-                    back = busy + sum(copied)
-                    found[moved] = LeastTime(back + sum(copied) - max(copied, default=0.0), back)
+            for moved, n_bytes in enumerate(in_host):
+                stays = everything ^ moved
+                peak = in_host[stays] + max(in_call[moved], transient[stays])
+                if peak <= memory and not self._machine.excess(peak, n_bytes):
+                    back = busy + copied[moved]
+                    found[moved] = LeastTime(back + copied[moved] - longest[moved], back)
         return found
 
     def _copy(self, users: frozenset[Place]) -> _Copy:
@@ -166,5 +172,5 @@ class RankLoads:
         return found
 
 
-def _subsets(copies: Sequence[int]) -> list[Copies]:
-    return [frozenset(moved) for n in range(len(copies) + 1) for moved in combinations(copies, n)]
+def _mask(copies: Sequence[int], chosen: Copies) -> int:
+    return sum(1 << number for number, copy in enumerate(copies) if copy in chosen)
