@@ -5,8 +5,8 @@ Simulated are random plans of PPO with four 7B models on 8 GPUs, each only for i
 a second. Searched is the plan of PPO with four 70B models on 1,024 GPUs, with empty caches, including the costs of all
 calls; the bar is 60 s. Commands are timed from the start of the process to the end of the table: PPO with models of
 several sizes, with and without gradient checkpointing, and on GPUs whose memory is so small that copies are offloaded;
-the bar is 3 s for the slowest. All in process time, which a busy machine disturbs little, on one core, on stated figures
-of H100s. Nothing is allocated and no rank is started.
+the bar is 3 s for the slowest. All in process time, which a busy machine disturbs little, on one core and on stated
+figures of H100s. Nothing is allocated and no rank is started.
 
     python benchmarks/plan_search.py --quick --json figures.json
 """

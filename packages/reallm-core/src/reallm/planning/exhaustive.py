@@ -16,8 +16,8 @@ from reallm.planning.simulator import Simulator
 
 Mesh = tuple[int, int]
 """A first rank and a number of ranks."""
-DIVES = 24
-"""Partial plans that are completed at once, for a good plan to compare others with."""
+DIVE_EVERY = 40
+"""Of so many partial plans one is completed at once, for a good plan to compare others with."""
 LEAST_GAIN = 1e-9
 """Share of a step that a plan must save to be a better one."""
 
@@ -114,16 +114,16 @@ class Exhaustive:
         meshes = tuple(_mesh(found[0]) for found in self._places.values() if len(found) == 1)
         everything = _Segment((1 << self._n_ranks) - 1, self._n_ranks, 0, 0.0)
         waiting = [_Partial(self._bounds.step, len(self._order), 0, (), (everything,), meshes)]
-        n_dives = 0
+        n_popped, fewest = 0, len(self._order)
         while waiting and self.is_complete:
             partial = heapq.heappop(waiting)
             self.bound = partial.bound
             if not self._can_be_better(partial.bound):
                 break
             if partial.n_missing:
-                if n_dives < DIVES:
-                    n_dives += 1
+                if n_popped % DIVE_EVERY == 0 or partial.n_missing < fewest:
                     self._dive(partial)
+                n_popped, fewest = n_popped + 1, min(fewest, partial.n_missing)
                 for one in self._extended(partial):
                     heapq.heappush(waiting, one)
             else:
