@@ -1,0 +1,1 @@
+"""Falcon model families for reallm."""
