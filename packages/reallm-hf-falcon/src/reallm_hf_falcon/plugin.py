@@ -13,6 +13,14 @@ from reallm.hf.tables import Allowed, Computed, ConfigTable, Derived, Key, RopeR
 REALLM_HOOK_API = "1.5"
 
 KEYS = ("new_decoder_architecture", "multi_query", "num_kv_heads", "parallel_attn", "num_ln_in_parallel_attn")
+ATTENTION = "transformer.h.{}.self_attention"
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 
 
 def _read_generation(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +92,7 @@ FALCON = HFFamily(
             ("attn.q", "attn.k", "attn.v"): fused(
                 "transformer.h.{}.self_attention.query_key_value", groups="n_kv_heads"
             ),
-            "attn.o": "transformer.h.{}.self_attention.dense",
+            "attn.o": f"{ATTENTION}.dense",
             "mlp_norm": _norm("transformer.h.{}.ln_mlp", "transformer.h.{}.post_attention_layernorm"),
             "mlp.up": "transformer.h.{}.mlp.dense_h_to_4h",
             "mlp.down": "transformer.h.{}.mlp.dense_4h_to_h",
@@ -95,19 +103,8 @@ FALCON = HFFamily(
     ),
     description="Falcon architecture with RoPE: Falcon 7B, 11B, 40B and 180B",
     check_configs={
-        name: {
-            "vocab_size": 97,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 64,
-            **keys,
-        }
-        for name, keys in {
-            "one-kv-head": {},
-            "grouped": {"new_decoder_architecture": True, "num_kv_heads": 2},
-            "one-after-the-other": {"parallel_attn": False, "multi_query": False},
-        }.items()
+        "one-kv-head": SIZES,
+        "grouped": {**SIZES, "new_decoder_architecture": True, "num_kv_heads": 2},
     },
 )
 
