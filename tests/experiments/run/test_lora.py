@@ -55,7 +55,7 @@ def test_a_run_saves_an_adapter_that_lowers_the_loss(trainer: Trainer, done: Pat
     assert not files & {"config.json", "model.safetensors"}
     content = json.loads((last / "adapter_config.json").read_text())
     assert content["base_model_name_or_path"] == str(checkpoint.resolve())
-    assert "trained, LoRA of rank 4" in trainer.output
+    assert "of LoRA adapters of rank 4" in trainer.output
     lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     losses = [line["eval/loss"] for line in lines if "eval/loss" in line]
     assert losses[-1] < losses[0]

@@ -22,6 +22,11 @@ def check_updates(graph: Graph, models: Mapping[str, ReaLModelConfig]) -> None:
     """
     for call in graph.train_calls:
         for update in call.updates:
+            if models[call.role].lora is not None:
+                raise ConfigError(
+                    f"{call.role}.lora: the weights of '{update.target}' are to follow those of '{call.role}', which do "
+                    f"not change: its adapters alone do; leave out {call.role}.lora, or the updates of '{update.target}'"
+                )
             trained, target = (parameter_shapes(models[role]) for role in (call.role, update.target))
             for name in dict.fromkeys([*trained, *target]):
                 one, other = trained.get(name), target.get(name)

@@ -26,7 +26,7 @@ from reallm.experiments.runs.reward_failures import reward_failures
 from reallm.hf.checkpoint_folder import is_adapter_folder
 from reallm.launch.job import Job
 from reallm.model.config import ReaLModelConfig
-from reallm.model.parameters import n_parameters, n_trained
+from reallm.model.parameters import n_parameters
 from reallm.parallel.layout import Layout
 
 
@@ -68,8 +68,10 @@ def planned_model_line(
         layouts: the layout of each call to it; None for a single process.
         zero: ZeRO stage, said if a layout shards anything by it.
     """
-    trained = "" if model.lora is None else f" ({n_trained(model):,} trained, LoRA of rank {model.lora.rank})"
-    parts = [path, f"{n_parameters(model):,} parameters{trained}", f"{str(dtype).removeprefix('torch.')} on {device}"]
+    parts = [path, f"{n_parameters(model):,} parameters", f"{str(dtype).removeprefix('torch.')} on {device}"]
+    if model.lora is not None:
+        n_of_adapters = n_parameters(model) - n_parameters(model.base)
+        parts[1] += f" ({n_of_adapters:,} of LoRA adapters of rank {model.lora.rank})"
     different = list(dict.fromkeys((layouts or {}).values()))
     if len(different) == 1:
         (layout,) = different
