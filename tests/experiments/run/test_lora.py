@@ -149,7 +149,7 @@ def test_the_folder_of_an_adapter_is_evaluated_with_its_base(trainer: Trainer, d
 class TestReference:
     """The reference of a policy with adapters is its base model, and has no weights of its own."""
 
-    def run(self, trainer: Trainer, name: str, **ref: Any) -> tuple[Path, str]:
+    def run(self, trainer: Trainer, name: str, *, sync_ref_model: bool = False, **ref: Any) -> tuple[Path, str]:
         algorithm = registry.get("algorithm", "dpo")
         rows = trainer.folder / "pairs.jsonl"
         rows.write_text(
@@ -160,6 +160,7 @@ class TestReference:
             actor=ModelArgs(path=str(trainer.checkpoint), device="cpu", lora=LoRAArgs(rank=4)),
             ref=ReferenceArgs(device="cpu", **ref),
             ref_logprobs="live",
+            sync_ref_model=sync_ref_model,
             dataset=dataset,
             optimizer=OptimizerConfig(lr=1e-2),
             loggers=["jsonl"],
@@ -181,3 +182,9 @@ class TestReference:
         assert "without its adapters" not in output
         assert numbers(shared) == numbers(apart)
         assert_same_run(shared, apart)
+
+    def test_it_cannot_follow_the_policy(self, trainer: Trainer) -> None:
+        with pytest.raises(
+            ConfigError, match=r"^actor.lora: the weights of 'ref' are to follow those of 'actor', of which"
+        ):
+            self.run(trainer, "following", sync_ref_model=True)

@@ -24,8 +24,8 @@ def check_updates(graph: Graph, models: Mapping[str, ReaLModelConfig]) -> None:
         for update in call.updates:
             if models[call.role].lora is not None:
                 raise ConfigError(
-                    f"{call.role}.lora: the weights of '{update.target}' are to follow those of '{call.role}', which do "
-                    f"not change: its adapters alone do; leave out {call.role}.lora, or the updates of '{update.target}'"
+                    f"{call.role}.lora: the weights of '{update.target}' are to follow those of '{call.role}', of "
+                    f"which its adapters alone change; leave out {call.role}.lora, or keep '{update.target}' as it is"
                 )
             trained, target = (parameter_shapes(models[role]) for role in (call.role, update.target))
             for name in dict.fromkeys([*trained, *target]):
