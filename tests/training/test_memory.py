@@ -14,6 +14,8 @@ from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.lora_config import LoRAConfig
+from reallm.model.parameters import n_parameters, n_trained
 from reallm.model.products import linear as products
 from reallm.model.transformer import Transformer
 from reallm.training import memory
@@ -23,6 +25,7 @@ CONFIG = ReaLModelConfig(
     n_layers=7, hidden_size=128, n_q_heads=4, n_kv_heads=2, head_dim=32, intermediate_size=256, vocab_size=500,
     max_positions=512,
 )  # fmt: skip
+LORA = LoRAConfig(8, 16.0, ("attn.q", "attn.v", "mlp.gate", "mlp.up", "mlp.down"))
 LENGTHS = (300, 300, 100, 12)
 CPU = torch.device("cpu")
 
@@ -39,7 +42,7 @@ def alive_in_a_step(config: ReaLModelConfig, gradient_checkpointing: Any) -> int
     model.init_weights(0)
     model.gradient_checkpointing = gradient_checkpointing
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     samples = [
         NamedArray(
             input_ids=torch.arange(n) % config.vocab_size, loss_mask=torch.ones(n, dtype=torch.bool)
@@ -71,6 +74,8 @@ def alive_in_a_step(config: ReaLModelConfig, gradient_checkpointing: Any) -> int
         {"moe": MoEConfig(8, 4, 512, layers=(3, 4, 5, 6))},  # a block with experts takes several times as much
         {"vocab_size": 40_000},  # of few blocks the head's gradients are the peak, of many the activations
         {"vocab_size": 40_000, "n_layers": 14, "tied_embeddings": True},
+        {"lora": LORA, "vocab_size": 5_000},
+        {"lora": LORA, "n_layers": 1},
     ],
 )
 def test_activations_are_those_of_a_real_step(changes: dict[str, Any], gradient_checkpointing: str) -> None:
@@ -94,6 +99,13 @@ def test_the_rest_follows_from_the_sizes() -> None:
     assert single.total == 16 * n + (single.activations or 0) + single.fragmentation
     assert estimate(CONFIG, torch.float32, torch.device("meta"), LENGTHS).fragmentation == 0
     assert f"activations at {sum(LENGTHS)} tokens" in str(single)
+
+
+def test_of_adapters_gradients_and_state_are_float32_and_the_rest_has_none() -> None:
+    config = CONFIG.replace(lora=LORA)
+    n, trained = n_parameters(CONFIG), n_trained(config)
+    half = estimate(config, torch.bfloat16, CPU, LENGTHS)
+    assert (half.parameters, half.gradients, half.optimizer) == (2 * n + 4 * trained, 4 * trained, 8 * trained)
 
 
 def test_checkpointing_saves_memory() -> None:

@@ -184,7 +184,5 @@ class TestReference:
         assert_same_run(shared, apart)
 
     def test_it_cannot_follow_the_policy(self, trainer: Trainer) -> None:
-        with pytest.raises(
-            ConfigError, match=r"^actor.lora: the weights of 'ref' are to follow those of 'actor', of which"
-        ):
+        with pytest.raises(ConfigError, match=r"^actor.lora: the weights of 'ref' are to follow those of 'actor'"):
             self.run(trainer, "following", sync_ref_model=True)

@@ -67,9 +67,7 @@ def check_model(key: str, path: str, adapter: str | None = None) -> ModelFolders
         base = resolve_path(path)
         found = base if is_adapter_folder(base) else None
         if found is not None and adapter is not None:
-            raise ConfigError(
-                f"{path} holds an adapter, as --adapter {adapter} does; give the base model and one of them"
-            )
+            raise ConfigError(f"{path} holds an adapter too; give its base model with --adapter {adapter}")
         if found is not None:
             base = base_folder(found)
     except CheckpointError as error:

@@ -28,7 +28,7 @@ from reallm.generation.memory import bytes_per_token
 from reallm.model.config import ReaLModelConfig
 from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
-from reallm.model.parameter_names import is_trained, parameter_dtype
+from reallm.model.parameter_names import EMBEDDING_LAYER, is_trained, parameter_dtype
 from reallm.model.parameters import meta_model, n_trained, new_meta_model, parameter_shapes
 from reallm.model.products.linear import PIECE_BYTES, uses_onednn
 from reallm.model.transformer import Transformer
@@ -329,9 +329,13 @@ def _trace_step(
 
         def watch(block: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0]
-            if not after_last_block and x.grad_fn is not None:  # not when it is recomputed, with detached inputs
+            if not after_last_block and x.requires_grad:  # not when it is recomputed, with detached inputs
                 x.register_hook(lambda gradient: after_last_block.append(alive.restart()))
 
+        if (
+            config.lora is not None
+        ):  # so that the only block of a network is as any other, to whose input gradients come
+            network.layers[str(EMBEDDING_LAYER)].register_forward_hook(lambda _, __, out: out.requires_grad_())
         network.layers[str(config.n_layers)].register_forward_pre_hook(watch)
         with alive:
             scored = tokens[:n_scored]  # indices or targets: fake ones are all alike
@@ -339,8 +343,7 @@ def _trace_step(
             loss = network.head(hidden).sum() if config.is_critic else network.cross_entropy(hidden, scored).loss_sum
             forward = alive.restart()
             loss.backward()
-    # nothing comes back to the input of a network's only block if the embedding is not trained
-    return _StepPeaks(forward, max(after_last_block, default=0), alive.peak)
+    return _StepPeaks(forward, max(after_last_block), alive.peak)
 
 
 @lru_cache(maxsize=256)
