@@ -36,11 +36,12 @@ N_STEPS = 5
 class Sleeps:
     """Meets the other ranks of its call, takes a given time, and writes ones."""
 
-    def __init__(self, name: str, group: Group, seconds: float) -> None:
+    def __init__(self, name: str, group: Group | None, seconds: float) -> None:
         self._name, self._group, self._seconds = name, group, seconds
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
-        dist.barrier(self._group)
+        if self._group is not None:
+            dist.barrier(self._group)
         time.sleep(self._seconds)
         n = n_samples(batch)
         return NamedArray(**{self._name: torch.ones(n)}).with_metadata(
@@ -57,9 +58,9 @@ def short_calls(seed: int) -> tuple[Graph, dict[str, Layout], dict[str, float]]:
 def measured(rank: int, seed: int) -> list[list[Span]]:
     """The spans of some steps, after one that connects the ranks."""
     graph, layouts, seconds = short_calls(seed)
-    sets = {layout.ranks for layout in layouts.values()}
+    sets = {layout.ranks for layout in layouts.values() if layout.size > 1}
     groups = {ranks: dist.new_group(list(ranks)) for ranks in sorted(sets)}  # all ranks make all, in one order
-    interfaces = {name: Sleeps(name, groups[layouts[name].ranks], seconds[name]) for name in layouts}
+    interfaces = {name: Sleeps(name, groups.get(layouts[name].ranks), seconds[name]) for name in layouts}
     executor = GraphExecutor(graph, {}, interfaces, Placement.from_layouts(graph, layouts, 4))
     found = []
     for step in range(N_STEPS + 1):

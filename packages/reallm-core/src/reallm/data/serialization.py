@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,18 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
             tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         else:
             tensor = array.detach().to("cpu", copy=True).resolve_conj().resolve_neg().contiguous()
-        safetensors_bytes({name: tensor[:0] if tensor.shape else tensor})
-    except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"field '{name}': {describe(array)} cannot be saved") from error
+    if not _has(tensor.dtype):
+        raise DataError(f"field '{name}': {describe(array)} cannot be saved")
     return tensor
+
+
+@cache
+def _has(dtype: torch.dtype) -> bool:
+    """Whether the format has a dtype."""
+    try:
+        safetensors_bytes({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError):
+        return False
+    return True
