@@ -15,7 +15,9 @@ from reallm_hf_apertus.plugin import APERTUS
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import QKV_BIAS, aux_loss, head_dim_from_hidden_size, without
 from reallm.hf.tables import (
+    ExpertBlocks,
     InBlocks,
+    LaterBlocks,
     LayerTypes,
     ListedBlocks,
     RopeRow,
@@ -27,6 +29,7 @@ from reallm.hf.tables.arrangements import Source, fused, transposed
 from reallm.hf.tables.fields import Conversion, FieldRow, Key, Nested
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm.model.sharding import Shape
+from reallm_hf_deepseek.plugin import V3 as DEEPSEEK_V3
 from reallm_hf_gemma.plugin import GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
 from reallm_hf_llama.plugin import LLAMA
@@ -93,6 +96,13 @@ class IgnoresList(ListedBlocks):
         return {}
 
 
+class IgnoresNumber(LaterBlocks):
+    """All blocks but the default number of the first, whatever the key says."""
+
+    def read(self, raw: Mapping[str, Any], known: Mapping[str, Any]) -> Sequence[bool]:
+        return super().read({}, known)
+
+
 class ForgetsFactor(RopeRow):
     """RoPE that is stretched linearly is read as if it were not."""
 
@@ -127,7 +137,7 @@ def experts(family: HFFamily, *rows: FieldRow, drop: Sequence[str] = (), **chang
     nested = [
         dataclasses.replace(row, rows=(*(one for one in row.rows if not gone & set(one.keys)), *rows))
         for row in family.config.rows
-        if isinstance(row, Nested)
+        if isinstance(row, Nested) and row.field == "moe"
     ]
     return table(family, *nested, **changes)
 
@@ -286,6 +296,15 @@ IGNORED_DENSE_LAYERS = experts(
     Key("layers", tuple, "layers", default=None),
     drop=["decoder_sparse_step"],
     irrelevant=QWEN3_MOE.config.irrelevant | {"decoder_sparse_step", "mlp_only_layers"},
+)
+NO_DENSE_LAYERS = experts(
+    DEEPSEEK_V3,
+    drop=["first_k_dense_replace"],
+    irrelevant=DEEPSEEK_V3.config.irrelevant | {"first_k_dense_replace"},
+)
+ONE_DENSE_LAYER = experts(
+    DEEPSEEK_V3,
+    ExpertBlocks(IgnoresNumber("first_k_dense_replace", default=1)),
 )
 WRONG_AUX_LOSS = experts(MIXTRAL, aux_loss(0.01))
 
@@ -461,6 +480,8 @@ MISTAKES = (
         "IGNORED_FIRST_LAYERS", "config-fields", ("max_window_layers=", '"max_window_layers" in config.irrelevant')
     ),
     Mistake("IGNORED_DENSE_LAYERS", "names", ("no configuration has 'mlp.down'", "Nested(")),
+    Mistake("NO_DENSE_LAYERS", "names", ("'model.layers.0.mlp.gate_proj.weight'",)),
+    Mistake("ONE_DENSE_LAYER", "config-fields", ("first_k_dense_replace=2", 'ExpertBlocks("first_k_dense_replace")')),
     Mistake(
         "WRONG_AUX_LOSS",
         "defaults",

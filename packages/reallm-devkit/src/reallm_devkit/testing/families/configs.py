@@ -94,7 +94,7 @@ def config_round_trip(subject: FamilySubject) -> str:
             check_same(subject, changed, read_again(subject, written, where), where)
             n_changes += base is None
     n_ropes = check_ropes(subject)
-    ropes = f", and {n_ropes} kinds of RoPE" if n_ropes else ""
+    ropes = f", and {counted(n_ropes, 'kind')} of RoPE" if n_ropes else ""
     return f"on its file and as a new one, and with {n_changes} fields changed{ropes}"
 
 
