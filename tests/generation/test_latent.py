@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
+from reallm.errors import ConfigError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.engine import GenerationEngine
 from reallm.generation.memory import bytes_per_token
@@ -116,3 +117,8 @@ def test_values_may_have_another_size_than_keys():
         tokens = torch.tensor([*each.prompt_ids, *each.token_ids])
         scored = model.token_logprobs(tokens, torch.tensor([0, len(tokens)]), 0.9)
         torch.testing.assert_close(torch.tensor(each.logprobs), scored[-len(each.logprobs) :].float())
+
+
+def test_a_head_count_that_latents_do_not_have_is_refused():
+    with pytest.raises(ConfigError, match="n_kv_heads=2 must be n_q_heads=4, since heads share a latent"):
+        model_of(CONFIG.replace(n_kv_heads=2))

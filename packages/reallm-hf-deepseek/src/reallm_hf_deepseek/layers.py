@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from reallm.errors import ConfigError
 from reallm.model.attention.functional import AttentionSpec, append, attend_kept, attend_new
 from reallm.model.attention.kv_cache import CacheTensor, LayerCache
 from reallm.model.config import ReaLModelConfig
@@ -32,6 +33,8 @@ class LatentAttention(nn.Module):
         size, n_heads, q_rank, bias = config.hidden_size, config.n_q_heads, config.extra.q_rank, config.o_bias
         rope = config.ropes[block]
         assert rope is not None, "the key that all heads share is rotated"
+        if config.n_kv_heads != n_heads:
+            raise ConfigError(f"n_kv_heads={config.n_kv_heads} must be n_q_heads={n_heads}, since heads share a latent")
         self.rank, self.rotated = config.extra.kv_rank, rope.rotary_dim or config.head_dim
         self.unrotated, self.value_dim = config.head_dim - self.rotated, config.value_dim
         q_width, kv_width = config.head_dim, self.unrotated + self.value_dim
