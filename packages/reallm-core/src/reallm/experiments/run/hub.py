@@ -101,8 +101,14 @@ def push_run(run_dir: Path, repo: str) -> str:
 def model_card(run: RunInfo, settings: Mapping[str, Any], repo: str) -> str:
     """The model card of a run: base model, data by file name, metrics, settings. No path of this machine is in it."""
     flat = {key: _public(key, value) for key, value in flatten(settings).items()}
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["reallm", *filter(None, [run.algorithm])]}
-    base = next((str(value) for key, value in flatten(settings).items() if key.endswith(".path")), "")
+    is_adapter = any(key.endswith((".lora.rank", ".lora.path")) and value is not None for key, value in flat.items())
+    head: dict[str, Any] = {
+        "library_name": "peft" if is_adapter else "transformers",
+        "tags": ["reallm", *filter(None, [run.algorithm])],
+    }
+    base = next(
+        (str(value) for key, value in flatten(settings).items() if key.endswith(".path") and ".lora." not in key), ""
+    )
     if base.count("/") == 1 and not os.path.exists(base):  # noqa: PTH110 - a hub id is no path
         head["base_model"] = base
     shown = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_IN_CARD and value is not None}
