@@ -311,7 +311,9 @@ def _summary(step: PlannedStep) -> Iterator[tuple[str, str]]:
 
 def _found(search: SearchResult) -> Iterator[tuple[str, str]]:
     if search.is_best:
-        yield "Search", f"no other plan of aligned ranks is faster; {counted(search.n_evaluated, 'plan')} simulated"
+        without = " without prefetches" if any(one.prefetch for one in search.plan.calls.values()) else ""
+        simulated = counted(search.n_evaluated, "plan")
+        yield "Search", f"no other plan of aligned ranks is faster{without}; {simulated} simulated"
     else:
         bound = duration(search.lower_bound)
         yield (

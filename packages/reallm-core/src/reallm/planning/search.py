@@ -1,7 +1,7 @@
 """`search`: the fastest execution plan that fits into memory, and how far from the best it may be.
 
 Up to 16 ranks all plans are considered, if they are not too many (`Exhaustive`). Otherwise, and for more ranks, the
-search begins with symmetric plans and greedy changes, and goes on with simulated annealing (`Annealing`). It makes no
+search goes on from symmetric plans with greedy changes and simulated annealing (`Annealing`). It makes no
 other random choices than those of its seed, and its length is a number of plans, not a time: all ranks of a job, and
 all runs, find the same plan.
 """
