@@ -15,7 +15,6 @@ from reallm.cli.tables import duration, numbers_table, size
 from reallm.errors import counted
 from reallm.experiments.reports.number_format import short
 from reallm.experiments.reports.timeline_layout import draw_timeline, ranks_alike, ranks_text
-from reallm.experiments.reports.timeline_svg import write_timeline_svg
 from reallm.model.parameters import n_parameters
 from reallm.parallel.layout import Layout
 from reallm.planning.configured_workload import ConfiguredWorkload
@@ -170,6 +169,8 @@ def draw(path: Path, algorithm: str, step: PlannedStep) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    from reallm.experiments.reports.timeline_svg import write_timeline_svg  # imports jinja2
+
     graph, machine, simulation = step.job.graph, step.job.machine, step.simulation
     roles = graph.all_roles
     colors = {call.name: roles.index(call.role) % 6 for call in graph.calls}
