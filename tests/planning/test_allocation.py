@@ -158,6 +158,17 @@ def test_a_resumed_run_keeps_its_plan(planned_for_tiny: None) -> None:
     assert len(said) == 1
 
 
+def test_a_resumed_run_says_if_its_plan_leaves_processes_idle(planned_for_tiny: None) -> None:
+    layouts = [f"{call}.layout=dp2" for call in ("actor_gen", "ref_inf", "critic_inf", "actor_train", "critic_train")]
+    config, graph = configured("ppo", *PPO, *layouts, "allocation=search", "parallel.dp=4")
+    said: list[str] = []
+    kept = with_allocation(replace(config, resume="runs/a"), graph, Job(size=4, local_size=4), said.append, prompts)
+    assert kept.actor_gen == config.actor_gen
+    assert said == [
+        "note: the execution plan of this run takes 2 of 4 processes; add allocation=search to plan anew for 4"
+    ]
+
+
 def test_an_algorithm_without_keys_for_its_calls_gets_one_layout(planned_for_tiny: None) -> None:
     config, graph = configured("sft", "allocation=search", "parallel.dp=4")
     said: list[str] = []

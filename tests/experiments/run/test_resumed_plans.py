@@ -52,7 +52,8 @@ class Runs:
             "optimizer.eps=1e-3", "optimizer.schedule=constant", "optimizer.warmup_steps=0",
         ]  # fmt: skip
         for name, max_steps in {"whole": 4, "half": 2}.items():
-            self.train(*self.first(name), f"max_steps={max_steps}", "allocation=search")
+            keys = ["allocation=search", "actor_train.layout=dp2"]  # not all on one rank
+            self.train(*self.first(name), f"max_steps={max_steps}", *keys)
 
     def first(self, name: str) -> list[str]:
         return [*self._settings, f"name={name}"]

@@ -15,6 +15,7 @@ from reallm.experiments.checkpointing.open_run import earlier_settings
 from reallm.experiments.run.planned_job import planned_job
 from reallm.experiments.runs.settings import n_processes, plain
 from reallm.launch.job import Job
+from reallm.parallel.layout import Layout
 
 
 def with_allocation(
@@ -65,7 +66,9 @@ def with_allocation(
 
 def _check_processes(config: TrainingConfig, job: Job, echo: Callable[[str], None]) -> None:
     """Check that a resumed run has the processes that its plan takes; say so if it has more."""
-    needed, anew = config.n_processes, f"add allocation={config.allocation} to plan anew for {job.size}"
+    layouts = [Layout.parse(args.layout) for args in call_args_of(config).values() if args.layout is not None]
+    needed = max(max(layout.ranks) + 1 for layout in layouts)
+    anew = f"add allocation={config.allocation} to plan anew for {job.size}"
     if needed > job.size:
         raise ConfigError(
             f"the execution plan of this run takes {counted(needed, 'process', 'processes')}, but {job.size} "
