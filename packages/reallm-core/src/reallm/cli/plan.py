@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,38 +66,51 @@ def plan(
         raise ConfigError(f"--svg {svg}: the name must end in .svg")
     offered = registry.get("algorithm", algorithm)
 
-    from reallm.algorithms.graph import Graph
-    from reallm.cli.algorithm import load_configuration
+    with _without_collections():
+        from reallm.algorithms.graph import Graph
+        from reallm.cli.algorithm import load_configuration
 
-    loaded = load_configuration(algorithm, config or [], ["allocation=search", *(arguments or [])])
-    settings = loaded.with_placeholders().build()
-    graph = Graph.of(offered, settings)
-    models = _models(settings, graph)
+        loaded = load_configuration(algorithm, config or [], ["allocation=search", *(arguments or [])])
+        settings = loaded.with_placeholders().build()
+        graph = Graph.of(offered, settings)
+        models = _models(settings, graph)
 
-    from reallm.cli.plan_view import PlannedStep, draw, print_plan, to_json
-    from reallm.planning.allocation import planned
-    from reallm.planning.configured_workload import configured_workload
-    from reallm.planning.find_machine import find_machine
-    from reallm.planning.job import PlannedJob
+        from reallm.cli.plan_view import PlannedStep, draw, print_plan, to_json
+        from reallm.planning.allocation import planned
+        from reallm.planning.configured_workload import configured_workload
+        from reallm.planning.find_machine import find_machine
+        from reallm.planning.job import PlannedJob
 
-    workload = configured_workload(settings, graph, prompt_lens=prompt_lens, answer_lens=answer_lens)
-    machine = machine or settings.plan.machine
-    job = PlannedJob.of(settings, graph, models, find_machine(machine, ranks), workload.workload)
-    if profile is None and settings.plan.profile is not None:
-        profile = Path(settings.plan.profile)
-    if profile is not None:
-        from reallm.cli.plan_profile import profiled
+        workload = configured_workload(settings, graph, prompt_lens=prompt_lens, answer_lens=answer_lens)
+        machine = machine or settings.plan.machine
+        job = PlannedJob.of(settings, graph, models, find_machine(machine, ranks), workload.workload)
+        if profile is None and settings.plan.profile is not None:
+            profile = Path(settings.plan.profile)
+        if profile is not None:
+            from reallm.cli.plan_profile import profiled
 
-        job = profiled(job, profile, is_here=machine is None)
-    found = planned(settings, job)
-    step = PlannedStep(job, found.plan, job.simulator.simulate(found.plan), found.search)
-    if as_json:
-        typer.echo(json.dumps(to_json(algorithm, step), indent=2))
-    else:
-        print_plan(algorithm, step, workload)
-    if svg is not None:
-        draw(svg, algorithm, step)
-        typer.echo(f"written: {svg}", err=as_json)
+            job = profiled(job, profile, is_here=machine is None)
+        found = planned(settings, job)
+        step = PlannedStep(job, found.plan, job.simulator.simulate(found.plan), found.search)
+        if as_json:
+            typer.echo(json.dumps(to_json(algorithm, step), indent=2))
+        else:
+            print_plan(algorithm, step, workload)
+        if svg is not None:
+            draw(svg, algorithm, step)
+            typer.echo(f"written: {svg}", err=as_json)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Context without garbage collection, which would go through all that torch has imported, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _models(settings: Any, graph: Graph) -> dict[str, ReaLModelConfig]:
