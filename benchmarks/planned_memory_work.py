@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class Ranks:
     ) -> None:
         graph = _graph()
         placement, algorithm, config = plan.placement(graph, _n_ranks()), reallm_algorithms()["ppo"], _config()
-        meshes = {} if _n_ranks() == 1 else {placement.homes["actor"]: Mesh.of(placement.homes["actor"])}
+        meshes = {} if _n_ranks() == 1 else {placement.homes["actor"]: _mesh(placement.homes["actor"])}
         self._graph, self._roles = graph, dict[str, Role]()
         for seed, role in enumerate(configs if roles is None else roles):
             mesh = meshes.get(placement.homes[role])
@@ -144,6 +144,12 @@ class Ranks:
                 interface.generate(role.model, batch, context)
             else:
                 interface.inference(role.model, batch, context)
+
+
+@cache
+def _mesh(layout: Layout) -> Mesh:
+    """A mesh whose process groups are there before models are measured."""
+    return Mesh.of(layout)
 
 
 def _n_ranks() -> int:

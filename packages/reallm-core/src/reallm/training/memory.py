@@ -36,7 +36,7 @@ from reallm.training.meta_results import result_on_meta
 from reallm.training.update_rules import update_rules
 
 GIB = 2**30
-FRAGMENTATION = 0.25
+FRAGMENTATION = 0.3
 """Memory that the C library's allocator loses on a CPU, as a share of the bytes that come and go; with one that maps
 each tensor separately, the bytes alive are within 5 % of what a process takes."""
 PIECES_HELD = 3
