@@ -53,13 +53,13 @@ EXTRA = ("trl_padding_free_no_checkpointing",)
 
 SPEED_BARS = {
     "trl_default": 8.0,
-    "trl_padding_free": 3.0,
+    "trl_padding_free": 4.5,
     "transformers_padded": 6.0,
-    "transformers_packed": 2.3,
+    "transformers_packed": 2.6,
     "transformers_sorted": 1.7,
 }
 MEMORY_BARS = {"transformers_padded": 1.667}
-GEMM_BAR = 0.6
+GEMM_BAR = 0.7
 
 QUICK_SECONDS = 400.0
 """When `--quick` begins no more rounds."""
