@@ -10,6 +10,7 @@ import pytest
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.cli.help import help_text
 from reallm.config.args import ModelArgs
+from reallm.config.lora import LoRAArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.config.parallel import ParallelArgs
 from reallm.config.plan import PlanArgs
@@ -36,6 +37,7 @@ def joined(text: str) -> str:
     ("cls", "prefix"),
     [
         (ModelArgs, "model."),
+        (LoRAArgs, "model.lora."),
         (OptimizerConfig, "optimizer."),
         (ParallelArgs, "parallel."),
         (PlanArgs, "plan."),
@@ -48,7 +50,7 @@ def test_every_field_is_there_with_its_help(cls, prefix):
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], f"{cls.__name__}.{field.name} has no help"
         assert joined(field.metadata["help"]) in joined(text)
-        if field.name not in ("model", "dataset", "optimizer", "parallel", "plan"):
+        if field.name not in ("model", "lora", "dataset", "optimizer", "parallel", "plan"):
             assert f"\n  {prefix}{field.name}  " in text
 
 

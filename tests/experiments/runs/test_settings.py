@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from reallm.experiments.runs.settings import diff, without_parallel
+from pathlib import Path
+
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file
+from reallm.experiments.runs.settings import diff, n_processes_of, without_parallel
 
 
 def test_options_of_the_optimizer_that_are_null_have_its_defaults() -> None:
@@ -21,3 +24,14 @@ def test_where_calls_are_computed_does_not_change_what_a_run_computes() -> None:
     changed = dict.fromkeys(("parallel.dp", "actor_gen.layout", "ref_inf.offload"), (None, "dp2"))
     kept = dict.fromkeys(("seed", "optimizer.lr", "dataset.layout"), (1, 2))
     assert without_parallel({**changed, **kept}) == kept
+
+
+def test_a_run_had_the_processes_that_saved_it_though_its_plan_may_leave_some_idle(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_config({"parallel": {"dp": 1, "pp": 1, "tp": 1}, "actor_gen": {"layout": "dp2"}})
+    assert n_processes_of(folder) == 2
+    state = folder.checkpoint(4) / TRAINING_STATE
+    state.mkdir(parents=True)
+    for name in ("state.json", *map(rank_file, (1, 2, 3))):
+        (state / name).write_text("{}")
+    assert n_processes_of(folder) == 4

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +21,7 @@ from reallm.plugins import registry
 
 if TYPE_CHECKING:
     from reallm.config.load import Configuration
+    from reallm.experiments.runs.folder import RunFolder
     from reallm.launch.job import Job
 
 BUILT_IN = {
@@ -164,7 +164,6 @@ def _settings_of_resumed_run(
     from reallm.experiments.checkpointing.resume import resume_arguments
     from reallm.experiments.runs.info import read_run
     from reallm.experiments.runs.resumable import find_resumable
-    from reallm.experiments.runs.settings import read_settings
 
     folder = find_resumable(resume, values.get("output_dir", DEFAULT_OUTPUT_DIR))
     algorithm = read_run(folder.path).algorithm
@@ -177,16 +176,18 @@ def _settings_of_resumed_run(
         for field in call_fields(config_class):
             run_arguments += [f"{field}.layout=null", f"{field}.offload=false", f"{field}.prefetch=false"]
         if not any(key.startswith(PREFIX) for key in values) and RankEnv.from_environment(os.environ) is None:
-            run_arguments += _processes_of(read_settings(folder.config), values["allocation"])
+            run_arguments += _processes_of(folder, values["allocation"])
     return run_files, run_arguments
 
 
-def _processes_of(settings: Mapping[str, Any], allocation: str) -> list[str]:
-    """Arguments that start a planned run with as many processes again, where only its layouts have said how many."""
+def _processes_of(folder: RunFolder, allocation: str) -> list[str]:
+    """Arguments that start a planned run with as many processes again, where `parallel.*` has not said how many."""
     from reallm.config.allocation import HEURISTIC, SEARCH
-    from reallm.experiments.runs.settings import n_processes
+    from reallm.experiments.runs.settings import n_processes, n_processes_of, read_settings
 
-    n = n_processes(settings)
-    if allocation not in (HEURISTIC, SEARCH) or n == n_processes({"parallel": settings.get("parallel", {})}):
+    n = n_processes_of(folder)
+    if allocation not in (HEURISTIC, SEARCH) or n == n_processes(
+        {"parallel": read_settings(folder.config)["parallel"]}
+    ):
         return []
     return [f"parallel.dp={n}", "parallel.pp=1", "parallel.tp=1"]

@@ -89,14 +89,14 @@ def planned_run(config: TrainingConfig, settings: Mapping[str, Any], algorithm: 
     return _run(algorithm, settings, _read(folder, settings, defaults, is_resume=found is not None))
 
 
-def earlier_settings(config: TrainingConfig, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings, as nested mappings, with which the run to resume was trained last; None for a new run.
+def earlier_run(config: TrainingConfig, settings: Mapping[str, Any]) -> RunFolder | None:
+    """The folder of the run to resume, with its settings; None for a new run.
 
     Raises:
         ConfigError: the run to resume does not exist.
     """
     found = find_run(config.resume, config.output_dir, config.name, settings, plain(default_settings(config)))
-    return None if found is None or not found.config.is_file() else read_settings(found.config)
+    return None if found is None or not found.config.is_file() else found
 
 
 def _read(

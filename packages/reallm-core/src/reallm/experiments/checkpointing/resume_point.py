@@ -19,10 +19,10 @@ from reallm.experiments.checkpointing.train_state import (
     follower_folder,
     has_state,
     load_engine,
-    n_ranks,
     read_state,
     versions,
 )
+from reallm.experiments.runs.folder import n_ranks
 from reallm.experiments.runs.settings import of_plan
 from reallm.field_types import value_text
 from reallm.launch.job import Job

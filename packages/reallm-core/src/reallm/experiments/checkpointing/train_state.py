@@ -34,7 +34,7 @@ from reallm.checkpoint.save import Export, write_tensors
 from reallm.data.namedarray import NamedArray
 from reallm.data.serialization import load, save
 from reallm.errors import CheckpointError, did_you_mean
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file
 from reallm.experiments.runs.settings import path_key
 from reallm.loggers.jsonl import finite
 from reallm.model.parameters import parameter_shapes
@@ -164,7 +164,7 @@ def write_state(
         if is_leader(mesh):
             (top / "state.json").write_text(json.dumps(content | of_rank), encoding="utf-8")
         elif mesh is not None:
-            (top / _rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
+            (top / rank_file(mesh.rank)).write_text(json.dumps(of_rank), encoding="utf-8")
 
 
 def _write_tensors(folder: Path, engine: EngineState, export: ModelExport) -> None:
@@ -225,8 +225,8 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             )
             engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
         of_rank = content
-        if path.with_name(_rank_file(rank)).is_file():
-            path = path.with_name(_rank_file(rank))
+        if path.with_name(rank_file(rank)).is_file():
+            path = path.with_name(rank_file(rank))
             of_rank = json.loads(path.read_text(encoding="utf-8"))
         state = TrainState(
             content["step"],
@@ -308,15 +308,6 @@ def _read_rollouts(folder: Path) -> dict[tuple[int, str], NamedArray]:
         step, _, call = path.stem.partition(".")
         found[int(step), call] = load(path)
     return found
-
-
-def n_ranks(checkpoint: Path) -> int:
-    """Number of processes that saved the state of a checkpoint."""
-    return 1 + len(list((checkpoint / TRAINING_STATE).glob(_rank_file("*"))))
-
-
-def _rank_file(rank: int | str) -> str:
-    return f"rank-{rank}.json"
 
 
 def versions() -> dict[str, str]:

@@ -11,9 +11,9 @@ from reallm.config.allocation import MANUAL
 from reallm.config.load import describe
 from reallm.config.training import AUTO, TrainingConfig, call_args_of
 from reallm.errors import ConfigError, counted
-from reallm.experiments.checkpointing.open_run import earlier_settings
+from reallm.experiments.checkpointing.open_run import earlier_run
 from reallm.experiments.run.planned_job import planned_job
-from reallm.experiments.runs.settings import n_processes, plain
+from reallm.experiments.runs.settings import n_processes_of, plain, read_settings
 from reallm.launch.job import Job
 from reallm.parallel.layout import Layout
 
@@ -82,8 +82,11 @@ def _kept(config: TrainingConfig, graph: Graph, job: Job) -> dict[str, Any] | No
     """The plan of the run that is resumed, as `_choose` gives it; None if it is to be planned anew."""
     from reallm.planning.allocation import has_calls_without_keys
 
-    earlier = earlier_settings(config, plain(describe(config).tree()))
-    if earlier is None or earlier.get("allocation") != config.allocation or n_processes(earlier) != job.size:
+    folder = earlier_run(config, plain(describe(config).tree()))
+    if folder is None:
+        return None
+    earlier = read_settings(folder.config)
+    if earlier.get("allocation") != config.allocation or n_processes_of(folder) != job.size:
         return None
     if has_calls_without_keys(config, graph):
         # the settings of a run that is named are the configuration already, perhaps with other sizes

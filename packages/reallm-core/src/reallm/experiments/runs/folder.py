@@ -192,6 +192,16 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
 
+def n_ranks(checkpoint: Path) -> int:
+    """Number of processes that saved the training state of a checkpoint."""
+    return 1 + len(list((checkpoint / TRAINING_STATE).glob(rank_file("*"))))
+
+
+def rank_file(rank: int | str) -> str:
+    """Name of the file in the training state for what a rank other than 0 has for itself."""
+    return f"rank-{rank}.json"
+
+
 def step_of(checkpoint: str) -> int | None:
     """The step in the name of a checkpoint, `step-000020` or `step-20`; None for another name."""
     match = re.fullmatch(r"step-(\d+)", checkpoint)

@@ -15,6 +15,7 @@ from reallm.config.optimizer import OPTIONS
 from reallm.config.parallel import PREFIX
 from reallm.config.plan import PLAN_PREFIX
 from reallm.errors import ConfigError
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
 from reallm.parallel.layout import Layout
 
 LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
@@ -124,6 +125,13 @@ def n_processes(settings: Mapping[str, Any]) -> int:
     layouts = [Layout.parse(text) for key, text in flat.items() if key.endswith(".layout") and text]
     sizes = [flat.get(PREFIX + axis) or 1 for axis in ("dp", "pp", "tp")]
     return max(math.prod(sizes), *(max(layout.ranks) + 1 for layout in layouts), 1)
+
+
+def n_processes_of(folder: RunFolder) -> int:
+    """Number of processes that trained a run last, some of which its plan may leave idle; that of its settings until
+    it has saved."""
+    saved = [path for path in folder.saved_steps().values() if (path / TRAINING_STATE).is_dir()]
+    return n_ranks(saved[-1]) if saved else n_processes(read_settings(folder.config))
 
 
 def _places_call(key: str) -> bool:
