@@ -64,7 +64,8 @@ def test_the_workload_of_a_configuration():
     ppo = ("reward.path=rw", "ppo.ppo_n_minibatches=2", "ppo.ppo_n_epochs=3", "ppo.gen.max_new_tokens=64")
     found = _workload("ppo", *ppo, prompt_lens="20", answer_lens="lognormal:50:1")
     assert (found.workload.n_minibatches, found.workload.n_epochs, found.workload.answers.longest) == (2, 3, 64)
-    assert (found.prompts_from, found.answers_from) == ("given", "given")
+    assert (found.prompts_from, found.answers_from) == ("given", "given, cut at max_new_tokens=64")
+    assert _workload("ppo", *ppo, answer_lens="64").answers_from == "given"
 
     found = _workload("sft", measured_prompts=[10, 20, 30])
     assert (found.workload.answers.mean, found.workload.prompts.mean) == (0, 20)

@@ -19,7 +19,7 @@ ASSUMED_PROMPT = 512
 
 @dataclass(frozen=True)
 class ConfiguredWorkload:
-    """A workload, and where its lengths come from: `given`, `measured`, or what is assumed."""
+    """A workload, and where its lengths come from: `given`, if need be cut, `measured`, or what is assumed."""
 
     workload: Workload
     prompts_from: str
@@ -62,7 +62,9 @@ def configured_workload(
     if generates:
         longest = settings.sampling.max_new_tokens
         if of_answers is not None:
-            answers, answers_from = parse_lengths(*of_answers, longest), "given"
+            answers = parse_lengths(*of_answers, longest)
+            is_cut = answers != parse_lengths(*of_answers)
+            answers_from = f"given, cut at max_new_tokens={longest}" if is_cut else "given"
         else:
             half = (longest + 1) // 2
             answers, answers_from = Lengths.constant(half), f"assumed: {half} tokens, half of max_new_tokens"
