@@ -9,7 +9,7 @@ from reallm.hf.standard import GATED_DECODER, MLP_BIAS
 from reallm.hf.tables import Allowed, ConfigTable, Key, RopeRow
 from reallm_hf_deepseek.rows import GROUPS, attn_scale, moe_row, rows
 
-REALLM_HOOK_API = "1.1"
+REALLM_HOOK_API = "1.5"
 
 
 def _modules(ours: str, theirs: str, **names: str) -> dict[str, str]:
