@@ -13,6 +13,7 @@ from reallm.data.batching import gather
 from reallm.data.namedarray import NamedArray
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError
+from reallm.model import linear_cross_entropy
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.parameters import n_parameters, n_trained
@@ -198,3 +199,16 @@ def test_the_meta_device_takes_what_other_devices_take(changes: dict[str, Any], 
     if gradient_checkpointing == "full":  # torch's does not compute the block's last operation again
         more += 2 * config.hidden_size * sum(lengths)
     assert fake <= meta <= fake + more
+
+
+def test_on_the_meta_device_a_few_chunks_of_logits_take_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, n_tokens = CONFIG.replace(vocab_size=5003), 600
+    n_bytes = 4 * config.vocab_size * 70  # 9 chunks, of which the last is smaller
+    monkeypatch.setattr(linear_cross_entropy, "LOGIT_CHUNK_BYTES", {"cpu": n_bytes, "meta": n_bytes})
+    meta, fake = (
+        memory.traced_activations(config, torch.bfloat16, torch.device(device), [n_tokens], "none")
+        for device in ("meta", "cpu")
+    )
+    assert meta is not None
+    assert fake is not None
+    assert fake <= meta <= fake + n_bytes  # softmax in place is for CPUs alone

@@ -107,7 +107,9 @@ class Fitting:
 
     def _outcome(self, places: tuple[Place, ...]) -> Fitted:
         self.n_evaluated += 1
-        outcome = self._simulator.outcome(places)
+        return self._fitted(places, self._simulator.outcome(places))
+
+    def _fitted(self, places: tuple[Place, ...], outcome: Outcome) -> Fitted:
         return Fitted(places, places, outcome, self._simulator.machine.excess(outcome.memory, outcome.host_memory))
 
     def fastest(self, places: Sequence[Place], limit: float) -> Fitted | None:
@@ -120,24 +122,27 @@ class Fitting:
         Returns:
             None: there are none.
         """
-        bare = self.without_offloads(places)
-        if not bare.excess or bare.outcome.seconds >= limit:  # offloads only take time
-            return bare if bare.outcome.seconds < limit else None
-        best, fitting = None, list[Copies]()
-        calls = self._movable(places)
+        bare, calls = tuple(places), self._movable(places)
+        best, done = None, list[Copies]()
         for least, copies in self.loads.offloads(places):
             if least >= limit:
                 break
             chosen = [number for number in calls if places[number].copy in copies]
-            # more than a set that fits only takes more time
-            if len(chosen) < len(copies) or not chosen or any(smaller <= copies for smaller in fitting):
+            # more than a set that fits, or is too slow, only takes more time
+            if len(chosen) < len(copies) or any(smaller <= copies for smaller in done):
                 continue
-            tried = self._outcome(self._offloaded(bare.bare, chosen))
-            if not tried.excess:
-                fitting.append(copies)
-                if tried.outcome.seconds < limit:
-                    best, limit = tried._replace(bare=bare.bare), tried.outcome.seconds
+            tried = self._faster(self._offloaded(bare, chosen), limit)
+            if tried is None or not tried.excess:
+                done.append(copies)
+            if tried is not None and not tried.excess:
+                best, limit = tried._replace(bare=bare), tried.outcome.seconds
         return best
+
+    def _faster(self, places: tuple[Place, ...], limit: float) -> Fitted | None:
+        """The plan, if it takes fewer seconds than a limit."""
+        self.n_evaluated += 1
+        seconds = self._simulator.seconds(places)
+        return None if seconds >= limit else self._fitted(places, Outcome(seconds, *self._simulator.memory(places)))
 
     def _movable(self, places: Sequence[Place]) -> list[int]:
         """The calls after which a copy may be offloaded: the last one of each copy."""

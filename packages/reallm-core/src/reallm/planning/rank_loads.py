@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -100,10 +101,12 @@ class RankLoads:
             loads.add(load)
         of_ranks = [(list(self._of_copies(load)), self._offloads_of(load)) for load in loads]
         order = sorted({copy for copies, _ in of_ranks for copy in copies})
+        masks = [_masks(order, copies) for copies, _ in of_ranks]  # of all sets, in the terms of each load
         found = []
-        for moved in (frozenset(chosen) for n in range(len(order) + 1) for chosen in combinations(order, n)):
-            least = [of_rank.get(_mask(copies, moved)) for copies, of_rank in of_ranks]
+        for chosen in _subsets(len(order)):
+            least = [offloads.get(of_load[chosen]) for of_load, (_, offloads) in zip(masks, of_ranks, strict=True)]
             if None not in least:
+                moved = frozenset([copy for number, copy in enumerate(order) if chosen >> number & 1])
                 found.append((max([one.seconds for one in least if one is not None]), moved))
         return sorted(found, key=lambda item: (item[0], len(item[1])))
 
@@ -172,5 +175,16 @@ class RankLoads:
         return found
 
 
-def _mask(copies: Sequence[int], chosen: Copies) -> int:
-    return sum(1 << number for number, copy in enumerate(copies) if copy in chosen)
+def _masks(order: Sequence[int], copies: Sequence[int]) -> list[int]:
+    """For each set of the ordered copies, as bits, the bits of those that are among the copies of a load."""
+    found = [0]
+    for copy in order:
+        bit = 1 << copies.index(copy) if copy in copies else 0
+        found += [mask | bit for mask in found]
+    return found
+
+
+@lru_cache(maxsize=64)
+def _subsets(n: int) -> list[int]:
+    """All sets of so many things, as bits, the smallest first."""
+    return [sum(1 << one for one in chosen) for size in range(n + 1) for chosen in combinations(range(n), size)]

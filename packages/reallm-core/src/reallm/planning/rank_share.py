@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import is_trained
+from reallm.model.parameters import ParameterInfo
 from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import fsdp_box, stage_parameters, tp_box
 from reallm.planning.kept_tokens import kept_numbers
@@ -68,10 +70,20 @@ class RankShare:
 def _most(config: ReaLModelConfig, pp: int, tp: int, dp: int, *, only_trained: bool = False) -> int:
     """Parameters of the fullest stage, sharded over `tp` and `dp` ranks."""
     return max(
-        sum(
-            fsdp_box(tp_box(info, tp, 0), dp, 0).numel
-            for info in stage_parameters(config, pp, stage)
-            if not only_trained or is_trained(info.name, config)
-        )
-        for stage in range(pp)
+        sum(n * fsdp_box(tp_box(info, tp, 0), dp, 0).numel for info, n in alike)
+        for alike in _alike_parameters(config, pp, only_trained)
     )
+
+
+@lru_cache(maxsize=1024)
+def _alike_parameters(config: ReaLModelConfig, pp: int, only_trained: bool) -> list[list[tuple[ParameterInfo, int]]]:
+    """Of each stage one of the parameters that are sharded alike, and how many there are."""
+    found = []
+    for stage in range(pp):
+        infos = [
+            info for info in stage_parameters(config, pp, stage) if not only_trained or is_trained(info.name, config)
+        ]
+        kinds = [(info.shape, info.shard, info.needs_distinct_parts) for info in infos]
+        one_of = dict(zip(kinds, infos, strict=True))
+        found.append([(one_of[kind], n) for kind, n in Counter(kinds).items()])
+    return found

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ReallmError
@@ -418,16 +417,17 @@ class AliveBytes(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._now = 0
-        self._seen: set[int] = set()
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs)):
-            self._count(storage, 0)  # allocated earlier; a result may be a view of it
-        result = result_on_meta(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        for tensor in _tensors((*args, *kwargs.values())):
+            self._count(tensor.untyped_storage(), is_new=False)  # a result may be a view of it
+        result = result_on_meta(func, args, kwargs)
         if result is None:
-            result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            self._count(storage, storage.nbytes())
+            result = func(*args, **kwargs)
+        for tensor in _tensors((result,)):
+            self._count(tensor.untyped_storage(), is_new=True)
         self.peak = max(self.peak, self._now)
         return result
 
@@ -441,17 +441,25 @@ class AliveBytes(TorchDispatchMode):
         peak, self.peak = self.peak, self._now
         return peak
 
-    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+    def _count(self, storage: torch.UntypedStorage, *, is_new: bool) -> None:
         key = storage._cdata
-        if key not in self._seen:
-            self._seen.add(key)
+        if key not in self._alive:
+            size = storage.nbytes() if is_new else 0
+
+            def release(_: object) -> None:
+                del self._alive[key]
+                self._now -= size
+
+            self._alive[key] = weakref.ref(storage, release)
             self._now += size
-            weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._now -= size
 
 
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments or results of an operation, some of which may be in lists."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found

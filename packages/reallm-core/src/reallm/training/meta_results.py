@@ -7,6 +7,7 @@ second, and each takes longer than what is below.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,20 +35,33 @@ def result_on_meta(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any
         args: its positional arguments.
         kwargs: its keyword arguments.
     """
-    name = operation._schema.name.removeprefix("aten::")
+    name = _known_name(operation)
+    if name is None:
+        return None
     tensors = list(args[0]) if name == "cat" else [each for each in args if isinstance(each, Tensor)]
     if not tensors or not all(each.is_meta for each in tensors) or kwargs.get("out") is not None:
         return None
     first, dtype = tensors[0], kwargs.get("dtype")
     if name == "cat":
         return _concatenated(tensors, *args[1:])
+    if name == "mm":
+        return _empty((first.shape[0], tensors[1].shape[1]), first.dtype)
     if name.endswith("_like") or (name == "cumsum" and dtype is None):
         return _empty(first.shape, dtype or first.dtype)
     if name in REDUCTIONS and len(args) > 1 and isinstance(args[1], list) and first.is_floating_point():
         return _empty(_without(first.shape, *args[1:]), dtype or first.dtype)
-    if torch.Tag.pointwise not in operation.tags or name.startswith("_") or dtype is not None:
+    if name in REDUCTIONS or name == "cumsum" or dtype is not None:
         return None
     return first if name.endswith("_") else _elementwise(name, args, tensors)
+
+
+@lru_cache(maxsize=1024)
+def _known_name(operation: Any) -> str | None:
+    """The name of an operation whose results may be known."""
+    name: str = operation._schema.name.removeprefix("aten::")
+    if name in REDUCTIONS or name in ("cat", "cumsum", "mm") or name.endswith("_like"):
+        return name
+    return name if torch.Tag.pointwise in operation.tags and not name.startswith("_") else None
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
