@@ -40,9 +40,13 @@ CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "mlp.up": ("mlp", "moe"),
     "mlp.down": ("mlp", "moe"),
     "mlp.router": ("moe",),
+    "mlp.router.correction_bias": ("moe",),
     "mlp.experts.gate": ("moe",),
     "mlp.experts.up": ("moe",),
     "mlp.experts.down": ("moe",),
+    "mlp.shared.gate": ("moe",),
+    "mlp.shared.up": ("moe",),
+    "mlp.shared.down": ("moe",),
     "norm": ("final_norm",),
     "out": ("tied_embeddings",),
 }

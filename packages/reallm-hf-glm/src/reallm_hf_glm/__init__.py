@@ -1,0 +1,1 @@
+"""GLM model families for reallm."""
