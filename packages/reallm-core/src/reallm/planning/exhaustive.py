@@ -216,13 +216,19 @@ class Exhaustive:
         free = [0.0] * len(segments)
         ended: dict[int, float] = {}
         for call in self._bounds.order:
-            ready = max([ended[other] for other in self._bounds.waits_for[call]], default=0.0)
+            start = 0.0
+            for other in self._bounds.waits_for[call]:
+                if ended[other] > start:
+                    start = ended[other]
             one = by_call.get(call)
             if one is None:
-                ended[call] = ready + self._bounds.seconds[call]
+                ended[call] = start + self._bounds.seconds[call]
                 continue
             numbers = [number for number, each in enumerate(segments) if each.ranks & one.ranks]
-            end = ended[call] = max(ready, *[free[number] for number in numbers]) + one.seconds
+            for number in numbers:
+                if free[number] > start:
+                    start = free[number]
+            end = ended[call] = start + one.seconds
             for number in numbers:
                 free[number] = end
         return max(ended.values())
