@@ -160,9 +160,10 @@ CHANGES = {
     "init_std": {"init_std": 0.5},
     "max_positions": {"max_positions": 8, "rope": RopeConfig("dynamic", factor=4.0)},
     "head_dim": {"head_dim": 16},
+    "v_head_dim": {"v_head_dim": 4},
     "n_kv_heads": {"n_kv_heads": 4},
 }
-IN_TRAINING = {"embedding_dropout", "attn_dropout", "residual_dropout"}
+IN_TRAINING = {"embedding_dropout", "attn_dropout", "residual_dropout", "lora"}  # an adapter begins with zero
 SIZES = {"n_layers", "hidden_size", "n_q_heads", "intermediate_size", "vocab_size"}
 
 

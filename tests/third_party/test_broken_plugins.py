@@ -16,7 +16,7 @@ BROKEN = {
     "reallm-wrong-argument": ("wrong-argument", ["reallm_datasets(settings)", "hooks take no arguments"]),
     "reallm-raising-hook": ("raising-hook", ["reallm_datasets raised ValueError: no data today"]),
     "reallm-wrong-type": ("wrong-type", ["the value of 'wrong-type' is the class Dataset, not DatasetSpec"]),
-    "reallm-other-api": ("other-api", ["made for hook API 2.0, but reallm-core has 1.4", "--upgrade reallm-core"]),
+    "reallm-other-api": ("other-api", ["made for hook API 2.0, but reallm-core has 1.5", "--upgrade reallm-core"]),
     "reallm-broken-promise": (
         "promised",
         [

@@ -43,7 +43,7 @@ CONFIGS = {
     ),
     "mixtral": LLAMA.replace(n_layers=3, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))),
     "shared-experts": LLAMA.replace(
-        n_layers=2, init_std=0.3, down_bias=True, moe=MoEConfig(4, 2, 24, n_shared_experts=2, layers=(1,))
+        n_layers=3, init_std=0.3, down_bias=True, moe=MoEConfig(4, 2, 24, n_shared_experts=2, layers=(1,))
     ),
     "lora": LLAMA.replace(tied_embeddings=True, q_bias=True, o_bias=True, lora=LoRAConfig(3, 6.0, LINEAR)),
     "dora": LLAMA.replace(o_bias=True, lora=LoRAConfig(4, 8.0, LINEAR, rslora=True, dora=True)),
