@@ -1,0 +1,1 @@
+"""StarCoder2 model family for reallm."""
