@@ -1,0 +1,1 @@
+"""StableLM model family for reallm."""
