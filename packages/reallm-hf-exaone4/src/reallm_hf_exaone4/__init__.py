@@ -1,0 +1,1 @@
+"""EXAONE 4 model family for reallm."""
