@@ -58,6 +58,10 @@ class GivenCosts:
         """The time of a copy to host memory."""
         return MoveCost(self.host_seconds * (5 if with_optimizer else 1), 1)
 
+    def token_limits(self, name: str) -> tuple[int | None, ...]:
+        """The limits on tokens of micro-batches."""
+        return (None,)
+
     def memory(self, name: str, plan: CallPlan) -> MemoryItems:
         """Bytes on a rank: parameters are split by tp and pp, the optimizer by dp as well."""
         call = next(one for one in CALLS if one.name == name)

@@ -43,7 +43,7 @@ class CallContext:
     """Records of rollouts that calls of the step have kept, by call; see `keep_rollouts`."""
 
     def for_call(self, call: str, max_tokens_per_microbatch: int | None = None) -> CallContext:
-        """The same for a call, by its name, with the limit on tokens of its role; None: that of the run."""
+        """The same for a call, by its name, with the limit on tokens of the call or its role; None: that of the run."""
         return replace(
             self, call=call, max_tokens_per_microbatch=max_tokens_per_microbatch or self.max_tokens_per_microbatch
         )

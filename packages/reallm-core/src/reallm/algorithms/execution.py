@@ -175,7 +175,8 @@ class Execution:
     def _make(self, call: ModelFunctionCall, run: _Run) -> None:
         """Make a call; the batch gets the outputs of one that does not train."""
         role = self._roles.get(call.role)
-        context = run.context.for_call(call.name, None if role is None else role.args.max_tokens_per_microbatch)
+        max_tokens = None if role is None else role.args.max_tokens_per_microbatch
+        context = run.context.for_call(call.name, self._placement.max_tokens.get(call.name, max_tokens))
         inputs = split(run.batch, [call.inputs])[0]  # other ranks may have no other keys
         if call.kind == "train_step":
             run.train(call, inputs, context)

@@ -117,6 +117,8 @@ class GraphExecutor:
 
         def train(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             role = self._roles[call.role]
+            if role.engine is not None:
+                role.engine.max_tokens_per_microbatch = context.max_tokens_per_microbatch
             started = time.perf_counter()
             numbers = self._interfaces[call.role].train_step(role.engine, batch, context)
             if not isinstance(numbers, dict) or "tokens" not in numbers:
@@ -239,6 +241,7 @@ class GraphExecutor:
         def evaluate(call: ModelFunctionCall, batch: NamedArray, context: CallContext) -> None:
             evaluator = self._roles[call.role].evaluator
             assert evaluator is not None
+            evaluator.max_tokens_per_microbatch = context.max_tokens_per_microbatch
             found = evaluator.evaluate([batch], self._interfaces[call.role])
             totals[call.name] += EvalTotals({call.name: found})
 

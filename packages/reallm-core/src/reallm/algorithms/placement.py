@@ -52,6 +52,8 @@ class Placement:
     """The calls after which the copy that they use is moved to host memory."""
     prefetched: frozenset[str] = frozenset()
     """The calls whose copy comes back from host memory beside the call before them, if it is there."""
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
+    """The most tokens of a micro-batch, of calls that have a limit of their own."""
     shared: Mapping[str, str] = field(default_factory=dict)
     """Role without a model of its own -> the role whose model, without its adapters, it is."""
 
@@ -90,7 +92,8 @@ class Placement:
                     f"{call.name}.prefetch=true: its model is never offloaded; add {call.name}.offload=true, or leave "
                     "it out"
                 )
-        return found
+        limits = {name: one.max_tokens_per_microbatch for name, one in args.items()}
+        return dataclasses.replace(found, max_tokens={name: limit for name, limit in limits.items() if limit})
 
     @classmethod
     def from_layouts(
@@ -136,7 +139,7 @@ class Placement:
                     f"{call.name}.offload=true has no effect: '{call.role}' shares the weights of "
                     f"'{shared[call.role]}', whose base model it is; leave it out"
                 )
-        return cls(graph, n_ranks, layouts, homes, offloaded, prefetched, shared)
+        return cls(graph, n_ranks, layouts, homes, offloaded, prefetched, shared=shared)
 
     def copies(self, role: str) -> tuple[Layout, ...]:
         """The layouts in which the model of a role is held, its home first."""
@@ -201,24 +204,25 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
     """The layouts that a configuration gives to calls, by call.
 
     Raises:
-        ConfigError: the graph has no such call, or it is a reward with a layout that splits a model.
+        ConfigError: the graph has no such call, it is a reward with a layout that splits a model, or a key has no
+            effect on it.
     """
     calls = {call.name: call for call in graph.calls}
     found: dict[str, Layout] = {}
     for name, args in call_args_of(config).items():
         if name not in calls and args != CallArgs():
-            flag = "offload" if args.offload else "prefetch"
-            key = f"{name}.layout={args.layout}" if args.layout is not None else f"{name}.{flag}=true"
             raise ConfigError(
-                f"{key}: with these settings the algorithm has no call '{name}'{did_you_mean(name, calls)}; it has "
-                f"{', '.join(calls)}"
+                f"{_given_keys(name, args)[0]}: with these settings the algorithm has no call '{name}'"
+                f"{did_you_mean(name, calls)}; it has {', '.join(calls)}"
             )
         if name not in calls:
             continue
         call = calls[name]
-        for flag in ("offload", "prefetch"):
-            if call.kind == "reward" and getattr(args, flag):
-                raise ConfigError(f"{name}.{flag}=true: a reward has no model; leave it out")
+        for key in _given_keys(name, args):
+            if call.kind == "reward" and not key.startswith(f"{name}.layout="):
+                raise ConfigError(f"{key}: a reward has no model; leave it out")
+            if call.kind == "generate" and key.startswith(f"{name}.max_tokens_per_microbatch="):
+                raise ConfigError(f"{key} has no effect: what is generated is batched token by token; leave it out")
         if args.layout is None:
             continue
         layout = found[name] = Layout.parse(args.layout)
@@ -228,6 +232,15 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
                 "as dp1@0"
             )
     return found
+
+
+def _given_keys(name: str, args: CallArgs) -> list[str]:
+    """The keys that differ from their defaults, such as `actor_gen.offload=true`."""
+    values = dataclasses.asdict(args)
+    defaults = dataclasses.asdict(CallArgs())
+    return [
+        f"{name}.{key}={'true' if value is True else value}" for key, value in values.items() if value != defaults[key]
+    ]
 
 
 def _default_layout(config: TrainingConfig, given: Mapping[str, Layout], n_ranks: int, *, trained: bool) -> Layout:

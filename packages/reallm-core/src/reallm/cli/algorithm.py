@@ -175,6 +175,7 @@ def _settings_of_resumed_run(
     if "allocation" in values:  # the plan that the run has had is not kept
         for field in call_fields(config_class):
             run_arguments += [f"{field}.layout=null", f"{field}.offload=false", f"{field}.prefetch=false"]
+            run_arguments.append(f"{field}.max_tokens_per_microbatch=null")
         if not any(key.startswith(PREFIX) for key in values) and RankEnv.from_environment(os.environ) is None:
             run_arguments += _processes_of(folder, values["allocation"])
     return run_files, run_arguments

@@ -63,6 +63,8 @@ def call_facts(call: ModelFunctionCall, graph: Graph, args: CallArgs | None) -> 
         facts.append(("offload", f"{call.role} goes to host memory until its next call"))
     if args is not None and args.prefetch:
         facts.append(("prefetch", f"{call.role} comes back from host memory beside the call before"))
+    if args is not None and args.max_tokens_per_microbatch is not None:
+        facts.append(("micro-batch", f"{args.max_tokens_per_microbatch:,} tokens at most"))
     return [(label, text) for label, text in facts if text]
 
 

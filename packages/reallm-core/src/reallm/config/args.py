@@ -78,8 +78,7 @@ class ModelArgs(ConfigGroup, group="model"):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
-            raise ConfigError(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} must be at least 1")
+        _check_max_tokens(self.max_tokens_per_microbatch)
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,10 @@ class ReferenceArgs(ModelArgs):
 
 @dataclass(frozen=True)
 class CallArgs(ConfigGroup, group="call"):
-    """Where a call is computed. The field of a configuration is named after the call: `actor_gen.layout=dp4`.
+    """Where and how a call is computed. The field of a configuration is named after the call: `actor_gen.layout=dp4`.
 
     Raises:
-        ConfigError: the layout is not one; names the field without its call.
+        ConfigError: the layout is not one, or a value is not allowed; names the field without its call.
     """
 
     layout: str | None = option(
@@ -121,9 +120,13 @@ class CallArgs(ConfigGroup, group="call"):
     prefetch: bool = option(
         False, "bring the model back from host memory beside the call before this one, if there is room for both"
     )
+    max_tokens_per_microbatch: int | None = option(
+        None, "tokens that this call computes at once; null: as its model does in other calls"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
+        _check_max_tokens(self.max_tokens_per_microbatch)
         if self.layout is not None:
             try:
                 Layout.parse(self.layout)
@@ -196,3 +199,8 @@ class SamplingArgs(ConfigGroup, group="gen"):
     def truncates(self) -> bool:
         """Whether unlikely tokens are never sampled."""
         return not (self.top_k is None and self.top_p is None and self.min_p is None)
+
+
+def _check_max_tokens(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"max_tokens_per_microbatch={limit} must be at least 1")

@@ -215,9 +215,10 @@ def role_optimizer(config: TrainingConfig, role: str) -> OptimizerConfig:
         raise ConfigError(f"{role}.optimizer.{error}") from error
 
 
-def max_tokens_per_microbatch(config: TrainingConfig, role: str) -> int:
-    """The tokens that the model of a role computes at once."""
-    return model_args(config, role).max_tokens_per_microbatch or config.max_tokens_per_microbatch
+def max_tokens_per_microbatch(config: TrainingConfig, role: str, call: str | None = None) -> int:
+    """The tokens that the model of a role computes at once, in a call that may have a limit of its own."""
+    own = call_args_of(config).get(call or "", CallArgs()).max_tokens_per_microbatch
+    return own or model_args(config, role).max_tokens_per_microbatch or config.max_tokens_per_microbatch
 
 
 def call_fields(config_class: type) -> list[str]:

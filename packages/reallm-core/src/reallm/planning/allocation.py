@@ -32,7 +32,8 @@ class Planned:
 def planned(config: TrainingConfig, job: PlannedJob) -> Planned:
     """The plan of a run. Calls with a layout of their own keep it, and the others are planned around them.
 
-    A pure function: the same arguments give the same plan.
+    So do calls with a limit on the tokens of their micro-batches. A pure function: the same arguments give the same
+    plan.
 
     Args:
         config: the configuration.
@@ -42,6 +43,13 @@ def planned(config: TrainingConfig, job: PlannedJob) -> Planned:
         ConfigError: a layout is not possible, or no plan fits into memory; names the rank, the call and what takes the
             most.
     """
+    found, limits = _planned(config, job), job.settings.max_tokens
+    calls = {name: replace(one, max_tokens=limits.get(name, one.max_tokens)) for name, one in found.plan.calls.items()}
+    return replace(found, plan=ExecutionPlan(calls))
+
+
+def _planned(config: TrainingConfig, job: PlannedJob) -> Planned:
+    """The plan, without the limits that calls are given."""
     graph, n_ranks = job.graph, job.machine.n_ranks
     if config.allocation == MANUAL:
         placement = Placement.of(config, graph, n_ranks)

@@ -125,5 +125,5 @@ class Annealing:
         return changed
 
 
-def _sizes(plan: CallPlan) -> tuple[int, int, int, int | None]:
-    return plan.layout.dp, plan.layout.tp, plan.layout.pp, plan.max_tokens
+def _sizes(plan: CallPlan) -> tuple[int, int, int]:
+    return plan.layout.dp, plan.layout.tp, plan.layout.pp

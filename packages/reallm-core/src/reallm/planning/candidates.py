@@ -41,11 +41,15 @@ class Candidates:
         machine: Machine,
         given: Mapping[str, CallPlan] | None = None,
         fits: Fits = lambda call, layout: None,
+        *,
+        saving_memory: bool = False,
     ) -> Candidates:
         """The candidates for the calls of a graph on a machine.
 
         Of the layouts on as many ranks, those stay that are the best in time, in memory during the call or in memory
         that is kept, for some call to the role: a layout that suits one call may save another one a move of weights.
+        In each, a call has the fastest micro-batches with which it fits into memory alone: in a pipeline often smaller
+        ones than are configured, which leave its stages idle for a shorter time.
 
         Args:
             graph: the graph.
@@ -53,6 +57,7 @@ class Candidates:
             machine: where they are computed.
             given: plans of calls that are not to be changed.
             fits: raises an error for layouts that are not possible.
+            saving_memory: whether to try micro-batches too that are slower, and take less memory.
 
         Raises:
             ConfigError: there is no layout in which a call fits into memory; names it, and what takes the most.
@@ -63,7 +68,7 @@ class Candidates:
         for call in graph.calls:
             if call.kind == "reward" or call.name in given:
                 continue
-            best = _best_sizes(call, costs, machine, starts, fits)
+            best = _best_sizes(call, costs, machine, starts, fits, saving_memory=saving_memory)
             sizes.setdefault(call.role, set()).update(best)
         found: dict[str, tuple[CallPlan, ...]] = {}
         for call in graph.calls:
@@ -73,8 +78,12 @@ class Candidates:
                 found[call.name] = (CallPlan(Layout()),)
             else:
                 layouts = [_layout(call, *one) for one in sorted(sizes[call.role])]
-                plans = [CallPlan(layout) for layout in layouts if _is_possible(call, layout, fits)]
-                found[call.name] = tuple(plan for plan in plans if _fits_memory(call, plan, costs, machine))
+                found[call.name] = tuple(
+                    plan
+                    for layout in layouts
+                    if _is_possible(call, layout, fits)
+                    for plan in _micro_batches(call, layout, costs, machine, saving_memory=saving_memory)
+                )
         return cls(found, starts, frozenset(given))
 
     def placed(self, call: str) -> list[CallPlan]:
@@ -130,6 +139,8 @@ def _best_sizes(
     machine: Machine,
     starts: Mapping[int, Sequence[int]],
     fits: Fits,
+    *,
+    saving_memory: bool,
 ) -> list[tuple[int, int, int]]:
     """Sizes `dp`, `tp`, `pp` of the layouts of a call that are not worse than another one on as many ranks."""
     found: list[tuple[int, int, int]] = []
@@ -138,19 +149,23 @@ def _best_sizes(
     for size in starts:
         points: list[tuple[tuple[float, int, int], tuple[int, int, int]]] = []
         for sizes in splits(size, machine.ranks_per_node):
-            plan = CallPlan(_layout(call, *sizes))
+            layout = _layout(call, *sizes)
             try:
-                fits(call.name, plan.layout)
+                fits(call.name, layout)
             except ConfigError as error:
                 refused = error
                 continue
-            memory = costs.memory(call.name, plan)
-            if least is None or memory.in_call < least[0]:
-                least = (memory.in_call, plan, memory)
-            if memory.in_call <= machine.memory:
-                seconds = costs.call(call.name, plan).seconds
+            plans = _micro_batches(call, layout, costs, machine, saving_memory=saving_memory)
+            for plan in plans:
+                memory, seconds = costs.memory(call.name, plan), costs.call(call.name, plan).seconds
                 points.append(((seconds, memory.in_call, memory.kept), sizes))
-        found += [sizes for point, sizes in points if not any(_is_worse(point, other) for other, _ in points)]
+            if not plans:
+                plan = CallPlan(layout, max_tokens=costs.token_limits(call.name)[-1])
+                memory = costs.memory(call.name, plan)
+                if least is None or memory.in_call < least[0]:
+                    least = (memory.in_call, plan, memory)
+        best = [sizes for point, sizes in points if not any(_is_worse(point, other) for other, _ in points)]
+        found += dict.fromkeys(best)
     if not found:
         if least is None:
             assert refused is not None
@@ -175,8 +190,27 @@ def _is_possible(call: ModelFunctionCall, layout: Layout, fits: Fits) -> bool:
     return True
 
 
-def _fits_memory(call: ModelFunctionCall, plan: CallPlan, costs: CostModel, machine: Machine) -> bool:
-    return costs.memory(call.name, plan).in_call <= machine.memory
+def _micro_batches(
+    call: ModelFunctionCall, layout: Layout, costs: CostModel, machine: Machine, *, saving_memory: bool
+) -> list[CallPlan]:
+    """The plans of a call in a layout that fit into memory alone, with micro-batches of different sizes.
+
+    The fastest, and to save memory those than which no other is both as fast and as small. Without a pipeline the
+    largest micro-batches are the fastest.
+    """
+    limits = costs.token_limits(call.name)
+    plans = [CallPlan(layout, max_tokens=limit) for limit in limits]
+    if layout.pp > 1 and len(limits) > 1:
+        plans.sort(key=lambda plan: costs.call(call.name, plan).seconds)
+    found, least = [], machine.memory + 1
+    for plan in plans:
+        n_bytes = costs.memory(call.name, plan).in_call
+        if n_bytes < least:
+            found.append(plan)
+            least = n_bytes
+            if not saving_memory:
+                break
+    return found
 
 
 def _too_large(call: ModelFunctionCall, machine: Machine, plan: CallPlan, memory: MemoryItems) -> str:

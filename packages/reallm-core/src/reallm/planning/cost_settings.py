@@ -9,10 +9,17 @@ import torch
 
 from reallm.algorithms.graph import Graph
 from reallm.config.optimizer import OptimizerConfig
-from reallm.config.training import TrainingConfig, max_tokens_per_microbatch, model_args, role_optimizer
+from reallm.config.training import (
+    TrainingConfig,
+    call_args_of,
+    max_tokens_per_microbatch,
+    model_args,
+    role_optimizer,
+)
 from reallm.dtype_device import as_dtype
 from reallm.model.config import GradientCheckpointing
 from reallm.planning.machine import Machine
+from reallm.specs import ModelFunctionCall
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class CostSettings:
     sequence_parallel: bool = False
     reward_seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds that a reward takes for one answer, by the name of the call; 0 for others."""
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
+    """The most tokens of a micro-batch, of calls that have a limit of their own, by name."""
 
     @classmethod
     def of(cls, config: TrainingConfig, graph: Graph, machine: Machine) -> CostSettings:
@@ -49,7 +58,17 @@ class CostSettings:
                 role_optimizer(config, role),
                 max_tokens_per_microbatch(config, role),
             )
-        return cls(roles, config.parallel.zero, config.parallel.sequence_parallel)
+        limits = {name: args.max_tokens_per_microbatch for name, args in call_args_of(config).items()}
+        return cls(
+            roles,
+            config.parallel.zero,
+            config.parallel.sequence_parallel,
+            max_tokens={name: limit for name, limit in limits.items() if limit},
+        )
+
+    def max_tokens_of(self, call: ModelFunctionCall) -> int:
+        """The most tokens of a micro-batch of a call."""
+        return self.max_tokens.get(call.name) or self.roles[call.role].max_tokens
 
 
 def _dtype(name: str, machine: Machine) -> torch.dtype:

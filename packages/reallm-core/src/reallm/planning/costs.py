@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -94,6 +94,13 @@ class CostModel(Protocol):
 
     def host_copy(self, role: str, layout: Layout, *, with_optimizer: bool) -> MoveCost:
         """The time to bring a copy of a role's model to host memory, or back; bytes of one rank."""
+        ...
+
+    def token_limits(self, name: str) -> Sequence[int | None]:
+        """The most tokens of micro-batches that a call may be given, from the most to the least; None: as configured.
+
+        Only what its results do not depend on, beyond the order of sums.
+        """
         ...
 
     def memory(self, name: str, plan: CallPlan) -> MemoryItems:

@@ -91,7 +91,7 @@ class EstimatedCosts:
         times = self._times(call.role, layout, rates)
         if call.kind == "generate":
             return times.generate(self._memories[call.role].most_decoded(layout))
-        max_tokens = max_tokens or self._settings.roles[call.role].max_tokens
+        max_tokens = max_tokens or self._settings.max_tokens_of(call)
         return times.train_step(max_tokens) if call.kind == "train_step" else times.inference(max_tokens)
 
     def _times(self, role: str, layout: Layout, rates: Rates) -> CallTimes:
@@ -126,10 +126,28 @@ class EstimatedCosts:
         items = self._memories[role].items("train_step" if with_optimizer else "inference", layout, 1)
         return MoveCost(self.rates[role].host_copy(items.kept), items.kept, items.kept)
 
+    def token_limits(self, name: str) -> tuple[int | None, ...]:
+        """The configured limit, half of it, and so on, as long as the longest sequence is within it.
+
+        Of calls that have a limit of their own, and of those that are none of micro-batches, only the configured one;
+        also of the training of experts whose load is balanced by each micro-batch.
+        """
+        call = self._calls[name]
+        if call.kind in ("generate", "reward") or name in self._settings.max_tokens:
+            return (None,)
+        if call.kind == "train_step" and self._models[call.role].moe is not None:
+            return (None,)
+        limits: list[int | None] = [None]
+        limit = self._settings.max_tokens_of(call) // 2
+        while limit >= self._sequences.longest:
+            limits.append(limit)
+            limit //= 2
+        return tuple(limits)
+
     def _memory(self, name: str, plan: CallPlan) -> MemoryItems:
         """Bytes on a rank of the layout, the fullest, of the copy that a call uses."""
         call = self._calls[name]
         if call.kind == "reward":
             return MemoryItems(0)
-        max_tokens = plan.max_tokens or self._settings.roles[call.role].max_tokens
+        max_tokens = plan.max_tokens or self._settings.max_tokens_of(call)
         return self._memories[call.role].items(call.kind, plan.layout, max_tokens)

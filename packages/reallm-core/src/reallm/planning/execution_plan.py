@@ -56,6 +56,8 @@ class ExecutionPlan:
                 found.append(f"{call.name}.offload=true")
             if one.prefetch:
                 found.append(f"{call.name}.prefetch=true")
+            if one.max_tokens is not None:
+                found.append(f"{call.name}.max_tokens_per_microbatch={one.max_tokens}")
         return found
 
     def layout_text(self, graph: Graph, call: str) -> str:

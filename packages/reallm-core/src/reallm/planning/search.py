@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from reallm.algorithms.graph import Graph
 from reallm.errors import ConfigError
@@ -85,25 +86,16 @@ def search(
     Raises:
         ConfigError: no plan was found that fits into memory; names the rank, the call, and what takes the most.
     """
-    graph, costs, machine, given = simulator.graph, simulator.costs, simulator.machine, given or {}
-    candidates = Candidates.of(graph, costs, machine, given, fits)
+    graph, given = simulator.graph, given or {}
+    candidates = Candidates.of(graph, simulator.costs, simulator.machine, given, fits)
     fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
     baseline = heuristic(simulator, given, fits)
-    starts = [[simulator.place(n, plan) for n, plan in enumerate(one)] for one in _starts(graph, costs, candidates)]
-    best = min(baseline, *(fitting.fitted(simulator.shared(start)) for start in starts), key=_score)
-    bound, is_best = _bound(simulator, candidates, machine), False
-    if machine.n_ranks <= EXHAUSTIVE_RANKS and n_partial_plans:
-        placed = {n: _places(simulator, candidates, n) for n in range(len(graph.calls))}
-        is_symmetric = _is_symmetric(machine, given)
-        exhaustive = Exhaustive(simulator, fitting, placed, n_partial_plans, is_symmetric=is_symmetric)
-        best = exhaustive.best(best) or best
-        bound, is_best = max(bound, exhaustive.bound), exhaustive.is_complete
-    if not is_best:
-        annealing = Annealing(simulator, fitting, candidates, seed)
-        greedy = [annealing.greedy(start, TRIES) for start in (best.bare, baseline.bare, *starts)]
-        best = min(best, *greedy, key=_score)
-        best = min(best, annealing.best(best.bare, n_evaluations), key=_score)
-        best = min(best, fitting.fitted(best.bare, exact=True), key=_score)
+    limits = _Limits(seed, n_evaluations, n_partial_plans, is_symmetric=_is_symmetric(simulator.machine, given))
+    best, bound, is_best = _best(simulator, fitting, candidates, baseline, limits)
+    if best.excess or any(one.offload for one in best.places):
+        smaller = Candidates.of(graph, simulator.costs, simulator.machine, given, fits, saving_memory=True)
+        if smaller != candidates:
+            best, bound, is_best = _best(simulator, fitting, smaller, best, limits)
     best = fitting.with_prefetches(best)
     if best.excess:
         raise ConfigError(f"no plan was found that fits into memory; of the closest one, {misfit(simulator, best)}")
@@ -116,6 +108,37 @@ def search(
         None if baseline.excess else baseline.plan(graph),
         None if baseline.excess else baseline.outcome,
     )
+
+
+class _Limits(NamedTuple):
+    """How long the searches are."""
+
+    seed: int
+    n_evaluations: int
+    n_partial_plans: int
+    is_symmetric: bool
+
+
+def _best(
+    simulator: Simulator, fitting: Fitting, candidates: Candidates, known: Fitted, limits: _Limits
+) -> tuple[Fitted, float, bool]:
+    """The best plan that was found, seconds that none takes less than, and whether all were considered."""
+    graph, costs, machine = simulator.graph, simulator.costs, simulator.machine
+    starts = [[simulator.place(n, plan) for n, plan in enumerate(one)] for one in _starts(graph, costs, candidates)]
+    best = min(known, *(fitting.fitted(simulator.shared(start)) for start in starts), key=_score)
+    bound, is_best = _bound(simulator, candidates, machine), False
+    if machine.n_ranks <= EXHAUSTIVE_RANKS and limits.n_partial_plans:
+        placed = {n: _places(simulator, candidates, n) for n in range(len(graph.calls))}
+        exhaustive = Exhaustive(simulator, fitting, placed, limits.n_partial_plans, is_symmetric=limits.is_symmetric)
+        best = exhaustive.best(best) or best
+        bound, is_best = max(bound, exhaustive.bound), exhaustive.is_complete
+    if not is_best:
+        annealing = Annealing(simulator, fitting, candidates, limits.seed)
+        greedy = [annealing.greedy(start, TRIES) for start in (best.bare, known.bare, *starts)]
+        best = min(best, *greedy, key=_score)
+        best = min(best, annealing.best(best.bare, limits.n_evaluations), key=_score)
+        best = min(best, fitting.fitted(best.bare, exact=True), key=_score)
+    return best, bound, is_best
 
 
 def _score(found: Fitted) -> float:

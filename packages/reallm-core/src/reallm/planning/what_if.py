@@ -94,6 +94,10 @@ def _changes(job: PlannedJob, plan: ExecutionPlan) -> Iterator[tuple[str, Planne
         tokens = 2 * settings.max_tokens
         yield f"{role}.max_tokens_per_microbatch={tokens}", _with_tokens(job, role, tokens), plan
     for name, one in plan.calls.items():
+        if one.max_tokens is not None:
+            tokens = 2 * one.max_tokens
+            larger = ExecutionPlan({**plan.calls, name: dataclasses.replace(one, max_tokens=tokens)})
+            yield f"{name}.max_tokens_per_microbatch={tokens}", job, larger
         if one.offload:
             kept = ExecutionPlan({**plan.calls, name: dataclasses.replace(one, offload=False)})
             yield f"{name}.offload=false", job, kept

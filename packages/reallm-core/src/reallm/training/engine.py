@@ -189,7 +189,7 @@ class TrainEngine(EvalEngine):
         if self._exact_mode is not None and trains_with_dropout(objective):
             _refuse_noise(self.model.config)
         batch = prepare(objective, batch)
-        local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
+        local_batch = split_micro_batches(batch, objective, self.max_tokens_per_microbatch, self._mesh)
         lr = lr_at(self.step + 1, self._total_steps, self._optimizer_config)
         self.model.train(dropout=trains_with_dropout(objective))
         if self._offload is not None:

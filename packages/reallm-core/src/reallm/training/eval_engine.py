@@ -49,7 +49,8 @@ class EvalEngine:
         self.model = model
         self._mesh = None if model.mesh is None or model.mesh.layout.size == 1 else model.mesh
         self._forward_backward = ForwardBackward(model, self._mesh, aux_loss_coef, counts_choices=counts_choices)
-        self._max_tokens = check_count("max_tokens_per_microbatch", max_tokens_per_microbatch)
+        self.max_tokens_per_microbatch = check_count("max_tokens_per_microbatch", max_tokens_per_microbatch)
+        """Limit on the tokens of a micro-batch; calls to one model may have different ones."""
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[NamedArray], objective: Objective) -> Totals:
@@ -65,7 +66,7 @@ class EvalEngine:
             return sum((self._evaluate_prepared(prepare(objective, batch), objective) for batch in batches), Totals())
 
     def _evaluate_prepared(self, batch: NamedArray, objective: Objective) -> Totals:
-        local_batch = split_micro_batches(batch, objective, self._max_tokens, self._mesh)
+        local_batch = split_micro_batches(batch, objective, self.max_tokens_per_microbatch, self._mesh)
         return self._forward_backward.evaluate(local_batch, objective).totals
 
     @contextmanager

@@ -109,7 +109,7 @@ def _read(
         "path": str(folder.path),
         "started_at": ((earlier and earlier.started) or datetime.now()).isoformat(),
         "is_resume": is_resume,
-        "is_finished": earlier is not None and earlier.status == "done" and not without_parallel(changed),
+        "is_finished": earlier is not None and earlier.status == "done" and not without_parallel(changed, settings),
         "changed": plain(changed),
     }
 

@@ -53,7 +53,7 @@ def find_run(
     runs.sort(key=lambda run: run.config.stat().st_mtime, reverse=True)
     for run in runs:
         unfinished = not is_run(run.path) or read_run(run.path).status not in ("done", "running")
-        if unfinished and not without_parallel(diff(read_settings(run.config), settings, defaults)):
+        if unfinished and not without_parallel(diff(read_settings(run.config), settings, defaults), settings):
             return run
     return None
 

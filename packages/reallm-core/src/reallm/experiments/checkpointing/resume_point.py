@@ -111,7 +111,11 @@ def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], 
         echo(f"changed: {key} {value_text(before)} -> {value_text(now)}")
     before = n_ranks(saved[-1])
     if max(before, job.size) > 1:
-        echo(_plan_line(is_same=before == job.size and not of_plan(run.changed), before=before, now=job.size))
+        echo(
+            _plan_line(
+                is_same=before == job.size and not of_plan(run.changed, run.settings), before=before, now=job.size
+            )
+        )
     for name, now in versions().items():
         if written_with.get(name) != now:
             echo(f"note: saved with {name} {written_with.get(name)}, this is {now}; last digits may differ")

@@ -153,7 +153,7 @@ def does(call: ModelFunctionCall) -> str:
 
 
 def call_notes(call: ModelFunctionCall, args: CallArgs | None) -> list[str]:
-    """What else is to be said of a call, a short line each: computed once, weights that follow, layout, offload."""
+    """What else is to be said of a call, a short line each: computed once, weights that follow, its keys."""
     notes = ["once, before training"] if call.precompute else []
     for update in call.updates:
         share = "" if update.eta == 1 else f", by {update.eta:g}"
@@ -165,6 +165,8 @@ def call_notes(call: ModelFunctionCall, args: CallArgs | None) -> list[str]:
         notes.append("offloaded afterwards")
     if args is not None and args.prefetch:
         notes.append("prefetched")
+    if args is not None and args.max_tokens_per_microbatch is not None:
+        notes.append(f"at most {args.max_tokens_per_microbatch:,} tokens at once")
     return notes
 
 

@@ -25,7 +25,7 @@ def with_allocation(
     echo: Callable[[str], None],
     prompt_lengths: Callable[[], Sequence[int]],
 ) -> TrainingConfig:
-    """The configuration with a layout for each call, as `allocation` says; the same on all ranks.
+    """The configuration with the plan that `allocation` says in the keys of its calls; the same on all ranks.
 
     Rank 0 plans, for what `plan.*` says, and sends the plan to the others. A run that is resumed has the
     layouts that were chosen when it began, unless it is asked for another plan, or with `resume=auto` has another
@@ -134,6 +134,7 @@ def _choose(
                 "layout": plan.layout_text(graph, call.name),
                 "offload": plan.calls[call.name].offload or (call.name in args and args[call.name].offload),
                 "prefetch": plan.calls[call.name].prefetch or (call.name in args and args[call.name].prefetch),
+                "max_tokens_per_microbatch": plan.calls[call.name].max_tokens,
             }
             for call in graph.calls
             if not parallel

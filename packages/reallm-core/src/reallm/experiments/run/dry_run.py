@@ -17,7 +17,7 @@ from reallm.algorithms.graph import Graph
 from reallm.checkpoint.finite import check_files_finite
 from reallm.checkpoint.load import check_headers
 from reallm.config.load import describe
-from reallm.config.training import TrainingConfig, model_args
+from reallm.config.training import TrainingConfig, max_tokens_per_microbatch, model_args
 from reallm.data.batching import gather, n_samples
 from reallm.data.namedarray import NamedArray
 from reallm.data.packing import micro_batches
@@ -120,7 +120,7 @@ def _first_batch(plan: Plan, graph: Graph, models: dict[str, ReaLModelConfig]) -
     text = f"{counted(n_samples(batch), 'sample')}, {counted(sum(lengths), 'token')}"
     if has_inputs and getattr(interface, "weighs_tokens", False):
         text += f", {interface.loss_weight(prepared):,} of them trained"
-    n = len(micro_batches(lengths, plan.config.max_tokens_per_microbatch))
+    n = len(micro_batches(lengths, max_tokens_per_microbatch(plan.config, trained, call.name)))
     return [f"first batch: {text}, packed into {counted(n, 'micro-batch', 'micro-batches')}"]
 
 

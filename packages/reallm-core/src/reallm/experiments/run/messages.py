@@ -10,7 +10,7 @@ import torch
 
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
-from reallm.config.training import TrainingConfig
+from reallm.config.training import TrainingConfig, max_tokens_per_microbatch
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.errors import counted
@@ -101,11 +101,12 @@ def overview(plan: Plan, run: OpenRun, job: Job, models: Sequence[str]) -> list[
         f"{counted(min(sampler.batch_size, sampler.n_rows), 'sample')}, "
         f"{sampler.steps_per_epoch:,} an epoch; lr {optimizer.lr:g} {optimizer.schedule}"
     )
-    n = stats.micro_batches_per_step
+    n, call = stats.micro_batches_per_step, plan.placement.graph.train_calls[0]
+    max_tokens = max_tokens_per_microbatch(config, call.role, call.name)
     lines.append(
         f"step: {about}{stats.tokens_per_step:,.0f} tokens on average, in "
         f"{'one micro-batch' if n == 1 else f'{about}{n:.3g} micro-batches'} of at most "
-        f"{max(config.max_tokens_per_microbatch, sum(stats.largest)):,}"
+        f"{max(max_tokens, sum(stats.largest)):,}"
     )
     if config.async_save and not job.is_alone:
         lines.append("saving: training waits for each save; async_save=true has no effect with several processes")

@@ -116,8 +116,11 @@ def _largest(
 ) -> tuple[int, ...]:
     """Lengths of the samples in a role's largest micro-batch, which its limit on tokens decides."""
     first = graph.trained_roles[0]
-    max_tokens = max_tokens_per_microbatch(config, role)
-    if max_tokens == max_tokens_per_microbatch(config, first):
+    calls = [call for call in graph.calls if call.role == role and call.kind != "generate"]
+    calls = [call for call in calls if call.kind == "train_step"] or calls  # which take more memory for as many tokens
+    limits = [max_tokens_per_microbatch(config, role, call.name) for call in calls]
+    max_tokens = max(limits, default=max_tokens_per_microbatch(config, role))
+    if max_tokens == max_tokens_per_microbatch(config, first, graph.train_calls[0].name):
         return data.stats.largest
     return measure(data.train, planned_tokens(graph, interfaces, first), data.sampler, max_tokens).largest
 

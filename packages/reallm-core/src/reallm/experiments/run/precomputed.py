@@ -213,7 +213,7 @@ class Precomputation:
         plan, config, data = self.plan, self.plan.config, self.plan.data
         roles = load_roles(config, self.graph, [call.role], data.tokenizer, self.job, plan.placement, horizons=None)
         executor = GraphExecutor(self.graph, roles, plan.interfaces, plan.placement)
-        max_tokens = max_tokens_per_microbatch(config, call.role)
+        max_tokens = max_tokens_per_microbatch(config, call.role, call.name)
         context = CallContext(data.tokenizer, config.seed, 0, data.sampler.total_steps, max_tokens, training=False)
         layout = plan.placement.layouts[call.name]
         max_tokens *= layout.dp * layout.pp

@@ -190,7 +190,8 @@ def load_data(config: TrainingConfig, graph: Graph, interfaces: Mapping[str, Any
         check_warmup(role_optimizer(config, role), n_steps, f"all the steps there are, {n_steps}")
     if valid is None:
         _check_needs_no_validation(config)
-    n_tokens, max_tokens = planned_tokens(graph, interfaces, trained), max_tokens_per_microbatch(config, trained)
+    n_tokens = planned_tokens(graph, interfaces, trained)
+    max_tokens = max_tokens_per_microbatch(config, trained, graph.train_calls[0].name)
     stats, valid_size = measure(train, n_tokens, sampler, max_tokens), batch_size(config.dataset, "valid")
     valid_stats = None
     if valid is not None:

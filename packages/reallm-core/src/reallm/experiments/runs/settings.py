@@ -22,7 +22,7 @@ LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
 """Keys that determine where a run writes, not what it computes."""
 
 CALL_KEYS = frozenset(item.name for item in dataclasses.fields(CallArgs))
-"""Keys that say where a call is computed, without its name. They do not change what a run computes."""
+"""Keys that say where and how a call is computed, without its name. They do not change what a run computes."""
 
 Diff = dict[str, tuple[Any, Any]]
 """Dotted key -> values before and now; None if a key is missing."""
@@ -104,18 +104,25 @@ def with_optimizer_options(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {key: value for key, value in found.items() if settings.get(key) is None}
 
 
-def without_parallel(changed: Diff) -> Diff:
-    """The changed settings that may alter results; the split of a run over processes does not."""
-    prefixes = (PREFIX, PLAN_PREFIX)
-    return {key: values for key, values in changed.items() if not key.startswith(prefixes) and not _places_call(key)}
+def without_parallel(changed: Diff, settings: Mapping[str, Any]) -> Diff:
+    """The changed settings that may alter results; the split of a run over processes and micro-batches does not.
+
+    Args:
+        changed: the changed settings.
+        settings: all settings, as nested mappings.
+    """
+    prefixes, ignored = (PREFIX, PLAN_PREFIX), ("allocation", *_keys_of_calls(settings))
+    return {key: values for key, values in changed.items() if not key.startswith(prefixes) and key not in ignored}
 
 
-def of_plan(changed: Diff) -> Diff:
-    """The changed settings that split the calls of a run over processes in another way."""
+def of_plan(changed: Diff, settings: Mapping[str, Any]) -> Diff:
+    """The changed settings that split the calls of a run over processes and micro-batches in another way; arguments as
+    for `without_parallel`."""
+    keys = _keys_of_calls(settings)
     return {
         key: values
         for key, values in changed.items()
-        if key not in ("allocation", f"{PREFIX}timeout_s") and (key.startswith(PREFIX) or _places_call(key))
+        if key in keys or (key.startswith(PREFIX) and key != f"{PREFIX}timeout_s")
     }
 
 
@@ -134,9 +141,7 @@ def n_processes_of(folder: RunFolder) -> int:
     return n_ranks(saved[-1]) if saved else n_processes(read_settings(folder.config))
 
 
-def _places_call(key: str) -> bool:
-    """Whether a key says where calls are computed: one of a call's `CallArgs`, such as `actor_gen.layout`."""
-    if key == "allocation":
-        return True
-    group, _, leaf = key.partition(".")
-    return group not in ("dataset", "optimizer") and leaf in CALL_KEYS
+def _keys_of_calls(settings: Mapping[str, Any]) -> set[str]:
+    """The keys that say where and how calls are computed, such as `actor_gen.layout`: those of their `CallArgs`."""
+    calls = [name for name, group in settings.items() if isinstance(group, Mapping) and group.keys() >= CALL_KEYS]
+    return {f"{call}.{key}" for call in calls for key in CALL_KEYS}
