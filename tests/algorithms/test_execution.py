@@ -33,6 +33,7 @@ class TwiceTrained:
         self.limits: list[int] = []
 
     def train_step(self, engine: Any, batch: NamedArray, context: CallContext) -> dict[str, float]:
+        self.limits.append(context.max_tokens_per_microbatch)
         self.present.append(context.weights_versions["actor"])
         self.made_with.append(batch.metadata.get("weights_versions"))
         return {"tokens": 1.0}
@@ -45,7 +46,7 @@ class TwiceTrained:
         )
 
 
-def executed(args: ModelArgs) -> TwiceTrained:
+def executed(args: ModelArgs, max_tokens: dict[str, int] | None = None) -> TwiceTrained:
     """The interface after a step in which the actor is trained, generates, and is trained again."""
     graph = Graph.from_calls(
         (
@@ -57,7 +58,8 @@ def executed(args: ModelArgs) -> TwiceTrained:
     model, interface = ReaLModel(TINY, seed=0), TwiceTrained()
     roles = {"actor": Role(model, None, None, args, model.dtype)}
     here = Layout()
-    placement = Placement(graph, 1, {call.name: here for call in graph.calls}, {"actor": here})
+    layouts = {call.name: here for call in graph.calls}
+    placement = Placement(graph, 1, layouts, {"actor": here}, max_tokens=max_tokens or {})
     executor = GraphExecutor(graph, roles, {"actor": interface}, placement)
     executor.train(batch_of(1), context(1, {"actor": 5}))
     return interface
@@ -69,9 +71,11 @@ def test_after_a_train_call_the_weights_are_newer_in_the_same_step() -> None:
     assert interface.made_with == [None, {"actor": 7}]
 
 
-def test_a_call_is_told_the_limit_on_tokens_of_its_role() -> None:
-    assert executed(ModelArgs(path="x")).limits == [context(1, {}).max_tokens_per_microbatch]
-    assert executed(ModelArgs(path="x", max_tokens_per_microbatch=7)).limits == [7]
+def test_a_call_is_told_its_limit_on_tokens_or_that_of_its_role() -> None:
+    assert executed(ModelArgs(path="x")).limits == 3 * [context(1, {}).max_tokens_per_microbatch]
+    args = ModelArgs(path="x", max_tokens_per_microbatch=7)
+    assert executed(args).limits == [7, 7, 7]
+    assert executed(args, {"train": 5}).limits == [7, 7, 5]
 
 
 def second_step(prefetched: frozenset[str]) -> tuple[dict[str, float], dict[tuple[str, str], Span]]:

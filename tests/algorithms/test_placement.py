@@ -122,3 +122,18 @@ def test_a_copy_is_prefetched_if_a_call_to_it_offloads_it() -> None:
         Placement.of(other, GRAPH, 4)
     with pytest.raises(ConfigError, match=r"reward\.prefetch=true: a reward has no model"):
         Placement.of(Config(reward=CallArgs(prefetch=True)), GRAPH, 4)
+
+
+def test_a_call_of_micro_batches_may_have_a_limit_of_its_own() -> None:
+    found = Placement.of(Config(actor_train=CallArgs(max_tokens_per_microbatch=4096)), GRAPH, 1)
+    assert found.max_tokens == {"actor_train": 4096}
+    limited = CallArgs(max_tokens_per_microbatch=10)
+    for config, message in (
+        (Config(reward=limited), r"reward\.max_tokens_per_microbatch=10: a reward has no model; leave it out"),
+        (Config(actor_gen=limited), r"actor_gen\.max_tokens_per_microbatch=10 has no effect: what is generated"),
+        (Config(other_inf=limited), r"other_inf\.max_tokens_per_microbatch=10: with these settings .* has no call"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Placement.of(config, GRAPH, 1)
+    with pytest.raises(ConfigError, match=r"max_tokens_per_microbatch=0 must be at least 1"):
+        CallArgs(max_tokens_per_microbatch=0)

@@ -82,6 +82,19 @@ def test_a_given_plan_is_simulated_as_it_is(plan) -> None:
     ]
 
 
+def test_micro_batches_of_their_own_are_shown(plan) -> None:
+    given = ("ppo", *KEYS, "critic_train.max_tokens_per_microbatch=256", "--machine", "h100", "--ranks", "1")
+    limits = {
+        call["call"]: call["max_tokens_per_microbatch"] for call in json.loads(plan(*given, "--json")[1])["calls"]
+    }
+    assert (limits["actor_gen"], limits["actor_train"], limits["critic_train"]) == (None, 512, 256)
+    out = plan(*given)[1]
+    assert "Tokens" in out
+    assert "\n  critic_train.max_tokens_per_microbatch=256\n" in out
+    assert "actor_train.max_tokens" not in out
+    assert "Tokens" not in plan("ppo", *KEYS, "--machine", "h100", "--ranks", "1")[1]
+
+
 def test_the_drawing(plan, tmp_path: Path) -> None:
     code, out, _ = plan("grpo", "actor.path=model", "reward=f.py:f", "--machine", "h100", "--svg", "plan.svg")
     assert (code, out.splitlines()[-1]) == (0, "written: plan.svg")

@@ -40,11 +40,17 @@ class GivenCosts:
     activations: int = 0
     contention: float = 0.0
     """Share of its time that a call takes longer while all other ranks compute."""
+    limits: tuple[int | None, ...] = (None,)
+    """Most tokens of micro-batches that inference and training may be given. None is 8, all that a rank has: with 2,
+    there are four micro-batches."""
+    bubble: float = 0.0
+    """Share of its time for which each stage but the first leaves a call of a single micro-batch idle."""
 
     def call(self, name: str, plan: CallPlan) -> CallCost:
         """The time of a call."""
-        seconds = self.seconds[name] / plan.layout.size ** self.exponent.get(name, 1.0)
-        return CallCost(seconds, contention=self.contention * seconds)
+        seconds, n = self.seconds[name] / plan.layout.size ** self.exponent.get(name, 1.0), _n_microbatches(plan)
+        bubble = self.bubble * seconds * (plan.layout.pp - 1) / n
+        return CallCost(seconds * (1 + 0.01 * (n - 1)), 0.0, bubble, n, contention=self.contention * seconds)
 
     def move(self, role: str, source: Layout, target: Layout) -> MoveCost:
         """The time of any move of weights."""
@@ -60,7 +66,7 @@ class GivenCosts:
 
     def token_limits(self, name: str) -> tuple[int | None, ...]:
         """The limits on tokens of micro-batches."""
-        return (None,)
+        return (None,) if name == "actor_gen" else self.limits
 
     def memory(self, name: str, plan: CallPlan) -> MemoryItems:
         """Bytes on a rank: parameters are split by tp and pp, the optimizer by dp as well."""
@@ -68,8 +74,13 @@ class GivenCosts:
         split = plan.layout.tp * plan.layout.pp
         n_bytes = self.parameters.get(call.role, 0) // split
         if call.kind != "train_step":
-            return MemoryItems(n_bytes, activations=self.activations)
-        return MemoryItems(n_bytes, n_bytes, 4 * n_bytes // plan.layout.dp, self.activations)
+            return MemoryItems(n_bytes, activations=self.activations // _n_microbatches(plan))
+        activations = self.activations // _n_microbatches(plan)
+        return MemoryItems(n_bytes, n_bytes, 4 * n_bytes // plan.layout.dp, activations)
+
+
+def _n_microbatches(plan: CallPlan) -> int:
+    return 8 // (plan.max_tokens or 8)
 
 
 def machine(n_ranks: int, memory: int = 2**40, ranks_per_node: int = 8) -> Machine:

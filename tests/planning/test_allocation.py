@@ -158,6 +158,15 @@ def test_a_resumed_run_keeps_its_plan(planned_for_tiny: None) -> None:
     assert len(said) == 1
 
 
+def test_a_call_keeps_the_limit_on_its_tokens_that_it_is_given(planned_for_tiny: None) -> None:
+    config, graph = configured("ppo", *PPO, "allocation=search", "actor_train.max_tokens_per_microbatch=64")
+    said: list[str] = []
+    changed: Any = with_allocation(config, graph, Job(size=2, local_size=2), said.append, prompts)
+    assert changed.actor_train.max_tokens_per_microbatch == 64
+    assert "actor_train.max_tokens_per_microbatch=64" in said[0].split()
+    assert Placement.of(changed, graph, 2).max_tokens == {"actor_train": 64}
+
+
 def test_a_resumed_run_says_if_its_plan_leaves_processes_idle(planned_for_tiny: None) -> None:
     layouts = [f"{call}.layout=dp2" for call in ("actor_gen", "ref_inf", "critic_inf", "actor_train", "critic_train")]
     config, graph = configured("ppo", *PPO, *layouts, "allocation=search", "parallel.dp=4")

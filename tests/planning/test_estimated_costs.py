@@ -85,6 +85,15 @@ def test_a_pipeline_waits_while_it_fills_and_drains():
     assert cost.bubble < call("actor_train", "pp4", role=dataclasses.replace(HALF, max_tokens=3200)).bubble
 
 
+def test_limits_are_halved_as_long_as_the_longest_sequence_is_within_them():
+    assert costs().token_limits("actor_train") == costs().token_limits("ref_inf") == (None, 800, 400)
+    assert costs().token_limits("actor_gen") == (None,)
+    assert costs(max_tokens={"actor_train": 1000}).token_limits("actor_train") == (None,)
+    smaller = CallPlan(Layout.parse("dp1"), max_tokens=400)
+    assert costs().memory("ref_inf", smaller).activations < costs().memory("ref_inf", CallPlan(Layout())).activations
+    assert costs(max_tokens={"ref_inf": 400}).call("ref_inf", CallPlan(Layout())) == costs().call("ref_inf", smaller)
+
+
 def test_a_pipeline_generates_with_a_step_in_flight_for_each_stage():
     machine = dataclasses.replace(MACHINE, within_node=Link(1e15, 0.0))
     many = call("actor_gen", "pp4", machine=machine)

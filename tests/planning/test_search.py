@@ -71,6 +71,44 @@ def test_a_copy_comes_back_beside_the_call_before_where_there_is_room() -> None:
     assert found.outcome.memory <= 650
 
 
+def test_smaller_micro_batches_are_taken_where_memory_would_ask_for_offloads() -> None:
+    costs = GivenCosts(
+        host_seconds=1.0, parameters={"actor": 100, "ref": 100, "critic": 10}, activations=200, limits=(None, 4, 2)
+    )
+    roomy = search(Simulator(PPO, costs, machine(1, memory=2000)))
+    assert not any(one.max_tokens for one in roomy.plan.calls.values())
+    tight = search(Simulator(PPO, costs, machine(1, memory=900)))
+    assert {name: one.max_tokens for name, one in tight.plan.calls.items() if one.max_tokens} == {"actor_train": 4}
+    assert not any(one.offload for one in tight.plan.calls.values())
+    assert tight.outcome.memory <= 900 < roomy.outcome.memory
+    assert tight.outcome.seconds == pytest.approx(roomy.outcome.seconds + 0.01 * costs.seconds["actor_train"])
+    assert "actor_train.max_tokens_per_microbatch=4" in tight.plan.assignments(PPO)
+    with_offloads = search(Simulator(PPO, replace(costs, limits=(None,)), machine(1, memory=900)))
+    assert any(one.offload for one in with_offloads.plan.calls.values())
+    assert tight.outcome.seconds < with_offloads.outcome.seconds
+
+
+def test_a_call_that_fits_only_with_smaller_micro_batches_has_them() -> None:
+    costs = GivenCosts(parameters={"actor": 100}, activations=2000, limits=(None, 4, 2))
+    found = search(Simulator(PPO, costs, machine(1, memory=2200)))
+    limits = {name: one.max_tokens for name, one in found.plan.calls.items()}
+    assert limits["actor_train"] == 4
+    assert limits["actor_gen"] is None
+
+
+def test_a_pipeline_takes_more_micro_batches() -> None:
+    costs = GivenCosts(parameters={"critic": 100}, limits=(None, 4, 2), bubble=0.5)
+
+    def fits(call: str, layout: Layout) -> None:
+        if call == "critic_train" and layout.pp < 4:
+            raise ConfigError("it is too large")
+
+    found = search(Simulator(PPO, costs, machine(4)), fits=fits)
+    limits = {name: one.max_tokens for name, one in found.plan.calls.items()}
+    assert limits["critic_train"] == 2
+    assert limits["actor_train"] is None
+
+
 def test_what_fits_in_no_layout_names_call_and_items() -> None:
     costs = GivenCosts(parameters={"actor": 2**40})
     with pytest.raises(ConfigError, match=r"'actor_gen' does not fit into 1.0 GiB .* on 2 ranks: .* \(parameters"):
@@ -100,6 +138,22 @@ def test_branch_and_bound_finds_what_trying_all_plans_finds(seed: int, memory: i
     assert result.is_best
     assert result.lower_bound == result.outcome.seconds
     assert result.outcome.seconds == pytest.approx(best)
+
+
+def test_branch_and_bound_and_annealing_choose_micro_batches_as_trying_all_plans_does() -> None:
+    costs, made = replace(random_costs(3), activations=120, limits=(None, 4)), machine(1, 700)
+    simulator = Simulator(PPO, costs, made)
+    fitting, candidates = Fitting(simulator), Candidates.of(PPO, costs, made, saving_memory=True)
+    tried = []
+    for plans in product(*(candidates.placed(call.name) for call in CALLS)):
+        places = simulator.shared([simulator.place(number, plan) for number, plan in enumerate(plans)])
+        tried.append(fitting.fitted(places, exact=True))
+    best = min(found.outcome.seconds for found in tried if not found.excess)
+    for n_partial_plans in (100_000, 0):
+        result = search(Simulator(PPO, costs, made), n_partial_plans=n_partial_plans)
+        assert result.is_best is (n_partial_plans > 0)
+        assert result.outcome.seconds == pytest.approx(best)
+        assert any(one.max_tokens for one in result.plan.calls.values())
 
 
 @pytest.mark.parametrize("seed", range(3))

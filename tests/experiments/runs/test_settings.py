@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
+from reallm.config.args import CallArgs, ModelArgs
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file
-from reallm.experiments.runs.settings import diff, n_processes_of, without_parallel
+from reallm.experiments.runs.settings import diff, n_processes_of, of_plan, without_parallel
 
 
 def test_options_of_the_optimizer_that_are_null_have_its_defaults() -> None:
@@ -21,9 +23,14 @@ def test_a_run_without_the_name_of_its_optimizer_has_the_default_one() -> None:
 
 
 def test_where_calls_are_computed_does_not_change_what_a_run_computes() -> None:
-    changed = dict.fromkeys(("parallel.dp", "actor_gen.layout", "ref_inf.offload"), (None, "dp2"))
-    kept = dict.fromkeys(("seed", "optimizer.lr", "dataset.layout"), (1, 2))
-    assert without_parallel({**changed, **kept}) == kept
+    keys = "parallel.dp", "actor_gen.layout", "ref_inf.offload", "ref_inf.max_tokens_per_microbatch", "allocation"
+    changed = dict.fromkeys(keys, (None, "dp2"))
+    others = "seed", "optimizer.lr", "dataset.layout", "actor.max_tokens_per_microbatch", "max_tokens_per_microbatch"
+    kept = dict.fromkeys(others, (1, 2))
+    call, settings = asdict(CallArgs()), {"actor": asdict(ModelArgs(path="x")), "optimizer": {"lr": 1e-5}}
+    settings |= {"actor_gen": call, "ref_inf": call}
+    assert without_parallel({**changed, **kept}, settings) == kept
+    assert of_plan({**changed, **kept}, settings).keys() == changed.keys() - {"allocation"}
 
 
 def test_a_run_had_the_processes_that_saved_it_though_its_plan_may_leave_some_idle(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def _call_json(step: PlannedStep, name: str) -> dict[str, Any]:
         "layout": str(plan.layout),
         "offload": plan.offload,
         "prefetch": plan.prefetch,
+        "max_tokens_per_microbatch": _max_tokens(step, name),
         "microbatches": cost.n_microbatches,
         "start": start,
         "end": end,
@@ -120,6 +121,14 @@ def _call_json(step: PlannedStep, name: str) -> dict[str, Any]:
         "bubble_seconds": cost.bubble,
         "contention_seconds": _contention(step, name),
     }
+
+
+def _max_tokens(step: PlannedStep, name: str) -> int | None:
+    """The most tokens of a call's micro-batches; None of calls that have none."""
+    call = next(one for one in step.job.graph.calls if one.name == name)
+    if call.kind in ("generate", "reward"):
+        return None
+    return step.plan.calls[name].max_tokens or step.job.settings.max_tokens_of(call)
 
 
 def _contention(step: PlannedStep, name: str) -> float:
@@ -206,7 +215,9 @@ def _lengths(lengths: Lengths) -> str:
 def _calls_table(step: PlannedStep) -> Table:
     contention = {call.name: _contention(step, call.name) for call in step.job.graph.calls}
     crowded = ["crowded"] if any(contention.values()) else []
-    columns = "Call", "layout", "Ranks", "Time", "compute", "comm.", "bubble", *crowded, "Parts"
+    limits = {call.name: _max_tokens(step, call.name) for call in step.job.graph.calls}
+    tokens = ["Tokens"] if any(one.max_tokens is not None for one in step.plan.calls.values()) else []
+    columns = "Call", "layout", "Ranks", "Time", "compute", "comm.", "bubble", *crowded, "Parts", *tokens
     table = numbers_table(*columns, left=("layout",))
     for call in step.job.graph.calls:
         plan = step.plan.calls[call.name]
@@ -222,6 +233,7 @@ def _calls_table(step: PlannedStep) -> Table:
             duration(seconds),
             *(f"{100 * part / (seconds or 1):.0f} %" for part in parts),
             str(cost.n_microbatches),
+            *([f"{limits[call.name]:,}" if limits[call.name] else ""] if tokens else []),
         )
     return table
 
