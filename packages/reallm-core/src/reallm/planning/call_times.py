@@ -145,14 +145,14 @@ class CallTimes:
         embeds, n_blocks, ends = self._pieces(stage)
         compute = communication = 0.0
         tp = self.layout.tp
-        for lengths in batches.lengths:
-            compute += n_blocks * seconds("block", lengths, tp)
+        for lengths, n in batches.alike.items():
+            compute += n * n_blocks * seconds("block", lengths, tp)
             n_reductions = n_blocks * n_reduced
             if not blocks_only:
-                compute += seconds("embedding", lengths, tp) if embeds else 0.0
-                compute += seconds("head", (self._scored(lengths),), tp) if ends else 0.0
+                compute += n * seconds("embedding", lengths, tp) if embeds else 0.0
+                compute += n * seconds("head", (self._scored(lengths),), tp) if ends else 0.0
                 n_reductions += embeds + ends
-            communication += n_reductions * self._tp_reduction(sum(lengths))
+            communication += n * n_reductions * self._tp_reduction(sum(lengths))
         return _Pass(batches.weight * compute, batches.weight * communication)
 
     def _scored(self, lengths: Sequence[int]) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -46,6 +47,11 @@ class MicroBatches:
     def longest(self) -> tuple[int, ...]:
         """The micro-batch of the most tokens."""
         return max(self.lengths, key=sum)
+
+    @cached_property
+    def alike(self) -> Mapping[tuple[int, ...], int]:
+        """The lengths of the sequences in each of those that differ, and how many have the same."""
+        return Counter(self.lengths)
 
     @cached_property
     def n_tokens(self) -> float:
