@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 from collections.abc import Iterator
@@ -103,9 +104,11 @@ def plan(
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """Context without garbage collection, which would go through all that torch has imported, for nothing."""
+    """Context without garbage collection, which would go through all that torch has imported, for nothing; so would
+    the one at the end of the process."""
     was_enabled = gc.isenabled()
     gc.disable()
+    atexit.register(gc.freeze)
     try:
         yield
     finally:
