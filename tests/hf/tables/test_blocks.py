@@ -17,6 +17,7 @@ from reallm.hf.tables import (
     RopeRow,
     WindowedBlocks,
     all_except_every,
+    sliding_except_every,
     sliding_without,
 )
 from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
@@ -60,6 +61,12 @@ class TestInBlocks:
             self.row.read({"rope_layers": 3}, KNOWN)
         with pytest.raises(ConfigError, match="rope_layers has 2; supported are 1 and 0"):
             self.row.read({"rope_layers": [1, 2, 0, 0]}, KNOWN)
+
+    @pytest.mark.parametrize("every", ["LLLG", -2, True, 2.0])
+    def test_a_period_that_is_no_positive_integer_is_refused_by_its_key(self, every):
+        for default in (all_except_every(4, "interval"), sliding_except_every(4, "interval")):
+            with pytest.raises(ConfigError, match=f"interval={every!r} must be a positive integer"):
+                default({"interval": every}, KNOWN)
 
     def test_two_values_cannot_be_expressed(self):
         with pytest.raises(ConfigError, match="cannot be expressed; blocks that have it share one"):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from reallm.errors import ConfigError
 from reallm.hf.tables.fields import FieldRow, FieldsSoFar, keys_by_field
-from reallm.hf.tables.layer_fields import each_block, one_or_each
+from reallm.hf.tables.layer_fields import each_block, one_or_each, period
 
 DefaultBlocks = Callable[[Mapping[str, Any], FieldsSoFar], Sequence[bool]]
 """Whether each block is chosen, from the file's content and the fields of earlier rows, among them `n_layers`."""
@@ -135,7 +135,7 @@ def all_except_every(n: int, key: str | None = None) -> DefaultBlocks:
     """A value of `ListedBlocks.default`: all blocks but every `n`-th; `key` may override `n`."""
 
     def blocks(raw: Mapping[str, Any], known: FieldsSoFar) -> list[bool]:
-        every = n if key is None else raw.get(key) or n
+        every = period(raw, n, key)
         return [(block + 1) % every != 0 for block in range(known["n_layers"])]
 
     return blocks

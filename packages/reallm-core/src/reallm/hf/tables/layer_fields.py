@@ -94,7 +94,7 @@ def sliding_except_every(n: int, key: str | None = None) -> Callable[[Mapping[st
     """A value of `LayerTypes.default`: every `n`-th layer has full attention; `key` may override `n`."""
 
     def types(raw: Mapping[str, Any], known: FieldsSoFar) -> list[str]:
-        every = n if key is None else raw.get(key) or n
+        every = period(raw, n, key)
         return [SLIDING if (block + 1) % every else FULL for block in range(known["n_layers"])]
 
     return types
@@ -186,6 +186,18 @@ class LayerRopes:
             FULL: read(FULL, full, raw.get("rope_theta"), self.full_theta),
             SLIDING: read(SLIDING, sliding, sliding_theta, self.sliding_theta),
         }
+
+
+def period(raw: Mapping[str, Any], n: int, key: str | None) -> int:
+    """The number of blocks after which a pattern repeats: the value of `key`, or `n`.
+
+    Raises:
+        ConfigError: the value is no positive integer.
+    """
+    every = n if key is None else raw.get(key) or n
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ConfigError(f"{key}={every!r} must be a positive integer")
+    return every
 
 
 def one_or_each(values: Sequence[Any]) -> Any:
