@@ -23,8 +23,8 @@ class RotatedBlocks(WindowedBlocks):
         window = raw.get("sliding_window", WINDOW)
         if known["sliding_window"] is None and window is not None:
             raise ConfigError(
-                f"layer_types has no 'sliding_attention' beside sliding_window={window!r}, so that no layer has RoPE; "
-                "set sliding_window to null"
+                f"layer_types has no 'sliding_attention' beside sliding_window={window!r}, so that no layer would "
+                "have RoPE, which is not supported; set sliding_window to null if all layers have it"
             )
         return super().read(raw, known)
 
