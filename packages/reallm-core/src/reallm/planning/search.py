@@ -33,6 +33,8 @@ EVALUATIONS = 6000
 """Changes that annealing tries."""
 PARTIAL_PLANS = 100_000
 """Partial plans that the exhaustive search tries before it gives up."""
+SHORTER = 5
+"""By what factor the search with smaller micro-batches is shorter than the one before."""
 TRIES = 64
 """Choices for a call that the greedy search tries."""
 
@@ -95,7 +97,7 @@ def search(
     if best.excess or any(one.offload for one in best.places):
         smaller = Candidates.of(graph, simulator.costs, simulator.machine, given, fits, saving_memory=True)
         if smaller != candidates:
-            best, bound, is_best = _best(simulator, fitting, smaller, best, limits)
+            best, bound, is_best = _best(simulator, fitting, smaller, best, limits.shorter)
     best = fitting.with_prefetches(best)
     if best.excess:
         raise ConfigError(f"no plan was found that fits into memory; of the closest one, {misfit(simulator, best)}")
@@ -117,6 +119,13 @@ class _Limits(NamedTuple):
     n_evaluations: int
     n_partial_plans: int
     is_symmetric: bool
+
+    @property
+    def shorter(self) -> _Limits:
+        """Those of a search that begins with the plan of another one."""
+        return self._replace(
+            n_evaluations=self.n_evaluations // SHORTER, n_partial_plans=self.n_partial_plans // SHORTER
+        )
 
 
 def _best(
