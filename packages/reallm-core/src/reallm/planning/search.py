@@ -1,8 +1,8 @@
 """`search`: the fastest execution plan that fits into memory, and how far from the best it may be.
 
 Up to 16 ranks all plans are considered, if they are not too many (`Exhaustive`). Otherwise, and for more ranks, the
-search goes on from symmetric plans with greedy changes and simulated annealing (`Annealing`). It makes no
-other random choices than those of its seed, and its length is a number of plans, not a time: all ranks of a job, and
+search goes on from symmetric plans with greedy changes and simulated annealing (`Annealing`), unless what it has is
+close to the bound of all others. It makes no other random choices than those of its seed, and its length is a number of plans, not a time: all ranks of a job, and
 all runs, find the same plan.
 """
 
@@ -35,6 +35,8 @@ PARTIAL_PLANS = 100_000
 """Partial plans that the exhaustive search tries before it gives up."""
 SHORTER = 5
 """By what factor the search with smaller micro-batches is shorter than the one before."""
+CLOSE = 0.02
+"""Share by which the plan of an exhaustive search that gave up may be slower than its bound, for it to be the last."""
 TRIES = 64
 """Choices for a call that the greedy search tries."""
 
@@ -141,6 +143,8 @@ def _best(
         exhaustive = Exhaustive(simulator, fitting, placed, limits.n_partial_plans, is_symmetric=limits.is_symmetric)
         best = exhaustive.best(best) or best
         bound, is_best = max(bound, exhaustive.bound), exhaustive.is_complete
+        if not best.excess and best.outcome.seconds <= bound * (1 + CLOSE):
+            return best, bound, is_best
     if not is_best:
         annealing = Annealing(simulator, fitting, candidates, limits.seed)
         greedy = [annealing.greedy(start, TRIES) for start in (best.bare, known.bare, *starts)]
