@@ -2,8 +2,8 @@
 
 Up to 16 ranks all plans are considered, if they are not too many (`Exhaustive`). Otherwise, and for more ranks, the
 search goes on from symmetric plans with greedy changes and simulated annealing (`Annealing`), unless what it has is
-close to the bound of all others. It makes no other random choices than those of its seed, and its length is a number of plans, not a time: all ranks of a job, and
-all runs, find the same plan.
+close to the bound of all others. It makes no other random choices than those of its seed, and its length is a number of
+plans, not a time: all ranks of a job, and all runs, find the same plan.
 """
 
 from __future__ import annotations
