@@ -108,22 +108,24 @@ class Workspace:
 
 
 def _installed_family(architecture: ReaLModelConfig, datasets: Iterable[str]) -> str:
-    """An installed family that can store this architecture.
+    """An installed family that can store this architecture, rather the suggested one, or one with scalar heads.
 
     Raises:
         PluginError: there is no such family, or a dataset is not installed.
     """
-    found = [name for name, family in registry.offers("family").items() if _can_store(family, architecture)]
+    families = registry.offers("family")
+    found = [name for name, family in families.items() if _can_store(family, architecture)]
     missing = []
     for dataset in datasets:
         try:
             registry.get("dataset", dataset)
         except UnknownNameError:
             missing.append(registry.install_hint("dataset", dataset).removeprefix("pip install "))
-    missing += [] if found else [suggested_first("family")[0]]
+    distribution, suggested = suggested_first("family")
+    missing += [] if found else [distribution]
     if missing:
         raise PluginError(f"the demo needs more than the core: pip install {' '.join(dict.fromkeys(missing))}")
-    return found[0]
+    return min(found, key=lambda name: (name != suggested, not families[name].critic_architectures))
 
 
 def _can_store(family: HFFamily, architecture: ReaLModelConfig) -> bool:
