@@ -18,11 +18,10 @@ from reallm.atomic_files import atomic_write
 from reallm.config.training import TrainingConfig
 from reallm.demo.tokenizer import byte_tokenizer
 from reallm.engine.real_model import ReaLModel
-from reallm.errors import ConfigError, PluginError, UnknownNameError
+from reallm.errors import PluginError, UnknownNameError
 from reallm.experiments.run.runner import RunResult, run
 from reallm.experiments.runs.folder import RunFolder
-from reallm.hf.conversion.config import config_to_hf
-from reallm.hf.family import HFFamily
+from reallm.hf.conversion.storing import storing_family
 from reallm.model.config import ReaLModelConfig
 from reallm.plugins import registry
 from reallm.plugins.known import suggested_first
@@ -108,32 +107,22 @@ class Workspace:
 
 
 def _installed_family(architecture: ReaLModelConfig, datasets: Iterable[str]) -> str:
-    """An installed family that can store this architecture, rather the suggested one, or one with scalar heads.
+    """An installed family that can store this architecture.
 
     Raises:
         PluginError: there is no such family, or a dataset is not installed.
     """
-    families = registry.offers("family")
-    found = [name for name, family in families.items() if _can_store(family, architecture)]
+    found = storing_family(architecture)
     missing = []
     for dataset in datasets:
         try:
             registry.get("dataset", dataset)
         except UnknownNameError:
             missing.append(registry.install_hint("dataset", dataset).removeprefix("pip install "))
-    distribution, suggested = suggested_first("family")
-    missing += [] if found else [distribution]
-    if missing:
+    missing += [] if found else [suggested_first("family")[0]]
+    if missing or found is None:
         raise PluginError(f"the demo needs more than the core: pip install {' '.join(dict.fromkeys(missing))}")
-    return min(found, key=lambda name: (name != suggested, not families[name].critic_architectures))
-
-
-def _can_store(family: HFFamily, architecture: ReaLModelConfig) -> bool:
-    try:
-        config_to_hf(family, architecture)
-    except ConfigError:
-        return False
-    return True
+    return found
 
 
 def _untrained_model(

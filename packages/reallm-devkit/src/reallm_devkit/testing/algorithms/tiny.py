@@ -9,9 +9,8 @@ import torch
 from reallm.demo.tokenizer import byte_tokenizer
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import ConfigError
-from reallm.hf.conversion.config import config_to_hf
+from reallm.hf.conversion.storing import storing_family
 from reallm.model.config import ReaLModelConfig
-from reallm.plugins import registry
 
 SIZES = {
     "n_layers": 2,
@@ -34,7 +33,11 @@ def write_tiny_model(folder: Path, *, seed: int, is_critic: bool = False) -> Pat
     """
     tokenizer = byte_tokenizer()
     config = ReaLModelConfig(vocab_size=len(tokenizer), **SIZES)  # type: ignore[arg-type]
-    family = _installed_family(config)
+    family = storing_family(config)
+    if family is None:
+        raise ConfigError(
+            "an algorithm is checked with a tiny model, and no family is installed; pip install reallm-hf-llama"
+        )
     hf_config = getattr(ReaLModel, f"config_to_{family}")(config)
     hf_config.eos_token_id = hf_config.pad_token_id = tokenizer.eos_token_id
     model = getattr(ReaLModel, f"from_{family}")(hf_config, dtype=torch.float32, seed=seed)
@@ -42,15 +45,3 @@ def write_tiny_model(folder: Path, *, seed: int, is_critic: bool = False) -> Pat
     if is_critic:
         ReaLModel.from_pretrained(folder, is_critic=True, seed=seed).save_pretrained(folder, tokenizer=tokenizer)
     return folder
-
-
-def _installed_family(config: ReaLModelConfig) -> str:
-    for name, family in registry.offers("family").items():
-        try:
-            config_to_hf(family, config)
-        except ConfigError:
-            continue
-        return name
-    raise ConfigError(
-        "an algorithm is checked with a tiny model, and no family is installed; pip install reallm-hf-llama"
-    )
