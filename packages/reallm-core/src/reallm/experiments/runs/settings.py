@@ -12,8 +12,6 @@ import yaml
 
 from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
-from reallm.config.parallel import PREFIX
-from reallm.config.plan import PLAN_PREFIX
 from reallm.errors import ConfigError
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
 from reallm.parallel.layout import Layout
@@ -22,7 +20,7 @@ LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
 """Keys that determine where a run writes, not what it computes."""
 
 CALL_KEYS = frozenset(item.name for item in dataclasses.fields(CallArgs))
-"""Keys that say where and how a call is computed, without its name. They do not change what a run computes."""
+"""Keys of a call's group, such as `layout` of `actor_gen.layout`. They do not change what a run computes."""
 
 Diff = dict[str, tuple[Any, Any]]
 """Dotted key -> values before and now; None if a key is missing."""
@@ -111,37 +109,37 @@ def without_parallel(changed: Diff, settings: Mapping[str, Any]) -> Diff:
         changed: the changed settings.
         settings: all settings, as nested mappings.
     """
-    prefixes, ignored = (PREFIX, PLAN_PREFIX), ("allocation", *_keys_of_calls(settings))
-    return {key: values for key, values in changed.items() if not key.startswith(prefixes) and key not in ignored}
+    groups = {"parallel", "allocation", "plan", *_calls(settings)}
+    return {key: values for key, values in changed.items() if _group(key) not in groups}
 
 
 def of_plan(changed: Diff, settings: Mapping[str, Any]) -> Diff:
-    """The changed settings that split the calls of a run over processes and micro-batches in another way; arguments as
-    for `without_parallel`."""
-    keys = _keys_of_calls(settings)
-    return {
-        key: values
-        for key, values in changed.items()
-        if key in keys or (key.startswith(PREFIX) and key != f"{PREFIX}timeout_s")
-    }
+    """The changed settings that split a run over processes and micro-batches; arguments as for `without_parallel`."""
+    groups = {"parallel", *_calls(settings)}
+    return {key: values for key, values in changed.items() if _group(key) in groups and key != "parallel.timeout_s"}
 
 
 def n_processes(settings: Mapping[str, Any]) -> int:
     """Number of processes that settings of a run, as nested mappings, take: by `parallel.*` and layouts of calls."""
-    flat = flatten(settings)
-    layouts = [Layout.parse(text) for key, text in flat.items() if key.endswith(".layout") and text]
-    sizes = [flat.get(PREFIX + axis) or 1 for axis in ("dp", "pp", "tp")]
-    return max(math.prod(sizes), *(max(layout.ranks) + 1 for layout in layouts), 1)
+    layouts = [Layout.parse(call["layout"]) for call in _calls(settings).values() if call.get("layout")]
+    sizes = [settings.get("parallel", {}).get(axis) or 1 for axis in ("dp", "pp", "tp")]
+    return max([math.prod(sizes), *(max(layout.ranks) + 1 for layout in layouts)])
 
 
 def n_processes_of(folder: RunFolder) -> int:
-    """Number of processes that trained a run last, some of which its plan may leave idle; that of its settings until
-    it has saved."""
+    """Number of processes that trained a run last, some of them perhaps idle; by its settings until it has saved."""
     saved = [path for path in folder.saved_steps().values() if (path / TRAINING_STATE).is_dir()]
     return n_ranks(saved[-1]) if saved else n_processes(read_settings(folder.config))
 
 
-def _keys_of_calls(settings: Mapping[str, Any]) -> set[str]:
-    """The keys that say where and how calls are computed, such as `actor_gen.layout`: those of their `CallArgs`."""
-    calls = [name for name, group in settings.items() if isinstance(group, Mapping) and group.keys() >= CALL_KEYS]
-    return {f"{call}.{key}" for call in calls for key in CALL_KEYS}
+def _calls(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The groups of settings that say where and how a call is computed: those with keys of `CallArgs` alone.
+
+    Settings of earlier versions may lack some of these keys.
+    """
+    groups = {name: group for name, group in settings.items() if isinstance(group, Mapping) and group}
+    return {name: group for name, group in groups.items() if group.keys() <= CALL_KEYS}
+
+
+def _group(key: str) -> str:
+    return key.partition(".")[0]
