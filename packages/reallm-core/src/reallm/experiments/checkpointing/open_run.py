@@ -62,13 +62,11 @@ def open_run(
         ConfigError: the folder cannot be made, has other content, or another process trains in it.
     """
 
-    defaults = plain(default_settings(config))
-
     def open_on_rank0() -> dict[str, Any]:
-        found = find_run(config.resume, config.output_dir, config.name, settings, defaults)
+        found = earlier_run(config, settings)
         folder = found or RunFolder.create(config.output_dir, config.name, default_prefix=algorithm or DEFAULT_PREFIX)
         stack.enter_context(folder.locked())
-        return _read(folder, settings, defaults, is_resume=found is not None)
+        return _read(folder, config, settings, is_resume=found is not None)
 
     opened = job.broadcast_from_rank0(open_on_rank0, config.parallel.timeout)
     if job.is_rank0:
@@ -82,29 +80,25 @@ def planned_run(config: TrainingConfig, settings: Mapping[str, Any], algorithm: 
     Raises:
         ConfigError: the run to resume does not exist.
     """
-    defaults = plain(default_settings(config))
-    found = find_run(config.resume, config.output_dir, config.name, settings, defaults)
+    found = earlier_run(config, settings)
     name = config.name or f"{algorithm or DEFAULT_PREFIX}-<date>-<time>"
     folder = found or RunFolder(Path(config.output_dir) / name)
-    return _run(algorithm, settings, _read(folder, settings, defaults, is_resume=found is not None))
+    return _run(algorithm, settings, _read(folder, config, settings, is_resume=found is not None))
 
 
 def earlier_run(config: TrainingConfig, settings: Mapping[str, Any]) -> RunFolder | None:
-    """The folder of the run to resume, with its settings; None for a new run.
+    """The folder of the run to resume; None for a new run.
 
     Raises:
         ConfigError: the run to resume does not exist.
     """
-    found = find_run(config.resume, config.output_dir, config.name, settings, plain(default_settings(config)))
-    return None if found is None or not found.config.is_file() else found
+    return find_run(config.resume, config.output_dir, config.name, settings, plain(default_settings(config)))
 
 
-def _read(
-    folder: RunFolder, settings: Mapping[str, Any], defaults: Mapping[str, Any], *, is_resume: bool
-) -> dict[str, Any]:
+def _read(folder: RunFolder, config: TrainingConfig, settings: Mapping[str, Any], *, is_resume: bool) -> dict[str, Any]:
     """What the folder says about its run, as JSON."""
     earlier = read_run(folder.path) if is_resume and is_run(folder.path) else None
-    changed = diff(read_settings(folder.config), settings, defaults) if is_resume else {}
+    changed = diff(read_settings(folder.config), settings, plain(default_settings(config))) if is_resume else {}
     return {
         "path": str(folder.path),
         "started_at": ((earlier and earlier.started) or datetime.now()).isoformat(),
