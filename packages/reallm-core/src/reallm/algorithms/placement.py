@@ -12,9 +12,10 @@ from functools import cached_property
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.shared_base import shared_bases
-from reallm.config.args import CallArgs
 from reallm.config.training import TrainingConfig, call_args_of
 from reallm.errors import ConfigError, counted, did_you_mean
+from reallm.field_types import value_text
+from reallm.options import changed
 from reallm.parallel.layout import Layout
 from reallm.specs import ModelFunctionCall
 
@@ -210,19 +211,20 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
     calls = {call.name: call for call in graph.calls}
     found: dict[str, Layout] = {}
     for name, args in call_args_of(config).items():
-        if name not in calls and args != CallArgs():
-            raise ConfigError(
-                f"{_given_keys(name, args)[0]}: with these settings the algorithm has no call '{name}'"
-                f"{did_you_mean(name, calls)}; it has {', '.join(calls)}"
-            )
+        given = {key: f"{name}.{key}={value_text(value)}" for key, value in changed(args).items()}
         if name not in calls:
+            for text in given.values():
+                raise ConfigError(
+                    f"{text}: with these settings the algorithm has no call '{name}'{did_you_mean(name, calls)}; it "
+                    f"has {', '.join(calls)}"
+                )
             continue
         call = calls[name]
-        for key in _given_keys(name, args):
-            if call.kind == "reward" and not key.startswith(f"{name}.layout="):
-                raise ConfigError(f"{key}: a reward has no model; leave it out")
-            if call.kind == "generate" and key.startswith(f"{name}.max_tokens_per_microbatch="):
-                raise ConfigError(f"{key} has no effect: what is generated is batched token by token; leave it out")
+        for key, text in given.items():
+            if call.kind == "reward" and key != "layout":
+                raise ConfigError(f"{text}: a reward has no model; leave it out")
+            if call.kind == "generate" and key == "max_tokens_per_microbatch":
+                raise ConfigError(f"{text} has no effect: what is generated is batched token by token; leave it out")
         if args.layout is None:
             continue
         layout = found[name] = Layout.parse(args.layout)
@@ -232,15 +234,6 @@ def given_layouts(config: TrainingConfig, graph: Graph) -> dict[str, Layout]:
                 "as dp1@0"
             )
     return found
-
-
-def _given_keys(name: str, args: CallArgs) -> list[str]:
-    """The keys that differ from their defaults, such as `actor_gen.offload=true`."""
-    values = dataclasses.asdict(args)
-    defaults = dataclasses.asdict(CallArgs())
-    return [
-        f"{name}.{key}={'true' if value is True else value}" for key, value in values.items() if value != defaults[key]
-    ]
 
 
 def _default_layout(config: TrainingConfig, given: Mapping[str, Layout], n_ranks: int, *, trained: bool) -> Layout:
