@@ -34,7 +34,6 @@ from reallm.experiments.runs.metrics import (
     tokens_trained,
 )
 from reallm.experiments.runs.reward_failures import reward_failures
-from reallm.hf.checkpoint_folder import is_adapter_folder
 
 TITLES = {
     "rewards": "Rewards of chosen and rejected answers, and the margins between them",
@@ -185,8 +184,8 @@ def next_steps(run: RunInfo) -> list[NextStep]:
     checkpoint = best or run.checkpoint
     for model in models_of(checkpoint)[:1] if checkpoint else []:
         code = loading_code(model)
-        library = "peft" if is_adapter_folder(model) else "transformers"
-        steps.append(NextStep(f"Load it with {library} ({which})", "\n".join([code[0], "", *code[1:]])))
+        lines = [*code.imports, "", *code.statements]
+        steps.append(NextStep(f"Load it with {code.library} ({which})", "\n".join(lines)))
         if is_reward_model(model):
             continue
         question = run.question or '"Once upon a time"'

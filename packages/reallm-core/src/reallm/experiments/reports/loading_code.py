@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from reallm.experiments.runs.files import json_object
 from reallm.hf.checkpoint_folder import is_adapter_folder
@@ -11,6 +12,15 @@ from reallm.hf.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 REWARD_MODEL = "ForSequenceClassification"
 """End of the name of transformers' classes that have a scalar head."""
+
+
+class LoadingCode(NamedTuple):
+    """Lines of Python that load the tokenizer and the model of a checkpoint."""
+
+    library: str
+    """What loads the model: `transformers`, or `peft` for an adapter."""
+    imports: list[str]
+    statements: list[str]
 
 
 def models_of(checkpoint: Path) -> list[Path]:
@@ -28,20 +38,18 @@ def is_reward_model(checkpoint: Path) -> bool:
     return str(names[0]).endswith(REWARD_MODEL)
 
 
-def loading_code(checkpoint: Path) -> list[str]:
-    """Lines of Python that load the tokenizer and the model of a checkpoint; of an adapter, with its base model."""
+def loading_code(checkpoint: Path) -> LoadingCode:
+    """The code that loads a checkpoint; an adapter with its base model."""
     kind = REWARD_MODEL if is_reward_model(checkpoint) else "ForCausalLM"
-    auto, path = f"AutoModel{kind}", json.dumps(str(checkpoint), ensure_ascii=False)
+    path = json.dumps(str(checkpoint), ensure_ascii=False)
     if is_adapter_folder(checkpoint):
-        auto, options = f"AutoPeftModel{kind}", ", num_labels=1" if kind == REWARD_MODEL else ""
-        return [
-            f"from peft import {auto}",
-            "from transformers import AutoTokenizer",
-            f"tokenizer = AutoTokenizer.from_pretrained({path})",
-            f"model = {auto}.from_pretrained({path}{options})",
-        ]
-    return [
-        f"from transformers import {auto}, AutoTokenizer",
-        f"tokenizer = AutoTokenizer.from_pretrained({path})",
-        f"model = {auto}.from_pretrained({path})",
-    ]
+        library, auto, options = "peft", f"AutoPeftModel{kind}", ", num_labels=1" if kind == REWARD_MODEL else ""
+        imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
+    else:
+        library, auto, options = "transformers", f"AutoModel{kind}", ""
+        imports = [f"from transformers import {auto}, AutoTokenizer"]
+    return LoadingCode(
+        library,
+        imports,
+        [f"tokenizer = AutoTokenizer.from_pretrained({path})", f"model = {auto}.from_pretrained({path}{options})"],
+    )

@@ -23,7 +23,6 @@ from reallm.experiments.run.setup import report
 from reallm.experiments.runs.info import RunInfo
 from reallm.experiments.runs.metrics import read_curves
 from reallm.experiments.runs.reward_failures import reward_failures
-from reallm.hf.checkpoint_folder import is_adapter_folder
 from reallm.launch.job import Job
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameters import n_parameters
@@ -157,8 +156,9 @@ def final_lines(
     if best is not None:
         lines.append(f"best {best.metric}: {best.value:.4g} after step {best.step}, {folder.path / best.checkpoint}")
     model = models_of(checkpoint)[0]
-    library = "peft" if is_adapter_folder(model) else "transformers"
-    lines += [f"checkpoint: {checkpoint}", f"with {library}:", *(f"    {line}" for line in loading_code(model))]
+    code = loading_code(model)
+    lines += [f"checkpoint: {checkpoint}", f"with {code.library}:"]
+    lines += [f"    {line}" for line in (*code.imports, *code.statements)]
     if not is_reward_model(model):
         lines.append(f"or: reallm generate --model {shlex.quote(str(model))} {question}")
     return lines
