@@ -5,6 +5,7 @@ With several processes, this process launches them, or is a launched one; each r
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from contextlib import nullcontext
@@ -153,9 +154,11 @@ def _settings_of_resumed_run(
     name: str, config_class: type, files: list[Path], arguments: list[str]
 ) -> tuple[list[Path], list[str]]:
     """The files and arguments to load before all others if `resume=<run>` is given; none otherwise."""
+    from reallm.config.args import CallArgs
     from reallm.config.load import given
     from reallm.config.parallel import PREFIX
     from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, call_fields
+    from reallm.field_types import value_text
 
     values = given(config_class, files, arguments)
     resume = values.get("resume", AUTO)
@@ -173,9 +176,8 @@ def _settings_of_resumed_run(
         )
     run_files, run_arguments = resume_arguments(folder)
     if "allocation" in values:  # the plan that the run has had is not kept
-        for field in call_fields(config_class):
-            run_arguments += [f"{field}.layout=null", f"{field}.offload=false", f"{field}.prefetch=false"]
-            run_arguments.append(f"{field}.max_tokens_per_microbatch=null")
+        defaults = [f"{key}={value_text(value)}" for key, value in dataclasses.asdict(CallArgs()).items()]
+        run_arguments += [f"{call}.{default}" for call in call_fields(config_class) for default in defaults]
         if not any(key.startswith(PREFIX) for key in values) and RankEnv.from_environment(os.environ) is None:
             run_arguments += _processes_of(folder, values["allocation"])
     return run_files, run_arguments
@@ -186,9 +188,7 @@ def _processes_of(folder: RunFolder, allocation: str) -> list[str]:
     from reallm.config.allocation import HEURISTIC, SEARCH
     from reallm.experiments.runs.settings import n_processes, n_processes_of, read_settings
 
-    n = n_processes_of(folder)
-    if allocation not in (HEURISTIC, SEARCH) or n == n_processes(
-        {"parallel": read_settings(folder.config)["parallel"]}
-    ):
+    n, settings = n_processes_of(folder), read_settings(folder.config)
+    if allocation not in (HEURISTIC, SEARCH) or n == n_processes({"parallel": settings["parallel"]}):
         return []
     return [f"parallel.dp={n}", "parallel.pp=1", "parallel.tp=1"]
