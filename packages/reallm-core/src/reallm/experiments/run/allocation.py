@@ -8,6 +8,7 @@ from typing import Any
 
 from reallm.algorithms.graph import Graph
 from reallm.config.allocation import MANUAL
+from reallm.config.args import CallArgs
 from reallm.config.load import describe
 from reallm.config.training import AUTO, TrainingConfig, call_args_of
 from reallm.errors import ConfigError, counted
@@ -115,29 +116,26 @@ def _choose(
 
     work, planned_for = planned_job(config, graph, job, prompt_lengths)
     found = planned(config, work)
-    plan = found.plan
-    lines = [f"allocation={config.allocation}: {' '.join(plan.assignments(graph))}"]
+    plan, args = found.plan, call_args_of(config)
+    calls: dict[str, dict[str, Any]] = {}
     parallel: dict[str, int] = {}
     if has_calls_without_keys(config, graph):
         layout = plan.calls[graph.train_calls[0].name].layout
         parallel = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp}
-        lines = [f"allocation={config.allocation}: " + " ".join(f"parallel.{key}={n}" for key, n in parallel.items())]
+        keys = [f"parallel.{key}={n}" for key, n in parallel.items()]
+    else:
+        for name, one in plan.calls.items():
+            given = args.get(name, CallArgs())
+            calls[name] = {
+                "layout": plan.layout_text(graph, name),
+                "offload": one.offload or given.offload,
+                "prefetch": one.prefetch or given.prefetch,
+                "max_tokens_per_microbatch": one.max_tokens,
+            }
+        keys = plan.assignments(graph)
+    lines = [f"allocation={config.allocation}: {' '.join(keys)}"]
     if found.search is not None:
         gain = found.search.gain
         beside = "heuristic does not fit into memory" if gain is None else f"{gain:.2f} times as fast as heuristic"
         lines.append(f"planned for {planned_for}: {beside}; reallm plan shows more")
-    args = call_args_of(config)
-    return {
-        "lines": lines,
-        "calls": {
-            call.name: {
-                "layout": plan.layout_text(graph, call.name),
-                "offload": plan.calls[call.name].offload or (call.name in args and args[call.name].offload),
-                "prefetch": plan.calls[call.name].prefetch or (call.name in args and args[call.name].prefetch),
-                "max_tokens_per_microbatch": plan.calls[call.name].max_tokens,
-            }
-            for call in graph.calls
-            if not parallel
-        },
-        "parallel": parallel,
-    }
+    return {"lines": lines, "calls": calls, "parallel": parallel}
