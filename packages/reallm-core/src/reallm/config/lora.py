@@ -44,13 +44,14 @@ class LoRAArgs(ConfigGroup, group="lora"):
             raise ConfigError(f"dropout={self.dropout} must be at least 0 and less than 1")
         if not self.targets:
             raise ConfigError("targets is empty; name layers, or leave it out for all-linear")
-        given = changed(self, ("rank", "alpha", "targets", "rslora", "dora"))
-        if self.path is not None and given:
-            name, value = next(iter(given.items()))
-            raise ConfigError(f"{name}={value_text(value)}: the adapter in path has its own; leave {name} out")
-        if not self.is_on and (given := changed(self)):
-            name, value = next(iter(given.items()))
-            raise ConfigError(f"{name}={value_text(value)} has no effect without rank; give a rank, such as rank=16")
+        if self.path is not None:
+            for name, value in changed(self, ("rank", "alpha", "targets", "rslora", "dora")).items():
+                raise ConfigError(f"{name}={value_text(value)}: the adapter in path has its own; leave {name} out")
+        if not self.is_on:
+            for name, value in changed(self).items():
+                raise ConfigError(
+                    f"{name}={value_text(value)} has no effect without rank; give a rank, such as rank=16"
+                )
 
     @property
     def is_on(self) -> bool:
