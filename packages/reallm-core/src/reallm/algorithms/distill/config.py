@@ -9,6 +9,7 @@ from reallm.algorithms.rl.config import RolloutConfig
 from reallm.config.args import CallArgs, ModelArgs, SamplingArgs, dataset_option
 from reallm.config.dataset import dataset_name
 from reallm.errors import ConfigError
+from reallm.field_types import value_text
 from reallm.options import changed, is_missing, option
 
 ROWS, PROMPTS = "prompt_answer", "prompt"
@@ -124,7 +125,7 @@ def _check_form(config: DistillConfig) -> None:
     unread = changed(config, ("num_generations", "eval_num_generations", "eval_temperature", "exact"))
     for key, value in (unread | {f"gen.{key}": value for key, value in changed(config.gen).items()}).items():
         raise ConfigError(
-            f"{key}={str(value).lower()} has no effect on given answers; set on_policy=true to learn from those of the "
+            f"{key}={value_text(value)} has no effect on given answers; set on_policy=true to learn from those of the "
             "student"
         )
 
@@ -134,6 +135,6 @@ def _check_policy_gradient(config: DistillConfig) -> None:
         raise ConfigError("policy_gradient=true is for the student's own answers; set on_policy=true")
     for key, value in changed(config, ("beta", "top_k", "temperature")).items():
         raise ConfigError(
-            f"{key}={value} has no effect with policy_gradient=true, which compares only the sampled tokens, at "
-            "gen.temperature; leave it out"
+            f"{key}={value_text(value)} has no effect with policy_gradient=true, which compares only the sampled "
+            "tokens, at gen.temperature; leave it out"
         )

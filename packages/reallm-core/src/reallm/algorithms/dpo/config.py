@@ -10,6 +10,7 @@ from reallm.config.args import CallArgs, ModelArgs, ReferenceArgs, dataset_optio
 from reallm.config.dataset import dataset_name
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError, did_you_mean
+from reallm.field_types import value_text
 from reallm.options import changed, is_missing, option
 
 PAIRS, SINGLE_ANSWERS = "rw_pair", "unpaired_preference"
@@ -151,7 +152,8 @@ def _check_used(config: DPOConfig, names: list[str]) -> None:
     for key, value in changed(config, sorted(readers)).items():
         if not set(readers[key]) & set(names):
             raise ConfigError(
-                f"{key}={value} has no effect on loss_type={','.join(names)}; it is for {', '.join(readers[key])}"
+                f"{key}={value_text(value)} has no effect on loss_type={','.join(names)}; it is for "
+                f"{', '.join(readers[key])}"
             )
     if config.f_divergence_type != "reverse_kl":
         for name in config.loss_types:

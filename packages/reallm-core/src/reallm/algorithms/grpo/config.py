@@ -13,6 +13,7 @@ from reallm.config.args import SamplingArgs
 from reallm.config.dataset import batch_size
 from reallm.config.presets import Presets
 from reallm.errors import ConfigError, counted
+from reallm.field_types import value_text
 from reallm.options import changed, option
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
@@ -244,7 +245,8 @@ def _check_loss(config: GRPOConfig) -> None:
     for key, value in changed(config, _READERS).items():
         if config.loss_type not in _READERS[key]:
             raise ConfigError(
-                f"{key}={value} has no effect on loss_type={config.loss_type}; it is for {', '.join(_READERS[key])}"
+                f"{key}={value_text(value)} has no effect on loss_type={config.loss_type}; it is for "
+                f"{', '.join(_READERS[key])}"
             )
     if config.loss_type == "luspo" and config.importance_sampling_level != "sequence":
         raise ConfigError("loss_type=luspo needs importance_sampling_level=sequence")

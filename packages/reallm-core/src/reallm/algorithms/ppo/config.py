@@ -13,7 +13,7 @@ from reallm.config.args import CallArgs, CriticArgs, SamplingArgs
 from reallm.config.dataset import batch_size
 from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError, counted
-from reallm.field_types import check_fields
+from reallm.field_types import check_fields, value_text
 from reallm.options import changed, is_missing, option
 
 
@@ -211,7 +211,7 @@ def _check_used(args: PPOArgs) -> None:
     for key, value in changed(args, _READ_WITH).items():
         reader, wanted = _READ_WITH[key]
         if getattr(args, reader) != wanted:
-            raise ConfigError(f"{key}={value} has no effect without {reader}={str(wanted).lower()}")
+            raise ConfigError(f"{key}={value_text(value)} has no effect without {reader}={value_text(wanted)}")
     if not args.kl_ctl and (args.use_adaptive_kl_ctl or args.kl_penalty == "loss"):
         key = "use_adaptive_kl_ctl=true" if args.use_adaptive_kl_ctl else "kl_penalty=loss"
         raise ConfigError(f"{key} has no effect with kl_ctl=0, which has no reference; set kl_ctl")

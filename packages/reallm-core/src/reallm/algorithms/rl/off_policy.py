@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reallm.errors import ConfigError
+from reallm.field_types import value_text
 from reallm.options import changed
 
 _OF_CORRECTION = (
@@ -49,7 +50,9 @@ def check_off_policy(
         )
     if correction == "none":
         for key, value in changed(args, _OF_CORRECTION).items():
-            raise ConfigError(f"{group}{key}={value} has no effect without {group}importance_sampling_correction")
+            raise ConfigError(
+                f"{group}{key}={value_text(value)} has no effect without {group}importance_sampling_correction"
+            )
     elif compares_with_sampled(args, optimizer_steps, async_steps):
         raise ConfigError(
             f"{group}importance_sampling_correction={correction} has no effect with {group}old_logprobs=rollout, where "
