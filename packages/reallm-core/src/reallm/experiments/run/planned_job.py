@@ -61,9 +61,10 @@ def _measured(job: PlannedJob, file: Path, n_ranks: int) -> PlannedJob:
     from reallm.planning.profiling.on_ranks import known_profile, setting_here
     from reallm.planning.profiling.use import missing_models, order_for, with_profile
 
-    key, remedy = f"plan.profile={file}", f"measure them here, by reallm plan with --ranks {n_ranks} --profile {file}"
+    key, command = f"plan.profile={file}", f"reallm plan with --ranks {n_ranks} --profile {file}"
+    remedy = f"measure them here, by {command}"
     if not file.exists():
-        raise ConfigError(f"{key}: there is no such file; {remedy.replace('them', 'times')}")
+        raise ConfigError(f"{key}: there is no such file; measure times here, by {command}")
     profile = known_profile(file, n_ranks)
     if profile is None:
         raise ConfigError(f"{key}: has no times of this machine ({setting_here(n_ranks)}); {remedy}")
