@@ -79,8 +79,9 @@ def _with_saved(args: ModelArgs, path: Path) -> ModelArgs:
 
 
 def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], job: Job) -> ResumePoint | None:
-    """Read the state that a run is resumed from, and print its step and changed settings, and whether it has another
-    execution plan now; None for a new run.
+    """Read the state that a run is resumed from, and print what has changed since; None for a new run.
+
+    Printed are its step, changed settings, whether its execution plan is another one, and other versions of packages.
 
     Args:
         run: the opened run.
