@@ -180,11 +180,20 @@ def test_settings_of_a_role_that_have_no_effect():
         checks.check_roles(three_roles.Config(), without_reference)
 
 
-def test_a_checkpoint_that_two_roles_have_is_named_by_the_first(tmp_path):
-    config = three_roles.Config(actor=ModelArgs(path=str(tmp_path)), ref=ModelArgs(path=str(tmp_path)))
+@pytest.mark.parametrize("name", [".", "nope"])
+def test_a_checkpoint_that_two_roles_have_is_named_by_the_first(tmp_path, name):
+    args = ModelArgs(path=str(tmp_path / name))
+    config = three_roles.Config(actor=args, ref=args)
     graph = Graph.of(three_roles.ALGORITHM, config)
     with pytest.raises(ConfigError, match=r"^actor\.path: "):
         checks.check(dataclasses.replace(config, dataset=fake_plugins.RowsConfig(train_path="t.jsonl")), graph)
+
+
+def test_a_path_without_a_model_to_evaluate(tmp_path):
+    settings = config(tmp_path, model=ModelArgs(path=str(tmp_path / "nope")))
+    graph = Graph.of(fake_plugins.OFFERS["algorithm"]["sft"], settings)
+    with pytest.raises(ConfigError, match=r"^model\.path: .*nope does not exist"):
+        checks.check(settings, graph, training=False)
 
 
 def test_a_matrix_that_only_generation_splits_suits_any_optimizer(monkeypatch):

@@ -62,11 +62,12 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
         check_dataset(field, getattr(config, field))
         check_dataset_keys(getattr(config, field), graph)
     check_roles(config, graph)
-    kept = [role for role in graph.roles if not (training and role in graph.trained_roles)]
-    config = with_base_models(config, kept)
     fields = [item.name for item in dataclasses.fields(config)]
     for role in sorted(graph.roles, key=fields.index):  # a model that is by default another one stands after it
-        args, is_trained = model_args(config, role), role in graph.trained_roles
+        is_trained = role in graph.trained_roles
+        if not (training and is_trained):
+            config = with_base_models(config, [role])
+        args = model_args(config, role)
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
             check_checkpoint(f"{role}.path", args.path)
             check_head(f"{role}.path", args, is_trained=is_trained)

@@ -47,18 +47,17 @@ def with_base_models(config: T, roles: Sequence[str]) -> T:
         roles: the roles; those that are trained say whether to go on with the adapter by `lora.path`.
 
     Raises:
-        CheckpointError: a base model is not at hand; says what to do.
+        ConfigError: a path is not that of a model, or a base model is not at hand; names the role and says what to do.
     """
     changes: dict[str, Any] = {}
     for role in roles:
         args = model_args(config, role)
         if not args.path or args.lora.is_on:
             continue
-        folder = resolve_path(args.path)
-        if is_adapter_folder(folder):
-            try:
-                base = base_folder(folder)
-            except CheckpointError as error:
-                raise ConfigError(f"{role}.path: {error}") from error
-            changes[role] = replace(args, path=str(base), lora=LoRAArgs(path=str(folder)))
+        try:
+            folder = resolve_path(args.path)
+            if is_adapter_folder(folder):
+                changes[role] = replace(args, path=str(base_folder(folder)), lora=LoRAArgs(path=str(folder)))
+        except CheckpointError as error:
+            raise ConfigError(f"{role}.path: {error}") from error
     return replace(config, **changes) if changes else config
