@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from reallm.hf.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
+from reallm.hf.file_names import SMALL_FILES
 
 _SAMPLED = 1 << 20
 
@@ -16,7 +16,7 @@ def checkpoint_fingerprint(folder: Path) -> str:
     Training changes all weights, so the first and the last MiB of each file tell one checkpoint from another.
     """
     digest = hashlib.sha256()
-    for pattern in (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES):
+    for pattern in SMALL_FILES:
         for file in sorted(folder.glob(pattern)):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):

@@ -20,11 +20,11 @@ from reallm.errors import ConfigError
 from reallm.hf.conversion.state_dict import LazyHFStateDict
 from reallm.hf.conversion.transformers_io import end_of_sequence_ids
 from reallm.hf.file_names import (
-    ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     INDEX_NAME,
+    SMALL_FILES,
     TOKENIZER_FILES,
     WEIGHTS_NAME,
 )
@@ -33,14 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHECKPOINT_FILES = (
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
+    *(pattern.partition("/")[0] for pattern in SMALL_FILES),
     INDEX_NAME,
     WEIGHTS_NAME,
     "model-*-of-*.safetensors",
-    ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
-    *(pattern.partition("/")[0] for pattern in TOKENIZER_FILES),
 )
 
 

@@ -18,18 +18,15 @@ from reallm.hf.file_names import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
     CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
     INDEX_NAME,
+    SMALL_FILES,
     TOKENIZER_FILES,
     WEIGHTS_NAME,
 )
 from reallm.notices import notify_once
 from reallm.web_addresses import instead_of, is_web_address
 
-_SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 _WEIGHTS = ("model*.safetensors", INDEX_NAME, ADAPTER_WEIGHTS_NAME)
-_CONFIGS = (CONFIG_NAME, ADAPTER_CONFIG_NAME)
-"""Files of which the folder of a checkpoint or an adapter has one."""
 
 
 def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
@@ -47,12 +44,12 @@ def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
     path = Path(path_or_id).expanduser()
     recover_folder(path)
     if path.is_dir():
-        return path if any((path / name).exists() for name in _CONFIGS) else _newest_of_run(path) or path
+        return path if is_model_folder(path) else _newest_of_run(path) or path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and the weights")
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path_or_id):
         raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a hub id such as 'org/name'")
-    return _download(path_or_id, (*_SMALL_FILES, *(_WEIGHTS if weights else ())))
+    return _download(path_or_id, (*SMALL_FILES, *(_WEIGHTS if weights else ())))
 
 
 def _is_run(folder: Path) -> bool:
@@ -65,7 +62,7 @@ def _newest_of_run(path: Path) -> Path | None:
     if not _is_run(run):
         return None
     steps = sorted((run / "checkpoints").glob("step-*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
-    newest = [step for step in steps if any((step / name).is_file() for name in _CONFIGS)][-1:]
+    newest = [step for step in steps if is_model_folder(step)][-1:]
     if not newest:
         return None
     best = run / "checkpoints" / "best"
@@ -123,6 +120,11 @@ def _why_no_config(folder: Path) -> str:
     if runs:
         return f"{text}; it holds the runs {quoted(runs[-3:])}: give one of them"
     return f"{text}, but that of a run that has saved nothing yet" if _is_run(folder) else text
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint or an adapter."""
+    return any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Names of the files in a checkpoint's folder."""
+"""Names of the files in the folder of a checkpoint or an adapter."""
 
 CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -18,3 +18,5 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
+"""Patterns of all files but those of weights."""

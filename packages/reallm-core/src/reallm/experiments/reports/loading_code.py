@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reallm.experiments.runs.files import json_object
-from reallm.hf.checkpoint_folder import is_adapter_folder
+from reallm.hf.checkpoint_folder import is_adapter_folder, is_model_folder
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 REWARD_MODEL = "ForSequenceClassification"
@@ -25,9 +25,7 @@ class LoadingCode(NamedTuple):
 
 def models_of(checkpoint: Path) -> list[Path]:
     """The folders of the models in a checkpoint: itself, or one for each role."""
-    names = (CONFIG_NAME, ADAPTER_CONFIG_NAME)
-    folders = (checkpoint, *sorted(checkpoint.iterdir()))
-    return [path for path in folders if any((path / name).is_file() for name in names)]
+    return [path for path in (checkpoint, *sorted(checkpoint.iterdir())) if is_model_folder(path)]
 
 
 def is_reward_model(checkpoint: Path) -> bool:
