@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,10 +15,10 @@ from reallm.checkpoint.distributed_save import (
     dtypes_of_all_stages,
     write_tensors_distributed,
 )
-from reallm.checkpoint.save import Export, ExportOptions, copy_files, is_unrelated_file, write_file, write_json
+from reallm.checkpoint.save import Export, ExportOptions, is_unrelated_file, write_file, write_json, write_tokenizer
 from reallm.hf.conversion.adapters import adapter_config, adapter_tensors
 from reallm.hf.family import HFFamily
-from reallm.hf.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, TOKENIZER_FILES
+from reallm.hf.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sharding import Box
 from reallm.parallel.mesh import Mesh
@@ -48,7 +47,8 @@ class AdapterExport(ExportOptions):
         """Write the files into an existing folder; all ranks of the layout call it, and fail together."""
         with fail_together(self.mesh):
             if is_leader(self.mesh):
-                self._write_small_files(folder)
+                write_json(folder / ADAPTER_CONFIG_NAME, adapter_config(self.family, self.config, self.base))
+                write_tokenizer(folder, carry_from=self.carry_from, tokenizer=self.tokenizer)
         tensors = adapter_tensors(self.family, self.config)
         if self.mesh is None or self.mesh.layout.size == 1:
             content = {
@@ -73,14 +73,6 @@ class AdapterExport(ExportOptions):
         write_tensors_distributed(
             folder, self.mesh, to_write, boxes, self.local_tensors, file_name=ADAPTER_WEIGHTS_NAME
         )
-
-    def _write_small_files(self, folder: Path) -> None:
-        content: dict[str, Any] = adapter_config(self.family, self.config, self.base)
-        write_json(folder / ADAPTER_CONFIG_NAME, content)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder))
-        elif self.carry_from is not None:
-            copy_files(self.carry_from, folder, TOKENIZER_FILES)
 
 
 ModelExport = Export | ShardedExport | AdapterExport

@@ -43,7 +43,7 @@ _CHECKPOINT_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of `Export` and of `ShardedExport`.
+    """Options of `Export`, `ShardedExport` and `AdapterExport`.
 
     Raises:
         ConfigError: `max_shard_size` is not a size.
@@ -151,12 +151,19 @@ def write_small_files(
 ) -> None:
     """Write a checkpoint's files other than its tensors: config, tokenizer, generation config; see `Export`."""
     write_json(folder / CONFIG_NAME, hf_config)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(folder))
+    write_tokenizer(folder, carry_from=carry_from, tokenizer=tokenizer)
     if carry_from is not None:
-        copy_files(carry_from, folder, (GENERATION_CONFIG_NAME, *(() if tokenizer else TOKENIZER_FILES)))
+        _copy_files(carry_from, folder, (GENERATION_CONFIG_NAME,))
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         _add_stop_token(folder, hf_config, tokenizer.eos_token_id)
+
+
+def write_tokenizer(folder: Path, *, carry_from: Path | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Save a tokenizer, or else copy that of another folder; see `ExportOptions`."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+    elif carry_from is not None:
+        _copy_files(carry_from, folder, TOKENIZER_FILES)
 
 
 def _add_stop_token(folder: Path, hf_config: Mapping[str, Any], token: int) -> None:
@@ -180,8 +187,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def copy_files(source: Path, destination: Path, patterns: tuple[str, ...]) -> None:
-    """Copy the files of a folder that match a pattern."""
+def _copy_files(source: Path, destination: Path, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         for file in source.glob(pattern):
             target = destination / file.relative_to(source)
