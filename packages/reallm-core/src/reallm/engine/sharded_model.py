@@ -417,12 +417,12 @@ class ShardedModel:
                     ranks=ranks,
                     into=None if received is None else _only(received, names),
                     eta=eta,
-                    source_dtype=dtype_of(self),
-                    dtype=dtype_of(target),
+                    source_dtype=source_dtype,
+                    dtype=target_dtype,
                     device=self.device,
                     checksum=checksum,
                 )
-                for names, dtype_of in self._moves(target)
+                for names, source_dtype, target_dtype in self._moves(target)
             )
             target._frozen_contents = self._frozen_contents if eta == 1.0 else object()
         if not receives_in_place:  # a new model, which has got all parameters
@@ -431,21 +431,18 @@ class ShardedModel:
             load_local(target._network, {**moved.tensors, **copies}, self.device)
         return target
 
-    def _moves(self, target: ShardedModel) -> list[tuple[frozenset[str] | None, Callable[[ShardedModel], torch.dtype]]]:
-        """Names of parameters that move together, None: all, and the function that gives their dtype in a model."""
+    def _moves(self, target: ShardedModel) -> list[tuple[frozenset[str] | None, torch.dtype, torch.dtype]]:
+        """Names of parameters that move together, None: all, with their dtypes here and in the target."""
         if self.config.lora is None:
-            return [(None, _dtype)]
-        frozen, head, adapters = (set[str]() for _ in range(3))
-        for name in parameter_shapes(self.config):
-            kind = adapters if is_adapter(name) else head if is_trained(name, self.config) else frozen
-            kind.add(name)
-        if target._frozen_contents is self._frozen_contents:
-            frozen = set()
-        return [
-            (frozenset(names), dtype_of)
-            for names, dtype_of in ((frozen, _dtype), (head, _dtype), (adapters, _adapter_dtype))
-            if names
+            return [(None, self.dtype, target.dtype)]
+        has_frozen = target._frozen_contents is self._frozen_contents
+        names = [name for name in parameter_shapes(self.config) if not has_frozen or is_trained(name, self.config)]
+        adapters = frozenset(filter(is_adapter, names))
+        moves = [
+            (frozenset(names) - adapters, self.dtype, target.dtype),
+            (adapters, adapter_dtype(self.dtype), adapter_dtype(target.dtype)),
         ]
+        return [move for move in moves if move[0]]
 
     def _empty_like(self, mesh: Mesh, dtype: torch.dtype) -> Self:
         """A model of the same network in another layout, on the meta device."""
@@ -489,14 +486,6 @@ class ShardedModel:
         except BaseException:
             self._broken = why
             raise
-
-
-def _dtype(model: ShardedModel) -> torch.dtype:
-    return model.dtype
-
-
-def _adapter_dtype(model: ShardedModel) -> torch.dtype:
-    return adapter_dtype(model.dtype)
 
 
 def _only(values: Mapping[str, T], names: frozenset[str] | None) -> Mapping[str, T]:
