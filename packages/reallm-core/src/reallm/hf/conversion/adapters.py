@@ -43,12 +43,12 @@ ALL_LINEAR = "all-linear"
 PEFT_PREFIX = "base_model.model."
 """Prefix of the names of an adapter's tensors: PEFT's class, and the one that it wraps."""
 
-_NO_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "lora_alpha", "lora_dropout",
-    "lora_ga_config", "loftq_config", "megatron_config", "megatron_core", "modules_to_save", "peft_type",
-    "peft_version", "qalora_group_size", "r", "alpha_pattern", "rank_pattern", "revision", "runtime_config",
-    "target_modules", "task_type", "use_dora", "use_rslora",
+_SUPPORTED_KEYS = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
 """Keys of `adapter_config.json` that are read, or do not change what a saved adapter computes."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -114,23 +114,18 @@ def target_paths(family: HFFamily, config: ReaLModelConfig, targets: str | Seque
     """
     modules = linear_modules(family, config)
     names = [targets] if isinstance(targets, str) else list(targets)
-    found: dict[str, None] = {}
+    found: set[str] = set()
     for name in names:
-        paths = [path for one in modules if name == ALL_LINEAR or _ends_with(one.name, name) for path in one.paths]
+        paths = {path for one in modules if name == ALL_LINEAR or _ends_with(one.name, name) for path in one.paths}
         if not paths:
             known = list(dict.fromkeys(one.name_in_block.rpartition(".")[2] for one in modules))
             raise ConfigError(
                 f"targets: '{name}' is not a linear layer of the model's blocks{did_you_mean(name, known)}; they have "
                 f"{', '.join(known)}, and {ALL_LINEAR} means all of them"
             )
-        found |= dict.fromkeys(paths)
-    return _ordered(found, modules)
-
-
-def _ordered(paths: Mapping[str, None], modules: Sequence[LinearModule]) -> tuple[str, ...]:
-    """Paths in the order in which blocks have them, so that equal targets are equal."""
-    order = dict.fromkeys(path for one in modules for path in one.paths)
-    return tuple(path for path in order if path in paths)
+        found |= paths
+    # in the order in which blocks have them, so that equal targets are equal
+    return tuple(dict.fromkeys(path for one in modules for path in one.paths if path in found))
 
 
 def _ends_with(name: str, part: str) -> bool:
@@ -324,7 +319,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     if raw.get("bias", "none") != "none":
         raise CheckpointError(f"{file}: bias={raw['bias']!r}; only adapters that leave biases alone can be read")
-    unsupported = {key: value for key, value in raw.items() if key not in {*_NO_EFFECT, "bias"} and value}
+    unsupported = {key: value for key, value in raw.items() if key not in _SUPPORTED_KEYS and value}
     if unsupported:
         key, value = next(iter(unsupported.items()))
         raise CheckpointError(f"{file}: {key}={value!r} is not supported; merge the adapter with peft first")
@@ -347,7 +342,6 @@ def lora_from_peft(
         CheckpointError: they belong to another model, are of several ranks or scalings, or on some blocks alone.
     """
     rank, alpha = raw.get("r"), raw.get("lora_alpha")
-    targets: dict[str, None] = {}
     modules = linear_modules(family, config)
     present = {name.removeprefix(PEFT_PREFIX).partition(".lora_A.")[0] for name in shapes if ".lora_A." in name}
     if foreign := sorted(present - {module.name for module in modules}):
@@ -355,16 +349,15 @@ def lora_from_peft(
             f"{source}: the base model has no linear layer {quoted(foreign, 3)} in its blocks; the adapter belongs to "
             "another model, or adapts layers that cannot have adapters here"
         )
-    for module in modules:
-        if module.name in present:
-            targets |= dict.fromkeys(module.paths)
+    adapted = [module for module in modules if module.name in present]
+    targets = dict.fromkeys(path for module in adapted for path in module.paths)
     if lacking := [one.name for one in modules if one.name not in present and targets.keys() & set(one.paths)]:
         raise CheckpointError(f"{source}: some blocks have an adapter that others lack, such as {quoted(lacking, 1)}")
     try:
         lora = LoRAConfig(
             rank=rank,  # type: ignore[arg-type]  # checked there
             alpha=float(alpha),  # type: ignore[arg-type]
-            targets=_ordered(targets, modules),
+            targets=tuple(targets),
             dropout=float(raw.get("lora_dropout") or 0.0),
             rslora=bool(raw.get("use_rslora")),
             dora=bool(raw.get("use_dora")),
@@ -376,9 +369,8 @@ def lora_from_peft(
             raise CheckpointError(
                 f"{source / ADAPTER_CONFIG_NAME}: alpha_pattern has '{key}', which is not the name of a linear layer"
             )
-    for module in modules:
-        if module.name in present:
-            _check_scaling(module, lora, raw, shapes[f"{PEFT_PREFIX}{module.name}.lora_A.weight"][0], source)
+    for module in adapted:
+        _check_scaling(module, lora, raw, shapes[f"{PEFT_PREFIX}{module.name}.lora_A.weight"][0], source)
     return lora
 
 
