@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ from reallm.hf.file_names import ADAPTER_WEIGHTS_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.model.lora import initial_matrix
 from reallm.model.lora_config import LoRAConfig
-from reallm.model.parameter_names import LORA_MAGNITUDE, adapter_dtype, head_weight_name, split_parameter_name
+from reallm.model.parameter_names import (
+    LORA_MAGNITUDE,
+    adapter_dtype,
+    head_weight_name,
+    parameter_dtype,
+    split_parameter_name,
+)
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box
 from reallm.model.transformer import random_stream
@@ -109,7 +115,7 @@ def with_adapters(family: HFFamily, config: ReaLModelConfig, args: LoRAArgs | No
         return config
     if args.path is not None:
         found = AdapterFolder(resolve_adapter(args.path)).lora(family, config)
-        lora = LoRAConfig(found.rank, found.alpha, found.targets, args.dropout, found.rslora, found.dora)
+        lora = replace(found, dropout=args.dropout)
     else:
         assert args.rank is not None
         paths = target_paths(family, config, args.targets)
@@ -145,7 +151,7 @@ def adapter_boxes(
     if args.path is not None:
         whole = AdapterFolder(resolve_adapter(args.path)).read(family, config)
         return {
-            name: tensor[boxes[name].slices].clone().to(adapter_dtype(dtype))
+            name: tensor[boxes[name].slices].to(parameter_dtype(name, dtype), copy=True)
             for name, tensor in whole.items()
             if name in boxes
         }
@@ -156,7 +162,7 @@ def adapter_boxes(
             found[name] = _row_norms(f"{module}.weight", boxes[name], folder, family, config.base, dtype)
         else:
             drawn = initial_matrix(own_name, shapes[name], random_stream(name, seed))
-            found[name] = drawn[boxes[name].slices].to(adapter_dtype(dtype)).clone()
+            found[name] = drawn[boxes[name].slices].to(parameter_dtype(name, dtype), copy=True)
     return found
 
 

@@ -47,7 +47,7 @@ from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.model.inputs import as_tokens
 from reallm.model.lora import LoRALinear
-from reallm.model.parameter_names import is_adapter, is_trained, parameter_dtype
+from reallm.model.parameter_names import is_adapter, is_trained
 from reallm.model.sharding import Box
 from reallm.notices import notify_once
 from reallm.parallel.mesh import Mesh
@@ -434,7 +434,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         if lora is not None and lora.is_on:
             trained = {name: box for name, box in boxes.items() if is_trained(name, self.config)}
             for name, tensor in adapter_boxes(lora, folder, family, self.config, trained, dtype, seed).items():
-                tensors[name] = tensor.to(device, parameter_dtype(name, dtype))
+                tensors[name] = tensor.to(device)
         load_local(self.network, tensors, device)
         self.bytes_read, self._build_args = read.bytes_read, replace(self._build_args, dtype=dtype, device=device)
         if self.mesh is None and device.type == "cpu" and read.stored_dtypes == {dtype}:
