@@ -60,16 +60,21 @@ def check_model(key: str, path: str, adapter: str | None = None) -> ModelFolders
         ConfigError: it cannot be loaded.
     """
     from reallm.experiments.preflight.checks import check_checkpoint
-    from reallm.hf.checkpoint_folder import base_folder, is_adapter_folder, resolve_adapter, resolve_path
-    from reallm.hf.checkpoint_folder import tokenizer_folder as choose_tokenizer
+    from reallm.hf.checkpoint_folder import (
+        base_folder,
+        is_adapter_folder,
+        resolve_adapter,
+        resolve_path,
+        tokenizer_folder,
+    )
 
+    found = None
     try:
         base = resolve_path(path)
-        found = base if is_adapter_folder(base) else None
-        if found is not None and adapter is not None:
-            raise ConfigError(f"{path} holds an adapter too; give its base model with --adapter {adapter}")
-        if found is not None:
-            base = base_folder(found)
+        if is_adapter_folder(base):
+            if adapter is not None:
+                raise ConfigError(f"{path} holds an adapter too; give its base model with --adapter {adapter}")
+            found, base = base, base_folder(base)
     except CheckpointError as error:
         raise ConfigError(f"{key}: {error}") from error
     if adapter is not None:
@@ -77,7 +82,7 @@ def check_model(key: str, path: str, adapter: str | None = None) -> ModelFolders
             found = resolve_adapter(adapter)
         except CheckpointError as error:
             raise ConfigError(f"--adapter: {error}") from error
-    tokenizer = choose_tokenizer(base, found)
+    tokenizer = tokenizer_folder(base, found)
     check_checkpoint(key, str(base), needs_tokenizer=tokenizer == base)
     return ModelFolders(base, found, tokenizer)
 

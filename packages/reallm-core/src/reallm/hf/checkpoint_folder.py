@@ -148,8 +148,9 @@ def resolve_adapter(path_or_id: str | Path) -> Path:
 
 def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
     """The folder with the tokenizer of a model: that of its adapter, if it has one, or else its checkpoint's."""
-    has_own = adapter is not None and any(True for pattern in TOKENIZER_FILES for _ in adapter.glob(pattern))
-    return adapter if adapter is not None and has_own else base
+    if adapter is not None and any(any(adapter.glob(pattern)) for pattern in TOKENIZER_FILES):
+        return adapter
+    return base
 
 
 def base_folder(folder: Path) -> Path:
