@@ -19,7 +19,6 @@ from reallm.model.layers import Linear
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.parameter_names import LORA_A, LORA_B, LORA_MAGNITUDE, adapter_dtype
 from reallm.model.products.linear import input_grads, linear
-from reallm.model.sharding import Shard
 
 
 class LoRALinear(Linear):
@@ -45,11 +44,9 @@ class LoRALinear(Linear):
         self.lora_magnitude = nn.Parameter(like.new_empty(base.out_features)) if config.dora else None
         shard = base.shards["weight"]
         of_outputs, of_inputs = (shard if shard is not None and shard.dim == dim else None for dim in (0, 1))
-        self.shards = {**base.shards, LORA_A: None, LORA_B: None if of_outputs is None else Shard(0, of_outputs.unit)}
-        if of_inputs is not None:
-            self.shards[LORA_A] = Shard(1, of_inputs.unit)
+        self.shards = {**base.shards, LORA_A: of_inputs, LORA_B: of_outputs}
         if config.dora:
-            self.shards[LORA_MAGNITUDE] = self.shards[LORA_B]
+            self.shards[LORA_MAGNITUDE] = of_outputs
         self.partial_grad = shard is not None
         self.enabled = True
         """Whether the adapter counts; see `adapters_off`."""
