@@ -326,11 +326,14 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         raw = read_hf_config(folder)
         stored = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
         config = stored.replace(vocab_size=max(stored.vocab_size, min_vocab_size or 0))
+        adapter = None
+        if lora is not None and lora.path is not None:  # resolved once: a run may save a newer adapter meanwhile
+            adapter = resolve_adapter(lora.path)
+            lora = replace(lora, path=str(adapter))
         config = with_adapters(family, config, lora)
         model = cls(config, device="meta", **placement)
         model._set_hf_source(family, raw, folder)
         model.base = base or str(folder.resolve())
-        adapter = None if lora is None or lora.path is None else resolve_adapter(lora.path)
         model.tokenizer_source = tokenizer_folder(folder, adapter)
         model._load(folder, stored, wanted, target, seed, lora)
         if config.vocab_size > stored.vocab_size:
