@@ -26,7 +26,8 @@ def planned_model(args: ModelArgs, n_tokens: int | None) -> ReaLModelConfig:
         n_tokens: number of tokens for which it gets rows; None: it keeps those of its checkpoint.
 
     Raises:
-        CheckpointError: it is not a checkpoint, or its `config.json` is not supported; or no adapter of it.
+        CheckpointError: it is not a checkpoint, its `config.json` is not supported, or `lora.path` holds no adapter
+            of such a model.
         ConfigError: there is no such layer to adapt.
     """
     model = load_model_config(args.path, is_critic=args.is_critic)
