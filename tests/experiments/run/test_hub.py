@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from reallm.cli.main import run as reallm
 from reallm.errors import ConfigError
 from reallm.experiments.run import hub
+from reallm.experiments.runs.info import read_run
 from tests.experiments.conftest import Trainer
 
 
@@ -79,6 +80,18 @@ def test_the_best_checkpoint_is_taken_if_there_is_one(trainer: Trainer, api: typ
     assert best != result.checkpoint
     hub.push_run(result.run_dir, "me/it")
     assert api.commits[0]["model.safetensors"] == (best / "model.safetensors").read_bytes()
+
+
+def test_the_card_names_the_library_and_the_base_of_the_trained_model(trainer: Trainer) -> None:
+    run = read_run(trainer.run(trainer.config()).run_dir)
+    whole = {"path": "org/base", "dtype": "auto", "lora": {"rank": None, "path": None}}
+    adapted = whole | {"lora": {"rank": 4, "path": None}}
+    for actor, ref, library in ((whole, adapted, "transformers"), (adapted, whole, "peft")):
+        settings = {"plan": {"machine": "here.yaml"}, "actor": actor, "ref": ref | {"path": "org/other"}}
+        card = hub.model_card(run, settings, "me/it")
+        head = yaml.safe_load(card.split("---")[1])
+        assert (head["library_name"], head["base_model"]) == (library, "org/base")
+        assert "here.yaml" not in card
 
 
 def test_nothing_is_uploaded_unless_asked_for(trainer: Trainer, api: type[FakeApi]) -> None:

@@ -17,11 +17,13 @@ from reallm.errors import ConfigError, ReallmError, one_line
 from reallm.experiments.reports.number_format import number
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
 from reallm.experiments.runs.info import RunInfo, read_run
-from reallm.experiments.runs.settings import flatten, read_settings
+from reallm.experiments.runs.settings import flatten, read_settings, trained_role
 
 CARD = "README.md"
 """Name of the file with the model card."""
-NOT_IN_CARD = ("output_dir", "name", "resume", "push_to_hub", "loggers", "callbacks", "parallel")
+NOT_IN_CARD = (
+    "output_dir", "name", "resume", "push_to_hub", "loggers", "callbacks", "parallel", "allocation", "plan",
+)  # fmt: skip
 """Settings that say nothing about the model."""
 
 
@@ -101,14 +103,13 @@ def push_run(run_dir: Path, repo: str) -> str:
 def model_card(run: RunInfo, settings: Mapping[str, Any], repo: str) -> str:
     """The model card of a run: base model, data by file name, metrics, settings. No path of this machine is in it."""
     flat = {key: _public(key, value) for key, value in flatten(settings).items()}
-    is_adapter = any(key.endswith((".lora.rank", ".lora.path")) and value is not None for key, value in flat.items())
+    trained = trained_role(settings)
+    is_adapter = any(flat.get(f"{trained}.lora.{key}") is not None for key in ("rank", "path"))
     head: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
         "tags": ["reallm", *filter(None, [run.algorithm])],
     }
-    base = next(
-        (str(value) for key, value in flatten(settings).items() if key.endswith(".path") and ".lora." not in key), ""
-    )
+    base = str(settings.get(trained, {}).get("path", ""))
     if base.count("/") == 1 and not os.path.exists(base):  # noqa: PTH110 - a hub id is no path
         head["base_model"] = base
     shown = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_IN_CARD and value is not None}

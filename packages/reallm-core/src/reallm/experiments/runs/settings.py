@@ -58,8 +58,13 @@ def path_key(file: Path) -> str:
         settings = read_settings(file)
     except ConfigError:
         settings = {}
-    models = [name for name, group in settings.items() if isinstance(group, dict) and {"path", "dtype"} <= group.keys()]
-    return f"{models[0] if models else 'model'}.path"
+    return f"{trained_role(settings)}.path"
+
+
+def trained_role(settings: Mapping[str, Any]) -> str:
+    """The role whose model a run trains, the first one of several: `model`, or `actor`."""
+    groups = {name: group for name, group in settings.items() if isinstance(group, Mapping)}
+    return next((name for name, group in groups.items() if {"path", "dtype"} <= group.keys()), "model")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
