@@ -44,10 +44,8 @@ class CorrectionBiases:
         if config.lora is not None:
             raise ConfigError(f"{key} changes the base model, which adapters leave as it is; leave it out")
         self._rate, self._mesh, self._n_experts = rate, mesh, config.moe.n_experts
-        layers = [
-            f"{path}.router.correction_bias" for path, each in network.named_modules() if isinstance(each, MoEMLP)
-        ]
-        self._parameters = {name: network.get_parameter(name) for name in layers}
+        names = [f"{path}.router.correction_bias" for path, each in network.named_modules() if isinstance(each, MoEMLP)]
+        self._parameters = {name: network.get_parameter(name) for name in names}
         self._stepped = {name: _at_least_float32(each) for name, each in self._parameters.items()}
         self._boxes = {} if mesh is None else local_boxes(config, mesh.layout, mesh.rank)
 
