@@ -1,6 +1,6 @@
 """Tests of what a part of the packages does without the others: `test_core.py` is for the core alone,
 `test_core_datasets.py` for the core, the datasets and the devkit, `test_core_family.py` for the core, the devkit and
-any one package of families. The tox environments `core`, `core-datasets`, `core-llama`, ... install exactly such a
+any one package of families. The tox environments `core`, `core-datasets`, `reallm-hf-llama`, ... install exactly such a
 part."""
 
 from __future__ import annotations
