@@ -192,3 +192,17 @@ def _parent(process: Path) -> int | None:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return None  # the process has ended meanwhile
+
+
+def ended_soon(pid: int, timeout_s: float = 60.0) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there after {timeout_s} s")

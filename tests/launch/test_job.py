@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import Command, losses, make_inputs, sft, side_by_side
+from tests.helpers.jobs import Command, ended_soon, losses, make_inputs, sft, side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +129,3 @@ def test_the_processes_end_with_the_one_that_started_them(inputs: Path, tmp_path
     command.end()
     for pid in pids:
         ended_soon(pid)
-
-
-def ended_soon(pid: int, timeout_s: float = 60.0) -> None:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (ProcessLookupError, FileNotFoundError):
-            return
-        if state == "Z":
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"process {pid} is still there after {timeout_s} s")

@@ -1,7 +1,8 @@
-"""Processes that are started together end together, however one of them ends."""
+"""Processes that are started together end together, however one of them ends, and only they take part."""
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from reallm.launch import launcher
 from reallm.launch.launcher import Launcher
+from tests.helpers.jobs import ended_soon
 
 SLEEP = "time.sleep(60)"
 
@@ -86,3 +88,55 @@ open(f'{tmp_path}/ready{{rank}}', 'w').close()
     signaller.join()
     assert ended.user_stopped
     assert ended.signal_name == "SIGKILL"
+
+
+LISTENING = """
+from datetime import timedelta
+from pathlib import Path
+import torch
+from reallm.launch.job import Job
+from reallm.launch.rank_env import RankEnv
+job = Job.connect(RankEnv.from_environment(os.environ), timedelta(seconds=30))
+with job.process_groups(torch.device("cpu"), timedelta(seconds=30)):
+    sockets = {os.stat(f"/proc/{pid}/fd/{fd}").st_ino for pid in (os.getpid(), os.getppid())
+               for fd in os.listdir(f"/proc/{pid}/fd") if os.path.exists(f"/proc/{pid}/fd/{fd}")}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    found = [line[1].partition(":")[0] for line in lines if line[3] == "0A" and int(line[9]) in sockets]
+    Path(sys.argv[1], f"{rank}").write_text(" ".join(found))
+    job.any(False)
+"""
+LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 as in /proc/net."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net")
+def test_nothing_of_a_job_on_one_machine_can_be_reached_from_another(tmp_path: Path):
+    program = f"import os, sys\nrank = int(os.environ['RANK'])\n{LISTENING}"
+    assert Launcher([sys.executable, "-c", program, str(tmp_path)], 2, os.environ).run() is None
+    addresses = [(tmp_path / str(rank)).read_text().split() for rank in range(2)]
+    assert all(addresses), "gloo listens for the other rank"
+    assert {address for on_rank in addresses for address in on_rank} <= LOOPBACK
+
+
+def test_processes_end_with_a_launcher_that_is_killed_before_they_have_imported_anything(tmp_path: Path):
+    holding_the_lock = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # as an import of a large library does
+    program = f"""
+import os
+from pathlib import Path
+from reallm.launch.end_with_launcher import end_with_launcher
+end_with_launcher()
+Path({str(tmp_path)!r}, os.environ["RANK"] + ".new").write_text(str(os.getpid()))
+Path({str(tmp_path)!r}, os.environ["RANK"] + ".new").rename(Path({str(tmp_path)!r}, os.environ["RANK"]))
+{holding_the_lock}
+"""
+    launching = (
+        "import os, sys; from reallm.launch.launcher import Launcher; Launcher(sys.argv[1:], 2, os.environ).run()"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", launching, sys.executable, "-c", program])
+    while len(list(tmp_path.glob("[01]"))) < 2:
+        assert starter.poll() is None
+        time.sleep(0.05)
+    starter.kill()
+    starter.wait()
+    for rank in range(2):
+        ended_soon(int((tmp_path / str(rank)).read_text()))

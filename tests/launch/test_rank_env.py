@@ -20,7 +20,12 @@ SRUN = {
 def test_torchrun():
     env = RankEnv.from_environment(TORCHRUN)
     assert env == RankEnv(5, 8, 1, 4, "node0", 1234, is_store_server=False)
+
+
+def test_our_launcher():
+    env = RankEnv(1, 2, 1, 2, "127.0.0.1", 29500, is_store_server=False, store_file="/proc/self/fd/5")
     assert RankEnv.from_environment(env.to_environment()) == env
+    assert env.is_on_one_machine
 
 
 def test_srun_counts_with_an_address():

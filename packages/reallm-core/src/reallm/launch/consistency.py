@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from reallm.errors import ConfigError, PeerError
 from reallm.launch.job import Job
+from reallm.launch.store import read_json
 
 MISSING = "nothing"
 
@@ -67,7 +68,7 @@ def _compare(job: Job, subject: str, timeout: timedelta) -> tuple[str, str] | No
                 f"rank {rank} ({job.describe_process(rank)}) has not shown up within {seconds:g} s; see whether it "
                 "was started and what it is waiting for, or raise parallel.timeout_s"
             )
-    found = first_difference([json.loads(job.store.get(key)) for key in keys])
+    found = first_difference([read_json(job.store, key) for key in keys])
     if found is None:
         return None
     return "different", (

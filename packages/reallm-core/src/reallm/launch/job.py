@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 from reallm.errors import PeerError
+from reallm.launch.open_store import connect_store
 from reallm.launch.rank_env import RankEnv
-from reallm.launch.store import Store, StoreWithTimeout
+from reallm.launch.store import Store, StoreWithTimeout, read_json, read_text
 
 POLL_S, LONGEST_POLL_S = 0.01, 0.5
 """Pauses between two queries of the store, which serves all ranks; they grow with the waiting time."""
@@ -56,23 +57,7 @@ class Job:
         Raises:
             PeerError: the store is not found within the timeout.
         """
-        try:
-            server = dist.TCPStore(  # type: ignore[attr-defined]
-                env.address,
-                env.port,
-                world_size=env.size,
-                is_master=env.is_store_server,
-                timeout=timeout,
-                wait_for_workers=False,
-                multi_tenant=True,
-            )
-        except (dist.DistError, RuntimeError) as error:
-            raise PeerError(
-                f"rank {env.rank} cannot find rank 0 at {env.address}:{env.port}, where MASTER_ADDR and MASTER_PORT "
-                f"say it is ({_first_line(error)}); make sure that all processes were started"
-            ) from error
-        server_name = f"rank 0 or its launcher, at {env.address}:{env.port},"
-        store = StoreWithTimeout(dist.PrefixStore("reallm", server), server_name)  # type: ignore[attr-defined]
+        store = connect_store(env, timeout)
         job = cls(env.rank, env.size, env.local_rank, env.local_size, store, env.is_store_server)
         store.set(f"process/{job.rank}", f"{socket.gethostname()} {os.getpid()}")
         return job
@@ -147,7 +132,7 @@ class Job:
                     f"rank 0 ({self.describe_process(0)}) did not answer within {timeout.total_seconds():g} s; see "
                     "what it is waiting for, or raise parallel.timeout_s"
                 )
-            result = json.loads(self.store.get(key))
+            result = read_json(self.store, key)
             if not result:
                 raise PeerError("rank 0 has failed")
             return result[0]
@@ -190,7 +175,7 @@ class Job:
         try:
             if self.store is None or not self.store.check([key]):
                 return None
-            return self.store.get(key).decode()
+            return read_text(self.store, key)
         except (dist.DistError, PeerError):
             return None
 
@@ -210,7 +195,7 @@ class Job:
         hostname, dead = socket.gethostname(), []
         for rank in range(self.size):
             host, _, pid = (self.get(f"process/{rank}") or "").partition(" ")
-            if host == hostname and not _is_alive(int(pid)):
+            if host == hostname and pid.isdecimal() and not _is_alive(int(pid)):
                 dead.append(rank)
         return dead
 
@@ -228,7 +213,3 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return True  # not Linux
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].strip()

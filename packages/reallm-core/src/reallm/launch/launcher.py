@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from types import FrameType
 
-import torch.distributed as dist
-
+from reallm.errors import PeerError
+from reallm.launch.end_with_launcher import LAUNCHER_PIPE
 from reallm.launch.failure import claim_report
 from reallm.launch.job import DOING, RUN_FOLDER
-from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
+from reallm.launch.open_store import open_store_file
+from reallm.launch.rank_env import DEFAULT_PORT, RankEnv
+from reallm.launch.store import read_text
+from reallm.launch.store_file import StoreFile
 
 LOCALHOST = "127.0.0.1"
 POLL_S = 0.05
@@ -64,11 +66,10 @@ class Launcher:
 
     def __init__(self, command: Sequence[str], n: int, environment: Mapping[str, str]) -> None:
         self._command, self._n, self._environment = list(command), n, dict(environment)
-        # The launcher serves the store, on a port that the system finds, so that it outlives every rank.
-        self._server = dist.TCPStore(  # type: ignore[attr-defined]
-            LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)
-        )
-        self._store = dist.PrefixStore("reallm", self._server)  # type: ignore[attr-defined]
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            self._environment.setdefault(name, loopback_interface())  # nobody else has to reach these processes
+        self._store_file = StoreFile()
+        self._store = open_store_file(self._store_file.path)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._n_signals = 0
         """Number of times that the user has asked to stop."""
@@ -89,16 +90,26 @@ class Launcher:
                 return self._wait()
         finally:
             self._kill()
+            self._store_file.close()
             for end in (read_end, write_end):
                 if end >= 0:
                     os.close(end)
 
     def _start(self, rank: int, pipe: int) -> subprocess.Popen[bytes]:
-        env = RankEnv(rank, self._n, rank, self._n, LOCALHOST, self._server.port, is_store_server=False)
+        env = RankEnv(
+            rank,
+            self._n,
+            rank,
+            self._n,
+            LOCALHOST,
+            DEFAULT_PORT,
+            is_store_server=False,
+            store_file=self._store_file.path,
+        )
         return subprocess.Popen(
             self._command,
             env={**self._environment, **env.to_environment(), LAUNCHER_PIPE: str(pipe)},
-            pass_fds=[pipe],
+            pass_fds=[pipe, *self._store_file.descriptors],
             # Ctrl-C in a terminal then reaches only this process, which forwards it once, when all have started.
             start_new_session=True,
         )
@@ -126,13 +137,16 @@ class Launcher:
         """The exit of a process; claims its report, so that the others do not report that they lost it."""
         process = self._processes[rank]
         assert process.returncode is not None
-        reported = not claim_report(self._store, rank)
-        folder, doing = self._known(RUN_FOLDER), self._known(f"{DOING}/{rank}")
+        try:
+            reported = not claim_report(self._store, rank)
+            folder, doing = self._known(RUN_FOLDER), self._known(f"{DOING}/{rank}")
+        except PeerError:  # a process was stopped or killed while it wrote
+            reported, folder, doing = False, None, None
         return WorkerExit(rank, process.pid, process.returncode, reported, folder, doing, self._n_signals > 0)
 
     def _known(self, key: str) -> str | None:
         """The value of a key of the store; None if it is not set."""
-        return self._store.get(key).decode() if self._store.check([key]) else None
+        return read_text(self._store, key) if self._store.check([key]) else None
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -157,15 +171,6 @@ class Launcher:
                 signal.signal(number, handler)
 
 
-def exit_with_launcher(pipe: int) -> None:
-    """End this process at once when the launcher ends, even if it is killed.
-
-    Args:
-        pipe: file descriptor that reaches end of file when the launcher ends.
-    """
-
-    def watch() -> None:
-        os.read(pipe, 1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="launcher", daemon=True).start()
+def loopback_interface() -> str:
+    """The name of the network interface that reaches this machine alone: `lo`, on macOS `lo0`."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")

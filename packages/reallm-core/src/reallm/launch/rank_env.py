@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reallm.errors import ConfigError
+from reallm.launch.store_file import STORE_FILE
 
 DEFAULT_PORT = 29500
-LAUNCHER_PIPE = "REALLM_LAUNCHER_PIPE"
-"""Environment variable with a file descriptor that reaches end of file when the launcher ends."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,13 @@ class RankEnv:
     port: int
     is_store_server: bool
     """Whether this process serves the store; otherwise a launcher or another rank does."""
+    store_file: str | None = None
+    """Path of the file that is the store; None if it is served at the address."""
+
+    @property
+    def is_on_one_machine(self) -> bool:
+        """Whether all processes of the job are on this machine."""
+        return self.local_size == self.size
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> RankEnv | None:
@@ -76,12 +82,13 @@ class RankEnv:
             local_size,
             environment["MASTER_ADDR"],
             port,
-            is_store_server=rank == 0 and not launcher_serves_store,
+            is_store_server=rank == 0 and not launcher_serves_store and STORE_FILE not in environment,
+            store_file=environment.get(STORE_FILE),
         )
 
     def to_environment(self) -> dict[str, str]:
-        """The inverse of `from_environment`, for a process that does not serve the store."""
-        assert not self.is_store_server
+        """The inverse of `from_environment`, for a process whose store is a file."""
+        assert self.store_file is not None
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),
@@ -89,7 +96,7 @@ class RankEnv:
             "LOCAL_WORLD_SIZE": str(self.local_size),
             "MASTER_ADDR": self.address,
             "MASTER_PORT": str(self.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # as torchrun's agent sets it, which serves the store too
+            STORE_FILE: self.store_file,
         }
 
 

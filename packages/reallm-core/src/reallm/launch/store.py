@@ -5,6 +5,7 @@ torch's client waits forever for a server that exists but does not answer, such 
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from reallm.errors import PeerError
+from reallm.printable import printable_line
 
 ANSWER_TIMEOUT = timedelta(seconds=30)
 
@@ -30,6 +32,25 @@ class Store(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """Whether all of the keys are set."""
+
+
+def read_text(store: Store, key: str) -> str:
+    """The value of a key that is set, as one printable line, whoever has set it."""
+    return printable_line(store.get(key).decode(errors="replace"))
+
+
+def read_json(store: Store, key: str) -> Any:
+    """The value of a key that is set.
+
+    Raises:
+        PeerError: it is not JSON, so no process of this job has set it.
+    """
+    try:
+        return json.loads(store.get(key))
+    except (ValueError, RecursionError) as error:
+        raise PeerError(
+            f"the value of '{key}' in the job's store is not from this job; only its machines must reach its port"
+        ) from error
 
 
 class StoreWithTimeout:

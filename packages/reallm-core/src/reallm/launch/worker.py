@@ -15,10 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 from reallm.errors import PeerError, ReallmError
+from reallm.launch.end_with_launcher import LAUNCHER_PIPE
 from reallm.launch.failure import describe_dead_ranks, is_peer_error, message_to_print, wait_for_peers_to_read
 from reallm.launch.job import RUN_FOLDER, Job
-from reallm.launch.launcher import exit_with_launcher
-from reallm.launch.rank_env import LAUNCHER_PIPE, RankEnv
+from reallm.launch.rank_env import RankEnv
 from reallm.launch.signals import INTERRUPTED
 from reallm.notices import silenced_notices
 
@@ -42,8 +42,6 @@ def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[
         work: function that does the work, and returns whether the user has stopped it.
         resume_hint: function from the folder of the run, or None, to a hint how to resume it, as the end of a line.
     """
-    if LAUNCHER_PIPE in os.environ:
-        exit_with_launcher(int(os.environ[LAUNCHER_PIPE]))
     job = Job.connect(env, CONNECT_TIMEOUT)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:

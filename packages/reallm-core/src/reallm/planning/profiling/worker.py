@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import torch
 
+from reallm.launch.end_with_launcher import end_with_launcher
 from reallm.launch.job import Job
 from reallm.launch.rank_env import RankEnv
 from reallm.launch.worker import run_worker
@@ -40,4 +41,5 @@ def main(order_file: Path, result: Path) -> NoReturn:
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     main(Path(sys.argv[1]), Path(sys.argv[2]))
