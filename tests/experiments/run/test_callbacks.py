@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from reallm.errors import ConfigError, PluginError, UnknownNameError
 from reallm.experiments.run import callbacks as module
@@ -75,6 +78,32 @@ def test_methods_are_called_in_order_with_the_metrics_of_the_run(
         ("step", 3, losses[3]), ("evaluate", 3, evals[3]), ("save", 3, "step-000003"),
         ("end", 3),
     ]  # fmt: skip
+
+
+class Drawing:
+    """Draws from the generators that libraries share, when it is made and at every step."""
+
+    drawn: list[list[float]]
+
+    def __init__(self) -> None:
+        self.drawn.append([random.random(), np.random.rand(), torch.rand(()).item()])
+
+    def on_step_end(self, run: RunView) -> None:
+        self.drawn.append([random.random(), np.random.rand(), torch.rand(()).item()])
+
+
+def test_what_plugins_draw_from_the_generators_of_libraries_follows_from_the_seed(trainer: Trainer, offer: Any) -> None:
+    drawn = []
+    for number, seed in enumerate((1, 1, 2)):
+        one = type("Mine", (Drawing,), {"drawn": []})
+        offer(mine=one)
+        random.seed(number)  # what was before has no effect
+        np.random.seed(number)
+        torch.manual_seed(number)
+        trainer.run(trainer.config(name=f"run{number}", seed=seed, callbacks=["mine"]))
+        drawn.append(one.drawn)
+    assert drawn[0] == drawn[1]
+    assert not {value for values in drawn[0] for value in values} & {value for values in drawn[2] for value in values}
 
 
 def test_a_callback_sees_the_run_and_cannot_change_it(trainer: Trainer, offer: Any) -> None:

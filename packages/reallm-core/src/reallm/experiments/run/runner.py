@@ -31,6 +31,7 @@ from reallm.launch.job import Job
 from reallm.launch.rank_env import RankEnv
 from reallm.launch.signals import SynchronizedStop, stop_requests
 from reallm.plugins import registry
+from reallm.seeding import seed_global_generators
 from reallm.specs import Algorithm
 
 
@@ -81,6 +82,7 @@ def run(
         name, algorithm = name or algorithm, registry.get("algorithm", algorithm)
     if not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm must be a name such as 'sft', or an Algorithm, not {kind_of(algorithm)}")
+    seed_global_generators(config.seed)  # a plugin may draw from them; a resumed run gets its states back later
     job = _connect(config) if job is None else job
     console = (console or Console()) if job.is_rank0 else Console(quiet=True, force_terminal=False)
     name = _name_of(algorithm) if name is None else name
