@@ -54,7 +54,7 @@ CHANGES = {
     },
     "learned positions": {"rope": None, "learned_positions": True},
     "experts": {"moe": MoEConfig(4, 2, 24)},
-    "experts in some blocks, with jitter": {"moe": MoEConfig(4, 2, 24, jitter=0.1, layers=(1,))},
+    "experts in some blocks, with jitter": {"moe": MoEConfig(4, 2, 24, jitter=0.1, layers=(1,), down_bias=True)},
 }
 
 

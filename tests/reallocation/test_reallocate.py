@@ -21,7 +21,7 @@ from tests.helpers.ranks import on_ranks, wait_until
 from tests.helpers.tiny_config import TINY
 
 CONFIG = TINY.replace(n_layers=4, vocab_size=51, tied_embeddings=True, q_bias=True)
-EXPERTS = CONFIG.replace(tied_embeddings=False, moe=MoEConfig(4, 2, 24, layers=(1, 3)))
+EXPERTS = CONFIG.replace(tied_embeddings=False, moe=MoEConfig(4, 2, 24, layers=(1, 3), up_bias=True, down_bias=True))
 CRITIC = CONFIG.replace(is_critic=True, tied_embeddings=False)
 LAYOUTS = ["tp2pp2", "dp4", "fsdp4", "tp4", "dp1", "tp2@2-3", "pp2@3,1", "fsdp2tp2", "fsdp3@0-2", "fsdp2pp2"]
 PACK = torch.arange(23) % 51, torch.tensor([0, 9, 10, 23])

@@ -9,6 +9,7 @@ from tests.training.train_cases import Case, Run, assert_as_one_process, twice_o
 CASES = [
     Case("tp4", "tied", n_layers=2),  # two KV heads on four ranks
     Case("tp2", "mixtral"),
+    Case("fsdp2tp2", "shared-experts", n_layers=2),
     Case("dp2tp2", "tied", n_layers=2),
     *(Case("fsdp2tp2", "tied", zero=zero, n_layers=2) for zero in (1, 3)),
     Case("tp2pp2", "mixtral", checkpointing="full"),

@@ -28,6 +28,7 @@ from tests.training.loss_terms import GROUPS, OBJECTIVES
 
 LLAMA = TINY.replace(n_layers=4, vocab_size=51)
 LINEAR = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+BIASES: dict[str, Any] = dict.fromkeys(("router_bias", "gate_bias", "up_bias", "down_bias"), True)
 CONFIGS = {
     "llama": LLAMA,
     "tied": LLAMA.replace(tied_embeddings=True, q_bias=True, qk_norm="head"),
@@ -43,7 +44,7 @@ CONFIGS = {
     ),
     "mixtral": LLAMA.replace(n_layers=3, init_std=0.3, moe=MoEConfig(4, 2, 24, aux_loss_coef=0.5, layers=(0, 2))),
     "shared-experts": LLAMA.replace(
-        n_layers=3, init_std=0.3, down_bias=True, moe=MoEConfig(4, 2, 24, n_shared_experts=2, layers=(1,))
+        n_layers=3, init_std=0.3, down_bias=True, moe=MoEConfig(4, 2, 24, n_shared_experts=2, layers=(1,), **BIASES)
     ),
     "lora": LLAMA.replace(tied_embeddings=True, q_bias=True, o_bias=True, lora=LoRAConfig(3, 6.0, LINEAR)),
     "dora": LLAMA.replace(o_bias=True, lora=LoRAConfig(4, 8.0, LINEAR, rslora=True, dora=True)),

@@ -7,15 +7,17 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PluginError
 from reallm.model import compile as compilation
 from reallm.model.activations import ACTIVATION_FUNCTIONS
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
+from reallm.model.layers import Activation, GatedMLP
 from reallm.model.moe import experts
-from reallm.model.moe.experts import Assignment, grouped_expert_mlp
+from reallm.model.moe.experts import Assignment, ExpertParameters, grouped_expert_mlp
 from reallm.model.moe.grouped_linear import FEW_ROWS, KernelLinear, LoopedLinear
 from reallm.model.moe.layer import MoEMLP, load_balancing_loss
 from reallm.model.packed import PackedSequences
@@ -27,7 +29,30 @@ CONFIG = ReaLModelConfig(
     n_layers=3, hidden_size=24, n_q_heads=3, n_kv_heads=1, head_dim=8, intermediate_size=40, vocab_size=50,
     max_positions=64, init_std=0.2, moe=MoEConfig(n_experts=6, top_k=2, intermediate_size=16, aux_loss_coef=0.1),
 )  # fmt: skip
+BIASES = {"router_bias": True, "gate_bias": True, "up_bias": True, "down_bias": True}
 PACKS = [[9, 4], [5, 1, 14], [3] * 7, [33], [2, 40, 2], [17, 17]]
+
+
+def clamped_swiglu(gate, up):
+    """`(up + 1) * swish(gate)` of clamped inputs, which is not a function of the gate times `up`."""
+    gate, up = gate.clamp(max=0.9), up.clamp(-0.9, 0.9)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+class ClampedSwiGLU(nn.Module):
+    """An activation of a plugin."""
+
+    def __init__(self, config, block):
+        super().__init__()
+
+    def forward(self, gate, up):
+        return clamped_swiglu(gate, up)
+
+
+class LearnedActivation(ClampedSwiGLU):
+    def __init__(self, config, block):
+        super().__init__(config, block)
+        self.factor = nn.Parameter(torch.ones(()))
 
 
 def randn(*shape, dtype=torch.float32, seed=0):
@@ -67,14 +92,20 @@ def gradients(layer, x, cotangent):
 
 def written_out(layer, x):
     """The sum over each token's experts, token by token."""
-    probs = F.linear(x, layer.router.weight).softmax(-1)
-    rows = []
+    probs = F.linear(x, layer.router.weight, layer.router.bias).softmax(-1)
+    experts, rows = layer.experts, []
     for token, prob in zip(x, probs, strict=True):
         weights, chosen = prob.topk(layer.router.moe.top_k)
         if layer.router.moe.normalize_top_k:
             weights = weights / weights.sum()
-        gate, up, down = (getattr(layer.experts, name).weight for name in ("gate", "up", "down"))
-        each = [down[e] @ (layer.experts.activation(gate[e] @ token) * (up[e] @ token)) for e in chosen.tolist()]
+
+        def project(name, e, x):
+            of = getattr(experts, name)
+            return of.weight[e] @ x + (0 if of.bias is None else of.bias[e])
+
+        each = [
+            project("down", e, experts.act(project("gate", e, token), project("up", e, token))) for e in chosen.tolist()
+        ]
         rows.append(sum(w * out for w, out in zip(weights, each, strict=True)))
     return torch.stack(rows)
 
@@ -129,7 +160,7 @@ def test_results_and_gradients_are_those_of_transformers(kind, normalize, n_toke
     }
     assert expected.keys() == mine.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("kind", "normalize"), KINDS)
@@ -179,7 +210,7 @@ def test_the_balancing_loss_is_the_number_of_chosen_experts_when_routing_is_even
 # Exactness
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", [Activation("silu"), Activation("gelu_tanh"), clamped_swiglu])
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -201,12 +232,13 @@ def test_gradients_are_those_of_finite_differences(chosen, activation):
         randn(5, 4, 3, dtype=torch.float64, seed=4),
     ]
 
-    def mixed(x, weights, gate, up, down):
-        return grouped_expert_mlp(
-            x, Assignment.of(chosen, 5), weights, gate, up, down, ACTIVATION_FUNCTIONS[activation]
-        )
+    def mixed(x, weights, *parameters):
+        of = ExpertParameters(*parameters)
+        return grouped_expert_mlp(x, Assignment.of(chosen, 5), weights, of, activation)
 
     assert torch.autograd.gradcheck(mixed, tensors)
+    biases = [randn(5, size, dtype=torch.float64, seed=5 + size) for size in (3, 3, 4)]
+    assert torch.autograd.gradcheck(mixed, [*tensors, *biases])
 
 
 @pytest.mark.parametrize("activation", ACTIVATION_FUNCTIONS)
@@ -214,6 +246,42 @@ def test_every_activation_is_its_formula(activation):
     layer = layer_of(torch.float64, CONFIG.replace(activation=activation))
     x = randn(7, 24, dtype=torch.float64).detach()
     torch.testing.assert_close(layer(x, context_of(7)), written_out(layer, x), rtol=1e-12, atol=1e-12)
+
+
+CLAMPED = {"activation": f"{__name__}:ClampedSwiGLU"}
+
+
+@pytest.mark.parametrize("names", [(name,) for name in BIASES] + [tuple(BIASES)], ids="-".join)
+@pytest.mark.parametrize("changes", [{}, CLAMPED], ids=["silu", "class"])
+def test_with_biases_and_an_activation_of_gate_and_up_it_is_its_formula(names, changes):
+    layer = layer_of(torch.float64, CONFIG.replace(**changes), **dict.fromkeys(names, True))
+    x, cotangent = (randn(9, 24, dtype=torch.float64, seed=seed).detach() for seed in (1, 2))
+    out, mine = gradients(layer, x, cotangent)
+    layer.zero_grad()
+    x = x.requires_grad_()
+    plain = written_out(layer, x)
+    plain.backward(cotangent)
+    torch.testing.assert_close(out, plain, rtol=1e-12, atol=1e-12)
+    expected = {"x": x.grad, **{name: each.grad for name, each in layer.named_parameters()}}
+    assert sum(name.endswith("bias") for name in expected) == len(names)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            mine[name], gradient, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: name + text
+        )
+
+
+def test_a_dense_mlp_may_have_an_activation_of_gate_and_up():
+    mlp = GatedMLP(CONFIG.replace(**CLAMPED), 0)
+    for number, parameter in enumerate(mlp.parameters()):
+        parameter.data = randn(*parameter.shape, seed=number).detach()
+    x = randn(5, 24).detach()
+    wanted = mlp.down(clamped_swiglu(mlp.gate(x), mlp.up(x)))
+    torch.testing.assert_close(mlp(x, context_of(5)), wanted)
+
+
+def test_an_activation_of_experts_has_no_parameters():
+    with pytest.raises(PluginError, match="LearnedActivation: an activation of experts cannot have parameters"):
+        layer_of(config=CONFIG.replace(activation=f"{__name__}:LearnedActivation"))
 
 
 def test_rows_are_assigned_as_documented():
@@ -259,11 +327,14 @@ def test_without_gradients_and_run_again_the_numbers_are_the_same(n_tokens):
     assert all(torch.equal(mine[name], gradient) for name, gradient in theirs.items())
 
 
-@pytest.mark.parametrize("frozen", ["router", "experts.gate", "experts.up", "experts.down", "experts"])
+@pytest.mark.parametrize(
+    "frozen",
+    ["router", "experts.gate", "experts.up", "experts.down", "experts", "experts.down.weight", "experts.down.bias"],
+)
 def test_frozen_weights_get_no_gradient_and_change_no_other(frozen):
     x, cotangent = randn(12, 24).detach(), randn(12, 24, seed=1).detach()
-    _, plain = gradients(layer_of(), x, cotangent)
-    layer = layer_of()
+    _, plain = gradients(layer_of(**BIASES), x, cotangent)
+    layer = layer_of(**BIASES)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     _, mine = gradients(layer, x, cotangent)
@@ -307,6 +378,9 @@ def test_products_of_each_experts_rows(sizes, width, threads):
     out = linear.input_grads(grad, weight, out=x.clone())
     torch.testing.assert_close(out, x + input_grads, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(linear.weight_grads(grad, x), weight_grads, rtol=1e-5, atol=1e-5)
+    assert torch.equal(linear.for_rows(weight[..., 0]), weight[expert, :, 0])
+    bias_grads = torch.einsum("nx,no->xo", each, grad)
+    torch.testing.assert_close(linear.bias_grads(grad), bias_grads, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [[1, 0, 2], [5, 9, 0]])
@@ -318,7 +392,7 @@ def test_the_grouped_kernel_gives_the_same(sizes, dtype):
         for each in (randn(sum(sizes), 8), randn(sum(sizes), 16, seed=1), randn(3, 16, 8, seed=2))
     )
     looped = LoopedLinear.of(sizes)
-    kernel = KernelLinear(torch.tensor(sizes).cumsum(0).to(torch.int32))
+    kernel = KernelLinear(torch.tensor(sizes).cumsum(0).to(torch.int32), sum(sizes))
     assert not KernelLinear.fits(x, weight)
     same = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}  # 8 bits
     torch.testing.assert_close(kernel.outputs(x, weight), looped.outputs(x, weight), **same)
@@ -326,10 +400,13 @@ def test_the_grouped_kernel_gives_the_same(sizes, dtype):
     out = kernel.input_grads(grad, weight, out=x.clone())
     torch.testing.assert_close(out, looped.input_grads(grad, weight, out=x.clone()), **same)
     torch.testing.assert_close(kernel.weight_grads(grad, x), looped.weight_grads(grad, x), **same)
+    assert torch.equal(kernel.for_rows(weight[..., 0]), looped.for_rows(weight[..., 0]))
+    torch.testing.assert_close(kernel.bias_grads(grad), looped.bias_grads(grad), **same)
 
 
-def test_the_layer_runs_on_the_grouped_kernel(monkeypatch):
-    layer, x, cotangent = layer_of(), randn(12, 24).detach(), randn(12, 24, seed=1).detach()
+@pytest.mark.parametrize("changes", [{}, BIASES], ids=["plain", "biases"])
+def test_the_layer_runs_on_the_grouped_kernel(monkeypatch, changes):
+    layer, x, cotangent = layer_of(**changes), randn(12, 24).detach(), randn(12, 24, seed=1).detach()
     out, plain = gradients(layer, x, cotangent)
     monkeypatch.setattr(experts.KernelLinear, "fits", staticmethod(lambda x, weight: True))
     monkeypatch.delattr(experts, "LoopedLinear")
@@ -342,15 +419,17 @@ def test_the_layer_runs_on_the_grouped_kernel(monkeypatch):
 # Sharding
 
 
+@pytest.mark.parametrize("changes", [{}, BIASES], ids=["plain", "biases"])
 @pytest.mark.parametrize("n_parts", [2, 4])
-def test_parts_of_the_declared_shards_add_up_to_the_whole(n_parts):
-    whole = layer_of(torch.float64)
+def test_parts_of_the_declared_shards_add_up_to_the_whole(n_parts, changes):
+    whole = layer_of(torch.float64, **changes)
     x, cotangent = randn(11, 24, dtype=torch.float64).detach(), randn(11, 24, dtype=torch.float64, seed=1).detach()
     out, expected = gradients(whole, x, cotangent)
     assert whole.experts.split == "column_row"
     total, grads = torch.zeros_like(out), {}
     for part in range(n_parts):
         piece = copy.deepcopy(whole)
+        piece.experts.down.bias_factor = float(part == 0)  # as `apply_tensor_parallel` does
         for module in piece.modules():
             for name, shard in getattr(module, "shards", {}).items():
                 if shard is not None:
@@ -362,6 +441,7 @@ def test_parts_of_the_declared_shards_add_up_to_the_whole(n_parts):
             grads.setdefault(name, []).append(gradient)
     torch.testing.assert_close(total, out, rtol=1e-12, atol=1e-12)
     dims = {"experts.gate.weight": 1, "experts.up.weight": 1, "experts.down.weight": 2}
+    dims |= {"experts.gate.bias": 1, "experts.up.bias": 1}
     for name, gradient in expected.items():
         joined = torch.cat(grads[name], dim=dims[name]) if name in dims else sum(grads[name])
         torch.testing.assert_close(joined, gradient, rtol=1e-12, atol=1e-12)
@@ -448,7 +528,7 @@ def test_compiled_blocks_give_the_same_and_are_compiled_for_all_lengths_at_once(
 
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_the_memory_estimate_knows_what_experts_keep(mode):
-    config = CONFIG.replace(hidden_size=96, head_dim=32, moe=MoEConfig(6, 2, 64), vocab_size=200)
+    config = CONFIG.replace(hidden_size=96, head_dim=32, moe=MoEConfig(6, 2, 160), vocab_size=200)
     lengths, cpu = (120, 60, 12), torch.device("cpu")
     told = estimate(config, torch.float32, cpu, lengths, gradient_checkpointing=mode).activations
     model = Transformer(config).train()

@@ -43,6 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "parallel": {"parallel_residual": True, "shared_norm": True, "mlp": "plain", **BIASES},
     "positions": {"learned_positions": True, "rope": None, "norm": "layer", "norm_bias": True},
     "experts": {"moe": MoEConfig(4, 2, 24)},
+    "experts-with-biases": {"moe": MoEConfig(4, 2, 24, router_bias=True, gate_bias=True, up_bias=True, down_bias=True)},
     "partial-rope-and-windows": {"rope": RopeConfig(rotary_dim=4), "sliding_window": (5, None), "logit_softcap": 3.0},
 }
 

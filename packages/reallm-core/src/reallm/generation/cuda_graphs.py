@@ -16,7 +16,6 @@ from reallm.generation.kv_store import Kind
 from reallm.generation.page_store import PagePlan, PageStore, ids_of, slots_of
 from reallm.generation.step import ScheduledSequence
 from reallm.model.attention.varlen import PagedSequences
-from reallm.model.config import is_custom_class
 from reallm.model.packed import PackedSequences
 from reallm.model.transformer import Transformer
 
@@ -109,7 +108,7 @@ def can_be_captured(network: Transformer) -> bool:
         network.tp_size == 1
         and config.moe is None
         and not any(rope.depends_on_length for rope in config.distinct_ropes)
-        and not any(map(is_custom_class, (config.norm, config.attention, config.mlp, config.block)))
+        and not config.custom_classes
     )
 
 

@@ -72,10 +72,16 @@ class MoEConfig(NamedFields):
     top_k: int
     intermediate_size: int | None = None
     """Intermediate size of each expert; None: that of the model's other MLPs."""
+    gate_bias: bool = False
+    up_bias: bool = False
+    down_bias: bool = False
+    """Biases of each expert's projections. Those of other MLPs, shared experts among them, are fields of the model."""
     n_shared_experts: int = 0
     """Experts through which every token goes, as one gated MLP of so many times the size of an expert."""
     router: str = "standard"
     """`standard`, whose settings are the fields up to `scaling_factor`, or a custom class of the family."""
+    router_bias: bool = False
+    """A bias on the logits, trained as the router's weight is."""
     scores: RouterScores = "softmax"
     """What the router makes of its logits; the scores of the chosen experts are their weights."""
     correction_bias: bool = False
@@ -262,6 +268,8 @@ class ReaLModelConfig(NamedFields):
     """With `parallel_residual`: one norm serves both."""
 
     activation: str = "silu"
+    """A name, or a custom class of the family, whose instance is called with the outputs of `gate` and `up`, or with
+    that of `up` alone if there is no gate."""
     moe: MoEConfig | None = None
     """Experts in place of the MLP, in all blocks or some."""
     q_bias: bool = False
@@ -318,10 +326,9 @@ class ReaLModelConfig(NamedFields):
             _whole_number("v_head_dim", self.v_head_dim)
         if self.n_q_heads % self.n_kv_heads:
             raise ConfigError(f"n_q_heads={self.n_q_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
-        for name, kinds in (("norm", NORMS), ("attention", ATTENTIONS), ("mlp", MLPS), ("block", BLOCKS)):
+        for name, kinds in LAYER_CLASSES.items():
             _one_of_or_custom(name, getattr(self, name), kinds)
         _one_of("norm_placement", self.norm_placement, get_args(NormPlacement))
-        _one_of("activation", self.activation, ACTIVATIONS)
         self._check_qk_norm()
         if self.position_offset < 0:
             raise ConfigError(f"position_offset={self.position_offset} must be at least 0")
@@ -419,7 +426,7 @@ class ReaLModelConfig(NamedFields):
     @property
     def custom_classes(self) -> tuple[str, ...]:
         """The family's classes among the kinds of layers, `"package.module:Class"`."""
-        return tuple(filter(is_custom_class, (self.norm, self.attention, self.mlp, self.block)))
+        return tuple(filter(is_custom_class, (getattr(self, name) for name in LAYER_CLASSES)))
 
     @property
     def head_has_bias(self) -> bool:
@@ -472,16 +479,21 @@ class ReaLModelConfig(NamedFields):
         return value if isinstance(value, tuple) else (value,) * self.n_layers
 
 
-ALLOWED: Mapping[str, tuple[str | None, ...]] = {
+LAYER_CLASSES: Mapping[str, tuple[str, ...]] = {
     "norm": NORMS,
     "attention": ATTENTIONS,
     "mlp": MLPS,
     "block": BLOCKS,
-    "norm_placement": get_args(NormPlacement),
     "activation": ACTIVATIONS,
+}
+"""Fields that name the kind of a layer, or a custom class of the family -> the names of kinds."""
+
+ALLOWED: Mapping[str, tuple[str | None, ...]] = {
+    **LAYER_CLASSES,
+    "norm_placement": get_args(NormPlacement),
     "qk_norm": (None, *get_args(QKNormKind)),
 }
-"""Allowed values of fields whose values are one of a few names; the first four may also name a custom class."""
+"""Allowed values of fields whose values are one of a few names."""
 
 PER_BLOCK = ("sliding_window", "rope", "attn_scale")
 """Fields with one value for all blocks, or a tuple with one a block."""

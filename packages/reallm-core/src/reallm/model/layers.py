@@ -232,7 +232,7 @@ def custom_layer(path: str, *arguments: object) -> nn.Module:
 
 
 class Activation(nn.Module):
-    """`act(x)`, or `act(gate) * up`."""
+    """`act(x)`, or `act(gate) * up` (Shazeer, 2020: GLU variants)."""
 
     recompute = True
     exact = False
@@ -246,8 +246,15 @@ class Activation(nn.Module):
         return function(x) if up is None else gated(x, up, function)
 
 
+def make_activation(config: ReaLModelConfig, block: int) -> nn.Module:
+    """The activation of an MLP: a function of the outputs of `gate` and `up`, or of `up` alone."""
+    if is_custom_class(config.activation):
+        return custom_layer(config.activation, config, block)
+    return Activation(config.activation)
+
+
 class GatedMLP(Projections):
-    """`down(act(gate(x)) * up(x))` (Shazeer, 2020: GLU variants)."""
+    """`down(act(gate(x), up(x)))`, with `act(gate) * up` for activations that the configuration names."""
 
     projections = "gate", "up"
 
@@ -257,7 +264,7 @@ class GatedMLP(Projections):
         self.gate = Linear(size, inner, bias=config.gate_bias, split="column")
         self.up = Linear(size, inner, bias=config.up_bias, split="column")
         self.down = Linear(inner, size, bias=config.down_bias, split="row")
-        self.act: nn.Module = Activation(config.activation)
+        self.act = make_activation(config, block)
 
     def forward(self, x: Tensor, context: object) -> Tensor:
         return self.down(self.act(*self.project(x)))
@@ -271,7 +278,7 @@ class PlainMLP(nn.Module):
         size, inner = config.hidden_size, config.intermediate_size
         self.up = Linear(size, inner, bias=config.up_bias, split="column")
         self.down = Linear(inner, size, bias=config.down_bias, split="row")
-        self.act: nn.Module = Activation(config.activation)
+        self.act = make_activation(config, block)
 
     def forward(self, x: Tensor, context: object) -> Tensor:
         return self.down(self.act(self.up(x)))

@@ -40,6 +40,7 @@ CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "mlp.up": ("mlp", "moe"),
     "mlp.down": ("mlp", "moe"),
     "mlp.router": ("moe",),
+    "mlp.router.bias": ("moe",),
     "mlp.router.correction_bias": ("moe",),
     "mlp.experts.gate": ("moe",),
     "mlp.experts.up": ("moe",),

@@ -22,7 +22,7 @@ FEW_ROWS = 16
 
 
 class GroupedLinear(Protocol):
-    """The products of a linear layer without bias, for a given division of rows over experts."""
+    """The operations of a linear layer, for a given division of rows over experts."""
 
     def outputs(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """`x_e @ weight_e.T` of each expert: [N, I] -> [N, O]; `out` is memory that may be used for the result."""
@@ -32,6 +32,12 @@ class GroupedLinear(Protocol):
 
     def weight_grads(self, grad: Tensor, x: Tensor) -> Tensor:
         """`grad_e.T @ x_e` of each expert: [N, O] and [N, I] -> [X, O, I], zero for an expert without rows."""
+
+    def for_rows(self, bias: Tensor) -> Tensor:
+        """The bias of each row's expert: [X, O] -> [N, O]."""
+
+    def bias_grads(self, grad: Tensor) -> Tensor:
+        """The sum of each expert's rows: [N, O] -> [X, O], zero for an expert without rows."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,18 @@ class LoopedLinear:
             torch.mm(grads.t(), rows, out=result)
         return out
 
+    def for_rows(self, bias: Tensor) -> Tensor:
+        out = bias.new_empty(sum(self.sizes), bias.shape[1])
+        for rows, each, _ in self._products(out, bias, out):
+            rows.copy_(each)
+        return out
+
+    def bias_grads(self, grad: Tensor) -> Tensor:
+        out = grad.new_zeros(self.n_experts, grad.shape[1])
+        for grads, result, _ in self._products(grad, out, grad):
+            torch.sum(grads, dim=0, out=result)
+        return out
+
     def _products(self, rows: Tensor, matrices: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield for each busy expert its rows of `rows`, its matrix, and its rows of `others`."""
         sizes = list(self.sizes)
@@ -105,6 +123,8 @@ class KernelLinear:
 
     ends: Tensor
     """End [X] int32 of the rows of each expert."""
+    total: int
+    """Number of rows N."""
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor) -> bool:
@@ -126,3 +146,11 @@ class KernelLinear:
 
     def weight_grads(self, grad: Tensor, x: Tensor) -> Tensor:
         return F.grouped_mm(grad.t(), x, offs=self.ends)
+
+    def for_rows(self, bias: Tensor) -> Tensor:
+        n_rows = self.ends.diff(prepend=self.ends.new_zeros(1))
+        return bias.repeat_interleave(n_rows, dim=0, output_size=self.total)
+
+    def bias_grads(self, grad: Tensor) -> Tensor:
+        # a sum by atomic additions would have another result each time; the kernel takes columns in multiples of 8
+        return self.weight_grads(grad, grad.new_ones(len(grad), 8))[..., 0].contiguous()

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from reallm.model.activations import ACTIVATION_FUNCTIONS, exact_activation
+from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import GatedMLP
-from reallm.model.moe.experts import Assignment, grouped_expert_mlp
+from reallm.model.layers import GatedMLP, make_activation
+from reallm.model.moe.experts import Assignment, ExpertParameters, grouped_expert_mlp
 from reallm.model.moe.router import make_router, moe_of
 from reallm.model.router_stats import RouterStats
 from reallm.model.sharding import Shard, Shards, Split
 
 
 class MoEMLP(nn.Module):
-    """`sum_e weight_e * down_e(act(gate_e(x)) * up_e(x))` over the experts of a token (Shazeer et al., 2017).
+    """`sum_e weight_e * down_e(act(gate_e(x), up_e(x)))` over the experts of a token (Shazeer et al., 2017).
 
     Shared experts are added (Dai et al., 2024: DeepSeekMoE).
     """
@@ -33,7 +33,7 @@ class MoEMLP(nn.Module):
         super().__init__()
         moe = moe_of(config)
         self.router = make_router(config)
-        self.experts = Experts(config)
+        self.experts = Experts(config, block)
         self.shared: nn.Module | None = None
         if moe.n_shared_experts:
             size = moe.n_shared_experts * config.expert_size
@@ -64,12 +64,24 @@ _mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import t
 
 
 class ExpertLinear(nn.Module):
-    """Stacked weights [X, out, in] of a linear layer of each expert."""
+    """Stacked weights [X, out, in], and biases [X, out], of a linear layer of each expert."""
 
-    def __init__(self, n_experts: int, n_in: int, n_out: int, *, split: Split) -> None:
+    bias_factor = 1.0
+    """Factor on the bias: 0 where another rank adds it, since the outputs of the ranks are summed."""
+
+    def __init__(self, n_experts: int, n_in: int, n_out: int, *, bias: bool, split: Split) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_experts, n_out)) if bias else None
         self.shards: Shards = {"weight": Shard(1 if split == "column" else 2)}
+        if bias:
+            self.shards["bias"] = Shard(1) if split == "column" else None
+        self.partial_grad = split == "row"
+
+    @property
+    def scaled_bias(self) -> Tensor | None:
+        """The bias times `bias_factor`; a factor of 0 gives a gradient of 0, which ranks can sum."""
+        return self.bias if self.bias is None or self.bias_factor == 1.0 else self.bias * self.bias_factor
 
 
 class Experts(nn.Module):
@@ -78,19 +90,20 @@ class Experts(nn.Module):
     split: Split = "column_row"
     exact = False
 
-    def __init__(self, config: ReaLModelConfig) -> None:
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
-        moe, size = moe_of(config), config.hidden_size
-        self.gate = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
-        self.up = ExpertLinear(moe.n_experts, size, config.expert_size, split="column")
-        self.down = ExpertLinear(moe.n_experts, config.expert_size, size, split="row")
-        self.activation = ACTIVATION_FUNCTIONS[config.activation]
-        self.exact_activation = exact_activation(config.activation)
+        moe, size, inner = moe_of(config), config.hidden_size, config.expert_size
+        self.gate = ExpertLinear(moe.n_experts, size, inner, bias=moe.gate_bias, split="column")
+        self.up = ExpertLinear(moe.n_experts, size, inner, bias=moe.up_bias, split="column")
+        self.down = ExpertLinear(moe.n_experts, inner, size, bias=moe.down_bias, split="row")
+        self.act = make_activation(config, block)
+        if any(True for _ in self.act.parameters()):
+            raise PluginError(f"{config.activation}: an activation of experts cannot have parameters of its own")
 
     def forward(self, x: Tensor, chosen: Assignment, weights: Tensor) -> Tensor:
-        gate, up, down = self.gate.weight, self.up.weight, self.down.weight
-        activation = self.exact_activation if self.exact else self.activation
-        return grouped_expert_mlp(x, replace(chosen, exact=self.exact), weights, gate, up, down, activation)
+        layers = self.gate, self.up, self.down
+        parameters = ExpertParameters(*(each.weight for each in layers), *(each.scaled_bias for each in layers))
+        return grouped_expert_mlp(x, replace(chosen, exact=self.exact), weights, parameters, self.act)
 
 
 def load_balancing_loss(stats: Sequence[RouterStats]) -> Tensor:

@@ -27,7 +27,9 @@ class Router(nn.Module):
         super().__init__()
         self.moe = moe = moe_of(config)
         self.weight = nn.Parameter(torch.empty(moe.n_experts, config.hidden_size))
-        self.shards: Shards = {"weight": None}  # each expert is split, so every rank has a part of every expert
+        self.bias = nn.Parameter(torch.empty(moe.n_experts)) if moe.router_bias else None
+        # each expert is split, so every rank has a part of every expert
+        self.shards: Shards = {name: None for name, _ in self.named_parameters()}
         self.correction_bias: nn.Parameter | None = None
         if moe.correction_bias:
             self.correction_bias = nn.Parameter(torch.empty(moe.n_experts), requires_grad=False)
@@ -37,7 +39,8 @@ class Router(nn.Module):
         """Probabilities [T, X] of all experts, and weights [T, k] (dtype of `x`) and indices [T, k] of the chosen."""
         moe, wide = self.moe, torch.promote_types(x.dtype, torch.float32)
         router_dtype = wide if moe.float32_logits else x.dtype
-        logits = linear(x.to(router_dtype), self.weight.to(router_dtype), exact=self.exact)
+        bias = None if self.bias is None else self.bias.to(router_dtype)
+        logits = linear(x.to(router_dtype), self.weight.to(router_dtype), bias, exact=self.exact)
         if moe.scores == "softmax":
             probs = scores = logits.softmax(dim=-1, dtype=wide)
         else:

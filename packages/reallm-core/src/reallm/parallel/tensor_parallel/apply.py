@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from reallm.errors import ConfigError, PluginError
 from reallm.model.layers import Linear, Norm, SharedByHeads, TokenEmbedding
 from reallm.model.lora import LoRALinear
-from reallm.model.moe.layer import MoEMLP
+from reallm.model.moe.layer import Experts, MoEMLP
 from reallm.model.parameter_names import head_weight_name, split_parameter_name
 from reallm.model.products.linear import linear
 from reallm.model.sharding import Box, Shard
@@ -88,6 +88,8 @@ def apply_tensor_parallel(
             enter = boundary.enter_with_all_tokens if within_experts else boundary.enter
             module.register_forward_pre_hook(_on_inputs(enter))
         elif split is not None:
+            if isinstance(module, Experts) and peers.rank > 0:
+                module.down.bias_factor = 0.0
             if split == "column_row":
                 module.register_forward_pre_hook(_on_inputs(boundary.enter_with_all_tokens))
             if isinstance(module, LoRALinear):

@@ -9,13 +9,13 @@ from typing import Any
 from reallm.errors import ConfigError, PluginError, ReallmError, counted
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
-from reallm.model.config import ReaLModelConfig, is_custom_class
+from reallm.model.config import LAYER_CLASSES, ReaLModelConfig, is_custom_class
 from reallm.references import resolve
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families import reference, tiny
 from reallm_devkit.testing.families.ropes import check_ropes
 from reallm_devkit.testing.families.same_config import check_same, check_transformers, differing, read_again
-from reallm_devkit.testing.families.subject import LAYER_KINDS, FamilySubject
+from reallm_devkit.testing.families.subject import FamilySubject
 from reallm_devkit.testing.families.undeclared import check_keys
 from reallm_devkit.testing.families.values import switched_on
 
@@ -136,7 +136,7 @@ def defaults(subject: FamilySubject) -> str:
 
 
 def _check_custom_classes(subject: FamilySubject) -> None:
-    for kind in LAYER_KINDS:
+    for kind in LAYER_CLASSES:
         name = getattr(subject.config, kind)
         try:
             _ = resolve(name) if is_custom_class(name) else None

@@ -19,7 +19,7 @@ from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.family import HFFamily
-from reallm.model.config import ReaLModelConfig, is_custom_class
+from reallm.model.config import LAYER_CLASSES, ReaLModelConfig, is_custom_class
 from reallm.model.transformer import Transformer
 from reallm.references import resolve
 from reallm_devkit.testing.checks import CheckFailed
@@ -29,9 +29,6 @@ from reallm_devkit.testing.source import location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LAYER_KINDS = ("norm", "attention", "mlp", "block")
-"""Fields that name a kind of layer, or a class of the plugin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +128,7 @@ class FamilySubject:
         """The locations of the rows of fields and the entries of parameters; `unstated` adds fields without one."""
         rows = {field: self.lines.field(field) for field in fields}
         found = [*filter(None, rows.values()), *filter(None, map(self.lines.entry, entries))]
-        lacking = [field for field, row in rows.items() if not row and field not in LAYER_KINDS]
+        lacking = [field for field, row in rows.items() if not row and field not in LAYER_CLASSES]
         if unstated and lacking:
             found.append(f"stated nowhere: {', '.join(lacking)}")
         return "; ".join(dict.fromkeys(found)) or self.lines.config()
@@ -185,5 +182,5 @@ def custom_class_location(model: Transformer, path: str) -> str:
 
 def custom_layers_location(subject: FamilySubject) -> str:
     """The locations of the plugin's layer classes; empty if there are none."""
-    named = {kind: getattr(subject.config, kind) for kind in LAYER_KINDS}
+    named = {kind: getattr(subject.config, kind) for kind in LAYER_CLASSES}
     return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in named.items() if is_custom_class(name))
