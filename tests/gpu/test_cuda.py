@@ -43,21 +43,26 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 8])
 @pytest.mark.parametrize("window", [None, 1, 50])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, window, dtype):
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, window, dtype, has_sinks):
     generator = torch.Generator().manual_seed(1)
     q = torch.randn(sum(LENGTHS), 8, 64, generator=generator).to("cuda", dtype).requires_grad_()
     k, v = (
         torch.randn(sum(LENGTHS), n_kv_heads, 64, generator=generator).to("cuda", dtype).requires_grad_() for _ in "kv"
     )
-    seqs, spec = PackedSequences.from_lengths(LENGTHS, device="cuda"), AttentionSpec(64**-0.5, window)
+    seqs = PackedSequences.from_lengths(LENGTHS, device="cuda")
+    sinks = torch.randn(8, generator=generator).to("cuda", dtype).requires_grad_()
+    spec, inputs = AttentionSpec(64**-0.5, window), (q, k, v)
+    if has_sinks:
+        spec, inputs = spec.with_sinks(sinks), (*inputs, sinks)
     cotangent = torch.randn(sum(LENGTHS), 8, 64, generator=generator).to("cuda", dtype)
 
     assert varlen.supports(q.device, dtype, 64, spec)
     packed = attend_packed(q, k, v, seqs, spec)
-    gradients = torch.autograd.grad(packed, (q, k, v), cotangent)
+    gradients = torch.autograd.grad(packed, inputs, cotangent)
     monkeypatch.setattr(varlen, "supports", lambda *_: False)
     alone = attend_packed(q.double(), k.double(), v.double(), seqs, spec)
-    exact = torch.autograd.grad(alone, (q, k, v), cotangent.double())
+    exact = torch.autograd.grad(alone, inputs, cotangent.double())
     for got, want in zip((packed, *gradients), (alone, *exact), strict=True):
         # 8 bits of mantissa in bfloat16; the norm of the error over the norm of the result
         assert torch.linalg.norm(got.double() - want.double()) < 0.01 * torch.linalg.norm(want.double())
@@ -69,6 +74,7 @@ def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, w
         {},
         {"sliding_window": 40},
         {"attn_softcap": 5.0},
+        {"attn_sinks": True, "sliding_window": (None, 40, None, 40)},
         {"tied_embeddings": True},
         {"norm_offset": 1.0, "norm_placement": "sandwich", "qk_norm": "head", "embedding_multiplier": 16.0},
         {"norm": "layer", "norm_bias": True, "mlp": "plain", "rope": None, "learned_positions": True},
@@ -161,6 +167,7 @@ def gradients(model: Transformer) -> list[torch.Tensor]:
         {"sliding_window": 40},
         {"qk_norm": "head"},
         {"attn_softcap": 5.0},
+        {"attn_sinks": True},
         {"attn_dropout": 0.2},
         {"residual_dropout": 0.2, "norm": "layer"},
     ],

@@ -60,7 +60,8 @@ def check(model, schedule, step, token_ids, runner, tolerance):
 @needs_pages
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_for_pages_equals_attention_over_gathered_pages(window, dtype):
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_the_kernel_for_pages_equals_attention_over_gathered_pages(window, dtype, has_sinks):
     generator = torch.Generator("cuda").manual_seed(0)
     keys, values = torch.randn(2, 9, PAGE_SIZE, 2, 64, generator=generator, device="cuda", dtype=dtype)
     totals = [255, 256, 257, 700]
@@ -77,7 +78,8 @@ def test_the_kernel_for_pages_equals_attention_over_gathered_pages(window, dtype
         max_length=300,
         max_total=700,
     )
-    spec = AttentionSpec(64**-0.5, window)
+    sinks = torch.randn(8, generator=generator, device="cuda", dtype=dtype) if has_sinks else None
+    spec = AttentionSpec(64**-0.5, window).with_sinks(sinks)
     found = varlen.attend_pages(q, keys, values, seqs, spec).double()
     wanted = gather_and_attend(q.double(), keys.double(), values.double(), seqs, spec)
     assert torch.linalg.norm(found - wanted) < 0.01 * torch.linalg.norm(wanted)
@@ -117,7 +119,9 @@ def test_a_graph_is_captured_once_and_reads_updated_weights():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"sliding_window": 100}, {"attn_softcap": 5.0}], ids=["plain", "window", "softcap"]
+    "changes",
+    [{}, {"sliding_window": 100}, {"attn_softcap": 5.0}, {"attn_sinks": True}],
+    ids=["plain", "window", "softcap", "sinks"],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float32, 1e-3)])
 def test_rows(changes, dtype, tolerance):

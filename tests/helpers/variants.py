@@ -19,6 +19,7 @@ VARIANTS = {
     "grouped heads": BASE,
     "sliding window": BASE.replace(sliding_window=3),
     "soft cap": BASE.replace(attn_softcap=2.0),
+    "sinks and a window": BASE.replace(attn_sinks=True, sliding_window=(None, 3)),
     "q/k norm": BASE.replace(qk_norm="whole"),
     "dynamic rope past the trained length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0)),
     "longrope past its switch": BASE.replace(rope=LONGROPE),

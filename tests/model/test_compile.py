@@ -66,7 +66,12 @@ VARIANTS = {
         "rope": (None, RopeConfig(theta=50.0, interleaved=True, rotary_dim=4), None),
         "attn_scale": (0.3, 0.5, 0.7),
     },
-    "parallel branches with one norm": {"parallel_residual": True, "shared_norm": True, "norm": "layer"},
+    "parallel branches with one norm, sinks": {
+        "parallel_residual": True,
+        "shared_norm": True,
+        "norm": "layer",
+        "attn_sinks": True,
+    },
 }
 
 

@@ -152,6 +152,7 @@ CHANGES = {
     "qkv_clip": {"qkv_clip": 0.01},
     "attn_scale": {"attn_scale": 0.05},
     "attn_softcap": {"attn_softcap": 0.5},
+    "attn_sinks": {"attn_sinks": True},
     "logit_softcap": {"logit_softcap": 0.05},
     "embedding_multiplier": {"embedding_multiplier": 7.0},
     "residual_multiplier": {"residual_multiplier": 0.3},

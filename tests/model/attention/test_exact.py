@@ -21,6 +21,7 @@ from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
 
 LENGTHS = [5, 1, 0, CHUNK, CHUNK + 1, 3, 2 * CHUNK - 1]
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.1, -3.0])
 SPECS = {
     "plain": AttentionSpec(scale=0.3),
     "window within a chunk": AttentionSpec(scale=0.3, window=7),
@@ -28,6 +29,8 @@ SPECS = {
     "window over chunks": AttentionSpec(scale=0.3, window=CHUNK + 20),
     "soft cap": AttentionSpec(scale=0.3, softcap=2.0),
     "soft cap and window": AttentionSpec(scale=0.3, softcap=2.0, window=33),
+    "sinks": AttentionSpec(scale=0.3, sinks=SINKS),
+    "sinks and window": AttentionSpec(scale=0.3, sinks=SINKS, window=7),
 }
 HEADS = [(4, 2), (3, 3), (5, 1)]
 HEAD_DIM = 16
@@ -38,6 +41,10 @@ def heads_of(n_q_heads: int, n_kv_heads: int, *, dtype: torch.dtype = torch.floa
     sizes = (n_q_heads, n_kv_heads, n_kv_heads)
     q, k, v = (torch.randn(sum(LENGTHS), n, HEAD_DIM, generator=generator, dtype=dtype) for n in sizes)
     return q, k, v
+
+
+def of_heads(spec: AttentionSpec, n_q_heads: int) -> AttentionSpec:
+    return spec.with_sinks(None if spec.sinks is None else spec.sinks[:n_q_heads])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, checkpointed: bool = False) -> Tensor:
@@ -53,6 +60,7 @@ def test_values_and_gradients_are_those_of_packed_attention(
     n_q_heads: int, n_kv_heads: int, spec: AttentionSpec, checkpointed: bool
 ) -> None:
     inputs = [x.requires_grad_() for x in heads_of(n_q_heads, n_kv_heads, dtype=torch.float64)]
+    spec = of_heads(spec, n_q_heads)
     out = attend(*inputs, spec, checkpointed=checkpointed)
     expected = attend_packed(*inputs, PackedSequences.from_lengths(LENGTHS), spec)
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
@@ -73,6 +81,7 @@ def test_a_token_has_the_same_bits_in_parts_of_its_sequence_and_in_a_batch_of_ro
         if reason := why_attention_is_not_exact(n_q_heads, n_kv_heads, HEAD_DIM):
             pytest.skip(f"not claimed on this machine: {reason}")
         q, k, v = heads_of(n_q_heads, n_kv_heads)
+        spec = of_heads(spec, n_q_heads)
         whole = attend(q, k, v, spec).split(LENGTHS)
         # longer than any sequence, with other numbers behind their ends
         capacity = 4 * CHUNK

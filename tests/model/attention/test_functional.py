@@ -10,8 +10,8 @@ from reallm.model.attention.functional import AttentionSpec, attend_packed
 from reallm.model.packed import PackedSequences
 
 
-def written_out(q, k, v, window, softcap, scale):
-    """[L, H, D] queries, [L, K, D] keys and values: softmax over the scores a token may see."""
+def written_out(q, k, v, window, softcap, scale, sinks=None):
+    """[L, H, D] queries, [L, K, D] keys and values: softmax over the scores a token may see, and a sink [H]."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = torch.einsum("ihd,jhd->hij", q, k) * scale
@@ -19,29 +19,34 @@ def written_out(q, k, v, window, softcap, scale):
         scores = softcap * torch.tanh(scores / softcap)
     i, j = torch.arange(len(q))[:, None], torch.arange(len(q))[None]
     seen = (j <= i) & ((i - j < window) if window else torch.ones((), dtype=torch.bool))
-    return torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), dim=-1)
+    return torch.einsum("hij,jhd->ihd", scores.softmax(-1)[..., : len(q)], v)
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_packed_sequences_attend_only_to_themselves(monkeypatch, n_kv_heads, window, softcap):
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_packed_sequences_attend_only_to_themselves(monkeypatch, n_kv_heads, window, softcap, has_sinks):
     monkeypatch.setattr(attention, "WINDOW_CHUNK", 4)
     torch.manual_seed(1)
     lengths = [5, 1, 0, 13, 8]
     q = torch.randn(sum(lengths), 4, 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(sum(lengths), n_kv_heads, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    spec = AttentionSpec(scale=0.3, window=window, softcap=softcap)
+    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True) if has_sinks else None
+    spec = AttentionSpec(scale=0.3, window=window, softcap=softcap).with_sinks(sinks)
 
     out = attend_packed(q, k, v, PackedSequences.from_lengths(lengths), spec)
-    expected = torch.cat(
-        [written_out(*part, window, softcap, 0.3) for part in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)]
-    )
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    expected = torch.cat([written_out(*part, window, softcap, 0.3, sinks) for part in parts])
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
     cotangent = torch.randn_like(out)
-    got = torch.autograd.grad(out, (q, k, v), cotangent)
-    want = torch.autograd.grad(expected, (q, k, v), cotangent)
+    inputs = (q, k, v) if sinks is None else (q, k, v, sinks)
+    got = torch.autograd.grad(out, inputs, cotangent)
+    want = torch.autograd.grad(expected, inputs, cotangent)
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
 

@@ -302,6 +302,8 @@ class ReaLModelConfig(NamedFields):
     """Factor on attention scores, one for all blocks or one for each; None means `head_dim ** -0.5`."""
     attn_softcap: float | None = None
     """Scores become `cap * tanh(score / cap)` before masking."""
+    attn_sinks: bool = False
+    """A learned logit of each query head takes part in the softmax of attention; its weight is dropped."""
     logit_softcap: float | None = None
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0

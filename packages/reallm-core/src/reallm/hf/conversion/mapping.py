@@ -32,6 +32,7 @@ CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "positions": ("learned_positions",),
     "attn.q_norm": ("qk_norm",),
     "attn.k_norm": ("qk_norm",),
+    "attn.sinks": ("attn_sinks",),
     "attn_norm": ("norm_placement",),
     "mlp_norm": ("norm_placement", "parallel_residual", "shared_norm"),
     "attn_post_norm": ("norm_placement",),

@@ -11,6 +11,7 @@ Shapes: T packed tokens, N sequences, H query heads, K KV heads, D head dim, L t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache as memoize
 from itertools import pairwise
 
@@ -130,13 +131,16 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sp
     """
     assert mask is not None
     grouped = q.unflatten(1, (keys.shape[1], -1))  # the query heads of a KV head are queries of one head
-    filled = F.pad(grouped, (0, 0, 0, -grouped.shape[2] % ROWS))
+    missing = -grouped.shape[2] % ROWS
+    filled = F.pad(grouped, (0, 0, 0, missing))
+    if spec.sinks is not None:
+        spec = replace(spec, sinks=F.pad(spec.sinks.view(grouped.shape[1:3]), (0, missing)))
     return _attend(filled, keys, values, mask[:, None, None], spec)[:, :, : grouped.shape[2]].flatten(1, 2)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
     """`sdpa`, on a GPU by the one kernel that takes masks and computes a query alike among any others."""
-    if q.is_cpu or spec.softcap is not None:
+    if q.is_cpu or spec.softcap is not None or spec.sinks is not None:
         return sdpa(q, keys, values, mask, spec)
     groups = q.shape[-3] // keys.shape[-3]
     if groups > 1:  # the kernel has no groups of its own

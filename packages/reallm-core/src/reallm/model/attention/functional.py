@@ -10,7 +10,7 @@ flex attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from reallm.model.activation_checkpointing import checkpoint
 from reallm.model.attention import varlen
 from reallm.model.attention.kv_cache import BlockCache, LayerCache, store
+from reallm.model.attention.sinks import attend_on_cpu
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
@@ -30,7 +31,7 @@ WINDOW_CHUNK = 256
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Settings of a block's attention."""
+    """Settings of a block's attention, and its parameters beside projections."""
 
     scale: float
     """Factor on scores."""
@@ -42,6 +43,9 @@ class AttentionSpec:
     """Dropout of attention weights."""
     rotation: int | None = None
     """Index of the block's RoPE in `config.distinct_ropes`; None: no rotation."""
+    sinks: Tensor | None = field(default=None, compare=False)
+    """[H], a logit of each query head that takes part in the softmax, and whose weight is dropped. It is a parameter,
+    which a layer adds in each forward pass, `with_sinks`."""
 
     @classmethod
     def of_block(cls, config: ReaLModelConfig, block: int) -> AttentionSpec:
@@ -58,6 +62,10 @@ class AttentionSpec:
     def without_dropout(self) -> AttentionSpec:
         """These settings without dropout, for inference."""
         return replace(self, dropout=0.0)
+
+    def with_sinks(self, sinks: Tensor | None) -> AttentionSpec:
+        """These settings with a logit [H] of each query head that takes part in the softmax and is dropped."""
+        return self if sinks is None else replace(self, sinks=sinks)
 
     @property
     def has_kernel(self) -> bool:
@@ -289,39 +297,53 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, *, causal: bool = False) -> Tensor:
-    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask`, added, broadcasts to [..., H, L, L']."""
-    if spec.softcap is not None:
-        return _softcapped(q, k, v, mask, spec, causal)
+    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask`, added, broadcasts to [..., H, L, L'].
+
+    The query heads of a KV head may be queries of one head: H is then K, and L the number of them.
+    """
+    on_cpu = q.is_cpu or q.is_meta
+    if spec.softcap is not None or (spec.sinks is not None and (spec.dropout or not on_cpu)):
+        return _with_scores(q, k, v, mask, spec, causal)
     batched = (q, k, v) if q.dim() == 4 else (q[None], k[None], v[None])
-    if (
-        q.is_meta and not spec.dropout and q.shape[-1] == v.shape[-1]
-    ):  # there torch would compute scores, which no kernel keeps
+    if spec.sinks is not None:
+        out = attend_on_cpu(*batched, _sinks_of(q, spec.sinks), mask, spec.scale, causal=causal)
+    elif q.is_meta and not spec.dropout and q.shape[-1] == v.shape[-1]:
+        # there torch would compute scores, which no kernel keeps
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, _ = kernel(*batched, is_causal=causal, attn_mask=mask, scale=spec.scale)
-        return out if q.dim() == 4 else out[0]
-    out = F.scaled_dot_product_attention(
-        *batched,
-        attn_mask=mask,
-        dropout_p=spec.dropout,
-        is_causal=causal,
-        scale=spec.scale,
-        enable_gqa=q.shape[-3] != k.shape[-3],
-    )
+    else:
+        out = F.scaled_dot_product_attention(
+            *batched,
+            attn_mask=mask,
+            dropout_p=spec.dropout,
+            is_causal=causal,
+            scale=spec.scale,
+            enable_gqa=q.shape[-3] != k.shape[-3],
+        )
     return out if q.dim() == 4 else out[0]
 
 
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, causal: bool) -> Tensor:
-    """`sdpa` with soft-capped scores, for which torch has no kernel (Gemma 2 report, section 2)."""
-    assert spec.softcap is not None
+def _sinks_of(q: Tensor, sinks: Tensor) -> Tensor:
+    """The sinks of queries [..., H, L, D], to be broadcast to [..., H, L]."""
+    return sinks.view(q.shape[-3], -1)
+
+
+def _with_scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, causal: bool) -> Tensor:
+    """`sdpa` for which torch has no kernel: of soft-capped scores (Gemma 2 report, section 2), and of sinks with
+    dropout or on a device other than the CPU."""
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
     scores = q @ k.transpose(-1, -2) * spec.scale
-    scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if causal:
         mask = causal_mask(0, q.shape[-2], 0, None, q.dtype, q.device)
     if mask is not None:
         scores = scores + mask
+    if spec.sinks is not None:
+        sinks = _sinks_of(q, spec.sinks).to(scores.dtype).unsqueeze(-1)
+        scores = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
     wide = torch.promote_types(q.dtype, torch.float32)
     weights = scores.softmax(dim=-1, dtype=wide).to(q.dtype)
-    return F.dropout(weights, spec.dropout) @ v
+    return F.dropout(weights[..., : v.shape[-2]], spec.dropout) @ v

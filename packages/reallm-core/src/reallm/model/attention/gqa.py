@@ -5,6 +5,7 @@ Shapes: T packed tokens, H query heads, K KV heads, D head dim, W value dim, E h
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from reallm.model.attention.functional import AttentionSpec, attend
@@ -12,7 +13,7 @@ from reallm.model.attention.kv_cache import LayerCache, keys_and_values
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import Linear, Projections, make_qk_norm
-from reallm.model.sharding import TPUnits
+from reallm.model.sharding import Shard, Shards, TPUnits
 
 
 def attention_heads(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
@@ -24,7 +25,7 @@ def attention_heads(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
 
 
 class Attention(Projections):
-    """Causal self-attention with grouped KV heads, RoPE and optional q/k norm."""
+    """Causal self-attention with grouped KV heads, RoPE, and optional q/k norm and sinks."""
 
     projections = "q", "k", "v"
 
@@ -37,6 +38,9 @@ class Attention(Projections):
         self.o = Linear(config.n_q_heads * value_dim, size, bias=config.o_bias, split="row", unit=value_dim)
         self.q_norm = make_qk_norm(config, config.n_q_heads)
         self.k_norm = make_qk_norm(config, config.n_kv_heads)
+        self.sinks = nn.Parameter(torch.empty(config.n_q_heads)) if config.attn_sinks else None
+        self.shards: Shards = {} if self.sinks is None else {"sinks": Shard(0)}
+        self.init_std = config.init_std
         self.norms_whole = config.qk_norm == "whole"
         self.clip = config.qkv_clip
         self.head_dim, self.value_dim = dim, value_dim
@@ -49,7 +53,7 @@ class Attention(Projections):
         q, k, v = self.project(x)
         q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.value_heads(v)
         spec = self.spec if self.training else self.inference_spec
-        return self.o(attend(q, k, v, context, spec, cache).flatten(-2))
+        return self.o(attend(q, k, v, context, spec.with_sinks(self.sinks), cache).flatten(-2))
 
     def heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
         """Queries or keys [T, H * D] -> [T, H, D], normed and clamped."""
@@ -63,6 +67,12 @@ class Attention(Projections):
     def value_heads(self, projected: Tensor) -> Tensor:
         """Values [T, K * W] -> [T, K, W], clamped."""
         return self._clamped(projected.unflatten(-1, (-1, self.value_dim)))
+
+    def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor | None:
+        """Initial value of the sinks, normal like that of matrices."""
+        if self.sinks is None or name != "sinks":
+            return None
+        return torch.empty(self.sinks.shape).normal_(0.0, self.init_std, generator=generator)
 
     def _clamped(self, heads: Tensor) -> Tensor:
         return heads if self.clip is None else heads.clamp(-self.clip, self.clip)

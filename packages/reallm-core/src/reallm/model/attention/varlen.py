@@ -9,11 +9,13 @@ import inspect
 from dataclasses import dataclass
 from functools import cache as memoize
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from reallm.model.attention.sinks import grad_of_sinks, lse_with_sinks, with_sinks
 from reallm.model.packed import PackedSequences
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ class PagedSequences:
 def supports(device: torch.device, dtype: torch.dtype, head_dim: int, spec: AttentionSpec) -> bool:
     """Whether the kernel computes attention of a block, for tensors of a device and dtype."""
     half = dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and half and spec.has_kernel and head_dim % 8 == 0 and head_dim <= 256
+    fits = device.type == "cuda" and half and spec.has_kernel and head_dim % 8 == 0 and head_dim <= 256
+    # with sinks it must return the logsumexp too
+    return fits and (spec.sinks is None or "return_aux" in _parameters())
 
 
 def supports_pages() -> bool:
@@ -59,9 +63,48 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: 
     elif q.shape[1] != k.shape[1]:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if spec.sinks is not None:
+        return cast(Tensor, _AttendPackedWithSinks.apply(q, k, v, spec.sinks, seqs, packed))
     out = packed(q, k, v, seqs.cu_seqlens, seqs.cu_seqlens, seqs.max_length, seqs.max_length)
     assert isinstance(out, Tensor)
     return out
+
+
+class _AttendPackedWithSinks(torch.autograd.Function):
+    """`attend_packed` with sinks; `packed` is `varlen_attn` with the settings of a block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, seqs: PackedSequences, packed: partial[Any]
+    ) -> Tensor:
+        bounds, longest = seqs.cu_seqlens, seqs.max_length
+        out, lse = packed(q, k, v, bounds, bounds, longest, longest, return_aux=_logsumexp())
+        lse = lse.t()  # [T, H]
+        out = with_sinks(out, lse, sinks)
+        ctx.save_for_backward(q, k, v, sinks, bounds, out, lse_with_sinks(lse, sinks))
+        ctx.longest, ctx.settings = longest, packed.keywords
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, sinks, bounds, out, lse = ctx.saved_tensors
+        window = ctx.settings["window_size"]
+        grads = torch.ops.torch_attn._varlen_attn_backward(
+            *(grad, q, k, v, out, lse.t().contiguous()),
+            *(bounds, bounds, ctx.longest, ctx.longest, window == (-1, 0)),
+            torch.zeros(2, dtype=torch.uint64, device=q.device),  # state of random numbers, of which there are none
+            scale=ctx.settings["scale"],
+            window_size=list(window),
+        )
+        return *grads, grad_of_sinks(grad, out, lse, sinks), None, None
+
+
+def _logsumexp() -> Any:
+    """The request that the kernel return the logsumexp of scores, [H, T], too."""
+    from torch.nn.attention.varlen import AuxRequest
+
+    return AuxRequest(lse=True)
 
 
 def attend_pages(q: Tensor, keys: Tensor, values: Tensor, seqs: PagedSequences, spec: AttentionSpec) -> Tensor:
@@ -79,7 +122,7 @@ def attend_pages(q: Tensor, keys: Tensor, values: Tensor, seqs: PagedSequences, 
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    out = varlen_attn(
+    result = varlen_attn(
         q,
         keys,
         values,
@@ -94,9 +137,13 @@ def attend_pages(q: Tensor, keys: Tensor, values: Tensor, seqs: PagedSequences, 
         block_table=seqs.pages,
         # more splits leave rows of the result unwritten (pytorch#194167), and would depend on the batch
         num_splits=1,
+        return_aux=None if spec.sinks is None else _logsumexp(),
     )
-    assert isinstance(out, Tensor)
-    return out
+    if isinstance(result, Tensor):
+        return result
+    assert spec.sinks is not None
+    out, lse = result
+    return with_sinks(out, lse.t(), spec.sinks)
 
 
 def _window(spec: AttentionSpec) -> tuple[int, int]:

@@ -37,7 +37,7 @@ Suspects = tuple[tuple[str, ...], tuple[str, ...]]
 
 NORM = ("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset")
 STREAM = ("norm_placement", "residual_multiplier", "parallel_residual", "shared_norm", "block")
-SCORES = ("rope", "sliding_window", "attn_scale", "attn_softcap", "qk_norm", "qkv_clip", "attention")
+SCORES = ("rope", "sliding_window", "attn_scale", "attn_softcap", "attn_sinks", "qk_norm", "qkv_clip", "attention")
 
 BETWEEN: Mapping[str, Suspects] = {
     "attn.q": (NORM, ("attn_norm",)),
@@ -45,7 +45,7 @@ BETWEEN: Mapping[str, Suspects] = {
     "attn.v": (NORM, ("attn_norm",)),
     "attn.q_norm": (("qk_norm", "attention"), ("attn.q",)),
     "attn.k_norm": (("qk_norm", "attention"), ("attn.k",)),
-    "attn.o": (SCORES, ("attn.q", "attn.k", "attn.v", "attn.q_norm", "attn.k_norm")),
+    "attn.o": (SCORES, ("attn.q", "attn.k", "attn.v", "attn.q_norm", "attn.k_norm", "attn.sinks")),
     "attn_post_norm": (STREAM, ("attn.o",)),
     "mlp_norm": (STREAM, ("attn.o",)),
     "mlp.gate": ((*NORM, *STREAM), ("mlp_norm",)),
