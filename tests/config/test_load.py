@@ -255,5 +255,5 @@ class Rewarded:
 )
 def test_a_value_of_a_group_is_that_of_its_shorthand(text: str, functions: list[str], file) -> None:
     assert load(Rewarded, arguments=[f"reward={text}"]).values["reward.functions"] == functions
-    assert load(Rewarded, [file(f"reward: {text}\n")]).values["reward.functions"] == functions
+    assert load(Rewarded, [file(f"reward: {text}\n")], ["--trust-code"]).values["reward.functions"] == functions
     assert load(Rewarded, arguments=["reward.functions=[a]", f"reward={text}"]).values["reward.functions"] == functions

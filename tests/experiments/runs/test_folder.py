@@ -19,3 +19,12 @@ def test_the_link_to_the_last_checkpoint_moves_on(tmp_path: Path) -> None:
         folder.checkpoint(step).mkdir(parents=True)
         folder.point(folder.last_checkpoint, folder.checkpoint(step))
         assert folder.last_checkpoint.resolve() == folder.checkpoint(step).resolve()
+
+
+def test_the_command_to_resume_says_that_the_code_in_the_settings_is_trusted(tmp_path):
+    folder = RunFolder(tmp_path / "my run")
+    folder.write_config({"dataset": {"train_path": "train.jsonl"}})
+    assert folder.resume_command("sft") == f"reallm sft 'resume={tmp_path}/my run'"
+    folder.write_config({"reward": {"functions": ["math", "rewards.py:score"]}})
+    assert folder.resume_command("grpo") == f"reallm grpo 'resume={tmp_path}/my run' --trust-code"
+    assert folder.resume_command(None) == f"'resume={tmp_path}/my run' --trust-code"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from reallm.errors import ConfigError, PluginError
 
 TypeOrPath = str | type
 """A class, or `"package.module:Class"`, which is not imported until it is resolved."""
+FUNCTION = re.compile(r"(?!hub:)(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)")
+"""`"package.module:function"` or `"path/to/file.py:function"`, as settings name functions; `hub:name` is a dataset."""
+
+
+def names_code(text: str) -> bool:
+    """Whether a setting names a function of Python, and so runs its module: `rows.py:load`, `verl:package.module:f`."""
+    return bool(FUNCTION.fullmatch(text) or FUNCTION.fullmatch(text.partition(":")[2]))
 
 
 def resolve(reference: Any) -> Any:

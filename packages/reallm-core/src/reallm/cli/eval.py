@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reallm.cli.spawn import launch, run_worker
+from reallm.cli.trust import TrustCode, with_trust
 from reallm.errors import ConfigError
 from reallm.launch.rank_env import RankEnv
 from reallm.plugins import registry
@@ -47,6 +48,7 @@ class Request:
 def evaluate(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
     config: Annotated[list[Path] | None, typer.Option("--config")] = None,
+    trust_code: TrustCode = False,
     algorithm: Annotated[str, typer.Option("--algorithm")] = "sft",
     json_file: Annotated[str | None, typer.Option("--json")] = None,
     lm_eval: Annotated[str | None, typer.Option("--lm-eval")] = None,
@@ -59,7 +61,7 @@ def evaluate(
     """Compute loss, perplexity and accuracy of a checkpoint on rows."""
     from reallm.notices import silenced_notices  # imports logging
 
-    given, files = arguments or [], config or []
+    given, files = with_trust(arguments, trust_code), config or []
     if show_help:
         from reallm.cli.help import evaluation_help
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from reallm.cli.trust import TrustCode, with_trust
 from reallm.errors import ConfigError
 from reallm.plugins import registry
 
@@ -19,6 +20,7 @@ def graph(
     config: Annotated[
         list[Path] | None, typer.Option("--config", metavar="FILE", help="Read keys from a YAML file; repeatable.")
     ] = None,
+    trust_code: TrustCode = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the graph into an SVG file.")] = None,
 ) -> None:
     """Print the graph of an algorithm: its calls in execution order, and what each of them waits for.
@@ -38,7 +40,8 @@ def graph(
     from reallm.cli.graph_view import print_graph
     from reallm.config.training import call_args_of
 
-    settings = load_configuration(algorithm, config or [], arguments or []).with_placeholders().build()
+    loaded = load_configuration(algorithm, config or [], with_trust(arguments, trust_code))
+    settings = loaded.with_placeholders().build()
     found = Graph.of(offered, settings)
     call_args = call_args_of(settings)
     print_graph(algorithm, offered.description, found, call_args)

@@ -23,6 +23,8 @@ Options:
                   exit; `reallm preview --help` has more
   --dry-run       check everything, print the plan and the memory it takes, and
                   exit; nothing is trained or written
+  --trust-code    let these files, and the run that is resumed, name code that
+                  is run (rows.py:load) and read environment variables
   --help, -h      this page; with dataset.name=NAME, the keys of that dataset
 """
 
@@ -50,6 +52,8 @@ Options:
                     of the harness: examples in each prompt, documents of each
                     task, tasks of your own, prompts as chat messages
   --json FILE       write the result as JSON; -: to standard output
+  --trust-code      let these files name code that is run (rows.py:load) and
+                    read environment variables
   --algorithm NAME  algorithm whose metrics are computed, default sft
   --help, -h        this page; with dataset.name=NAME, the keys of that dataset
 """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reallm.cli.trust import TrustCode, with_trust
 from reallm.errors import ConfigError
 from reallm.plugins import registry
 
@@ -31,6 +32,7 @@ def plan(
     config: Annotated[
         list[Path] | None, typer.Option("--config", metavar="FILE", help="Read keys from a YAML file; repeatable.")
     ] = None,
+    trust_code: TrustCode = False,
     ranks: Annotated[
         int | None, typer.Option("--ranks", metavar="N", min=1, help="Number of ranks; by default the machine's.")
     ] = None,
@@ -71,7 +73,7 @@ def plan(
         from reallm.algorithms.graph import Graph
         from reallm.cli.algorithm import load_configuration
 
-        loaded = load_configuration(algorithm, config or [], ["allocation=search", *(arguments or [])])
+        loaded = load_configuration(algorithm, config or [], ["allocation=search", *with_trust(arguments, trust_code)])
         settings = loaded.with_placeholders().build()
         graph = Graph.of(offered, settings)
         models = _models(settings, graph)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from reallm.cli.trust import TrustCode, with_trust
+
 DEFAULT_ALGORITHM = "sft"
 
 
@@ -23,6 +25,7 @@ def preview(
     config: Annotated[
         list[Path] | None, typer.Option("--config", metavar="FILE", help="Read keys from a YAML file; repeatable.")
     ] = None,
+    trust_code: TrustCode = False,
     n: Annotated[int, typer.Option("-n", "--rows", metavar="N", min=1, help="Number of rows to show.")] = 3,
     split: Annotated[str, typer.Option(metavar="NAME", help="train or valid.")] = "train",
     algorithm: Annotated[str, typer.Option(metavar="NAME", help="Algorithm whose keys these are.")] = DEFAULT_ALGORITHM,
@@ -44,7 +47,7 @@ def preview(
         raise ConfigError(f"--split {split}: must be train or valid{did_you_mean(split, ('train', 'valid'))}")
     if html is not None and html.suffix not in (".html", ".htm"):
         raise ConfigError(f"--html {html}: the name must end in .html")
-    show_preview(algorithm, config or [], arguments or [], n, split=split, html=html, as_json=as_json)
+    show_preview(algorithm, config or [], with_trust(arguments, trust_code), n, split=split, html=html, as_json=as_json)
 
 
 def show_preview(

@@ -19,6 +19,7 @@ from reallm.config.presets import with_preset
 from reallm.config.schema import Group, Key, dataset_fields, groups, in_group, missing_text
 from reallm.config.structured import structured
 from reallm.config.suggestions import unknown_key
+from reallm.config.trust import TRUST_CODE, check_code_is_trusted, check_no_functions_in_files
 from reallm.errors import ConfigError, ReallmError, did_you_mean, kind_of
 from reallm.field_types import (
     allowed_text,
@@ -116,7 +117,8 @@ def load(
 
         config = load(SFTConfig, ["run.yaml"], ["model.path=path/to/checkpoint", "epochs=2"]).build()
 
-    Keys and groups named in `unused_in_files`, which the dataclass does not have, are passed over in files.
+    Keys and groups named in `unused_in_files`, which the dataclass does not have, are passed over in files. Files may
+    name code and read environment variables only if `--trust-code` is among the arguments.
 
     Raises:
         ConfigError: an argument, key, value or file is wrong; suggests the nearest right one in one line.
@@ -135,10 +137,15 @@ def load(
     ]
     found = tuple(groups(config_class, _chosen(config_class, assignments)))
     keys = {key.name: key for group in found for key in group.keys}
+    if TRUST_CODE not in arguments:
+        check_no_functions_in_files(assignments)
     tree = _tree(config_class, found)
     for assignment in assignments:
         _assign(tree, _written_out(assignment, found), keys, found)
-    return Configuration(found, {name: _read(tree, name) for name in keys})
+    values = {name: _read(tree, name) for name in keys}
+    if TRUST_CODE not in arguments:
+        check_code_is_trusted(values, assignments)
+    return Configuration(found, values)
 
 
 def describe(config: Any) -> Configuration:
@@ -186,7 +193,8 @@ def _assignments(config_class: type, files: Sequence[Path], arguments: Sequence[
 
 def _sources(config_class: type, files: Sequence[Path], arguments: Sequence[str]) -> list[list[Assignment]]:
     """The assignments of each file, and of the command line."""
-    return [*map(from_yaml, files), from_arguments(arguments, lambda: groups(config_class, tolerate=True))]
+    keys_and_values = [argument for argument in arguments if argument != TRUST_CODE]
+    return [*map(from_yaml, files), from_arguments(keys_and_values, lambda: groups(config_class, tolerate=True))]
 
 
 def _chosen(config_class: type, assignments: Sequence[Assignment]) -> dict[str, str]:

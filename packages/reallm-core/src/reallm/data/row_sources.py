@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, cast
 
 from reallm.data.readers.files import check_exists, files_of, reader_of
-from reallm.data.readers.functions import REFERENCE, Builder, read_function, read_list, read_reference
+from reallm.data.readers.functions import Builder, read_function, read_list, read_reference
 from reallm.data.readers.hub import PREFIX, HubSplit, read_hub
 from reallm.data.readers.record import Origin, Records
 from reallm.data.row_formats.formats import check_format
 from reallm.data.row_split import RowSplit
 from reallm.errors import DataError, kind_of
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
+from reallm.references import FUNCTION
 
 Rows: TypeAlias = "str | Path | Builder | Sequence[str | Path] | Sequence[Mapping[str, Any]]"
 Source: TypeAlias = "Rows | RowSource"
@@ -153,7 +154,7 @@ def _places(path: str) -> list[Path | str]:
     """The files of a path; or the path itself if it names a function or a dataset of the hub."""
     if not path:
         raise DataError("no data file is given: the path is empty")
-    reference = REFERENCE.fullmatch(path)
+    reference = FUNCTION.fullmatch(path)
     if path.startswith(PREFIX):
         return [path]
     if reference and not Path(path).expanduser().exists():
@@ -171,7 +172,7 @@ def _part(place: Path | str, names: Mapping[str, int], root: Path) -> Part:
         return Part(str(place), name, partial(_read_file, place, read, origin), file=place, is_quick=True)
     if place.startswith(PREFIX):
         return Part(place, place, partial(read_hub, HubSplit.of(place), Origin(place, place.removeprefix(PREFIX))))
-    reference = REFERENCE.fullmatch(place)
+    reference = FUNCTION.fullmatch(place)
     assert reference is not None
     return Part(place, place, partial(read_reference, reference["module"], reference["name"]))
 

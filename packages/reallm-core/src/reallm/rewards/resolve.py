@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reallm.errors import PluginError, RewardError
 from reallm.plugins import registry
-from reallm.references import location_of
+from reallm.references import FUNCTION, location_of
 from reallm.rewards.functions import VERL, load, needed_columns
 
 
@@ -48,11 +48,11 @@ def resolve(name: str) -> RewardFunction:
         location = spec.function if isinstance(spec.function, str) else location_of(spec.function)
         columns = spec.columns
     prefix = VERL if location.startswith(VERL) else ""
-    where, _, function = location.removeprefix(prefix).rpartition(":")
-    if not where or not function:
+    found = FUNCTION.fullmatch(location.removeprefix(prefix))
+    if found is None:
         raise RewardError(
             f"reward function '{name}' is not package.module:function, file.py:function or verl:<one of these>"
         )
-    if where.endswith(".py"):
-        location = f"{prefix}{Path(where).expanduser().absolute()}:{function}"
+    if found["module"].endswith(".py"):
+        location = f"{prefix}{Path(found['module']).expanduser().absolute()}:{found['name']}"
     return RewardFunction(name, location, tuple(dict.fromkeys([*columns, *needed_columns(load(location))])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
@@ -16,9 +15,6 @@ from reallm.data.readers.tables import without_nulls
 from reallm.errors import DataError, did_you_mean, kind_of, one_line
 
 Builder: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
-
-REFERENCE = re.compile(r"(?P<module>.+\.py|[A-Za-z_]\w*(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)")
-"""`"package.module:function"` or `"path/to/file.py:function"`."""
 
 
 def read_list(rows: Sequence[Mapping[str, Any]]) -> Records:

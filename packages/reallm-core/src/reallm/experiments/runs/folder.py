@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from reallm.atomic_files import atomic_write
+from reallm.config.trust import TRUST_CODE, settings_that_name_code
 from reallm.errors import ConfigError
 
 LOCK = ".lock"
@@ -157,9 +158,19 @@ class RunFolder:
         return self.checkpoints / f"step-{step:06d}"
 
     def resume_command(self, algorithm: str | None) -> str:
-        """The command line that resumes the run: `reallm sft resume=runs/a`; `resume=runs/a` without an algorithm."""
-        argument = shlex.quote(f"resume={self.path}")
-        return argument if algorithm is None else f"reallm {algorithm} {argument}"
+        """The command line that resumes the run: `reallm sft resume=runs/a`; `resume=runs/a` without an algorithm.
+
+        It says that code in the run's settings is trusted, if they name any.
+        """
+        command = [] if algorithm is None else ["reallm", algorithm]
+        trust = [TRUST_CODE] if self._names_code() else []
+        return shlex.join([*command, f"resume={self.path}", *trust])
+
+    def _names_code(self) -> bool:
+        try:
+            return any(settings_that_name_code(yaml.safe_load(self.config.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, yaml.YAMLError):
+            return False  # resuming says what is wrong with the file
 
     def saved_steps(self) -> dict[int, Path]:
         """Step -> checkpoint, for all saved checkpoints, in the order of steps."""
