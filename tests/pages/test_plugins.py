@@ -22,7 +22,7 @@ PAGE = (DOCS / "plugins.md").read_text(encoding="utf-8")
 REFERENCE = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "reference").glob("*.md")))
 HOOKS = {name: value for name, value in vars(hookspecs).items() if hasattr(value, "reallm_spec")}
 EXAMPLES = {
-    "write-a-family.md": "reallm-hf-granite",
+    "write-a-family.md": "reallm-hf-hyperclovax",
     "write-a-dataset.md": "reallm-my-data",
     "write-an-algorithm.md": "reallm-raft",
     "write-a-logger.md": "reallm-csv",

@@ -32,7 +32,7 @@ CHECK_ALGORITHM = (
 
 PROMPTS = "".join(f'{{"prompt": "Say {n}.", "wanted": "{n}"}}\n' for n in range(9))
 
-CHECK_FAMILY = ("plugins", "check", "granite")
+CHECK_FAMILY = ("plugins", "check", "hyperclovax")
 
 PYTEST = ("pytest",)
 """The example's own test suite, instead of a command of reallm."""
@@ -47,6 +47,8 @@ class Mistake(NamedTuple):
     file: str = ""
     old: str = ""
     new: str = ""
+    imports: tuple[str, str] = ("", "")
+    """The same for what the change needs to be imported."""
 
     def __str__(self) -> str:
         return f"{self.package}-{self.name}"
@@ -136,43 +138,49 @@ MISTAKES = [
     Mistake("csv", "flush", PYTEST, "logger.py", "        self._file.flush()\n", ""),
     Mistake("csv", "resume", PYTEST, "logger.py", "<= step]", "< step]"),
     Mistake(
-        "hf-granite",
+        "hf-hyperclovax",
         "row",
         CHECK_FAMILY,
         "plugin.py",
         '            Key("residual_multiplier", float, "residual_multiplier", default=1.0),\n',
         "",
     ),
-    Mistake("hf-granite", "conversion", CHECK_FAMILY, "plugin.py", ", conversion=RECIPROCAL)", ")"),
-    Mistake("hf-granite", "default", CHECK_FAMILY, "plugin.py", "max_positions=2048)", "max_positions=4096)"),
     Mistake(
-        "hf-granite",
+        "hf-hyperclovax",
+        "conversion",
+        CHECK_FAMILY,
+        "plugin.py",
+        '            Key("logits_scaling", float, "logit_multiplier", default=1.0),',
+        '            Key("logits_scaling", float, "logit_multiplier", default=1.0, conversion=RECIPROCAL),',
+        imports=("import ConfigTable, Key", "import RECIPROCAL, ConfigTable, Key"),
+    ),
+    Mistake("hf-hyperclovax", "default", CHECK_FAMILY, "plugin.py", "max_positions=2048)", "max_positions=4096)"),
+    Mistake(
+        "hf-hyperclovax",
         "names",
         CHECK_FAMILY,
         "plugin.py",
-        "    weights=GATED_DECODER,\n",
-        '    weights=GATED_DECODER.updated(block={"attn_norm": "model.layers.{}.attention_norm"}),\n',
+        'block={"attn_post_norm": "model.layers.{}.post_norm1",',
+        'block={"attn_post_norm": "model.layers.{}.post_norm_1",',
     ),
     Mistake(
-        "hf-granite",
+        "hf-hyperclovax",
         "swapped",
         CHECK_FAMILY,
         "plugin.py",
-        "    weights=GATED_DECODER,\n",
-        "    weights=GATED_DECODER.updated(\n"
-        '        block={"mlp.gate": "model.layers.{}.mlp.up_proj", "mlp.up": "model.layers.{}.mlp.gate_proj"}\n'
-        "    ),\n",
+        'block={"attn_post_norm": "model.layers.{}.post_norm1", "mlp_post_norm": "model.layers.{}.post_norm2"}',
+        'block={"attn_post_norm": "model.layers.{}.post_norm2", "mlp_post_norm": "model.layers.{}.post_norm1"}',
     ),
 ]
 
 PASSES = [
     ("my-data", CHECK_DATASET),
     ("csv", CHECK_LOGGER),
-    ("hf-granite", CHECK_FAMILY),
+    ("hf-hyperclovax", CHECK_FAMILY),
     ("raft", CHECK_ALGORITHM),
 ]
 
-EXAMPLES = ["my-data", "csv", "hf-granite", "hf-apertus", "raft"]
+EXAMPLES = ["my-data", "csv", "hf-hyperclovax", "hf-apertus", "raft"]
 """Packages with a test suite of their own."""
 
 
@@ -185,7 +193,8 @@ def printed(environment, package: str, command: tuple[str, ...], change: Mistake
         source = copy / f"reallm_{package.replace('-', '_')}" / change.file
         text = source.read_text(encoding="utf-8")
         assert text.count(change.old) == 1, change
-        source.write_text(text.replace(change.old, change.new), encoding="utf-8")
+        text = text.replace(change.old, change.new).replace(*change.imports)
+        source.write_text(text, encoding="utf-8")
     (here.folder / "lines.txt").write_text(LINES, encoding="utf-8")
     (here.folder / "prompts.jsonl").write_text(PROMPTS, encoding="utf-8")
     here = dataclasses.replace(here, path=(copy,))
@@ -216,7 +225,7 @@ def of_one_case(page: str) -> str:
 
 def without_numbers(text: str) -> str:
     """Sizes and seconds differ from one machine to the next, and so do the places where lines are broken."""
-    return " ".join(re.sub(r"\d[\d.,]*(e-\d+)?", "N", text).split())
+    return " ".join(re.sub(r"\d[\d.,]*(e[-+]\d+)?", "N", text).split())
 
 
 def hold(name: str, actual: str) -> None:

@@ -1,4 +1,4 @@
-"""The MLP of Apertus: its activation has parameters."""
+"""The activation of Apertus, which has parameters."""
 
 import math
 
@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from reallm import ReaLModelConfig
-from reallm.model.layers import PlainMLP
 from reallm.model.sharding import Shards
 
 BETA = 0.5
@@ -24,7 +23,7 @@ class XIELU(nn.Module):
 
     partial_grad = True  # of the features between the two linear layers
 
-    def __init__(self) -> None:
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__()
         self.alpha_p = nn.Parameter(torch.empty(1))
         self.alpha_n = nn.Parameter(torch.empty(1))
@@ -41,14 +40,6 @@ class XIELU(nn.Module):
         positive = softplus(self.alpha_p) * x * x
         negative = (torch.expm1(torch.minimum(x, self.eps)) - x) * (self.beta + softplus(self.alpha_n))
         return torch.where(x > 0, positive, negative) + self.beta * x
-
-
-class XIELUMLP(PlainMLP):
-    """`down(xielu(up(x)))`."""
-
-    def __init__(self, config: ReaLModelConfig, block: int) -> None:
-        super().__init__(config, block)
-        self.act = XIELU()
 
 
 def _inverse_softplus(y: float) -> float:

@@ -4,9 +4,9 @@ from reallm import HFFamily, RopeConfig, hookimpl
 from reallm.hf.standard import ATTENTION_BIAS, GATED_DECODER, QK_NORMS, decoder_rows, same_as, without
 from reallm.hf.tables import ConfigTable, Key, RopeRow
 
-REALLM_HOOK_API = "1.1"
+REALLM_HOOK_API = "1.5"
 
-MLP = "reallm_hf_apertus.layers:XIELUMLP"
+XIELU = "reallm_hf_apertus.layers:XIELU"
 
 LLAMA3_ROPE = RopeConfig(
     kind="llama3",
@@ -33,10 +33,10 @@ APERTUS = HFFamily(
                 ),
                 "hidden_act",
             ),
-            Key("hidden_act", str, "mlp", default=MLP, spellings={"xielu": MLP}),
+            Key("hidden_act", str, "activation", default=XIELU, spellings={"xielu": XIELU}),
             Key("attention_bias", bool, ATTENTION_BIAS, default=False),
         ),
-        constants={"norm": "rms", "qk_norm": "head"},
+        constants={"norm": "rms", "mlp": "plain", "qk_norm": "head"},
     ),
     weights=GATED_DECODER.updated(
         block={

@@ -3,5 +3,5 @@
 from reallm_devkit import FamilyKit
 
 
-class TestGranite(FamilyKit):
-    family = "granite"
+class TestHyperCLOVAX(FamilyKit):
+    family = "hyperclovax"

@@ -1,1 +1,0 @@
-"""The Granite model family for reallm."""

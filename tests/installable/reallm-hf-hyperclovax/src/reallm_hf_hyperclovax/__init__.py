@@ -1,0 +1,1 @@
+"""The HyperCLOVA X model family for reallm."""
