@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from reallm.generation import memory
-from reallm.generation.memory import TOKENS_OF_UNKNOWN_MEMORY, bytes_per_token, default_kv_cache_tokens
+from reallm.generation.memory import (
+    TOKENS_OF_UNKNOWN_MEMORY,
+    bytes_per_sequence,
+    bytes_per_token,
+    default_kv_cache_tokens,
+)
 from reallm.generation.prefix_index import BLOCK_SIZE
 from reallm.model.transformer import Transformer
-from tests.helpers.attention_layers import LatentAttention, RecurrentAttention, StatelessAttention, model_of
+from tests.helpers.attention_layers import LatentAttention, StatelessAttention, model_of
+from tests.helpers.state_layers import WideState
 from tests.helpers.tiny_config import TINY
 from tests.helpers.variants import VARIANTS, build
 
@@ -83,11 +89,15 @@ def test_where_nobody_knows_the_free_memory_there_is_a_fixed_number(monkeypatch:
     assert default_kv_cache_tokens(network_of("cpu")) == TOKENS_OF_UNKNOWN_MEMORY
 
 
-@pytest.mark.parametrize("attention", [RecurrentAttention, StatelessAttention])
-def test_so_it_is_where_nothing_is_kept_of_a_token(
-    monkeypatch: pytest.MonkeyPatch, attention: type[torch.nn.Module]
-) -> None:
+def test_so_it_is_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free_memory(monkeypatch, 10**9)
-    network = model_of(attention)
-    assert bytes_per_token(network) == 0
+    network = model_of(StatelessAttention)
+    assert bytes_per_token(network) == bytes_per_sequence(network) == 0
     assert default_kv_cache_tokens(network) == TOKENS_OF_UNKNOWN_MEMORY
+
+
+def test_states_take_the_memory_of_sequences_with_a_block_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Transformer(TINY.replace(attention=f"{WideState.__module__}:WideState"))
+    assert (bytes_per_token(network), bytes_per_sequence(network)) == (0, 2 * 12 * 1000 * 4)
+    with_free_memory(monkeypatch, 2 * 10 * bytes_per_sequence(network))
+    assert default_kv_cache_tokens(network) // BLOCK_SIZE == 10

@@ -127,3 +127,14 @@ def test_a_state_of_a_whole_sequence_is_only_copied_as_it_is():
     parent.tokens.append(7)
     compute(manager, parent)
     assert manager.allocate(SequenceState(3, [1, 2, 3, 4, 5, 8], parent_id=0, n_shared=5)) == (0, [])
+
+
+def test_a_conversation_goes_on_with_the_state_of_all_its_tokens_or_with_none():
+    manager = RowManager(64, per_token=False, block_size=4)
+    manager.finish(place(manager, 0, [1, 2, 3, 4, 5]))
+    assert manager.allocate(SequenceState(1, [1, 2, 3, 4, 9, 9])) == (0, [])
+    longer = SequenceState(2, [1, 2, 3, 4, 5, 6])
+    assert manager.allocate(longer) == (5, [])
+    assert manager.placement(longer) == Row(8, 0)
+    manager.finish(place(manager, 3, [7, 7, 7]))  # shorter than a block, by which it would be found
+    assert manager.allocate(SequenceState(4, [7, 7, 7, 7])) == (0, [])

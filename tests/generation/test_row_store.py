@@ -114,6 +114,25 @@ def test_tensors_of_adjacent_rows_are_views_and_of_others_copies_that_are_writte
         assert state.tolist() == [5.0 * i + j for j in range(5)]
 
 
+def test_states_are_read_and_written_wherever_the_rows_are():
+    store = RowStore({2: SPECS[2]})
+    for i in range(3):
+        numbered(store, Row(256, i), 100 * i)
+    begins = ScheduledSequence(9, 0, 2, Row(256, 2), samples=True)
+    go_on = [ScheduledSequence(i, 4, 1, row, samples=True) for i, row in enumerate((Row(256, 0), Row(512, 0)))]
+    block = store.prepare(Step((begins, *go_on))).blocks[2]
+    (states,) = block.read_states()
+    assert states.tolist() == [[0] * 5, [0, 1, 2, 3, 4], [0] * 5]  # zeros for a sequence that begins
+    block.write_states(states + torch.tensor([[1.0], [2.0], [3.0]]))
+    assert [contents(store, Row(256, i))[2][1][0].item() for i in range(3)] == [2, 100, 1]
+    assert contents(store, Row(512, 0))[2][1].tolist() == [3] * 5
+    block = store.prepare(decode(Row(256, 0), Row(256, 1))).blocks[2]
+    (states,) = block.read_states()
+    states += 1
+    block.write_states(states)  # in place
+    assert [contents(store, Row(256, i))[2][1][0].item() for i in range(3)] == [3, 101, 1]
+
+
 def test_a_row_is_erased_after_numbers_that_are_not_finite():
     store = RowStore(SPECS)
     for block in store.prepare(decode(Row(256, 0), Row(256, 1))).blocks.values():

@@ -49,7 +49,7 @@ class Simulation:
         self.stale = None if rotation(1000) == 0 else lambda cached, n: cached > 0 and rotation(cached) != rotation(n)
         n_tokens = BLOCK * rng.randint(2, 40)
         shares = rng.random() < 0.75
-        self.per_token = kind == "pages" or rng.random() < 0.85
+        self.per_token = kind == "pages" or rng.random() < 0.7
         self.manager: CacheManager = (
             RowManager(
                 n_tokens,
@@ -70,7 +70,7 @@ class Simulation:
             n_steps=(n_steps := rng.choice([1, 1, 1, 2, 3])),
         )
         self.n_steps, self.in_flight = n_steps, deque[list[int]]()
-        self.cache = CacheModel(self.manager, BLOCK)
+        self.cache = CacheModel(self.manager, BLOCK, has_states=not self.per_token)
         self.n_sequences = 0
         self.tokens: dict[int, list[int]] = {}
         self.n_prompt: dict[int, int] = {}

@@ -17,10 +17,12 @@ class CacheModel:
     Args:
         manager: the manager whose plans are done.
         page_size: number of tokens of a page.
+        has_states: whether a row also keeps a state, which all tokens of its sequence so far determine.
     """
 
-    def __init__(self, manager: CacheManager, page_size: int) -> None:
-        self.manager, self.page_size = manager, page_size
+    def __init__(self, manager: CacheManager, page_size: int, *, has_states: bool = False) -> None:
+        self.manager, self.page_size, self.has_states = manager, page_size, has_states
+        self.states: dict[Placement, list[Stamp]] = {}
         self.rows: dict[Row, list[Stamp]] = {}
         self.pages: dict[int, list[Stamp]] = {}
 
@@ -58,6 +60,7 @@ class CacheModel:
         """
         for copy in step.copies:
             self.write(copy.target, 0, self.read(copy.source, copy.n_tokens))
+            self.states[copy.target] = self.states.get(copy.source, [])
         for row in [row for row in self.rows if row.index >= step.n_rows.get(row.capacity, 0)]:
             del self.rows[row]
         assert sum(capacity * n for capacity, n in step.n_rows.items()) <= self.manager.n_tokens
@@ -69,6 +72,8 @@ class CacheModel:
         for each in step.sequences:
             place, found = each.placement, self.read(each.placement, each.n_cached)
             assert found == stamps[each.sequence_id][: each.n_cached], "the cache has something else"
+            if self.has_states and each.n_cached:
+                assert self.states[place] == found, "the state is not that of these tokens"
             if isinstance(place, Row):
                 assert place.index < step.n_rows[place.capacity]
             written += self._written(each)
@@ -76,6 +81,8 @@ class CacheModel:
         for each in step.sequences:
             new = stamps[each.sequence_id][each.n_cached : each.n_cached + each.n_new]
             self.write(each.placement, each.n_cached, new)
+            if self.has_states:
+                self.states[each.placement] = [*(self.states[each.placement] if each.n_cached else ()), *new]
             assert each.samples == (each.n_cached + each.n_new == len(tokens[each.sequence_id]))
 
     def _written(self, scheduled: ScheduledSequence) -> Iterator[object]:

@@ -8,6 +8,7 @@ import pytest
 
 from reallm.errors import ConfigError
 from reallm.hf.tables import (
+    AttentionInBlocks,
     ExpertBlocks,
     InBlocks,
     Key,
@@ -25,6 +26,10 @@ from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 KNOWN = {"max_positions": 64, "head_dim": 8, "n_layers": 4}
 ROPE = RopeConfig(theta=100.0)
 LISTED = ListedBlocks("rope_layers", all_except_every(4, "interval"), older_keys=("interval",))
+
+
+def no_blocks(raw: Any, known: Any) -> list[bool]:
+    return [False] * known["n_layers"]
 
 
 def config(**fields: Any) -> ReaLModelConfig:
@@ -101,6 +106,29 @@ class TestWindowedBlocks:
         types = sliding_without("rope")({}, {**KNOWN, "rope": (ROPE, None, ROPE, None)})
         assert types == ["full_attention", "sliding_attention"] * 2
         assert sliding_without("rope")({}, {**KNOWN, "rope": ROPE}) == ["full_attention"] * 4
+
+
+class TestAttentionInBlocks:
+    row = AttentionInBlocks("layers:Conv", ListedBlocks("layer_types", no_blocks, chosen="conv", other="full"))
+
+    def test_a_list_says_which_blocks_have_another_layer(self):
+        raw = {"layer_types": ["conv", "full", "conv", "conv"]}
+        read = self.row.read(raw, KNOWN)
+        assert read == {"attention": ("layers:Conv", "standard", "layers:Conv", "layers:Conv")}
+        assert config(**read).custom_classes == {"layers:Conv": "attention"}
+        assert self.row.write(config(**read), {}) == raw
+
+    def test_blocks_that_are_all_alike_have_one_value(self):
+        assert self.row.read({}, KNOWN) == {"attention": "standard"}
+        assert self.row.read({"layer_types": ["conv"] * 4}, KNOWN) == {"attention": "layers:Conv"}
+
+    def test_the_others_may_have_a_class_too(self):
+        row = AttentionInBlocks("layers:Conv", LISTED, other="layers:Gated")
+        assert row.read({"rope_layers": [0, 0, 1, 0]}, KNOWN)["attention"][2:] == ("layers:Conv", "layers:Gated")
+
+    def test_a_third_kind_cannot_be_written(self):
+        with pytest.raises(ConfigError, match="attention='layers:Gated' cannot be expressed; it must be 'layers:Conv'"):
+            self.row.write(config(attention=("layers:Gated", *["standard"] * 3)), {})
 
 
 class TestExpertBlocks:

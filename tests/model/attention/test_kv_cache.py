@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PluginError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.generate import generate_tokens
+from reallm.generation.row_store import RowStore
 from reallm.model.attention.kv_cache import CacheTensor, KVCache, keys_and_values
 from reallm.model.sharding import Shard
 from reallm.model.transformer import Transformer
@@ -60,6 +61,11 @@ def test_a_rank_keeps_its_own_heads_and_all_that_is_not_split(tp, n_heads):
 def test_what_cannot_be_split_among_so_many_ranks_is_refused():
     with pytest.raises(ConfigError, match=r"tp=3 does not fit a cache of 2 units \[2, 8\]"):
         KVCache({1: keys_and_values(CONFIG)}, 5, 20, tp=3)
+
+
+def test_states_are_declared_behind_what_is_kept_of_tokens():
+    with pytest.raises(PluginError, match="a state before a tensor per token; put those with per_token=False last"):
+        RowStore({1: (CacheTensor((4,), per_token=False), CacheTensor((6,)))})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 from reallm.generation.prefix_index import BLOCK_SIZE
@@ -18,22 +17,31 @@ TOKENS_OF_UNKNOWN_MEMORY = 65536
 
 def bytes_per_token(network: Transformer) -> int:
     """Bytes that the blocks of a network, or of a rank's part of it, keep of each token."""
+    return _bytes_kept(network, per_token=True)
+
+
+def bytes_per_sequence(network: Transformer) -> int:
+    """Bytes of the states that they keep of each sequence, beside those of its tokens."""
+    return _bytes_kept(network, per_token=False)
+
+
+def _bytes_kept(network: Transformer, *, per_token: bool) -> int:
     dtype = next(network.parameters()).dtype
+    specs = network.cache_specs().values()
     return sum(
-        math.prod(each.local_shape(network.tp_size)) * (each.dtype or dtype).itemsize
-        for spec in network.cache_specs().values()
-        for each in spec
-        if each.per_token
+        each.local_bytes(network.tp_size, dtype) for spec in specs for each in spec if each.per_token == per_token
     )
 
 
 def default_kv_cache_tokens(network: Transformer) -> int:
     """Number of tokens whose keys and values fit in half of the memory that prepacked weights leave free.
 
-    Processes of a job on the same machine share its memory.
+    States count as if each sequence had the tokens of the smallest row. Processes of a job on the same machine share
+    its memory.
     """
     device = next(network.parameters()).device
-    available, size = available_memory(device), bytes_per_token(network)
+    available = available_memory(device)
+    size = bytes_per_token(network) + -(-bytes_per_sequence(network) // BLOCK_SIZE)
     if available is None or size == 0:
         return TOKENS_OF_UNKNOWN_MEMORY
     rank_env = RankEnv.from_environment(os.environ) if device.type == "cpu" else None

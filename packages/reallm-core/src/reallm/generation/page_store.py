@@ -159,6 +159,14 @@ class PageBlock(BlockCache):
         for held, each in zip(self._pages, new, strict=True):
             held.flatten(0, 1).index_copy_(0, self._plan.slots, each)
 
+    def read_states(self) -> tuple[Tensor, ...]:
+        """Nothing: networks with states have rows."""
+        return ()
+
+    def write_states(self, *states: Tensor) -> None:
+        """Nothing: networks with states have rows."""
+        assert not states
+
     def attend_started(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """See `BlockCache.attend_started`."""
         assert self._plan.started is not None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize
 from itertools import accumulate, groupby, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from reallm.model.attention.functional import (
     causal_mask,
     rows_mask,
 )
-from reallm.model.attention.kv_cache import BlockCache, CacheSpec
+from reallm.model.attention.kv_cache import BlockCache, CacheSpec, n_per_token
 from reallm.model.packed import PackedSequences
 
 
@@ -68,6 +69,7 @@ class RowBlock(BlockCache):
 
     def __init__(self, number: int, spec: CacheSpec, plan: _Plan) -> None:
         self._number, self._spec, self._plan = number, spec, plan
+        self._n_per_token = n_per_token(spec)
         self._gathered: tuple[Tensor, ...] | None = None
 
     @property
@@ -79,7 +81,8 @@ class RowBlock(BlockCache):
         """See `BlockCache.append`."""
         for write in self._plan.writes:
             index = write.index(new[0].shape[1])
-            for held, each in zip(write.slab.blocks[self._number], new, strict=True):
+            kept = write.slab.blocks[self._number][: self._n_per_token]
+            for held, each in zip(kept, new, strict=True):
                 rows = _part(each, write.tokens).reshape(-1, each.shape[-1])
                 held.view(-1, held.shape[-1]).index_copy_(0, index, rows)
 
@@ -92,12 +95,12 @@ class RowBlock(BlockCache):
         """See `BlockCache.attend_cached`."""
         plan, outputs = self._plan, []
         for part in plan.continued:
-            kept = part.slab.blocks[self._number]
+            kept = part.slab.blocks[self._number][: self._n_per_token]
             outputs.append(self._attend_part(q[part.tokens], kept[0][part.row], kept[-1][part.row], part.total, spec))
         attend = exact.attend_rows if plan.is_exact else attend_rows
         for group in plan.groups:
             left, right, mask = group.mask(spec.window, q.dtype)
-            kept = group.slab.blocks[self._number]
+            kept = group.slab.blocks[self._number][: self._n_per_token]
             keys, values = (held[group.rows, :, left:right] for held in (kept[0], kept[-1]))
             out = attend(group.queries(q), keys, values, mask, spec)
             outputs.append(out if group.places is None else out[group.places])
@@ -110,6 +113,24 @@ class RowBlock(BlockCache):
             return attend_sequence(q, keys[:, :total], values[:, :total], spec, plan.causal_mask)
         mask = plan.chunk_mask(exact.chunk_end(max(plan.totals)), spec.window, q.dtype, q.device)
         return exact.attend_chunks(q, keys, values, total, mask, spec)
+
+    def read_states(self) -> tuple[Tensor, ...]:
+        """See `BlockCache.read_states`; views if the rows of all sequences are adjacent."""
+        plan, n_begun = self._plan, self._plan.cached.count(0)
+        found = []
+        for index in range(self._n_per_token, len(self._spec)):
+            parts = [run.slab.blocks[self._number][index][run.rows] for run in plan.rows_behind(n_begun)]
+            if n_begun:
+                parts.insert(0, parts[0].new_zeros(n_begun, *parts[0].shape[1:]))
+            found.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return tuple(found)
+
+    def write_states(self, *states: Tensor) -> None:
+        """See `BlockCache.write_states`."""
+        for run in self._plan.rows_behind(0):
+            kept = run.slab.blocks[self._number][self._n_per_token :]
+            for held, state in zip(kept, states, strict=True):
+                held[run.rows] = state[run.sequences]
 
     def __getitem__(self, index: int) -> Tensor:
         return self._tensors[index]
@@ -193,6 +214,35 @@ class _Plan:
         """The sequences that go on with one token."""
         self.writes = [_Write(list(run)) for _, run in groupby(parts, lambda part: id(part.slab))]
         self.causal_mask, self.chunk_mask = memoize(causal_mask), memoize(exact.chunk_mask)
+        self._row_runs: dict[int, list[_RowRun]] = {}
+
+    def rows_behind(self, start: int) -> list[_RowRun]:
+        """The rows of all sequences but the first `start`."""
+        if start not in self._row_runs:
+            runs, first = list[_RowRun](), start
+            for _, run in groupby(self.locations[start:], lambda each: id(each.slab)):
+                runs.append(_RowRun.of(list(run), first))
+                first = runs[-1].sequences.stop
+            self._row_runs[start] = runs
+        return self._row_runs[start]
+
+
+class _RowRun(NamedTuple):
+    """Successive sequences of a pass with rows in one slab."""
+
+    slab: Slab
+    sequences: slice
+    rows: slice | Tensor
+    """Their rows; a slice if these are adjacent."""
+
+    @classmethod
+    def of(cls, locations: Sequence[RowLocation], start: int) -> _RowRun:
+        """The run of locations in one slab, the first of which is that of sequence `start`."""
+        rows = [row for _, row in locations]
+        sequences = slice(start, start + len(rows))
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            return cls(locations[0].slab, sequences, slice(rows[0], rows[0] + len(rows)))
+        return cls(locations[0].slab, sequences, torch.tensor(rows, device=locations[0].slab.device))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class RowManager:
     Args:
         n_tokens: number of tokens for which all rows together have room.
         prefix_sharing: whether the beginning of a prompt is copied from a row that has it.
-        per_token: whether all that layers keep is per token. If not, a row can only be copied with all its tokens.
+        per_token: whether all that layers keep is per token. If not, a row can only be copied with all its tokens, and
+            others find it once its sequence has ended.
         keys_are_stale: see `PrefixIndex`.
         block_size: number of tokens of a block, and capacity of the smallest rows.
     """
@@ -50,7 +51,7 @@ class RowManager:
     ) -> None:
         self.n_tokens = n_tokens
         self._block_size = block_size
-        self._shares, self._per_token = prefix_sharing and per_token, per_token
+        self._shares, self._per_token = prefix_sharing, per_token
         self._index = PrefixIndex(block_size, keys_are_stale)
         self._holders: dict[int, _Holder] = {}
         self._kept: dict[int, None] = {}  # ids of finished sequences, the least recently used first
@@ -115,7 +116,8 @@ class RowManager:
             return None
         holder = _Holder(sequence, row, n_shared)
         self._holders[sequence.id] = self._by_row[row] = holder
-        self._list(holder, len(sequence.tokens) // self._block_size)
+        if self._per_token:
+            self._list(holder, len(sequence.tokens) // self._block_size)
         self._most_in_use = max(self._most_in_use, self._n_occupied - self._n_kept)
         return Allocation(n_shared, copies)
 
@@ -135,7 +137,8 @@ class RowManager:
         """Note that the first `sequence.n_cached` tokens are in the row."""
         holder = self._holders[sequence.id]
         holder.n_computed = sequence.n_cached
-        self._list(holder, sequence.n_cached // self._block_size)
+        if self._per_token:
+            self._list(holder, sequence.n_cached // self._block_size)
 
     def suspend(self, sequence: SequenceState) -> None:
         """Free the row of a sequence that will ask for room again."""
@@ -147,7 +150,10 @@ class RowManager:
         Finished sequences keep no more room than running ones have had at most, so that memory stays bounded.
         """
         holder = self._holders[sequence.id]
-        self._unlist(holder, holder.n_computed // self._block_size)
+        n_blocks = holder.n_computed // self._block_size
+        self._unlist(holder, n_blocks)
+        if not self._per_token:
+            self._list(holder, n_blocks)
         if holder.n_listed:
             self._kept[sequence.id] = None
             self._n_kept += holder.row.capacity
@@ -202,7 +208,9 @@ class RowManager:
             if n_tokens <= n_parent:
                 break
             if holder.n_computed >= n_tokens:
-                return holder, _n_equal(holder, sequence, n_tokens)
+                n_equal = _n_equal(holder, sequence, n_tokens)
+                if self._per_token or n_equal == holder.n_computed:
+                    return holder, n_equal
         return parent, n_parent
 
     def _from_parent(self, sequence: SequenceState) -> tuple[_Holder | None, int]:

@@ -9,7 +9,7 @@ import torch
 from reallm.generation.row_cache import RowCache
 from reallm.generation.row_slabs import RowSlabs
 from reallm.generation.step import CacheCopy, Placement, Row, Step
-from reallm.model.attention.kv_cache import CacheSpec
+from reallm.model.attention.kv_cache import CacheSpec, n_per_token
 from reallm.model.transformer import Transformer
 
 
@@ -34,7 +34,7 @@ class RowStore:
         device: torch.device | str = "cpu",
     ) -> None:
         self.specs = specs
-        self.can_share_prefixes = all(each.per_token for spec in specs.values() for each in spec)
+        self.can_share_prefixes = all(n_per_token(spec) == len(spec) for spec in specs.values())
         self._slabs = RowSlabs(specs, tp, dtype, torch.device(device))
 
     @classmethod

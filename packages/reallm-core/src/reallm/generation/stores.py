@@ -30,7 +30,7 @@ def _can_use_pages(network: Transformer) -> bool:
     config, parameter = network.config, next(network.parameters())
     specs = [AttentionSpec.of_block(config, index).without_dropout() for index in range(config.n_layers)]
     return (
-        not is_custom_class(config.attention)
+        not any(map(is_custom_class, config.attentions))
         and not is_custom_class(config.block)
         and config.value_dim == config.head_dim
         and all(varlen.supports(parameter.device, parameter.dtype, config.head_dim, spec) for spec in specs)

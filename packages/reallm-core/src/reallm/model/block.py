@@ -85,10 +85,9 @@ def make_block(config: ReaLModelConfig, block: int) -> nn.Module:
 
 
 def make_attention(config: ReaLModelConfig, block: int) -> nn.Module:
-    """The attention layer of a block, numbered from 0."""
-    return (
-        custom_layer(config.attention, config, block) if is_custom_class(config.attention) else Attention(config, block)
-    )
+    """The attention layer of a block, numbered from 0, or what it has in its place."""
+    kind = config.attentions[block]
+    return custom_layer(kind, config, block) if is_custom_class(kind) else Attention(config, block)
 
 
 def make_mlp(config: ReaLModelConfig, block: int) -> nn.Module:

@@ -246,7 +246,8 @@ class ReaLModelConfig(NamedFields):
 
     norm: str = "rms"
     """`rms`, `layer`, or a custom class of the family, `"package.module:Class"`; likewise the three below."""
-    attention: str = "standard"
+    attention: str | tuple[str, ...] = "standard"
+    """One for all blocks, or one for each block."""
     mlp: str = "gated"
     block: str = "standard"
     extra: Extra = field(default_factory=Extra)
@@ -329,7 +330,8 @@ class ReaLModelConfig(NamedFields):
         if self.n_q_heads % self.n_kv_heads:
             raise ConfigError(f"n_q_heads={self.n_q_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         for name, kinds in LAYER_CLASSES.items():
-            _one_of_or_custom(name, getattr(self, name), kinds)
+            for kind in self._kinds(name):
+                _one_of_or_custom(name, kind, kinds)
         _one_of("norm_placement", self.norm_placement, get_args(NormPlacement))
         self._check_qk_norm()
         if self.position_offset < 0:
@@ -387,6 +389,11 @@ class ReaLModelConfig(NamedFields):
                 )
 
     @property
+    def attentions(self) -> tuple[str, ...]:
+        """The attention of each block, or what it has in its place: `standard` or a custom class."""
+        return self._each_block(self.attention)
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each block."""
         return self._each_block(self.sliding_window)
@@ -426,9 +433,14 @@ class ReaLModelConfig(NamedFields):
         return self.intermediate_size if of_experts is None else of_experts
 
     @property
-    def custom_classes(self) -> tuple[str, ...]:
-        """The family's classes among the kinds of layers, `"package.module:Class"`."""
-        return tuple(filter(is_custom_class, (getattr(self, name) for name in LAYER_CLASSES)))
+    def custom_classes(self) -> Mapping[str, str]:
+        """The family's classes among the kinds of layers, `"package.module:Class"` -> the field that names it."""
+        return {kind: name for name in LAYER_CLASSES for kind in self._kinds(name) if is_custom_class(kind)}
+
+    def _kinds(self, name: str) -> tuple[str, ...]:
+        """The different values of one of the fields of `LAYER_CLASSES`, which may have one for each block."""
+        value = getattr(self, name)
+        return tuple(dict.fromkeys(value)) if isinstance(value, tuple) else (value,)
 
     @property
     def head_has_bias(self) -> bool:
@@ -497,7 +509,7 @@ ALLOWED: Mapping[str, tuple[str | None, ...]] = {
 }
 """Allowed values of fields whose values are one of a few names."""
 
-PER_BLOCK = ("sliding_window", "rope", "attn_scale")
+PER_BLOCK = ("attention", "sliding_window", "rope", "attn_scale")
 """Fields with one value for all blocks, or a tuple with one a block."""
 
 NEEDS: tuple[tuple[str, str, Any], ...] = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ class PackedSequences:
                 + (" and decreases in between" if min(lengths, default=0) < 0 else "")
             )
         return cls(lengths, cu_seqlens.to(tokens.device, torch.int32), (0,) * len(lengths))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Index in the pack of the first token of each sequence."""
+        return (0, *accumulate(self.lengths))[: len(self.lengths)]
 
     @property
     def n_tokens(self) -> int:

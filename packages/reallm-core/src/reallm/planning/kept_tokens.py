@@ -1,9 +1,11 @@
-"""What attention layers keep of each token for decoding, as they declare it: keys and values, or a latent."""
+"""What layers keep for decoding, as they declare it: keys and values or latents of tokens, and states of sequences."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+
+import torch
 
 from reallm.model.attention.kv_cache import CacheTensor
 from reallm.model.config import ReaLModelConfig
@@ -14,6 +16,13 @@ from reallm.model.parameters import meta_model
 def kept_numbers(config: ReaLModelConfig, tp: int) -> int:
     """Numbers that one of `tp` ranks keeps of a token, in all blocks."""
     return sum(math.prod(each.local_shape(tp)) for kept in _kept_by_block(config) for each in kept)
+
+
+@lru_cache(maxsize=256)
+def state_bytes(config: ReaLModelConfig, tp: int, dtype: torch.dtype) -> int:
+    """Bytes of the states of a sequence that one of `tp` ranks keeps, in all blocks."""
+    kept = (each for spec in meta_model(config).cache_specs().values() for each in spec if not each.per_token)
+    return sum(each.local_bytes(tp, dtype) for each in kept)
 
 
 @lru_cache(maxsize=64)

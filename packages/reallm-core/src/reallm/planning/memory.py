@@ -20,6 +20,7 @@ from reallm.planning.activations import ActivationTraces
 from reallm.planning.cache_tokens import cache_tokens
 from reallm.planning.cost_settings import RoleSettings
 from reallm.planning.costs import MemoryItems
+from reallm.planning.kept_tokens import state_bytes
 from reallm.planning.machine import Machine
 from reallm.planning.rank_share import RankShare
 from reallm.planning.sequences import Sequences
@@ -50,7 +51,7 @@ class ModelMemory:
         parameters = share.held * size
         other = {}
         if kind == "train_step":
-            optimizer = int(share.held_trained * self._state_bytes)
+            optimizer = int(share.held_trained * self._moment_bytes)
             gradients = share.gradients * max(4, size)
             n_tokens = sum(self.sequences.training(layout.dp, layout.pp, max_tokens).longest)
             activations = self._activations(n_tokens, layout, self.settings.gradient_checkpointing)
@@ -78,7 +79,8 @@ class ModelMemory:
     def most_decoded(self, layout: Layout) -> int:
         """Sequences that a rank generates at the same time: as many as there is room for."""
         share, workload = RankShare(self.config, layout, self.zero), self.sequences.workload
-        each = self._cache_bytes(share) * (workload.prompts.mean / workload.n_answers + workload.answers.mean)
+        n_tokens = workload.prompts.mean / workload.n_answers + workload.answers.mean
+        each = self._cache_bytes(share) * n_tokens + self._state_bytes(layout)
         return max(1, min(MAX_BATCH_SEQUENCES, int(self._cache_limit(share) / max(1.0, each))))
 
     def _most_tokens(self, layout: Layout) -> int:
@@ -101,7 +103,10 @@ class ModelMemory:
         activations = self._activations(n_tokens, layout, None, has_logits=False)
         n = self._n_at_a_time(layout)
         held = cache_tokens(workload, n, in_rows=self.machine.device == "cpu")
-        prompts, most = (min(int(each * self._cache_bytes(share)), self._cache_limit(share)) for each in held)
+        tokens, states = self._cache_bytes(share), self._state_bytes(layout)
+        at_start = held.prompts * tokens + math.ceil(n / workload.n_answers) * states
+        at_end = held.most * tokens + n * states
+        prompts, most = (min(int(each), self._cache_limit(share)) for each in (at_start, at_end))
         if n < workload.n_sequences / layout.dp:
             return activations, most
         return (activations, prompts) if activations + prompts > most else (0, most)
@@ -115,6 +120,10 @@ class ModelMemory:
         """Bytes of keys and values of a token on a rank."""
         return _cache_bytes(self.config, self.settings.dtype) * share.cache
 
+    def _state_bytes(self, layout: Layout) -> float:
+        """Bytes of the states of a sequence on a rank."""
+        return state_bytes(self.config, layout.tp, self.settings.dtype) / layout.pp
+
     @property
     def _prepacks(self) -> bool:
         """Whether weights are copied for decoding, as oneDNN does on a CPU."""
@@ -122,7 +131,7 @@ class ModelMemory:
         return self.machine.device == "cpu" and uses_onednn(weight, weight)
 
     @property
-    def _state_bytes(self) -> float:
+    def _moment_bytes(self) -> float:
         """Bytes of moments and masters for each parameter."""
         size = self.settings.dtype.itemsize
         moments = state_per_parameter(self.config, self.settings.optimizer)
@@ -159,7 +168,7 @@ class ModelMemory:
 
 @lru_cache(maxsize=64)
 def _cache_bytes(config: ReaLModelConfig, dtype: torch.dtype) -> int:
-    return kv_cache_bytes(config, dtype, 1)
+    return kv_cache_bytes(config, dtype, 1, 0)
 
 
 @lru_cache(maxsize=64)

@@ -6,12 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import is_trained
 from reallm.model.parameters import ParameterInfo
 from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import fsdp_box, stage_parameters, tp_box
-from reallm.planning.kept_tokens import kept_numbers
+from reallm.planning.kept_tokens import kept_numbers, state_bytes
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,15 @@ class RankShare:
 
     @property
     def cache(self) -> float:
-        """Share of what is kept of a token, such as keys and values; tensor-parallel ranks may hold the same heads."""
-        kept = kept_numbers(self.config, 1)  # none if all blocks keep a state of each sequence
-        return kept_numbers(self.config, self.layout.tp) / max(1, kept) / self.layout.pp
+        """Share of what is kept of a token, such as keys and values; tensor-parallel ranks may hold the same heads.
+
+        If no block keeps anything of a token, that of the states of a sequence.
+        """
+        tp, pp = self.layout.tp, self.layout.pp
+        if not kept_numbers(self.config, 1):
+            whole = state_bytes(self.config, 1, torch.float32)
+            return state_bytes(self.config, tp, torch.float32) / max(1, whole) / pp
+        return kept_numbers(self.config, tp) / kept_numbers(self.config, 1) / pp
 
 
 @lru_cache(maxsize=4096)

@@ -22,7 +22,7 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import block_layers, head_weight_name
 from reallm.model.parameters import ParameterInfo, parameter_infos
 from reallm.parallel.sharding import tp_box
-from reallm.planning.kept_tokens import kept_numbers, mean_head_width
+from reallm.planning.kept_tokens import kept_numbers, mean_head_width, state_bytes
 from reallm.planning.machine import Machine
 from reallm.planning.rates import Division, Piece
 from reallm.training.memory import state_per_parameter
@@ -77,7 +77,8 @@ class StatedRates:
     def __init__(
         self, machine: Machine, config: ReaLModelConfig, dtype: torch.dtype, optimizer: OptimizerConfig | None = None
     ) -> None:
-        self._machine, self._config, self._itemsize = machine, config, dtype.itemsize
+        self._machine, self._config = machine, config
+        self._dtype, self._itemsize = dtype, dtype.itemsize
         self._optimizer = optimizer or OptimizerConfig()
         self._windows = Counter(config.windows)
 
@@ -114,7 +115,8 @@ class StatedRates:
             return products + self._read(n_sequences * 4 * self._vocabulary / tp)
         config, seen = self._config, self._mean_over_windows(lambda window: min(context, window))
         kept = kept_numbers(config, tp) / config.n_layers
-        cached = self._read(n_sequences * seen * kept * self._itemsize)
+        states = 2 * state_bytes(config, tp, self._dtype) / config.n_layers  # read and written
+        cached = self._read(n_sequences * (seen * kept * self._itemsize + states))
         flops = 2 * n_sequences * seen * config.n_q_heads / tp * mean_head_width(config)
         attention = max(cached, flops / (ATTENTION_SHARE * self._machine.flops))
         return products + attention + self._between_products(n_sequences, tp)

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reallm.config.optimizer import OptimizerConfig
 from reallm.errors import ReallmError
-from reallm.generation.memory import bytes_per_token
+from reallm.generation.memory import bytes_per_sequence, bytes_per_token
 from reallm.model.config import ReaLModelConfig
 from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
@@ -227,9 +227,10 @@ def _piece_bytes(config: ReaLModelConfig, n_scored: int, dtype: torch.dtype, dev
     return PIECES_HELD * min(PIECE_BYTES, 4 * config.vocab_size * n_scored)
 
 
-def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int) -> int:
-    """Bytes of the keys and values of so many tokens, in all blocks."""
-    return n_tokens * bytes_per_token(new_meta_model(config).to(dtype))
+def kv_cache_bytes(config: ReaLModelConfig, dtype: torch.dtype, n_tokens: int, n_sequences: int) -> int:
+    """Bytes of the keys and values of so many tokens, and of the states of so many sequences, in all blocks."""
+    network = new_meta_model(config).to(dtype)
+    return n_tokens * bytes_per_token(network) + n_sequences * bytes_per_sequence(network)
 
 
 @lru_cache(maxsize=64)

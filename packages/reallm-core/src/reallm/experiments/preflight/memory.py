@@ -18,6 +18,8 @@ from reallm.config.training import TrainingConfig, model_args, role_optimizer
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.preflight.device import choose_device, choose_dtype
 from reallm.generation.memory import SHARE_OF_MEMORY
+from reallm.generation.prefix_index import BLOCK_SIZE
+from reallm.generation.scheduler import MAX_BATCH_SEQUENCES
 from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
 from reallm.machine_memory import available_memory
@@ -178,7 +180,8 @@ def _needs_of(
     planned = getattr(interface, "planned_kv_tokens", None)
     if planned is not None and any(call.kind == "generate" for call in calls):
         n_cached = planned(batch_size)
-        size, free = kv_cache_bytes(model, dtype, n_cached), available_memory(device)
+        n_sequences = min(MAX_BATCH_SEQUENCES, -(-n_cached // BLOCK_SIZE))  # the smallest rows have a block of tokens
+        size, free = kv_cache_bytes(model, dtype, n_cached, n_sequences), available_memory(device)
         # with less room, sequences wait for each other
         size = size if free is None else min(size, int(SHARE_OF_MEMORY * free))
         one = replace(one, n_cached=n_cached, kv_cache=size)

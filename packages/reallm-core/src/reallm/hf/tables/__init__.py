@@ -12,6 +12,7 @@ from typing import Any
 from reallm.deprecation import deprecated
 from reallm.hf.tables.arrangements import Arrangement, Fused, Same, Source, Transposed, fused, transposed
 from reallm.hf.tables.blocks import (
+    AttentionInBlocks,
     Blocks,
     ExpertBlocks,
     InBlocks,
@@ -50,6 +51,7 @@ __all__ = [
     "REQUIRED",
     "Allowed",
     "Arrangement",
+    "AttentionInBlocks",
     "Blocks",
     "Computed",
     "ConfigTable",

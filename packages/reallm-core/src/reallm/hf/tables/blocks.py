@@ -182,6 +182,45 @@ class InBlocks:
 
 
 @dataclass(frozen=True)
+class AttentionInBlocks:
+    """The row for blocks with another layer in place of attention, or with another attention than the rest.
+
+        AttentionInBlocks("my_package.layers:Conv", ListedBlocks("layer_types", default, "conv", "full_attention"))
+
+    Args:
+        kind: what the chosen blocks have, a class `"package.module:Class"`.
+        blocks: the blocks that have it.
+        other: what all other blocks have.
+    """
+
+    kind: str
+    blocks: Blocks
+    other: str = "standard"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The one field."""
+        return ("attention",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that choose the blocks."""
+        return self.blocks.keys
+
+    def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
+        """See `FieldRow.read`."""
+        chosen = self.blocks.read(raw, known)
+        return {"attention": one_or_each([self.kind if one else self.other for one in chosen])}
+
+    def write(self, config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+        """See `FieldRow.write`."""
+        for kind in config.attentions:
+            if kind not in (self.kind, self.other):
+                raise ConfigError(f"attention={kind!r} cannot be expressed; it must be {self.kind!r} or {self.other!r}")
+        return self.blocks.write([kind == self.kind for kind in config.attentions], config, base)
+
+
+@dataclass(frozen=True)
 class ExpertBlocks:
     """The row, in a `Nested` row for `MoEConfig`, for the blocks with experts: `ExpertBlocks(LaterBlocks("dense"))`."""
 

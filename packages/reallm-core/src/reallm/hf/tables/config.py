@@ -171,11 +171,14 @@ def _check_value(fields: Iterable[str], value: Any, where: str) -> None:
     """Raise ConfigError if `value` is not one that the fields allow."""
     for name in fields:
         allowed = ALLOWED.get(name)
-        if allowed is None or value in allowed or (isinstance(value, str) and is_custom_class(value)):
-            continue
-        names = [one for one in allowed if one is not None]
-        near = did_you_mean(str(value), names)
-        raise ConfigError(f"config table: {where} give {name}={value!r}, which is not one of {', '.join(names)}{near}")
+        for one in value if isinstance(value, tuple) else (value,):
+            if allowed is None or one in allowed or (isinstance(one, str) and is_custom_class(one)):
+                continue
+            names = [each for each in allowed if each is not None]
+            near = did_you_mean(str(one), names)
+            raise ConfigError(
+                f"config table: {where} give {name}={one!r}, which is not one of {', '.join(names)}{near}"
+            )
 
 
 class _FieldsRead(dict[str, Any]):

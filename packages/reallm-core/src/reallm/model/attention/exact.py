@@ -51,7 +51,7 @@ class ExactAttention:
         seqs = context.seqs
         if cache is not None:
             store(cache, (k, v), seqs.cached_lengths, seqs.lengths)
-            return self._attend(q, list(zip(*cache, strict=True)), seqs, spec)
+            return self._attend(q, list(zip(*cache[:2], strict=True)), seqs, spec)
         if context.checkpoint_attention and not spec.has_kernel:
             return checkpoint(self._attend_packed, q, k, v, seqs, spec)
         return self._attend_packed(q, k, v, seqs, spec)

@@ -107,7 +107,7 @@ def attend_rotated(
         if context.checkpoint_attention and not spec.has_kernel:
             return checkpoint(attend_packed, q, k, v, seqs, spec)
         return attend_packed(q, k, v, seqs, spec)
-    keys, values = cache
+    keys, values = cache[:2]
     return attend_cached(q, keys, values, seqs, spec)
 
 
@@ -167,7 +167,7 @@ def attend_kept(q: Tensor, context: ForwardContext, spec: AttentionSpec, cache: 
     """
     if isinstance(cache, BlockCache):
         return cache.attend_cached(q, spec)
-    (kept,) = cache
+    kept = cache[0]
     return attend_cached(q, kept, kept, context.seqs, spec)
 
 

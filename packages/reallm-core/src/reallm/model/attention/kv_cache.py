@@ -5,6 +5,7 @@ Shapes: S sequences, K KV heads, C capacity in tokens, D head dim, T packed toke
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from reallm.errors import ConfigError
+from reallm.errors import ConfigError, PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.sharding import Shard
 
@@ -52,6 +53,10 @@ class CacheTensor:
             raise ConfigError(f"tp={tp} does not fit a cache of {n_units} units {list(self.shape)}; use another tp")
         return (*self.shape[:dim], max(1, n_units // tp) * unit, *self.shape[dim + 1 :])
 
+    def local_bytes(self, tp: int, dtype: torch.dtype) -> int:
+        """Bytes for one token, or one sequence, on one of `tp` ranks whose parameters have this dtype."""
+        return math.prod(self.local_shape(tp)) * (self.dtype or dtype).itemsize
+
     def allocate(self, n_sequences: int, capacity: int, tp: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Zeros [S, *shape], with the dim of tokens, if there is one, before the last dim: keys are [S, K, C, D]."""
         shape = self.local_shape(tp)
@@ -61,7 +66,20 @@ class CacheTensor:
 
 
 CacheSpec = tuple[CacheTensor, ...]
-"""The tensors that an attention layer keeps for decoding, declared in its attribute `cache_spec`."""
+"""The tensors that an attention layer keeps for decoding, declared in its attribute `cache_spec`: first those with a
+part for each token, then the states of sequences."""
+
+
+def n_per_token(spec: CacheSpec) -> int:
+    """How many tensors, the first ones, have a part for each token; the others are states.
+
+    Raises:
+        PluginError: a tensor per token is declared behind a state.
+    """
+    n = sum(each.per_token for each in spec)
+    if not all(each.per_token for each in spec[:n]):
+        raise PluginError("cache_spec has a state before a tensor per token; put those with per_token=False last")
+    return n
 
 
 class BlockCache(ABC):
@@ -90,6 +108,14 @@ class BlockCache(ABC):
 
         If the block keeps one tensor, keys are also the values.
         """
+
+    @abstractmethod
+    def read_states(self) -> tuple[Tensor, ...]:
+        """What the block keeps of each sequence, before the tokens of the pass; see `states.read_states`."""
+
+    @abstractmethod
+    def write_states(self, *states: Tensor) -> None:
+        """Keep the states [S, *shape] of all sequences after the tokens of the pass."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """Append the keys and values of all tokens of the pass, and attend; shapes as in `attend_rotated`."""
@@ -171,13 +197,17 @@ class KVCache:
 def store(
     cache: tuple[Tensor, ...], new: Sequence[Tensor], cached_lengths: Sequence[int], lengths: Sequence[int]
 ) -> None:
-    """Write packed tensors [T, K, D], such as keys and values, behind the `cached_lengths` tokens of each sequence."""
+    """Write packed tensors [T, K, D], such as keys and values, behind the `cached_lengths` tokens of each sequence.
+
+    `cache` may have further tensors, which stay as they are.
+    """
+    held_tensors = cache[: len(new)]
     if all(length == 1 for length in lengths):
         rows = torch.arange(len(lengths), device=new[0].device)
         columns = torch.tensor(list(cached_lengths), device=new[0].device)
-        for held, packed in zip(cache, new, strict=True):
+        for held, packed in zip(held_tensors, new, strict=True):
             held[rows, :, columns] = packed
         return
-    for held, packed in zip(cache, new, strict=True):
+    for held, packed in zip(held_tensors, new, strict=True):
         for row, (start, part) in enumerate(zip(cached_lengths, packed.split(list(lengths)), strict=True)):
             held[row, :, start : start + len(part)] = part.transpose(0, 1)

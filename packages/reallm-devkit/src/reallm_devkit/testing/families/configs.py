@@ -9,7 +9,7 @@ from typing import Any
 from reallm.errors import ConfigError, PluginError, ReallmError, counted
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
 from reallm.hf.tables.ignored_keys import is_irrelevant
-from reallm.model.config import LAYER_CLASSES, ReaLModelConfig, is_custom_class
+from reallm.model.config import ReaLModelConfig
 from reallm.references import resolve
 from reallm_devkit.testing.checks import CheckFailed, Skipped, check
 from reallm_devkit.testing.families import reference, tiny
@@ -136,10 +136,9 @@ def defaults(subject: FamilySubject) -> str:
 
 
 def _check_custom_classes(subject: FamilySubject) -> None:
-    for kind in LAYER_CLASSES:
-        name = getattr(subject.config, kind)
+    for name, kind in subject.config.custom_classes.items():
         try:
-            _ = resolve(name) if is_custom_class(name) else None
+            resolve(name)
         except PluginError as error:
             expected = "a class for the layers of the family's own, as 'module:Class'"
             raise CheckFailed(expected, str(error), f"{kind}='{name}'", subject.at([kind])) from error

@@ -19,7 +19,7 @@ from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.state_dict import state_dict_from_hf
 from reallm.hf.conversion.transformers_io import checkpoint_state
 from reallm.hf.family import HFFamily
-from reallm.model.config import LAYER_CLASSES, ReaLModelConfig, is_custom_class
+from reallm.model.config import LAYER_CLASSES, ReaLModelConfig
 from reallm.model.transformer import Transformer
 from reallm.references import resolve
 from reallm_devkit.testing.checks import CheckFailed
@@ -182,5 +182,4 @@ def custom_class_location(model: Transformer, path: str) -> str:
 
 def custom_layers_location(subject: FamilySubject) -> str:
     """The locations of the plugin's layer classes; empty if there are none."""
-    named = {kind: getattr(subject.config, kind) for kind in LAYER_CLASSES}
-    return "; ".join(f"{kind}: {location(resolve(name))}" for kind, name in named.items() if is_custom_class(name))
+    return "; ".join(f"{kind}: {location(resolve(name))}" for name, kind in subject.config.custom_classes.items())
