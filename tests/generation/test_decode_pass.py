@@ -19,7 +19,7 @@ from reallm.model.transformer import Transformer
 from tests.helpers.variants import BASE, VARIANTS, build
 
 PROMPTS = [[5, 9, 2, 7], [3], [1, 8, 4], [6, 6], [4, 1, 2, 3, 4]]
-GENERAL = {"experts"}
+GENERAL = {"experts", "gated output", "gated shared expert"}
 """Variants that the decoding pass does not cover."""
 MORE = {
     "biases": BASE.replace(q_bias=True, v_bias=True, o_bias=True, up_bias=True, down_bias=True, init_std=0.3),

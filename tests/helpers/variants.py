@@ -30,10 +30,14 @@ VARIANTS = {
     "norms after the sum": BASE.replace(norm_placement="post"),
     "parallel branches": BASE.replace(parallel_residual=True, shared_norm=True, norm="layer", norm_bias=True),
     "q/k norm of each head": BASE.replace(qk_norm="per_head", norm="layer"),
+    "gated output": BASE.replace(attn_output_gate=True, q_bias=True),
     "clipped": BASE.replace(qkv_clip=0.3),
     "scale and window of each block": BASE.replace(attn_scale=(0.2, 0.9), sliding_window=(None, 3)),
     "head bias": BASE.replace(head_bias=True, tied_embeddings=True, logit_softcap=2.0),
     "experts": BASE.replace(moe=MoEConfig(4, 2, 24)),
+    "gated shared expert": BASE.replace(
+        moe=MoEConfig(4, 2, 24, n_shared_experts=1, shared_intermediate_size=20, shared_gate=True)
+    ),
 }
 
 

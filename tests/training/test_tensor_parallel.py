@@ -18,6 +18,8 @@ CASES = [
     Case("tp4", "layer-norm-of-all-heads", sequence_parallel=True, n_layers=2),
     Case("tp2pp2", "mixtral", sequence_parallel=True, checkpointing="full"),
     Case("tp2", "shared-experts", sequence_parallel=True, n_layers=2),
+    Case("tp2", "gates", n_layers=2),
+    Case("tp2", "gates", sequence_parallel=True, n_layers=2),
     Case("fsdp2tp2", "tied", sequence_parallel=True, checkpointing="selective", n_layers=2),
 ]
 

@@ -46,6 +46,12 @@ CONFIGS = {
     "shared-experts": LLAMA.replace(
         n_layers=3, init_std=0.3, down_bias=True, moe=MoEConfig(4, 2, 24, n_shared_experts=2, layers=(1,), **BIASES)
     ),
+    "gates": LLAMA.replace(
+        q_bias=True,
+        attn_output_gate=True,
+        init_std=0.3,
+        moe=MoEConfig(4, 2, 24, n_shared_experts=1, shared_intermediate_size=32, shared_gate=True),
+    ),
     "lora": LLAMA.replace(tied_embeddings=True, q_bias=True, o_bias=True, lora=LoRAConfig(3, 6.0, LINEAR)),
     "dora": LLAMA.replace(o_bias=True, lora=LoRAConfig(4, 8.0, LINEAR, rslora=True, dora=True)),
 }

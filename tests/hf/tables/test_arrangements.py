@@ -15,7 +15,7 @@ from reallm.hf.conversion.state_dict import hf_names, state_dict_from_hf, state_
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import GATED_DECODER
 from reallm.hf.tables import Source, Transposed, WeightTable, fused, transposed
-from reallm.model.config import MoEConfig, ReaLModelConfig
+from reallm.model.config import Extra, MoEConfig, ReaLModelConfig
 from reallm.model.parameters import parameter_shapes
 from reallm_hf_llama.plugin import LLAMA
 
@@ -49,6 +49,23 @@ def ours(config: ReaLModelConfig) -> dict[str, torch.Tensor]:
         state[name] = torch.arange(start, start + size, dtype=torch.float64).reshape(shape)
         start += size
     return state
+
+
+def test_groups_of_a_number_in_extra_and_outputs_in_another_dim():
+    config = CONFIG.replace(extra=Extra(n_groups=4), q_bias=False, k_bias=False, v_bias=False, moe=MoEConfig(4, 2))
+    experts = "mlp.experts.gate.weight", "mlp.experts.up.weight"
+    names = {f"mlp.{name}": f"h.{{}}.{name}" for name in ("router", "experts.down")}
+    stacked = fused("h.{}.experts", dim=0)
+    grouped = family(block={QKV: fused("h.{}.qkv", groups="extra.n_groups"), experts: stacked, **names})
+    state = ours(config)
+    theirs = state_dict_to_hf(grouped, state, config)
+    parts = [state[f"{BLOCK}{name}.weight"].chunk(4) for name in QKV]
+    assert torch.equal(
+        theirs["h.0.qkv.weight"], torch.cat([part for group in zip(*parts, strict=True) for part in group])
+    )
+    assert torch.equal(theirs["h.0.experts"], torch.cat([state[f"{BLOCK}{name}"] for name in experts]))
+    again = state_dict_from_hf(grouped, theirs, config)
+    assert all(torch.equal(again[name], value) for name, value in state.items())
 
 
 def test_projections_one_after_another():

@@ -46,18 +46,29 @@ def deepseek_v2():
     return modeling.DeepseekV2Moe(config), {"n_shared_experts": 2, "normalize_top_k": False}
 
 
-@pytest.mark.parametrize("make", [deepseek_v3, glm4_moe, deepseek_v2])
+def qwen3_next():
+    from transformers.models.qwen3_next import modeling_qwen3_next as modeling
+
+    sizes = {key: value for key, value in SIZES.items() if key in vars(modeling.Qwen3NextConfig())}
+    config = modeling.Qwen3NextConfig(**sizes, num_experts=8, shared_expert_intermediate_size=14)
+    shared = {"n_shared_experts": 1, "shared_intermediate_size": 14, "shared_gate": True}
+    return modeling.Qwen3NextSparseMoeBlock(config), {**shared, "n_groups": 1, "top_k_groups": 1, "scaling_factor": 1.0}
+
+
+@pytest.mark.parametrize("make", [deepseek_v3, glm4_moe, deepseek_v2, qwen3_next])
 def test_results_and_gradients_are_those_of_transformers(make):
     theirs, changes = make()
     theirs.double()
     layer = MoEMLP(TINY.replace(hidden_size=24, moe=MoEConfig(**{**vars(GROUPED), **changes})), 0).double()
     generator = torch.Generator().manual_seed(5)
+    their_shared = theirs.shared_expert if make is qwen3_next else theirs.shared_experts
     pairs = {
         layer.router.weight: theirs.gate.weight,
         layer.experts.down.weight: theirs.experts.down_proj,
-        **{getattr(layer.shared, n).weight: getattr(theirs.shared_experts, f"{n}_proj").weight
-           for n in ("gate", "up", "down")},
-    }  # fmt: skip
+        **{getattr(layer.shared, n).weight: getattr(their_shared, f"{n}_proj").weight for n in ("gate", "up", "down")},
+    }
+    if layer.shared.token_gate is not None:
+        pairs[layer.shared.token_gate.weight] = theirs.shared_expert_gate.weight
     with torch.no_grad():
         for each in layer.parameters():
             each.normal_(0.0, 0.5, generator=generator)
@@ -141,6 +152,8 @@ def test_a_router_may_be_a_class_of_a_plugin():
         ({"scores": "sigmoids"}, "moe.scores='sigmoids' is not one of softmax, sigmoid; did you mean 'sigmoid'"),
         ({"router": "best"}, "moe.router='best' is not one of standard; a class of your own is written"),
         ({"n_shared_experts": -1}, "moe.n_shared_experts=-1 must be at least 0"),
+        ({"shared_gate": True}, "moe.shared_gate=True has no meaning without moe.n_shared_experts; leave it out"),
+        ({"n_shared_experts": 1, "shared_intermediate_size": 0}, "moe.shared_intermediate_size=0 must be a whole"),
         ({"scaling_factor": 0.0}, "moe.scaling_factor=0.0 must be greater than 0"),
     ],
 )

@@ -45,8 +45,9 @@ class DecodePass:
     def of(cls, network: Transformer) -> DecodePass | None:
         """The pass of a whole network; None unless it covers all blocks.
 
-        It covers attention and an MLP without experts, one after the other or in parallel. Norms and where they are,
-        activations, biases, rotations, windows, soft caps and sinks may be any that the configuration knows.
+        It covers attention without a gate of its output, and an MLP without experts, one after the other or in
+        parallel. Norms and where they are, activations, biases, rotations, windows, soft caps and sinks may be any that
+        the configuration knows.
         """
         blocks = {number: network.layers[str(number)] for number in network.block_numbers}
         if not adds_exactly() or not all(map(_is_covered, blocks.values())):
@@ -183,7 +184,7 @@ def _is_covered(block: nn.Module) -> bool:
     """Whether a block is of the kind that `_Block` computes, and its layers do nothing of their own."""
     if type(block) is not Block and type(block) is not ParallelBlock:
         return False
-    if type(block.attn) is not Attention or type(block.mlp) not in (GatedMLP, PlainMLP):
+    if type(block.attn) is not Attention or block.attn.gate is not None or type(block.mlp) not in (GatedMLP, PlainMLP):
         return False
     linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return type(block.mlp.act) is Activation and all(isinstance(each, Linear) and each.is_plain for each in linear)

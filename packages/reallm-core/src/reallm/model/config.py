@@ -78,6 +78,11 @@ class MoEConfig(NamedFields):
     """Biases of each expert's projections. Those of other MLPs, shared experts among them, are fields of the model."""
     n_shared_experts: int = 0
     """Experts through which every token goes, as one gated MLP of so many times the size of an expert."""
+    shared_intermediate_size: int | None = None
+    """Intermediate size of that MLP, if it is another."""
+    shared_gate: bool = False
+    """The output of that MLP, which has no `down_bias` then, is multiplied by a sigmoid of a projection of the input to
+    one number."""
     router: str = "standard"
     """`standard`, whose settings are the fields up to `scaling_factor`, or a custom class of the family."""
     router_bias: bool = False
@@ -116,6 +121,13 @@ class MoEConfig(NamedFields):
         _positive("moe.scaling_factor", self.scaling_factor)
         if self.n_shared_experts < 0:
             raise ConfigError(f"moe.n_shared_experts={self.n_shared_experts} must be at least 0")
+        if self.shared_intermediate_size is not None:
+            _whole_number("moe.shared_intermediate_size", self.shared_intermediate_size)
+        for name in ("shared_intermediate_size", "shared_gate"):
+            if getattr(self, name) and not self.n_shared_experts:
+                raise ConfigError(
+                    f"moe.{name}={getattr(self, name)} has no meaning without moe.n_shared_experts; leave it out"
+                )
         self._check_groups()
         if self.aux_loss_coef < 0:
             raise ConfigError(f"moe.aux_loss_coef={self.aux_loss_coef} must be at least 0")
@@ -297,6 +309,8 @@ class ReaLModelConfig(NamedFields):
     """Norm of queries and keys before RoPE: over each head with one weight for all of them (`head`), over each head
     with separate weights (`per_head`), or over all heads together (`whole`)."""
     qk_norm_bias: bool = False
+    attn_output_gate: bool = False
+    """The output of each head is multiplied by a sigmoid of a projection of the input, before the output projection."""
     qkv_clip: float | None = None
     """Queries, keys and values are clamped to `[-qkv_clip, qkv_clip]`."""
     attn_scale: float | tuple[float, ...] | None = None
@@ -361,6 +375,8 @@ class ReaLModelConfig(NamedFields):
                 raise ConfigError(f"{name}={value!r} has no meaning without {needed}={wanted!r}; leave it out")
         if self.gate_bias and self.mlp == "plain":
             raise ConfigError("gate_bias has no meaning for mlp='plain', which has no gate; leave it out")
+        if self.moe and self.moe.shared_gate and self.down_bias:
+            raise ConfigError("moe.shared_gate=True works without down_bias only; leave one of them out")
         if self.moe and self.moe.layers and max(self.moe.layers) >= self.n_layers:
             raise ConfigError(f"moe.layers={self.moe.layers} names a block beyond n_layers={self.n_layers}")
 
@@ -431,6 +447,13 @@ class ReaLModelConfig(NamedFields):
         """The intermediate size of each expert."""
         of_experts = self.moe.intermediate_size if self.moe else None
         return self.intermediate_size if of_experts is None else of_experts
+
+    @property
+    def shared_expert_size(self) -> int:
+        """The intermediate size of all shared experts together; 0 without any."""
+        if self.moe is None:
+            return 0
+        return self.moe.shared_intermediate_size or self.moe.n_shared_experts * self.expert_size
 
     @property
     def custom_classes(self) -> Mapping[str, str]:

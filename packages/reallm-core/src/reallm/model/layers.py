@@ -105,9 +105,9 @@ class Projections(nn.Module):
 
 
 class SharedByHeads(nn.Module):
-    """Identity for a tensor that all heads of an attention layer read, such as a key that they share.
+    """Identity for a tensor that all heads of an attention layer, or features of an MLP, read, such as a shared key.
 
-    A rank has some of the heads: under tensor parallelism the gradients of the ranks are summed.
+    A rank has some of them: under tensor parallelism the gradients of the ranks are summed.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from reallm.model.layers import Linear
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.parameter_names import LORA_A, LORA_B, LORA_MAGNITUDE, adapter_dtype
 from reallm.model.products.linear import input_grads, linear
+from reallm.model.sharding import has_partial_grad
 
 
 class LoRALinear(Linear):
@@ -47,7 +48,7 @@ class LoRALinear(Linear):
         self.shards = {**base.shards, LORA_A: of_inputs, LORA_B: of_outputs}
         if config.dora:
             self.shards[LORA_MAGNITUDE] = of_outputs
-        self.partial_grad = shard is not None
+        self.partial_grad = shard is not None or has_partial_grad(base)
         self.enabled = True
         """Whether the adapter counts; see `adapters_off`."""
         self.sum_over_ranks: Callable[[Tensor], Tensor] | None = None

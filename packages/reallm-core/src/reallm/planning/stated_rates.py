@@ -192,7 +192,7 @@ class StatedRates:
     def _intermediate(self) -> float:
         """Mean of F over the blocks; of experts, of those that a token chooses and those that all share."""
         config, n_expert = self._config, len(self._config.expert_blocks)
-        chosen = 0 if config.moe is None else (config.moe.top_k + config.moe.n_shared_experts) * config.expert_size
+        chosen = 0 if config.moe is None else config.moe.top_k * config.expert_size + config.shared_expert_size
         return (n_expert * chosen + (config.n_layers - n_expert) * config.intermediate_size) / config.n_layers
 
     def _attention(self, lengths: Sequence[int], tp: int) -> float:

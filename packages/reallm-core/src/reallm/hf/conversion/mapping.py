@@ -30,6 +30,7 @@ EACH = "{each}"
 
 CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "positions": ("learned_positions",),
+    "attn.gate": ("attn_output_gate",),
     "attn.q_norm": ("qk_norm",),
     "attn.k_norm": ("qk_norm",),
     "attn.sinks": ("attn_sinks",),
@@ -49,6 +50,7 @@ CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "mlp.shared.gate": ("moe",),
     "mlp.shared.up": ("moe",),
     "mlp.shared.down": ("moe",),
+    "mlp.shared.token_gate": ("moe",),
     "norm": ("final_norm",),
     "out": ("tied_embeddings",),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from reallm.model.config import ReaLModelConfig
@@ -50,25 +51,33 @@ class Same:
 class Fused:
     """Arrangement in which the HF tensor holds the outputs of several projections, one projection after another.
 
-    With `groups`, a field of `ReaLModelConfig` that is a number of heads such as `"n_kv_heads"`, outputs are
-    interleaved in that many groups: queries, keys and values of the first group, then of the second, and so on.
+    With `groups`, a field of `ReaLModelConfig` that is a number of heads such as `"n_kv_heads"` or `"extra.n_heads"`,
+    outputs are interleaved in that many groups: queries, keys and values of the first group, then of the second, ....
+    `dim` is the dim of outputs, where that is not the last of a bias and the one before it of a weight.
     """
 
     groups: str | None = None
+    dim: int | None = None
 
     def shape(self, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Shape:
         """See `Arrangement.shape`."""
-        dim = _output_dim(kind)
+        dim = self._dim(kind)
         fused_shape = list(shapes[0])
         fused_shape[dim] = sum(shape[dim] for shape in shapes)
         return tuple(fused_shape)
 
     def views(self, hf_tensor: Tensor, shapes: Sequence[Shape], kind: str, config: ReaLModelConfig) -> Sequence[Tensor]:
         """See `Arrangement.views`."""
-        dim = hf_tensor.dim() + _output_dim(kind)
-        n_groups = 1 if self.groups is None else getattr(config, self.groups)
+        dim = self._dim(kind) % hf_tensor.dim()
+        n_groups = 1 if self.groups is None else attrgetter(self.groups)(config)
         grouped = hf_tensor.unflatten(dim, (n_groups, -1))
         return grouped.split([shape[dim] // n_groups for shape in shapes], dim=dim + 1)
+
+    def _dim(self, kind: str) -> int:
+        """The dim of outputs, by default from the end: of a weight [..., out, in], of a bias [..., out]."""
+        if self.dim is not None:
+            return self.dim
+        return -1 if kind == "bias" else -2
 
 
 @dataclass(frozen=True)
@@ -100,12 +109,7 @@ def transposed(name: str) -> Source:
     return Source(name, Transposed())
 
 
-def fused(name: str, *, groups: str | None = None, transposed: bool = False) -> Source:
+def fused(name: str, *, groups: str | None = None, dim: int | None = None, transposed: bool = False) -> Source:
     """Several projections in one tensor, in the order of the table's key; see `Fused` and `Transposed`."""
-    arrangement = Fused(groups)
+    arrangement = Fused(groups, dim)
     return Source(name, Transposed(arrangement) if transposed else arrangement)
-
-
-def _output_dim(kind: str) -> int:
-    """The dim of outputs, from the end: of a weight [..., out, in], of a bias [..., out]."""
-    return -1 if kind == "bias" else -2

@@ -12,7 +12,7 @@ from reallm.model.attention.functional import AttentionSpec, attend
 from reallm.model.attention.kv_cache import LayerCache, keys_and_values
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import Linear, Projections, make_qk_norm
+from reallm.model.layers import Activation, Linear, Projections, make_qk_norm
 from reallm.model.sharding import Shard, Shards, TPUnits
 
 
@@ -25,7 +25,7 @@ def attention_heads(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
 
 
 class Attention(Projections):
-    """Causal self-attention with grouped KV heads, RoPE, and optional q/k norm and sinks."""
+    """Causal self-attention with grouped KV heads, RoPE, and optional q/k norm, sinks and gate of the output."""
 
     projections = "q", "k", "v"
 
@@ -36,6 +36,10 @@ class Attention(Projections):
         self.k = Linear(size, config.n_kv_heads * dim, bias=config.k_bias, split="column", unit=dim)
         self.v = Linear(size, config.n_kv_heads * value_dim, bias=config.v_bias, split="column", unit=value_dim)
         self.o = Linear(config.n_q_heads * value_dim, size, bias=config.o_bias, split="row", unit=value_dim)
+        self.gate: Linear | None = None
+        if config.attn_output_gate:
+            self.gate = Linear(size, config.n_q_heads * value_dim, bias=config.q_bias, split="column", unit=value_dim)
+            self.gate_act = Activation("sigmoid")
         self.q_norm = make_qk_norm(config, config.n_q_heads)
         self.k_norm = make_qk_norm(config, config.n_kv_heads)
         self.sinks = nn.Parameter(torch.empty(config.n_q_heads)) if config.attn_sinks else None
@@ -53,7 +57,8 @@ class Attention(Projections):
         q, k, v = self.project(x)
         q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.value_heads(v)
         spec = self.spec if self.training else self.inference_spec
-        return self.o(attend(q, k, v, context, spec.with_sinks(self.sinks), cache).flatten(-2))
+        attended = attend(q, k, v, context, spec.with_sinks(self.sinks), cache).flatten(-2)
+        return self.o(attended if self.gate is None else self.gate_act(self.gate(x), attended))
 
     def heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
         """Queries or keys [T, H * D] -> [T, H, D], normed and clamped."""

@@ -16,7 +16,7 @@ from torch._compile import _disable_dynamo
 from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import GatedMLP, make_activation
+from reallm.model.layers import Activation, GatedMLP, Linear, SharedByHeads, make_activation
 from reallm.model.moe.experts import Assignment, ExpertParameters, grouped_expert_mlp
 from reallm.model.moe.router import make_router, moe_of
 from reallm.model.router_stats import RouterStats
@@ -34,10 +34,7 @@ class MoEMLP(nn.Module):
         moe = moe_of(config)
         self.router = make_router(config)
         self.experts = Experts(config, block)
-        self.shared: nn.Module | None = None
-        if moe.n_shared_experts:
-            size = moe.n_shared_experts * config.expert_size
-            self.shared = GatedMLP(config.replace(intermediate_size=size), block)
+        self.shared = SharedExperts(config, block) if moe.n_shared_experts else None
         self.jitter = moe.jitter
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
@@ -47,6 +44,28 @@ class MoEMLP(nn.Module):
         mix = _mix_uncompiled if torch.compiler.is_compiling() else _mix
         out = mix(self.experts, x, probs, weights, chosen, context)
         return out if self.shared is None else out + self.shared(x, context)
+
+
+class SharedExperts(GatedMLP):
+    """The MLP of all tokens, as one; with `shared_gate` times `sigmoid(token_gate(x))`, one number a token.
+
+    The inner features are multiplied by that number, which is the same: tensor parallelism splits them, and the outputs
+    of a rank are partial sums.
+    """
+
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config.replace(intermediate_size=config.shared_expert_size), block)
+        self.token_gate: Linear | None = None
+        if moe_of(config).shared_gate:
+            self.for_gate, self.gate_act = SharedByHeads(), Activation("sigmoid")
+            self.token_gate = Linear(config.hidden_size, 1, split=None)
+            self.token_gate.partial_grad = True  # type: ignore[assignment] # modules declare nothing but tensors
+
+    def forward(self, x: Tensor, context: object) -> Tensor:
+        inner = self.act(*self.project(x))
+        if self.token_gate is not None:
+            inner = inner * self.gate_act(self.token_gate(self.for_gate(x)))
+        return self.down(inner)
 
 
 def _mix(

@@ -81,9 +81,7 @@ def apply_tensor_parallel(
             _replace_forward(module, vocab_parallel_embedding(module, peers, start))
         elif isinstance(module, Norm) and module.over_sharded_dim:
             _replace_forward(module, parallel_norm(module, peers))
-        elif isinstance(module, SharedByHeads):
-            module.register_forward_pre_hook(_on_inputs(boundary.enter))
-        elif split == "column":
+        elif split == "column" or isinstance(module, SharedByHeads):
             within_experts = any(path.startswith(f"{each}.") for each in experts)
             enter = boundary.enter_with_all_tokens if within_experts else boundary.enter
             module.register_forward_pre_hook(_on_inputs(enter))
