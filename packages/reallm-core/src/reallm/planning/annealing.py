@@ -46,10 +46,11 @@ class Annealing:
         best = now
         for number in range(n_changes if self._free else 0):
             temperature = HOT * (COLD / HOT) ** (number / n_changes)
-            changed = self._changed(state)
-            found = self._fitted(changed)
-            worse = (found.score - now.score) / now.score if now.score else 0.0
-            if worse <= 0 or self._random.random() < math.exp(-worse / temperature):
+            changed, luck = self._changed(state), self._random.random()
+            # changes that make a step slower by less than this share are kept
+            allowed = -temperature * math.log(luck) if luck else math.inf
+            found = self._fitted_below(changed, now.score * (1 + allowed))
+            if found is not None:
                 state, now = changed, found
                 if found.score < best.score:
                     best = found
@@ -68,14 +69,17 @@ class Annealing:
             for call in self._free:
                 for choice in self._choices(call, n_tries):
                     changed = [*state[:call], choice, *state[call + 1 :]]
-                    found = self._fitted(changed)
-                    if found.score < now.score:
+                    found = self._fitted_below(changed, now.score)
+                    if found is not None:
                         state, now = changed, found
             if now.score > (1 - LEAST_GAIN) * before:
                 return now
 
     def _fitted(self, places: Sequence[Place]) -> Fitted:
         return self._fitting.fitted(self._simulator.shared(places))
+
+    def _fitted_below(self, places: Sequence[Place], limit: float) -> Fitted | None:
+        return self._fitting.fitted_below(self._simulator.shared(places), limit)
 
     def _shapes(self, call: int) -> Sequence[CallPlan]:
         return self._candidates.shapes[self._calls[call].name]

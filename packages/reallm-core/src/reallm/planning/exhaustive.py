@@ -163,8 +163,11 @@ class Exhaustive:
                 if not self._is_possible(partial.chosen, one):
                     continue
                 chosen = (*partial.chosen, one)
+                bound = max(partial.bound, self._last_end(chosen, list(_split(partial.segments, one.ranks))))
+                if not self._can_be_better(bound):
+                    continue  # before moves and offloads are looked at, which takes longer
                 segments = self._with_call(partial, one)
-                bound = max(partial.bound, self._least(chosen, segments))
+                bound = max(bound, self._least(segments, len(chosen)))
                 if self._can_be_better(bound):
                     yield _Partial(bound, partial.n_missing - 1, self.n_tried, chosen, segments, meshes)
 
@@ -203,17 +206,21 @@ class Exhaustive:
     def _move(self, home: Place, guest: Place) -> tuple[float, RankSet]:
         return self._simulator.move_seconds(home, guest), home.ranks | guest.ranks
 
-    def _least(self, chosen: Sequence[Place], segments: Sequence[_Segment]) -> float:
-        """The least seconds of a step with some calls: by the work of ranks, and if that is little, by what waits."""
+    def _least(self, segments: Sequence[_Segment], n_chosen: int) -> float:
+        """The least seconds of a step with some calls, by the work of ranks."""
         seconds = [self._loads.least[each.load].of_moves(each.moves) for each in segments]
         work = sum([of_rank * each.n_ranks for of_rank, each in zip(seconds, segments, strict=True)])
-        least = max(*seconds, (work + self._work_after[len(chosen)]) / self._n_ranks)
-        return max(least, self._last_end(chosen, segments)) if self._can_be_better(least) else least
+        return max(*seconds, (work + self._work_after[n_chosen]) / self._n_ranks)
 
-    def _last_end(self, chosen: Sequence[Place], segments: Sequence[_Segment]) -> float:
-        """When the last call ends at least: those without a place take no ranks, but as long as they take at least."""
+    def _last_end(self, chosen: Sequence[Place], parts: Sequence[RankSet]) -> float:
+        """When the last call ends at least: those without a place take no ranks, but as long as they take at least.
+
+        Args:
+            chosen: the calls that have a place.
+            parts: the ranks, in sets that compute the same calls.
+        """
         by_call = {one.call: one for one in chosen}
-        free = [0.0] * len(segments)
+        free = [0.0] * len(parts)
         ended: dict[int, float] = {}
         for call in self._bounds.order:
             start = 0.0
@@ -224,7 +231,7 @@ class Exhaustive:
             if one is None:
                 ended[call] = start + self._bounds.seconds[call]
                 continue
-            numbers = [number for number, each in enumerate(segments) if each.ranks & one.ranks]
+            numbers = [number for number, part in enumerate(parts) if part & one.ranks]
             for number in numbers:
                 if free[number] > start:
                     start = free[number]
@@ -272,6 +279,16 @@ class Exhaustive:
         found = self._fitting.fastest(places, limit)
         if found is not None:
             self._best = found
+
+
+def _split(segments: Sequence[_Segment], ranks: RankSet) -> Iterator[RankSet]:
+    """The ranks of segments, those of a set apart from others."""
+    for each in segments:
+        common = each.ranks & ranks
+        if common:
+            yield common
+        if common != each.ranks:
+            yield each.ranks ^ common
 
 
 def _mesh(one: Place) -> Mesh:

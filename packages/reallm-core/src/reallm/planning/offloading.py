@@ -18,6 +18,8 @@ from reallm.planning.simulator import Outcome, Simulator
 
 MAX_KEPT = 200_000
 """Plans whose outcome is remembered."""
+MISFIT = 2.0
+"""How many times as slow as it is a plan counts at least if it does not fit into memory."""
 
 
 class Fitted(NamedTuple):
@@ -34,7 +36,7 @@ class Fitted(NamedTuple):
     @property
     def score(self) -> float:
         """What a search makes small: the time of a step, twice or more of it if memory is lacking."""
-        return self.outcome.seconds * (2.0 + 4.0 * self.excess if self.excess else 1.0)
+        return self.outcome.seconds * (MISFIT + 4.0 * self.excess if self.excess else 1.0)
 
     def plan(self, graph: Graph) -> ExecutionPlan:
         """The plan, with what is offloaded."""
@@ -81,6 +83,24 @@ class Fitting:
                 self._known.clear()
             self._known[key] = found
         return found
+
+    def fitted_below(self, places: Sequence[Place], limit: float) -> Fitted | None:
+        """As `fitted`, if its score is below a limit; layouts that are too slow are not simulated.
+
+        Args:
+            places: the calls, offloaded only where that is given.
+            limit: the score that it has to be below.
+        """
+        busy, fitting = self.loads.least_seconds(places)
+        if min(fitting, MISFIT * busy) >= limit:
+            return None
+        found = self.without_offloads(places)
+        if found.excess:
+            seconds = found.outcome.seconds
+            if min(max(seconds, fitting), MISFIT * seconds) >= limit:
+                return None
+            found = self.fitted(places)
+        return found if found.score < limit else None
 
     def without_offloads(self, places: Sequence[Place]) -> Fitted:
         """The layouts as they are, whether they fit or not. No offload makes them faster."""

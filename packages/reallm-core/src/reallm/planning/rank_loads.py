@@ -6,7 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
@@ -29,6 +29,16 @@ class _Copy(NamedTuple):
     """Bytes that one of the calls needs if the copy is in host memory before and after it, at most."""
     host_copy: float
     """Seconds that it takes to come back from host memory, or to leave."""
+
+
+class _Room(NamedTuple):
+    """How the copies of a rank fit into its memory."""
+
+    offloads: Mapping[int, LeastTime]
+    """The least times that offloads add to those of the calls, by the copies that are offloaded, if all calls have
+    enough memory then; bit n of a key stands for the n-th copy."""
+    least: LeastTime
+    """The least that any of them add; infinite if none is enough."""
 
 
 class LeastTime(NamedTuple):
@@ -57,11 +67,15 @@ class RankLoads:
     def __init__(self, simulator: Simulator, given: Collection[int] = ()) -> None:
         self._simulator, self._machine, self._given = simulator, simulator.machine, frozenset(given)
         self._calls = simulator.graph.calls
-        self._places: list[frozenset[Place]] = [frozenset()]
-        self._numbers: dict[frozenset[Place], int] = {frozenset(): 0}
+        self._places: list[tuple[Place, ...]] = [()]
+        """The calls of each combination, in the order of the graph: sums then are the same in every run."""
+        self._busy = [0.0]
+        """The seconds that the calls of each combination take."""
+        self._numbers: dict[tuple[Place, ...], int] = {(): 0}
         self._next: dict[tuple[int, Place], int] = {}
-        self._copies: dict[frozenset[Place], _Copy] = {}
-        self._offloads: dict[int, Mapping[int, LeastTime]] = {}
+        self._copies: dict[tuple[Place, ...], _Copy] = {}
+        self._rooms: dict[tuple[_Copy, ...], _Room] = {}
+        """By the copies: combinations of calls that need the same memory are many."""
         self.least = [LeastTime(0.0, 0.0)]
         """The least times of each combination, with any offloads; infinite if it does not fit into memory."""
 
@@ -74,14 +88,21 @@ class RankLoads:
         """
         found = self._next.get((load, one))
         if found is None:
-            places = self._places[load] | {one}
+            places = tuple(sorted((*self._places[load], one), key=_number))
             found = self._numbers.get(places)
             if found is None:
                 found = self._numbers[places] = len(self._places)
                 self._places.append(places)
+                self._busy.append(sum([each.seconds for each in places]))
                 self.least.append(self._least(found))
             self._next[load, one] = found
         return found
+
+    def least_seconds(self, places: Sequence[Place]) -> tuple[float, float]:
+        """The least seconds of a step, whether it fits into memory or not; and with those offloads with which it fits:
+        infinite if some rank has too little memory with any."""
+        loads = set(self._loads(places))
+        return max([self._busy[load] for load in loads]), max([self.least[load].seconds for load in loads])
 
     def offloads(self, places: Sequence[Place]) -> list[tuple[float, Copies]]:
         """The sets of copies with whose offloads all ranks may have enough memory, those of the least time first.
@@ -92,73 +113,74 @@ class RankLoads:
         Returns:
             The least seconds of a step, and the copies.
         """
-        loads = set()
+        of_ranks = [
+            (self._busy[load], list(self._of_copies(load)), self._room(load).offloads)
+            for load in set(self._loads(places))
+        ]
+        order = sorted({copy for _, copies, _ in of_ranks for copy in copies})
+        masks = [_masks(order, copies) for _, copies, _ in of_ranks]  # of all sets, in the terms of each load
+        found = []
+        for chosen in _subsets(len(order)):
+            least = 0.0
+            for of_load, (busy, _, offloads) in zip(masks, of_ranks, strict=True):
+                more = offloads.get(of_load[chosen])
+                if more is None:
+                    break
+                least = max(least, busy + more.seconds)
+            else:
+                moved = frozenset([copy for number, copy in enumerate(order) if chosen >> number & 1])
+                found.append((least, moved))
+        return sorted(found, key=lambda item: (item[0], len(item[1])))
+
+    def _loads(self, places: Sequence[Place]) -> Iterator[int]:
+        """The combinations of calls of the ranks of each segment."""
         for part in self._simulator.segments(places).parts:
             load = 0
             for one in places:
                 if one.ranks & part:
                     load = self.add(load, one)
-            loads.add(load)
-        of_ranks = [(list(self._of_copies(load)), self._offloads_of(load)) for load in loads]
-        order = sorted({copy for copies, _ in of_ranks for copy in copies})
-        masks = [_masks(order, copies) for copies, _ in of_ranks]  # of all sets, in the terms of each load
-        found = []
-        for chosen in _subsets(len(order)):
-            least = [offloads.get(of_load[chosen]) for of_load, (_, offloads) in zip(masks, of_ranks, strict=True)]
-            if None not in least:
-                moved = frozenset([copy for number, copy in enumerate(order) if chosen >> number & 1])
-                found.append((max([one.seconds for one in least if one is not None]), moved))
-        return sorted(found, key=lambda item: (item[0], len(item[1])))
+            yield load
 
     def _least(self, load: int) -> LeastTime:
         """The least times of a rank."""
-        copies = [self._copy(found) for found in self._of_copies(load).values()]
-        if (
-            sum([one.kept for one in copies]) + max([one.transient for one in copies], default=0)
-            <= self._machine.memory
-        ):
-            return LeastTime(self._busy(load), self._busy(load))
-        possible = self._offloads_of(load).values()
-        seconds = min([one.seconds for one in possible], default=math.inf)
-        return LeastTime(seconds, min([one.with_moves for one in possible], default=math.inf))
+        busy, more = self._busy[load], self._room(load).least
+        return LeastTime(busy + more.seconds, busy + more.with_moves)
 
-    def _busy(self, load: int) -> float:
-        return sum([one.seconds for one in self._places[load]])
-
-    def _of_copies(self, load: int) -> dict[int, frozenset[Place]]:
+    def _of_copies(self, load: int) -> dict[int, tuple[Place, ...]]:
         """The copies of a rank, and the calls that use each."""
-        found: dict[int, frozenset[Place]] = {}
+        found: dict[int, tuple[Place, ...]] = {}
         for one in self._places[load]:
             if one.copy >= 0 and not self._calls[one.call].precompute:
-                found[one.copy] = found.get(one.copy, frozenset()) | {one}
+                found[one.copy] = (*found.get(one.copy, ()), one)
         return found
 
-    def _offloads_of(self, load: int) -> Mapping[int, LeastTime]:
-        """The least times of a rank, by the copies that are offloaded, if all calls have enough memory then.
-
-        Bit n of a key stands for the n-th copy.
-        """
-        found = self._offloads.get(load)
+    def _room(self, load: int) -> _Room:
+        """How the copies of a rank fit into its memory."""
+        copies = tuple([self._copy(users) for users in self._of_copies(load).values()])
+        found = self._rooms.get(copies)
         if found is None:
-            copies = [self._copy(users) for users in self._of_copies(load).values()]
-            busy, memory, everything = self._busy(load), self._machine.memory, (1 << len(copies)) - 1
-            in_host, in_call, transient, copied, longest = [0], [0], [0], [0.0], [0.0]  # of each set of copies
-            for one in copies:
-                in_host += [n + one.kept for n in in_host]
-                in_call += [n if n > one.in_call else one.in_call for n in in_call]
-                transient += [n if n > one.transient else one.transient for n in transient]
-                copied += [seconds + one.host_copy for seconds in copied]
-                longest += [seconds if seconds > one.host_copy else one.host_copy for seconds in longest]
-            found = self._offloads[load] = {}
-            for moved, n_bytes in enumerate(in_host):
-                stays = everything ^ moved
-                peak = in_host[stays] + max(in_call[moved], transient[stays])
-                if peak <= memory and not self._machine.excess(peak, n_bytes):
-                    back = busy + copied[moved]
-                    found[moved] = LeastTime(back + copied[moved] - longest[moved], back)
+            found = self._rooms[copies] = self._new_room(copies)
         return found
 
-    def _copy(self, users: frozenset[Place]) -> _Copy:
+    def _new_room(self, copies: Sequence[_Copy]) -> _Room:
+        memory, everything = self._machine.memory, (1 << len(copies)) - 1
+        in_host, in_call, transient, copied, longest = [0], [0], [0], [0.0], [0.0]  # of each set of copies
+        for one in copies:
+            in_host += [n + one.kept for n in in_host]
+            in_call += [n if n > one.in_call else one.in_call for n in in_call]
+            transient += [n if n > one.transient else one.transient for n in transient]
+            copied += [seconds + one.host_copy for seconds in copied]
+            longest += [seconds if seconds > one.host_copy else one.host_copy for seconds in longest]
+        found = {}
+        for moved, n_bytes in enumerate(in_host):
+            stays = everything ^ moved
+            peak = in_host[stays] + max(in_call[moved], transient[stays])
+            if peak <= memory and not self._machine.excess(peak, n_bytes):
+                found[moved] = LeastTime(copied[moved] + copied[moved] - longest[moved], copied[moved])
+        seconds = min([one.seconds for one in found.values()], default=math.inf)
+        return _Room(found, LeastTime(seconds, min([one.with_moves for one in found.values()], default=math.inf)))
+
+    def _copy(self, users: tuple[Place, ...]) -> _Copy:
         found = self._copies.get(users)
         if found is None:
             kept = max([one.memory.parameters for one in users]) + max([one.memory.optimizer for one in users])
@@ -168,11 +190,15 @@ class RankLoads:
                 found = _Copy(0, in_call, in_call, 0.0)
             else:
                 trained = next((one for one in users if self._calls[one.call].kind == "train_step"), None)
-                user = trained or next(iter(users))
+                user = trained or users[0]
                 seconds = self._simulator.host_copy_seconds(user.call, user, with_optimizer=trained is not None)
                 found = _Copy(kept, transient, in_call, seconds)
             self._copies[users] = found
         return found
+
+
+def _number(one: Place) -> int:
+    return one.call
 
 
 def _masks(order: Sequence[int], copies: Sequence[int]) -> list[int]:
