@@ -66,13 +66,15 @@ def _volume(config: ReaLModelConfig, source: Layout, target: Layout) -> Volume:
     for stage, groups in enumerate(_alike(config, source.pp, target.pp)):
         ranks = np.flatnonzero(after.stage == stage)
         own, held = after.split[ranks], before.split[ranks]
-        for stages, alike in groups:
-            needed = _boxes(alike[0], _sizes(target))[own]
-            missing = _n_elements(needed)
-            holds = np.isin(before.stage[ranks], stages)
-            missing[holds] -= _n_elements(_shared(needed[holds], _boxes(alike[0], _sizes(source))[held[holds]]))
-            received[ranks] += len(alike) * missing
-            lacked[stages] += len(alike) * int(missing.sum())
+        for group in groups:
+            needed = group.boxes(_sizes(target))[:, own]
+            missing = group.n_elements(needed)
+            holds = (before.stage[ranks, None] == np.array(group.stages)).any(axis=1)
+            if holds.any():
+                there = group.boxes(_sizes(source))[:, held[holds]]
+                missing[holds] -= group.n_elements(_shared(needed[:, holds], there))
+            received[ranks] += missing
+            lacked[group.stages] += int(missing.sum())
     of_stages = (numel / (len(stages) * source.dp * source.tp) for stages, numel in lacked.items())
     return Volume(int(received.sum()), int(received.max()), max(of_stages, default=0.0))
 
@@ -95,7 +97,7 @@ class _Parts(NamedTuple):
 
 
 _Boxes = NDArray[np.int64]
-"""Boxes [N, 2, number of dims]: where they start and stop."""
+"""Boxes [..., 2, number of dims]: where they start and stop."""
 _Sizes = tuple[int, int]
 """Sizes `tp` and, with FSDP, `dp`; otherwise 1."""
 
@@ -106,7 +108,7 @@ def _sizes(layout: Layout) -> _Sizes:
 
 @lru_cache(maxsize=16384)
 def _boxes(info: ParameterInfo, sizes: _Sizes) -> _Boxes:
-    """The boxes of a parameter that ranks hold, with `tp` varying fastest."""
+    """The boxes [N, 2, number of dims] of a parameter that ranks hold, with `tp` varying fastest."""
     of_tp = [tp_box(info, sizes[0], tp) for tp in range(sizes[0])]
     boxes = [fsdp_box(box, sizes[1], dp) if sizes[1] > 1 else box for dp in range(sizes[1]) for box in of_tp]
     return np.array([(box.starts, box.stops) for box in boxes], dtype=np.int64)
@@ -114,27 +116,55 @@ def _boxes(info: ParameterInfo, sizes: _Sizes) -> _Boxes:
 
 def _shared(one: _Boxes, other: _Boxes) -> _Boxes:
     """What the boxes of each pair share; it may start after it stops."""
-    return np.stack((np.maximum(one[:, 0], other[:, 0]), np.minimum(one[:, 1], other[:, 1])), axis=1)
+    return np.stack(
+        (np.maximum(one[..., 0, :], other[..., 0, :]), np.minimum(one[..., 1, :], other[..., 1, :])), axis=-2
+    )
 
 
-def _n_elements(boxes: _Boxes) -> NDArray[np.int64]:
-    """The number of elements of each box."""
-    return np.maximum(boxes[:, 1] - boxes[:, 0], 0).prod(axis=1)
+class _Group:
+    """Parameters of a stage of the target that the same stages of the source hold.
+
+    Args:
+        stages: these stages of the source.
+        alike: the parameters, those of one shape and split together.
+    """
+
+    def __init__(self, stages: tuple[int, ...], alike: Sequence[Sequence[ParameterInfo]]) -> None:
+        self.stages = stages
+        self._infos = [infos[0] for infos in alike]
+        self._counts = np.array([len(infos) for infos in alike])
+        self._stacked: dict[_Sizes, _Boxes] = {}
+
+    def boxes(self, sizes: _Sizes) -> _Boxes:
+        """The boxes [P, N, 2, number of dims] of one of each kind of parameters; of those with fewer dims the last
+        ones have size 1."""
+        found = self._stacked.get(sizes)
+        if found is None:
+            of_infos = [_boxes(info, sizes) for info in self._infos]
+            n_dims = max(boxes.shape[-1] for boxes in of_infos)
+            found = np.zeros((len(of_infos), sizes[0] * sizes[1], 2, n_dims), dtype=np.int64)
+            found[..., 1, :] = 1
+            for number, boxes in enumerate(of_infos):
+                found[number, ..., : boxes.shape[-1]] = boxes
+            self._stacked[sizes] = found
+        return found
+
+    def n_elements(self, boxes: _Boxes) -> NDArray[np.int64]:
+        """The number of elements [N] of the boxes [P, N, 2, number of dims], of all parameters together."""
+        return self._counts @ np.maximum(boxes[..., 1, :] - boxes[..., 0, :], 0).prod(axis=-1)
 
 
 @lru_cache(maxsize=256)
-def _alike(
-    config: ReaLModelConfig, source_pp: int, target_pp: int
-) -> tuple[list[tuple[tuple[int, ...], list[ParameterInfo]]], ...]:
-    """For each stage of the target its parameters, in groups of one shape and split that the same stages hold."""
+def _alike(config: ReaLModelConfig, source_pp: int, target_pp: int) -> tuple[list[_Group], ...]:
+    """The parameters of each stage of the target."""
     holders: dict[str, tuple[int, ...]] = defaultdict(tuple)
     for stage in range(source_pp):
         for info in stage_parameters(config, source_pp, stage):
             holders[info.name] = (*holders[info.name], stage)
     found = []
     for stage in range(target_pp):
-        groups: dict[tuple[object, ...], list[ParameterInfo]] = defaultdict(list)
+        groups: dict[tuple[int, ...], dict[object, list[ParameterInfo]]] = defaultdict(lambda: defaultdict(list))
         for info in stage_parameters(config, target_pp, stage):
-            groups[holders[info.name], info.shape, info.shard].append(info)
-        found.append([(holders[infos[0].name], infos) for infos in groups.values()])
+            groups[holders[info.name]][info.shape, info.shard].append(info)
+        found.append([_Group(stages, list(alike.values())) for stages, alike in groups.items()])
     return tuple(found)
