@@ -62,7 +62,7 @@ class PlannedStep:
     def fits(self) -> bool:
         """Whether it fits into the memory of the machine."""
         memory = self.simulation.memory.values()
-        return not any(self.job.machine.excess(one.peak, one.host_peak) for one in memory)
+        return all(self.job.machine.fits(one.peak, one.host_peak) for one in memory)
 
     @property
     def assignments(self) -> list[str]:

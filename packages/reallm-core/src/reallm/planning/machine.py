@@ -71,12 +71,17 @@ class Machine(NamedFields):
         """Number of ranks."""
         return self.n_nodes * self.ranks_per_node
 
+    def fits(self, memory: int, host_memory: int) -> bool:
+        """Whether a rank has so many bytes, and bytes of host memory."""
+        both = memory + host_memory if self.device == "cpu" else memory  # on a CPU it is the same memory
+        return both <= self.memory and host_memory <= self.host_memory
+
     def excess(self, memory: int, host_memory: int) -> float:
         """Share of a rank's memory by which so many bytes, and bytes of host memory, are too many; 0: they fit."""
-        excess = max(memory / self.memory, host_memory / self.host_memory) - 1.0
-        if self.device == "cpu":  # host memory is the same memory
-            excess = max(excess, (memory + host_memory) / self.memory - 1.0)
-        return max(0.0, excess)
+        if self.fits(memory, host_memory):
+            return 0.0
+        both = memory + host_memory if self.device == "cpu" else memory
+        return max(both / self.memory, host_memory / self.host_memory) - 1.0
 
     def node(self, rank: int) -> int:
         """The node of a rank."""

@@ -180,7 +180,7 @@ class Fitting:
         for number in sorted(calls, key=lambda number: -places[number].memory.kept) if not best.excess else ():
             fewer = [one for one in moved if one != number]
             offloaded = self._offloaded(places, fewer)
-            if self._may_fit(offloaded) and not self._simulator.machine.excess(*self._simulator.memory(offloaded)):
+            if self._may_fit(offloaded) and self._simulator.machine.fits(*self._simulator.memory(offloaded)):
                 moved = fewer
         return (best if moved == calls else self._outcome(self._offloaded(places, moved)))._replace(bare=places)
 

@@ -31,6 +31,20 @@ class _Copy(NamedTuple):
     """Seconds that it takes to come back from host memory, or to leave."""
 
 
+class _Sets(NamedTuple):
+    """What each set of some copies takes; bit n of an index stands for the n-th copy."""
+
+    kept: list[int]
+    """Sum of the bytes that they keep."""
+    transient: list[int]
+    in_call: list[int]
+    """Most bytes that one of them needs, as in `_Copy`."""
+    copied: list[float]
+    """Sum of the seconds of the copies to or from host memory."""
+    longest: list[float]
+    """The longest of these."""
+
+
 class _Room(NamedTuple):
     """How the copies of a rank fit into its memory."""
 
@@ -74,6 +88,7 @@ class RankLoads:
         self._numbers: dict[tuple[Place, ...], int] = {(): 0}
         self._next: dict[tuple[int, Place], int] = {}
         self._copies: dict[tuple[Place, ...], _Copy] = {}
+        self._sets: dict[tuple[_Copy, ...], _Sets] = {(): _Sets([0], [0], [0], [0.0], [0.0])}
         self._rooms: dict[tuple[_Copy, ...], _Room] = {}
         """By the copies: combinations of calls that need the same memory are many."""
         self.least = [LeastTime(0.0, 0.0)]
@@ -162,23 +177,30 @@ class RankLoads:
             found = self._rooms[copies] = self._new_room(copies)
         return found
 
-    def _new_room(self, copies: Sequence[_Copy]) -> _Room:
-        memory, everything = self._machine.memory, (1 << len(copies)) - 1
-        in_host, in_call, transient, copied, longest = [0], [0], [0], [0.0], [0.0]  # of each set of copies
-        for one in copies:
-            in_host += [n + one.kept for n in in_host]
-            in_call += [n if n > one.in_call else one.in_call for n in in_call]
-            transient += [n if n > one.transient else one.transient for n in transient]
-            copied += [seconds + one.host_copy for seconds in copied]
-            longest += [seconds if seconds > one.host_copy else one.host_copy for seconds in longest]
+    def _new_room(self, copies: tuple[_Copy, ...]) -> _Room:
+        machine, sets = self._machine, self._sets_of(copies)
         found = {}
-        for moved, n_bytes in enumerate(in_host):
-            stays = everything ^ moved
-            peak = in_host[stays] + max(in_call[moved], transient[stays])
-            if peak <= memory and not self._machine.excess(peak, n_bytes):
-                found[moved] = LeastTime(copied[moved] + copied[moved] - longest[moved], copied[moved])
+        for moved, (stays, transient) in enumerate(zip(reversed(sets.kept), reversed(sets.transient), strict=True)):
+            in_call, in_host = sets.in_call[moved], sets.kept[moved]
+            if machine.fits(stays + (in_call if in_call > transient else transient), in_host):
+                copied = sets.copied[moved]
+                found[moved] = LeastTime(copied + copied - sets.longest[moved], copied)
         seconds = min([one.seconds for one in found.values()], default=math.inf)
         return _Room(found, LeastTime(seconds, min([one.with_moves for one in found.values()], default=math.inf)))
+
+    def _sets_of(self, copies: tuple[_Copy, ...]) -> _Sets:
+        """What all sets of some copies take: those of the copies before the last one, without it and with it."""
+        found = self._sets.get(copies)
+        if found is None:
+            before, (kept, transient, in_call, host_copy) = self._sets_of(copies[:-1]), copies[-1]
+            found = self._sets[copies] = _Sets(
+                before.kept + [n + kept for n in before.kept],
+                before.transient + [n if n > transient else transient for n in before.transient],
+                before.in_call + [n if n > in_call else in_call for n in before.in_call],
+                before.copied + [seconds + host_copy for seconds in before.copied],
+                before.longest + [seconds if seconds > host_copy else host_copy for seconds in before.longest],
+            )
+        return found
 
     def _copy(self, users: tuple[Place, ...]) -> _Copy:
         found = self._copies.get(users)

@@ -60,7 +60,7 @@ def helpful_changes(job: PlannedJob, plan: ExecutionPlan, seconds: float) -> lis
     for text, changed, changed_plan in _changes(job, plan):
         simulator = changed.simulator
         outcome = simulator.outcome(simulator.places(changed_plan))
-        fits = not changed.machine.excess(outcome.memory, outcome.host_memory)
+        fits = changed.machine.fits(outcome.memory, outcome.host_memory)
         if fits and outcome.seconds < (1 - LEAST_GAIN) * seconds:
             found.append(Change(text, outcome.seconds))
     return sorted(found, key=lambda change: change.seconds)
