@@ -34,7 +34,9 @@ EVALUATIONS = 6000
 PARTIAL_PLANS = 100_000
 """Partial plans that the exhaustive search tries before it gives up."""
 SHORTER = 5
-"""By what factor the search with smaller micro-batches is shorter than the one before."""
+"""By what factor the exhaustive search with smaller micro-batches is shorter than the one before."""
+SHORTER_ANNEALING = 20
+"""The same of annealing, which begins with a good plan then."""
 CLOSE = 0.02
 """Share by which the plan of an exhaustive search that gave up may be slower than its bound, for it to be the last."""
 TRIES = 64
@@ -126,7 +128,7 @@ class _Limits(NamedTuple):
     def shorter(self) -> _Limits:
         """Those of a search that begins with the plan of another one."""
         return self._replace(
-            n_evaluations=self.n_evaluations // SHORTER, n_partial_plans=self.n_partial_plans // SHORTER
+            n_evaluations=self.n_evaluations // SHORTER_ANNEALING, n_partial_plans=self.n_partial_plans // SHORTER
         )
 
 
