@@ -165,7 +165,7 @@ class Exhaustive:
                 chosen = (*partial.chosen, one)
                 bound = max(partial.bound, self._last_end(chosen, list(_split(partial.segments, one.ranks))))
                 if not self._can_be_better(bound):
-                    continue  # before moves and offloads are looked at, which takes longer
+                    break  # before moves and offloads are looked at, which takes longer
                 segments = self._with_call(partial, one)
                 bound = max(bound, self._least(segments, len(chosen)))
                 if self._can_be_better(bound):

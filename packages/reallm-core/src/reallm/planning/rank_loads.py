@@ -45,16 +45,6 @@ class _Sets(NamedTuple):
     """The longest of these."""
 
 
-class _Room(NamedTuple):
-    """How the copies of a rank fit into its memory."""
-
-    offloads: Mapping[int, LeastTime]
-    """The least times that offloads add to those of the calls, by the copies that are offloaded, if all calls have
-    enough memory then; bit n of a key stands for the n-th copy."""
-    least: LeastTime
-    """The least that any of them add; infinite if none is enough."""
-
-
 class LeastTime(NamedTuple):
     """The least time of a rank in a step."""
 
@@ -89,8 +79,9 @@ class RankLoads:
         self._next: dict[tuple[int, Place], int] = {}
         self._copies: dict[tuple[Place, ...], _Copy] = {}
         self._sets: dict[tuple[_Copy, ...], _Sets] = {(): _Sets([0], [0], [0], [0.0], [0.0])}
-        self._rooms: dict[tuple[_Copy, ...], _Room] = {}
-        """By the copies: combinations of calls that need the same memory are many."""
+        # by the copies: combinations of calls that need the same memory are many
+        self._offloads_of = lru_cache(maxsize=None)(self._offloading)
+        self._least_of = lru_cache(maxsize=None)(self._least_offloading)
         self.least = [LeastTime(0.0, 0.0)]
         """The least times of each combination, with any offloads; infinite if it does not fit into memory."""
 
@@ -129,7 +120,7 @@ class RankLoads:
             The least seconds of a step, and the copies.
         """
         of_ranks = [
-            (self._busy[load], list(self._of_copies(load)), self._room(load).offloads)
+            (self._busy[load], list(self._of_copies(load)), self._offloads_of(self._copies_of(load)))
             for load in set(self._loads(places))
         ]
         order = sorted({copy for _, copies, _ in of_ranks for copy in copies})
@@ -141,7 +132,7 @@ class RankLoads:
                 more = offloads.get(of_load[chosen])
                 if more is None:
                     break
-                least = max(least, busy + more.seconds)
+                least = max(least, busy + more)
             else:
                 moved = frozenset([copy for number, copy in enumerate(order) if chosen >> number & 1])
                 found.append((least, moved))
@@ -158,7 +149,7 @@ class RankLoads:
 
     def _least(self, load: int) -> LeastTime:
         """The least times of a rank."""
-        busy, more = self._busy[load], self._room(load).least
+        busy, more = self._busy[load], self._least_of(self._copies_of(load))
         return LeastTime(busy + more.seconds, busy + more.with_moves)
 
     def _of_copies(self, load: int) -> dict[int, tuple[Place, ...]]:
@@ -169,24 +160,32 @@ class RankLoads:
                 found[one.copy] = (*found.get(one.copy, ()), one)
         return found
 
-    def _room(self, load: int) -> _Room:
-        """How the copies of a rank fit into its memory."""
-        copies = tuple([self._copy(users) for users in self._of_copies(load).values()])
-        found = self._rooms.get(copies)
-        if found is None:
-            found = self._rooms[copies] = self._new_room(copies)
+    def _copies_of(self, load: int) -> tuple[_Copy, ...]:
+        return tuple([self._copy(users) for users in self._of_copies(load).values()])
+
+    def _fitting(self, copies: tuple[_Copy, ...]) -> list[int]:
+        """The sets of copies of a rank with whose offloads all calls have enough memory; bit n stands for the n-th."""
+        fits, sets, everything = self._machine.fits, self._sets_of(copies), (1 << len(copies)) - 1
+        found = []
+        for moved, (in_host, in_call) in enumerate(zip(sets.kept, sets.in_call, strict=True)):
+            transient = sets.transient[everything ^ moved]
+            stays = sets.kept[everything ^ moved] + (in_call if in_call > transient else transient)
+            if fits(stays, in_host):
+                found.append(moved)
         return found
 
-    def _new_room(self, copies: tuple[_Copy, ...]) -> _Room:
-        machine, sets = self._machine, self._sets_of(copies)
-        found = {}
-        for moved, (stays, transient) in enumerate(zip(reversed(sets.kept), reversed(sets.transient), strict=True)):
-            in_call, in_host = sets.in_call[moved], sets.kept[moved]
-            if machine.fits(stays + (in_call if in_call > transient else transient), in_host):
-                copied = sets.copied[moved]
-                found[moved] = LeastTime(copied + copied - sets.longest[moved], copied)
-        seconds = min([one.seconds for one in found.values()], default=math.inf)
-        return _Room(found, LeastTime(seconds, min([one.with_moves for one in found.values()], default=math.inf)))
+    def _offloading(self, copies: tuple[_Copy, ...]) -> Mapping[int, float]:
+        """The seconds that offloads add to the calls of a rank, for each set of copies that fits."""
+        sets = self._sets_of(copies)
+        return {moved: 2 * sets.copied[moved] - sets.longest[moved] for moved in self._fitting(copies)}
+
+    def _least_offloading(self, copies: tuple[_Copy, ...]) -> LeastTime:
+        """The least that offloads add to the calls of a rank; infinite if none is enough."""
+        sets, fitting = self._sets_of(copies), self._fitting(copies)
+        if not fitting:
+            return LeastTime(math.inf, math.inf)
+        seconds = min([2 * sets.copied[moved] - sets.longest[moved] for moved in fitting])
+        return LeastTime(seconds, min([sets.copied[moved] for moved in fitting]))
 
     def _sets_of(self, copies: tuple[_Copy, ...]) -> _Sets:
         """What all sets of some copies take: those of the copies before the last one, without it and with it."""
