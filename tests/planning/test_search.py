@@ -156,6 +156,30 @@ def test_branch_and_bound_and_annealing_choose_micro_batches_as_trying_all_plans
         assert any(one.max_tokens for one in result.plan.calls.values())
 
 
+def test_smaller_micro_batches_are_tried_where_memory_forces_another_layout_and_no_offload() -> None:
+    costs = replace(random_costs(1), activations=60, limits=(None, 4), bubble=0.3, host_seconds=3.0)
+    simulator = Simulator(PPO, costs, machine(2, 500))
+
+    def fits(call: str, layout: Layout) -> None:
+        if layout.tp > 1:
+            raise ConfigError("layers are not split")
+
+    fitting, candidates = Fitting(simulator), Candidates.of(PPO, costs, simulator.machine, fits=fits)
+    smaller = Candidates.of(PPO, costs, simulator.machine, fits=fits, saving_memory=True)
+    best, best_of_largest = (
+        min(
+            found.outcome.seconds
+            for plans in product(*(one.placed(call.name) for call in CALLS))
+            if not (found := fitting.fitted(simulator.shared(list(map(simulator.place, range(5), plans))))).excess
+        )
+        for one in (smaller, candidates)
+    )
+    result = search(simulator, fits=fits)
+    assert result.outcome.seconds == pytest.approx(best)
+    assert best < 0.98 * best_of_largest
+    assert not any(one.offload for one in result.plan.calls.values())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_annealing_finds_the_best_of_all_plans(seed: int) -> None:
     costs = random_costs(10 + seed)

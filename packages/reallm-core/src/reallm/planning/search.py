@@ -9,11 +9,12 @@ plans, not a time: all ranks of a job, and all runs, find the same plan.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from reallm.algorithms.graph import Graph
 from reallm.errors import ConfigError
+from reallm.parallel.layout import Layout
 from reallm.planning.annealing import Annealing
 from reallm.planning.bounds import Bounds
 from reallm.planning.candidates import Candidates, Fits, at
@@ -37,7 +38,7 @@ SHORTER = 8
 """By what factor the exhaustive search with smaller micro-batches is shorter than the one before."""
 SHORTER_ANNEALING = 30
 """The same of annealing, which begins with a good plan then."""
-CLOSE = 0.02
+CLOSE = 0.03
 """Share by which the plan of an exhaustive search that gave up may be slower than its bound, for it to be the last."""
 TRIES = 64
 """Choices for a call that the greedy search tries."""
@@ -98,7 +99,7 @@ def search(
     baseline = heuristic(simulator, given, fits)
     limits = _Limits(seed, n_evaluations, n_partial_plans, is_symmetric=_is_symmetric(simulator.machine, given))
     best, bound, is_best = _best(simulator, fitting, candidates, baseline, limits)
-    if best.excess or any(one.offload for one in best.places):
+    if _lacks_memory(simulator, fitting, candidates, best):
         smaller = Candidates.of(graph, simulator.costs, simulator.machine, given, fits, saving_memory=True)
         if smaller != candidates:
             best, bound, is_best = _best(simulator, fitting, smaller, best, limits.shorter)
@@ -114,6 +115,36 @@ def search(
         None if baseline.excess else baseline.plan(graph),
         None if baseline.excess else baseline.outcome,
     )
+
+
+def _lacks_memory(simulator: Simulator, fitting: Fitting, candidates: Candidates, found: Fitted) -> bool:
+    """Whether a plan is what it is for lack of memory: it offloads something, or does not fit, or with a call or a
+    role in another layout it would be faster if that had room."""
+    if found.excess or any(one.offload for one in found.places):
+        return True
+    for changed in _changes(simulator, candidates, found):
+        other = fitting.without_offloads(simulator.shared(changed))
+        if other.excess and other.outcome.seconds < found.outcome.seconds:
+            return True
+    return False
+
+
+def _changes(simulator: Simulator, candidates: Candidates, found: Fitted) -> Iterator[list[Place]]:
+    """The plans with another layout of a call, or of all calls to a role, on ranks that include those that it has or
+    are among them."""
+    calls = simulator.graph.calls
+    other: dict[tuple[str, Layout], dict[int, Place]] = {}
+    for number, call in enumerate(calls):
+        first = found.places[number].plan.layout.ranks[0]
+        for shape in candidates.shapes[call.name]:
+            start = max(start for start in candidates.starts_of(call.name, shape) if start <= first)
+            one = simulator.place(number, at(shape, start))
+            yield [*found.places[:number], one, *found.places[number + 1 :]]
+            layout = replace(one.plan.layout, fsdp=False)
+            other.setdefault((call.role, layout), {}).setdefault(number, one)
+    for of_role in other.values():
+        if len(of_role) > 1:
+            yield [of_role.get(number, one) for number, one in enumerate(found.places)]
 
 
 class _Limits(NamedTuple):
