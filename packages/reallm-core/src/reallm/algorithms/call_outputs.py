@@ -19,8 +19,10 @@ def merged(batch: NamedArray, parts: Sequence[NamedArray]) -> NamedArray:
     versions: dict[str, int] = {}
     for part in (batch, *parts):
         versions |= part.metadata.get(WEIGHTS_VERSIONS, {})
+    if not versions:
+        return merge([batch, *parts])
     plain = [part.with_metadata(**{WEIGHTS_VERSIONS: None}) for part in (batch, *parts)]
-    return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions or None})
+    return merge(plain).with_metadata(**{WEIGHTS_VERSIONS: versions})
 
 
 def check_outputs(call: ModelFunctionCall, outputs: Any, batch: NamedArray) -> None:

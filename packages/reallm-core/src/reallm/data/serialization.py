@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 
 from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
-from reallm.data.metadata import thaw
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
 from reallm.errors import DataError, one_line
 
@@ -90,7 +89,8 @@ def load(path: str | os.PathLike[str]) -> NamedArray:
 def _encode(batch: NamedArray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     fields = [[name, _kind(value)] for name, value in flatten(batch)]
     tensors = {name: _tensor(name, value) for name, value in flatten(batch) if isinstance(value, Array)}
-    return tensors, {HEADER: json.dumps({"version": VERSION, "fields": fields, "metadata": thaw(batch.metadata)})}
+    header = {"version": VERSION, "fields": fields, "metadata": batch.metadata}
+    return tensors, {HEADER: json.dumps(header, default=dict)}  # of read-only mappings
 
 
 def _decode(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NamedArray:
