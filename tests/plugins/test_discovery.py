@@ -330,7 +330,7 @@ def test_a_failed_plugin_is_the_answer_for_what_it_promises():
         ("dataset", "promt_answer", "did you mean 'prompt_answer'? pip install reallm-datasets"),
         ("dataset", "quite-unknown", "offers the dataset 'quite-unknown' (installed datasets: riddles)"),
         ("family", "mistral", "; pip install reallm-hf-mistral (installed families: none"),
-        ("family", "gpt_oss", "; pip install reallm-hf-gpt-oss (if it exists)"),
+        ("family", "my_model", "; pip install reallm-hf-my-model (if it exists)"),
     ],
 )
 def test_an_unknown_name_says_what_is_near_or_what_to_install(kind, name, words):

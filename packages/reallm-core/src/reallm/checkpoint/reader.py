@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from reallm.checkpoint.mxfp4 import dequantized, packed_tensors
 from reallm.errors import CheckpointError, quoted
 from reallm.hf.checkpoint_folder import adapter_text, refuse_lfs_pointer
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
@@ -37,15 +38,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a folder by name; each is a view of its memory-mapped file, read when it is used."""
+    """The tensors of a folder by name; each is a view of its memory-mapped file, read when it is used.
+
+    Those stored in MXFP4 are dequantized to bfloat16 each time they are got.
+    """
 
     folder: Path
     infos: Mapping[str, TensorInfo]
     _files: Mapping[Path, Any] = field(repr=False)
     _names_in_files: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Name -> the tensor's name in its file, if it differs."""
+    _packed: Mapping[str, Sequence[tuple[Path, str]]] = field(default_factory=dict, repr=False)
+    """Name of a tensor stored in MXFP4 -> files and names of its blocks and scales."""
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._packed:
+            return dequantized(*(self._files[file].get_tensor(part) for file, part in self._packed[name]))
         tensor = self._files[self.infos[name].file].get_tensor(self._names_in_files.get(name, name))
         assert isinstance(tensor, Tensor)
         return tensor
@@ -63,7 +71,19 @@ class Checkpoint(Mapping[str, Tensor]):
         """The same tensors under other names: new name -> present name."""
         infos = {new: self.infos[name] for new, name in names.items()}
         in_files = {new: self._names_in_files.get(name, name) for new, name in names.items()}
-        return Checkpoint(self.folder, infos, self._files, in_files)
+        packed = {new: self._packed[name] for new, name in names.items() if name in self._packed}
+        return Checkpoint(self.folder, infos, self._files, in_files, packed)
+
+    def with_packed(self) -> Checkpoint:
+        """The checkpoint with a tensor in place of each pair of MXFP4 blocks and scales."""
+        pairs = packed_tensors({name: info.shape for name, info in self.infos.items() if info.dtype == "U8"})
+        infos, packed = dict(self.infos), dict[str, Sequence[tuple[Path, str]]]()
+        for name, (parts, shape) in pairs.items():
+            packed[name] = [(infos[part].file, part) for part in parts]
+            infos[name] = TensorInfo(infos[parts[0]].file, "BF16", shape)
+            for part in parts:
+                del infos[part]
+        return Checkpoint(self.folder, infos, self._files, self._names_in_files, packed) if packed else self
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -89,7 +109,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if name not in headers[folder / file_name]:
             raise CheckpointError(f"{folder / INDEX_NAME}: tensor '{name}' is not in '{file_name}'; copy both again")
         infos[name] = headers[folder / file_name][name]
-    return Checkpoint(folder, infos, files)
+    return Checkpoint(folder, infos, files).with_packed()
 
 
 def open_file(path: Path) -> Checkpoint:

@@ -80,6 +80,20 @@ AUX_LOSS = aux_loss(0.001)
 """The row for the load-balancing loss with the default of most classes; see `aux_loss`."""
 
 
+def _check_mxfp4(raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
+    quantization = raw.get("quantization_config") or {}
+    method = quantization.get("quant_method")
+    if quantization and method != "mxfp4":
+        raise ConfigError(
+            f"unsupported quantization_config.quant_method={method!r}; only mxfp4 can be read: dequantize it"
+        )
+    return {}
+
+
+MXFP4 = Computed(("quantization_config",), (), _check_mxfp4, lambda config, base: {})
+"""The row of a family whose checkpoints may be stored in MXFP4, which is dequantized where tensors are read."""
+
+
 def same_as(name: str) -> Any:
     """A default: the value of another field, `same_as("n_q_heads")`."""
     return lambda known: known[name]

@@ -1,0 +1,1 @@
+"""Granite model families for reallm."""
