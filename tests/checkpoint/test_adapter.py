@@ -48,6 +48,8 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 def test_saved_and_loaded_again(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     base, folder = tmp_path / "base", tmp_path / "adapter"
     save_hf(raw_config(name), base)
+    if name == "mixtral" and options.get("dora"):
+        options = {**options, "targets": ["q_proj", "o_proj"]}  # experts have no DoRA
     model = with_values(ReaLModel.from_pretrained(base, lora=LoRAArgs(rank=4, alpha=6, **options)))
     model.save_pretrained(folder)
     assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]

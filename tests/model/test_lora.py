@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from reallm.errors import ConfigError
+from reallm.model.adapted import adapters_off
 from reallm.model.layers import Linear
-from reallm.model.lora import LoRALinear, adapters_off
+from reallm.model.lora import LoRALinear
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.parameters import n_parameters, n_trained
 from reallm.model.transformer import Transformer

@@ -6,19 +6,23 @@ import pytest
 import torch
 
 from reallm.engine.real_model import ReaLModel
+from reallm.model.config import MoEConfig, ReaLModelConfig
 from reallm.model.lora_config import LoRAConfig
 from reallm.parallel.mesh import Mesh
 from tests.helpers.ranks import on_ranks
 from tests.helpers.tiny_config import TINY
 
-CONFIG = TINY.replace(lora=LoRAConfig(4, 8.0, ("attn.q", "attn.o", "mlp.down")))
+DENSE = TINY.replace(lora=LoRAConfig(4, 8.0, ("attn.q", "attn.o", "mlp.down")))
+EXPERTS = TINY.replace(
+    moe=MoEConfig(4, 2, 24), lora=LoRAConfig(2, 8.0, ("mlp.router", "mlp.experts.up", "mlp.experts.down"))
+)
 TOKENS, CU_SEQLENS = torch.arange(11), torch.tensor([0, 4, 11])
 
 
-def moved_twice(rank: int, source: str, target: str) -> list[int]:
+def moved_twice(rank: int, config: ReaLModelConfig, source: str, target: str) -> list[int]:
     """Bytes that the ranks receive in the first move, and in the second, after the adapters have changed."""
     torch.set_num_threads(1)
-    model = ReaLModel(CONFIG, seed=3, mesh=Mesh.of(source), dtype=torch.bfloat16)
+    model = ReaLModel(config, seed=3, mesh=Mesh.of(source), dtype=torch.bfloat16)
     copy, received = None, []
     for turn in range(2):
         with torch.no_grad():
@@ -28,7 +32,7 @@ def moved_twice(rank: int, source: str, target: str) -> list[int]:
         copy = model.reallocate(target, into=copy)
         assert copy.moved is not None
         received.append(copy.moved.bytes_received)
-        expected = ReaLModel(CONFIG, seed=3, dtype=torch.bfloat16).local_tensors()
+        expected = ReaLModel(config, seed=3, dtype=torch.bfloat16).local_tensors()
         for name, tensor in copy.local_tensors().items():
             wanted = torch.full_like(expected[name], 0.1 * (turn + 1)) if "lora_b" in name else expected[name]
             assert torch.equal(tensor, wanted[copy.boxes[name].slices]), name
@@ -36,14 +40,16 @@ def moved_twice(rank: int, source: str, target: str) -> list[int]:
     return received
 
 
-@pytest.mark.parametrize(("source", "target"), [("tp2", "dp2"), ("fsdp2", "tp2")])
-def test_only_adapters_move_again(source: str, target: str) -> None:
-    for first, second in on_ranks(2, moved_twice, source, target):
+@pytest.mark.parametrize(
+    ("config", "source", "target"), [(DENSE, "tp2", "dp2"), (DENSE, "fsdp2", "tp2"), (EXPERTS, "pp2", "tp2")]
+)
+def test_only_adapters_move_again(config: ReaLModelConfig, source: str, target: str) -> None:
+    for first, second in on_ranks(2, moved_twice, config, source, target):
         assert 0 < second < first / 2  # of so small a model the adapters are a large part
 
 
 def test_an_offloaded_model_computes_the_same() -> None:
-    model = ReaLModel(CONFIG, seed=3)
+    model = ReaLModel(DENSE, seed=3)
     expected = model(TOKENS, CU_SEQLENS)
     model.async_offload()
     model.wait_for_offload()

@@ -27,6 +27,7 @@ from tests.helpers.tiny_config import TINY
 from tests.training.loss_terms import GROUPS, OBJECTIVES
 
 LLAMA = TINY.replace(n_layers=4, vocab_size=51)
+EXPERTS = ("mlp.router", "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down")
 LINEAR = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 BIASES: dict[str, Any] = dict.fromkeys(("router_bias", "gate_bias", "up_bias", "down_bias"), True)
 CONFIGS = {
@@ -53,6 +54,12 @@ CONFIGS = {
         moe=MoEConfig(4, 2, 24, n_shared_experts=1, shared_intermediate_size=32, shared_gate=True),
     ),
     "lora": LLAMA.replace(tied_embeddings=True, q_bias=True, o_bias=True, lora=LoRAConfig(3, 6.0, LINEAR)),
+    "lora-experts": LLAMA.replace(
+        n_layers=3,
+        init_std=0.3,
+        moe=MoEConfig(4, 2, 24, n_shared_experts=2, aux_loss_coef=0.5, layers=(0, 2)),
+        lora=LoRAConfig(3, 6.0, (*LINEAR, *EXPERTS, "mlp.shared.down")),
+    ),
     "dora": LLAMA.replace(o_bias=True, lora=LoRAConfig(4, 8.0, LINEAR, rslora=True, dora=True)),
 }
 # with a large eps, what AdamW does is smooth in the gradients, also where these are rounding noise

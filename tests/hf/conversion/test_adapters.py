@@ -10,13 +10,9 @@ import pytest
 import torch
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.hf.conversion.adapters import (
-    adapter_config,
-    adapter_tensors,
-    linear_modules,
-    read_adapter_config,
-    target_paths,
-)
+from reallm.hf.conversion.adapter_config import adapter_config, read_adapter_config
+from reallm.hf.conversion.adapter_modules import adaptable_modules, target_paths
+from reallm.hf.conversion.adapter_tensors import adapter_tensors
 from reallm.hf.conversion.config import config_from_hf
 from reallm.hf.conversion.families import family_for
 from reallm.hf.family import HFFamily
@@ -46,7 +42,15 @@ def adapted(name: str, targets: Any = "all-linear", **options: Any) -> tuple[HFF
         ("phi3", ["gate_up_proj"], "mlp.gate mlp.up"),
         ("gpt2", "c_proj", "attn.o mlp.down"),
         ("gpt2", "attn.c_proj", "attn.o"),
-        ("mixtral", "all-linear", "attn.q attn.k attn.v attn.o"),  # neither experts nor routers
+        (
+            "mixtral",
+            "all-linear",
+            "attn.q attn.k attn.v attn.o mlp.router mlp.experts.gate mlp.experts.up mlp.experts.down",
+        ),
+        ("mixtral", ["w1", "w3"], "mlp.experts.gate mlp.experts.up"),
+        ("mixtral", "experts.w2", "mlp.experts.down"),
+        ("qwen3-moe-dense-layer", "experts.gate_up_proj", "mlp.experts.gate mlp.experts.up"),
+        ("qwen3-moe-dense-layer", "down_proj", "mlp.down mlp.experts.down"),
     ],
 )
 def test_targets_are_named_as_in_the_checkpoint(name: str, targets: Any, paths: str) -> None:
@@ -63,6 +67,32 @@ def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
         target_paths(*of_grid("gqa"), "q_prj")
 
 
+def test_experts_that_peft_adapts_together_are_named_together() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^targets: 'block_sparse_moe.experts.gate_up_proj' holds 'w1', 'w3' together; give adapters to all",
+    ):
+        target_paths(*of_grid("mixtral"), "w1")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["gate_proj", "up_proj"], "down_proj"])
+def test_stacked_matrices_are_in_one_tensor_and_come_back(targets: Any) -> None:
+    for one in adapter_tensors(*adapted("qwen3-moe-dense-layer", targets)):
+        parts = [torch.randn(shape) for shape in one.shapes]
+        packed = one.pack(parts)
+        assert tuple(packed.shape) == one.shape
+        assert all(map(torch.equal, one.unpack(packed), parts))
+        assert one.kind != "lora_b" or one.is_block_diagonal(packed)
+
+
+def test_modules_that_are_called_like_experts_are_named_by_their_weights() -> None:
+    content = adapter_config(*adapted("qwen3-moe-dense-layer", ["q_proj", "up_proj", "gate_proj"]), None)
+    assert content["target_modules"] == ["q_proj"]
+    assert content["target_parameters"] == ["gate_proj.weight", "gate_up_proj", "up_proj.weight"]
+    with pytest.raises(ConfigError, match=r"^dora=true does not work with 'down_proj', 'down_proj.weight' of a model"):
+        adapter_config(*adapted("qwen3-moe-dense-layer", "down_proj", dora=True), None)
+
+
 @pytest.mark.parametrize("name", ["gqa", "gpt2", "phi3", "gemma3"])
 @pytest.mark.parametrize("dora", [False, True])
 def test_every_parameter_is_in_one_tensor_and_comes_back(name: str, dora: bool) -> None:
@@ -75,7 +105,7 @@ def test_every_parameter_is_in_one_tensor_and_comes_back(name: str, dora: bool) 
         packed = one.pack(parts)
         assert tuple(packed.shape) == one.shape
         assert all(map(torch.equal, one.unpack(packed), parts))
-    n_weights = {module.name for module in linear_modules(family, config)}
+    n_weights = {module.name for module in adaptable_modules(family, config)}
     assert len(tensors) == len(n_weights) * (3 if dora else 2)
 
 
@@ -112,7 +142,7 @@ def test_the_configuration_in_pefts_words() -> None:
             {"init_lora_weights": "pissa_niter_4"},
             "init_lora_weights='pissa_niter_4' has changed the base model as well",
         ),
-        ({"target_parameters": ["experts.gate"]}, "target_parameters=.* is not supported; merge the adapter with peft"),
+        ({"layer_replication": [[0, 4]]}, "layer_replication=.* is not supported; merge the adapter with peft"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -18,11 +18,13 @@ from reallm.config.lora import LoRAArgs
 from reallm.errors import CheckpointError, quoted
 from reallm.git_lfs import is_lfs_pointer
 from reallm.hf.checkpoint_folder import refuse_lfs_pointer, resolve_adapter
-from reallm.hf.conversion.adapters import adapter_tensors, lora_from_peft, read_adapter_config, target_paths
+from reallm.hf.conversion.adapter_config import adapter_config, lora_from_peft, read_adapter_config
+from reallm.hf.conversion.adapter_modules import name_in_words_of, target_paths
+from reallm.hf.conversion.adapter_tensors import adapter_tensors
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import ADAPTER_WEIGHTS_NAME
+from reallm.model.adapted import initial_matrix
 from reallm.model.config import ReaLModelConfig
-from reallm.model.lora import initial_matrix
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.parameter_names import (
     LORA_MAGNITUDE,
@@ -31,7 +33,7 @@ from reallm.model.parameter_names import (
     parameter_dtype,
     split_parameter_name,
 )
-from reallm.model.parameters import parameter_shapes
+from reallm.model.parameters import meta_model, parameter_shapes
 from reallm.model.sharding import Box
 from reallm.model.transformer import random_stream
 
@@ -69,7 +71,7 @@ class AdapterFolder:
         Raises:
             CheckpointError: they cannot be those of such a model; says why.
         """
-        shapes = {name: info.shape for name, info in self.tensors.infos.items()}
+        shapes = {name: info.shape for name, info in self._tensors_of(family, config).infos.items()}
         return lora_from_peft(family, config, self.raw, shapes, self.path)
 
     def read(self, family: HFFamily, config: ReaLModelConfig) -> dict[str, Tensor]:
@@ -80,12 +82,13 @@ class AdapterFolder:
                 it.
         """
         file, found, used = self.path / ADAPTER_WEIGHTS_NAME, dict[str, Tensor](), set[str]()
+        tensors = self._tensors_of(family, config)
         for one in adapter_tensors(family, config):
-            if one.name not in self.tensors:
+            if one.name not in tensors:
                 if one.parameters == (head_weight_name(config),):
                     continue  # the adapter of a language model, of which a critic is made
                 raise CheckpointError(f"{file} lacks '{one.name}'; copy the adapter again")
-            tensor = self.tensors[one.name]
+            tensor = tensors[one.name]
             try:
                 parts = one.unpack(tensor)
             except ValueError as error:
@@ -97,11 +100,15 @@ class AdapterFolder:
                 )
             found |= dict(zip(one.parameters, parts, strict=True))
             used.add(one.name)
-        if further := sorted(self.tensors.keys() - used):
+        if further := sorted(tensors.keys() - used):
             raise CheckpointError(f"{file} has {quoted(further, 3)}, which is not part of a LoRA adapter of this model")
         if bad := nonfinite_names(found):
             raise CheckpointError(f"{file}: {quoted(bad, 1)} has values that are NaN or infinite; take an earlier one")
         return found
+
+    def _tensors_of(self, family: HFFamily, config: ReaLModelConfig) -> Checkpoint:
+        """The tensors by the names that `adapter_tensors` gives them."""
+        return self.tensors.renamed({name_in_words_of(family, config, name): name for name in self.tensors})
 
 
 def with_adapters(family: HFFamily, config: ReaLModelConfig, args: LoRAArgs | None) -> ReaLModelConfig:
@@ -120,7 +127,10 @@ def with_adapters(family: HFFamily, config: ReaLModelConfig, args: LoRAArgs | No
         assert args.rank is not None
         paths = target_paths(family, config, args.targets)
         lora = LoRAConfig(args.rank, args.scale, paths, args.dropout, args.rslora, args.dora)
-    return config.replace(lora=lora)
+    adapted = config.replace(lora=lora)
+    adapter_config(family, adapted, None)  # what cannot be saved is refused before it is trained
+    meta_model(adapted)
+    return adapted
 
 
 def adapter_boxes(

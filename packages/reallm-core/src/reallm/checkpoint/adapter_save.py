@@ -16,7 +16,8 @@ from reallm.checkpoint.distributed_save import (
     write_tensors_distributed,
 )
 from reallm.checkpoint.save import Export, ExportOptions, is_unrelated_file, write_file, write_json, write_tokenizer
-from reallm.hf.conversion.adapters import adapter_config, adapter_tensors
+from reallm.hf.conversion.adapter_config import adapter_config
+from reallm.hf.conversion.adapter_tensors import adapter_tensors
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from reallm.model.config import ReaLModelConfig

@@ -44,9 +44,9 @@ from reallm.hf.conversion.transformers_io import (
 )
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
+from reallm.model.adapted import AdaptedLayer
 from reallm.model.config import ReaLModelConfig
 from reallm.model.inputs import as_tokens
-from reallm.model.lora import LoRALinear
 from reallm.model.parameter_names import is_adapter, is_trained
 from reallm.model.sharding import Box
 from reallm.notices import notify_once
@@ -232,7 +232,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         model = type(self)(self.config.base, dtype=self.dtype, device="meta")
         tensors = {name: each for name, each in self.local_tensors().items() if not is_adapter(name)}
         for path, module in self.network.named_modules():
-            if isinstance(module, LoRALinear):
+            if isinstance(module, AdaptedLayer):
                 tensors[f"{path}.weight"] = module.merged_weight()
         load_local(model.network, tensors, self.device)
         model._build_args = replace(model._build_args, device=self.device)

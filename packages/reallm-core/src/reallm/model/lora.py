@@ -1,13 +1,11 @@
-"""Low-rank adapters (LoRA and DoRA) of linear layers, as PEFT computes them.
+"""Low-rank adapters (LoRA and DoRA) of the layers of a block, as PEFT computes them.
 
 Shapes: T packed tokens, r rank.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,14 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from reallm.model.adapted import AdaptedLayer
 from reallm.model.layers import Linear
 from reallm.model.lora_config import LoRAConfig
-from reallm.model.parameter_names import LORA_A, LORA_B, LORA_MAGNITUDE, adapter_dtype
+from reallm.model.moe.expert_linear import ExpertLinear
+from reallm.model.moe.layer import Experts
+from reallm.model.moe.lora import LoRAExpertLinear, LoRARouter
+from reallm.model.moe.router import Router
+from reallm.model.parameter_names import LORA_B, LORA_MAGNITUDE, adapter_dtype
 from reallm.model.products.linear import input_grads, linear
 from reallm.model.sharding import has_partial_grad
 
 
-class LoRALinear(Linear):
+class LoRALinear(AdaptedLayer, Linear):
     """A linear layer with a low-rank adapter: `x @ (W + scaling * B @ A).T + bias`.
 
     The weight [out, in] and the bias are those of the layer that it replaces. A `lora_a` [r, in] and B `lora_b`
@@ -38,19 +41,13 @@ class LoRALinear(Linear):
         nn.Module.__init__(self)  # the parameters are those of `base`
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias, self.split = base.weight, base.bias, base.split
-        self.scaling, self.dropout = config.scaling, config.dropout
-        like = torch.empty(0, dtype=adapter_dtype(self.weight.dtype), device=self.weight.device)
-        self.lora_a = nn.Parameter(like.new_empty(config.rank, base.in_features))
-        self.lora_b = nn.Parameter(like.new_empty(base.out_features, config.rank))
-        self.lora_magnitude = nn.Parameter(like.new_empty(base.out_features)) if config.dora else None
-        shard = base.shards["weight"]
-        of_outputs, of_inputs = (shard if shard is not None and shard.dim == dim else None for dim in (0, 1))
-        self.shards = {**base.shards, LORA_A: of_inputs, LORA_B: of_outputs}
+        self.dropout = config.dropout
+        self.add_matrices(config, base.shards["weight"])
+        self.lora_magnitude = nn.Parameter(self.lora_b.new_empty(base.out_features)) if config.dora else None
+        self.shards |= base.shards
         if config.dora:
-            self.shards[LORA_MAGNITUDE] = of_outputs
-        self.partial_grad = shard is not None or has_partial_grad(base)
-        self.enabled = True
-        """Whether the adapter counts; see `adapters_off`."""
+            self.shards[LORA_MAGNITUDE] = self.shards[LORA_B]
+        self.partial_grad = base.shards["weight"] is not None or has_partial_grad(base)
         self.sum_over_ranks: Callable[[Tensor], Tensor] | None = None
         """All-reduce over tensor-parallel ranks, in place, if each has some columns of the weight."""
 
@@ -102,53 +99,43 @@ class LoRALinear(Linear):
         """The initial value of a parameter of the adapter, float32 or wider; None for other parameters."""
         if name == LORA_MAGNITUDE:
             return torch.linalg.vector_norm(self.weight, dim=1, dtype=adapter_dtype(self.weight.dtype))
-        if name not in (LORA_A, LORA_B):
-            return None
-        return initial_matrix(name, self.get_parameter(name).shape, generator)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoRALinear:
-        """Convert or move the parameters, as `nn.Module.to` does; those of the adapter stay in at least float32."""
-        adapter = [each for each in (self.lora_a, self.lora_b, self.lora_magnitude) if each is not None]
-
-        def convert(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            if result.dtype.itemsize >= 4 or not any(tensor is each or tensor is each.grad for each in adapter):
-                return result
-            return tensor.to(result.device, torch.float32)
-
-        super()._apply(convert, recurse)
-        return self
+        return super().fresh_parameter(name, generator)
 
 
-def initial_matrix(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """The initial value of A or B, float32 on the CPU: B is zero, so that the network begins as its base."""
-    if name == LORA_B:
-        return torch.zeros(shape)
-    bound = 1 / math.sqrt(shape[1])  # as Kaiming's uniform distribution with a = sqrt(5), which PEFT takes
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+def adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Path -> each layer of a network, or of a block, that can have an adapter.
 
-
-def add_adapters(block: nn.Module, config: LoRAConfig) -> set[str]:
-    """Replace the linear layers of a block that the configuration names; returns the paths of those that it has."""
-    modules = dict(block.named_modules())
-    found = {path for path in config.targets if type(modules.get(path)) is Linear}
-    for path in found:
-        owner, _, name = path.rpartition(".")
-        setattr(modules[owner], name, LoRALinear(cast(Linear, modules[path]), config))
+    They are linear layers, routers, and the linear layers of experts; not of classes of a family's own.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in network.named_modules():
+        if type(module) in (Linear, Router):
+            found[path] = module
+        elif type(module) is Experts:
+            found |= {f"{path}.{name}": layer for name, layer in module.named_children()}
     return found
 
 
-@contextmanager
-def adapters_off(network: nn.Module) -> Iterator[None]:
-    """Context in which a network computes as its base model, without its adapters."""
-    layers = [module for module in network.modules() if isinstance(module, LoRALinear) and module.enabled]
-    for layer in layers:
-        layer.enabled = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enabled = True
+def add_adapters(block: nn.Module, config: LoRAConfig) -> set[str]:
+    """Replace the layers of a block that the configuration names; returns the paths of those that it has.
+
+    Raises:
+        ConfigError: such a layer cannot have such an adapter.
+    """
+    layers = adaptable_layers(block)
+    found = layers.keys() & set(config.targets)
+    for path in found:
+        owner, _, name = path.rpartition(".")
+        setattr(block.get_submodule(owner), name, _adapted(layers[path], config))
+    return found
+
+
+def _adapted(layer: nn.Module, config: LoRAConfig) -> AdaptedLayer:
+    if isinstance(layer, ExpertLinear):
+        return LoRAExpertLinear(layer, config)
+    if isinstance(layer, Router):
+        return LoRARouter(layer, config)
+    return LoRALinear(cast(Linear, layer), config)
 
 
 def _forward(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reallm.errors import ConfigError, PluginError, did_you_mean, quoted
 from reallm.model.activation_checkpointing import checkpoint, selective_checkpoint
+from reallm.model.adapted import adapters_off
 from reallm.model.attention.exact import ExactAttention
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.attention.gqa import attention_heads
@@ -35,7 +36,7 @@ from reallm.model.linear_cross_entropy import (
     head_logprobs_and_entropies,
 )
 from reallm.model.linear_top_k import TopK, head_logprobs_and_rest, head_top_k
-from reallm.model.lora import adapters_off, add_adapters
+from reallm.model.lora import add_adapters
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import (

@@ -17,10 +17,12 @@ from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import Activation, GatedMLP, Linear, SharedByHeads, make_activation
+from reallm.model.moe.adapted_experts import adapted_expert_mlp
+from reallm.model.moe.expert_linear import ExpertLinear
 from reallm.model.moe.experts import Assignment, ExpertParameters, grouped_expert_mlp
 from reallm.model.moe.router import make_router, moe_of
 from reallm.model.router_stats import RouterStats
-from reallm.model.sharding import Shard, Shards, Split
+from reallm.model.sharding import Split
 
 
 class MoEMLP(nn.Module):
@@ -82,27 +84,6 @@ _mix_uncompiled = _disable_dynamo(_mix)  # torch.compiler.disable would import t
 """`_mix` excluded from compilation, because the number of tokens of an expert depends on the data."""
 
 
-class ExpertLinear(nn.Module):
-    """Stacked weights [X, out, in], and biases [X, out], of a linear layer of each expert."""
-
-    bias_factor = 1.0
-    """Factor on the bias: 0 where another rank adds it, since the outputs of the ranks are summed."""
-
-    def __init__(self, n_experts: int, n_in: int, n_out: int, *, bias: bool, split: Split) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_experts, n_out, n_in))
-        self.bias = nn.Parameter(torch.empty(n_experts, n_out)) if bias else None
-        self.shards: Shards = {"weight": Shard(1 if split == "column" else 2)}
-        if bias:
-            self.shards["bias"] = Shard(1) if split == "column" else None
-        self.partial_grad = split == "row"
-
-    @property
-    def scaled_bias(self) -> Tensor | None:
-        """The bias times `bias_factor`; a factor of 0 gives a gradient of 0, which ranks can sum."""
-        return self.bias if self.bias is None or self.bias_factor == 1.0 else self.bias * self.bias_factor
-
-
 class Experts(nn.Module):
     """All experts: gated MLPs, each computing the tokens that chose it."""
 
@@ -120,9 +101,11 @@ class Experts(nn.Module):
             raise PluginError(f"{config.activation}: an activation of experts cannot have parameters of its own")
 
     def forward(self, x: Tensor, chosen: Assignment, weights: Tensor) -> Tensor:
-        layers = self.gate, self.up, self.down
+        layers, chosen = (self.gate, self.up, self.down), replace(chosen, exact=self.exact)
+        if any(layer.adapter is not None for layer in layers):
+            return adapted_expert_mlp(x, chosen, weights, *layers, self.act)
         parameters = ExpertParameters(*(each.weight for each in layers), *(each.scaled_bias for each in layers))
-        return grouped_expert_mlp(x, replace(chosen, exact=self.exact), weights, parameters, self.act)
+        return grouped_expert_mlp(x, chosen, weights, parameters, self.act)
 
 
 def load_balancing_loss(stats: Sequence[RouterStats]) -> Tensor:

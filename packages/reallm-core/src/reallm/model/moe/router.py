@@ -22,6 +22,7 @@ class Router(nn.Module):
     """
 
     exact = False
+    weight: Tensor
 
     def __init__(self, config: ReaLModelConfig) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class Router(nn.Module):
         moe, wide = self.moe, torch.promote_types(x.dtype, torch.float32)
         router_dtype = wide if moe.float32_logits else x.dtype
         bias = None if self.bias is None else self.bias.to(router_dtype)
-        logits = linear(x.to(router_dtype), self.weight.to(router_dtype), bias, exact=self.exact)
+        logits = linear(x.to(router_dtype), self.effective_weight().to(router_dtype), bias, exact=self.exact)
         if moe.scores == "softmax":
             probs = scores = logits.softmax(dim=-1, dtype=wide)
         else:
@@ -52,6 +53,10 @@ class Router(nn.Module):
         if moe.scaling_factor != 1.0:
             weights = weights * moe.scaling_factor
         return probs, weights.to(x.dtype), chosen
+
+    def effective_weight(self) -> Tensor:
+        """The weight [X, E] that the logits are computed with."""
+        return self.weight
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and indices [T, k] of the chosen experts."""
