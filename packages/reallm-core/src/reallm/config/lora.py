@@ -25,7 +25,7 @@ class LoRAArgs(ConfigGroup, group="lora"):
     targets: str | list[str] = option(
         "all-linear",
         "linear layers that get an adapter, as the checkpoint calls them, such as [q_proj,v_proj]; all-linear: all of "
-        "the blocks",
+        "the blocks, experts and routers included",
     )
     dropout: float = option(0.0, "probability with which each input of an adapter is dropped in training")
     rslora: bool = option(False, "rsLoRA: the factor is alpha / sqrt(rank), so that a high rank learns as fast")

@@ -35,7 +35,7 @@ from reallm.model.ops import gated, rms_norm
 from reallm.model.packed import PackedSequences
 from reallm.model.products.fixed_rows import in_fixed_rows
 from reallm.model.products.linear import joint_linear, linear
-from reallm.model.products.prepacked import PrepackedWeight
+from reallm.model.products.prepacked import DerivedWeight, PrepackedWeight
 from reallm.model.sharding import Shard, Shards, Split, as_split
 from reallm.references import resolve
 
@@ -72,11 +72,24 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, self.prepacked, exact=self.exact)
 
     @property
+    def multiplied(self) -> Tensor | DerivedWeight:
+        """The weight that inputs are multiplied by without gradients."""
+        return self.weight
+
+    @property
     def is_plain(self) -> bool:
-        """Whether calling it does nothing but this class's `forward`: it has no hooks and no `forward` of its own."""
-        return type(self) is Linear and not (
+        """Whether calling it without gradients does nothing but multiply by `multiplied` and add the bias.
+
+        It then has no hooks and no `forward` of its own, and is of a class of the core.
+        """
+        return self.only_multiplies and not (
             "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks or self._backward_hooks
         )
+
+    @property
+    def only_multiplies(self) -> bool:
+        """Whether the class's `forward` does that; subclasses of the core say so."""
+        return type(self) is Linear
 
 
 class Projections(nn.Module):
@@ -91,7 +104,8 @@ class Projections(nn.Module):
         """The outputs of the linear layers for `x` [T, E]; by one product of prepacked weights, where there are any."""
         if self.prepacked is not None and (layers := self.joint_layers):
             weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-            outputs = joint_linear(x, weights, biases, self.prepacked, exact=layers[0].exact)
+            multiplied = [layer.multiplied for layer in layers]
+            outputs = joint_linear(x, weights, biases, self.prepacked, multiplied=multiplied, exact=layers[0].exact)
             if outputs is not None:
                 return outputs
         return [getattr(self, name)(x) for name in self.projections]

@@ -21,7 +21,8 @@ from reallm.model.moe.layer import Experts
 from reallm.model.moe.lora import LoRAExpertLinear, LoRARouter
 from reallm.model.moe.router import Router
 from reallm.model.parameter_names import LORA_B, LORA_MAGNITUDE, adapter_dtype
-from reallm.model.products.linear import input_grads, linear
+from reallm.model.products.linear import input_grads, joint_linear, linear
+from reallm.model.products.prepacked import DerivedWeight
 from reallm.model.sharding import has_partial_grad
 
 
@@ -54,19 +55,35 @@ class LoRALinear(AdaptedLayer, Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return super().forward(x)
+        if self.prepacked is not None:
+            merged = joint_linear(x, [self.weight], [self.bias], self.prepacked, multiplied=[self.multiplied])
+            if merged is not None:
+                return merged[0]
         a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         if self.lora_magnitude is not None:
             return self._dora(x, dropped, a, b, self.lora_magnitude)
         if dropped is not x or torch.compiler.is_compiling():
-            product = linear(x, self.weight, self.bias, self.prepacked)
+            product = linear(x, self.weight, self.bias)
             return torch.add(product, linear(linear(dropped, a), b), alpha=self.scaling)
         if torch.is_grad_enabled():
             return cast(Tensor, _LoRALinear.apply(x, self.weight, self.bias, a, b, self.scaling))
-        return _forward(x, self.weight, self.bias, a, b, self.scaling, self.prepacked)[0]
+        return _forward(x, self.weight, self.bias, a, b, self.scaling)[0]
+
+    @property
+    def multiplied(self) -> Tensor | DerivedWeight:
+        """The adapted weight, which is only made where prepacked weights are, and anew when a part has changed."""
+        if not self.enabled:
+            return self.weight
+        parts = self.weight, self.lora_a, self.lora_b, self.lora_magnitude
+        return DerivedWeight(tuple(each for each in parts if each is not None), self.merged_weight)
+
+    @property
+    def only_multiplies(self) -> bool:
+        return type(self) is LoRALinear
 
     def _dora(self, x: Tensor, dropped: Tensor, a: Tensor, b: Tensor, magnitude: Tensor) -> Tensor:
-        product = linear(x, self.weight, prepacked=self.prepacked)
+        product = linear(x, self.weight)
         update = linear(linear(dropped, a), b)
         scale = (magnitude / self.row_norms()).to(x.dtype)
         if dropped is x:
@@ -139,10 +156,10 @@ def _adapted(layer: nn.Module, config: LoRAConfig) -> AdaptedLayer:
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, prepacked: Any = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The output, and `x @ A.T` [T, r]."""
-    out, within = linear(x, weight, bias, prepacked), linear(x, a)
+    out, within = linear(x, weight, bias), linear(x, a)
     out.view(-1, out.shape[-1]).addmm_(within.view(-1, within.shape[-1]), b.t(), alpha=scaling)
     return out, within
 

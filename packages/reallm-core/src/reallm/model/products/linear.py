@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from reallm.model.products import onednn
 from reallm.model.products.backend import linear_backend
 from reallm.model.products.fixed_rows import in_fixed_rows
-from reallm.model.products.prepacked import PrepackedWeight
+from reallm.model.products.prepacked import DerivedWeight, PrepackedWeight
 
 PIECE_BYTES = 24 << 20
 """Size of the pieces of a product that are copied to their place: the C library keeps memory of this size, but gets
@@ -60,6 +60,7 @@ def joint_linear(
     biases: Sequence[Tensor | None],
     prepacked: PrepackedWeight,
     *,
+    multiplied: Sequence[Tensor | DerivedWeight] | None = None,
     exact: bool = False,
 ) -> Sequence[Tensor] | None:
     """`linear` of one input and several weights, computed as one product; None where that is not possible.
@@ -71,6 +72,7 @@ def joint_linear(
         weights: [N, K] each.
         biases: [N] each, or None.
         prepacked: holder of the prepacked form of all weights together.
+        multiplied: what takes the place of the weights, of their shapes; None: the weights.
         exact: as in `linear`.
     """
     form = prepacked.settled
@@ -80,7 +82,7 @@ def joint_linear(
             for weight, bias in zip(weights, biases, strict=True)
         ):
             return None
-        form = prepacked.of(weights)
+        form = prepacked.of(weights if multiplied is None else multiplied)
     outputs = _product(x, weights[0], None, form)
     parts = outputs.split_with_sizes([weight.shape[0] for weight in weights], dim=-1)
     return [part if bias is None else part.add_(bias) for part, bias in zip(parts, biases, strict=True)]

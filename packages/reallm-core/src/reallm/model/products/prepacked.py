@@ -7,8 +7,9 @@ In training, where weights change at each step, prepacking gains nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +17,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from reallm.model.products.onednn import is_watched, prepack
+
+
+@dataclass(frozen=True)
+class DerivedWeight:
+    """A weight [N, K] that is computed from several tensors, such as one with the adapter added to it."""
+
+    parts: tuple[Tensor, ...]
+    compute: Callable[[], Tensor]
 
 
 class PrepackedWeight:
@@ -38,13 +47,13 @@ class PrepackedWeight:
         """Let products read the form that there is without a look at the weights, or not any more."""
         self.settled = self._prepacked if settled else None
 
-    def of(self, weights: Sequence[Tensor]) -> Tensor:
+    def of(self, weights: Sequence[Tensor | DerivedWeight]) -> Tensor:
         """The prepacked form of weights [N, K] as they are now; of several it is that of all their rows."""
-        states = [_state(weight) for weight in weights]
+        states = [_state(part) for weight in weights for part in _parts(weight)]
         if self._prepacked is None or states != self._states:
             self.drop()  # never two at a time
-            rows = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
-            self._prepacked, self._states = prepack(rows), states
+            rows = [weight.compute() if isinstance(weight, DerivedWeight) else weight.detach() for weight in weights]
+            self._prepacked, self._states = prepack(rows[0] if len(rows) == 1 else torch.cat(rows)), states
         return self._prepacked
 
     def drop(self) -> None:
@@ -55,6 +64,10 @@ class PrepackedWeight:
     def nbytes(self) -> int:
         """Bytes that the prepacked form takes now."""
         return 0 if self._prepacked is None else self._prepacked.nbytes
+
+
+def _parts(weight: Tensor | DerivedWeight) -> tuple[Tensor, ...]:
+    return weight.parts if isinstance(weight, DerivedWeight) else (weight,)
 
 
 def _state(weight: Tensor) -> tuple[object, ...]:
