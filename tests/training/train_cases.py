@@ -197,6 +197,6 @@ def assert_as_one_process(case: Case, by_rank: list[Run | None]) -> None:
             assert run.parameters.keys() == boxes.keys()
             for name, box in boxes.items():
                 expected = whole.parameters[name][box.slices]
-                torch.testing.assert_close(run.parameters[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text: f"{name}: {text}")
+                torch.testing.assert_close(run.parameters[name], expected, rtol=1e-5, atol=2e-6, msg=name)
                 # whoever has the same part has the same numbers: copies do not drift apart
                 assert torch.equal(run.parameters[name], copies.setdefault((name, box), run.parameters[name])), name
