@@ -116,7 +116,9 @@ def adaptable_modules(family: HFFamily, config: ReaLModelConfig) -> tuple[Adapta
             in_order = sorted((*before.mappings, mapping), key=lambda each: each.parameters)
             module = AdaptableModule(module.name, tuple(in_order))
         found[module.name] = module
-    return tuple(found.values())
+    # elsewhere transformers, and so PEFT, may call a router otherwise than the checkpoint
+    has_experts = any(module.is_experts for module in found.values())
+    return tuple(module for module in found.values() if has_experts or not module.is_router)
 
 
 def _name(mapping: WeightMapping) -> str:
