@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from reallm import HFFamily, MoEConfig, hookimpl
-from reallm.hf.standard import ATTENTION_BIAS, AUX_LOSS, GATED_DECODER, QK_NORMS, decoder_rows
-from reallm.hf.tables import Computed, ConfigTable, Key, LayerTypes, Nested, always_sliding
+from reallm.hf.standard import ATTENTION_BIAS, GATED_DECODER, QK_NORMS, decoder_rows
+from reallm.hf.tables import ConfigTable, Key, LayerTypes, Nested, always_sliding
+from reallm_hf_qwen.experts import EXPERTS, expert_rows
+from reallm_hf_qwen.qwen3_next import QWEN3_NEXT
 
-REALLM_HOOK_API = "1.1"
+REALLM_HOOK_API = "1.5"
 
 
 def _last_layers_slide(raw: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
@@ -21,18 +23,6 @@ def _last_layers_slide(raw: Mapping[str, Any], known: Mapping[str, Any]) -> list
 WINDOWS = LayerTypes(
     default=_last_layers_slide, window=4096, enabled_key="use_sliding_window", older_keys=("max_window_layers",)
 )
-
-
-def _expert_layers(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Every `decoder_sparse_step`-th layer has experts, less those in `mlp_only_layers`."""
-    step, dense = raw.get("decoder_sparse_step", 1), raw.get("mlp_only_layers") or []
-    layers = tuple(n for n in range(known["n_layers"]) if (n + 1) % step == 0 and n not in dense)
-    return {"layers": None if len(layers) == known["n_layers"] else layers}
-
-
-def _dense_layers(config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-    dense = [n for n in range(config.n_layers) if config.layers is not None and n not in config.layers]
-    return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
 QWEN2 = HFFamily(
@@ -78,33 +68,18 @@ QWEN3_MOE = HFFamily(
             Nested(
                 "moe",
                 MoEConfig,
-                (
-                    Key("num_experts", int, "n_experts", default=128, aliases=("num_local_experts",)),
-                    Key("num_experts_per_tok", int, "top_k", default=8),
-                    Key("moe_intermediate_size", int, "intermediate_size", default=768),
-                    Key("norm_topk_prob", bool, "normalize_top_k", default=False),
-                    Computed(("decoder_sparse_step", "mlp_only_layers"), ("layers",), _expert_layers, _dense_layers),
-                    AUX_LOSS,
-                ),
+                expert_rows(128, 8, 768, normalized=False),
             ),
         ),
         constants={"norm": "rms", "mlp": "gated", "qk_norm": "head"},
         irrelevant=frozenset({"max_window_layers"}),
     ),
-    weights=GATED_DECODER.updated(
-        block={
-            **QK_NORMS,
-            "mlp.router": "model.layers.{}.mlp.gate",
-            "mlp.experts.gate": "model.layers.{}.mlp.experts.{each}.gate_proj",
-            "mlp.experts.up": "model.layers.{}.mlp.experts.{each}.up_proj",
-            "mlp.experts.down": "model.layers.{}.mlp.experts.{each}.down_proj",
-        }
-    ),
+    weights=GATED_DECODER.updated(block={**QK_NORMS, **EXPERTS}),
     description="Qwen3 architecture with experts: Qwen3-30B-A3B, Qwen3-235B-A22B",
 )
 
 
 @hookimpl
 def reallm_hf_families() -> list[HFFamily]:
-    """The three families of this package."""
-    return [QWEN2, QWEN3, QWEN3_MOE]
+    """The four families of this package."""
+    return [QWEN2, QWEN3, QWEN3_MOE, QWEN3_NEXT]

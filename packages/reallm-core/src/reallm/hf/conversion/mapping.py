@@ -226,7 +226,7 @@ def _apply_table(family: HFFamily, config: ReaLModelConfig) -> Iterator[WeightMa
                     config,
                     is_stacked,
                 )
-    if not config.custom_classes:
+    if not config.custom_classes and not _chooses_layers(family):
         _refuse_unknown_modules(family, used)
 
 
@@ -259,6 +259,11 @@ def _by_key(entries: Entries, layer: int, names: Sequence[str]) -> dict[ModuleKe
         key: {kind: [parameters[name] for name in names_in(key)] for kind, parameters in kinds.items()}
         for key, kinds in found.items()
     }
+
+
+def _chooses_layers(family: HFFamily) -> bool:
+    """Whether keys of `config.json` choose kinds of layers, of which another configuration may have classes."""
+    return any(field in ("attention", "mlp", "block") for row in family.config.rows for field in row.fields)
 
 
 def _refuse_unknown_modules(family: HFFamily, used: set[str]) -> None:

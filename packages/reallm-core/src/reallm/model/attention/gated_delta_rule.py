@@ -90,11 +90,12 @@ def _in_chunks(inputs: _Inputs, lengths: Sequence[int], state: Tensor) -> tuple[
     """The rule for sequences of any lengths, chunk by chunk."""
     plan = _Chunks(lengths, state.device)
     q, k, v, g, beta = (plan.spread(x).transpose(1, 2) for x in inputs)  # [N, H, C, ...]
-    decay = g.cumsum(dim=-1)  # from before the chunk to each token, as a logarithm
+    # logarithms of decays from before the chunk to each token, in float64 since differences of large ones are taken
+    decay = g.cumsum(dim=-1, dtype=torch.float64)
     # from token j to token i >= j
     later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=g.device).triu(1)
-    between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).masked_fill(later, float("-inf")).exp()
-    from_start, to_end = decay.exp().unsqueeze(-1), (decay[..., -1:] - decay).exp().unsqueeze(-1)
+    between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).to(g.dtype).masked_fill(later, float("-inf")).exp()
+    from_start, to_end = (x.to(g.dtype).exp().unsqueeze(-1) for x in (decay, decay[..., -1:] - decay))
     # what each token writes: (I + tril(beta k k^T between, -1)) written = beta (v - from_start k S)
     scaled_k = k * beta.unsqueeze(-1)
     system = scaled_k @ k.transpose(-1, -2) * between
