@@ -27,7 +27,8 @@ from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.config.parallel import ParallelArgs
 from reallm.errors import CheckpointError, ConfigError, DataError
-from reallm.experiments.checkpointing.train_state import Generators, has_state, read_state
+from reallm.experiments.checkpointing.state_file import Generators
+from reallm.experiments.checkpointing.train_state import has_state, read_state
 from reallm.experiments.run.runner import run
 from reallm.experiments.runs.folder import RunFolder
 from reallm.launch.job import Job

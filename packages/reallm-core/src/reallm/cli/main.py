@@ -24,6 +24,7 @@ from reallm.cli.push import push
 from reallm.cli.realloc import realloc
 from reallm.cli.runs import runs
 from reallm.cli.serve import serve
+from reallm.cli.verify import verify
 from reallm.errors import ReallmError, did_you_mean, nearest
 from reallm.plugins import registry
 
@@ -47,6 +48,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm eval           loss, perplexity and accuracy of a checkpoint on rows
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
+  reallm verify RUN     whether every file of its checkpoints is as it was saved
   reallm realloc        what it takes to move a model to another layout
   reallm plugins        installed datasets, model families, algorithms
 """
@@ -102,6 +104,7 @@ app.command(short_help="Serve a checkpoint to clients of the OpenAI API.")(serve
 app.command("eval", add_help_option=False)(evaluate)
 app.command()(runs)
 app.command(short_help="Compare runs: their curves, metrics and settings.")(compare)
+app.command(short_help="Check every file of a run's checkpoints.")(verify)
 app.command(short_help="Upload the checkpoint of a run to the Hugging Face hub.")(push)
 app.command(short_help="Show what moving a model between two layouts would send.")(realloc)
 app.add_typer(plugins, name="plugins", short_help="List what is installed, and what is wrong with it.")

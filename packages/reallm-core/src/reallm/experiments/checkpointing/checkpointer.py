@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reallm.atomic_files import remove_folder, sweep
+from reallm.atomic_files import errors_name, remove_folder, sweep
 from reallm.checkpoint.adapter_save import ModelExport
+from reallm.checkpoint.checksums import write_checksums
 from reallm.checkpoint.distributed_save import atomic_folder_distributed
 from reallm.errors import DataError
+from reallm.experiments.checkpointing.state_file import Best
 from reallm.experiments.checkpointing.train_state import (
-    Best,
     TrainState,
     follower_folder,
     has_state,
@@ -145,6 +146,8 @@ class Checkpointer:
                         if export is not None:
                             _write_model(follower_folder(new, role), export, None)
                 save.is_read.set()
+                with errors_name(save.path):
+                    write_checksums(new, (TRAINING_STATE,), mesh)
             with fail_together(mesh):
                 if is_leader(mesh):
                     self._link(save.path, state.best)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reallm.checkpoint.checksums import verify_checksums
 from reallm.config.args import ModelArgs
 from reallm.config.dataset import CHAT_TEMPLATE
 from reallm.config.lora import LoRAArgs
@@ -22,7 +23,7 @@ from reallm.experiments.checkpointing.train_state import (
     read_state,
     versions,
 )
-from reallm.experiments.runs.folder import n_ranks
+from reallm.experiments.runs.folder import TRAINING_STATE, n_ranks
 from reallm.experiments.runs.settings import of_plan
 from reallm.field_types import value_text
 from reallm.launch.job import Job
@@ -106,6 +107,7 @@ def resume_point(run: OpenRun, resume: str | None, echo: Callable[[str], None], 
     if not saved:
         echo(f"{folder.path}: nothing is saved there yet, starting from the beginning")
         return ResumePoint(None, None)
+    verify_checksums(saved[-1], (TRAINING_STATE,), share=(job.rank, job.size))
     state, written_with = read_state(saved[-1], job.rank)
     echo(f"resuming {folder.path} after step {state.step}")
     for key, (before, now) in run.changed.items():

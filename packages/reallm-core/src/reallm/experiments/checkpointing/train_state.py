@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +30,9 @@ from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_tensors
 from reallm.data.namedarray import NamedArray
 from reallm.data.serialization import load, save
-from reallm.errors import CheckpointError, did_you_mean
-from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file
+from reallm.errors import CheckpointError, did_you_mean, one_line
+from reallm.experiments.checkpointing.state_file import Best, Generators, RankFile, StateFile
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file, step_of
 from reallm.experiments.runs.settings import path_key
 from reallm.loggers.jsonl import finite
 from reallm.model.parameters import parameter_shapes
@@ -46,50 +44,6 @@ from reallm.training.engine import EngineState
 ROLLOUTS = "rollouts"
 FORMAT = 1
 """Version of the file format; incremented when an older reader would misread the files."""
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best evaluation so far by `best_metric`, and its checkpoint, relative to the run folder."""
-
-    metric: str
-    value: float
-    step: int
-    checkpoint: str
-
-
-@dataclass(frozen=True)
-class Generators:
-    """The states of the global random generators of Python, numpy and torch, for code that draws from them."""
-
-    python: Any
-    numpy: Any
-    torch: Mapping[str, list[int]]
-    """Generator state by device: `cpu`, `cuda:0`."""
-
-    @classmethod
-    def capture(cls) -> Generators:
-        """The current states in this process."""
-        algorithm, keys, *rest = np.random.get_state(legacy=True)
-        states = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        return cls(
-            random.getstate(), [algorithm, np.asarray(keys).tolist(), *rest], {k: v.tolist() for k, v in states.items()}
-        )
-
-    def restore(self) -> None:
-        """Set the generators of this process to these states."""
-        number, keys, gauss = self.python
-        random.setstate((number, tuple(keys), gauss))
-        algorithm, keys, *rest = self.numpy
-        np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
-        for device, state in self.torch.items():
-            tensor = torch.tensor(state, dtype=torch.uint8)
-            if device == "cpu":
-                torch.set_rng_state(tensor)
-            elif torch.cuda.is_available() and int(device.partition(":")[2]) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(tensor, device)
 
 
 @dataclass(frozen=True)
@@ -211,43 +165,48 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
     Raises:
         CheckpointError: the state is damaged, or was written by a later reallm; names the file.
     """
-    path = checkpoint / TRAINING_STATE / "state.json"
+    folder = checkpoint / TRAINING_STATE
+    path = folder / "state.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
+        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
             raise CheckpointError(f"{path} was written by a later reallm-core; pip install --upgrade reallm-core")
-        engines = {}
-        for role, numbers in content["engines"].items():
-            tensors = _read_tensors(checkpoint / TRAINING_STATE / role)
-            moments, weights = (
-                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-                for prefix in ("moments/", "weights/")
-            )
-            engines[role] = EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
-        of_rank = content
-        if path.with_name(rank_file(rank)).is_file():
-            path = path.with_name(rank_file(rank))
-            of_rank = json.loads(path.read_text(encoding="utf-8"))
+        found = StateFile.of(content)
+        if step_of(checkpoint.name) not in (None, found.step):
+            raise ValueError(f"'step' is {found.step}, in the checkpoint {checkpoint.name}")
+        if (folder / rank_file(rank)).is_file():
+            path = folder / rank_file(rank)
+            content = json.loads(path.read_text(encoding="utf-8"))
+        of_rank = RankFile.of(content)
         state = TrainState(
-            content["step"],
-            content["evaluated_step"],
-            engines,
-            {name: math.nan if value is None else value for name, value in content["metrics"].items()},
-            None if content["best"] is None else Best(**content["best"]),
-            content.get("evals_without_gain", 0),  # earlier versions do not write it
-            content["seconds"],
-            content["data"],
-            Generators(**of_rank["generators"]),
-            content.get("interfaces", {}),  # earlier versions do not write it
-            of_rank.get("callbacks", {}),  # earlier versions do not write it
-            _read_rollouts(checkpoint / TRAINING_STATE / ROLLOUTS),
+            found.step,
+            found.evaluated_step,
+            {role: _read_engine(folder / role, numbers) for role, numbers in found.engines.items()},
+            found.metrics,
+            found.best,
+            found.evals_without_gain,
+            found.seconds,
+            found.data,
+            of_rank.generators,
+            found.interfaces,
+            of_rank.callbacks,
+            _read_rollouts(folder / ROLLOUTS),
         )
-        return state, content["versions"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}: {error}); the optimizer's state is lost: start a new run from "
-            f"the weights, {path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
+            f"{path} is damaged ({one_line(error)}); the optimizer's state is lost: start a new run from the weights, "
+            f"{path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
         ) from error
+    return state, dict(found.versions)
+
+
+def _read_engine(folder: Path, numbers: Mapping[str, int]) -> EngineState:
+    tensors = open_checkpoint(folder) if any(folder.iterdir()) else {}
+    moments, weights = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("moments/", "weights/")
+    )
+    return EngineState(numbers["step"], numbers["skipped_steps"], moments, weights)
 
 
 def load_engine(role: str, engine: Any, state: TrainState, source: Path) -> None:
@@ -313,7 +272,3 @@ def _read_rollouts(folder: Path) -> dict[tuple[int, str], NamedArray]:
 def versions() -> dict[str, str]:
     """The versions of packages that may change the last bits of a result."""
     return {"reallm-core": version("reallm-core"), "torch": torch.__version__}
-
-
-def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
-    return open_checkpoint(folder) if any(folder.iterdir()) else {}

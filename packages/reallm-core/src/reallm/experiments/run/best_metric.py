@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reallm.errors import counted
-from reallm.experiments.checkpointing.train_state import Best
+from reallm.experiments.checkpointing.state_file import Best
 
 
 @dataclass

@@ -15,7 +15,7 @@ from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
 from reallm.errors import counted
 from reallm.experiments.checkpointing.open_run import OpenRun
-from reallm.experiments.checkpointing.train_state import Best
+from reallm.experiments.checkpointing.state_file import Best
 from reallm.experiments.reports.loading_code import is_reward_model, loading_code, models_of
 from reallm.experiments.reports.number_format import duration
 from reallm.experiments.run.plan import Plan

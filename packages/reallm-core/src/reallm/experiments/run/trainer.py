@@ -25,7 +25,8 @@ from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError, NonFiniteError, counted
 from reallm.experiments.checkpointing.checkpointer import Checkpointer
 from reallm.experiments.checkpointing.open_run import OpenRun
-from reallm.experiments.checkpointing.train_state import Generators, TrainState
+from reallm.experiments.checkpointing.state_file import Generators
+from reallm.experiments.checkpointing.train_state import TrainState
 from reallm.experiments.preflight.memory import explained_shortage
 from reallm.experiments.preflight.metrics import check_metric_name
 from reallm.experiments.reports.graph_svg import write_graph_svg

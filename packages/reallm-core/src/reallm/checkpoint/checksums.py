@@ -1,0 +1,157 @@
+"""Checksums of the files in a checkpoint's folder: whatever has changed since it was written is named.
+
+A folder with `checksums.json` has the size and CRC-32 of each of its files, and of its own list of them. A folder
+within it that has such a file itself, as the training state has, counts as a folder of its own. They find damage, not
+forgery: who can change a file can change its checksum too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reallm.errors import CheckpointError, quoted
+from reallm.launch.cores import n_cores
+from reallm.parallel.mesh import Mesh
+from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
+
+CHECKSUMS = "checksums.json"
+_FORMAT = 1
+_BLOCK = 1 << 20
+
+
+class Checksum(NamedTuple):
+    """The checksum of a file."""
+
+    size: int
+    crc32: int
+
+
+def write_checksums(folder: Path, inner: Sequence[str] = (), mesh: Mesh | None = None) -> None:
+    """Write the checksums of all files in a folder, and make the files durable meanwhile.
+
+    Args:
+        folder: the folder; its files are complete.
+        inner: folders in it that get checksums of their own, if they exist.
+        mesh: mesh of the ranks that share the work, all of which call this; None: this process does it alone.
+    """
+    tops = [folder, *(folder / name for name in inner if (folder / name).is_dir())]
+    files = [path for top in tops for path in _files(top, tops)]
+    mine = files if mesh is None else files[mesh.layout.ranks.index(mesh.rank) :: mesh.layout.size]
+    with fail_together(mesh):
+        found = {path.relative_to(folder).as_posix(): list(one) for path, one in _checksums(mine, durably=True)}
+    if mesh is not None and mesh.layout.size > 1:
+        found = {name: one for of_rank in all_gather_json(found, mesh.all).values() for name, one in of_rank.items()}
+    with fail_together(mesh):
+        if is_leader(mesh):
+            for top in tops:
+                names = {path: path.relative_to(folder).as_posix() for path in _files(top, tops)}
+                _write(top, {path.relative_to(top).as_posix(): Checksum(*found[name]) for path, name in names.items()})
+
+
+def verify_checksums(folder: Path, inner: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> int | None:
+    """Compare the files of a folder with their checksums.
+
+    Args:
+        folder: the folder.
+        inner: folders in it that have checksums of their own, if they exist.
+        share: which part of the files this process compares, as (number, number of parts).
+
+    Returns:
+        The number of bytes of all files; None if the folder has no checksums, as those of earlier versions.
+
+    Raises:
+        CheckpointError: a file is missing or has changed; names the first of them and the remedy.
+    """
+    tops = [top for top in (folder, *(folder / name for name in inner)) if (top / CHECKSUMS).exists()]
+    if not tops:
+        return None
+    expected = {top / name: one for top in tops for name, one in _read(top).items()}
+    for path, one in expected.items():
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {_remedy(path, tops)}")
+        if path.stat().st_size != one.size:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes, and had {one.size} when it was saved; {_remedy(path, tops)}"
+            )
+    number, of = share
+    changed = [path for path, one in _checksums(list(expected)[number::of]) if one != expected[path]]
+    if changed:
+        more = f" (and {quoted([path.name for path in changed[1:]], 3)})" if changed[1:] else ""
+        raise CheckpointError(f"{changed[0]}{more} has other bytes than when it was saved; {_remedy(changed[0], tops)}")
+    return sum(one.size for one in expected.values())
+
+
+def _remedy(path: Path, tops: Sequence[Path]) -> str:
+    top = next(top for top in reversed(tops) if path.is_relative_to(top))
+    return f"copy it again, or, if you changed it yourself, remove {top / CHECKSUMS}"
+
+
+def _files(top: Path, tops: Sequence[Path]) -> list[Path]:
+    """The files of a folder and of its folders, without the checksums and without other `tops`."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(top):
+        folders[:] = sorted(name for name in folders if Path(folder, name) not in tops)
+        found += [Path(folder, name) for name in sorted(names) if name != CHECKSUMS]
+    return found
+
+
+def _checksums(paths: Sequence[Path], *, durably: bool = False) -> Iterator[tuple[Path, Checksum]]:
+    """The checksums of files, computed in other threads; `durably` flushes them to disk meanwhile."""
+    with ThreadPoolExecutor(min(4, n_cores())) as pool:
+        results = pool.map(_checksum, paths)
+        if durably:
+            for path in paths:
+                _flush(path)
+        yield from zip(paths, results, strict=True)
+
+
+def _checksum(path: Path) -> Checksum:
+    size = crc = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return Checksum(size, crc)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(top: Path, checksums: Mapping[str, Checksum]) -> None:
+    files = {name: {"size": one.size, "crc32": f"{one.crc32:08x}"} for name, one in checksums.items()}
+    content = {"format": _FORMAT, "files": files, "crc32": _crc_of_list(files)}
+    (top / CHECKSUMS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(top: Path) -> dict[str, Checksum]:
+    path = top / CHECKSUMS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = content["files"]
+        if content["format"] != _FORMAT or content["crc32"] != _crc_of_list(files):
+            raise ValueError("it does not fit its own checksum")
+        return {name: Checksum(one["size"], int(one["crc32"], 16)) for name, one in _plain(files.items())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again, or remove it to go on without") from error
+
+
+def _plain(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The items, with paths that stay in their folder."""
+    for name, one in items:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"'{name}' is outside of the folder")
+        yield name, one
+
+
+def _crc_of_list(files: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(files, sort_keys=True).encode()):08x}"

@@ -1,0 +1,67 @@
+"""Checks what a run has saved: every file against its checksum, and the state against what it may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from reallm.checkpoint.checksums import verify_checksums
+from reallm.checkpoint.reader import open_checkpoint
+from reallm.errors import CheckpointError, ReallmError
+from reallm.experiments.checkpointing.train_state import has_state, read_state
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
+from reallm.hf.checkpoint_folder import is_model_folder, read_hf_config
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found about a checkpoint."""
+
+    folder: Path
+    n_bytes: int | None
+    """Number of bytes that fit their checksums; None if there are no checksums."""
+    step: int | None
+    """The step of the training state; None if it has none."""
+    problem: str | None
+    """What is wrong, as one line; None if nothing is."""
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """The checkpoints that a path names: itself, or all of a run.
+
+    Raises:
+        CheckpointError: it is neither a checkpoint nor a run that has saved one.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; give the folder of a run or of a checkpoint")
+    saved = RunFolder(path.parent if path.name == "checkpoints" else path).saved_steps()
+    if saved:
+        return list(saved.values())
+    if is_model_folder(path) or has_state(path):
+        return [path]
+    raise CheckpointError(f"{path} holds no checkpoint; give the folder of a run or of a checkpoint")
+
+
+def verify(paths: list[Path]) -> Iterator[Verified]:
+    """Check checkpoints one after the other."""
+    for path in paths:
+        n_bytes = step = problem = None
+        try:
+            n_bytes = verify_checksums(path, (TRAINING_STATE,))
+            if is_model_folder(path):
+                _read_headers(path)
+            if has_state(path):
+                for rank in range(n_ranks(path)):
+                    step = read_state(path, rank)[0].step
+        except ReallmError as error:
+            problem = str(error)
+        yield Verified(path, n_bytes, step, problem)
+
+
+def _read_headers(folder: Path) -> None:
+    """Raise CheckpointError unless the configuration and the headers of the weights can be read."""
+    if (folder / "config.json").is_file():
+        read_hf_config(folder)
+        open_checkpoint(folder)
