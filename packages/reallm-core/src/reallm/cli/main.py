@@ -48,7 +48,7 @@ Post-training of large language models: fine-tune, generate, and see what is ins
   reallm eval           loss, perplexity and accuracy of a checkpoint on rows
   reallm runs           your runs: state, steps, losses
   reallm compare A B    the curves, results and settings of runs side by side
-  reallm verify RUN     whether every file of its checkpoints is as it was saved
+  reallm verify RUN     whether its checkpoints are as they were saved
   reallm realloc        what it takes to move a model to another layout
   reallm plugins        installed datasets, model families, algorithms
 """
