@@ -221,9 +221,7 @@ def _versions(value: Any, name: str) -> dict[str, str]:
 
 def _generators(value: Any, name: str) -> Generators:
     fields = _mapping(value, name)
-    found = Generators(
-        *(fields.get(key) for key in ("python", "numpy")), torch=_mapping(fields.get("torch"), f"{name}.torch")
-    )
+    found = Generators(fields.get("python"), fields.get("numpy"), _mapping(fields.get("torch"), f"{name}.torch"))
     found.check()
     return found
 
