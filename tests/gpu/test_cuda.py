@@ -54,7 +54,7 @@ def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, w
     sinks = torch.randn(8, generator=generator).to("cuda", dtype).requires_grad_()
     spec, inputs = AttentionSpec(64**-0.5, window), (q, k, v)
     if has_sinks:
-        spec, inputs = spec.with_sinks(sinks), (*inputs, sinks)
+        spec, inputs = spec.of_heads(sinks=sinks), (*inputs, sinks)
     cotangent = torch.randn(sum(LENGTHS), 8, 64, generator=generator).to("cuda", dtype)
 
     assert varlen.supports(q.device, dtype, 64, spec)
@@ -75,6 +75,7 @@ def test_the_packed_kernel_equals_one_call_a_sequence(monkeypatch, n_kv_heads, w
         {"sliding_window": 40},
         {"attn_softcap": 5.0},
         {"attn_sinks": True, "sliding_window": (None, 40, None, 40)},
+        {"rope": None, "alibi_scale": 1.0},
         {"tied_embeddings": True},
         {"norm_offset": 1.0, "norm_placement": "sandwich", "qk_norm": "head", "embedding_multiplier": 16.0},
         {"norm": "layer", "norm_bias": True, "mlp": "plain", "rope": None, "learned_positions": True},

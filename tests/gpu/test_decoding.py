@@ -79,7 +79,7 @@ def test_the_kernel_for_pages_equals_attention_over_gathered_pages(window, dtype
         max_total=700,
     )
     sinks = torch.randn(8, generator=generator, device="cuda", dtype=dtype) if has_sinks else None
-    spec = AttentionSpec(64**-0.5, window).with_sinks(sinks)
+    spec = AttentionSpec(64**-0.5, window).of_heads(sinks=sinks)
     found = varlen.attend_pages(q, keys, values, seqs, spec).double()
     wanted = gather_and_attend(q.double(), keys.double(), values.double(), seqs, spec)
     assert torch.linalg.norm(found - wanted) < 0.01 * torch.linalg.norm(wanted)
@@ -120,8 +120,8 @@ def test_a_graph_is_captured_once_and_reads_updated_weights():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sliding_window": 100}, {"attn_softcap": 5.0}, {"attn_sinks": True}],
-    ids=["plain", "window", "softcap", "sinks"],
+    [{}, {"sliding_window": 100}, {"attn_softcap": 5.0}, {"attn_sinks": True}, {"alibi_scale": 1.0}],
+    ids=["plain", "window", "softcap", "sinks", "slopes"],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float32, 1e-3)])
 def test_rows(changes, dtype, tolerance):

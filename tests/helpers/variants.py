@@ -19,6 +19,8 @@ VARIANTS = {
     "grouped heads": BASE,
     "sliding window": BASE.replace(sliding_window=3),
     "soft cap": BASE.replace(attn_softcap=2.0),
+    "slopes": BASE.replace(rope=None, alibi_scale=1.0),
+    "slopes, sinks and a window": BASE.replace(alibi_scale=0.3, attn_sinks=True, sliding_window=(None, 3)),
     "sinks and a window": BASE.replace(attn_sinks=True, sliding_window=(None, 3)),
     "q/k norm": BASE.replace(qk_norm="whole"),
     "dynamic rope past the trained length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0)),

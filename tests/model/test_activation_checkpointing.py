@@ -31,6 +31,7 @@ CHANGES = {
     "q and k normed as a whole": {"qk_norm": "whole"},
     "soft cap": {"attn_softcap": 0.5},
     "sinks": {"attn_sinks": True},
+    "slopes": {"rope": None, "alibi_scale": 1.0},
     "sinks, soft cap and window": {"attn_sinks": True, "attn_softcap": 0.5, "sliding_window": 4},
     "dropout of branches": {"residual_dropout": 0.3, "embedding_dropout": 0.1},
     "dropout of attention": {"attn_dropout": 0.3},

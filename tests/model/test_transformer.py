@@ -155,6 +155,7 @@ CHANGES = {
     "attn_scale": {"attn_scale": 0.05},
     "attn_softcap": {"attn_softcap": 0.5},
     "attn_sinks": {"attn_sinks": True},
+    "alibi_scale": {"rope": None, "alibi_scale": 0.5},
     "logit_softcap": {"logit_softcap": 0.05},
     "embedding_multiplier": {"embedding_multiplier": 7.0},
     "residual_multiplier": {"residual_multiplier": 0.3},

@@ -16,12 +16,14 @@ from reallm.model.attention.exact import (
     key_range,
     why_attention_is_not_exact,
 )
-from reallm.model.attention.functional import AttentionSpec, attend_packed, rows_mask
+from reallm.model.attention.functional import AttentionSpec, attend_packed
+from reallm.model.attention.masks import rows_mask
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
 
 LENGTHS = [5, 1, 0, CHUNK, CHUNK + 1, 3, 2 * CHUNK - 1]
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.1, -3.0])
+SLOPES = (1.5, 0.5, 0.1, 0.02, 0.004)
 SPECS = {
     "plain": AttentionSpec(scale=0.3),
     "window within a chunk": AttentionSpec(scale=0.3, window=7),
@@ -30,6 +32,8 @@ SPECS = {
     "soft cap": AttentionSpec(scale=0.3, softcap=2.0),
     "soft cap and window": AttentionSpec(scale=0.3, softcap=2.0, window=33),
     "sinks": AttentionSpec(scale=0.3, sinks=SINKS),
+    "slopes": AttentionSpec(scale=0.3, slopes=SLOPES),
+    "slopes, sinks and window": AttentionSpec(scale=0.3, slopes=SLOPES, sinks=SINKS, window=33),
     "sinks and window": AttentionSpec(scale=0.3, sinks=SINKS, window=7),
 }
 HEADS = [(4, 2), (3, 3), (5, 1)]
@@ -44,7 +48,8 @@ def heads_of(n_q_heads: int, n_kv_heads: int, *, dtype: torch.dtype = torch.floa
 
 
 def of_heads(spec: AttentionSpec, n_q_heads: int) -> AttentionSpec:
-    return spec.with_sinks(None if spec.sinks is None else spec.sinks[:n_q_heads])
+    sinks = None if spec.sinks is None else spec.sinks[:n_q_heads]
+    return spec.of_heads(sinks=sinks, slopes=None if spec.slopes is None else spec.slopes[:n_q_heads])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, checkpointed: bool = False) -> Tensor:
@@ -85,7 +90,7 @@ def test_a_token_has_the_same_bits_in_parts_of_its_sequence_and_in_a_batch_of_ro
         whole = attend(q, k, v, spec).split(LENGTHS)
         # longer than any sequence, with other numbers behind their ends
         capacity = 4 * CHUNK
-        mask = chunk_mask(capacity, spec.window, q.dtype, q.device)
+        mask = chunk_mask(capacity, spec.window, q.dtype, q.device, spec.slopes)
         for i, (queries, *of_sequence) in enumerate(zip(*(x.split(LENGTHS) for x in (q, k, v)), strict=True)):
             n = LENGTHS[i]
             rows = torch.full((2, 3, n_kv_heads, capacity, HEAD_DIM), 9.0)
@@ -99,7 +104,7 @@ def test_a_token_has_the_same_bits_in_parts_of_its_sequence_and_in_a_batch_of_ro
                 assert torch.equal(part, whole[i][start:stop]), (i, start, stop)
                 left, right = key_range(start, spec.window)
                 totals = [right, start + 1, right - CHUNK + 1]
-                seen = rows_mask(totals, left, right, spec.window, q.dtype, q.device)
+                seen = rows_mask(totals, left, right, spec.window, q.dtype, q.device, spec.slopes)
                 in_rows = queries[start].expand(3, -1, -1)
                 row = attend_rows(in_rows, keys[:, :, left:right], values[:, :, left:right], seen, spec)[1]
                 assert torch.equal(row, whole[i][start]), (i, start)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm.model.attention import functional as attention
+from reallm.model.attention import masks
 from reallm.model.attention.functional import AttentionSpec, attend_packed
 from reallm.model.packed import PackedSequences
 
+SLOPES = (0.5, 0.1, 0.02, 1.5)
 
-def written_out(q, k, v, window, softcap, scale, sinks=None):
+
+def written_out(q, k, v, spec, sinks=None):
     """[L, H, D] queries, [L, K, D] keys and values: softmax over the scores a token may see, and a sink [H]."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * spec.scale
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
     i, j = torch.arange(len(q))[:, None], torch.arange(len(q))[None]
-    seen = (j <= i) & ((i - j < window) if window else torch.ones((), dtype=torch.bool))
+    if spec.slopes:
+        scores = scores + torch.tensor(spec.slopes, dtype=scores.dtype)[:, None, None] * (j - i)
+    seen = (j <= i) & ((i - j < spec.window) if spec.window else torch.ones((), dtype=torch.bool))
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), dim=-1)
@@ -29,18 +33,19 @@ def written_out(q, k, v, window, softcap, scale, sinks=None):
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("has_sinks", [False, True])
-def test_packed_sequences_attend_only_to_themselves(monkeypatch, n_kv_heads, window, softcap, has_sinks):
-    monkeypatch.setattr(attention, "WINDOW_CHUNK", 4)
+@pytest.mark.parametrize("slopes", [None, SLOPES])
+def test_packed_sequences_attend_only_to_themselves(monkeypatch, n_kv_heads, window, softcap, has_sinks, slopes):
+    monkeypatch.setattr(masks, "CHUNK", 4)
     torch.manual_seed(1)
     lengths = [5, 1, 0, 13, 8]
     q = torch.randn(sum(lengths), 4, 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(sum(lengths), n_kv_heads, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     sinks = torch.randn(4, dtype=torch.float64, requires_grad=True) if has_sinks else None
-    spec = AttentionSpec(scale=0.3, window=window, softcap=softcap).with_sinks(sinks)
+    spec = AttentionSpec(scale=0.3, window=window, softcap=softcap, slopes=slopes).of_heads(sinks=sinks)
 
     out = attend_packed(q, k, v, PackedSequences.from_lengths(lengths), spec)
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-    expected = torch.cat([written_out(*part, window, softcap, 0.3, sinks) for part in parts])
+    expected = torch.cat([written_out(*part, spec, sinks) for part in parts])
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
     cotangent = torch.randn_like(out)

@@ -63,7 +63,9 @@ def test_values_and_gradients_are_those_of_the_formula(
     dtype: torch.dtype, tolerance: float, window: int | None
 ) -> None:
     q, k, v, sinks = inputs = inputs_of(dtype)
-    out = attend_packed(q, k, v, PackedSequences.from_lengths(LENGTHS), AttentionSpec(0.3, window).with_sinks(sinks))
+    out = attend_packed(
+        q, k, v, PackedSequences.from_lengths(LENGTHS), AttentionSpec(0.3, window).of_heads(sinks=sinks)
+    )
     assert out.dtype == dtype
     for found, wanted in zip(values_and_gradients(out, inputs), reference(window, dtype), strict=True):
         assert relative_error(found, wanted) < tolerance
@@ -74,7 +76,7 @@ def test_a_very_low_sink_has_no_effect_and_a_very_high_one_takes_all_weight() ->
     q, k, v = q[:9], k[:9].transpose(0, 1), v[:9].transpose(0, 1)
     spec = AttentionSpec(0.3)
     without = attend_sequence(q, k, v, spec)
-    low, high = (attend_sequence(q, k, v, spec.with_sinks(torch.full((4,), sink))) for sink in (-1e4, 1e4))
+    low, high = (attend_sequence(q, k, v, spec.of_heads(sinks=torch.full((4,), sink))) for sink in (-1e4, 1e4))
     torch.testing.assert_close(low, without)
     assert not high.any()
 
@@ -82,7 +84,7 @@ def test_a_very_low_sink_has_no_effect_and_a_very_high_one_takes_all_weight() ->
 def test_it_keeps_no_scores_for_the_backward_pass() -> None:
     n, saved = 600, []
     q, k, v = (torch.randn(n_heads, n, 16, requires_grad=True) for n_heads in (4, 2, 2))
-    spec = AttentionSpec(0.3).with_sinks(torch.zeros(4, requires_grad=True))
+    spec = AttentionSpec(0.3).of_heads(sinks=torch.zeros(4, requires_grad=True))
 
     def pack(tensor: Tensor) -> Tensor:
         saved.append(tensor.numel())
@@ -150,7 +152,7 @@ def test_the_kernel_for_packed_sequences_gets_what_makes_its_gradients_right(
 ) -> None:
     q, k, v, sinks = inputs = inputs_of(torch.float64)
     seqs = PackedSequences.from_lengths(LENGTHS)
-    out = varlen.attend_packed(q, k, v, seqs, AttentionSpec(0.3, window).with_sinks(sinks))
+    out = varlen.attend_packed(q, k, v, seqs, AttentionSpec(0.3, window).of_heads(sinks=sinks))
     for found, wanted in zip(values_and_gradients(out, inputs), reference(window, torch.float64), strict=True):
         assert relative_error(found, wanted) < 1e-12
 
@@ -162,7 +164,7 @@ def test_attention_over_pages_is_that_over_whole_sequences(kernel: FakeKernel) -
     bounds, totals = torch.tensor([0, 1, 4]), torch.tensor([6, 11])
     pages = torch.tensor([[3, 0, 0], [4, 1, 2]])
     seqs = varlen.PagedSequences(bounds, totals, torch.tensor([0, 6, 17]), pages, max_length=3, max_total=11)
-    spec = AttentionSpec(0.3).with_sinks(SINKS)
+    spec = AttentionSpec(0.3).of_heads(sinks=SINKS)
     found = varlen.attend_pages(q, keys, values, seqs, spec)
     rows = [
         [x[ids].flatten(0, 1)[:n].transpose(0, 1) for x in (keys, values)] for ids, n in zip(pages, totals, strict=True)
@@ -190,8 +192,8 @@ def test_sinks_are_a_parameter_of_each_query_head_and_begin_like_matrices() -> N
 
 def test_weights_drop_out_after_the_softmax_and_sinks_stay() -> None:
     q, k, v = (torch.randn(n_heads, 4000, 8, generator=torch.Generator().manual_seed(n_heads)) for n_heads in (1, 1, 1))
-    spec = AttentionSpec(0.3).with_sinks(torch.tensor([8.0]))
+    spec = AttentionSpec(0.3).of_heads(sinks=torch.tensor([8.0]))
     torch.manual_seed(0)
-    dropped = sdpa(q, k, v.abs(), None, AttentionSpec(0.3, dropout=0.5).with_sinks(spec.sinks))
+    dropped = sdpa(q, k, v.abs(), None, AttentionSpec(0.3, dropout=0.5).of_heads(sinks=spec.sinks))
     kept = sdpa(q, k, v.abs(), None, spec)
     torch.testing.assert_close(dropped.mean(), kept.mean(), rtol=0.02, atol=0.0)

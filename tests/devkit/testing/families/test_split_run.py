@@ -44,6 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "positions": {"learned_positions": True, "rope": None, "norm": "layer", "norm_bias": True},
     "experts": {"moe": MoEConfig(4, 2, 24)},
     "experts-with-biases": {"moe": MoEConfig(4, 2, 24, router_bias=True, gate_bias=True, up_bias=True, down_bias=True)},
+    "slopes": {"rope": None, "alibi_scale": 1.0},
     "sinks": {"attn_sinks": True, "sliding_window": (None, 5)},
     "partial-rope-and-windows": {"rope": RopeConfig(rotary_dim=4), "sliding_window": (5, None), "logit_softcap": 3.0},
 }

@@ -46,8 +46,8 @@ class DecodePass:
         """The pass of a whole network; None unless it covers all blocks.
 
         It covers attention without a gate of its output, and an MLP without experts, one after the other or in
-        parallel. Norms and where they are, activations, biases, rotations, windows, soft caps and sinks may be any that
-        the configuration knows.
+        parallel. Norms and where they are, activations, biases, rotations, windows, soft caps, sinks and slopes may be
+        any that the configuration knows.
         """
         blocks = {number: network.layers[str(number)] for number in network.block_numbers}
         if not adds_exactly() or not all(map(_is_covered, blocks.values())):
@@ -145,7 +145,7 @@ class _Block:
 
     def __call__(self, x: Tensor, step: _Step, cache: BlockCache) -> Tensor:
         """The block's output [R, E]."""
-        spec, n = self._attn.inference_spec.with_sinks(self._attn.sinks), step.n_sequences
+        spec, n = self._attn.of_heads(self._attn.inference_spec), step.n_sequences
         block_input, normed = x, self._attn_norm(x)
         q, k, v = self._heads(self._qkv(normed), spec.rotation, step)
         attended = _rows_with_copies(cache.attend(q, k, v, spec).flatten(1))

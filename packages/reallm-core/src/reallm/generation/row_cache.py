@@ -26,10 +26,9 @@ from reallm.model.attention.functional import (
     attend_packed,
     attend_rows,
     attend_sequence,
-    causal_mask,
-    rows_mask,
 )
 from reallm.model.attention.kv_cache import BlockCache, CacheSpec, n_per_token
+from reallm.model.attention.masks import CausalMasks, Slopes, rows_mask
 from reallm.model.packed import PackedSequences
 
 
@@ -89,7 +88,7 @@ class RowBlock(BlockCache):
     def attend_started(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """See `BlockCache.attend_started`."""
         assert self._plan.started is not None
-        return attend_packed(q, k, v, self._plan.started, spec, self._plan.causal_mask)
+        return attend_packed(q, k, v, self._plan.started, spec, self._plan.causal_masks)
 
     def attend_cached(self, q: Tensor, spec: AttentionSpec) -> Tensor:
         """See `BlockCache.attend_cached`."""
@@ -99,7 +98,7 @@ class RowBlock(BlockCache):
             outputs.append(self._attend_part(q[part.tokens], kept[0][part.row], kept[-1][part.row], part.total, spec))
         attend = exact.attend_rows if plan.is_exact else attend_rows
         for group in plan.groups:
-            left, right, mask = group.mask(spec.window, q.dtype)
+            left, right, mask = group.mask(spec.window, spec.slopes, q.dtype)
             kept = group.slab.blocks[self._number][: self._n_per_token]
             keys, values = (held[group.rows, :, left:right] for held in (kept[0], kept[-1]))
             out = attend(group.queries(q), keys, values, mask, spec)
@@ -110,8 +109,9 @@ class RowBlock(BlockCache):
         """Attention of several tokens [L, H, D] at the end of one sequence over its row [K, C, D]."""
         plan = self._plan
         if not plan.is_exact:
-            return attend_sequence(q, keys[:, :total], values[:, :total], spec, plan.causal_mask)
-        mask = plan.chunk_mask(exact.chunk_end(max(plan.totals)), spec.window, q.dtype, q.device)
+            return attend_sequence(q, keys[:, :total], values[:, :total], spec, plan.causal_masks)
+        n_keys = exact.chunk_end(max(plan.totals))
+        mask = plan.chunk_mask(n_keys, spec.window, q.dtype, q.device, spec.slopes)
         return exact.attend_chunks(q, keys, values, total, mask, spec)
 
     def read_states(self) -> tuple[Tensor, ...]:
@@ -213,7 +213,7 @@ class _Plan:
         self.groups = [group for _, run in runs for group in _groups(list(run), is_exact)]
         """The sequences that go on with one token."""
         self.writes = [_Write(list(run)) for _, run in groupby(parts, lambda part: id(part.slab))]
-        self.causal_mask, self.chunk_mask = memoize(causal_mask), memoize(exact.chunk_mask)
+        self.causal_masks, self.chunk_mask = CausalMasks(max(self.totals)), memoize(exact.chunk_mask)
         self._row_runs: dict[int, list[_RowRun]] = {}
 
     def rows_behind(self, start: int) -> list[_RowRun]:
@@ -300,28 +300,31 @@ class _Group:
         """Index [sequences] of the rows that are in use; None: all."""
         if n_rows > len(parts):
             self.places = torch.tensor([part.row - self.rows.start for part in parts], device=self.slab.device)
-        self._masks: dict[tuple[int | None, torch.dtype], tuple[int, int, Tensor | None]] = {}
+        self._masks: dict[tuple[int | None, Slopes | None, torch.dtype], tuple[int, int, Tensor | None]] = {}
 
     def queries(self, q: Tensor) -> Tensor:
         """The queries [rows, H, D] of the rows, from those of all tokens [T, H, D]."""
         q = _part(q, self._tokens)
         return q if self.places is None else q.new_zeros(len(self._totals), *q.shape[1:]).index_copy_(0, self.places, q)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, int, Tensor | None]:
-        """The range of keys that are read, and the mask [rows, keys]; None if it masks nothing."""
-        if (window, dtype) not in self._masks:
-            self._masks[window, dtype] = self._new_mask(window, dtype)
-        return self._masks[window, dtype]
+    def mask(self, window: int | None, slopes: Slopes | None, dtype: torch.dtype) -> tuple[int, int, Tensor | None]:
+        """The range of keys that are read, and their `rows_mask`; None if it is zero."""
+        settings = window, slopes, dtype
+        if settings not in self._masks:
+            self._masks[settings] = self._new_mask(*settings)
+        return self._masks[settings]
 
-    def _new_mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, int, Tensor | None]:
+    def _new_mask(
+        self, window: int | None, slopes: Slopes | None, dtype: torch.dtype
+    ) -> tuple[int, int, Tensor | None]:
         shortest = min(self._totals)
         if self._is_exact:
             left, right = exact.key_range(self._longest - 1, window)
         else:
             left, right = 0 if window is None else max(0, shortest - window), self._longest
-            if shortest == right:
+            if shortest == right and slopes is None:
                 return left, right, None
-        return left, right, rows_mask(self._totals, left, right, window, dtype, self.slab.device)
+        return left, right, rows_mask(self._totals, left, right, window, dtype, self.slab.device, slopes)
 
 
 def _part(packed: Tensor, tokens: slice) -> Tensor:

@@ -317,6 +317,8 @@ class ReaLModelConfig(NamedFields):
     """Factor on attention scores, one for all blocks or one for each; None means `head_dim ** -0.5`."""
     attn_softcap: float | None = None
     """Scores become `cap * tanh(score / cap)` before masking."""
+    alibi_scale: float | None = None
+    """`-slope * distance` is added to attention scores, with ALiBi's slope of each head times this factor."""
     attn_sinks: bool = False
     """A learned logit of each query head takes part in the softmax of attention; its weight is dropped."""
     logit_softcap: float | None = None
@@ -350,7 +352,7 @@ class ReaLModelConfig(NamedFields):
         self._check_qk_norm()
         if self.position_offset < 0:
             raise ConfigError(f"position_offset={self.position_offset} must be at least 0")
-        for name in ("norm_eps", "attn_softcap", "logit_softcap", "init_std", "qkv_clip"):
+        for name in ("norm_eps", "attn_softcap", "logit_softcap", "alibi_scale", "init_std", "qkv_clip"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         for name in ("embedding_dropout", "attn_dropout", "residual_dropout"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
+from reallm.model.attention.masks import CausalMasks
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import Rotation
 from reallm.model.router_stats import RouterStatsLog
@@ -29,3 +31,8 @@ class ForwardContext:
     """Whether attention without a kernel recomputes its [L, L] scores in the backward pass instead of keeping them."""
     router_stats: RouterStatsLog | None = None
     """Log in which mixture-of-experts layers record their routers' statistics; None: they are not recorded."""
+
+    @cached_property
+    def masks(self) -> CausalMasks:
+        """The masks of attention, which blocks share."""
+        return CausalMasks(max(self.seqs.totals, default=0))

@@ -22,7 +22,7 @@ Shapes: T packed tokens, E hidden, F intermediate, V vocabulary, H heads, D head
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,30 @@ class SharedByHeads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+class PerHead(nn.Module):
+    """A constant of each head, such as a slope: computed and not loaded, never trained, in no checkpoint.
+
+    Under tensor parallelism a rank has the values of the heads that it has; `PerHead(range(n_heads))` says which these
+    are. Of fewer heads than ranks, as there may be KV heads, several ranks have the same.
+
+    Args:
+        values: a number of each head of the whole layer, or equally many numbers.
+    """
+
+    def __init__(self, values: Sequence[float] | Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        self.values: tuple[Any, ...] = tuple(values)
+        """Values of the heads on this rank."""
+
+    def keep(self, heads: range) -> None:
+        """Keep only the values of some heads."""
+        self.values = self.values[heads.start : heads.stop]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The values as a tensor [H, ...] of the dtype of `x`, where `x` is."""
+        return torch.tensor(self.values, dtype=x.dtype, device=x.device)
 
 
 class Norm(nn.Module):

@@ -109,6 +109,12 @@ class TPUnits:
         return self.n % tp == 0 or (self.may_be_replicated and tp % self.n == 0)
 
 
+def units_of_rank(n_units: int, tp: int, rank: int) -> range:
+    """The units that one of `tp` ranks has; of fewer units than ranks, one that other ranks have too."""
+    start = rank * n_units // tp
+    return range(start, max(start + 1, (rank + 1) * n_units // tp))
+
+
 Shards = dict[str, Shard | None]
 """Name of a parameter in its module -> how it may be split."""
 

@@ -10,7 +10,7 @@ from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_layer
 from reallm.model.parameters import ParameterInfo, parameter_infos, tp_units
-from reallm.model.sharding import Box
+from reallm.model.sharding import Box, units_of_rank
 from reallm.parallel.layout import Layout
 
 BoxesByRank = Sequence[Mapping[str, Box]]
@@ -59,12 +59,10 @@ def tp_box(info: ParameterInfo, tp: int, tp_rank: int) -> Box:
         return whole
     dim, size = shard.dim % len(info.shape), info.shape[shard.dim]
     n_units, rest = divmod(size, shard.unit)
-    if not rest and (n_units % tp == 0 or (shard.unit == 1 and n_units > tp)):
-        start, stop = (rank * n_units // tp * shard.unit for rank in (tp_rank, tp_rank + 1))
-        return whole.narrowed(dim, start, stop)
-    if not rest and tp % n_units == 0 and not info.needs_distinct_parts:
-        start = tp_rank * n_units // tp * shard.unit
-        return whole.narrowed(dim, start, start + shard.unit)
+    are_distinct = n_units % tp == 0 or (shard.unit == 1 and n_units > tp)
+    if not rest and (are_distinct or (tp % n_units == 0 and not info.needs_distinct_parts)):
+        held = units_of_rank(n_units, tp, tp_rank)
+        return whole.narrowed(dim, held.start * shard.unit, held.stop * shard.unit)
     units = f"{n_units} heads of {shard.unit}" if shard.unit > 1 else f"{n_units} {'columns' if dim else 'rows'}"
     raise ConfigError(
         f"tp={tp} does not fit the parameter '{info.name}' {list(info.shape)}: its {units} cannot be spread over {tp} "

@@ -395,7 +395,7 @@ def _fake_inputs(
 def depends_on_lengths(config: ReaLModelConfig) -> bool:
     """Whether the memory of activations depends on the lengths of sequences, and not on their sum alone."""
     keeps_scores = config.attn_softcap is not None or config.attn_dropout > 0
-    return keeps_scores or any(config.windows) or config.learned_positions
+    return keeps_scores or any(config.windows) or config.alibi_scale is not None or config.learned_positions
 
 
 def _equivalent_lengths(config: ReaLModelConfig, lengths: Sequence[int]) -> tuple[int, ...]:

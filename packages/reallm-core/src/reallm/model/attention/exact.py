@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reallm.errors import counted
 from reallm.model.activation_checkpointing import checkpoint
-from reallm.model.attention.functional import AttentionSpec, causal_mask, sdpa
+from reallm.model.attention.functional import AttentionSpec, mask_of_grouped, sdpa
 from reallm.model.attention.kv_cache import BlockCache, LayerCache, store
+from reallm.model.attention.masks import Slopes, causal_mask
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
 
@@ -64,7 +65,7 @@ class ExactAttention:
         self, q: Tensor, rows: Sequence[tuple[Tensor, Tensor]], seqs: PackedSequences, spec: AttentionSpec
     ) -> Tensor:
         """Attention of each sequence's new tokens over its row of keys and values [K, C, D]."""
-        mask = self._mask(chunk_end(max(seqs.totals)), spec.window, q.dtype, q.device)
+        mask = self._mask(chunk_end(max(seqs.totals)), spec.window, q.dtype, q.device, spec.slopes)
         each = zip(q.split(list(seqs.lengths)), rows, seqs.totals, strict=True)
         return torch.cat([attend_chunks(new, keys, values, total, mask, spec) for new, (keys, values), total in each])
 
@@ -74,18 +75,19 @@ def chunk_end(n_tokens: int) -> int:
     return -(-n_tokens // CHUNK) * CHUNK
 
 
-def chunk_mask(n_keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Mask [CHUNK, n_keys] of the queries of a chunk for the keys before its end, to be added to scores.
-
-    It depends on distances alone: the mask for fewer keys is its last columns.
+def chunk_mask(
+    n_keys: int, window: int | None, dtype: torch.dtype, device: torch.device, slopes: Slopes | None = None
+) -> Tensor:
+    """`causal_mask` [..., CHUNK, n_keys] of the queries of a chunk for the keys before its end.
 
     Args:
         n_keys: number of keys, a multiple of `CHUNK`.
         window: as in `causal_mask`.
         dtype: dtype of the scores.
         device: device of the scores.
+        slopes: as in `causal_mask`.
     """
-    return causal_mask(n_keys - CHUNK, n_keys, 0, window, dtype, device)
+    return causal_mask(CHUNK, n_keys, window, dtype, device, slopes)
 
 
 def attend_chunks(q: Tensor, keys: Tensor, values: Tensor, total: int, mask: Tensor, spec: AttentionSpec) -> Tensor:
@@ -109,8 +111,8 @@ def attend_chunks(q: Tensor, keys: Tensor, values: Tensor, total: int, mask: Ten
     for queries in q.split(_chunk_sizes(start, total)):
         left, right = key_range(start, spec.window)
         row, n = start % CHUNK, len(queries)
-        seen = _filled_up(mask[row : row + n, mask.shape[1] - (right - left) :])
-        out = _attend(_filled_up(queries).transpose(0, 1), keys[:, left:right], values[:, left:right], seen, spec)
+        seen = _filled_up(mask[..., row : row + n, mask.shape[-1] - (right - left) :])
+        out = _attend(_filled_up(queries.transpose(0, 1)), keys[:, left:right], values[:, left:right], seen, spec)
         outputs.append(out[:, :n].transpose(0, 1))
         start += n
     return torch.cat(outputs)
@@ -123,19 +125,22 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sp
         q: [N, H, D] rotated queries.
         keys: [N, K, W, D] rotated keys of the range.
         values: [N, K, W, D].
-        mask: [N, W], `functional.rows_mask` of the range.
+        mask: `rows_mask` of the range.
         spec: settings of the block.
 
     Returns:
         [N, H, D].
     """
+    mask = mask_of_grouped(mask, keys.shape[1])
     assert mask is not None
     grouped = q.unflatten(1, (keys.shape[1], -1))  # the query heads of a KV head are queries of one head
     missing = -grouped.shape[2] % ROWS
     filled = F.pad(grouped, (0, 0, 0, missing))
     if spec.sinks is not None:
         spec = replace(spec, sinks=F.pad(spec.sinks.view(grouped.shape[1:3]), (0, missing)))
-    return _attend(filled, keys, values, mask[:, None, None], spec)[:, :, : grouped.shape[2]].flatten(1, 2)
+    if mask.shape[2] > 1:
+        mask = F.pad(mask, (0, 0, 0, missing))
+    return _attend(filled, keys, values, mask, spec)[:, :, : grouped.shape[2]].flatten(1, 2)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
@@ -165,9 +170,9 @@ def _chunk_sizes(start: int, stop: int) -> list[int]:
 
 
 def _filled_up(x: Tensor) -> Tensor:
-    """`x` [n, ...] with its last row repeated up to a multiple of `ROWS`."""
-    missing = -len(x) % ROWS
-    return torch.cat((x, x[-1:].expand(missing, *x.shape[1:]))) if missing else x
+    """`x` [..., n, D] with its last row repeated up to a multiple of `ROWS`."""
+    missing = -x.shape[-2] % ROWS
+    return torch.cat((x, x[..., -1:, :].expand(*x.shape[:-2], missing, -1)), dim=-2) if missing else x
 
 
 def why_attention_is_not_exact(n_q_heads: int, n_kv_heads: int, head_dim: int) -> str | None:

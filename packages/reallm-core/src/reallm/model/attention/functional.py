@@ -9,24 +9,20 @@ flex attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reallm.model.activation_checkpointing import checkpoint
-from reallm.model.attention import varlen
+from reallm.model.attention import masks, varlen
 from reallm.model.attention.kv_cache import BlockCache, LayerCache, store
+from reallm.model.attention.masks import CausalMasks, Slopes, alibi_slopes, causal_mask, rows_mask
 from reallm.model.attention.sinks import attend_on_cpu
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.packed import PackedSequences
-
-WINDOW_CHUNK = 256
-"""Number of queries that share a mask in sliding-window attention; larger chunks waste scores, smaller ones calls."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +39,12 @@ class AttentionSpec:
     """Dropout of attention weights."""
     rotation: int | None = None
     """Index of the block's RoPE in `config.distinct_ropes`; None: no rotation."""
+    slopes: Slopes | None = None
+    """Slope of ALiBi of each query head: `-slope * distance` is added to scores. A layer replaces them by those of the
+    heads that it has, `of_heads`."""
     sinks: Tensor | None = field(default=None, compare=False)
     """[H], a logit of each query head that takes part in the softmax, and whose weight is dropped. It is a parameter,
-    which a layer adds in each forward pass, `with_sinks`."""
+    which a layer adds in each forward pass, `of_heads`."""
 
     @classmethod
     def of_block(cls, config: ReaLModelConfig, block: int) -> AttentionSpec:
@@ -57,15 +56,18 @@ class AttentionSpec:
             softcap=config.attn_softcap,
             dropout=config.attn_dropout,
             rotation=None if rope is None else config.distinct_ropes.index(rope),
+            slopes=None if config.alibi_scale is None else alibi_slopes(config.n_q_heads, config.alibi_scale),
         )
 
     def without_dropout(self) -> AttentionSpec:
         """These settings without dropout, for inference."""
         return replace(self, dropout=0.0)
 
-    def with_sinks(self, sinks: Tensor | None) -> AttentionSpec:
-        """These settings with a logit [H] of each query head that takes part in the softmax and is dropped."""
-        return self if sinks is None else replace(self, sinks=sinks)
+    def of_heads(self, *, sinks: Tensor | None = None, slopes: Slopes | None = None) -> AttentionSpec:
+        """These settings with what belongs to the query heads that a layer has on this rank."""
+        if sinks is None and slopes is None:
+            return self
+        return replace(self, sinks=sinks, slopes=self.slopes if slopes is None else slopes)
 
     @property
     def has_kernel(self) -> bool:
@@ -105,19 +107,20 @@ def attend_rotated(
         store(cache, (k, v), seqs.cached_lengths, seqs.lengths)
     if cache is None or not any(seqs.cached_lengths):
         if context.checkpoint_attention and not spec.has_kernel:
-            return checkpoint(attend_packed, q, k, v, seqs, spec)
-        return attend_packed(q, k, v, seqs, spec)
+            return checkpoint(attend_packed, q, k, v, seqs, spec, context.masks)
+        return attend_packed(q, k, v, seqs, spec, context.masks)
     keys, values = cache[:2]
-    return attend_cached(q, keys, values, seqs, spec)
+    return attend_cached(q, keys, values, context, spec)
 
 
-def attend_cached(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
+def attend_cached(q: Tensor, keys: Tensor, values: Tensor, context: ForwardContext, spec: AttentionSpec) -> Tensor:
     """Attention of the new tokens `q` [T, H, D] of the sequences over cached `keys` and `values` [S, K, C, D]."""
+    seqs = context.seqs
     if seqs.max_length == 1 == min(seqs.lengths):
         return _decode(q, keys, values, seqs, spec)
     return torch.cat(
         [
-            attend_sequence(new, keys[row, :, :total], values[row, :, :total], spec)
+            attend_sequence(new, keys[row, :, :total], values[row, :, :total], spec, context.masks)
             for row, (new, total) in enumerate(zip(q.split(list(seqs.lengths)), seqs.totals, strict=True))
         ]
     )
@@ -168,57 +171,34 @@ def attend_kept(q: Tensor, context: ForwardContext, spec: AttentionSpec, cache: 
     if isinstance(cache, BlockCache):
         return cache.attend_cached(q, spec)
     kept = cache[0]
-    return attend_cached(q, kept, kept, context.seqs, spec)
-
-
-class CausalMask(Protocol):
-    """Mask of scores; see `causal_mask`."""
-
-    def __call__(
-        self, first: int, last: int, left: int, window: int | None, dtype: torch.dtype, device: torch.device
-    ) -> Tensor: ...
-
-
-def causal_mask(
-    first: int, last: int, left: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """[last - first, last - left]: 0 where a query sees a key, else -infinity, to be added to scores.
-
-    Args:
-        first: position of the first query.
-        last: position after the last query and the last key.
-        left: position of the first key.
-        window: number of tokens that each token sees, itself included; None: itself and all before it.
-        dtype: dtype of the scores.
-        device: device of the scores.
-    """
-    distances = torch.arange(first, last, device=device)[:, None] - torch.arange(left, last, device=device)
-    return _mask_of_distances(distances, window, dtype)
-
-
-def _mask_of_distances(distances: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a query at a distance [...] behind a key sees it, else -infinity."""
-    seen = distances >= 0 if window is None else (distances >= 0) & (distances < window)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return attend_cached(q, kept, kept, context, spec)
 
 
 def attend_packed(
-    q: Tensor, k: Tensor, v: Tensor, seqs: PackedSequences, spec: AttentionSpec, mask_of: CausalMask = causal_mask
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seqs: PackedSequences,
+    spec: AttentionSpec,
+    causal_masks: CausalMasks | None = None,
 ) -> Tensor:
     """Causal attention within each sequence of the pack: `q` [T, H, D], `k` and `v` [T, K, D] -> [T, H, D]."""
+    causal_masks = causal_masks or CausalMasks(seqs.max_length)
     if varlen.supports(q.device, q.dtype, max(q.shape[-1], v.shape[-1]), spec):
         q, k, v, value_dim = with_one_head_dim(q, k, v)
         return varlen.attend_packed(q, k, v, seqs, spec)[..., :value_dim]
     lengths = list(seqs.lengths)
     return torch.cat(
         [
-            attend_sequence(qs, ks.transpose(0, 1), vs.transpose(0, 1), spec, mask_of)
+            attend_sequence(qs, ks.transpose(0, 1), vs.transpose(0, 1), spec, causal_masks)
             for qs, ks, vs in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         ]
     )
 
 
-def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_of: CausalMask = causal_mask) -> Tensor:
+def attend_sequence(
+    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, causal_masks: CausalMasks | None = None
+) -> Tensor:
     """Attention of the last L tokens of one sequence over all its tokens.
 
     Args:
@@ -226,7 +206,7 @@ def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_o
         k: [K, L', D] rotated keys, those of the queries at the end.
         v: [K, L', W] values.
         spec: settings of the block.
-        mask_of: `causal_mask`, or a function that remembers its results.
+        causal_masks: the masks of the forward pass; None: this sequence has its own.
 
     Returns:
         [L, H, W].
@@ -236,19 +216,21 @@ def attend_sequence(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask_o
         return q[..., : v.shape[-1]]
     if q.shape[-1] != v.shape[-1]:
         q, k, v, value_dim = with_one_head_dim(q, k, v)
-        return attend_sequence(q, k, v, spec, mask_of)[..., :value_dim]
-    q = q.transpose(0, 1)
+        return attend_sequence(q, k, v, spec, causal_masks)[..., :value_dim]
+    q, causal_masks = q.transpose(0, 1), causal_masks or CausalMasks(total)
     whole = spec.window is None or total <= spec.window
-    if whole and n_new == total:
+    if whole and n_new == total and spec.slopes is None:
         return sdpa(q, k, v, None, spec, causal=True).transpose(0, 1)
-    chunk = n_new if whole else max(WINDOW_CHUNK, spec.window or 0)
+    chunk = masks.CHUNK
+    if spec.slopes is None:
+        chunk = n_new if whole else max(chunk, spec.window or 0)
     outputs = []
     for start in range(0, n_new, chunk):
         end = min(start + chunk, n_new)
         # queries at positions first..last see keys from first - window + 1 to themselves
         first, last = total - n_new + start, total - n_new + end
         left = 0 if spec.window is None else max(0, first - spec.window + 1)
-        mask = mask_of(first, last, left, spec.window, q.dtype, q.device)
+        mask = causal_masks(last - first, last - left, spec, q)
         outputs.append(sdpa(q[:, start:end], k[:, left:last], v[:, left:last], mask, spec))
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
@@ -262,42 +244,32 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sp
         q: [N, H, D] rotated queries.
         keys: [N, K, C, D] rotated keys.
         values: [N, K, C, D].
-        mask: [N, C] to be added to scores, of the dtype of `q`; None: all keys are seen.
+        mask: `rows_mask`, of the dtype of `q`; None: all keys are seen.
         spec: settings of the block.
 
     Returns:
         [N, H, D].
     """
     grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])
-    return sdpa(grouped, keys, values, None if mask is None else mask[:, None, None], spec).flatten(1, 2)
+    return sdpa(grouped, keys, values, mask_of_grouped(mask, keys.shape[1]), spec).flatten(1, 2)
 
 
-def rows_mask(
-    totals: Sequence[int], left: int, right: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Mask [N, right - left] for `attend_rows` over the keys at positions `left` to `right`.
-
-    Args:
-        totals: number of tokens of each sequence, that of the query included.
-        left: position of the first key.
-        right: position after the last key.
-        window: as in `causal_mask`.
-        dtype: dtype of the scores.
-        device: device of the scores.
-    """
-    distances = torch.tensor(totals, device=device)[:, None] - torch.arange(left + 1, right + 1, device=device)
-    return _mask_of_distances(distances, window, dtype)
+def mask_of_grouped(mask: Tensor | None, n_kv_heads: int) -> Tensor | None:
+    """A `rows_mask` [N, C] or [H, N, C] as [N, 1, 1, C] or [N, K, H / K, C], for the query heads of each KV head."""
+    if mask is None or mask.dim() == 2:
+        return None if mask is None else mask[:, None, None]
+    return mask.transpose(0, 1).unflatten(1, (n_kv_heads, -1))
 
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, seqs: PackedSequences, spec: AttentionSpec) -> Tensor:
     """Attention of one new token of each sequence: `q` [S, H, D] over cached `keys` and `values` [S, K, C, D]."""
     longest = max(seqs.totals)
-    mask = rows_mask(seqs.totals, 0, longest, spec.window, q.dtype, q.device)
+    mask = rows_mask(seqs.totals, 0, longest, spec.window, q.dtype, q.device, spec.slopes)
     return attend_rows(q, keys[:, :, :longest], values[:, :, :longest], mask, spec)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, *, causal: bool = False) -> Tensor:
-    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask`, added, broadcasts to [..., H, L, L'].
+    """Attention of [..., H, L, D] queries over [..., K, L', D] keys; `mask`, added, is [L, L'] or as many dims as `q`.
 
     The query heads of a KV head may be queries of one head: H is then K, and L the number of them.
     """
@@ -305,6 +277,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSp
     if spec.softcap is not None or (spec.sinks is not None and (spec.dropout or not on_cpu)):
         return _with_scores(q, k, v, mask, spec, causal)
     batched = (q, k, v) if q.dim() == 4 else (q[None], k[None], v[None])
+    mask = mask[None] if mask is not None and mask.dim() == 3 else mask
     if spec.sinks is not None:
         out = attend_on_cpu(*batched, _sinks_of(q, spec.sinks), mask, spec.scale, causal=causal)
     elif q.is_meta and not spec.dropout and q.shape[-1] == v.shape[-1]:
@@ -338,7 +311,7 @@ def _with_scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: Att
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if causal:
-        mask = causal_mask(0, q.shape[-2], 0, None, q.dtype, q.device)
+        mask = causal_mask(q.shape[-2], q.shape[-2], None, q.dtype, q.device)
     if mask is not None:
         scores = scores + mask
     if spec.sinks is not None:

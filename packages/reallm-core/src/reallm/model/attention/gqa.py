@@ -12,7 +12,7 @@ from reallm.model.attention.functional import AttentionSpec, attend
 from reallm.model.attention.kv_cache import LayerCache, keys_and_values
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import Activation, Linear, Projections, make_qk_norm
+from reallm.model.layers import Activation, Linear, PerHead, Projections, make_qk_norm
 from reallm.model.sharding import Shard, Shards, TPUnits
 
 
@@ -25,7 +25,7 @@ def attention_heads(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
 
 
 class Attention(Projections):
-    """Causal self-attention with grouped KV heads, RoPE, and optional q/k norm, sinks and gate of the output."""
+    """Causal self-attention with grouped KV heads, and optional RoPE, ALiBi, q/k norm, sinks and gate of the output."""
 
     projections = "q", "k", "v"
 
@@ -44,21 +44,26 @@ class Attention(Projections):
         self.k_norm = make_qk_norm(config, config.n_kv_heads)
         self.sinks = nn.Parameter(torch.empty(config.n_q_heads)) if config.attn_sinks else None
         self.shards: Shards = {} if self.sinks is None else {"sinks": Shard(0)}
+        self.spec = AttentionSpec.of_block(config, block)
+        self.inference_spec = self.spec.without_dropout()
+        self.slopes = None if self.spec.slopes is None else PerHead(self.spec.slopes)
         self.init_std = config.init_std
         self.norms_whole = config.qk_norm == "whole"
         self.clip = config.qkv_clip
         self.head_dim, self.value_dim = dim, value_dim
         self.cache_spec = keys_and_values(config)
         self.tp_units = attention_heads(config)
-        self.spec = AttentionSpec.of_block(config, block)
-        self.inference_spec = self.spec.without_dropout()
 
     def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self.project(x)
         q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.value_heads(v)
         spec = self.spec if self.training else self.inference_spec
-        attended = attend(q, k, v, context, spec.with_sinks(self.sinks), cache).flatten(-2)
+        attended = attend(q, k, v, context, self.of_heads(spec), cache).flatten(-2)
         return self.o(attended if self.gate is None else self.gate_act(self.gate(x), attended))
+
+    def of_heads(self, spec: AttentionSpec) -> AttentionSpec:
+        """Settings with what belongs to each of the heads on this rank."""
+        return spec.of_heads(sinks=self.sinks, slopes=None if self.slopes is None else self.slopes.values)
 
     def heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
         """Queries or keys [T, H * D] -> [T, H, D], normed and clamped."""

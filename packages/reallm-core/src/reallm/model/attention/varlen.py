@@ -43,7 +43,8 @@ class PagedSequences:
 def supports(device: torch.device, dtype: torch.dtype, head_dim: int, spec: AttentionSpec) -> bool:
     """Whether the kernel computes attention of a block, for tensors of a device and dtype."""
     half = dtype in (torch.bfloat16, torch.float16)
-    fits = device.type == "cuda" and half and spec.has_kernel and head_dim % 8 == 0 and head_dim <= 256
+    has_kernel = spec.has_kernel and spec.slopes is None  # its own slopes have no gradients
+    fits = device.type == "cuda" and half and has_kernel and head_dim % 8 == 0 and head_dim <= 256
     # with sinks it must return the logsumexp too
     return fits and (spec.sinks is None or "return_aux" in _parameters())
 

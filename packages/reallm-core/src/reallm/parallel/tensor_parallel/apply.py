@@ -7,6 +7,7 @@ Each layer declares how it can be split (`split`, `shards`, `over_sharded_dim`),
 | column-parallel (`split="column"`) | identity / all-reduce of its input |
 | row-parallel (`split="row"`) | all-reduce / identity of its output |
 | both in one, as experts (`split="column_row"`) | both of these |
+| constants of each head (`PerHead`) | none; a rank has those of its heads |
 | input that all heads share (`SharedByHeads`) | identity / all-reduce of its input |
 | token embedding | all-reduce / identity of its output |
 | norm over a split dim (`over_sharded_dim`) | all-reduce / all-reduce of its means |
@@ -27,12 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from reallm.errors import ConfigError, PluginError
-from reallm.model.layers import Linear, Norm, SharedByHeads, TokenEmbedding
+from reallm.model.layers import Linear, Norm, PerHead, SharedByHeads, TokenEmbedding
 from reallm.model.lora import LoRALinear
 from reallm.model.moe.layer import Experts, MoEMLP
 from reallm.model.parameter_names import head_weight_name, split_parameter_name
 from reallm.model.products.linear import linear
-from reallm.model.sharding import Box, Shard
+from reallm.model.sharding import Box, Shard, units_of_rank
 from reallm.model.transformer import Transformer
 from reallm.parallel.sharding import BoxesByRank
 from reallm.parallel.tensor_parallel.layers import VocabParallel, parallel_norm, vocab_parallel_embedding
@@ -81,6 +82,8 @@ def apply_tensor_parallel(
             _replace_forward(module, vocab_parallel_embedding(module, peers, start))
         elif isinstance(module, Norm) and module.over_sharded_dim:
             _replace_forward(module, parallel_norm(module, peers))
+        elif isinstance(module, PerHead):
+            module.keep(units_of_rank(len(module.values), peers.size, peers.rank))
         elif split == "column" or isinstance(module, SharedByHeads):
             within_experts = any(path.startswith(f"{each}.") for each in experts)
             enter = boundary.enter_with_all_tokens if within_experts else boundary.enter
