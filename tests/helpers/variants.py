@@ -21,6 +21,7 @@ VARIANTS = {
     "soft cap": BASE.replace(attn_softcap=2.0),
     "slopes": BASE.replace(rope=None, alibi_scale=1.0),
     "slopes, sinks and a window": BASE.replace(alibi_scale=0.3, attn_sinks=True, sliding_window=(None, 3)),
+    "norm of embeddings": BASE.replace(embedding_norm=True, norm="layer", norm_bias=True),
     "sinks and a window": BASE.replace(attn_sinks=True, sliding_window=(None, 3)),
     "q/k norm": BASE.replace(qk_norm="whole"),
     "dynamic rope past the trained length": BASE.replace(rope=RopeConfig("dynamic", factor=2.0)),

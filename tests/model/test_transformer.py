@@ -13,8 +13,9 @@ from torch import nn
 from reallm.errors import ConfigError, DataError, PluginError
 from reallm.model.attention.functional import attend_rotated
 from reallm.model.config import Extra, MoEConfig, ReaLModelConfig, RopeConfig
+from reallm.model.ends import Embedding, Head
 from reallm.model.forward_context import ForwardContext
-from reallm.model.layers import Linear
+from reallm.model.layers import Linear, TokenEmbedding
 from reallm.model.packed import PackedSequences
 from reallm.model.rope import rotations
 from reallm.model.transformer import Transformer
@@ -112,6 +113,62 @@ class BoastfulMLP(ScaledMLP):
         self.shards = {"gain": None}
 
 
+class SquaredEmbedding(Embedding):
+    """A family's own embedding."""
+
+    def forward(self, tokens, seqs):
+        return super().forward(tokens, seqs).square()
+
+
+class ProjectedHead(Head):
+    """A family's own head, with a linear layer before the final norm."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense = Linear(config.hidden_size, config.hidden_size, split=None)
+
+    def forward(self, x):
+        return super().forward(torch.tanh(self.dense(x)))
+
+
+class NoTable(nn.Module):
+    """An embedding that looks up no token."""
+
+    def __init__(self, config):
+        super().__init__()
+
+
+class OwnOutput(Head):
+    """A head that always has an output projection, and no bias."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.out = Linear(config.hidden_size, config.vocab_size, split="column")
+
+
+class NarrowEmbedding(Embedding):
+    """An embedding whose table has fewer columns than the hidden states."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.tokens = TokenEmbedding(config, 8)
+        self.dense = Linear(8, config.hidden_size, split=None)
+
+    def forward(self, tokens, seqs):
+        return self.dense(self.tokens(tokens))
+
+
+class NarrowHead(Head):
+    """The head that may be tied to it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense = Linear(config.hidden_size, 8, split=None)
+
+    def forward(self, x):
+        return self.dense(self.norm(x))
+
+
 def own(cls):
     return f"{__name__}:{cls.__name__}"
 
@@ -133,6 +190,9 @@ CHANGES = {
     "attention": {"attention": own(AttentionOfOnes)},
     "mlp": {"mlp": "plain"},
     "block": {"block": own(BlockOfNothing)},
+    "embedding": {"embedding": own(SquaredEmbedding)},
+    "head": {"head": own(ProjectedHead)},
+    "embedding_norm": {"embedding_norm": True},
     "extra": {"mlp": own(ScaledMLP), "extra": Extra({"scale": 3.0})},
     "activation": {"activation": "gelu_tanh"},
     "moe": {"moe": MoEConfig(4, 2, 24)},
@@ -343,6 +403,37 @@ def test_a_class_that_declares_its_parameters_wrongly_is_named(cls, message):
     model = Transformer(BASE.replace(mlp=own(cls), extra=Extra({"scale": 1.0})))
     with pytest.raises(PluginError, match=message):
         model.parameter_shards()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding": own(NoTable)}, "NoTable has no 'tokens', the table of embeddings; make it a TokenEmbedding"),
+        ({"head": own(OwnOutput), "head_bias": True}, "OwnOutput has no 'out.bias'; let it derive from"),
+        ({"head": own(OwnOutput), "tied_embeddings": True}, "has 'out.weight', which this configuration does not use"),
+        ({"head": own(NoTable)}, "NoTable has no 'out.weight'"),
+    ],
+)
+def test_an_embedding_or_head_without_what_others_read_is_named(changes, message):
+    with pytest.raises(PluginError, match=message):
+        Transformer(BASE.replace(**changes))
+
+
+def test_a_table_narrower_than_the_hidden_states_may_be_tied():
+    model = build(BASE.replace(embedding=own(NarrowEmbedding), head=own(NarrowHead), tied_embeddings=True))
+    hidden = model.hidden(TOKENS, BOUNDS)
+    assert hidden.shape == (30, 8)
+    torch.testing.assert_close(model(TOKENS, BOUNDS), hidden @ model.get_parameter("layers.0.tokens.weight").t())
+    found = model.cross_entropy(hidden, TOKENS).nll
+    torch.testing.assert_close(found, -model(TOKENS, BOUNDS).log_softmax(-1)[torch.arange(30), TOKENS])
+
+
+def test_the_norm_of_embeddings_comes_after_positions():
+    changes = {"learned_positions": True, "norm": "layer", "norm_bias": True, "rope": None}
+    plain, normed = (build(BASE.replace(**changes, embedding_norm=norm)).layers["0"] for norm in (False, True))
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    seqs = PackedSequences.from_lengths(BOUNDS.diff().tolist())
+    torch.testing.assert_close(normed(TOKENS, seqs), normed.embedding_norm(plain(TOKENS, seqs)))
 
 
 def test_a_class_that_is_not_there_is_named():

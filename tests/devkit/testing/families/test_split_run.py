@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "max_positions": 64,
 }
+OWN = "tests.model.test_transformer"
 BIASES = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias", "up_bias", "down_bias"), True)
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -44,6 +45,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "positions": {"learned_positions": True, "rope": None, "norm": "layer", "norm_bias": True},
     "experts": {"moe": MoEConfig(4, 2, 24)},
     "experts-with-biases": {"moe": MoEConfig(4, 2, 24, router_bias=True, gate_bias=True, up_bias=True, down_bias=True)},
+    "norm-of-embeddings": {"embedding_norm": True, "norm": "layer", "norm_bias": True},
+    "own-ends": {"embedding": f"{OWN}:NarrowEmbedding", "head": f"{OWN}:NarrowHead", "tied_embeddings": True},
     "slopes": {"rope": None, "alibi_scale": 1.0},
     "sinks": {"attn_sinks": True, "sliding_window": (None, 5)},
     "partial-rope-and-windows": {"rope": RopeConfig(rotary_dim=4), "sliding_window": (5, None), "logit_softcap": 3.0},

@@ -19,6 +19,8 @@ NORMS = ("rms", "layer")
 ATTENTIONS = ("standard",)
 MLPS = ("gated", "plain")
 BLOCKS = ("standard",)
+EMBEDDINGS = ("standard",)
+HEADS = ("standard",)
 ROUTERS = ("standard",)
 NormPlacement = Literal["pre", "branch", "sandwich", "post"]
 QKNormKind = Literal["head", "per_head", "whole"]
@@ -257,11 +259,13 @@ class ReaLModelConfig(NamedFields):
     """Size of each head's value; None: `head_dim`, that of queries and keys."""
 
     norm: str = "rms"
-    """`rms`, `layer`, or a custom class of the family, `"package.module:Class"`; likewise the three below."""
+    """`rms`, `layer`, or a custom class of the family, `"package.module:Class"`; likewise the five below."""
     attention: str | tuple[str, ...] = "standard"
     """One for all blocks, or one for each block."""
     mlp: str = "gated"
     block: str = "standard"
+    embedding: str = "standard"
+    head: str = "standard"
     extra: Extra = field(default_factory=Extra)
     """Hyperparameters of the family's custom classes."""
 
@@ -273,6 +277,8 @@ class ReaLModelConfig(NamedFields):
     norm_placement: NormPlacement = "pre"
     """Placement of norms in each half of a block. `pre`: `x + f(norm(x))`; `branch`: `x + norm(f(x))`;
     `sandwich`: `x + norm(f(norm(x)))`; `post`: `norm(x + f(x))`."""
+    embedding_norm: bool = False
+    """A norm of the embeddings, before the first block."""
     final_norm: bool = True
     """A norm before the output head."""
     parallel_residual: bool = False
@@ -524,6 +530,8 @@ LAYER_CLASSES: Mapping[str, tuple[str, ...]] = {
     "mlp": MLPS,
     "block": BLOCKS,
     "activation": ACTIVATIONS,
+    "embedding": EMBEDDINGS,
+    "head": HEADS,
 }
 """Fields that name the kind of a layer, or a custom class of the family -> the names of kinds."""
 

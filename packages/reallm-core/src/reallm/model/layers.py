@@ -332,11 +332,11 @@ class VocabBias(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Token embedding table [V, E]."""
+    """Token embedding table [V, E], or [V, `size`]."""
 
-    def __init__(self, config: ReaLModelConfig) -> None:
+    def __init__(self, config: ReaLModelConfig, size: int | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, size or config.hidden_size))
         self.shards: Shards = {"weight": Shard(0)}
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reallm.errors import ConfigError, PluginError, did_you_mean, quoted
@@ -24,8 +23,9 @@ from reallm.model.attention.kv_cache import CacheSpec, ForwardCache, KVCache, ke
 from reallm.model.block import call_block, make_block
 from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
+from reallm.model.ends import make_embedding, make_head
 from reallm.model.forward_context import AttentionFunction, ForwardContext
-from reallm.model.layers import Linear, PositionEmbedding, Projections, TokenEmbedding, VocabBias, make_norm
+from reallm.model.layers import Linear, Projections
 from reallm.model.linear_cross_entropy import (
     CrossEntropy,
     OutputHead,
@@ -55,45 +55,6 @@ from reallm.model.rope import rotations
 from reallm.model.router_stats import RouterStatsLog
 from reallm.model.sharding import Shard, Split, TPUnits, as_split
 from reallm.seeding import derive_seed
-
-
-class Embedding(nn.Module):
-    """Layer 0: tokens [T] -> [T, E]."""
-
-    def __init__(self, config: ReaLModelConfig) -> None:
-        super().__init__()
-        self.tokens = TokenEmbedding(config)
-        self.positions = PositionEmbedding(config) if config.learned_positions else None
-        self.multiplier = config.embedding_multiplier
-        self.dropout = config.embedding_dropout
-
-    def forward(self, tokens: Tensor, seqs: PackedSequences) -> Tensor:
-        x = self.tokens(tokens)
-        if self.multiplier != 1.0:
-            # rounded to the dtype of the weights, as in transformers
-            x = x * torch.tensor(self.multiplier, dtype=x.dtype)
-        if self.positions is not None:
-            x = x + self.positions(seqs)
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
-
-
-class Head(nn.Module):
-    """Layer n+1: the final norm and, unless it is tied to the embedding, the output projection."""
-
-    def __init__(self, config: ReaLModelConfig) -> None:
-        super().__init__()
-        self.norm = make_norm(config) if config.final_norm else nn.Identity()
-        self.out: nn.Module
-        if config.is_critic:
-            self.out = Linear(config.hidden_size, 1, split="row")
-            self.out.shards = {"weight": None}  # one row; too small to split
-        elif not config.head_is_tied:
-            self.out = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias, split="column")
-        elif config.head_bias:
-            self.out = VocabBias(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
 
 
 class Transformer(nn.Module):
@@ -367,8 +328,8 @@ def _declared(block: nn.Module, name: str) -> Iterator[Any]:
 
 def _make_layer(config: ReaLModelConfig, number: int) -> nn.Module:
     if number == EMBEDDING_LAYER:
-        return Embedding(config)
-    return Head(config) if number == head_layer(config) else make_block(config, number - 1)
+        return make_embedding(config)
+    return make_head(config) if number == head_layer(config) else make_block(config, number - 1)
 
 
 def _block_runner(mode: GradientCheckpointing, compiled: CompiledBlocks | None) -> Callable[..., Tensor]:

@@ -30,6 +30,7 @@ EACH = "{each}"
 
 CONTROLLED_BY: Mapping[str, tuple[str, ...]] = {
     "positions": ("learned_positions",),
+    "embedding_norm": ("embedding_norm",),
     "attn.gate": ("attn_output_gate",),
     "attn.q_norm": ("qk_norm",),
     "attn.k_norm": ("qk_norm",),

@@ -37,7 +37,17 @@ Suspects = tuple[tuple[str, ...], tuple[str, ...]]
 
 NORM = ("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset")
 STREAM = ("norm_placement", "residual_multiplier", "parallel_residual", "shared_norm", "block")
-SCORES = ("rope", "sliding_window", "attn_scale", "attn_softcap", "attn_sinks", "qk_norm", "qkv_clip", "attention")
+SCORES = (
+    "rope",
+    "sliding_window",
+    "attn_scale",
+    "attn_softcap",
+    "attn_sinks",
+    "alibi_scale",
+    "qk_norm",
+    "qkv_clip",
+    "attention",
+)
 
 BETWEEN: Mapping[str, Suspects] = {
     "attn.q": (NORM, ("attn_norm",)),
@@ -56,12 +66,18 @@ BETWEEN: Mapping[str, Suspects] = {
 }
 """Module -> the fields and entries that determine its inputs from the outputs of the modules before it."""
 
-EMBEDDING: Suspects = (("embedding_multiplier", "learned_positions", "position_offset"), ("tokens", "positions"))
+EMBEDDING: Suspects = (
+    ("embedding_multiplier", "learned_positions", "position_offset", "embedding_norm", "embedding"),
+    ("tokens", "positions", "embedding_norm"),
+)
 END_OF_BLOCK: Suspects = (
     ("moe", "activation", "mlp", *STREAM),
     ("mlp.experts.gate", "mlp.experts.up", "mlp.experts.down", "mlp.down"),
 )
-HEAD: Suspects = (("tied_embeddings", "logit_multiplier", "logit_softcap", "head_bias", "final_norm"), ("out", "norm"))
+HEAD: Suspects = (
+    ("tied_embeddings", "logit_multiplier", "logit_softcap", "head_bias", "final_norm", "head"),
+    ("out", "norm"),
+)
 
 BIASES: Mapping[str, str] = {
     "attn.q": "q_bias", "attn.k": "k_bias", "attn.v": "v_bias", "attn.o": "o_bias",

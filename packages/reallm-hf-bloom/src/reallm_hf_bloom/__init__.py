@@ -1,0 +1,1 @@
+"""The BLOOM model family for reallm."""
