@@ -29,6 +29,7 @@ from reallm.hf.tables.arrangements import Source, fused, transposed
 from reallm.hf.tables.fields import Conversion, FieldRow, Key, Nested
 from reallm.model.config import ReaLModelConfig, RopeConfig
 from reallm.model.sharding import Shape
+from reallm_hf_bloom.plugin import BLOOM
 from reallm_hf_deepseek.plugin import V3 as DEEPSEEK_V3
 from reallm_hf_gemma.plugin import GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
@@ -143,9 +144,9 @@ def experts(family: HFFamily, *rows: FieldRow, drop: Sequence[str] = (), **chang
 
 
 def activation(name: str) -> HFFamily:
-    """Apertus with another MLP."""
-    mlp = f"{LAYERS}:{name}"
-    return table(APERTUS, Key("hidden_act", str, "mlp", default=mlp, spellings={"xielu": mlp}))
+    """Apertus with another activation."""
+    act = f"{LAYERS}:{name}"
+    return table(APERTUS, Key("hidden_act", str, "activation", default=act, spellings={"xielu": act}))
 
 
 INTERVAL = "no_rope_layer_interval"
@@ -160,7 +161,7 @@ WRONG_STD = table(
     Key("initializer_range", float, "init_std", default=1.0, conversion=Conversion(lambda x: x * 50, lambda x: x / 50)),
 )
 FORGOTTEN_KEYS = table(LLAMA, drop=["mlp_bias", "rms_norm_eps"])
-MISSPELT_CLASS = activation("TrainBeta")
+MISSPELT_CLASS = activation("XIELUThatTrainBeta")
 KEY_OF_OTHERS = table(
     GPT2,
     Key("head_dim", int, "head_dim", default=head_dim_from_hidden_size),
@@ -186,7 +187,7 @@ MISTYPED_ENTRY = weights(LLAMA, block={"attn.qnorm": "model.layers.{}.self_attn.
 NO_INVERSE = weights(LLAMA, block={("mlp.gate", "mlp.up"): Source("model.layers.{}.mlp.gate_up_proj", Halves())})
 WRONG_NAME = weights(LLAMA, head={"norm": "model.final_norm"})
 IDLE_ENTRY = weights(APERTUS, block={"mlp.gate": "model.layers.{}.mlp.gate_proj"})
-FORGOTTEN_QK_NORM = table(APERTUS, constants={"norm": "rms"})
+FORGOTTEN_QK_NORM = table(APERTUS, constants={"norm": "rms", "mlp": "plain"})
 FORGOTTEN_BIAS = table(
     GPT2, constants={key: value for key, value in GPT2.config.constants.items() if key != "down_bias"}
 )
@@ -226,6 +227,9 @@ NO_MULTIPLIER = table(GEMMA2, constants={**GEMMA2.config.constants, "embedding_m
 NO_NORM_OFFSET = table(GEMMA2, constants={**GEMMA2.config.constants, "norm_offset": 0.0})
 WRONG_PLACEMENT = table(GEMMA2, constants={**GEMMA2.config.constants, "norm_placement": "branch"})
 NO_SOFTCAP = table(GEMMA2, drop=["attn_logit_softcapping"], irrelevant=frozenset({"attn_logit_softcapping"}))
+NO_SLOPES = table(BLOOM, constants={**BLOOM.config.constants, "alibi_scale": None})
+FORGOTTEN_EMBEDDING_NORM = table(BLOOM, constants={**BLOOM.config.constants, "embedding_norm": False})
+FIRST_SLOPES = layer(BLOOM, "attention", "FirstSlopes")
 UNNORMALISED_EXPERTS = table(
     MIXTRAL,
     *(
@@ -319,13 +323,13 @@ MIXED_HEADS = layer(LLAMA, "attention", "MixesHeads")
 STARTS_LARGE = layer(LLAMA, "norm", "StartsLarge")
 COUNTS = layer(LLAMA, "mlp", "CountsCalls")
 UNROUTED = layer(MIXTRAL, "block", "ForgetsRouting")
-TRAINS_A_BUFFER = activation("TrainsBeta")
-DOES_NOT_TRAIN = activation("KeepsAlpha")
-STARTS_AT_ONE = activation("StartsAtOne")
-WRONG_OWN_ACTIVATION = activation("WithoutSlope")
-NO_SHARDS = activation("WithoutShards")
-FORGETS_PART = activation("ForgetsPart")
-FLOAT32 = activation("InFloat32")
+TRAINS_A_BUFFER = activation("XIELUThatTrainsBeta")
+DOES_NOT_TRAIN = activation("XIELUThatKeepsAlpha")
+STARTS_AT_ONE = activation("XIELUThatStartsAtOne")
+WRONG_OWN_ACTIVATION = activation("XIELUWithoutSlope")
+NO_SHARDS = activation("XIELUWithoutShards")
+FORGETS_PART = activation("XIELUThatForgetsPart")
+FLOAT32 = activation("XIELUInFloat32")
 RAISES = layer(LLAMA, "mlp", "Raises")
 SPLITS_NOTHING = layer(LLAMA, "mlp", "SplitsNothing")
 SUMS_OF_PARTS = layer(LLAMA, "mlp", "SumsParts")
@@ -365,7 +369,11 @@ MISTAKES = (
         "default-config",
         ("unsupported fields", 'none for "rms_norm_eps" and "mlp_bias"', "a row, or a place in config.irrelevant"),
     ),
-    Mistake("MISSPELT_CLASS", "default-config", ("has no attribute 'TrainBeta'", "mlp='tests.", 'Key("hidden_act")')),
+    Mistake(
+        "MISSPELT_CLASS",
+        "default-config",
+        ("has no attribute 'XIELUThatTrainBeta'", "activation='tests.", 'Key("hidden_act")'),
+    ),
     Mistake(
         "KEY_OF_OTHERS",
         "default-config",
@@ -394,6 +402,11 @@ MISTAKES = (
         "FORGOTTEN_QK_NORM",
         "names",
         ("the entry 'attn.q_norm' is there, but the network has no such parameter, which depends on qk_norm",),
+    ),
+    Mistake(
+        "FORGOTTEN_EMBEDDING_NORM",
+        "names",
+        ("the entry 'embedding_norm' is there, but the network has no such parameter",),
     ),
     Mistake("FORGOTTEN_BIAS", "names", ("'transformer.h.0.mlp.c_proj.bias'", "stated nowhere: down_bias")),
     Mistake("WRONG_PLACEMENT", "names", ("'model.layers.0.input_layernorm.weight'", "missing")),
@@ -428,6 +441,7 @@ MISTAKES = (
         ("layers.1.attn_norm gives something else", 'config.constants["norm_offset"]'),
     ),
     Mistake("NO_SOFTCAP", "logits", ("what goes into layers.1.attn.o", "stated nowhere: attn_softcap")),
+    Mistake("NO_SLOPES", "logits", ("what goes into layers.1.attn.o", 'config.constants["alibi_scale"]')),
     Mistake("UNNORMALISED_EXPERTS", "logits", ("what goes into layers.2.attn_norm", 'Nested("num_local_experts")')),
     Mistake(
         "WRONG_OWN_ACTIVATION",
@@ -548,6 +562,7 @@ MISTAKES = (
         "shards",
         ("layers.1.attn.o", "(MixesHeads): 'layers.1.attn.o.weight' is declared Shard(1, unit=16)", "None would do"),
     ),
+    Mistake("FIRST_SLOPES", "shards", ("layers.1.attn", f"{OWN}", "(FirstSlopes)")),
     Mistake("STARTS_LARGE", "initialisation", ("1, with which LlamaForCausalLM begins", "100", "(StartsLarge)")),
     Mistake("WRONG_STD", "initialisation", ("a loss of about 4.57", 'Key("initializer_range")')),
     Mistake(

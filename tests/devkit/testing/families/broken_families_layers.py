@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reallm_hf_apertus.layers import XIELU, XIELUMLP
+from reallm_hf_apertus.layers import XIELU
 from torch import Tensor, nn
 
-from reallm.model.attention.functional import attend_packed, attend_sequence
+from reallm.model.attention.functional import AttentionSpec, attend_packed, attend_sequence
 from reallm.model.attention.gqa import Attention
 from reallm.model.attention.kv_cache import CacheTensor, store
 from reallm.model.block import Block
@@ -39,6 +39,14 @@ class NotAddedUp(GatedMLP):
     def __init__(self, config: ReaLModelConfig, block: int) -> None:
         super().__init__(config, block)
         self.down = Linear(config.intermediate_size, config.hidden_size, split="column")
+
+
+class FirstSlopes(Attention):
+    """Every rank has the slopes of the first heads."""
+
+    def of_heads(self, spec: AttentionSpec) -> AttentionSpec:
+        assert spec.slopes is not None
+        return spec.of_heads(slopes=spec.slopes[: self.q.weight.shape[0] // self.head_dim])
 
 
 class SumsParts(GatedMLP):
@@ -193,16 +201,16 @@ class Raises(GatedMLP):
 class XIELUThatTrainsBeta(XIELU):
     """What is a buffer of the checkpoint gets a gradient."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
         self.beta.requires_grad_(True)
 
 
 class XIELUThatKeepsAlpha(XIELU):
     """What is to be trained is declared a buffer of the checkpoint."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
         self.alpha_n.requires_grad_(False)
 
 
@@ -223,8 +231,8 @@ class XIELUWithoutSlope(XIELU):
 class XIELUWithoutShards(XIELU):
     """It does not say how its parameters may be split."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: ReaLModelConfig, block: int) -> None:
+        super().__init__(config, block)
         self.shards = {}
 
 
@@ -239,23 +247,3 @@ class XIELUInFloat32(XIELU):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float())
-
-
-def with_activation(activation: type[nn.Module]) -> type[XIELUMLP]:
-    """The MLP of Apertus with another activation."""
-
-    class MLP(XIELUMLP):
-        def __init__(self, config: ReaLModelConfig, block: int) -> None:
-            super().__init__(config, block)
-            self.act = activation()
-
-    return MLP
-
-
-TrainsBeta = with_activation(XIELUThatTrainsBeta)
-KeepsAlpha = with_activation(XIELUThatKeepsAlpha)
-StartsAtOne = with_activation(XIELUThatStartsAtOne)
-WithoutSlope = with_activation(XIELUWithoutSlope)
-WithoutShards = with_activation(XIELUWithoutShards)
-ForgetsPart = with_activation(XIELUThatForgetsPart)
-InFloat32 = with_activation(XIELUInFloat32)

@@ -213,7 +213,7 @@ class _Plan:
         self.groups = [group for _, run in runs for group in _groups(list(run), is_exact)]
         """The sequences that go on with one token."""
         self.writes = [_Write(list(run)) for _, run in groupby(parts, lambda part: id(part.slab))]
-        self.causal_masks, self.chunk_mask = CausalMasks(max(self.totals)), memoize(exact.chunk_mask)
+        self.causal_masks, self.chunk_mask = CausalMasks(max(self.totals, default=0)), memoize(exact.chunk_mask)
         self._row_runs: dict[int, list[_RowRun]] = {}
 
     def rows_behind(self, start: int) -> list[_RowRun]:
