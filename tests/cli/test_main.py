@@ -221,3 +221,11 @@ def test_a_key_written_as_an_option_tells_how_to_write_it(reallm, name):
 def test_a_misspelt_option_names_the_nearest(reallm, name, typed, meant):
     code, _, errors = reallm(name, typed, "x")
     assert (code, errors) == (2, f"error: no such option: {typed} (Possible options: {meant})\n")
+
+
+def test_a_mistake_with_control_characters_is_one_line_that_does_not_drive_the_terminal(reallm):
+    code, _, err = reallm("sft", "model.pa\x1b]0;title\x07th=m")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.rstrip("\n").isprintable()
+    assert r"\x1b]0;title" in err

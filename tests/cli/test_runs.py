@@ -155,3 +155,12 @@ def test_of_runs_that_are_trained_on_rewards_these_are_shown(reallm):
     assert sft.split()[:4] == ["sft", "done", "3/3", "1.500"]
     found = json.loads(reallm("runs", "--json")[1])
     assert [(run["reward"], run["eval_reward"]) for run in found] == [(0.25, 0.5), (None, None)]
+
+
+def test_names_and_errors_of_runs_do_not_drive_the_terminal(reallm, tmp_path):
+    write_run(tmp_path / "runs" / "a\x1b[2Jb", status="failed", error="no\x1b[31m\nline")
+    code, out, _ = reallm("runs")
+    assert code == 0
+    assert "\x1b" not in out
+    assert r"a\x1b[2Jb" in out
+    assert r"failed: no\x1b[31m\nline" in out

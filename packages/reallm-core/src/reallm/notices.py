@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from reallm.printable import printable_line
+
 LOGGER = logging.getLogger("reallm")
 
 
 @cache
 def notify_once(text: str) -> None:
     """Log a notice of one line as a warning, the first time that this process has it to say."""
-    LOGGER.warning("note: %s", text)
+    LOGGER.warning("note: %s", printable_line(text))
 
 
 @contextmanager

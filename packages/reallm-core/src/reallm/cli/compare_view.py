@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reallm.cli.tables import plain
 from reallm.errors import ConfigError
 from reallm.experiments.reports.number_format import duration, number, short
 from reallm.experiments.reports.png import Panel, save_panels
@@ -28,13 +29,14 @@ def print_comparison(comparison: Comparison) -> None:
     """Print plots and tables as wide as the terminal, up to 110 columns; a pipe is 80 columns wide."""
     console = Console(highlight=False)
     for run in comparison.runs:
-        console.print(Text.assemble((f"{run.letter}  ", f"bold {_style(comparison, run.letter)}"), run.info.name))
+        letter = (f"{run.letter}  ", f"bold {_style(comparison, run.letter)}")
+        console.print(Text.assemble(letter, plain(run.info.name)))
     if comparison.without_metrics:
         left_out = ", ".join(map(state_text, comparison.without_metrics))
-        console.print(Text(f"left out, no metrics yet: {left_out}"), soft_wrap=True)
+        console.print(plain(f"left out, no metrics yet: {left_out}"), soft_wrap=True)
     for name, curves in comparison.plotted.items():
         console.print()
-        console.print(Text(name, style="bold"))
+        console.print(plain(name, style="bold"))
         console.print(_plot(comparison, curves, min(console.width, 110) - 9), soft_wrap=True)
     console.print()
     console.print(_metrics_table(comparison))
@@ -97,17 +99,17 @@ def _plot(comparison: Comparison, curves: Mapping[str, Points], width: int) -> T
 def _metrics_table(comparison: Comparison) -> Table:
     table = _table("", comparison)
     for title, text in {"state": _state, "steps": _steps, "epochs": _epochs, "tokens": _tokens, "time": _time}.items():
-        table.add_row(title, *(Text(text(run)) for run in comparison.runs))
+        table.add_row(title, *(plain(text(run)) for run in comparison.runs))
     for name, values in comparison.metrics.items():
         leaf = name.rpartition("/")[2]
         if leaf in OMITTED or (leaf == "skipped_steps" and not any(value.last for value in values.values())):
             continue
         if leaf == "tokens_per_s":
-            table.add_row(Text(f"{name}, mean"), *_reduced(comparison, name, lambda curve: sum(curve) / len(curve)))
+            table.add_row(plain(f"{name}, mean"), *_reduced(comparison, name, lambda curve: sum(curve) / len(curve)))
         elif leaf == "memory_gib":
-            table.add_row(Text(f"{name}, highest"), *_reduced(comparison, name, max))
+            table.add_row(plain(f"{name}, highest"), *_reduced(comparison, name, max))
         else:
-            table.add_row(Text(name), *_cells(comparison, values, lambda value: value.last, BETTER.get(leaf)))
+            table.add_row(plain(name), *_cells(comparison, values, lambda value: value.last, BETTER.get(leaf)))
         if leaf in BETTER and any(value.best != value.last for value in values.values()):
             title = "  lowest, at step" if BETTER[leaf] is min else "  highest, at step"
             table.add_row(title, *_cells(comparison, values, lambda value: value.best, BETTER[leaf], with_step=True))
@@ -118,7 +120,7 @@ def _table(title: str, comparison: Comparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(title, no_wrap=not title)
     for run in comparison.runs:
-        table.add_column(Text(f"{run.letter} {run.info.name}", style=_style(comparison, run.letter)), overflow="fold")
+        table.add_column(plain(f"{run.letter} {run.info.name}", style=_style(comparison, run.letter)), overflow="fold")
     return table
 
 
@@ -140,13 +142,13 @@ def _cells(
         if with_step and value is not None:
             text += f" @{values[run.letter].best_step}"
         is_best = value is not None and value == best
-        cells.append(Text(f"{text} *" if is_best else text, style="bold" if is_best else ""))
+        cells.append(plain(f"{text} *" if is_best else text, style="bold" if is_best else ""))
     return cells
 
 
 def _reduced(comparison: Comparison, name: str, reduce: Callable[[list[float]], float]) -> list[Text]:
     curves = [[value for _, value in run.curves.get(name, [])] for run in comparison.runs]
-    return [Text(number(reduce(curve)) if curve else "") for curve in curves]
+    return [plain(number(reduce(curve)) if curve else "") for curve in curves]
 
 
 def _state(run: ComparedRun) -> str:
@@ -173,12 +175,12 @@ def _time(run: ComparedRun) -> str:
 def _show_settings(console: Console, comparison: Comparison) -> None:
     for run in comparison.runs:
         if run.settings is None:
-            console.print(Text(f"the settings of {run.letter} are unknown: {run.info.path} has no config.yaml"))
+            console.print(plain(f"the settings of {run.letter} are unknown: {run.info.path} has no config.yaml"))
     if comparison.settings:
         table = _table("settings that differ", comparison)
         for key, values in comparison.settings.items():
-            cells = (Text(_setting(values[run.letter]) if run.letter in values else "-") for run in comparison.runs)
-            table.add_row(Text(key), *cells)
+            cells = (plain(_setting(values[run.letter]) if run.letter in values else "-") for run in comparison.runs)
+            table.add_row(plain(key), *cells)
         console.print(table)
     elif sum(run.settings is not None for run in comparison.runs) > 1:
         console.print("no settings differ")

@@ -27,6 +27,7 @@ from reallm.cli.serve import serve
 from reallm.cli.verify import verify
 from reallm.errors import ReallmError, did_you_mean, nearest
 from reallm.plugins import registry
+from reallm.printable import printable_line
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's error for a wrong option or argument, of which typer makes only the subclass `BadParameter` public."""
@@ -173,7 +174,7 @@ def _as_clause(message: str) -> str:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable_line(message)}\n")
     return 2
 
 

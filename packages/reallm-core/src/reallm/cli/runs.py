@@ -58,7 +58,8 @@ def _show(found: list[RunInfo]) -> None:
     """Print the table as wide as the terminal; a pipe is 80 columns wide."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from reallm.cli.tables import plain
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -73,7 +74,7 @@ def _show(found: list[RunInfo]) -> None:
             overflow="fold" if title == "Run" else "ellipsis",
         )
     for each in rows:
-        table.add_row(*(Text(each[title], style=COLORS[each[title]] if title == "State" else "") for title in columns))
+        table.add_row(*(plain(each[title], style=COLORS[each[title]] if title == "State" else "") for title in columns))
     console.print(table)
     _show_hints(console, found)
 
@@ -106,10 +107,10 @@ def _day(run: RunInfo) -> str:
 
 def _show_hints(console: Console, found: list[RunInfo]) -> None:
     """Print the errors of failed runs and commands to resume, each in one unwrapped line that can be copied."""
-    from rich.text import Text
+    from reallm.cli.tables import plain
 
-    failed = [Text(f"{run.name} failed: {run.error}") for run in found if run.status == "failed" and run.error]
-    early = [Text(f"continue with: {run.resume_command}") for run in found if run.resume_command]
+    failed = [plain(f"{run.name} failed: {run.error}") for run in found if run.status == "failed" and run.error]
+    early = [plain(f"continue with: {run.resume_command}") for run in found if run.resume_command]
     for lines in (failed, early):
         if lines:
             console.print()

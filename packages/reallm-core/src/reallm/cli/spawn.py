@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from reallm.printable import printable_line
+
 if TYPE_CHECKING:
     from reallm.launch.job import Job
     from reallm.launch.launcher import WorkerExit
@@ -32,7 +34,7 @@ def launch(arguments: Sequence[str], n: int) -> int:
     if failure is None:
         return 0
     if not failure.reported and not failure.user_stopped and failure.code != INTERRUPTED:
-        sys.stderr.write(f"error: {_describe_exit(failure, arguments[0])}\n")
+        sys.stderr.write(f"error: {printable_line(_describe_exit(failure, arguments[0]))}\n")
     return failure.code if failure.code > 0 else 128 - failure.code
 
 

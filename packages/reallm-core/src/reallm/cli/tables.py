@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from rich.table import Table
+from rich.text import Text
+
+from reallm.printable import printable_line
 
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
@@ -16,6 +19,11 @@ def numbers_table(first: str, *titles: str, left: Collection[str] = ()) -> Table
     for title in titles:
         table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
     return table
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text that others have written, such as names of runs, with escapes for what would drive the terminal."""
+    return Text(printable_line(text), style=style)
 
 
 def size(n_bytes: float) -> str:

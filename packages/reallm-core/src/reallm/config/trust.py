@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reallm.config.assignments import Assignment
 from reallm.errors import ConfigError
 from reallm.references import names_code
+
+if TYPE_CHECKING:
+    from reallm.config.assignments import Assignment  # imports OmegaConf, which whoever lists runs does not need
 
 TRUST_CODE = "--trust-code"
 """The argument with which files may name code and read environment variables."""

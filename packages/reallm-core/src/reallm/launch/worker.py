@@ -21,6 +21,7 @@ from reallm.launch.job import RUN_FOLDER, Job
 from reallm.launch.rank_env import RankEnv
 from reallm.launch.signals import INTERRUPTED
 from reallm.notices import silenced_notices
+from reallm.printable import printable_line
 
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """Timeout for finding the other processes, before the settings with later timeouts are read."""
@@ -77,7 +78,7 @@ def _fail(job: Job, error: Exception, resume_hint: Callable[[str | None], str]) 
     text = message_to_print(job, error)
     if text is not None and is_expected:
         hint = resume_hint(job.get(RUN_FOLDER)) if is_of_peer else ""
-        sys.stderr.write(f"error: {text}{hint}\n")
+        sys.stderr.write(f"error: {printable_line(text + hint)}\n")
     elif text is not None:
         sys.stderr.write(f"rank {job.rank}:\n{''.join(traceback.format_exception(error))}")
     sys.stderr.flush()

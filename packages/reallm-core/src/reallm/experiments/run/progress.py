@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from reallm.experiments.reports.number_format import duration
+from reallm.printable import printable
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def print_line(console: Console, text: str) -> None:
     """Print a line verbatim: neither wrapped nor highlighted, and without interpreting markup."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 class TrainingProgress:
