@@ -1,7 +1,6 @@
 """The usual mistakes of plugin authors, made in the examples of the documentation, and what is printed for each.
 
-The pages include what is printed from the files in `printed/`, which this holds against what really is printed. A file
-that is not there is written anew, and the test fails once.
+The pages include what is printed from the files in `printed/`; see `tests.helpers.printed`.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.helpers.printed import PRINTED, hold
 from workspace import ROOT
-
-PRINTED = Path(__file__).parent / "printed"
 
 LINES = "the first line\nthe second\nand one that is a little longer\nfour\nx\n"
 
@@ -171,6 +169,14 @@ MISTAKES = [
         'block={"attn_post_norm": "model.layers.{}.post_norm1", "mlp_post_norm": "model.layers.{}.post_norm2"}',
         'block={"attn_post_norm": "model.layers.{}.post_norm2", "mlp_post_norm": "model.layers.{}.post_norm1"}',
     ),
+    Mistake(
+        "hf-apertus",
+        "partial",
+        ("plugins", "check", "apertus"),
+        "layers.py",
+        "    partial_grad = True  # of the features between the two linear layers\n",
+        "",
+    ),
 ]
 
 PASSES = [
@@ -221,22 +227,6 @@ def told(done) -> str:
 def of_one_case(page: str) -> str:
     """The page of a kit without what it says of a family with tied embeddings, which it says without as well."""
     return "".join(f"{line}\n" for line in page.splitlines() if "[tied]" not in line)
-
-
-def without_numbers(text: str) -> str:
-    """Sizes and seconds differ from one machine to the next, and so do the places where lines are broken."""
-    return " ".join(re.sub(r"\d[\d.,]*(e[-+]\d+)?", "N", text).split())
-
-
-def hold(name: str, actual: str) -> None:
-    path = PRINTED / f"{name}.txt"
-    actual = "".join(f"{line.rstrip()}\n" for line in actual.splitlines())
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(actual, encoding="utf-8")
-        pytest.fail(f"{path} was not there and is written anew; look at it")
-    held = path.read_text(encoding="utf-8")
-    assert without_numbers(actual) == without_numbers(held), f"delete {path} to have it written anew"
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=str)
