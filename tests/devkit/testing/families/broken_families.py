@@ -15,6 +15,7 @@ from reallm_hf_apertus.plugin import APERTUS
 from reallm.hf.family import HFFamily
 from reallm.hf.standard import QKV_BIAS, aux_loss, head_dim_from_hidden_size, without
 from reallm.hf.tables import (
+    AttentionInBlocks,
     ExpertBlocks,
     InBlocks,
     LaterBlocks,
@@ -33,6 +34,7 @@ from reallm_hf_bloom.plugin import BLOOM
 from reallm_hf_deepseek.plugin import V3 as DEEPSEEK_V3
 from reallm_hf_gemma.plugin import GEMMA2, GEMMA3
 from reallm_hf_gpt2.plugin import GPT2
+from reallm_hf_lfm2.plugin import LFM2
 from reallm_hf_llama.plugin import LLAMA
 from reallm_hf_mistral.plugin import MISTRAL, MIXTRAL
 from reallm_hf_phi.plugin import PHI3
@@ -63,6 +65,12 @@ def table(family: HFFamily, *rows: FieldRow, drop: Sequence[str] = (), **changes
 def weights(family: HFFamily, **parts: Any) -> HFFamily:
     """The family with other entries in its weight table."""
     return dataclasses.replace(family, weights=family.weights.updated(**parts))
+
+
+def convolution(name: str) -> HFFamily:
+    """LFM2 with another convolution."""
+    row = next(row for row in LFM2.config.rows if isinstance(row, AttentionInBlocks))
+    return table(LFM2, dataclasses.replace(row, kind=f"{LAYERS}:{name}"))
 
 
 def layer(family: HFFamily, kind: str, name: str) -> HFFamily:
@@ -315,6 +323,9 @@ WRONG_AUX_LOSS = experts(MIXTRAL, aux_loss(0.01))
 LEAKS = layer(LLAMA, "attention", "LeaksAcrossSequences")
 FORGETS = layer(LLAMA, "attention", "ForgetsWhatItSaw")
 COUNTS_TOKENS = layer(LLAMA, "attention", "CountsTokens")
+CONVOLVES_THE_PACK = convolution("ConvolvesThePack")
+BEGINS_EACH_PIECE = convolution("BeginsEachPiece")
+LEAKS_STATES = convolution("LeaksStates")
 NO_GRADIENT = layer(LLAMA, "mlp", "LosesGradients")
 ROUGH = layer(LLAMA, "norm", "RoundsSums")
 WRONG_SHARD = layer(LLAMA, "mlp", "SplitAlongInputs")
@@ -505,6 +516,9 @@ MISTAKES = (
     Mistake("RAISES", "packing", ("raised RuntimeError: mat1 and mat2", f"{OWN}", "(Raises.forward)")),
     Mistake("FORGETS", "decode", ("tokens in the cache", f"{OWN}", "(ForgetsWhatItSaw)")),
     Mistake("COUNTS_TOKENS", "generate", ("new token", f"{OWN}", "(CountsTokens)")),
+    Mistake("CONVOLVES_THE_PACK", "packing", ("of those of each sequence alone", f"{OWN}", "(ConvolvesThePack)")),
+    Mistake("BEGINS_EACH_PIECE", "decode", ("tokens in the cache", f"{OWN}", "(BeginsEachPiece)")),
+    Mistake("LEAKS_STATES", "generate", ("new token 0", f"{OWN}", "(LeaksStates)")),
     Mistake("NO_GRADIENT", "gradients", ("no gradient at all", "'layers.1.mlp.gate.weight'", "(LosesGradients)")),
     Mistake(
         "TRAINS_A_BUFFER",

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from reallm.model.attention.functional import AttentionSpec, attend_packed, attend_sequence
 from reallm.model.attention.gqa import Attention
 from reallm.model.attention.kv_cache import CacheTensor, store
+from reallm.model.attention.states import read_states, write_states
 from reallm.model.block import Block
 from reallm.model.config import ReaLModelConfig
 from reallm.model.forward_context import ForwardContext
 from reallm.model.layers import GatedMLP, Linear, RMSNorm
 from reallm.model.packed import PackedSequences
 from reallm.model.sharding import Shard
+from reallm_hf_lfm2.layers import ShortConv
 
 
 class GoodMLP(GatedMLP):
@@ -153,6 +155,36 @@ class CountsTokens(Attention):
             counts[row, 0, 0] = total = cached[row] + len(queries)
             outputs.append(attend_sequence(queries, keys[row, :, :total], values[row, :, :total], self.spec))
         return self.o(torch.cat(outputs).flatten(-2))
+
+
+class ConvolvesThePack(ShortConv):
+    """Convolves the whole pack as if it were one sequence."""
+
+    def forward(self, hidden: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
+        if cache is None:
+            context = dataclasses.replace(context, seqs=PackedSequences.from_lengths([len(hidden)]))
+        return super().forward(hidden, context, cache)
+
+
+class BeginsEachPiece(ShortConv):
+    """Reads states for single tokens only: each piece of a prompt begins with zeros."""
+
+    def forward(self, hidden: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
+        b, c, x = self.project(hidden)
+        states = read_states(cache, self.cache_spec, context.seqs) if context.seqs.max_length == 1 else None
+        y, after = self.conv(b * x, context.seqs, states and states[0])
+        write_states(cache, self.cache_spec, after)
+        return self.out(c * y)
+
+
+class LeaksStates(ShortConv):
+    """Reads what is in the cache, also of sequences that begin: in a row that has been another's, its state."""
+
+    def forward(self, hidden: Tensor, context: ForwardContext, cache: Any = None) -> Tensor:
+        b, c, x = self.project(hidden)
+        y, after = self.conv(b * x, context.seqs, None if cache is None else cache[0])
+        write_states(cache, self.cache_spec, after)
+        return self.out(c * y)
 
 
 class NormsAfterRotating(Attention):

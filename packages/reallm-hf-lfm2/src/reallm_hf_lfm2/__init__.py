@@ -1,0 +1,1 @@
+"""LFM2 model families for reallm."""
