@@ -518,7 +518,7 @@ MISTAKES = (
     Mistake("COUNTS_TOKENS", "generate", ("new token", f"{OWN}", "(CountsTokens)")),
     Mistake("CONVOLVES_THE_PACK", "packing", ("of those of each sequence alone", f"{OWN}", "(ConvolvesThePack)")),
     Mistake("BEGINS_EACH_PIECE", "decode", ("tokens in the cache", f"{OWN}", "(BeginsEachPiece)")),
-    Mistake("LEAKS_STATES", "generate", ("new token 0", f"{OWN}", "(LeaksStates)")),
+    Mistake("LEAKS_STATES", "generate", ("new token", f"{OWN}", "(LeaksStates)")),
     Mistake("NO_GRADIENT", "gradients", ("no gradient at all", "'layers.1.mlp.gate.weight'", "(LosesGradients)")),
     Mistake(
         "TRAINS_A_BUFFER",
