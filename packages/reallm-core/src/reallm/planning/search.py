@@ -30,13 +30,13 @@ from reallm.planning.simulator import Outcome, Simulator
 
 EXHAUSTIVE_RANKS = 16
 """Ranks up to which all plans are considered."""
-EVALUATIONS = 10_000
+EVALUATIONS = 20_000
 """Changes that annealing tries."""
 PARTIAL_PLANS = 100_000
 """Partial plans that the exhaustive search tries before it gives up."""
 SHORTER = 8
 """By what factor the exhaustive search with smaller micro-batches is shorter than the one before."""
-SHORTER_ANNEALING = 30
+SHORTER_ANNEALING = 60
 """The same of annealing, which begins with a good plan then."""
 CLOSE = 0.03
 """Share by which the plan of an exhaustive search that gave up may be slower than its bound, for it to be the last."""
