@@ -66,6 +66,28 @@ def test_two_ranks():
     )
 
 
+def answers(rank: int, case: Case, offloads: bool) -> object:
+    """What a model generates, and the log-probabilities of that, after a training step."""
+    engine, prompts = case.engine(), [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    engine.train_batch(BATCHES[0], SFTInterface())
+    found: list[object] = []
+    for compute in (
+        lambda: engine.model.generate(prompts, max_new_tokens=6, temperature=0.0),
+        lambda: engine.model.token_logprobs(torch.arange(9), torch.tensor([0, 4, 9], dtype=torch.int32)).tolist(),
+    ):
+        if offloads:
+            engine.async_offload()
+            engine.wait_for_offload()
+        found.append(repr(compute()))
+    return found
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_an_offloaded_model_whose_parameters_are_gathered_generates_as_one_that_stays(zero: int) -> None:
+    case = Case("fsdp2", zero=zero)
+    assert on_ranks(2, answers, case, True) == on_ranks(2, answers, case, False)
+
+
 def test_who_reads_the_state_is_waited_for():
     engine = Case(None).engine()
     engine.train_batch(BATCHES[0], SFTInterface())

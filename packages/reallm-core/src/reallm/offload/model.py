@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from reallm.model.parameter_names import block_layers, layer_number
@@ -40,7 +39,7 @@ class ModelOffload:
         self._offload = Offload(groups, device, stream=stream, keep=keep)
         self._undo: list[Callable[[], None]] = []
         if is_fsdp(network) or network.is_compiled:  # their layers are not run by calling them one by one
-            self._reload_before_forward(network)
+            self._reload_before_use(network)
         else:
             for index, number in enumerate(numbers):
                 self._load_in_turn(network.layers[str(number)], index, is_last=index == len(numbers) - 1)
@@ -78,15 +77,16 @@ class ModelOffload:
     def _before(self, index: int, *_: object) -> None:
         self._offload.before_use(index)
 
-    def _reload_before_forward(self, network: Transformer) -> None:
-        forward_hidden = network.forward_hidden
+    def _reload_before_use(self, network: Transformer) -> None:
+        """Have a network load all layers before its forward pass, and before FSDP gathers parameters for several."""
+        for name in ("forward_hidden", *(["unshard"] if is_fsdp(network) else [])):
+            use = getattr(network, name)
+            setattr(network, name, partial(self._after_reloading, use))
+            self._undo.append(partial(setattr, network, name, use))
 
-        def after_reloading(*args: Any, **options: Any) -> torch.Tensor:
-            self.reload()
-            return forward_hidden(*args, **options)
-
-        network.forward_hidden = after_reloading  # type: ignore[method-assign]
-        self._undo.append(lambda: setattr(network, "forward_hidden", forward_hidden))
+    def _after_reloading(self, use: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        self.reload()
+        return use(*args, **options)
 
     def _remove_hooks(self) -> None:
         for undo in self._undo:
