@@ -124,7 +124,7 @@ def test_bad_checkpoints_are_refused_in_one_line(tmp_path):
         (config(attention_bias=True), "lacks 'model.layers.0.self_attn.k_proj.bias'"),
         (config(vocab_size=98), r"has shape \[97, 32\], but config.json asks for \[98, 32\]"),
         (config(model_type="nemotron", architectures=["NemotronForCausalLM"]),
-         "no installed family reads model_type 'nemotron'.*llama.*; write one: reallm plugins new family NAME"),
+         "no installed family reads model_type 'nemotron'.*llama.*; or write one: reallm plugins new family NAME"),
         (config(architectures=["LlamaForTokenClassification"]),
          "'?LlamaForTokenClassification'? is not one that family 'llama' reads"),
         (config(quantization_config={"quant_method": "gptq"}), "unsupported quantization_config"),

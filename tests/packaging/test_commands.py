@@ -53,7 +53,14 @@ def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others
 
 def test_each_package_of_families_has_an_environment_with_the_core_alone(tox):
     (section,) = [section for section in tox.sections() if section.startswith("testenv:reallm-hf-{")]
-    families = [package.name for package in packages() if package.name.startswith("reallm-hf-")]
+    families = [
+        package.name
+        for package in packages()
+        if any(
+            name.startswith("family.")
+            for name in pyproject(package)["project"].get("entry-points", {}).get("reallm", {})
+        )
+    ]
     assert expanded(section.partition(":")[2]) == families
     assert tox[section]["commands_pre"].endswith("reallm-core reallm-devkit {env_name}")
 
@@ -117,6 +124,7 @@ def test_folders_of_tests_are_those_of_the_code():
     rooms = {
         "devkit": ROOT / "packages/reallm-devkit/src/reallm_devkit",
         "datasets": ROOT / "packages/reallm-datasets",
+        "hf_transformers": ROOT / "packages/reallm-hf-transformers",
         "reward_functions": ROOT / "packages/reallm-rewards",
     }
     core = ROOT / "packages/reallm-core/src/reallm"

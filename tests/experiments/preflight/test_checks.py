@@ -29,7 +29,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def known_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any config.json is one that an installed family reads."""
-    monkeypatch.setattr(checks, "family_for", lambda raw, path: None)
+    monkeypatch.setattr(checks, "family_for", lambda raw, path, implementation: None)
     monkeypatch.setattr(checks, "config_from_hf", lambda family, raw, source: None)
 
 

@@ -55,7 +55,8 @@ def test_unknown_names_suggest_the_nearest():
     [
         (
             raw("nemotron", "NemotronForCausalLM"),
-            "model_type 'nemotron'.*llama.*mistral.*; write one: reallm plugins new family NAME --model-type nemotron$",
+            "model_type 'nemotron'.*llama.*mistral.*; model.implementation=transformers may train it today, slowly; "
+            "or write one: reallm plugins new family NAME --model-type nemotron$",
         ),
         (raw("lama5", "Lama5ForCausalLM"), r"model_type 'lama5'.*; try pip install reallm-hf-lama5 \(if it exists\)$"),
         (

@@ -17,7 +17,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from reallm.hf.family import HFFamily
-    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, LoggerSpec, RewardSpec
+    from reallm.specs import Algorithm, CallbackSpec, DatasetSpec, ImplementationSpec, LoggerSpec, RewardSpec
 
 HOOK_API = (1, 5)
 """Version (major, minor) of the hook API. A plugin may state the one it was made for: `REALLM_HOOK_API = "1.5"`."""
@@ -55,3 +55,8 @@ def reallm_callbacks() -> Mapping[str, CallbackSpec]:  # type: ignore[empty-body
 @hookspec
 def reallm_rewards() -> Mapping[str, RewardSpec]:  # type: ignore[empty-body]
     """Reward functions by name: `{"exact_match": RewardSpec("my_package.rewards:exact_match")}`."""
+
+
+@hookspec
+def reallm_implementations() -> Mapping[str, ImplementationSpec]:  # type: ignore[empty-body]
+    """Other networks for checkpoints, by name: `{"other": ImplementationSpec("my_package.family:family_of")}`."""

@@ -235,6 +235,28 @@ class CallbackSpec:
         return resolve(self.callback)
 
 
+STANDARD_IMPLEMENTATION = "reallm"
+"""The implementation of networks that an installed family describes; all others are offered by plugins."""
+
+
+@dataclass(frozen=True)
+class ImplementationSpec:
+    """Networks for checkpoints of any model type, which take the place of the installed family's where a run asks.
+
+    Nothing chooses one by itself: users write `model.implementation=<name>`.
+    """
+
+    family: Callable[..., Any] | str
+    """Function, or a lazy `"module:function"`, called as `family(raw, source)` with the content of a `config.json`,
+    and the path that errors name; it returns the `HFFamily` that reads such checkpoints, the same object for the same
+    content. Raises `CheckpointError` for a model that it cannot compute, with the reason."""
+    description: str = ""
+
+    def family_of(self, raw: Mapping[str, Any], source: str | Path) -> Any:
+        """The `HFFamily` for the content of a `config.json`; the function is imported now."""
+        return resolve(self.family)(raw, source)
+
+
 CallKind = Literal["generate", "inference", "train_step", "reward"]
 """What a call does: `generate` and `inference` compute outputs with a model, `train_step` trains it, and `reward` calls
 a function without a model."""

@@ -62,6 +62,11 @@ if TYPE_CHECKING:
     from reallm_devkit.testing.checks import Check, CheckFailed, Failure, Skipped, check
     from reallm_devkit.testing.datasets.kit import DATASET_CHECKS, DatasetKit, check_dataset
     from reallm_devkit.testing.families.kit import FAMILY_CHECKS, FamilyKit, check_family
+    from reallm_devkit.testing.implementations.kit import (
+        IMPLEMENTATION_CHECKS,
+        ImplementationKit,
+        check_implementation,
+    )
     from reallm_devkit.testing.kit import Kit, run
     from reallm_devkit.testing.loggers.kit import LOGGER_CHECKS, LoggerKit, check_logger
     from reallm_devkit.testing.report import Report, Result
@@ -79,6 +84,8 @@ _MODULES = {
     "FAMILY_CHECKS": "reallm_devkit.testing.families.kit",
     "FamilyKit": "reallm_devkit.testing.families.kit",
     "Failure": "reallm_devkit.testing.checks",
+    "IMPLEMENTATION_CHECKS": "reallm_devkit.testing.implementations.kit",
+    "ImplementationKit": "reallm_devkit.testing.implementations.kit",
     "Kit": "reallm_devkit.testing.kit",
     "LOGGER_CHECKS": "reallm_devkit.testing.loggers.kit",
     "LoggerKit": "reallm_devkit.testing.loggers.kit",
@@ -92,6 +99,7 @@ _MODULES = {
     "check_callback": "reallm_devkit.testing.callbacks.kit",
     "check_dataset": "reallm_devkit.testing.datasets.kit",
     "check_family": "reallm_devkit.testing.families.kit",
+    "check_implementation": "reallm_devkit.testing.implementations.kit",
     "check_logger": "reallm_devkit.testing.loggers.kit",
     "check_reward": "reallm_devkit.testing.rewards.kit",
     "run": "reallm_devkit.testing.kit",
@@ -102,6 +110,7 @@ __all__ = [
     "CALLBACK_CHECKS",
     "DATASET_CHECKS",
     "FAMILY_CHECKS",
+    "IMPLEMENTATION_CHECKS",
     "LOGGER_CHECKS",
     "REWARD_CHECKS",
     "AlgorithmKit",
@@ -111,6 +120,7 @@ __all__ = [
     "DatasetKit",
     "Failure",
     "FamilyKit",
+    "ImplementationKit",
     "Kit",
     "LoggerKit",
     "Report",
@@ -122,6 +132,7 @@ __all__ = [
     "check_callback",
     "check_dataset",
     "check_family",
+    "check_implementation",
     "check_logger",
     "check_reward",
     "run",

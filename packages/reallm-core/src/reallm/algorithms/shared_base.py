@@ -28,7 +28,8 @@ def shared_bases(config: TrainingConfig, graph: Graph) -> dict[str, str]:
 
 def _is_base_of(args: ModelArgs, trained: ModelArgs) -> bool:
     same = all(
-        getattr(args, name) == getattr(trained, name) for name in ("dtype", "device", "is_critic", "resize_vocab")
+        getattr(args, name) == getattr(trained, name)
+        for name in ("implementation", "dtype", "device", "is_critic", "resize_vocab")
     )
     return (
         same

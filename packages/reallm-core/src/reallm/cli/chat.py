@@ -21,6 +21,7 @@ from reallm.errors import DataError, did_you_mean
 from reallm.generation.conversation import Conversation
 from reallm.generation.request import Completion, FinishedEvent, Request
 from reallm.printable import printable
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig
@@ -167,7 +168,15 @@ def _bytes_waiting(terminal: int) -> int:
     return int.from_bytes(fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def converse(key: str, path: str, config: GenerationConfig, *, device: str, adapter: str | None = None) -> None:
+def converse(
+    key: str,
+    path: str,
+    config: GenerationConfig,
+    *,
+    device: str,
+    adapter: str | None = None,
+    implementation: str = STANDARD_IMPLEMENTATION,
+) -> None:
     """Load a model and talk with it on the terminal.
 
     Args:
@@ -176,6 +185,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str, adap
         config: settings for sampling tokens and for ending an answer.
         device: value of `--device`.
         adapter: value of `--adapter`.
+        implementation: value of `--implementation`.
     """
     from reallm.data.chat.template import ChatTemplate
     from reallm.launch.signals import stop_requests
@@ -183,7 +193,7 @@ def converse(key: str, path: str, config: GenerationConfig, *, device: str, adap
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` editing, history and pastes of several lines
 
-    loaded = load_model(check_model(key, path, adapter), device=device, chat=True)
+    loaded = load_model(check_model(key, path, adapter, implementation), device=device, chat=True)
 
     from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
 

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reallm.cli.generation_model import AdapterOption, DeviceOption, check_device, check_model, events, load_model
+from reallm.cli.generation_model import (
+    AdapterOption,
+    DeviceOption,
+    ImplementationOption,
+    check_device,
+    check_model,
+    events,
+    load_model,
+)
 from reallm.errors import ConfigError
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig
@@ -32,6 +41,7 @@ def generate(
         typer.Option(metavar="PATH", help="Checkpoint, if it is not the first argument: all arguments are texts then."),
     ] = None,
     adapter: AdapterOption = None,
+    implementation: ImplementationOption = STANDARD_IMPLEMENTATION,
     prompts_file: Annotated[
         Path | None,
         typer.Option(
@@ -131,17 +141,35 @@ def generate(
     if is_conversation:
         from reallm.cli.chat import converse
 
-        converse(key, path, config, device=device, adapter=adapter)
+        converse(key, path, config, device=device, adapter=adapter, implementation=implementation)
     elif output is not None:
         from reallm.cli.generate_file import generate_file
 
         assert prompts_file is not None
         generate_file(
-            key, path, prompts_file, output, config, chat=chat, device=device, overwrite=overwrite, adapter=adapter
+            key,
+            path,
+            prompts_file,
+            output,
+            config,
+            chat=chat,
+            device=device,
+            overwrite=overwrite,
+            adapter=adapter,
+            implementation=implementation,
         )
     else:
         _print_completions(
-            key, path, texts, prompts_file, config, chat=chat, device=device, as_json=as_json, adapter=adapter
+            key,
+            path,
+            texts,
+            prompts_file,
+            config,
+            chat=chat,
+            device=device,
+            as_json=as_json,
+            adapter=adapter,
+            implementation=implementation,
         )
 
 
@@ -207,6 +235,7 @@ def _print_completions(
     device: str,
     as_json: bool,
     adapter: str | None,
+    implementation: str,
 ) -> None:
     """Print completions while they are generated."""
     from reallm.cli.generation_view import JsonView, TextView
@@ -221,7 +250,7 @@ def _print_completions(
     if as_json:
         for prompt in prompts:
             check_columns(prompt.row)
-    folders = check_model(key, path, adapter)
+    folders = check_model(key, path, adapter, implementation)
     loaded = load_model(folders, device=device, chat=chat)
 
     from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right

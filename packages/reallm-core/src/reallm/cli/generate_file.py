@@ -17,6 +17,7 @@ from reallm.generation.completion_file import CompletionFile, partial_folder
 from reallm.generation.prompt_files import check_prompts, complete_prompts
 from reallm.generation.prompts import PromptEncoder, read_prompts
 from reallm.launch.signals import stop_requests
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig
@@ -33,6 +34,7 @@ def generate_file(
     device: str,
     overwrite: bool,
     adapter: str | None = None,
+    implementation: str = STANDARD_IMPLEMENTATION,
 ) -> None:
     """Write the rows of a file of prompts with their completions; a call after a kill goes on where that one was.
 
@@ -46,17 +48,19 @@ def generate_file(
         device: value of `--device`.
         overwrite: replace the file if it exists, and start afresh.
         adapter: value of `--adapter`.
+        implementation: value of `--implementation`.
     """
     if prompts_file.resolve() == output.resolve():
         raise DataError(f"--output {output} is the file of prompts; give another name")
     console = Console(stderr=True)
     with RowProgress("checking prompts", lambda: None, console=console) as checking:
         n_rows = check_prompts(prompts_file, chat=chat, on_row=lambda: checking.advance(1))
-    folders = check_model(key, path, adapter)
+    folders = check_model(key, path, adapter, implementation)
     settings = {
         "model": str(folders.base.resolve()),
         "weights": checkpoint_fingerprint(folders.base),
         **({} if folders.adapter is None else {"adapter": checkpoint_fingerprint(folders.adapter)}),
+        **({} if implementation == STANDARD_IMPLEMENTATION else {"implementation": implementation}),
         "chat": chat,
         **asdict(config),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from reallm.errors import CheckpointError, ConfigError
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,21 +41,36 @@ AdapterOption = Annotated[
 """The option `--adapter`."""
 
 
+ImplementationOption = Annotated[
+    str,
+    typer.Option(
+        "--implementation",
+        metavar="NAME",
+        help="Whose layers compute the model: those of the installed families, or a plugin's, such as transformers.",
+    ),
+]
+"""The option `--implementation`."""
+
+
 class ModelFolders(NamedTuple):
-    """The folders that a model is loaded from."""
+    """The folders that a model is loaded from, and the name of what computes it."""
 
     base: Path
     adapter: Path | None
     tokenizer: Path
+    implementation: str
 
 
-def check_model(key: str, path: str, adapter: str | None = None) -> ModelFolders:
+def check_model(
+    key: str, path: str, adapter: str | None = None, implementation: str = STANDARD_IMPLEMENTATION
+) -> ModelFolders:
     """Check that a model can be loaded, without loading it; returns its folders, downloaded if it is on the hub.
 
     Args:
         key: what errors call the model, as it was given: `--model`.
         path: a checkpoint's folder, that of a run, or an id on the hub; or an adapter whose base model is at hand.
         adapter: the value of `--adapter`.
+        implementation: the value of `--implementation`.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -83,8 +99,8 @@ def check_model(key: str, path: str, adapter: str | None = None) -> ModelFolders
         except CheckpointError as error:
             raise ConfigError(f"--adapter: {error}") from error
     tokenizer = tokenizer_folder(base, found)
-    check_checkpoint(key, str(base), needs_tokenizer=tokenizer == base)
-    return ModelFolders(base, found, tokenizer)
+    check_checkpoint(key, str(base), implementation, needs_tokenizer=tokenizer == base)
+    return ModelFolders(base, found, tokenizer, implementation)
 
 
 def check_device(device: str) -> None:
@@ -124,7 +140,9 @@ def load_model(folders: ModelFolders, *, device: str, dtype: str | None = None, 
     if wanted is None and found.type == "cpu":
         wanted = torch.float32
     lora = None if folders.adapter is None else LoRAArgs(path=str(folders.adapter))
-    model = ReaLModel.from_pretrained(folders.base, dtype=wanted, device=found, lora=lora)
+    model = ReaLModel.from_pretrained(
+        folders.base, dtype=wanted, device=found, lora=lora, implementation=folders.implementation
+    )
     return LoadedModel(model.merged(), tokenizer)
 
 

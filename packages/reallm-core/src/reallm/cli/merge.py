@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from reallm.cli.generation_model import ImplementationOption
 from reallm.errors import ConfigError
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 
 def merge(
@@ -19,6 +21,7 @@ def merge(
         str | None,
         typer.Option(metavar="MODEL", help="Base model, if it is not where the adapter says.", show_default=False),
     ] = None,
+    implementation: ImplementationOption = STANDARD_IMPLEMENTATION,
     dtype: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="bfloat16, float32, ... Default: as the base model.", show_default=False),
@@ -49,7 +52,10 @@ def merge(
     wanted = None if dtype is None else as_dtype(dtype, "--dtype")
     has_scalar_head = AdapterFolder(folder).raw.get("task_type") == "SEQ_CLS"
     model = ReaLModel.from_pretrained(
-        model_folder, is_critic=True if has_scalar_head else None, lora=LoRAArgs(path=str(folder))
+        model_folder,
+        is_critic=True if has_scalar_head else None,
+        lora=LoRAArgs(path=str(folder)),
+        implementation=implementation,
     )
     merged = model.merged()
     tokenizer = None if tokenizer_folder(model_folder, folder) == model_folder else load_tokenizer(folder)

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reallm.cli.generation_model import AdapterOption, DeviceOption, check_device, check_model, load_model
+from reallm.cli.generation_model import (
+    AdapterOption,
+    DeviceOption,
+    ImplementationOption,
+    check_device,
+    check_model,
+    load_model,
+)
 from reallm.errors import ConfigError
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from socket import socket
@@ -31,6 +39,7 @@ def serve(
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="PATH", help="The same, as an option.")] = None,
     adapter: AdapterOption = None,
+    implementation: ImplementationOption = STANDARD_IMPLEMENTATION,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
     api_key: Annotated[
@@ -73,7 +82,7 @@ def serve(
     with bind(host, port) as bound:
         if api_key is None and not is_local(bound):
             typer.echo(f"warning: other machines may reach {host}, and no API key is asked for (--api-key)", err=True)
-        loaded, tokenizer = load_model(check_model(key, path, adapter), device=device, dtype=dtype)
+        loaded, tokenizer = load_model(check_model(key, path, adapter, implementation), device=device, dtype=dtype)
 
         from reallm.serving.app import create_app
         from reallm.serving.engine_thread import EngineThread

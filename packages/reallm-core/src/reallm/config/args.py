@@ -14,6 +14,7 @@ from reallm.generation.config import GenerationConfig
 from reallm.options import REQUIRED, option
 from reallm.parallel.layout import Layout
 from reallm.references import location_of
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 DATASET_KEY = "dataset"
 """Metadata key of a field for a dataset's configuration; its value is the name of the default dataset."""
@@ -33,6 +34,11 @@ class ModelArgs(ConfigGroup, group="model"):
     """
 
     path: str = option(REQUIRED, "HuggingFace checkpoint with its tokenizer: a folder, or a hub id such as org/name")
+    implementation: str = option(
+        STANDARD_IMPLEMENTATION,
+        "whose layers compute it: reallm, by the installed family of its model_type, or a plugin's, such as "
+        "transformers: any causal language model in transformers' own layers, slowly, without tp and pp",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
         "dtype for training; auto is float32 on a CPU and bfloat16 on a GPU that has it. "
@@ -102,7 +108,7 @@ class ReferenceArgs(ModelArgs):
     def following(self, trained: ModelArgs) -> ReferenceArgs:
         """The arguments with what training begins with as the default: checkpoint, and the adapter in `lora.path`."""
         lora = LoRAArgs(path=trained.lora.path) if trained.lora.path and not self.lora.is_on else self.lora
-        return dataclasses.replace(self, path=trained.path, lora=lora)
+        return dataclasses.replace(self, path=trained.path, implementation=trained.implementation, lora=lora)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ from reallm.notices import notify_once
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import fail_together
 from reallm.parallel.parallelize import load_local
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -110,6 +111,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         zero: int = 3,
         sequence_parallel: bool = False,
         lora: LoRAArgs | None = None,
+        implementation: str = STANDARD_IMPLEMENTATION,
     ) -> ReaLModel:
         """Load a model from a HuggingFace checkpoint: a folder, or an id on the hub; its config names the family.
 
@@ -130,6 +132,8 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
                 this process holds the whole model. See `ShardedModel` for `zero` and `sequence_parallel`.
             lora: low-rank adapters, new ones drawn from `seed`, or those of a folder. Then only they are trained,
                 and the scalar head of a critic.
+            implementation: whose layers compute it: reallm's, as the installed family says, or those of a plugin, such
+                as `"transformers"`.
 
         Raises:
             CheckpointError: the folder cannot be loaded; says what is wrong with it and how to fix it.
@@ -142,7 +146,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             if lora is not None and lora.is_on:
                 raise ConfigError(f"{folder} holds an adapter; give the folder of its base model together with lora")
             lora, folder, base = LoRAArgs(path=str(folder)), base_folder(folder), base_of_adapter(folder)
-        family = family_for(read_hf_config(folder), folder)
+        family = family_for(read_hf_config(folder), folder, implementation)
         return cls._from_folder(
             family,
             folder,

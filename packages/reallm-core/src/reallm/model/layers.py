@@ -11,6 +11,8 @@ Attributes by which a layer, including a family's custom layers, declares its pr
 - `fresh_parameter(name, generator)`: initial value of a parameter that differs from the default, which is normal for
   matrices, one for vectors and zero for biases.
 - `cache_spec`, of an attention layer: the tensors that it keeps for decoding; see `model.attention.kv_cache`.
+- `layout_blocker`, of a block: the reason that tensor and pipeline parallelism cannot split a network with it.
+- `compile_blocker`, of a block: what `torch.compile` does not work with.
 - `tp_units`: units, such as heads, that tensor parallelism divides evenly; see `model.sharding.TPUnits`.
 - `exact = False`, which `model.exact.ExactMode` sets to True: it has another way to compute, whose result for a token
   is the same, bit for bit, whatever else the pass computes.

@@ -51,6 +51,12 @@ def tp_units(config: ReaLModelConfig) -> tuple[TPUnits, ...]:
     return meta_model(config).tp_units()
 
 
+@lru_cache(maxsize=16)
+def layout_blocker(config: ReaLModelConfig) -> str | None:
+    """The reason that tensor and pipeline parallelism cannot split a network; None: they can."""
+    return meta_model(config).layout_blocker if config.custom_classes else None
+
+
 @dataclass(frozen=True)
 class ParameterInfo:
     """A parameter as its layer declares it."""

@@ -91,6 +91,7 @@ class Transformer(nn.Module):
         """Log in which forward passes in training record router statistics; None: they are not recorded."""
         numbers = all_layers(config) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in numbers})
+        self.compile_blocker = self._first_declared("compile_blocker")
         if config.lora is not None:
             self._add_adapters(config.lora, is_whole=layers is None)
 
@@ -167,6 +168,15 @@ class Transformer(nn.Module):
         return {
             number: next(_declared(self.layers[str(number)], "cache_spec"), default) for number in self.block_numbers
         }
+
+    @property
+    def layout_blocker(self) -> str | None:
+        """The reason that tensor and pipeline parallelism cannot split the network, as a block declares it; or None."""
+        return self._first_declared("layout_blocker")
+
+    def _first_declared(self, name: str) -> str | None:
+        blocks = (self.layers[str(number)] for number in self.block_numbers)
+        return next((found for block in blocks for found in _declared(block, name)), None)
 
     def tp_units(self) -> tuple[TPUnits, ...]:
         """The units of all blocks that tensor parallelism divides among ranks, as layers declare them.

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_WEIGHT, head_layer
-from reallm.model.parameters import ParameterInfo, parameter_infos, tp_units
+from reallm.model.parameters import ParameterInfo, layout_blocker, parameter_infos, tp_units
 from reallm.model.sharding import Box, units_of_rank
 from reallm.parallel.layout import Layout
 
@@ -109,12 +109,15 @@ def local_boxes(config: ReaLModelConfig, layout: Layout, rank: int) -> Mapping[s
 
 
 def check_fits(config: ReaLModelConfig, layout: Layout) -> None:
-    """Raise ConfigError, naming the size, unless a model can be split over a layout."""
+    """Raise ConfigError, naming the size or the block, unless a model can be split over a layout."""
     _check_sizes(config, layout.pp, layout.tp)
 
 
 @lru_cache(maxsize=4096)
 def _check_sizes(config: ReaLModelConfig, pp: int, tp: int) -> None:
+    blocker = layout_blocker(config) if tp * pp > 1 else None
+    if blocker is not None:
+        raise ConfigError(f"{f'tp={tp}' if tp > 1 else f'pp={pp}'}: {blocker}")
     stage_layers(config, pp)
     if tp == 1:
         return

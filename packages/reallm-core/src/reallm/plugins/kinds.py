@@ -37,6 +37,7 @@ KINDS = MappingProxyType(
             Kind("logger", "loggers", "reallm_loggers", "reallm.specs:LoggerSpec"),
             Kind("callback", "callbacks", "reallm_callbacks", "reallm.specs:CallbackSpec"),
             Kind("reward", "rewards", "reallm_rewards", "reallm.specs:RewardSpec"),
+            Kind("implementation", "implementations", "reallm_implementations", "reallm.specs:ImplementationSpec"),
         )
     }
 )

@@ -16,6 +16,7 @@ KITS = MappingProxyType(
         "logger": "reallm_devkit.testing.loggers.kit:LoggerKit",
         "callback": "reallm_devkit.testing.callbacks.kit:CallbackKit",
         "reward": "reallm_devkit.testing.rewards.kit:RewardKit",
+        "implementation": "reallm_devkit.testing.implementations.kit:ImplementationKit",
     }
 )
 """Kind of plugin -> `"module:class"` of its kit; there is one for each of `reallm.plugins.kinds.KINDS`."""

@@ -139,8 +139,9 @@ class PPOConfig(RewardedConfig):
 
     def __post_init__(self) -> None:
         if not self.critic.path and not is_missing(self.actor.path):
-            path = self.reward.path or self.actor.path
-            object.__setattr__(self, "critic", dataclasses.replace(self.critic, path=path))
+            begun = self.reward if self.reward.path else self.actor
+            critic = dataclasses.replace(self.critic, path=begun.path, implementation=begun.implementation)
+            object.__setattr__(self, "critic", critic)
         super().__post_init__()
         n = batch_size(self.dataset, "train")
         if n < self.ppo.ppo_n_minibatches:

@@ -66,6 +66,7 @@ def _offer_page(offer: Offer) -> tuple[str, list[Fact]]:
         "logger": _logger,
         "callback": _callback,
         "reward": _reward,
+        "implementation": _implementation,
     }
     facts = [
         ("description", offer.value.description),
@@ -142,6 +143,10 @@ def _reward(name: str, spec: Any) -> list[Fact]:
         ("needs", _needs(spec)),
         ("use", f"reward={name}"),
     ]
+
+
+def _implementation(name: str, spec: Any) -> list[Fact]:
+    return [("function", _reference(spec.family)), ("use", f"model.implementation={name}")]
 
 
 def _needs(spec: Any) -> str:

@@ -68,7 +68,7 @@ def refuse_changes(changed: Diff, run: RunFolder) -> None:
         is_fixed = (
             key in ("seed", "optimizer.name")
             or key.startswith("dataset.")
-            or key.endswith((".path", ".add_tokens", ".resize_vocab"))
+            or key.endswith((".path", ".implementation", ".add_tokens", ".resize_vocab"))
             or (".lora." in key and not key.endswith(".dropout"))
         )
         if is_fixed and key not in MAY_CHANGE:

@@ -33,6 +33,7 @@ from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
 from reallm.options import is_missing
 from reallm.parallel.layout import Layout
 from reallm.plugins import registry
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 
 def check(config: Any, graph: Graph, *, training: bool = True) -> None:
@@ -69,7 +70,7 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
             config = with_base_models(config, [role])
         args = model_args(config, role)
         if not (is_resume and is_trained):  # trained models are in the run's checkpoint
-            check_checkpoint(f"{role}.path", args.path)
+            check_checkpoint(f"{role}.path", args.path, args.implementation)
             check_head(f"{role}.path", args, is_trained=is_trained)
             check_adapters(role, args, is_trained=is_trained, exact=getattr(config, "exact", False))
         check_device(args.device)
@@ -147,12 +148,17 @@ def check_dataset_keys(config: Any, graph: Graph) -> None:
         graph.check_producers(keys, name)
 
 
-def check_checkpoint(key: str, path: str, *, needs_tokenizer: bool = True) -> None:
-    """Check that an installed family can read the checkpoint, its files are complete, and it has a tokenizer."""
+def check_checkpoint(
+    key: str, path: str, implementation: str = STANDARD_IMPLEMENTATION, *, needs_tokenizer: bool = True
+) -> None:
+    """Check that an installed family can read the checkpoint, its files are complete, and it has a tokenizer.
+
+    An `implementation` of a plugin takes the place of the families.
+    """
     try:
         folder = resolve_path(path)
         raw = read_hf_config(folder)
-        config_from_hf(family_for(raw, folder), raw, source=folder / CONFIG_NAME)
+        config_from_hf(family_for(raw, folder, implementation), raw, source=folder / CONFIG_NAME)
 
         from reallm.checkpoint.reader import open_checkpoint  # imports torch, so only when everything else is right
 
@@ -170,7 +176,7 @@ def check_head(key: str, args: ModelArgs, *, is_trained: bool) -> None:
     """Check that a checkpoint has the output head that its role needs; a trained critic may get a new one."""
     folder = resolve_path(args.path)
     raw = read_hf_config(folder)
-    is_critic = has_critic_head(family_for(raw, folder), raw)
+    is_critic = has_critic_head(family_for(raw, folder, args.implementation), raw)
     if is_critic and not args.is_critic:
         raise ConfigError(f"{key}={args.path}: {raw['architectures'][0]} is a reward model; take a language model")
     if args.is_critic and not is_critic and not is_trained:
@@ -235,7 +241,7 @@ def check_layouts(config: Any, graph: Graph, *, known: Sequence[str], training: 
         layout = given.get(call.name, Layout(pp=parallel.pp, tp=parallel.tp))
         prefix = f"{call.name}.layout={layout.short}: " if call.name in given else PREFIX
         if call.role in known:
-            check_layout(f"{call.role}.path", model_args(config, call.role).path, layout, prefix)
+            check_layout(f"{call.role}.path", model_args(config, call.role), layout, prefix)
         if call.kind != "train_step" or not training:
             continue
         optimizer = role_optimizer(config, call.role)
@@ -245,12 +251,12 @@ def check_layouts(config: Any, graph: Graph, *, known: Sequence[str], training: 
             check_unsharded(optimizer, parallel.smallest_layout)
 
 
-def check_layout(key: str, path: str, layout: Layout, prefix: str = PREFIX) -> None:
+def check_layout(key: str, args: ModelArgs, layout: Layout, prefix: str = PREFIX) -> None:
     """Check that the model of a checkpoint can be split over a layout, by its config alone.
 
     Args:
         key: key of the checkpoint.
-        path: its path.
+        args: arguments of the model.
         layout: the layout.
         prefix: beginning of the message of an error, before the size that does not fit.
     """
@@ -259,13 +265,13 @@ def check_layout(key: str, path: str, layout: Layout, prefix: str = PREFIX) -> N
     from reallm.parallel.sharding import check_fits  # imports torch, so only when it is needed
 
     try:
-        check_fits(load_model_config(path), layout)
+        check_fits(load_model_config(args.path, implementation=args.implementation), layout)
         for rank in layout.ranks if layout.tp > 1 else ():
             coordinate = layout.coordinate(rank)
             assert coordinate is not None
             layout.check_ascending(layout.tp_ranks(coordinate))
     except ConfigError as error:
-        raise ConfigError(f"{prefix}{error} ({key}={path})") from error
+        raise ConfigError(f"{prefix}{error} ({key}={args.path})") from error
 
 
 def check_device(name: str) -> None:

@@ -61,7 +61,7 @@ def estimate_model(
         model: its architecture; None: that of its checkpoint.
     """
     return estimate(
-        model or load_model_config(args.path, is_critic=args.is_critic),
+        model or load_model_config(args.path, is_critic=args.is_critic, implementation=args.implementation),
         dtype,
         device,
         largest,

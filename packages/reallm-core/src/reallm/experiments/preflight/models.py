@@ -30,14 +30,15 @@ def planned_model(args: ModelArgs, n_tokens: int | None) -> ReaLModelConfig:
             of such a model.
         ConfigError: there is no such layer to adapt.
     """
-    model = load_model_config(args.path, is_critic=args.is_critic)
+    model = load_model_config(args.path, is_critic=args.is_critic, implementation=args.implementation)
     model = model.replace(vocab_size=max(model.vocab_size, n_tokens or 0))
     if not args.lora.is_on:
         return model
     from reallm.checkpoint.adapter import with_adapters  # imports torch, so only when it is needed
 
     folder = resolve_path(args.path, weights=False)
-    return with_adapters(family_for(read_hf_config(folder), folder), model, args.lora)
+    family = family_for(read_hf_config(folder), folder, args.implementation)
+    return with_adapters(family, model, args.lora)
 
 
 def with_base_models(config: T, roles: Sequence[str]) -> T:

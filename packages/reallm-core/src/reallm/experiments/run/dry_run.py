@@ -87,8 +87,8 @@ def _checked_model(plan: Plan, graph: Graph, role: str, job: Job) -> ReaLModelCo
     if not job.is_alone:
         choose_device(args.device, job.local_size - 1)  # the last process needs a GPU too
     folder = resolve_path(args.path)
-    model = load_model_config(folder)
-    family = family_for(read_hf_config(folder), folder)
+    model = load_model_config(folder, implementation=args.implementation)
+    family = family_for(read_hf_config(folder), folder, args.implementation)
     check_headers(folder, family, model)
     check_files_finite(folder, family, model)
     return planned_model(args, min_vocab_size(plan.config, graph, plan.data.tokenizer, role))

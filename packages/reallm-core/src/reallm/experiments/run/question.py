@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from reallm.config.args import ModelArgs
 from reallm.data.datasets import Samples
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +39,13 @@ def question(samples: Samples, interface: Any, tokenizer: PreTrainedTokenizerBas
         if asked is not None and _is_short(asked, tokenizer):
             return f"--chat {shlex.quote(asked)}" if is_chat else shlex.quote(asked)
     return f'--chat "{DEFAULT_QUESTION}"' if is_chat else f'"{DEFAULT_PROMPT}"'
+
+
+def with_implementation(arguments: str, args: ModelArgs) -> str:
+    """Arguments of `reallm generate` for a model that layers of a plugin compute, if they do."""
+    if args.implementation == STANDARD_IMPLEMENTATION:
+        return arguments
+    return f"--implementation {shlex.quote(args.implementation)} {arguments}"
 
 
 def _prompts(samples: Samples, interface: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:

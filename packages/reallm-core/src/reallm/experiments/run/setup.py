@@ -343,6 +343,7 @@ def load_roles(
             zero=config.parallel.zero,
             sequence_parallel=config.parallel.sequence_parallel,
             lora=args.lora,
+            implementation=args.implementation,
         )
         checkpoint_dtype = model.dtype
         model.to(choose_dtype(args.dtype, device))
@@ -410,7 +411,7 @@ def check_lengths(
     are_prompts = "prompt_ids" in samples[0]
     with_answers = " with the longest answer" if are_prompts else ""
     for args in models:
-        model = load_model_config(args.path)
+        model = load_model_config(args.path, implementation=args.implementation)
         limit = model.longest_sequence
         if limit is None or length <= limit:
             if model.outgrown_by(length):

@@ -39,7 +39,7 @@ from reallm.experiments.run.messages import model_line, overview
 from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.precomputed import Precomputation, keep
 from reallm.experiments.run.progress import TrainingProgress, print_line
-from reallm.experiments.run.question import question
+from reallm.experiments.run.question import question, with_implementation
 from reallm.experiments.run.run_view import RunState
 from reallm.experiments.run.setup import Data, load_roles
 from reallm.experiments.runs.rollouts import drop_rollouts_after, write_rollouts
@@ -176,7 +176,9 @@ class Trainer:
             loggers=Loggers(specs, folder.path, run.settings, echo, resume_step=resume_step),
             best=BestMetric(config.tracked_metric, config.best_mode, config.stop_after_evals_without_gain),
             callbacks=callbacks,
-            question=question(data.train, plan.interfaces[trained[0]], data.tokenizer),
+            question=with_implementation(
+                question(data.train, plan.interfaces[trained[0]], data.tokenizer), roles[trained[0]].args
+            ),
         )
         for role in roles.values():
             if role.engine is not None:

@@ -14,6 +14,7 @@ from reallm.hf.family import HFFamily
 from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.config import ReaLModelConfig
 from reallm.notices import notify_once
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +36,20 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
     raise ConfigError(f"expected a HuggingFace configuration or its dict, not {kind_of(config)}")
 
 
-def load_model_config(path: str | Path, *, is_critic: bool | None = None) -> ReaLModelConfig:
+def load_model_config(
+    path: str | Path, *, is_critic: bool | None = None, implementation: str = STANDARD_IMPLEMENTATION
+) -> ReaLModelConfig:
     """The architecture of a checkpoint, given as a folder or a hub id; reads only its `config.json`.
 
-    `is_critic` is that of `config_from_hf`.
+    `is_critic` is that of `config_from_hf`, `implementation` that of `family_for`.
 
     Raises:
         CheckpointError: it is not a checkpoint, no installed family reads it, or a key is unsupported.
     """
     folder = resolve_path(path, weights=False)
     raw = read_hf_config(folder)
-    return config_from_hf(family_for(raw, folder), raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+    family = family_for(raw, folder, implementation)
+    return config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
 
 
 def has_critic_head(family: HFFamily, raw: Mapping[str, Any]) -> bool:

@@ -11,9 +11,11 @@ from reallm.errors import CheckpointError, PluginError, UnknownNameError, quoted
 from reallm.hf.conversion.transformers_io import obstacle_to_family
 from reallm.hf.family import HFFamily
 from reallm.plugins import registry
-from reallm.plugins.known import providers
+from reallm.plugins.known import providers, suggested_first
+from reallm.specs import STANDARD_IMPLEMENTATION
 
 KIND = "family"
+IMPLEMENTATION = "implementation"
 
 
 def get_family(name: str) -> HFFamily:
@@ -28,13 +30,23 @@ def get_family(name: str) -> HFFamily:
     return family
 
 
-def family_for(raw: Mapping[str, Any], path: str | Path = "config.json") -> HFFamily:
+def family_for(
+    raw: Mapping[str, Any], path: str | Path = "config.json", implementation: str = STANDARD_IMPLEMENTATION
+) -> HFFamily:
     """The family of a `config.json`, by its `model_type` and `architectures`; `path` is named in errors.
 
+    An `implementation` of a plugin takes the place of the installed families.
+
     Raises:
-        CheckpointError: no installed family reads it; names the installed ones and what to install.
+        CheckpointError: no installed family reads it; names the installed ones and what to install. Or the
+            implementation cannot compute it.
+        UnknownNameError: no installed plugin offers the implementation.
         PluginError: the plugin that offers the family is broken.
     """
+    if implementation != STANDARD_IMPLEMENTATION:
+        found = registry.get(IMPLEMENTATION, implementation).family_of(raw, path)
+        assert isinstance(found, HFFamily)
+        return found
     model_type, architectures = raw.get("model_type"), tuple(raw.get("architectures") or ())
     if model_type is None and not architectures:
         raise CheckpointError(
@@ -123,7 +135,16 @@ def _no_family(model_type: Any, architectures: tuple[str, ...]) -> str:
     if obstacle:
         return f"{text}; none can be written: {obstacle}, and reallm has only causal decoders"
     if obstacle == "":
-        return f"{text}; write one: reallm plugins new family NAME --model-type {model_type}"
+        return f"{text}; {_other_implementations()}write one: reallm plugins new family NAME --model-type {model_type}"
     # An installed family of that name reads another model type.
     hint = registry.install_hint(KIND, model_type) if model_type not in installed else ""
     return f"{text}; try {hint}" if hint else text
+
+
+def _other_implementations() -> str:
+    """How to train a model without a family, for a text that goes on with how to write one."""
+    names = registry.names(IMPLEMENTATION)
+    if names:
+        return f"model.implementation={names[0]} may train it today, slowly; or "
+    distribution, name = suggested_first(IMPLEMENTATION)
+    return f"model.implementation={name} may train it today, slowly (pip install {distribution}); or "

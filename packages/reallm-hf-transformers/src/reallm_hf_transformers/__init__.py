@@ -1,0 +1,1 @@
+"""Causal language models in transformers' own layers, for architectures that no family describes."""
