@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from reallm import HFFamily, MoEConfig, hookimpl
-from reallm.errors import ConfigError
 from reallm.hf.standard import ATTENTION_BIAS, AUX_LOSS, GATED_DECODER, MLP_BIAS, decoder_rows, same_as
 from reallm.hf.tables import RECIPROCAL, Computed, ConfigTable, FieldRow, Key, Nested, fused
 
@@ -24,18 +23,17 @@ CONSTANTS = {"norm": "rms", "mlp": "gated"}
 
 
 def _read_shared(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    shared, size = raw.get("shared_intermediate_size", 0), known["intermediate_size"]
-    if shared % size:
-        raise ConfigError(f"shared_intermediate_size={shared} must be a multiple of intermediate_size={size}")
-    return {"n_shared_experts": shared // size}
+    size = raw.get("shared_intermediate_size", 0)
+    return {"n_shared_experts": 1, "shared_intermediate_size": size} if size else {}
 
 
 SHARED = Computed(
     keys=("shared_intermediate_size",),
-    fields=("n_shared_experts",),
+    fields=("n_shared_experts", "shared_intermediate_size"),
     reading=_read_shared,
-    writing=lambda moe, base: {"shared_intermediate_size": moe.n_shared_experts * moe.expert_size},
+    writing=lambda moe, base: {"shared_intermediate_size": moe.shared_expert_size},
 )
+"""The row for the shared expert, of any size; 0 leaves it out."""
 
 
 def _moe(*more: FieldRow) -> Nested:
@@ -65,7 +63,7 @@ EXPERTS = GATED_DECODER.updated(
 
 TINY_SHARED = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32,
+    "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24,
     "max_position_embeddings": 64,
 }  # fmt: skip
 
