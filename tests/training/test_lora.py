@@ -13,7 +13,7 @@ CASES = [
     *(Case("fsdp2tp2", "dora", n_layers=2, zero=zero) for zero in (1, 3)),
     Case("tp2pp2", "lora", checkpointing="full"),
     Case("tp4", "lora-experts", sequence_parallel=True, checkpointing="selective"),
-    Case("dp2pp2", "lora-experts", max_tokens=1),
+    Case("fsdp2pp2", "lora-experts", max_tokens=1),
     Case("dp2pp2", "lora", n_layers=2, objective="scores"),
 ]
 
