@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from reallm.algorithms.ppo.config import PPOArgs, PPOConfig, ValueModelArgs
-from reallm.config.args import ModelArgs, RewardArgs, SamplingArgs
+from reallm.config.args import ModelArgs, ReferenceArgs, RewardArgs, SamplingArgs
+from reallm.config.lora import LoRAArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.engine.real_model import ReaLModel
 from reallm.plugins import registry
@@ -95,6 +96,29 @@ def test_the_first_ratio_is_1_at_another_temperature_and_with_dropout_in_the_che
     (first,) = records(ppo.run(ppo.config(actor=actor_with_dropout(ppo.folder), max_steps=1, ppo=args)))
     assert first["actor_train/sampling/sampling_logp_difference/max"] < 1e-5
     assert first["actor_train/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_policy_and_critic_train_adapters_of_their_own_beside_their_frozen_bases(ppo: Runs) -> None:
+    """The reference is the policy's base, the reward model that of the critic; neither changes, and answers fit."""
+    settings: dict[str, Any] = {
+        "actor": ModelArgs(path=str(ppo.checkpoint), device="cpu", lora=LoRAArgs(rank=2)),
+        "ref": ReferenceArgs(device="cpu"),
+        "critic": ValueModelArgs(device="cpu", lora=LoRAArgs(rank=3)),
+        "reward": ppo.reward_model(),
+        "optimizer": OptimizerConfig(lr=1e-2),
+    }
+    result = ppo.run(ppo.config(**settings, epochs=2, ppo={"ppo_n_minibatches": 1}))
+    assert "ref: the model of actor without its adapters" in ppo.printed
+    first, *_, last = (step for step in records(result) if "actor_train/kl" in step)
+    assert first["actor_train/kl"] == pytest.approx(0.0, abs=1e-5)  # B is zero in the first step
+    assert last["actor_train/sampling/sampling_logp_difference/max"] < 1e-4  # generated with the adapter in place
+    assert last["actor_train/objective/kl"] != pytest.approx(0.0, abs=1e-4)
+    for role, rank in (("actor", 2), ("critic", 3)):
+        folder = result.checkpoint / role
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == rank
+        assert not (folder / "model.safetensors").exists()
+    critic = ReaLModel.from_pretrained(result.checkpoint / "critic", is_critic=True)
+    assert critic.config.lora is not None
 
 
 def test_the_schedule_counts_all_optimizer_steps(ppo: Runs) -> None:
