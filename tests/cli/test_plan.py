@@ -35,7 +35,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(
         "reallm.experiments.preflight.models.load_model_config",
-        lambda path, *, is_critic: CONFIG.replace(is_critic=is_critic),
+        lambda path, *, is_critic, implementation: CONFIG.replace(is_critic=is_critic),
     )
 
     def command(*arguments: str) -> tuple[int, str, str]:

@@ -158,7 +158,7 @@ def test_a_gpu_that_is_not_there(tmp_path, known_family, monkeypatch):
     ],
 )
 def test_layouts_of_calls_that_do_not_fit(monkeypatch, layouts, optimizer, message):
-    monkeypatch.setattr(checks, "load_model_config", lambda path: TINY)
+    monkeypatch.setattr(checks, "load_model_config", lambda path, implementation: TINY)
     calls = {name: CallArgs(layout) for name, layout in layouts.items()}
     config = three_roles.Config(optimizer=OptimizerConfig(name=optimizer), **calls)
     graph = Graph.of(three_roles.ALGORITHM, config)
@@ -197,7 +197,7 @@ def test_a_path_without_a_model_to_evaluate(tmp_path):
 
 
 def test_a_matrix_that_only_generation_splits_suits_any_optimizer(monkeypatch):
-    monkeypatch.setattr(checks, "load_model_config", lambda path: TINY)
+    monkeypatch.setattr(checks, "load_model_config", lambda path, implementation: TINY)
     calls = {"actor_gen": CallArgs("tp2"), "actor_train": CallArgs("pp2"), "ref_inf": CallArgs("dp2")}
     config = three_roles.Config(optimizer=OptimizerConfig(name="muon"), **calls)
     checks.check_layouts(config, Graph.of(three_roles.ALGORITHM, config), known=["actor", "ref"])

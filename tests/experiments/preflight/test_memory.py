@@ -138,7 +138,7 @@ def lines_of_total() -> str:
 def test_a_critic_is_planned_with_its_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def load(path: str, *, is_critic: bool) -> ReaLModelConfig:
+    def load(path: str, *, is_critic: bool, implementation: str) -> ReaLModelConfig:
         asked.append(is_critic)
         return TINY.replace(is_critic=is_critic)
 
