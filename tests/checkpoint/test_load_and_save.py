@@ -265,7 +265,7 @@ class TestBadIndex:
     def test_that_is_none(self, shards, text):
         (shards / "model.safetensors.index.json").write_text(text)
         with pytest.raises(
-            CheckpointError, match=r"(is not an index with a weight_map|has no tensors in its weight_map)"
+            CheckpointError, match=r"(cannot be read as JSON|must hold a JSON object|has no tensors in its weight_map)"
         ):
             read(shards)
 

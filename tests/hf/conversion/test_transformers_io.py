@@ -81,7 +81,7 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         json.dumps(json.loads(saved.read_text()) | {"auto_map": {"AutoTokenizer": [None, "mine.MyTokenizer"]}})
     )
     (tmp_path / "mine.py").write_text("raise AssertionError('this was run')")
-    with pytest.raises(CheckpointError, match="trust_remote_code"):
+    with pytest.raises(CheckpointError, match="contains custom code"):
         load_tokenizer(tmp_path)
 
 

@@ -11,7 +11,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from reallm.errors import ConfigError, did_you_mean, kind_of, with_article
+from reallm.errors import ConfigError, ReallmError, cut, did_you_mean, kind_of, one_line, with_article
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +92,21 @@ def check_path(name: str, value: Any) -> str | Path:
     if isinstance(value, str) and not value.strip():
         raise ConfigError(f"{name} is empty; it must be a path")
     return value
+
+
+def as_path(value: str | Path, error: type[ReallmError] = ConfigError) -> Path:
+    """A path that the system can look up, whether or not anything is there, with `~` expanded.
+
+    Raises:
+        ReallmError: of the class `error`: it is too long, there is no such user, or a folder above it is locked.
+    """
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as raised:
+        reason = raised.strerror if isinstance(raised, OSError) else one_line(raised)
+        raise error(f"the path {cut(str(value), 100)} cannot be used ({reason}); give another one") from raised
+    return path
 
 
 def check_count(name: str, value: Any, at_least: int = 1) -> int:

@@ -102,6 +102,11 @@ def quoted(names: Sequence[str], at_most: int | None = None) -> str:
     return f"{shown} and {n_more} more" if n_more > 0 else shown
 
 
+def cut(text: str, length: int) -> str:
+    """A text of at most so many characters, the last three dots if it was longer."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def kind_of(value: object) -> str:
     """What a value is, for errors: `text`, `None`, `a list`, `an ndarray`."""
     return "text" if isinstance(value, str) else "None" if value is None else with_article(type(value).__name__)

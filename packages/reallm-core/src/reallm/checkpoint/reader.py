@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from reallm.checkpoint.mxfp4 import dequantized, packed_tensors
 from reallm.errors import CheckpointError, quoted
+from reallm.foreign_files import check_regular, read_json_object, reading, shown
 from reallm.hf.checkpoint_folder import adapter_text, refuse_lfs_pointer
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
@@ -125,18 +125,16 @@ def open_file(path: Path) -> Checkpoint:
 def _read_index(folder: Path) -> dict[str, str]:
     """Tensor -> name of the file that holds it, an existing file directly in this folder."""
     path = folder / INDEX_NAME
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        refuse_lfs_pointer(path)
-        raise CheckpointError(f"{path} is not an index with a weight_map ({error!r}); copy it again") from error
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no tensors in its weight_map; copy it again")
     for name, file_name in weight_map.items():
         # Links in the folder are followed (the hub's cache is made of them), paths in the index are not.
         plain = isinstance(file_name, str) and file_name not in ("", ".", "..") and not set(file_name) & set("/\\\0")
         if not plain:
-            raise CheckpointError(f"{path}: tensor '{name}' is placed in {file_name!r}, outside of the folder: refused")
+            raise CheckpointError(
+                f"{path}: tensor '{name}' is placed in {shown(file_name)}, outside of the folder: refused"
+            )
         if not file_name.endswith(".safetensors"):
             raise CheckpointError(f"{path}: tensor '{name}' is in '{file_name}', not a safetensors file; {_CONVERT}")
     missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})
@@ -155,13 +153,13 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+    with reading(path, "download or copy it again", problem="is truncated or damaged"):
+        check_regular(path)
         refuse_lfs_pointer(path)
-        raise CheckpointError(f"{path} is truncated or damaged ({error}); download or copy it again") from error
+        return safe_open(path, framework="pt", device="cpu")
 
 
 def _tensor_infos(path: Path, file: Any) -> dict[str, TensorInfo]:
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    return {name: TensorInfo(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+    with reading(path, "download or copy it again", problem="has a damaged header"):
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return {name: TensorInfo(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}

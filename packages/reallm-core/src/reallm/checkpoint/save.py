@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reallm.atomic_files import atomic_folder
 from reallm.errors import ConfigError
+from reallm.foreign_files import read_json_object
 from reallm.hf.conversion.state_dict import LazyHFStateDict
 from reallm.hf.conversion.transformers_io import end_of_sequence_ids
 from reallm.hf.file_names import (
@@ -171,7 +172,7 @@ def _add_stop_token(folder: Path, hf_config: Mapping[str, Any], token: int) -> N
     ids = end_of_sequence_ids(hf_config, folder)
     if token not in ids:
         path = folder / GENERATION_CONFIG_NAME
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        content = read_json_object(path) if path.exists() else {}
         write_json(path, {**content, "eos_token_id": [*ids, token]})
 
 

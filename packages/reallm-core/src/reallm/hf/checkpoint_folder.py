@@ -5,14 +5,16 @@ Imports no torch.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from reallm.arguments import as_path
 from reallm.atomic_files import recover_folder
 from reallm.errors import CheckpointError, quoted
+from reallm.foreign_files import read_json_object, shown
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 from reallm.hf.file_names import (
     ADAPTER_CONFIG_NAME,
@@ -41,7 +43,7 @@ def resolve_path(path_or_id: str | Path, *, weights: bool = True) -> Path:
     if is_web_address(path_or_id):
         remedy = instead_of(str(path_or_id), dataset=False)
         raise CheckpointError(f"{path_or_id} is a web address, not a folder or an id on the hub; {remedy}")
-    path = Path(path_or_id).expanduser()
+    path = as_path(path_or_id, CheckpointError)
     recover_folder(path)
     if path.is_dir():
         return path if is_model_folder(path) else _newest_of_run(path) or path
@@ -91,16 +93,25 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, a Git LFS pointer, or not a JSON object.
     """
     file = Path(folder) / CONFIG_NAME
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(_why_no_config(file.parent)) from None
-    except (OSError, ValueError) as error:
-        refuse_lfs_pointer(file)
-        raise CheckpointError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not {type(raw).__name__}")
+    if not file.exists():
+        raise CheckpointError(_why_no_config(file.parent))
+    raw = read_json_object(file)
+    check_identity(raw, file)
     return raw
+
+
+def check_identity(raw: Mapping[str, Any], source: object) -> None:
+    """Check the types of the keys of a `config.json` that say which model it is; `source` is named in errors.
+
+    Raises:
+        CheckpointError: `model_type` is no text, or `architectures` no list of texts.
+    """
+    model_type, architectures = raw.get("model_type"), raw.get("architectures")
+    if not isinstance(model_type, str | None):
+        raise CheckpointError(f"{source}: model_type={shown(model_type)} must be text, such as 'llama'")
+    is_list = isinstance(architectures, list | tuple) and all(isinstance(name, str) for name in architectures)
+    if architectures is not None and not is_list:
+        raise CheckpointError(f"{source}: architectures={shown(architectures)} must be a list of names of classes")
 
 
 def _why_no_config(folder: Path) -> str:
@@ -171,11 +182,10 @@ def base_folder(folder: Path) -> Path:
 
 def base_of_adapter(folder: Path) -> str | None:
     """The folder or hub id of the base model that an adapter names."""
-    try:
-        base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return base if isinstance(base, str) and base else None
+    with suppress(CheckpointError):
+        base = read_json_object(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+        return base if isinstance(base, str) and base else None
+    return None
 
 
 def _cached(model_id: str) -> Path | None:

@@ -6,6 +6,7 @@ Every field is honoured by the network or refused here, by name.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -113,7 +114,7 @@ class MoEConfig(NamedFields):
 
     def __post_init__(self) -> None:
         for name in ("n_experts", "top_k"):
-            _whole_number(f"moe.{name}", getattr(self, name))
+            _whole_number(f"moe.{name}", getattr(self, name), at_most=_MOST_EXPERTS)
         if self.intermediate_size is not None:
             _whole_number("moe.intermediate_size", self.intermediate_size)
         if self.top_k > self.n_experts:
@@ -200,7 +201,7 @@ class RopeConfig(NamedFields):
         for name in ROPE_REQUIRED[self.kind]:
             if getattr(self, name) is None:
                 raise ConfigError(f"rope.{name} is required for rope.kind='{self.kind}'")
-        if self.factor is not None and self.factor < 1.0:
+        if self.factor is not None and not 1.0 <= self.factor < math.inf:
             raise ConfigError(f"rope.factor={self.factor} must be at least 1")
 
     @property
@@ -344,11 +345,10 @@ class ReaLModelConfig(NamedFields):
     """Adapters of linear layers; then nothing else is trained, except for the scalar head of a critic."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "hidden_size", "n_q_heads", "n_kv_heads", "head_dim", "intermediate_size",
-                     "vocab_size", "max_positions"):  # fmt: skip
-            _whole_number(name, getattr(self, name))
-        if self.v_head_dim is not None:
-            _whole_number("v_head_dim", self.v_head_dim)
+        for name in sorted(SIZES):
+            if name != "v_head_dim" or self.v_head_dim is not None:
+                check_size(name, getattr(self, name))
+        self._check_matrices()
         if self.n_q_heads % self.n_kv_heads:
             raise ConfigError(f"n_q_heads={self.n_q_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         for name, kinds in LAYER_CLASSES.items():
@@ -387,6 +387,13 @@ class ReaLModelConfig(NamedFields):
             raise ConfigError("moe.shared_gate=True works without down_bias only; leave one of them out")
         if self.moe and self.moe.layers and max(self.moe.layers) >= self.n_layers:
             raise ConfigError(f"moe.layers={self.moe.layers} names a block beyond n_layers={self.n_layers}")
+
+    def _check_matrices(self) -> None:
+        heads = ("n_q_heads", "head_dim", "hidden_size")
+        for names in (("vocab_size", "hidden_size"), ("hidden_size", "intermediate_size"), heads):
+            if math.prod(getattr(self, name) for name in names) > _LARGEST_MATRIX:
+                sizes = " and ".join(f"{name}={getattr(self, name)}" for name in names)
+                raise ConfigError(f"{sizes} make a matrix of more than 2^44 elements; make them smaller")
 
     def _check_qk_norm(self) -> None:
         if self.qk_norm is None:
@@ -524,6 +531,14 @@ class ReaLModelConfig(NamedFields):
         return value if isinstance(value, tuple) else (value,) * self.n_layers
 
 
+SIZES = frozenset(
+    {"n_layers", "hidden_size", "n_q_heads", "n_kv_heads", "head_dim", "v_head_dim", "intermediate_size", "vocab_size",
+     "max_positions"}
+)  # fmt: skip
+"""Fields that are positive whole numbers."""
+_MOST_LAYERS, _MOST_EXPERTS, _LARGEST_SIZE, _LARGEST_MATRIX = 10_000, 1 << 16, (1 << 31) - 1, 1 << 44
+"""Far more than any network has; larger numbers are damage, and lists of such lengths would fill the memory."""
+
 LAYER_CLASSES: Mapping[str, tuple[str, ...]] = {
     "norm": NORMS,
     "attention": ATTENTIONS,
@@ -586,11 +601,22 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}")
 
 
-def _whole_number(name: str, value: object) -> None:
+def check_size(name: str, value: object) -> None:
+    """Check the value of one of the `SIZES`; None is not one.
+
+    Raises:
+        ConfigError: it is no whole number, too small, or larger than in any network.
+    """
+    _whole_number(name, value, at_most=_MOST_LAYERS if name == "n_layers" else _LARGEST_SIZE)
+
+
+def _whole_number(name: str, value: object, at_most: int = _LARGEST_SIZE) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+    if value > at_most:
+        raise ConfigError(f"{name}={value} must be at most {at_most:,}")
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ConfigError(f"{name}={value!r} must be greater than 0")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from reallm.errors import CheckpointError, ConfigError, quoted
+from reallm.foreign_files import read_json_object
 from reallm.hf.conversion.adapter_modules import (
     AdaptableModule,
     adaptable_modules,
@@ -112,16 +112,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing, no JSON object, not LoRA, or asks for what adapters here cannot do; names it.
     """
     file = folder / ADAPTER_CONFIG_NAME
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         raise CheckpointError(
             f"{folder} holds no {ADAPTER_CONFIG_NAME}: it is not the folder of an adapter, as PEFT and reallm save it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not {type(raw).__name__}")
+        )
+    raw = read_json_object(file)
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{file}: peft_type={raw.get('peft_type')!r}; only LORA, with or without DoRA, can be read"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reallm.errors import CheckpointError, ConfigError, kind_of, quoted
-from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.foreign_files import reading, shown
+from reallm.hf.checkpoint_folder import check_identity, read_hf_config, resolve_path
 from reallm.hf.conversion.families import family_for
 from reallm.hf.conversion.transformers_io import transformers_keys
 from reallm.hf.family import HFFamily
@@ -30,6 +31,7 @@ def hf_config_dict(config: Any) -> dict[str, Any]:
         ConfigError: `config` is neither of these.
     """
     if isinstance(config, Mapping):
+        check_identity(config, "the config")
         return dict(config)
     if callable(getattr(config, "to_dict", None)):
         return hf_config_dict(config.to_dict())
@@ -71,14 +73,15 @@ def config_from_hf(
     has_scalar_head = has_critic_head(family, raw)
     if is_critic is False and has_scalar_head:
         raise CheckpointError(f"{source}: {raw['architectures'][0]} has a scalar head; load it with is_critic=True")
-    if has_scalar_head and (labels := _n_labels(raw)) != 1:
+    if has_scalar_head and (labels := _n_labels(raw, source)) != 1:
         raise CheckpointError(f"{source}: the head gives {labels} numbers per token (num_labels); a critic's gives one")
     _check_unknown_keys(family, raw, source)
-    try:
-        fields = family.config.read(raw)
-        return ReaLModelConfig(**fields, is_critic=has_scalar_head if is_critic is None else is_critic)
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: {family.config.in_terms_of_file(str(error), raw)}") from error
+    with reading(source, "correct the file", problem="does not describe a model"):
+        try:
+            fields = family.config.read(raw)
+            return ReaLModelConfig(**fields, is_critic=has_scalar_head if is_critic is None else is_critic)
+        except ConfigError as error:
+            raise CheckpointError(f"{source}: {family.config.in_terms_of_file(str(error), raw)}") from error
 
 
 def _check_unknown_keys(family: HFFamily, raw: Mapping[str, Any], source: str | Path) -> None:
@@ -95,7 +98,7 @@ def _check_unknown_keys(family: HFFamily, raw: Mapping[str, Any], source: str | 
     if ignored:
         it = "it has" if len(ignored) == 1 else "they have"
         notify_once(f"{source}: neither reallm nor transformers knows {quoted(ignored, 5)}; {it} no effect")
-    refused = [f"{key}={raw[key]!r}" for key in unknown if key in declared]
+    refused = [f"{key}={shown(raw[key])}" for key in unknown if key in declared]
     if refused:
         what, it = ("field", "it does") if len(refused) == 1 else ("fields", "they do")
         raise CheckpointError(
@@ -153,9 +156,12 @@ def _pads_with_end(raw: Mapping[str, Any]) -> bool:
     return pad is not None and pad in (ends if isinstance(ends, list) else [ends])
 
 
-def _n_labels(raw: Mapping[str, Any]) -> int:
+def _n_labels(raw: Mapping[str, Any], source: str | Path) -> int:
     """Number of outputs of a classification head; transformers' default is two."""
-    labels = raw.get("id2label")
-    if labels is not None:
+    labels, number = raw.get("id2label"), raw.get("num_labels")
+    if isinstance(labels, Mapping):
         return len(labels)
-    return int(raw.get("num_labels") or 2)
+    if labels is not None or not isinstance(number, int | None):
+        key = "num_labels" if labels is None else "id2label"
+        raise CheckpointError(f"{source}: {key}={shown(raw[key])} does not say how many numbers the head gives")
+    return number or 2

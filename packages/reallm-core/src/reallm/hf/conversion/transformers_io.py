@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reallm.errors import CheckpointError, one_line
+from reallm.errors import CheckpointError, kind_of
+from reallm.foreign_files import check_regular, read_json_object, reading, shown
 from reallm.hf.checkpoint_folder import refuse_lfs_pointer
 from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_LARGEST_TOKENIZER_FILE = 1 << 28
+_UNUSED_IDS, _FEW_IDS = 4, 1 << 16
+"""The highest id of a tokenizer is below four times the number of its tokens, or they are few."""
+_LARGEST_ID = (1 << 31) - 1
+_SAMPLE = "An example, 1 + 1: été."
 
 
 def transformers_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
@@ -99,14 +107,37 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
         raise CheckpointError(f"{folder} holds no tokenizer; copy the tokenizer's files into it, or give one")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), config=_config_for_tokenizer(folder), **options)
-    except Exception as error:  # the tokenizers library raises bare exceptions
+    remedy = "copy its files again, or take another one"
+    with reading(f"{folder}: the tokenizer", remedy, problem="cannot be loaded"):
         for pattern in TOKENIZER_FILES:
             for file in folder.glob(pattern):
-                refuse_lfs_pointer(file)
-        reason = one_line(error)
-        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+                _check_tokenizer_file(file)
+        config = _config_for_tokenizer(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), config=config, **options)
+        _check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _check_tokenizer_file(file: Path) -> None:
+    check_regular(file)
+    refuse_lfs_pointer(file)
+    if file.stat().st_size > _LARGEST_TOKENIZER_FILE:
+        raise ValueError(f"{file.name} is larger than {_LARGEST_TOKENIZER_FILE >> 20} MiB")
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an error, of any type, if a tokenizer that could be made of files does not work."""
+    ids = tokenizer.get_vocab().values()
+    if not ids:
+        raise ValueError("it has no tokens")
+    if not 0 <= max(ids) < _UNUSED_IDS * len(ids) + _FEW_IDS:  # the model gets a row for each id
+        raise ValueError(f"it has {len(ids):,} tokens, but ids up to {max(ids):,}")
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if not isinstance(template, str | None):
+            raise TypeError(f"its chat template is {kind_of(template)}, not text")
+    tokenizer.decode(tokenizer.encode(_SAMPLE))
+    _ = (tokenizer.special_tokens_map, tokenizer.all_special_ids, tokenizer.added_tokens_decoder)
 
 
 def _config_for_tokenizer(folder: Path) -> PreTrainedConfig | None:
@@ -128,11 +159,9 @@ def _config_for_tokenizer(folder: Path) -> PreTrainedConfig | None:
 
 def _json_object(file: Path) -> dict[str, Any]:
     """The content of a file; empty if it cannot be read, or holds something else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    with suppress(CheckpointError):
+        return read_json_object(file)
+    return {}
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
@@ -156,14 +185,16 @@ def end_of_sequence_ids(raw: Mapping[str, Any], folder: Path | None = None) -> l
     Raises:
         CheckpointError: the generation config cannot be read.
     """
-    ids = None
-    if folder is not None and (folder / GENERATION_CONFIG_NAME).exists():
-        try:
-            ids = json.loads((folder / GENERATION_CONFIG_NAME).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{folder / GENERATION_CONFIG_NAME} cannot be read ({error})") from error
+    ids, source = None, Path(CONFIG_NAME) if folder is None else folder / CONFIG_NAME
+    if folder is not None and (file := folder / GENERATION_CONFIG_NAME).exists():
+        ids = read_json_object(file).get("eos_token_id")
+        source = source if ids is None else file
     if ids is None:
         ids = raw.get("eos_token_id")
-    if ids is None:
-        return []
-    return list(ids) if isinstance(ids, (list, tuple)) else [int(ids)]
+    found = [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+    for token in found:
+        if not isinstance(token, int) or isinstance(token, bool) or not -1 <= token <= _LARGEST_ID:
+            raise CheckpointError(
+                f"{source}: eos_token_id={shown(ids)} must be the id of a token, or a list of them; correct it"
+            )
+    return [token for token in found if token >= 0]  # -1 means none

@@ -10,9 +10,10 @@ from typing import Any
 
 from reallm.deprecation import deprecated
 from reallm.errors import ConfigError, did_you_mean
+from reallm.foreign_files import reading, shown
 from reallm.hf.tables.fields import FieldRow, FieldsSoFar, Key, keys_by_field
 from reallm.hf.tables.ignored_keys import RESTRICTED, Allowed, is_irrelevant
-from reallm.model.config import ALLOWED, ReaLModelConfig, is_custom_class
+from reallm.model.config import ALLOWED, SIZES, ReaLModelConfig, check_size, is_custom_class
 from reallm.options import default_of
 
 RENAMED_FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -98,16 +99,16 @@ class ConfigTable:
         """
         self._refuse_restricted(raw)
         values = _FieldsRead({name: value for name, value in self.constants.items() if not callable(value)})
-        try:
-            for row in self.rows:
-                values.reader = row
+        for row in self.rows:
+            values.reader = row
+            stated = [key for key in row.keys if key in raw] or row.fields
+            with reading(" or ".join(stated), error=ConfigError, problem="has a value that cannot be read"):
                 values.update(row.read(raw, values))
-            for name, value in self.constants.items():
-                if callable(value):
-                    values[name] = value(values)
-        except ZeroDivisionError:  # in a value that follows from sizes, before they are checked
-            zeros = [name for name, value in values.items() if value == 0 and type(value) is int]
-            raise ConfigError(f"{zeros[0]}=0 must be a whole number of at least 1") from None
+            for name in SIZES & set(row.fields):  # at once: later rows make lists of such lengths, and divide by them
+                check_size(name, values[name])
+        for name, value in self.constants.items():
+            if callable(value):
+                values[name] = value(values)
         return dict(values)
 
     def write(self, config: ReaLModelConfig, base: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
@@ -153,7 +154,7 @@ class ConfigTable:
         for key, allowed in self._restricted.items():
             value = raw.get(key)
             if value is not None and key not in used and value not in allowed.values:
-                raise ConfigError(f"unsupported {key}={_short(value)}; {allowed.remedy}")
+                raise ConfigError(f"unsupported {key}={shown(value)}; {allowed.remedy}")
 
     def _refuse_inexpressible(self, config: ReaLModelConfig, known: FieldsSoFar) -> None:
         stated = {name for row in self.rows for name in row.fields}
@@ -189,8 +190,3 @@ class _FieldsRead(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         row = f"the row of {' and '.join(map(repr, self.reader.fields))}"
         raise ConfigError(f"config table: {row} needs the field '{name}', whose row must come before it")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reallm.errors import ConfigError
+from reallm.foreign_files import is_finite_number, shown
 
 REQUIRED = object()
 """Default of a key that `config.json` must have."""
@@ -119,13 +120,17 @@ class Key:
         """The field's value, if type and spelling of `value` are right."""
         wanted = (int, float) if self.kind is float else self.kind
         if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
-            raise ConfigError(f"{key}={value!r} must be of type {self.kind.__name__}")
+            raise ConfigError(f"{key}={shown(value)} must be of type {self.kind.__name__}")
+        if self.kind in (int, float) and not is_finite_number(value):
+            raise ConfigError(f"{key}={shown(value)} must be a finite number of at most 64 bits")
         if self.conversion is not None:
             return self.conversion.to_ours(value)
         if self.spellings is None:
             return value
         if value not in self.spellings:
-            raise ConfigError(f"{key}={value!r} is not supported; supported are {', '.join(map(str, self.spellings))}")
+            raise ConfigError(
+                f"{key}={shown(value)} is not supported; supported are {', '.join(map(str, self.spellings))}"
+            )
         return self.spellings[value]
 
     def _to_theirs(self, value: Any) -> Any:

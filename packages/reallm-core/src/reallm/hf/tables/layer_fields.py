@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reallm.errors import ConfigError
+from reallm.foreign_files import shown
 from reallm.hf.tables.fields import FieldsSoFar
 from reallm.hf.tables.rope import RopeDialect, rope_keys_by_field
 from reallm.model.config import RopeConfig
@@ -51,16 +52,18 @@ class LayerTypes:
     def read(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, Any]:
         """See `FieldRow.read`."""
         types = (raw.get(self.types_key) if self.types_key else None) or self.default(raw, known)
+        if not isinstance(types, list | tuple):
+            raise ConfigError(f"{self.types_key}={shown(types)} must be a list with the type of each layer")
         if len(types) != known["n_layers"]:
             raise ConfigError(
                 f"{self.types_key} has {len(types)} entries for {known['n_layers']} layers; give one for each layer"
             )
         for kind in types:
             if kind not in (FULL, SLIDING):
-                raise ConfigError(f"{self.types_key} has {kind!r}; supported are '{FULL}' and '{SLIDING}'")
+                raise ConfigError(f"{self.types_key} has {shown(kind)}; supported are '{FULL}' and '{SLIDING}'")
         window = raw.get("sliding_window", self.window)
         if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
-            raise ConfigError(f"sliding_window={window!r} must be of type int")
+            raise ConfigError(f"sliding_window={shown(window)} must be of type int")
         if self.enabled_key is not None and not raw.get(self.enabled_key, False):
             window = None
         return {"sliding_window": one_or_each([window if kind == SLIDING else None for kind in types])}
@@ -174,9 +177,9 @@ class LayerRopes:
         return rope_keys_by_field(raw)
 
     def _read_both(self, raw: Mapping[str, Any], known: FieldsSoFar) -> dict[str, RopeConfig]:
-        parameters = raw.get("rope_parameters") or {}
-        full = {**(parameters.get(FULL) or {}), **(raw.get("rope_scaling") or {})}
-        sliding = parameters.get(SLIDING) or {}
+        parameters, scaling = (_mapping(key, raw.get(key)) for key in ("rope_parameters", "rope_scaling"))
+        full, sliding = (_mapping(f"rope_parameters.{kind}", parameters.get(kind)) for kind in (FULL, SLIDING))
+        full = {**full, **scaling}
         sliding_theta = None if self.sliding_theta_key is None else raw.get(self.sliding_theta_key)
 
         def read(kind: str, of_kind: Mapping[str, Any], theta: Any, default: float) -> RopeConfig:
@@ -188,6 +191,13 @@ class LayerRopes:
         }
 
 
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    """An object of a `config.json`; empty for null. Raises ConfigError if it is something else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={shown(value)} must be an object")
+    return value or {}
+
+
 def period(raw: Mapping[str, Any], n: int, key: str | None) -> int:
     """The number of blocks after which a pattern repeats: the value of `key`, or `n`.
 
@@ -196,7 +206,7 @@ def period(raw: Mapping[str, Any], n: int, key: str | None) -> int:
     """
     every = n if key is None else raw.get(key) or n
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ConfigError(f"{key}={every!r} must be a positive integer")
+        raise ConfigError(f"{key}={shown(every)} must be a positive integer")
     return every
 
 

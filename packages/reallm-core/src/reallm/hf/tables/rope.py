@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
 from reallm.errors import ConfigError
+from reallm.foreign_files import is_finite_number, shown
 from reallm.hf.tables.fields import AttributeMapping, FieldsSoFar
 from reallm.model.config import RopeConfig, RopeKind
 
@@ -53,21 +54,22 @@ class RopeDialect:
         stated = rest.pop("rope_theta", None)
         old_kind = rest.pop("type", None)
         spelled = rest.pop("rope_type", None) or old_kind or "default"
-        kind = self.kinds.get(spelled, spelled)
+        kind = self.kinds.get(spelled, spelled) if isinstance(spelled, str) else spelled
         if kind not in get_args(RopeKind):
             raise ConfigError(
-                f"{where} has {_kind_key(parameters)}={spelled!r}; supported are {', '.join(get_args(RopeKind))}"
+                f"{where} has {_kind_key(parameters)}={shown(spelled)}; supported are {', '.join(get_args(RopeKind))}"
             )
         fields: dict[str, Any] = {"rotary_dim": self._rotary_dim(rest.pop("partial_rotary_factor", None), where, known)}
         for name, value in rest.items():
             if name in _NUMBERS:
                 fields[_NUMBERS[name]] = number(f"{where}.{name}", value)
             elif name in _LISTS and value is not None:
+                if not isinstance(value, list | tuple):
+                    raise ConfigError(f"{where}.{name}={shown(value)} must be a list of numbers")
                 fields[name] = tuple(number(f"{where}.{name}", item) for item in value)
             elif name not in _WITHOUT_EFFECT and value is not None:
-                raise ConfigError(
-                    f"{where} has an unsupported parameter {name}={value!r} for {_kind_key(parameters)}='{spelled}'"
-                )
+                of_kind = f"{_kind_key(parameters)}='{spelled}'"
+                raise ConfigError(f"{where} has an unsupported parameter {name}={shown(value)} for {of_kind}")
         if kind in _RELATIVE_TO_PRETRAINING and fields.get("original_max_positions") is None:
             fields["original_max_positions"] = known["max_positions"]
         if kind == "yarn" and fields.get("factor") is None:
@@ -97,7 +99,7 @@ class RopeDialect:
         if fraction is None:
             fraction = 1.0 if self.partial is None else self.partial
         elif self.partial is None and fraction != 1:
-            raise ConfigError(f"{where} has partial_rotary_factor={fraction!r}; this family rotates whole heads")
+            raise ConfigError(f"{where} has partial_rotary_factor={shown(fraction)}; this family rotates whole heads")
         n_dims = int(known["head_dim"] * number("partial_rotary_factor", fraction))
         return None if n_dims == known["head_dim"] else n_dims
 
@@ -148,7 +150,9 @@ class RopeRow:
         where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
         stated = raw.get(where) or {}
         if not isinstance(stated, Mapping):
-            raise ConfigError(f"{where}={stated!r} must be an object, such as {{'rope_type': 'linear', 'factor': 2.0}}")
+            raise ConfigError(
+                f"{where}={shown(stated)} must be an object, such as {{'rope_type': 'linear', 'factor': 2.0}}"
+            )
         parameters = dict(stated)
         if parameters.get("partial_rotary_factor") is None and self.partial is not None:
             parameters["partial_rotary_factor"] = raw.get(self.partial_key)
@@ -208,13 +212,13 @@ def _kind_key(parameters: Mapping[str, Any]) -> str:
 
 
 def number(name: str, value: Any) -> Any:
-    """`value`, if it is a number, a boolean or None.
+    """`value`, if it is a finite number, a boolean or None.
 
     Raises:
         ConfigError: `value` is none of these.
     """
-    if value is not None and not isinstance(value, (int, float)):
-        raise ConfigError(f"{name}={value!r} must be a number")
+    if value is not None and not isinstance(value, bool) and not is_finite_number(value):
+        raise ConfigError(f"{name}={shown(value)} must be a number of at most 64 bits")
     return value
 
 

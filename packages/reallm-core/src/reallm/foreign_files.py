@@ -1,0 +1,141 @@
+"""The boundary to files that others wrote: checkpoints, tokenizers, templates, configurations, run folders, metadata.
+
+Whatever such a file holds, the user gets one line that names the file and the remedy. What parses and uses it may raise
+anything on content that it does not expect, from `RecursionError` to panics of Rust: `reading` is the one place where
+all of that is caught, and the functions below it read text and JSON within bounds. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reallm.errors import CheckpointError, ReallmError, cut, one_line
+from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
+from reallm.printable import printable_line
+
+MAX_BYTES = 1 << 26
+"""The largest JSON file that is read: six times the index of the largest checkpoints on the hub."""
+
+MAX_DEPTH = 100
+"""The deepest nesting of JSON that is read; files of checkpoints and runs have less than ten."""
+
+MAX_INTEGER = (1 << 63) - 1
+"""The largest whole number, positive or negative, that a value of a file may be where a number is used."""
+
+_LONGEST_REASON = 300
+
+
+@contextmanager
+def reading(
+    source: object, remedy: str = "", *, error: type[ReallmError] = CheckpointError, problem: str = "cannot be read"
+) -> Iterator[None]:
+    """Context in which the content of a foreign file is parsed or first used: any exception becomes one line.
+
+    Errors that have a message for users already pass, and so do interrupts and a lack of memory.
+
+    Args:
+        source: the file, or what of it is read, for the message.
+        remedy: the end of the message: what to do.
+        error: class of the error.
+        problem: what is wrong if anything is.
+
+    Raises:
+        ReallmError: of the class `error`, for every `Exception` but `MemoryError`, and for a panic of a Rust library.
+    """
+    try:
+        yield
+    except (ReallmError, MemoryError):
+        raise
+    except BaseException as raised:
+        # a panic in an extension written in Rust is no `Exception`, and its class cannot be imported
+        if not isinstance(raised, Exception) and type(raised).__name__ != "PanicException":
+            raise
+        end = f"; {remedy}" if remedy else ""
+        raise error(f"{source} {problem} ({reason_of(raised)}){end}") from raised
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of another library's error about a foreign file: short, on one line, without control characters."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    missing = "there is no " if isinstance(error, KeyError) else ""
+    return cut(missing + printable_line(one_line(error)), _LONGEST_REASON)
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value from a foreign file for a message: as Python writes it, short and on one line."""
+    return cut(printable_line(repr(value)), length)
+
+
+def check_regular(file: Path) -> None:
+    """Raise ValueError unless a file, or what it is a link to, is a regular one: opening a pipe would wait."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError("it is not a regular file")
+
+
+def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of a bounded size; errors are those of the system, or a ValueError."""
+    check_regular(file)
+    with file.open("rb") as opened:
+        content = opened.read(at_most + 1)
+    if len(content) > at_most:
+        raise ValueError(f"it is larger than {at_most >> 20} MiB")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, which may not be nested more than `MAX_DEPTH` deep.
+
+    Raises:
+        ValueError: it is no JSON, or a whole number has thousands of digits.
+        RecursionError: it is nested too deeply.
+    """
+    value = json.loads(text)
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _values(outer)]
+        if not level:
+            return value
+    raise RecursionError
+
+
+def _values(container: dict[str, Any] | list[Any]) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def read_json_object(
+    file: Path,
+    remedy: str = "download or copy it again",
+    *,
+    error: type[ReallmError] = CheckpointError,
+    at_most: int = MAX_BYTES,
+) -> dict[str, Any]:
+    """The object in a JSON file; the arguments are those of `reading`, and the largest size in bytes.
+
+    Raises:
+        ReallmError: of the class `error`: the file is missing, a Git LFS pointer, too large, no JSON, or not that of an
+            object.
+    """
+    with reading(file, remedy, error=error, problem="cannot be read as JSON"):
+        try:
+            content = parse_json(read_bytes(file, at_most=at_most).decode("utf-8"))
+        except ValueError:
+            if is_lfs_pointer(file):
+                raise error(lfs_pointer_problem(file)) from None
+            raise
+    if not isinstance(content, dict):
+        raise error(f"{file} must hold a JSON object, not {type(content).__name__}; {remedy}")
+    return content
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a number that can be computed with: no boolean, not NaN, not infinite, at most 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= MAX_INTEGER if isinstance(value, int) else math.isfinite(value)
