@@ -121,7 +121,7 @@ def test_json_has_everything_under_stable_keys(installed, capsys):
     installed("reallm-off", mine=["dataset.a"], broken=["dataset.b"], off=["dataset.c"])
     assert run(["plugins", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["plugins", "conflicts", "unknown_disabled", "not_installed"]
+    assert list(found) == ["plugins", "conflicts", "unknown_disabled", "broken", "not_installed"]
     rows = {row["distribution"]: row for row in found["plugins"]}
     assert rows["reallm-mine"] == {
         "distribution": "reallm-mine",

@@ -34,7 +34,7 @@ from reallm.hf.checkpoint_folder import (
     resolve_path,
     tokenizer_folder,
 )
-from reallm.hf.conversion.config import config_from_hf, config_to_hf, hf_config_dict
+from reallm.hf.conversion.config import config_from_hf, config_of_folder, config_to_hf, hf_config_dict
 from reallm.hf.conversion.families import check_family, family_for
 from reallm.hf.conversion.state_dict import state_dict_from_hf, state_dict_to_hf
 from reallm.hf.conversion.transformers_io import (
@@ -43,7 +43,6 @@ from reallm.hf.conversion.transformers_io import (
     transformers_model,
 )
 from reallm.hf.family import HFFamily
-from reallm.hf.file_names import CONFIG_NAME
 from reallm.model.adapted import AdaptedLayer
 from reallm.model.config import ReaLModelConfig
 from reallm.model.inputs import as_tokens
@@ -328,7 +327,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         target = as_device(device)
         seed = check_count("seed", seed, at_least=0)
         raw = read_hf_config(folder)
-        stored = config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+        stored = config_of_folder(family, folder, raw, is_critic=is_critic)
         config = stored.replace(vocab_size=max(stored.vocab_size, min_vocab_size or 0))
         adapter = None
         if lora is not None and lora.path is not None:  # resolved once: a run may save a newer adapter meanwhile

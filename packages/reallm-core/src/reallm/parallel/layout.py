@@ -12,10 +12,14 @@ from functools import cached_property
 from typing import NamedTuple
 
 from reallm.arguments import NamedFields
-from reallm.errors import ConfigError, kind_of
+from reallm.errors import ConfigError, cut, kind_of
 from reallm.field_types import check_fields
+from reallm.printable import printable_line
 
 EXAMPLE = "tp2pp1dp2, fsdp4 or dp2tp2@4-7"
+MOST_RANKS = 1 << 20
+"""More than any job has: lists of ranks are made."""
+_SIZE = re.compile(r"(fsdp|dp|pp|tp)[=_]?([0-9]{1,18})[,_.]?")
 
 
 class Coordinate(NamedTuple):
@@ -49,10 +53,14 @@ class Layout(NamedFields):
         for name in ("dp", "pp", "tp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"layout: {name}={getattr(self, name)} must be at least 1")
+        if self.size > MOST_RANKS:
+            raise ConfigError(f"layout {cut(self._sizes, 60)} has more than {MOST_RANKS:,} ranks; make it smaller")
         if not self.ranks:
             object.__setattr__(self, "ranks", tuple(range(self.dp * self.pp * self.tp)))
         if len(self.ranks) != self.size or len(set(self.ranks)) != self.size or min(self.ranks) < 0:
-            raise ConfigError(f"layout {self._sizes} takes {self.size} different ranks, not {_ranks_text(self.ranks)}")
+            raise ConfigError(
+                f"layout {self._sizes} takes {self.size} different ranks, not {cut(_ranks_text(self.ranks), 60)}"
+            )
         if self.dp == 1:
             object.__setattr__(self, "fsdp", False)
 
@@ -64,11 +72,10 @@ class Layout(NamedFields):
             ConfigError: the text is not a layout; shows an example.
         """
         sizes, _, ranks = text.strip().lower().partition("@")
-        found = re.findall(r"(fsdp|dp|pp|tp)[=_]?(\d+)[,_.]?", sizes)
+        found = _SIZE.findall(sizes)
         by_name = {name: int(size) for name, size in found}
-        rest = re.sub(r"(fsdp|dp|pp|tp)[=_]?(\d+)[,_.]?", "", sizes)
-        if not found or rest or len(by_name) != len(found) or {"dp", "fsdp"} <= by_name.keys():
-            raise ConfigError(f"'{text}' is not a layout; write one like {EXAMPLE}")
+        if not found or _SIZE.sub("", sizes) or len(by_name) != len(found) or {"dp", "fsdp"} <= by_name.keys():
+            raise ConfigError(f"'{_shown(text)}' is not a layout; write one like {EXAMPLE}")
         return cls(
             dp=by_name.get("fsdp", by_name.get("dp", 1)),
             pp=by_name.get("pp", 1),
@@ -140,12 +147,18 @@ class Layout(NamedFields):
 def _parse_ranks(ranks_text: str, text: str) -> tuple[int, ...]:
     ranks: list[int] = []
     for part in ranks_text.split(",") if ranks_text else []:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip())
         if not match:
-            raise ConfigError(f"'{text}': '{ranks_text}' names no ranks; write them like 4-7 or 0,2")
-        first = int(match[1])
-        ranks += range(first, int(match[2] or first) + 1)
+            raise ConfigError(f"'{_shown(text)}': '{_shown(ranks_text)}' names no ranks; write them like 4-7 or 0,2")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if len(ranks) + last - first >= MOST_RANKS:
+            raise ConfigError(f"'{_shown(text)}' names more than {MOST_RANKS:,} ranks; name those of the job")
+        ranks += range(first, last + 1)
     return tuple(ranks)
+
+
+def _shown(text: str) -> str:
+    return cut(printable_line(text), 60)
 
 
 def _ranks_text(ranks: tuple[int, ...]) -> str:

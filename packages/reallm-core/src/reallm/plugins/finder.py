@@ -1,6 +1,6 @@
 """Finds plugins in the metadata of installed distributions; nothing is imported.
 
-    installed()  ->  entries  ->  plan(entries, disabled)  ->  plugins
+    installed()  ->  entries, broken  ->  plan(entries, disabled, broken)  ->  plugins
 
 An entry point named `<kind>.<name>` is a promise to offer exactly that, so that a look-up imports only the plugins that
 promise the name. An entry point with a name of another form promises nothing: its plugin is imported by every look-up.
@@ -8,14 +8,17 @@ promise the name. An entry point with a name of another form promises nothing: i
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import Distribution, entry_points
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
 
+from reallm.errors import PluginError
+from reallm.foreign_files import parse_json, reading
 from reallm.plugins.kinds import KINDS
+from reallm.printable import printable_line
 
 GROUP = "reallm"
 """The entry-point group of plugins."""
@@ -96,28 +99,71 @@ class Plugin:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """An installed distribution whose metadata cannot be read; it may have plugins or not."""
+
+    distribution: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All plugins, and the names in `REALLM_DISABLE_PLUGINS` that match none of them."""
+    """All plugins, the names in `REALLM_DISABLE_PLUGINS` that match none of them, and what cannot be read."""
 
     plugins: tuple[Plugin, ...]
     unknown_disabled: tuple[str, ...] = ()
+    broken: tuple[Broken, ...] = ()
 
 
 def find() -> Plan:
     """Find the plugins on `sys.path`, and mark the ones that `REALLM_DISABLE_PLUGINS` disables."""
-    return plan(installed(), os.environ.get(DISABLE, ""))
+    entries, broken = installed()
+    return plan(entries, os.environ.get(DISABLE, ""), broken)
 
 
-def installed() -> list[Entry]:
-    """The entry points of the group `reallm`. If a distribution is on `sys.path` twice, the first one counts."""
-    return [
-        Entry(point.dist.name, point.dist.version, point.name, point.value, _is_editable(point.dist))
-        for point in entry_points(group=GROUP)
-        if point.dist is not None
-    ]
+def installed() -> tuple[list[Entry], list[Broken]]:
+    """The entry points of the group `reallm`, and the distributions whose metadata cannot be read.
+
+    If a distribution is on `sys.path` twice, the first one counts.
+    """
+    entries: list[Entry] = []
+    broken: list[Broken] = []
+    seen: set[str] = set()
+    for distribution in distributions():
+        folder = Path(getattr(distribution, "_path", ""))  # all that is known of one without a readable name
+        key = canonical(folder.stem.partition("-")[0])
+        if key and key in seen:
+            continue
+        seen.add(key)
+        try:
+            with reading("its metadata", f"reinstall it, or remove {folder}", error=PluginError):
+                entries += _entries(distribution)
+        except PluginError as error:
+            broken.append(Broken(printable_line(folder.stem or "?"), str(error)))
+    return entries, broken
 
 
-def plan(entries: Iterable[Entry], disabled: str = "") -> Plan:
+def _entries(distribution: Distribution) -> list[Entry]:
+    """The entry points of a distribution; raises any error if its metadata is damaged."""
+    text = distribution.read_text("entry_points.txt")
+    if not text or GROUP not in text:
+        return []
+    points = distribution.entry_points.select(group=GROUP)
+    if not points:
+        return []
+    name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+    if not name or not version:
+        raise ValueError("it has no name or no version")
+    editable = _is_editable(distribution)
+    found = []
+    for point in points:
+        if not (point.name.isprintable() and point.value.isprintable() and f"{name}{version}".isprintable()):
+            raise ValueError(f"an entry point is named {point.name!a}")
+        found.append(Entry(name, version, point.name, point.value, editable))
+    return found
+
+
+def plan(entries: Iterable[Entry], disabled: str = "", broken: Iterable[Broken] = ()) -> Plan:
     """Group entry points of the same distribution and value into plugins, and mark the disabled ones.
 
     Plugins are sorted by distribution, the core first.
@@ -140,7 +186,7 @@ def plan(entries: Iterable[Entry], disabled: str = "") -> Plan:
     ]
     plugins.sort(key=lambda plugin: (plugin.distribution != CORE, canonical(plugin.distribution), plugin.value))
     unknown = tuple(name for name in names if not any(_is_named(entry, name) for entry in entries))
-    return Plan(tuple(plugins), unknown)
+    return Plan(tuple(plugins), unknown, tuple(broken))
 
 
 def promise_of(entry_name: str) -> Promise | None:
@@ -168,4 +214,4 @@ def _is_named(entry: Entry, name: str) -> bool:
 
 def _is_editable(distribution: Distribution) -> bool:
     origin = distribution.read_text("direct_url.json")
-    return bool(origin) and bool(json.loads(origin or "{}").get("dir_info", {}).get("editable"))
+    return bool(origin) and bool(parse_json(origin or "{}").get("dir_info", {}).get("editable"))

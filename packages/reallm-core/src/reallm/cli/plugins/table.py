@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from reallm.plugins.known import KnownDistribution, known_distributions
 from reallm.plugins.loader import Loaded
 from reallm.plugins.registry import Registry
 
-COLORS = {"ok": "green", "failed": "red", "blocked": "yellow", "conflict": "red"}
+COLORS = {"ok": "green", "failed": "red", "broken": "red", "blocked": "yellow", "conflict": "red"}
 
 
 def state(loaded: Loaded) -> str:
@@ -57,6 +58,7 @@ def as_json(registry: Registry) -> dict[str, Any]:
             for (kind, name), plugins in conflicts.items()
         ],
         "unknown_disabled": list(registry.plan.unknown_disabled),
+        "broken": [dataclasses.asdict(broken) for broken in registry.plan.broken],
         "not_installed": [
             {"distribution": item.distribution, "offers": {kind: list(names) for kind, names in item.offers.items()}}
             for item in not_installed(registry)
@@ -131,6 +133,7 @@ def _show_problems(console: Console, registry: Registry) -> None:
         lines += [("failed", f"{loaded.plugin}: {failure}") for failure in loaded.failures]
         if loaded.plugin.blocked:
             lines.append(("blocked", f"by {DISABLE}: {loaded.plugin.distribution}[{','.join(loaded.plugin.blocked)}]"))
+    lines += [("broken", f"{broken.distribution}: {broken.reason}") for broken in registry.plan.broken]
     for (kind, name), plugins in registry.conflicts().items():
         lines.append(("conflict", str(lookup_errors.conflict(kind, name, plugins, registry.plan))))
     notes = [f"{loaded.plugin}: {note}" for loaded in registry.listing() for note in loaded.notes]

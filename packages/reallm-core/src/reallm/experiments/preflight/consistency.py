@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from typing import Any
 
 from reallm.config.training import TrainingConfig, model_args
@@ -14,7 +14,7 @@ from reallm.errors import CheckpointError
 from reallm.experiments.runs.settings import flatten
 from reallm.hf.checkpoint_folder import resolve_path
 from reallm.hf.file_names import CONFIG_NAME
-from reallm.plugins.finder import GROUP
+from reallm.plugins.finder import installed
 
 
 def settings_and_versions(config: TrainingConfig, settings: Mapping[str, Any], roles: Sequence[str]) -> dict[str, str]:
@@ -39,5 +39,5 @@ def settings_and_versions(config: TrainingConfig, settings: Mapping[str, Any], r
 
 def _plugin_versions() -> dict[str, str]:
     """Distribution -> version, for all distributions that offer plugins."""
-    dists = [point.dist for point in entry_points(group=GROUP)]
-    return dict(sorted((dist.name, dist.version) for dist in dists if dist is not None))
+    entries, _ = installed()
+    return dict(sorted((entry.distribution, entry.version) for entry in entries))

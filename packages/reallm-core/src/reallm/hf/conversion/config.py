@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reallm.errors import CheckpointError, ConfigError, kind_of, quoted
 from reallm.foreign_files import reading, shown
 from reallm.hf.checkpoint_folder import check_identity, read_hf_config, resolve_path
+from reallm.hf.conversion.claims import check_claims
 from reallm.hf.conversion.families import family_for
 from reallm.hf.conversion.transformers_io import transformers_keys
 from reallm.hf.family import HFFamily
@@ -50,8 +51,26 @@ def load_model_config(
     """
     folder = resolve_path(path, weights=False)
     raw = read_hf_config(folder)
-    family = family_for(raw, folder, implementation)
-    return config_from_hf(family, raw, is_critic=is_critic, source=folder / CONFIG_NAME)
+    return config_of_folder(family_for(raw, folder, implementation), folder, raw, is_critic=is_critic)
+
+
+def config_of_folder(
+    family: HFFamily, folder: Path, raw: Mapping[str, Any], *, is_critic: bool | None = None
+) -> ReaLModelConfig:
+    """The architecture of a checkpoint's folder, whose `config.json` is `raw`, if its tensors can be those of it.
+
+    `is_critic` is that of `config_from_hf`.
+
+    Raises:
+        CheckpointError: a key is wrong, or claims sizes that no tensor of the folder has.
+    """
+    source = folder / CONFIG_NAME
+    config = config_from_hf(family, raw, is_critic=is_critic, source=source)
+    try:
+        check_claims(folder, config)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {family.config.in_terms_of_file(str(error), raw)}") from None
+    return config
 
 
 def has_critic_head(family: HFFamily, raw: Mapping[str, Any]) -> bool:
