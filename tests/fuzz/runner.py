@@ -71,8 +71,9 @@ def run(name: str, opened: Open, *, seed: int, n_inputs: int | None = None, seco
                 break
             if not process.is_alive() and not receiver.poll(0):
                 break
-        found = receiver.recv() if receiver.poll(0) else None
+        found = _received(receiver)
         process.join()
+        assert not isinstance(found, str), f"the corpus of '{name}' cannot be read:\n{found}"
         if found is not None:
             return _added(result, found)
         at = int(clock[0])  # the process was killed, or has ended by itself; what it had found is lost but for a count
@@ -83,8 +84,17 @@ def run(name: str, opened: Open, *, seed: int, n_inputs: int | None = None, seco
             result.n_others += 1
         result.others.setdefault(f"{'hang' if has_hung else f'exit {process.exitcode}'}: input {at} of seed {seed}", "")
         first = at + 1
-        if (n_inputs is not None and first >= n_inputs) or (seconds is not None and time.monotonic() - started > seconds):
+        if (n_inputs is not None and first >= n_inputs) or (
+            seconds is not None and time.monotonic() - started > seconds
+        ):
             return result
+
+
+def _received(receiver: Any) -> Any:
+    try:
+        return receiver.recv() if receiver.poll(0) else None
+    except EOFError:  # the process has ended without a result
+        return None
 
 
 def content_of(name: str, corpus: Sequence[bytes], seed: int, i: int) -> bytes:
@@ -110,9 +120,13 @@ def _work(
     sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        corpus, read = opened(Path(folder))
-        for content in corpus:
-            read(content)  # what is not mutated is read
+        try:
+            corpus, read = opened(Path(folder))
+            for content in corpus:
+                read(content)  # what is not mutated is read
+        except Exception:
+            sender.send(traceback.format_exc())
+            return
         _limit_memory()
         before, i = _resident(), first
         while (n_inputs is None or i < n_inputs) and (end is None or time.monotonic() < end):
@@ -132,7 +146,7 @@ def _read_one(result: Result, read: Read, content: bytes, i: int) -> None:
         read(content)
     except ReallmError as error:
         result.n_refused += 1
-        if len(str(error).splitlines()) > 1 and len(result.is_several_lines) < 20:
+        if "\n" in str(error) and len(result.is_several_lines) < 20:
             result.is_several_lines.append(str(error))
     except BaseException as error:  # what this is for: anything else
         result.n_others += 1
@@ -184,7 +198,12 @@ def figures(results: Sequence[Result]) -> Mapping[str, float]:
     total: Counter[str] = Counter()
     found: dict[str, float] = {}
     for one in results:
-        values = {"inputs": one.n_inputs, "refused": one.n_refused, "other_exceptions": one.n_others, "hangs": one.n_hangs}
+        values = {
+            "inputs": one.n_inputs,
+            "refused": one.n_refused,
+            "other_exceptions": one.n_others,
+            "hangs": one.n_hangs,
+        }
         total.update(values)
         key = one.name.replace(" ", "_")
         found |= {f"{key}_{name}": number for name, number in values.items()}

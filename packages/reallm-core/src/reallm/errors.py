@@ -58,13 +58,17 @@ class UnknownNameError(PluginError):
     """No installed plugin offers a family, dataset, algorithm, logger, callback or reward of this name."""
 
 
+_LONGEST_NAME = 200
+"""Longer texts are no misspelt names, and comparing them takes long."""
+
+
 def close_matches(name: str, options: Iterable[str]) -> list[str]:
     """The options that `name` may be a misspelling of, at most three, the most similar one first.
 
     `llama` for `lama`, `sft` for `stf` and `bfloat16` for `bf16`, but not `best_mode` for `base_model`: a far-fetched
     suggestion is worse than none.
     """
-    similarity = {option: _similarity(name, option) for option in options}
+    similarity = {option: _similarity(name, option) for option in options} if len(name) <= _LONGEST_NAME else {}
     return sorted((option for option in similarity if similarity[option]), key=lambda option: -similarity[option])[:3]
 
 

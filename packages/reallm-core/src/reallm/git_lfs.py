@@ -10,6 +10,8 @@ _BEGINNING = b"version https://git-lfs.github.com/spec/"
 def is_lfs_pointer(file: Path) -> bool:
     """Whether a file is a Git LFS pointer."""
     try:
+        if not file.is_file():  # opening a pipe would wait
+            return False
         with file.open("rb") as opened:
             return opened.read(len(_BEGINNING)) == _BEGINNING
     except OSError:

@@ -16,6 +16,7 @@ from reallm.checkpoint.load import read_boxes
 from reallm.checkpoint.reader import Checkpoint, open_file
 from reallm.config.lora import LoRAArgs
 from reallm.errors import CheckpointError, quoted
+from reallm.foreign_files import reading
 from reallm.git_lfs import is_lfs_pointer
 from reallm.hf.checkpoint_folder import refuse_lfs_pointer, resolve_adapter
 from reallm.hf.conversion.adapter_config import adapter_config, lora_from_peft, read_adapter_config
@@ -71,8 +72,9 @@ class AdapterFolder:
         Raises:
             CheckpointError: they cannot be those of such a model; says why.
         """
-        shapes = {name: info.shape for name, info in self._tensors_of(family, config).infos.items()}
-        return lora_from_peft(family, config, self.raw, shapes, self.path)
+        with reading(self.path, "copy the adapter again", problem="does not hold a whole LoRA adapter"):
+            shapes = {name: info.shape for name, info in self._tensors_of(family, config).infos.items()}
+            return lora_from_peft(family, config, self.raw, shapes, self.path)
 
     def read(self, family: HFFamily, config: ReaLModelConfig) -> dict[str, Tensor]:
         """The parameters of the adapters, whole, and the scalar head of a critic if there is one.

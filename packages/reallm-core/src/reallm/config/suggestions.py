@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from reallm.config.args import ModelArgs
 from reallm.config.foreign_keys import explanation, our_key
@@ -97,6 +99,16 @@ def _main_key(group: Group) -> str:
     return names[0].name if names else group.name
 
 
+def _what_is_at(path_text: str) -> Literal["model", "file", ""]:
+    """What is at a path that a user may mean; nothing if it is no path."""
+    with suppress(OSError, ValueError):
+        path = Path(path_text)
+        if (path / "config.json").is_file() or (path / "checkpoints").is_dir():
+            return "model"
+        return "file" if path.exists() else ""
+    return ""
+
+
 def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Group]) -> str:
     """The message for `arguments[index]`, which is not `key=value`."""
     argument = arguments[index]
@@ -113,10 +125,10 @@ def not_an_assignment(arguments: Sequence[str], index: int, groups: Sequence[Gro
     if Path(argument).suffix in (".yaml", ".yml"):
         return f"'{argument}' is not key=value; to read a YAML file write --config {argument}"
     names = [key.name for group in groups for key in group.keys]
-    is_model = Path(argument, "config.json").is_file() or Path(argument, "checkpoints").is_dir()
+    there = _what_is_at(argument)
     paths = [name for name in ("model.path", *(key.name for key in _of_roles("model.path", groups))) if name in names]
-    key = next(iter(paths), "") if is_model else "dataset.train_path"
-    if argument and key in names and Path(argument).exists():
+    key = next(iter(paths), "") if there == "model" else "dataset.train_path"
+    if argument and key in names and there:
         return f"'{argument}' is not key=value; did you mean {key}={argument}?"
     if argument in names:
         return f"'{argument}' has no value; write {argument}=VALUE"

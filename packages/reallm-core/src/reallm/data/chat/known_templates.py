@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reallm.arguments import as_path
 from reallm.data.chat.template import TOKEN, ChatTemplate
 from reallm.errors import ConfigError, did_you_mean
 from reallm.notices import notify_once
@@ -57,7 +57,7 @@ def _find(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
         return (files(__package__) / "templates" / f"{chat_template}.jinja").read_text(encoding="utf-8")
     if "{{" in chat_template or "{%" in chat_template:
         return chat_template
-    path = Path(chat_template).expanduser()
+    path = as_path(chat_template)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

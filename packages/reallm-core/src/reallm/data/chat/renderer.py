@@ -67,6 +67,8 @@ class Renderer:
     def __init__(self, template: str, special_tokens: Mapping[str, Any]) -> None:
         self._template = template
         self._special_tokens = dict(special_tokens)
+        self._beyond_bounds = ""
+        """Why the template is not rendered again: it has once taken too long or made too much text."""
         # transformers maps marks to tokens, and loses some if offsets skip whitespace: make the template print them
         self._marked = _MARK.sub(rf"{{%\1 print '{EDGE}' \2%}}", template)
 
@@ -121,16 +123,22 @@ class Renderer:
 
     def _render(self, messages: list[Message], tools: Sequence[Tool], *, prompt: bool, marked: bool) -> str:
         # `tokenizer.apply_chat_template` does the same, but drops keys that are null, which some templates need
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from reallm.data.chat.bounded_jinja import BoundsError, render
 
-        rendered: Any = render_jinja_template(  # ([text], spans of turns)
-            conversations=[messages],
-            tools=list(tools) or None,
-            chat_template=self._marked if marked else self._template,
-            add_generation_prompt=prompt,
+        if self._beyond_bounds:
+            raise BoundsError(self._beyond_bounds)
+        variables = {
+            "messages": messages,
+            "tools": list(tools),
+            "documents": None,
+            "add_generation_prompt": prompt,
             **self._special_tokens,
-        )
-        return str(rendered[0][0])
+        }
+        try:
+            return render(self._marked if marked else self._template, variables)
+        except BoundsError as error:
+            self._beyond_bounds = str(error)
+            raise
 
     @cached_property
     def _wants_parts(self) -> bool:

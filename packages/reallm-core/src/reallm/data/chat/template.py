@@ -85,8 +85,9 @@ class ChatTemplate:
                 f"the tokenizer has several chat templates ({names}) and no default; choose with dataset.chat_template"
             )
         self._tokenizer = tokenizer
-        self._without_tools = Renderer(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
-        self._with_tools = Renderer(tokenizer.get_chat_template(tools=[{}]), tokenizer.special_tokens_map)
+        templates = tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[{}])
+        renderers = {text: Renderer(text, tokenizer.special_tokens_map) for text in templates}  # mostly one
+        self._without_tools, self._with_tools = (renderers[text] for text in templates)
         added = tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special or TOKEN.fullmatch(str(token))}
         special.update(tokenizer.all_special_tokens)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from reallm.arguments import as_path
 from reallm.data.readers.csv_rows import read_csv, read_tsv
 from reallm.data.readers.json_rows import read_json, read_jsonl
 from reallm.data.readers.record import Origin, Records
@@ -35,7 +36,7 @@ def files_of(path_text: str) -> list[Path]:
     """
     if is_web_address(path_text):
         raise DataError(f"{path_text} is a web address, not a file; {instead_of(path_text, dataset=True)}")
-    path = Path(path_text).expanduser()
+    path = as_path(path_text, DataError)
     if path.is_dir():
         return saved_dataset(path) or _files_in(path)
     if not path.exists() and _WILDCARD.search(path_text):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from reallm.errors import DataError
 from reallm.experiments.runs.folder import RunFolder
+from reallm.foreign_files import parse_json, read_json_object, reading
 
 
 def is_run(folder: Path) -> bool:
@@ -20,16 +21,14 @@ def is_run(folder: Path) -> bool:
 
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if the file does not exist or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    with suppress(DataError):
+        return read_json_object(path, error=DataError)
+    return {}
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file; none if it does not exist. A line that a killed process cut off is skipped."""
-    with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         yield from _objects(file)
 
 
@@ -47,10 +46,9 @@ def last_json_lines(path: Path, n_bytes: int = 1 << 18) -> list[dict[str, Any]]:
 
 def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
+        value = None
+        with suppress(DataError), reading("the line", error=DataError):
+            value = parse_json(line)
         if isinstance(value, dict):
             yield value
 

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -229,7 +230,9 @@ def _best(path: Path, written: Any) -> Best | None:
 
 
 def _existing(path: Path, relative: Any) -> Path | None:
-    return path / relative if isinstance(relative, str) and (path / relative).is_dir() else None
+    with suppress(OSError, ValueError):  # no path at all
+        return path / relative if isinstance(relative, str) and (path / relative).is_dir() else None
+    return None
 
 
 def _started(path: Path, written: Any) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reallm.arguments import as_path
 from reallm.errors import ConfigError, nearest
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, step_of
 from reallm.experiments.runs.settings import path_key
@@ -23,7 +24,7 @@ def find_resumable(resume: str, output_dir: str | Path) -> RunFolder:
     Raises:
         ConfigError: there is no such run, or the checkpoint is not the newest; says what was probably meant.
     """
-    path = Path(resume).expanduser()
+    path = as_path(resume)
     for candidate in (path, Path(output_dir) / path):
         if RunFolder(candidate).config.is_file():
             return RunFolder(_named(candidate))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
 from reallm.errors import ConfigError
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
+from reallm.foreign_files import read_bytes, reading
 from reallm.parallel.layout import Layout
 
 LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
@@ -43,10 +43,8 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is damaged.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); start a new run") from error
+    with reading(file, "start a new run", error=ConfigError):
+        content = yaml.safe_load(read_bytes(file).decode("utf-8"))
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds no settings; start a new run")
     return content
@@ -125,10 +123,15 @@ def of_plan(changed: Diff, settings: Mapping[str, Any]) -> Diff:
 
 
 def n_processes(settings: Mapping[str, Any]) -> int:
-    """Number of processes that settings of a run, as nested mappings, take: by `parallel.*` and layouts of calls."""
-    layouts = [Layout.parse(call["layout"]) for call in _calls(settings).values() if call.get("layout")]
-    sizes = [settings.get("parallel", {}).get(axis) or 1 for axis in ("dp", "pp", "tp")]
-    return max([math.prod(sizes), *(max(layout.ranks) + 1 for layout in layouts)])
+    """Number of processes that settings of a run, as nested mappings, take: by `parallel.*` and layouts of calls.
+
+    Raises:
+        ConfigError: a size or a layout is wrong.
+    """
+    layouts = [Layout.parse(str(call["layout"])) for call in _calls(settings).values() if call.get("layout")]
+    group = settings.get("parallel")
+    dp, pp, tp = ((group.get(axis) if isinstance(group, Mapping) else None) or 1 for axis in ("dp", "pp", "tp"))
+    return max(max(layout.ranks) + 1 for layout in (Layout(dp, pp, tp), *layouts))
 
 
 def n_processes_of(folder: RunFolder) -> int:
