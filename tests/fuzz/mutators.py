@@ -16,9 +16,10 @@ _VALUES: tuple[Any, ...] = (
 """What a value is replaced by."""
 
 _SNIPPETS: tuple[bytes, ...] = (
-    b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"\r", b"\x1b[2J", b"{", b"}", b"[", b"]", b'"', b":", b",", b"=",
-    b"-1", b"1e999", b"9" * 30, b"9" * 5000, b"NaN", b"null", b"[" * 2000, b'{"a":' * 2000, b"%s%n", b"${", b"{{", b"}}",
-    b"{%", b"%}", b"&a [*a, *a]", b"!!python/object:os.system", b"<<: *a", b"\xed\xa0\x80", b"A" * 10_000, b"../", b"@",
+    b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"\r", b"\x1b[2J", b"{", b"}", b"[", b"]", b'"', b":", b",",
+    b"=", b"-1", b"1e999", b"9" * 30, b"9" * 5000, b"NaN", b"null", b"[" * 2000, b'{"a":' * 2000, b"%s%n", b"${", b"{{",
+    b"}}", b"{%", b"%}", b"&a [*a, *a]", b"!!python/object:os.system", b"<<: *a", b"\xed\xa0\x80",
+    b"A" * 10_000, b"../", b"@",
 )  # fmt: skip
 """What is written into bytes."""
 

@@ -233,7 +233,7 @@ def _gz_rows() -> list[bytes]:
 
 def _yaml(folder: Path) -> tuple[Sequence[bytes], Read]:
     corpus = [
-        b"model:\n  path: m\ndataset:\n  name: prompt_answer\n  train_path: rows.jsonl\noptimizer:\n  lr: 1e-4\nseed: 1\n",
+        b"model:\n  path: m\ndataset:\n  name: prompt_answer\n  train_path: rows.jsonl\noptimizer:\n  lr: 1e-4\n",
         b"model.path: m\ndataset.train_path: [a.jsonl, b.jsonl]\nepochs: 2\nname: ${seed}\nloggers: [jsonl]\n",
         b"a: &a {lr: 1}\noptimizer: {<<: *a}\n",
     ]
@@ -322,7 +322,7 @@ def _request(folder: Path) -> tuple[Sequence[bytes], Read]:
     tokenizer = tiny_tokenizer()
     served = ServedModel("tiny", tokenizer, len(tokenizer), 512)
     corpus = [
-        json.dumps({"messages": _CONVERSATION[1:], "max_tokens": 5, "temperature": 0.5, "stop": ["x"], "n": 2}).encode(),
+        json.dumps({"messages": _CONVERSATION[1:], "max_tokens": 5, "temperature": 0.5, "stop": ["x"]}).encode(),
         json.dumps({"prompt": ["a", "b"], "max_tokens": 3, "logprobs": 2, "top_p": 0.9, "seed": 7}).encode(),
         json.dumps({"messages": _CONVERSATION[1:2], "tools": [
             {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}

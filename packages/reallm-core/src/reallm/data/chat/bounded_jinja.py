@@ -2,8 +2,8 @@
 
 transformers runs them in jinja's sandbox, in which they reach nothing but what they are given. It bounds `range` alone:
 nested loops never end, and `'a' * 10 ** 12` fills the memory. Here loops and macros look at the time of the processor,
-and whatever makes texts and lists counts their sizes before they are made. Time is taken of the thread, so that a machine
-that is busy otherwise changes nothing. Imports no torch, but transformers for its environment.
+and whatever makes texts and lists counts their sizes before they are made. Time is taken of the thread, so that a
+machine that is busy otherwise changes nothing. Imports no torch, but transformers for its environment.
 """
 
 from __future__ import annotations
