@@ -27,7 +27,9 @@ Open = Callable[[Path], tuple[Sequence[bytes], Read]]
 """Makes the corpus of a reader, in an empty folder, and the function that reads."""
 
 HANG = 5.0
-"""Seconds after which an input hangs."""
+"""Seconds of the processor after which an input hangs."""
+WAIT = 60.0
+"""Seconds after which an input hangs that does not use the processor."""
 MEMORY = 1 << 30
 """Bytes of address space that an input may take in addition to what the process has."""
 
@@ -40,7 +42,7 @@ class Result:
     n_inputs: int = 0
     n_refused: int = 0
     slowest: float = 0.0
-    """Seconds of the slowest input that ended."""
+    """Seconds of the processor that the slowest input took, of those that ended."""
     peak_mib: float = 0.0
     """Growth of the resident memory of the process, in MiB."""
     n_hangs: int = 0
@@ -54,18 +56,18 @@ class Result:
 def run(name: str, opened: Open, *, seed: int, n_inputs: int | None = None, seconds: float | None = None) -> Result:
     """Run a reader on so many inputs, or for so long. Input `i` depends on the name, the seed and `i` alone."""
     context = multiprocessing.get_context("fork")
-    clock = context.Array("d", 2, lock=False)  # the input that is read, and since when
+    clock = context.Array("d", 3, lock=False)  # the input that is read, and since when, on the wall and the processor
     result, first, started = Result(name), 0, time.monotonic()
     while True:
         receiver, sender = context.Pipe(duplex=False)
         left = None if seconds is None else seconds - (time.monotonic() - started)
-        clock[0], clock[1] = first, time.monotonic() + 60  # the corpus is made first
+        clock[:] = [first, time.monotonic() + WAIT, WAIT]  # the corpus is made first
         process = context.Process(target=_work, args=(name, opened, seed, first, n_inputs, left, clock, sender))
         process.start()
         sender.close()
         has_hung = False
         while not receiver.poll(0.2):
-            if time.monotonic() - clock[1] > HANG:
+            if time.monotonic() - clock[1] > WAIT or _processor_seconds(process.pid) - clock[2] > HANG:
                 has_hung = True
                 process.kill()
                 break
@@ -95,6 +97,15 @@ def _received(receiver: Any) -> Any:
         return receiver.recv() if receiver.poll(0) else None
     except EOFError:  # the process has ended without a result
         return None
+
+
+def _processor_seconds(pid: int | None) -> float:
+    """What a process has used of the processor; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def content_of(name: str, corpus: Sequence[bytes], seed: int, i: int) -> bytes:
@@ -131,13 +142,13 @@ def _work(
         before, i = _resident(), first
         while (n_inputs is None or i < n_inputs) and (end is None or time.monotonic() < end):
             content = content_of(name, corpus, seed, i)
-            clock[0], clock[1] = i, time.monotonic()
+            clock[:] = [i, time.monotonic(), time.process_time()]
             _read_one(result, read, content, i)
-            result.slowest = max(result.slowest, time.monotonic() - clock[1])
+            result.slowest = max(result.slowest, time.process_time() - clock[2])
             result.n_inputs += 1
             i += 1
         result.peak_mib = max(0.0, (_resident() - before) / 1024)
-        clock[1] = time.monotonic()
+        clock[:] = [i, time.monotonic(), time.process_time()]
         sender.send(result)
 
 

@@ -33,7 +33,12 @@ _LONGEST_REASON = 300
 
 @contextmanager
 def reading(
-    source: object, remedy: str = "", *, error: type[ReallmError] = CheckpointError, problem: str = "cannot be read"
+    source: object,
+    remedy: str = "",
+    *,
+    error: type[ReallmError] = CheckpointError,
+    problem: str = "cannot be read",
+    passing: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Context in which the content of a foreign file is parsed or first used: any exception becomes one line.
 
@@ -44,6 +49,7 @@ def reading(
         remedy: the end of the message: what to do.
         error: class of the error.
         problem: what is wrong if anything is.
+        passing: exceptions of which the caller makes a better message.
 
     Raises:
         ReallmError: of the class `error`, for every `Exception` but `MemoryError`, and for a panic of a Rust library.
@@ -51,6 +57,8 @@ def reading(
     try:
         yield
     except (ReallmError, MemoryError):
+        raise
+    except passing:
         raise
     except BaseException as raised:
         # a panic in an extension written in Rust is no `Exception`, and its class cannot be imported
