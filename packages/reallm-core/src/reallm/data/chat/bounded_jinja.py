@@ -34,7 +34,7 @@ MAX_ITEMS = 1 << 20
 MAX_NUMBER = 10**6
 """The largest whole number that may be an argument, such as a width."""
 
-_WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{5})|:[^{}]*(\{|\d{5})")
+_WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{5})|\{[^{}]*:[^{}]*(\{|\d{5})")
 """A format with a width of five digits, or one that is itself an argument."""
 
 
@@ -163,9 +163,14 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
                 return _joined(text, args[0])
             if name == "replace":
                 _count_replaced(text, *args[:2])
-            if name in ("format", "format_map"):
-                _check_format(text)
         return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """The methods `format` and `format_map` of a text; None for other values."""
+        text = getattr(value, "__self__", None)
+        if isinstance(text, str) and value.__name__ in ("format", "format_map"):
+            _check_format(text)
+        return super().wrap_str_format(value)
 
 
 def _bounded_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
