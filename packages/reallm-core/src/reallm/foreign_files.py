@@ -7,8 +7,10 @@ all of that is caught, and the functions below it read text and JSON within boun
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,8 +84,11 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def check_regular(file: Path) -> None:
-    """Raise ValueError unless a file, or what it is a link to, is a regular one: opening a pipe would wait."""
-    if not stat.S_ISREG(file.stat().st_mode):
+    """Raise an error unless a file, or what it is a link to, is a regular one: opening a pipe would wait."""
+    mode = file.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not stat.S_ISREG(mode):
         raise ValueError("it is not a regular file")
 
 
