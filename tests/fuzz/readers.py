@@ -17,6 +17,7 @@ from reallm.checkpoint.adapter import AdapterFolder
 from reallm.checkpoint.load import read_checkpoint
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.config.load import load
+from reallm.data.chat import bounded_jinja
 from reallm.data.chat.template import ChatTemplate
 from reallm.data.row_sources import RowSource
 from reallm.data.rows import iter_rows
@@ -180,6 +181,7 @@ def _generation_config(folder: Path) -> tuple[Sequence[bytes], Read]:
 
 def _template(folder: Path) -> tuple[Sequence[bytes], Read]:
     tokenizer = tiny_tokenizer()
+    bounded_jinja.MAX_SECONDS = 0.05  # in this process alone, so that more templates are tried
 
     def read(content: bytes) -> object:
         tokenizer.chat_template = content.decode(errors="replace")
