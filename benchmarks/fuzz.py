@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,6 +31,7 @@ def main() -> None:
     """Fuzz each reader, print a table, and write the figures if asked to; exit with 1 if anything was found."""
     arguments_of = parser(str(__doc__).splitlines()[0])
     arguments_of.add_argument("--minutes", type=float, help="how long in all; by default 10, with --quick 1")
+    arguments_of.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="readers at the same time")
     arguments_of.add_argument("--seed", type=int, default=0, help="seed of the mutations")
     arguments_of.add_argument("readers", nargs="*", metavar="READER", help="beginnings of names; by default all")
     arguments = arguments_of.parse_args()
@@ -38,10 +40,12 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{machine()}; seed {arguments.seed}; {seconds / 60:g} minutes")
     results: list[Result] = []
-    for name in chosen:
-        results.append(run(name, READERS[name], seed=arguments.seed, seconds=seconds / len(chosen)))
-        header, line = as_table(results[-1:]).split("\n")
-        print(line if len(results) > 1 else f"{header}\n{line}", flush=True)
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        each = seconds * arguments.processes / len(chosen)
+        for result in pool.map(lambda name: run(name, READERS[name], seed=arguments.seed, seconds=each), chosen):
+            results.append(result)
+            header, line = as_table([result]).split("\n")
+            print(line if len(results) > 1 else f"{header}\n{line}", flush=True)
     found = figures(results)
     print(
         f"{found['inputs']:,} inputs: {found['other_exceptions']:,} other exceptions, {found['hangs']:,} hangs, "

@@ -137,7 +137,8 @@ def _read_index(folder: Path) -> dict[str, str]:
             )
         if not file_name.endswith(".safetensors"):
             raise CheckpointError(f"{path}: tensor '{name}' is in '{file_name}', not a safetensors file; {_CONVERT}")
-    missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})
+    with reading(path, "copy it again"):  # names may be too long for a file
+        missing = sorted({file_name for file_name in weight_map.values() if not (folder / file_name).exists()})
     if missing:
         raise CheckpointError(f"{path} names {quoted(missing, 3)}, missing from the folder; download or copy the rest")
     return weight_map
