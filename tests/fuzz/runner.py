@@ -124,7 +124,7 @@ def _work(
     clock: Any,
     sender: Any,
 ) -> None:
-    result, end = Result(name), None if seconds is None else time.monotonic() + seconds
+    result = Result(name)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -139,7 +139,7 @@ def _work(
             sender.send(traceback.format_exc())
             return
         _limit_memory()
-        before, i = _resident(), first
+        before, i, end = _resident(), first, None if seconds is None else time.monotonic() + seconds
         while (n_inputs is None or i < n_inputs) and (end is None or time.monotonic() < end):
             content = content_of(name, corpus, seed, i)
             clock[:] = [i, time.monotonic(), time.process_time()]
