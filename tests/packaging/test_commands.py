@@ -48,6 +48,7 @@ def test_tox_runs_every_environment_but_those_that_take_long_or_need_what_others
         "reasoning-gym",
         "trl",
         "two-nodes",
+        "fuzz",
     }
 
 
@@ -113,8 +114,8 @@ def test_every_test_file_is_run_by_one_environment(tox):
 
 
 BY_KIND = {
-    "against_peft", "against_trl", "alone", "demos_in_full", "docs", "earlier_versions", "faults", "gpu", "helpers",
-    "installable", "installed_loggers", "layouts", "lm_eval_harness", "packaging", "pages", "pretrained",
+    "against_peft", "against_trl", "alone", "demos_in_full", "docs", "earlier_versions", "faults", "fuzz", "gpu",
+    "helpers", "installable", "installed_loggers", "layouts", "lm_eval_harness", "packaging", "pages", "pretrained",
     "reasoning_gym_tasks", "third_party", "two_nodes",
 }  # fmt: skip
 """Folders of tests that belong to no room of the code."""
