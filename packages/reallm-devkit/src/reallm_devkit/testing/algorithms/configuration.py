@@ -10,6 +10,7 @@ from typing import Any
 
 from reallm.config.load import describe, load
 from reallm.config.training import TrainingConfig
+from reallm.config.trust import TRUST_CODE
 from reallm.errors import ReallmError, one_line
 from reallm_devkit.testing.algorithms.subject import AlgorithmSubject
 from reallm_devkit.testing.checks import CheckFailed, check
@@ -35,7 +36,7 @@ def configuration(subject: AlgorithmSubject) -> str:
             raise CheckFailed(expected, "no text", f"key '{item.name}'", subject.at_config)
     path = subject.folder.path / "config.yaml"
     path.write_text(describe(subject.config).to_yaml(), encoding="utf-8")
-    again = load(cls, [path]).build()
+    again = load(cls, [path], [TRUST_CODE]).build()  # the code of its own reward functions
     for item in dataclasses.fields(cls):
         before, after = getattr(subject.config, item.name), getattr(again, item.name)
         if before != after:
