@@ -162,7 +162,8 @@ def _shown(text: str) -> str:
 
 
 def _ranks_text(ranks: tuple[int, ...]) -> str:
-    if len(ranks) > 1 and ranks == tuple(range(ranks[0], ranks[-1] + 1)):
+    is_whole = ranks[-1] - ranks[0] == len(ranks) - 1  # looked at first: numbers may be far apart
+    if len(ranks) > 1 and is_whole and ranks == tuple(range(ranks[0], ranks[-1] + 1)):
         return f"{ranks[0]}-{ranks[-1]}"
     return ",".join(map(str, ranks))
 
