@@ -9,7 +9,8 @@ from transformers import Lfm2Config
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 
 from reallm.hf.conversion.config import config_from_hf, config_to_hf
-from reallm_hf_lfm2.plugin import LFM2, adjusted_size
+from reallm_hf_lfm2.mlp_size import adjusted_size
+from reallm_hf_lfm2.plugin import LFM2
 
 PUBLISHED: dict[str, Any] = {
     "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "block_auto_adjust_ff_dim": True, "block_dim": 2048,

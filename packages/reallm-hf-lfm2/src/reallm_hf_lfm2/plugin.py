@@ -10,7 +10,6 @@ from reallm import HFFamily, MoEConfig, hookimpl
 from reallm.hf.standard import GATED_DECODER, decoder_rows, without
 from reallm.hf.tables import (
     AttentionInBlocks,
-    Computed,
     ConfigTable,
     ExpertBlocks,
     FieldRow,
@@ -22,12 +21,10 @@ from reallm.hf.tables import (
     fused,
 )
 from reallm.model.config import Extra
+from reallm_hf_lfm2.mlp_size import MLP_SIZE
 
 REALLM_HOOK_API = "1.5"
 
-SIZE_KEYS = (
-    "intermediate_size", "block_ff_dim", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of",
-)  # fmt: skip
 TINY = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 60, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "layer_types": ["conv", "full_attention", "conv"],
@@ -37,26 +34,6 @@ TINY_MOE = {
     **TINY, "num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "full_attention", "conv"],
     "num_dense_layers": 2, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
 }  # fmt: skip
-
-
-def adjusted_size(raw: Mapping[str, Any]) -> int:
-    """The size of MLPs: two thirds of the configured one, unless told otherwise, times a factor, and rounded up."""
-    size = raw.get("block_ff_dim") or raw.get("intermediate_size") or 12288
-    if not raw.get("block_auto_adjust_ff_dim", True):
-        return int(size)
-    size, factor = int(2 * size / 3), raw.get("block_ffn_dim_multiplier", 1.0)
-    if factor is None:
-        return size
-    multiple = raw.get("block_multiple_of", 256)
-    return int(multiple * -(-int(factor * size) // multiple))
-
-
-def written_size(config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `adjusted_size`: those of the file as they are, if they give the size."""
-    if adjusted_size(base) == config.intermediate_size:
-        return {key: base[key] for key in SIZE_KEYS if key in base}
-    key = "block_ff_dim" if "block_ff_dim" in base else "intermediate_size"
-    return {key: config.intermediate_size, "block_auto_adjust_ff_dim": False}
 
 
 def attention_by_index(raw: Mapping[str, Any], known: Mapping[str, Any]) -> list[bool]:
@@ -117,19 +94,11 @@ IRRELEVANT = frozenset(
 )  # fmt: skip
 """Keys of published files that nothing reads."""
 
-SIZE = Computed(
-    SIZE_KEYS, ("intermediate_size",), lambda raw, known: {"intermediate_size": adjusted_size(raw)}, written_size
-)
-
 LFM2 = HFFamily(
     names=("lfm2",),
     model_type="lfm2",
     architectures=("Lfm2ForCausalLM",),
-    config=ConfigTable(
-        rows=rows(SIZE),
-        constants=CONSTANTS,
-        irrelevant=IRRELEVANT,
-    ),
+    config=ConfigTable(rows=rows(MLP_SIZE), constants=CONSTANTS, irrelevant=IRRELEVANT),
     weights=WEIGHTS,
     description="LFM2 architecture, short convolutions beside attention: LFM2-350M, 700M, 1.2B, 2.6B",
     check_configs={"tiny": TINY},
