@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save
 
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.checkpoint.adapter import AdapterFolder
+from reallm.checkpoint.checksums import CHECKSUMS, verify_checksums, write_checksums
 from reallm.checkpoint.load import read_checkpoint
 from reallm.checkpoint.reader import open_checkpoint
 from reallm.config.load import load
@@ -23,6 +25,9 @@ from reallm.data.row_sources import RowSource
 from reallm.data.rows import iter_rows
 from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError, ReallmError
+from reallm.experiments.checkpointing.state_file import Generators
+from reallm.experiments.checkpointing.train_state import read_state
+from reallm.experiments.runs.folder import TRAINING_STATE
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.metrics import read_curves
 from reallm.experiments.runs.settings import n_processes, read_settings
@@ -233,6 +238,27 @@ def _gz_rows() -> list[bytes]:
     return [gzip.compress(rows, mtime=0) for rows in _json_rows()]
 
 
+def _training_state(folder: Path) -> tuple[Sequence[bytes], Read]:
+    checkpoint = folder / "step-000002"
+    (checkpoint / TRAINING_STATE / "model").mkdir(parents=True)
+    state = {
+        "format": 1, "step": 2, "evaluated_step": None, "engines": {"model": {"step": 2, "skipped_steps": 0}},
+        "metrics": {"train/loss": 1.5, "eval/loss": None}, "evals_without_gain": 0, "seconds": 3.5, "data": "abc",
+        "best": {"metric": "eval/loss", "value": 1.0, "step": 1, "checkpoint": "checkpoints/step-000001"},
+        "interfaces": {"model": {"kl": 0.1}}, "versions": {"torch": "2"}, "callbacks": {},
+        "generators": asdict(Generators.capture()),
+    }  # fmt: skip
+    file = checkpoint / TRAINING_STATE / "state.json"
+    return [json.dumps(state).encode()], _writing(file, lambda: read_state(checkpoint)[0].generators.restore())
+
+
+def _checksums(folder: Path) -> tuple[Sequence[bytes], Read]:
+    for name in ("a.json", "b.safetensors"):
+        (folder / name).write_text(name)
+    write_checksums(folder)
+    return [(folder / CHECKSUMS).read_bytes()], _writing(folder / CHECKSUMS, lambda: verify_checksums(folder))
+
+
 def _yaml(folder: Path) -> tuple[Sequence[bytes], Read]:
     corpus = [
         b"model:\n  path: m\ndataset:\n  name: prompt_answer\n  train_path: rows.jsonl\noptimizer:\n  lr: 1e-4\n",
@@ -418,6 +444,8 @@ READERS: Mapping[str, Open] = {
     "summary of a run": _run_folder("summary.json"),
     "metrics of a run": _run_folder("metrics.jsonl"),
     "settings of a run": _run_folder("config.yaml"),
+    "training state": _training_state,
+    "checksums": _checksums,
     "YAML": _yaml,
     "command line": _command_line,
     "layout": _layout,

@@ -179,7 +179,7 @@ def test_a_call_without_training_takes_what_a_real_one_does(changes: dict[str, A
 def test_the_kv_cache_is_that_of_the_network() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         expected = 2 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim * dtype.itemsize
-        assert kv_cache_bytes(CONFIG, dtype, 300) == 300 * expected
+        assert kv_cache_bytes(CONFIG, dtype, 300, 4) == 300 * expected
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [None, "none", "selective", "full"])

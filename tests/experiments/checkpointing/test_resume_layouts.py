@@ -23,16 +23,19 @@ from safetensors.torch import load_file, save_file
 
 from reallm.algorithms.sft.config import SFTConfig
 from reallm.checkpoint import distributed_save as saving
+from reallm.checkpoint.checksums import CHECKSUMS
 from reallm.config.args import ModelArgs
 from reallm.config.optimizer import OptimizerConfig
 from reallm.config.parallel import ParallelArgs
 from reallm.errors import CheckpointError, ConfigError, DataError
 from reallm.experiments.checkpointing.state_file import Generators
 from reallm.experiments.checkpointing.train_state import has_state, read_state
+from reallm.experiments.run import runner
 from reallm.experiments.run.runner import run
 from reallm.experiments.runs.folder import RunFolder
 from reallm.launch.job import Job
 from reallm.plugins import registry
+from reallm.seeding import seed_global_generators
 from tests.helpers.jobs import Command, make_inputs
 from tests.helpers.ranks import RankError, on_ranks
 
@@ -163,6 +166,7 @@ def test_a_state_of_another_model_is_refused(inputs, tmp_path):
     saved = json.loads((folder / "checkpoints" / "step-000003" / "config.json").read_text())
     saved["num_hidden_layers"] = 3
     (folder / "checkpoints" / "step-000003" / "config.json").write_text(json.dumps(saved))
+    (folder / "checkpoints" / "step-000003" / CHECKSUMS).unlink()
     resumed = configuration(inputs, tmp_path / "runs", STEPS, ParallelArgs(), "float32", resume=str(folder))
     with pytest.raises(CheckpointError, match="layers"):
         train(0, 1, resumed)
@@ -186,6 +190,7 @@ def another_state(saved: Path, folder: Path) -> Path:
             for name, tensor in load_file(file).items()
         }
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
+        (file.parent.parent / CHECKSUMS).unlink()
     return folder
 
 
@@ -206,10 +211,11 @@ def draws() -> list[float]:
 
 def train_and_draw(rank: int, config: SFTConfig) -> list[float]:
     """What code that draws from the global generators would have drawn in the step after the last save."""
-    random.seed(rank)
-    np.random.seed(rank)
-    torch.manual_seed(rank)
-    train(rank, 2, config)
+    seed, runner.seed_global_generators = runner.seed_global_generators, lambda seed: seed_global_generators(rank)
+    try:
+        train(rank, 2, config)
+    finally:
+        runner.seed_global_generators = seed
     return draws()
 
 

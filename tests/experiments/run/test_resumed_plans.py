@@ -15,6 +15,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from reallm.cli.algorithm import load_configuration
+from reallm.config.trust import TRUST_CODE
 from reallm.errors import ConfigError
 from reallm.experiments.run.runner import run
 from reallm.experiments.runs.settings import read_settings
@@ -68,7 +69,7 @@ class Runs:
 
     def resume(self, name: str, *arguments: str, size: int = 2) -> str:
         """What is printed when a copy of the half run goes on to the end."""
-        return self.train(f"resume={self.copy(name)}", "max_steps=4", *arguments, size=size)
+        return self.train(f"resume={self.copy(name)}", "max_steps=4", TRUST_CODE, *arguments, size=size)
 
     def layouts(self, name: str) -> dict[str, str]:
         settings: dict[str, Any] = read_settings(self.folder / name / "config.yaml")
@@ -135,7 +136,7 @@ def test_it_is_planned_anew_for_another_number_of_processes(runs: Runs) -> None:
 
 
 def test_a_plan_for_more_processes_than_there_are_is_refused(runs: Runs) -> None:
-    config = load_configuration("grpo", [], [f"resume={runs.copy('refused')}"]).build()
+    config = load_configuration("grpo", [], [f"resume={runs.copy('refused')}", TRUST_CODE]).build()
     pattern = (
         r"the execution plan of this run takes 2 processes, but 1 was started; start as many \(torchrun "
         r"--nproc-per-node\), or add allocation=search to plan anew for 1"
@@ -145,8 +146,7 @@ def test_a_plan_for_more_processes_than_there_are_is_refused(runs: Runs) -> None
 
 
 def test_as_many_processes_are_planned_for_as_the_run_has_had(runs: Runs) -> None:
+    resume = [f"resume={runs.folder / 'half'}", TRUST_CODE]
     for keys in (["allocation=heuristic"], ["allocation=search"], ["allocation=d2"], []):
-        assert load_configuration("grpo", [], [f"resume={runs.folder / 'half'}", *keys]).build().n_processes == 2
-    assert (
-        load_configuration("grpo", [], [f"resume={runs.folder / 'half'}", "allocation=manual"]).build().n_processes == 1
-    )
+        assert load_configuration("grpo", [], [*resume, *keys]).build().n_processes == 2
+    assert load_configuration("grpo", [], [*resume, "allocation=manual"]).build().n_processes == 1

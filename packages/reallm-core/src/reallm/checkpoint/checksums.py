@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reallm.errors import CheckpointError, quoted
+from reallm.foreign_files import parse_json, read_bytes, reading
 from reallm.launch.cores import n_cores
 from reallm.parallel.mesh import Mesh
 from reallm.parallel.object_collectives import all_gather_json, fail_together, is_leader
@@ -134,15 +135,13 @@ def _write(top: Path, checksums: Mapping[str, Checksum]) -> None:
 
 
 def _read(top: Path) -> dict[str, Checksum]:
-    path = top / CHECKSUMS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    path, remedy = top / CHECKSUMS, "copy it again, or remove it to go on without"
+    with reading(path, remedy, problem="is damaged"):
+        content = parse_json(read_bytes(path))
         files = content["files"]
         if content["format"] != _FORMAT or content["crc32"] != _crc_of_list(files):
             raise ValueError("it does not fit its own checksum")
         return {name: Checksum(one["size"], int(one["crc32"], 16)) for name, one in _plain(files.items())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy it again, or remove it to go on without") from error
 
 
 def _plain(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -108,7 +108,7 @@ def check_identity(raw: Mapping[str, Any], source: object) -> None:
     """
     model_type, architectures = raw.get("model_type"), raw.get("architectures")
     if not isinstance(model_type, str | None):
-        raise CheckpointError(f"{source}: model_type={shown(model_type)} must be text, such as 'llama'")
+        raise CheckpointError(f"{source}: model_type={shown(model_type)} must be text")
     is_list = isinstance(architectures, list | tuple) and all(isinstance(name, str) for name in architectures)
     if architectures is not None and not is_list:
         raise CheckpointError(f"{source}: architectures={shown(architectures)} must be a list of names of classes")

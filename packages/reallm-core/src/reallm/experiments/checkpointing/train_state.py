@@ -30,10 +30,11 @@ from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import Export, write_tensors
 from reallm.data.namedarray import NamedArray
 from reallm.data.serialization import load, save
-from reallm.errors import CheckpointError, did_you_mean, one_line
+from reallm.errors import CheckpointError, did_you_mean
 from reallm.experiments.checkpointing.state_file import Best, Generators, RankFile, StateFile
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, rank_file, step_of
 from reallm.experiments.runs.settings import path_key
+from reallm.foreign_files import parse_json, read_bytes, reading
 from reallm.loggers.jsonl import finite
 from reallm.model.parameters import parameter_shapes
 from reallm.model.sharding import Box, Shape
@@ -166,18 +167,21 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
         CheckpointError: the state is damaged, or was written by a later reallm; names the file.
     """
     folder = checkpoint / TRAINING_STATE
+    weights = f"{path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
+    remedy = f"the optimizer's state is lost: start a new run from the weights, {weights}"
     path = folder / "state.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, remedy, problem="is damaged"):
+        content = parse_json(read_bytes(path))
         if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
             raise CheckpointError(f"{path} was written by a later reallm-core; pip install --upgrade reallm-core")
         found = StateFile.of(content)
         if step_of(checkpoint.name) not in (None, found.step):
             raise ValueError(f"'step' is {found.step}, in the checkpoint {checkpoint.name}")
-        if (folder / rank_file(rank)).is_file():
-            path = folder / rank_file(rank)
-            content = json.loads(path.read_text(encoding="utf-8"))
-        of_rank = RankFile.of(content)
+    if (folder / rank_file(rank)).is_file():
+        path = folder / rank_file(rank)
+    with reading(path, remedy, problem="is damaged"):
+        of_rank = RankFile.of(parse_json(read_bytes(path)))
+    with reading(folder, remedy, problem="is damaged"):
         state = TrainState(
             found.step,
             found.evaluated_step,
@@ -192,11 +196,6 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
             of_rank.callbacks,
             _read_rollouts(folder / ROLLOUTS),
         )
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({one_line(error)}); the optimizer's state is lost: start a new run from the weights, "
-            f"{path_key(RunFolder(checkpoint.parent.parent).config)}={checkpoint}"
-        ) from error
     return state, dict(found.versions)
 
 
