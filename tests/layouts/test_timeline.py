@@ -34,15 +34,16 @@ N_STEPS = 5
 
 
 class Sleeps:
-    """Meets the other ranks of its call, takes a given time, and writes ones."""
+    """Takes a given time, from when the last of its ranks is there, and writes ones."""
 
     def __init__(self, name: str, group: Group | None, seconds: float) -> None:
         self._name, self._group, self._seconds = name, group, seconds
 
     def reward(self, batch: NamedArray, context: CallContext) -> NamedArray:
+        begun = torch.tensor(time.monotonic(), dtype=torch.float64)  # one clock for all processes of a machine
         if self._group is not None:
-            dist.barrier(self._group)
-        time.sleep(self._seconds)
+            dist.all_reduce(begun, dist.ReduceOp.MAX, group=self._group)
+        time.sleep(max(0.0, begun.item() + self._seconds - time.monotonic()))
         n = n_samples(batch)
         return NamedArray(**{self._name: torch.ones(n)}).with_metadata(
             seqlens={self._name: [(1,)] * n}, ids=batch.metadata["ids"]
