@@ -18,6 +18,7 @@ from reallm.model.config import MoEConfig, ReaLModelConfig, RopeConfig
 from reallm.model.lora_config import LoRAConfig
 from reallm.model.parameters import n_parameters, n_trained
 from reallm.model.products import linear as products
+from reallm.model.quantized import quantized_layers
 from reallm.model.transformer import Transformer
 from reallm.training import memory
 from reallm.training.memory import AliveBytes, estimate, estimate_call, kv_cache_bytes, size_text
@@ -212,3 +213,21 @@ def test_on_the_meta_device_a_few_chunks_of_logits_take_the_memory_of_all(monkey
     assert meta is not None
     assert fake is not None
     assert fake <= meta <= fake + n_bytes  # softmax in place is for CPUs alone
+
+
+def test_a_base_in_4_bits_takes_an_eighth_of_float32() -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
+    targets = ("attn.q", "mlp.down")
+    dense, quantized = (
+        CONFIG.replace(**sizes, lora=LoRAConfig(8, 16.0, targets, quantize_base=kind)) for kind in (None, "nf4")
+    )
+    weights = sum(layer.in_features * layer.out_features for layer in quantized_layers(Transformer(quantized)).values())
+    whole, small = (estimate(each, torch.float32, CPU, LENGTHS) for each in (dense, quantized))
+    saved = whole.parameters - small.parameters
+    assert (4 * weights - saved) / (4 * weights) == pytest.approx(1 / 8, rel=0.05)
+    assert (small.gradients, small.optimizer) == (whole.gradients, whole.optimizer)
+    assert small.activations is not None
+    assert whole.activations is not None
+    # the backward pass makes one weight at a time
+    assert 0 <= small.activations - whole.activations <= 4 * 512 * 1024
+    assert estimate_call(quantized, torch.bfloat16, CPU, LENGTHS).activations is not None

@@ -57,6 +57,4 @@ class Role:
     @property
     def n_parameters(self) -> int:
         """Number of parameters of the whole model, not only of this rank's part."""
-        if self.model.mesh is not None:
-            return n_parameters(self.model.config)
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return n_parameters(self.model.config)

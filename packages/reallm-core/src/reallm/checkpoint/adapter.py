@@ -124,11 +124,11 @@ def with_adapters(family: HFFamily, config: ReaLModelConfig, args: LoRAArgs | No
         return config
     if args.path is not None:
         found = AdapterFolder(resolve_adapter(args.path)).lora(family, config)
-        lora = replace(found, dropout=args.dropout)
+        lora = replace(found, dropout=args.dropout, quantize_base=args.quantize_base)
     else:
         assert args.rank is not None
         paths = target_paths(family, config, args.targets)
-        lora = LoRAConfig(args.rank, args.scale, paths, args.dropout, args.rslora, args.dora)
+        lora = LoRAConfig(args.rank, args.scale, paths, args.dropout, args.rslora, args.dora, args.quantize_base)
     adapted = config.replace(lora=lora)
     adapter_config(family, adapted, None)  # what cannot be saved is refused before it is trained
     meta_model(adapted)

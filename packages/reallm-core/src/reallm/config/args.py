@@ -107,7 +107,9 @@ class ReferenceArgs(ModelArgs):
 
     def following(self, trained: ModelArgs) -> ReferenceArgs:
         """The arguments with what training begins with as the default: checkpoint, and the adapter in `lora.path`."""
-        lora = LoRAArgs(path=trained.lora.path) if trained.lora.path and not self.lora.is_on else self.lora
+        lora = self.lora
+        if trained.lora.path and not lora.is_on:
+            lora = LoRAArgs(path=trained.lora.path, quantize_base=trained.lora.quantize_base)
         return dataclasses.replace(self, path=trained.path, implementation=trained.implementation, lora=lora)
 
 

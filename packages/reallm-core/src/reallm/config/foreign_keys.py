@@ -149,10 +149,14 @@ EXPLAINED: Mapping[str, str] = {
     "model.lora.rank=16 trains LoRA adapters; other adapters are not available": (
         "adapter finetuning_type lora_config peft peft_config use_lora use_peft"
     ),
-    "the base model of adapters is in model.dtype: models quantized to 4 or 8 bits are not available": (
-        "bnb_4bit_compute_dtype load_in_4bit load_in_8bit qlora quantization quantization_bit quantization_config "
-        "use_qlora"
+    "model.lora.quantize_base=nf4 holds the base model of adapters in 4 bits (QLoRA), with products in model.dtype": (
+        "bnb_4bit_compute_dtype bnb_4bit_quant_type load_in_4bit qlora quantization quantization_bit "
+        "quantization_config quantization_type use_qlora"
     ),
+    "scales of a base model in 4 bits are always quantized too": (
+        "bnb_4bit_use_double_quant double_quantization use_bnb_nested_quant"
+    ),
+    "model.lora.quantize_base=nf4 holds the base model of adapters in 4 bits; 8 bits are not available": "load_in_8bit",
     "attention uses the fastest kernel for packed sequences that torch has for the device": (
         "attention attn_implementation flash_attention flash_attn sdp_attention use_flash_attention "
         "use_flash_attention_2 xformers_attention"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from reallm.config.group import ConfigGroup
 from reallm.errors import ConfigError
@@ -33,6 +34,11 @@ class LoRAArgs(ConfigGroup, group="lora"):
     path: str | None = option(
         None, "folder of the adapter to start from, as PEFT or an earlier run has saved it, with its own rank and so on"
     )
+    quantize_base: Literal["nf4"] | None = option(
+        None,
+        "nf4: hold the linear layers of the base model in 4 bits (QLoRA), an eighth of float32; for one process with a "
+        "CUDA GPU",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,6 +50,8 @@ class LoRAArgs(ConfigGroup, group="lora"):
             raise ConfigError(f"dropout={self.dropout} must be at least 0 and less than 1")
         if not self.targets:
             raise ConfigError("targets is empty; name layers, or leave it out for all-linear")
+        if self.quantize_base is not None and self.dora:
+            raise ConfigError(f"quantize_base={self.quantize_base} does not work with dora; leave one of the two out")
         if self.path is not None:
             for name, value in changed(self, ("rank", "alpha", "targets", "rslora", "dora")).items():
                 raise ConfigError(f"{name}={value_text(value)}: the adapter in path has its own; leave {name} out")

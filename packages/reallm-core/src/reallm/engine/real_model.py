@@ -18,6 +18,7 @@ from reallm.checkpoint.adapter_save import AdapterExport, ModelExport, write_ada
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
 from reallm.checkpoint.load import read_boxes
+from reallm.checkpoint.quantize import load_quantized
 from reallm.checkpoint.save import Export, write_checkpoint
 from reallm.config.lora import LoRAArgs
 from reallm.dtype_device import as_device, as_dtype
@@ -232,6 +233,11 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             return self
         if self.mesh is not None:
             raise ConfigError("adapters are merged by one process; load the model without a mesh")
+        if self.config.base_is_quantized:
+            raise ConfigError(
+                "adapters are merged into the original weights, not into 4 bits: save_pretrained, then "
+                "`reallm merge`, or load them without quantize_base"
+            )
         model = type(self)(self.config.base, dtype=self.dtype, device="meta")
         tensors = {name: each for name, each in self.local_tensors().items() if not is_adapter(name)}
         for path, module in self.network.named_modules():
@@ -442,7 +448,10 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             for name, tensor in adapter_boxes(lora, folder, family, self.config, trained, dtype, seed).items():
                 tensors[name] = tensor.to(device)
         load_local(self.network, tensors, device)
-        self.bytes_read, self._build_args = read.bytes_read, replace(self._build_args, dtype=dtype, device=device)
+        self.bytes_read = read.bytes_read
+        if self.config.base_is_quantized:
+            self.bytes_read += load_quantized(self._network, folder, family, stored, dtype, device)
+        self._build_args = replace(self._build_args, dtype=dtype, device=device)
         if self.mesh is None and device.type == "cpu" and read.stored_dtypes == {dtype}:
             # mapped tensors are read when they are used, and are checked then
             self._check_before_use = partial(check_finite, folder, family, stored)

@@ -97,6 +97,13 @@ class ShardedModel:
             "config", config, ReaLModelConfig, f"{type(self).__name__}.from_pretrained(path) loads a checkpoint"
         )
         dtype, device = as_dtype(dtype), as_device(device)
+        if config.base_is_quantized and device.type != "meta":
+            raise ConfigError("lora.quantize_base quantizes the weights of a checkpoint; load one with from_pretrained")
+        if config.base_is_quantized and mesh is not None and mesh.layout.size > 1:
+            raise ConfigError(
+                f"lora.quantize_base: a base model in 4 bits is held whole by one process, not in {mesh.layout.short}; "
+                "leave it out, or start one process"
+            )
         if mesh is not None:
             check_instance("mesh", mesh, Mesh, 'write Mesh.of("tp2")')
         with torch.device(device if mesh is None else "meta"):
@@ -148,6 +155,10 @@ class ShardedModel:
         if self._check_before_use is not None:
             self._check_before_use(self.local_tensors())
             self._check_before_use = None
+
+    def _refuse_if_quantized(self, what: str) -> None:
+        if self.config.base_is_quantized:
+            raise ConfigError(f"lora.quantize_base: a base model in 4 bits cannot be {what}; leave it out")
 
     def _check_usable(self) -> None:
         if self._broken is not None:
@@ -243,14 +254,17 @@ class ShardedModel:
         A dtype can be given by its name, such as `"bfloat16"`, too.
         """
         self.reload()
-        self._frozen_contents = object()
         args = tuple(as_dtype_or_device(each) if isinstance(each, str) else each for each in args)
         for name, convert in {"dtype": as_dtype, "device": as_device}.items():
             if kwargs.get(name) is not None:
                 kwargs[name] = convert(kwargs[name])
-        self._network.to(*args, **kwargs)
         # applies to a rank without parameters too, whose dtype and device follow from the arguments alone
-        like = torch.empty(0, dtype=self._build_args.dtype, device=self._build_args.device).to(*args, **kwargs)
+        before = torch.empty(0, dtype=self._build_args.dtype, device=self._build_args.device)
+        like = before.to(*args, **kwargs)
+        if (like.dtype, like.device) != (before.dtype, before.device):
+            self._refuse_if_quantized("converted or moved")
+        self._frozen_contents = object()
+        self._network.to(*args, **kwargs)
         self._build_args = replace(self._build_args, dtype=like.dtype, device=like.device)
         return self
 
@@ -323,6 +337,7 @@ class ShardedModel:
         Raises:
             DataError: the host has no room; says where.
         """
+        self._refuse_if_quantized("offloaded")
         self.reload()
         self._check_parameters()
         if len(self._network.layers):
@@ -396,6 +411,7 @@ class ShardedModel:
         from reallm.reallocation.execute import execute, merged
         from reallm.reallocation.plan import plan
 
+        self._refuse_if_quantized("moved to another layout")
         mesh = self.meshes.get(to)
         if into is not None:
             _check_target(into, mesh.layout, dtype)

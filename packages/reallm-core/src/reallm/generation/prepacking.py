@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 
 from reallm.machine_memory import available_memory
-from reallm.model.layers import Linear
 from reallm.model.parameter_names import head_weight_name
 from reallm.model.products.linear import uses_onednn
 from reallm.model.products.prepacked import PrepackedWeight
+from reallm.model.quantized import linear_layers_with_weights
 from reallm.model.transformer import Transformer
 from reallm.parallel.fsdp import is_fsdp
 
@@ -45,6 +45,6 @@ def prepacked_bytes(model: Transformer) -> int:
 def prepacked_parameters(model: Transformer) -> list[Tensor]:
     """The weights that `Transformer.prepacked_weights` copies: those of linear layers, and the embedding if it is the
     head's."""
-    of_layers = [module.weight for module in model.modules() if isinstance(module, Linear)]
+    of_layers = [layer.weight for layer in linear_layers_with_weights(model)]
     of_head = [weight for name, weight in model.named_parameters() if name == head_weight_name(model.config)]
     return list({id(weight): weight for weight in (*of_layers, *of_head)}.values())

@@ -508,6 +508,11 @@ class ReaLModelConfig(NamedFields):
         """The same architecture without adapters, as checkpoints have it."""
         return self if self.lora is None else self.replace(lora=None)
 
+    @property
+    def base_is_quantized(self) -> bool:
+        """Whether blocks hold the weights of their linear layers in 4 bits, under adapters."""
+        return self.lora is not None and self.lora.quantize_base is not None
+
     def replace(self, **changes: Any) -> ReaLModelConfig:
         """A copy with some fields changed, validated again; the error for an unknown field names the nearest one."""
         return dataclasses.replace(self, **changes)

@@ -59,6 +59,8 @@ def why_not_exact(network: Transformer) -> str | None:
     """The reason that forward passes of a network cannot be exact; None: they can, as probed."""
     parameters = list(network.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
+    if network.config.base_is_quantized:
+        return "the base model is in 4 bits"
     if not all(_has_exact_products(p) for p in parameters):
         return "it needs float32 parameters on a CPU, or float32 or half precision on a CUDA GPU"
     is_sharded = network.tp_size > 1 or any(type(p.data) is not Tensor for p in parameters)

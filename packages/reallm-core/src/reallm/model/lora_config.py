@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from reallm.arguments import NamedFields
 from reallm.errors import ConfigError
@@ -29,6 +30,8 @@ class LoRAConfig(NamedFields):
     """The scaling is `alpha / sqrt(rank)` (Kalajdzievski, 2023), not `alpha / rank`."""
     dora: bool = False
     """Each row of the adapted weight is scaled to a trained length (DoRA; Liu et al., 2024)."""
+    quantize_base: Literal["nf4"] | None = None
+    """Format in which blocks hold the weights of their linear layers (QLoRA; Dettmers et al., 2023)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -39,6 +42,10 @@ class LoRAConfig(NamedFields):
             raise ConfigError(f"dropout={self.dropout!r} must be at least 0 and less than 1")
         if not self.targets or not isinstance(self.targets, tuple):
             raise ConfigError(f"targets={self.targets!r} must be a tuple with at least one linear layer of a block")
+        if self.quantize_base not in (None, "nf4"):
+            raise ConfigError(f"quantize_base={self.quantize_base!r} is not nf4; it may be left out")
+        if self.quantize_base is not None and self.dora:
+            raise ConfigError("quantize_base=nf4 does not work with dora; leave one of the two out")
 
     @property
     def scaling(self) -> float:

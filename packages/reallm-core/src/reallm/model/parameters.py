@@ -13,6 +13,7 @@ import torch
 from reallm.errors import PluginError
 from reallm.model.config import ReaLModelConfig
 from reallm.model.parameter_names import EMBEDDING_LAYER, head_layer, is_trained, layer_number
+from reallm.model.quantized import quantized_layers
 from reallm.model.sharding import Shape, Shard, TPUnits
 from reallm.model.transformer import Transformer
 
@@ -36,8 +37,14 @@ def parameter_shapes(config: ReaLModelConfig) -> Mapping[str, Shape]:
 
 
 def n_parameters(config: ReaLModelConfig) -> int:
-    """Number of elements of all parameters of the whole network; a tied head counts once."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    """Number of elements of all parameters of the whole network, quantized or not; a tied head counts once."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values()) + sum(quantized_sizes(config))
+
+
+def quantized_sizes(config: ReaLModelConfig) -> list[int]:
+    """Number of elements of each weight that layers hold quantized, which is no parameter of theirs."""
+    layers = quantized_layers(meta_model(config)).values() if config.base_is_quantized else ()
+    return [layer.out_features * layer.in_features for layer in layers]
 
 
 def n_trained(config: ReaLModelConfig) -> int:

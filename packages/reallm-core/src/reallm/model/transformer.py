@@ -25,7 +25,7 @@ from reallm.model.compile import CompiledBlocks, check_compiler, compile_blocks
 from reallm.model.config import GradientCheckpointing, ReaLModelConfig
 from reallm.model.ends import make_embedding, make_head
 from reallm.model.forward_context import AttentionFunction, ForwardContext
-from reallm.model.layers import Linear, Projections
+from reallm.model.layers import Projections
 from reallm.model.linear_cross_entropy import (
     CrossEntropy,
     OutputHead,
@@ -51,6 +51,7 @@ from reallm.model.parameter_names import (
 )
 from reallm.model.products.linear import linear
 from reallm.model.products.prepacked import PrepackedWeight, prepacked_weights
+from reallm.model.quantized import linear_layers_with_weights, quantize_linear_layers
 from reallm.model.rope import rotations
 from reallm.model.router_stats import RouterStatsLog
 from reallm.model.sharding import Shard, Split, TPUnits, as_split
@@ -91,9 +92,9 @@ class Transformer(nn.Module):
         """Log in which forward passes in training record router statistics; None: they are not recorded."""
         numbers = all_layers(config) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): _make_layer(config, number) for number in numbers})
-        self.compile_blocker = self._first_declared("compile_blocker")
         if config.lora is not None:
             self._add_adapters(config.lora, is_whole=layers is None)
+        self.compile_blocker = self._first_declared("compile_blocker")
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [T, V] of packed sequences, or scores [T] if this is a critic.
@@ -145,6 +146,9 @@ class Transformer(nn.Module):
         missing = [path for path in lora.targets if path not in found]
         if is_whole and missing:
             raise ConfigError(f"lora.targets has {quoted(missing)}, which no block has as a linear layer; leave it out")
+        if lora.quantize_base is not None:
+            for number in self.block_numbers:
+                quantize_linear_layers(self.layers[str(number)])
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and is_trained(name, self.config))
 
@@ -270,7 +274,7 @@ class Transformer(nn.Module):
         modules = list(self.modules())
         joint = [module for module in modules if isinstance(module, Projections) and module.joint_layers]
         within = {layer for module in joint for layer in module.joint_layers}
-        single = [module for module in modules if isinstance(module, Linear) and module not in within]
+        single = [module for module in linear_layers_with_weights(self) if module not in within]
         return prepacked_weights([self, *joint, *single])
 
     @property

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from reallm.algorithms.graph import Graph
 from reallm.config.training import TrainingConfig
+from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
 from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import check_fits
@@ -42,7 +43,17 @@ class PlannedJob:
         workload: Workload,
         rates: Mapping[str, Rates] | None = None,
     ) -> PlannedJob:
-        """The job of a run with this configuration."""
+        """The job of a run with this configuration.
+
+        Raises:
+            ConfigError: the base of a model is quantized, which one process holds.
+        """
+        for role, model in models.items():
+            if model.base_is_quantized:
+                raise ConfigError(
+                    f"{role}.lora.quantize_base: a base model in 4 bits is held whole by one process, so that there is "
+                    "nothing to plan; leave it out"
+                )
         return cls(graph, models, machine, workload, CostSettings.of(config, graph, machine), rates or {})
 
     @cached_property

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,8 +29,10 @@ from reallm.model.config import ReaLModelConfig
 from reallm.model.linear_cross_entropy import chunk_size
 from reallm.model.packed import PackedSequences
 from reallm.model.parameter_names import EMBEDDING_LAYER, is_trained, parameter_dtype
-from reallm.model.parameters import meta_model, n_trained, new_meta_model, parameter_shapes
+from reallm.model.parameters import meta_model, n_trained, new_meta_model, parameter_shapes, quantized_sizes
 from reallm.model.products.linear import PIECE_BYTES, uses_onednn
+from reallm.model.products.nf4 import nf4_bytes
+from reallm.model.quantized import quantized_layers
 from reallm.model.transformer import Transformer
 from reallm.training.meta_results import result_on_meta
 from reallm.training.update_rules import update_rules
@@ -147,9 +150,10 @@ def share_lost(device: torch.device) -> float:
 
 
 def parameter_bytes(config: ReaLModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of all parameters of a network of this dtype; adapters have at least float32."""
+    """Bytes of all parameters of a network of this dtype, and of quantized weights; adapters have at least float32."""
     shapes = parameter_shapes(config)
-    return sum(math.prod(shape) * parameter_dtype(name, dtype).itemsize for name, shape in shapes.items())
+    quantized = sum(map(nf4_bytes, quantized_sizes(config)))
+    return quantized + sum(math.prod(shape) * parameter_dtype(name, dtype).itemsize for name, shape in shapes.items())
 
 
 def _trained_elements(config: ReaLModelConfig, dtype: torch.dtype) -> Counter[torch.dtype]:
@@ -195,7 +199,10 @@ def activation_peaks(
             peaks = _call_peaks(config, dtype, device, lengths, n_scored)
         else:
             peaks = _step_peaks(config, dtype, device, lengths, gradient_checkpointing, n_scored)
-        return peaks._replace(head=peaks.head + _piece_bytes(config, n_scored, dtype, device))
+        dequantized = max(quantized_sizes(config), default=0) * dtype.itemsize  # the backward pass makes one at a time
+        return peaks._replace(
+            head=peaks.head + _piece_bytes(config, n_scored, dtype, device), blocks=peaks.blocks + dequantized
+        )
     except ReallmError:  # such as a sequence longer than the positions that the model has learned
         raise
     except Exception:  # the rest is still worth estimating
@@ -382,6 +389,10 @@ def _fake_inputs(
                 if value.requires_grad:
                     value.grad = torch.empty(parameter.shape, dtype=of_dtype, device=device)
                 setattr(module, name, value)
+        for layer in quantized_layers(network).values():
+            layer.quantized = _TracedWeight(
+                torch.empty(layer.out_features, layer.in_features, dtype=dtype, device=device)
+            )
         tokens = torch.empty(seqs.n_tokens, dtype=torch.int64, device=device)
         cu_seqlens, positions = (
             each.to(device) if fake is None else fake.from_tensor(each).to(device)
@@ -390,6 +401,19 @@ def _fake_inputs(
         on_device = PackedSequences(seqs.lengths, cu_seqlens, seqs.cached_lengths)
         vars(on_device)["positions"] = positions
         yield tokens, on_device
+
+
+@dataclass(frozen=True)
+class _TracedWeight:
+    """A quantized weight of which only shape, dtype and device count."""
+
+    weight: Tensor
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight, bias)
+
+    def dequantize(self) -> Tensor:
+        return self.weight
 
 
 def depends_on_lengths(config: ReaLModelConfig) -> bool:

@@ -75,7 +75,8 @@ class ResumePoint:
 def _with_saved(args: ModelArgs, path: Path) -> ModelArgs:
     """The arguments of a model whose weights, or those of its adapters, are saved in a folder."""
     if args.lora.is_on:
-        return replace(args, lora=LoRAArgs(path=str(path), dropout=args.lora.dropout))
+        lora = LoRAArgs(path=str(path), dropout=args.lora.dropout, quantize_base=args.lora.quantize_base)
+        return replace(args, lora=lora)
     return replace(args, path=str(path))
 
 

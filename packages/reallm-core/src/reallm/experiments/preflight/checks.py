@@ -24,6 +24,7 @@ from reallm.config.schema import dataset_fields, in_group
 from reallm.config.training import AUTO, DEFAULT_OUTPUT_DIR, model_args, role_optimizer
 from reallm.errors import ConfigError, ReallmError
 from reallm.experiments.preflight.models import planned_model, with_base_models
+from reallm.experiments.preflight.quantized_base import check_quantized_base, check_quantized_calls
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
 from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, resolve_path
@@ -73,9 +74,11 @@ def check(config: Any, graph: Graph, *, training: bool = True) -> None:
             check_checkpoint(f"{role}.path", args.path, args.implementation)
             check_head(f"{role}.path", args, is_trained=is_trained)
             check_adapters(role, args, is_trained=is_trained, exact=getattr(config, "exact", False))
+            check_quantized_base(role, args)
         check_device(args.device)
         if is_trained:
             check_trainable(args.dtype, f"{role}.dtype")
+    check_quantized_calls(config, graph)
     known = [role for role in graph.roles if not (is_resume and role in graph.trained_roles)]
     check_layouts(config, graph, known=known, training=training)
 

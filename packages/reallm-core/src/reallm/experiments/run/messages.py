@@ -71,6 +71,8 @@ def planned_model_line(
     if model.lora is not None:
         n_of_adapters = n_parameters(model) - n_parameters(model.base)
         parts[1] += f" ({n_of_adapters:,} of LoRA adapters of rank {model.lora.rank})"
+    if model.base_is_quantized:
+        parts[2] = f"base in 4 bits, products in {parts[2]}"
     different = list(dict.fromkeys((layouts or {}).values()))
     if len(different) == 1:
         (layout,) = different

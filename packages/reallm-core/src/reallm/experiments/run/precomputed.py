@@ -271,6 +271,7 @@ class Precomputation:
             args.is_critic,
             n_rows,
             config.seed if is_drawn else None,
+            args.lora.quantize_base,
             _own_key(call.role, interface),
         ]
         return {

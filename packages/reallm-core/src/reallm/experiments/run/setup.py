@@ -333,8 +333,10 @@ def load_roles(
                     meshes[layout] = Mesh.of(layout, timeout=config.parallel.timeout)
                 own_meshes[layout] = meshes[layout]
             mesh = meshes[placement.homes[name]]
+        dtype = choose_dtype(args.dtype, device)
         model = ReaLModel.from_pretrained(
             args.path,
+            dtype=dtype if args.lora.quantize_base else None,  # quantized weights are not converted later
             device=device,
             is_critic=args.is_critic,
             min_vocab_size=min_vocab_size(config, graph, tokenizer, name),
@@ -346,7 +348,7 @@ def load_roles(
             implementation=args.implementation,
         )
         checkpoint_dtype = model.dtype
-        model.to(choose_dtype(args.dtype, device))
+        model.to(dtype)
         engine, evaluator = None, None
         if name in graph.trained_roles and (mesh is None or mesh.is_member):
             model.gradient_checkpointing = args.gradient_checkpointing
