@@ -34,7 +34,7 @@ GRAPH = Graph.from_calls(
     [
         (
             {"actor_gen": CallArgs("dp2")},
-            r"^actor.lora.quantize_base: a base model in 4 bits is held whole by one process, and actor_gen.layout is dp2",
+            r"^actor.lora.quantize_base: a base model in 4 bits is held whole by one process, and actor_gen.layout is",
         ),
         (
             {"parallel": ParallelArgs(tp=2)},
