@@ -16,6 +16,7 @@ from reallm.errors import CheckpointError, ConfigError
 from reallm.generation.config import GenerationConfig
 from reallm.generation.generate import generate_tokens
 from reallm.model.quantized import quantized_layers
+from reallm.parallel.mesh import Mesh
 from tests.helpers.hf_grid import raw_config, save_hf
 from tests.helpers.nf4 import ReferenceWeight, reference_quantizer
 
@@ -110,6 +111,10 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
         (lambda model: model.to("bfloat16"), "a base model in 4 bits cannot be converted or moved"),
         (lambda model: model.async_offload(), "a base model in 4 bits cannot be offloaded"),
         (lambda model: model.reallocate("dp1"), "a base model in 4 bits cannot be moved to another layout"),
+        (
+            lambda model: ReaLModel(model.config, device="meta", mesh=Mesh.of("dp1")),
+            "a base model in 4 bits is held by one",
+        ),
         (lambda model: ReaLModel(model.config), "quantizes the weights of a checkpoint; load one with from_pretrained"),
     ],
 )

@@ -99,10 +99,10 @@ class ShardedModel:
         dtype, device = as_dtype(dtype), as_device(device)
         if config.base_is_quantized and device.type != "meta":
             raise ConfigError("lora.quantize_base quantizes the weights of a checkpoint; load one with from_pretrained")
-        if config.base_is_quantized and mesh is not None and mesh.layout.size > 1:
+        if config.base_is_quantized and mesh is not None:
             raise ConfigError(
-                f"lora.quantize_base: a base model in 4 bits is held whole by one process, not in {mesh.layout.short}; "
-                "leave it out, or start one process"
+                "lora.quantize_base: a base model in 4 bits is held by one process alone; leave it out, or start one "
+                "process, and load it without a mesh"
             )
         if mesh is not None:
             check_instance("mesh", mesh, Mesh, 'write Mesh.of("tp2")')
