@@ -42,7 +42,7 @@ class QuantizedLinear(Linear):
         return self.quantized
 
 
-class QuantizedLoRALinear(QuantizedLinear, LoRALinear):
+class QuantizedLoRALinear(QuantizedLinear, LoRALinear):  # type: ignore[override]  # the weight is no parameter
     """A linear layer with an adapter beside a quantized weight."""
 
     def __init__(self, base: LoRALinear) -> None:
