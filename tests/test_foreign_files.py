@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reallm.errors import CheckpointError, ConfigError, DataError
-from reallm.foreign_files import is_finite_number, read_json_object, reading
+from reallm.foreign_files import check_own, is_finite_number, read_json_object, reading
 
 
 @pytest.mark.parametrize("raised", [Exception("bare\n\x1b[31m"), RecursionError(), KeyError("a"), AssertionError()])
@@ -60,6 +60,58 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="is not a regular file"):
         read_json_object(tmp_path / "config.json")
+
+
+class TestLinks:
+    @pytest.fixture
+    def secret(self, tmp_path: Path) -> Path:
+        file = tmp_path / "secret"
+        file.write_text('{"key": "k"}')
+        return file
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        made = tmp_path / "model"
+        made.mkdir()
+        return made
+
+    def test_out_of_the_folder_is_not_followed(self, folder: Path, secret: Path) -> None:
+        file = folder / "config.json"
+        for target in (secret, Path("..", "secret"), Path("nowhere", "..", "..", "secret"), Path("/dev/null")):
+            file.symlink_to(target)
+            with pytest.raises(
+                CheckpointError, match=r"config\.json is a link that leads out of its folder, to .*; put"
+            ):
+                read_json_object(file)
+            file.unlink()
+
+    def test_by_a_folder_within_is_not_followed(self, folder: Path, secret: Path) -> None:
+        (folder / "chat_templates").symlink_to(secret.parent)
+        with pytest.raises(CheckpointError, match="leads out of its folder"):
+            check_own(folder / "chat_templates" / "secret", folder)
+
+    def test_within_the_folder_is_followed(self, folder: Path, secret: Path) -> None:
+        secret.rename(folder / "other.json")
+        (folder / "config.json").symlink_to("other.json")
+        assert read_json_object(folder / "config.json") == {"key": "k"}
+
+    def test_to_the_folder_itself_is_followed(self, folder: Path, secret: Path, tmp_path: Path) -> None:
+        secret.rename(folder / "config.json")
+        (tmp_path / "last").symlink_to("model")
+        assert read_json_object(tmp_path / "last" / "config.json") == {"key": "k"}
+
+    def test_to_the_blobs_of_a_model_in_the_hubs_cache_is_followed(self, secret: Path, tmp_path: Path) -> None:
+        model = tmp_path / "models--org--name"
+        for folder in (model / "blobs", model / "snapshots" / "1a2b"):
+            folder.mkdir(parents=True)
+        file = model / "snapshots" / "1a2b" / "config.json"
+        file.symlink_to(Path("..", "..", "blobs", "c3d4"))
+        secret.rename(model / "blobs" / "c3d4")
+        assert read_json_object(file) == {"key": "k"}
+        (model / "blobs" / "c3d4").rename(model / "c3d4")
+        (model / "blobs" / "c3d4").symlink_to(Path("..", "c3d4"))
+        with pytest.raises(CheckpointError, match="leads out of its folder"):
+            read_json_object(file)
 
 
 def test_what_is_in_order_is_read(tmp_path: Path) -> None:

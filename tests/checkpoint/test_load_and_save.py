@@ -116,13 +116,23 @@ class TestReading:
         same_bits(state, before)
         assert not any(tensor.any() for tensor in read(folder).values())
 
-    def test_links_in_a_folder_are_followed(self, shards, tmp_path):
-        """The hub's cache keeps files elsewhere and links to them."""
-        (tmp_path / "blobs").mkdir()
-        for number, file in enumerate(shards.iterdir()):
-            file.rename(tmp_path / "blobs" / str(number))
-            file.symlink_to(Path("..", "blobs", str(number)))
-        assert read(shards).keys() == parameter_shapes(CONFIG).keys()
+    def test_links_of_the_hubs_cache_are_followed(self, shards, tmp_path):
+        """It keeps files elsewhere and links to them."""
+        model = tmp_path / "models--org--name"
+        (model / "snapshots").mkdir(parents=True)
+        (model / "blobs").mkdir()
+        cached = shards.rename(model / "snapshots" / "1a2b")
+        for number, file in enumerate(cached.iterdir()):
+            file.rename(model / "blobs" / str(number))
+            file.symlink_to(Path("..", "..", "blobs", str(number)))
+        assert read(cached).keys() == parameter_shapes(CONFIG).keys()
+
+    def test_other_links_out_of_the_folder_are_refused(self, folder, tmp_path):
+        file = folder / "model.safetensors"
+        file.rename(tmp_path / "elsewhere.safetensors")
+        file.symlink_to(tmp_path / "elsewhere.safetensors")
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is a link that leads out of its folder"):
+            read(folder)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_types_are_kept(self, tmp_path, dtype):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from reallm.checkpoint.reader import open_checkpoint
+from reallm.checkpoint.save import write_tokenizer
 from reallm.errors import CheckpointError, ConfigError
 from reallm.experiments.preflight.checks import check_checkpoint
 from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
@@ -147,3 +149,45 @@ class TestFolderAround:
         snapshot = shutil.copytree(folder, tmp_path / "hub" / "models--org--name" / "snapshots" / "abc")
         with pytest.raises(CheckpointError, match=f"did you mean {snapshot}"):
             read_hf_config(tmp_path / "hub" / "models--org--name")
+
+
+class TestLinksOutOfTheFolder:
+    """They are not followed: what they lead to would be read, and copied into the next checkpoint."""
+
+    @pytest.fixture
+    def secret(self, tmp_path: Path) -> Path:
+        (tmp_path / "secret").write_text("secret")
+        return tmp_path / "secret"
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "chat_templates/x.jinja"])
+    def test_are_not_followed_by_the_tokenizer(self, folder: Path, secret: Path, name: str) -> None:
+        link(folder / name, secret)
+        with pytest.raises(
+            CheckpointError, match=f"^{folder / name} is a link that leads out of its folder, to .*secret"
+        ):
+            load_tokenizer(folder)
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "chat_templates/x.jinja", "additional_chat_templates/x.jinja"])
+    def test_are_not_copied(self, folder: Path, secret: Path, tmp_path: Path, name: str) -> None:
+        link(folder / name, secret)
+        (tmp_path / "new").mkdir()
+        with pytest.raises(CheckpointError, match="leads out of its folder"):
+            write_tokenizer(tmp_path / "new", carry_from=folder, tokenizer=None)
+        assert not [file for file in (tmp_path / "new").rglob("*") if file.is_file()]
+
+    def test_are_refused_before_training(self, folder: Path, secret: Path) -> None:
+        link(folder / "added_tokens.json", secret)
+        with pytest.raises(ConfigError, match=r"model\.path: .*added_tokens\.json is a link that leads out"):
+            check_checkpoint("model.path", str(folder))
+
+
+def link(file: Path, target: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.symlink_to(target)
+
+
+def test_a_pipe_among_the_files_of_a_tokenizer_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "merges.txt")
+    with pytest.raises(CheckpointError, match=r"merges\.txt cannot be read \(it is not a regular file\)"):
+        load_tokenizer(folder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reallm.data.readers import json_rows, text_lines
 from reallm.data.rows import read_rows
 from reallm.errors import DataError
 
@@ -105,3 +108,35 @@ def test_a_comma_within_text_is_no_trailing_comma(tmp_path: Path) -> None:
     path.write_text('{"a": ",}" 1}\n')
     with pytest.raises(DataError, match=r"Expecting ',' delimiter at column 12$"):
         read_rows(path)
+
+
+class TestBounds:
+    """A compressed file of a megabyte may hold a gigabyte."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(json_rows, "text_lines", partial(text_lines.text_lines, longest=1000))
+        monkeypatch.setattr(json_rows, "MAX_UNPACKED", 2000)
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+    def test_a_line_that_is_too_long_is_named(self, tmp_path: Path, name: str) -> None:
+        line = json.dumps({"prompt": "a", "answer": "b" * 900})
+        with pytest.raises(DataError, match=rf"{name}:2: the line is longer than"):
+            write_and_read(tmp_path / name, f"{line}\n{' ' * 2000}\n{line}\n")
+        assert len(write_and_read(tmp_path / name, f"{line}\n" * 50)) == 50
+
+    def test_a_compressed_list_that_is_too_long_is_named(self, tmp_path: Path) -> None:
+        text = json.dumps([{"prompt": "a", "answer": "b"}] * 100, indent=1)
+        assert len(write_and_read(tmp_path / "a.jsonl", text)) == 100
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz:\d+: unpacks to more than"):
+            write_and_read(tmp_path / "a.jsonl.gz", text)
+
+    def test_blank_lines_without_end_are_not_collected(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz:65537: more than 65,536 blank lines"):
+            write_and_read(tmp_path / "a.jsonl.gz", "\n" * 70_000)
+
+
+def write_and_read(path: Path, text: str) -> list[Any]:
+    content = text.encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return read_rows(path)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ def test_a_run_leaves_a_folder_with_everything(trainer: Trainer) -> None:
     assert summary["status"] == "done"
     assert summary["checkpoint"] == "checkpoints/step-000006"
     assert summary["metrics"]["eval/loss"] == records(result)[-1]["eval/loss"]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_all_files_of_a_run_have_the_modes_of_the_umask(trainer: Trainer, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        result = trainer.run(trainer.config(n_valid=5, loggers=["tensorboard"]))
+    finally:
+        os.umask(before)
+    paths = [path for path in [result.run_dir, *result.run_dir.rglob("*")] if not path.is_symlink()]
+    wanted = {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in paths}
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in paths} == wanted
 
 
 def test_it_says_what_will_happen_and_how_to_go_on(trainer: Trainer) -> None:

@@ -46,6 +46,10 @@ class PeerError(ReallmError):
     """Another process of the job has ended, is stuck, or has sent something wrong."""
 
 
+class MachineError(ReallmError):
+    """The machine does not give what is needed: memory, files, threads, a disk that can be written."""
+
+
 class PluginError(ReallmError):
     """A plugin is missing, broken, or in conflict with another."""
 

@@ -2,7 +2,8 @@
 
 Whatever such a file holds, the user gets one line that names the file and the remedy. What parses and uses it may raise
 anything on content that it does not expect, from `RecursionError` to panics of Rust: `reading` is the one place where
-all of that is caught, and the functions below it read text and JSON within bounds. Imports no torch.
+all of that is caught, and the functions below it read text and JSON within bounds. `check_own` is the one place that
+says which links in a folder of strangers are followed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from reallm.errors import CheckpointError, ReallmError, cut, one_line
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
+from reallm.machine_errors import shortage
 from reallm.printable import printable_line
 
 MAX_BYTES = 1 << 26
@@ -44,7 +46,7 @@ def reading(
 ) -> Iterator[None]:
     """Context in which the content of a foreign file is parsed or first used: any exception becomes one line.
 
-    Errors that have a message for users already pass, and so do interrupts and a lack of memory.
+    Errors that have a message for users already pass, and so do interrupts and a lack of memory, files or threads.
 
     Args:
         source: the file, or what of it is read, for the message.
@@ -54,17 +56,16 @@ def reading(
         passing: exceptions of which the caller makes a better message.
 
     Raises:
-        ReallmError: of the class `error`, for every `Exception` but `MemoryError`, and for a panic of a Rust library.
+        ReallmError: of the class `error`, for every other `Exception`, and for a panic of a Rust library.
     """
     try:
         yield
-    except (ReallmError, MemoryError):
-        raise
-    except passing:
+    except (ReallmError, *passing):
         raise
     except BaseException as raised:
         # a panic in an extension written in Rust is no `Exception`, and its class cannot be imported
-        if not isinstance(raised, Exception) and type(raised).__name__ != "PanicException":
+        is_panic = type(raised).__name__ == "PanicException"
+        if not is_panic and (not isinstance(raised, Exception) or shortage(raised) is not None):
             raise
         end = f"; {remedy}" if remedy else ""
         raise error(f"{source} {problem} ({reason_of(raised)}){end}") from raised
@@ -90,6 +91,39 @@ def check_regular(file: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if not stat.S_ISREG(mode):
         raise ValueError("it is not a regular file")
+
+
+def check_own(file: Path, folder: Path | None = None, error: type[ReallmError] = CheckpointError) -> None:
+    """Check that a file of a folder, such as a checkpoint's, is a regular one that lies in this folder.
+
+    The folder itself may be reached over links. Its files may be links within it, and in the cache of the hub, where
+    they are links to the blobs of the same model: `models--org--name/snapshots/HASH/file -> ../../blobs/...`. A link
+    that leads anywhere else could make a secret of this machine part of what is read, and of the next checkpoint.
+
+    Args:
+        file: the file, which need not exist.
+        folder: the folder that it belongs to, if that is not its own.
+        error: class of the error.
+
+    Raises:
+        ReallmError: of the class `error`: the file is a link that leads out of the folder.
+        OSError: it is a folder, or does not exist.
+        ValueError: it is neither a file nor a folder: a pipe, a device, a socket.
+    """
+    target = Path(os.path.realpath(file))
+    if not any(target.is_relative_to(place) for place in _places_of_files(folder or file.parent)):
+        raise error(
+            f"{file} is a link that leads out of its folder, to {shown(str(target), 200)}, and is not followed; "
+            "put the file itself in its place if you trust it"
+        )
+    check_regular(file)
+
+
+def _places_of_files(folder: Path) -> tuple[Path, ...]:
+    """The real folders in which the files of a folder may lie."""
+    real = Path(os.path.realpath(folder))
+    in_cache = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
+    return (real, real.parents[1] / "blobs") if in_cache else (real,)
 
 
 def read_bytes(file: Path, *, at_most: int = MAX_BYTES) -> bytes:
@@ -132,10 +166,11 @@ def read_json_object(
     """The object in a JSON file; the arguments are those of `reading`, and the largest size in bytes.
 
     Raises:
-        ReallmError: of the class `error`: the file is missing, a Git LFS pointer, too large, no JSON, or not that of an
-            object.
+        ReallmError: of the class `error`: the file is missing, a link out of its folder, a Git LFS pointer, too large,
+            no JSON, or not that of an object.
     """
     with reading(file, remedy, error=error, problem="cannot be read as JSON"):
+        check_own(file, error=error)
         try:
             content = parse_json(read_bytes(file, at_most=at_most).decode("utf-8"))
         except ValueError:

@@ -17,11 +17,14 @@ import numpy as np
 
 from reallm.data.chat.template import ChatTemplate, Conversation
 from reallm.errors import ConfigError, DataError, kind_of
+from reallm_datasets.first_tokens import TokensWithEnds, first_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ANCHOR = "\n"
+_HEADER_TOKENS = 64
+"""Tokens that the header of a turn surely has not; see `_encode_start_of_chat`."""
 
 
 class PromptAnswer(NamedTuple):
@@ -43,19 +46,15 @@ class Encoded(NamedTuple):
         return 1 + int(self.answer_mask[1:].argmax())
 
 
-class _TokensWithEnds(NamedTuple):
-    """Tokens of a text, and for each the offset where its characters end: int64 [L], never decreasing."""
-
-    ids: list[int]
-    ends: np.ndarray
-
-
 class Encoder:
     """A tokenizer, with the rules for special tokens at both ends.
 
     The beginning-of-sequence token is put before a prompt once, if the tokenizer adds one; the end-of-sequence token is
     put after an answer once, and is part of it. Special tokens that are spelled out in the text are encoded as special
     tokens. The output of a chat template gets no further tokens.
+
+    With `at_most`, texts that are far longer are tokenized in part: what is returned for them is longer than `at_most`,
+    and its first `at_most` tokens and their masks are those of the whole.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -83,40 +82,60 @@ class Encoder:
         pad = self._tokenizer.pad_token_id
         return self._eos if pad is None else int(pad)
 
-    def prompts(self, texts: Sequence[str], rendered: Sequence[bool]) -> list[np.ndarray]:
+    def prompts(
+        self, texts: Sequence[str], rendered: Sequence[bool], *, at_most: int | None = None
+    ) -> list[np.ndarray]:
         """Tokens int32 [L] of each prompt; `rendered` says which are output of the chat template."""
         return [
             np.array(ids if by_template else self._with_bos(ids), np.int32)
-            for ids, by_template in zip(self._ids(texts), rendered, strict=True)
+            for ids, by_template in zip(self._ids(texts, at_most), rendered, strict=True)
         ]
 
-    def sequences(self, texts: Sequence[PromptAnswer | Conversation]) -> list[Encoded]:
+    def sequences(self, texts: Sequence[PromptAnswer | Conversation], *, at_most: int | None = None) -> list[Encoded]:
         """Tokens of each text, in order, with their answer masks."""
-        pairs = iter(self._encode_pairs([text for text in texts if isinstance(text, PromptAnswer)]))
-        chats = iter(self._encode_chats([text for text in texts if isinstance(text, Conversation)]))
+        pairs = iter(self._encode_pairs([text for text in texts if isinstance(text, PromptAnswer)], at_most))
+        chats = iter(self._encode_chats([text for text in texts if isinstance(text, Conversation)], at_most))
         return [next(pairs if isinstance(text, PromptAnswer) else chats) for text in texts]
 
-    def _encode_pairs(self, pairs: Sequence[PromptAnswer]) -> list[Encoded]:
-        prompts = self._ids([pair.prompt for pair in pairs])
-        wholes = self._ids([pair.prompt + pair.answer for pair in pairs])
-        return [self._encode_pair(*one) for one in zip(prompts, wholes, pairs, strict=True)]
+    def _encode_pairs(self, pairs: Sequence[PromptAnswer], at_most: int | None) -> list[Encoded]:
+        prompts = self._ids([pair.prompt for pair in pairs], at_most)
+        wholes = self._ids([pair.prompt + pair.answer for pair in pairs], at_most)
+        return [self._encode_pair(*one, at_most) for one in zip(prompts, wholes, pairs, strict=True)]
 
-    def _encode_pair(self, prompt: list[int], whole: list[int], pair: PromptAnswer) -> Encoded:
+    def _encode_pair(self, prompt: list[int], whole: list[int], pair: PromptAnswer, at_most: int | None) -> Encoded:
+        # Of a prompt or a whole that is cut there are more than `at_most` tokens, so what follows them does not matter.
         is_prefix = whole[: len(prompt)] == prompt
-        answer = whole[len(prompt) :] if is_prefix else self._encode_continuation(pair.answer)
+        answer = whole[len(prompt) :] if is_prefix else self._encode_continuation(pair.answer, at_most)
         if answer[-1:] != [self._eos]:
             answer = [*answer, self._eos]
         prompt = self._with_bos(prompt) if prompt or answer[: len(self._bos)] != self._bos else prompt
         answer_mask = np.arange(len(prompt) + len(answer)) >= len(prompt)
         return Encoded(np.array(prompt + answer, np.int32), answer_mask)
 
-    def _encode_chats(self, chats: Sequence[Conversation]) -> list[Encoded]:
-        return [
-            self._encode_chat(*one)
-            for one in zip(chats, self._tokens_with_ends([chat.text for chat in chats]), strict=True)
-        ]
+    def _encode_chats(self, chats: Sequence[Conversation], at_most: int | None) -> list[Encoded]:
+        starts = [None if at_most is None else self._encode_start_of_chat(chat, at_most) for chat in chats]
+        rest = [chat for chat, start in zip(chats, starts, strict=True) if start is None]
+        wholes = map(self._encode_chat, rest, self._tokens_with_ends([chat.text for chat in rest]))
+        return [next(wholes) if start is None else start for start in starts]
 
-    def _encode_chat(self, chat: Conversation, whole: _TokensWithEnds) -> Encoded:
+    def _encode_start_of_chat(self, chat: Conversation, at_most: int) -> Encoded | None:
+        """The first tokens of a conversation that is far longer; None if it is not, or if it takes all to tell them.
+
+        Whether a conversation is encoded in pieces depends on all turns, so they must begin in what is tokenized; or
+        none of them, so that only prompt is left and the conversation is dropped.
+        """
+        first = first_tokens(self._tokenizer, chat.text, at_most + 1 + _HEADER_TOKENS) if chat.turns else None
+        if first is None:
+            return None
+        if chat.turns[-1][0] < first.ends[at_most]:
+            return self._encode_chat(chat, first)
+        prompt = chat.text[: chat.turns[0][0]]
+        if len(prompt) < first.ends[-1] or first_tokens(self._tokenizer, prompt, at_most + 1) is None:
+            return None
+        is_answer = np.arange(len(first.ids)) >= len(first.ids) - 1
+        return Encoded(np.array(first.ids, np.int32), is_answer)
+
+    def _encode_chat(self, chat: Conversation, whole: TokensWithEnds) -> Encoded:
         answer_mask = np.zeros(len(whole.ids), np.bool_)
         for start, end in chat.turns:
             n_before = self._prompt_length(chat.text, start, whole)
@@ -125,7 +144,7 @@ class Encoder:
             answer_mask[n_before:] |= whole.ends[n_before:] <= end
         return Encoded(np.array(whole.ids, np.int32), answer_mask)
 
-    def _prompt_length(self, text: str, start: int, whole: _TokensWithEnds) -> int | None:
+    def _prompt_length(self, text: str, start: int, whole: TokensWithEnds) -> int | None:
         """Number of tokens of `text[:start]`, or None if these are not a prefix of the tokens of the whole text."""
         # Tokenizers first split a text at added tokens, so only the text after the last one needs to be tokenized: the
         # header of the turn, which is always the same.
@@ -152,10 +171,15 @@ class Encoder:
             answer_mask += [True] * len(turn) + [False] * len(rest)
         return Encoded(np.array(ids, np.int32), np.array(answer_mask, np.bool_))
 
-    def _encode_continuation(self, text: str) -> list[int]:
+    def _encode_continuation(self, text: str, at_most: int | None = None) -> list[int]:
         """Tokens of a text that follows another, without the space that some tokenizers put before the first word."""
-        anchor, whole = self._ids([_ANCHOR, _ANCHOR + text])
-        return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._ids([text])[0]
+        anchor = self._anchor
+        whole = self._ids([_ANCHOR + text], None if at_most is None else at_most + len(anchor))[0]
+        return whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._ids([text], at_most)[0]
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        return self._ids([_ANCHOR])[0]
 
     @cached_property
     def _eos(self) -> int:
@@ -171,7 +195,7 @@ class Encoder:
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
 
-    def _tokens_with_ends(self, texts: Sequence[str]) -> list[_TokensWithEnds]:
+    def _tokens_with_ends(self, texts: Sequence[str]) -> list[TokensWithEnds]:
         if not texts:
             return []
         if not self._tokenizer.is_fast:
@@ -181,12 +205,16 @@ class Encoder:
             )
         tokens = self._tokenize(texts, return_offsets_mapping=True)
         return [
-            _TokensWithEnds(ids, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
+            TokensWithEnds(ids, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
             for ids, offsets in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         ]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokenize(texts)["input_ids"] if texts else []
+    def _ids(self, texts: Sequence[str], at_most: int | None = None) -> list[list[int]]:
+        """Tokens of each text; of one that is far longer than `at_most`, the first `at_most + 1`."""
+        firsts = [None if at_most is None else first_tokens(self._tokenizer, text, at_most + 1) for text in texts]
+        rest = [text for text, first in zip(texts, firsts, strict=True) if first is None]
+        wholes = iter(self._tokenize(rest)["input_ids"] if rest else [])
+        return [next(wholes) if first is None else first.ids for first in firsts]
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
         options = {"add_special_tokens": False, **options}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from reallm.hf.checkpoint_folder import files_of
 from reallm.hf.file_names import SMALL_FILES
 
 _SAMPLED = 1 << 20
@@ -14,12 +15,14 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """SHA-256 of what generation depends on: configuration, tokenizer, and the ends and sizes of the files of weights.
 
     Training changes all weights, so the first and the last MiB of each file tell one checkpoint from another.
+
+    Raises:
+        CheckpointError: a file is a link that leads out of the folder.
     """
     digest = hashlib.sha256()
-    for pattern in SMALL_FILES:
-        for file in sorted(folder.glob(pattern)):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    for file in files_of(folder, SMALL_FILES):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for path in files_of(folder, ("*.safetensors",)):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\0".encode())
         with path.open("rb") as weights:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reallm.checkpoint.mxfp4 import dequantized, packed_tensors
 from reallm.errors import CheckpointError, quoted
-from reallm.foreign_files import check_regular, read_json_object, reading, shown
+from reallm.foreign_files import check_own, read_json_object, reading, shown
 from reallm.hf.checkpoint_folder import adapter_text, refuse_lfs_pointer
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
@@ -129,7 +129,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no tensors in its weight_map; copy it again")
     for name, file_name in weight_map.items():
-        # Links in the folder are followed (the hub's cache is made of them), paths in the index are not.
+        # Some links in the folder are followed (the hub's cache is made of them), paths in the index are not.
         plain = isinstance(file_name, str) and file_name not in ("", ".", "..") and not set(file_name) & set("/\\\0")
         if not plain:
             raise CheckpointError(
@@ -155,7 +155,7 @@ def _why_no_weights(folder: Path) -> str:
 
 def _open_file(path: Path) -> Any:
     with reading(path, "download or copy it again", problem="is truncated or damaged"):
-        check_regular(path)
+        check_own(path)
         refuse_lfs_pointer(path)
         return safe_open(path, framework="pt", device="cpu")
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reallm.atomic_files import atomic_folder
 from reallm.errors import ConfigError
 from reallm.foreign_files import read_json_object
+from reallm.hf.checkpoint_folder import files_of
 from reallm.hf.conversion.state_dict import LazyHFStateDict
 from reallm.hf.conversion.transformers_io import end_of_sequence_ids
 from reallm.hf.file_names import (
@@ -29,6 +29,7 @@ from reallm.hf.file_names import (
     TOKENIZER_FILES,
     WEIGHTS_NAME,
 )
+from reallm.tensor_files import save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,7 +134,7 @@ def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str) -> dict[str
 def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write CPU tensors as one safetensors file."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    save_tensors(contiguous, path, {"format": "pt"})
 
 
 def write_index(folder: Path, shards: Mapping[str, Sequence[str]], n_bytes: int, n_parameters: int) -> None:
@@ -189,11 +190,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _copy_files(source: Path, destination: Path, patterns: tuple[str, ...]) -> None:
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            target = destination / file.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
+    for file in files_of(source, patterns):
+        target = destination / file.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def is_unrelated_file(name: str) -> bool:

@@ -26,6 +26,7 @@ from reallm.cli.runs import runs
 from reallm.cli.serve import serve
 from reallm.cli.verify import verify
 from reallm.errors import ReallmError, did_you_mean, nearest
+from reallm.machine_errors import as_machine_error
 from reallm.plugins import registry
 from reallm.printable import printable_line
 
@@ -129,7 +130,9 @@ def _options(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code: 2 for a user's mistake (one line on stderr), 130 for Ctrl-C.
+    """Run a command line and return its exit code: 2 for an error of one line on stderr, 130 for Ctrl-C.
+
+    Such an error is a user's mistake, or says what the machine lacks, such as memory or a disk that can be written.
 
     Other exceptions are bugs and keep their traceback.
     """
@@ -146,6 +149,11 @@ def run(arguments: Sequence[str]) -> int:
         return 141
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except Exception as error:
+        known = as_machine_error(error)
+        if known is error:
+            raise
+        return _fail(str(known))
     if code == 130:  # typer turns Ctrl-C into this code
         sys.stderr.write("\ninterrupted\n")
     return code if isinstance(code, int) else 0

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reallm.atomic_files import atomic_write
@@ -24,6 +23,7 @@ from reallm.data.datasets import Samples, own_report
 from reallm.data.mixture import MixedSamples
 from reallm.data.namedarray import NamedArray
 from reallm.errors import DataError, counted, one_line
+from reallm.tensor_files import save_tensors
 
 HEADER = "reallm.sample_fields"
 VERSION = 1
@@ -152,7 +152,7 @@ def save_fields(fields: Mapping[str, SampleField], path: Path, about: Mapping[st
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = {"version": VERSION, "about": dict(about), "fields": list(fields), "crc32": checksums}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {HEADER: json.dumps(header)})
+        save_tensors(tensors, temporary, {HEADER: json.dumps(header)})
 
 
 def load_fields(path: str | os.PathLike[str]) -> tuple[dict[str, SampleField], dict[str, str]]:

@@ -17,12 +17,12 @@ import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as safetensors_bytes
-from safetensors.torch import save_file
 
 from reallm.atomic_files import atomic_write
 from reallm.data.array import Array, describe
 from reallm.data.namedarray import NamedArray, Value, flatten, from_flattened
 from reallm.errors import DataError, one_line
+from reallm.tensor_files import save_tensors
 
 HEADER = "reallm.namedarray"
 VERSION = 1
@@ -38,7 +38,7 @@ def save(batch: NamedArray, path: str | os.PathLike[str]) -> None:
     """
     tensors, header = _encode(batch)
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, header)
+        save_tensors(tensors, temporary, header)
 
 
 def to_bytes(batch: NamedArray) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 from reallm.arguments import as_path
 from reallm.atomic_files import recover_folder
 from reallm.errors import CheckpointError, quoted
-from reallm.foreign_files import read_json_object, shown
+from reallm.foreign_files import check_own, read_json_object, reading, shown
 from reallm.git_lfs import is_lfs_pointer, lfs_pointer_problem
 from reallm.hf.file_names import (
     ADAPTER_CONFIG_NAME,
@@ -133,6 +133,19 @@ def _why_no_config(folder: Path) -> str:
     return f"{text}, but that of a run that has saved nothing yet" if _is_run(folder) else text
 
 
+def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files in a checkpoint's folder that match one of the patterns, in the order of these; no folders.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of the folder, or no regular file; see `check_own`.
+    """
+    found = [file for pattern in patterns for file in sorted(folder.glob(pattern)) if not file.is_dir()]
+    for file in found:
+        with reading(file, "copy the file again, or remove it"):
+            check_own(file, folder)
+    return found
+
+
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a checkpoint or an adapter."""
     return any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
@@ -158,8 +171,12 @@ def resolve_adapter(path_or_id: str | Path) -> Path:
 
 
 def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
-    """The folder with the tokenizer of a model: that of its adapter, if it has one, or else its checkpoint's."""
-    if adapter is not None and any(any(adapter.glob(pattern)) for pattern in TOKENIZER_FILES):
+    """The folder with the tokenizer of a model: that of its adapter, if it has one, or else its checkpoint's.
+
+    Raises:
+        CheckpointError: a file of the adapter's tokenizer is a link that leads out of its folder.
+    """
+    if adapter is not None and files_of(adapter, TOKENIZER_FILES):
         return adapter
     return base
 

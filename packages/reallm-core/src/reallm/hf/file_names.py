@@ -12,6 +12,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
     "chat_templates/*.jinja",
 )
 GENERATION_CONFIG_NAME = "generation_config.json"

@@ -20,6 +20,7 @@ from reallm.launch.failure import describe_dead_ranks, is_peer_error, message_to
 from reallm.launch.job import RUN_FOLDER, Job
 from reallm.launch.rank_env import RankEnv
 from reallm.launch.signals import INTERRUPTED
+from reallm.machine_errors import as_machine_error
 from reallm.notices import silenced_notices
 from reallm.printable import printable_line
 
@@ -36,7 +37,8 @@ class _Terminated(BaseException):
 def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[[str | None], str]) -> NoReturn:
     """Do the work of this process, and end it. Only rank 0 prints; one rank reports a failure.
 
-    The exit code is 0, 130 if the user has stopped the run, 2 after an error that a user can fix, 1 after any other.
+    The exit code is 0, 130 if the user has stopped the run, 2 after an error that a user can fix or that is
+    the machine's, 1 after any other.
 
     Args:
         env: this process in its job.
@@ -57,7 +59,7 @@ def run_worker(env: RankEnv, work: Callable[[Job], bool], resume_hint: Callable[
             _fail(job, PeerError(dead_ranks), resume_hint)
         interrupted = True
     except Exception as error:  # whatever the error, the ranks agree on one that reports it
-        _fail(job, error, resume_hint)
+        _fail(job, as_machine_error(error), resume_hint)
     if interrupted and job.is_rank0 and LAUNCHER_PIPE not in os.environ:  # otherwise our launcher prints this
         sys.stderr.write("\ninterrupted\n")
     _exit(INTERRUPTED if interrupted else 0)

@@ -45,7 +45,8 @@ class PromptAnswerEncoder:
     def encode(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """See `reallm.data.tokenization.encoder.RowEncoder`."""
         texts = [self._text(row) for row in rows]
-        return [self._encoded(*one) for one in zip(texts, self._encoder.sequences(texts), strict=True)]
+        sequences = self._encoder.sequences(texts, at_most=self._max_seqlen)
+        return [self._encoded(*one) for one in zip(texts, sequences, strict=True)]
 
     def _encoded(self, text: PromptAnswer | Conversation, sequence: Encoded) -> EncodedRow:
         told = text.remarks if isinstance(text, Conversation) else ()

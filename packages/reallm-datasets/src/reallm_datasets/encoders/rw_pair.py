@@ -60,7 +60,7 @@ class PairEncoder:
             for row in rows
         ]
         texts = [text for of_row in pairs for pair in of_row for text in (pair.chosen, pair.rejected)]
-        sequences = iter(self._encoder.sequences(texts))
+        sequences = iter(self._encoder.sequences(texts, at_most=self._max_seqlen))
         return [self._encoded(sequences, of_row, row) for of_row, row in zip(pairs, rows, strict=True)]
 
     def _encoded(self, sequences: Iterator[Encoded], pairs: Sequence[Pair], row: Row) -> EncodedRow:
@@ -76,7 +76,9 @@ class PairEncoder:
             both = [sequence for sequence, _ in fitted if sequence is not None]
             what = {what for _, what in fitted if what}
             dropped = {phrase for phrase in what if phrase.startswith("dropped")}
-            if np.array_equal(whole[0].ids, whole[1].ids):
+            # of sequences that are far too long, only the beginnings are tokenized
+            is_whole = len(whole[0].ids) <= self._max_seqlen or pair.chosen == pair.rejected
+            if is_whole and np.array_equal(whole[0].ids, whole[1].ids):
                 dropped = {"dropped: both answers are the same"}
             elif not dropped and np.array_equal(both[0].ids, both[1].ids):
                 dropped = {f"dropped: the answers do not differ within {self._max_seqlen} tokens"}

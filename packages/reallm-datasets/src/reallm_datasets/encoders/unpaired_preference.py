@@ -53,7 +53,8 @@ class UnpairedPreferenceEncoder:
     def encode(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """See `reallm.data.tokenization.encoder.RowEncoder`."""
         completions = [self._completions(row) for row in rows]
-        sequences = iter(self._encoder.sequences([text for of_row in completions for text, _ in of_row]))
+        texts = [text for of_row in completions for text, _ in of_row]
+        sequences = iter(self._encoder.sequences(texts, at_most=self._max_seqlen))
         return [self._encoded(sequences, of_row, row) for of_row, row in zip(completions, rows, strict=True)]
 
     def _encoded(self, sequences: Iterator[Encoded], completions: Sequence[Labelled], row: Row) -> EncodedRow:

@@ -8,10 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from reallm.data.readers.record import Origin, Records
-from reallm.data.readers.text_lines import text_lines
+from reallm.data.readers.text_lines import MAX_ROW, text_lines
 from reallm.errors import DataError, quoted
-
-_LONGEST_FIELD = 2**31 - 1
 
 
 def read_csv(path: Path, origin: Origin) -> Records:
@@ -25,7 +23,7 @@ def read_tsv(path: Path, origin: Origin) -> Records:
 
 
 def _table(path: Path, origin: Origin, delimiters: str) -> Records:
-    csv.field_size_limit(_LONGEST_FIELD)  # of the whole process; its default refuses texts of 128 KiB
+    csv.field_size_limit(MAX_ROW)  # of the whole process; its default refuses texts of 128 KiB
     with closing(text_lines(path, origin)) as lines:
         lines_read = _Lines(lines)
         first = next(lines_read, None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm.data.readers.record import Origin, Records
-from reallm.data.readers.text_lines import text_lines
+from reallm.data.readers.text_lines import MAX_UNPACKED, is_compressed, text_lines
 from reallm.errors import DataError, one_line, quoted
 
 _BETWEEN = re.compile(r"[\s,]*")
@@ -24,6 +24,7 @@ _LISTS_OF_A_ROW |= {"rejected", "tools"}
 _WEB_PAGE = re.compile(r"\s*<(!doctype\s+html|html|head)\b", re.IGNORECASE)
 _TRAILING_COMMA = re.compile(r",\s*[\]}]")
 _DECODER = json.JSONDecoder()
+_MAX_BLANK_LINES = 1 << 16
 
 _Line = tuple[int, str]  # number and text
 
@@ -31,30 +32,46 @@ _Line = tuple[int, str]  # number and text
 def read_jsonl(path: Path, origin: Origin) -> Records:
     """Rows of a file that should have an object on each line."""
     with closing(text_lines(path, origin)) as lines:
-        start, first = _up_to_text(lines)
-        more, second = _up_to_text(lines) if _is_cut(first) else ([], "")
+        start, first = _up_to_text(lines, origin)
+        more, second = _up_to_text(lines, origin) if _is_cut(first) else ([], "")
         is_whole = first.lstrip().startswith("[") or (second and not second.lstrip().startswith("{"))
-        read = _whole if is_whole else _lines
-        yield from read(chain(start, more, lines), origin)
+        found = chain(start, more, lines)
+        yield from _whole(_bounded(found, path, origin), origin) if is_whole else _lines(found, origin)
 
 
 def read_json(path: Path, origin: Origin) -> Records:
     """Rows of a file that should be a list of objects."""
-    with closing(text_lines(path, origin)) as lines:
-        start, first = _up_to_text(lines)
-        more, second = _up_to_text(lines)
-        read = _lines if second and _is_object(first) else _whole
-        yield from read(chain(start, more, lines), origin)
+    longest = MAX_UNPACKED if is_compressed(path) else None  # all rows may be on one line
+    with closing(text_lines(path, origin, longest=longest)) as lines:
+        start, first = _up_to_text(lines, origin)
+        more, second = _up_to_text(lines, origin)
+        found, is_lines = chain(start, more, lines), second and _is_object(first)
+        yield from _lines(found, origin) if is_lines else _whole(_bounded(found, path, origin), origin)
 
 
-def _up_to_text(lines: Iterator[_Line]) -> tuple[list[_Line], str]:
+def _up_to_text(lines: Iterator[_Line], origin: Origin) -> tuple[list[_Line], str]:
     """The next lines, of which only the last is not blank, and its text; this is empty at the end of the file."""
     found: list[_Line] = []
     for line in lines:
         found.append(line)
         if line[1].strip():
             return found, line[1]
+        if len(found) > _MAX_BLANK_LINES:
+            raise DataError(f"{origin.place}:{line[0]}: more than {_MAX_BLANK_LINES:,} blank lines; remove them")
     return found, ""
+
+
+def _bounded(lines: Iterable[_Line], path: Path, origin: Origin) -> Iterator[_Line]:
+    """The lines of a file that is read as a whole, of which one that is compressed may not have too many."""
+    n_characters = 0
+    for line in lines:
+        n_characters += len(line[1])
+        if n_characters > MAX_UNPACKED and is_compressed(path):
+            raise DataError(
+                f"{origin.place}:{line[0]}: unpacks to more than {MAX_UNPACKED >> 20} MiB, too much to be read as a "
+                "whole; unpack it first, or write one object a line (.jsonl)"
+            )
+        yield line
 
 
 def _is_cut(text: str) -> bool:

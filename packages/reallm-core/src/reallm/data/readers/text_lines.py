@@ -5,15 +5,22 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from reallm.data.readers.record import Origin
 from reallm.errors import DataError, one_line
 
 COMPRESSIONS = (".gz", ".zst")
+
+MAX_ROW = 1 << 28
+"""Bytes of a line of text, which is a row, once it is decompressed. Ten million tokens, ten times what models with the
+longest contexts read, are a sixth of it."""
+MAX_UNPACKED = 1 << 30
+"""Bytes that a compressed file which is read as a whole unpacks to, which may be a thousand times its size."""
 
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
@@ -27,8 +34,8 @@ def check_compression(path: Path, origin: Origin) -> None:
 
 
 @contextmanager
-def _open_lines(path: Path, origin: Origin) -> Iterator[Iterable[bytes]]:
-    """The file as bytes, decompressed if its name ends so; lines are split at newlines only.
+def _open_lines(path: Path, origin: Origin) -> Iterator[IO[bytes]]:
+    """The file as bytes, decompressed if its name ends so; its lines end at newlines only.
 
     Raises:
         DataError: while it is read, if the file is damaged or is not compressed.
@@ -55,15 +62,32 @@ def _open_lines(path: Path, origin: Origin) -> Iterator[Iterable[bytes]]:
             yield file
 
 
-def text_lines(path: Path, origin: Origin) -> Generator[tuple[int, str], None, None]:
+def is_compressed(path: Path) -> bool:
+    """Whether the name of a file says that it is compressed."""
+    return path.name.lower().endswith(COMPRESSIONS)
+
+
+def text_lines(path: Path, origin: Origin, *, longest: int | None = MAX_ROW) -> Generator[tuple[int, str], None, None]:
     """The lines of the file with their numbers, from 1, and with the characters that end them.
 
+    Args:
+        path: the file.
+        origin: its name for errors.
+        longest: bytes of the longest line; None for any.
+
     Raises:
-        DataError: the file is damaged, or is not UTF-8 text; names the line.
+        DataError: the file is damaged, is not UTF-8 text, or has a longer line; names the line.
     """
     # Split bytes, at \n only: str.splitlines would also split at characters such as U+2028 within text.
     with _open_lines(path, origin) as file:
-        for number, line in enumerate(file, 1):
+        number = 0
+        while line := file.readline(-1 if longest is None else longest + 1):
+            number += 1
+            if longest is not None and len(line) > longest:
+                raise DataError(
+                    f"{origin.place}:{number}: the line is longer than {longest >> 20} MiB, too long for a row; write "
+                    "one row a line (.jsonl), and divide or leave out this one"
+                )
             yield number, _decoded(line.removeprefix(_BOM) if number == 1 else line, origin, number)
 
 

@@ -27,7 +27,7 @@ from reallm.experiments.preflight.models import planned_model, with_base_models
 from reallm.experiments.preflight.quantized_base import check_quantized_base, check_quantized_calls
 from reallm.experiments.runs.folder import RunFolder, has_content
 from reallm.experiments.runs.resumable import find_resumable
-from reallm.hf.checkpoint_folder import read_hf_config, refuse_lfs_pointer, resolve_path
+from reallm.hf.checkpoint_folder import files_of, read_hf_config, refuse_lfs_pointer, resolve_path
 from reallm.hf.conversion.config import config_from_hf, has_critic_head, load_model_config
 from reallm.hf.conversion.families import family_for
 from reallm.hf.file_names import CONFIG_NAME, TOKENIZER_FILES
@@ -166,7 +166,7 @@ def check_checkpoint(
         from reallm.checkpoint.reader import open_checkpoint  # imports torch, so only when everything else is right
 
         open_checkpoint(folder)
-        tokenizer_files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
+        tokenizer_files = files_of(folder, TOKENIZER_FILES)
         for file in tokenizer_files:
             refuse_lfs_pointer(file)
     except ReallmError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reallm.errors import ConfigError
-from reallm.hf.checkpoint_folder import resolve_path
+from reallm.hf.checkpoint_folder import files_of, resolve_path
 from reallm.hf.conversion.transformers_io import load_tokenizer
 from reallm.hf.file_names import TOKENIZER_FILES
 
@@ -26,7 +26,7 @@ def check_vocabulary(key: str, path: str, vocabulary: Mapping[str, int], role: s
         ConfigError: a token has another id, or the vocabularies have no token in common.
     """
     folder = resolve_path(path, weights=False)
-    if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
+    if not files_of(folder, TOKENIZER_FILES):
         return
     others = load_tokenizer(folder).get_vocab()
     common = vocabulary.keys() & others.keys()

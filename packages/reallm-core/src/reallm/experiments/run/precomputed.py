@@ -50,7 +50,7 @@ from reallm.experiments.run.plan import Plan
 from reallm.experiments.run.progress import print_line
 from reallm.experiments.run.setup import load_roles, min_vocab_size
 from reallm.experiments.runs.folder import RunFolder
-from reallm.hf.checkpoint_folder import resolve_adapter, resolve_path
+from reallm.hf.checkpoint_folder import files_of, resolve_adapter, resolve_path
 from reallm.hf.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CONFIG_NAME
 from reallm.launch.job import Job
 from reallm.specs import ModelFunctionCall
@@ -260,7 +260,7 @@ class Precomputation:
         call, config = part.call, self.plan.config
         args, interface = model_args(config, call.role), self.plan.interfaces[call.role]
         folder = resolve_path(args.path)
-        files = {path.name: path for path in [folder / CONFIG_NAME, *sorted(folder.glob("*.safetensors"))]}
+        files = {path.name: path for path in files_of(folder, (CONFIG_NAME, "*.safetensors"))}
         if args.lora.path is not None:
             adapter = resolve_adapter(args.lora.path)
             files |= {name: adapter / name for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)}

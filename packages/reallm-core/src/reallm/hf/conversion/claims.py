@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.foreign_files import check_regular, reading
+from reallm.foreign_files import check_own, reading
 from reallm.model.config import ReaLModelConfig
 
 _SIZES = ("vocab_size", "hidden_size")
@@ -52,6 +52,6 @@ def _shapes(file: Path) -> list[tuple[int, ...]]:
     from safetensors import safe_open
 
     with reading(file):
-        check_regular(file)
+        check_own(file)
         with safe_open(file, framework="numpy") as opened:
             return [tuple(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 (no mapping)

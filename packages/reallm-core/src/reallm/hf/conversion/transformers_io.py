@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reallm.errors import CheckpointError, kind_of
-from reallm.foreign_files import check_regular, read_json_object, reading, shown
-from reallm.hf.checkpoint_folder import refuse_lfs_pointer
+from reallm.foreign_files import read_json_object, reading, shown
+from reallm.hf.checkpoint_folder import files_of, refuse_lfs_pointer
 from reallm.hf.file_names import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -100,18 +100,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint's folder.
 
     Raises:
-        CheckpointError: the folder has no tokenizer, or transformers cannot load it.
+        CheckpointError: the folder has no tokenizer, or one with links that lead out of it, or transformers cannot load
+            it.
     """
     from transformers import AutoTokenizer
 
-    if not any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern)):
+    files = files_of(folder, TOKENIZER_FILES)
+    files_of(folder, ("*",))  # transformers chooses files itself, such as `vocab.txt`, by the class of the tokenizer
+    if not files:
         raise CheckpointError(f"{folder} holds no tokenizer; copy the tokenizer's files into it, or give one")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     remedy = "copy its files again, or take another one"
     with reading(f"{folder}: the tokenizer", remedy, problem="cannot be loaded"):
-        for pattern in TOKENIZER_FILES:
-            for file in folder.glob(pattern):
-                _check_tokenizer_file(file)
+        for file in files:
+            _check_tokenizer_file(file)
         config = _config_for_tokenizer(folder)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), config=config, **options)
         _check_tokenizer(tokenizer)
@@ -119,7 +121,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_tokenizer_file(file: Path) -> None:
-    check_regular(file)
     refuse_lfs_pointer(file)
     if file.stat().st_size > _LARGEST_TOKENIZER_FILE:
         raise ValueError(f"{file.name} is larger than {_LARGEST_TOKENIZER_FILE >> 20} MiB")
