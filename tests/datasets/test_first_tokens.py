@@ -21,7 +21,7 @@ from reallm_datasets.first_tokens import first_tokens
 from tests.helpers.tokenizers import TEXT, tiny_tokenizer
 
 N = 16
-LENGTH = 40_000
+LENGTH = 60_000
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
