@@ -60,7 +60,9 @@ def reading(
     """
     try:
         yield
-    except (ReallmError, *passing):
+    except ReallmError:
+        raise
+    except passing:
         raise
     except BaseException as raised:
         # a panic in an extension written in Rust is no `Exception`, and its class cannot be imported

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from reallm.data.readers.record import Origin
 from reallm.errors import DataError, one_line
@@ -27,6 +27,12 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 """What compressed files begin with -> how their names end."""
 
 
+class _Lines(Protocol):
+    """An open file of bytes."""
+
+    def readline(self, size: int = -1, /) -> bytes: ...
+
+
 def check_compression(path: Path, origin: Origin) -> None:
     """Raise DataError if what decompresses the file is not installed."""
     if path.name.lower().endswith(".zst") and find_spec("pyarrow") is None:
@@ -34,7 +40,7 @@ def check_compression(path: Path, origin: Origin) -> None:
 
 
 @contextmanager
-def _open_lines(path: Path, origin: Origin) -> Iterator[IO[bytes]]:
+def _open_lines(path: Path, origin: Origin) -> Iterator[_Lines]:
     """The file as bytes, decompressed if its name ends so; its lines end at newlines only.
 
     Raises:
