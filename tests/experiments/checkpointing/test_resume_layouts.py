@@ -190,7 +190,7 @@ def another_state(saved: Path, folder: Path) -> Path:
             for name, tensor in load_file(file).items()
         }
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
-        (file.parent.parent / CHECKSUMS).unlink()
+        (file.parent.parent / CHECKSUMS).unlink(missing_ok=True)
     return folder
 
 

@@ -148,7 +148,7 @@ def test_an_error_in_deriving_is_a_check_that_fails() -> None:
     assert kit.cases() == ["default"]
     (failed,) = kit.run().failed
     assert (failed.check, len(failed.detail.splitlines())) == ("default-config", 1)
-    assert "unsupported operand" in failed.detail
+    assert failed.detail.startswith("raised TypeError: unsupported operand")
     assert failed.failure is not None
     assert "test_kit.py" in failed.failure.look_at
 
