@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement, Transfer
-from reallm.config.args import CallArgs
+from reallm.config.args import CallArgs, ModelArgs
+from reallm.config.lora import LoRAArgs
 from reallm.config.parallel import ParallelArgs
 from reallm.errors import ConfigError
 from reallm.parallel.layout import Layout
@@ -64,6 +66,44 @@ def test_calls_that_differ_only_in_sharding_share_the_copy_that_is_trained() -> 
         Layout(dp=2, fsdp=True),
         Layout(dp=2, ranks=(2, 3)),
     )
+
+
+ADAPTED = ModelArgs(path="a", device="cpu", lora=LoRAArgs(rank=2))
+GOES_ON = ModelArgs(path="a", device="cpu", lora=LoRAArgs(path="adapter"))
+
+
+@pytest.mark.parametrize(
+    ("actor", "ref", "shares"),
+    [
+        (ADAPTED, ModelArgs(path="a", device="cpu"), True),
+        (ADAPTED, ModelArgs(path="a"), True),  # auto is the CPU here
+        (ADAPTED, ModelArgs(path="a", device="cuda"), False),
+        (ADAPTED, ModelArgs(path="a", dtype="bfloat16"), False),
+        (ADAPTED, ModelArgs(path="b"), False),
+        (ADAPTED, GOES_ON, False),
+        (GOES_ON, ModelArgs(path="a"), True),
+        (GOES_ON, ModelArgs(path="a", lora=LoRAArgs(path="adapter")), True),
+        (GOES_ON, ModelArgs(path="a", lora=LoRAArgs(path="another")), False),
+        (ModelArgs(path="a"), ModelArgs(path="a"), False),
+    ],
+)
+def test_a_role_shares_the_base_model_of_adapters(
+    actor: ModelArgs, ref: ModelArgs, shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = Config(actor=actor, ref=ref, ref_inf=CallArgs("dp2"), actor_train=CallArgs("dp2"))
+    found = Placement.of(config, GRAPH, 2)
+    assert found.shared == ({"ref": "actor"} if shares else {})
+    assert found.holder("ref") == ("actor" if shares else "ref")
+    assert found.homes["ref"] == Layout(dp=2, fsdp=shares)
+
+
+def test_a_shared_model_is_not_offloaded_by_the_role_that_shares_it() -> None:
+    for key in ("offload", "prefetch"):
+        config = Config(actor=ADAPTED, ref=ModelArgs(path="a", device="cpu"), ref_inf=CallArgs(**{key: True}))
+        message = rf"^ref_inf.{key}=true has no effect: 'ref' shares the base model of 'actor'; leave it out"
+        with pytest.raises(ConfigError, match=message):
+            Placement.of(config, GRAPH, 1)
 
 
 def test_each_key_is_sent_once_to_each_rank_that_lacks_it() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from reallm.algorithms.placement import Placement
 from reallm.planning.execution_plan import ExecutionPlan
 from reallm.planning.job import PlannedJob
 from reallm.planning.replan import Replanning, replan
@@ -27,6 +28,10 @@ class Job:
 
     def check_fits(self, call: str, layout: object) -> None:
         """All layouts are possible."""
+
+    def placement(self, plan: ExecutionPlan) -> Placement:
+        """The placement that a plan means."""
+        return plan.placement(PPO, 4)
 
 
 def planned_anew(costs: GivenCosts, present: ExecutionPlan, n_steps: int) -> Replanning:

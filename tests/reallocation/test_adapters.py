@@ -48,6 +48,32 @@ def test_only_adapters_move_again(config: ReaLModelConfig, source: str, target: 
         assert 0 < second < first / 2  # of so small a model the adapters are a large part
 
 
+def with_other_adapter(rank: int, layout: str) -> list[bool]:
+    """Whether each parameter is the other adapter's meanwhile, and its own afterwards; some are offloaded before."""
+    torch.set_num_threads(1)
+    model = ReaLModel(DENSE, seed=3, mesh=Mesh.of(layout))
+    own = {name: tensor.clone() for name, tensor in model.local_tensors().items()}
+    other = {name: tensor + 0.5 for name, tensor in own.items() if "lora_" in name}
+    kept = {name: tensor.clone() for name, tensor in other.items()}
+    model.async_offload()
+    model.wait_for_offload()
+    with model.other_adapter(other):
+        during = {name: tensor.clone() for name, tensor in model.local_tensors().items()}
+    after = model.local_tensors()
+    return [
+        *(torch.equal(tensor, (own | kept)[name]) for name, tensor in during.items()),
+        *(torch.equal(tensor, own[name]) for name, tensor in after.items()),
+        *(torch.equal(tensor, kept[name]) for name, tensor in other.items()),
+    ]
+
+
+@pytest.mark.parametrize("layout", ["fsdp2", "pp2", "tp2"])
+def test_another_adapter_takes_the_place_of_the_models_for_a_while(layout: str) -> None:
+    for found in on_ranks(2, with_other_adapter, layout):
+        assert found
+        assert all(found)
+
+
 def test_an_offloaded_model_computes_the_same() -> None:
     model = ReaLModel(DENSE, seed=3)
     expected = model(TOKENS, CU_SEQLENS)

@@ -11,6 +11,7 @@ import pytest
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
 from reallm.config.args import CallArgs, CriticArgs, ModelArgs
+from reallm.config.lora import LoRAArgs
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError
 from reallm.experiments.preflight import memory
@@ -18,6 +19,7 @@ from reallm.experiments.preflight.memory import memory_lines
 from reallm.experiments.preflight.models import planned_model
 from reallm.launch.job import Job
 from reallm.model.config import ReaLModelConfig
+from reallm.model.lora_config import LoRAConfig
 from reallm.specs import ModelFunctionCall
 from tests.helpers.tiny_config import TINY
 
@@ -106,6 +108,20 @@ def _network() -> Any:
     from reallm.model.parameters import meta_model
 
     return meta_model(MODEL)
+
+
+def test_the_base_of_a_policy_with_adapters_counts_once_unless_the_reference_is_loaded_before() -> None:
+    lora = MODEL.replace(lora=LoRAConfig(2, 4.0, ("attn.q",)))
+    models = {"actor": lora, "ref": MODEL, "critic": MODEL.replace(is_critic=True)}
+    actor = ModelArgs(path="x", device="cpu", lora=LoRAArgs(rank=2, targets="q_proj"))
+    together, apart = (lines(models=models, actor=actor, ref=ModelArgs(path=path, device="cpu")) for path in ("x", "y"))
+    parameters = 4 * sum(p.numel() for p in _network().parameters()) / 2**20
+    assert mib(apart[3]) - mib(together[3]) == pytest.approx(parameters, abs=1.1)
+    before = Graph.from_calls(calls(precompute=True))
+    loaded, other = (
+        lines(before, models=models, actor=actor, ref=ModelArgs(path=path, device="cpu")) for path in ("x", "y")
+    )
+    assert loaded[:-1] == other[:-1]  # all but the free memory
 
 
 def test_a_copy_in_another_layout_counts() -> None:

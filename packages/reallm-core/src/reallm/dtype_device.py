@@ -65,6 +65,13 @@ def as_device(value: Any, name: str = "device") -> torch.device:
     return device
 
 
+def device_type(name: str) -> str:
+    """The kind of device that a value of `model.device` means here: `auto` is a GPU if there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def as_dtype_or_device(name: str) -> torch.dtype | torch.device:
     """The dtype or the device of this name.
 

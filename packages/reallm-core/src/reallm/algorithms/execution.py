@@ -182,8 +182,7 @@ class Execution:
             run.train(call, inputs, context)
             return
         model = None if role is None else role.replicas.at(self._placement.layouts[call.name])
-        is_base = role is not None and role.base_of is not None
-        with model.adapters_off() if model is not None and is_base else nullcontext():
+        with nullcontext() if role is None else role.in_place(model, self._roles):
             outputs = self._outputs(call, model, inputs, context)
         if call.kind == "generate":
             outputs = outputs.with_metadata(

@@ -56,7 +56,7 @@ class Placement:
     max_tokens: Mapping[str, int] = field(default_factory=dict)
     """The most tokens of a micro-batch, of calls that have a limit of their own."""
     shared: Mapping[str, str] = field(default_factory=dict)
-    """Role without a model of its own -> the role whose model, without its adapters, it is."""
+    """Role without a model of its own -> the role whose model, with other adapters or none, it is."""
 
     @classmethod
     def of(cls, config: TrainingConfig, graph: Graph, n_ranks: int) -> Placement:
@@ -135,12 +135,17 @@ class Placement:
                     f"'{first}', and a role is trained in one; give both the same"
                 )
         for call in graph.calls:
-            if call.role in shared and call.name in offloaded:
-                raise ConfigError(
-                    f"{call.name}.offload=true has no effect: '{call.role}' shares the weights of "
-                    f"'{shared[call.role]}', whose base model it is; leave it out"
-                )
+            for key, calls in {"offload": offloaded, "prefetch": prefetched}.items():
+                if call.role in shared and call.name in calls:
+                    raise ConfigError(
+                        f"{call.name}.{key}=true has no effect: '{call.role}' shares the base model of "
+                        f"'{shared[call.role]}'; leave it out"
+                    )
         return cls(graph, n_ranks, layouts, homes, offloaded, prefetched, shared=shared)
+
+    def holder(self, role: str) -> str:
+        """The role whose model a role has: itself, or the trained one that it shares a base model with."""
+        return self.shared.get(role, role)
 
     def copies(self, role: str) -> tuple[Layout, ...]:
         """The layouts in which the model of a role is held, its home first."""

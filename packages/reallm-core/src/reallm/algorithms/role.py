@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from reallm.algorithms.replicas import Replicas
 from reallm.config.args import ModelArgs
@@ -42,12 +44,33 @@ class Role:
     """The meshes of the layouts in which the model is called."""
 
     base_of: str | None = None
-    """The role whose model this is, without its adapters; None: it has a model of its own."""
+    """The role whose model this is, with other adapters or none; None: it has a model of its own."""
+    adapter: Mapping[str, Tensor] | None = None
+    """The adapter that it has in that model, this rank's part by parameter; None: none."""
 
     @property
     def is_here(self) -> bool:
         """Whether this rank holds a part of the home."""
         return self.model.mesh is None or self.model.mesh.is_member
+
+    def in_place(self, model: ReaLModel | None, roles: Mapping[str, Role]) -> AbstractContextManager[None]:
+        """Context of a call, in which a model that another role trains is that of this role.
+
+        Args:
+            model: the copy that the call uses; None: it uses none.
+            roles: all roles, by name.
+        """
+        if self.base_of is None or model is None:
+            return nullcontext()
+        if self.adapter is None:
+            return model.adapters_off()
+        roles[self.base_of].wait_until_read()
+        return model.other_adapter(self.adapter)
+
+    def wait_until_read(self) -> None:
+        """Wait until a save in progress has read the weights, which are to change."""
+        if self.engine is not None and self.engine.before_optimizer_step is not None:
+            self.engine.before_optimizer_step()
 
     @cached_property
     def replicas(self) -> Replicas:

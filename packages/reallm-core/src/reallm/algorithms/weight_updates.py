@@ -22,8 +22,7 @@ def update_weights(trained: Role, target: Role, eta: float) -> int:
         target: the role that follows.
         eta: weight of the trained weights in the average.
     """
-    if trained.engine is not None and trained.engine.before_optimizer_step is not None:
-        trained.engine.before_optimizer_step()  # a save in progress reads the weights
+    trained.wait_until_read()
     model = target.model
     trained.model.reallocate(model.mesh or model.layout, into=model, eta=eta)
     assert model.moved is not None

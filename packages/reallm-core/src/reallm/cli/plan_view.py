@@ -253,7 +253,7 @@ class _Move:
 
 def _moves(step: PlannedStep) -> list[_Move]:
     job = step.job
-    placement, found = step.plan.placement(job.graph, job.machine.n_ranks), []
+    placement, found = job.placement(step.plan), []
     for role in job.graph.updated_roles + job.graph.trained_roles:
         home, *others = placement.copies(role)
         for layout in others:

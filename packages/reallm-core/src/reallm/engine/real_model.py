@@ -223,6 +223,22 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             return ShardedExport(raw, self.family, self.config, self.mesh, tensors, **options)
         return Export(raw, state_dict_to_hf(self.family, tensors, self.config), **options)
 
+    def read_adapter(self, path: PathLike) -> dict[str, Tensor]:
+        """This rank's part of an adapter with the shapes of this model's, by parameter; see `other_adapter`.
+
+        Args:
+            path: its folder, or that of the run that has trained it.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to another model.
+        """
+        assert self.family is not None
+        assert self.source is not None
+        boxes = {name: box for name, box in self._local_boxes.items() if is_adapter(name)}
+        args = LoRAArgs(path=str(path))
+        read = adapter_boxes(args, self.source, self.family, self.config, boxes, self.dtype, seed=0)
+        return {name: tensor.to(self.device) for name, tensor in read.items()}
+
     def merged(self) -> ReaLModel:
         """The model with its adapters added to the weights; other weights are shared with this model, not copied.
 
@@ -420,6 +436,13 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         notify_once(f"{folder} has tensors of {several}; all are converted to {found}, as its config.json says")
         return found
 
+    @property
+    def _local_boxes(self) -> Mapping[str, Box]:
+        """As `boxes`, without a mesh that a process alone does not need."""
+        if self.mesh is not None:
+            return self.boxes
+        return {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
+
     def _load(
         self,
         folder: Path,
@@ -435,8 +458,7 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
         """
         family = self.family
         assert family is not None
-        whole = {name: Box.whole(parameter.shape) for name, parameter in self.named_parameters()}
-        boxes = whole if self.mesh is None else self.boxes
+        boxes = self._local_boxes
         of_base = {name: box for name, box in boxes.items() if not is_adapter(name)}
         read = read_boxes(folder, family, stored, of_base, dtype=dtype, device=device, seed=seed)
         dtype = dtype or self._dtype_of_all(folder, read.stored_dtypes)

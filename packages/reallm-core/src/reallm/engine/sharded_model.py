@@ -219,6 +219,28 @@ class ShardedModel:
         """Context in which the model computes as its base model does, without adapters."""
         return self._network.adapters_off()
 
+    @contextmanager
+    def other_adapter(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
+        """Context in which the model computes with other values of its adapters, which are kept where these were.
+
+        Args:
+            adapter: parameter -> this rank's part; meanwhile it has the values of this model.
+        """
+        self._exchange(adapter)
+        try:
+            yield
+        finally:
+            if self._broken is None:  # else the error that has left it unusable is the one to be told
+                self._exchange(adapter)
+
+    @torch.no_grad()
+    def _exchange(self, adapter: Mapping[str, Tensor]) -> None:
+        own = self.local_tensors()
+        for name, tensor in adapter.items():
+            values = own[name].clone()
+            own[name].copy_(tensor)
+            tensor.copy_(values)
+
     # ------------------------------------------------------------------ parameters and modes, as in an nn.Module
 
     def parameters(self) -> Iterator[nn.Parameter]:

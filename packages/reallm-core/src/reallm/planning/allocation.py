@@ -70,13 +70,14 @@ def _planned(config: TrainingConfig, job: PlannedJob) -> Planned:
             except ConfigError as error:
                 raise ConfigError(f"allocation={config.allocation}: {error}") from error
         plan = ExecutionPlan({**uniform(graph, one_for_all).calls, **given})
-        plan.placement(graph, n_ranks)
+        job.placement(plan)
         return Planned(plan)
     if has_calls_without_keys(config, graph):
         return Planned(_one_layout(job, given))
     if config.allocation == HEURISTIC:
         return Planned(_fitting(job, heuristic(job.simulator, given, job.check_fits)))
     found = search(job.simulator, given=given, fits=job.check_fits, seed=config.seed)
+    job.placement(found.plan)  # what is given may not go with the layouts around it
     return Planned(found.plan, found)
 
 

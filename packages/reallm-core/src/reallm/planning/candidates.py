@@ -42,6 +42,7 @@ class Candidates:
         given: Mapping[str, CallPlan] | None = None,
         fits: Fits = lambda call, layout: None,
         *,
+        bases: Mapping[str, str] | None = None,
         saving_memory: bool = False,
     ) -> Candidates:
         """The candidates for the calls of a graph on a machine.
@@ -57,6 +58,7 @@ class Candidates:
             machine: where they are computed.
             given: plans of calls that are not to be changed.
             fits: raises an error for layouts that are not possible.
+            bases: role -> the trained role whose base model it has: it may be computed where that one is trained.
             saving_memory: whether to try micro-batches too that are slower, and take less memory.
 
         Raises:
@@ -65,11 +67,20 @@ class Candidates:
         given = given or {}
         starts = aligned_starts(machine)
         sizes: dict[str, set[tuple[int, int, int]]] = {}
+        trained: dict[str, list[tuple[int, int, int]]] = {}
+        for call in graph.train_calls:
+            if call.name in given and given[call.name].layout.size in starts:
+                layout = given[call.name].layout
+                trained[call.role] = [(layout.dp, layout.tp, layout.pp)]
         for call in graph.calls:
             if call.kind == "reward" or call.name in given:
                 continue
             best = _best_sizes(call, costs, machine, starts, fits, saving_memory=saving_memory)
             sizes.setdefault(call.role, set()).update(best)
+            if call.kind == "train_step":
+                trained[call.role] = best
+        for role, of_base in (bases or {}).items():
+            sizes.setdefault(role, set()).update(trained.get(of_base, ()))
         found: dict[str, tuple[CallPlan, ...]] = {}
         for call in graph.calls:
             if call.name in given:

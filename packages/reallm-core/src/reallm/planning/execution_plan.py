@@ -34,8 +34,8 @@ class ExecutionPlan:
     calls: Mapping[str, CallPlan]
     """By the name of the call."""
 
-    def placement(self, graph: Graph, n_ranks: int) -> Placement:
-        """The placement that this plan means in a job of so many ranks.
+    def placement(self, graph: Graph, n_ranks: int, bases: Mapping[str, str] | None = None) -> Placement:
+        """The placement that this plan means in a job of so many ranks; see `shared_bases` for `bases`.
 
         Raises:
             ConfigError: a layout needs more ranks than there are, or is not possible for its call.
@@ -43,7 +43,7 @@ class ExecutionPlan:
         layouts = {name: one.layout for name, one in self.calls.items()}
         offloaded = frozenset(name for name, one in self.calls.items() if one.offload)
         prefetched = frozenset(name for name, one in self.calls.items() if one.prefetch)
-        return Placement.from_layouts(graph, layouts, n_ranks, offloaded, prefetched)
+        return Placement.from_layouts(graph, layouts, n_ranks, offloaded, prefetched, bases)
 
     def assignments(self, graph: Graph) -> list[str]:
         """The keys of a configuration that ask for this plan: `actor_gen.layout=dp4`, `ref_inf.offload=true`."""

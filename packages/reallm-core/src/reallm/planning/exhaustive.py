@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from reallm.parallel.layout import Layout
 from reallm.planning.bounds import Bounds
 from reallm.planning.offloading import Fitted, Fitting
 from reallm.planning.places import Place
@@ -74,7 +75,7 @@ class Exhaustive:
         self._simulator, self._fitting = simulator, fitting
         self._n_ranks = simulator.machine.n_ranks
         self._at_home: set[Place] = set()
-        """Places of calls that share the home of their role."""
+        """Places of calls that share the home of their role, or of the one whose base model that has."""
         self._places = {number: list(self._with_shared(number, places)) for number in places}
         self._bounds = Bounds.of(simulator.graph, self._places, self._n_ranks)
         self._others = {
@@ -252,11 +253,26 @@ class Exhaustive:
                 at_home = self._simulator.place(call, dataclasses.replace(one.plan, layout=layout))
                 self._at_home.add(at_home)
                 yield at_home
+        yield from self._at_base(call, places)
+
+    def _at_base(self, call: int, places: Mapping[int, Sequence[Place]]) -> Iterator[Place]:
+        """The places of a call in the home of the role whose base model it has."""
+        home = self._simulator.base_homes.get(call)
+        homes = {_unsharded(one): one for one in (places[home] if home is not None else ())}
+        for one in places[call]:
+            if _unsharded(one) in homes and not one.plan.offload and not one.plan.prefetch:
+                at_base = self._simulator.at_base(one, homes[_unsharded(one)])
+                self._at_home.add(at_base)
+                yield at_base
 
     def _is_possible(self, chosen: Sequence[Place], one: Place) -> bool:
         """Whether a place goes with those of other calls to its role."""
-        homes = self._simulator.homes
+        homes, base_homes = self._simulator.homes, self._simulator.base_homes
         for other in chosen:
+            if base_homes.get(one.call) == other.call:  # which trains, and so has a place before this one
+                is_there = _unsharded(one) == _unsharded(other)
+                if is_there != (one in self._at_home):
+                    return False
             home, guest = (one, other) if homes.get(other.call) == one.call else (other, one)
             if homes.get(guest.call) != home.call:
                 continue
@@ -289,6 +305,10 @@ def _split(segments: Sequence[_Segment], ranks: RankSet) -> Iterator[RankSet]:
             yield common
         if common != each.ranks:
             yield each.ranks ^ common
+
+
+def _unsharded(one: Place) -> Layout:
+    return dataclasses.replace(one.plan.layout, fsdp=False)
 
 
 def _mesh(one: Place) -> Mesh:

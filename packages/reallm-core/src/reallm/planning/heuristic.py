@@ -35,11 +35,12 @@ def heuristic(
     """
     graph, given = simulator.graph, given or {}
     fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
-    ladders = {role: _ladder(graph, role, simulator, fits) for role in graph.roles}
+    ladders = {role: _ladder(graph, role, simulator, fits) for role in graph.roles if role not in simulator.bases}
     tried: list[Fitted] = []
     rungs = dict.fromkeys(ladders, 0)
     while True:
         plans = {role: ladders[role][rung] for role, rung in rungs.items()}
+        plans |= {role: plans[trained] for role, trained in simulator.bases.items()}  # which costs no memory
         found = fitting.fitted(simulator.places(_plan(graph, plans, given)))
         if not found.excess and not any(one.offload for one in found.places):
             return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from reallm.algorithms.graph import Graph
+from reallm.algorithms.placement import Placement
+from reallm.algorithms.shared_base import shared_bases
 from reallm.config.training import TrainingConfig
 from reallm.errors import ConfigError
 from reallm.model.config import ReaLModelConfig
@@ -14,6 +16,7 @@ from reallm.parallel.layout import Layout
 from reallm.parallel.sharding import check_fits
 from reallm.planning.cost_settings import CostSettings
 from reallm.planning.estimated_costs import EstimatedCosts
+from reallm.planning.execution_plan import ExecutionPlan
 from reallm.planning.machine import Machine
 from reallm.planning.rates import Rates
 from reallm.planning.simulator import Simulator
@@ -32,6 +35,8 @@ class PlannedJob:
     settings: CostSettings
     rates: Mapping[str, Rates] = field(default_factory=dict)
     """Measured times of the pieces of a role's model; of other roles they follow from the machine's figures."""
+    bases: Mapping[str, str] = field(default_factory=dict)
+    """Role that is never trained -> the trained role whose base model it has, and shares where its home is."""
 
     @classmethod
     def of(
@@ -54,7 +59,8 @@ class PlannedJob:
                     f"{role}.lora.quantize_base: a base model in 4 bits is held whole by one process, so that there is "
                     "nothing to plan; leave it out"
                 )
-        return cls(graph, models, machine, workload, CostSettings.of(config, graph, machine), rates or {})
+        settings, bases = CostSettings.of(config, graph, machine), shared_bases(config, graph)
+        return cls(graph, models, machine, workload, settings, rates or {}, bases)
 
     @cached_property
     def costs(self) -> EstimatedCosts:
@@ -64,7 +70,15 @@ class PlannedJob:
     @cached_property
     def simulator(self) -> Simulator:
         """Simulates its steps."""
-        return Simulator(self.graph, self.costs, self.machine, self.workload.optimizer_steps)
+        return Simulator(self.graph, self.costs, self.machine, self.workload.optimizer_steps, self.bases)
+
+    def placement(self, plan: ExecutionPlan) -> Placement:
+        """The placement that a plan means.
+
+        Raises:
+            ConfigError: it is not possible; names the key.
+        """
+        return plan.placement(self.graph, self.machine.n_ranks, self.bases)
 
     def check_fits(self, call: str, layout: Layout) -> None:
         """Raise ConfigError if the model of a call cannot be split as a layout says."""

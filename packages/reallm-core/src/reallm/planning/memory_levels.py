@@ -127,7 +127,8 @@ class MemoryLevels:
                 continue
             copy = self._copies.get(one.copy)
             if copy is None:
-                role, is_home = calls[number].role, places[homes.get(number, number)].copy == one.copy
+                home = homes.get(number, number)
+                role, is_home = calls[home].role, places[home].copy == one.copy
                 what = f"{role} parameters" if is_home else f"{role} parameters for {calls[number].name}"
                 copy = self._copies[one.copy] = _Copy(role, what, segments.of(one.ranks))
             copy.parameters = max(copy.parameters, one.memory.parameters)

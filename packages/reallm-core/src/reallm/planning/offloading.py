@@ -116,7 +116,8 @@ class Fitting:
         """The plan with copies that come back beside the call before, where that is faster and there is room."""
         offloaded = {one.copy for one in found.places if one.offload}
         for number, one in enumerate(found.places):
-            if found.excess or one.copy not in offloaded or number in self._given:
+            is_shared = self._simulator.base_home(number, found.places) is not None
+            if found.excess or one.copy not in offloaded or number in self._given or is_shared:
                 continue
             places = list(found.places)
             places[number] = self._simulator.place(number, dataclasses.replace(one.plan, prefetch=True))
@@ -165,8 +166,11 @@ class Fitting:
         return None if seconds >= limit else self._fitted(places, Outcome(seconds, *self._simulator.memory(places)))
 
     def _movable(self, places: Sequence[Place]) -> list[int]:
-        """The calls after which a copy may be offloaded: the last one of each copy."""
-        last = {one.copy: number for number, one in enumerate(places) if one.copy >= 0}
+        """The calls after which a copy may be offloaded: of each copy the last one to the role whose model it is."""
+        is_shared = self._simulator.base_home
+        last = {
+            one.copy: number for number, one in enumerate(places) if one.copy >= 0 and is_shared(number, places) is None
+        }
         return [number for number in last.values() if number not in self._given]
 
     def _may_fit(self, places: Sequence[Place]) -> bool:

@@ -71,9 +71,11 @@ def replan(
         n_partial_plans=n_partial_plans,
     )
     now = job.simulator.outcome(job.simulator.places(present))
-    before, after = (plan.placement(job.graph, job.machine.n_ranks) for plan in (present, found.plan))
+    before, after = job.placement(present), job.placement(found.plan)
     seconds = 0.0
     for role in job.graph.roles:
+        if role in after.shared:
+            continue
         times = 1.0
         for call in job.graph.train_calls:
             if call.role == role:

@@ -94,13 +94,15 @@ def search(
         ConfigError: no plan was found that fits into memory; names the rank, the call, and what takes the most.
     """
     graph, given = simulator.graph, given or {}
-    candidates = Candidates.of(graph, simulator.costs, simulator.machine, given, fits)
+    candidates = Candidates.of(graph, simulator.costs, simulator.machine, given, fits, bases=simulator.bases)
     fitting = Fitting(simulator, [number for number, call in enumerate(graph.calls) if call.name in given])
     baseline = heuristic(simulator, given, fits)
     limits = _Limits(seed, n_evaluations, n_partial_plans, is_symmetric=_is_symmetric(simulator.machine, given))
     best, bound, is_best = _best(simulator, fitting, candidates, baseline, limits)
     if _lacks_memory(simulator, fitting, candidates, best):
-        smaller = Candidates.of(graph, simulator.costs, simulator.machine, given, fits, saving_memory=True)
+        smaller = Candidates.of(
+            graph, simulator.costs, simulator.machine, given, fits, bases=simulator.bases, saving_memory=True
+        )
         if smaller != candidates:
             best, bound, is_best = _best(simulator, fitting, smaller, best, limits.shorter)
     best = fitting.with_prefetches(best)

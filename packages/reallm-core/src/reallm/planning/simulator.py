@@ -9,7 +9,7 @@ and is waited for before the next call. At the end of a step all ranks meet. Imp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,6 +17,7 @@ from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement, Transfer
 from reallm.algorithms.timeline import SpanKind
 from reallm.parallel.layout import Layout
+from reallm.planning.call_numbers import base_home_numbers, home_numbers, independent_calls, reads_of_calls
 from reallm.planning.costs import CostModel, MemoryItems
 from reallm.planning.execution_plan import CallPlan, ExecutionPlan
 from reallm.planning.machine import Machine
@@ -51,17 +52,28 @@ class Simulator:
         costs: times and sizes of calls and moves.
         machine: where it runs.
         optimizer_steps: optimizer steps in each step.
+        bases: role -> the trained role whose base model it has; see `shared_bases`.
     """
 
-    def __init__(self, graph: Graph, costs: CostModel, machine: Machine, optimizer_steps: int = 1) -> None:
-        self.graph, self.costs, self.machine = graph, costs, machine
+    def __init__(
+        self,
+        graph: Graph,
+        costs: CostModel,
+        machine: Machine,
+        optimizer_steps: int = 1,
+        bases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.graph, self.costs, self.machine, self.bases = graph, costs, machine, bases or {}
         self._optimizer_steps = optimizer_steps
         self._calls = graph.calls
-        self.homes = _home_numbers(graph)
+        self.homes = home_numbers(graph)
         """Number of each call to a model that its home is not chosen by -> number of the call that chooses it."""
+        self.base_homes = base_home_numbers(graph, self.homes, self.bases)
+        """Number of each call to a role with the base model of another one -> number of the call that chooses that
+        one's home."""
         self._steps_of = [self._calls.index(call) for call in calls_of_steps(graph)]
-        self._reads = _reads(graph)
-        self._independent = _independent(graph)
+        self._reads = reads_of_calls(graph)
+        self._independent = independent_calls(graph)
         self._copy_numbers: dict[tuple[str, object], int] = {}
         self._places: dict[tuple[int, CallPlan], Place] = {}
         self._at_home: dict[tuple[Place, Layout], Place] = {}
@@ -78,7 +90,7 @@ class Simulator:
         Raises:
             ConfigError: a layout needs more ranks than there are, or a role is trained in two layouts.
         """
-        plan.placement(self.graph, self.machine.n_ranks)
+        plan.placement(self.graph, self.machine.n_ranks, self.bases)
         return self.shared([self.place(number, plan.calls[call.name]) for number, call in enumerate(self._calls)])
 
     def place(self, call: int, plan: CallPlan) -> Place:
@@ -102,7 +114,8 @@ class Simulator:
     def shared(self, places: Sequence[Place]) -> list[Place]:
         """Places of all calls, those that share the home of their role with its very layout, as `Placement` has it.
 
-        A role that several calls train is trained by all of them in the layout of the first one.
+        A role that several calls train is trained by all of them in the layout of the first one. A role that has the
+        base model of another one is in that one's home if all of its calls have the layout of that.
         """
         found = list(places)
         for call, home in self.homes.items():
@@ -114,7 +127,28 @@ class Simulator:
             if key not in self._at_home:
                 self._at_home[key] = self.place(call, dataclasses.replace(one.plan, layout=of_home.plan.layout))
             found[call] = self._at_home[key]
+        apart = {
+            self._calls[call].role
+            for call, home in self.base_homes.items()
+            if not _may_share(places[call].plan, places[home].plan)
+        }
+        for call, home in self.base_homes.items():
+            own = self.place(call, places[call].plan)
+            found[call] = own if self._calls[call].role in apart else self.at_base(own, found[home])
         return found
+
+    def at_base(self, one: Place, home: Place) -> Place:
+        """The place of a call in the home of the role whose base model it has, and whose layout `one` has as well."""
+        key = (one, home.plan.layout)
+        if key not in self._at_home:
+            there = self.place(one.call, dataclasses.replace(one.plan, layout=home.plan.layout))
+            self._at_home[key] = dataclasses.replace(there, plan=one.plan, copy=home.copy)
+        return self._at_home[key]
+
+    def base_home(self, call: int, places: Sequence[Place]) -> int | None:
+        """The call that chooses the home of another role which a call shares; None: it shares none."""
+        home = self.base_homes.get(call)
+        return home if home is not None and places[home].copy == places[call].copy else None
 
     # ------------------------------------------------------------------ what a plan leads to
 
@@ -138,7 +172,7 @@ class Simulator:
     def _peaks(self, step: Step, places: Sequence[Place], segments: Segments) -> tuple[int, int]:
         if not step.offloads:
             return least_peak(self._calls, places, segments), 0
-        levels = MemoryLevels(self._calls, places, segments, self.homes)
+        levels = MemoryLevels(self._calls, places, segments, self._homes_of(places))
         for item in step.items + step.items:  # the first step, and one of the others
             levels.begin(item)
         return max(levels.peaks), max(levels.host_peaks)
@@ -165,7 +199,7 @@ class Simulator:
         step, segments = self._step(places), self.segments(places)
         acts = list(self._acts(step, places, segments))
         found = events(acts, len(segments.parts), len(self._calls), n_steps=2 if step.offloads else 1)
-        levels = MemoryLevels(self._calls, places, segments, self.homes, itemized=True)
+        levels = MemoryLevels(self._calls, places, segments, self._homes_of(places), itemized=True)
         for item in step.items:
             levels.begin(item)
         memory = memory_over_time(levels, step.items, acts, found)
@@ -180,6 +214,11 @@ class Simulator:
                 self._segments.clear()
             found = self._segments[sets] = Segments(sets)
         return found
+
+    def _homes_of(self, places: Sequence[Place]) -> dict[int, int]:
+        """Number of each call to a model whose home another call chooses under a plan -> number of that call."""
+        of_bases = {call: self.base_home(call, places) for call in self.base_homes}
+        return self.homes | {call: home for call, home in of_bases.items() if home is not None}
 
     def _step(self, places: Sequence[Place]) -> Step:
         """The step of these places: one for all plans in which the same calls share copies, ranks and offloads."""
@@ -199,7 +238,15 @@ class Simulator:
             offloaded = frozenset(name for name, plan in named if plan.offload)
             prefetched = frozenset(name for name, plan in named if plan.prefetch)
             layouts = {name: plan.layout for name, plan in named}
-            placement = Placement(self.graph, self.machine.n_ranks, layouts, homes, offloaded, prefetched)
+            shared = {}
+            for number, call in enumerate(self._calls):
+                home = self.base_home(number, places)
+                if home is not None:
+                    shared[call.role] = self._calls[home].role
+                    homes[call.role] = layouts[call.name] = places[home].plan.layout
+            placement = Placement(
+                self.graph, self.machine.n_ranks, layouts, homes, offloaded, prefetched, shared=shared
+            )
             found = self._steps[pattern] = Step.of(placement, self._optimizer_steps)
         return found
 
@@ -233,7 +280,9 @@ class Simulator:
                 ranks, copies = segments.of(source.ranks | one.ranks), (source.copy, one.copy)
                 yield Act("move", name, ranks, seconds * item.share, n_bytes, -1, copies)
             else:
-                seconds, n_bytes = self._host_copy(call.role, one, item.weights, item.optimizer)
+                home = self.base_home(item.call, places)
+                held = one if home is None else places[home]
+                seconds, n_bytes = self._host_copy(self._calls[held.call].role, held, item.weights, item.optimizer)
                 kind: SpanKind = "reload" if item.kind == "reload" else "offload"
                 yield Act(kind, call.name, segments.of(one.ranks), seconds, n_bytes, -1, (one.copy,))
 
@@ -324,47 +373,7 @@ def _firsts(copies: Sequence[int]) -> tuple[int, ...]:
     return tuple([copies.index(one) for one in copies])
 
 
-def _home_numbers(graph: Graph) -> dict[int, int]:
-    """Number of each call to a model that its home is not chosen by -> number of the call that chooses it."""
-    homes: dict[str, int] = {}
-    for number, call in enumerate(graph.calls):
-        if call.kind == "train_step" and graph.calls[homes.get(call.role, number)].kind != "train_step":
-            homes[call.role] = number
-        elif call.kind != "reward":
-            homes.setdefault(call.role, number)
-    return {
-        number: homes[call.role]
-        for number, call in enumerate(graph.calls)
-        if call.kind != "reward" and homes[call.role] != number
-    }
-
-
-def _independent(graph: Graph) -> list[list[int]]:
-    """For each call those that it neither waits for nor is waited for by."""
-    numbers = {call.name: number for number, call in enumerate(graph.calls)}
-    before: list[set[int]] = []
-    for call in graph.calls:
-        sources = {numbers[edge.source] for edge in graph.edges if edge.target == call.name and not edge.next_step}
-        before.append(sources.union(*(before[source] for source in sources)))
-    return [
-        [other for other in numbers.values() if other not in {number, *earlier} and number not in before[other]]
-        for number, earlier in enumerate(before)
-    ]
-
-
-def _reads(graph: Graph) -> list[list[tuple[int, tuple[int, ...], tuple[str, ...]]]]:
-    """For each call what it reads of others: the call that writes it, those that fetched it before, and keys."""
-    writers: dict[str, int] = {}
-    fetched: dict[str, list[int]] = {}
-    found = []
-    for number, call in enumerate(graph.calls):
-        groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
-        if not call.precompute:
-            for key in call.inputs:
-                if key in writers:
-                    groups.setdefault((writers[key], tuple(fetched[key])), []).append(key)
-                    fetched[key].append(number)
-            for key in call.outputs:
-                writers[key], fetched[key] = number, []
-        found.append([(writer, earlier, tuple(keys)) for (writer, earlier), keys in groups.items()])
-    return found
+def _may_share(plan: CallPlan, home: CallPlan) -> bool:
+    """Whether a call has the layout of a home, and nothing that its own copy of the model would be needed for."""
+    is_there = dataclasses.replace(plan.layout, fsdp=False) == dataclasses.replace(home.layout, fsdp=False)
+    return is_there and not plan.offload and not plan.prefetch

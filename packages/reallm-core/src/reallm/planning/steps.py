@@ -108,7 +108,7 @@ class _HostState:
         self._numbers = {call.name: number for number, call in enumerate(placement.graph.calls)}
         self._users: dict[Copy, int] = {}
         for number, call in enumerate(placement.graph.calls):
-            if call.kind != "reward":
+            if call.kind != "reward" and call.role not in placement.shared:
                 self._users.setdefault((call.role, placement.layouts[call.name]), number)
         self._weights: set[Copy] = set()
         """Copies whose parameters are in host memory."""
@@ -123,7 +123,7 @@ class _HostState:
         if isinstance(action, Compute):
             number = self._numbers[action.call.name]
             if action.call.kind != "reward":
-                copy = (action.call.role, placement.layouts[action.call.name])
+                copy = (placement.holder(action.call.role), placement.layouts[action.call.name])
                 if copy == self._home(action.call.role):
                     self._returns.discard(action.call.role)
                 yield from self._loaded(copy, number, optimizer=action.call.kind == "train_step")

@@ -93,6 +93,8 @@ def _changes(job: PlannedJob, plan: ExecutionPlan) -> Iterator[tuple[str, Planne
             yield f"{role}.gradient_checkpointing=none", changed, plan
         tokens = 2 * settings.max_tokens
         yield f"{role}.max_tokens_per_microbatch={tokens}", _with_tokens(job, role, tokens), plan
+    shared = job.placement(plan).shared
+    shared_calls = {call.name for call in job.graph.calls if call.role in shared}
     for name, one in plan.calls.items():
         if one.max_tokens is not None:
             tokens = 2 * one.max_tokens
@@ -101,7 +103,7 @@ def _changes(job: PlannedJob, plan: ExecutionPlan) -> Iterator[tuple[str, Planne
         if one.offload:
             kept = ExecutionPlan({**plan.calls, name: dataclasses.replace(one, offload=False)})
             yield f"{name}.offload=false", job, kept
-        if not one.prefetch and any(other.offload for other in plan.calls.values()):
+        if not one.prefetch and name not in shared_calls and any(other.offload for other in plan.calls.values()):
             ahead = ExecutionPlan({**plan.calls, name: dataclasses.replace(one, prefetch=True)})
             yield f"{name}.prefetch=true", job, ahead
 

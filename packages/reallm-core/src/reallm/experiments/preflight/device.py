@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from reallm.dtype_device import device_type
 from reallm.errors import ConfigError
 
 
@@ -23,8 +24,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     Raises:
         ConfigError: `cuda` on a machine without a GPU, or with fewer GPUs than processes.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_type(name)
     if name != "cuda":
         return torch.device(name)
     if not torch.cuda.is_available():

@@ -24,6 +24,7 @@ from reallm.hf.conversion.config import load_model_config
 from reallm.launch.job import Job
 from reallm.machine_memory import available_memory
 from reallm.model.config import ReaLModelConfig
+from reallm.model.parameter_names import adapter_dtype
 from reallm.model.parameters import n_parameters, n_trained
 from reallm.planning.activations import rank_activations
 from reallm.planning.rank_share import RankShare
@@ -185,8 +186,8 @@ def _needs_of(
         # with less room, sequences wait for each other
         size = size if free is None else min(size, int(SHARE_OF_MEMORY * free))
         one = replace(one, n_cached=n_cached, kv_cache=size)
-    if role in placement.shared:
-        one = replace(one, parameters=0)
+    if role in placement.shared and role in graph.roles_of_steps:  # it has at most an adapter of its own
+        one = replace(one, parameters=(n_parameters(model) - n_parameters(model.base)) * adapter_dtype(dtype).itemsize)
     home, *others = placement.copies(role)
     if not job.is_alone:
         zero, checkpointing = config.parallel.zero, args.gradient_checkpointing if one.gradients else None

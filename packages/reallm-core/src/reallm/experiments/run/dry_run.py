@@ -95,9 +95,9 @@ def _checked_model(plan: Plan, graph: Graph, role: str, job: Job) -> ReaLModelCo
 
 
 def _model_line(plan: Plan, role: str, model: ReaLModelConfig, job: Job) -> str:
-    if role in plan.placement.shared:
-        return base_model_line(role, plan.placement.shared[role])
     args = model_args(plan.config, role)
+    if role in plan.placement.shared:
+        return base_model_line(role, plan.placement.shared[role], args)
     device = choose_device(args.device, job.gpu)
     calls = None if job.is_alone else plan.placement.calls_of(role)
     on = torch.device(device.type)  # each process has its own

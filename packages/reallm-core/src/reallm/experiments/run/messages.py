@@ -10,6 +10,7 @@ import torch
 
 from reallm.algorithms.placement import Placement
 from reallm.algorithms.role import Role
+from reallm.config.args import ModelArgs
 from reallm.config.training import TrainingConfig, max_tokens_per_microbatch
 from reallm.data.datasets import Samples
 from reallm.data.mixture import MixedSamples
@@ -32,7 +33,7 @@ from reallm.parallel.layout import Layout
 def model_line(name: str, role: Role, config: TrainingConfig, placement: Placement) -> str:
     """The line about a loaded model."""
     if role.base_of is not None:
-        return base_model_line(name, role.base_of)
+        return base_model_line(name, role.base_of, role.args)
     model = role.model
     layouts = None if model.mesh is None else placement.calls_of(name)
     return planned_model_line(
@@ -40,8 +41,10 @@ def model_line(name: str, role: Role, config: TrainingConfig, placement: Placeme
     )
 
 
-def base_model_line(name: str, trained: str) -> str:
-    """The line about a role that shares the weights of a trained one."""
+def base_model_line(name: str, trained: str, args: ModelArgs) -> str:
+    """The line about a role that shares the base model of a trained one."""
+    if args.lora.is_on:
+        return f"{name}: the model of {trained} with the adapter that training began with, {args.lora.path}"
     return f"{name}: the model of {trained} without its adapters"
 
 

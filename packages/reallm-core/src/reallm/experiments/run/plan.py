@@ -84,12 +84,13 @@ class Plan:
         Raises:
             ReallmError: something in the configuration, the data or the saved state is wrong; says what.
         """
-        trained = graph.trained_roles
+        trained, followers = graph.trained_roles, graph.updated_roles
         point = resume_point(run, config.resume, echo, job)
+        config = with_base_models(config, [role for role in graph.roles if role not in (*trained, *followers)])
+        placement = Placement.of(config, graph, job.size)  # which models share a base depends on the initial adapters
         if point is not None:
-            config = point.with_saved_models(config, trained, graph.updated_roles)
-        config = with_base_models(config, [role for role in graph.roles if role not in trained])
-        placement = Placement.of(config, graph, job.size)
+            config = point.with_saved_models(config, trained, followers)
+        config = with_base_models(config, followers)
         check_layouts(config, graph, known=graph.roles)
         for role in trained if not job.is_alone else ():
             check_unsharded(role_optimizer(config, role), placement.homes[role])

@@ -322,7 +322,14 @@ def load_roles(
         if name in bases:
             one = roles[bases[name]]
             roles[name] = dataclasses.replace(
-                one, engine=None, evaluator=None, args=args, tokenizer=None, meshes={}, base_of=bases[name]
+                one,
+                engine=None,
+                evaluator=None,
+                args=args,
+                tokenizer=None,
+                meshes={},
+                base_of=bases[name],
+                adapter=None if args.lora.path is None else one.model.read_adapter(args.lora.path),
             )
             continue
         device = choose_device(args.device, job.gpu)
