@@ -77,7 +77,7 @@ def _json_mutated(content: bytes, rng: random.Random) -> bytes | None:
             container[key] = [container[key]] if rng.random() < 0.5 else {"a": container[key]}
     elif kind == 4 and type(container[key]) in (int, float):
         container[key] = rng.choice(
-            (container[key] * -1, container[key] * 10**9, container[key] + 0.5, [container[key]])
+            (container[key] * -1, container[key] * 10**9, [container[key]], f"{container[key]}.5")
         )
     else:
         container[key] = copy.deepcopy(rng.choice(_VALUES))
