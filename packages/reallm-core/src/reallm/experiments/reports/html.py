@@ -185,7 +185,7 @@ def next_steps(run: RunInfo) -> list[NextStep]:
     for model in models_of(checkpoint)[:1] if checkpoint else []:
         code = loading_code(model)
         lines = [*code.imports, "", *code.statements]
-        steps.append(NextStep(f"Load it with {code.library} ({which})", "\n".join(lines)))
+        steps.append(NextStep(f"Load it with {code.package} ({which})", "\n".join(lines)))
         if is_reward_model(model):
             continue
         question = run.question or '"Once upon a time"'

@@ -17,7 +17,7 @@ REWARD_MODEL = "ForSequenceClassification"
 class LoadingCode(NamedTuple):
     """Lines of Python that load the tokenizer and the model of a checkpoint."""
 
-    library: str
+    package: str
     """What loads the model: `transformers`, or `peft` for an adapter."""
     imports: list[str]
     statements: list[str]
@@ -41,13 +41,13 @@ def loading_code(checkpoint: Path) -> LoadingCode:
     kind = REWARD_MODEL if is_reward_model(checkpoint) else "ForCausalLM"
     path = json.dumps(str(checkpoint), ensure_ascii=False)
     if is_adapter_folder(checkpoint):
-        library, auto, options = "peft", f"AutoPeftModel{kind}", ", num_labels=1" if kind == REWARD_MODEL else ""
+        package, auto, options = "peft", f"AutoPeftModel{kind}", ", num_labels=1" if kind == REWARD_MODEL else ""
         imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
     else:
-        library, auto, options = "transformers", f"AutoModel{kind}", ""
+        package, auto, options = "transformers", f"AutoModel{kind}", ""
         imports = [f"from transformers import {auto}, AutoTokenizer"]
     return LoadingCode(
-        library,
+        package,
         imports,
         [f"tokenizer = AutoTokenizer.from_pretrained({path})", f"model = {auto}.from_pretrained({path}{options})"],
     )

@@ -162,7 +162,7 @@ def final_lines(
         lines.append(f"best {best.metric}: {best.value:.4g} after step {best.step}, {folder.path / best.checkpoint}")
     model = models_of(checkpoint)[0]
     code = loading_code(model)
-    lines += [f"checkpoint: {checkpoint}", f"with {code.library}:"]
+    lines += [f"checkpoint: {checkpoint}", f"with {code.package}:"]
     lines += [f"    {line}" for line in (*code.imports, *code.statements)]
     if not is_reward_model(model):
         lines.append(f"or: reallm generate --model {shlex.quote(str(model))} {question}")
