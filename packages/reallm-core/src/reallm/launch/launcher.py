@@ -66,8 +66,9 @@ class Launcher:
 
     def __init__(self, command: Sequence[str], n: int, environment: Mapping[str, str]) -> None:
         self._command, self._n, self._environment = list(command), n, dict(environment)
+        loopback = loopback_interface()  # nobody else has to reach these processes
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            self._environment.setdefault(name, loopback_interface())  # nobody else has to reach these processes
+            self._environment.setdefault(name, loopback)
         self._store_file = StoreFile()
         self._store = open_store_file(self._store_file.path)
         self._processes: list[subprocess.Popen[bytes]] = []

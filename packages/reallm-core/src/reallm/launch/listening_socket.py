@@ -27,19 +27,13 @@ def listening_socket(address: str, port: int, reached_from_elsewhere: bool) -> s
         found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
     except socket.gaierror:
         return None
-    for family, kind, protocol, _, target in found:
+    for family, *_, target in found:
         # Debian's /etc/hosts gives a machine's own name the address 127.0.1.1.
         if reached_from_elsewhere and str(target[0]).startswith(("127.", "::1")):
             continue
-        server = socket.socket(family, kind, protocol)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            server.bind(target)
+            return socket.create_server(target, family=family, backlog=socket.SOMAXCONN)
         except OSError as error:
-            server.close()
             if error.errno == errno.EADDRINUSE:
                 raise
-            continue
-        server.listen(socket.SOMAXCONN)
-        return server
     return None
