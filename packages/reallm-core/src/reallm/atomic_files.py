@@ -51,9 +51,9 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         with errors_name(final, only_full_disk=True):
             yield work.new
         with errors_name(final):
-            _flush(work.new)
+            flush(work.new)
             work.new.replace(final)
-            _flush(final.parent)
+            flush(final.parent)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def atomic_folder(path: AnyPath, *, keep: Callable[[str], bool] | None = None) -
                 _carry_over(final, work.new, keep)
             _flush_tree(work.new)
             _move_into_place(work, final)
-            _flush(final.parent)
+            flush(final.parent)
 
 
 def recover_folder(path: AnyPath) -> None:
@@ -257,11 +257,12 @@ def _flush_tree(top: Path) -> None:
     for folder, _, files in os.walk(top, topdown=False):
         for name in files:
             if not Path(folder, name).is_symlink():
-                _flush(Path(folder, name))
-        _flush(Path(folder))
+                flush(Path(folder, name))
+        flush(Path(folder))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Write what the system still holds of a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reallm.atomic_files import flush
 from reallm.errors import CheckpointError, quoted
 from reallm.foreign_files import parse_json, read_bytes, reading
 from reallm.launch.cores import n_cores
@@ -108,7 +109,7 @@ def _checksums(paths: Sequence[Path], *, durably: bool = False) -> Iterator[tupl
         results = pool.map(_checksum, paths)
         if durably:
             for path in paths:
-                _flush(path)
+                flush(path)
         yield from zip(paths, results, strict=True)
 
 
@@ -118,14 +119,6 @@ def _checksum(path: Path) -> Checksum:
         while block := file.read(_BLOCK):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return Checksum(size, crc)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(top: Path, checksums: Mapping[str, Checksum]) -> None:
