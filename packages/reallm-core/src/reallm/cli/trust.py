@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from reallm.config.trust import TRUST_CODE
+
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Let configuration files name code that is run, and read the environment.")
+    bool, typer.Option(TRUST_CODE, help="Let configuration files name code that is run, and read the environment.")
 ]
 
 
 def with_trust(arguments: Sequence[str] | None, trust_code: bool) -> list[str]:
     """The arguments for `load`, among them `--trust-code` if it is given."""
-    return [*(arguments or ()), *(["--trust-code"] if trust_code else ())]
+    return [*(arguments or ()), *([TRUST_CODE] if trust_code else ())]

@@ -177,10 +177,11 @@ def read_state(checkpoint: Path, rank: int = 0) -> tuple[TrainState, dict[str, s
         found = StateFile.of(content)
         if step_of(checkpoint.name) not in (None, found.step):
             raise ValueError(f"'step' is {found.step}, in the checkpoint {checkpoint.name}")
-    if (folder / rank_file(rank)).is_file():
-        path = folder / rank_file(rank)
-    with reading(path, remedy, problem="is damaged"):
-        of_rank = RankFile.of(parse_json(read_bytes(path)))
+        of_rank = RankFile.of(content)
+    own = folder / rank_file(rank)
+    if own.is_file():
+        with reading(own, remedy, problem="is damaged"):
+            of_rank = RankFile.of(parse_json(read_bytes(own)))
     with reading(folder, remedy, problem="is damaged"):
         state = TrainState(
             found.step,

@@ -12,6 +12,7 @@ from reallm.errors import CheckpointError, ReallmError
 from reallm.experiments.checkpointing.train_state import has_state, read_state
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
 from reallm.hf.checkpoint_folder import is_model_folder, read_hf_config
+from reallm.hf.file_names import CONFIG_NAME
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,6 @@ def verify(paths: list[Path]) -> Iterator[Verified]:
 
 def _read_headers(folder: Path) -> None:
     """Raise CheckpointError unless the configuration and the headers of the weights can be read."""
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG_NAME).is_file():
         read_hf_config(folder)
         open_checkpoint(folder)
