@@ -28,6 +28,11 @@ def test_the_short_text_is_what_people_write(text):
     assert Layout.parse("tp1pp1fsdp8").short == "fsdp8"
 
 
+def test_without_fsdp_all_else_is_the_same() -> None:
+    assert Layout.parse("fsdp2tp2@4-7").without_fsdp == Layout.parse("dp2tp2@4-7").without_fsdp
+    assert Layout.parse("fsdp2tp2@4-7").without_fsdp == Layout.parse("dp2tp2@4-7")
+
+
 @pytest.mark.parametrize("text", ["", "tp", "2", "tp2tp2", "dp2fsdp2", "ep2", "tp2 and dp2", "dp2@x"])
 def test_what_is_no_layout_is_refused(text):
     with pytest.raises(ConfigError, match="tp2pp1dp2|like 4-7"):

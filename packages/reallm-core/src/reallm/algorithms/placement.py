@@ -119,14 +119,14 @@ class Placement:
         shared = {
             role: trained
             for role, trained in (bases or {}).items()
-            if all(_same_but_fsdp(homes[trained], layout) for layout in called[role])
+            if all(layout.without_fsdp == homes[trained].without_fsdp for layout in called[role])
         }
         homes |= {role: homes[trained] for role, trained in shared.items()}
         for call in graph.calls:
             if call.kind == "reward":
                 continue
             home, layout = homes[call.role], layouts[call.name]
-            if _same_but_fsdp(home, layout):
+            if layout.without_fsdp == home.without_fsdp:
                 layouts[call.name] = home
             elif call.kind == "train_step":
                 first = _home_call(graph, call.role).name
@@ -266,8 +266,3 @@ def _home_call(graph: Graph, role: str) -> ModelFunctionCall:
     """The call in whose layout a role has its home."""
     calls = [call for call in graph.calls if call.role == role]
     return next((call for call in calls if call.kind == "train_step"), calls[0])
-
-
-def _same_but_fsdp(one: Layout, other: Layout) -> bool:
-    """Whether two layouts are the same, apart from whether data-parallel ranks shard the parameters."""
-    return dataclasses.replace(one, fsdp=False) == dataclasses.replace(other, fsdp=False)

@@ -7,7 +7,7 @@ that the data-parallel ranks shard each parameter instead of holding copies. `@4
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -88,6 +88,11 @@ class Layout(NamedFields):
     def size(self) -> int:
         """Number of ranks."""
         return self.dp * self.pp * self.tp
+
+    @cached_property
+    def without_fsdp(self) -> Layout:
+        """This layout, in which data-parallel ranks hold copies of parameters."""
+        return replace(self, fsdp=False) if self.fsdp else self
 
     @cached_property
     def _coordinates(self) -> dict[int, Coordinate]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from reallm.algorithms.graph import Graph
 from reallm.algorithms.placement import Placement
@@ -64,4 +64,4 @@ class ExecutionPlan:
         """The layout of a call as its key has it: a role that is trained is sharded whether that says so or not."""
         one, layout = next(each for each in graph.calls if each.name == call), self.calls[call].layout
         trained = (self.calls[each.name].layout for each in graph.train_calls if each.role == one.role)
-        return (replace(layout, fsdp=False) if layout in trained else layout).short
+        return (layout.without_fsdp if layout in trained else layout).short

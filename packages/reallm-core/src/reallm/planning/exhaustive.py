@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from reallm.parallel.layout import Layout
 from reallm.planning.bounds import Bounds
 from reallm.planning.offloading import Fitted, Fitting
 from reallm.planning.places import Place
@@ -258,10 +257,11 @@ class Exhaustive:
     def _at_base(self, call: int, places: Mapping[int, Sequence[Place]]) -> Iterator[Place]:
         """The places of a call in the home of the role whose base model it has."""
         home = self._simulator.base_homes.get(call)
-        homes = {_unsharded(one): one for one in (places[home] if home is not None else ())}
+        homes = {one.plan.layout.without_fsdp: one for one in (places[home] if home is not None else ())}
         for one in places[call]:
-            if _unsharded(one) in homes and not one.plan.offload and not one.plan.prefetch:
-                at_base = self._simulator.at_base(one, homes[_unsharded(one)])
+            at_home = homes.get(one.plan.layout.without_fsdp)
+            if at_home is not None and not one.plan.offload and not one.plan.prefetch:
+                at_base = self._simulator.at_base(one, at_home)
                 self._at_home.add(at_base)
                 yield at_base
 
@@ -270,7 +270,7 @@ class Exhaustive:
         homes, base_homes = self._simulator.homes, self._simulator.base_homes
         for other in chosen:
             if base_homes.get(one.call) == other.call:  # which trains, and so has a place before this one
-                is_there = _unsharded(one) == _unsharded(other)
+                is_there = one.plan.layout.without_fsdp == other.plan.layout.without_fsdp
                 if is_there != (one in self._at_home):
                     return False
             home, guest = (one, other) if homes.get(other.call) == one.call else (other, one)
@@ -305,10 +305,6 @@ def _split(segments: Sequence[_Segment], ranks: RankSet) -> Iterator[RankSet]:
             yield common
         if common != each.ranks:
             yield each.ranks ^ common
-
-
-def _unsharded(one: Place) -> Layout:
-    return dataclasses.replace(one.plan.layout, fsdp=False)
 
 
 def _mesh(one: Place) -> Mesh:

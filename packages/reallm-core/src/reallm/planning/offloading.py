@@ -167,9 +167,9 @@ class Fitting:
 
     def _movable(self, places: Sequence[Place]) -> list[int]:
         """The calls after which a copy may be offloaded: of each copy the last one to the role whose model it is."""
-        is_shared = self._simulator.base_home
+        base_home = self._simulator.base_home
         last = {
-            one.copy: number for number, one in enumerate(places) if one.copy >= 0 and is_shared(number, places) is None
+            one.copy: number for number, one in enumerate(places) if one.copy >= 0 and base_home(number, places) is None
         }
         return [number for number in last.values() if number not in self._given]
 

@@ -9,7 +9,7 @@ plans, not a time: all ranks of a job, and all runs, find the same plan.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from reallm.algorithms.graph import Graph
@@ -142,8 +142,7 @@ def _changes(simulator: Simulator, candidates: Candidates, found: Fitted) -> Ite
             start = max(start for start in candidates.starts_of(call.name, shape) if start <= first)
             one = simulator.place(number, at(shape, start))
             yield [*found.places[:number], one, *found.places[number + 1 :]]
-            layout = replace(one.plan.layout, fsdp=False)
-            other.setdefault((call.role, layout), {}).setdefault(number, one)
+            other.setdefault((call.role, one.plan.layout.without_fsdp), {}).setdefault(number, one)
     for of_role in other.values():
         if len(of_role) > 1:
             yield [of_role.get(number, one) for number, one in enumerate(found.places)]

@@ -100,8 +100,7 @@ class Simulator:
             one = self._calls[call]
             copy, memory = -1, MemoryItems(0)
             if one.kind != "reward":
-                layout = dataclasses.replace(plan.layout, fsdp=False)
-                copy = self._copy_numbers.setdefault((one.role, layout), len(self._copy_numbers))
+                copy = self._copy_numbers.setdefault((one.role, plan.layout.without_fsdp), len(self._copy_numbers))
                 memory = self.costs.memory(one.name, plan)
             cost, ranks = self.costs.call(one.name, plan), rank_set(plan.layout.ranks)
             neighbours = self._of_nodes(plan.layout.ranks) & ~ranks if cost.contention else 0
@@ -375,5 +374,4 @@ def _firsts(copies: Sequence[int]) -> tuple[int, ...]:
 
 def _may_share(plan: CallPlan, home: CallPlan) -> bool:
     """Whether a call has the layout of a home, and nothing that its own copy of the model would be needed for."""
-    is_there = dataclasses.replace(plan.layout, fsdp=False) == dataclasses.replace(home.layout, fsdp=False)
-    return is_there and not plan.offload and not plan.prefetch
+    return plan.layout.without_fsdp == home.layout.without_fsdp and not plan.offload and not plan.prefetch
