@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from reallm.errors import ConfigError
@@ -53,9 +54,9 @@ class LoRARouter(AdaptedLayer, Router):
             return super().effective_weight()
         return self.weight + (self.scaling * (self.lora_b @ self.lora_a)).to(self.weight.dtype)
 
-    def fresh_parameter(self, name: str, generator: object) -> Tensor | None:
-        found = AdaptedLayer.fresh_parameter(self, name, generator)  # type: ignore[arg-type]
-        return Router.fresh_parameter(self, name, generator) if found is None else found  # type: ignore[arg-type]
+    def fresh_parameter(self, name: str, generator: torch.Generator) -> Tensor | None:
+        found = AdaptedLayer.fresh_parameter(self, name, generator)
+        return Router.fresh_parameter(self, name, generator) if found is None else found
 
 
 def _check(config: LoRAConfig, what: str) -> None:
