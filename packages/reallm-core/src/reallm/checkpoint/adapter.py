@@ -20,7 +20,7 @@ from reallm.foreign_files import reading
 from reallm.git_lfs import is_lfs_pointer
 from reallm.hf.checkpoint_folder import refuse_lfs_pointer, resolve_adapter
 from reallm.hf.conversion.adapter_config import adapter_config, lora_from_peft, read_adapter_config
-from reallm.hf.conversion.adapter_modules import name_in_words_of, target_paths
+from reallm.hf.conversion.adapter_modules import names_in_words_of, target_paths
 from reallm.hf.conversion.adapter_tensors import adapter_tensors
 from reallm.hf.family import HFFamily
 from reallm.hf.file_names import ADAPTER_WEIGHTS_NAME
@@ -110,7 +110,7 @@ class AdapterFolder:
 
     def _tensors_of(self, family: HFFamily, config: ReaLModelConfig) -> Checkpoint:
         """The tensors by the names that `adapter_tensors` gives them."""
-        return self.tensors.renamed({name_in_words_of(family, config, name): name for name in self.tensors})
+        return self.tensors.renamed(names_in_words_of(family, config, self.tensors))
 
 
 def with_adapters(family: HFFamily, config: ReaLModelConfig, args: LoRAArgs | None) -> ReaLModelConfig:

@@ -9,7 +9,7 @@ checkpoint has, and PEFT adapts parameters (`target_parameters`). On one module 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -191,13 +191,14 @@ def names_in_file(modules: Sequence[AdaptableModule]) -> Mapping[str, AdaptableM
     return found
 
 
-def name_in_words_of(family: HFFamily, config: ReaLModelConfig, name: str) -> str:
-    """The name of a tensor in an adapter's file, with the checkpoint's word for what has the experts of a block.
+def names_in_words_of(family: HFFamily, config: ReaLModelConfig, names: Iterable[str]) -> dict[str, str]:
+    """Names of tensors with the checkpoint's word for what has the experts of a block -> names in an adapter's file.
 
     transformers, and so PEFT, calls it `mlp` in models whose checkpoints have another word for it, as Mixtral's.
     """
     words = {module.name.split(".")[-3] for module in adaptable_modules(family, config) if module.is_experts}
-    return name.replace(".mlp.", f".{words.pop()}.", 1) if len(words) == 1 else name
+    word = words.pop() if len(words) == 1 else "mlp"
+    return {name.replace(".mlp.", f".{word}.", 1): name for name in names}
 
 
 def ends_with(name: str, part: str) -> bool:
