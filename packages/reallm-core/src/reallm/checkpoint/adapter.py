@@ -108,6 +108,16 @@ class AdapterFolder:
             raise CheckpointError(f"{file}: {quoted(bad, 1)} has values that are NaN or infinite; take an earlier one")
         return found
 
+    def read_boxes(
+        self, family: HFFamily, config: ReaLModelConfig, boxes: Mapping[str, Box], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """The boxes of those parameters that it has, as a model of this dtype holds them; see `read` for errors."""
+        return {
+            name: tensor[boxes[name].slices].to(parameter_dtype(name, dtype), copy=True)
+            for name, tensor in self.read(family, config).items()
+            if name in boxes
+        }
+
     def _tensors_of(self, family: HFFamily, config: ReaLModelConfig) -> Checkpoint:
         """The tensors by the names that `adapter_tensors` gives them."""
         return self.tensors.renamed(names_in_words_of(family, config, self.tensors))
@@ -161,12 +171,7 @@ def adapter_boxes(
         CheckpointError: the folder is damaged.
     """
     if args.path is not None:
-        whole = AdapterFolder(resolve_adapter(args.path)).read(family, config)
-        return {
-            name: tensor[boxes[name].slices].to(parameter_dtype(name, dtype), copy=True)
-            for name, tensor in whole.items()
-            if name in boxes
-        }
+        return AdapterFolder(resolve_adapter(args.path)).read_boxes(family, config, boxes, dtype)
     shapes, found = parameter_shapes(config), dict[str, Tensor]()
     for name in (name for name in boxes if name != head_weight_name(config)):
         module, own_name = split_parameter_name(name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm.arguments import check_count, check_names, check_path, named_arguments
-from reallm.checkpoint.adapter import adapter_boxes, with_adapters
+from reallm.checkpoint.adapter import AdapterFolder, adapter_boxes, with_adapters
 from reallm.checkpoint.adapter_save import AdapterExport, ModelExport, write_adapter
 from reallm.checkpoint.distributed_save import ShardedExport, write_distributed
 from reallm.checkpoint.finite import check_finite
@@ -233,10 +233,8 @@ class ReaLModel(GenerativeModel, metaclass=FamilyMethods):
             CheckpointError: it is damaged, or belongs to another model.
         """
         assert self.family is not None
-        assert self.source is not None
         boxes = {name: box for name, box in self._local_boxes.items() if is_adapter(name)}
-        args = LoRAArgs(path=str(path))
-        read = adapter_boxes(args, self.source, self.family, self.config, boxes, self.dtype, seed=0)
+        read = AdapterFolder(resolve_adapter(path)).read_boxes(self.family, self.config, boxes, self.dtype)
         return {name: tensor.to(self.device) for name, tensor in read.items()}
 
     def merged(self) -> ReaLModel:
