@@ -58,6 +58,17 @@ def loss_of(model: ReaLModel) -> Tensor:
     return model.cross_entropy(hidden[:-1], TOKENS[1:]).loss_sum / 12
 
 
+def assert_same_logits_here(base: Path, settings: peft.LoraConfig, folder: Path) -> None:
+    """That an adapter which PEFT has made and saved in a folder is loaded here, and computes the same."""
+    theirs = peft_model(base, settings)
+    draw([each for each in theirs.parameters() if each.requires_grad])
+    theirs.save_pretrained(folder)
+    with torch.no_grad():
+        expected = theirs.eval()(TOKENS[None]).logits[0]
+        ours = ReaLModel.from_pretrained(base, dtype="float64", lora=LoRAArgs(path=str(folder)))
+        torch.testing.assert_close(ours(TOKENS, CU_SEQLENS), expected, **TOLERANCE)
+
+
 EXPERTS = ["mixtral", "qwen3-moe-dense-layer"]
 
 
@@ -103,13 +114,7 @@ def test_peft_loads_what_is_saved_here(base: Path, tmp_path: Path, options: dict
 def test_what_peft_has_saved_is_loaded_here(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **options)
     settings.fan_in_fan_out = is_transposed(base)
-    theirs = peft_model(base, settings)
-    draw([each for each in theirs.parameters() if each.requires_grad])
-    theirs.save_pretrained(tmp_path / "adapter")
-    with torch.no_grad():
-        expected = theirs.eval()(TOKENS[None]).logits[0]
-        ours = ReaLModel.from_pretrained(base, dtype="float64", lora=LoRAArgs(path=str(tmp_path / "adapter")))
-        torch.testing.assert_close(ours(TOKENS, CU_SEQLENS), expected, **TOLERANCE)
+    assert_same_logits_here(base, settings, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("base", EXPERTS, indirect=True)
@@ -147,13 +152,7 @@ def test_adapters_of_experts_that_peft_has_made(base: Path, tmp_path: Path) -> N
     settings = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
     )
-    theirs = peft_model(base, settings)
-    draw([each for each in theirs.parameters() if each.requires_grad])
-    theirs.save_pretrained(tmp_path / "adapter")
-    with torch.no_grad():
-        expected = theirs.eval()(TOKENS[None]).logits[0]
-        ours = ReaLModel.from_pretrained(base, dtype="float64", lora=LoRAArgs(path=str(tmp_path / "adapter")))
-        torch.testing.assert_close(ours(TOKENS, CU_SEQLENS), expected, **TOLERANCE)
+    assert_same_logits_here(base, settings, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("base", ["gqa", "gpt2", "phi3", "mixtral", "qwen3-moe"], indirect=True)
