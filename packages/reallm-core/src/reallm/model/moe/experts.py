@@ -59,6 +59,11 @@ class Assignment:
         """The grouped linear implementation for rows like `x` and weights like `weight`."""
         if KernelLinear.fits(x, weight):
             return KernelLinear(self.ends, len(self.order))
+        return self._looped
+
+    @cached_property
+    def _looped(self) -> LoopedLinear:
+        """Made once, since to read `ends` waits for a GPU."""
         ends = self.ends.tolist() if not isinstance(self.ends, FakeTensor) else self._even_ends()
         return LoopedLinear.of([end - start for start, end in pairwise([0, *ends])], exact=self.exact)
 
