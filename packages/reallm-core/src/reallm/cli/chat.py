@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from reallm.cli.generation_model import check_model, events, load_model
+from reallm.cli.generation_model import GivenModel, check_model, events, load_model
 from reallm.cli.generation_view import ShownText, Write, ending, note
 from reallm.errors import DataError, did_you_mean
 from reallm.generation.conversation import Conversation
 from reallm.generation.request import Completion, FinishedEvent, Request
 from reallm.printable import printable
-from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from reallm.generation.config import GenerationConfig
@@ -168,24 +167,12 @@ def _bytes_waiting(terminal: int) -> int:
     return int.from_bytes(fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def converse(
-    key: str,
-    path: str,
-    config: GenerationConfig,
-    *,
-    device: str,
-    adapter: str | None = None,
-    implementation: str = STANDARD_IMPLEMENTATION,
-) -> None:
+def converse(model: GivenModel, config: GenerationConfig) -> None:
     """Load a model and talk with it on the terminal.
 
     Args:
-        key: what errors call the model, as it was given.
-        path: a checkpoint's folder, that of a run, or an id on the hub.
+        model: the model.
         config: settings for sampling tokens and for ending an answer.
-        device: value of `--device`.
-        adapter: value of `--adapter`.
-        implementation: value of `--implementation`.
     """
     from reallm.data.chat.template import ChatTemplate
     from reallm.launch.signals import stop_requests
@@ -193,7 +180,7 @@ def converse(
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` editing, history and pastes of several lines
 
-    loaded = load_model(check_model(key, path, adapter, implementation), device=device, chat=True)
+    loaded = load_model(model, check_model(model), chat=True)
 
     from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
 

@@ -15,6 +15,7 @@ import typer
 from reallm.cli.generation_model import (
     AdapterOption,
     DeviceOption,
+    GivenModel,
     ImplementationOption,
     check_device,
     check_model,
@@ -138,39 +139,18 @@ def generate(
         )
     except ConfigError as error:
         raise ConfigError(_with_options(str(error))) from None
+    given = GivenModel(key, path, adapter, implementation, device)
     if is_conversation:
         from reallm.cli.chat import converse
 
-        converse(key, path, config, device=device, adapter=adapter, implementation=implementation)
+        converse(given, config)
     elif output is not None:
         from reallm.cli.generate_file import generate_file
 
         assert prompts_file is not None
-        generate_file(
-            key,
-            path,
-            prompts_file,
-            output,
-            config,
-            chat=chat,
-            device=device,
-            overwrite=overwrite,
-            adapter=adapter,
-            implementation=implementation,
-        )
+        generate_file(given, prompts_file, output, config, chat=chat, overwrite=overwrite)
     else:
-        _print_completions(
-            key,
-            path,
-            texts,
-            prompts_file,
-            config,
-            chat=chat,
-            device=device,
-            as_json=as_json,
-            adapter=adapter,
-            implementation=implementation,
-        )
+        _print_completions(given, texts, prompts_file, config, chat=chat, as_json=as_json)
 
 
 def _with_options(message: str) -> str:
@@ -225,17 +205,13 @@ def _check_output(output: Path | None, *, overwrite: bool, has_texts: bool, has_
 
 
 def _print_completions(
-    key: str,
-    path: str,
+    model: GivenModel,
     texts: Sequence[str],
     prompts_file: Path | None,
     config: GenerationConfig,
     *,
     chat: bool,
-    device: str,
     as_json: bool,
-    adapter: str | None,
-    implementation: str,
 ) -> None:
     """Print completions while they are generated."""
     from reallm.cli.generation_view import JsonView, TextView
@@ -250,8 +226,8 @@ def _print_completions(
     if as_json:
         for prompt in prompts:
             check_columns(prompt.row)
-    folders = check_model(key, path, adapter, implementation)
-    loaded = load_model(folders, device=device, chat=chat)
+    folders = check_model(model)
+    loaded = load_model(model, folders, chat=chat)
 
     from reallm.engine.diagnosis import nonfinite_explained  # imports torch, so only when everything else is right
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from reallm.checkpoint.fingerprint import checkpoint_fingerprint
-from reallm.cli.generation_model import check_model, load_model
+from reallm.cli.generation_model import GivenModel, check_model, load_model
 from reallm.data.tokenization.progress import RowProgress
 from reallm.errors import DataError, counted
 from reallm.generation.completion_file import CompletionFile, partial_folder
@@ -24,43 +24,35 @@ if TYPE_CHECKING:
 
 
 def generate_file(
-    key: str,
-    path: str,
+    model: GivenModel,
     prompts_file: Path,
     output: Path,
     config: GenerationConfig,
     *,
     chat: bool,
-    device: str,
     overwrite: bool,
-    adapter: str | None = None,
-    implementation: str = STANDARD_IMPLEMENTATION,
 ) -> None:
     """Write the rows of a file of prompts with their completions; a call after a kill goes on where that one was.
 
     Args:
-        key: what errors call the model, as it was given.
-        path: the model: a checkpoint's folder, that of a run, or an id on the hub.
+        model: the model.
         prompts_file: the file of prompts.
         output: the file to write.
         config: settings for sampling tokens and for ending a text.
         chat: whether texts are messages of the user.
-        device: value of `--device`.
         overwrite: replace the file if it exists, and start afresh.
-        adapter: value of `--adapter`.
-        implementation: value of `--implementation`.
     """
     if prompts_file.resolve() == output.resolve():
         raise DataError(f"--output {output} is the file of prompts; give another name")
     console = Console(stderr=True)
     with RowProgress("checking prompts", lambda: None, console=console) as checking:
         n_rows = check_prompts(prompts_file, chat=chat, on_row=lambda: checking.advance(1))
-    folders = check_model(key, path, adapter, implementation)
+    folders = check_model(model)
     settings = {
         "model": str(folders.base.resolve()),
         "weights": checkpoint_fingerprint(folders.base),
         **({} if folders.adapter is None else {"adapter": checkpoint_fingerprint(folders.adapter)}),
-        **({} if implementation == STANDARD_IMPLEMENTATION else {"implementation": implementation}),
+        **({} if model.implementation == STANDARD_IMPLEMENTATION else {"implementation": model.implementation}),
         "chat": chat,
         **asdict(config),
     }
@@ -71,7 +63,7 @@ def generate_file(
             typer.echo(
                 f"{output}: {file.n_rows:,} of {counted(n_rows, 'row')} are done; going on with the next", err=True
             )
-        loaded = load_model(folders, device=device, chat=chat)
+        loaded = load_model(model, folders, chat=chat)
         with (
             RowProgress("generating", lambda: n_rows, done=file.n_rows, console=console) as progress,
             stop_requests(announce=False) as stop,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from reallm.errors import CheckpointError, ConfigError
-from reallm.specs import STANDARD_IMPLEMENTATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,25 +51,31 @@ ImplementationOption = Annotated[
 """The option `--implementation`."""
 
 
+class GivenModel(NamedTuple):
+    """A model, and where and how it is computed, as the command line gives it."""
+
+    key: str
+    """What errors call the model: `--model`."""
+    path: str
+    """A checkpoint's folder, that of a run, or an id on the hub; or an adapter whose base model is at hand."""
+    adapter: str | None
+    """The value of `--adapter`."""
+    implementation: str
+    """The value of `--implementation`."""
+    device: str
+    """The value of `--device`: `cpu`, `cuda`, or `auto`, a GPU if there is one."""
+
+
 class ModelFolders(NamedTuple):
-    """The folders that a model is loaded from, and the name of what computes it."""
+    """The folders that a model is loaded from."""
 
     base: Path
     adapter: Path | None
     tokenizer: Path
-    implementation: str
 
 
-def check_model(
-    key: str, path: str, adapter: str | None = None, implementation: str = STANDARD_IMPLEMENTATION
-) -> ModelFolders:
+def check_model(given: GivenModel) -> ModelFolders:
     """Check that a model can be loaded, without loading it; returns its folders, downloaded if it is on the hub.
-
-    Args:
-        key: what errors call the model, as it was given: `--model`.
-        path: a checkpoint's folder, that of a run, or an id on the hub; or an adapter whose base model is at hand.
-        adapter: the value of `--adapter`.
-        implementation: the value of `--implementation`.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -86,21 +91,23 @@ def check_model(
 
     found = None
     try:
-        base = resolve_path(path)
+        base = resolve_path(given.path)
         if is_adapter_folder(base):
-            if adapter is not None:
-                raise ConfigError(f"{path} holds an adapter too; give its base model with --adapter {adapter}")
+            if given.adapter is not None:
+                raise ConfigError(
+                    f"{given.path} holds an adapter too; give its base model with --adapter {given.adapter}"
+                )
             found, base = base, base_folder(base)
     except CheckpointError as error:
-        raise ConfigError(f"{key}: {error}") from error
-    if adapter is not None:
+        raise ConfigError(f"{given.key}: {error}") from error
+    if given.adapter is not None:
         try:
-            found = resolve_adapter(adapter)
+            found = resolve_adapter(given.adapter)
         except CheckpointError as error:
             raise ConfigError(f"--adapter: {error}") from error
     tokenizer = tokenizer_folder(base, found)
-    check_checkpoint(key, str(base), implementation, needs_tokenizer=tokenizer == base)
-    return ModelFolders(base, found, tokenizer, implementation)
+    check_checkpoint(given.key, str(base), given.implementation, needs_tokenizer=tokenizer == base)
+    return ModelFolders(base, found, tokenizer)
 
 
 def check_device(device: str) -> None:
@@ -109,12 +116,14 @@ def check_device(device: str) -> None:
         raise ConfigError(f"--device {device}: must be auto, cpu or cuda")
 
 
-def load_model(folders: ModelFolders, *, device: str, dtype: str | None = None, chat: bool = False) -> LoadedModel:
+def load_model(
+    given: GivenModel, folders: ModelFolders, *, dtype: str | None = None, chat: bool = False
+) -> LoadedModel:
     """Load a model that generates, and its tokenizer. An adapter is added to the weights.
 
     Args:
-        folders: the folders of the checkpoint.
-        device: `cpu`, `cuda`, or `auto`: a GPU if there is one.
+        given: the model.
+        folders: its folders, of `check_model`.
         dtype: name of a dtype; None: float32 on a CPU, which is fastest there, else the checkpoint's.
         chat: whether the tokenizer must have a chat template.
 
@@ -134,14 +143,15 @@ def load_model(folders: ModelFolders, *, device: str, dtype: str | None = None, 
     from reallm.engine.real_model import ReaLModel
 
     wanted = None if dtype is None else as_dtype(dtype, "--dtype")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = as_device(device, "--device")
-    if wanted is None and found.type == "cpu":
+    name = given.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = as_device(name, "--device")
+    if wanted is None and device.type == "cpu":
         wanted = torch.float32
     lora = None if folders.adapter is None else LoRAArgs(path=str(folders.adapter))
     model = ReaLModel.from_pretrained(
-        folders.base, dtype=wanted, device=found, lora=lora, implementation=folders.implementation
+        folders.base, dtype=wanted, device=device, lora=lora, implementation=given.implementation
     )
     return LoadedModel(model.merged(), tokenizer)
 

@@ -15,6 +15,7 @@ import typer
 from reallm.cli.generation_model import (
     AdapterOption,
     DeviceOption,
+    GivenModel,
     ImplementationOption,
     check_device,
     check_model,
@@ -82,7 +83,8 @@ def serve(
     with bind(host, port) as bound:
         if api_key is None and not is_local(bound):
             typer.echo(f"warning: other machines may reach {host}, and no API key is asked for (--api-key)", err=True)
-        loaded, tokenizer = load_model(check_model(key, path, adapter, implementation), device=device, dtype=dtype)
+        given = GivenModel(key, path, adapter, implementation, device)
+        loaded, tokenizer = load_model(given, check_model(given), dtype=dtype)
 
         from reallm.serving.app import create_app
         from reallm.serving.engine_thread import EngineThread
