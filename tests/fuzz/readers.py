@@ -27,7 +27,7 @@ from reallm.engine.real_model import ReaLModel
 from reallm.errors import DataError, ReallmError
 from reallm.experiments.checkpointing.state_file import Generators
 from reallm.experiments.checkpointing.train_state import read_state
-from reallm.experiments.runs.folder import TRAINING_STATE
+from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder
 from reallm.experiments.runs.info import read_run
 from reallm.experiments.runs.metrics import read_curves
 from reallm.experiments.runs.settings import n_processes, read_settings
@@ -421,6 +421,7 @@ def _run_folder(name: str) -> Open:
             found = read_run(run)
             read_curves(run / "metrics.jsonl")
             n_processes(read_settings(run / "config.yaml"))
+            RunFolder(run).resume_command("sft")
             return found
 
         return [(run / name).read_bytes()], _writing(run / name, read)

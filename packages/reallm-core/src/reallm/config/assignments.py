@@ -14,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from reallm.config.schema import Group
 from reallm.config.suggestions import not_an_assignment
 from reallm.errors import ConfigError
-from reallm.foreign_files import MAX_DEPTH, read_bytes, reading
+from reallm.foreign_files import read_bytes, reading
+from reallm.foreign_yaml import compose_yaml
 
-_LARGEST_YAML, _MOST_VALUES = 1 << 20, 100_000
+_LARGEST_YAML = 1 << 20
 _WITH_MESSAGES = (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException)
 
 
@@ -57,12 +58,11 @@ def from_yaml(path: Path) -> list[Assignment]:
     try:
         with reading(path, error=ConfigError, passing=_WITH_MESSAGES):
             text = read_bytes(path, at_most=_LARGEST_YAML).decode("utf-8-sig")
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = compose_yaml(text)
             if root is None:
                 return []
             if not isinstance(root, yaml.MappingNode):
                 raise ConfigError(f"{path}:1: a configuration is 'key: value' lines, not a single value or a list")
-            _check_size(root)
             values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
@@ -79,28 +79,6 @@ def from_yaml(path: Path) -> list[Assignment]:
         line, raw = written.get(key, (None, None))  # missing for the keys of a YAML merge (`<<`)
         found.append(Assignment(key, value, raw, f"{path}:{line}: " if line else f"{path}: "))
     return found
-
-
-def _check_size(root: yaml.Node) -> None:
-    """Check how large a document is with its aliases written out, which can be a billion times as large as the file.
-
-    Raises:
-        ValueError: it is too large.
-        RecursionError: it holds itself, or is nested too deeply.
-    """
-    sizes: dict[int, int] = {}
-
-    def size(node: yaml.Node, depth: int) -> int:
-        if depth > MAX_DEPTH:
-            raise RecursionError
-        if id(node) not in sizes:
-            parts = node.value if isinstance(node, yaml.CollectionNode) else []
-            inner = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
-            sizes[id(node)] = 1 + sum(size(one, depth + 1) for one in inner)
-        return sizes[id(node)]
-
-    if size(root, 0) > _MOST_VALUES:
-        raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
 
 
 def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:

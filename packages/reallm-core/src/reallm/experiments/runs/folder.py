@@ -20,6 +20,8 @@ import yaml
 from reallm.atomic_files import atomic_write
 from reallm.config.trust import TRUST_CODE, settings_that_name_code
 from reallm.errors import ConfigError
+from reallm.foreign_files import read_bytes, reading
+from reallm.foreign_yaml import parse_yaml
 
 LOCK = ".lock"
 TRAINING_STATE = "training_state"
@@ -167,10 +169,9 @@ class RunFolder:
         return shlex.join([*command, f"resume={self.path}", *trust])
 
     def _names_code(self) -> bool:
-        try:
-            return any(settings_that_name_code(yaml.safe_load(self.config.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, yaml.YAMLError):
-            return False  # resuming says what is wrong with the file
+        with contextlib.suppress(ConfigError), reading(self.config, error=ConfigError):
+            return any(settings_that_name_code(parse_yaml(read_bytes(self.config).decode("utf-8"))))
+        return False  # resuming says what is wrong with the file
 
     def saved_steps(self) -> dict[int, Path]:
         """Step -> checkpoint, for all saved checkpoints, in the order of steps."""

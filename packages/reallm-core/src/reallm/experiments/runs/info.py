@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ class RunInfo:
         """The last reward on validation data."""
         return _first(value for name, value in self.metrics.items() if is_reward(name) and is_evaluation(name))
 
-    @property
+    @cached_property  # it reads the run's settings
     def resume_command(self) -> str | None:
         """The command that resumes the run; None if it is done, still running, or has saved no state."""
         if self.status in ("done", "running") or self.checkpoint is None or self.algorithm is None:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reallm.config.args import CallArgs
 from reallm.config.optimizer import OPTIONS
 from reallm.errors import ConfigError
 from reallm.experiments.runs.folder import TRAINING_STATE, RunFolder, n_ranks
 from reallm.foreign_files import read_bytes, reading
+from reallm.foreign_yaml import parse_yaml
 from reallm.parallel.layout import Layout
 
 LOCATION_KEYS = frozenset({"resume", "name", "output_dir"})
@@ -44,7 +43,7 @@ def read_settings(file: Path) -> dict[str, Any]:
         ConfigError: the file is damaged.
     """
     with reading(file, "start a new run", error=ConfigError):
-        content = yaml.safe_load(read_bytes(file).decode("utf-8"))
+        content = parse_yaml(read_bytes(file).decode("utf-8"))
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds no settings; start a new run")
     return content
