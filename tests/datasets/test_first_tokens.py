@@ -17,7 +17,7 @@ from reallm_datasets import first_tokens as module
 from reallm_datasets.encoders.prompt import PromptEncoder
 from reallm_datasets.encoders.prompt_answer import PromptAnswerEncoder
 from reallm_datasets.encoders.rw_pair import PairEncoder
-from reallm_datasets.first_tokens import first_tokens
+from reallm_datasets.first_tokens import FirstTokens
 from tests.helpers.tokenizers import TEXT, tiny_tokenizer
 
 N = 16
@@ -105,7 +105,7 @@ def whole(tokenizer: Any, text: str) -> Any:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_they_are_those_of_the_whole(tokenizer: Any, text: str) -> None:
-    found = first_tokens(tokenizer, text, N)
+    found = FirstTokens(tokenizer)(text, N)
     if found is not None:
         wanted = whole(tokenizer, text)
         assert found.ids == wanted["input_ids"][:N]
@@ -125,14 +125,14 @@ def test_a_small_part_of_the_text_tells_them(tokenizer: str, text: str, monkeypa
     sizes: list[int] = []
     tokens = module._tokens
     monkeypatch.setattr(module, "_tokens", lambda one, prefix: sizes.append(len(prefix)) or tokens(one, prefix))
-    assert first_tokens(TOKENIZERS[tokenizer], TEXTS[text], N) is not None
+    assert FirstTokens(TOKENIZERS[tokenizer])(TEXTS[text], N) is not None
     assert max(sizes) < LENGTH / 10
     assert sum(sizes) <= LENGTH
 
 
 def test_a_text_that_may_be_short_enough_is_left_alone() -> None:
-    assert first_tokens(TOKENIZERS["bytes"], TEXTS["prose"], LENGTH) is None
-    assert first_tokens(TOKENIZERS["bytes"], "hello", N) is None
+    assert FirstTokens(TOKENIZERS["bytes"])(TEXTS["prose"], LENGTH) is None
+    assert FirstTokens(TOKENIZERS["bytes"])("hello", N) is None
 
 
 def rows(*values: dict[str, Any]) -> list[Row]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from reallm.data.chat.template import ChatTemplate, Conversation
 from reallm.errors import ConfigError, DataError, kind_of
-from reallm_datasets.first_tokens import TokensWithEnds, first_tokens
+from reallm_datasets.first_tokens import FirstTokens, TokensWithEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +61,7 @@ class Encoder:
         if not callable(tokenizer):
             raise ConfigError(f"tokenizer must be a tokenizer, not {kind_of(tokenizer)}")
         self._tokenizer = tokenizer
+        self._first_tokens = FirstTokens(tokenizer)
         with_special = self._tokenize(["a"], add_special_tokens=True)["input_ids"][0]
         adds_bos = tokenizer.bos_token_id is not None and with_special[:1] == [tokenizer.bos_token_id]
         self._bos: list[int] = [tokenizer.bos_token_id] if adds_bos else []
@@ -124,13 +125,13 @@ class Encoder:
         Whether a conversation is encoded in pieces depends on all turns, so they must begin in what is tokenized; or
         none of them, so that only prompt is left and the conversation is dropped.
         """
-        first = first_tokens(self._tokenizer, chat.text, at_most + 1 + _HEADER_TOKENS) if chat.turns else None
+        first = self._first_tokens(chat.text, at_most + 1 + _HEADER_TOKENS) if chat.turns else None
         if first is None:
             return None
         if chat.turns[-1][0] < first.ends[at_most]:
             return self._encode_chat(chat, first)
         prompt = chat.text[: chat.turns[0][0]]
-        if len(prompt) < first.ends[-1] or first_tokens(self._tokenizer, prompt, at_most + 1) is None:
+        if len(prompt) < first.ends[-1] or self._first_tokens(prompt, at_most + 1) is None:
             return None
         is_answer = np.arange(len(first.ids)) >= len(first.ids) - 1
         return Encoded(np.array(first.ids, np.int32), is_answer)
@@ -211,7 +212,7 @@ class Encoder:
 
     def _ids(self, texts: Sequence[str], at_most: int | None = None) -> list[list[int]]:
         """Tokens of each text; of one that is far longer than `at_most`, the first `at_most + 1`."""
-        firsts = [None if at_most is None else first_tokens(self._tokenizer, text, at_most + 1) for text in texts]
+        firsts = [None if at_most is None else self._first_tokens(text, at_most + 1) for text in texts]
         rest = [text for text, first in zip(texts, firsts, strict=True) if first is None]
         wholes = iter(self._tokenize(rest)["input_ids"] if rest else [])
         return [next(wholes) if first is None else first.ids for first in firsts]

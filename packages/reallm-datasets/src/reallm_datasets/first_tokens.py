@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AddedToken, PreTrainedTokenizerBase
 
 MIN_CHARACTERS = 1 << 16
 """Shorter texts are tokenized as a whole, which takes less than a tenth of a second."""
@@ -52,26 +53,54 @@ class TokensWithEnds(NamedTuple):
     ends: np.ndarray
 
 
-def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n: int) -> TokensWithEnds | None:
-    """The first `n` tokens of a text that has more; None if it may not have, or if they cannot be told so.
+class FirstTokens:
+    """Tokenizes the beginnings of long texts; what it needs to know of the tokenizer is found out once."""
 
-    Without special tokens at the ends. Takes time and memory in proportion to `n`, not to the text.
-    """
-    if not tokenizer.is_fast or len(text) < MIN_CHARACTERS:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str, n: int) -> TokensWithEnds | None:
+        """The first `n` tokens of a text that has more; None if it may not have, or if they cannot be told so.
+
+        Without special tokens at the ends. Takes time and memory in proportion to `n`, not to the text.
+        """
+        if not self._tokenizer.is_fast or len(text) < MIN_CHARACTERS:
+            return None
+        size = _CHARACTERS_PER_TOKEN * n + 2 * self._margin
+        while 2 * size < len(text):
+            ids, ends, words = _tokens(self._tokenizer, text[:size])
+            if len(ids) > n and ends[n - 1] + self._margin <= size:
+                first = TokensWithEnds(ids[:n], ends[:n])
+                if words[-1] - words[n - 1] > _WORDS or self._is_start_of_merges(text, size, first):
+                    return first
+            size *= 2
         return None
-    added = [*tokenizer.added_tokens_decoder.values()]
-    margin = _MARGIN + max((len(str(token)) for token in added), default=0)
-    size = _CHARACTERS_PER_TOKEN * n + 2 * margin
-    while 2 * size < len(text):
-        ids, ends, words = _tokens(tokenizer, text[:size])
-        if len(ids) > n and ends[n - 1] + margin <= size:
-            first = TokensWithEnds(ids[:n], ends[:n])
-            if words[-1] - words[n - 1] > _WORDS:
-                return first
-            if not any(token.lstrip for token in added) and _is_start_of_merges(tokenizer, text, size, first):
-                return first
-        size *= 2
-    return None
+
+    def _is_start_of_merges(self, text: str, size: int, first: TokensWithEnds) -> bool:
+        """Whether all prefixes that end in a window before `size` begin with these tokens, and so does the text."""
+        longest = self._longest_token
+        if longest is None or size * longest > len(text):  # the whole is tokenized sooner
+            return False
+        following, window = text[first.ends[-1] : size], text[size - longest : size]
+        # patterns split whitespace of several kinds at its last newline, which may be far away
+        is_mixed_space = following.isspace() and len(set(following)) > 1
+        if len(following) < 2 * longest or not window.isascii() or is_mixed_space:
+            return False
+        n = len(first.ids)
+        return all(_tokens(self._tokenizer, text[: size - i])[0][:n] == first.ids for i in range(1, longest + 1))
+
+    @cached_property
+    def _added(self) -> list[AddedToken]:
+        return [*self._tokenizer.added_tokens_decoder.values()]
+
+    @cached_property
+    def _margin(self) -> int:
+        return _MARGIN + max((len(str(token)) for token in self._added), default=0)
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        """The most characters in ASCII that one token has; None if the second argument does not hold."""
+        return None if any(token.lstrip for token in self._added) else _longest_token(self._tokenizer)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], np.ndarray, list[int]]:
@@ -86,20 +115,6 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], n
     )
     ends = np.array(encoded["offset_mapping"][0], np.int64).reshape(-1, 2)[:, 1]
     return encoded["input_ids"][0], ends, [-1 if word is None else word for word in encoded.word_ids(0)]
-
-
-def _is_start_of_merges(tokenizer: PreTrainedTokenizerBase, text: str, size: int, first: TokensWithEnds) -> bool:
-    """Whether all prefixes that end in a window before `size` begin with these tokens, and the text therefore does."""
-    longest = _longest_token(tokenizer)
-    if longest is None or size * longest > len(text):  # the whole is tokenized sooner
-        return False
-    following, window = text[first.ends[-1] : size], text[size - longest : size]
-    # patterns split whitespace of several kinds at its last newline, which may be far away
-    is_mixed_space = following.isspace() and len(set(following)) > 1
-    if len(following) < 2 * longest or not window.isascii() or is_mixed_space:
-        return False
-    n = len(first.ids)
-    return all(_tokens(tokenizer, text[: size - i])[0][:n] == first.ids for i in range(1, longest + 1))
 
 
 def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
