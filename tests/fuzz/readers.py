@@ -123,6 +123,20 @@ def _writing(file: Path, read: Callable[[], object]) -> Read:
     return written
 
 
+def _refusing(corpus: Sequence[bytes], read: Read) -> tuple[Sequence[bytes], Read]:
+    """A reader whose corpus may be refused as it is: parts of it are hostile already."""
+
+    def tolerant(content: bytes) -> object:
+        try:
+            return read(content)
+        except ReallmError:
+            if content in corpus:
+                return None
+            raise
+
+    return corpus, tolerant
+
+
 def _weights(folder: Path) -> tuple[Sequence[bytes], Read]:
     file = _checkpoint(folder) / "model.safetensors"
     family = get_family("llama")
@@ -198,16 +212,7 @@ def _template(folder: Path) -> tuple[Sequence[bytes], Read]:
         conversation.answer([1, 2, 3], "2")
         return conversation.ask("And 2 + 2?")
 
-    def tolerant(content: bytes) -> object:
-        try:
-            return read(content)
-        except DataError:
-            if content in corpus:  # the hostile ones are in the corpus too
-                return None
-            raise
-
-    corpus = [template.encode() for template in _TEMPLATES]
-    return corpus, tolerant
+    return _refusing([template.encode() for template in _TEMPLATES], read)
 
 
 def _rows(extension: str, corpus: Callable[[], Sequence[bytes]]) -> Open:
@@ -267,18 +272,7 @@ def _yaml(folder: Path) -> tuple[Sequence[bytes], Read]:
     ]
     file = folder / "run.yaml"
 
-    def read() -> object:
-        return load(SFTConfig, [file]).values
-
-    def tolerant(content: bytes) -> object:
-        try:
-            return _writing(file, read)(content)
-        except ReallmError:
-            if content in corpus:
-                return None
-            raise
-
-    return corpus, tolerant
+    return _refusing(corpus, _writing(file, lambda: load(SFTConfig, [file]).values))
 
 
 def _command_line(folder: Path) -> tuple[Sequence[bytes], Read]:
@@ -291,29 +285,12 @@ def _command_line(folder: Path) -> tuple[Sequence[bytes], Read]:
     def read(content: bytes) -> object:
         return load(SFTConfig, [], content.decode(errors="replace").split("\n")).values
 
-    def tolerant(content: bytes) -> object:
-        try:
-            return read(content)
-        except ReallmError:
-            if content in corpus:
-                return None
-            raise
-
-    return corpus, tolerant
+    return _refusing(corpus, read)
 
 
 def _layout(folder: Path) -> tuple[Sequence[bytes], Read]:
     corpus = [b"tp2pp1dp2", b"fsdp4", b"dp2tp2@4-7", b"tp2@0,2", b"dp99999999999999999", b"dp2@0-99999999999"]
-
-    def read(content: bytes) -> object:
-        try:
-            return Layout.parse(content.decode(errors="replace"))
-        except ReallmError:
-            if content in corpus:
-                return None
-            raise
-
-    return corpus, read
+    return _refusing(corpus, lambda content: Layout.parse(content.decode(errors="replace")))
 
 
 _METADATA: Mapping[str, bytes] = {
@@ -359,7 +336,7 @@ def _request(folder: Path) -> tuple[Sequence[bytes], Read]:
 
     def read(content: bytes) -> object:
         try:
-            body = _body(content)
+            body = json.loads(content)  # as the server's framework reads it
         except (ValueError, RecursionError):  # both are answered as a bad request by the framework
             raise DataError("the body is not JSON") from None
         try:
@@ -372,43 +349,33 @@ def _request(folder: Path) -> tuple[Sequence[bytes], Read]:
     return corpus, read
 
 
-def _body(content: bytes) -> Any:
-    """The value of a body, as the server's framework reads it."""
-    return json.loads(content)
+def _adapter(name: str) -> Open:
+    def opened(folder: Path) -> tuple[Sequence[bytes], Read]:
+        family = get_family("llama")
+        config = config_from_hf(family, _LLAMA)
+        at = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+        state = {at.format(i, "A"): torch.ones(2, 8) for i in range(2)} | {
+            at.format(i, "B"): torch.ones(8, 2) for i in range(2)
+        }
+        files = {
+            "adapter_config.json": json.dumps(
+                {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "lora_dropout": 0.0,
+                 "base_model_name_or_path": "base", "bias": "none", "alpha_pattern": {}, "use_rslora": False}
+            ).encode(),
+            "adapter_model.safetensors": save(state),
+        }  # fmt: skip
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
 
+        def read() -> object:
+            base_of_adapter(folder)
+            adapter = AdapterFolder(folder)
+            lora = adapter.lora(family, config)
+            return adapter.read(family, config.replace(lora=lora))
 
-def _adapter_config(folder: Path) -> tuple[Sequence[bytes], Read]:
-    return _adapter(folder, "adapter_config.json")
+        return [files[name]], _writing(folder / name, read)
 
-
-def _adapter_weights(folder: Path) -> tuple[Sequence[bytes], Read]:
-    return _adapter(folder, "adapter_model.safetensors")
-
-
-def _adapter(folder: Path, name: str) -> tuple[Sequence[bytes], Read]:
-    family = get_family("llama")
-    config = config_from_hf(family, _LLAMA)
-    at = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
-    state = {at.format(i, "A"): torch.ones(2, 8) for i in range(2)} | {
-        at.format(i, "B"): torch.ones(8, 2) for i in range(2)
-    }
-    files = {
-        "adapter_config.json": json.dumps(
-            {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "lora_dropout": 0.0,
-             "base_model_name_or_path": "base", "bias": "none", "alpha_pattern": {}, "use_rslora": False}
-        ).encode(),
-        "adapter_model.safetensors": save(state),
-    }  # fmt: skip
-    for file, content in files.items():
-        (folder / file).write_bytes(content)
-
-    def read() -> object:
-        base_of_adapter(folder)
-        adapter = AdapterFolder(folder)
-        lora = adapter.lora(family, config)
-        return adapter.read(family, config.replace(lora=lora))
-
-    return [files[name]], _writing(folder / name, read)
+    return opened
 
 
 def _run_folder(name: str) -> Open:
@@ -454,7 +421,7 @@ READERS: Mapping[str, Open] = {
     "entry points": _metadata("entry_points.txt"),
     "direct URL": _metadata("direct_url.json"),
     "request": _request,
-    "adapter config": _adapter_config,
-    "adapter weights": _adapter_weights,
+    "adapter config": _adapter("adapter_config.json"),
+    "adapter weights": _adapter("adapter_model.safetensors"),
 }
 """Name of a reader -> its corpus and how it reads."""
