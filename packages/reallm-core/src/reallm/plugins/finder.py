@@ -154,13 +154,11 @@ def _entries(distribution: Distribution) -> list[Entry]:
     name, version = distribution.metadata["Name"], distribution.metadata["Version"]
     if not name or not version:
         raise ValueError("it has no name or no version")
+    for text in (name, version, *(part for point in points for part in (point.name, point.value))):
+        if not text.isprintable():
+            raise ValueError(f"it holds the name {text!a}")
     editable = _is_editable(distribution)
-    found = []
-    for point in points:
-        if not (point.name.isprintable() and point.value.isprintable() and f"{name}{version}".isprintable()):
-            raise ValueError(f"an entry point is named {point.name!a}")
-        found.append(Entry(name, version, point.name, point.value, editable))
-    return found
+    return [Entry(name, version, point.name, point.value, editable) for point in points]
 
 
 def plan(entries: Iterable[Entry], disabled: str = "", broken: Iterable[Broken] = ()) -> Plan:
