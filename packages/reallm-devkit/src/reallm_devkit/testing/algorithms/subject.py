@@ -27,6 +27,7 @@ from reallm.specs import Algorithm
 from reallm_devkit.testing.algorithms.session import Session
 from reallm_devkit.testing.scratch import ScratchFolder
 from reallm_devkit.testing.source import location, reference_location, reference_module
+from reallm_devkit.testing.spec_subject import SpecSubject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,30 +40,20 @@ Line = dict[str, float]
 """A line of a run's `metrics.jsonl`."""
 
 
-@dataclass(frozen=True)
-class AlgorithmSubject:
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmSubject(SpecSubject[Algorithm]):
     """An algorithm with one of its configurations.
 
     Attributes:
         title: its name, or that of its configuration class.
-        spec: the `Algorithm` that the plugin returns.
         arguments: the settings, as `key=value`, with paths of tiny checkpoints and of the rows.
-        table: the location of the hook that returns the algorithm.
         light_modules: modules that are imported to list the plugin, to read its configuration and to make its graph.
         folder: keeps the checkpoints, the rows and the runs.
     """
 
     title: str
-    spec: Algorithm
     arguments: tuple[str, ...]
-    table: str
-    light_modules: tuple[str, ...]
     folder: ScratchFolder
-
-    @property
-    def description(self) -> str:
-        """The plugin's description of the algorithm."""
-        return self.spec.description
 
     @cached_property
     def config_class(self) -> Any:

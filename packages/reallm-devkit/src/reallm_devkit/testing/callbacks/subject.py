@@ -12,6 +12,7 @@ from reallm.specs import CallbackSpec
 from reallm_devkit.testing.checks import Skipped
 from reallm_devkit.testing.run_config import run_config
 from reallm_devkit.testing.source import reference_location
+from reallm_devkit.testing.spec_subject import SpecSubject
 
 N_STEPS = 12
 """Steps of the run."""
@@ -52,24 +53,9 @@ class FakeRun:
         self.requests.append((self.step, "evaluate"))
 
 
-@dataclass(frozen=True)
-class CallbackSubject:
-    """A callback, and where its spec stands.
-
-    Attributes:
-        spec: the `CallbackSpec` that the plugin returns.
-        table: the location of the hook that returns the spec.
-        light_modules: modules that are imported to list the plugin.
-    """
-
-    spec: CallbackSpec
-    table: str
-    light_modules: tuple[str, ...] = ()
-
-    @property
-    def description(self) -> str:
-        """The plugin's description of the callback."""
-        return self.spec.description
+@dataclass(frozen=True, kw_only=True)
+class CallbackSubject(SpecSubject[CallbackSpec]):
+    """A callback."""
 
     @cached_property
     def cls(self) -> Any:

@@ -20,6 +20,7 @@ from reallm.specs import DatasetSpec
 from reallm_devkit.testing.process_state import call_and_compare
 from reallm_devkit.testing.scratch import ScratchFolder
 from reallm_devkit.testing.source import reference_location
+from reallm_devkit.testing.spec_subject import SpecSubject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,36 +30,25 @@ MAX_SAMPLES = 256
 """How many samples are checked one by one."""
 
 
-@dataclass(frozen=True)
-class DatasetSubject:
+@dataclass(frozen=True, kw_only=True)
+class DatasetSubject(SpecSubject[DatasetSpec]):
     """A dataset with its arguments.
 
     Attributes:
         title: the name in error messages, `dataset 'my-dataset' of reallm-my-data 1.0`.
-        spec: the `DatasetSpec` that the plugin returns.
         config: the dataset's configuration, with the author's values.
         args: the arguments of the class besides `util`.
         path_arg: the argument that names the file with the rows; None if there is none.
         tokenizer: passed to the dataset in `util`.
-        table: the location of the hook that returns the spec.
-        light_modules: modules that are imported to list the plugin.
         folder: keeps the file with the rows, if the kit wrote it.
     """
 
     title: str
-    spec: DatasetSpec
     config: Any
     args: Mapping[str, Any]
     path_arg: str | None
     tokenizer: PreTrainedTokenizerBase
-    table: str
-    light_modules: tuple[str, ...] = ()
     folder: ScratchFolder | None = None
-
-    @property
-    def description(self) -> str:
-        """The plugin's description of the dataset."""
-        return self.spec.description
 
     @cached_property
     def cls(self) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from reallm.errors import CheckpointError
@@ -12,32 +11,13 @@ from reallm_devkit.testing.checks import Check, CheckFailed, check
 from reallm_devkit.testing.common_checks import description, light_import
 from reallm_devkit.testing.plugin_kit import PluginKit
 from reallm_devkit.testing.report import Report
+from reallm_devkit.testing.spec_subject import SpecSubject
 
 _SOURCE = "the/path/of/config.json"
 
 
-@dataclass(frozen=True)
-class ImplementationSubject:
-    """An implementation, and where its spec stands.
-
-    Attributes:
-        spec: the `ImplementationSpec` that the plugin returns.
-        table: the location of the hook that returns the spec.
-        light_modules: modules that are imported to list the plugin.
-    """
-
-    spec: ImplementationSpec
-    table: str
-    light_modules: tuple[str, ...] = ()
-
-    @property
-    def description(self) -> str:
-        """The plugin's description of the implementation."""
-        return self.spec.description
-
-
 @check()
-def refusal(subject: ImplementationSubject) -> str:
+def refusal(subject: SpecSubject[ImplementationSpec]) -> str:
     """a model that it cannot compute is refused by a `CheckpointError` that names the file"""
     raw = {"model_type": "no-such-model", "architectures": ["NoSuchModelForCausalLM"]}
     expected = f"a CheckpointError that begins with '{_SOURCE}'"
@@ -58,7 +38,7 @@ IMPLEMENTATION_CHECKS: tuple[Check[Any], ...] = (description, light_import, refu
 """The checks of an implementation."""
 
 
-class ImplementationKit(PluginKit[ImplementationSubject]):
+class ImplementationKit(PluginKit[SpecSubject[ImplementationSpec]]):
     """The checks of an implementation, which need no model; what it computes is for its own tests. As a test suite:
 
     class TestMyImplementation(ImplementationKit):
@@ -71,9 +51,9 @@ class ImplementationKit(PluginKit[ImplementationSubject]):
     implementation: ClassVar[str | ImplementationSpec] = ""
     """The name it is installed under, or the `ImplementationSpec` of one that is not installed yet."""
 
-    def subject(self, case: str) -> ImplementationSubject:
+    def subject(self, case: str) -> SpecSubject[ImplementationSpec]:
         """Make the subject."""
-        return ImplementationSubject(spec=self._spec(), table=self._table(), light_modules=self._light_modules())
+        return SpecSubject(spec=self._spec(), table=self._table(), light_modules=self._light_modules())
 
     def _reference(self) -> Any:
         """The function, or a lazy reference to it."""

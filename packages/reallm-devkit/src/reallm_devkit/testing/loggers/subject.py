@@ -14,6 +14,7 @@ from reallm.specs import LoggerSpec
 from reallm_devkit.testing.checks import CheckFailed
 from reallm_devkit.testing.run_config import run_config
 from reallm_devkit.testing.source import reference_location
+from reallm_devkit.testing.spec_subject import SpecSubject
 
 Curves = Mapping[int, Mapping[str, float | None]]
 """Step -> name -> value; None for a number that the logger's format cannot hold."""
@@ -25,26 +26,15 @@ TOLERANCE = 1e-6
 """Relative; some formats store float32."""
 
 
-@dataclass(frozen=True)
-class LoggerSubject:
+@dataclass(frozen=True, kw_only=True)
+class LoggerSubject(SpecSubject[LoggerSpec]):
     """A logger, and how to read what it has written.
 
     Attributes:
-        spec: the `LoggerSpec` that the plugin returns.
         read: reads the metrics in a run folder; returns None if it cannot.
-        table: the location of the hook that returns the spec.
-        light_modules: modules that are imported to list the plugin.
     """
 
-    spec: LoggerSpec
     read: Callable[[Path], Curves | None]
-    table: str
-    light_modules: tuple[str, ...] = ()
-
-    @property
-    def description(self) -> str:
-        """The plugin's description of the logger."""
-        return self.spec.description
 
     @cached_property
     def cls(self) -> Any:

@@ -63,7 +63,7 @@ class RewardKit(PluginKit[RewardSubject]):
         rows = self.rows
         if rows is DEFAULT_ROWS and spec.example is not None:
             rows = resolve(spec.example)()
-        return RewardSubject(spec, self._table(), self._light_modules(), rows)
+        return RewardSubject(spec=spec, table=self._table(), light_modules=self._light_modules(), rows=rows)
 
     def _reference(self) -> Any:
         """The function, or a lazy reference to it."""

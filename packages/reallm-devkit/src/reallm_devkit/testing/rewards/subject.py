@@ -11,31 +11,21 @@ from typing import Any
 
 from reallm.specs import RewardSpec
 from reallm_devkit.testing.source import reference_location
+from reallm_devkit.testing.spec_subject import SpecSubject
 
 GIVEN = ("prompts", "completions", "completion_ids")
 """Arguments of every reward function, besides the columns."""
 
 
-@dataclass(frozen=True)
-class RewardSubject:
-    """A reward function, where its spec stands, and rows to call it with.
+@dataclass(frozen=True, kw_only=True)
+class RewardSubject(SpecSubject[RewardSpec]):
+    """A reward function, and rows to call it with.
 
     Attributes:
-        spec: the `RewardSpec` that the plugin returns.
-        table: the location of the hook that returns the spec.
-        light_modules: modules that are imported to list the plugin.
         rows: columns of each row, with its `prompt` and `completion` as text.
     """
 
-    spec: RewardSpec
-    table: str
-    light_modules: tuple[str, ...] = ()
     rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
-
-    @property
-    def description(self) -> str:
-        """The plugin's description of the reward."""
-        return self.spec.description
 
     @cached_property
     def function(self) -> Callable[..., Any]:
