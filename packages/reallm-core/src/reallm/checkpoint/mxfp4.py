@@ -29,13 +29,13 @@ def packed_tensors(shapes: Mapping[str, Shape]) -> dict[str, tuple[tuple[str, st
         shapes: shapes of the tensors of bytes.
     """
     found: dict[str, tuple[tuple[str, str], Shape]] = {}
-    for blocks, (*batch, n_out, n_blocks, n_bytes) in (
-        (name, shape) for name, shape in shapes.items() if len(shape) > 2
-    ):
+    for blocks, shape in shapes.items():
         name = blocks.removesuffix(BLOCKS)
         scales = f"{name}{SCALES}"
-        if name != blocks and n_bytes == BYTES_PER_BLOCK and shapes.get(scales) == (*batch, n_out, n_blocks):
-            found[name] = (blocks, scales), (*batch, n_blocks * 2 * BYTES_PER_BLOCK, n_out)
+        if name == blocks or len(shape) < 3 or shape[-1] != BYTES_PER_BLOCK or shapes.get(scales) != shape[:-1]:
+            continue
+        *batch, n_out, n_blocks, _ = shape
+        found[name] = (blocks, scales), (*batch, n_blocks * 2 * BYTES_PER_BLOCK, n_out)
     return found
 
 
