@@ -35,13 +35,13 @@ class WeightsVersion:
             len(parameters) == len(self._references)
             and all(reference() is each for reference, each in zip(self._references, parameters, strict=True))
             and [each._version for each in parameters] == self._versions
-            and self._adapters_count() == self._adapters_counted
+            and self._adapters_enabled() == self._were_enabled
         )
         if not is_same:
             self._note(parameters)
         return not is_same
 
-    def _adapters_count(self) -> bool:
+    def _adapters_enabled(self) -> bool:
         return all(layer.enabled for layer in self._adapted)
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -50,4 +50,4 @@ class WeightsVersion:
     def _note(self, parameters: Sequence[nn.Parameter]) -> None:
         self._references = [weakref.ref(each) for each in parameters]
         self._versions = [each._version for each in parameters]
-        self._adapters_counted = self._adapters_count()
+        self._were_enabled = self._adapters_enabled()
