@@ -80,8 +80,7 @@ class RowBlock(BlockCache):
         """See `BlockCache.append`."""
         for write in self._plan.writes:
             index = write.index(new[0].shape[1])
-            kept = write.slab.blocks[self._number][: self._n_per_token]
-            for held, each in zip(kept, new, strict=True):
+            for held, each in zip(self._kept_of_tokens(write.slab), new, strict=True):
                 rows = _part(each, write.tokens).reshape(-1, each.shape[-1])
                 held.view(-1, held.shape[-1]).index_copy_(0, index, rows)
 
@@ -94,12 +93,12 @@ class RowBlock(BlockCache):
         """See `BlockCache.attend_cached`."""
         plan, outputs = self._plan, []
         for part in plan.continued:
-            kept = part.slab.blocks[self._number][: self._n_per_token]
+            kept = self._kept_of_tokens(part.slab)
             outputs.append(self._attend_part(q[part.tokens], kept[0][part.row], kept[-1][part.row], part.total, spec))
         attend = exact.attend_rows if plan.is_exact else attend_rows
         for group in plan.groups:
             left, right, mask = group.mask(spec.window, spec.slopes, q.dtype)
-            kept = group.slab.blocks[self._number][: self._n_per_token]
+            kept = self._kept_of_tokens(group.slab)
             keys, values = (held[group.rows, :, left:right] for held in (kept[0], kept[-1]))
             out = attend(group.queries(q), keys, values, mask, spec)
             outputs.append(out if group.places is None else out[group.places])
@@ -131,6 +130,10 @@ class RowBlock(BlockCache):
             kept = run.slab.blocks[self._number][self._n_per_token :]
             for held, state in zip(kept, states, strict=True):
                 held[run.rows] = state[run.sequences]
+
+    def _kept_of_tokens(self, slab: Slab) -> Sequence[Tensor]:
+        """The tensors of the block in a slab that have a part for each token."""
+        return slab.blocks[self._number][: self._n_per_token]
 
     def __getitem__(self, index: int) -> Tensor:
         return self._tensors[index]
