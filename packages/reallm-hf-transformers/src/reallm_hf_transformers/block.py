@@ -46,9 +46,7 @@ class TransformersBlock(nn.Module):
         self.frame, self.number = frame(config), block
         self.cache_spec = self._keys_and_values(config.hidden_size)
         self.layout_blocker = _NO_SPLITS.format(model_type=parts.model.config.model_type)
-        device = torch.get_default_device()
-        if device.type != "meta":
-            self.to_empty(device=device)
+        _allocate(self)
         self._pass = attention.bind(self.layer)
 
     def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> Tensor:
@@ -99,9 +97,7 @@ class FinalNorm(nn.Module):
         parts = structure(config)
         assert parts.norm_name is not None
         self.norm, _ = _own_layer(getattr(parts.base, parts.norm_name), parts.model._init_weights)
-        device = torch.get_default_device()
-        if device.type != "meta":
-            self.to_empty(device=device)
+        _allocate(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states [T, E] -> [T, E]."""
@@ -122,8 +118,20 @@ def _own_layer(layer: nn.Module, init: Any) -> tuple[nn.Module, Constants]:
                 del module._buffers[name]
                 module.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
         if not isinstance(module, Linear):
-            module.shards = dict.fromkeys(name for name, _ in module.named_parameters(recurse=False))  # type: ignore[assignment]
+            _never_split(module)
     return found, constants
+
+
+def _never_split(module: nn.Module) -> None:
+    """Declare that each rank has the whole parameters of a module."""
+    module.shards = dict.fromkeys(name for name, _ in module.named_parameters(recurse=False))  # type: ignore[assignment]
+
+
+def _allocate(module: nn.Module) -> None:
+    """Give a module on the meta device memory on the device where networks are made."""
+    device = torch.get_default_device()
+    if device.type != "meta":
+        module.to_empty(device=device)
 
 
 def _own_linear(linear: nn.Linear) -> Linear:
@@ -151,6 +159,6 @@ def _split_parameters(layer: nn.Module, names: Mapping[str, Names]) -> list[tupl
         delattr(module, name)
         for part, tensor in zip(parts, whole.detach().chunk(len(parts), dim=1), strict=True):
             module.register_parameter(part, nn.Parameter(tensor.contiguous()))
-        module.shards = dict.fromkeys(one for one, _ in module.named_parameters(recurse=False))  # type: ignore[assignment]
+        _never_split(module)
         found.append((module, name, parts))
     return found

@@ -155,14 +155,13 @@ def structure_of(config: PreTrainedConfig) -> Structure:
     lists = [name for name, each in base.named_children() if isinstance(each, nn.ModuleList) and _has_state(each)]
     if len(lists) != 1 or len(getattr(base, lists[0])) != config.num_hidden_layers:
         raise ConfigError(f"{type(base).__name__} is not one list of layers between an embedding and a head")
+    norms = [name for name, each in base.named_children() if "norm" in type(each).__name__.lower()]
     known = {id(base), id(base.get_input_embeddings()), id(model.get_output_embeddings()), id(getattr(base, lists[0]))}
     outside = [
         name
         for name, each in (*model.named_children(), *base.named_children())
-        if _has_state(each) and id(each) not in known
+        if _has_state(each) and id(each) not in known and name not in norms
     ]
-    norms = [name for name, each in base.named_children() if "norm" in type(each).__name__.lower()]
-    outside = [name for name in outside if name not in norms]
     outside += [name for name, _ in base.named_parameters(recurse=False)]
     if outside:
         raise ConfigError(f"{type(model).__name__} has {quoted(outside)} outside of its layers")
