@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from reallm import HFFamily, MoEConfig, hookimpl
+from reallm import Extra, HFFamily, MoEConfig, hookimpl
 from reallm.hf.standard import GATED_DECODER, decoder_rows, without
 from reallm.hf.tables import (
     AttentionInBlocks,
@@ -20,7 +20,6 @@ from reallm.hf.tables import (
     RopeRow,
     fused,
 )
-from reallm.model.config import Extra
 from reallm_hf_lfm2.mlp_size import MLP_SIZE
 
 REALLM_HOOK_API = "1.5"

@@ -65,11 +65,7 @@ QWEN3_MOE = HFFamily(
             *decoder_rows(n_kv_heads=4, max_positions=32768),
             LayerTypes(default=always_sliding, window=4096, enabled_key="use_sliding_window", types_key=None),
             Key("attention_bias", bool, ATTENTION_BIAS, default=False),
-            Nested(
-                "moe",
-                MoEConfig,
-                expert_rows(128, 8, 768, normalized=False),
-            ),
+            Nested("moe", MoEConfig, expert_rows(128, 8, 768, normalized=False)),
         ),
         constants={"norm": "rms", "mlp": "gated", "qk_norm": "head"},
         irrelevant=frozenset({"max_window_layers"}),
