@@ -119,8 +119,8 @@ class ConfigTable:
         """
         known = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
         self._refuse_inexpressible(config, known)
-        packed = "quantization_config" if base.get("quantization_config") else None  # nothing is written packed
-        raw = {key: value for key, value in base.items() if key != packed}
+        # nothing is written quantized
+        raw = {key: value for key, value in base.items() if key != "quantization_config" or not value}
         for row in self.rows:
             # Derived defaults are computed from `config`, so that a changed size leaves no stale default behind.
             if not complete and all(known[name] == value for name, value in row.read(base, known).items()):
