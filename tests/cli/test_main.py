@@ -74,6 +74,7 @@ def test_version(reallm):
         (["generate", "--model", "m"], 'nothing to continue; give prompts (reallm generate m "Once upon a time")'),
         (["generate", "org/m"], "nothing to continue"),
         (["generate", "Once upon"], "is the model, and 'Once upon' is none; write reallm generate MODEL 'Once upon'"),
+        (["generate", "Once " * 100], "the first argument is the model, and 'Once Once"),
         (["generate", "--model", "m", ""], "prompt 1: the prompt is empty"),
         (["generate", "m", "a", ""], "prompt 2: the prompt is empty"),
         (["generate", "m", "a", "--min-new-tokens", "200"], "--min-new-tokens 200 is more than --max-new-tokens 128"),

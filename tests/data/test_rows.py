@@ -396,6 +396,12 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
     assert f"{broken}:f: cannot import '{broken}': SyntaxError: " in message(f"{broken}:f")
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-has-this-name/rows.py"], ids=["long", "nobody"])
+def test_a_function_in_what_is_no_path_at_all(path: str) -> None:
+    assert message(f"{path}:load").startswith(f"the path {path[:97]}")
+    assert message(f"{path}:load").endswith("); give another one")
+
+
 def test_a_file_whose_name_looks_like_a_function_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file(tmp_path, "a:b", "")

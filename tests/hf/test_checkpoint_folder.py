@@ -13,7 +13,7 @@ from reallm.checkpoint.reader import open_checkpoint
 from reallm.checkpoint.save import write_tokenizer
 from reallm.errors import CheckpointError, ConfigError
 from reallm.experiments.preflight.checks import check_checkpoint
-from reallm.hf.checkpoint_folder import read_hf_config, resolve_path
+from reallm.hf.checkpoint_folder import base_folder, read_hf_config, resolve_path
 from reallm.hf.conversion.transformers_io import load_tokenizer
 from tests.helpers.hf_grid import raw_config, save_hf
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -106,6 +106,12 @@ class TestAdapter:
         (adapter / "adapter_config.json").write_text("[]")
         with pytest.raises(CheckpointError, match="holds an adapter, not a whole model; give its base model"):
             read_hf_config(adapter)
+
+    @pytest.mark.parametrize("base", ["x" * 5000, "~nobody-has-this-name/base"], ids=["long", "nobody"])
+    def test_whose_base_is_no_path_at_all(self, adapter: Path, base: str) -> None:
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(CheckpointError, match=r"^the path .* cannot be used \(.+\); give another one$"):
+            base_folder(adapter)
 
 
 class TestGitLFSPointer:

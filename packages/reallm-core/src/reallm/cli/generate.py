@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -171,12 +172,20 @@ def _model_and_texts(model: str | None, arguments: list[str]) -> tuple[str, str,
 
 
 def _nothing_to_continue(path: str, *, is_named: bool) -> str:
-    if not is_named and not Path(path).expanduser().exists() and not _HUB_ID.fullmatch(path):
+    if not is_named and not _exists(path) and not _HUB_ID.fullmatch(path):
         return f"the first argument is the model, and '{path}' is none; write reallm generate MODEL {shlex.quote(path)}"
     return (
         f'nothing to continue; give prompts (reallm generate {path} "Once upon a time") or a file of them '
         "(--prompts FILE)"
     )
+
+
+def _exists(path: str) -> bool:
+    from reallm.arguments import as_path
+
+    with suppress(ConfigError):  # a long text is no path at all
+        return as_path(path).exists()
+    return False
 
 
 def _check_conversation(path: str, *, as_json: bool, n: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reallm.data.row_errors import RowError
+from reallm.errors import cut
 
 Kind = type | tuple[type, ...]
 
@@ -118,8 +119,7 @@ def describe(value: Any) -> str:
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, Mapping):
         return f"an object{listed_keys(value)}" if value else "an empty object"
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
+    shown = cut(repr(value), 40)
     if isinstance(value, str):
         return f"text ({shown})"
     return f"a number ({shown})" if isinstance(value, int | float) else f"a {type(value).__name__} ({shown})"

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, cast
 
+from reallm.arguments import as_path
 from reallm.data.readers.files import check_exists, files_of, reader_of
 from reallm.data.readers.functions import Builder, read_function, read_list, read_reference
 from reallm.data.readers.hub import PREFIX, HubSplit, read_hub
@@ -157,9 +158,9 @@ def _places(path: str) -> list[Path | str]:
     reference = FUNCTION.fullmatch(path)
     if path.startswith(PREFIX):
         return [path]
-    if reference and not Path(path).expanduser().exists():
+    if reference and not as_path(path, DataError).exists():
         if reference["module"].endswith(".py"):
-            check_exists(Path(reference["module"]).expanduser())
+            check_exists(as_path(reference["module"], DataError))
         return [path]
     return list(files_of(path))
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reallm.arguments import as_path
 from reallm.data.row import Row, describe
 from reallm.errors import DataError
 
@@ -115,7 +116,7 @@ def _records(path: str | Path) -> Records:
 
     if not str(path).lower().endswith((".txt", *(f".txt{compression}" for compression in COMPRESSIONS))):
         return records(path)
-    file = Path(path).expanduser()
+    file = as_path(path, DataError)
     check_exists(file)
     origin = Origin(str(path), file.name)
     check_compression(file, origin)

@@ -189,7 +189,7 @@ def base_folder(folder: Path) -> Path:
     """
     base = base_of_adapter(folder)
     if base is not None:
-        if Path(base).expanduser().is_dir():
+        if as_path(base, CheckpointError).is_dir():
             return resolve_path(base)
         found = _cached(base)
         if found is not None:
